@@ -1,0 +1,138 @@
+#include "kvm/guest_memory.hpp"
+
+#include <linux/mman.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <string>
+
+#include "kvm/error.hpp"
+
+namespace vmm {
+
+std::string_view to_string(PageSize page_size) noexcept {
+    switch (page_size) {
+    case PageSize::k4K:
+        return "4K";
+    case PageSize::kThp:
+        return "thp";
+    case PageSize::k2M:
+        return "2M";
+    case PageSize::k1G:
+        return "1G";
+    }
+    return "?";
+}
+
+std::uint64_t certain_page_bytes(PageSize page_size) noexcept {
+    switch (page_size) {
+    case PageSize::k4K:
+    case PageSize::kThp:
+        return 4 * kKiB;
+    case PageSize::k2M:
+        return 2 * kMiB;
+    case PageSize::k1G:
+        return kGiB;
+    }
+    return 4 * kKiB;
+}
+
+std::uint64_t largest_page_bytes(PageSize page_size) noexcept {
+    return page_size == PageSize::kThp ? 2 * kMiB : certain_page_bytes(page_size);
+}
+
+namespace {
+
+int hugetlb_flags(PageSize page_size) {
+    switch (page_size) {
+    case PageSize::k4K:
+    case PageSize::kThp:
+        break;
+    case PageSize::k2M:
+        return MAP_HUGETLB | MAP_HUGE_2MB;
+    case PageSize::k1G:
+        return MAP_HUGETLB | MAP_HUGE_1GB;
+    }
+    return 0;
+}
+
+void advise(std::span<std::byte> memory, int advice, const char* what) {
+    if (::madvise(memory.data(), memory.size(), advice) != 0) {
+        throw_errno(errno, std::string("advise ") + what + " for guest memory");
+    }
+}
+
+/// MADV_(NO)HUGEPAGE answers EINVAL on a kernel built without transparent huge pages; there, every page is 4 KiB.
+void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
+    const bool wanted = page_size == PageSize::kThp;
+    if (hugetlb_flags(page_size) != 0 ||
+        ::madvise(memory.data(), memory.size(), wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0 || errno == EINVAL) {
+        return;
+    }
+    throw_errno(errno, wanted ? "advise huge pages for guest memory" : "advise small pages for guest memory");
+}
+
+} // namespace
+
+GuestMemory::GuestMemory(std::span<const GuestRange> layout, PageSize page_size) : page_size_(page_size) {
+    const std::uint64_t page_bytes = certain_page_bytes(page_size);
+    // At least 2 MiB: with the regions themselves starting on 1 GiB boundaries this makes host and guest addresses
+    // congruent modulo the largest mapping KVM could make, without which it maps 4 KiB pages only.
+    const std::uint64_t alignment = std::max(2 * kMiB, largest_page_bytes(page_size));
+    for (const GuestRange& range : layout) {
+        if (range.size == 0 || !is_aligned(range.size, page_bytes)) {
+            throw Error("cannot make guest memory at " + to_string(range) + " of " + format_bytes(range.size) +
+                        ": its size must be a multiple of the page size, " + format_bytes(page_bytes));
+        }
+        assert(is_aligned(to_integer(range.base), alignment));
+        assert(regions_.empty() || range.base >= regions_.back().range.end());
+        // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
+        const int flags = hugetlb_flags(page_size) != 0 ? hugetlb_flags(page_size) : MAP_NORESERVE;
+        Mapping mapping = Mapping::anonymous(range.size, alignment, flags, "guest memory at " + to_string(range));
+        advise_huge_pages(mapping.bytes(), page_size);
+        advise(mapping.bytes(), MADV_DONTFORK, "no copy on fork");
+        advise(mapping.bytes(), MADV_DONTDUMP, "no core dump");
+        regions_.push_back({range, mapping.data()});
+        mappings_.push_back(std::move(mapping));
+    }
+}
+
+std::uint64_t GuestMemory::size_bytes() const noexcept {
+    std::uint64_t total = 0;
+    for (const MemoryRegion& region : regions_) {
+        total += region.range.size;
+    }
+    return total;
+}
+
+std::optional<std::span<std::byte>> GuestMemory::at(GuestRange range) const noexcept {
+    for (const MemoryRegion& region : regions_) {
+        if (region.range.contains(range)) {
+            const std::uint64_t offset = to_integer(range.base) - to_integer(region.range.base);
+            return region.bytes().subspan(offset, range.size);
+        }
+    }
+    return std::nullopt;
+}
+
+bool GuestMemory::copy_out(GuestAddress address, std::span<std::byte> out) const noexcept {
+    const auto source = at({address, out.size()});
+    if (!source) {
+        return false;
+    }
+    std::copy(source->begin(), source->end(), out.begin());
+    return true;
+}
+
+bool GuestMemory::copy_in(GuestAddress address, std::span<const std::byte> in) const noexcept {
+    const auto target = at({address, in.size()});
+    if (!target) {
+        return false;
+    }
+    std::copy(in.begin(), in.end(), target->begin());
+    return true;
+}
+
+} // namespace vmm

@@ -1,0 +1,26 @@
+// Taking a vCPU out of the guest from another thread, without a race and without a signal handler.
+//
+// The kick is a real-time signal that every vCPU thread keeps blocked, and that KVM unblocks for the time it is inside
+// KVM_RUN (KVM_SET_SIGNAL_MASK). A kick that comes a moment before KVM_RUN stays pending and ends that call at once, so
+// none is ever lost; and because the signal is never delivered to user space, no handler is installed and nothing of the
+// process is changed, which a library must not do. The other way, kvm_run::immediate_exit, needs a handler in the
+// process and a flag to clear; what it saves is two changes of the signal mask for each exit to user space, and our hot
+// paths (doorbells, interrupts) make no such exits. docs/threads.md has the argument in full.
+#pragma once
+
+#include <pthread.h>
+
+namespace vmm::kvm {
+
+/// Blocks every signal in the calling thread, the kick among them. A thread calls it once before its first
+/// Vcpu::run(), so that signals of the process go to threads that expect them.
+void block_signals_in_this_thread();
+
+/// Makes the thread's Vcpu::run(), the present one or else the next, return KickedExit. `thread` must not have been
+/// joined. Any thread may call it.
+void kick(pthread_t thread) noexcept;
+
+/// Forgets kicks that wait for the calling thread.
+void discard_pending_kicks() noexcept;
+
+} // namespace vmm::kvm

@@ -1,0 +1,74 @@
+#include "kvm/mapping.hpp"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "kvm/error.hpp"
+#include "kvm/guest_address.hpp"
+
+namespace vmm {
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : base_(std::exchange(other.base_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+    std::swap(base_, other.base_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+Mapping::~Mapping() {
+    if (base_ != nullptr) {
+        ::munmap(base_, size_);
+    }
+}
+
+namespace {
+
+std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags, int fd, std::string_view purpose) {
+    void* const address = ::mmap(hint, size, protection, flags, fd, 0);
+    if (address == MAP_FAILED) {
+        throw_errno(errno, "map " + format_bytes(size) + " for " + std::string(purpose),
+                    errno == ENOMEM ? "less memory, or raise `ulimit -v`, vm.overcommit_memory or the huge page pool"
+                                    : "");
+    }
+    return static_cast<std::byte*>(address);
+}
+
+} // namespace
+
+Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose) {
+    // Reserve address space with room to choose an aligned start, map over it, give the rest back. The reservation
+    // itself holds no memory (PROT_NONE, NORESERVE).
+    if (size == 0 || size > SIZE_MAX - alignment) {
+        throw Error("cannot map " + format_bytes(size) + " for " + std::string(purpose) + ": no such size");
+    }
+    const std::size_t reserved_size = size + alignment;
+    Mapping reservation(map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                                     -1, purpose),
+                        reserved_size);
+    const auto start = reinterpret_cast<std::uintptr_t>(reservation.base_);
+    const std::size_t head = static_cast<std::size_t>(-start & (alignment - 1));
+    std::byte* const base = reservation.base_ + head;
+    map_or_throw(base, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | extra_flags, -1,
+                 purpose);
+    if (head != 0) {
+        ::munmap(reservation.base_, head);
+    }
+    if (const std::size_t tail = reserved_size - head - size; tail != 0) {
+        ::munmap(base + size, tail);
+    }
+    reservation.base_ = base;
+    reservation.size_ = size;
+    return reservation;
+}
+
+Mapping Mapping::shared_file(int fd, std::size_t size, std::string_view purpose) {
+    return Mapping(map_or_throw(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, purpose), size);
+}
+
+} // namespace vmm

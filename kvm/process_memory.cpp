@@ -1,0 +1,77 @@
+#include "kvm/process_memory.hpp"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <string>
+
+namespace vmm {
+
+namespace {
+
+/// One mapping as smaps tells of it.
+struct MappingFacts {
+    std::uintptr_t start = 0;
+    std::uintptr_t end = 0;
+    std::uint64_t resident_bytes = 0;
+    std::uint64_t huge_bytes = 0;
+
+    [[nodiscard]] bool overlaps(std::span<const std::byte> piece) const {
+        const auto piece_start = reinterpret_cast<std::uintptr_t>(piece.data());
+        return start < piece_start + piece.size() && piece_start < end;
+    }
+};
+
+void for_each_mapping(const std::function<void(const MappingFacts&)>& visit) {
+    std::ifstream smaps("/proc/self/smaps");
+    MappingFacts facts;
+    std::string line;
+    while (std::getline(smaps, line)) {
+        std::uint64_t first = 0;
+        std::uint64_t second = 0;
+        if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " ", &first, &second) == 2) {
+            if (facts.end != 0) {
+                visit(facts);
+            }
+            facts = {first, second};
+        } else if (std::sscanf(line.c_str(), "Rss: %" SCNu64, &first) == 1) {
+            facts.resident_bytes = first * 1024;
+        } else if (std::sscanf(line.c_str(), "AnonHugePages: %" SCNu64, &first) == 1) {
+            facts.huge_bytes = first * 1024;
+        }
+    }
+    if (facts.end != 0) {
+        visit(facts);
+    }
+}
+
+} // namespace
+
+ResidentMemory resident_memory_of(std::span<const std::byte> piece) {
+    ResidentMemory result;
+    bool any = false;
+    bool all_huge = true;
+    for_each_mapping([&](const MappingFacts& facts) {
+        if (facts.overlaps(piece)) {
+            any = true;
+            result.bytes += facts.resident_bytes;
+            all_huge = all_huge && facts.huge_bytes == facts.end - facts.start;
+        }
+    });
+    result.all_transparent_huge = any && all_huge;
+    return result;
+}
+
+std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded) {
+    std::uint64_t total = 0;
+    for_each_mapping([&](const MappingFacts& facts) {
+        const bool skip = std::any_of(excluded.begin(), excluded.end(),
+                                      [&](std::span<std::byte> piece) { return facts.overlaps(piece); });
+        total += skip ? 0 : facts.resident_bytes;
+    });
+    return total;
+}
+
+} // namespace vmm

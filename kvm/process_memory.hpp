@@ -1,0 +1,23 @@
+// What the kernel says of this process's own memory (proc_pid_smaps(5)).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace vmm {
+
+/// What is resident of a piece of our address space.
+struct ResidentMemory {
+    std::uint64_t bytes = 0;           ///< resident, in whole mappings that have part in the piece; hugetlb not counted
+    bool all_transparent_huge = false; ///< true if every page of those mappings is a transparent huge page
+};
+
+/// Reads /proc/self/smaps for the mappings that have part in `piece`. Nothing resident is reported where it cannot be
+/// read.
+[[nodiscard]] ResidentMemory resident_memory_of(std::span<const std::byte> piece);
+
+/// Everything resident in this process but the mappings that have part in one of `excluded`, in bytes.
+[[nodiscard]] std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded);
+
+} // namespace vmm

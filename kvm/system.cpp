@@ -1,0 +1,93 @@
+#include "kvm/system.hpp"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "kvm/error.hpp"
+
+namespace vmm::kvm {
+
+namespace {
+
+std::string open_advice(int error_number) {
+    switch (error_number) {
+    case ENOENT:
+        return "load kvm_amd or kvm_intel, switch virtualisation on in the firmware, or enable nested virtualisation";
+    case EACCES:
+    case EPERM:
+        return "join the group that owns it: `sudo usermod -aG kvm $USER`, then log in again";
+    case ENODEV:
+    case ENXIO:
+        return "the KVM module is not loaded";
+    default:
+        return {};
+    }
+}
+
+} // namespace
+
+System::System(const std::string& path) : fd_(::open(path.c_str(), O_RDWR | O_CLOEXEC)) {
+    if (!fd_) {
+        const int error_number = errno;
+        throw_errno(error_number, "open " + path, open_advice(error_number));
+    }
+    const int version = ::ioctl(fd_.get(), KVM_GET_API_VERSION, 0);
+    if (version < 0) {
+        throw_errno(errno, "use " + path + " as KVM", "is it the KVM device?");
+    }
+    if (version != KVM_API_VERSION) {
+        throw Error("cannot use " + path + ": it speaks KVM API version " + std::to_string(version) + ", we speak " +
+                    std::to_string(KVM_API_VERSION));
+    }
+}
+
+int System::extension(int capability) const noexcept {
+    const int answer = ::ioctl(fd_.get(), KVM_CHECK_EXTENSION, capability);
+    return answer < 0 ? 0 : answer;
+}
+
+unsigned System::max_vcpus() const noexcept {
+    // Without KVM_CAP_MAX_VCPUS the limit is KVM_CAP_NR_VCPUS, without that it is 4 (api.rst, 4.7 KVM_CREATE_VCPU).
+    if (const int most = extension(KVM_CAP_MAX_VCPUS); most > 0) {
+        return static_cast<unsigned>(most);
+    }
+    const int recommended = extension(KVM_CAP_NR_VCPUS);
+    return recommended > 0 ? static_cast<unsigned>(recommended) : 4U;
+}
+
+unsigned System::max_vcpu_ids() const noexcept {
+    const int ids = extension(KVM_CAP_MAX_VCPU_ID);
+    return ids > 0 ? static_cast<unsigned>(ids) : max_vcpus();
+}
+
+std::vector<kvm_cpuid_entry2> System::supported_cpuid() const {
+    // The kernel answers E2BIG until there is room; its own limit is 256 entries (KVM_MAX_CPUID_ENTRIES).
+    for (std::uint32_t room = 128; room <= 4096; room *= 2) {
+        std::vector<std::byte> raw(sizeof(kvm_cpuid2) + room * sizeof(kvm_cpuid_entry2));
+        std::memcpy(raw.data(), &room, sizeof room); // kvm_cpuid2::nent is the first member.
+        if (::ioctl(fd_.get(), KVM_GET_SUPPORTED_CPUID, raw.data()) == 0) {
+            std::uint32_t count = 0;
+            std::memcpy(&count, raw.data(), sizeof count);
+            std::vector<kvm_cpuid_entry2> entries(count);
+            std::memcpy(entries.data(), raw.data() + sizeof(kvm_cpuid2), count * sizeof(kvm_cpuid_entry2));
+            return entries;
+        }
+        if (errno != E2BIG) {
+            throw_errno(errno, "ask KVM which CPUID it supports");
+        }
+    }
+    throw Error("cannot ask KVM which CPUID it supports: it has more than 4096 entries");
+}
+
+std::size_t System::vcpu_mmap_bytes() const {
+    const int size = ::ioctl(fd_.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
+    if (size < 0 || static_cast<std::size_t>(size) < sizeof(kvm_run)) {
+        throw_errno(size < 0 ? errno : EINVAL, "ask KVM for the size of a vCPU's shared area");
+    }
+    return static_cast<std::size_t>(size);
+}
+
+} // namespace vmm::kvm

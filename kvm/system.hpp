@@ -1,0 +1,42 @@
+// /dev/kvm itself: what this host's KVM can do.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "kvm/uapi.hpp"
+#include "kvm/unique_fd.hpp"
+
+namespace vmm::kvm {
+
+/// The KVM device. Threads: every member may be called from any thread.
+class System {
+  public:
+    static constexpr const char* kDefaultPath = "/dev/kvm";
+
+    /// Opens `path` and checks that it speaks API version 12, the only one there is. Throws Error that says what to do
+    /// where the device is missing, not permitted, or not KVM.
+    explicit System(const std::string& path = kDefaultPath);
+
+    /// KVM_CHECK_EXTENSION: 0 where the capability is absent, else 1 or the capability's own number.
+    [[nodiscard]] int extension(int capability) const noexcept;
+
+    /// The most vCPUs a VM can have, and the highest vCPU id plus one.
+    [[nodiscard]] unsigned max_vcpus() const noexcept;
+    [[nodiscard]] unsigned max_vcpu_ids() const noexcept;
+
+    /// KVM_GET_SUPPORTED_CPUID: what a guest may be told.
+    [[nodiscard]] std::vector<kvm_cpuid_entry2> supported_cpuid() const;
+
+    /// The size of the area shared with each vCPU, in bytes.
+    [[nodiscard]] std::size_t vcpu_mmap_bytes() const;
+
+    /// The descriptor, on loan.
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+
+  private:
+    UniqueFd fd_;
+};
+
+} // namespace vmm::kvm

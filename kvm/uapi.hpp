@@ -1,0 +1,37 @@
+// The only place that includes <linux/kvm.h>, made right for C++ and complete for older header packages.
+//
+// Linux 6.1's __DECLARE_FLEX_ARRAY puts an empty struct before a flexible array. An empty struct takes no room in C and
+// one byte in C++, so structures grow, and with them the ioctl numbers made from their sizes: the kernel would answer
+// ENOTTY, or read past what we passed. The macro is replaced while the header is read; the asserts below hold the C sizes.
+#pragma once
+
+#include <linux/stddef.h>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
+#pragma push_macro("__DECLARE_FLEX_ARRAY")
+#undef __DECLARE_FLEX_ARRAY
+#define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[0]
+#include <linux/kvm.h>
+#pragma pop_macro("__DECLARE_FLEX_ARRAY")
+#pragma GCC diagnostic pop
+
+#include <cstddef>
+
+static_assert(sizeof(kvm_cpuid2) == 8 && offsetof(kvm_cpuid2, entries) == 8);
+static_assert(sizeof(kvm_msrs) == 8 && offsetof(kvm_msrs, entries) == 8);
+static_assert(sizeof(kvm_xsave) == 4096);
+static_assert(sizeof(kvm_signal_mask) == 4 && offsetof(kvm_signal_mask, sigset) == 4);
+static_assert(sizeof(kvm_irq_routing) == 8 && offsetof(kvm_irq_routing, entries) == 8);
+static_assert(sizeof(kvm_stats_header) == 24);
+static_assert(sizeof(kvm_stats_desc) == 16 && offsetof(kvm_stats_desc, name) == 16);
+static_assert(KVM_SET_CPUID2 == 0x4008ae90UL);
+static_assert(KVM_SET_SIGNAL_MASK == 0x4004ae8bUL);
+
+// Newer than the oldest header package we build against (Documentation/virt/kvm/api.rst).
+#ifndef KVM_CAP_PRE_FAULT_MEMORY
+#define KVM_CAP_PRE_FAULT_MEMORY 236
+#endif
+#ifndef KVM_CAP_MEMORY_FAULT_INFO
+#define KVM_EXIT_MEMORY_FAULT 39
+#endif

@@ -1,0 +1,218 @@
+#include "kvm/vcpu.hpp"
+
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "kvm/error.hpp"
+#include "kvm/kick.hpp"
+#include "kvm/kick_signal.hpp"
+
+namespace vmm::kvm {
+
+namespace {
+
+UniqueFd create_vcpu(const Vm& vm, unsigned id) {
+    const int fd = ::ioctl(vm.fd(), KVM_CREATE_VCPU, id);
+    if (fd < 0) {
+        const int error_number = errno;
+        throw_errno(error_number, "create vCPU " + std::to_string(id),
+                    error_number == EMFILE ? "raise the limit on open files: `ulimit -n`" : "");
+    }
+    return UniqueFd(fd);
+}
+
+/// KVM_RUN is entered with every signal blocked but the kick.
+void set_signal_mask_inside_run(int fd) {
+    constexpr std::uint32_t kKernelSigsetBytes = 8; // the kernel's own type, shorter than the C library's sigset_t
+    struct {
+        std::uint32_t length;
+        std::array<std::uint8_t, kKernelSigsetBytes> mask;
+    } request{};
+    static_assert(sizeof request == sizeof(kvm_signal_mask) + kKernelSigsetBytes);
+    const std::uint64_t all_but_kick = ~(1ULL << (kick_signal() - 1));
+    request.length = kKernelSigsetBytes;
+    std::memcpy(request.mask.data(), &all_but_kick, kKernelSigsetBytes);
+    if (::ioctl(fd, KVM_SET_SIGNAL_MASK, &request) != 0) {
+        throw_errno(errno, "set the signal mask of a vCPU");
+    }
+}
+
+} // namespace
+
+Vcpu::Vcpu(const Vm& vm, unsigned id)
+    : id_(id), fd_(create_vcpu(vm, id)),
+      shared_(Mapping::shared_file(fd_.get(), vm.vcpu_mmap_bytes(), "the shared area of vCPU " + std::to_string(id))),
+      run_(std::launder(reinterpret_cast<kvm_run*>(shared_.data()))) {
+    set_signal_mask_inside_run(fd_.get());
+}
+
+std::string Vcpu::name() const {
+    return "vCPU " + std::to_string(id_);
+}
+
+Exit Vcpu::run() {
+    for (;;) {
+        if (::ioctl(fd_.get(), KVM_RUN, 0) == 0) {
+            return decode_exit();
+        }
+        switch (errno) {
+        case EINTR:
+            discard_pending_kicks();
+            return KickedExit{};
+        case EAGAIN: // An application processor got its SIPI: it is ready to run now.
+            continue;
+        case EFAULT:
+            if (run_->exit_reason == KVM_EXIT_MEMORY_FAULT) {
+                return decode_exit();
+            }
+            throw_errno(EFAULT, "run " + name(),
+                        "the host has no memory for a page of the guest: free memory, or enough huge pages");
+        default:
+            throw_errno(errno, "run " + name());
+        }
+    }
+}
+
+Exit Vcpu::decode_exit() {
+    // The guest cannot write this area; the kernel does, and only inside KVM_RUN.
+    switch (run_->exit_reason) {
+    case KVM_EXIT_IO: {
+        const auto& io = run_->io;
+        const std::size_t size = std::size_t{io.size} * io.count;
+        const bool sane = io.data_offset <= shared_.size() && size <= shared_.size() - io.data_offset;
+        if (!sane) {
+            return FaultExit{"KVM reported port data outside of the shared area"};
+        }
+        return PioExit{io.port, io.size, io.direction == KVM_EXIT_IO_OUT, shared_.bytes().subspan(io.data_offset, size)};
+    }
+    case KVM_EXIT_MMIO: {
+        auto& mmio = run_->mmio;
+        const std::size_t size = std::min<std::size_t>(mmio.len, sizeof mmio.data);
+        return MmioExit{mmio.phys_addr, mmio.is_write != 0, std::as_writable_bytes(std::span(mmio.data).first(size))};
+    }
+    case KVM_EXIT_HLT:
+        return HaltExit{};
+    case KVM_EXIT_SHUTDOWN:
+        return ShutdownExit{};
+    case KVM_EXIT_INTR:
+        discard_pending_kicks();
+        return KickedExit{};
+    case KVM_EXIT_FAIL_ENTRY:
+        return FaultExit{fmt::format("the processor refused to enter the guest: hardware reason {:#x}",
+                                     run_->fail_entry.hardware_entry_failure_reason)};
+    case KVM_EXIT_INTERNAL_ERROR: {
+        const auto& internal = run_->internal;
+        std::string what = fmt::format("KVM internal error {}", internal.suberror);
+        if (internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
+            what += " (it could not emulate an instruction)";
+        }
+        for (std::size_t i = 0; i < std::min<std::size_t>(internal.ndata, std::size(internal.data)); ++i) {
+            what += fmt::format(" {:#x}", internal.data[i]);
+        }
+        return FaultExit{what};
+    }
+    case KVM_EXIT_MEMORY_FAULT:
+        return FaultExit{"the guest used memory in a way its memslot does not allow"};
+    default:
+        return FaultExit{fmt::format("unexpected exit reason {}", run_->exit_reason)};
+    }
+}
+
+kvm_regs Vcpu::registers() const {
+    kvm_regs registers{};
+    if (::ioctl(fd_.get(), KVM_GET_REGS, &registers) != 0) {
+        throw_errno(errno, "read the registers of " + name());
+    }
+    return registers;
+}
+
+void Vcpu::set_registers(const kvm_regs& registers) {
+    if (::ioctl(fd_.get(), KVM_SET_REGS, &registers) != 0) {
+        throw_errno(errno, "set the registers of " + name());
+    }
+}
+
+kvm_sregs Vcpu::special_registers() const {
+    kvm_sregs registers{};
+    if (::ioctl(fd_.get(), KVM_GET_SREGS, &registers) != 0) {
+        throw_errno(errno, "read the special registers of " + name());
+    }
+    return registers;
+}
+
+void Vcpu::set_special_registers(const kvm_sregs& registers) {
+    if (::ioctl(fd_.get(), KVM_SET_SREGS, &registers) != 0) {
+        throw_errno(errno, "set the special registers of " + name());
+    }
+}
+
+bool Vcpu::set_msr(std::uint32_t index, std::uint64_t value) {
+    struct {
+        std::uint32_t count;
+        std::uint32_t padding;
+        kvm_msr_entry entry;
+    } request{};
+    static_assert(sizeof request == sizeof(kvm_msrs) + sizeof(kvm_msr_entry));
+    request.count = 1;
+    request.entry.index = index;
+    request.entry.data = value;
+    const int count = ::ioctl(fd_.get(), KVM_SET_MSRS, &request);
+    if (count < 0) {
+        throw_errno(errno, fmt::format("set MSR {:#x} of vCPU {}", index, id_));
+    }
+    return count == 1;
+}
+
+void Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
+    std::vector<std::byte> raw(sizeof(kvm_cpuid2) + entries.size_bytes());
+    const auto count = static_cast<std::uint32_t>(entries.size());
+    std::memcpy(raw.data(), &count, sizeof count); // kvm_cpuid2::nent is the first member.
+    std::memcpy(raw.data() + sizeof(kvm_cpuid2), entries.data(), entries.size_bytes());
+    if (::ioctl(fd_.get(), KVM_SET_CPUID2, raw.data()) != 0) {
+        throw_errno(errno, "set the CPUID of " + name());
+    }
+}
+
+void Vcpu::set_mp_state(MpState state) {
+    kvm_mp_state request{};
+    request.mp_state = static_cast<std::uint32_t>(state);
+    if (::ioctl(fd_.get(), KVM_SET_MP_STATE, &request) != 0) {
+        throw_errno(errno, "start or park " + name());
+    }
+}
+
+Stats Vcpu::stats() const {
+    UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
+    if (!fd) {
+        throw_errno(errno, "open KVM's statistics of " + name(), "they came with Linux 5.14");
+    }
+    return Stats(std::move(fd));
+}
+
+std::string describe_registers(const kvm_regs& r, const kvm_sregs& s) {
+    std::string text = fmt::format("rip {:016x}  rflags {:016x}\n", r.rip, r.rflags);
+    const auto row = [&text](auto... name_value) {
+        text += fmt::format("{:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}\n", name_value...);
+    };
+    row("rax", r.rax, "rbx", r.rbx, "rcx", r.rcx, "rdx", r.rdx);
+    row("rsi", r.rsi, "rdi", r.rdi, "rbp", r.rbp, "rsp", r.rsp);
+    row("r8", r.r8, "r9", r.r9, "r10", r.r10, "r11", r.r11);
+    row("r12", r.r12, "r13", r.r13, "r14", r.r14, "r15", r.r15);
+    row("cr0", s.cr0, "cr2", s.cr2, "cr3", s.cr3, "cr4", s.cr4);
+    text += fmt::format("efer {:016x}  gdt  {:016x}/{:04x}  idt {:016x}/{:04x}\n", s.efer, s.gdt.base, s.gdt.limit,
+                        s.idt.base, s.idt.limit);
+    text += fmt::format("cs {:04x} base {:x} dpl {} l {} db {}  ss {:04x}  ds {:04x}  es {:04x}  tr {:04x}\n",
+                        s.cs.selector, s.cs.base, s.cs.dpl, s.cs.l, s.cs.db, s.ss.selector, s.ds.selector,
+                        s.es.selector, s.tr.selector);
+    return text;
+}
+
+} // namespace vmm::kvm

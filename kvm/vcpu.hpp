@@ -1,0 +1,67 @@
+// One virtual CPU of KVM: registers, and running it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "kvm/exit.hpp"
+#include "kvm/mapping.hpp"
+#include "kvm/stats.hpp"
+#include "kvm/uapi.hpp"
+#include "kvm/unique_fd.hpp"
+#include "kvm/vm.hpp"
+
+namespace vmm::kvm {
+
+/// Whether a vCPU may run, with an in-kernel local APIC (api.rst, 4.39 KVM_SET_MP_STATE).
+enum class MpState : std::uint32_t {
+    kRunnable = KVM_MP_STATE_RUNNABLE,
+    kUninitialized = KVM_MP_STATE_UNINITIALIZED, ///< waits for INIT and SIPI: run() blocks
+};
+
+/// A vCPU. KVM frees it only with its VM.
+///
+/// Threads: one at a time; KVM is quickest where it is always the same one, which has called
+/// block_signals_in_this_thread(). stats() may be called from any thread while run() is under way.
+class Vcpu {
+  public:
+    /// KVM_CREATE_VCPU. `id` is the APIC id too. Throws Error.
+    Vcpu(const Vm& vm, unsigned id);
+
+    [[nodiscard]] unsigned id() const noexcept { return id_; }
+
+    /// Runs the guest until something needs us. Memory an exit refers to is valid until the next run(). Throws Error
+    /// where the *host* fails, e.g. memory behind a memslot that cannot be had.
+    [[nodiscard]] Exit run();
+
+    [[nodiscard]] kvm_regs registers() const;
+    void set_registers(const kvm_regs& registers);
+    [[nodiscard]] kvm_sregs special_registers() const;
+    void set_special_registers(const kvm_sregs& registers);
+    /// Sets one model-specific register; false where KVM refuses that one.
+    [[nodiscard]] bool set_msr(std::uint32_t index, std::uint64_t value);
+    /// Before the first run(). At most 256 entries.
+    void set_cpuid(std::span<const kvm_cpuid_entry2> entries);
+    void set_mp_state(MpState state);
+
+    /// The counters of this vCPU, e.g. "pf_fixed", "exits". Throws Error where the kernel (before 5.14) has none.
+    [[nodiscard]] Stats stats() const;
+
+    /// The descriptor, on loan.
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+
+  private:
+    [[nodiscard]] Exit decode_exit();
+    [[nodiscard]] std::string name() const;
+
+    unsigned id_;
+    UniqueFd fd_;
+    Mapping shared_;
+    kvm_run* run_; ///< the start of shared_, whose size System::vcpu_mmap_bytes() has checked
+};
+
+/// The registers as lines for people, for the report of a guest's crash.
+std::string describe_registers(const kvm_regs& registers, const kvm_sregs& special);
+
+} // namespace vmm::kvm

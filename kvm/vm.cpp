@@ -1,0 +1,89 @@
+#include "kvm/vm.hpp"
+
+#include <sys/ioctl.h>
+
+#include <cerrno>
+#include <string>
+
+#include "kvm/error.hpp"
+
+namespace vmm::kvm {
+
+namespace {
+
+UniqueFd create_vm(const System& system) {
+    // KVM answers EINTR where a signal came while it was registering with the memory manager; nothing was created then.
+    for (;;) {
+        const int fd = ::ioctl(system.fd(), KVM_CREATE_VM, 0);
+        if (fd >= 0) {
+            return UniqueFd(fd);
+        }
+        if (errno != EINTR) {
+            throw_errno(errno, "create a virtual machine",
+                        errno == EBUSY ? "another hypervisor uses the processor's virtualisation" : "");
+        }
+    }
+}
+
+} // namespace
+
+Vm::Vm(const System& system) : fd_(create_vm(system)), vcpu_mmap_bytes_(system.vcpu_mmap_bytes()) {}
+
+int Vm::extension(int capability) const noexcept {
+    const int answer = ::ioctl(fd_.get(), KVM_CHECK_EXTENSION, capability);
+    return answer < 0 ? 0 : answer;
+}
+
+void Vm::create_irqchip() {
+    if (::ioctl(fd_.get(), KVM_CREATE_IRQCHIP, 0) != 0) {
+        throw_errno(errno, "create the in-kernel interrupt controllers");
+    }
+}
+
+void Vm::create_pit() {
+    kvm_pit_config config{};
+    config.flags = KVM_PIT_SPEAKER_DUMMY;
+    if (::ioctl(fd_.get(), KVM_CREATE_PIT2, &config) != 0) {
+        throw_errno(errno, "create the in-kernel timer");
+    }
+}
+
+void Vm::reserve_real_mode_pages(GuestAddress base) {
+    constexpr std::uint64_t kTssBytes = 3 * 4 * kKiB;
+    const std::uint64_t identity_map = to_integer(base) + kTssBytes;
+    if (::ioctl(fd_.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity_map) != 0 ||
+        ::ioctl(fd_.get(), KVM_SET_TSS_ADDR, to_integer(base)) != 0) {
+        throw_errno(errno, "reserve KVM's own pages at " + to_string(base));
+    }
+}
+
+void Vm::add_memslot(std::uint32_t slot, GuestRange range, std::byte* host) {
+    kvm_userspace_memory_region region{};
+    region.slot = slot;
+    region.guest_phys_addr = to_integer(range.base);
+    region.memory_size = range.size;
+    // The kernel takes the host address as an integer; it checks it against this process's address space.
+    region.userspace_addr = reinterpret_cast<std::uintptr_t>(host);
+    if (::ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0) {
+        throw_errno(errno, "add memslot " + std::to_string(slot) + " for guest memory " + to_string(range));
+    }
+}
+
+void Vm::attach_irqfd(int event_fd, std::uint32_t gsi) {
+    kvm_irqfd irqfd{};
+    irqfd.fd = static_cast<std::uint32_t>(event_fd);
+    irqfd.gsi = gsi;
+    if (::ioctl(fd_.get(), KVM_IRQFD, &irqfd) != 0) {
+        throw_errno(errno, "attach an event to interrupt line " + std::to_string(gsi));
+    }
+}
+
+Stats Vm::stats() const {
+    UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
+    if (!fd) {
+        throw_errno(errno, "open KVM's statistics of the VM", "they came with Linux 5.14");
+    }
+    return Stats(std::move(fd));
+}
+
+} // namespace vmm::kvm

@@ -1,0 +1,66 @@
+// What is to be populated, cut into disjoint chunks that workers take one by one. Pure: no KVM, no memory touched.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kvm/guest_address.hpp"
+
+namespace vmm::prefault {
+
+/// Guest ranges cut into chunks. Chunks are disjoint and together cover the ranges exactly; all but the first and the
+/// last of a range begin and end on a multiple of the chunk size, so that no two workers ever need the same page of a
+/// page table below it (overlapping ranges on 96 vCPUs took 141 s where disjoint ones took 16 s). The plan itself takes
+/// memory for each range, not for each chunk: a plan for 16 TiB is a few dozen bytes.
+///
+/// Threads: const after construction.
+class Plan {
+  public:
+    /// `ranges` in ascending order, not overlapping. `chunk_bytes` is a power of two.
+    Plan(std::span<const GuestRange> ranges, std::uint64_t chunk_bytes);
+
+    /// A chunk size for so much memory and so many workers: about 16 chunks a worker, so that one slow worker does not
+    /// keep the others waiting at the end; never below 2 MiB or `mapping_bytes` (a power of two), what one mapping
+    /// covers; and not above 1 GiB unless a mapping is, so that a request to stop is heard.
+    static std::uint64_t chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
+
+    [[nodiscard]] std::size_t chunk_count() const noexcept { return chunk_count_; }
+    [[nodiscard]] std::uint64_t total_bytes() const noexcept { return total_bytes_; }
+    /// Chunk `index`, 0 to chunk_count() - 1, in ascending order of address.
+    [[nodiscard]] GuestRange chunk(std::size_t index) const;
+
+  private:
+    struct Piece {
+        GuestRange range;
+        std::size_t first_chunk; ///< the index of the range's first chunk
+    };
+    std::uint64_t chunk_bytes_;
+    std::vector<Piece> pieces_;
+    std::size_t chunk_count_ = 0;
+    std::uint64_t total_bytes_ = 0;
+};
+
+/// Hands out each chunk of a plan once. Threads: take() may be called from any thread.
+class ChunkQueue {
+  public:
+    explicit ChunkQueue(const Plan& plan) : plan_(plan) {}
+
+    /// The next chunk, or nothing when all are taken.
+    [[nodiscard]] std::optional<GuestRange> take() noexcept {
+        const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
+        if (index >= plan_.chunk_count()) {
+            return std::nullopt;
+        }
+        return plan_.chunk(index);
+    }
+
+  private:
+    const Plan& plan_;
+    std::atomic<std::size_t> next_{0};
+};
+
+} // namespace vmm::prefault

@@ -1,0 +1,153 @@
+#include "prefault/prefault.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include "prefault/host_populate.hpp"
+#include "prefault/parallel.hpp"
+#include "prefault/plan.hpp"
+
+namespace vmm::prefault {
+
+namespace {
+
+constexpr std::uint64_t kSmallPage = 4 * kKiB;
+/// One pass finds what a mapping smaller than expected left out, a second one what was taken away meanwhile.
+constexpr unsigned kMostTopUps = 2;
+
+std::vector<GuestRange> ranges_of(const GuestMemory& memory) {
+    std::vector<GuestRange> ranges;
+    for (const MemoryRegion& region : memory.regions()) {
+        ranges.push_back(region.range);
+    }
+    return ranges;
+}
+
+class Stopwatch {
+  public:
+    /// Seconds since the last lap, or since construction.
+    double lap() {
+        const auto now = Clock::now();
+        const std::chrono::duration<double> elapsed = now - std::exchange(start_, now);
+        return elapsed.count();
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point start_ = Clock::now();
+};
+
+} // namespace
+
+std::string_view to_string(Scope scope) noexcept {
+    switch (scope) {
+    case Scope::kNone:
+        return "none";
+    case Scope::kHost:
+        return "host";
+    case Scope::kAll:
+        return "all";
+    }
+    return "?";
+}
+
+std::string_view to_string(Method method) noexcept {
+    return method == Method::kTouch ? "touch" : "none";
+}
+
+SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid,
+                                     unsigned workers)
+    : vm_stats_(vm.stats()), kind_(place.kind), scratch_(vm, place.memslot, place.scratch) {
+    for (unsigned index = 0; index < workers; ++index) {
+        dummies_.emplace_back(vm, place.first_vcpu_id + index, cpuid, scratch_);
+    }
+}
+
+void SecondLevelFiller::fill(const GuestMemory& memory, Report& report, const std::stop_token& stop) {
+    scratch_.refresh();
+    std::vector<GuestRange> ranges = ranges_of(memory);
+    // "Every page of every memslot", ours too, so that KVM's totals can be compared exactly. Not on shadow paging:
+    // there the tables in the slot are write-protected, and writing to them makes KVM drop what it shadowed.
+    if (kind_ != SecondLevelKind::kShadow) {
+        const auto after = std::find_if(ranges.begin(), ranges.end(),
+                                        [&](const GuestRange& range) { return range.base > scratch_.range().base; });
+        ranges.insert(after, scratch_.range());
+    }
+    report.method = Method::kTouch;
+    report.stride_bytes = proven_mapping_bytes(memory);
+    bool finished = touch_all(ranges, report.stride_bytes, stop);
+    report.mapped = mapped_guest_memory();
+    while (finished && report.mapped.bytes() < memory.size_bytes() && report.top_up_passes < kMostTopUps) {
+        ++report.top_up_passes;
+        finished = touch_all(ranges, kSmallPage, stop);
+        report.mapped = mapped_guest_memory();
+    }
+    report.complete = finished && report.mapped.bytes() >= memory.size_bytes();
+}
+
+bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::uint64_t stride_bytes,
+                                  const std::stop_token& stop) {
+    std::uint64_t total = 0;
+    for (const GuestRange& range : ranges) {
+        total += range.size;
+    }
+    const auto workers = static_cast<unsigned>(dummies_.size());
+    const Plan plan(ranges, Plan::chunk_bytes_for(total, workers, stride_bytes));
+    ChunkQueue queue(plan);
+    const auto useful = static_cast<unsigned>(std::clamp<std::size_t>(plan.chunk_count(), 1, workers));
+    run_in_parallel(useful, "prefault", [&](unsigned index) {
+        while (!stop.stop_requested()) {
+            const auto chunk = queue.take();
+            if (!chunk) {
+                return;
+            }
+            // The scratch slot is backed by small pages, whatever the guest's memory is backed by.
+            const std::uint64_t stride = scratch_.range().contains(*chunk) ? kSmallPage : stride_bytes;
+            if (!dummies_[index].touch(*chunk, stride, stop)) {
+                return;
+            }
+        }
+    });
+    return !stop.stop_requested();
+}
+
+MappedPages SecondLevelFiller::mapped_guest_memory() const {
+    MappedPages mapped = mapped_pages(vm_stats_);
+    // What belongs to the scratch slot is small pages: all of it, or on shadow paging the page of the stub.
+    const std::uint64_t scratch_pages =
+        kind_ == SecondLevelKind::kShadow ? 1 : scratch_.range().size / kSmallPage;
+    mapped.pages_4k -= std::min(mapped.pages_4k, scratch_pages);
+    return mapped;
+}
+
+Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& options, const std::stop_token& stop) {
+    assert(options.workers > 0);
+    Report report;
+    report.scope = options.scope;
+    if (options.scope == Scope::kNone) {
+        report.complete = true;
+        return report;
+    }
+    report.workers = options.workers;
+    const std::vector<GuestRange> ranges = ranges_of(memory);
+    Stopwatch total;
+    Stopwatch step;
+    if (populate_host(memory, ranges, options.workers, stop)) {
+        report.host_seconds = step.lap();
+        pin_memory(memory, ranges, options.pin);
+        report.pin_seconds = step.lap();
+        report.complete = true;
+        if (options.scope == Scope::kAll) {
+            assert(filler != nullptr);
+            filler->fill(memory, report, stop);
+            report.second_level_seconds = step.lap();
+        }
+    }
+    report.total_seconds = total.lap();
+    return report;
+}
+
+} // namespace vmm::prefault

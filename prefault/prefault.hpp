@@ -1,0 +1,93 @@
+// Pre-population as a whole: host side, pin, second level, proof.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string_view>
+
+#include "kvm/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "prefault/dummy_vcpu.hpp"
+#include "prefault/pin.hpp"
+#include "prefault/scratch.hpp"
+#include "prefault/second_level.hpp"
+
+namespace vmm::prefault {
+
+/// How far pre-population goes.
+enum class Scope {
+    kNone, ///< nothing: the guest's first touch of a page populates it
+    kHost, ///< host memory only, as other VMMs do
+    kAll,  ///< host memory and the second level
+};
+
+/// How the second level was filled.
+enum class Method {
+    kNone,
+    kTouch, ///< dummy vCPUs wrote to every page
+};
+
+[[nodiscard]] std::string_view to_string(Scope scope) noexcept;
+[[nodiscard]] std::string_view to_string(Method method) noexcept;
+
+struct Options {
+    Scope scope = Scope::kAll;
+    Pin pin = Pin::kMlock;
+    unsigned workers = 1; ///< threads for the host side, and dummy vCPUs; at least 1
+};
+
+/// What was done, and what KVM's counters say of it.
+struct Report {
+    Scope scope = Scope::kNone;
+    Method method = Method::kNone;
+    unsigned workers = 0;
+    double host_seconds = 0;
+    double pin_seconds = 0;
+    double second_level_seconds = 0;
+    double total_seconds = 0;
+    MappedPages mapped;           ///< of the guest's memory, all of it, when the run ended
+    std::uint64_t stride_bytes = 0; ///< the first pass touched one word of each
+    unsigned top_up_passes = 0;   ///< further passes over every 4 KiB, because the counters were short
+    bool complete = false;        ///< what `scope` asked for was done, and where it is kAll the counters cover all memory
+};
+
+/// The dummies and their scratch memslot, for as long as the VM lives. fill() may be used again at any time.
+///
+/// Threads: one at a time; the guest may run meanwhile.
+class SecondLevelFiller {
+  public:
+    struct Place {
+        std::uint32_t memslot;      ///< a free slot number for the scratch memslot
+        Scratch::Layout scratch;    ///< where it lies
+        unsigned first_vcpu_id;     ///< the lowest id of a dummy: above every real vCPU's
+        SecondLevelKind kind;       ///< what this host has
+    };
+
+    /// Creates `workers` dummies. Throws Error.
+    SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid, unsigned workers);
+
+    /// What the page tables of the dummies are; for a guest that adopts them.
+    [[nodiscard]] const Scratch& scratch() const noexcept { return scratch_; }
+
+    /// Fills the second level of all of `memory` and notes mapped, stride, top-ups and completeness in `report`. Returns
+    /// early, incomplete, if `stop` is requested. Throws Error.
+    void fill(const GuestMemory& memory, Report& report, const std::stop_token& stop);
+
+  private:
+    bool touch_all(std::span<const GuestRange> ranges, std::uint64_t stride_bytes, const std::stop_token& stop);
+    [[nodiscard]] MappedPages mapped_guest_memory() const;
+
+    kvm::Stats vm_stats_;
+    SecondLevelKind kind_;
+    Scratch scratch_;
+    std::deque<DummyVcpu> dummies_; ///< a deque: a vCPU's address never changes
+};
+
+/// Runs pre-population over all of `memory`: host side, pin, second level, verification. `filler` is needed for
+/// Scope::kAll only. If `stop` is requested the report says what was done, with `complete` false. Throws Error.
+Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& options, const std::stop_token& stop = {});
+
+} // namespace vmm::prefault

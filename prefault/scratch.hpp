@@ -1,0 +1,71 @@
+// The scratch memslot: the code and the page tables that dummy vCPUs run on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kvm/guest_address.hpp"
+#include "kvm/mapping.hpp"
+#include "kvm/vm.hpp"
+
+namespace vmm::prefault {
+
+/// Guest page tables that map [0, mapped_bytes()) to itself, writable and for ring 3, and the stub that touches. The
+/// memslot lives as long as its VM, because deleting a memslot drops every second-level mapping.
+///
+/// The guest can write this memory: it is in its address space, though in no memory map. It gains nothing: whatever it
+/// writes there runs, if ever, as a vCPU of its own VM, and refresh() puts it right before each use.
+///
+/// On a shadow-paging host the second level belongs to the guest's page tables: there a guest that adopts these tables
+/// (built-in guest, option `tables=`), with the same CR0, CR4 and EFER, shares what the dummies filled.
+///
+/// Threads: const after construction but for refresh(), which nobody else may accompany.
+class Scratch {
+  public:
+    /// CR0 = PG|WP|NE|ET|MP|PE, CR4 = PAE, EFER = LMA|LME: part of the role by which KVM tells second-level roots apart.
+    static constexpr std::uint64_t kCr0 = 0x80010033;
+    static constexpr std::uint64_t kCr4 = 0x20;
+    static constexpr std::uint64_t kEfer = 0x500;
+
+    /// The stub ends a chunk by writing to this port, which no device of ours has; the value means nothing.
+    static constexpr std::uint16_t kDonePort = 0x0501;
+
+    /// The size of the task state segment, up to and with the part of its I/O bitmap that covers kDonePort.
+    static constexpr std::uint32_t kTaskStateBytes = 104 + kDonePort / 8 + 2;
+
+    struct Layout {
+        GuestAddress base;          ///< where the memslot lies: 2 MiB-aligned, below `mapped_bytes`, in no other memslot
+        std::uint64_t mapped_bytes; ///< what the tables map, from 0 on: a multiple of 1 GiB, up to 128 TiB
+        bool one_gib_pages;         ///< whether the guest's CPUID has pdpe1gb
+    };
+
+    /// The bytes a layout takes, a multiple of 4 KiB.
+    [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout);
+
+    /// Adds memslot `slot` to `vm`. Throws Error.
+    Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout);
+
+    /// Writes tables and stub again where they differ from what they must be.
+    void refresh();
+
+    [[nodiscard]] GuestRange range() const noexcept { return {layout_.base, mapping_.size()}; }
+    [[nodiscard]] std::uint64_t mapped_bytes() const noexcept { return layout_.mapped_bytes; }
+    /// The stub's first instruction. RDI: address, RSI: end, RDX: stride.
+    [[nodiscard]] GuestAddress stub() const noexcept;
+    /// A task state segment whose I/O bitmap permits kDonePort to ring 3. IOPL 3 alone permits it on hardware; where
+    /// software runs ring 3 natively (kvm_pvm), the flags lose their IOPL on the way.
+    [[nodiscard]] GuestAddress task_state() const noexcept;
+    /// What belongs into CR3.
+    [[nodiscard]] GuestAddress page_tables() const noexcept;
+
+  private:
+    [[nodiscard]] GuestAddress page(std::uint64_t index) const noexcept;
+    void write(std::uint64_t offset, std::span<const std::byte> bytes);
+    void write_entry(std::uint64_t page_index, std::uint64_t entry_index, std::uint64_t value);
+
+    Layout layout_;
+    Mapping mapping_;
+};
+
+} // namespace vmm::prefault
