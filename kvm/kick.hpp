@@ -10,11 +10,26 @@
 
 #include <pthread.h>
 
+#include <csignal>
+
 namespace vmm::kvm {
 
-/// Blocks every signal in the calling thread, the kick among them. A thread calls it once before its first
+/// Blocks every signal but faults in the calling thread, the kick among them. A thread calls it once before its first
 /// Vcpu::run(), so that signals of the process go to threads that expect them.
 void block_signals_in_this_thread();
+
+/// Blocks every signal but faults in the calling thread as long as it lives. Threads made meanwhile inherit that, so that a kick
+/// cannot reach one before it has blocked signals for itself.
+class AllSignalsBlocked {
+  public:
+    AllSignalsBlocked();
+    ~AllSignalsBlocked();
+    AllSignalsBlocked(const AllSignalsBlocked&) = delete;
+    AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
+
+  private:
+    sigset_t before_;
+};
 
 /// Makes the thread's Vcpu::run(), the present one or else the next, return KickedExit. `thread` must not have been
 /// joined. Any thread may call it.

@@ -24,7 +24,6 @@ void run_in_parallel(unsigned workers, std::string_view name, const std::functio
     std::exception_ptr failure;
     const auto body = [&](unsigned index) {
         try {
-            kvm::block_signals_in_this_thread();
             ::pthread_setname_np(::pthread_self(), (std::string(name) + std::to_string(index)).substr(0, 15).c_str());
             if (begin.get()) {
                 work(index);
@@ -39,6 +38,7 @@ void run_in_parallel(unsigned workers, std::string_view name, const std::functio
     std::vector<std::jthread> threads; // After what they use: joined first.
     threads.reserve(workers);
     try {
+        const kvm::AllSignalsBlocked inherited;
         for (unsigned index = 0; index < workers; ++index) {
             threads.emplace_back(body, index);
         }

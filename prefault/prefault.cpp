@@ -127,12 +127,13 @@ Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& 
     assert(options.workers > 0);
     Report report;
     report.scope = options.scope;
+    const std::vector<GuestRange> ranges = ranges_of(memory);
     if (options.scope == Scope::kNone) {
+        pin_memory(memory, ranges, options.pin); // Each page when it comes to exist.
         report.complete = true;
         return report;
     }
     report.workers = options.workers;
-    const std::vector<GuestRange> ranges = ranges_of(memory);
     Stopwatch total;
     Stopwatch step;
     if (populate_host(memory, ranges, options.workers, stop)) {

@@ -1,0 +1,37 @@
+// A queue of bytes with a fixed maximum.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+
+namespace vmm::devices {
+
+/// First in, first out, never more than `capacity()` bytes. The memory is reserved at construction and not touched
+/// until bytes arrive, so a large ring that stays nearly empty costs next to nothing.
+///
+/// Threads: none of its own business; the owner locks.
+class ByteRing {
+  public:
+    /// `capacity` in bytes, at least 1.
+    explicit ByteRing(std::size_t capacity);
+
+    [[nodiscard]] std::size_t capacity() const noexcept { return capacity_; }
+    [[nodiscard]] std::size_t size() const noexcept { return size_; }
+    [[nodiscard]] std::size_t room() const noexcept { return capacity_ - size_; }
+    [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
+
+    /// Appends as much of the front of `bytes` as there is room for, and says how much that was.
+    std::size_t push(std::span<const std::byte> bytes) noexcept;
+
+    /// Moves up to `out.size()` of the oldest bytes to the front of `out`, and says how many.
+    std::size_t pop(std::span<std::byte> out) noexcept;
+
+  private:
+    std::size_t capacity_;
+    std::unique_ptr<std::byte[]> bytes_; // NOLINT(modernize-avoid-c-arrays): a vector would touch every page.
+    std::size_t oldest_ = 0;             ///< index of the oldest byte, below capacity_
+    std::size_t size_ = 0;
+};
+
+} // namespace vmm::devices

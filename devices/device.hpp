@@ -1,0 +1,59 @@
+// What the bus sees of a device, and what a device sees of its interrupt.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace vmm::devices {
+
+/// Registers the guest can reach, as one state machine: no file descriptor, no thread of its own. What it needs of the
+/// host it asks for through callbacks given at construction, and it calls them without holding its lock.
+///
+/// Threads: `read` and `write` may come from any vCPU thread, several at once. Each device locks itself, and holds the
+/// lock for a bounded time.
+///
+/// The guest is hostile: every offset and every length, zero included, has a defined result. Neither function throws,
+/// blocks on the host, or allocates in step with what the guest does.
+class Device {
+  public:
+    Device() = default;
+    Device(const Device&) = delete;
+    Device(Device&&) = delete;
+    Device& operator=(const Device&) = delete;
+    Device& operator=(Device&&) = delete;
+    virtual ~Device() = default;
+
+    /// A short name for messages: "serial", "rtc". Valid as long as the device.
+    [[nodiscard]] virtual std::string_view name() const noexcept = 0;
+
+    /// Fills all of `data` with what the guest reads at `offset` bytes from the base of the device, little endian.
+    /// Where there is no register, all bits are one.
+    virtual void read(std::uint64_t offset, std::span<std::byte> data) noexcept = 0;
+
+    /// Takes what the guest writes, in the same terms. Where there is no register it is ignored.
+    virtual void write(std::uint64_t offset, std::span<const std::byte> data) noexcept = 0;
+};
+
+/// The way to one input pin of the interrupt controller.
+///
+/// Threads: any, at once.
+class IrqLine {
+  public:
+    IrqLine() = default;
+    IrqLine(const IrqLine&) = delete;
+    IrqLine(IrqLine&&) = delete;
+    IrqLine& operator=(const IrqLine&) = delete;
+    IrqLine& operator=(IrqLine&&) = delete;
+    virtual ~IrqLine() = default;
+
+    /// One pulse: the pin rises and falls again, as when an irqfd is signalled. The pin must be edge-triggered.
+    ///
+    /// Pulses that come before the guest has taken the first one may merge into one. That loses nothing if both sides
+    /// keep their part: a device makes its registers show the reason first and pulses afterwards, each time a reason
+    /// appears that was not there before; a driver looks at the registers until they show no reason.
+    virtual void raise() noexcept = 0;
+};
+
+} // namespace vmm::devices

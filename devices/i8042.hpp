@@ -1,0 +1,51 @@
+// What is left of the keyboard controller: the reset line.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string_view>
+
+#include "devices/device.hpp"
+
+namespace vmm::devices {
+
+/// The 8042 keyboard controller of a PC without keyboard or mouse. It knows one command, 0xFE, "pulse the reset line".
+/// Everything else is ignored.
+///
+/// The status register always reads "output buffer full, input buffer empty". The empty input buffer is what a guest
+/// waits for before it sends the reset command. The output buffer that no amount of reading empties is what tells a
+/// probing driver at once that there is no controller: Linux's gives up after 17 looks, under a millisecond; with an
+/// empty output buffer it would send a command and poll 10,000 times for the answer. The FADT should say "no 8042"
+/// (IAPC_BOOT_ARCH, bit 1 clear), then Linux does not even look.
+///
+/// Threads: any; nothing changes after construction.
+class I8042 final : public Device {
+  public:
+    static constexpr std::uint64_t kDataOffset = 0;    ///< port 0x60
+    static constexpr std::uint64_t kCommandOffset = 4; ///< port 0x64: status when read, command when written
+    /// I/O ports it takes. Those between data and command are none of its own: they read as ones.
+    static constexpr std::uint64_t kSize = 5;
+    static constexpr std::uint8_t kResetCommand = 0xfe;
+
+    /// It has none; here so that all devices save and restore alike.
+    struct State {
+        friend bool operator==(const State&, const State&) = default;
+    };
+
+    /// `reset` is called for each reset command, from the thread of the vCPU that sent it. Guests send it several times
+    /// in a row. It may not be empty, and may not throw.
+    explicit I8042(std::function<void()> reset);
+    I8042(std::function<void()> reset, const State& state);
+
+    [[nodiscard]] std::string_view name() const noexcept override { return "i8042"; }
+    void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
+    void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
+
+    [[nodiscard]] static State state() noexcept { return {}; }
+
+  private:
+    const std::function<void()> reset_;
+};
+
+} // namespace vmm::devices

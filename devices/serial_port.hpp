@@ -1,0 +1,136 @@
+// A 16550A UART, the guest's console.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <string_view>
+
+#include "devices/byte_ring.hpp"
+#include "devices/device.hpp"
+#include "kvm/guest_address.hpp"
+
+namespace vmm::devices {
+
+/// The UART of the National Semiconductor PC16550D data sheet, section 8, with an infinitely fast line: what the guest
+/// transmits has left at once, so the transmitter is always empty (LSR: THRE and TEMT) and never makes a vCPU wait.
+///
+/// Output goes into a ring that the event loop empties. Once it is full, further bytes are dropped and counted. Input
+/// is taken only as far as the receiver has room, so the host never causes an overrun; the loopback test can.
+///
+/// What differs from the chip: a break and a receive error never happen; the character timeout interrupt comes at once
+/// instead of after four character times; the other side always asserts CTS, DSR and DCD. OUT2 (MCR bit 3) does not
+/// gate the interrupt as it does on a PC board, so that a guest which forgets it is not left without interrupts.
+///
+/// Threads: every member may be called from any thread.
+class SerialPort final : public Device {
+  public:
+    /// I/O ports or bytes of address space it takes.
+    static constexpr std::uint64_t kSize = 8;
+    /// The receiver's FIFO, in bytes.
+    static constexpr std::size_t kReceiveFifoBytes = 16;
+    static constexpr std::size_t kDefaultOutputBytes = 256 * kKiB;
+
+    /// How it wakes the event loop. Either may be empty, neither may throw. They are called without the lock, from the
+    /// thread of the vCPU that caused it, and should do no more than signal an eventfd.
+    struct Callbacks {
+        /// There is output where there was none. It is not called again before `take_output` has taken everything.
+        std::function<void()> output_ready;
+        /// The guest has emptied the receiver after there was no room in it: `feed_input` may go on.
+        std::function<void()> input_room_ready;
+    };
+
+    /// All that the guest can see, as after a hardware reset. Output not yet taken is no part of it: those bytes have
+    /// left the UART and are the host's to print.
+    struct State {
+        std::uint16_t divisor = 1;    ///< DLM:DLL; 1 is 115,200 baud
+        std::uint8_t ier = 0;         ///< bits 0 to 3
+        std::uint8_t lcr = 0;         ///< bit 7 is DLAB
+        std::uint8_t mcr = 0;         ///< bits 0 to 4
+        std::uint8_t msr_changes = 0; ///< bits 0 to 3 of MSR
+        std::uint8_t scr = 0;
+        bool fifo_enabled = false;
+        std::uint8_t receive_trigger = 1; ///< 1, 4, 8 or 14 bytes; 1 unless the FIFO is enabled
+        bool overrun = false;             ///< LSR bit 1
+        bool transmit_interrupt = false;  ///< the transmitter became empty, and IIR has not yet told the guest
+        std::uint8_t received_bytes = 0;  ///< at most 16, or 1 unless the FIFO is enabled
+        std::array<std::uint8_t, kReceiveFifoBytes> received{}; ///< oldest first, zero after `received_bytes`
+
+        friend bool operator==(const State&, const State&) = default;
+    };
+
+    /// `output_capacity` in bytes, at least 1. `irq` must outlive the port.
+    SerialPort(IrqLine& irq, Callbacks callbacks, std::size_t output_capacity = kDefaultOutputBytes);
+    /// Continues from `state`. Throws Error if no port can be in that state.
+    SerialPort(IrqLine& irq, Callbacks callbacks, const State& state,
+               std::size_t output_capacity = kDefaultOutputBytes);
+
+    [[nodiscard]] std::string_view name() const noexcept override { return "serial"; }
+    /// A wide access is one access for each byte, at rising offsets, as an 8-bit device on the ISA bus sees it.
+    void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
+    void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
+
+    /// Moves up to `out.size()` bytes of output to the front of `out`, and says how many. Take until it gives 0: only
+    /// then will `output_ready` be called again.
+    [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept;
+    /// Bytes the guest has transmitted that found the output ring full.
+    [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept;
+
+    /// How many bytes `feed_input` would accept now. Nothing while the guest has the port in loopback: its receiver is
+    /// then disconnected from the line.
+    [[nodiscard]] std::size_t input_room() const noexcept;
+    /// Receives as much of the front of `bytes` as there is room for, and says how much; the rest stays with the caller
+    /// until `input_room_ready`. For the event loop: the interrupt is raised from the calling thread.
+    [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept;
+
+    /// A copy of the state, for a snapshot. Consistent at any time.
+    [[nodiscard]] State state() const noexcept;
+    /// Raises the interrupt again if a reason for it is pending. Once, after a restore, when the interrupt controller
+    /// is in place: a pulse may have been on its way when the state was taken. One too many does no harm.
+    void reassert_interrupt() noexcept;
+
+  private:
+    /// What an access asks of the outside, done once the lock is free.
+    struct Effects {
+        bool raise_irq = false;
+        bool output_ready = false;
+        bool input_room_ready = false;
+    };
+
+    [[nodiscard]] std::uint8_t read_register(std::uint64_t offset) noexcept;
+    void write_register(std::uint64_t offset, std::uint8_t value, Effects& effects) noexcept;
+
+    void transmit(std::uint8_t value, Effects& effects) noexcept;
+    void receive(std::uint8_t value) noexcept;
+    [[nodiscard]] std::uint8_t take_received() noexcept;
+    void clear_receiver() noexcept;
+    void write_fifo_control(std::uint8_t value) noexcept;
+    void write_modem_control(std::uint8_t value) noexcept;
+
+    [[nodiscard]] std::size_t receiver_capacity() const noexcept;
+    [[nodiscard]] std::size_t room() const noexcept;
+    [[nodiscard]] bool in_loopback() const noexcept;
+    [[nodiscard]] std::uint8_t modem_inputs() const noexcept;
+    [[nodiscard]] std::uint8_t line_status() const noexcept;
+    [[nodiscard]] std::uint8_t pending_interrupts() const noexcept;
+    [[nodiscard]] std::uint8_t identify_interrupt() const noexcept;
+
+    /// Compares with the last time and notes what the outside has to be told.
+    void settle(Effects& effects) noexcept;
+    void perform(const Effects& effects) noexcept;
+
+    IrqLine& irq_;
+    const Callbacks callbacks_;
+
+    mutable std::mutex mutex_; ///< guards all below
+    State state_;
+    std::uint8_t seen_interrupts_ = 0; ///< the pending interrupts that have been raised
+    bool input_blocked_ = false;       ///< there was no room, and input_room_ready has not been called since
+    ByteRing output_;
+    std::uint64_t dropped_output_bytes_ = 0;
+};
+
+} // namespace vmm::devices

@@ -1,0 +1,45 @@
+// The devices of the machine, on their buses.
+#pragma once
+
+#include <functional>
+
+#include "devices/acpi_power.hpp"
+#include "devices/bus.hpp"
+#include "devices/i8042.hpp"
+#include "devices/rtc.hpp"
+#include "devices/serial_port.hpp"
+#include "kvm/vm.hpp"
+#include "loader/acpi.hpp"
+#include "vmm/irqfd_line.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// Everything the guest finds at its ports and addresses beyond what KVM emulates. Construction attaches every device
+/// and freezes the buses.
+///
+/// Threads: the buses may be used from any thread.
+class Board {
+  public:
+    /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board. After
+    /// kvm::Vm::create_irqchip(). Throws Error.
+    Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, StopRequest& stop);
+
+    [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
+    [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
+    [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
+
+    /// What the ACPI tables say of this board for a guest with `vcpus` vCPUs.
+    [[nodiscard]] static loader::AcpiConfig describe(unsigned vcpus);
+
+  private:
+    IrqfdLine com1_line_;
+    devices::SerialPort serial_;
+    devices::I8042 i8042_;
+    devices::AcpiPower power_;
+    devices::Rtc rtc_;
+    devices::Bus ports_{devices::AddressSpace::kPortIo};
+    devices::Bus mmio_{devices::AddressSpace::kMmio};
+};
+
+} // namespace vmm

@@ -1,0 +1,158 @@
+#include "vmm/cli.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <map>
+#include <optional>
+#include <sstream>
+
+#include "prefault/parallel.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+namespace {
+
+constexpr int kUsageError = 2;
+
+constexpr const char* kIntroduction =
+    "vmm runs virtual machines on KVM whose memory is populated beforehand: guest memory is pinned, and the second-level\n"
+    "page table (EPT, NPT) maps all of it before the guest's first instruction, so that the guest takes no second-level\n"
+    "page fault.";
+
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  vmm doctor                                 what this host offers\n"
+    "  vmm run --prefault=all                     the built-in guest, which measures its first touch of memory\n"
+    "  vmm run --prefault=all -m 4G -c 4 vmlinuz --initrd initrd.img --cmdline \"root=/dev/ram0\"\n"
+    "  vmm run --prefault=all --report r.json bzImage; jq .guest.second_level_faults_total r.json\n"
+    "\n"
+    "`vmm run --help` lists every option.";
+
+constexpr const char* kRunNotes =
+    "Sizes take K, M, G or T (powers of 1024); a number alone is bytes.\n"
+    "At a terminal: Ctrl-A x stops the guest, Ctrl-A h helps, Ctrl-A Ctrl-A sends Ctrl-A.\n"
+    "\n"
+    "Exit status:\n"
+    "  0  the guest powered off or rebooted, or was stopped by Ctrl-A x\n"
+    "  1  the host or a file failed, or an option asks for what cannot be\n"
+    "  2  the command line was not understood\n"
+    "  3  the guest crashed (triple fault, or KVM could not go on); its registers are printed\n"
+    "  4  a signal stopped it";
+
+const std::map<std::string, PageSize> kPageSizes{
+    {"4K", PageSize::k4K}, {"thp", PageSize::kThp}, {"2M", PageSize::k2M}, {"1G", PageSize::k1G}};
+const std::map<std::string, prefault::Scope> kScopes{
+    {"none", prefault::Scope::kNone}, {"host", prefault::Scope::kHost}, {"all", prefault::Scope::kAll}};
+const std::map<std::string, prefault::Pin> kPins{{"none", prefault::Pin::kNone}, {"mlock", prefault::Pin::kMlock}};
+
+/// Takes one of the names in `values`, in any case, and says in the help which there are.
+template <typename Value>
+CLI::Option* add_choice(CLI::App& app, const std::string& option, Value& target,
+                        const std::map<std::string, Value>& values, const std::string& help) {
+    std::string names;
+    std::string current;
+    for (const auto& [name, value] : values) {
+        names += (names.empty() ? "" : "|") + name;
+        current = value == target ? name : current;
+    }
+    return app
+        .add_option_function<std::string>(
+            option, [&target, &values](const std::string& name) { target = values.at(name); }, help)
+        ->transform(CLI::IsMember(values, CLI::ignore_case))
+        ->type_name(names)
+        ->default_str(current);
+}
+
+void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault::Pin>& pin, unsigned& verbosity,
+                     bool& quiet) {
+    Config& config = command.config;
+    run.add_option("KERNEL", config.kernel_path,
+                   "A bzImage, an ELF vmlinux or any PVH kernel; without it, the built-in guest runs")
+        ->type_name("FILE");
+    run.add_option("-m,--memory", config.memory_bytes, "Memory of the guest")
+        ->transform(CLI::AsSizeValue(false))
+        ->type_name("SIZE")
+        ->default_str("512M");
+    run.add_option("-c,--vcpus", config.vcpus, "Virtual CPUs, 1 to 254")->type_name("N")->capture_default_str();
+    run.add_option("--initrd", config.initrd_path, "Initial RAM disk")->type_name("FILE");
+    run.add_option("--cmdline", config.command_line,
+                   std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"")
+        ->type_name("STRING");
+    add_choice(run, "--prefault", config.prefault.scope, kScopes,
+               "What to populate before the guest starts: nothing, host memory, or the second level too");
+    run.add_option("--prefault-workers", config.prefault.workers, "Threads that populate, and prefault vCPUs")
+        ->type_name("N")
+        ->default_str("the CPUs this process may use");
+    add_choice(run, "--page-size", config.page_size, kPageSizes, "Pages behind guest memory; 2M and 1G: huge page pool");
+    run.add_option_function<std::string>(
+           "--pin", [&pin](const std::string& name) { pin = kPins.at(name); },
+           "Whether guest memory is locked in place")
+        ->transform(CLI::IsMember(kPins, CLI::ignore_case))
+        ->type_name("none|mlock")
+        ->default_str("mlock when prefaulting, else none");
+    run.add_option("--serial", command.serial, "Where the guest's serial port goes")
+        ->type_name("stdio|none|FILE")
+        ->default_str("stdio");
+    run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")->type_name("FILE");
+    run.add_flag("-v,--verbose", verbosity, "Say more; twice: everything");
+    run.add_flag("-q,--quiet", quiet, "Say nothing but errors");
+    run.add_option("--log-file", command.log_file, "Log there, too")->type_name("FILE");
+    run.footer(kRunNotes);
+}
+
+LogLevel log_level(unsigned verbosity, bool quiet) {
+    if (quiet) {
+        return LogLevel::kError;
+    }
+    return verbosity == 0 ? LogLevel::kWarning : verbosity == 1 ? LogLevel::kInfo : LogLevel::kDebug;
+}
+
+TextCommand usage_error(const CLI::App& app, const std::string& what) {
+    const auto subcommands = app.get_subcommands();
+    const std::string command = subcommands.empty() ? "vmm" : "vmm " + subcommands.front()->get_name();
+    return {"vmm: error: " + what + " (see `" + command + " --help`)\n", kUsageError};
+}
+
+} // namespace
+
+Command parse_command_line(int argc, const char* const* argv) {
+    CLI::App app(kIntroduction, "vmm");
+    app.set_version_flag("--version", std::string("vmm ") + kVersion);
+    app.require_subcommand(1);
+    app.footer(kExamples);
+    app.get_formatter()->column_width(36);
+
+    RunCommand run_command;
+    run_command.serial = "stdio";
+    run_command.config.prefault.workers = prefault::usable_cpus();
+    std::optional<prefault::Pin> pin;
+    unsigned verbosity = 0;
+    bool quiet = false;
+    CLI::App* const run = app.add_subcommand("run", "Run a guest");
+    add_run_options(*run, run_command, pin, verbosity, quiet);
+    const CLI::App* const doctor = app.add_subcommand("doctor", "Say what this host offers; status 1 if no guest can run");
+
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::Success& success) { // help or version
+        std::ostringstream text;
+        app.exit(success, text, text);
+        return TextCommand{text.str(), 0};
+    } catch (const CLI::ParseError& error) {
+        return usage_error(app, error.what());
+    }
+    if (doctor->parsed()) {
+        return DoctorCommand{};
+    }
+    if (quiet && verbosity != 0) {
+        return usage_error(app, "--quiet and --verbose exclude each other");
+    }
+    prefault::Options& prefault = run_command.config.prefault;
+    prefault.pin = pin.value_or(prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock);
+    run_command.log_level = log_level(verbosity, quiet);
+    run_command.summary = !quiet;
+    return run_command;
+}
+
+} // namespace vmm

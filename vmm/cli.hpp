@@ -1,0 +1,35 @@
+// The command line: from words to values. The only user of CLI11.
+#pragma once
+
+#include <string>
+#include <variant>
+
+#include "vmm/config.hpp"
+
+namespace vmm {
+
+/// `vmm run`
+struct RunCommand {
+    Config config;         ///< `serial` and `log` are not filled in
+    std::string serial;    ///< "stdio", "none" or a file
+    std::string report;    ///< a file; empty: none
+    std::string log_file;  ///< empty: none
+    LogLevel log_level = LogLevel::kWarning;
+    bool summary = true;   ///< whether to end with a few lines for people
+};
+
+/// `vmm doctor`
+struct DoctorCommand {};
+
+/// Help, the version, or what is wrong with the words; nothing else is to be done.
+struct TextCommand {
+    std::string text;
+    int exit_code; ///< 0: on standard output; 2: on standard error
+};
+
+using Command = std::variant<RunCommand, DoctorCommand, TextCommand>;
+
+/// Understands the words a program was started with. Creates nothing, opens nothing.
+[[nodiscard]] Command parse_command_line(int argc, const char* const* argv);
+
+} // namespace vmm

@@ -1,0 +1,55 @@
+#include "vmm/event_loop.hpp"
+
+#include <sys/epoll.h>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "kvm/error.hpp"
+
+namespace vmm {
+
+EventLoop::EventLoop() : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
+    if (!epoll_) {
+        throw_errno(errno, "create an event loop", "raise the limit on open files: `ulimit -n`");
+    }
+}
+
+bool EventLoop::watch(int fd, std::uint32_t events, Handler handler) {
+    epoll_event event{};
+    event.events = events;
+    event.data.fd = fd;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+        if (errno == EPERM) {
+            return false;
+        }
+        throw_errno(errno, "watch a file descriptor");
+    }
+    handlers_[fd] = std::move(handler);
+    return true;
+}
+
+void EventLoop::unwatch(int fd) noexcept {
+    if (handlers_.erase(fd) != 0) {
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+    }
+}
+
+void EventLoop::run_once(int timeout_ms) {
+    std::array<epoll_event, 16> events{};
+    const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
+    if (count < 0 && errno != EINTR) {
+        throw_errno(errno, "wait for events");
+    }
+    for (int i = 0; i < count; ++i) {
+        const auto& event = events[static_cast<std::size_t>(i)];
+        const auto found = handlers_.find(event.data.fd); // An earlier handler may have taken it away.
+        if (found != handlers_.end()) {
+            const Handler handler = found->second; // A copy: the handler may unwatch itself.
+            handler(event.events);
+        }
+    }
+}
+
+} // namespace vmm

@@ -1,0 +1,335 @@
+#include "vmm/machine.hpp"
+
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include <array>
+#include <cassert>
+#include <optional>
+#include <stop_token>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "kvm/error.hpp"
+#include "kvm/process_memory.hpp"
+#include "kvm/system.hpp"
+#include "vmm/board.hpp"
+#include "vmm/event_loop.hpp"
+#include "vmm/guest_images.hpp"
+#include "vmm/memory_map.hpp"
+#include "vmm/serial_console.hpp"
+#include "vmm/vcpu_thread.hpp"
+#include "vmm/x86_boot_state.hpp"
+#include "vmm/x86_cpuid.hpp"
+
+namespace vmm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point start, Clock::time_point end) {
+    return std::chrono::duration<double>(end - start).count();
+}
+
+Config validated(Config config) {
+    validate(config);
+    return config;
+}
+
+/// What we cannot do without, and what the guest asks for beyond what this KVM takes.
+void check_host(const kvm::System& system, const Config& config) {
+    struct Needed {
+        int capability;
+        const char* name;
+    };
+    static constexpr std::array kNeeded{Needed{KVM_CAP_USER_MEMORY, "guest memory from user space"},
+                                        Needed{KVM_CAP_IRQCHIP, "in-kernel interrupt controllers"},
+                                        Needed{KVM_CAP_PIT2, "an in-kernel timer"},
+                                        Needed{KVM_CAP_IRQFD, "interrupts by eventfd"},
+                                        Needed{KVM_CAP_MP_STATE, "vCPU states"},
+                                        Needed{KVM_CAP_EXT_CPUID, "CPUID of its own"}};
+    for (const Needed& needed : kNeeded) {
+        if (system.extension(needed.capability) == 0) {
+            throw Error(std::string("cannot run a guest: this host's KVM lacks ") + needed.name);
+        }
+    }
+    const unsigned dummies = config.prefault.scope == prefault::Scope::kAll ? config.prefault.workers : 0;
+    const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
+    if (config.vcpus > most) {
+        throw Error(fmt::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
+    }
+    if (dummies > most - config.vcpus) {
+        throw Error(fmt::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
+                                "(fewer with --prefault-workers)",
+                                dummies, config.vcpus, most));
+    }
+}
+
+/// Turns a machine's request to stop into a stop token's, as long as it lives.
+class StopBridge {
+  public:
+    explicit StopBridge(const StopRequest& request)
+        : watcher_([this, &request] {
+              std::array<pollfd, 2> events{{{request.fd(), POLLIN, 0}, {finished_.fd(), POLLIN, 0}}};
+              while (::poll(events.data(), events.size(), -1) < 0) {
+              }
+              if (request.is_requested()) {
+                  source_.request_stop();
+              }
+          }) {}
+    ~StopBridge() {
+        finished_.signal();
+        watcher_.join();
+    }
+    StopBridge(const StopBridge&) = delete;
+    StopBridge& operator=(const StopBridge&) = delete;
+
+    [[nodiscard]] std::stop_token token() const { return source_.get_token(); }
+
+  private:
+    EventFd finished_;
+    std::stop_source source_;
+    std::thread watcher_;
+};
+
+std::vector<std::uint64_t> second_level_faults(const std::deque<kvm::Vcpu>& vcpus) {
+    std::vector<std::uint64_t> faults;
+    faults.reserve(vcpus.size());
+    for (const kvm::Vcpu& vcpu : vcpus) {
+        const auto value = vcpu.stats().value("pf_fixed");
+        if (!value) {
+            throw Error("cannot count second-level faults: this host's KVM does not count pf_fixed (it came with Linux "
+                        "5.14)");
+        }
+        faults.push_back(*value);
+    }
+    return faults;
+}
+
+} // namespace
+
+/// The members stand in the order they depend on each other: memory outlives the VM, the VM its vCPUs.
+struct Machine::Parts {
+    Parts(Config wanted, Clock::time_point started_at);
+
+    void log(LogLevel level, const std::string& line) const {
+        if (config.log) {
+            config.log(level, line);
+        }
+    }
+    void create_vcpus();
+    void create_filler();
+    void load();
+    [[nodiscard]] std::string command_line() const;
+    void run_threads(std::deque<VcpuThread>& threads);
+    void note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before);
+
+    Config config;
+    Clock::time_point started;
+    RunReport report;
+    std::string crash;
+    StopRequest stop;
+    GuestFiles files;
+    kvm::System system;
+    GuestMemory memory;
+    kvm::Vm vm;
+    SerialConsole console;
+    Board board;
+    std::vector<kvm_cpuid_entry2> supported_cpuid;
+    bool tsc_deadline = false;
+    std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
+    std::optional<prefault::SecondLevelFiller> filler;
+    bool has_run = false;
+};
+
+namespace {
+
+kvm::System open_checked_system(const Config& config) {
+    kvm::System system;
+    check_host(system, config);
+    return system;
+}
+
+kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
+    kvm::Vm vm(system);
+    vm.reserve_real_mode_pages(memory_map::kRealModePages);
+    vm.create_irqchip();
+    vm.create_pit();
+    std::uint32_t slot = 0;
+    for (const MemoryRegion& region : memory.regions()) {
+        vm.add_memslot(slot++, region.range, region.host);
+    }
+    assert(slot <= memory_map::kScratchMemslot);
+    return vm;
+}
+
+} // namespace
+
+Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
+    : config(validated(std::move(wanted))), started(started_at), files(GuestFiles::open(config)),
+      system(open_checked_system(config)),
+      memory(memory_map::ram_layout(config.memory_bytes), config.page_size), vm(create_vm(system, memory)),
+      console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
+      board(vm, console.callbacks(), stop), supported_cpuid(system.supported_cpuid()),
+      tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
+    report.host = prefault::detect_second_level();
+    report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
+    report.memory_bytes = config.memory_bytes;
+    report.page_size = config.page_size;
+    report.pin = config.prefault.pin;
+    report.vcpus = config.vcpus;
+    const unsigned address_bits = physical_address_bits(supported_cpuid);
+    if (memory_map::address_space_bytes(config.memory_bytes) >> std::min(63U, address_bits) > 1) {
+        throw Error(fmt::format("cannot give the guest {} of memory: this host's processor addresses {} bits",
+                                format_bytes(config.memory_bytes), address_bits));
+    }
+    create_vcpus();
+    if (config.prefault.scope == prefault::Scope::kAll) {
+        create_filler();
+    }
+    load();
+}
+
+void Machine::Parts::create_vcpus() {
+    for (unsigned id = 0; id < config.vcpus; ++id) {
+        kvm::Vcpu& vcpu = vcpus.emplace_back(vm, id);
+        vcpu.set_cpuid(guest_cpuid(supported_cpuid, config.vcpus, id, tsc_deadline));
+        set_boot_msrs(vcpu);
+    }
+}
+
+void Machine::Parts::create_filler() {
+    const std::uint64_t mapped_bytes = *align_up(memory_map::address_space_bytes(config.memory_bytes), kGiB);
+    const prefault::Scratch::Layout scratch{memory_map::kScratchWindow.base, mapped_bytes,
+                                            has_one_gib_pages(supported_cpuid)};
+    assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
+    filler.emplace(vm, prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config.vcpus,
+                                                          report.host.kind},
+                   guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline), config.prefault.workers);
+}
+
+std::string Machine::Parts::command_line() const {
+    std::string line = Config::kDefaultCommandLine;
+    if (config.kernel_path.empty() && filler && report.host.kind == prefault::SecondLevelKind::kShadow) {
+        // Without a second level in hardware, what the dummies filled belongs to their page tables: our own guest can
+        // adopt them.
+        line += " tables=" + to_string(filler->scratch().page_tables());
+    }
+    if (!config.command_line.empty()) {
+        line += " " + config.command_line;
+    }
+    return line;
+}
+
+void Machine::Parts::load() {
+    const BootPlan plan(config.memory_bytes);
+    const std::string line = command_line();
+    const loader::BootEntry entry = load_guest(memory, files, line, Board::describe(config.vcpus), plan.layout());
+    set_boot_state(vcpus.front(), entry, plan.layout());
+    log(LogLevel::kInfo, fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(),
+                                     files.kernel.format_name(), to_string(entry.kernel), to_string(entry.entry),
+                                     entry.protocol == loader::EntryProtocol::pvh ? "PVH" : "the 64-bit protocol"));
+    if (entry.initrd) {
+        log(LogLevel::kInfo, fmt::format("initrd: {} at {}", config.initrd_path, to_string(*entry.initrd)));
+    }
+    log(LogLevel::kInfo, "command line: " + line);
+}
+
+void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
+    EventLoop loop;
+    bool stopping = false;
+    [[maybe_unused]] const bool watched =
+        loop.watch(stop.fd(), EPOLLIN, [&stopping](std::uint32_t) { stopping = true; });
+    assert(watched);
+    try {
+        console.attach(board.serial(), loop);
+        const VcpuEnvironment environment{board.ports(), board.mmio(), stop};
+        for (kvm::Vcpu& vcpu : vcpus) {
+            threads.emplace_back(vcpu, environment);
+        }
+        while (!stopping) {
+            loop.run_once(-1);
+        }
+    } catch (...) {
+        stop.request_for_failure();
+        threads.clear(); // Kicks and joins.
+        throw;
+    }
+    for (VcpuThread& thread : threads) {
+        thread.kick();
+    }
+    for (VcpuThread& thread : threads) {
+        thread.join();
+    }
+}
+
+void Machine::Parts::note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before) {
+    report.guest_seconds = seconds_between(threads.front().first_entry(), Clock::now());
+    report.seconds_to_first_instruction = seconds_between(started, threads.front().first_entry());
+    report.second_level_faults = second_level_faults(vcpus);
+    for (std::size_t i = 0; i < vcpus.size(); ++i) {
+        report.second_level_faults[i] -= faults_before[i];
+        if (!threads[i].crash().empty()) {
+            crash += fmt::format("vCPU {}: {}\n{}", i, threads[i].crash(),
+                                 kvm::describe_registers(vcpus[i].registers(), vcpus[i].special_registers()));
+        }
+    }
+    std::vector<std::span<std::byte>> guest;
+    for (const MemoryRegion& region : memory.regions()) {
+        guest.push_back(region.bytes());
+    }
+    report.resident_overhead_bytes = resident_bytes_outside(guest);
+}
+
+Machine::Machine(Config config, Clock::time_point started)
+    : parts_(std::make_unique<Parts>(std::move(config), started)) {}
+
+Machine::~Machine() = default;
+
+const prefault::Report& Machine::prefault() {
+    const StopBridge bridge(parts_->stop);
+    parts_->report.prefault = prefault::run(parts_->memory, parts_->filler ? &*parts_->filler : nullptr,
+                                            parts_->config.prefault, bridge.token());
+    return parts_->report.prefault;
+}
+
+ExitReason Machine::run() {
+    Parts& parts = *parts_;
+    assert(!parts.has_run);
+    parts.has_run = true;
+    const std::vector<std::uint64_t> faults_before = second_level_faults(parts.vcpus);
+    std::deque<VcpuThread> threads;
+    parts.run_threads(threads);
+    for (const VcpuThread& thread : threads) {
+        if (thread.failure()) {
+            std::rethrow_exception(thread.failure());
+        }
+    }
+    parts.report.exit = parts.stop.reason();
+    parts.note_end(threads, faults_before);
+    constexpr int kFlushMilliseconds = 1000;
+    parts.console.flush(kFlushMilliseconds);
+    if (const auto dropped = parts.board.serial().dropped_output_bytes() + parts.console.lost_output_bytes();
+        dropped != 0) {
+        parts.log(LogLevel::kWarning, fmt::format("{} bytes of serial output were dropped: nobody read them in time", dropped));
+    }
+    return parts.report.exit;
+}
+
+void Machine::request_stop(ExitReason reason) noexcept {
+    parts_->stop.request(reason);
+}
+
+const RunReport& Machine::report() const noexcept {
+    return parts_->report;
+}
+
+const std::string& Machine::crash_description() const noexcept {
+    return parts_->crash;
+}
+
+} // namespace vmm

@@ -1,0 +1,211 @@
+// The program `vmm`.
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include "kvm/error.hpp"
+#include "kvm/unique_fd.hpp"
+#include "vmm/cli.hpp"
+#include "vmm/doctor.hpp"
+#include "vmm/machine.hpp"
+#include "vmm/report_file.hpp"
+#include "vmm/terminal.hpp"
+
+namespace vmm {
+
+namespace {
+
+// The exit codes of the program (docs/report.md).
+constexpr int kSuccess = 0;
+constexpr int kHostFailed = 1;
+constexpr int kGuestFailed = 3;
+constexpr int kStoppedBySignal = 4;
+
+constexpr const char* kKeysHelp = "\r\nCtrl-A x  stop the guest\r\nCtrl-A h  this help\r\n"
+                                  "Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n";
+
+int exit_code(ExitReason reason) {
+    switch (reason) {
+    case ExitReason::kPowerOff:
+    case ExitReason::kReboot:
+    case ExitReason::kStopped:
+        return kSuccess;
+    case ExitReason::kCrash:
+        return kGuestFailed;
+    case ExitReason::kSignal:
+        return kStoppedBySignal;
+    }
+    return kHostFailed;
+}
+
+spdlog::level::level_enum spdlog_level(LogLevel level) {
+    switch (level) {
+    case LogLevel::kDebug:
+        return spdlog::level::debug;
+    case LogLevel::kInfo:
+        return spdlog::level::info;
+    case LogLevel::kWarning:
+        return spdlog::level::warn;
+    case LogLevel::kError:
+        return spdlog::level::err;
+    }
+    return spdlog::level::err;
+}
+
+/// Standard error says what the user asked to hear; the log file has times and everything from info on.
+std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
+    auto terminal = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+    terminal->set_level(spdlog_level(command.log_level));
+    terminal->set_pattern("vmm: %l: %v");
+    std::vector<spdlog::sink_ptr> sinks{terminal};
+    if (!command.log_file.empty()) {
+        try {
+            auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(command.log_file);
+            file->set_level(std::min(spdlog::level::info, spdlog_level(command.log_level)));
+            sinks.push_back(file);
+        } catch (const spdlog::spdlog_ex&) {
+            throw_errno(errno, "write the log to " + command.log_file);
+        }
+    }
+    auto logger = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
+    logger->set_level(spdlog::level::debug);
+    logger->flush_on(spdlog::level::info);
+    return logger;
+}
+
+std::atomic<Machine*> machine_to_stop{nullptr};
+static_assert(std::atomic<Machine*>::is_always_lock_free, "for use in a signal handler");
+
+void on_stop_signal(int /*signal*/) {
+    if (Machine* const machine = machine_to_stop.load(); machine != nullptr) {
+        machine->request_stop(ExitReason::kSignal);
+    }
+}
+
+/// While it lives, the signals that ask a program to end stop `machine` instead.
+class StopOnSignals {
+  public:
+    explicit StopOnSignals(Machine& machine) {
+        machine_to_stop.store(&machine);
+        struct sigaction action {};
+        action.sa_handler = on_stop_signal;
+        action.sa_flags = SA_RESTART;
+        sigemptyset(&action.sa_mask);
+        for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
+            ::sigaction(signal, &action, nullptr);
+        }
+    }
+    ~StopOnSignals() { machine_to_stop.store(nullptr); }
+    StopOnSignals(const StopOnSignals&) = delete;
+    StopOnSignals& operator=(const StopOnSignals&) = delete;
+};
+
+/// What `--serial` names. The descriptor it opens, if any, is put into `opened`.
+SerialConfig connect_serial(const std::string& serial, UniqueFd& opened) {
+    SerialConfig config;
+    if (serial == "none") {
+        return config;
+    }
+    if (serial == "stdio") {
+        config.output_fd = STDOUT_FILENO;
+        // A terminal is only read while we are in the foreground: elsewhere reading it would stop us.
+        const bool terminal = ::isatty(STDIN_FILENO) == 1;
+        config.escape_keys = terminal && RawTerminal::is_available(STDIN_FILENO);
+        config.input_fd = !terminal || config.escape_keys ? STDIN_FILENO : -1;
+        config.show_help = [] { std::fputs(kKeysHelp, stderr); };
+        return config;
+    }
+    opened.reset(::open(serial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666));
+    if (!opened) {
+        const int error_number = errno;
+        throw_errno(error_number, "write serial output to " + serial,
+                    error_number == ENXIO ? "it is a pipe that nobody reads yet" : "");
+    }
+    config.output_fd = opened.get();
+    return config;
+}
+
+ExitReason run_machine(Machine& machine, const Config& config) {
+    const StopOnSignals stop_on_signals(machine);
+    const prefault::Report& prefault = machine.prefault();
+    if (prefault.scope == prefault::Scope::kAll && !prefault.complete) {
+        config.log(LogLevel::kWarning, "the second level is not complete: the guest will take faults");
+    }
+    std::optional<RawTerminal> terminal;
+    if (config.serial.escape_keys) {
+        terminal.emplace(config.serial.input_fd);
+    }
+    return machine.run();
+}
+
+int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
+    const auto logger = make_logger(command);
+    std::optional<ReportFile> report_file;
+    if (!command.report.empty()) {
+        report_file.emplace(command.report);
+    }
+    Config& config = command.config;
+    config.log = [logger](LogLevel level, std::string_view line) { logger->log(spdlog_level(level), "{}", line); };
+    validate(config);
+    UniqueFd serial_file;
+    config.serial = connect_serial(command.serial, serial_file);
+
+    Machine machine(config, started);
+    const ExitReason reason = run_machine(machine, config);
+    if (!machine.crash_description().empty()) {
+        std::cerr << "vmm: the guest crashed\n" << machine.crash_description();
+    }
+    if (command.summary) {
+        std::cerr << to_summary(machine.report()) << '\n';
+    }
+    if (report_file) {
+        report_file->write(to_json(machine.report()));
+    }
+    return exit_code(reason);
+}
+
+int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_point /*started*/) {
+    const auto findings = examine_host();
+    std::cout << to_text(findings);
+    return can_run_guests(findings) ? kSuccess : kHostFailed;
+}
+
+int execute(const TextCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    (command.exit_code == kSuccess ? std::cout : std::cerr) << command.text;
+    return command.exit_code;
+}
+
+} // namespace
+
+} // namespace vmm
+
+int main(int argc, char** argv) {
+    const auto started = std::chrono::steady_clock::now();
+    // A reader that goes away is an error of that write, not the end of the guest.
+    std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);
+    try {
+        const vmm::Command command = vmm::parse_command_line(argc, argv);
+        return std::visit([&](const auto& chosen) { return vmm::execute(chosen, started); }, command);
+    } catch (const std::exception& error) {
+        std::cerr << "vmm: error: " << error.what() << '\n';
+        return vmm::kHostFailed;
+    }
+}

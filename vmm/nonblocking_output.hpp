@@ -1,0 +1,40 @@
+// Writing to somebody else's descriptor without ever waiting for it.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "kvm/unique_fd.hpp"
+
+namespace vmm {
+
+/// Writes to a descriptor that others share, without changing its flags: O_NONBLOCK belongs to the open file, and
+/// setting it on our standard output would set it for the shell, too. A terminal or pipe is opened a second time; a
+/// socket has a flag for each call; a file never waits. Threads: one.
+class NonblockingOutput {
+  public:
+    /// `fd` is a loan. Never throws: where the second opening is not allowed, short writes after poll() have to do.
+    explicit NonblockingOutput(int fd) noexcept;
+
+    enum class Status {
+        kWritten,    ///< `written` bytes were taken, at least one
+        kWouldBlock, ///< none for now: wait until fd() is writable
+        kClosed,     ///< nobody will ever read this, or the device is full
+    };
+    struct Result {
+        Status status;
+        std::size_t written;
+    };
+    [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
+
+    /// The descriptor to wait on.
+    [[nodiscard]] int fd() const noexcept { return reopened_ ? reopened_.get() : shared_fd_; }
+
+  private:
+    enum class Way { kWrite, kSend, kPollFirst };
+    int shared_fd_;
+    UniqueFd reopened_;
+    Way way_ = Way::kWrite;
+};
+
+} // namespace vmm

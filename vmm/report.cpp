@@ -1,0 +1,96 @@
+#include "vmm/report.hpp"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+std::uint64_t RunReport::second_level_faults_total() const {
+    return std::accumulate(second_level_faults.begin(), second_level_faults.end(), std::uint64_t{0});
+}
+
+std::string to_json(const RunReport& report) {
+    using Json = nlohmann::ordered_json;
+    const prefault::Report& prefault = report.prefault;
+    Json json;
+    json["schema"] = RunReport::kSchema;
+    json["host"] = {{"second_level", to_string(report.host.kind)},
+                    {"tdp_mmu", report.host.tdp_mmu},
+                    {"kvm_pre_fault_memory", report.kvm_pre_fault_memory}};
+    json["memory"] = {{"bytes", report.memory_bytes},
+                      {"page_size", to_string(report.page_size)},
+                      {"pin", to_string(report.pin)}};
+    json["prefault"] = {{"scope", to_string(prefault.scope)},
+                        {"method", to_string(prefault.method)},
+                        {"workers", prefault.workers},
+                        {"seconds",
+                         {{"host", prefault.host_seconds},
+                          {"pin", prefault.pin_seconds},
+                          {"second_level", prefault.second_level_seconds},
+                          {"total", prefault.total_seconds}}},
+                        {"mapped",
+                         {{"4k", prefault.mapped.pages_4k},
+                          {"2m", prefault.mapped.pages_2m},
+                          {"1g", prefault.mapped.pages_1g}}},
+                        {"top_up_passes", prefault.top_up_passes},
+                        {"complete", prefault.complete}};
+    json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
+    json["guest"] = {{"vcpus", report.vcpus},
+                     {"seconds", report.guest_seconds},
+                     {"exit", to_string(report.exit)},
+                     {"second_level_faults", report.second_level_faults},
+                     {"second_level_faults_total", report.second_level_faults_total()}};
+    json["vmm"] = {{"version", kVersion}, {"resident_overhead_bytes", report.resident_overhead_bytes}};
+    return json.dump(2) + "\n";
+}
+
+namespace {
+
+std::string describe_mapped(const prefault::MappedPages& mapped) {
+    std::string text;
+    const auto append = [&text](std::uint64_t pages, const char* size) {
+        if (pages != 0) {
+            text += fmt::format("{}{} x {}", text.empty() ? "" : " + ", pages, size);
+        }
+    };
+    append(mapped.pages_1g, "1G");
+    append(mapped.pages_2m, "2M");
+    append(mapped.pages_4k, "4K");
+    return text.empty() ? "nothing" : text;
+}
+
+std::string describe_prefault(const RunReport& report) {
+    const prefault::Report& prefault = report.prefault;
+    if (prefault.scope == prefault::Scope::kNone) {
+        return "prefault: none";
+    }
+    std::string text =
+        fmt::format("prefault: {} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s", to_string(prefault.scope),
+                    prefault.total_seconds, prefault.workers, prefault.workers == 1 ? "" : "s", prefault.host_seconds,
+                    prefault.pin_seconds);
+    if (prefault.scope == prefault::Scope::kAll) {
+        text += fmt::format(", second level {:.3f} s): KVM maps {} ({})", prefault.second_level_seconds,
+                            describe_mapped(prefault.mapped), to_string(report.host.kind));
+    } else {
+        text += ")";
+    }
+    return text + (prefault.complete ? ", complete" : ", NOT complete");
+}
+
+} // namespace
+
+std::string to_summary(const RunReport& report) {
+    return fmt::format("{}\nguest: {} after {:.3f} s on {} vCPU{}; first instruction after {:.3f} s\n"
+                       "second-level faults: {} since hand-over\n"
+                       "resident beyond guest memory: {:.1f} MiB",
+                       describe_prefault(report), to_string(report.exit), report.guest_seconds, report.vcpus,
+                       report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction,
+                       report.second_level_faults_total(),
+                       static_cast<double>(report.resident_overhead_bytes) / static_cast<double>(kMiB));
+}
+
+} // namespace vmm

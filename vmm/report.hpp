@@ -1,0 +1,47 @@
+// What a run did, as values, as JSON, and as lines for people.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kvm/guest_memory.hpp"
+#include "prefault/prefault.hpp"
+#include "prefault/second_level.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// The report of one run (docs/report.md). Times are in seconds.
+struct RunReport {
+    static constexpr int kSchema = 1;
+
+    prefault::SecondLevelHost host;
+    bool kvm_pre_fault_memory = false;
+
+    std::uint64_t memory_bytes = 0;
+    PageSize page_size = PageSize::kThp;
+    prefault::Pin pin = prefault::Pin::kNone;
+
+    prefault::Report prefault;
+
+    double seconds_to_first_instruction = 0;
+
+    unsigned vcpus = 0;
+    double guest_seconds = 0;
+    ExitReason exit = ExitReason::kStopped;
+    /// By vCPU: KVM's pf_fixed since hand-over.
+    std::vector<std::uint64_t> second_level_faults;
+
+    std::uint64_t resident_overhead_bytes = 0;
+
+    [[nodiscard]] std::uint64_t second_level_faults_total() const;
+};
+
+/// The JSON text, ending in a newline.
+[[nodiscard]] std::string to_json(const RunReport& report);
+
+/// A few lines for people, without a newline after the last.
+[[nodiscard]] std::string to_summary(const RunReport& report);
+
+} // namespace vmm

@@ -1,0 +1,44 @@
+#include "vmm/stop_request.hpp"
+
+#include <cassert>
+
+namespace vmm {
+
+std::string_view to_string(ExitReason reason) noexcept {
+    switch (reason) {
+    case ExitReason::kPowerOff:
+        return "poweroff";
+    case ExitReason::kReboot:
+        return "reboot";
+    case ExitReason::kCrash:
+        return "crash";
+    case ExitReason::kSignal:
+        return "signal";
+    case ExitReason::kStopped:
+        return "stopped";
+    }
+    return "?";
+}
+
+void StopRequest::set(int state) noexcept {
+    int expected = kNone;
+    if (state_.compare_exchange_strong(expected, state, std::memory_order_acq_rel)) {
+        event_.signal();
+    }
+}
+
+void StopRequest::request(ExitReason reason) noexcept {
+    set(static_cast<int>(reason));
+}
+
+void StopRequest::request_for_failure() noexcept {
+    set(kFailure);
+}
+
+ExitReason StopRequest::reason() const noexcept {
+    const int state = state_.load(std::memory_order_acquire);
+    assert(state >= 0);
+    return static_cast<ExitReason>(state);
+}
+
+} // namespace vmm

@@ -1,0 +1,47 @@
+// The one door through which a running machine is stopped.
+#pragma once
+
+#include <atomic>
+#include <string_view>
+
+#include "vmm/event_fd.hpp"
+
+namespace vmm {
+
+/// Why a machine stopped.
+enum class ExitReason {
+    kPowerOff, ///< the guest switched itself off
+    kReboot,   ///< the guest asked for a reset
+    kCrash,    ///< a vCPU cannot go on: triple fault, or an error inside KVM
+    kSignal,   ///< a signal to this process asked for it
+    kStopped,  ///< the program that embeds the machine, or the person at the terminal, asked for it
+};
+
+/// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped".
+[[nodiscard]] std::string_view to_string(ExitReason reason) noexcept;
+
+/// A request to stop; the first one counts. Threads: any. request() may be called from a signal handler.
+class StopRequest {
+  public:
+    void request(ExitReason reason) noexcept;
+    /// A failure of the host's: stops, without being a reason of its own.
+    void request_for_failure() noexcept;
+
+    [[nodiscard]] bool is_requested() const noexcept { return state_.load(std::memory_order_acquire) != kNone; }
+    /// Only where is_requested(), and not for a failure.
+    [[nodiscard]] ExitReason reason() const noexcept;
+
+    /// Readable from the first request on.
+    [[nodiscard]] int fd() const noexcept { return event_.fd(); }
+
+  private:
+    static constexpr int kNone = -1;
+    static constexpr int kFailure = -2;
+    void set(int state) noexcept;
+
+    EventFd event_;
+    std::atomic<int> state_{kNone};
+    static_assert(std::atomic<int>::is_always_lock_free, "for use in a signal handler");
+};
+
+} // namespace vmm

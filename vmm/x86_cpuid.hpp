@@ -1,0 +1,23 @@
+// What a vCPU is told by CPUID.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kvm/uapi.hpp"
+
+namespace vmm {
+
+/// What KVM supports, with the topology of one socket of `vcpus` cores of one thread each, for the vCPU with APIC id
+/// `apic_id` (0 to 254). `tsc_deadline` says whether the in-kernel local APIC has that timer; KVM leaves it out of what
+/// it reports. (AMD64 volume 3, appendix E; Intel SDM volume 2, CPUID.)
+[[nodiscard]] std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supported, unsigned vcpus,
+                                                        unsigned apic_id, bool tsc_deadline);
+
+/// Whether a CPUID offers 1 GiB pages to the guest.
+[[nodiscard]] bool has_one_gib_pages(std::span<const kvm_cpuid_entry2> cpuid);
+
+/// How many bits a guest-physical address has, by a CPUID; 36 where it does not say.
+[[nodiscard]] unsigned physical_address_bits(std::span<const kvm_cpuid_entry2> cpuid);
+
+} // namespace vmm
