@@ -156,14 +156,16 @@ kvm::System open_checked_system(const Config& config) {
 
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
     kvm::Vm vm(system);
-    vm.reserve_real_mode_pages(memory_map::kRealModePages);
-    vm.create_irqchip();
-    vm.create_pit();
+    // Memslots first: once there are interrupt controllers, adding one waits for a grace period of the kernel's
+    // (measured: 5 to 8 ms instead of 0.3 ms).
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : memory.regions()) {
         vm.add_memslot(slot++, region.range, region.host);
     }
     assert(slot <= memory_map::kScratchMemslot);
+    vm.reserve_real_mode_pages(memory_map::kRealModePages);
+    vm.create_irqchip();
+    vm.create_pit();
     return vm;
 }
 

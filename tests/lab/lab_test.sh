@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Tests the lab itself: boots it a few times and checks what `lab --help` promises.
+
+set -uo pipefail
+export LC_ALL=C
+
+here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/lab_test.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+# Runs of lab keep their folders here, so that what they leave behind shows.
+mkdir "$work/tmp"
+passed=0 failed=0
+
+check() { # NAME COMMAND...: passes if the command succeeds
+    if "${@:2}"; then
+        echo "PASS $1"
+        passed=$((passed + 1))
+    else
+        echo "FAIL $1"
+        failed=$((failed + 1))
+    fi
+}
+
+lab() { # ARGUMENT...: leaves out, err, status and seconds
+    local start=$SECONDS
+    TMPDIR=$work/tmp "$here/lab" "$@" >"$work/out" 2>"$work/err" </dev/null
+    status=$?
+    seconds=$((SECONDS - start))
+}
+
+status_is() {
+    [ "$status" -eq "$1" ] && return
+    echo "  status $status, expected $1; its errors:"
+    tail -n 5 "$work/err" | sed 's/^/  | /'
+    return 1
+}
+
+equal() { # FILE TEXT
+    [ "$(cat "$1")" = "$2" ] && return
+    echo "  expected '$2', got:"
+    head -n 20 "$1" | sed 's/^/  | /'
+    return 1
+}
+
+says() { # FILE PATTERN
+    grep -q -- "$2" "$1" && return
+    echo "  no '$2' in:"
+    tail -n 50 "$1" | sed 's/^/  | /'
+    return 1
+}
+
+reported() { says "$work/report" "^$1\$"; }
+
+refused() { # ARGUMENT...: with status 2 and one line
+    lab "$@"
+    status_is 2 && [ "$(wc -l <"$work/err")" -eq 1 ] && [ ! -s "$work/out" ]
+}
+
+mounted() { says "$work/report" " $1 "; }
+
+machine_is_gone() { [ -n "$machine" ] && ! kill -0 "$machine" 2>/dev/null; }
+
+nothing_left() {
+    local left
+    left=$(find "$work/tmp" -mindepth 1 -print -quit)
+    [ -z "$left" ] || { echo "  left behind: $left"; return 1; }
+}
+
+echo "# wrong options"
+check "unknown option is refused" refused run --no-such-option 1 -- true
+check "option without a value is refused" refused run --cpus
+check "unknown verb is refused" refused walk
+check "run without a command is refused" refused run --cpus 1
+check "command without -- is refused" refused run true
+check "odd memory size is refused" refused run --memory 2GB -- true
+check "memory too small for the huge pages is refused" refused run --memory 1G --hugepages-2m 512 -- true
+check "count that is no number is refused" refused run --cpus two -- true
+check "missing file is refused" refused run --file "$work/none:/none" -- true
+check "relative guest path is refused" refused run --file "$here/lab:none" -- true
+check "guest path with .. is refused" refused run --file "$here/lab:/a/../b" -- true
+check "file to get into no folder is refused" refused run --get "/a:$work/none/a" -- true
+
+echo "# one run with everything"
+cat >"$work/probe" <<'PROBE'
+#!/bin/sh
+for argument; do printf '%s\0' "$argument"; done >/tmp/arguments
+{
+    for name in kvm_amd/parameters/npt kvm/parameters/tdp_mmu; do
+        echo "$name=$(cat /sys/module/$name)"
+    done
+    echo "pages=$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
+    echo "processors=$(nproc)"
+    echo "core=$(ulimit -c)"
+    echo "kvm=$([ -c /dev/kvm ] && echo yes)"
+    echo "input=$(wc -c)"
+    cat /proc/mounts
+    ifconfig lo | grep -o 'UP LOOPBACK RUNNING'
+    [ "$(od -An -t x1 -N 4 /guest/vmlinux | tr -d ' ')" = 7f454c46 ] && echo elf=yes
+    ls /guest
+    /opt/program && echo program=yes
+} >/tmp/report 2>&1
+printf 'to stdout\r\n\001\377\004\n'
+echo 'to stderr' >/dev/stderr
+sleep 1000 &
+exit 7
+PROBE
+chmod +x "$work/probe"
+# shellcheck disable=SC1003,SC2016 # Nothing is to be expanded.
+arguments=(plain 'two words' '' "it's" '"quoted"' $'a\nnew line' '*' '$HOME' '\' '-x' '`id`' $'\t\xff')
+lab run --cpus 2 --memory 1G --hugepages-2m 64 --file "$work/probe:/tmp/probe" --file "$(type -P true):/opt/program" \
+    --get "/tmp/report:$work/report" --get "/tmp/arguments:$work/arguments" -- /tmp/probe "${arguments[@]}"
+check "exit status 7 is passed on" status_is 7
+check "stdout arrives unchanged, and only it" equal "$work/out" $'to stdout\r\n\001\377\004'
+check "stderr arrives apart" equal "$work/err" 'to stderr'
+printf '%s\0' "${arguments[@]}" >"$work/expected"
+check "arguments arrive exactly" cmp "$work/expected" "$work/arguments"
+check "nested paging is on" reported 'kvm_amd/parameters/npt=Y'
+check "the TDP MMU is on" reported 'kvm/parameters/tdp_mmu=Y'
+check "huge pages of 2 MiB are reserved" reported pages=64
+check "it has the processors asked for" reported processors=2
+check "/dev/kvm is there" reported kvm=yes
+check "no core files" reported core=0
+check "standard input is empty" reported input=0
+for folder in /proc /sys /dev /tmp /dev/shm /dev/hugepages /sys/kernel/debug; do
+    check "$folder is mounted" mounted "$folder"
+done
+check "the loopback interface is up" reported 'UP LOOPBACK RUNNING'
+check "/guest has an ELF kernel" reported elf=yes
+check "/guest has a bzImage" reported vmlinuz
+check "/guest has an initrd" reported initrd
+check "a dynamically linked program given by --file runs" reported program=yes
+check "nothing is left behind" nothing_left
+
+echo "# other ends"
+lab run --kernel 6.1 -- sh -c 'uname -r; cat /none || true'
+check "exit status 0 is passed on" status_is 0
+check "the lab's kernel can be 6.1" says "$work/out" '^6\.1\.'
+
+lab run --get "/none:$work/none" -- no-such-command
+check "missing command ends with 127" status_is 127
+check "file that cannot be got is named" says "$work/err" 'has no file /none'
+
+lab run --memory 4G --hugepages-1g 1 -- cat /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages
+check "huge pages of 1 GiB are reserved" equal "$work/out" 1
+
+lab run --timeout 9 -- sh -c 'echo before; sleep 1000'
+check "timeout ends with 124" status_is 124
+check "timeout is on time" test "$seconds" -ge 9 -a "$seconds" -le 12
+check "output before the timeout arrives" equal "$work/out" before
+check "timeout is explained" says "$work/err" 'time was up after 9 s'
+
+lab run -- sh -c 'echo c >/proc/sysrq-trigger'
+check "kernel panic ends with 125" status_is 125
+check "kernel panic is shown" says "$work/err" 'Kernel panic'
+
+echo "# interrupted"
+TMPDIR=$work/tmp "$here/lab" run -- sh -c 'echo started; sleep 1000' >"$work/out" 2>"$work/err" &
+lab=$!
+for ((i = 0; i < 300; i++)); do
+    grep -q started "$work/out" && break
+    sleep 0.1
+done
+check "output arrives while the command runs" equal "$work/out" started
+machine=$(pgrep -P "$lab" -f qemu-system)
+kill -TERM "$lab"
+wait "$lab"
+status=$?
+check "SIGTERM ends it with 143" status_is 143
+check "its machine is gone" machine_is_gone
+check "nothing is left behind" nothing_left
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

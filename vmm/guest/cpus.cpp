@@ -1,0 +1,158 @@
+#include "vmm/guest/cpus.hpp"
+
+#include <atomic>
+#include <cstring>
+
+#include "vmm/guest/machine.hpp"
+
+// boot.S
+extern "C" const std::byte ap_trampoline[];
+extern "C" const std::byte ap_trampoline_end[];
+// Read by boot.S before a CPU has a stack: CR3, the stacks, how many of them there are, and how many are in use.
+extern "C" {
+constinit std::uint64_t ap_cr3 = 0;
+constinit std::uint64_t ap_stacks = 0;
+constinit std::uint32_t ap_stack_count = 0;
+constinit std::uint32_t ap_tickets = 0;
+}
+
+namespace vmm::guest {
+namespace {
+
+// Local APIC registers (Intel SDM volume 3, chapter "APIC").
+constexpr std::uint64_t kApicBase = 0xfee00000;
+constexpr std::uint64_t kApicId = kApicBase + 0x20;
+constexpr std::uint64_t kCommandLow = kApicBase + 0x300;
+constexpr std::uint64_t kCommandHigh = kApicBase + 0x310;
+constexpr std::uint32_t kDeliveryPending = 1U << 12;
+constexpr std::uint32_t kInitAssert = 0x4500;
+constexpr std::uint32_t kStartUp = 0x4600;
+/// The broadcast address, and thereby the first ID that an interrupt command in xAPIC mode cannot name.
+constexpr std::uint32_t kFirstIdOutOfReach = 255;
+
+// INIT is to be followed by a pause of 10 ms, and a second start-up IPI sent to who did not answer the first.
+constexpr std::uint64_t kInitCycles = std::uint64_t{1} << 25;
+constexpr std::uint64_t kSecondStartUpCycles = std::uint64_t{1} << 29;
+constexpr std::uint64_t kGiveUpCycles = std::uint64_t{1} << 35;
+
+enum class State : std::uint32_t { starting, up, given_up };
+
+/// One of the other CPUs. Each has cache lines to itself.
+struct alignas(128) Cpu {
+    std::uint32_t apic_id = 0;
+    /// Its number for Work; valid once the first step starts.
+    std::size_t number = 0;
+    std::atomic<State> state{State::starting};
+};
+
+constinit Cpu cpus[kMaxCpus];
+constinit std::size_t cpu_count = 0;
+constinit std::size_t cpus_up = 0;
+
+constinit Work current_work = nullptr;
+alignas(128) constinit std::atomic<std::uint32_t> steps_started{0};
+alignas(128) constinit std::atomic<std::size_t> cpus_finished{0};
+alignas(128) constinit std::atomic<std::size_t> cpus_arrived{0};
+
+void send(std::uint32_t apic_id, std::uint32_t command) noexcept {
+    constexpr std::uint64_t kMaxCycles = std::uint64_t{1} << 24;
+    wait_for_cycles(kMaxCycles, [] { return (mmio_read<std::uint32_t>(kCommandLow) & kDeliveryPending) == 0; });
+    mmio_write<std::uint32_t>(kCommandHigh, apic_id << 24);
+    mmio_write<std::uint32_t>(kCommandLow, command);
+}
+
+void send_to_all_in(State state, std::uint32_t command) noexcept {
+    for (std::size_t i = 0; i < cpu_count; ++i) {
+        if (cpus[i].apic_id < kFirstIdOutOfReach && cpus[i].state.load(std::memory_order_relaxed) == state) {
+            send(cpus[i].apic_id, command);
+        }
+    }
+}
+
+/// Waits until `expected` CPUs have arrived, or none has for `patience` cycles.
+void wait_for_arrivals(std::size_t expected, std::uint64_t patience) noexcept {
+    std::size_t arrived = cpus_arrived.load(std::memory_order_acquire);
+    while (arrived < expected &&
+           wait_for_cycles(patience, [arrived] { return cpus_arrived.load(std::memory_order_acquire) != arrived; })) {
+        arrived = cpus_arrived.load(std::memory_order_acquire);
+    }
+}
+
+} // namespace
+
+std::uint32_t this_apic_id() noexcept { return mmio_read<std::uint32_t>(kApicId) >> 24; }
+
+StartReport start_cpus(const StartPlan& plan) noexcept {
+    cpu_count = plan.apic_ids.size() < kMaxCpus ? plan.apic_ids.size() : kMaxCpus;
+    std::size_t reachable = 0;
+    for (std::size_t i = 0; i < cpu_count; ++i) {
+        cpus[i].apic_id = plan.apic_ids[i];
+        reachable += cpus[i].apic_id < kFirstIdOutOfReach ? 1 : 0;
+    }
+    ap_cr3 = plan.tables;
+    ap_stacks = plan.stacks;
+    ap_stack_count = static_cast<std::uint32_t>(cpu_count);
+    // In bounds: the trampoline is smaller than the page that the plan gives it.
+    std::memcpy(reinterpret_cast<std::byte*>(plan.trampoline), ap_trampoline,
+                static_cast<std::size_t>(ap_trampoline_end - ap_trampoline));
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+
+    const auto vector = static_cast<std::uint32_t>(plan.trampoline >> 12);
+    send_to_all_in(State::starting, kInitAssert);
+    wait_for_cycles(kInitCycles, [] { return false; });
+    send_to_all_in(State::starting, kStartUp | vector);
+    wait_for_arrivals(reachable, kSecondStartUpCycles);
+    send_to_all_in(State::starting, kStartUp | vector);
+    wait_for_arrivals(reachable, kGiveUpCycles);
+
+    StartReport report;
+    for (std::size_t i = 0; i < cpu_count; ++i) {
+        State expected = State::starting;
+        if (!cpus[i].state.compare_exchange_strong(expected, State::given_up)) {
+            ++cpus_up;
+            cpus[i].number = cpus_up;
+            continue;
+        }
+        if (cpus[i].apic_id < kFirstIdOutOfReach) {
+            send(cpus[i].apic_id, kInitAssert);
+        }
+        report.failed.add(cpus[i].apic_id);
+    }
+    report.started = cpus_up;
+    return report;
+}
+
+void run_on_all(Work work) noexcept {
+    current_work = work;
+    cpus_finished.store(0, std::memory_order_relaxed);
+    steps_started.fetch_add(1, std::memory_order_release);
+    work(0);
+    while (cpus_finished.load(std::memory_order_acquire) != cpus_up) {
+        pause();
+    }
+}
+
+void stop_others() noexcept { send_to_all_in(State::up, kInitAssert); }
+
+/// Where the other CPUs come out of boot.S. Returns only for a CPU that is not wanted, which then spins.
+extern "C" void ap_main() noexcept {
+    const std::uint32_t apic_id = this_apic_id();
+    Cpu* self = nullptr;
+    for (std::size_t i = 0; i < cpu_count && self == nullptr; ++i) {
+        self = cpus[i].apic_id == apic_id ? &cpus[i] : nullptr;
+    }
+    State expected = State::starting;
+    if (self == nullptr || !self->state.compare_exchange_strong(expected, State::up)) {
+        return;
+    }
+    cpus_arrived.fetch_add(1, std::memory_order_release);
+    for (std::uint32_t step = 1;; ++step) {
+        while (steps_started.load(std::memory_order_acquire) != step) {
+            pause();
+        }
+        current_work(self->number);
+        cpus_finished.fetch_add(1, std::memory_order_release);
+    }
+}
+
+} // namespace vmm::guest

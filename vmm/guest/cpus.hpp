@@ -1,0 +1,51 @@
+// The other CPUs: starting them, and having all of them do a step of work together.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "vmm/guest/acpi.hpp"
+#include "vmm/guest/memory_ranges.hpp"
+
+namespace vmm::guest {
+
+/// Where the CPUs start.
+struct StartPlan {
+    /// The APIC IDs of the CPUs to start, without the one that is running.
+    std::span<const std::uint32_t> apic_ids;
+    /// For CR3.
+    std::uint64_t tables = 0;
+    /// A free page below 1 MiB, other than page 0.
+    std::uint64_t trampoline = 0;
+    /// GUEST_STACK_BYTES for each CPU to start.
+    std::uint64_t stacks = 0;
+};
+
+/// The local APIC ID of the CPU that calls.
+[[nodiscard]] std::uint32_t this_apic_id() noexcept;
+
+struct StartReport {
+    /// How many CPUs came up.
+    std::size_t started = 0;
+    /// The IDs of those that did not. They stay out of everything, even if they come up later.
+    CpuList failed;
+};
+
+/// Starts the CPUs of `plan`, all at once, and waits for them. A CPU is given up when for some 10 seconds no further one
+/// has come up. For CPU 0, once.
+[[nodiscard]] StartReport start_cpus(const StartPlan& plan) noexcept;
+
+/// What every CPU does in a step: `cpu` is 0 for the CPU that runs the step, and counts up without gaps for those that
+/// start_cpus() started, in the order of the plan.
+using Work = void (*)(std::size_t cpu) noexcept;
+
+/// Runs `work` on all CPUs at the same time, and returns when all are done. What the caller wrote before is visible to
+/// them, and what they wrote is visible to the caller afterwards. For CPU 0.
+void run_on_all(Work work) noexcept;
+
+/// Sends the other CPUs back to waiting for a start-up IPI, where they no longer use the host's time. For CPU 0; no other
+/// function of this file may be called afterwards.
+void stop_others() noexcept;
+
+} // namespace vmm::guest

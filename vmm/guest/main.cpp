@@ -1,0 +1,237 @@
+// The built-in guest: every CPU writes to each page of its share of the free memory, several times over, and the guest
+// prints how long that took. README.md describes options and output.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "vmm/guest/acpi.hpp"
+#include "vmm/guest/cpus.hpp"
+#include "vmm/guest/machine.hpp"
+#include "vmm/guest/memory_ranges.hpp"
+#include "vmm/guest/options.hpp"
+#include "vmm/guest/page_tables.hpp"
+#include "vmm/guest/power.hpp"
+#include "vmm/guest/serial.hpp"
+#include "vmm/guest/start_info.hpp"
+#include "vmm/guest/text.hpp"
+#include "vmm/guest/workload.hpp"
+
+// guest.ld
+extern "C" const std::byte image_start[];
+extern "C" const std::byte image_end[];
+
+namespace vmm::guest {
+namespace {
+
+constexpr std::uint64_t kFreeMemoryStart = 0x100000;
+/// The end of the low half of the address space; ring 3 keeps to that half.
+constexpr std::uint64_t kHighestEnd = std::uint64_t{1} << 47;
+/// Where a start-up IPI can point to, less page 0, and less what PCs keep for video memory and firmware.
+constexpr Range kTrampolineWindow{kPageBytes, 0xa0000};
+constexpr std::size_t kMaxModules = 64;
+
+// Set up once by CPU 0, before the other CPUs start.
+constinit StartInfo start_info{};
+constinit MemoryMapEntry memory_map[MemoryRanges::kCapacity]{};
+constinit Acpi acpi{};
+
+/// Everything the loader hands over lies where the static tables map it, or is refused.
+constexpr PhysicalMemory kLoaderMemory(kStaticMapEnd);
+
+[[noreturn]] void stop_with(const Line& line) noexcept {
+    serial::print(line);
+    power_off(acpi.power_off);
+}
+
+[[noreturn]] void stop_with_error(std::string_view what, std::string_view reason) noexcept {
+    stop_with(Line("error").field("what", what).field("reason", reason));
+}
+
+void read_start_info(std::uint64_t address) noexcept {
+    const auto info = detail::load<StartInfo>(kLoaderMemory.view(address, sizeof(StartInfo)), 0);
+    const bool valid = info && info->magic == kStartInfoMagic;
+    if (valid) {
+        start_info = *info;
+    }
+    acpi = read_acpi(kLoaderMemory, start_info.rsdp_address);
+    if (!valid) {
+        stop_with_error("start_info", "bad-magic");
+    }
+}
+
+/// The command line, where the loader put it; nothing is written there before the options are read.
+std::string_view command_line() noexcept {
+    const std::uint64_t address = start_info.command_line_address;
+    if (address == 0) {
+        return {};
+    }
+    const auto bytes = kLoaderMemory.view(address, GUEST_COMMAND_LINE_BYTES);
+    if (bytes.empty()) {
+        stop_with_error("command_line", "not-below-4-gib");
+    }
+    std::size_t size = 0;
+    while (size < bytes.size() && bytes[size] != std::byte{0}) {
+        ++size;
+    }
+    if (size == bytes.size()) {
+        stop_with_error("command_line", "longer-than-2047-bytes");
+    }
+    return {reinterpret_cast<const char*>(bytes.data()), size};
+}
+
+Options read_options(std::uint64_t tables_in_use) noexcept {
+    const ParsedOptions parsed = parse_options(command_line());
+    if (parsed.error) {
+        stop_with(Line("error")
+                      .field("option", parsed.error->option)
+                      .field("value", parsed.error->value)
+                      .field("reason", parsed.error->reason));
+    }
+    // boot.S looked for the option too, and takes no tables that do not look like tables.
+    if (parsed.options.tables.value_or(0) != tables_in_use) {
+        stop_with(Line("error")
+                      .field("option", "tables")
+                      .field_hex("value", parsed.options.tables.value_or(0))
+                      .field("reason", "no-page-tables-there"));
+    }
+    return parsed.options;
+}
+
+void read_memory_map() noexcept {
+    const std::size_t entries = start_info.memory_map_entries;
+    if (start_info.version < 1 || entries == 0 || start_info.memory_map_address == 0) {
+        stop_with_error("memory_map", "none-in-start-info");
+    }
+    if (entries > MemoryRanges::kCapacity) {
+        stop_with_error("memory_map", "more-than-128-entries");
+    }
+    const auto bytes = kLoaderMemory.view(start_info.memory_map_address, entries * sizeof(MemoryMapEntry));
+    if (bytes.empty()) {
+        stop_with_error("memory_map", "not-below-4-gib");
+    }
+    std::memcpy(memory_map, bytes.data(), bytes.size());
+}
+
+/// The RAM in `window`, less the image and what the loader placed. The ACPI tables and the memory map may be written
+/// over: what they are needed for has been copied.
+MemoryRanges free_ram(Range window) noexcept {
+    auto ram = ram_within({memory_map, start_info.memory_map_entries}, window);
+    bool fits = ram.has_value();
+    const auto take_out = [&](Range range) { fits = fits && ram->remove(range); };
+
+    // Addresses of a symbol in the linker script.
+    take_out({reinterpret_cast<std::uint64_t>(image_start), reinterpret_cast<std::uint64_t>(image_end)});
+    if (start_info.command_line_address != 0) {
+        take_out(make_range(start_info.command_line_address, GUEST_COMMAND_LINE_BYTES));
+    }
+    const std::size_t modules = start_info.module_count < kMaxModules ? start_info.module_count : kMaxModules;
+    const Range list = make_range(start_info.modules_address, modules * sizeof(Module));
+    take_out(list);
+    const auto bytes = kLoaderMemory.view(list.base, list.size());
+    for (std::size_t i = 0; i < modules; ++i) {
+        if (const auto module = detail::load<Module>(bytes, i * sizeof(Module))) {
+            take_out(make_range(module->address, module->size));
+        }
+    }
+    if (!fits) {
+        stop_with_error("memory_map", "too-scattered");
+    }
+    return *ram;
+}
+
+/// `bytes` of `free` together, below `limit`.
+std::uint64_t take(MemoryRanges& free, std::uint64_t bytes, std::uint64_t limit, std::string_view what) noexcept {
+    const auto address = free.take(bytes, limit);
+    if (!address) {
+        stop_with_error(what, "not-enough-memory");
+    }
+    return *address;
+}
+
+/// The CPUs to start: all but this one, cut to what was asked for.
+CpuList other_cpus(std::uint64_t wanted) noexcept {
+    CpuList others;
+    if (wanted == 1 || acpi.cpus.count <= 1) {
+        return others; // The local APIC is not even touched.
+    }
+    const std::uint32_t self = this_apic_id();
+    for (std::size_t i = 0; i < acpi.cpus.count && others.count + 1 < wanted; ++i) {
+        if (acpi.cpus.apic_ids[i] != self) {
+            others.add(acpi.cpus.apic_ids[i]);
+        }
+    }
+    return others;
+}
+
+StartReport start_others(const CpuList& others, std::uint64_t tables, MemoryRanges& free) noexcept {
+    if (others.count == 0) {
+        return {};
+    }
+    MemoryRanges low = free_ram(kTrampolineWindow);
+    StartPlan plan;
+    plan.apic_ids = {others.apic_ids.data(), others.count};
+    plan.tables = tables;
+    plan.trampoline = take(low, kPageBytes, kTrampolineWindow.end, "trampoline");
+    plan.stacks = take(free, others.count * GUEST_STACK_BYTES, kStaticMapEnd, "stacks");
+    return start_cpus(plan);
+}
+
+void print_start(const WorkloadPlan& plan, const CpuList& failed, const MemoryRanges& free) noexcept {
+    const Options& options = plan.options;
+    serial::print(Line()
+                      .field("guest", "vmm-builtin")
+                      .field("cpus", plan.cpus)
+                      .field("memory_pages", free.bytes() / kPageBytes)
+                      .field("stride", options.stride)
+                      .field("order", options.order == Order::random ? "random" : "seq")
+                      .field("passes", options.passes)
+                      .field("tables", options.tables ? "given" : "own")
+                      .field("reader", options.reader_one ? "one" : "none")
+                      .field("check", std::uint64_t{options.check})
+                      .field("report", plan.report_at_end() ? "end" : "live"));
+    if (!acpi.cpus_missing.empty() && options.cpus != 1) {
+        serial::print(Line("warning").field("what", "cpus").field("reason", acpi.cpus_missing));
+    }
+    if (acpi.cpus.left_out != 0 && options.cpus > kMaxCpus) {
+        serial::print(Line("warning")
+                          .field("what", "cpus")
+                          .field("reason", "more-than-254")
+                          .field("left_out", acpi.cpus.left_out));
+    }
+    for (std::size_t i = 0; i < failed.count; ++i) {
+        serial::print(Line("error")
+                          .field("what", "cpu")
+                          .field("apic_id", std::uint64_t{failed.apic_ids[i]})
+                          .field("reason", "did-not-start"));
+    }
+}
+
+} // namespace
+
+/// Where CPU 0 comes out of boot.S. `given_tables` are the page tables of the option tables=, if they are in use, or 0.
+extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::uint32_t given_tables) noexcept {
+    serial::start();
+    read_start_info(start_info_address);
+    const Options options = read_options(given_tables);
+    read_memory_map();
+
+    MemoryRanges free = free_ram({kFreeMemoryStart, kHighestEnd});
+    if (free.ranges().empty()) {
+        stop_with_error("memory_map", "no-free-memory");
+    }
+    if (given_tables == 0 && !extend_identity_map(free.ranges().back().end, free)) {
+        stop_with_error("page_tables", "not-enough-memory");
+    }
+    const std::uint64_t tables = given_tables != 0 ? given_tables : static_tables();
+    const StartReport report = start_others(other_cpus(options.cpus), tables, free);
+    const WorkloadPlan plan{options, report.started + 1};
+    const std::uint64_t results = take(free, plan.result_bytes(), kStaticMapEnd, "results");
+    print_start(plan, report.failed, free);
+    run_workload(plan, free, results);
+    power_off(acpi.power_off);
+}
+
+} // namespace vmm::guest

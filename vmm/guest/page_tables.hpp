@@ -1,0 +1,17 @@
+// The guest's own identity map, beyond what the image brings along.
+#pragma once
+
+#include <cstdint>
+
+#include "vmm/guest/memory_ranges.hpp"
+
+namespace vmm::guest {
+
+/// The physical address of the tables in the image, for CR3.
+[[nodiscard]] std::uint64_t static_tables() noexcept;
+
+/// Maps [4 GiB, top) into the tables in the image, rounded up to whole GiB. Takes the pages it needs from `free`, below
+/// 4 GiB; false if there are not enough. For CPU 0, before the other CPUs start.
+[[nodiscard]] bool extend_identity_map(std::uint64_t top, MemoryRanges& free) noexcept;
+
+} // namespace vmm::guest

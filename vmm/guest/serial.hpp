@@ -1,0 +1,14 @@
+// Output: the 16550 serial port COM1.
+#pragma once
+
+#include "vmm/guest/text.hpp"
+
+namespace vmm::guest::serial {
+
+/// 115200 baud, 8N1, no interrupts, FIFO on where there is one.
+void start() noexcept;
+
+/// Prints a line and its end. For CPU 0 only. Gives up waiting for a port that never becomes ready, and writes anyway.
+void print(const Line& line) noexcept;
+
+} // namespace vmm::guest::serial
