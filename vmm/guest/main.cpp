@@ -142,6 +142,17 @@ MemoryRanges free_ram(Range window) noexcept {
     return *ram;
 }
 
+/// Tables that the guest itself would write over are no use.
+void check_tables_lie_outside_ram(std::uint64_t tables) noexcept {
+    const auto ram = ram_within({memory_map, start_info.memory_map_entries}, {tables, tables + kPageBytes});
+    if (!ram || !ram->ranges().empty()) {
+        stop_with(Line("error")
+                      .field("option", "tables")
+                      .field_hex("value", tables)
+                      .field("reason", "inside-ram"));
+    }
+}
+
 /// `bytes` of `free` together, below `limit`.
 std::uint64_t take(MemoryRanges& free, std::uint64_t bytes, std::uint64_t limit, std::string_view what) noexcept {
     const auto address = free.take(bytes, limit);
@@ -217,6 +228,9 @@ extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::u
     read_start_info(start_info_address);
     const Options options = read_options(given_tables);
     read_memory_map();
+    if (given_tables != 0) {
+        check_tables_lie_outside_ram(given_tables);
+    }
 
     MemoryRanges free = free_ram({kFreeMemoryStart, kHighestEnd});
     if (free.ranges().empty()) {

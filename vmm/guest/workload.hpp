@@ -11,7 +11,7 @@ namespace vmm::guest {
 
 /// Above this number of CPUs, results are printed after the last pass unless the option report= says otherwise. CPUs that
 /// wait for CPU 0 to print use up the host's time: on a host that has far fewer CPUs than the guest, most of it.
-inline constexpr std::size_t kMaxCpusReportedLive = 32;
+inline constexpr std::size_t kMaxCpusReportedLive = 8;
 
 struct WorkloadPlan {
     Options options;
