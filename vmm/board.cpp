@@ -33,6 +33,7 @@ loader::AcpiConfig Board::describe(unsigned vcpus) {
     acpi.reset_value = AcpiPower::kResetValue;
     acpi.com1 = loader::AcpiSerialPort{memory_map::kCom1Port, memory_map::kCom1Gsi};
     acpi.cmos_rtc_port = memory_map::kRtcPort;
+    acpi.cmos_century_index = devices::Rtc::kCenturyIndex;
     return acpi;
 }
 

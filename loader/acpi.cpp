@@ -1,0 +1,257 @@
+#include "loader/acpi.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "loader/acpi_table.hpp"
+#include "loader/aml.hpp"
+#include "loader/little_endian.hpp"
+
+namespace vmm::loader {
+namespace {
+
+using aml::Term;
+
+std::uint32_t low_address(GuestAddress address) {
+    assert(to_integer(address) <= UINT32_MAX);
+    return static_cast<std::uint32_t>(to_integer(address));
+}
+
+// --- DSDT: the devices --------------------------------------------------------------------------------------------
+
+/// The name of one of many: a letter and three hex digits, e.g. C00A.
+std::string numbered_name(char letter, std::size_t number) {
+    constexpr std::string_view kDigits = "0123456789ABCDEF";
+    assert(number < 0x1000);
+    return {letter, kDigits[number >> 8U], kDigits[number >> 4U & 0xfU], kDigits[number & 0xfU]};
+}
+
+Term resources(std::initializer_list<Term> descriptors) {
+    return aml::name("_CRS", aml::resource_template(std::span{descriptors.begin(), descriptors.size()}));
+}
+
+Term device(std::string_view name, std::initializer_list<Term> terms) {
+    return aml::device(name, std::span{terms.begin(), terms.size()});
+}
+
+/// _UID is what ties the processor to its entry in the MADT.
+Term processor(unsigned number) {
+    constexpr std::uint64_t kPresentAndWorking = 0xf;
+    return device(numbered_name('C', number),
+                  {aml::name("_HID", aml::string("ACPI0007")), aml::name("_UID", aml::integer(number)),
+                   aml::name("_STA", aml::integer(kPresentAndWorking))});
+}
+
+Term serial_port(AcpiSerialPort com1) {
+    constexpr std::uint8_t kRegisters = 8;
+    return device("COM1", {aml::name("_HID", aml::eisa_id("PNP0501")), aml::name("_UID", aml::integer(1)),
+                           resources({aml::io_ports(com1.port, kRegisters), aml::interrupt(com1.gsi, false)})});
+}
+
+Term cmos_rtc(std::uint16_t port) {
+    constexpr std::uint8_t kIndexAndData = 2;
+    return device("RTC", {aml::name("_HID", aml::eisa_id("PNP0B00")), resources({aml::io_ports(port, kIndexAndData)})});
+}
+
+/// _CCA: its DMA is coherent with the CPUs' caches.
+Term virtio_mmio(std::size_t number, const AcpiVirtioMmio& virtio) {
+    assert(virtio.registers.size <= UINT32_MAX);
+    const Term registers =
+        aml::memory32_fixed(low_address(virtio.registers.base), static_cast<std::uint32_t>(virtio.registers.size));
+    const Term line = aml::interrupt(virtio.gsi, virtio.trigger == InterruptTrigger::level);
+    return device(numbered_name('V', number),
+                  {aml::name("_HID", aml::string("LNRO0005")), aml::name("_UID", aml::integer(number)),
+                   aml::name("_CCA", aml::integer(1)), resources({registers, line})});
+}
+
+Term power_off_state(std::uint8_t sleep_type) {
+    const std::array<Term, 4> values = {aml::integer(sleep_type), aml::integer(0), aml::integer(0), aml::integer(0)};
+    return aml::name("\\_S5", aml::package(values));
+}
+
+std::vector<std::byte> build_dsdt(const AcpiConfig& config) {
+    std::vector<Term> devices;
+    devices.reserve(config.vcpus + 2 + config.virtio_mmio.size());
+    for (unsigned i = 0; i < config.vcpus; ++i) {
+        devices.push_back(processor(i));
+    }
+    if (config.com1) {
+        devices.push_back(serial_port(*config.com1));
+    }
+    if (config.cmos_rtc_port) {
+        devices.push_back(cmos_rtc(*config.cmos_rtc_port));
+    }
+    for (std::size_t i = 0; i < config.virtio_mmio.size(); ++i) {
+        devices.push_back(virtio_mmio(i, config.virtio_mmio[i]));
+    }
+    constexpr std::uint8_t k64BitIntegers = 2;
+    AcpiTable table{"DSDT", k64BitIntegers};
+    table.put_bytes(power_off_state(config.power_off_sleep_type));
+    table.put_bytes(aml::scope("\\_SB", devices));
+    return std::move(table).finish();
+}
+
+// --- FADT: the fixed features (ACPI 6.3, 5.2.9) -------------------------------------------------------------------
+
+// Boot architecture flags (IAPC_BOOT_ARCH). Left clear: there is no 8042 to probe for, and the RTC is not missing.
+constexpr std::uint16_t kLegacyDevices = 1U << 0U; // COM1
+constexpr std::uint16_t kNoVga = 1U << 2U;
+constexpr std::uint16_t kNoCmosRtc = 1U << 5U;
+
+// Fixed feature flags.
+constexpr std::uint32_t kWbinvdWorks = 1U << 0U;
+constexpr std::uint32_t kNoFixedPowerButton = 1U << 4U;
+constexpr std::uint32_t kNoFixedSleepButton = 1U << 5U;
+constexpr std::uint32_t kNoFixedRtcWake = 1U << 6U;
+constexpr std::uint32_t kResetRegisterWorks = 1U << 10U;
+constexpr std::uint32_t kHardwareReduced = 1U << 20U;
+
+std::vector<std::byte> build_fadt(const AcpiConfig& config, GuestAddress dsdt) {
+    constexpr std::uint8_t kRevision = 6;
+    constexpr std::uint8_t kMinorRevision = 3;
+    constexpr std::uint8_t kEnterpriseServer = 4; // the preferred power management profile
+    constexpr std::uint16_t kUsualSciInterrupt = 9;
+    constexpr std::size_t kFadtBytes = 276;
+    // A hardware-reduced machine has none of the registers that the zeros stand for.
+    AcpiTable table{"FACP", kRevision};
+    table.put(std::uint32_t{0}); // FIRMWARE_CTRL: no FACS, which is for sleeping
+    table.put(low_address(dsdt));
+    table.put_zeros(1);
+    table.put(kEnterpriseServer);
+    // Ignored, but kernels without that exception configure this interrupt as a level-triggered one: keep it off GSI 0.
+    table.put(kUsualSciInterrupt);
+    table.put_zeros(108 - table.size()); // from SMI_CMD to MON_ALRM
+    table.put(config.cmos_century_index);
+    table.put(static_cast<std::uint16_t>((config.com1 ? kLegacyDevices : 0U) | kNoVga |
+                                         (config.cmos_rtc_port ? 0U : kNoCmosRtc)));
+    table.put_zeros(1);
+    table.put(kWbinvdWorks | kNoFixedPowerButton | kNoFixedSleepButton | kNoFixedRtcWake | kResetRegisterWorks |
+              kHardwareReduced);
+    table.put_io_register(config.reset_port);
+    table.put(config.reset_value);
+    table.put_zeros(2); // ARM_BOOT_ARCH
+    table.put(kMinorRevision);
+    table.put(std::uint64_t{0}); // X_FIRMWARE_CTRL
+    table.put(to_integer(dsdt));
+    table.put_zeros(244 - table.size()); // from X_PM1a_EVT_BLK to X_GPE1_BLK
+    table.put_io_register(config.sleep_control_port);
+    table.put_io_register(config.sleep_status_port);
+    table.put_zeros(8); // hypervisor vendor identity
+    assert(table.size() == kFadtBytes);
+    return std::move(table).finish();
+}
+
+// --- MADT: the interrupt controllers (ACPI 6.3, 5.2.12) -----------------------------------------------------------
+
+std::vector<std::byte> build_madt(const AcpiConfig& config) {
+    constexpr std::uint8_t kRevision = 5;
+    constexpr std::uint32_t kPcAtCompatible = 1; // there are two 8259s as well
+    constexpr std::uint8_t kLocalApicType = 0;
+    constexpr std::uint8_t kLocalApicBytes = 8;
+    constexpr std::uint8_t kIoApicType = 1;
+    constexpr std::uint8_t kIoApicBytes = 12;
+    constexpr std::uint32_t kEnabled = 1;
+
+    AcpiTable table{"APIC", kRevision};
+    table.put(low_address(config.local_apic));
+    table.put(kPcAtCompatible);
+    for (unsigned i = 0; i < config.vcpus; ++i) {
+        table.put(kLocalApicType).put(kLocalApicBytes);
+        table.put(static_cast<std::uint8_t>(i)); // _UID of the processor
+        table.put(static_cast<std::uint8_t>(i)); // id of its local APIC
+        table.put(kEnabled);
+    }
+    table.put(kIoApicType).put(kIoApicBytes);
+    table.put_zeros(2); // its id, which KVM's has after reset, and a reserved byte
+    table.put(low_address(config.io_apic));
+    table.put(std::uint32_t{0}); // the GSI of its first input
+    return std::move(table).finish();
+}
+
+// --- XSDT and RSDP: where the others are --------------------------------------------------------------------------
+
+std::vector<std::byte> build_xsdt(std::initializer_list<GuestAddress> tables) {
+    constexpr std::uint8_t kRevision = 1;
+    AcpiTable xsdt{"XSDT", kRevision};
+    for (const GuestAddress table : tables) {
+        xsdt.put(to_integer(table));
+    }
+    return std::move(xsdt).finish();
+}
+
+constexpr std::size_t kRsdpBytes = 36;
+
+/// ACPI 6.3, 5.2.5.3. It has two checksums: one over the part that ACPI 1.0 knew, one over all.
+std::vector<std::byte> build_rsdp(GuestAddress xsdt) {
+    constexpr std::uint8_t kRevision = 2;
+    constexpr std::size_t kFirstPartBytes = 20;
+    constexpr std::size_t kChecksumOffset = 8;
+    constexpr std::size_t kExtendedChecksumOffset = 32;
+
+    std::vector<std::byte> bytes;
+    for (const char c : std::string_view{"RSD PTR "}) {
+        append_little_endian(bytes, static_cast<std::uint8_t>(c));
+    }
+    append_little_endian(bytes, std::uint8_t{0});
+    for (const char c : kAcpiOemId) {
+        append_little_endian(bytes, static_cast<std::uint8_t>(c));
+    }
+    append_little_endian(bytes, kRevision);
+    append_little_endian(bytes, std::uint32_t{0}); // no RSDT
+    append_little_endian(bytes, static_cast<std::uint32_t>(kRsdpBytes));
+    append_little_endian(bytes, to_integer(xsdt));
+    append_little_endian(bytes, std::uint32_t{0}); // extended checksum and reserved bytes
+    assert(bytes.size() == kRsdpBytes);
+    bytes[kChecksumOffset] = acpi_checksum(std::span{bytes}.first(kFirstPartBytes));
+    bytes[kExtendedChecksumOffset] = acpi_checksum(bytes);
+    return bytes;
+}
+
+/// Lays tables out one after the other, each at a multiple of 16.
+class TableArea {
+  public:
+    /// The first `reserved` bytes stay free for what points to the tables.
+    TableArea(GuestAddress base, std::size_t reserved) : base_(base), bytes_(reserved) {}
+
+    GuestAddress add(std::span<const std::byte> table) {
+        constexpr std::uint64_t kAlignment = 16;
+        bytes_.resize(align_down(bytes_.size() + kAlignment - 1, kAlignment));
+        const GuestAddress address{to_integer(base_) + bytes_.size()};
+        bytes_.insert(bytes_.end(), table.begin(), table.end());
+        return address;
+    }
+
+    /// All bytes, with `head` in the reserved place.
+    [[nodiscard]] std::vector<std::byte> finish(std::span<const std::byte> head) && {
+        std::ranges::copy(head, bytes_.begin());
+        return std::move(bytes_);
+    }
+
+  private:
+    GuestAddress base_;
+    std::vector<std::byte> bytes_;
+};
+
+} // namespace
+
+std::vector<std::byte> build_acpi_tables(const AcpiConfig& config) {
+    assert(config.vcpus >= 1 && config.vcpus <= kMaxAcpiVcpus);
+    assert(config.virtio_mmio.size() <= kMaxAcpiVirtioMmio);
+    assert(config.power_off_sleep_type <= 7);
+    assert(is_aligned(to_integer(config.base), 16)); // where a scan for the RSDP looks
+
+    TableArea area{config.base, kRsdpBytes};
+    const GuestAddress dsdt = area.add(build_dsdt(config));
+    const GuestAddress fadt = area.add(build_fadt(config, dsdt));
+    const GuestAddress madt = area.add(build_madt(config));
+    const GuestAddress xsdt = area.add(build_xsdt({fadt, madt}));
+    return std::move(area).finish(build_rsdp(xsdt));
+}
+
+} // namespace vmm::loader

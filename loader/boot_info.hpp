@@ -1,0 +1,22 @@
+// What every boot protocol tells a kernel.
+#pragma once
+
+#include <optional>
+#include <span>
+
+#include "kvm/guest_address.hpp"
+#include "loader/memory_map_entry.hpp"
+
+namespace vmm::loader {
+
+struct BootInfo {
+    GuestAddress command_line;                  ///< NUL-terminated, below 4 GiB
+    std::optional<GuestRange> initrd;           ///< below 4 GiB
+    std::optional<GuestAddress> rsdp;           ///< where the ACPI tables start
+    std::span<const MemoryMapEntry> memory_map; ///< ascending, not overlapping, at most kMaxMemoryMapEntries
+};
+
+/// As many as the zero page has room for (E820_MAX_ENTRIES_ZEROPAGE); Linux reads no more by PVH either.
+inline constexpr std::size_t kMaxMemoryMapEntries = 128;
+
+} // namespace vmm::loader

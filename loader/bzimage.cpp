@@ -1,0 +1,148 @@
+#include "loader/bzimage.hpp"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "loader/foreign_image.hpp"
+#include "loader/setup_header.hpp"
+
+namespace vmm::loader {
+namespace {
+
+constexpr std::string_view kDamaged = "the file is damaged or incomplete";
+constexpr std::string_view kUse64Bit = "use a kernel built for x86-64, Linux 3.8 or later";
+
+constexpr std::uint64_t kSectorBytes = 512;
+constexpr unsigned kDefaultSetupSectors = 4;     // what 0 in the header means
+constexpr std::uint64_t kParagraphBytes = 16;    // the unit of syssize
+constexpr std::uint16_t kOldestProtocol = 0x20c; // 2.12 has xloadflags, which tell of the 64-bit entry point
+constexpr std::uint16_t kXlfKernel64 = 1U << 0U;
+constexpr std::uint16_t kXlfCanBeLoadedAbove4G = 1U << 1U;
+constexpr std::uint64_t kEntry64Offset = 0x200; // of the 64-bit entry point, in the protected-mode part
+
+/// The lowest address a kernel is loaded at: below it lies the boot information.
+constexpr std::uint64_t kLowestKernelAddress = kMiB;
+
+std::string protocol_name(std::uint16_t version) {
+    const std::string minor = std::to_string(version & 0xffU);
+    return std::to_string(version >> 8U) + "." + (minor.size() < 2 ? "0" : "") + minor;
+}
+
+/// The fields of a setup header that has been copied out of the file.
+class SetupHeaderView {
+  public:
+    explicit SetupHeaderView(std::span<const std::byte> bytes) : bytes_(bytes) {}
+
+    /// The field at `offset` of the file. The header has been checked to have it.
+    template <typename T>
+    [[nodiscard]] T at(std::size_t offset) const {
+        std::array<std::byte, sizeof(T)> raw{};
+        const auto field = bytes_.subspan(offset - setup_header::kBegin, sizeof(T));
+        std::ranges::copy(field, raw.begin());
+        return std::bit_cast<T>(raw);
+    }
+
+  private:
+    std::span<const std::byte> bytes_;
+};
+
+/// Copies the setup header, whose length stands in a jump instruction's offset at 0x201.
+std::vector<std::byte> read_setup_header(const ImageFile& file) {
+    const auto jump_offset = file.load<std::uint8_t>(setup_header::kJumpOffset);
+    const auto version = file.load<std::uint16_t>(setup_header::kVersion);
+    if (!jump_offset || !version) {
+        refuse_kernel(file, "its setup header is cut short", kDamaged);
+    }
+    if (*version < kOldestProtocol) {
+        refuse_kernel(file, "it has boot protocol " + protocol_name(*version) + ", which knows no 64-bit entry point",
+                      kUse64Bit);
+    }
+    const std::size_t end = setup_header::kMagic + std::size_t{*jump_offset};
+    if (end < setup_header::kEndOfProtocol212) {
+        refuse_kernel(file, "its setup header is shorter than its boot protocol asks for", kDamaged);
+    }
+    std::vector<std::byte> header(std::min(end, setup_header::kEndOfRoom) - setup_header::kBegin);
+    if (!file.read_at(setup_header::kBegin, header)) {
+        refuse_kernel(file, "its setup header is cut short", kDamaged);
+    }
+    return header;
+}
+
+void check_flags(const ImageFile& file, SetupHeaderView header) {
+    if ((header.at<std::uint8_t>(setup_header::kLoadFlags) & setup_header::kLoadedHigh) == 0) {
+        refuse_kernel(file, "it is a zImage, which is loaded below 1 MiB", kUse64Bit);
+    }
+    if ((header.at<std::uint16_t>(setup_header::kXLoadFlags) & kXlfKernel64) == 0) {
+        refuse_kernel(file, "it is a 32-bit kernel", kUse64Bit);
+    }
+}
+
+} // namespace
+
+bool BzImage::recognises(const ImageFile& file) {
+    return file.load<std::uint32_t>(setup_header::kMagic) == setup_header::kMagicValue;
+}
+
+BzImage BzImage::parse(const ImageFile& file) {
+    BzImage image;
+    image.setup_header_ = read_setup_header(file);
+    const SetupHeaderView header{image.setup_header_};
+    check_flags(file, header);
+
+    const unsigned setup_sectors = header.at<std::uint8_t>(setup_header::kSetupSectors);
+    // The boot sector comes before the setup sectors and is not counted.
+    image.file_offset_ = (1 + std::uint64_t{setup_sectors == 0 ? kDefaultSetupSectors : setup_sectors}) * kSectorBytes;
+    image.file_bytes_ = header.at<std::uint32_t>(setup_header::kSysSize) * kParagraphBytes;
+    if (image.file_offset_ > file.size() || image.file_bytes_ > file.size() - image.file_offset_) {
+        refuse_kernel(file,
+                      "its header promises " + format_bytes(image.file_bytes_) + " from offset " +
+                          std::to_string(image.file_offset_) + " on, but the file has " + format_bytes(file.size()),
+                      kDamaged);
+    }
+    if (image.file_bytes_ <= kEntry64Offset) {
+        refuse_kernel(file, "its protected-mode part ends before the entry point", kDamaged);
+    }
+
+    image.memory_bytes_ = std::max<std::uint64_t>(header.at<std::uint32_t>(setup_header::kInitSize), image.file_bytes_);
+    image.preferred_address_ = GuestAddress{header.at<std::uint64_t>(setup_header::kPrefAddress)};
+    if (header.at<std::uint8_t>(setup_header::kRelocatableKernel) != 0) {
+        image.alignment_ = header.at<std::uint32_t>(setup_header::kKernelAlignment);
+        if (!std::has_single_bit(image.alignment_)) {
+            refuse_kernel(file, "its alignment " + std::to_string(image.alignment_) + " is no power of two", kDamaged);
+        }
+    }
+
+    image.max_command_line_bytes_ = header.at<std::uint32_t>(setup_header::kCommandLineSize);
+    const bool above_4g = (header.at<std::uint16_t>(setup_header::kXLoadFlags) & kXlfCanBeLoadedAbove4G) != 0;
+    // Such a kernel takes an initrd anywhere, but its 32-bit fields hold addresses below 4 GiB only.
+    image.initrd_limit_ =
+        GuestAddress{above_4g ? 4 * kGiB : std::uint64_t{header.at<std::uint32_t>(setup_header::kInitrdAddrMax)} + 1};
+    return image;
+}
+
+LoadedKernel BzImage::load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const {
+    GuestAddress base = preferred_address_;
+    const bool is_relocatable = alignment_ != 0;
+    // At an address that is not aligned the kernel would move itself up, out of what we claim for it.
+    if (is_relocatable && (!is_aligned(to_integer(base), alignment_) || !placement.is_free({base, memory_bytes_}))) {
+        const std::uint64_t lowest = std::clamp(to_integer(base), kLowestKernelAddress, 4 * kGiB);
+        const GuestRange bounds{GuestAddress{lowest}, (4 * kGiB) - lowest};
+        base = placement.find_above(memory_bytes_, alignment_, bounds).value_or(base);
+    }
+    const GuestRange range{base, memory_bytes_};
+    placement.claim(range, "the kernel " + file.name());
+    const GuestAddress entry{to_integer(base) + kEntry64Offset};
+    if (to_integer(entry) >= 4 * kGiB) {
+        refuse_kernel(file, "it wants to lie at " + to_string(base) + ", above 4 GiB");
+    }
+    file.read_into(memory, base, file_offset_, file_bytes_);
+    return {range, entry};
+}
+
+} // namespace vmm::loader

@@ -1,0 +1,49 @@
+// A Linux kernel in the form distributions ship it: a bzImage, usually called vmlinuz.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kvm/guest_address.hpp"
+#include "kvm/guest_memory.hpp"
+#include "loader/image_file.hpp"
+#include "loader/loaded_kernel.hpp"
+#include "loader/placement.hpp"
+
+namespace vmm::loader {
+
+/// A bzImage with a 64-bit entry point (Documentation/arch/x86/boot.rst, boot protocol 2.12 or later: Linux 3.8). Only
+/// its protected-mode part is loaded; that part decompresses the kernel in place.
+class BzImage {
+  public:
+    /// True if the file has the magic "HdrS" where a bzImage has it.
+    [[nodiscard]] static bool recognises(const ImageFile& file);
+    /// Checks the setup header. Throws Error where it is damaged, or the kernel is too old or a 32-bit one.
+    [[nodiscard]] static BzImage parse(const ImageFile& file);
+
+    /// The setup header as it is in the file, from 0x1f1 on.
+    [[nodiscard]] std::span<const std::byte> setup_header() const noexcept { return setup_header_; }
+    /// In bytes, without the terminating NUL.
+    [[nodiscard]] std::uint64_t max_command_line_bytes() const noexcept { return max_command_line_bytes_; }
+    /// No byte of the initrd may lie at or above this address. At most 4 GiB.
+    [[nodiscard]] GuestAddress initrd_limit() const noexcept { return initrd_limit_; }
+
+    /// Loads at the address the kernel prefers or, if that is taken and the kernel is relocatable, at the lowest free
+    /// one above. Claims all the memory that decompression needs. `file` must be the one that was parsed. Throws Error
+    /// as Kernel::load.
+    [[nodiscard]] LoadedKernel load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const;
+
+  private:
+    std::vector<std::byte> setup_header_;
+    std::uint64_t max_command_line_bytes_ = 0;
+    GuestAddress initrd_limit_{};
+    std::uint64_t file_offset_ = 0;  // of the protected-mode part
+    std::uint64_t file_bytes_ = 0;   // its length
+    std::uint64_t memory_bytes_ = 0; // what it needs until the kernel knows its memory map; at least file_bytes_
+    GuestAddress preferred_address_{};
+    std::uint64_t alignment_ = 0; // a power of two, or 0 if the kernel is not relocatable
+};
+
+} // namespace vmm::loader

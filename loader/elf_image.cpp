@@ -1,0 +1,279 @@
+#include "loader/elf_image.hpp"
+
+#include <elf.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "loader/foreign_image.hpp"
+
+namespace vmm::loader {
+namespace {
+
+using namespace std::string_view_literals;
+
+constexpr std::string_view kDamaged = "the file is damaged or incomplete";
+constexpr std::string_view kNotForUs = "use a kernel built for x86-64";
+
+constexpr std::string_view kXenNoteName = "Xen\0"sv; // with its NUL
+constexpr std::uint32_t kXenNotePhys32Entry = 18;    // XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
+
+std::string machine_name(std::uint16_t machine) {
+    switch (machine) {
+    case EM_386:
+        return "32-bit x86";
+    case EM_ARM:
+        return "32-bit ARM";
+    case EM_AARCH64:
+        return "ARM64";
+    case EM_RISCV:
+        return "RISC-V";
+    case EM_PPC64:
+        return "PowerPC";
+    case EM_S390:
+        return "s390";
+    default:
+        return "machine number " + std::to_string(machine);
+    }
+}
+
+std::string_view type_name(std::uint16_t type) {
+    switch (type) {
+    case ET_REL:
+        return "an object file or a kernel module";
+    case ET_CORE:
+        return "a core dump";
+    default:
+        return "an ELF file of no known type";
+    }
+}
+
+Elf64_Ehdr checked_header(const ImageFile& file) {
+    // The identification is the same for every class and comes first; the rest has a size that depends on it.
+    const auto ident = file.load<std::array<unsigned char, EI_NIDENT>>(0);
+    if (!ident) {
+        refuse_kernel(file, "its ELF header is cut short", kDamaged);
+    }
+    if ((*ident)[EI_CLASS] != ELFCLASS64) {
+        refuse_kernel(file, "it is a 32-bit ELF file", kNotForUs);
+    }
+    if ((*ident)[EI_DATA] != ELFDATA2LSB) {
+        refuse_kernel(file, "it is a big-endian ELF file", kNotForUs);
+    }
+    const auto header = file.load<Elf64_Ehdr>(0);
+    if (!header) {
+        refuse_kernel(file, "its ELF header is cut short", kDamaged);
+    }
+    if (header->e_machine != EM_X86_64) {
+        refuse_kernel(file, "it is an ELF file for " + machine_name(header->e_machine), kNotForUs);
+    }
+    if (header->e_type != ET_EXEC && header->e_type != ET_DYN) {
+        refuse_kernel(file, "it is " + std::string{type_name(header->e_type)} + ", not a kernel");
+    }
+    return *header;
+}
+
+std::vector<Elf64_Phdr> read_program_headers(const ImageFile& file, const Elf64_Ehdr& header) {
+    if (header.e_phnum == 0) {
+        refuse_kernel(file, "it has no program headers, so nothing says where to load it");
+    }
+    if (header.e_phentsize != sizeof(Elf64_Phdr)) {
+        refuse_kernel(file,
+                      "its program headers have " + std::to_string(header.e_phentsize) + " bytes each, not " +
+                          std::to_string(sizeof(Elf64_Phdr)),
+                      kDamaged);
+    }
+    if (header.e_phnum > ElfImage::kMaxProgramHeaders) {
+        refuse_kernel(file,
+                      "it has " + std::to_string(header.e_phnum) + " program headers; a kernel has at most " +
+                          std::to_string(ElfImage::kMaxProgramHeaders),
+                      kDamaged);
+    }
+    std::vector<Elf64_Phdr> headers(header.e_phnum);
+    if (!file.read_at(header.e_phoff, std::as_writable_bytes(std::span{headers}))) {
+        refuse_kernel(file, "its program headers lie beyond its end", kDamaged);
+    }
+    return headers;
+}
+
+void check_file_part(const ImageFile& file, const Elf64_Phdr& header, std::string_view what) {
+    if (header.p_offset > file.size() || header.p_filesz > file.size() - header.p_offset) {
+        refuse_kernel(file,
+                      std::string{what} + " at file offset " + to_string(GuestAddress{header.p_offset}) +
+                          " lies beyond its end",
+                      kDamaged);
+    }
+}
+
+ElfSegment checked_segment(const ImageFile& file, const Elf64_Phdr& header) {
+    const std::string name = "its segment for address " + to_string(GuestAddress{header.p_paddr});
+    check_file_part(file, header, name);
+    if (header.p_filesz > header.p_memsz) {
+        refuse_kernel(file, name + " has more bytes in the file than in memory", kDamaged);
+    }
+    if (!checked_add(GuestAddress{header.p_paddr}, header.p_memsz)) {
+        refuse_kernel(file, name + " passes the end of the address space", kDamaged);
+    }
+    return {{GuestAddress{header.p_paddr}, header.p_memsz}, header.p_offset, header.p_filesz};
+}
+
+/// The entry point must lie in what is read from the file, and where both protocols can reach it: PVH starts without
+/// paging, and linux64 with page tables for the first 4 GiB.
+void check_entry(const ImageFile& file, GuestAddress entry, std::span<const ElfSegment> segments) {
+    const bool is_loaded = std::ranges::any_of(segments, [entry](const ElfSegment& segment) {
+        return GuestRange{segment.range.base, segment.file_bytes}.contains({entry, 1});
+    });
+    if (!is_loaded) {
+        refuse_kernel(file, "its entry point " + to_string(entry) + " lies in none of its segments",
+                      "the entry point of a kernel is a physical address");
+    }
+    if (to_integer(entry) >= 4 * kGiB) {
+        refuse_kernel(file, "its entry point " + to_string(entry) + " lies above 4 GiB");
+    }
+}
+
+struct Note {
+    std::string_view name; // with its NUL
+    std::uint32_t type;
+    std::span<const std::byte> content;
+};
+
+/// Takes notes from a PT_NOTE segment one by one. Each takes at least its 12-byte header, so the walk ends.
+class NoteReader {
+  public:
+    /// `alignment`: of name and content, 4 or 8.
+    NoteReader(std::span<const std::byte> bytes, std::uint64_t alignment) : bytes_(bytes), alignment_(alignment) {}
+
+    [[nodiscard]] bool at_end() const { return bytes_.size() < sizeof(Elf64_Nhdr); }
+
+    /// The next note, or nothing if its sizes pass the end of the segment. Not at the end.
+    std::optional<Note> next() {
+        Elf64_Nhdr header;
+        std::memcpy(&header, bytes_.data(), sizeof header);
+        // 32-bit sizes in 64-bit sums: nothing here can wrap.
+        const std::uint64_t name_end = sizeof header + std::uint64_t{header.n_namesz};
+        const std::uint64_t content_begin = rounded_up(name_end);
+        const std::uint64_t content_end = content_begin + header.n_descsz;
+        if (content_end > bytes_.size()) {
+            return std::nullopt;
+        }
+        // The name is within `bytes_`: it ends before the content does. chars may alias bytes.
+        const Note note{{reinterpret_cast<const char*>(bytes_.data()) + sizeof header, header.n_namesz},
+                        header.n_type,
+                        bytes_.subspan(content_begin, header.n_descsz)};
+        bytes_ = bytes_.subspan(std::min<std::uint64_t>(rounded_up(content_end), bytes_.size()));
+        return note;
+    }
+
+  private:
+    /// For sums of 32-bit sizes, which are far from wrapping.
+    [[nodiscard]] std::uint64_t rounded_up(std::uint64_t value) const {
+        return align_down(value + alignment_ - 1, alignment_);
+    }
+
+    std::span<const std::byte> bytes_;
+    std::uint64_t alignment_;
+};
+
+/// The entry point in a PVH note: 32 or 64 bits wide, depending on who wrote the kernel.
+std::optional<GuestAddress> pvh_entry(const Note& note) {
+    if (note.content.size() != 4 && note.content.size() != 8) {
+        return std::nullopt;
+    }
+    std::uint64_t entry = 0;
+    std::memcpy(&entry, note.content.data(), note.content.size());
+    return GuestAddress{entry};
+}
+
+/// Looks through the notes of one PT_NOTE segment for the PVH entry point.
+std::optional<GuestAddress> find_pvh_entry(const ImageFile& file, const Elf64_Phdr& header) {
+    check_file_part(file, header, "its note segment");
+    if (header.p_filesz > ElfImage::kMaxNoteBytes) {
+        refuse_kernel(file,
+                      "its notes take " + format_bytes(header.p_filesz) + "; those of a kernel take at most " +
+                          format_bytes(ElfImage::kMaxNoteBytes),
+                      kDamaged);
+    }
+    std::vector<std::byte> bytes(header.p_filesz);
+    if (!file.read_at(header.p_offset, bytes)) {
+        refuse_kernel(file, "its notes cannot be read to their end", kDamaged);
+    }
+    NoteReader notes{bytes, header.p_align == 8 ? 8U : 4U};
+    while (!notes.at_end()) {
+        const auto note = notes.next();
+        if (!note) {
+            refuse_kernel(file, "one of its notes is longer than the segment it is in", kDamaged);
+        }
+        if (note->name != kXenNoteName || note->type != kXenNotePhys32Entry) {
+            continue;
+        }
+        const auto entry = pvh_entry(*note);
+        if (!entry) {
+            refuse_kernel(file, "its PVH note has " + std::to_string(note->content.size()) + " bytes, not 4 or 8",
+                          kDamaged);
+        }
+        return entry;
+    }
+    return std::nullopt;
+}
+
+} // namespace
+
+bool ElfImage::recognises(const ImageFile& file) {
+    const auto magic = file.load<std::array<char, SELFMAG>>(0);
+    return magic && std::string_view{magic->data(), magic->size()} == std::string_view{ELFMAG, SELFMAG};
+}
+
+ElfImage ElfImage::parse(const ImageFile& file) {
+    const Elf64_Ehdr header = checked_header(file);
+    ElfImage image;
+    image.entry_ = GuestAddress{header.e_entry};
+    for (const Elf64_Phdr& program_header : read_program_headers(file, header)) {
+        switch (program_header.p_type) {
+        case PT_LOAD:
+            if (program_header.p_memsz != 0 || program_header.p_filesz != 0) {
+                image.segments_.push_back(checked_segment(file, program_header));
+            }
+            break;
+        case PT_NOTE:
+            if (const auto entry = find_pvh_entry(file, program_header)) {
+                image.protocol_ = EntryProtocol::pvh;
+                image.entry_ = *entry;
+            }
+            break;
+        case PT_INTERP:
+            refuse_kernel(file, "it is a program for Linux, not a kernel");
+        default:
+            break;
+        }
+    }
+    if (image.segments_.empty()) {
+        refuse_kernel(file, "it has no segment to load");
+    }
+    check_entry(file, image.entry_, image.segments_);
+    return image;
+}
+
+LoadedKernel ElfImage::load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const {
+    for (const ElfSegment& segment : segments_) {
+        placement.claim(segment.range, "the kernel " + file.name());
+    }
+    GuestAddress begin = segments_.front().range.base;
+    GuestAddress end = segments_.front().range.end();
+    for (const ElfSegment& segment : segments_) {
+        file.read_into(memory, segment.range.base, segment.file_offset, segment.file_bytes);
+        fill_with_zeros(memory, {GuestAddress{to_integer(segment.range.base) + segment.file_bytes},
+                                 segment.range.size - segment.file_bytes});
+        begin = std::min(begin, segment.range.base);
+        end = std::max(end, segment.range.end());
+    }
+    return {{begin, to_integer(end) - to_integer(begin)}, entry_};
+}
+
+} // namespace vmm::loader

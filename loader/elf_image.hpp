@@ -1,0 +1,49 @@
+// A kernel in the form of an ELF executable, e.g. Linux' vmlinux.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kvm/guest_address.hpp"
+#include "kvm/guest_memory.hpp"
+#include "loader/image_file.hpp"
+#include "loader/loaded_kernel.hpp"
+#include "loader/placement.hpp"
+
+namespace vmm::loader {
+
+/// What a PT_LOAD header asks for: `file_bytes` from `file_offset` on, zeros for the rest of `range`.
+struct ElfSegment {
+    GuestRange range; ///< not empty, not wrapping
+    std::uint64_t file_offset = 0;
+    std::uint64_t file_bytes = 0; ///< at most range.size
+};
+
+/// The parts of an x86-64 ELF executable that are loaded, and where it is entered (System V ABI, chapters 4 and 5).
+/// Physical addresses count, not virtual ones: a kernel is entered before it has page tables of its own.
+class ElfImage {
+  public:
+    /// A file with more program headers than this is no kernel: vmlinux has five.
+    static constexpr unsigned kMaxProgramHeaders = 64;
+    /// Notes longer than this are refused: those of vmlinux are some hundred bytes.
+    static constexpr std::uint64_t kMaxNoteBytes = kMiB;
+
+    /// True if the file starts as an ELF file does.
+    [[nodiscard]] static bool recognises(const ImageFile& file);
+    /// Checks every header. Throws Error where the file is damaged or is no 64-bit x86 kernel.
+    [[nodiscard]] static ElfImage parse(const ImageFile& file);
+
+    /// `pvh` if the file has the note XEN_ELFNOTE_PHYS32_ENTRY, else `linux64`.
+    [[nodiscard]] EntryProtocol protocol() const noexcept { return protocol_; }
+    [[nodiscard]] GuestAddress entry() const noexcept { return entry_; }
+
+    /// Loads from `file`, which must be the one that was parsed. Throws Error as Kernel::load.
+    [[nodiscard]] LoadedKernel load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const;
+
+  private:
+    std::vector<ElfSegment> segments_; // none is empty
+    EntryProtocol protocol_ = EntryProtocol::linux64;
+    GuestAddress entry_{};
+};
+
+} // namespace vmm::loader

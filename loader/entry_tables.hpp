@@ -1,0 +1,30 @@
+// The descriptor table and the page tables a kernel is entered with in 64-bit mode.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kvm/guest_address.hpp"
+
+namespace vmm::loader {
+
+/// The selectors the 64-bit boot protocol asks for (Documentation/arch/x86/boot.rst, "64-bit boot protocol").
+inline constexpr std::uint16_t kBootCodeSelector = 0x10; ///< __BOOT_CS: flat, 64-bit, execute and read
+inline constexpr std::uint16_t kBootDataSelector = 0x18; ///< __BOOT_DS: flat, read and write
+
+using BootGdt = std::array<std::uint64_t, 4>;
+/// Null, unused, code, data. The vCPU's GDTR limit is sizeof(BootGdt) - 1.
+[[nodiscard]] BootGdt build_boot_gdt() noexcept;
+
+/// A top-level table, one of the next level, and four page directories, one for each GiB.
+inline constexpr std::size_t kIdentityMapBytes = std::size_t{6} * 4096;
+/// The map covers guest-physical memory below this address.
+inline constexpr std::uint64_t kIdentityMappedBytes = 4 * kGiB;
+
+/// Page tables that map the first 4 GiB to themselves in 2 MiB pages, writable: the kIdentityMapBytes bytes that belong
+/// at `base`, a multiple of 4096 that also is the value for CR3.
+[[nodiscard]] std::vector<std::byte> build_identity_map(GuestAddress base);
+
+} // namespace vmm::loader

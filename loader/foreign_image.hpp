@@ -1,0 +1,22 @@
+// What a file is that was given as a kernel and is none, or is one we cannot boot.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "loader/image_file.hpp"
+
+namespace vmm::loader {
+
+struct ForeignImage {
+    std::string what;        ///< completes "it is ..."
+    std::string_view advice; ///< what the reader can do; may be empty
+};
+
+/// A guess, from the first bytes, at what a file is that is neither an ELF file nor a bzImage.
+[[nodiscard]] ForeignImage describe_foreign_image(const ImageFile& file);
+
+/// Throws Error "cannot boot <file>: <why> (<advice>)". The advice is left out where it is empty.
+[[noreturn]] void refuse_kernel(const ImageFile& file, std::string_view why, std::string_view advice = {});
+
+} // namespace vmm::loader

@@ -1,0 +1,70 @@
+// An input file, e.g. a kernel or an initrd.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+
+#include "kvm/guest_address.hpp"
+#include "kvm/guest_memory.hpp"
+#include "kvm/unique_fd.hpp"
+
+namespace vmm::loader {
+
+/// An open file that is read and never mapped: one that is cut short while we use it is an error, not a SIGBUS. A pipe
+/// is read to its end at once, into anonymous memory, and is a file like any other from then on.
+///
+/// Threads: const after construction; reads carry their own offset, so any thread may read.
+class ImageFile {
+  public:
+    /// More than this is not taken from a pipe, which may have no end. In bytes.
+    static constexpr std::uint64_t kMaxStreamBytes = 4 * kGiB;
+
+    /// Opens `path` for reading: a regular file, a block device or a pipe. Throws Error: cannot open or read it, a
+    /// directory, a character device, a pipe that gives more than `max_stream_bytes`.
+    explicit ImageFile(std::string path, std::uint64_t max_stream_bytes = kMaxStreamBytes);
+
+    /// A file made of `bytes`, called `name` in messages. Throws Error where the host has no memory for it.
+    static ImageFile from_bytes(std::string name, std::span<const std::byte> bytes);
+
+    /// The path it was opened by, for messages.
+    [[nodiscard]] const std::string& name() const noexcept { return name_; }
+    /// In bytes, as it was when the file was opened.
+    [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+
+    /// Fills `out` from `offset` on; false where that is not wholly inside the file. Holds for every value of `offset`.
+    /// Throws Error where the host cannot read the file.
+    [[nodiscard]] bool read_at(std::uint64_t offset, std::span<std::byte> out) const;
+
+    /// A copy of the object at `offset`, or nothing where it is not wholly inside the file. Throws as `read_at`.
+    template <typename T>
+    [[nodiscard]] std::optional<T> load(std::uint64_t offset) const {
+        static_assert(std::is_trivially_copyable_v<T>);
+        std::array<std::byte, sizeof(T)> raw;
+        if (!read_at(offset, raw)) {
+            return std::nullopt;
+        }
+        return std::bit_cast<T>(raw);
+    }
+
+    /// Reads `length` bytes from `offset` on straight into guest memory at `target`, which must be RAM. Throws Error
+    /// where the host cannot read the file, or the file has become shorter than that.
+    void read_into(const GuestMemory& memory, GuestAddress target, std::uint64_t offset, std::uint64_t length) const;
+
+  private:
+    ImageFile(std::string name, UniqueFd fd, std::uint64_t size) noexcept;
+
+    std::string name_;
+    UniqueFd fd_;
+    std::uint64_t size_ = 0;
+};
+
+/// Writes zeros over `range` of guest memory, which must be RAM.
+void fill_with_zeros(const GuestMemory& memory, GuestRange range);
+
+} // namespace vmm::loader

@@ -1,0 +1,61 @@
+#include "loader/kernel.hpp"
+
+#include <utility>
+
+#include "loader/foreign_image.hpp"
+
+namespace vmm::loader {
+namespace {
+
+/// COMMAND_LINE_SIZE of Linux on x86, less the NUL; an ELF kernel does not say its own.
+constexpr std::uint64_t kElfCommandLineBytes = 2047;
+
+} // namespace
+
+Kernel::Kernel(ImageFile file, Image image) noexcept : file_(std::move(file)), image_(std::move(image)) {}
+
+Kernel Kernel::parse(ImageFile file) {
+    if (ElfImage::recognises(file)) {
+        ElfImage image = ElfImage::parse(file);
+        return {std::move(file), std::move(image)};
+    }
+    if (BzImage::recognises(file)) {
+        BzImage image = BzImage::parse(file);
+        return {std::move(file), std::move(image)};
+    }
+    const ForeignImage foreign = describe_foreign_image(file);
+    refuse_kernel(file, "it is " + foreign.what, foreign.advice);
+}
+
+EntryProtocol Kernel::protocol() const noexcept {
+    const auto* elf = std::get_if<ElfImage>(&image_);
+    return elf != nullptr ? elf->protocol() : EntryProtocol::linux64;
+}
+
+std::string_view Kernel::format_name() const noexcept {
+    if (std::holds_alternative<BzImage>(image_)) {
+        return "bzImage";
+    }
+    return protocol() == EntryProtocol::pvh ? "ELF vmlinux with PVH entry" : "ELF vmlinux";
+}
+
+std::uint64_t Kernel::max_command_line_bytes() const noexcept {
+    const auto* bzimage = std::get_if<BzImage>(&image_);
+    return bzimage != nullptr ? bzimage->max_command_line_bytes() : kElfCommandLineBytes;
+}
+
+GuestAddress Kernel::initrd_limit() const noexcept {
+    const auto* bzimage = std::get_if<BzImage>(&image_);
+    return bzimage != nullptr ? bzimage->initrd_limit() : GuestAddress{4 * kGiB};
+}
+
+std::span<const std::byte> Kernel::setup_header() const noexcept {
+    const auto* bzimage = std::get_if<BzImage>(&image_);
+    return bzimage != nullptr ? bzimage->setup_header() : std::span<const std::byte>{};
+}
+
+LoadedKernel Kernel::load(const GuestMemory& memory, Placement& placement) const {
+    return std::visit([&](const auto& image) { return image.load(file_, memory, placement); }, image_);
+}
+
+} // namespace vmm::loader

@@ -1,0 +1,120 @@
+// Who may include whom (the folders' order, from the bottom up: kvm; devices, loader, prefault; vmm), as a function of
+// one file's text.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace vmm::layering {
+
+/// One `#include` line.
+struct Include {
+    std::string path;
+    bool quoted; ///< "..." rather than <...>
+};
+
+/// The include in one line of source, or nothing.
+[[nodiscard]] inline std::optional<Include> parse_include(std::string_view line) {
+    const auto skip_blanks = [&line] { line.remove_prefix(std::min(line.find_first_not_of(" \t"), line.size())); };
+    const auto skip = [&line](std::string_view word) {
+        const bool there = line.starts_with(word);
+        line.remove_prefix(there ? word.size() : 0);
+        return there;
+    };
+    skip_blanks();
+    if (!skip("#")) {
+        return std::nullopt;
+    }
+    skip_blanks();
+    if (!skip("include")) {
+        return std::nullopt;
+    }
+    skip_blanks();
+    if (line.empty() || (line.front() != '"' && line.front() != '<')) {
+        return std::nullopt;
+    }
+    const bool quoted = line.front() == '"';
+    const auto end = line.find(quoted ? '"' : '>', 1);
+    return Include{std::string(line.substr(1, end == std::string_view::npos ? end : end - 1)), quoted};
+}
+
+constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "prefault", "vmm"};
+
+/// "kvm" of "kvm/error.hpp"; nothing where the path is not in a folder of ours.
+[[nodiscard]] inline std::optional<std::string_view> folder_of(std::string_view path) {
+    const auto folder = path.substr(0, std::min(path.find('/'), path.size()));
+    const bool ours = path.find('/') != std::string_view::npos && std::ranges::find(kFolders, folder) != kFolders.end();
+    return ours ? std::optional(folder) : std::nullopt;
+}
+
+/// The headers of kvm/ that make no KVM call.
+[[nodiscard]] inline bool is_host_side(std::string_view path) {
+    constexpr std::array<std::string_view, 6> kHostSide{"kvm/error.hpp",         "kvm/unique_fd.hpp",
+                                                        "kvm/mapping.hpp",       "kvm/guest_memory.hpp",
+                                                        "kvm/guest_address.hpp", "kvm/process_memory.hpp"};
+    return std::ranges::find(kHostSide, path) != kHostSide.end();
+}
+
+/// Why `file` (a path from the root of the source tree) may not include the header `path` of ours; empty if it may.
+[[nodiscard]] inline std::string why_not_ours(std::string_view file, std::string_view path) {
+    const auto from = folder_of(file);
+    const auto to = folder_of(path);
+    if (!from || !to) {
+        return "name the header from the root of the source tree";
+    }
+    if (file.starts_with("vmm/guest/") && !path.starts_with("vmm/guest/")) {
+        return "the built-in guest is no host program and shares no header with it";
+    }
+    if (*from == *to || *from == "vmm" || (*from == "prefault" && *to == "kvm")) {
+        return {};
+    }
+    if ((*from == "devices" || *from == "loader") && *to == "kvm") {
+        return is_host_side(path) ? "" : "only the host side of kvm/ is for " + std::string(*from) + "/";
+    }
+    return std::string(*from) + "/ does not know " + std::string(*to) + "/";
+}
+
+/// Why `file` may not include the header `path` of somebody else; empty if it may.
+[[nodiscard]] inline std::string why_not_foreign(std::string_view file, std::string_view path) {
+    struct Place {
+        std::string_view header;                 ///< what the path begins with
+        std::array<std::string_view, 2> allowed; ///< what a file that may include it begins with
+    };
+    constexpr std::array kPlaces{Place{"linux/kvm.h", {"kvm/uapi.hpp", "kvm/uapi.hpp"}},
+                                 Place{"CLI/", {"vmm/cli.cpp", "vmm/cli.cpp"}},
+                                 Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
+                                 Place{"liburing", {"devices/disk_io.", "prefault/pin."}}};
+    for (const Place& place : kPlaces) {
+        if (path.starts_with(place.header) && !file.starts_with(place.allowed[0]) &&
+            !file.starts_with(place.allowed[1])) {
+            return "only " + std::string(place.allowed[0]) + " may include it";
+        }
+    }
+    return folder_of(path) ? "a header of ours goes between quotes" : "";
+}
+
+/// Every wrong include of a file, each as one line for people.
+[[nodiscard]] inline std::vector<std::string> violations(const std::string& file, const std::string& text) {
+    std::vector<std::string> found;
+    std::istringstream lines(text);
+    std::string line;
+    for (unsigned number = 1; std::getline(lines, line); ++number) {
+        const auto include = parse_include(line);
+        if (!include) {
+            continue;
+        }
+        const std::string why =
+            include->quoted ? why_not_ours(file, include->path) : why_not_foreign(file, include->path);
+        if (!why.empty()) {
+            found.push_back(file + ":" + std::to_string(number) + " includes " + include->path + ": " + why);
+        }
+    }
+    return found;
+}
+
+} // namespace vmm::layering

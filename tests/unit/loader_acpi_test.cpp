@@ -1,0 +1,251 @@
+#include "loader/acpi.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <string>
+
+#include "support/loader_images.hpp"
+
+namespace vmm::loader {
+namespace {
+
+using testing::mentions;
+
+constexpr std::uint64_t kBase = 0xe0000;
+
+AcpiConfig full_config(unsigned vcpus) {
+    AcpiConfig config;
+    config.vcpus = vcpus;
+    config.base = GuestAddress{kBase};
+    config.local_apic = GuestAddress{0xfee00000};
+    config.io_apic = GuestAddress{0xfec00000};
+    config.sleep_control_port = 0x600;
+    config.sleep_status_port = 0x601;
+    config.power_off_sleep_type = 5;
+    config.reset_port = 0x602;
+    config.reset_value = 6;
+    config.com1 = AcpiSerialPort{.port = 0x3f8, .gsi = 4};
+    config.cmos_rtc_port = 0x70;
+    config.cmos_century_index = 0x32;
+    config.virtio_mmio = {
+        {{GuestAddress{0xc0000000}, 0x1000}, 5, InterruptTrigger::edge},
+        {{GuestAddress{0xc0001000}, 0x1000}, 16, InterruptTrigger::level},
+    };
+    return config;
+}
+
+/// Finds the tables as a guest does: from the RSDP on, by address.
+class Guest {
+  public:
+    explicit Guest(const AcpiConfig& config) : bytes_(build_acpi_tables(config)) {
+        const auto xsdt = at<std::uint64_t>(kBase + 24);
+        add(xsdt);
+        for (std::uint64_t entry = xsdt + 36; entry < xsdt + at<std::uint32_t>(xsdt + 4); entry += 8) {
+            add(at<std::uint64_t>(entry));
+        }
+        add(field<std::uint64_t>("FACP", 140));
+    }
+
+    template <typename T>
+    [[nodiscard]] T at(std::uint64_t address) const {
+        T value{};
+        EXPECT_LE(address - kBase + sizeof value, bytes_.size());
+        std::memcpy(&value, bytes_.data() + (address - kBase), sizeof value);
+        return value;
+    }
+    template <typename T>
+    [[nodiscard]] T field(const std::string& signature, std::uint64_t offset) const {
+        return at<T>(tables_.at(signature) + offset);
+    }
+    [[nodiscard]] std::span<const std::byte> table(const std::string& signature) const {
+        return std::span{bytes_}.subspan(tables_.at(signature) - kBase, field<std::uint32_t>(signature, 4));
+    }
+    [[nodiscard]] const std::map<std::string, std::uint64_t>& tables() const { return tables_; }
+    [[nodiscard]] std::span<const std::byte> bytes() const { return bytes_; }
+
+  private:
+    void add(std::uint64_t address) {
+        const auto signature = at<std::array<char, 4>>(address);
+        tables_[{signature.data(), signature.size()}] = address;
+    }
+
+    std::vector<std::byte> bytes_;
+    std::map<std::string, std::uint64_t> tables_;
+};
+
+unsigned sum(std::span<const std::byte> bytes) {
+    unsigned total = 0;
+    for (const std::byte byte : bytes) {
+        total += std::to_integer<unsigned>(byte);
+    }
+    return total & 0xffU;
+}
+
+TEST(Acpi, RootPointerComesFirstWithBothChecksumsRight) {
+    const Guest guest{full_config(2)};
+    EXPECT_EQ(std::memcmp(guest.bytes().data(), "RSD PTR ", 8), 0);
+    EXPECT_EQ(guest.at<std::uint8_t>(kBase + 15), 2); // revision
+    EXPECT_EQ(sum(guest.bytes().first(20)), 0U);
+    EXPECT_EQ(sum(guest.bytes().first(36)), 0U);
+}
+
+TEST(Acpi, EveryTableIsReachableAlignedAndSumsToZero) {
+    const Guest guest{full_config(2)};
+    ASSERT_EQ(guest.tables().size(), 4U); // XSDT, FACP, APIC, DSDT
+    for (const auto& [signature, address] : guest.tables()) {
+        EXPECT_EQ(address % 16, 0U) << signature;
+        EXPECT_EQ(sum(guest.table(signature)), 0U) << signature;
+    }
+}
+
+TEST(Acpi, FixedTableDescribesAHardwareReducedMachine) {
+    const Guest guest{full_config(2)};
+    EXPECT_EQ(guest.table("FACP").size(), 276U);
+    const auto flags = guest.field<std::uint32_t>("FACP", 112);
+    EXPECT_NE(flags & 1U << 20U, 0U);                                                           // HW_REDUCED_ACPI
+    EXPECT_NE(flags & 1U << 10U, 0U);                                                           // RESET_REG_SUP
+    EXPECT_EQ(guest.field<std::uint32_t>("FACP", 40), guest.field<std::uint64_t>("FACP", 140)); // DSDT and X_DSDT
+}
+
+TEST(Acpi, FixedTableTellsGuestsNotToProbeForAKeyboardController) {
+    const Guest guest{full_config(2)};
+    const auto boot_architecture = guest.field<std::uint16_t>("FACP", 109);
+    EXPECT_EQ(boot_architecture & 1U << 1U, 0U); // 8042
+    EXPECT_NE(boot_architecture & 1U << 2U, 0U); // VGA not present
+    EXPECT_EQ(boot_architecture & 1U << 5U, 0U); // CMOS RTC not present
+    EXPECT_EQ(guest.field<std::uint8_t>("FACP", 108), 0x32);
+}
+
+TEST(Acpi, WithoutClockTheFixedTableSaysSo) {
+    AcpiConfig config = full_config(2);
+    config.cmos_rtc_port.reset();
+    EXPECT_NE(Guest{config}.field<std::uint16_t>("FACP", 109) & 1U << 5U, 0U);
+}
+
+TEST(Acpi, PowerAndResetRegistersAreBytesAtIoPorts) {
+    const Guest guest{full_config(2)};
+    const auto expect_port = [&guest](std::uint64_t offset, std::uint64_t port) {
+        EXPECT_EQ(guest.field<std::uint8_t>("FACP", offset), 1);     // system I/O
+        EXPECT_EQ(guest.field<std::uint8_t>("FACP", offset + 1), 8); // bits
+        EXPECT_EQ(guest.field<std::uint64_t>("FACP", offset + 4), port);
+    };
+    expect_port(116, 0x602);
+    expect_port(244, 0x600);
+    expect_port(256, 0x601);
+    EXPECT_EQ(guest.field<std::uint8_t>("FACP", 128), 6);
+}
+
+TEST(Acpi, EveryVcpuHasItsLocalApic) {
+    const Guest guest{full_config(kMaxAcpiVcpus)};
+    EXPECT_EQ(guest.field<std::uint32_t>("APIC", 36), 0xfee00000U);
+    std::uint64_t entry = 44;
+    for (unsigned i = 0; i < kMaxAcpiVcpus; ++i, entry += 8) {
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry), 0);
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 2), i); // processor
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 3), i); // local APIC
+        EXPECT_EQ(guest.field<std::uint32_t>("APIC", entry + 4), 1U);
+    }
+    EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry), 1); // I/O APIC
+    EXPECT_EQ(guest.field<std::uint32_t>("APIC", entry + 4), 0xfec00000U);
+    EXPECT_EQ(guest.field<std::uint32_t>("APIC", entry + 8), 0U);
+    EXPECT_EQ(guest.table("APIC").size(), entry + 12);
+}
+
+TEST(Acpi, LargestMachineFitsBelowTheResetVector) {
+    AcpiConfig config = full_config(kMaxAcpiVcpus);
+    config.virtio_mmio.assign(kMaxAcpiVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
+    EXPECT_LT(kBase + build_acpi_tables(config).size(), 0xffff0U);
+}
+
+/// Runs the ACPICA compiler over a guest's tables, in a directory of its own.
+class Iasl {
+  public:
+    explicit Iasl(const Guest& guest) {
+        std::string name = (std::filesystem::temp_directory_path() / "vmm-acpi-XXXXXX").string();
+        directory_ = ::mkdtemp(name.data());
+        for (const auto& [signature, address] : guest.tables()) {
+            std::ofstream out{directory_ / (signature + ".aml"), std::ios::binary};
+            for (const std::byte byte : guest.table(signature)) {
+                out.put(static_cast<char>(byte));
+            }
+        }
+    }
+    Iasl(const Iasl&) = delete;
+    Iasl& operator=(const Iasl&) = delete;
+    ~Iasl() { std::filesystem::remove_all(directory_); }
+
+    static bool is_installed() { return shell("command -v iasl >/dev/null") == 0; }
+
+    /// The source of one table. Fails the test where iasl finds fault with the table.
+    [[nodiscard]] std::string disassemble(const std::string& signature) const {
+        const std::string output = run("-d " + signature + ".aml");
+        for (const std::string_view complaint : {"Error", "Warning", "hecksum", "nvalid"}) {
+            EXPECT_FALSE(mentions(output, complaint)) << output;
+        }
+        return read(signature + ".dsl");
+    }
+    /// What iasl says when it compiles what it has disassembled.
+    [[nodiscard]] std::string compile(const std::string& signature) const { return run(signature + ".dsl"); }
+
+  private:
+    static int shell(const std::string& command) {
+        return std::system(command.c_str()); // NOLINT(concurrency-mt-unsafe,cert-env33-c): one thread, fixed commands
+    }
+    [[nodiscard]] std::string run(const std::string& arguments) const {
+        const int status = shell("cd '" + directory_.string() + "' && iasl " + arguments + " >output 2>&1 </dev/null");
+        const std::string output = read("output");
+        EXPECT_EQ(status, 0) << "iasl " << arguments << ":\n" << output;
+        return output;
+    }
+    [[nodiscard]] std::string read(const std::string& name) const {
+        std::ostringstream content;
+        content << std::ifstream{directory_ / name}.rdbuf();
+        return content.str();
+    }
+
+    std::filesystem::path directory_;
+};
+
+class AcpiSourceTest : public ::testing::Test {
+  protected:
+    void SetUp() override { ASSERT_TRUE(Iasl::is_installed()) << "iasl is missing: install the package acpica-tools"; }
+};
+
+TEST_F(AcpiSourceTest, DevicesAreInTheDsdt) {
+    const Guest guest{full_config(2)};
+    const std::string source = Iasl{guest}.disassemble("DSDT");
+    for (const std::string_view part :
+         {"Device (C000)", "Device (C001)", "\"ACPI0007\"", "EisaId (\"PNP0501\")", "0x03F8", "EisaId (\"PNP0B00\")",
+          "Device (V000)", "Device (V001)", "\"LNRO0005\"", "0xC0001000",
+          "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive",
+          "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive", "Name (\\_S5"}) {
+        EXPECT_TRUE(mentions(source, part)) << part << " is not in\n" << source;
+    }
+    EXPECT_FALSE(mentions(source, "Device (C002)"));
+    EXPECT_FALSE(mentions(source, "Device (V002)"));
+}
+
+TEST_F(AcpiSourceTest, DsdtOfTheLargestMachineCompilesWithoutComplaint) {
+    const Guest guest{full_config(kMaxAcpiVcpus)};
+    const Iasl iasl{guest};
+    EXPECT_TRUE(mentions(iasl.disassemble("DSDT"), "Device (C0FD)"));
+    const std::string output = iasl.compile("DSDT");
+    EXPECT_TRUE(mentions(output, "0 Errors, 0 Warnings, 0 Remarks")) << output;
+}
+
+TEST_F(AcpiSourceTest, DataTablesAreWellFormed) {
+    const Guest guest{full_config(3)};
+    const Iasl iasl{guest};
+    EXPECT_TRUE(mentions(iasl.disassemble("FACP"), "Hardware Reduced (V5) : 1"));
+    EXPECT_TRUE(mentions(iasl.disassemble("APIC"), "Local Apic ID : 02"));
+    EXPECT_TRUE(mentions(iasl.disassemble("XSDT"), "ACPI Table Address   1"));
+}
+
+} // namespace
+} // namespace vmm::loader
