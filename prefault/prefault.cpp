@@ -68,14 +68,8 @@ SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<
 
 void SecondLevelFiller::fill(const GuestMemory& memory, Report& report, const std::stop_token& stop) {
     scratch_.refresh();
-    std::vector<GuestRange> ranges = ranges_of(memory);
-    // "Every page of every memslot", ours too, so that KVM's totals can be compared exactly. Not on shadow paging:
-    // there the tables in the slot are write-protected, and writing to them makes KVM drop what it shadowed.
-    if (kind_ != SecondLevelKind::kShadow) {
-        const auto after = std::find_if(ranges.begin(), ranges.end(),
-                                        [&](const GuestRange& range) { return range.base > scratch_.range().base; });
-        ranges.insert(after, scratch_.range());
-    }
+    touch_scratch(stop);
+    const std::vector<GuestRange> ranges = ranges_of(memory);
     report.method = Method::kTouch;
     report.stride_bytes = proven_mapping_bytes(memory);
     bool finished = touch_all(ranges, report.stride_bytes, stop);
@@ -86,6 +80,22 @@ void SecondLevelFiller::fill(const GuestMemory& memory, Report& report, const st
         report.mapped = mapped_guest_memory();
     }
     report.complete = finished && report.mapped.bytes() >= memory.size_bytes();
+}
+
+void SecondLevelFiller::touch_scratch(const std::stop_token& stop) {
+    // "Every page of every memslot", ours too, and first, so that what it adds to KVM's totals is known exactly. On
+    // shadow paging only the stub's page: the tables are write-protected there, and writing to them makes KVM drop what
+    // it has shadowed.
+    GuestRange range = scratch_.range();
+    if (kind_ == SecondLevelKind::kShadow) {
+        range.size = kSmallPage;
+    }
+    const MappedPages before = mapped_pages(vm_stats_);
+    run_in_parallel(1, "prefault", [&](unsigned index) { dummies_[index].touch(range, kSmallPage, stop); });
+    if (!scratch_mappings_) {
+        const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
+        scratch_mappings_ = after > before.pages_4k ? after - before.pages_4k : 0;
+    }
 }
 
 bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::uint64_t stride_bytes,
@@ -104,9 +114,7 @@ bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::uint6
             if (!chunk) {
                 return;
             }
-            // The scratch slot is backed by small pages, whatever the guest's memory is backed by.
-            const std::uint64_t stride = scratch_.range().contains(*chunk) ? kSmallPage : stride_bytes;
-            if (!dummies_[index].touch(*chunk, stride, stop)) {
+            if (!dummies_[index].touch(*chunk, stride_bytes, stop)) {
                 return;
             }
         }
@@ -116,10 +124,7 @@ bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::uint6
 
 MappedPages SecondLevelFiller::mapped_guest_memory() const {
     MappedPages mapped = mapped_pages(vm_stats_);
-    // What belongs to the scratch slot is small pages: all of it, or on shadow paging the page of the stub.
-    const std::uint64_t scratch_pages =
-        kind_ == SecondLevelKind::kShadow ? 1 : scratch_.range().size / kSmallPage;
-    mapped.pages_4k -= std::min(mapped.pages_4k, scratch_pages);
+    mapped.pages_4k -= std::min(mapped.pages_4k, scratch_mappings_.value_or(0));
     return mapped;
 }
 

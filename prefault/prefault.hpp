@@ -77,6 +77,7 @@ class SecondLevelFiller {
     void fill(const GuestMemory& memory, Report& report, const std::stop_token& stop);
 
   private:
+    void touch_scratch(const std::stop_token& stop);
     bool touch_all(std::span<const GuestRange> ranges, std::uint64_t stride_bytes, const std::stop_token& stop);
     [[nodiscard]] MappedPages mapped_guest_memory() const;
 
@@ -84,6 +85,8 @@ class SecondLevelFiller {
     SecondLevelKind kind_;
     Scratch scratch_;
     std::deque<DummyVcpu> dummies_; ///< a deque: a vCPU's address never changes
+    /// How many mappings of KVM's count are the scratch slot's, small pages all. Known from the first fill on.
+    std::optional<std::uint64_t> scratch_mappings_;
 };
 
 /// Runs pre-population over all of `memory`: host side, pin, second level, verification. `filler` is needed for

@@ -1,6 +1,8 @@
-// What the guest needs from the ACPI tables: which CPUs there are, and how to power off (ACPI 6.5, chapters 4, 5 and 7).
+// What the guest needs from the ACPI tables: which CPUs there are, and how to power off (ACPI 6.5, chapters 4, 5 and
+// 7).
 //
-// Nothing in the tables is trusted: lengths are checked against what is mapped, checksums are verified, loops are bounded.
+// Nothing in the tables is trusted: lengths are checked against what is mapped, checksums are verified, loops are
+// bounded.
 #pragma once
 
 #include <array>
@@ -49,9 +51,9 @@ struct PowerRegister {
 struct PowerOff {
     /// Hardware-reduced ACPI: an 8-bit sleep control register. Otherwise the 16-bit PM1a and PM1b control registers.
     bool hardware_reduced = false;
-    PowerRegister registers[2];
+    std::array<PowerRegister, 2> registers{};
     /// The SLP_TYP values for the two registers.
-    std::uint8_t sleep_types[2] = {};
+    std::array<std::uint8_t, 2> sleep_types{};
 };
 
 struct Acpi {
@@ -214,47 +216,36 @@ template <typename Memory>
     return std::nullopt;
 }
 
-/// Finds the SLP_TYP values of S5 in a DSDT, without interpreting it: NameOp, an optional root prefix, "_S5_", PackageOp,
-/// a package length of one to four bytes, the number of elements, and the elements.
-[[nodiscard]] inline bool find_s5(Bytes dsdt, std::uint8_t (&sleep_types)[2]) noexcept {
-    constexpr std::uint8_t kNameOp = 0x08;
-    constexpr std::uint8_t kRootPrefix = 0x5c;
-    constexpr std::uint8_t kPackageOp = 0x12;
-    for (std::size_t i = kTableHeaderBytes + 1; i < dsdt.size(); ++i) {
-        if (!starts_with(dsdt.subspan(i), "_S5_")) {
+/// Finds the SLP_TYP values of S5 in a DSDT, without interpreting it: NameOp, an optional root prefix, "_S5_",
+/// PackageOp, a package length of one to four bytes, the number of elements, and the elements.
+[[nodiscard]] inline std::optional<std::array<std::uint8_t, 2>> find_s5(Bytes dsdt) noexcept {
+    constexpr std::byte kNameOp{0x08};
+    constexpr std::byte kRootPrefix{0x5c};
+    constexpr std::byte kPackageOp{0x12};
+    for (std::size_t i = kTableHeaderBytes + 1; i + 5 < dsdt.size(); ++i) {
+        const std::size_t before = dsdt[i - 1] == kRootPrefix ? 2 : 1;
+        if (!starts_with(dsdt.subspan(i), "_S5_") || dsdt[i - before] != kNameOp || dsdt[i + 4] != kPackageOp) {
             continue;
         }
-        const std::size_t before = dsdt[i - 1] == std::byte{kRootPrefix} ? 2 : 1;
-        if (dsdt[i - before] != std::byte{kNameOp} || load<std::uint8_t>(dsdt, i + 4) != kPackageOp) {
-            continue;
-        }
-        const auto length = load<std::uint8_t>(dsdt, i + 5);
-        if (!length) {
-            return false;
-        }
-        const std::size_t elements = i + 6 + (*length >> 6) + 1; // The top two bits count the bytes that follow.
-        if (elements >= dsdt.size()) {
-            return false;
-        }
-        Bytes rest = dsdt.subspan(elements);
+        // The top two bits of a package length count the bytes that follow it.
+        const std::size_t elements = i + 5 + 1 + std::to_integer<std::size_t>(dsdt[i + 5] >> 6) + 1;
+        Bytes rest = elements < dsdt.size() ? dsdt.subspan(elements) : Bytes{};
         const auto first = small_integer(rest);
         if (!first) {
-            return false;
+            return std::nullopt;
         }
-        sleep_types[0] = *first;
-        sleep_types[1] = small_integer(rest).value_or(0);
-        return true;
+        return std::array{*first, small_integer(rest).value_or(0)};
     }
-    return false;
+    return std::nullopt;
 }
 
 /// How a FADT (5.2.9) says to power off.
 template <typename Memory>
 [[nodiscard]] PowerOff power_off_of(const Memory& memory, Bytes fadt) noexcept {
     constexpr std::uint32_t kHardwareReduced = 1U << 20;
-    // A sleep type that no DSDT names: what VMMs with hardware-reduced ACPI use, and what PC emulations use.
-    constexpr std::uint8_t kReducedSleepType = 5;
-    constexpr std::uint8_t kPm1SleepType = 0;
+    // Where no DSDT names the sleep types: those that VMMs with hardware-reduced ACPI use, and emulations of PCs.
+    constexpr std::array<std::uint8_t, 2> kReducedSleepTypes{5, 0};
+    constexpr std::array<std::uint8_t, 2> kPm1SleepTypes{0, 0};
 
     PowerOff power_off;
     power_off.hardware_reduced = (load<std::uint32_t>(fadt, 112).value_or(0) & kHardwareReduced) != 0;
@@ -268,9 +259,7 @@ template <typename Memory>
     if (dsdt.empty()) {
         dsdt = table_at(memory, load<std::uint32_t>(fadt, 40).value_or(0), "DSDT");
     }
-    if (!find_s5(dsdt, power_off.sleep_types)) {
-        power_off.sleep_types[0] = power_off.hardware_reduced ? kReducedSleepType : kPm1SleepType;
-    }
+    power_off.sleep_types = find_s5(dsdt).value_or(power_off.hardware_reduced ? kReducedSleepTypes : kPm1SleepTypes);
     return power_off;
 }
 
@@ -288,8 +277,8 @@ template <typename Memory>
 
 } // namespace detail
 
-/// Reads the tables that hang off the RSDP, or off one that is searched for if `rsdp_address` is 0. `memory.view(address,
-/// size)` gives the bytes there as a span, or an empty span unless all of them are readable.
+/// Reads the tables that hang off the RSDP, or off one that is searched for if `rsdp_address` is 0.
+/// `memory.view(address, size)` gives the bytes there as a span, or an empty span unless all of them are readable.
 template <typename Memory>
 [[nodiscard]] Acpi read_acpi(const Memory& memory, std::uint64_t rsdp_address) noexcept {
     Acpi acpi;

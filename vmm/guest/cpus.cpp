@@ -1,5 +1,6 @@
 #include "vmm/guest/cpus.hpp"
 
+#include <array>
 #include <atomic>
 #include <cstring>
 
@@ -45,7 +46,7 @@ struct alignas(128) Cpu {
     std::atomic<State> state{State::starting};
 };
 
-constinit Cpu cpus[kMaxCpus];
+constinit std::array<Cpu, kMaxCpus> cpus;
 constinit std::size_t cpu_count = 0;
 constinit std::size_t cpus_up = 0;
 
@@ -80,7 +81,9 @@ void wait_for_arrivals(std::size_t expected, std::uint64_t patience) noexcept {
 
 } // namespace
 
-std::uint32_t this_apic_id() noexcept { return mmio_read<std::uint32_t>(kApicId) >> 24; }
+std::uint32_t this_apic_id() noexcept {
+    return mmio_read<std::uint32_t>(kApicId) >> 24;
+}
 
 StartReport start_cpus(const StartPlan& plan) noexcept {
     cpu_count = plan.apic_ids.size() < kMaxCpus ? plan.apic_ids.size() : kMaxCpus;
@@ -132,7 +135,9 @@ void run_on_all(Work work) noexcept {
     }
 }
 
-void stop_others() noexcept { send_to_all_in(State::up, kInitAssert); }
+void stop_others() noexcept {
+    send_to_all_in(State::up, kInitAssert);
+}
 
 /// Where the other CPUs come out of boot.S. Returns only for a CPU that is not wanted, which then spins.
 extern "C" void ap_main() noexcept {

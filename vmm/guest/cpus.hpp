@@ -32,8 +32,8 @@ struct StartReport {
     CpuList failed;
 };
 
-/// Starts the CPUs of `plan`, all at once, and waits for them. A CPU is given up when for some 10 seconds no further one
-/// has come up. For CPU 0, once.
+/// Starts the CPUs of `plan`, all at once, and waits for them. A CPU is given up when for some 10 seconds no further
+/// one has come up. For CPU 0, once.
 [[nodiscard]] StartReport start_cpus(const StartPlan& plan) noexcept;
 
 /// What every CPU does in a step: `cpu` is 0 for the CPU that runs the step, and counts up without gaps for those that
@@ -44,8 +44,8 @@ using Work = void (*)(std::size_t cpu) noexcept;
 /// them, and what they wrote is visible to the caller afterwards. For CPU 0.
 void run_on_all(Work work) noexcept;
 
-/// Sends the other CPUs back to waiting for a start-up IPI, where they no longer use the host's time. For CPU 0; no other
-/// function of this file may be called afterwards.
+/// Sends the other CPUs back to waiting for a start-up IPI, where they no longer use the host's time. For CPU 0; no
+/// other function of this file may be called afterwards.
 void stop_others() noexcept;
 
 } // namespace vmm::guest

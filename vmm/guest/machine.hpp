@@ -46,7 +46,9 @@ template <typename T>
     return std::uint64_t{high} << 32 | low;
 }
 
-inline void pause() noexcept { asm volatile("pause" : : : "memory"); }
+inline void pause() noexcept {
+    asm volatile("pause" : : : "memory");
+}
 
 /// Waits until `done()` holds, for `limit` cycles at most; returns whether it did. Cycles are those of the time-stamp
 /// counter, whose rate nobody has told the guest: count on 1 to 5 for a nanosecond.

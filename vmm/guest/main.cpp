@@ -1,5 +1,6 @@
 // The built-in guest: every CPU writes to each page of its share of the free memory, several times over, and the guest
 // prints how long that took. README.md describes options and output.
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -35,7 +36,7 @@ constexpr std::size_t kMaxModules = 64;
 
 // Set up once by CPU 0, before the other CPUs start.
 constinit StartInfo start_info{};
-constinit MemoryMapEntry memory_map[MemoryRanges::kCapacity]{};
+constinit std::array<MemoryMapEntry, MemoryRanges::kCapacity> memory_map{};
 constinit Acpi acpi{};
 
 /// Everything the loader hands over lies where the static tables map it, or is refused.
@@ -112,13 +113,17 @@ void read_memory_map() noexcept {
     if (bytes.empty()) {
         stop_with_error("memory_map", "not-below-4-gib");
     }
-    std::memcpy(memory_map, bytes.data(), bytes.size());
+    std::memcpy(memory_map.data(), bytes.data(), bytes.size());
+}
+
+std::span<const MemoryMapEntry> memory_map_entries() noexcept {
+    return {memory_map.data(), start_info.memory_map_entries};
 }
 
 /// The RAM in `window`, less the image and what the loader placed. The ACPI tables and the memory map may be written
 /// over: what they are needed for has been copied.
 MemoryRanges free_ram(Range window) noexcept {
-    auto ram = ram_within({memory_map, start_info.memory_map_entries}, window);
+    auto ram = ram_within(memory_map_entries(), window);
     bool fits = ram.has_value();
     const auto take_out = [&](Range range) { fits = fits && ram->remove(range); };
 
@@ -144,12 +149,9 @@ MemoryRanges free_ram(Range window) noexcept {
 
 /// Tables that the guest itself would write over are no use.
 void check_tables_lie_outside_ram(std::uint64_t tables) noexcept {
-    const auto ram = ram_within({memory_map, start_info.memory_map_entries}, {tables, tables + kPageBytes});
+    const auto ram = ram_within(memory_map_entries(), {tables, tables + kPageBytes});
     if (!ram || !ram->ranges().empty()) {
-        stop_with(Line("error")
-                      .field("option", "tables")
-                      .field_hex("value", tables)
-                      .field("reason", "inside-ram"));
+        stop_with(Line("error").field("option", "tables").field_hex("value", tables).field("reason", "inside-ram"));
     }
 }
 

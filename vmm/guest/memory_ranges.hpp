@@ -1,6 +1,7 @@
 // Which memory is free: ranges of physical addresses, taken from the loader's memory map.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -85,8 +86,8 @@ class MemoryRanges {
         return true;
     }
 
-    /// Removes `bytes` (a multiple of 4096) that lie together, as high as possible below `limit` (likewise), and returns
-    /// their address.
+    /// Removes `bytes` (a multiple of 4096) that lie together, as high as possible below `limit` (likewise), and
+    /// returns their address.
     [[nodiscard]] constexpr std::optional<std::uint64_t> take(std::uint64_t bytes, std::uint64_t limit) noexcept {
         for (std::size_t i = count_; i > 0; --i) {
             const Range candidate = ranges_[i - 1];
@@ -98,7 +99,7 @@ class MemoryRanges {
         return std::nullopt;
     }
 
-    [[nodiscard]] constexpr std::span<const Range> ranges() const noexcept { return {ranges_, count_}; }
+    [[nodiscard]] constexpr std::span<const Range> ranges() const noexcept { return {ranges_.data(), count_}; }
     [[nodiscard]] constexpr std::uint64_t bytes() const noexcept {
         std::uint64_t sum = 0;
         for (const Range& range : ranges()) {
@@ -143,12 +144,12 @@ class MemoryRanges {
         return true;
     }
 
-    Range ranges_[kCapacity] = {};
+    std::array<Range, kCapacity> ranges_{};
     std::size_t count_ = 0;
 };
 
-/// The RAM of a memory map that lies in `window`: what an entry calls RAM, less what any other entry overlaps. Nothing if
-/// the map is too scattered to be held.
+/// The RAM of a memory map that lies in `window`: what an entry calls RAM, less what any other entry overlaps. Nothing
+/// if the map is too scattered to be held.
 [[nodiscard]] constexpr std::optional<MemoryRanges> ram_within(std::span<const MemoryMapEntry> map,
                                                                Range window) noexcept {
     MemoryRanges ram;

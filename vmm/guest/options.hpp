@@ -1,6 +1,7 @@
 // The guest's options, read from its command line.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -63,21 +64,33 @@ namespace detail {
 
 /// Decimal with an optional suffix K or M (upper or lower case), in units of 1024.
 [[nodiscard]] constexpr std::optional<std::uint64_t> parse_bytes(std::string_view text) noexcept {
-    std::uint64_t unit = 1;
-    if (!text.empty()) {
-        const char last = text.back();
-        unit = last == 'K' || last == 'k'   ? std::uint64_t{1} << 10
-               : last == 'M' || last == 'm' ? std::uint64_t{1} << 20
-                                            : 1;
+    unsigned shift = 0;
+    if (text.ends_with('K') || text.ends_with('k')) {
+        shift = 10;
+    } else if (text.ends_with('M') || text.ends_with('m')) {
+        shift = 20;
     }
-    if (unit != 1) {
+    if (shift != 0) {
         text.remove_suffix(1);
     }
     const auto value = parse_decimal(text);
-    if (!value || *value > UINT64_MAX / unit) {
+    if (!value || *value > UINT64_MAX >> shift) {
         return std::nullopt;
     }
-    return *value * unit;
+    return *value << shift;
+}
+
+[[nodiscard]] constexpr std::optional<unsigned> hex_digit(char c) noexcept {
+    if (c >= '0' && c <= '9') {
+        return static_cast<unsigned>(c - '0');
+    }
+    if (c >= 'a' && c <= 'f') {
+        return static_cast<unsigned>(c - 'a' + 10);
+    }
+    if (c >= 'A' && c <= 'F') {
+        return static_cast<unsigned>(c - 'A' + 10);
+    }
+    return std::nullopt;
 }
 
 /// "0x" and one to sixteen hexadecimal digits.
@@ -88,123 +101,125 @@ namespace detail {
     text.remove_prefix(2);
     std::uint64_t value = 0;
     for (const char c : text) {
-        const int digit = c >= '0' && c <= '9'   ? c - '0'
-                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                          : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                                 : -1;
-        if (digit < 0) {
+        const auto digit = hex_digit(c);
+        if (!digit) {
             return std::nullopt;
         }
-        value = value * 16 + static_cast<std::uint64_t>(digit);
+        value = (value << 4) | *digit;
     }
     return value;
 }
 
-enum class Key : unsigned char { passes, stride, cpus, order, reader, check, report, tables, other };
-
-struct KeyName {
-    std::string_view name;
-    Key key;
-};
-inline constexpr KeyName kKeyNames[] = {
-    {"passes", Key::passes}, {"stride", Key::stride}, {"cpus", Key::cpus},     {"order", Key::order},
-    {"reader", Key::reader}, {"check", Key::check},   {"report", Key::report}, {"tables", Key::tables},
-};
-
-[[nodiscard]] constexpr Key key_of(std::string_view name) noexcept {
-    for (const KeyName& known : kKeyNames) {
-        if (known.name == name) {
-            return known.key;
-        }
+/// False for the word `no`, true for the word `yes`.
+[[nodiscard]] constexpr std::optional<bool> parse_choice(std::string_view text, std::string_view no,
+                                                         std::string_view yes) noexcept {
+    if (text != no && text != yes) {
+        return std::nullopt;
     }
-    return Key::other;
+    return text == yes;
 }
 
-/// Stores one option; returns why it cannot, or an empty text.
-[[nodiscard]] constexpr std::string_view set_option(Options& options, Key key, std::string_view value) noexcept {
-    switch (key) {
-    case Key::passes: {
-        const auto passes = parse_decimal(value);
-        if (!passes || *passes == 0 || *passes > kMaxPasses) {
-            return "not-1-to-1000000";
-        }
-        options.passes = *passes;
-        return {};
+// Each of these stores one option, and returns why it cannot, or an empty text.
+
+[[nodiscard]] constexpr std::string_view set_passes(Options& options, std::string_view value) noexcept {
+    const auto passes = parse_decimal(value);
+    if (!passes || *passes == 0 || *passes > kMaxPasses) {
+        return "not-1-to-1000000";
     }
-    case Key::stride: {
-        const auto stride = parse_bytes(value);
-        if (!stride) {
-            return "not-a-size";
-        }
-        if (*stride == 0 || *stride % kPageBytes != 0) {
-            return "not-a-multiple-of-4096";
-        }
-        if (*stride > kMaxStrideBytes) {
-            return "too-large";
-        }
-        options.stride = *stride;
-        return {};
-    }
-    case Key::cpus: {
-        const auto cpus = parse_decimal(value);
-        if (!cpus || *cpus == 0) {
-            return "not-a-positive-number";
-        }
-        options.cpus = *cpus;
-        return {};
-    }
-    case Key::order:
-        if (value != "seq" && value != "random") {
-            return "not-seq-or-random";
-        }
-        options.order = value == "random" ? Order::random : Order::sequential;
-        return {};
-    case Key::reader:
-        if (value != "one" && value != "none") {
-            return "not-one-or-none";
-        }
-        options.reader_one = value == "one";
-        return {};
-    case Key::check:
-        if (value != "0" && value != "1") {
-            return "not-0-or-1";
-        }
-        options.check = value == "1";
-        return {};
-    case Key::report:
-        if (value != "live" && value != "end") {
-            return "not-live-or-end";
-        }
-        options.report_at_end = value == "end";
-        return {};
-    case Key::tables: {
-        const auto tables = parse_hex(value);
-        if (!tables) {
-            return "not-0x-and-hexadecimal";
-        }
-        if (*tables == 0 || *tables % kPageBytes != 0) {
-            return "not-a-multiple-of-4096";
-        }
-        if (*tables > UINT32_MAX) {
-            return "not-below-4-gib";
-        }
-        options.tables = tables;
-        return {};
-    }
-    case Key::other:
-        return {};
-    }
+    options.passes = *passes;
     return {};
 }
 
+[[nodiscard]] constexpr std::string_view set_stride(Options& options, std::string_view value) noexcept {
+    const auto stride = parse_bytes(value);
+    if (!stride) {
+        return "not-a-size";
+    }
+    if (*stride == 0 || *stride % kPageBytes != 0) {
+        return "not-a-multiple-of-4096";
+    }
+    if (*stride > kMaxStrideBytes) {
+        return "too-large";
+    }
+    options.stride = *stride;
+    return {};
+}
+
+[[nodiscard]] constexpr std::string_view set_cpus(Options& options, std::string_view value) noexcept {
+    const auto cpus = parse_decimal(value);
+    if (!cpus || *cpus == 0) {
+        return "not-a-positive-number";
+    }
+    options.cpus = *cpus;
+    return {};
+}
+
+[[nodiscard]] constexpr std::string_view set_order(Options& options, std::string_view value) noexcept {
+    const auto random = parse_choice(value, "seq", "random");
+    if (!random) {
+        return "not-seq-or-random";
+    }
+    options.order = *random ? Order::random : Order::sequential;
+    return {};
+}
+
+[[nodiscard]] constexpr std::string_view set_reader(Options& options, std::string_view value) noexcept {
+    const auto one = parse_choice(value, "none", "one");
+    if (!one) {
+        return "not-one-or-none";
+    }
+    options.reader_one = *one;
+    return {};
+}
+
+[[nodiscard]] constexpr std::string_view set_check(Options& options, std::string_view value) noexcept {
+    const auto check = parse_choice(value, "0", "1");
+    if (!check) {
+        return "not-0-or-1";
+    }
+    options.check = *check;
+    return {};
+}
+
+[[nodiscard]] constexpr std::string_view set_report(Options& options, std::string_view value) noexcept {
+    options.report_at_end = parse_choice(value, "live", "end");
+    return options.report_at_end ? std::string_view() : "not-live-or-end";
+}
+
+[[nodiscard]] constexpr std::string_view set_tables(Options& options, std::string_view value) noexcept {
+    const auto tables = parse_hex(value);
+    if (!tables) {
+        return "not-0x-and-hexadecimal";
+    }
+    if (*tables == 0 || *tables % kPageBytes != 0) {
+        return "not-a-multiple-of-4096";
+    }
+    if (*tables > UINT32_MAX) {
+        return "not-below-4-gib";
+    }
+    options.tables = tables;
+    return {};
+}
+
+struct Known {
+    std::string_view name;
+    std::string_view (*set)(Options& options, std::string_view value) noexcept;
+};
+
+inline constexpr std::array kKnown{
+    Known{"passes", set_passes}, Known{"stride", set_stride}, Known{"cpus", set_cpus},     Known{"order", set_order},
+    Known{"reader", set_reader}, Known{"check", set_check},   Known{"report", set_report}, Known{"tables", set_tables},
+};
+
 } // namespace detail
 
-/// Reads the words, separated by spaces, of a command line. Words that are none of ours are ignored, since the loader adds
-/// its own (console=...). One of ours that is wrong or given twice is an error, and the first of these is returned.
+/// Reads the words, separated by spaces, of a command line. Words that are none of ours are ignored, since the loader
+/// adds its own (console=...). One of ours that is wrong or given twice is an error, and the first of these is
+/// returned.
 [[nodiscard]] constexpr ParsedOptions parse_options(std::string_view command_line) noexcept {
     ParsedOptions parsed;
-    bool seen[static_cast<std::size_t>(detail::Key::other)] = {};
-    while (!command_line.empty() && !parsed.error) {
+    std::array<bool, detail::kKnown.size()> seen{};
+    while (!command_line.empty()) {
         std::string_view word = command_line;
         if (const std::size_t end = word.find(' '); end != std::string_view::npos) {
             word.remove_suffix(word.size() - end);
@@ -219,17 +234,18 @@ inline constexpr KeyName kKeyNames[] = {
         name.remove_suffix(word.size() - equals);
         std::string_view value = word;
         value.remove_prefix(equals + 1);
-        const detail::Key key = detail::key_of(name);
-        if (key == detail::Key::other) {
-            continue;
+        for (std::size_t i = 0; i < detail::kKnown.size(); ++i) {
+            if (detail::kKnown[i].name != name) {
+                continue;
+            }
+            const std::string_view reason =
+                seen[i] ? std::string_view("given-twice") : detail::kKnown[i].set(parsed.options, value);
+            if (!reason.empty()) {
+                parsed.error = OptionError{name, value, reason};
+                return parsed;
+            }
+            seen[i] = true;
         }
-        bool& repeated = seen[static_cast<std::size_t>(key)];
-        const std::string_view reason =
-            repeated ? std::string_view("given-twice") : detail::set_option(parsed.options, key, value);
-        if (!reason.empty()) {
-            parsed.error = OptionError{name, value, reason};
-        }
-        repeated = true;
     }
     return parsed;
 }

@@ -15,7 +15,7 @@ class PageOrder {
   public:
     constexpr PageOrder(std::uint64_t count, std::uint64_t seed) noexcept
         : count_(count), mask_(count <= 1 ? 0 : UINT64_MAX >> std::countl_zero(count - 1)),
-          fold_(static_cast<unsigned>(std::bit_width(mask_)) / 2 + 1), key_(seed * kMultiplier + 1) {}
+          fold_((static_cast<unsigned>(std::bit_width(mask_)) / 2) + 1), key_((seed * kMultiplier) + 1) {}
 
     /// Calls `visit(number)` for each number below `count`.
     template <typename Visit>

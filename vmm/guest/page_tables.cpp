@@ -28,7 +28,9 @@ std::uint64_t entry_for(const std::uint64_t* table) noexcept {
 
 } // namespace
 
-std::uint64_t static_tables() noexcept { return reinterpret_cast<std::uint64_t>(static_pml4); }
+std::uint64_t static_tables() noexcept {
+    return reinterpret_cast<std::uint64_t>(static_pml4);
+}
 
 bool extend_identity_map(std::uint64_t top, MemoryRanges& free) noexcept {
     std::uint64_t* pdpt = static_pdpt;

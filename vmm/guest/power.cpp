@@ -13,7 +13,7 @@ constexpr std::uint16_t kDebugExitPort = 0xf4;
 
 // Sleep control register (ACPI 6.5, 4.8.3.7): SLP_TYP in bits 2-4, SLP_EN in bit 5.
 void write_sleep_control(PowerRegister where, std::uint8_t sleep_type) noexcept {
-    const auto value = static_cast<std::uint8_t>(sleep_type << 2 | 1U << 5);
+    const auto value = static_cast<std::uint8_t>(unsigned{sleep_type} << 2 | 1U << 5);
     if (where.space == PowerRegister::Space::port) {
         out8(static_cast<std::uint16_t>(where.address), value);
     } else {
@@ -25,7 +25,7 @@ void write_sleep_control(PowerRegister where, std::uint8_t sleep_type) noexcept 
 void write_pm1_control(PowerRegister where, std::uint8_t sleep_type) noexcept {
     constexpr unsigned kSleepTypeMask = 7U << 10;
     const auto with_sleep = [sleep_type](std::uint16_t old) {
-        return static_cast<std::uint16_t>((old & ~kSleepTypeMask) | static_cast<unsigned>(sleep_type) << 10 | 1U << 13);
+        return static_cast<std::uint16_t>((old & ~kSleepTypeMask) | unsigned{sleep_type} << 10 | 1U << 13);
     };
     if (where.space == PowerRegister::Space::port) {
         const auto port = static_cast<std::uint16_t>(where.address);
@@ -45,8 +45,8 @@ void power_off(const PowerOff& how) noexcept {
     bool written = false;
     for (std::size_t i = 0; i < 2; ++i) {
         const PowerRegister where = how.registers[i];
-        const bool out_of_reach = where.space == PowerRegister::Space::memory &&
-                                  where.address > kStaticMapEnd - sizeof(std::uint16_t);
+        const bool out_of_reach =
+            where.space == PowerRegister::Space::memory && where.address > kStaticMapEnd - sizeof(std::uint16_t);
         if (where.space == PowerRegister::Space::none || out_of_reach) {
             continue;
         }

@@ -1,6 +1,7 @@
 // Where the guest writes: the free memory as numbered slots, one per stride, and each CPU's share of them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -17,25 +18,25 @@ struct Share {
     friend constexpr bool operator==(const Share&, const Share&) = default;
 };
 
-/// Share number `index` of `shares`: together they are all `slots`, none overlaps another, and their sizes differ by one
-/// at most. `shares` is at least 1 and `slots` below 2^52 / `shares`.
+/// Share number `index` of `shares`: together they are all `slots`, none overlaps another, and their sizes differ by
+/// one at most. `shares` is at least 1 and `slots` below 2^52 / `shares`.
 [[nodiscard]] constexpr Share share_of(std::uint64_t slots, std::uint64_t index, std::uint64_t shares) noexcept {
     const std::uint64_t first = slots * index / shares;
-    return {first, slots * (index + 1) / shares - first};
+    return {first, (slots * (index + 1) / shares) - first};
 }
 
-/// Numbers the places to write to. Memory is thought of as blocks of `stride` bytes, aligned to `stride`; each block that
-/// a range has a part of is one slot, and its address is the lowest one inside the range. So one write per slot reaches
-/// every page of `stride` bytes.
+/// Numbers the places to write to. Memory is thought of as blocks of `stride` bytes, aligned to `stride`; each block
+/// that a range has a part of is one slot, and its address is the lowest one inside the range. So one write per slot
+/// reaches every page of `stride` bytes.
 class Slots {
   public:
     constexpr Slots() noexcept = default;
     /// `stride` is a multiple of 4096 and not 0.
     constexpr Slots(const MemoryRanges& memory, std::uint64_t stride) noexcept : stride_(stride) {
         for (const Range& range : memory.ranges()) {
-            pieces_[piece_count_] = {count_, range.base, range.base - range.base % stride};
+            pieces_[piece_count_] = {count_, range.base, range.base - (range.base % stride)};
             ++piece_count_;
-            count_ += (range.end - 1) / stride - range.base / stride + 1;
+            count_ += ((range.end - 1) / stride) - (range.base / stride) + 1;
         }
     }
 
@@ -48,7 +49,7 @@ class Slots {
             ++i;
         }
         const Piece& piece = pieces_[i];
-        return slot == piece.first_slot ? piece.base : piece.block + (slot - piece.first_slot) * stride_;
+        return slot == piece.first_slot ? piece.base : piece.block + ((slot - piece.first_slot) * stride_);
     }
 
     /// Calls `visit(address)` for each slot of a share, in ascending order, with nothing but an addition in between.
@@ -67,7 +68,7 @@ class Slots {
                 visit(piece.base);
                 ++slot;
             }
-            std::uint64_t address = piece.block + (slot - piece.first_slot) * stride_;
+            std::uint64_t address = piece.block + ((slot - piece.first_slot) * stride_);
             for (; slot < stop; ++slot) {
                 visit(address);
                 address += stride_;
@@ -83,7 +84,7 @@ class Slots {
         std::uint64_t block = 0;
     };
 
-    Piece pieces_[MemoryRanges::kCapacity] = {};
+    std::array<Piece, MemoryRanges::kCapacity> pieces_{};
     std::size_t piece_count_ = 0;
     std::uint64_t stride_ = 4096;
     std::uint64_t count_ = 0;

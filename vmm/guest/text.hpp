@@ -1,6 +1,7 @@
 // Lines of `key=value` words, built in a buffer of fixed size.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -44,12 +45,12 @@ class Line {
         start_field(key);
         append_number(hundredths / 100);
         put('.');
-        put(static_cast<char>('0' + hundredths / 10 % 10));
-        put(static_cast<char>('0' + hundredths % 10));
+        put(static_cast<char>('0' + (hundredths / 10 % 10)));
+        put(static_cast<char>('0' + (hundredths % 10)));
         return *this;
     }
 
-    [[nodiscard]] constexpr std::string_view text() const noexcept { return {buffer_, size_}; }
+    [[nodiscard]] constexpr std::string_view text() const noexcept { return {buffer_.data(), size_}; }
 
   private:
     constexpr void put(char c) noexcept {
@@ -64,10 +65,10 @@ class Line {
         }
     }
     constexpr void append_number(std::uint64_t value) noexcept {
-        char digits[20] = {};
+        std::array<char, 20> digits{};
         std::size_t count = 0;
         do {
-            digits[count] = static_cast<char>('0' + value % 10);
+            digits[count] = static_cast<char>('0' + (value % 10));
             ++count;
             value /= 10;
         } while (value != 0);
@@ -84,11 +85,12 @@ class Line {
         put('=');
     }
 
-    char buffer_[kCapacity] = {};
+    std::array<char, kCapacity> buffer_{};
     std::size_t size_ = 0;
 };
 
-/// 100 * `numerator` / `denominator`, rounded to nearest; 0 where there is no answer, the maximum where it does not fit.
+/// 100 * `numerator` / `denominator`, rounded to nearest; 0 where there is no answer, the maximum where it does not
+/// fit.
 [[nodiscard]] constexpr std::uint64_t ratio_in_hundredths(std::uint64_t numerator, std::uint64_t denominator) noexcept {
     if (denominator == 0) {
         return 0;
@@ -97,14 +99,13 @@ class Line {
     if (whole >= UINT64_MAX / 100) {
         return UINT64_MAX;
     }
-    // The remainder is scaled by dividing the denominator where multiplying would wrap; by then the error is far below
-    // one hundredth.
+    // Numbers so large that the next line would wrap lose low bits, which is far below one hundredth.
     std::uint64_t rest = numerator % denominator;
-    while (rest > UINT64_MAX / 200) {
+    while (denominator > UINT64_MAX / 400) {
         rest /= 2;
         denominator /= 2;
     }
-    return whole * 100 + (rest * 200 + denominator) / (denominator * 2);
+    return (whole * 100) + (((rest * 200) + denominator) / (denominator * 2));
 }
 
 } // namespace vmm::guest

@@ -20,7 +20,7 @@ struct Result {
 };
 
 // Written by CPU 0 between the steps, read by all in a step.
-constinit WorkloadPlan plan;
+constinit WorkloadPlan current;
 constinit Slots slots;
 constinit std::uint64_t pass = 0; // 0 is the reader's.
 /// One row for each pass, or just one if the results of a pass are printed before the next; in a row, one for each CPU,
@@ -28,10 +28,11 @@ constinit std::uint64_t pass = 0; // 0 is the reader's.
 constinit Result* results = nullptr;
 
 [[nodiscard]] Result& result_of(std::size_t cpu) noexcept {
-    return results[(plan.report_at_end() ? pass * plan.cpus : 0) + cpu];
+    return results[(current.report_at_end() ? pass * current.cpus : 0) + cpu];
 }
 
-// The slots lie in free memory, all of which is mapped: the casts are in bounds. Volatile, since the access is the point.
+// The slots lie in free memory, all of which is mapped: the casts are in bounds. Volatile, since the access is the
+// point.
 std::uint64_t read_word(std::uint64_t address) noexcept {
     return *reinterpret_cast<const volatile std::uint64_t*>(address);
 }
@@ -48,20 +49,22 @@ struct Pattern {
 
 template <typename Visit>
 void visit_share(Share share, std::uint64_t seed, Visit visit) noexcept {
-    if (plan.options.order == Order::sequential) {
+    if (current.options.order == Order::sequential) {
         slots.for_each(share, visit);
     } else {
-        PageOrder(share.count, seed).for_each([&](std::uint64_t number) { visit(slots.address(share.first + number)); });
+        PageOrder(share.count, seed).for_each([&](std::uint64_t number) {
+            visit(slots.address(share.first + number));
+        });
     }
 }
 
 void write_share(std::size_t cpu) noexcept {
-    const Share share = share_of(slots.count(), cpu, plan.cpus);
+    const Share share = share_of(slots.count(), cpu, current.cpus);
     const Pattern now(pass);
     const Pattern before(pass - 1);
     std::uint64_t errors = 0;
     const std::uint64_t start = cycles();
-    if (plan.options.check && pass > 1) {
+    if (current.options.check && pass > 1) {
         visit_share(share, cpu, [&](std::uint64_t address) {
             errors += read_word(address) != before(address) ? 1 : 0;
             write_word(address, now(address));
@@ -87,7 +90,7 @@ void print_result(Line line, std::size_t cpu) noexcept {
         .field("pages", result.pages)
         .field("cycles", result.cycles)
         .field("cycles_per_page", result.pages == 0 ? 0 : result.cycles / result.pages);
-    if (plan.options.check) {
+    if (current.options.check) {
         line.field("errors", result.errors);
     }
     serial::print(line);
@@ -99,7 +102,7 @@ void print_pass() noexcept {
         print_result(Line().field("pass", "reader"), 0);
         return;
     }
-    for (std::size_t cpu = 0; cpu < plan.cpus; ++cpu) {
+    for (std::size_t cpu = 0; cpu < current.cpus; ++cpu) {
         print_result(Line().field("pass", pass), cpu);
     }
 }
@@ -112,7 +115,7 @@ struct Summary {
 
     void add_pass() noexcept {
         last_cycles = 0;
-        for (std::size_t cpu = 0; cpu < plan.cpus; ++cpu) {
+        for (std::size_t cpu = 0; cpu < current.cpus; ++cpu) {
             const Result& result = result_of(cpu);
             last_cycles = result.cycles > last_cycles ? result.cycles : last_cycles;
             errors += result.errors;
@@ -122,13 +125,13 @@ struct Summary {
 
     void print() const noexcept {
         Line line("summary");
-        line.field("cpus", plan.cpus)
-            .field("passes", plan.options.passes)
+        line.field("cpus", current.cpus)
+            .field("passes", current.options.passes)
             .field("pages", slots.count())
             .field("first_cycles", first_cycles)
             .field("last_cycles", last_cycles)
             .field_hundredths("first_over_last", ratio_in_hundredths(first_cycles, last_cycles));
-        if (plan.options.check) {
+        if (current.options.check) {
             line.field("errors", errors);
         }
         serial::print(line);
@@ -142,26 +145,26 @@ std::uint64_t WorkloadPlan::result_bytes() const noexcept {
     return (rows * cpus * sizeof(Result) + kPageBytes - 1) / kPageBytes * kPageBytes;
 }
 
-void run_workload(const WorkloadPlan& wanted, const MemoryRanges& memory, std::uint64_t results_address) noexcept {
-    plan = wanted;
-    slots = Slots(memory, wanted.options.stride);
+void run_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept {
+    current = plan;
+    slots = Slots(memory, plan.options.stride);
     // In bounds: the caller gives as much memory as result_bytes() says.
     results = reinterpret_cast<Result*>(results_address);
 
-    const std::uint64_t first_pass = plan.options.reader_one ? 0 : 1;
+    const std::uint64_t first_pass = current.options.reader_one ? 0 : 1;
     Summary summary;
-    for (pass = first_pass; pass <= plan.options.passes; ++pass) {
+    for (pass = first_pass; pass <= current.options.passes; ++pass) {
         run_on_all(pass == 0 ? read_everything : write_share);
         if (pass != 0) {
             summary.add_pass();
         }
-        if (!plan.report_at_end()) {
+        if (!current.report_at_end()) {
             print_pass();
         }
     }
-    if (plan.report_at_end()) {
+    if (current.report_at_end()) {
         stop_others();
-        for (pass = first_pass; pass <= plan.options.passes; ++pass) {
+        for (pass = first_pass; pass <= current.options.passes; ++pass) {
             print_pass();
         }
     }

@@ -9,8 +9,8 @@
 
 namespace vmm::guest {
 
-/// Above this number of CPUs, results are printed after the last pass unless the option report= says otherwise. CPUs that
-/// wait for CPU 0 to print use up the host's time: on a host that has far fewer CPUs than the guest, most of it.
+/// Above this number of CPUs, results are printed after the last pass unless the option report= says otherwise. CPUs
+/// that wait for CPU 0 to print use up the host's time: on a host that has far fewer CPUs than the guest, most of it.
 inline constexpr std::size_t kMaxCpusReportedLive = 8;
 
 struct WorkloadPlan {
@@ -26,7 +26,7 @@ struct WorkloadPlan {
 };
 
 /// Runs the passes that `plan` asks for over all of `memory`, which is mapped and is written to; prints a line for each
-/// CPU and pass, and a summary. `results` is the address of result_bytes() bytes. For CPU 0, once.
-void run_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results) noexcept;
+/// CPU and pass, and a summary. `results_address` is that of result_bytes() bytes. For CPU 0, once.
+void run_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept;
 
 } // namespace vmm::guest

@@ -1,0 +1,146 @@
+// The command line, from the outside: what it prints, what it leaves behind, and its exit status.
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include "support/kvm_command.hpp"
+#include "support/kvm_require.hpp"
+
+namespace vmm::testing {
+namespace {
+
+class Command : public KvmTest {
+  protected:
+    /// One line on standard error that contains `part`, nothing on standard output, and this exit status.
+    static void expect_refused(const std::vector<std::string>& arguments, int exit_status, const std::string& part) {
+        const CommandResult result = run_command(arguments);
+        EXPECT_EQ(result.exit_status, exit_status) << result.errors;
+        EXPECT_EQ(result.output, "");
+        EXPECT_NE(result.errors.find(part), std::string::npos) << result.errors;
+        EXPECT_EQ(std::count(result.errors.begin(), result.errors.end(), '\n'), 1) << result.errors;
+        EXPECT_TRUE(result.errors.starts_with("vmm: error: ")) << result.errors;
+    }
+    TemporaryDirectory directory_;
+};
+
+TEST_F(Command, UnknownOptionIsAUsageError) {
+    expect_refused({"run", "--prefalt=all"}, 2, "--prefalt");
+}
+
+TEST_F(Command, UnknownChoiceNamesTheChoices) {
+    expect_refused({"run", "--prefault=most"}, 2, "none");
+}
+
+TEST_F(Command, KernelThatDoesNotExistIsNamed) {
+    expect_refused({"run", "/nowhere/vmlinuz"}, 1, "/nowhere/vmlinuz");
+}
+
+TEST_F(Command, FileThatIsNoKernelIsRefused) {
+    expect_refused({"run", directory_.write("notes.txt", "just some text, and not a kernel")}, 1, "notes.txt");
+}
+
+TEST_F(Command, InitrdThatDoesNotExistIsNamed) {
+    expect_refused({"run", "--initrd", "/nowhere/initrd"}, 1, "/nowhere/initrd");
+}
+
+TEST_F(Command, InitrdThatDoesNotFitIsRefused) {
+    const std::string large = directory_.write("large", "x");
+    std::filesystem::resize_file(large, 64 << 20);
+    expect_refused({"run", "-m", "32M", "--initrd", large}, 1, "initrd");
+}
+
+TEST_F(Command, CommandLineThatIsTooLongIsRefused) {
+    expect_refused({"run", "--cmdline", std::string(70'000, 'x')}, 1, "command line");
+}
+
+TEST_F(Command, MemoryOfZeroIsRefused) {
+    expect_refused({"run", "-m", "0"}, 1, "memory");
+}
+
+TEST_F(Command, MemoryInBytesByMistakeGetsAHint) {
+    expect_refused({"run", "-m", "512"}, 1, "512M");
+}
+
+TEST_F(Command, MemoryBeyondTheHostIsRefused) {
+    expect_refused({"run", "-m", "15T"}, 1, "this host has");
+}
+
+TEST_F(Command, MemoryThatOverflowsIsAUsageError) {
+    EXPECT_EQ(run_command({"run", "-m", "99999999999999T"}).exit_status, 2);
+}
+
+TEST_F(Command, MoreVcpusThanPossibleAreRefused) {
+    expect_refused({"run", "-c", "255"}, 1, "255 vCPUs");
+}
+
+TEST_F(Command, HugePagePoolThatIsShortSaysWhatIsFreeAndHowToRaiseIt) {
+    expect_refused({"run", "-m", "1T", "--page-size=2M"}, 1, "nr_hugepages");
+}
+
+TEST_F(Command, ReportThatCannotBeWrittenIsFoundBeforeTheGuestStarts) {
+    expect_refused({"run", "--report", "/nowhere/report.json"}, 1, "/nowhere/report.json");
+}
+
+TEST_F(Command, SerialFileThatCannotBeWrittenIsNamed) {
+    expect_refused({"run", "--serial", "/nowhere/serial"}, 1, "/nowhere/serial");
+}
+
+TEST_F(Command, LogFileThatCannotBeWrittenIsNamed) {
+    expect_refused({"run", "--log-file", "/nowhere/log"}, 1, "/nowhere/log");
+}
+
+TEST_F(Command, RefusalLeavesAnOldReportAsItWas) {
+    const std::string report = directory_.write("report.json", "old");
+    EXPECT_EQ(run_command({"run", "--report", report, "/nowhere/vmlinuz"}).exit_status, 1);
+    EXPECT_EQ(content_of(report), "old");
+}
+
+TEST_F(Command, HelpNamesEveryOptionOfTheContract) {
+    const CommandResult help = run_command({"run", "--help"});
+    EXPECT_EQ(help.exit_status, 0);
+    for (const char* option : {"--memory", "--vcpus", "--initrd", "--cmdline", "--prefault", "--prefault-workers",
+                               "--page-size", "--pin", "--serial", "--report", "--verbose", "--quiet", "--log-file"}) {
+        EXPECT_NE(help.output.find(option), std::string::npos) << option;
+    }
+}
+
+TEST_F(Command, DoctorFindsThatAGuestCanRunHere) {
+    const CommandResult doctor = run_command({"doctor"});
+    EXPECT_EQ(doctor.exit_status, 0) << doctor.output;
+    EXPECT_NE(doctor.output.find("second level"), std::string::npos);
+}
+
+TEST_F(Command, BuiltInGuestRunsOnPrefaultedMemoryWithoutASecondLevelFault) {
+    const std::string report = directory_ / "report.json";
+    const CommandResult run =
+        run_command({"run", "--prefault=all", "--page-size=4K", "-m", "64M", "-c", "2", "--report", report});
+    EXPECT_EQ(run.exit_status, 0) << run.errors;
+    EXPECT_NE(run.output.find("summary cpus=2"), std::string::npos) << run.output;
+    EXPECT_NE(content_of(report).find("\"second_level_faults_total\": 0"), std::string::npos) << content_of(report);
+    EXPECT_NE(content_of(report).find("\"complete\": true"), std::string::npos);
+    EXPECT_NE(content_of(report).find("\"exit\": \"poweroff\""), std::string::npos);
+}
+
+TEST_F(Command, WithoutPrefaultTheGuestTakesAFaultForEachPage) {
+    const std::string report = directory_ / "report.json";
+    EXPECT_EQ(run_command({"run", "--page-size=4K", "-m", "64M", "--report", report}).exit_status, 0);
+    const std::string text = content_of(report);
+    const auto at = text.find("\"second_level_faults_total\": ");
+    ASSERT_NE(at, std::string::npos) << text;
+    // 64 MiB are 16,384 pages. On shadow paging KVM maps neighbours of a page along with it.
+    EXPECT_GT(std::stoul(text.substr(at + 29)), 1000U);
+}
+
+TEST_F(Command, SerialOutputGoesToTheFileThatIsNamed) {
+    const std::string serial = directory_ / "serial";
+    const CommandResult run = run_command({"run", "-q", "-m", "16M", "--serial", serial});
+    EXPECT_EQ(run.exit_status, 0);
+    EXPECT_EQ(run.output, "");
+    EXPECT_EQ(run.errors, "");
+    EXPECT_NE(content_of(serial).find("summary"), std::string::npos);
+}
+
+} // namespace
+} // namespace vmm::testing

@@ -1,0 +1,164 @@
+// Running the `vmm` command as its users do.
+#pragma once
+
+#include <fcntl.h>
+#include <pty.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/host_pipe.hpp"
+#include "support/host_temporary_directory.hpp"
+
+namespace vmm::testing {
+
+/// The command under test: $VMM_BINARY, else the one built beside the tests, else `vmm` by PATH (in the lab).
+inline std::string command_under_test() {
+    if (const char* const named = std::getenv("VMM_BINARY"); named != nullptr) {
+        return named;
+    }
+    return std::filesystem::exists(VMM_BUILT_BINARY) ? VMM_BUILT_BINARY : "vmm";
+}
+
+[[noreturn]] inline void exec_command(const std::vector<std::string>& arguments) {
+    std::string program = command_under_test();
+    std::vector<char*> words{program.data()};
+    std::vector<std::string> copies = arguments;
+    for (std::string& word : copies) {
+        words.push_back(word.data());
+    }
+    words.push_back(nullptr);
+    ::execvp(program.c_str(), words.data());
+    ::_exit(127);
+}
+
+inline void redirect(int fd, const std::string& path, int flags) {
+    if (const int opened = ::open(path.c_str(), flags, 0600); opened < 0 || ::dup2(opened, fd) < 0) {
+        ::_exit(126);
+    }
+}
+
+struct CommandResult {
+    int exit_status = -1; ///< -1: killed by a signal
+    std::string output;
+    std::string errors;
+};
+
+/// Runs `vmm ARGUMENTS...` with nothing to read, to its end.
+inline CommandResult run_command(const std::vector<std::string>& arguments) {
+    const TemporaryDirectory directory;
+    const pid_t child = ::fork();
+    if (child == 0) {
+        redirect(STDIN_FILENO, "/dev/null", O_RDONLY);
+        redirect(STDOUT_FILENO, directory / "out", O_WRONLY | O_CREAT);
+        redirect(STDERR_FILENO, directory / "err", O_WRONLY | O_CREAT);
+        exec_command(arguments);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(directory / "out"), content_of(directory / "err")};
+}
+
+/// Whether `condition` comes true within ten seconds.
+template <typename Condition>
+bool eventually(Condition condition) {
+    for (int i = 0; i < 1000; ++i) {
+        if (condition()) {
+            return true;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+}
+
+/// `vmm ARGUMENTS...` at a terminal of its own, of which we are the keyboard and the screen.
+class CommandAtTerminal {
+  public:
+    explicit CommandAtTerminal(const std::vector<std::string>& arguments) {
+        int terminal = -1;
+        child_ = ::forkpty(&terminal, nullptr, nullptr, nullptr);
+        if (child_ < 0) {
+            throw std::runtime_error("cannot make a terminal");
+        }
+        if (child_ == 0) {
+            exec_command(arguments);
+        }
+        terminal_.reset(terminal);
+        // Kept open, so that the terminal's mode can still be read when the command is gone.
+        terminal_side_.reset(::open(::ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC));
+        before_ = mode();
+    }
+    ~CommandAtTerminal() {
+        if (child_ > 0) {
+            ::kill(child_, SIGKILL);
+            ::waitpid(child_, nullptr, 0);
+        }
+    }
+    CommandAtTerminal(const CommandAtTerminal&) = delete;
+    CommandAtTerminal& operator=(const CommandAtTerminal&) = delete;
+
+    void type(std::string_view keys) const { write_text(terminal_.get(), keys); }
+    void send(int signal) const { ::kill(child_, signal); }
+    /// Sends `signal` to the thread called `name`; false if there is none.
+    [[nodiscard]] bool send_to_thread(int signal, const std::string& name) const {
+        const std::string tasks = "/proc/" + std::to_string(child_) + "/task";
+        for (const auto& task : std::filesystem::directory_iterator(tasks)) {
+            if (content_of(task.path() / "comm") == name + "\n") {
+                return ::syscall(SYS_tgkill, child_, std::stoi(task.path().filename()), signal) == 0;
+            }
+        }
+        return false;
+    }
+
+    /// Reads the screen as far as it has come; all that it has shown.
+    const std::string& screen() {
+        screen_ += read_available(terminal_.get());
+        return screen_;
+    }
+    [[nodiscard]] termios mode() const {
+        termios mode{};
+        ::tcgetattr(terminal_side_.get(), &mode);
+        return mode;
+    }
+    [[nodiscard]] bool is_raw() const { return (mode().c_lflag & (ICANON | ECHO | ISIG)) == 0; }
+    [[nodiscard]] bool is_as_before() const {
+        const termios now = mode();
+        return now.c_lflag == before_.c_lflag && now.c_iflag == before_.c_iflag && now.c_oflag == before_.c_oflag;
+    }
+    [[nodiscard]] bool is_stopped() const {
+        int status = 0;
+        return ::waitpid(child_, &status, WUNTRACED | WNOHANG) == child_ && WIFSTOPPED(status);
+    }
+
+    /// The wait status, as waitpid() gives it. The screen is read meanwhile, so that the command is never held up.
+    int wait() {
+        int status = -1;
+        eventually([&] {
+            screen();
+            return ::waitpid(child_, &status, WNOHANG) == child_;
+        });
+        if (status != -1) {
+            child_ = -1;
+        }
+        return status;
+    }
+
+  private:
+    pid_t child_ = -1;
+    UniqueFd terminal_;
+    UniqueFd terminal_side_;
+    termios before_{};
+    std::string screen_;
+};
+
+} // namespace vmm::testing

@@ -1,0 +1,16 @@
+// Requests to stop.
+#pragma once
+
+#include <memory>
+#include <stop_token>
+
+namespace vmm::testing {
+
+/// A token by which a stop is requested already.
+[[nodiscard]] inline std::stop_token stop_requested_already() {
+    const auto source = std::make_unique<std::stop_source>(); // On the heap: gcc 12 sees a local one uninitialised.
+    source->request_stop();
+    return source->get_token();
+}
+
+} // namespace vmm::testing

@@ -1,0 +1,67 @@
+#include "kvm/process_memory.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <array>
+#include <cstring>
+#include <span>
+
+#include "kvm/guest_address.hpp"
+#include "kvm/mapping.hpp"
+
+namespace vmm {
+namespace {
+
+constexpr std::size_t kBytes = 8 * kMiB;
+
+Mapping make_small_pages() {
+    Mapping mapping = Mapping::anonymous(kBytes, 2 * kMiB, 0, "a test");
+    ::madvise(mapping.data(), mapping.size(), MADV_NOHUGEPAGE);
+    ::madvise(mapping.data(), mapping.size(), MADV_DONTFORK); // So that no neighbour is joined to it.
+    return mapping;
+}
+
+TEST(ResidentMemory, OfUntouchedMemoryIsNothing) {
+    const Mapping mapping = make_small_pages();
+    EXPECT_EQ(resident_memory_of(mapping.bytes()).bytes, 0U);
+}
+
+TEST(ResidentMemory, CountsWhatWasTouched) {
+    const Mapping mapping = make_small_pages();
+    std::memset(mapping.data(), 1, 3 * kMiB);
+    EXPECT_EQ(resident_memory_of(mapping.bytes()).bytes, 3 * kMiB);
+}
+
+TEST(ResidentMemory, OfSmallPagesIsNotHuge) {
+    const Mapping mapping = make_small_pages();
+    std::memset(mapping.data(), 1, kBytes);
+    EXPECT_FALSE(resident_memory_of(mapping.bytes()).all_transparent_huge);
+}
+
+TEST(ResidentMemory, OfUntouchedMemoryIsNotHuge) {
+    const Mapping mapping = Mapping::anonymous(kBytes, 2 * kMiB, 0, "a test");
+    ::madvise(mapping.data(), mapping.size(), MADV_HUGEPAGE);
+    EXPECT_FALSE(resident_memory_of(mapping.bytes()).all_transparent_huge);
+}
+
+TEST(ResidentMemory, OfNoMappingIsNothing) {
+    const Mapping mapping = make_small_pages();
+    const auto gone = std::span<const std::byte>(mapping.data(), mapping.size());
+    ::munmap(mapping.data(), mapping.size());
+    const ResidentMemory resident = resident_memory_of(gone);
+    EXPECT_EQ(resident.bytes, 0U);
+    EXPECT_FALSE(resident.all_transparent_huge);
+}
+
+TEST(ResidentMemory, OutsideLeavesOutWhatIsExcluded) {
+    const Mapping mapping = make_small_pages();
+    std::memset(mapping.data(), 1, kBytes);
+    const std::array excluded{mapping.bytes()};
+    const std::uint64_t with = resident_bytes_outside({});
+    const std::uint64_t without = resident_bytes_outside(excluded);
+    EXPECT_NEAR(static_cast<double>(with - without), static_cast<double>(kBytes), 2.0 * kMiB);
+}
+
+} // namespace
+} // namespace vmm

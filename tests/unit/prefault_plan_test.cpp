@@ -1,0 +1,207 @@
+#include "prefault/plan.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdlib>
+#include <ctime>
+#include <mutex>
+#include <new>
+#include <random>
+#include <thread>
+#include <vector>
+
+namespace {
+
+thread_local std::uint64_t allocated_bytes = 0; // by this thread, from operator new
+
+} // namespace
+
+// The whole program's, so that what a plan takes can be counted.
+void* operator new(std::size_t size) {
+    allocated_bytes += size;
+    if (void* const memory = std::malloc(size != 0 ? size : 1); memory != nullptr) {
+        return memory;
+    }
+    throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept {
+    std::free(memory);
+}
+void operator delete(void* memory, std::size_t /*size*/) noexcept {
+    std::free(memory);
+}
+
+namespace vmm::prefault {
+namespace {
+
+using Ranges = std::vector<GuestRange>;
+
+GuestRange range(std::uint64_t base, std::uint64_t size) {
+    return {GuestAddress{base}, size};
+}
+
+Ranges chunks_of(const Plan& plan) {
+    Ranges chunks;
+    for (std::size_t index = 0; index < plan.chunk_count(); ++index) {
+        chunks.push_back(plan.chunk(index));
+    }
+    return chunks;
+}
+
+/// Adjacent ranges as one, empty ones left out: what a list of ranges covers, whatever it is cut into.
+Ranges covered_by(const Ranges& ranges) {
+    Ranges joined;
+    for (const GuestRange& next : ranges) {
+        if (next.size == 0) {
+            continue;
+        }
+        if (!joined.empty() && joined.back().end() == next.base) {
+            joined.back().size += next.size;
+        } else {
+            joined.push_back(next);
+        }
+    }
+    return joined;
+}
+
+/// Everything a plan promises, for `ranges` cut by `chunk_bytes`.
+void expect_sound_plan(const Ranges& ranges, std::uint64_t chunk_bytes) {
+    const Plan plan(ranges, chunk_bytes);
+    const Ranges chunks = chunks_of(plan);
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+        ASSERT_NE(chunks[i].size, 0U) << "chunk " << i << " is empty";
+        ASSERT_LE(chunks[i].size, chunk_bytes);
+        ASSERT_EQ(to_integer(chunks[i].base) / chunk_bytes,
+                  (to_integer(chunks[i].base) + chunks[i].size - 1) / chunk_bytes)
+            << to_string(chunks[i]) << " crosses a multiple of the chunk size";
+        if (i != 0) {
+            ASSERT_GE(to_integer(chunks[i].base), to_integer(chunks[i - 1].end())) << "chunk " << i << " overlaps";
+        }
+    }
+    ASSERT_EQ(covered_by(chunks), covered_by(ranges));
+    std::uint64_t total = 0;
+    for (const GuestRange& wanted : ranges) {
+        total += wanted.size;
+    }
+    ASSERT_EQ(plan.total_bytes(), total);
+}
+
+TEST(Plan, OfAlignedRangesCoversThemExactly) {
+    expect_sound_plan({range(0, 512 * kMiB)}, 64 * kMiB);
+    expect_sound_plan({range(0, 3 * kGiB), range(4 * kGiB, 5 * kGiB)}, kGiB);
+}
+
+TEST(Plan, OfOddSizesCoversThemExactly) {
+    expect_sound_plan({range(0, 3 * kGiB), range(4 * kGiB, 2 * kMiB)}, kGiB);
+    expect_sound_plan({range(4096, 4096)}, 2 * kMiB);
+    expect_sound_plan({range(kMiB, 3 * kMiB + 4096)}, 2 * kMiB);
+    expect_sound_plan({range(2 * kMiB - 1, 2)}, 2 * kMiB);
+}
+
+TEST(Plan, CutsOnMultiplesOfTheChunkSize) {
+    const Plan plan(Ranges{range(kMiB, 4 * kMiB)}, 2 * kMiB);
+    EXPECT_EQ(chunks_of(plan), (Ranges{range(kMiB, kMiB), range(2 * kMiB, 2 * kMiB), range(4 * kMiB, kMiB)}));
+}
+
+TEST(Plan, LeavesOutEmptyRanges) {
+    expect_sound_plan({}, kGiB);
+    expect_sound_plan({range(0, 0)}, kGiB);
+    expect_sound_plan({range(0, 0), range(4096, 4096), range(8192, 0), range(kGiB, 4096), range(2 * kGiB, 0)},
+                      2 * kMiB);
+}
+
+TEST(Plan, ReachesTheTopOfTheAddressSpace) {
+    const Plan plan(Ranges{range(UINT64_MAX - 3 * kMiB + 1, 3 * kMiB)}, 2 * kMiB);
+    EXPECT_EQ(chunks_of(plan),
+              (Ranges{range(UINT64_MAX - 3 * kMiB + 1, kMiB), range(UINT64_MAX - 2 * kMiB + 1, 2 * kMiB)}));
+}
+
+TEST(Plan, OfRandomRangesCoversThemExactly) {
+    std::mt19937_64 random(20261123);
+    for (int round = 0; round < 500 && !HasFatalFailure(); ++round) {
+        Ranges ranges;
+        std::uint64_t next = 0;
+        for (std::uint64_t count = random() % 6; count != 0; --count) {
+            const std::uint64_t gap = random() % 3 == 0 ? 0 : random() % (64 * kMiB);
+            const std::uint64_t size = random() % (128 * kMiB);
+            ranges.push_back(range(next + gap, size));
+            next += gap + size;
+        }
+        expect_sound_plan(ranges, kMiB << (random() % 7));
+    }
+}
+
+TEST(Plan, OfSixteenTebibytesIsMadeAtOnceAndTakesNextToNoMemory) {
+    const auto cpu_seconds = [] {
+        timespec now{};
+        ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+        return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+    };
+    const Ranges ranges{range(0, 3 * kGiB), range(4 * kGiB, 16 * kTiB - 3 * kGiB)};
+    const std::uint64_t allocated_before = allocated_bytes;
+    const double start = cpu_seconds();
+    const Plan plan(ranges, 2 * kMiB);
+    EXPECT_LT(cpu_seconds() - start, 0.010);
+    EXPECT_LT(allocated_bytes - allocated_before, kMiB);
+    EXPECT_EQ(plan.chunk_count(), 16 * kTiB / (2 * kMiB));
+    EXPECT_EQ(plan.chunk(plan.chunk_count() - 1).end(), GuestAddress{16 * kTiB + kGiB});
+}
+
+TEST(PlanChunkSize, IsAPowerOfTwoBetweenItsBounds) {
+    for (const std::uint64_t mapping : {4 * kKiB, 2 * kMiB, kGiB}) {
+        for (const unsigned workers : {1U, 2U, 7U, 96U, 512U}) {
+            for (const std::uint64_t total : {std::uint64_t{0}, 2 * kMiB, 3584 * kMiB, 16 * kTiB}) {
+                const std::uint64_t chunk = Plan::chunk_bytes_for(total, workers, mapping);
+                EXPECT_TRUE(std::has_single_bit(chunk));
+                EXPECT_GE(chunk, std::max(2 * kMiB, mapping));
+                EXPECT_LE(chunk, kGiB);
+            }
+        }
+    }
+}
+
+TEST(PlanChunkSize, GivesEveryWorkerSeveralChunks) {
+    const std::uint64_t chunk = Plan::chunk_bytes_for(64 * kGiB, 8, 4 * kKiB);
+    EXPECT_GE(64 * kGiB / chunk, 16U * 8U);
+    EXPECT_LE(64 * kGiB / chunk, 32U * 8U);
+}
+
+TEST(PlanChunkSize, TakesNoWorkersAsOne) {
+    EXPECT_EQ(Plan::chunk_bytes_for(kGiB, 0, 4096), Plan::chunk_bytes_for(kGiB, 1, 4096));
+}
+
+TEST(ChunkQueue, HandsOutEachChunkOnceToManyThreads) {
+    const Plan plan(Ranges{range(0, 3 * kGiB), range(4 * kGiB, 5 * kGiB + 4096)}, 2 * kMiB);
+    ChunkQueue queue(plan);
+    std::mutex lock;
+    Ranges taken;
+    {
+        std::vector<std::jthread> threads;
+        for (int i = 0; i < 8; ++i) {
+            threads.emplace_back([&] {
+                Ranges mine;
+                while (const auto chunk = queue.take()) {
+                    mine.push_back(*chunk);
+                }
+                const std::lock_guard hold(lock);
+                taken.insert(taken.end(), mine.begin(), mine.end());
+            });
+        }
+    }
+    std::ranges::sort(taken, {}, &GuestRange::base);
+    EXPECT_EQ(taken, chunks_of(plan));
+}
+
+TEST(ChunkQueue, StaysEmpty) {
+    const Plan plan(Ranges{range(0, 4096)}, 2 * kMiB);
+    ChunkQueue queue(plan);
+    EXPECT_EQ(queue.take(), range(0, 4096));
+    EXPECT_FALSE(queue.take());
+    EXPECT_FALSE(queue.take());
+}
+
+} // namespace
+} // namespace vmm::prefault
