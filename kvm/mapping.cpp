@@ -44,9 +44,11 @@ std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags,
 Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose) {
     // Reserve address space with room to choose an aligned start, map over it, give the rest back. The reservation
     // itself holds no memory (PROT_NONE, NORESERVE).
-    if (size == 0 || size > SIZE_MAX - alignment) {
+    const auto whole_pages = align_up(size, 4 * kKiB);
+    if (size == 0 || !whole_pages || *whole_pages > SIZE_MAX - alignment) {
         throw Error("cannot map " + format_bytes(size) + " for " + std::string(purpose) + ": no such size");
     }
+    size = *whole_pages;
     const std::size_t reserved_size = size + alignment;
     Mapping reservation(map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                                      -1, purpose),

@@ -19,7 +19,11 @@ constexpr std::uint32_t kMaxCounters = 4096;
 constexpr std::uint32_t kMaxNameBytes = 256;
 
 bool read_exactly(int fd, void* target, std::size_t size, std::uint64_t offset) {
-    return ::pread(fd, target, size, static_cast<off_t>(offset)) == static_cast<ssize_t>(size);
+    const ssize_t count = ::pread(fd, target, size, static_cast<off_t>(offset));
+    if (count >= 0 && count < static_cast<ssize_t>(size)) {
+        errno = ENODATA; // cut short
+    }
+    return count == static_cast<ssize_t>(size);
 }
 
 } // namespace

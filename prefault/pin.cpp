@@ -9,6 +9,9 @@
 #include <array>
 #include <cassert>
 #include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
 #include <string>
 
 #include "kvm/error.hpp"
@@ -29,6 +32,19 @@ bool has_ipc_lock_capability() {
     return (data[0].effective & (1U << CAP_IPC_LOCK)) != 0;
 }
 
+/// What this process has locked already; the limit is on all of it together.
+std::uint64_t locked_bytes() {
+    std::ifstream status("/proc/self/status");
+    std::string line;
+    std::uint64_t kib = 0;
+    while (std::getline(status, line)) {
+        if (std::sscanf(line.c_str(), "VmLck: %" SCNu64, &kib) == 1) {
+            break;
+        }
+    }
+    return kib * kKiB;
+}
+
 } // namespace
 
 std::string_view to_string(Pin pin) noexcept {
@@ -38,11 +54,16 @@ std::string_view to_string(Pin pin) noexcept {
 void check_may_pin(Pin pin, std::uint64_t bytes) {
     rlimit limit{};
     if (pin == Pin::kNone || has_ipc_lock_capability() || ::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 ||
-        limit.rlim_cur == RLIM_INFINITY || bytes <= limit.rlim_cur) {
+        limit.rlim_cur == RLIM_INFINITY) {
+        return;
+    }
+    const std::uint64_t locked = locked_bytes();
+    if (locked <= limit.rlim_cur && bytes <= limit.rlim_cur - locked) {
         return;
     }
     throw Error("cannot lock " + format_bytes(bytes) + " of guest memory: the limit on locked memory (RLIMIT_MEMLOCK) is " +
-                format_bytes(limit.rlim_cur) + " (" + kAdvice + ")");
+                format_bytes(limit.rlim_cur) + (locked != 0 ? ", of which " + format_bytes(locked) + " are in use" : "") +
+                " (" + kAdvice + ")");
 }
 
 void pin_memory(const GuestMemory& memory, std::span<const GuestRange> ranges, Pin pin) {

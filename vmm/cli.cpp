@@ -2,6 +2,9 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <map>
 #include <optional>
 #include <sstream>
@@ -64,14 +67,46 @@ CLI::Option* add_choice(CLI::App& app, const std::string& option, Value& target,
         ->default_str(current);
 }
 
+/// "512M": a number and K, M, G or T, with or without "B" or "iB" behind it; nothing else.
+std::optional<std::uint64_t> parse_size(std::string_view text) {
+    std::uint64_t number = 0;
+    const char* const end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, number);
+    if (error != std::errc{}) {
+        return std::nullopt;
+    }
+    std::string unit(rest, end);
+    std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::toupper(c); });
+    static const std::map<std::string, std::uint64_t> kUnits{
+        {"", 1}, {"K", kKiB}, {"M", kMiB}, {"G", kGiB}, {"T", kTiB}};
+    for (const std::string_view ending : {"IB", "B"}) {
+        if (unit.size() == ending.size() + 1 && unit.ends_with(ending)) {
+            unit.resize(1);
+        }
+    }
+    const auto factor = kUnits.find(unit);
+    if (factor == kUnits.end() || number > UINT64_MAX / factor->second) {
+        return std::nullopt;
+    }
+    return number * factor->second;
+}
+
 void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault::Pin>& pin, unsigned& verbosity,
                      bool& quiet) {
     Config& config = command.config;
     run.add_option("KERNEL", config.kernel_path,
                    "A bzImage, an ELF vmlinux or any PVH kernel; without it, the built-in guest runs")
         ->type_name("FILE");
-    run.add_option("-m,--memory", config.memory_bytes, "Memory of the guest")
-        ->transform(CLI::AsSizeValue(false))
+    run.add_option_function<std::string>(
+           "-m,--memory",
+           [&config](const std::string& text) {
+               const auto size = parse_size(text);
+               if (!size) {
+                   throw CLI::ValidationError("--memory", "'" + text + "' is no size (a whole number and K, M, G or T)");
+               }
+               config.memory_bytes = *size;
+           },
+           "Memory of the guest")
         ->type_name("SIZE")
         ->default_str("512M");
     run.add_option("-c,--vcpus", config.vcpus, "Virtual CPUs, 1 to 254")->type_name("N")->capture_default_str();

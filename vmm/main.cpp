@@ -76,12 +76,16 @@ std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
     terminal->set_pattern("vmm: %l: %v");
     std::vector<spdlog::sink_ptr> sinks{terminal};
     if (!command.log_file.empty()) {
+        // Tried first: spdlog would make the folders that a mistyped name mentions.
+        if (const UniqueFd probe(::open(command.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)); !probe) {
+            throw_errno(errno, "write the log to " + command.log_file);
+        }
         try {
             auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(command.log_file);
             file->set_level(std::min(spdlog::level::info, spdlog_level(command.log_level)));
             sinks.push_back(file);
-        } catch (const spdlog::spdlog_ex&) {
-            throw_errno(errno, "write the log to " + command.log_file);
+        } catch (const spdlog::spdlog_ex& error) {
+            throw Error("cannot write the log to " + command.log_file + ": " + error.what());
         }
     }
     auto logger = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());

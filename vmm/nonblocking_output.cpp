@@ -9,9 +9,35 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 
 namespace vmm {
+
+namespace {
+
+/// write() that gives EPIPE where nobody reads any more, and keeps the signal that comes with it from the process, which
+/// may belong to somebody else.
+ssize_t write_without_sigpipe(int fd, std::span<const std::byte> bytes) noexcept {
+    sigset_t pipe_signal;
+    sigset_t before;
+    sigset_t pending;
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    ::sigpending(&pending);
+    ::pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    const int error_number = errno;
+    if (written < 0 && error_number == EPIPE && sigismember(&pending, SIGPIPE) == 0) {
+        const timespec no_wait{};
+        ::sigtimedwait(&pipe_signal, nullptr, &no_wait);
+    }
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    errno = error_number;
+    return written;
+}
+
+} // namespace
 
 NonblockingOutput::NonblockingOutput(int fd) noexcept : shared_fd_(fd) {
     struct stat facts {};
@@ -20,6 +46,7 @@ NonblockingOutput::NonblockingOutput(int fd) noexcept : shared_fd_(fd) {
     }
     if (S_ISSOCK(facts.st_mode)) {
         way_ = Way::kSend;
+        reopened_.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
         return;
     }
     std::array<char, 32> path{};
@@ -27,6 +54,7 @@ NonblockingOutput::NonblockingOutput(int fd) noexcept : shared_fd_(fd) {
     reopened_.reset(::open(path.data(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
     if (!reopened_) {
         way_ = Way::kPollFirst;
+        reopened_.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     }
 }
 
@@ -36,7 +64,7 @@ NonblockingOutput::Result NonblockingOutput::write(std::span<const std::byte> by
     ssize_t written = 0;
     switch (way_) {
     case Way::kWrite:
-        written = ::write(fd(), bytes.data(), bytes.size());
+        written = write_without_sigpipe(fd(), bytes);
         break;
     case Way::kSend:
         written = ::send(fd(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -46,7 +74,7 @@ NonblockingOutput::Result NonblockingOutput::write(std::span<const std::byte> by
         if (::poll(&ready, 1, 0) <= 0) {
             return {Status::kWouldBlock, 0};
         }
-        written = ::write(fd(), bytes.data(), std::min(bytes.size(), kAfterPoll));
+        written = write_without_sigpipe(fd(), bytes.first(std::min(bytes.size(), kAfterPoll)));
         break;
     }
     }

@@ -27,7 +27,7 @@ class NonblockingOutput {
     };
     [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
 
-    /// The descriptor to wait on.
+    /// The descriptor to wait on: one of our own, so that it can be watched beside the one it was made from.
     [[nodiscard]] int fd() const noexcept { return reopened_ ? reopened_.get() : shared_fd_; }
 
   private:

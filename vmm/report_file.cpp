@@ -33,6 +33,20 @@ std::string directory_of(const std::string& path) {
     return directory.empty() ? "." : directory.string();
 }
 
+/// The file that `path` leads to, so that a link still is one afterwards. It need not be there yet.
+std::string follow_links(std::string path) {
+    constexpr int kMostLinks = 40; // as the kernel's own limit (path_resolution(7))
+    std::error_code failed;
+    for (int i = 0; i < kMostLinks; ++i) {
+        const auto target = std::filesystem::read_symlink(path, failed);
+        if (failed) {
+            break;
+        }
+        path = (std::filesystem::path(path).parent_path() / target).string();
+    }
+    return path;
+}
+
 mode_t creation_mode() {
     const mode_t mask = ::umask(0);
     ::umask(mask);
@@ -51,11 +65,9 @@ ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
         if (::access(path_.c_str(), W_OK) != 0) {
             throw_errno(errno, "write the report to " + path_);
         }
-        // A link is followed, so that it still is one afterwards.
-        if (std::error_code ignored; std::filesystem::is_symlink(path_, ignored)) {
-            const auto target = std::filesystem::canonical(path_, ignored);
-            path_ = in_place_ || ignored ? path_ : target.string();
-        }
+    }
+    if (!in_place_) {
+        path_ = follow_links(path_);
     }
     if (!in_place_ && ::access(directory_of(path_).c_str(), W_OK | X_OK) != 0) {
         throw_errno(errno, "write the report to " + path_, "its directory must exist and be writable");

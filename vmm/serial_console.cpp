@@ -85,7 +85,11 @@ void SerialConsole::flush(int timeout_ms) {
         const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
         pollfd ready{output_->fd(), POLLOUT, 0};
         if (left <= 0 || ::poll(&ready, 1, static_cast<int>(left)) == 0) {
-            lost_output_bytes_ += pending_end_ - pending_start_;
+            do {
+                lost_output_bytes_ += pending_end_ - pending_start_;
+                pending_start_ = 0;
+                pending_end_ = port_->take_output(pending_output_);
+            } while (pending_end_ != 0);
             return;
         }
     }

@@ -9,7 +9,7 @@ namespace vmm::testing {
 namespace {
 
 /// The built-in guest, busy for longer than any test.
-const std::vector<std::string> kEndlessGuest{"run", "-m", "16M", "--cmdline", "passes=1000000000"};
+const std::vector<std::string> kEndlessGuest{"run", "-m", "64M", "--cmdline", "passes=1000000"};
 
 class Terminal : public KvmTest {
   protected:

@@ -66,7 +66,7 @@ class Table {
         for (std::size_t i = 0; i < size; ++i) {
             sum += std::to_integer<unsigned>(bytes_.at(i));
         }
-        return set(offset, 256 - sum % 256, 1);
+        return set(offset, 256 - (sum % 256), 1);
     }
     /// Length and checksum of a table with a standard header.
     [[nodiscard]] std::vector<std::byte> finished() {

@@ -24,8 +24,8 @@ MemoryRanges with(std::initializer_list<Range> added) {
 }
 
 TEST(GuestMemoryRanges, OnlyWholePagesAreAdded) {
-    EXPECT_EQ(list(with({{1, 3 * kPage - 1}})), (std::vector<Range>{{kPage, 2 * kPage}}));
-    EXPECT_TRUE(list(with({{1, 2 * kPage - 1}})).empty());
+    EXPECT_EQ(list(with({{1, (3 * kPage) - 1}})), (std::vector<Range>{{kPage, 2 * kPage}}));
+    EXPECT_TRUE(list(with({{1, (2 * kPage) - 1}})).empty());
     EXPECT_TRUE(list(with({{UINT64_MAX - 5, UINT64_MAX}})).empty());
 }
 
@@ -36,7 +36,7 @@ TEST(GuestMemoryRanges, NeighboursAndOverlapsMelt) {
 
 TEST(GuestMemoryRanges, RemovingTakesEveryPageTouched) {
     MemoryRanges ranges = with({{0, 10 * kPage}});
-    EXPECT_TRUE(ranges.remove({3 * kPage + 1, 4 * kPage + 1}));
+    EXPECT_TRUE(ranges.remove({(3 * kPage) + 1, (4 * kPage) + 1}));
     EXPECT_EQ(list(ranges), (std::vector<Range>{{0, 3 * kPage}, {5 * kPage, 10 * kPage}}));
 }
 
@@ -84,7 +84,7 @@ TEST(GuestMemoryRanges, AgreesWithASetOfPages) {
         std::set<std::uint64_t> pages;
         for (int step = 0; step < 40; ++step) {
             const std::uint64_t base = random() % 200;
-            const std::uint64_t end = base + random() % 20;
+            const std::uint64_t end = base + (random() % 20);
             const bool add = random() % 2 == 0;
             ASSERT_TRUE(add ? ranges.add({base * kPage, end * kPage}) : ranges.remove({base * kPage, end * kPage}));
             for (std::uint64_t page = base; page < end; ++page) {

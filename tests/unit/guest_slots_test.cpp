@@ -30,7 +30,7 @@ TEST(GuestShares, CoverAllWithoutOverlap) {
             for (std::uint64_t i = 0; i < shares; ++i) {
                 const Share share = share_of(slots, i, shares);
                 EXPECT_EQ(share.first, next);
-                EXPECT_LE(share.count, slots / shares + 1);
+                EXPECT_LE(share.count, (slots / shares) + 1);
                 EXPECT_GE(share.count, slots / shares);
                 next += share.count;
             }

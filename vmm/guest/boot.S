@@ -1,8 +1,8 @@
 // From the two states a CPU can start in (PVH entry, start-up IPI) to C++ in ring 3.
 //
 // Ring 0 is kept to a few dozen instructions, because under some hypervisors it is emulated, one instruction at a time,
-// while ring 3 runs natively. For the same reason CR3 is final before ring 3 starts: no page of
-// the image is ever looked at through tables that are abandoned later.
+// while ring 3 runs natively. And CR3 is final before ring 3 starts: no page is ever reached through tables that are
+// abandoned later, which would count as a fault where the hypervisor shadows the guest's tables.
 #include "vmm/guest/machine_state.h"
 
 // Xen's ELF note that names the PVH entry. Eight bytes of address: loaders read as many as the ELF class says.
@@ -84,8 +84,8 @@ add_digit:
         or      %eax, %edx
         jmp     next_digit
 
-// Only what looks like tables, in the first entry of the first two levels, is used: present, writable, user, no leaf, no
-// bit set that the architecture leaves to software, the next level below 4 GiB.
+// Only what looks like tables, in the first entry of the first two levels, is used: present, writable, user, no leaf,
+// none of the bits that are the system's own, the next level below 4 GiB.
 check_tables:
         test    $0xfff, %edx
         jnz     enable_paging
@@ -103,7 +103,8 @@ check_level:
         loop    check_level
         mov     %edx, %ebp
 
-// Long mode, from 32-bit code with paging off, and on to 64-bit code at `target`. In: edi = CR3.
+// Long mode, from 32-bit code with paging off, and on to 64-bit code at `target`. In: edi = CR3. An iret could go from
+// here to ring 3 in one go, but emulators tend to know only the iretq of 64-bit code.
 .macro enter_long_mode target
         mov     $GUEST_CR4, %eax
         mov     %eax, %cr4
@@ -158,7 +159,7 @@ boot_ring3:
         ud2
 
 // C++ of the others. Each takes a ticket, and with it a stack. No stack left: a CPU started that was not asked to, and
-// which must do nothing.
+// must do nothing.
 ap_ring3:
         mov     $1, %edi
         lock xadd %edi, ap_tickets(%rip)
@@ -172,8 +173,8 @@ ap_ring3:
 1:      pause
         jmp     1b
 
-// Copied to a page below 1 MiB, where a start-up IPI can point a CPU to: real mode, cs = page >> 4, ip = 0. It refers to
-// itself through cs only, so it may be copied anywhere without a change.
+// Copied to a page below 1 MiB, where a start-up IPI can point a CPU to: real mode, cs = address >> 4, ip = 0. It
+// refers to itself through cs only, so it may be copied anywhere without a change.
         .code16
         .globl  ap_trampoline, ap_trampoline_end
 ap_trampoline:
@@ -223,8 +224,9 @@ idt_pointer:
         .word   0
         .long   0
 
-// The task state segment permits every port to ring 3. The I/O privilege level does so too, on hardware; but where ring 3
-// runs natively under software that is not in ring 0 itself, the level is lost, and only the bitmap remains.
+// The task state segment permits every port to ring 3. On hardware the I/O privilege level does so too; but where the
+// hypervisor has no hardware to run the guest on, ring 3 runs with the flags of a program of the host, in which that
+// level is lost: only the bitmap remains.
         .data
         .balign 128
         .globl  task_state

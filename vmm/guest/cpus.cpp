@@ -23,8 +23,10 @@ namespace {
 // Local APIC registers (Intel SDM volume 3, chapter "APIC").
 constexpr std::uint64_t kApicBase = 0xfee00000;
 constexpr std::uint64_t kApicId = kApicBase + 0x20;
+constexpr std::uint64_t kSpuriousVector = kApicBase + 0xf0;
 constexpr std::uint64_t kCommandLow = kApicBase + 0x300;
 constexpr std::uint64_t kCommandHigh = kApicBase + 0x310;
+constexpr std::uint32_t kSoftwareEnableAndVector = 0x1ff;
 constexpr std::uint32_t kDeliveryPending = 1U << 12;
 constexpr std::uint32_t kInitAssert = 0x4500;
 constexpr std::uint32_t kStartUp = 0x4600;
@@ -100,6 +102,9 @@ StartReport start_cpus(const StartPlan& plan) noexcept {
                 static_cast<std::size_t>(ap_trampoline_end - ap_trampoline));
     std::atomic_thread_fence(std::memory_order_seq_cst);
 
+    // The first step of the SDM's sequence. It matters: some hypervisors look again at who can be reached when a local
+    // APIC is enabled, and until then lose what is sent to the CPU that was created last.
+    mmio_write(kSpuriousVector, kSoftwareEnableAndVector);
     const auto vector = static_cast<std::uint32_t>(plan.trampoline >> 12);
     send_to_all_in(State::starting, kInitAssert);
     wait_for_cycles(kInitCycles, [] { return false; });

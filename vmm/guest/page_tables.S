@@ -1,6 +1,6 @@
-// Page tables that are complete before the first instruction: an identity map of the first GUEST_STATIC_GIB GiB in pages
-// of 2 MiB, for ring 3 too. Ring 3 adds what lies above (page_tables.cpp). Pages of 1 GiB are not used: not every CPU
-// has them.
+// Page tables that are complete before the first instruction: an identity map of the first GUEST_STATIC_GIB GiB in
+// pages of 2 MiB, for ring 3 too. Ring 3 adds what lies above (page_tables.cpp). Pages of 1 GiB are not used: not every
+// CPU has them.
 #include "vmm/guest/machine_state.h"
 
         .section .data.page_tables, "aw", @progbits

@@ -55,6 +55,7 @@ class Slots {
     /// Calls `visit(address)` for each slot of a share, in ascending order, with nothing but an addition in between.
     template <typename Visit>
     constexpr void for_each(Share share, Visit visit) const noexcept {
+        const std::uint64_t stride = stride_; // A copy, which no write of `visit` can change.
         std::uint64_t slot = share.first;
         const std::uint64_t end = share.first + share.count;
         for (std::size_t i = 0; i < piece_count_ && slot < end; ++i) {
@@ -68,10 +69,10 @@ class Slots {
                 visit(piece.base);
                 ++slot;
             }
-            std::uint64_t address = piece.block + ((slot - piece.first_slot) * stride_);
+            std::uint64_t address = piece.block + ((slot - piece.first_slot) * stride);
             for (; slot < stop; ++slot) {
                 visit(address);
-                address += stride_;
+                address += stride;
             }
         }
     }

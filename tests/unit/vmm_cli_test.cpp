@@ -1,0 +1,257 @@
+#include "vmm/cli.hpp"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "prefault/parallel.hpp"
+#include "support/host_errors.hpp"
+
+namespace vmm {
+namespace {
+
+using prefault::Pin;
+using prefault::Scope;
+using testing::mentions;
+using Words = std::vector<const char*>;
+
+Command parse(Words words) {
+    words.insert(words.begin(), "vmm");
+    return parse_command_line(static_cast<int>(words.size()), words.data());
+}
+
+/// `vmm run` and these words, which must be understood.
+RunCommand run(Words words = {}) {
+    words.insert(words.begin(), "run");
+    const Command command = parse(words);
+    if (const auto* const text = std::get_if<TextCommand>(&command)) {
+        ADD_FAILURE() << text->text;
+    }
+    const auto* const understood = std::get_if<RunCommand>(&command);
+    return understood != nullptr ? *understood : RunCommand{};
+}
+
+/// What `words` are answered with, if with a text.
+std::optional<TextCommand> text_for(const Words& words) {
+    const Command command = parse(words);
+    const auto* const text = std::get_if<TextCommand>(&command);
+    return text != nullptr ? std::optional(*text) : std::nullopt;
+}
+
+/// The message for words that are not understood.
+std::string usage_error(const Words& words) {
+    const auto text = text_for(words);
+    if (!text) {
+        return "understood";
+    }
+    EXPECT_EQ(text->exit_code, 2) << text->text;
+    EXPECT_TRUE(text->text.starts_with("vmm: error: ")) << text->text;
+    return text->text;
+}
+
+TEST(CommandLine, RunAloneHasTheDefaults) {
+    const RunCommand command = run();
+    EXPECT_EQ(command.config.kernel_path, "");
+    EXPECT_EQ(command.config.initrd_path, "");
+    EXPECT_EQ(command.config.command_line, "");
+    EXPECT_EQ(command.config.memory_bytes, 512 * kMiB);
+    EXPECT_EQ(command.config.page_size, PageSize::kThp);
+    EXPECT_EQ(command.config.vcpus, 1U);
+    EXPECT_EQ(command.config.prefault.scope, Scope::kNone);
+    EXPECT_EQ(command.config.prefault.pin, Pin::kNone);
+    EXPECT_EQ(command.config.prefault.workers, prefault::usable_cpus());
+    EXPECT_EQ(command.serial, "stdio");
+    EXPECT_EQ(command.report, "");
+    EXPECT_EQ(command.log_file, "");
+    EXPECT_EQ(command.log_level, LogLevel::kWarning);
+    EXPECT_TRUE(command.summary);
+}
+
+TEST(CommandLine, TakesEveryOption) {
+    const RunCommand command = run({"bzImage",    "--memory",    "1G",
+                                    "--vcpus",    "4",           "--initrd",
+                                    "initrd.img", "--cmdline",   "root=/dev/ram0 quiet",
+                                    "--prefault", "all",         "--prefault-workers",
+                                    "7",          "--page-size", "2M",
+                                    "--pin",      "none",        "--serial",
+                                    "log.txt",    "--report",    "report.json",
+                                    "--log-file", "vmm.log",     "--verbose"});
+    EXPECT_EQ(command.config.kernel_path, "bzImage");
+    EXPECT_EQ(command.config.memory_bytes, kGiB);
+    EXPECT_EQ(command.config.vcpus, 4U);
+    EXPECT_EQ(command.config.initrd_path, "initrd.img");
+    EXPECT_EQ(command.config.command_line, "root=/dev/ram0 quiet");
+    EXPECT_EQ(command.config.prefault.scope, Scope::kAll);
+    EXPECT_EQ(command.config.prefault.workers, 7U);
+    EXPECT_EQ(command.config.page_size, PageSize::k2M);
+    EXPECT_EQ(command.config.prefault.pin, Pin::kNone);
+    EXPECT_EQ(command.serial, "log.txt");
+    EXPECT_EQ(command.report, "report.json");
+    EXPECT_EQ(command.log_file, "vmm.log");
+    EXPECT_EQ(command.log_level, LogLevel::kInfo);
+}
+
+TEST(CommandLine, TakesValuesAfterAnEqualsSign) {
+    const RunCommand command = run({"--prefault=host", "--memory=64M", "--page-size=4K"});
+    EXPECT_EQ(command.config.prefault.scope, Scope::kHost);
+    EXPECT_EQ(command.config.memory_bytes, 64 * kMiB);
+    EXPECT_EQ(command.config.page_size, PageSize::k4K);
+}
+
+TEST(CommandLine, TakesShortOptions) {
+    const RunCommand command = run({"-m", "1G", "-c", "2", "-q"});
+    EXPECT_EQ(command.config.memory_bytes, kGiB);
+    EXPECT_EQ(command.config.vcpus, 2U);
+    EXPECT_EQ(command.log_level, LogLevel::kError);
+    EXPECT_FALSE(command.summary);
+}
+
+TEST(CommandLine, TakesACommandLineThatBeginsWithADash) {
+    EXPECT_EQ(run({"--cmdline=--init=/bin/sh"}).config.command_line, "--init=/bin/sh");
+}
+
+TEST(CommandLine, CountsHowOftenVerboseIsSaid) {
+    EXPECT_EQ(run({"-v"}).log_level, LogLevel::kInfo);
+    EXPECT_EQ(run({"-vv"}).log_level, LogLevel::kDebug);
+    EXPECT_EQ(run({"-v", "--verbose"}).log_level, LogLevel::kDebug);
+}
+
+struct Size {
+    const char* text;
+    std::uint64_t bytes;
+};
+void PrintTo(const Size& size, std::ostream* out) {
+    *out << size.text;
+}
+
+class CommandLineSize : public ::testing::TestWithParam<Size> {};
+
+TEST_P(CommandLineSize, IsUnderstood) {
+    EXPECT_EQ(run({"-m", GetParam().text}).config.memory_bytes, GetParam().bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CommandLineSize,
+                         ::testing::Values(Size{"512M", 512 * kMiB}, Size{"3584M", 3584 * kMiB}, Size{"4g", 4 * kGiB},
+                                           Size{"4G", 4 * kGiB}, Size{"4GiB", 4 * kGiB}, Size{"1T", kTiB},
+                                           Size{"65536k", 64 * kMiB}, Size{"4194304", 4 * kMiB}));
+
+class CommandLineBadSize : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(CommandLineBadSize, IsAUsageErrorThatNamesTheOption) {
+    const std::string error = usage_error({"run", "-m", GetParam()});
+    EXPECT_TRUE(mentions(error, "memory")) << error;
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CommandLineBadSize,
+                         ::testing::Values("-1", "-1M", "0x", "1.5G", "99999999999T", "99999999999999999999999", "12Q",
+                                           "M", "", "1 G G", "12abc", "1,5G"));
+
+TEST(CommandLine, PinsByDefaultWhenPrefaulting) {
+    EXPECT_EQ(run({"--prefault=all"}).config.prefault.pin, Pin::kMlock);
+    EXPECT_EQ(run({"--prefault=host"}).config.prefault.pin, Pin::kMlock);
+    EXPECT_EQ(run({"--prefault=none"}).config.prefault.pin, Pin::kNone);
+}
+
+TEST(CommandLine, PinsAsAsked) {
+    EXPECT_EQ(run({"--prefault=all", "--pin=none"}).config.prefault.pin, Pin::kNone);
+    EXPECT_EQ(run({"--pin=mlock"}).config.prefault.pin, Pin::kMlock);
+}
+
+TEST(CommandLine, TakesNamesInAnyCase) {
+    EXPECT_EQ(run({"--page-size=2m"}).config.page_size, PageSize::k2M);
+    EXPECT_EQ(run({"--page-size=THP"}).config.page_size, PageSize::kThp);
+    EXPECT_EQ(run({"--prefault=ALL"}).config.prefault.scope, Scope::kAll);
+}
+
+TEST(CommandLine, RefusesNamesThatAreNoChoice) {
+    EXPECT_TRUE(mentions(usage_error({"run", "--page-size=3M"}), "--page-size"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--prefault=some"}), "--prefault"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--pin=glue"}), "--pin"));
+}
+
+TEST(CommandLine, RefusesUnknownOptions) {
+    const std::string error = usage_error({"run", "--no-such-option"});
+    EXPECT_TRUE(mentions(error, "--no-such-option")) << error;
+    EXPECT_TRUE(mentions(error, "`vmm run --help`")) << error;
+}
+
+TEST(CommandLine, RefusesASecondKernel) {
+    EXPECT_TRUE(mentions(usage_error({"run", "one", "two"}), "two"));
+}
+
+TEST(CommandLine, RefusesNumbersThatAreNone) {
+    for (const char* const number : {"-1", "x", "1.5", "99999999999"}) {
+        EXPECT_TRUE(mentions(usage_error({"run", "--vcpus", number}), "--vcpus")) << number;
+        EXPECT_TRUE(mentions(usage_error({"run", "--prefault-workers", number}), "--prefault-workers")) << number;
+    }
+}
+
+TEST(CommandLine, RefusesAnOptionWithoutItsValue) {
+    for (const char* const option : {"--memory", "--vcpus", "--initrd", "--cmdline", "--prefault", "--prefault-workers",
+                                     "--page-size", "--pin", "--serial", "--report", "--log-file"}) {
+        EXPECT_TRUE(mentions(usage_error({"run", option}), option)) << option;
+    }
+}
+
+TEST(CommandLine, RefusesToBeQuietAndVerbose) {
+    EXPECT_TRUE(mentions(usage_error({"run", "-q", "-v"}), "exclude each other"));
+}
+
+TEST(CommandLine, NeedsACommand) {
+    EXPECT_NE(usage_error({}), "understood");
+    EXPECT_NE(usage_error({"walk"}), "understood");
+}
+
+TEST(CommandLine, TakesOneCommandOnly) {
+    EXPECT_NE(usage_error({"doctor", "run"}), "understood");
+}
+
+TEST(CommandLine, UnderstandsDoctor) {
+    EXPECT_TRUE(std::holds_alternative<DoctorCommand>(parse({"doctor"})));
+}
+
+TEST(CommandLineHelp, MentionsEveryOption) {
+    const auto help = text_for({"run", "--help"});
+    ASSERT_TRUE(help);
+    EXPECT_EQ(help->exit_code, 0);
+    for (const char* const option :
+         {"KERNEL", "-m,--memory", "-c,--vcpus", "--initrd", "--cmdline", "--prefault ", "--prefault-workers",
+          "--page-size", "--pin", "--serial", "--report", "-v,--verbose", "-q,--quiet", "--log-file", "-h,--help"}) {
+        EXPECT_TRUE(mentions(help->text, option)) << option << " is not in\n" << help->text;
+    }
+}
+
+TEST(CommandLineHelp, SaysTheDefaults) {
+    const auto help = text_for({"run", "--help"});
+    ASSERT_TRUE(help);
+    for (const char* const value : {"=512M", "=thp", "=none", "=stdio", "=mlock when prefaulting"}) {
+        EXPECT_TRUE(mentions(help->text, value)) << value << " is not in\n" << help->text;
+    }
+}
+
+TEST(CommandLineHelp, SaysTheExitStatuses) {
+    const auto help = text_for({"run", "--help"});
+    ASSERT_TRUE(help);
+    EXPECT_TRUE(mentions(help->text, "Exit status:"));
+}
+
+TEST(CommandLineHelp, OfTheProgramNamesTheCommands) {
+    const auto help = text_for({"--help"});
+    ASSERT_TRUE(help);
+    EXPECT_EQ(help->exit_code, 0);
+    EXPECT_TRUE(mentions(help->text, "run"));
+    EXPECT_TRUE(mentions(help->text, "doctor"));
+}
+
+TEST(CommandLineHelp, SaysTheVersion) {
+    const auto version = text_for({"--version"});
+    ASSERT_TRUE(version);
+    EXPECT_EQ(version->exit_code, 0);
+    EXPECT_TRUE(version->text.starts_with("vmm ")) << version->text;
+}
+
+} // namespace
+} // namespace vmm

@@ -1,0 +1,363 @@
+#include "vmm/serial_console.hpp"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "support/devices_recording_irq.hpp"
+#include "support/host_pipe.hpp"
+#include "support/host_temporary_directory.hpp"
+
+namespace vmm {
+namespace {
+
+using devices::SerialPort;
+using testing::Pipe;
+using testing::read_available;
+using testing::write_text;
+
+/// `size` bytes that say where they belong.
+std::string numbered_text(std::size_t size) {
+    std::string text;
+    for (std::size_t line = 0; text.size() < size; ++line) {
+        text += std::to_string(line) + "\n";
+    }
+    text.resize(size);
+    return text;
+}
+
+/// Says where two long texts part instead of printing them.
+void expect_same(const std::string& arrived, const std::string& sent) {
+    const auto [at, unused] = std::mismatch(arrived.begin(), arrived.end(), sent.begin(), sent.end());
+    EXPECT_TRUE(arrived == sent) << arrived.size() << " of " << sent.size() << " bytes arrived, the first "
+                                 << at - arrived.begin() << " of them right";
+}
+
+/// A guest's serial port connected to `config`, and both of its sides.
+class ConsoleUnderTest {
+  public:
+    explicit ConsoleUnderTest(const SerialConfig& config)
+        : console_(config, [this] { ++stops; }), port_(irq_, console_.callbacks()) {
+        console_.attach(port_, loop_);
+    }
+
+    /// As many guest-side `outb` instructions.
+    void guest_writes(std::string_view text) {
+        for (const char c : text) {
+            const std::array data{static_cast<std::byte>(c)};
+            port_.write(0, data);
+        }
+    }
+
+    /// What the guest reads until its receiver is empty.
+    std::string guest_reads() {
+        std::string text;
+        std::array<std::byte, 1> data{};
+        for (;;) {
+            port_.read(kLineStatus, data);
+            if ((data[0] & kDataReady) == std::byte{0}) {
+                return text;
+            }
+            port_.read(0, data);
+            text += static_cast<char>(data[0]);
+        }
+    }
+
+    /// The guest reads, and the event loop runs, until `size` bytes came or nothing has happened for a while.
+    std::string guest_reads_up_to(std::size_t size) {
+        std::string text;
+        for (int quiet = 0; text.size() < size && quiet < 200; ++quiet) {
+            loop_.run_once(text.empty() ? 10 : 1);
+            const std::string more = guest_reads();
+            text += more;
+            quiet = more.empty() ? quiet : 0;
+        }
+        return text;
+    }
+
+    void enable_fifo() {
+        const std::array data{std::byte{1}};
+        port_.write(2, data);
+    }
+    void run_loop(int timeout_ms = 0) { loop_.run_once(timeout_ms); }
+    void flush(int timeout_ms) { console_.flush(timeout_ms); }
+    [[nodiscard]] std::uint64_t dropped() const { return port_.dropped_output_bytes(); }
+    [[nodiscard]] std::uint64_t lost() const { return console_.lost_output_bytes(); }
+
+    int stops = 0;
+
+  private:
+    static constexpr std::uint64_t kLineStatus = 5;
+    static constexpr std::byte kDataReady{1};
+
+    devices::testing::RecordingIrq irq_;
+    EventLoop loop_;
+    SerialConsole console_;
+    SerialPort port_;
+};
+
+SerialConfig output_to(int fd) {
+    SerialConfig config;
+    config.output_fd = fd;
+    return config;
+}
+
+SerialConfig input_from(int fd) {
+    SerialConfig config;
+    config.input_fd = fd;
+    return config;
+}
+
+TEST(SerialConsoleOutput, ArrivesWholeAndInOrder) {
+    const std::string text = numbered_text(400'000); // more than the pipe and the port's ring hold together
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    std::string arrived;
+    for (std::size_t start = 0; start < text.size(); start += 10'000) {
+        console.guest_writes(std::string_view(text).substr(start, 10'000));
+        console.run_loop();
+        arrived += read_available(pipe.reader.get());
+    }
+    for (int i = 0; i < 200 && arrived.size() < text.size(); ++i) {
+        console.run_loop();
+        arrived += read_available(pipe.reader.get());
+    }
+    expect_same(arrived, text);
+    EXPECT_EQ(console.dropped(), 0U);
+    EXPECT_EQ(console.lost(), 0U);
+}
+
+TEST(SerialConsoleOutput, OfAGuestOnAnotherThreadArrivesWhole) {
+    const std::string text = numbered_text(200'000);
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    std::string arrived;
+    {
+        const std::jthread guest([&] { console.guest_writes(text); });
+        for (int quiet = 0; arrived.size() < text.size() && quiet < 1000; ++quiet) {
+            console.run_loop(1);
+            const std::string more = read_available(pipe.reader.get());
+            arrived += more;
+            quiet = more.empty() ? quiet : 0;
+        }
+    }
+    expect_same(arrived, text);
+}
+
+TEST(SerialConsoleOutput, IsDroppedAndCountedWhereNobodyReads) {
+    constexpr std::size_t kFlood = 1'000'000;
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    for (std::size_t written = 0; written < kFlood; written += 10'000) {
+        console.guest_writes(std::string(10'000, 'x')); // Would never return if it waited for a reader.
+        console.run_loop();
+    }
+    EXPECT_GT(console.dropped(), 0U);
+    std::string arrived;
+    for (int i = 0; i < 1000 && arrived.size() + console.dropped() < kFlood; ++i) {
+        arrived += read_available(pipe.reader.get());
+        console.run_loop();
+    }
+    EXPECT_EQ(arrived.size() + console.dropped(), kFlood) << "what was not dropped arrives";
+    EXPECT_EQ(console.lost(), 0U);
+}
+
+TEST(SerialConsoleOutput, FlowsAgainOnceItIsRead) {
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    console.guest_writes(std::string(600'000, 'x'));
+    console.run_loop();
+    for (int i = 0; i < 1000 && !read_available(pipe.reader.get()).empty(); ++i) {
+        console.run_loop();
+    }
+    console.guest_writes("still here");
+    console.run_loop();
+    EXPECT_EQ(read_available(pipe.reader.get()), "still here");
+}
+
+TEST(SerialConsoleOutput, WithoutADescriptorGoesNowhere) {
+    ConsoleUnderTest console(SerialConfig{});
+    for (int i = 0; i < 10; ++i) {
+        console.guest_writes(std::string(100'000, 'x'));
+        console.run_loop();
+    }
+    EXPECT_EQ(console.dropped(), 0U) << "it is taken, though nobody wants it";
+}
+
+TEST(SerialConsoleOutput, OfAReaderThatIsGoneIsLostAndCounted) {
+    const auto before = std::signal(SIGPIPE, SIG_IGN);
+    Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    pipe.reader.reset();
+    console.guest_writes("nobody");
+    console.run_loop();
+    EXPECT_EQ(console.lost(), 6U);
+    std::signal(SIGPIPE, before);
+}
+
+TEST(SerialConsoleOutput, IsFlushedAtTheEnd) {
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    console.guest_writes("last words");
+    console.flush(1000);
+    EXPECT_EQ(read_available(pipe.reader.get()), "last words");
+}
+
+TEST(SerialConsoleOutput, FlushGivesUpWhenTimeIsUp) {
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    console.guest_writes(std::string(200'000, 'x'));
+    const auto start = std::chrono::steady_clock::now();
+    console.flush(50);
+    const auto waited = std::chrono::steady_clock::now() - start;
+    EXPECT_GE(waited, std::chrono::milliseconds(45));
+    EXPECT_LT(waited, std::chrono::seconds(10));
+}
+
+TEST(SerialConsoleOutput, FlushThatGivesUpCountsAllThatIsLeft) {
+    const std::size_t written = 200'000;
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    console.guest_writes(std::string(written, 'x'));
+    console.flush(20);
+    const std::string arrived = read_available(pipe.reader.get());
+    EXPECT_EQ(arrived.size() + console.lost() + console.dropped(), written);
+}
+
+TEST(SerialConsoleInput, OfAHundredKilobytesArrivesInOrder) {
+    const std::string text = numbered_text(100'000);
+    Pipe pipe;
+    ConsoleUnderTest console(input_from(pipe.reader.get()));
+    console.enable_fifo();
+    std::string arrived;
+    {
+        const std::jthread typist([&] {
+            write_text(pipe.writer.get(), text);
+            pipe.writer.reset();
+        });
+        arrived = console.guest_reads_up_to(text.size());
+    }
+    expect_same(arrived, text);
+}
+
+TEST(SerialConsoleInput, WaitsForAGuestThatDoesNotRead) {
+    const std::string text = numbered_text(20'000);
+    const Pipe pipe;
+    ConsoleUnderTest console(input_from(pipe.reader.get()));
+    write_text(pipe.writer.get(), text);
+    for (int i = 0; i < 20; ++i) {
+        console.run_loop();
+    }
+    expect_same(console.guest_reads_up_to(text.size()), text);
+}
+
+TEST(SerialConsoleInput, DoesNotSpinWhileTheGuestDoesNotRead) {
+    const Pipe pipe;
+    ConsoleUnderTest console(input_from(pipe.reader.get()));
+    write_text(pipe.writer.get(), numbered_text(20'000));
+    for (int i = 0; i < 20; ++i) {
+        console.run_loop();
+    }
+    const auto start = std::chrono::steady_clock::now();
+    console.run_loop(50);
+    EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(45));
+}
+
+TEST(SerialConsoleInput, OfARegularFileArrivesWhole) {
+    const std::string text = numbered_text(10'000);
+    const testing::TemporaryDirectory directory;
+    const std::string path = directory.write("input", text);
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    ConsoleUnderTest console(input_from(file.get()));
+    expect_same(console.guest_reads_up_to(text.size()), text);
+}
+
+TEST(SerialConsoleInput, EndsQuietly) {
+    Pipe pipe;
+    ConsoleUnderTest console(input_from(pipe.reader.get()));
+    write_text(pipe.writer.get(), "bye");
+    pipe.writer.reset();
+    EXPECT_EQ(console.guest_reads_up_to(3), "bye");
+    console.run_loop();
+    const auto start = std::chrono::steady_clock::now();
+    console.run_loop(50); // The end of a pipe stays readable: it is no longer watched.
+    EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(45));
+    EXPECT_EQ(console.stops, 0);
+}
+
+TEST(SerialConsoleInput, OfDevNullEndsAtOnce) {
+    const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    ConsoleUnderTest console(input_from(null.get()));
+    console.run_loop();
+    EXPECT_EQ(console.guest_reads(), "");
+}
+
+TEST(SerialConsoleInput, PassesCtrlAWhereThereAreNoEscapeKeys) {
+    const Pipe pipe;
+    ConsoleUnderTest console(input_from(pipe.reader.get()));
+    write_text(pipe.writer.get(), "\x01x");
+    EXPECT_EQ(console.guest_reads_up_to(2), "\x01x");
+    EXPECT_EQ(console.stops, 0);
+}
+
+TEST(SerialConsoleKeys, StopAndHelpDoNotReachTheGuest) {
+    const Pipe pipe;
+    int helps = 0;
+    SerialConfig config = input_from(pipe.reader.get());
+    config.escape_keys = true;
+    config.show_help = [&helps] { ++helps; };
+    ConsoleUnderTest console(config);
+    write_text(pipe.writer.get(), "a\x01hb\x01xc");
+    EXPECT_EQ(console.guest_reads_up_to(3), "abc");
+    EXPECT_EQ(helps, 1);
+    EXPECT_EQ(console.stops, 1);
+}
+
+TEST(SerialConsoleKeys, StopIsHeardThoughTheGuestDoesNotRead) {
+    const Pipe pipe;
+    SerialConfig config = input_from(pipe.reader.get());
+    config.escape_keys = true;
+    ConsoleUnderTest console(config);
+    write_text(pipe.writer.get(), std::string(20'000, 'x') + "\x01x");
+    for (int i = 0; i < 200 && console.stops == 0; ++i) {
+        console.run_loop(1);
+    }
+    EXPECT_EQ(console.stops, 1);
+}
+
+TEST(SerialConsoleKeys, HelpWithoutAFunctionDoesNothing) {
+    const Pipe pipe;
+    SerialConfig config = input_from(pipe.reader.get());
+    config.escape_keys = true;
+    ConsoleUnderTest console(config);
+    write_text(pipe.writer.get(), "\x01hx");
+    EXPECT_EQ(console.guest_reads_up_to(1), "x");
+}
+
+TEST(SerialConsoleSocket, MayBeInputAndOutputByOneDescriptor) {
+    const testing::SocketPair sockets;
+    SerialConfig config = input_from(sockets.ours.get());
+    config.output_fd = sockets.ours.get();
+    ConsoleUnderTest console(config);
+    EXPECT_NO_THROW({
+        for (int i = 0; i < 100; ++i) {
+            console.guest_writes(std::string(10'000, 'x')); // more than the socket takes
+            console.run_loop();
+        }
+    });
+    write_text(sockets.theirs.get(), "hello");
+    EXPECT_EQ(console.guest_reads_up_to(5), "hello");
+    EXPECT_FALSE(read_available(sockets.theirs.get()).empty());
+}
+
+} // namespace
+} // namespace vmm
