@@ -233,6 +233,7 @@ TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
     fill_with_pattern(machine.memory);
     std::atomic<bool> over{false};
     std::atomic<int> rounds{0};
+    Report report;
     {
         const std::jthread guest([&] {
             const kvm::AllSignalsBlocked for_this_thread;
@@ -243,9 +244,11 @@ TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
                 ++rounds;
             }
         });
-        EXPECT_TRUE(machine.prefault(Scope::kAll).complete);
+        report = machine.prefault(Scope::kAll);
         over = true;
     }
+    EXPECT_TRUE(report.complete) << format_bytes(report.mapped.bytes()) << " are said to be mapped of "
+                                 << format_bytes(machine.memory.size_bytes());
     EXPECT_GT(rounds, 0);
     EXPECT_EQ(count_changes_of_pattern(machine.memory), 0U);
 }
