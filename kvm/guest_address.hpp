@@ -28,8 +28,8 @@ enum class GuestAddress : std::uint64_t {};
     return GuestAddress{to_integer(address) + bytes};
 }
 
-/// `size` bytes of guest-physical memory from `base` on. A range read from the guest or from a file may wrap: `contains`
-/// and `overlaps` hold for every value.
+/// `size` bytes of guest-physical memory from `base` on. A range read from the guest or from a file may wrap:
+/// `contains` and `overlaps` hold for every value.
 struct GuestRange {
     GuestAddress base{};
     std::uint64_t size = 0;

@@ -2,8 +2,8 @@
 //
 // The kick is a real-time signal that every vCPU thread keeps blocked, and that KVM unblocks for the time it is inside
 // KVM_RUN (KVM_SET_SIGNAL_MASK). A kick that comes a moment before KVM_RUN stays pending and ends that call at once, so
-// none is ever lost; and because the signal is never delivered to user space, no handler is installed and nothing of the
-// process is changed, which a library must not do. The other way, kvm_run::immediate_exit, needs a handler in the
+// none is ever lost; and because the signal is never delivered to user space, no handler is installed and nothing of
+// the process is changed, which a library must not do. The other way, kvm_run::immediate_exit, needs a handler in the
 // process and a flag to clear; what it saves is two changes of the signal mask for each exit to user space, and our hot
 // paths (doorbells, interrupts) make no such exits. docs/threads.md has the argument in full.
 #pragma once
@@ -18,8 +18,8 @@ namespace vmm::kvm {
 /// Vcpu::run(), so that signals of the process go to threads that expect them.
 void block_signals_in_this_thread();
 
-/// Blocks every signal but faults in the calling thread as long as it lives. Threads made meanwhile inherit that, so that a kick
-/// cannot reach one before it has blocked signals for itself.
+/// Blocks every signal but faults in the calling thread as long as it lives. Threads made meanwhile inherit that, so
+/// that a kick cannot reach one before it has blocked signals for itself.
 class AllSignalsBlocked {
   public:
     AllSignalsBlocked();

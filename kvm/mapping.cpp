@@ -50,9 +50,9 @@ Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_fl
     }
     size = *whole_pages;
     const std::size_t reserved_size = size + alignment;
-    Mapping reservation(map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                                     -1, purpose),
-                        reserved_size);
+    Mapping reservation(
+        map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, purpose),
+        reserved_size);
     const auto start = reinterpret_cast<std::uintptr_t>(reservation.base_);
     const std::size_t head = static_cast<std::size_t>(-start & (alignment - 1));
     std::byte* const base = reservation.base_ + head;

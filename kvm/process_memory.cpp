@@ -1,5 +1,7 @@
 #include "kvm/process_memory.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
@@ -72,6 +74,14 @@ std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> exclu
         total += skip ? 0 : facts.resident_bytes;
     });
     return total;
+}
+
+std::uint64_t resident_bytes() {
+    std::ifstream statm("/proc/self/statm");
+    std::uint64_t size_pages = 0;
+    std::uint64_t resident_pages = 0;
+    statm >> size_pages >> resident_pages;
+    return resident_pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 
 } // namespace vmm

@@ -17,7 +17,12 @@ struct ResidentMemory {
 /// read.
 [[nodiscard]] ResidentMemory resident_memory_of(std::span<const std::byte> piece);
 
-/// Everything resident in this process but the mappings that have part in one of `excluded`, in bytes.
+/// Everything resident in this process but the mappings that have part in one of `excluded`, in bytes. The kernel walks
+/// every page that is resident: some 20 ms for each GiB of 4 KiB pages.
 [[nodiscard]] std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded);
+
+/// All that is resident in this process, in bytes, hugetlb not counted (proc_pid_statm(5)). Quick, and exact to some
+/// 100 KiB.
+[[nodiscard]] std::uint64_t resident_bytes();
 
 } // namespace vmm

@@ -2,7 +2,8 @@
 //
 // Linux 6.1's __DECLARE_FLEX_ARRAY puts an empty struct before a flexible array. An empty struct takes no room in C and
 // one byte in C++, so structures grow, and with them the ioctl numbers made from their sizes: the kernel would answer
-// ENOTTY, or read past what we passed. The macro is replaced while the header is read; the asserts below hold the C sizes.
+// ENOTTY, or read past what we passed. The macro is replaced while the header is read; the asserts below hold the C
+// sizes.
 #pragma once
 
 #include <linux/stddef.h>

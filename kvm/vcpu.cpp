@@ -91,7 +91,8 @@ Exit Vcpu::decode_exit() {
         if (!sane) {
             return FaultExit{"KVM reported port data outside of the shared area"};
         }
-        return PioExit{io.port, io.size, io.direction == KVM_EXIT_IO_OUT, shared_.bytes().subspan(io.data_offset, size)};
+        return PioExit{io.port, io.size, io.direction == KVM_EXIT_IO_OUT,
+                       shared_.bytes().subspan(io.data_offset, size)};
     }
     case KVM_EXIT_MMIO: {
         auto& mmio = run_->mmio;

@@ -24,6 +24,8 @@ enum class MpState : std::uint32_t {
 ///
 /// Threads: one at a time; KVM is quickest where it is always the same one, which has called
 /// block_signals_in_this_thread(). stats() may be called from any thread while run() is under way.
+///
+/// Members that read or set state throw Error where KVM refuses.
 class Vcpu {
   public:
     /// KVM_CREATE_VCPU. `id` is the APIC id too. Throws Error.

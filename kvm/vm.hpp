@@ -14,7 +14,7 @@ namespace vmm::kvm {
 /// A VM: memslots, the in-kernel interrupt controllers and timer. Outlives its vCPUs and whatever memory its memslots
 /// name is unmapped only after it.
 ///
-/// Threads: set up from one thread; signal_irq() and the reading members may be called from any.
+/// Threads: set up from one thread; the const members may be called from any.
 class Vm {
   public:
     /// KVM_CREATE_VM. Throws Error.

@@ -95,9 +95,10 @@ bool DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::s
         const kvm::Exit exit = vcpu_.run();
         done = is_done(exit);
         if (!done && !std::holds_alternative<kvm::KickedExit>(exit)) {
+            const kvm_regs now = vcpu_.registers();
             throw Error("cannot fill the second level of " + to_string(range) + ": the prefault vCPU failed, " +
-                        why_it_failed(exit) + "\n" +
-                        kvm::describe_registers(vcpu_.registers(), vcpu_.special_registers()));
+                        why_it_failed(exit) + " (RIP " + to_string(GuestAddress{now.rip}) + ", touching " +
+                        to_string(GuestAddress{now.rdi}) + ")");
         }
     }
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);

@@ -21,8 +21,8 @@ namespace vmm::prefault {
 namespace {
 
 [[noreturn]] void throw_populate_error(int error_number, GuestRange range, PageSize page_size) {
-    const std::string tried = "populate guest memory " + to_string(range) + " (" + std::string(to_string(page_size)) +
-                              " pages)";
+    const std::string tried =
+        "populate guest memory " + to_string(range) + " (" + std::string(to_string(page_size)) + " pages)";
     switch (error_number) {
     case EINVAL:
         throw_errno(error_number, tried, "MADV_POPULATE_WRITE needs Linux 5.14");
@@ -55,9 +55,9 @@ void populate_chunk(const GuestMemory& memory, GuestRange chunk) {
 
 bool populate_host(const GuestMemory& memory, std::span<const GuestRange> ranges, unsigned workers,
                    const std::stop_token& stop) {
-    // A chunk is what one system call populates, so it is also how long a stop may wait: 64 MiB of 4 KiB pages are
-    // some 20 ms.
-    constexpr std::uint64_t kLargestCall = 64 * kMiB;
+    // A chunk is what one system call populates, so it is also how long a stop may wait: 16 MiB of 4 KiB pages are
+    // some 5 ms.
+    constexpr std::uint64_t kLargestCall = 16 * kMiB;
     const std::uint64_t page_bytes = largest_page_bytes(memory.page_size());
     std::uint64_t total = 0;
     for (const GuestRange& range : ranges) {
@@ -80,17 +80,16 @@ bool populate_host(const GuestMemory& memory, std::span<const GuestRange> ranges
     return !stop.stop_requested();
 }
 
-std::uint64_t proven_mapping_bytes(const GuestMemory& memory) {
-    if (memory.page_size() != PageSize::kThp) {
-        return certain_page_bytes(memory.page_size());
-    }
-    for (const MemoryRegion& region : memory.regions()) {
-        const ResidentMemory resident = resident_memory_of(region.bytes());
-        if (!resident.all_transparent_huge) {
-            return 4 * kKiB;
+std::vector<std::uint64_t> proven_mapping_bytes(const GuestMemory& memory) {
+    std::vector<std::uint64_t> result(memory.regions().size(), certain_page_bytes(memory.page_size()));
+    if (memory.page_size() == PageSize::kThp) {
+        for (std::size_t i = 0; i < result.size(); ++i) {
+            if (resident_memory_of(memory.regions()[i].bytes()).all_transparent_huge) {
+                result[i] = 2 * kMiB;
+            }
         }
     }
-    return 2 * kMiB;
+    return result;
 }
 
 } // namespace vmm::prefault

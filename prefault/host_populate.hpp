@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <stop_token>
+#include <vector>
 
 #include "kvm/guest_memory.hpp"
 
@@ -15,8 +16,9 @@ namespace vmm::prefault {
 bool populate_host(const GuestMemory& memory, std::span<const GuestRange> ranges, unsigned workers,
                    const std::stop_token& stop);
 
-/// The page size every byte of `memory` is certain to have on the host now: for kThp 2 MiB if the kernel says in
-/// /proc/self/smaps that nothing smaller is left, else 4 KiB; for the other backings what they are made of.
-std::uint64_t proven_mapping_bytes(const GuestMemory& memory);
+/// For each region of `memory`, in order, the page size every byte of it is certain to have on the host now: for kThp
+/// 2 MiB if the kernel says in /proc/self/smaps that nothing smaller is left in it, else 4 KiB; for the other backings
+/// what they are made of.
+std::vector<std::uint64_t> proven_mapping_bytes(const GuestMemory& memory);
 
 } // namespace vmm::prefault

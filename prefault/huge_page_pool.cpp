@@ -55,8 +55,8 @@ void check_huge_page_pool(PageSize page_size, std::uint64_t bytes, std::string_v
     }
     const std::uint64_t missing = needed - pool->available() - pool->overcommit;
     throw Error(tried + ": the pool has " + std::to_string(pool->available()) + " free of " +
-                std::to_string(pool->total) + " (raise it: `echo " + std::to_string(pool->total + missing) + " | sudo tee " +
-                pool_directory(page_bytes, sysfs_mm) + "nr_hugepages`, or take --page-size=thp)");
+                std::to_string(pool->total) + " (raise it: `echo " + std::to_string(pool->total + missing) +
+                " | sudo tee " + pool_directory(page_bytes, sysfs_mm) + "nr_hugepages`, or take --page-size=thp)");
 }
 
 } // namespace vmm::prefault

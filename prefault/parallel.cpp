@@ -45,7 +45,10 @@ void run_in_parallel(unsigned workers, std::string_view name, const std::functio
     } catch (const std::system_error& error) {
         gate.set_value(false);
         throw Error("cannot start " + std::to_string(workers) + " prefault workers: " + error.code().message() +
-                    " (fewer with --prefault-workers, or raise `ulimit -u`)");
+                    " (fewer with --prefault-workers, or raise `ulimit -u` or `ulimit -v`)");
+    } catch (...) {
+        gate.set_value(false);
+        throw;
     }
     gate.set_value(true);
     threads.clear();

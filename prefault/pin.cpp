@@ -61,9 +61,9 @@ void check_may_pin(Pin pin, std::uint64_t bytes) {
     if (locked <= limit.rlim_cur && bytes <= limit.rlim_cur - locked) {
         return;
     }
-    throw Error("cannot lock " + format_bytes(bytes) + " of guest memory: the limit on locked memory (RLIMIT_MEMLOCK) is " +
-                format_bytes(limit.rlim_cur) + (locked != 0 ? ", of which " + format_bytes(locked) + " are in use" : "") +
-                " (" + kAdvice + ")");
+    throw Error("cannot lock " + format_bytes(bytes) +
+                " of guest memory: the limit on locked memory (RLIMIT_MEMLOCK) is " + format_bytes(limit.rlim_cur) +
+                (locked != 0 ? ", of which " + format_bytes(locked) + " are in use" : "") + " (" + kAdvice + ")");
 }
 
 void pin_memory(const GuestMemory& memory, std::span<const GuestRange> ranges, Pin pin) {
@@ -74,7 +74,8 @@ void pin_memory(const GuestMemory& memory, std::span<const GuestRange> ranges, P
         const auto bytes = memory.at(range);
         assert(bytes);
         if (::mlock2(bytes->data(), bytes->size(), MLOCK_ONFAULT) != 0) {
-            throw_errno(errno, "lock guest memory " + to_string(range), std::string("the limit is RLIMIT_MEMLOCK: ") + kAdvice);
+            throw_errno(errno, "lock guest memory " + to_string(range),
+                        std::string("the limit is RLIMIT_MEMLOCK: ") + kAdvice);
         }
     }
 }

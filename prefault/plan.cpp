@@ -37,14 +37,21 @@ Plan::Plan(std::span<const GuestRange> ranges, std::uint64_t chunk_bytes) : chun
 std::uint64_t Plan::chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes) {
     const std::uint64_t smallest = std::max(kSmallestChunk, mapping_bytes);
     const std::uint64_t largest = std::max(kLargestChunk, mapping_bytes);
-    const std::uint64_t even_share = std::max<std::uint64_t>(1, total_bytes / (kChunksPerWorker * std::max(1U, workers)));
+    const std::uint64_t even_share =
+        std::max<std::uint64_t>(1, total_bytes / (kChunksPerWorker * std::max(1U, workers)));
     return std::clamp(std::bit_floor(even_share), smallest, largest);
+}
+
+unsigned Plan::useful_workers(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes) {
+    const std::uint64_t chunks = total_bytes / chunk_bytes_for(total_bytes, workers, mapping_bytes);
+    return static_cast<unsigned>(std::clamp<std::uint64_t>(chunks, 1, std::max(1U, workers)));
 }
 
 GuestRange Plan::chunk(std::size_t index) const {
     assert(index < chunk_count_);
-    const auto after = std::upper_bound(pieces_.begin(), pieces_.end(), index,
-                                        [](std::size_t wanted, const Piece& piece) { return wanted < piece.first_chunk; });
+    const auto after =
+        std::upper_bound(pieces_.begin(), pieces_.end(), index,
+                         [](std::size_t wanted, const Piece& piece) { return wanted < piece.first_chunk; });
     const Piece& piece = *std::prev(after);
     const std::uint64_t base = to_integer(piece.range.base);
     const std::uint64_t end = to_integer(piece.range.end());

@@ -28,6 +28,9 @@ class Plan {
     /// covers; and not above 1 GiB unless a mapping is, so that a request to stop is heard.
     static std::uint64_t chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
 
+    /// How many of `workers` there is work for: no more than there are chunks; at least 1.
+    static unsigned useful_workers(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
+
     [[nodiscard]] std::size_t chunk_count() const noexcept { return chunk_count_; }
     [[nodiscard]] std::uint64_t total_bytes() const noexcept { return total_bytes_; }
     /// Chunk `index`, 0 to chunk_count() - 1, in ascending order of address.

@@ -71,12 +71,12 @@ void SecondLevelFiller::fill(const GuestMemory& memory, Report& report, const st
     touch_scratch(stop);
     const std::vector<GuestRange> ranges = ranges_of(memory);
     report.method = Method::kTouch;
-    report.stride_bytes = proven_mapping_bytes(memory);
-    bool finished = touch_all(ranges, report.stride_bytes, stop);
+    report.workers = static_cast<unsigned>(dummies_.size());
+    bool finished = touch_all(ranges, proven_mapping_bytes(memory), stop);
     report.mapped = mapped_guest_memory();
     while (finished && report.mapped.bytes() < memory.size_bytes() && report.top_up_passes < kMostTopUps) {
         ++report.top_up_passes;
-        finished = touch_all(ranges, kSmallPage, stop);
+        finished = touch_all(ranges, std::vector<std::uint64_t>(ranges.size(), kSmallPage), stop);
         report.mapped = mapped_guest_memory();
     }
     report.complete = finished && report.mapped.bytes() >= memory.size_bytes();
@@ -91,21 +91,23 @@ void SecondLevelFiller::touch_scratch(const std::stop_token& stop) {
         range.size = kSmallPage;
     }
     const MappedPages before = mapped_pages(vm_stats_);
-    run_in_parallel(1, "prefault", [&](unsigned index) { dummies_[index].touch(range, kSmallPage, stop); });
-    if (!scratch_mappings_) {
+    bool touched = false;
+    run_in_parallel(1, "prefault", [&](unsigned index) { touched = dummies_[index].touch(range, kSmallPage, stop); });
+    if (touched && !scratch_mappings_) {
         const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
         scratch_mappings_ = after > before.pages_4k ? after - before.pages_4k : 0;
     }
 }
 
-bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::uint64_t stride_bytes,
+bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::span<const std::uint64_t> strides,
                                   const std::stop_token& stop) {
     std::uint64_t total = 0;
     for (const GuestRange& range : ranges) {
         total += range.size;
     }
     const auto workers = static_cast<unsigned>(dummies_.size());
-    const Plan plan(ranges, Plan::chunk_bytes_for(total, workers, stride_bytes));
+    const std::uint64_t largest_stride = *std::max_element(strides.begin(), strides.end());
+    const Plan plan(ranges, Plan::chunk_bytes_for(total, workers, largest_stride));
     ChunkQueue queue(plan);
     const auto useful = static_cast<unsigned>(std::clamp<std::size_t>(plan.chunk_count(), 1, workers));
     run_in_parallel(useful, "prefault", [&](unsigned index) {
@@ -114,7 +116,10 @@ bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::uint6
             if (!chunk) {
                 return;
             }
-            if (!dummies_[index].touch(*chunk, stride_bytes, stop)) {
+            const auto range = std::find_if(ranges.begin(), ranges.end(),
+                                            [&](const GuestRange& candidate) { return candidate.contains(*chunk); });
+            const std::uint64_t stride = strides[static_cast<std::size_t>(range - ranges.begin())];
+            if (!dummies_[index].touch(*chunk, stride, stop)) {
                 return;
             }
         }
@@ -141,8 +146,9 @@ Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& 
     report.workers = options.workers;
     Stopwatch total;
     Stopwatch step;
-    if (populate_host(memory, ranges, options.workers, stop)) {
-        report.host_seconds = step.lap();
+    const bool populated = populate_host(memory, ranges, options.workers, stop);
+    report.host_seconds = step.lap();
+    if (populated) {
         pin_memory(memory, ranges, options.pin);
         report.pin_seconds = step.lap();
         report.complete = true;

@@ -36,7 +36,8 @@ enum class Method {
 struct Options {
     Scope scope = Scope::kAll;
     Pin pin = Pin::kMlock;
-    unsigned workers = 1; ///< threads for the host side, and dummy vCPUs; at least 1
+    /// Threads for the host side, and dummy vCPUs; at least 1. Of these, as many are used as there is work for.
+    unsigned workers = 1;
 };
 
 /// What was done, and what KVM's counters say of it.
@@ -48,10 +49,9 @@ struct Report {
     double pin_seconds = 0;
     double second_level_seconds = 0;
     double total_seconds = 0;
-    MappedPages mapped;           ///< of the guest's memory, all of it, when the run ended
-    std::uint64_t stride_bytes = 0; ///< the first pass touched one word of each
-    unsigned top_up_passes = 0;   ///< further passes over every 4 KiB, because the counters were short
-    bool complete = false;        ///< what `scope` asked for was done, and where it is kAll the counters cover all memory
+    MappedPages mapped;         ///< of the guest's memory, all of it, when the run ended
+    unsigned top_up_passes = 0; ///< further passes over every 4 KiB, because the counters were short
+    bool complete = false;      ///< what `scope` asked for was done, and where it is kAll the counters cover all memory
 };
 
 /// The dummies and their scratch memslot, for as long as the VM lives. fill() may be used again at any time.
@@ -60,10 +60,10 @@ struct Report {
 class SecondLevelFiller {
   public:
     struct Place {
-        std::uint32_t memslot;      ///< a free slot number for the scratch memslot
-        Scratch::Layout scratch;    ///< where it lies
-        unsigned first_vcpu_id;     ///< the lowest id of a dummy: above every real vCPU's
-        SecondLevelKind kind;       ///< what this host has
+        std::uint32_t memslot;   ///< a free slot number for the scratch memslot
+        Scratch::Layout scratch; ///< where it lies
+        unsigned first_vcpu_id;  ///< the lowest id of a dummy: above every real vCPU's
+        SecondLevelKind kind;    ///< what this host has
     };
 
     /// Creates `workers` dummies. Throws Error.
@@ -72,13 +72,15 @@ class SecondLevelFiller {
     /// What the page tables of the dummies are; for a guest that adopts them.
     [[nodiscard]] const Scratch& scratch() const noexcept { return scratch_; }
 
-    /// Fills the second level of all of `memory` and notes mapped, stride, top-ups and completeness in `report`. Returns
-    /// early, incomplete, if `stop` is requested. Throws Error.
+    /// Fills the second level of all of `memory` and notes workers, mapped, top-ups and completeness in `report`.
+    /// Returns early, incomplete, if `stop` is requested. Throws Error.
     void fill(const GuestMemory& memory, Report& report, const std::stop_token& stop);
 
   private:
     void touch_scratch(const std::stop_token& stop);
-    bool touch_all(std::span<const GuestRange> ranges, std::uint64_t stride_bytes, const std::stop_token& stop);
+    /// Touches each of `ranges` at the stride that stands at its place in `strides`, in bytes.
+    bool touch_all(std::span<const GuestRange> ranges, std::span<const std::uint64_t> strides,
+                   const std::stop_token& stop);
     [[nodiscard]] MappedPages mapped_guest_memory() const;
 
     kvm::Stats vm_stats_;
@@ -91,6 +93,7 @@ class SecondLevelFiller {
 
 /// Runs pre-population over all of `memory`: host side, pin, second level, verification. `filler` is needed for
 /// Scope::kAll only. If `stop` is requested the report says what was done, with `complete` false. Throws Error.
-Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& options, const std::stop_token& stop = {});
+Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& options,
+           const std::stop_token& stop = {});
 
 } // namespace vmm::prefault

@@ -29,6 +29,7 @@ constexpr std::uint64_t kLeafEntry = kTableEntry | kLargePage;
 //        mov  $kDonePort, %dx
 //        out  %al, %dx           allowed in ring 3 by IOPL 3; comes back to us as a port exit
 //        hlt                     never reached: RIP is set for each chunk. In ring 3 it would fault, and be seen.
+// clang-format off
 constexpr std::array<std::uint8_t, 19> kStub = {
     0xf0, 0x48, 0x83, 0x0f, 0x00,                                            // lock orq $0, (%rdi)
     0x48, 0x01, 0xd7,                                                        // add %rdx, %rdi
@@ -38,6 +39,7 @@ constexpr std::array<std::uint8_t, 19> kStub = {
     0xee,                                                                    // out %al, %dx
     0xf4,                                                                    // hlt
 };
+// clang-format on
 
 // All of it is zero but the offset of the I/O bitmap (AMD64 volume 2, 12.2.5): a bit that is 0 permits its port.
 constexpr auto kTaskState = [] {

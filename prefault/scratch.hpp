@@ -23,7 +23,8 @@ namespace vmm::prefault {
 /// Threads: const after construction but for refresh(), which nobody else may accompany.
 class Scratch {
   public:
-    /// CR0 = PG|WP|NE|ET|MP|PE, CR4 = PAE, EFER = LMA|LME: part of the role by which KVM tells second-level roots apart.
+    /// CR0 = PG|WP|NE|ET|MP|PE, CR4 = PAE, EFER = LMA|LME: part of the role by which KVM tells second-level roots
+    /// apart.
     static constexpr std::uint64_t kCr0 = 0x80010033;
     static constexpr std::uint64_t kCr4 = 0x20;
     static constexpr std::uint64_t kEfer = 0x500;
@@ -35,7 +36,7 @@ class Scratch {
     static constexpr std::uint32_t kTaskStateBytes = 104 + kDonePort / 8 + 2;
 
     struct Layout {
-        GuestAddress base;          ///< where the memslot lies: 2 MiB-aligned, below `mapped_bytes`, in no other memslot
+        GuestAddress base; ///< where the memslot lies: 2 MiB-aligned, below `mapped_bytes`, in no other memslot
         std::uint64_t mapped_bytes; ///< what the tables map, from 0 on: a multiple of 1 GiB, up to 128 TiB
         bool one_gib_pages;         ///< whether the guest's CPUID has pdpe1gb
     };

@@ -46,8 +46,9 @@ MappedPages mapped_pages(const kvm::Stats& vm_stats) {
     const auto large = vm_stats.value("pages_2m");
     const auto huge = vm_stats.value("pages_1g");
     if (!small || !large || !huge) {
-        throw Error("cannot verify the second level: this KVM does not count pages_4k, pages_2m and pages_1g (they came "
-                    "with Linux 5.14)");
+        throw Error(
+            "cannot verify the second level: this KVM does not count pages_4k, pages_2m and pages_1g (they came "
+            "with Linux 5.14)");
     }
     return {*small, *large, *huge};
 }

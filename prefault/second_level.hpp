@@ -32,7 +32,9 @@ struct MappedPages {
     std::uint64_t pages_2m = 0;
     std::uint64_t pages_1g = 0;
 
-    [[nodiscard]] std::uint64_t bytes() const noexcept { return (pages_4k << 12) + (pages_2m << 21) + (pages_1g << 30); }
+    [[nodiscard]] std::uint64_t bytes() const noexcept {
+        return (pages_4k << 12) + (pages_2m << 21) + (pages_1g << 30);
+    }
 };
 
 /// What KVM counts now. Throws Error where this kernel does not count.

@@ -18,10 +18,11 @@ namespace {
 
 constexpr int kUsageError = 2;
 
-constexpr const char* kIntroduction =
-    "vmm runs virtual machines on KVM whose memory is populated beforehand: guest memory is pinned, and the second-level\n"
-    "page table (EPT, NPT) maps all of it before the guest's first instruction, so that the guest takes no second-level\n"
-    "page fault.";
+constexpr const char* kIntroduction = "vmm runs virtual machines on KVM whose memory is populated beforehand: guest "
+                                      "memory is pinned, and the second-level\n"
+                                      "page table (EPT, NPT) maps all of it before the guest's first instruction, so "
+                                      "that the guest takes no second-level\n"
+                                      "page fault.";
 
 constexpr const char* kExamples =
     "Examples:\n"
@@ -62,10 +63,14 @@ CLI::Option* add_choice(CLI::App& app, const std::string& option, Value& target,
     return app
         .add_option_function<std::string>(
             option, [&target, &values](const std::string& name) { target = values.at(name); }, help)
-        ->transform(CLI::IsMember(values, CLI::ignore_case))
+        ->transform(CLI::IsMember(values, CLI::ignore_case).description(""))
         ->type_name(names)
         ->default_str(current);
 }
+
+/// Refuses an empty name, which a script's unset variable leaves.
+const CLI::Validator kNotEmpty([](std::string& text) { return text.empty() ? std::string("is empty") : std::string(); },
+                               "");
 
 /// "512M": a number and K, M, G or T, with or without "B" or "iB" behind it; nothing else.
 std::optional<std::uint64_t> parse_size(std::string_view text) {
@@ -96,13 +101,15 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
     Config& config = command.config;
     run.add_option("KERNEL", config.kernel_path,
                    "A bzImage, an ELF vmlinux or any PVH kernel; without it, the built-in guest runs")
-        ->type_name("FILE");
+        ->type_name("FILE")
+        ->check(kNotEmpty);
     run.add_option_function<std::string>(
            "-m,--memory",
            [&config](const std::string& text) {
                const auto size = parse_size(text);
                if (!size) {
-                   throw CLI::ValidationError("--memory", "'" + text + "' is no size (a whole number and K, M, G or T)");
+                   throw CLI::ValidationError("--memory",
+                                              "'" + text + "' is no size (a whole number and K, M, G or T)");
                }
                config.memory_bytes = *size;
            },
@@ -110,7 +117,7 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
         ->type_name("SIZE")
         ->default_str("512M");
     run.add_option("-c,--vcpus", config.vcpus, "Virtual CPUs, 1 to 254")->type_name("N")->capture_default_str();
-    run.add_option("--initrd", config.initrd_path, "Initial RAM disk")->type_name("FILE");
+    run.add_option("--initrd", config.initrd_path, "Initial RAM disk")->type_name("FILE")->check(kNotEmpty);
     run.add_option("--cmdline", config.command_line,
                    std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"")
         ->type_name("STRING");
@@ -119,20 +126,24 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
     run.add_option("--prefault-workers", config.prefault.workers, "Threads that populate, and prefault vCPUs")
         ->type_name("N")
         ->default_str("the CPUs this process may use");
-    add_choice(run, "--page-size", config.page_size, kPageSizes, "Pages behind guest memory; 2M and 1G: huge page pool");
+    add_choice(run, "--page-size", config.page_size, kPageSizes,
+               "Pages behind guest memory; 2M and 1G: huge page pool");
     run.add_option_function<std::string>(
            "--pin", [&pin](const std::string& name) { pin = kPins.at(name); },
            "Whether guest memory is locked in place")
-        ->transform(CLI::IsMember(kPins, CLI::ignore_case))
+        ->transform(CLI::IsMember(kPins, CLI::ignore_case).description(""))
         ->type_name("none|mlock")
         ->default_str("mlock when prefaulting, else none");
     run.add_option("--serial", command.serial, "Where the guest's serial port goes")
         ->type_name("stdio|none|FILE")
+        ->check(kNotEmpty)
         ->default_str("stdio");
-    run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")->type_name("FILE");
+    run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")
+        ->type_name("FILE")
+        ->check(kNotEmpty);
     run.add_flag("-v,--verbose", verbosity, "Say more; twice: everything");
     run.add_flag("-q,--quiet", quiet, "Say nothing but errors");
-    run.add_option("--log-file", command.log_file, "Log there, too")->type_name("FILE");
+    run.add_option("--log-file", command.log_file, "Log there, too")->type_name("FILE")->check(kNotEmpty);
     run.footer(kRunNotes);
 }
 
@@ -160,13 +171,14 @@ Command parse_command_line(int argc, const char* const* argv) {
 
     RunCommand run_command;
     run_command.serial = "stdio";
-    run_command.config.prefault.workers = prefault::usable_cpus();
+    run_command.config.prefault.workers = std::min(prefault::usable_cpus(), Config::kMaxPrefaultWorkers);
     std::optional<prefault::Pin> pin;
     unsigned verbosity = 0;
     bool quiet = false;
     CLI::App* const run = app.add_subcommand("run", "Run a guest");
     add_run_options(*run, run_command, pin, verbosity, quiet);
-    const CLI::App* const doctor = app.add_subcommand("doctor", "Say what this host offers; status 1 if no guest can run");
+    const CLI::App* const doctor =
+        app.add_subcommand("doctor", "Say what this host offers; status 1 if no guest can run");
 
     try {
         app.parse(argc, argv);
@@ -184,7 +196,8 @@ Command parse_command_line(int argc, const char* const* argv) {
         return usage_error(app, "--quiet and --verbose exclude each other");
     }
     prefault::Options& prefault = run_command.config.prefault;
-    prefault.pin = pin.value_or(prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock);
+    prefault.pin =
+        pin.value_or(prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock);
     run_command.log_level = log_level(verbosity, quiet);
     run_command.summary = !quiet;
     return run_command;

@@ -10,12 +10,12 @@ namespace vmm {
 
 /// `vmm run`
 struct RunCommand {
-    Config config;         ///< `serial` and `log` are not filled in
-    std::string serial;    ///< "stdio", "none" or a file
-    std::string report;    ///< a file; empty: none
-    std::string log_file;  ///< empty: none
+    Config config;        ///< `serial` and `log` are not filled in
+    std::string serial;   ///< "stdio", "none" or a file
+    std::string report;   ///< a file; empty: none
+    std::string log_file; ///< empty: none
     LogLevel log_level = LogLevel::kWarning;
-    bool summary = true;   ///< whether to end with a few lines for people
+    bool summary = true; ///< whether to end with a few lines for people
 };
 
 /// `vmm doctor`

@@ -38,9 +38,13 @@ void validate_against_host_memory(const Config& config) {
     if (config.memory_bytes > host.total_bytes) {
         throw Error(tried + ": this host has " + format_bytes(host.total_bytes));
     }
+    if (const auto limit = read_memory_cgroup_limit(); limit && config.memory_bytes > *limit) {
+        throw Error(tried + ": the control group of this process may use " + format_bytes(*limit) +
+                    " (raise its memory.max)");
+    }
     if (config.prefault.scope != prefault::Scope::kNone && config.memory_bytes > host.available_bytes) {
-        throw Error(tried + " ahead of time: this host has " + format_bytes(host.available_bytes) +
-                    " available of " + format_bytes(host.total_bytes) + " (free some, or take --prefault=none)");
+        throw Error(tried + " ahead of time: this host has " + format_bytes(host.available_bytes) + " available of " +
+                    format_bytes(host.total_bytes) + " (free some, or take --prefault=none)");
     }
 }
 

@@ -33,8 +33,9 @@ class Dispatcher {
     }
     Outcome operator()(const kvm::HaltExit&) const { return {}; }
     Outcome operator()(const kvm::ShutdownExit&) const {
-        return {Outcome::Next::kCrashed, "triple fault (an exception it could not handle; on AMD the registers below may "
-                                         "be those of a reset)"};
+        return {Outcome::Next::kCrashed,
+                "triple fault (an exception it could not handle; on AMD the registers below may "
+                "be those of a reset)"};
     }
     Outcome operator()(const kvm::KickedExit&) const { return {Outcome::Next::kKicked, {}}; }
     Outcome operator()(const kvm::FaultExit& exit) const { return {Outcome::Next::kCrashed, exit.what}; }

@@ -17,6 +17,7 @@
 #include "prefault/parallel.hpp"
 #include "prefault/pin.hpp"
 #include "prefault/second_level.hpp"
+#include "vmm/host_capabilities.hpp"
 #include "vmm/host_memory.hpp"
 #include "vmm/x86_cpuid.hpp"
 
@@ -34,23 +35,11 @@ std::optional<std::string> first_line(const std::string& path) {
 
 void examine_kvm(std::vector<Finding>& findings) {
     const kvm::System system;
-    findings.push_back({Verdict::kGood, "KVM", fmt::format("API version {}, at most {} vCPUs a guest", KVM_API_VERSION,
-                                                           system.max_vcpus()), ""});
+    findings.push_back({Verdict::kGood, "KVM",
+                        fmt::format("API version {}, at most {} vCPUs a guest", KVM_API_VERSION, system.max_vcpus()),
+                        ""});
     const kvm::Vm vm(system);
-    struct Capability {
-        int number;
-        const char* name;
-        bool needed;
-    };
-    static constexpr std::array kCapabilities{
-        Capability{KVM_CAP_IRQCHIP, "in-kernel interrupt controllers (KVM_CAP_IRQCHIP)", true},
-        Capability{KVM_CAP_PIT2, "in-kernel timer (KVM_CAP_PIT2)", true},
-        Capability{KVM_CAP_IRQFD, "interrupts by eventfd (KVM_CAP_IRQFD)", true},
-        Capability{KVM_CAP_BINARY_STATS_FD, "statistics (KVM_CAP_BINARY_STATS_FD)", true},
-        Capability{KVM_CAP_IOEVENTFD, "doorbells by eventfd (KVM_CAP_IOEVENTFD)", false},
-        Capability{KVM_CAP_TSC_DEADLINE_TIMER, "TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)", false},
-        Capability{KVM_CAP_PRE_FAULT_MEMORY, "prefault by the kernel (KVM_CAP_PRE_FAULT_MEMORY)", false}};
-    for (const Capability& capability : kCapabilities) {
+    for (const HostCapability& capability : kHostCapabilities) {
         const bool has = vm.extension(capability.number) != 0;
         const std::string missing =
             capability.needed ? "a guest cannot run without it: a newer kernel is needed (Linux 5.14 or later)" : "";
@@ -58,9 +47,10 @@ void examine_kvm(std::vector<Finding>& findings) {
                             has ? "yes" : "no", has ? "" : missing});
     }
     const auto cpuid = system.supported_cpuid();
-    findings.push_back({Verdict::kGood, "guest addresses",
-                        fmt::format("{} bits, 1 GiB pages {}", physical_address_bits(cpuid),
-                                    has_one_gib_pages(cpuid) ? "yes" : "no"), ""});
+    findings.push_back(
+        {Verdict::kGood, "guest addresses",
+         fmt::format("{} bits, 1 GiB pages {}", physical_address_bits(cpuid), has_one_gib_pages(cpuid) ? "yes" : "no"),
+         ""});
 }
 
 void examine_second_level(std::vector<Finding>& findings) {
@@ -69,8 +59,9 @@ void examine_second_level(std::vector<Finding>& findings) {
                     fmt::format("{}, TDP MMU {}", to_string(host.kind), host.tdp_mmu ? "on" : "off"), ""};
     if (host.kind == prefault::SecondLevelKind::kShadow) {
         finding.verdict = Verdict::kAdvice;
-        finding.advice = "shadow paging: only a guest that uses the prefault's own page tables (the built-in guest does) "
-                         "runs without faults; with kvm_amd npt=1 or kvm_intel ept=1 every guest does";
+        finding.advice =
+            "shadow paging: only a guest that uses the prefault's own page tables (the built-in guest does) "
+            "runs without faults; with kvm_amd npt=1 or kvm_intel ept=1 every guest does";
     } else if (!host.tdp_mmu) {
         finding.verdict = Verdict::kAdvice;
         finding.advice = "faults are handled one at a time: load kvm with tdp_mmu=1 (Linux 5.15 and later have it on)";
@@ -80,9 +71,10 @@ void examine_second_level(std::vector<Finding>& findings) {
 
 void examine_memory(std::vector<Finding>& findings) {
     const HostMemory memory = read_host_memory();
-    findings.push_back({Verdict::kGood, "memory",
-                        fmt::format("{} available of {}", format_bytes(memory.available_bytes),
-                                    format_bytes(memory.total_bytes)), ""});
+    findings.push_back(
+        {Verdict::kGood, "memory",
+         fmt::format("{} available of {}", format_bytes(memory.available_bytes), format_bytes(memory.total_bytes)),
+         ""});
     for (const std::uint64_t page_bytes : {2 * kMiB, kGiB}) {
         const std::string what = "huge pages of " + format_bytes(page_bytes);
         const auto pool = prefault::read_huge_page_pool(page_bytes);
@@ -131,8 +123,9 @@ void examine_processors(std::vector<Finding>& findings) {
         nodes += name.starts_with("node") && name.size() > 4 && name[4] >= '0' && name[4] <= '9' ? 1 : 0;
     }
     findings.push_back({Verdict::kGood, "processors",
-                        fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpus(), std::max<std::size_t>(nodes, 1),
-                                    nodes > 1 ? "s" : ""), ""});
+                        fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpus(),
+                                    std::max<std::size_t>(nodes, 1), nodes > 1 ? "s" : ""),
+                        ""});
 }
 
 } // namespace

@@ -7,8 +7,8 @@
 
 namespace vmm {
 
-/// Finds commands in what is typed: Ctrl-A and then x (stop), h (help), or Ctrl-A (the key itself, for the guest). After
-/// any other key both keys go to the guest. Pure. Threads: one.
+/// Finds commands in what is typed: Ctrl-A and then x (stop), h (help), or Ctrl-A (the key itself, for the guest).
+/// After any other key both keys go to the guest. Pure. Threads: one.
 class EscapeKeys {
   public:
     struct Result {

@@ -33,8 +33,8 @@ loader::BootLayout BootPlan::layout() const {
 
 loader::BootEntry load_guest(const GuestMemory& memory, const GuestFiles& files, std::string_view command_line,
                              const loader::AcpiConfig& acpi, const loader::BootLayout& layout) {
-    const loader::BootEntry entry = loader::load_boot_images(
-        memory, {files.kernel, files.initrd ? &*files.initrd : nullptr, command_line}, layout);
+    const loader::BootEntry entry =
+        loader::load_boot_images(memory, {files.kernel, files.initrd ? &*files.initrd : nullptr, command_line}, layout);
     const auto tables = loader::build_acpi_tables(acpi);
     assert(tables.size() <= memory_map::kAcpiTables.size);
     [[maybe_unused]] bool written = memory.copy_in(acpi.base, tables);

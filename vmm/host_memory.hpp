@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 
 namespace vmm {
 
@@ -12,5 +14,11 @@ struct HostMemory {
 };
 
 [[nodiscard]] HostMemory read_host_memory();
+
+/// The smallest limit on memory among the control groups this process is in, in bytes; nothing where there is none
+/// (Documentation/admin-guide/cgroup-v2.rst, memory.max; v1: memory.limit_in_bytes).
+[[nodiscard]] std::optional<std::uint64_t>
+read_memory_cgroup_limit(const std::string& proc_self_cgroup = "/proc/self/cgroup",
+                         const std::string& mount = "/sys/fs/cgroup");
 
 } // namespace vmm

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cassert>
+#include <latch>
 #include <optional>
 #include <stop_token>
 #include <thread>
@@ -16,9 +17,11 @@
 #include "kvm/error.hpp"
 #include "kvm/process_memory.hpp"
 #include "kvm/system.hpp"
+#include "prefault/plan.hpp"
 #include "vmm/board.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/guest_images.hpp"
+#include "vmm/host_capabilities.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/serial_console.hpp"
 #include "vmm/vcpu_thread.hpp"
@@ -40,27 +43,29 @@ Config validated(Config config) {
     return config;
 }
 
+/// How many prefault vCPUs a machine has: as many as asked for, and as there is work for.
+unsigned dummy_count(const Config& config) {
+    return prefault::Plan::useful_workers(config.memory_bytes, config.prefault.workers,
+                                          largest_page_bytes(config.page_size));
+}
+
 /// What we cannot do without, and what the guest asks for beyond what this KVM takes.
 void check_host(const kvm::System& system, const Config& config) {
-    struct Needed {
-        int capability;
-        const char* name;
-    };
-    static constexpr std::array kNeeded{Needed{KVM_CAP_USER_MEMORY, "guest memory from user space"},
-                                        Needed{KVM_CAP_IRQCHIP, "in-kernel interrupt controllers"},
-                                        Needed{KVM_CAP_PIT2, "an in-kernel timer"},
-                                        Needed{KVM_CAP_IRQFD, "interrupts by eventfd"},
-                                        Needed{KVM_CAP_MP_STATE, "vCPU states"},
-                                        Needed{KVM_CAP_EXT_CPUID, "CPUID of its own"}};
-    for (const Needed& needed : kNeeded) {
-        if (system.extension(needed.capability) == 0) {
-            throw Error(std::string("cannot run a guest: this host's KVM lacks ") + needed.name);
+    for (const HostCapability& capability : kHostCapabilities) {
+        if (capability.needed && system.extension(capability.number) == 0) {
+            throw Error(std::string("cannot run a guest: this host's KVM lacks ") + capability.name);
         }
     }
-    const unsigned dummies = config.prefault.scope == prefault::Scope::kAll ? config.prefault.workers : 0;
+    const unsigned address_bits = physical_address_bits(system.supported_cpuid());
+    if (!fits_address_bits(memory_map::address_space_bytes(config.memory_bytes), address_bits)) {
+        throw Error(fmt::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
+                                format_bytes(config.memory_bytes), address_bits));
+    }
+    const unsigned dummies = config.prefault.scope == prefault::Scope::kAll ? dummy_count(config) : 0;
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
     if (config.vcpus > most) {
-        throw Error(fmt::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
+        throw Error(
+            fmt::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
     }
     if (dummies > most - config.vcpus) {
         throw Error(fmt::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
@@ -73,14 +78,14 @@ void check_host(const kvm::System& system, const Config& config) {
 class StopBridge {
   public:
     explicit StopBridge(const StopRequest& request)
-        : watcher_([this, &request] {
+        : watcher_(start_thread("the prefault", [this, &request] {
               std::array<pollfd, 2> events{{{request.fd(), POLLIN, 0}, {finished_.fd(), POLLIN, 0}}};
               while (::poll(events.data(), events.size(), -1) < 0) {
               }
               if (request.is_requested()) {
                   source_.request_stop();
               }
-          }) {}
+          })) {}
     ~StopBridge() {
         finished_.signal();
         watcher_.join();
@@ -126,6 +131,7 @@ struct Machine::Parts {
     void load();
     [[nodiscard]] std::string command_line() const;
     void run_threads(std::deque<VcpuThread>& threads);
+    [[nodiscard]] std::uint64_t measure_resident_overhead() const;
     void note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before);
 
     Config config;
@@ -157,7 +163,7 @@ kvm::System open_checked_system(const Config& config) {
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
     kvm::Vm vm(system);
     // Memslots first: once there are interrupt controllers, adding one waits for a grace period of the kernel's
-    // (measured: 5 to 8 ms instead of 0.3 ms).
+    // (measured: 5 to 8 ms instead of 0.3 ms). The prefault's scratch slot comes later, and waits.
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : memory.regions()) {
         vm.add_memslot(slot++, region.range, region.host);
@@ -173,9 +179,8 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 
 Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     : config(validated(std::move(wanted))), started(started_at), files(GuestFiles::open(config)),
-      system(open_checked_system(config)),
-      memory(memory_map::ram_layout(config.memory_bytes), config.page_size), vm(create_vm(system, memory)),
-      console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
+      system(open_checked_system(config)), memory(memory_map::ram_layout(config.memory_bytes), config.page_size),
+      vm(create_vm(system, memory)), console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
       board(vm, console.callbacks(), stop), supported_cpuid(system.supported_cpuid()),
       tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
     report.host = prefault::detect_second_level();
@@ -184,11 +189,6 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     report.page_size = config.page_size;
     report.pin = config.prefault.pin;
     report.vcpus = config.vcpus;
-    const unsigned address_bits = physical_address_bits(supported_cpuid);
-    if (memory_map::address_space_bytes(config.memory_bytes) >> std::min(63U, address_bits) > 1) {
-        throw Error(fmt::format("cannot give the guest {} of memory: this host's processor addresses {} bits",
-                                format_bytes(config.memory_bytes), address_bits));
-    }
     create_vcpus();
     if (config.prefault.scope == prefault::Scope::kAll) {
         create_filler();
@@ -209,9 +209,9 @@ void Machine::Parts::create_filler() {
     const prefault::Scratch::Layout scratch{memory_map::kScratchWindow.base, mapped_bytes,
                                             has_one_gib_pages(supported_cpuid)};
     assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
-    filler.emplace(vm, prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config.vcpus,
-                                                          report.host.kind},
-                   guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline), config.prefault.workers);
+    filler.emplace(
+        vm, prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config.vcpus, report.host.kind},
+        guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline), dummy_count(config));
 }
 
 std::string Machine::Parts::command_line() const {
@@ -243,21 +243,26 @@ void Machine::Parts::load() {
 
 void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
     EventLoop loop;
+    std::latch start(1);
     bool stopping = false;
     [[maybe_unused]] const bool watched =
         loop.watch(stop.fd(), EPOLLIN, [&stopping](std::uint32_t) { stopping = true; });
     assert(watched);
     try {
         console.attach(board.serial(), loop);
-        const VcpuEnvironment environment{board.ports(), board.mmio(), stop};
+        const VcpuEnvironment environment{board.ports(), board.mmio(), stop, start};
         for (kvm::Vcpu& vcpu : vcpus) {
             threads.emplace_back(vcpu, environment);
         }
+        start.count_down(); // Not before every thread exists: a guest that has begun cannot be taken back.
         while (!stopping) {
             loop.run_once(-1);
         }
     } catch (...) {
         stop.request_for_failure();
+        if (!start.try_wait()) {
+            start.count_down();
+        }
         threads.clear(); // Kicks and joins.
         throw;
     }
@@ -270,21 +275,35 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
 }
 
 void Machine::Parts::note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before) {
-    report.guest_seconds = seconds_between(threads.front().first_entry(), Clock::now());
-    report.seconds_to_first_instruction = seconds_between(started, threads.front().first_entry());
+    const Clock::time_point ended = Clock::now();
+    if (const auto first_entry = threads.front().first_entry()) {
+        report.guest_seconds = seconds_between(*first_entry, ended);
+        report.seconds_to_first_instruction = seconds_between(started, *first_entry);
+    }
     report.second_level_faults = second_level_faults(vcpus);
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
         report.second_level_faults[i] -= faults_before[i];
-        if (!threads[i].crash().empty()) {
+        if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
             crash += fmt::format("vCPU {}: {}\n{}", i, threads[i].crash(),
                                  kvm::describe_registers(vcpus[i].registers(), vcpus[i].special_registers()));
         }
+    }
+    report.resident_overhead_bytes = measure_resident_overhead();
+}
+
+std::uint64_t Machine::Parts::measure_resident_overhead() const {
+    // Where it is known how much of guest memory is resident, the quick way; else the kernel has to look at each page.
+    const bool from_pool = config.page_size == PageSize::k2M || config.page_size == PageSize::k1G;
+    if (from_pool || (report.prefault.scope != prefault::Scope::kNone && report.prefault.complete)) {
+        const std::uint64_t resident = resident_bytes();
+        const std::uint64_t guest_bytes = from_pool ? 0 : memory.size_bytes();
+        return resident > guest_bytes ? resident - guest_bytes : 0;
     }
     std::vector<std::span<std::byte>> guest;
     for (const MemoryRegion& region : memory.regions()) {
         guest.push_back(region.bytes());
     }
-    report.resident_overhead_bytes = resident_bytes_outside(guest);
+    return resident_bytes_outside(guest);
 }
 
 Machine::Machine(Config config, Clock::time_point started)
@@ -293,10 +312,15 @@ Machine::Machine(Config config, Clock::time_point started)
 Machine::~Machine() = default;
 
 const prefault::Report& Machine::prefault() {
-    const StopBridge bridge(parts_->stop);
-    parts_->report.prefault = prefault::run(parts_->memory, parts_->filler ? &*parts_->filler : nullptr,
-                                            parts_->config.prefault, bridge.token());
-    return parts_->report.prefault;
+    Parts& parts = *parts_;
+    if (parts.config.prefault.scope == prefault::Scope::kNone) {
+        parts.report.prefault = prefault::run(parts.memory, nullptr, parts.config.prefault);
+        return parts.report.prefault;
+    }
+    const StopBridge bridge(parts.stop);
+    parts.report.prefault =
+        prefault::run(parts.memory, parts.filler ? &*parts.filler : nullptr, parts.config.prefault, bridge.token());
+    return parts.report.prefault;
 }
 
 ExitReason Machine::run() {
@@ -306,6 +330,8 @@ ExitReason Machine::run() {
     const std::vector<std::uint64_t> faults_before = second_level_faults(parts.vcpus);
     std::deque<VcpuThread> threads;
     parts.run_threads(threads);
+    constexpr int kFlushMilliseconds = 1000;
+    parts.console.flush(kFlushMilliseconds);
     for (const VcpuThread& thread : threads) {
         if (thread.failure()) {
             std::rethrow_exception(thread.failure());
@@ -313,17 +339,25 @@ ExitReason Machine::run() {
     }
     parts.report.exit = parts.stop.reason();
     parts.note_end(threads, faults_before);
-    constexpr int kFlushMilliseconds = 1000;
-    parts.console.flush(kFlushMilliseconds);
     if (const auto dropped = parts.board.serial().dropped_output_bytes() + parts.console.lost_output_bytes();
         dropped != 0) {
-        parts.log(LogLevel::kWarning, fmt::format("{} bytes of serial output were dropped: nobody read them in time", dropped));
+        parts.log(LogLevel::kWarning,
+                  fmt::format("{} bytes of serial output were dropped: nobody read them in time", dropped));
     }
+    parts.log(LogLevel::kDebug,
+              fmt::format("accesses to addresses of no device: {} port reads, {} port writes, {} MMIO "
+                          "reads, {} MMIO writes",
+                          parts.board.ports().unclaimed_reads(), parts.board.ports().unclaimed_writes(),
+                          parts.board.mmio().unclaimed_reads(), parts.board.mmio().unclaimed_writes()));
     return parts.report.exit;
 }
 
 void Machine::request_stop(ExitReason reason) noexcept {
     parts_->stop.request(reason);
+}
+
+bool Machine::is_stop_requested() const noexcept {
+    return parts_->stop.is_requested();
 }
 
 const RunReport& Machine::report() const noexcept {

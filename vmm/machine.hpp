@@ -19,13 +19,12 @@ namespace vmm {
 ///     machine.prefault();          // as config.prefault says; the report can be asked for later
 ///     ExitReason reason = machine.run();
 ///
-/// Threads: request_stop() may be called from any thread and from a signal handler, also while prefault() or run() is
-/// under way. Everything else is for the thread that made it.
+/// Threads: request_stop() and is_stop_requested() may be called from any thread and from a signal handler, also while
+/// prefault() or run() is under way. Everything else is for the thread that made it.
 class Machine {
   public:
     /// `started` is when the clock of RunReport::seconds_to_first_instruction begins. Throws Error.
-    explicit Machine(Config config,
-                     std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now());
+    explicit Machine(Config config, std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now());
     ~Machine();
     Machine(const Machine&) = delete;
     Machine& operator=(const Machine&) = delete;
@@ -38,6 +37,8 @@ class Machine {
 
     /// Ends prefault() and run() soon; the first request counts.
     void request_stop(ExitReason reason = ExitReason::kStopped) noexcept;
+
+    [[nodiscard]] bool is_stop_requested() const noexcept;
 
     /// What happened until now. After run() it is whole.
     [[nodiscard]] const RunReport& report() const noexcept;

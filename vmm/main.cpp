@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -77,7 +78,8 @@ std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
     std::vector<spdlog::sink_ptr> sinks{terminal};
     if (!command.log_file.empty()) {
         // Tried first: spdlog would make the folders that a mistyped name mentions.
-        if (const UniqueFd probe(::open(command.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)); !probe) {
+        if (const UniqueFd probe(::open(command.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+            !probe) {
             throw_errno(errno, "write the log to " + command.log_file);
         }
         try {
@@ -91,6 +93,13 @@ std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
     auto logger = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
     logger->set_level(spdlog::level::debug);
     logger->flush_on(spdlog::level::info);
+    // A full disk under the log is no reason to stop, nor to talk of anything else.
+    logger->set_error_handler([](const std::string& what) {
+        static std::atomic<bool> said{false};
+        if (!said.exchange(true)) {
+            std::fprintf(stderr, "vmm: warning: cannot write the log: %s\n", what.c_str());
+        }
+    });
     return logger;
 }
 
@@ -103,7 +112,8 @@ void on_stop_signal(int /*signal*/) {
     }
 }
 
-/// While it lives, the signals that ask a program to end stop `machine` instead.
+/// While it lives, the signals that ask a program to end stop `machine` instead; afterwards they do what they did
+/// before. One that our parent had us ignore (nohup) stays ignored.
 class StopOnSignals {
   public:
     explicit StopOnSignals(Machine& machine) {
@@ -112,17 +122,68 @@ class StopOnSignals {
         action.sa_handler = on_stop_signal;
         action.sa_flags = SA_RESTART;
         sigemptyset(&action.sa_mask);
-        for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
-            ::sigaction(signal, &action, nullptr);
+        for (std::size_t i = 0; i < kSignals.size(); ++i) {
+            ::sigaction(kSignals[i], nullptr, &before_[i]);
+            if (before_[i].sa_handler != SIG_IGN) {
+                ::sigaction(kSignals[i], &action, nullptr);
+            }
         }
     }
-    ~StopOnSignals() { machine_to_stop.store(nullptr); }
+    ~StopOnSignals() {
+        for (std::size_t i = 0; i < kSignals.size(); ++i) {
+            ::sigaction(kSignals[i], &before_[i], nullptr);
+        }
+        machine_to_stop.store(nullptr);
+    }
     StopOnSignals(const StopOnSignals&) = delete;
     StopOnSignals& operator=(const StopOnSignals&) = delete;
+
+  private:
+    static constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    std::array<struct sigaction, kSignals.size()> before_{};
 };
 
-/// What `--serial` names. The descriptor it opens, if any, is put into `opened`.
-SerialConfig connect_serial(const std::string& serial, UniqueFd& opened) {
+/// The file of `--serial FILE`: made, or emptied, only once the guest is sure to start.
+class SerialFile {
+  public:
+    /// Throws Error where `path` cannot be written. A file that is there stays as it is for now.
+    explicit SerialFile(const std::string& path) : path_(path) {
+        constexpr int kFlags = O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+        fd_.reset(::open(path.c_str(), kFlags | O_CREAT | O_EXCL, 0666));
+        created_ = static_cast<bool>(fd_);
+        if (!fd_ && errno == EEXIST) {
+            fd_.reset(::open(path.c_str(), kFlags | O_CREAT, 0666));
+        }
+        if (!fd_) {
+            const int error_number = errno;
+            throw_errno(error_number, "write serial output to " + path,
+                        error_number == ENXIO ? "it is a pipe that nobody reads yet" : "");
+        }
+    }
+    ~SerialFile() {
+        if (created_ && !kept_) {
+            ::unlink(path_.c_str());
+        }
+    }
+    SerialFile(const SerialFile&) = delete;
+    SerialFile& operator=(const SerialFile&) = delete;
+
+    /// The guest starts: from now on the file holds its output and nothing else.
+    void keep() {
+        kept_ = true;
+        [[maybe_unused]] const int ignored = ::ftruncate(fd_.get(), 0); // What is no regular file has no length.
+    }
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+
+  private:
+    std::string path_;
+    UniqueFd fd_;
+    bool created_ = false;
+    bool kept_ = false;
+};
+
+/// What `--serial` names. The file it names, if any, is put into `file`.
+SerialConfig connect_serial(const std::string& serial, std::optional<SerialFile>& file) {
     SerialConfig config;
     if (serial == "none") {
         return config;
@@ -136,20 +197,15 @@ SerialConfig connect_serial(const std::string& serial, UniqueFd& opened) {
         config.show_help = [] { std::fputs(kKeysHelp, stderr); };
         return config;
     }
-    opened.reset(::open(serial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666));
-    if (!opened) {
-        const int error_number = errno;
-        throw_errno(error_number, "write serial output to " + serial,
-                    error_number == ENXIO ? "it is a pipe that nobody reads yet" : "");
-    }
-    config.output_fd = opened.get();
+    file.emplace(serial);
+    config.output_fd = file->fd();
     return config;
 }
 
 ExitReason run_machine(Machine& machine, const Config& config) {
     const StopOnSignals stop_on_signals(machine);
     const prefault::Report& prefault = machine.prefault();
-    if (prefault.scope == prefault::Scope::kAll && !prefault.complete) {
+    if (prefault.scope == prefault::Scope::kAll && !prefault.complete && !machine.is_stop_requested()) {
         config.log(LogLevel::kWarning, "the second level is not complete: the guest will take faults");
     }
     std::optional<RawTerminal> terminal;
@@ -160,6 +216,7 @@ ExitReason run_machine(Machine& machine, const Config& config) {
 }
 
 int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
+    validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
     const auto logger = make_logger(command);
     std::optional<ReportFile> report_file;
     if (!command.report.empty()) {
@@ -167,11 +224,13 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     }
     Config& config = command.config;
     config.log = [logger](LogLevel level, std::string_view line) { logger->log(spdlog_level(level), "{}", line); };
-    validate(config);
-    UniqueFd serial_file;
+    std::optional<SerialFile> serial_file;
     config.serial = connect_serial(command.serial, serial_file);
 
     Machine machine(config, started);
+    if (serial_file) {
+        serial_file->keep();
+    }
     const ExitReason reason = run_machine(machine, config);
     if (!machine.crash_description().empty()) {
         std::cerr << "vmm: the guest crashed\n" << machine.crash_description();
@@ -202,6 +261,12 @@ int execute(const TextCommand& command, std::chrono::steady_clock::time_point /*
 
 int main(int argc, char** argv) {
     const auto started = std::chrono::steady_clock::now();
+    // Where a standard descriptor is closed, the next file opened would take its number, and be written to by mistake.
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+        if (::fcntl(fd, F_GETFD) < 0) {
+            [[maybe_unused]] const int lowest = ::open("/dev/null", O_RDWR);
+        }
+    }
     // A reader that goes away is an error of that write, not the end of the guest.
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);

@@ -16,8 +16,8 @@ namespace vmm {
 
 namespace {
 
-/// write() that gives EPIPE where nobody reads any more, and keeps the signal that comes with it from the process, which
-/// may belong to somebody else.
+/// write() that gives EPIPE where nobody reads any more, and keeps the signal that comes with it from the process,
+/// which may belong to somebody else.
 ssize_t write_without_sigpipe(int fd, std::span<const std::byte> bytes) noexcept {
     sigset_t pipe_signal;
     sigset_t before;
@@ -26,7 +26,10 @@ ssize_t write_without_sigpipe(int fd, std::span<const std::byte> bytes) noexcept
     sigaddset(&pipe_signal, SIGPIPE);
     ::sigpending(&pending);
     ::pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    ssize_t written = 0;
+    do {
+        written = ::write(fd, bytes.data(), bytes.size());
+    } while (written < 0 && errno == EINTR);
     const int error_number = errno;
     if (written < 0 && error_number == EPIPE && sigismember(&pending, SIGPIPE) == 0) {
         const timespec no_wait{};

@@ -21,23 +21,21 @@ std::string to_json(const RunReport& report) {
     json["host"] = {{"second_level", to_string(report.host.kind)},
                     {"tdp_mmu", report.host.tdp_mmu},
                     {"kvm_pre_fault_memory", report.kvm_pre_fault_memory}};
-    json["memory"] = {{"bytes", report.memory_bytes},
-                      {"page_size", to_string(report.page_size)},
-                      {"pin", to_string(report.pin)}};
-    json["prefault"] = {{"scope", to_string(prefault.scope)},
-                        {"method", to_string(prefault.method)},
-                        {"workers", prefault.workers},
-                        {"seconds",
-                         {{"host", prefault.host_seconds},
-                          {"pin", prefault.pin_seconds},
-                          {"second_level", prefault.second_level_seconds},
-                          {"total", prefault.total_seconds}}},
-                        {"mapped",
-                         {{"4k", prefault.mapped.pages_4k},
-                          {"2m", prefault.mapped.pages_2m},
-                          {"1g", prefault.mapped.pages_1g}}},
-                        {"top_up_passes", prefault.top_up_passes},
-                        {"complete", prefault.complete}};
+    json["memory"] = {
+        {"bytes", report.memory_bytes}, {"page_size", to_string(report.page_size)}, {"pin", to_string(report.pin)}};
+    json["prefault"] = {
+        {"scope", to_string(prefault.scope)},
+        {"method", to_string(prefault.method)},
+        {"workers", prefault.workers},
+        {"seconds",
+         {{"host", prefault.host_seconds},
+          {"pin", prefault.pin_seconds},
+          {"second_level", prefault.second_level_seconds},
+          {"total", prefault.total_seconds}}},
+        {"mapped",
+         {{"4k", prefault.mapped.pages_4k}, {"2m", prefault.mapped.pages_2m}, {"1g", prefault.mapped.pages_1g}}},
+        {"top_up_passes", prefault.top_up_passes},
+        {"complete", prefault.complete}};
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
                      {"seconds", report.guest_seconds},
@@ -68,10 +66,9 @@ std::string describe_prefault(const RunReport& report) {
     if (prefault.scope == prefault::Scope::kNone) {
         return "prefault: none";
     }
-    std::string text =
-        fmt::format("prefault: {} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s", to_string(prefault.scope),
-                    prefault.total_seconds, prefault.workers, prefault.workers == 1 ? "" : "s", prefault.host_seconds,
-                    prefault.pin_seconds);
+    std::string text = fmt::format("prefault: {} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s",
+                                   to_string(prefault.scope), prefault.total_seconds, prefault.workers,
+                                   prefault.workers == 1 ? "" : "s", prefault.host_seconds, prefault.pin_seconds);
     if (prefault.scope == prefault::Scope::kAll) {
         text += fmt::format(", second level {:.3f} s): KVM maps {} ({})", prefault.second_level_seconds,
                             describe_mapped(prefault.mapped), to_string(report.host.kind));
@@ -84,13 +81,15 @@ std::string describe_prefault(const RunReport& report) {
 } // namespace
 
 std::string to_summary(const RunReport& report) {
-    return fmt::format("{}\nguest: {} after {:.3f} s on {} vCPU{}; first instruction after {:.3f} s\n"
-                       "second-level faults: {} since hand-over\n"
-                       "resident beyond guest memory: {:.1f} MiB",
-                       describe_prefault(report), to_string(report.exit), report.guest_seconds, report.vcpus,
-                       report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction,
-                       report.second_level_faults_total(),
-                       static_cast<double>(report.resident_overhead_bytes) / static_cast<double>(kMiB));
+    const std::string guest = report.seconds_to_first_instruction == 0
+                                  ? fmt::format("{} before its first instruction", to_string(report.exit))
+                                  : fmt::format("{} after {:.3f} s on {} vCPU{}; first instruction after {:.3f} s",
+                                                to_string(report.exit), report.guest_seconds, report.vcpus,
+                                                report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction);
+    return fmt::format(
+        "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {:.1f} MiB",
+        describe_prefault(report), guest, report.second_level_faults_total(),
+        static_cast<double>(report.resident_overhead_bytes) / static_cast<double>(kMiB));
 }
 
 } // namespace vmm

@@ -40,17 +40,22 @@ void SerialConsole::attach(devices::SerialPort& port, EventLoop& loop) {
 }
 
 SerialConsole::Drained SerialConsole::drain_output() {
-    for (;;) {
+    for (std::size_t taken = 0;;) {
         if (pending_start_ == pending_end_) {
+            if (taken >= kMostAtOnce) {
+                return Drained::kMoreLeft;
+            }
             pending_start_ = 0;
             pending_end_ = port_->take_output(pending_output_);
             if (pending_end_ == 0) {
                 return Drained::kAll;
             }
+            taken += pending_end_;
         }
         const auto left = std::span(pending_output_).first(pending_end_).subspan(pending_start_);
         const NonblockingOutput::Result result =
-            output_ ? output_->write(left) : NonblockingOutput::Result{NonblockingOutput::Status::kWritten, left.size()};
+            output_ ? output_->write(left)
+                    : NonblockingOutput::Result{NonblockingOutput::Status::kWritten, left.size()};
         switch (result.status) {
         case NonblockingOutput::Status::kWritten:
             pending_start_ += result.written;
@@ -69,7 +74,10 @@ void SerialConsole::pump_output() {
     if (waiting_for_writable_) {
         return;
     }
-    if (drain_output() == Drained::kBlocked) {
+    const Drained drained = drain_output();
+    if (drained == Drained::kMoreLeft) {
+        output_ready_.signal(); // The rest after whatever else is ready has had its turn.
+    } else if (drained == Drained::kBlocked) {
         waiting_for_writable_ = loop_->watch(output_->fd(), EPOLLOUT, [this](std::uint32_t) {
             loop_->unwatch(output_->fd());
             waiting_for_writable_ = false;
@@ -81,7 +89,10 @@ void SerialConsole::pump_output() {
 void SerialConsole::flush(int timeout_ms) {
     using Clock = std::chrono::steady_clock;
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
-    while (drain_output() == Drained::kBlocked) {
+    for (Drained drained = drain_output(); drained != Drained::kAll; drained = drain_output()) {
+        if (drained == Drained::kMoreLeft) {
+            continue; // What is in the ring is bounded, and no guest adds to it now.
+        }
         const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
         pollfd ready{output_->fd(), POLLOUT, 0};
         if (left <= 0 || ::poll(&ready, 1, static_cast<int>(left)) == 0) {
@@ -130,8 +141,11 @@ void SerialConsole::feed_input() {
 void SerialConsole::read_input() {
     constexpr std::size_t kMostPending = 4096; // what a person may type ahead of a guest that does not read
     std::array<std::byte, 256> buffer{};
-    const ssize_t count = ::read(config_.input_fd, buffer.data(), buffer.size());
-    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
+    ssize_t count = 0;
+    do {
+        count = ::read(config_.input_fd, buffer.data(), buffer.size());
+    } while (count < 0 && errno == EINTR);
+    if (count < 0 && errno == EAGAIN) {
         return;
     }
     if (count <= 0) {

@@ -39,7 +39,9 @@ class SerialConsole {
     [[nodiscard]] std::uint64_t lost_output_bytes() const noexcept { return lost_output_bytes_; }
 
   private:
-    enum class Drained { kAll, kBlocked };
+    enum class Drained { kAll, kBlocked, kMoreLeft };
+    /// A guest that floods the port must not keep the loop from hearing anything else. In bytes.
+    static constexpr std::size_t kMostAtOnce = 64 * kKiB;
 
     Drained drain_output();
     void pump_output();

@@ -26,15 +26,20 @@ Taken taken_terminal;
 std::atomic<bool> taken{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "for use in a signal handler");
 
-/// Every signal whose default action ends the process, but SIGKILL and those a program stops in order by.
+/// Every signal whose default action ends the process, but SIGKILL, the real-time ones, and those a program stops in
+/// order by.
 constexpr std::array kFatalSignals{SIGABRT, SIGALRM, SIGBUS,  SIGFPE,  SIGILL,  SIGIO,     SIGPROF, SIGPWR,
                                    SIGSEGV, SIGSYS,  SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGSTKFLT};
 constexpr std::array kJobControlSignals{SIGTSTP, SIGCONT};
 std::array<struct sigaction, 65> actions_before{};
 
+/// Only from the foreground: there the terminal is ours to set, and from the background the attempt would stop us. At
+/// once (TCSANOW), because a terminal that has stopped its output would keep us waiting.
 void set_mode(const termios& mode) noexcept {
     const int error_number = errno;
-    while (::tcsetattr(taken_terminal.fd, TCSADRAIN, &mode) != 0 && errno == EINTR) {
+    if (::tcgetpgrp(taken_terminal.fd) == ::getpgrp()) {
+        while (::tcsetattr(taken_terminal.fd, TCSANOW, &mode) != 0 && errno == EINTR) {
+        }
     }
     errno = error_number;
 }
@@ -56,17 +61,37 @@ void on_job_control(int signal) {
     if (signal == SIGTSTP) {
         restore();
         ::raise(SIGSTOP);
-    } else if (taken.load() && ::tcgetpgrp(taken_terminal.fd) == ::getpgrp()) {
+    } else if (taken.load()) {
         set_mode(taken_terminal.raw);
     }
 }
 
+/// Calls `change` with each signal we handle and its handler.
+template <typename Change>
+void for_each_signal(Change change) {
+    for (const int signal : kFatalSignals) {
+        change(signal, on_fatal_signal);
+    }
+    for (int signal = SIGRTMIN; signal <= SIGRTMAX; ++signal) {
+        change(signal, on_fatal_signal);
+    }
+    for (const int signal : kJobControlSignals) {
+        change(signal, on_job_control);
+    }
+}
+
+/// A signal that our parent had us ignore stays ignored.
 void install(int signal, void (*handler)(int)) {
+    struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
+    ::sigaction(signal, nullptr, &before);
+    if (before.sa_handler == SIG_IGN) {
+        return;
+    }
     struct sigaction action {};
     action.sa_handler = handler;
     action.sa_flags = SA_ONSTACK | SA_RESTART;
     sigemptyset(&action.sa_mask);
-    ::sigaction(signal, &action, &actions_before[static_cast<std::size_t>(signal)]);
+    ::sigaction(signal, &action, nullptr);
 }
 
 /// A handler for an overflown stack needs one of its own.
@@ -95,15 +120,10 @@ RawTerminal::RawTerminal(int fd) {
     taken_terminal.raw.c_oflag = taken_terminal.before.c_oflag;
     taken.store(true);
     use_alternate_stack();
-    for (const int signal : kFatalSignals) {
-        install(signal, on_fatal_signal);
-    }
-    for (const int signal : kJobControlSignals) {
-        install(signal, on_job_control);
-    }
+    for_each_signal(install);
     static const int registered = std::atexit(restore);
     static_cast<void>(registered);
-    if (::tcsetattr(fd, TCSADRAIN, &taken_terminal.raw) != 0) {
+    if (::tcsetattr(fd, TCSANOW, &taken_terminal.raw) != 0) {
         const int error_number = errno;
         taken.store(false);
         throw_errno(error_number, "put the terminal into raw mode");
@@ -113,12 +133,9 @@ RawTerminal::RawTerminal(int fd) {
 RawTerminal::~RawTerminal() {
     restore();
     taken.store(false);
-    for (const int signal : kFatalSignals) {
+    for_each_signal([](int signal, void (*)(int)) {
         ::sigaction(signal, &actions_before[static_cast<std::size_t>(signal)], nullptr);
-    }
-    for (const int signal : kJobControlSignals) {
-        ::sigaction(signal, &actions_before[static_cast<std::size_t>(signal)], nullptr);
-    }
+    });
 }
 
 } // namespace vmm

@@ -10,22 +10,19 @@
 
 namespace vmm {
 
-namespace {
-
-std::thread start(const std::function<void()>& body, unsigned id) {
+std::thread start_thread(std::string_view whose, std::function<void()> body) {
     try {
         const kvm::AllSignalsBlocked inherited;
-        return std::thread(body);
+        return std::thread(std::move(body));
     } catch (const std::system_error& error) {
-        throw Error("cannot start a thread for vCPU " + std::to_string(id) + ": " + error.code().message() +
-                    " (raise `ulimit -u`)");
+        throw Error("cannot start a thread for " + std::string(whose) + ": " + error.code().message() +
+                    " (raise `ulimit -u`, or `ulimit -v` if memory is short)");
     }
 }
 
-} // namespace
-
 VcpuThread::VcpuThread(kvm::Vcpu& vcpu, const VcpuEnvironment& environment)
-    : vcpu_(vcpu), environment_(environment), thread_(start([this] { body(); }, vcpu.id())) {}
+    : vcpu_(vcpu), environment_(environment),
+      thread_(start_thread("vCPU " + std::to_string(vcpu.id()), [this] { body(); })) {}
 
 VcpuThread::~VcpuThread() {
     if (thread_.joinable()) {
@@ -53,8 +50,11 @@ void VcpuThread::body() noexcept {
 }
 
 void VcpuThread::run_until_stopped() {
-    first_entry_ = std::chrono::steady_clock::now();
+    environment_.start.wait();
     while (!environment_.stop.is_requested()) {
+        if (!first_entry_) {
+            first_entry_ = std::chrono::steady_clock::now();
+        }
         const Outcome outcome = dispatch(vcpu_.run(), environment_.ports, environment_.mmio);
         if (outcome.next == Outcome::Next::kCrashed) {
             crash_ = outcome.why;

@@ -4,7 +4,10 @@
 #include <chrono>
 #include <exception>
 #include <functional>
+#include <latch>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "devices/bus.hpp"
@@ -18,7 +21,12 @@ struct VcpuEnvironment {
     devices::Bus& ports;
     devices::Bus& mmio;
     StopRequest& stop;
+    std::latch& start; ///< no vCPU enters the guest before it is open
 };
+
+/// A thread whose signals are blocked from its first instruction on. `whose` goes into the message of the Error that is
+/// thrown where the host cannot make one: "vCPU 3".
+std::thread start_thread(std::string_view whose, std::function<void()> body);
 
 /// Runs a vCPU from construction until a stop is requested: by the guest, by somebody else, or by this thread because
 /// its vCPU failed. join() before reading how it ended. Destruction kicks and joins, so it must be preceded by a
@@ -36,8 +44,10 @@ class VcpuThread {
     void kick() noexcept;
     void join();
 
-    /// When the vCPU entered the guest for the first time. After join().
-    [[nodiscard]] std::chrono::steady_clock::time_point first_entry() const noexcept { return first_entry_; }
+    /// When the vCPU entered the guest for the first time; nothing if it never did. After join().
+    [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> first_entry() const noexcept {
+        return first_entry_;
+    }
     /// Why the vCPU crashed; empty if it did not. After join().
     [[nodiscard]] const std::string& crash() const noexcept { return crash_; }
     /// A failure of the host's that ended the thread; null if there was none. After join().
@@ -49,7 +59,7 @@ class VcpuThread {
 
     kvm::Vcpu& vcpu_;
     VcpuEnvironment environment_;
-    std::chrono::steady_clock::time_point first_entry_;
+    std::optional<std::chrono::steady_clock::time_point> first_entry_;
     std::string crash_;
     std::exception_ptr failure_;
     std::thread thread_; // last: it uses all of the above

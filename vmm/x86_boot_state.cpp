@@ -33,8 +33,7 @@ void set_segments(kvm_sregs& state, bool code_is_64_bit) {
     state.cs = flat_segment(loader::kBootCodeSelector, kCodeReadAccessed);
     state.cs.l = code_is_64_bit ? 1 : 0;
     state.cs.db = code_is_64_bit ? 0 : 1;
-    state.ds = state.es = state.fs = state.gs = state.ss =
-        flat_segment(loader::kBootDataSelector, kDataWriteAccessed);
+    state.ds = state.es = state.fs = state.gs = state.ss = flat_segment(loader::kBootDataSelector, kDataWriteAccessed);
     state.tr = {};
     state.tr.limit = 0x67;
     state.tr.type = kBusyTask;

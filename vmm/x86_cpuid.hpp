@@ -1,6 +1,7 @@
 // What a vCPU is told by CPUID.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -19,5 +20,10 @@ namespace vmm {
 
 /// How many bits a guest-physical address has, by a CPUID; 36 where it does not say.
 [[nodiscard]] unsigned physical_address_bits(std::span<const kvm_cpuid_entry2> cpuid);
+
+/// Whether every address below `end` can be named with `bits` bits.
+[[nodiscard]] constexpr bool fits_address_bits(std::uint64_t end, unsigned bits) noexcept {
+    return bits >= 64 || end == 0 || ((end - 1) >> bits) == 0;
+}
 
 } // namespace vmm

@@ -195,14 +195,16 @@ TEST_F(Kick, LeavesTheSignalDispositionsOfTheProcessAlone) {
 }
 
 TEST_F(Kick, LeavesTheCallersSignalMaskAlone) {
-    sigset_t before{}; // The kernel fills in as much as it has signals.
+    sigset_t before{};
     sigset_t after{};
     ::pthread_sigmask(SIG_SETMASK, nullptr, &before);
     SmallVm small;
     Vcpu vcpu = small.vcpu_with(testing::kSpin);
     static_cast<void>(kick_while_running(vcpu));
     ::pthread_sigmask(SIG_SETMASK, nullptr, &after);
-    EXPECT_EQ(std::memcmp(&before, &after, sizeof before), 0);
+    for (int signal = 1; signal <= SIGRTMAX; ++signal) { // Beyond that the C library leaves the sets as they are.
+        EXPECT_EQ(sigismember(&before, signal), sigismember(&after, signal)) << signal;
+    }
 }
 
 TEST_F(Kick, SignalsOfTheProcessDoNotTakeAVcpuOut) {

@@ -216,6 +216,16 @@ TEST_F(MachineTest, ThatIsStoppedBeforeItRunsDoesNotRun) {
     EXPECT_EQ(machine.run(), ExitReason::kSignal); // Would never return if the request were lost.
 }
 
+TEST_F(MachineTest, ThatIsStoppedBeforeItRunsReportsNoFirstInstruction) {
+    const TestKernel kernel(kernels::kSpin);
+    Machine machine(kernel.config());
+    machine.request_stop();
+    machine.run();
+    EXPECT_EQ(machine.report().seconds_to_first_instruction, 0);
+    EXPECT_EQ(machine.report().guest_seconds, 0);
+    EXPECT_EQ(machine.report().second_level_faults_total(), 0U);
+}
+
 TEST_F(MachineTest, StoppedBeforeItsPrefaultDoesNotPopulate) {
     const TestKernel kernel(kernels::kSpin);
     Config config = kernel.config();

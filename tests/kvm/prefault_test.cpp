@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "prefault/host_populate.hpp"
+#include "support/host_page_size.hpp"
 #include "support/kvm_guest.hpp"
 #include "support/kvm_huge_pages.hpp"
 #include "support/kvm_prefault_vm.hpp"
@@ -244,6 +245,10 @@ TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
                 ++rounds;
             }
         });
+        const kvm::Stats stats = machine.vm.stats();
+        while (mapped_pages(stats).pages_4k < 50) { // The guest has begun, and has most of its way before it.
+            std::this_thread::yield();
+        }
         report = machine.prefault(Scope::kAll);
         over = true;
     }

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kvm/process_memory.hpp"
+#include "support/host_page_size.hpp"
 #include "support/host_process_facts.hpp"
 #include "support/prefault_stop.hpp"
 

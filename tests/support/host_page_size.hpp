@@ -1,0 +1,15 @@
+// The names of backings in the names of tests.
+#pragma once
+
+#include <ostream>
+
+#include "kvm/guest_memory.hpp"
+
+namespace vmm {
+
+// NOLINTNEXTLINE(readability-identifier-naming): the name GoogleTest looks for.
+inline void PrintTo(PageSize page_size, std::ostream* out) {
+    *out << to_string(page_size);
+}
+
+} // namespace vmm
