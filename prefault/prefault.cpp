@@ -64,6 +64,7 @@ SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<
     for (unsigned index = 0; index < workers; ++index) {
         dummies_.emplace_back(vm, place.first_vcpu_id + index, cpuid, scratch_);
     }
+    scratch_mappings_ = count_scratch_mappings();
 }
 
 void SecondLevelFiller::fill(const GuestMemory& memory, Report& report, const std::stop_token& stop) {
@@ -83,20 +84,25 @@ void SecondLevelFiller::fill(const GuestMemory& memory, Report& report, const st
 }
 
 void SecondLevelFiller::touch_scratch(const std::stop_token& stop) {
-    // "Every page of every memslot", ours too, and first, so that what it adds to KVM's totals is known exactly. On
-    // shadow paging only the stub's page: the tables are write-protected there, and writing to them makes KVM drop what
-    // it has shadowed.
+    // "Every page of every memslot", ours too, so that what it adds to KVM's totals is known. On shadow paging only the
+    // stub's page: the tables are write-protected there, and writing to them makes KVM drop what it has shadowed.
     GuestRange range = scratch_.range();
     if (kind_ == SecondLevelKind::kShadow) {
         range.size = kSmallPage;
     }
-    const MappedPages before = mapped_pages(vm_stats_);
-    bool touched = false;
-    run_in_parallel(1, "prefault", [&](unsigned index) { touched = dummies_[index].touch(range, kSmallPage, stop); });
-    if (touched && !scratch_mappings_) {
-        const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
-        scratch_mappings_ = after > before.pages_4k ? after - before.pages_4k : 0;
+    run_in_parallel(1, "prefault", [&](unsigned index) { dummies_[index].touch(range, kSmallPage, stop); });
+}
+
+std::uint64_t SecondLevelFiller::count_scratch_mappings() {
+    const std::uint64_t all = scratch_.range().size / kSmallPage;
+    if (kind_ != SecondLevelKind::kShadow) {
+        return all;
     }
+    // Here KVM maps some neighbours of the stub's page along with it; how many, only its counters say.
+    const std::uint64_t before = mapped_pages(vm_stats_).pages_4k;
+    touch_scratch({});
+    const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
+    return std::clamp<std::uint64_t>(after > before ? after - before : 0, 1, all);
 }
 
 bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::span<const std::uint64_t> strides,
@@ -129,7 +135,7 @@ bool SecondLevelFiller::touch_all(std::span<const GuestRange> ranges, std::span<
 
 MappedPages SecondLevelFiller::mapped_guest_memory() const {
     MappedPages mapped = mapped_pages(vm_stats_);
-    mapped.pages_4k -= std::min(mapped.pages_4k, scratch_mappings_.value_or(0));
+    mapped.pages_4k -= std::min(mapped.pages_4k, scratch_mappings_);
     return mapped;
 }
 

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <optional>
 #include <span>
 #include <stop_token>
 #include <string_view>
@@ -66,7 +65,8 @@ class SecondLevelFiller {
         SecondLevelKind kind;    ///< what this host has
     };
 
-    /// Creates `workers` dummies. Throws Error.
+    /// Creates `workers` dummies. Before the guest runs: on shadow paging, what the scratch slot adds to KVM's counts
+    /// is found out by looking at them. Throws Error.
     SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid, unsigned workers);
 
     /// What the page tables of the dummies are; for a guest that adopts them.
@@ -77,6 +77,7 @@ class SecondLevelFiller {
     void fill(const GuestMemory& memory, Report& report, const std::stop_token& stop);
 
   private:
+    [[nodiscard]] std::uint64_t count_scratch_mappings();
     void touch_scratch(const std::stop_token& stop);
     /// Touches each of `ranges` at the stride that stands at its place in `strides`, in bytes.
     bool touch_all(std::span<const GuestRange> ranges, std::span<const std::uint64_t> strides,
@@ -87,8 +88,8 @@ class SecondLevelFiller {
     SecondLevelKind kind_;
     Scratch scratch_;
     std::deque<DummyVcpu> dummies_; ///< a deque: a vCPU's address never changes
-    /// How many mappings of KVM's count are the scratch slot's, small pages all. Known from the first fill on.
-    std::optional<std::uint64_t> scratch_mappings_;
+    /// How many mappings of KVM's count are the scratch slot's, small pages all.
+    std::uint64_t scratch_mappings_ = 0;
 };
 
 /// Runs pre-population over all of `memory`: host side, pin, second level, verification. `filler` is needed for

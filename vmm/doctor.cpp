@@ -17,8 +17,8 @@
 #include "prefault/parallel.hpp"
 #include "prefault/pin.hpp"
 #include "prefault/second_level.hpp"
-#include "vmm/host_capabilities.hpp"
 #include "vmm/host_memory.hpp"
+#include "vmm/host_requirements.hpp"
 #include "vmm/x86_cpuid.hpp"
 
 namespace vmm {

@@ -1,14 +1,10 @@
 #include "vmm/machine.hpp"
 
-#include <poll.h>
 #include <sys/epoll.h>
 
-#include <array>
 #include <cassert>
 #include <latch>
 #include <optional>
-#include <stop_token>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,13 +13,13 @@
 #include "kvm/error.hpp"
 #include "kvm/process_memory.hpp"
 #include "kvm/system.hpp"
-#include "prefault/plan.hpp"
 #include "vmm/board.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/guest_images.hpp"
-#include "vmm/host_capabilities.hpp"
+#include "vmm/host_requirements.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/serial_console.hpp"
+#include "vmm/stop_bridge.hpp"
 #include "vmm/vcpu_thread.hpp"
 #include "vmm/x86_boot_state.hpp"
 #include "vmm/x86_cpuid.hpp"
@@ -42,64 +38,6 @@ Config validated(Config config) {
     validate(config);
     return config;
 }
-
-/// How many prefault vCPUs a machine has: as many as asked for, and as there is work for.
-unsigned dummy_count(const Config& config) {
-    return prefault::Plan::useful_workers(config.memory_bytes, config.prefault.workers,
-                                          largest_page_bytes(config.page_size));
-}
-
-/// What we cannot do without, and what the guest asks for beyond what this KVM takes.
-void check_host(const kvm::System& system, const Config& config) {
-    for (const HostCapability& capability : kHostCapabilities) {
-        if (capability.needed && system.extension(capability.number) == 0) {
-            throw Error(std::string("cannot run a guest: this host's KVM lacks ") + capability.name);
-        }
-    }
-    const unsigned address_bits = physical_address_bits(system.supported_cpuid());
-    if (!fits_address_bits(memory_map::address_space_bytes(config.memory_bytes), address_bits)) {
-        throw Error(fmt::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
-                                format_bytes(config.memory_bytes), address_bits));
-    }
-    const unsigned dummies = config.prefault.scope == prefault::Scope::kAll ? dummy_count(config) : 0;
-    const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
-    if (config.vcpus > most) {
-        throw Error(
-            fmt::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
-    }
-    if (dummies > most - config.vcpus) {
-        throw Error(fmt::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
-                                "(fewer with --prefault-workers)",
-                                dummies, config.vcpus, most));
-    }
-}
-
-/// Turns a machine's request to stop into a stop token's, as long as it lives.
-class StopBridge {
-  public:
-    explicit StopBridge(const StopRequest& request)
-        : watcher_(start_thread("the prefault", [this, &request] {
-              std::array<pollfd, 2> events{{{request.fd(), POLLIN, 0}, {finished_.fd(), POLLIN, 0}}};
-              while (::poll(events.data(), events.size(), -1) < 0) {
-              }
-              if (request.is_requested()) {
-                  source_.request_stop();
-              }
-          })) {}
-    ~StopBridge() {
-        finished_.signal();
-        watcher_.join();
-    }
-    StopBridge(const StopBridge&) = delete;
-    StopBridge& operator=(const StopBridge&) = delete;
-
-    [[nodiscard]] std::stop_token token() const { return source_.get_token(); }
-
-  private:
-    EventFd finished_;
-    std::stop_source source_;
-    std::thread watcher_;
-};
 
 std::vector<std::uint64_t> second_level_faults(const std::deque<kvm::Vcpu>& vcpus) {
     std::vector<std::uint64_t> faults;
@@ -211,7 +149,7 @@ void Machine::Parts::create_filler() {
     assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
     filler.emplace(
         vm, prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config.vcpus, report.host.kind},
-        guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline), dummy_count(config));
+        guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline), prefault_vcpus(config));
 }
 
 std::string Machine::Parts::command_line() const {

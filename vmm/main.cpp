@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -27,6 +26,8 @@
 #include "vmm/doctor.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/report_file.hpp"
+#include "vmm/serial_file.hpp"
+#include "vmm/stop_on_signals.hpp"
 #include "vmm/terminal.hpp"
 
 namespace vmm {
@@ -102,85 +103,6 @@ std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
     });
     return logger;
 }
-
-std::atomic<Machine*> machine_to_stop{nullptr};
-static_assert(std::atomic<Machine*>::is_always_lock_free, "for use in a signal handler");
-
-void on_stop_signal(int /*signal*/) {
-    if (Machine* const machine = machine_to_stop.load(); machine != nullptr) {
-        machine->request_stop(ExitReason::kSignal);
-    }
-}
-
-/// While it lives, the signals that ask a program to end stop `machine` instead; afterwards they do what they did
-/// before. One that our parent had us ignore (nohup) stays ignored.
-class StopOnSignals {
-  public:
-    explicit StopOnSignals(Machine& machine) {
-        machine_to_stop.store(&machine);
-        struct sigaction action {};
-        action.sa_handler = on_stop_signal;
-        action.sa_flags = SA_RESTART;
-        sigemptyset(&action.sa_mask);
-        for (std::size_t i = 0; i < kSignals.size(); ++i) {
-            ::sigaction(kSignals[i], nullptr, &before_[i]);
-            if (before_[i].sa_handler != SIG_IGN) {
-                ::sigaction(kSignals[i], &action, nullptr);
-            }
-        }
-    }
-    ~StopOnSignals() {
-        for (std::size_t i = 0; i < kSignals.size(); ++i) {
-            ::sigaction(kSignals[i], &before_[i], nullptr);
-        }
-        machine_to_stop.store(nullptr);
-    }
-    StopOnSignals(const StopOnSignals&) = delete;
-    StopOnSignals& operator=(const StopOnSignals&) = delete;
-
-  private:
-    static constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
-    std::array<struct sigaction, kSignals.size()> before_{};
-};
-
-/// The file of `--serial FILE`: made, or emptied, only once the guest is sure to start.
-class SerialFile {
-  public:
-    /// Throws Error where `path` cannot be written. A file that is there stays as it is for now.
-    explicit SerialFile(const std::string& path) : path_(path) {
-        constexpr int kFlags = O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-        fd_.reset(::open(path.c_str(), kFlags | O_CREAT | O_EXCL, 0666));
-        created_ = static_cast<bool>(fd_);
-        if (!fd_ && errno == EEXIST) {
-            fd_.reset(::open(path.c_str(), kFlags | O_CREAT, 0666));
-        }
-        if (!fd_) {
-            const int error_number = errno;
-            throw_errno(error_number, "write serial output to " + path,
-                        error_number == ENXIO ? "it is a pipe that nobody reads yet" : "");
-        }
-    }
-    ~SerialFile() {
-        if (created_ && !kept_) {
-            ::unlink(path_.c_str());
-        }
-    }
-    SerialFile(const SerialFile&) = delete;
-    SerialFile& operator=(const SerialFile&) = delete;
-
-    /// The guest starts: from now on the file holds its output and nothing else.
-    void keep() {
-        kept_ = true;
-        [[maybe_unused]] const int ignored = ::ftruncate(fd_.get(), 0); // What is no regular file has no length.
-    }
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-
-  private:
-    std::string path_;
-    UniqueFd fd_;
-    bool created_ = false;
-    bool kept_ = false;
-};
 
 /// What `--serial` names. The file it names, if any, is put into `file`.
 SerialConfig connect_serial(const std::string& serial, std::optional<SerialFile>& file) {

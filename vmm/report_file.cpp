@@ -66,9 +66,9 @@ std::string follow_links(std::string path) {
     return path;
 }
 
-std::string folder_of(const std::string& path) {
-    const auto folder = std::filesystem::path(path).parent_path();
-    return folder.empty() ? "." : folder.string();
+std::string directory_of(const std::string& path) {
+    const auto directory = std::filesystem::path(path).parent_path();
+    return directory.empty() ? "." : directory.string();
 }
 
 } // namespace
@@ -104,15 +104,15 @@ ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
     if (!prepare_replacement() && !exists) {
         // Some file systems know no files without names (EOPNOTSUPP): there it is enough that one could be made.
         const int error_number = errno;
-        if (error_number != EOPNOTSUPP || ::access(folder_of(path_).c_str(), W_OK | X_OK) != 0) {
-            throw_errno(error_number, tried, "its folder must exist and be writable");
+        if (error_number != EOPNOTSUPP || ::access(directory_of(path_).c_str(), W_OK | X_OK) != 0) {
+            throw_errno(error_number, tried, "its directory must exist and be writable");
         }
     }
 }
 
 bool ReportFile::prepare_replacement() {
     constexpr off_t kRoom = 64 * 1024; // more than a report of 254 vCPUs takes
-    replacement_.reset(::open(folder_of(path_).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
+    replacement_.reset(::open(directory_of(path_).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
     if (!replacement_) {
         return false;
     }
@@ -132,7 +132,7 @@ bool ReportFile::replace(std::string_view text) {
     }
     // A file without a name gets one beside the old file, and then the old one's.
     const std::string from = "/proc/self/fd/" + std::to_string(replacement_.get());
-    const std::string name = folder_of(path_) + "/.vmm-report." + std::to_string(::getpid());
+    const std::string name = directory_of(path_) + "/.vmm-report." + std::to_string(::getpid());
     ::unlink(name.c_str());
     if (::linkat(AT_FDCWD, from.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
         return false;

@@ -26,8 +26,8 @@ class ReportFile {
 
     std::string path_;
     bool overwritable_ = false; ///< path_ is, or will be, a regular file of its own
-    UniqueFd direct_;      ///< to be written to as it is
-    UniqueFd replacement_; ///< a file without a name, that will take the place of path_
+    UniqueFd direct_;           ///< to be written to as it is
+    UniqueFd replacement_;      ///< a file without a name, that will take the place of path_
 };
 
 } // namespace vmm

@@ -42,7 +42,7 @@ void SerialConsole::attach(devices::SerialPort& port, EventLoop& loop) {
 SerialConsole::Drained SerialConsole::drain_output() {
     for (std::size_t taken = 0;;) {
         if (pending_start_ == pending_end_) {
-            if (taken >= kMostAtOnce) {
+            if (output_ && taken >= kMostAtOnce) {
                 return Drained::kMoreLeft;
             }
             pending_start_ = 0;

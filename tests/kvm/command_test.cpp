@@ -142,5 +142,66 @@ TEST_F(Command, SerialOutputGoesToTheFileThatIsNamed) {
     EXPECT_NE(content_of(serial).find("summary"), std::string::npos);
 }
 
+TEST_F(Command, RefusalLeavesAnOldSerialFileAsItWas) {
+    const std::string serial = directory_.write("serial", "old");
+    EXPECT_EQ(run_command({"run", "--serial", serial, "/nowhere/vmlinuz"}).exit_status, 1);
+    EXPECT_EQ(content_of(serial), "old");
+}
+
+TEST_F(Command, RefusalLeavesNoNewFileBehind) {
+    const std::string serial = directory_ / "serial";
+    const std::string log = directory_ / "log";
+    EXPECT_EQ(run_command({"run", "--serial", serial, "/nowhere/vmlinuz"}).exit_status, 1);
+    EXPECT_EQ(run_command({"run", "--log-file", log, "-m", "0"}).exit_status, 1);
+    EXPECT_FALSE(std::filesystem::exists(serial));
+    EXPECT_FALSE(std::filesystem::exists(log));
+}
+
+TEST_F(Command, MistypedLogFileMakesNoFolders) {
+    EXPECT_EQ(run_command({"run", "--log-file", directory_ / "no/such/folder/log"}).exit_status, 1);
+    EXPECT_FALSE(std::filesystem::exists(directory_ / "no"));
+}
+
+TEST_F(Command, ReportToStandardOutputComesAfterTheGuestsOutput) {
+    const CommandResult run = run_command({"run", "-q", "-m", "16M", "--report", "/dev/stdout"});
+    EXPECT_EQ(run.exit_status, 0);
+    const auto summary = run.output.find("summary");
+    const auto report = run.output.find("\"schema\": 1");
+    ASSERT_NE(summary, std::string::npos) << run.output;
+    ASSERT_NE(report, std::string::npos) << run.output;
+    EXPECT_LT(summary, report);
+}
+
+TEST_F(Command, ReportToAPipeThatNobodyReadsIsRefused) {
+    const std::string pipe = directory_ / "pipe";
+    ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+    expect_refused({"run", "--report", pipe}, 1, "nobody reads");
+}
+
+TEST_F(Command, RunsWithItsStandardInputClosed) {
+    const CommandResult run = run_command({"run", "-q", "-m", "16M"}, [] { ::close(STDIN_FILENO); });
+    EXPECT_EQ(run.exit_status, 0) << run.errors;
+    EXPECT_NE(run.output.find("summary"), std::string::npos);
+}
+
+TEST_F(Command, WithStandardErrorClosedWritesNoMessageIntoTheSerialFile) {
+    const std::string serial = directory_ / "serial";
+    run_command({"run", "-m", "16M", "--serial", serial}, [] { ::close(STDERR_FILENO); });
+    EXPECT_EQ(content_of(serial).find("prefault:"), std::string::npos);
+    EXPECT_NE(content_of(serial).find("summary"), std::string::npos);
+}
+
+TEST_F(Command, HangUpThatWasIgnoredByOurParentStaysIgnored) {
+    const CommandResult run = run_command({"run", "-q", "-m", "64M", "--cmdline", "passes=2000"}, [] {
+        std::signal(SIGHUP, SIG_IGN);
+        if (::fork() == 0) { // A neighbour that hangs up on us while the guest runs.
+            ::usleep(100'000);
+            ::kill(::getppid(), SIGHUP);
+            ::_exit(0);
+        }
+    });
+    EXPECT_EQ(run.exit_status, 0) << run.errors;
+}
+
 } // namespace
 } // namespace vmm::testing

@@ -54,14 +54,15 @@ struct CommandResult {
     std::string errors;
 };
 
-/// Runs `vmm ARGUMENTS...` with nothing to read, to its end.
-inline CommandResult run_command(const std::vector<std::string>& arguments) {
+/// Runs `vmm ARGUMENTS...` with nothing to read, to its end. `prepare` is called in the new process before.
+inline CommandResult run_command(const std::vector<std::string>& arguments, void (*prepare)() = [] {}) {
     const TemporaryDirectory directory;
     const pid_t child = ::fork();
     if (child == 0) {
         redirect(STDIN_FILENO, "/dev/null", O_RDONLY);
         redirect(STDOUT_FILENO, directory / "out", O_WRONLY | O_CREAT);
         redirect(STDERR_FILENO, directory / "err", O_WRONLY | O_CREAT);
+        prepare();
         exec_command(arguments);
     }
     int status = 0;

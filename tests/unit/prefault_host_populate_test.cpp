@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kvm/process_memory.hpp"
 #include "support/host_page_size.hpp"
@@ -98,18 +100,24 @@ TEST(HostPopulateParts, OfNothingIsDoneAtOnce) {
     EXPECT_TRUE(populate_host(memory, {}, 2, {}));
 }
 
+using PageBytes = std::vector<std::uint64_t>;
+
 TEST(ProvenMapping, IsTheSmallPageWhereNothingMoreIsCertain) {
     const GuestMemory small(kLayout, PageSize::k4K);
     EXPECT_TRUE(populate_host(small, kLayout, 1, {}));
-    EXPECT_EQ(proven_mapping_bytes(small), 4 * kKiB);
+    EXPECT_EQ(proven_mapping_bytes(small), (PageBytes{4 * kKiB, 4 * kKiB}));
 }
 
-TEST(ProvenMapping, OfTransparentHugePagesNeedsAllOfThem) {
+TEST(ProvenMapping, OfTransparentHugePagesNeedsThemToBeThere) {
     const GuestMemory untouched(kLayout, PageSize::kThp);
-    EXPECT_EQ(proven_mapping_bytes(untouched), 4 * kKiB);
-    // The last MiB cannot be a huge page, whatever this host gives.
-    EXPECT_TRUE(populate_host(untouched, kLayout, 1, {}));
-    EXPECT_EQ(proven_mapping_bytes(untouched), 4 * kKiB);
+    EXPECT_EQ(proven_mapping_bytes(untouched), (PageBytes{4 * kKiB, 4 * kKiB}));
+}
+
+TEST(ProvenMapping, OfTransparentHugePagesNeedsAllOfARegion) {
+    const GuestMemory memory(kLayout, PageSize::kThp);
+    EXPECT_TRUE(populate_host(memory, kLayout, 1, {}));
+    // The last MiB of the second region cannot be a huge page, whatever this host gives.
+    EXPECT_EQ(proven_mapping_bytes(memory).at(1), 4 * kKiB);
 }
 
 } // namespace

@@ -19,18 +19,19 @@ thread_local std::uint64_t allocated_bytes = 0; // by this thread, from operator
 
 } // namespace
 
-// The whole program's, so that what a plan takes can be counted.
-void* operator new(std::size_t size) {
+// The whole program's, so that what a plan takes can be counted. Not to be inlined: gcc would see one half of a pair,
+// and warn of the other.
+[[gnu::noinline]] void* operator new(std::size_t size) {
     allocated_bytes += size;
     if (void* const memory = std::malloc(size != 0 ? size : 1); memory != nullptr) {
         return memory;
     }
     throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept {
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
     std::free(memory);
 }
-void operator delete(void* memory, std::size_t /*size*/) noexcept {
+[[gnu::noinline]] void operator delete(void* memory, std::size_t /*size*/) noexcept {
     std::free(memory);
 }
 

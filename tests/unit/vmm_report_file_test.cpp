@@ -32,7 +32,7 @@ TEST(ReportFile, IsWritten) {
 
 TEST(ReportFile, IsNotMadeBeforeItIsWritten) {
     const TemporaryDirectory directory;
-    const ReportFile report(directory / "report.json");
+    ReportFile report(directory / "report.json");
     EXPECT_EQ(testing::count_entries(directory.path()), 0U);
 }
 
@@ -133,7 +133,7 @@ TEST(ReportFile, MayBeADevice) {
 }
 
 TEST(ReportFile, OnAFullDeviceIsAnErrorOfWriting) {
-    const ReportFile report("/dev/full");
+    ReportFile report("/dev/full");
     EXPECT_TRUE(mentions(error_of([&]() -> int {
                              report.write("text\n");
                              return 0;

@@ -1,9 +1,11 @@
-// Which capabilities of KVM a guest of ours needs, and which it merely uses.
+// What a host must offer for a guest to run.
 #pragma once
 
 #include <array>
 
+#include "kvm/system.hpp"
 #include "kvm/uapi.hpp"
+#include "vmm/config.hpp"
 
 namespace vmm {
 
@@ -25,5 +27,11 @@ inline constexpr std::array kHostCapabilities{
     HostCapability{KVM_CAP_IOEVENTFD, "doorbells by eventfd (KVM_CAP_IOEVENTFD)", false},
     HostCapability{KVM_CAP_TSC_DEADLINE_TIMER, "TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)", false},
     HostCapability{KVM_CAP_PRE_FAULT_MEMORY, "prefault by the kernel (KVM_CAP_PRE_FAULT_MEMORY)", false}};
+
+/// How many prefault vCPUs a machine of this configuration has: as many as asked for, and as there is work for.
+[[nodiscard]] unsigned prefault_vcpus(const Config& config);
+
+/// Throws Error where `system` cannot run what `config` asks for: capabilities, addresses, vCPUs. Creates nothing.
+void check_host(const kvm::System& system, const Config& config);
 
 } // namespace vmm

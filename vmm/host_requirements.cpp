@@ -1,0 +1,44 @@
+#include "vmm/host_requirements.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+
+#include "kvm/error.hpp"
+#include "prefault/plan.hpp"
+#include "vmm/memory_map.hpp"
+#include "vmm/x86_cpuid.hpp"
+
+namespace vmm {
+
+unsigned prefault_vcpus(const Config& config) {
+    return prefault::Plan::useful_workers(config.memory_bytes, config.prefault.workers,
+                                          largest_page_bytes(config.page_size));
+}
+
+void check_host(const kvm::System& system, const Config& config) {
+    for (const HostCapability& capability : kHostCapabilities) {
+        if (capability.needed && system.extension(capability.number) == 0) {
+            throw Error(std::string("cannot run a guest: this host's KVM lacks ") + capability.name);
+        }
+    }
+    const unsigned address_bits = physical_address_bits(system.supported_cpuid());
+    if (!fits_address_bits(memory_map::address_space_bytes(config.memory_bytes), address_bits)) {
+        throw Error(fmt::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
+                                format_bytes(config.memory_bytes), address_bits));
+    }
+    const unsigned dummies = config.prefault.scope == prefault::Scope::kAll ? prefault_vcpus(config) : 0;
+    const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
+    if (config.vcpus > most) {
+        throw Error(
+            fmt::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
+    }
+    if (dummies > most - config.vcpus) {
+        throw Error(fmt::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
+                                "(fewer with --prefault-workers)",
+                                dummies, config.vcpus, most));
+    }
+}
+
+} // namespace vmm
