@@ -23,6 +23,8 @@ constexpr std::string_view kNotForUs = "use a kernel built for x86-64";
 
 constexpr std::string_view kXenNoteName = "Xen\0"sv; // with its NUL
 constexpr std::uint32_t kXenNotePhys32Entry = 18;    // XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
+constexpr std::string_view kOurNoteName = "vmm\0"sv; // with its NUL
+constexpr std::uint32_t kOurNoteTakesPageTables = 1; // docs/prefault.md, "Shadow paging"
 
 std::string machine_name(std::uint16_t machine) {
     switch (machine) {
@@ -191,8 +193,14 @@ std::optional<GuestAddress> pvh_entry(const Note& note) {
     return GuestAddress{entry};
 }
 
-/// Looks through the notes of one PT_NOTE segment for the PVH entry point.
-std::optional<GuestAddress> find_pvh_entry(const ImageFile& file, const Elf64_Phdr& header) {
+/// What the notes of a kernel say that we look at.
+struct NotedFacts {
+    std::optional<GuestAddress> pvh_entry;
+    bool takes_page_tables = false;
+};
+
+/// Looks through the notes of one PT_NOTE segment; the first of a kind counts.
+NotedFacts read_notes(const ImageFile& file, const Elf64_Phdr& header) {
     check_file_part(file, header, "its note segment");
     if (header.p_filesz > ElfImage::kMaxNoteBytes) {
         refuse_kernel(file,
@@ -204,23 +212,26 @@ std::optional<GuestAddress> find_pvh_entry(const ImageFile& file, const Elf64_Ph
     if (!file.read_at(header.p_offset, bytes)) {
         refuse_kernel(file, "its notes cannot be read to their end", kDamaged);
     }
+    NotedFacts facts;
     NoteReader notes{bytes, header.p_align == 8 ? 8U : 4U};
     while (!notes.at_end()) {
         const auto note = notes.next();
         if (!note) {
             refuse_kernel(file, "one of its notes is longer than the segment it is in", kDamaged);
         }
-        if (note->name != kXenNoteName || note->type != kXenNotePhys32Entry) {
+        if (note->name == kOurNoteName && note->type == kOurNoteTakesPageTables) {
+            facts.takes_page_tables = true;
+        }
+        if (note->name != kXenNoteName || note->type != kXenNotePhys32Entry || facts.pvh_entry) {
             continue;
         }
-        const auto entry = pvh_entry(*note);
-        if (!entry) {
+        facts.pvh_entry = pvh_entry(*note);
+        if (!facts.pvh_entry) {
             refuse_kernel(file, "its PVH note has " + std::to_string(note->content.size()) + " bytes, not 4 or 8",
                           kDamaged);
         }
-        return entry;
     }
-    return std::nullopt;
+    return facts;
 }
 
 } // namespace
@@ -241,12 +252,15 @@ ElfImage ElfImage::parse(const ImageFile& file) {
                 image.segments_.push_back(checked_segment(file, program_header));
             }
             break;
-        case PT_NOTE:
-            if (const auto entry = find_pvh_entry(file, program_header)) {
+        case PT_NOTE: {
+            const NotedFacts facts = read_notes(file, program_header);
+            image.takes_page_tables_ = image.takes_page_tables_ || facts.takes_page_tables;
+            if (facts.pvh_entry) {
                 image.protocol_ = EntryProtocol::pvh;
-                image.entry_ = *entry;
+                image.entry_ = *facts.pvh_entry;
             }
             break;
+        }
         case PT_INTERP:
             refuse_kernel(file, "it is a program for Linux, not a kernel");
         default:

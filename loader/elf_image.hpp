@@ -37,6 +37,10 @@ class ElfImage {
     [[nodiscard]] EntryProtocol protocol() const noexcept { return protocol_; }
     [[nodiscard]] GuestAddress entry() const noexcept { return entry_; }
 
+    /// Whether a note (owner "vmm", type 1) says that the kernel runs on page tables it is given by the word
+    /// `tables=ADDRESS` of its command line (docs/prefault.md).
+    [[nodiscard]] bool takes_page_tables() const noexcept { return takes_page_tables_; }
+
     /// Loads from `file`, which must be the one that was parsed. Throws Error as Kernel::load.
     [[nodiscard]] LoadedKernel load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const;
 
@@ -44,6 +48,7 @@ class ElfImage {
     std::vector<ElfSegment> segments_; // none is empty
     EntryProtocol protocol_ = EntryProtocol::linux64;
     GuestAddress entry_{};
+    bool takes_page_tables_ = false;
 };
 
 } // namespace vmm::loader

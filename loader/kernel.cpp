@@ -32,6 +32,11 @@ EntryProtocol Kernel::protocol() const noexcept {
     return elf != nullptr ? elf->protocol() : EntryProtocol::linux64;
 }
 
+bool Kernel::takes_page_tables() const noexcept {
+    const auto* const elf = std::get_if<ElfImage>(&image_);
+    return elf != nullptr && elf->takes_page_tables();
+}
+
 std::string_view Kernel::format_name() const noexcept {
     if (std::holds_alternative<BzImage>(image_)) {
         return "bzImage";

@@ -33,6 +33,8 @@ class Kernel {
     [[nodiscard]] EntryProtocol protocol() const noexcept;
     /// "bzImage", "ELF vmlinux" or "ELF vmlinux with PVH entry", for messages and reports.
     [[nodiscard]] std::string_view format_name() const noexcept;
+    /// Whether the kernel declares that it runs on page tables it is given (ElfImage::takes_page_tables).
+    [[nodiscard]] bool takes_page_tables() const noexcept;
     /// The longest command line the kernel reads, in bytes, without the terminating NUL.
     [[nodiscard]] std::uint64_t max_command_line_bytes() const noexcept;
     /// No byte of the initrd may lie at or above this address. At most 4 GiB.

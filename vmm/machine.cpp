@@ -154,9 +154,9 @@ void Machine::Parts::create_filler() {
 
 std::string Machine::Parts::command_line() const {
     std::string line = Config::kDefaultCommandLine;
-    if (config.kernel_path.empty() && filler && report.host.kind == prefault::SecondLevelKind::kShadow) {
-        // Without a second level in hardware, what the dummies filled belongs to their page tables: our own guest can
-        // adopt them.
+    if (files.kernel.takes_page_tables() && filler && report.host.kind == prefault::SecondLevelKind::kShadow) {
+        // Without a second level in hardware, what the dummies filled belongs to their page tables: a guest that says
+        // so (the built-in one does) adopts them.
         line += " tables=" + to_string(filler->scratch().page_tables());
     }
     if (!config.command_line.empty()) {

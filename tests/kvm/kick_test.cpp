@@ -125,7 +125,7 @@ TEST_F(Kick, BeforeRunIsNeverLost) {
 }
 
 TEST_F(Kick, AtAnyMomentIsNeverLost) {
-    constexpr int kRounds = 1000;
+    constexpr int kRounds = 500;
     SmallVm small;
     Vcpu vcpu = small.vcpu_with(testing::kSpin);
     std::atomic<int> entered{0};

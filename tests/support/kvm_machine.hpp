@@ -58,12 +58,16 @@ inline const Code kSpin{0xeb, 0xfe};                                      // jmp
 inline const Code kHalt{0xfa, 0xf4, 0xeb, 0xfd};                          // cli; hlt; again
 inline const Code kTripleFault{0xbb, 0xef, 0xbe, 0xad, 0xde, 0x0f, 0x0b}; // mov $0xdeadbeef, %ebx; ud2
 inline const Code kReset{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe};             // mov $0xfe, %al; out %al, $0x64
-/// Writes to the serial port for ever, 4096 bytes with each instruction.
-inline const Code kFloodSerial{0x66, 0xba, 0xf8, 0x03,       // mov $0x3f8, %dx
-                               0xbe, 0x00, 0x00, 0x10, 0x00, // again: mov $0x100000, %esi
-                               0xb9, 0x00, 0x10, 0x00, 0x00, // mov $4096, %ecx
-                               0xf3, 0x6e,                   // rep outsb
-                               0xeb, 0xf2};                  // jmp again
+/// Writes to the serial port for ever: mov $0x3f8, %dx; out %al, %dx; again
+inline const Code kFloodSerial{0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd};
+/// More than the port's ring and a small pipe take.
+constexpr std::size_t kManyBytes = 270'000;
+/// Writes as many bytes to the serial port, and then switches itself off.
+inline const Code kManyBytesThenPowerOff{0x66, 0xba, 0xf8, 0x03,        // mov $0x3f8, %dx
+                                         0xb9, 0xb0, 0x1e, 0x04, 0x00,  // mov $270000, %ecx
+                                         0xee, 0xe2, 0xfd,              // again: out %al, %dx; loop again
+                                         0x66, 0xba, 0x00, 0x06,        // mov $0x600, %dx
+                                         0xb0, 0x34, 0xee, 0xeb, 0xfe}; // mov $0x34, %al; out %al, %dx; jmp .
 /// Sleep type 5 and sleep enable to the ACPI sleep control register: mov $0x600, %dx; mov $0x34, %al; out %al, %dx
 inline const Code kPowerOff{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe};
 /// The ACPI reset register: mov $0x602, %dx; mov $6, %al; out %al, %dx

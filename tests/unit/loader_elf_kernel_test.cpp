@@ -100,6 +100,14 @@ TEST(ElfKernel, NoteOfAnotherOwnerIsNoPvhNote) {
     EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::linux64);
 }
 
+TEST(ElfKernel, OurNoteSaysThatItTakesPageTables) {
+    TestElf elf = make_elf();
+    EXPECT_FALSE(Kernel::parse(elf.file()).takes_page_tables());
+    add_notes(elf, make_note("vmm", 1, {}));
+    EXPECT_TRUE(Kernel::parse(elf.file()).takes_page_tables());
+    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::linux64);
+}
+
 TEST(ElfKernel, PositionIndependentKernelIsAccepted) {
     EXPECT_EQ(error_after([](TestElf& elf) { elf.header.e_type = ET_DYN; }), "");
 }

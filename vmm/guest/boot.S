@@ -16,6 +16,13 @@
 3:      .quad   pvh_entry
 4:      .balign 4
 
+// Our own note: this kernel takes page tables by the word tables= of its command line (docs/prefault.md).
+        .section .note.vmm, "a", @note
+        .balign 4
+        .long   4, 0, 1                 // bytes of the name, of the content; type
+        .asciz  "vmm"
+        .balign 4
+
         .section .text.boot, "ax", @progbits
 
 // PVH entry (Xen, docs/misc/pvh): 32-bit protected mode without paging, cs, ds and es flat, ebx = start_info. All else,
