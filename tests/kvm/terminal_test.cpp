@@ -79,7 +79,7 @@ TEST_F(Terminal, IsRestoredAfterASignalNobodyExpects) {
 }
 
 TEST_F(Terminal, IsRestoredWhenAVcpuThreadFaults) {
-    ASSERT_TRUE(command_->send_to_thread(SIGSEGV, "vcpu0"));
+    ASSERT_TRUE(eventually([this] { return command_->send_to_thread(SIGSEGV, "vcpu0"); }));
     const int status = command_->wait();
     EXPECT_TRUE(WIFSIGNALED(status)) << status;
     EXPECT_TRUE(command_->is_as_before());
