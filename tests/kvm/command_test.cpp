@@ -192,7 +192,7 @@ TEST_F(Command, WithStandardErrorClosedWritesNoMessageIntoTheSerialFile) {
 }
 
 TEST_F(Command, HangUpThatWasIgnoredByOurParentStaysIgnored) {
-    const CommandResult run = run_command({"run", "-q", "-m", "64M", "--cmdline", "passes=2000"}, [] {
+    const CommandResult run = run_command({"run", "-q", "-m", "64M", "--cmdline", "passes=600"}, [] {
         std::signal(SIGHUP, SIG_IGN);
         if (::fork() == 0) { // A neighbour that hangs up on us while the guest runs.
             ::usleep(100'000);

@@ -227,5 +227,13 @@ TEST(CpuidFacts, SayHowManyBitsAnAddressHas) {
     EXPECT_EQ(physical_address_bits({}), 36U);
 }
 
+TEST(CpuidFacts, AddressesFitUpToTheLastBitAndNoFurther) {
+    EXPECT_TRUE(fits_address_bits(1ULL << 36, 36));
+    EXPECT_FALSE(fits_address_bits((1ULL << 36) + 1, 36));
+    EXPECT_FALSE(fits_address_bits(2ULL << 36, 36));
+    EXPECT_TRUE(fits_address_bits(0, 36));
+    EXPECT_TRUE(fits_address_bits(UINT64_MAX, 64));
+}
+
 } // namespace
 } // namespace vmm
