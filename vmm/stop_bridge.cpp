@@ -16,7 +16,11 @@ StopBridge::StopBridge(const StopRequest& request)
           if (request.is_requested()) {
               source_.request_stop();
           }
-      })) {}
+      })) {
+    if (request.is_requested()) { // Before the thread runs: who has been told to stop already must not begin.
+        source_.request_stop();
+    }
+}
 
 StopBridge::~StopBridge() {
     finished_.signal();
