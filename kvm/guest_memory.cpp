@@ -77,38 +77,60 @@ void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
 } // namespace
 
 GuestMemory::GuestMemory(std::span<const GuestRange> layout, PageSize page_size) : page_size_(page_size) {
-    const std::uint64_t page_bytes = certain_page_bytes(page_size);
-    // At least 2 MiB: with the regions themselves starting on 1 GiB boundaries this makes host and guest addresses
-    // congruent modulo the largest mapping KVM could make, without which it maps 4 KiB pages only.
-    const std::uint64_t alignment = std::max(2 * kMiB, largest_page_bytes(page_size));
     for (const GuestRange& range : layout) {
-        if (range.size == 0 || !is_aligned(range.size, page_bytes)) {
-            throw Error("cannot make guest memory at " + to_string(range) + " of " + format_bytes(range.size) +
-                        ": its size must be a multiple of the page size, " + format_bytes(page_bytes));
-        }
-        assert(is_aligned(to_integer(range.base), alignment));
-        assert(regions_.empty() || range.base >= regions_.back().range.end());
-        // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
-        const int flags = hugetlb_flags(page_size) != 0 ? hugetlb_flags(page_size) : MAP_NORESERVE;
-        Mapping mapping = Mapping::anonymous(range.size, alignment, flags, "guest memory at " + to_string(range));
-        advise_huge_pages(mapping.bytes(), page_size);
-        advise(mapping.bytes(), MADV_DONTFORK, "no copy on fork");
-        advise(mapping.bytes(), MADV_DONTDUMP, "no core dump");
-        regions_.push_back({range, mapping.data()});
-        mappings_.push_back(std::move(mapping));
+        add(map(range));
     }
+}
+
+std::uint64_t GuestMemory::region_alignment() const noexcept {
+    return std::max(2 * kMiB, largest_page_bytes(page_size_));
+}
+
+GuestMemory::NewRegion GuestMemory::map(GuestRange range) const {
+    const std::string tried = "cannot make guest memory at " + to_string(range) + " of " + format_bytes(range.size);
+    const std::uint64_t page_bytes = certain_page_bytes(page_size_);
+    if (range.size == 0 || !is_aligned(range.size, page_bytes)) {
+        throw Error(tried + ": its size must be a multiple of the page size, " + format_bytes(page_bytes));
+    }
+    if (!is_aligned(to_integer(range.base), region_alignment())) {
+        throw Error(tried + ": it must begin at a multiple of " + format_bytes(region_alignment()));
+    }
+    if (regions().size() == kMaxRegions) {
+        throw Error(tried + ": there are " + std::to_string(kMaxRegions) + " regions already, and no more are possible");
+    }
+    for (const MemoryRegion& region : regions()) {
+        if (region.range.overlaps(range)) {
+            throw Error(tried + ": there is memory at " + to_string(region.range) + " already");
+        }
+    }
+    // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
+    const int flags = hugetlb_flags(page_size_) != 0 ? hugetlb_flags(page_size_) : MAP_NORESERVE;
+    Mapping mapping =
+        Mapping::anonymous(range.size, region_alignment(), flags, "guest memory at " + to_string(range));
+    advise_huge_pages(mapping.bytes(), page_size_);
+    advise(mapping.bytes(), MADV_DONTFORK, "no copy on fork");
+    advise(mapping.bytes(), MADV_DONTDUMP, "no core dump");
+    return {range, std::move(mapping)};
+}
+
+void GuestMemory::add(NewRegion region) noexcept {
+    const std::size_t index = count_.load(std::memory_order_relaxed);
+    assert(index < kMaxRegions);
+    regions_[index] = region.region_;
+    mappings_[index] = std::move(region.mapping_);
+    count_.store(index + 1, std::memory_order_release);
 }
 
 std::uint64_t GuestMemory::size_bytes() const noexcept {
     std::uint64_t total = 0;
-    for (const MemoryRegion& region : regions_) {
+    for (const MemoryRegion& region : regions()) {
         total += region.range.size;
     }
     return total;
 }
 
 std::optional<std::span<std::byte>> GuestMemory::at(GuestRange range) const noexcept {
-    for (const MemoryRegion& region : regions_) {
+    for (const MemoryRegion& region : regions()) {
         if (region.range.contains(range)) {
             const std::uint64_t offset = to_integer(range.base) - to_integer(region.range.base);
             return region.bytes().subspan(offset, range.size);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +11,7 @@
 #include <span>
 #include <string_view>
 #include <type_traits>
-#include <vector>
+#include <utility>
 
 #include "kvm/guest_address.hpp"
 #include "kvm/mapping.hpp"
@@ -41,18 +42,49 @@ struct MemoryRegion {
 };
 
 /// Owns guest RAM on the host side; knows nothing of KVM. Every access to guest memory by address goes through `at`.
+/// Regions may be added while it is used; none is ever moved or taken away.
 ///
-/// Threads: const after construction, so every member may be called from any thread. The *content* is the guest's: it
-/// changes at any time, so what decides anything is copied first (`load`, `copy_out`) and the copy is checked.
+/// Threads: every const member may be called from any thread, also while a region is added; add() from one thread at a
+/// time. The *content* is the guest's: it changes at any time, so what decides anything is copied first (`load`,
+/// `copy_out`) and the copy is checked.
 class GuestMemory {
   public:
-    /// Maps one region for each range of `layout` (ascending, not overlapping, each a multiple of
-    /// `certain_page_bytes`). No page is populated; the advice (huge page or not, no fork, no core dump) is given
-    /// before any page exists, because later it would change nothing. Throws Error: not aligned, no address space, no
-    /// huge pages.
+    /// The most regions there can be.
+    static constexpr std::size_t kMaxRegions = 16;
+
+    /// A region that is mapped, and not yet part of the memory.
+    class NewRegion {
+      public:
+        [[nodiscard]] const MemoryRegion& region() const noexcept { return region_; }
+
+      private:
+        friend GuestMemory;
+        NewRegion(GuestRange range, Mapping mapping) : region_{range, mapping.data()}, mapping_(std::move(mapping)) {}
+        MemoryRegion region_;
+        Mapping mapping_;
+    };
+
+    /// Maps one region for each range of `layout` (ascending, not overlapping, at most kMaxRegions; otherwise as
+    /// `map`). Throws Error.
     GuestMemory(std::span<const GuestRange> layout, PageSize page_size);
 
-    [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept { return regions_; }
+    /// Maps host memory for `range`: its base a multiple of `region_alignment`, its size of `certain_page_bytes`, not
+    /// overlapping any region. No page is populated; the advice (huge page or not, no fork, no core dump) is given
+    /// before any page exists, because later it would change nothing. Throws Error: not aligned, overlapping, too many
+    /// regions, no address space, no huge pages.
+    [[nodiscard]] NewRegion map(GuestRange range) const;
+    /// Makes `region`, which map() of this object returned, part of the memory.
+    void add(NewRegion region) noexcept;
+
+    /// What the base of a region must be a multiple of, in bytes: at least 2 MiB, and the largest page of the backing.
+    /// It makes host and guest addresses congruent modulo the largest mapping KVM could make, without which it maps
+    /// 4 KiB pages only.
+    [[nodiscard]] std::uint64_t region_alignment() const noexcept;
+
+    /// In the order in which they were added; those of construction in ascending order.
+    [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept {
+        return std::span(regions_).first(count_.load(std::memory_order_acquire));
+    }
     [[nodiscard]] PageSize page_size() const noexcept { return page_size_; }
     /// Sum over all regions, in bytes.
     [[nodiscard]] std::uint64_t size_bytes() const noexcept;
@@ -85,8 +117,10 @@ class GuestMemory {
 
   private:
     PageSize page_size_;
-    std::vector<Mapping> mappings_;
-    std::vector<MemoryRegion> regions_;
+    std::array<Mapping, kMaxRegions> mappings_;
+    std::array<MemoryRegion, kMaxRegions> regions_;
+    /// How many of the regions there are. Released after a region is written, so that whoever sees it sees all of it.
+    std::atomic<std::size_t> count_{0};
 };
 
 } // namespace vmm

@@ -1,5 +1,9 @@
 #include "kvm/kick.hpp"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <csignal>
 #include <ctime>
 
@@ -39,6 +43,32 @@ AllSignalsBlocked::~AllSignalsBlocked() {
 
 void kick(pthread_t thread) noexcept {
     ::pthread_kill(thread, kick_signal());
+}
+
+CpuTimeKicks::CpuTimeKicks(double cpu_seconds) {
+    sigevent event{};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = kick_signal();
+    event._sigev_un._tid = static_cast<pid_t>(::syscall(SYS_gettid)); // glibc before 2.38 has no better name for it
+    if (::timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_) != 0) {
+        throw_errno(errno, "make a timer for a vCPU's thread", "raise the limit on pending signals: `ulimit -i`");
+    }
+    itimerspec interval{};
+    interval.it_interval.tv_sec = static_cast<time_t>(cpu_seconds);
+    interval.it_interval.tv_nsec =
+        static_cast<long>((cpu_seconds - static_cast<double>(interval.it_interval.tv_sec)) * 1e9);
+    interval.it_value = interval.it_interval;
+    ::timer_settime(timer_, 0, &interval, nullptr);
+}
+
+CpuTimeKicks::~CpuTimeKicks() {
+    ::timer_delete(timer_);
+}
+
+double cpu_seconds_of_this_thread() noexcept {
+    timespec used{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return static_cast<double>(used.tv_sec) + static_cast<double>(used.tv_nsec) / 1e9;
 }
 
 void discard_pending_kicks() noexcept {

@@ -11,6 +11,7 @@
 #include <pthread.h>
 
 #include <csignal>
+#include <ctime>
 
 namespace vmm::kvm {
 
@@ -34,6 +35,23 @@ class AllSignalsBlocked {
 /// Makes the thread's Vcpu::run(), the present one or else the next, return KickedExit. `thread` must not have been
 /// joined. Any thread may call it.
 void kick(pthread_t thread) noexcept;
+
+/// Kicks the thread that made it whenever it has used another `cpu_seconds` (more than 0) of processor time, its guest's
+/// included, for as long as it lives: so that whatever a guest makes of its vCPU, its thread looks up now and then.
+class CpuTimeKicks {
+  public:
+    /// Throws Error where the host has no timer left.
+    explicit CpuTimeKicks(double cpu_seconds);
+    ~CpuTimeKicks();
+    CpuTimeKicks(const CpuTimeKicks&) = delete;
+    CpuTimeKicks& operator=(const CpuTimeKicks&) = delete;
+
+  private:
+    timer_t timer_{};
+};
+
+/// Processor time the calling thread has used, in seconds.
+[[nodiscard]] double cpu_seconds_of_this_thread() noexcept;
 
 /// Forgets kicks that wait for the calling thread.
 void discard_pending_kicks() noexcept;

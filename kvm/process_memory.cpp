@@ -7,7 +7,9 @@
 #include <cstdio>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <string>
+#include <string_view>
 
 namespace vmm {
 
@@ -64,6 +66,32 @@ ResidentMemory resident_memory_of(std::span<const std::byte> piece) {
     });
     result.all_transparent_huge = any && all_huge;
     return result;
+}
+
+namespace {
+
+/// A member of /proc/self/status that is a number of KiB, in bytes; 0 where there is none.
+std::uint64_t status_bytes(std::string_view name) {
+    std::ifstream status("/proc/self/status");
+    std::string word;
+    std::uint64_t kib = 0;
+    while (status >> word) {
+        if (word == name && status >> kib) {
+            break;
+        }
+        status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+    }
+    return kib * 1024;
+}
+
+} // namespace
+
+std::uint64_t locked_bytes() {
+    return status_bytes("VmLck:");
+}
+
+std::uint64_t pinned_bytes() {
+    return status_bytes("VmPin:");
 }
 
 std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded) {

@@ -17,6 +17,11 @@ struct ResidentMemory {
 /// read.
 [[nodiscard]] ResidentMemory resident_memory_of(std::span<const std::byte> piece);
 
+/// What this process has locked (VmLck) and what is pinned in it for the long term (VmPin), in bytes
+/// (proc_pid_status(5)).
+[[nodiscard]] std::uint64_t locked_bytes();
+[[nodiscard]] std::uint64_t pinned_bytes();
+
 /// Everything resident in this process but the mappings that have part in one of `excluded`, in bytes. The kernel walks
 /// every page that is resident: some 20 ms for each GiB of 4 KiB pages.
 [[nodiscard]] std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded);

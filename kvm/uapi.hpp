@@ -33,6 +33,16 @@ static_assert(KVM_SET_SIGNAL_MASK == 0x4004ae8bUL);
 #ifndef KVM_CAP_PRE_FAULT_MEMORY
 #define KVM_CAP_PRE_FAULT_MEMORY 236
 #endif
+#ifndef KVM_PRE_FAULT_MEMORY
+struct kvm_pre_fault_memory {
+    __u64 gpa;
+    __u64 size;
+    __u64 flags;
+    __u64 padding[5];
+};
+#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
+#endif
+static_assert(sizeof(kvm_pre_fault_memory) == 64);
 #ifndef KVM_CAP_MEMORY_FAULT_INFO
 #define KVM_EXIT_MEMORY_FAULT 39
 #endif

@@ -190,6 +190,32 @@ void Vcpu::set_mp_state(MpState state) {
     }
 }
 
+void Vcpu::set_system_management_mode(bool on) {
+    kvm_vcpu_events events{};
+    if (::ioctl(fd_.get(), KVM_GET_VCPU_EVENTS, &events) != 0) {
+        throw_errno(errno, "read the pending events of " + name());
+    }
+    events.flags = KVM_VCPUEVENT_VALID_SMM;
+    events.smi.smm = on ? 1 : 0;
+    if (::ioctl(fd_.get(), KVM_SET_VCPU_EVENTS, &events) != 0) {
+        throw_errno(errno, "put " + name() + " into system management mode");
+    }
+}
+
+Vcpu::PreFaulted Vcpu::pre_fault(GuestRange range) {
+    kvm_pre_fault_memory request{};
+    request.gpa = to_integer(range.base);
+    request.size = range.size;
+    // The kernel moves gpa and size on by what it has done, whatever it answers.
+    while (request.size != 0) {
+        if (::ioctl(fd_.get(), KVM_PRE_FAULT_MEMORY, &request) == 0 || errno == EINTR || errno == EAGAIN) {
+            continue;
+        }
+        return {range.size - request.size, errno};
+    }
+    return {range.size};
+}
+
 Stats Vcpu::stats() const {
     UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
     if (!fd) {

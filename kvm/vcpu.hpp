@@ -46,6 +46,19 @@ class Vcpu {
     /// Before the first run(). At most 256 entries.
     void set_cpuid(std::span<const kvm_cpuid_entry2> entries);
     void set_mp_state(MpState state);
+    /// Into system management mode, or out of it, as far as memory is concerned: which address space the vCPU sees
+    /// (KVM_SET_VCPU_EVENTS). Needs KVM_CAP_X86_SMM.
+    void set_system_management_mode(bool on);
+
+    /// How far pre_fault() came.
+    struct PreFaulted {
+        std::uint64_t bytes;    ///< from the start of the range on
+        int error_number = 0;   ///< why no further, a value of errno; 0 if all was done
+    };
+    /// KVM_PRE_FAULT_MEMORY (api.rst, 4.143): maps `range` (page-aligned) in this vCPU's second level, as a read would.
+    /// Repeats the call where KVM was interrupted or has done a part. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or
+    /// where there is no memslot, the error is EOPNOTSUPP or ENOENT.
+    [[nodiscard]] PreFaulted pre_fault(GuestRange range);
 
     /// The counters of this vCPU, e.g. "pf_fixed", "exits". Throws Error where the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;

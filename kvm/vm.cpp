@@ -57,16 +57,36 @@ void Vm::reserve_real_mode_pages(GuestAddress base) {
     }
 }
 
-void Vm::add_memslot(std::uint32_t slot, GuestRange range, std::byte* host) {
+namespace {
+
+kvm_userspace_memory_region memslot(std::uint32_t slot, GuestRange range, std::byte* host) {
     kvm_userspace_memory_region region{};
     region.slot = slot;
     region.guest_phys_addr = to_integer(range.base);
     region.memory_size = range.size;
     // The kernel takes the host address as an integer; it checks it against this process's address space.
     region.userspace_addr = reinterpret_cast<std::uintptr_t>(host);
+    return region;
+}
+
+} // namespace
+
+void Vm::set_memslot(const kvm_userspace_memory_region& region, const char* tried) {
     if (::ioctl(fd_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0) {
-        throw_errno(errno, "add memslot " + std::to_string(slot) + " for guest memory " + to_string(range));
+        throw_errno(errno, std::string(tried) + " memslot " + std::to_string(region.slot) + " for guest memory " +
+                               to_string(GuestRange{GuestAddress{region.guest_phys_addr}, region.memory_size}));
     }
+}
+
+void Vm::add_memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space) {
+    constexpr unsigned kAddressSpaceShift = 16;
+    set_memslot(memslot(slot | static_cast<std::uint32_t>(address_space) << kAddressSpaceShift, range, host), "add");
+}
+
+void Vm::log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on) {
+    kvm_userspace_memory_region region = memslot(slot, range, host);
+    region.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+    set_memslot(region, on ? "log the dirty pages of" : "end the dirty log of");
 }
 
 void Vm::attach_irqfd(int event_fd, std::uint32_t gsi) {

@@ -7,9 +7,16 @@
 #include "kvm/guest_address.hpp"
 #include "kvm/stats.hpp"
 #include "kvm/system.hpp"
+#include "kvm/uapi.hpp"
 #include "kvm/unique_fd.hpp"
 
 namespace vmm::kvm {
+
+/// The sets of memslots a VM can have (api.rst, 4.35: bits 16 to 31 of the slot).
+enum class AddressSpace : std::uint32_t {
+    kNormal = 0,
+    kSmm = 1, ///< what a vCPU sees in system management mode; needs KVM_CAP_X86_SMM
+};
 
 /// A VM: memslots, the in-kernel interrupt controllers and timer. Outlives its vCPUs and whatever memory its memslots
 /// name is unmapped only after it.
@@ -31,9 +38,16 @@ class Vm {
     /// guest is in real mode: 4 pages from `base` that are no RAM. Harmless elsewhere. Throws Error.
     void reserve_real_mode_pages(GuestAddress base);
 
-    /// Adds memslot `slot` (0 and up): guest-physical `range` is `host`'s bytes. Both page-aligned. There is no way to
-    /// take a memslot away: deleting or moving one drops every second-level mapping of the VM. Throws Error.
-    void add_memslot(std::uint32_t slot, GuestRange range, std::byte* host);
+    /// Adds memslot `slot` (0 to 0xffff): guest-physical `range` is `host`'s bytes. Both page-aligned. Also while vCPUs
+    /// run. There is no way to take a memslot away: deleting or moving one drops every second-level mapping of the VM.
+    /// Throws Error.
+    void add_memslot(std::uint32_t slot, GuestRange range, std::byte* host,
+                     AddressSpace address_space = AddressSpace::kNormal);
+
+    /// Switches dirty logging of a memslot on or off (api.rst, 4.35, KVM_MEM_LOG_DIRTY_PAGES); the other arguments are
+    /// those it was added with. On splits large mappings, off drops the small ones: to be prefaulted again. Throws
+    /// Error.
+    void log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on);
 
     /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD). Throws Error.
     void attach_irqfd(int event_fd, std::uint32_t gsi);
@@ -46,6 +60,8 @@ class Vm {
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
   private:
+    void set_memslot(const kvm_userspace_memory_region& region, const char* tried);
+
     UniqueFd fd_;
     std::size_t vcpu_mmap_bytes_;
 };

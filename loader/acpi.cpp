@@ -176,7 +176,7 @@ std::vector<std::byte> build_madt(const AcpiConfig& config) {
 
 // --- XSDT and RSDP: where the others are --------------------------------------------------------------------------
 
-std::vector<std::byte> build_xsdt(std::initializer_list<GuestAddress> tables) {
+std::vector<std::byte> build_xsdt(std::span<const GuestAddress> tables) {
     constexpr std::uint8_t kRevision = 1;
     AcpiTable xsdt{"XSDT", kRevision};
     for (const GuestAddress table : tables) {
@@ -244,13 +244,19 @@ std::vector<std::byte> build_acpi_tables(const AcpiConfig& config) {
     assert(config.vcpus >= 1 && config.vcpus <= kMaxAcpiVcpus);
     assert(config.virtio_mmio.size() <= kMaxAcpiVirtioMmio);
     assert(config.power_off_sleep_type <= 7);
+    assert(!config.numa || config.numa->vcpu_nodes.size() == config.vcpus);
     assert(is_aligned(to_integer(config.base), 16)); // where a scan for the RSDP looks
 
     TableArea area{config.base, kRsdpBytes};
     const GuestAddress dsdt = area.add(build_dsdt(config));
-    const GuestAddress fadt = area.add(build_fadt(config, dsdt));
-    const GuestAddress madt = area.add(build_madt(config));
-    const GuestAddress xsdt = area.add(build_xsdt({fadt, madt}));
+    std::vector<GuestAddress> tables = {area.add(build_fadt(config, dsdt)), area.add(build_madt(config))};
+    if (config.numa) {
+        tables.push_back(area.add(build_srat(*config.numa)));
+        if (!config.numa->distances.empty()) {
+            tables.push_back(area.add(build_slit(*config.numa)));
+        }
+    }
+    const GuestAddress xsdt = area.add(build_xsdt(tables));
     return std::move(area).finish(build_rsdp(xsdt));
 }
 

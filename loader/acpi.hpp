@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvm/guest_address.hpp"
+#include "loader/acpi_numa.hpp"
 
 namespace vmm::loader {
 
@@ -44,12 +45,15 @@ struct AcpiConfig {
     std::optional<std::uint16_t> cmos_rtc_port; ///< the index port; the data port follows it
     std::uint8_t cmos_century_index = 0;        ///< where the clock keeps the century; 0 if it does not
     std::vector<AcpiVirtioMmio> virtio_mmio;    ///< at most kMaxAcpiVirtioMmio
+    std::optional<AcpiNuma> numa;               ///< without it all memory and all vCPUs are equally near
 };
 
 inline constexpr std::size_t kMaxAcpiVirtioMmio = 256;
 
-/// The bytes that belong at `config.base`: the RSDP first, then DSDT, FADT, MADT and XSDT (ACPI 6.3, hardware-reduced).
-/// They take less than 16 KiB for 254 vCPUs without virtio devices, and some 80 bytes for each of those.
+/// The bytes that belong at `config.base`: the RSDP first, then DSDT, FADT, MADT, with NUMA nodes SRAT and SLIT, and
+/// XSDT (ACPI 6.3, hardware-reduced). They take less than 16 KiB for 254 vCPUs without virtio devices and nodes, and
+/// some 80 bytes for each virtio device. SRAT takes 16 bytes for each vCPU and 40 for each range; SLIT one for each
+/// distance.
 [[nodiscard]] std::vector<std::byte> build_acpi_tables(const AcpiConfig& config);
 
 } // namespace vmm::loader

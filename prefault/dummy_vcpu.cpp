@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <string>
 #include <variant>
 
@@ -73,14 +75,30 @@ std::string why_it_failed(const kvm::Exit& exit) {
 
 } // namespace
 
-DummyVcpu::DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch)
-    : vcpu_(vm, id), scratch_(scratch) {
+DummyVcpu::DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch,
+                     kvm::AddressSpace address_space)
+    : vcpu_(vm, id), stats_(vcpu_.stats()), scratch_(scratch) {
     vcpu_.set_cpuid(cpuid);
-    vcpu_.set_special_registers(stub_state(vcpu_.special_registers(), scratch_));
+    take_state();
+    if (address_space == kvm::AddressSpace::kSmm) {
+        vcpu_.set_system_management_mode(true);
+    }
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
 }
 
-bool DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop) {
+void DummyVcpu::take_state() {
+    vcpu_.set_special_registers(stub_state(vcpu_.special_registers(), scratch_));
+}
+
+void DummyVcpu::recover() {
+    // An exit half done (a port, MMIO) is completed by the next run, which the kick keeps from going any further.
+    kvm::kick(::pthread_self());
+    static_cast<void>(vcpu_.run());
+    take_state();
+}
+
+DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop) {
+    constexpr double kLookUpEverySeconds = 1;
     kvm_regs registers{};
     registers.rip = to_integer(scratch_.stub());
     registers.rflags = kFlagsRing3Io;
@@ -90,19 +108,54 @@ bool DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::s
     vcpu_.set_registers(registers);
     vcpu_.set_mp_state(kvm::MpState::kRunnable);
     const std::stop_callback kick_out(stop, [thread = ::pthread_self()] { kvm::kick(thread); });
-    bool done = false;
-    while (!done && !stop.stop_requested()) {
+    const kvm::CpuTimeKicks look_up(kLookUpEverySeconds);
+    const double deadline = kvm::cpu_seconds_of_this_thread() + kMostCpuSeconds;
+    Outcome outcome{Outcome::End::kStopped, ""};
+    while (!stop.stop_requested()) {
         const kvm::Exit exit = vcpu_.run();
-        done = is_done(exit);
-        if (!done && !std::holds_alternative<kvm::KickedExit>(exit)) {
+        if (is_done(exit)) {
+            outcome.end = Outcome::End::kDone;
+            break;
+        }
+        const bool kicked = std::holds_alternative<kvm::KickedExit>(exit);
+        if (!kicked || kvm::cpu_seconds_of_this_thread() > deadline) {
             const kvm_regs now = vcpu_.registers();
-            throw Error("cannot fill the second level of " + to_string(range) + ": the prefault vCPU failed, " +
-                        why_it_failed(exit) + " (RIP " + to_string(GuestAddress{now.rip}) + ", touching " +
-                        to_string(GuestAddress{now.rdi}) + ")");
+            outcome = {Outcome::End::kFailed,
+                       "a prefault vCPU failed on " + to_string(range) + ": " +
+                           (kicked ? "it did not come to an end" : why_it_failed(exit)) + " (RIP " +
+                           to_string(GuestAddress{now.rip}) + ", touching " + to_string(GuestAddress{now.rdi}) + ")"};
+            recover();
+            break;
         }
     }
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
-    return done;
+    return outcome;
+}
+
+DummyVcpu::Outcome DummyVcpu::pre_fault(GuestRange range, std::uint64_t mapping_bytes, const std::stop_token& stop) {
+    // 4096 mappings take KVM some milliseconds.
+    const std::uint64_t call_bytes = 4096 * mapping_bytes;
+    std::uint64_t done = 0;
+    while (done < range.size) {
+        if (stop.stop_requested()) {
+            return {Outcome::End::kStopped, ""};
+        }
+        const GuestRange piece{GuestAddress{to_integer(range.base) + done}, std::min(call_bytes, range.size - done)};
+        const kvm::Vcpu::PreFaulted result = vcpu_.pre_fault(piece);
+        done += result.bytes;
+        if (result.error_number != 0) {
+            const std::string tried = "fill the second level of " + to_string(piece) + " by KVM_PRE_FAULT_MEMORY";
+            switch (result.error_number) {
+            case ENOENT:
+                throw_errno(ENOENT, tried, "no memslot is there");
+            case EOPNOTSUPP:
+                throw_errno(EOPNOTSUPP, tried, "KVM does this with EPT or NPT only: take --prefault-method=touch");
+            default:
+                throw_errno(result.error_number, tried, "or take --prefault-method=touch");
+            }
+        }
+    }
+    return {};
 }
 
 } // namespace vmm::prefault

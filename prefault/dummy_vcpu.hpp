@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <stop_token>
+#include <string>
 
 #include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
@@ -15,23 +16,43 @@ namespace vmm::prefault {
 /// is parked except inside touch(). It stays open as long as the VM: vCPUs cannot be destroyed before it, and before
 /// Linux 6.4 a root no vCPU uses may be freed.
 ///
-/// Threads: one at a time.
+/// Threads: one at a time, which has called block_signals_in_this_thread(); the constructor's may be any.
 class DummyVcpu {
   public:
     /// `id` lies above those of the real vCPUs. `cpuid` is the same as theirs: the width of physical addresses is part
-    /// of the role by which vCPUs share a root. Throws Error.
-    DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch);
+    /// of the role by which vCPUs share a root. In kSmm it is for ever in system management mode. Throws Error.
+    DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch,
+              kvm::AddressSpace address_space = kvm::AddressSpace::kNormal);
 
-    /// Writes, without changing it, one word every `stride_bytes` of `range`, in the guest, from the calling thread,
-    /// which has called block_signals_in_this_thread(). Returns false if `stop` was requested before the end. Throws
-    /// Error if the vCPU fails.
-    bool touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop);
+    /// How a chunk ended.
+    struct Outcome {
+        enum class End { kDone, kStopped, kFailed };
+        End end = End::kDone;
+        std::string why; ///< of kFailed, for people
+    };
+
+    /// Writes, without changing it, one word every `stride_bytes` of `range`, in the guest. It fails if the stub does
+    /// not run to its end, or not within kMostCpuSeconds of processor time: the guest can write to the scratch slot, so
+    /// that is the guest's doing where one runs, and else the host's. Throws Error where KVM refuses to run the vCPU.
+    [[nodiscard]] Outcome touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop);
+
+    /// Has KVM map `range` (KVM_PRE_FAULT_MEMORY), without entering the guest. A stop is heard between two system
+    /// calls, each of at most some milliseconds. Throws Error where KVM refuses: kFailed does not happen.
+    [[nodiscard]] Outcome pre_fault(GuestRange range, std::uint64_t mapping_bytes, const std::stop_token& stop);
 
     /// The counters of this vCPU.
-    [[nodiscard]] kvm::Stats stats() const { return vcpu_.stats(); }
+    [[nodiscard]] const kvm::Stats& stats() const noexcept { return stats_; }
+
+    /// Far beyond what a chunk takes: 32,768 faults of 50 microseconds are 1.6 s.
+    static constexpr double kMostCpuSeconds = 20;
 
   private:
+    void take_state();
+    /// After a failure: as new.
+    void recover();
+
     kvm::Vcpu vcpu_;
+    kvm::Stats stats_;
     const Scratch& scratch_;
 };
 

@@ -5,15 +5,18 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "kvm/error.hpp"
-#include "kvm/process_memory.hpp"
-#include "prefault/parallel.hpp"
 #include "prefault/plan.hpp"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 // Linux 5.14
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24 // Linux 5.18
 #endif
 
 namespace vmm::prefault {
@@ -39,6 +42,8 @@ namespace {
     }
 }
 
+} // namespace
+
 void populate_chunk(const GuestMemory& memory, GuestRange chunk) {
     const auto bytes = memory.at(chunk);
     assert(bytes);
@@ -51,45 +56,40 @@ void populate_chunk(const GuestMemory& memory, GuestRange chunk) {
     }
 }
 
-} // namespace
-
-bool populate_host(const GuestMemory& memory, std::span<const GuestRange> ranges, unsigned workers,
-                   const std::stop_token& stop) {
-    // A chunk is what one system call populates, so it is also how long a stop may wait: 16 MiB of 4 KiB pages are
-    // some 5 ms.
+std::uint64_t host_chunk_bytes(PageSize page_size, std::uint64_t total_bytes, unsigned workers) {
     constexpr std::uint64_t kLargestCall = 16 * kMiB;
-    const std::uint64_t page_bytes = largest_page_bytes(memory.page_size());
-    std::uint64_t total = 0;
-    for (const GuestRange& range : ranges) {
-        total += range.size;
-    }
-    const std::uint64_t chunk_bytes =
-        std::max(page_bytes, std::min(kLargestCall, Plan::chunk_bytes_for(total, workers, page_bytes)));
-    const Plan plan(ranges, chunk_bytes);
-    ChunkQueue queue(plan);
-    const auto useful = static_cast<unsigned>(std::clamp<std::size_t>(plan.chunk_count(), 1, workers));
-    run_in_parallel(useful, "populate", [&](unsigned) {
-        while (!stop.stop_requested()) {
-            const auto chunk = queue.take();
-            if (!chunk) {
-                return;
-            }
-            populate_chunk(memory, *chunk);
-        }
-    });
-    return !stop.stop_requested();
+    const std::uint64_t page_bytes = largest_page_bytes(page_size);
+    return std::max(page_bytes, std::min(kLargestCall, Plan::chunk_bytes_for(total_bytes, workers, page_bytes)));
 }
 
-std::vector<std::uint64_t> proven_mapping_bytes(const GuestMemory& memory) {
-    std::vector<std::uint64_t> result(memory.regions().size(), certain_page_bytes(memory.page_size()));
-    if (memory.page_size() == PageSize::kThp) {
-        for (std::size_t i = 0; i < result.size(); ++i) {
-            if (resident_memory_of(memory.regions()[i].bytes()).all_transparent_huge) {
-                result[i] = 2 * kMiB;
-            }
-        }
+bool populate_host(const GuestMemory& memory, std::span<const PlacedRange> ranges, const Workforce& workforce,
+                   const std::stop_token& stop) {
+    const std::uint64_t chunk_bytes =
+        host_chunk_bytes(memory.page_size(), total_bytes(ranges), workforce.workers);
+    return for_each_chunk(ranges, chunk_bytes, workforce, Stage::kHost, "populate", stop,
+                          [&](unsigned, GuestRange chunk, const std::stop_token&) {
+                              populate_chunk(memory, chunk);
+                              return true;
+                          });
+}
+
+void release_host(const GuestMemory& memory, unsigned workers) noexcept {
+    std::vector<PlacedRange> ranges;
+    for (const MemoryRegion& region : memory.regions()) {
+        ranges.push_back({region.range, std::nullopt});
     }
-    return result;
+    Workforce workforce;
+    workforce.workers = workers;
+    const std::uint64_t chunk_bytes = host_chunk_bytes(memory.page_size(), total_bytes(ranges), workers);
+    try {
+        for_each_chunk(ranges, chunk_bytes, workforce, Stage::kHost, "release", {},
+                       [&](unsigned, GuestRange chunk, const std::stop_token&) {
+                           const auto bytes = *memory.at(chunk);
+                           return ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED_LOCKED) == 0 ||
+                                  ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED) == 0;
+                       });
+    } catch (...) { // No thread to be had, perhaps: then munmap() does it alone.
+    }
 }
 
 } // namespace vmm::prefault

@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::uint64_t kSmallestChunk = 2 * kMiB;
 constexpr std::uint64_t kLargestChunk = kGiB;
+constexpr std::uint64_t kMostMappings = 32768; // 128 MiB of 4 KiB pages
 constexpr std::uint64_t kChunksPerWorker = 16;
 
 /// How many multiples of `chunk_bytes` a range touches.
@@ -36,7 +37,7 @@ Plan::Plan(std::span<const GuestRange> ranges, std::uint64_t chunk_bytes) : chun
 
 std::uint64_t Plan::chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes) {
     const std::uint64_t smallest = std::max(kSmallestChunk, mapping_bytes);
-    const std::uint64_t largest = std::max(kLargestChunk, mapping_bytes);
+    const std::uint64_t largest = std::max(std::min(kLargestChunk, kMostMappings * mapping_bytes), mapping_bytes);
     const std::uint64_t even_share =
         std::max<std::uint64_t>(1, total_bytes / (kChunksPerWorker * std::max(1U, workers)));
     return std::clamp(std::bit_floor(even_share), smallest, largest);

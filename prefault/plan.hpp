@@ -26,7 +26,8 @@ class Plan {
 
     /// A chunk size for so much memory and so many workers: about 16 chunks a worker, so that one slow worker does not
     /// keep the others waiting at the end; never below 2 MiB or `mapping_bytes` (a power of two), what one mapping
-    /// covers; and not above 1 GiB unless a mapping is, so that a request to stop is heard.
+    /// covers; and not above 1 GiB, nor above 32,768 mappings, unless one mapping is, so that a request to stop is
+    /// heard and progress is seen.
     static std::uint64_t chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
 
     /// How many of `workers` there is work for: no more than there are chunks; at least 1.

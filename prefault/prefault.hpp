@@ -2,17 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
-#include <span>
+#include <map>
 #include <stop_token>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvm/guest_memory.hpp"
-#include "kvm/vm.hpp"
-#include "prefault/dummy_vcpu.hpp"
+#include "prefault/cpu_list.hpp"
+#include "prefault/numa.hpp"
 #include "prefault/pin.hpp"
-#include "prefault/scratch.hpp"
-#include "prefault/second_level.hpp"
+#include "prefault/progress.hpp"
+#include "prefault/second_level_filler.hpp"
 
 namespace vmm::prefault {
 
@@ -23,78 +24,64 @@ enum class Scope {
     kAll,  ///< host memory and the second level
 };
 
-/// How the second level was filled.
-enum class Method {
-    kNone,
-    kTouch, ///< dummy vCPUs wrote to every page
-};
-
+/// The name used on the command line and in the report: "none", "host", "all".
 [[nodiscard]] std::string_view to_string(Scope scope) noexcept;
-[[nodiscard]] std::string_view to_string(Method method) noexcept;
 
 struct Options {
     Scope scope = Scope::kAll;
-    Pin pin = Pin::kMlock;
+    /// The parts of guest memory it is about, whole pages of the backing, not overlapping; empty: all of it.
+    std::vector<GuestRange> ranges = {};
+    Method method = Method::kAuto;
     /// Threads for the host side, and dummy vCPUs; at least 1. Of these, as many are used as there is work for.
     unsigned workers = 1;
+    /// Where workers may run; empty: where the process may. Workers run on the CPUs of their memory's node.
+    CpuList cpus = {};
+    /// Beside a guest: workers at the lowest priority, and each chunk is populated on both sides before the next is
+    /// begun, so that what is done serves the guest at once.
+    bool background = false;
+    /// Whether the second level of system management mode is filled, too. Needs KVM_CAP_X86_SMM, and EPT or NPT.
+    bool smm = false;
+    ProgressSink progress = {};
 };
 
 /// What was done, and what KVM's counters say of it.
 struct Report {
     Scope scope = Scope::kNone;
+    std::vector<GuestRange> ranges; ///< what was asked for; empty: all memory
+    std::uint64_t bytes = 0;        ///< the size of what it was about
     Method method = Method::kNone;
+    std::string method_reason; ///< why this method
     unsigned workers = 0;
     double host_seconds = 0;
     double pin_seconds = 0;
-    double second_level_seconds = 0;
+    double second_level_seconds = 0; ///< in the background: both sides
+    double smm_seconds = 0;
     double total_seconds = 0;
-    MappedPages mapped;         ///< of the guest's memory, all of it, when the run ended
-    unsigned top_up_passes = 0; ///< further passes over every 4 KiB, because the counters were short
-    bool complete = false;      ///< what `scope` asked for was done, and where it is kAll the counters cover all memory
+    MappedPages mapped;          ///< of the guest's memory, all of it, when the run ended
+    MappedPages smm_mapped;      ///< what the second level of system management mode added
+    Proof proof = Proof::kNone;  ///< what shows that the second level is full
+    unsigned top_up_passes = 0;  ///< passes over every 4 KiB that found something to map
+    bool complete = false;       ///< what was asked for was done, and where the scope is kAll it is proven
+    std::string problem;         ///< why it is not complete; empty if it is, or if a stop was requested
 };
 
-/// The dummies and their scratch memslot, for as long as the VM lives. fill() may be used again at any time.
-///
-/// Threads: one at a time; the guest may run meanwhile.
-class SecondLevelFiller {
-  public:
-    struct Place {
-        std::uint32_t memslot;   ///< a free slot number for the scratch memslot
-        Scratch::Layout scratch; ///< where it lies
-        unsigned first_vcpu_id;  ///< the lowest id of a dummy: above every real vCPU's
-        SecondLevelKind kind;    ///< what this host has
-    };
-
-    /// Creates `workers` dummies. Before the guest runs: on shadow paging, what the scratch slot adds to KVM's counts
-    /// is found out by looking at them. Throws Error.
-    SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid, unsigned workers);
-
-    /// What the page tables of the dummies are; for a guest that adopts them.
-    [[nodiscard]] const Scratch& scratch() const noexcept { return scratch_; }
-
-    /// Fills the second level of all of `memory` and notes workers, mapped, top-ups and completeness in `report`.
-    /// Returns early, incomplete, if `stop` is requested. Throws Error.
-    void fill(const GuestMemory& memory, Report& report, const std::stop_token& stop);
-
-  private:
-    [[nodiscard]] std::uint64_t count_scratch_mappings();
-    void touch_scratch(const std::stop_token& stop);
-    /// Touches each of `ranges` at the stride that stands at its place in `strides`, in bytes.
-    bool touch_all(std::span<const GuestRange> ranges, std::span<const std::uint64_t> strides,
-                   const std::stop_token& stop);
-    [[nodiscard]] MappedPages mapped_guest_memory() const;
-
-    kvm::Stats vm_stats_;
-    SecondLevelKind kind_;
-    Scratch scratch_;
-    std::deque<DummyVcpu> dummies_; ///< a deque: a vCPU's address never changes
-    /// How many mappings of KVM's count are the scratch slot's, small pages all.
-    std::uint64_t scratch_mappings_ = 0;
+/// What a run works on.
+struct Target {
+    const GuestMemory& memory;
+    /// Where each part of it lies, in ascending order; all of it.
+    const std::vector<PlacedRange>& placement;
+    /// The CPUs of each node that `placement` names.
+    const std::map<unsigned, CpuList>& node_cpus;
+    PinnedMemory& pins;
+    /// Needed for Scope::kAll.
+    SecondLevelFiller* filler = nullptr;
+    MethodChoice method;
+    bool guest_runs = false;
 };
 
-/// Runs pre-population over all of `memory`: host side, pin, second level, verification. `filler` is needed for
-/// Scope::kAll only. If `stop` is requested the report says what was done, with `complete` false. Throws Error.
-Report run(const GuestMemory& memory, SecondLevelFiller* filler, const Options& options,
-           const std::stop_token& stop = {});
+/// Runs pre-population over what `options` ask for: host side, pin, second level, verification. May be used again at any
+/// time: what is there already is found there, and content never changes. If `stop` is requested the report says what
+/// was done, with `complete` false. Throws Error, and what the progress sink throws.
+Report run(const Target& target, const Options& options, const std::stop_token& stop = {});
 
 } // namespace vmm::prefault

@@ -57,25 +57,41 @@ constexpr std::uint64_t kRootPage = 1;
 constexpr std::uint64_t kFirstPointerPage = 2;
 
 std::uint64_t pointer_tables(const Scratch::Layout& layout) {
-    return (layout.mapped_bytes / kGiB + kEntriesPerTable - 1) / kEntriesPerTable;
+    return (layout.largest_bytes / kGiB + kEntriesPerTable - 1) / kEntriesPerTable;
 }
 
 } // namespace
 
-std::uint64_t Scratch::bytes_for(const Layout& layout) {
-    const std::uint64_t directories = layout.one_gib_pages ? 0 : layout.mapped_bytes / kGiB;
+std::uint64_t Scratch::bytes_for(const Layout& layout, std::uint64_t mapped_bytes) {
+    const std::uint64_t directories = layout.one_gib_pages ? 0 : mapped_bytes / kGiB;
     return (kFirstPointerPage + pointer_tables(layout) + directories) * kPageBytes;
 }
 
 Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout)
-    : layout_(layout), mapping_(Mapping::anonymous(bytes_for(layout), 2 * kMiB, 0, "the prefault scratch slot")) {
+    : layout_(layout), slot_(slot),
+      mapping_(Mapping::anonymous(bytes_for(layout), 2 * kMiB, 0, "the prefault scratch slot")) {
     assert(is_aligned(to_integer(layout.base), 2 * kMiB) && is_aligned(layout.mapped_bytes, kGiB));
-    assert(layout.mapped_bytes <= 128 * kTiB);
+    assert(is_aligned(layout.largest_bytes, kGiB) && layout.largest_bytes <= 128 * kTiB);
+    assert(layout.mapped_bytes <= layout.largest_bytes);
     assert((GuestRange{GuestAddress{0}, layout.mapped_bytes}.contains(range())));
     ::madvise(mapping_.data(), mapping_.size(), MADV_NOHUGEPAGE); // Advice; small pages keep the count exact.
     ::madvise(mapping_.data(), mapping_.size(), MADV_DONTFORK);
     refresh();
     vm.add_memslot(slot, range(), mapping_.data());
+}
+
+void Scratch::add_to(kvm::Vm& vm, kvm::AddressSpace address_space) const {
+    vm.add_memslot(slot_, range(), mapping_.data(), address_space);
+}
+
+void Scratch::map_up_to(std::uint64_t bytes) {
+    assert(bytes <= layout_.largest_bytes);
+    layout_.mapped_bytes = std::max(layout_.mapped_bytes, *align_up(bytes, kGiB));
+    refresh();
+}
+
+GuestRange Scratch::used_range() const noexcept {
+    return {layout_.base, bytes_for(layout_, layout_.mapped_bytes)};
 }
 
 GuestAddress Scratch::page(std::uint64_t index) const noexcept {

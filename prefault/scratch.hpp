@@ -20,7 +20,7 @@ namespace vmm::prefault {
 /// On a shadow-paging host the second level belongs to the guest's page tables: there a guest that adopts these tables
 /// (built-in guest, option `tables=`), with the same CR0, CR4 and EFER, shares what the dummies filled.
 ///
-/// Threads: const after construction but for refresh(), which nobody else may accompany.
+/// Threads: const after construction but for refresh() and map_up_to(), which nobody else may accompany.
 class Scratch {
   public:
     /// CR0 = PG|WP|NE|ET|MP|PE, CR4 = PAE, EFER = LMA|LME: part of the role by which KVM tells second-level roots
@@ -37,20 +37,31 @@ class Scratch {
 
     struct Layout {
         GuestAddress base; ///< where the memslot lies: 2 MiB-aligned, below `mapped_bytes`, in no other memslot
-        std::uint64_t mapped_bytes; ///< what the tables map, from 0 on: a multiple of 1 GiB, up to 128 TiB
-        bool one_gib_pages;         ///< whether the guest's CPUID has pdpe1gb
+        std::uint64_t mapped_bytes;  ///< what the tables map at first, from 0 on: a multiple of 1 GiB
+        std::uint64_t largest_bytes; ///< what they can be made to map: a multiple of 1 GiB, `mapped_bytes` to 128 TiB
+        bool one_gib_pages;          ///< whether the guest's CPUID has pdpe1gb
     };
 
-    /// The bytes a layout takes, a multiple of 4 KiB.
-    [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout);
+    /// The bytes the memslot of a layout takes, a multiple of 4 KiB.
+    [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout) {
+        return bytes_for(layout, layout.largest_bytes);
+    }
 
     /// Adds memslot `slot` to `vm`. Throws Error.
     Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout);
 
     /// Writes tables and stub again where they differ from what they must be.
     void refresh();
+    /// The tables map [0, bytes) from now on, if they did not already; at most Layout::largest_bytes.
+    void map_up_to(std::uint64_t bytes);
+    /// Adds the memslot to another address space, too. Throws Error.
+    void add_to(kvm::Vm& vm, kvm::AddressSpace address_space) const;
 
+    /// The memslot.
     [[nodiscard]] GuestRange range() const noexcept { return {layout_.base, mapping_.size()}; }
+    /// The part of it that is in use.
+    [[nodiscard]] GuestRange used_range() const noexcept;
+    [[nodiscard]] std::uint64_t largest_bytes() const noexcept { return layout_.largest_bytes; }
     [[nodiscard]] std::uint64_t mapped_bytes() const noexcept { return layout_.mapped_bytes; }
     /// The stub's first instruction. RDI: address, RSI: end, RDX: stride.
     [[nodiscard]] GuestAddress stub() const noexcept;
@@ -62,10 +73,12 @@ class Scratch {
 
   private:
     [[nodiscard]] GuestAddress page(std::uint64_t index) const noexcept;
+    [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout, std::uint64_t mapped_bytes);
     void write(std::uint64_t offset, std::span<const std::byte> bytes);
     void write_entry(std::uint64_t page_index, std::uint64_t entry_index, std::uint64_t value);
 
     Layout layout_;
+    std::uint32_t slot_;
     Mapping mapping_;
 };
 

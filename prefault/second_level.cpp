@@ -34,8 +34,10 @@ SecondLevelHost detect_second_level(std::string_view sysfs_module) {
     SecondLevelHost host;
     if (parameter_is_on(sysfs_module, "kvm_amd/parameters/npt")) {
         host.kind = SecondLevelKind::kNpt;
+        host.accessed_dirty = true; // NPT has them always (AMD64 volume 2, 15.25.8).
     } else if (parameter_is_on(sysfs_module, "kvm_intel/parameters/ept")) {
         host.kind = SecondLevelKind::kEpt;
+        host.accessed_dirty = parameter_is_on(sysfs_module, "kvm_intel/parameters/eptad");
     }
     host.tdp_mmu = host.kind != SecondLevelKind::kShadow && parameter_is_on(sysfs_module, "kvm/parameters/tdp_mmu");
     return host;

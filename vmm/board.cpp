@@ -20,9 +20,10 @@ Board::Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, StopR
     mmio_.freeze();
 }
 
-loader::AcpiConfig Board::describe(unsigned vcpus) {
+loader::AcpiConfig Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa) {
     loader::AcpiConfig acpi;
     acpi.vcpus = vcpus;
+    acpi.numa = std::move(numa);
     acpi.base = memory_map::kAcpiTables.base;
     acpi.local_apic = memory_map::kLocalApic;
     acpi.io_apic = memory_map::kIoApic;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "devices/acpi_power.hpp"
 #include "devices/bus.hpp"
@@ -29,8 +30,8 @@ class Board {
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
     [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
 
-    /// What the ACPI tables say of this board for a guest with `vcpus` vCPUs.
-    [[nodiscard]] static loader::AcpiConfig describe(unsigned vcpus);
+    /// What the ACPI tables say of this board for a guest with `vcpus` vCPUs, on `numa` nodes if it has any.
+    [[nodiscard]] static loader::AcpiConfig describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa);
 
   private:
     IrqfdLine com1_line_;

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <map>
 #include <optional>
 #include <sstream>
+#include <utility>
+#include <vector>
 
-#include "prefault/parallel.hpp"
+#include "prefault/cpu_list.hpp"
+#include "prefault/numa.hpp"
+#include "vmm/cli_values.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {
@@ -48,7 +51,12 @@ const std::map<std::string, PageSize> kPageSizes{
     {"4K", PageSize::k4K}, {"thp", PageSize::kThp}, {"2M", PageSize::k2M}, {"1G", PageSize::k1G}};
 const std::map<std::string, prefault::Scope> kScopes{
     {"none", prefault::Scope::kNone}, {"host", prefault::Scope::kHost}, {"all", prefault::Scope::kAll}};
-const std::map<std::string, prefault::Pin> kPins{{"none", prefault::Pin::kNone}, {"mlock", prefault::Pin::kMlock}};
+const std::map<std::string, prefault::Method> kMethods{
+    {"auto", prefault::Method::kAuto}, {"touch", prefault::Method::kTouch}, {"ioctl", prefault::Method::kIoctl}};
+const std::map<std::string, PrefaultWhen> kWhens{{"before", PrefaultWhen::kBefore},
+                                                 {"background", PrefaultWhen::kBackground}};
+const std::map<std::string, prefault::Pin> kPins{
+    {"none", prefault::Pin::kNone}, {"mlock", prefault::Pin::kMlock}, {"longterm", prefault::Pin::kLongterm}};
 
 /// Takes one of the names in `values`, in any case, and says in the help which there are.
 template <typename Value>
@@ -72,28 +80,38 @@ CLI::Option* add_choice(CLI::App& app, const std::string& option, Value& target,
 const CLI::Validator kNotEmpty([](std::string& text) { return text.empty() ? std::string("is empty") : std::string(); },
                                "");
 
-/// "512M": a number and K, M, G or T, with or without "B" or "iB" behind it; nothing else.
-std::optional<std::uint64_t> parse_size(std::string_view text) {
-    std::uint64_t number = 0;
-    const char* const end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, number);
-    if (error != std::errc{}) {
-        return std::nullopt;
+/// What --prefault takes: a scope by name, or the ranges it is about.
+void take_prefault(const std::string& text, prefault::Options& options) {
+    std::string name = text;
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (const auto scope = kScopes.find(name); scope != kScopes.end()) {
+        options.scope = scope->second;
+        return;
     }
-    std::string unit(rest, end);
-    std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::toupper(c); });
-    static const std::map<std::string, std::uint64_t> kUnits{
-        {"", 1}, {"K", kKiB}, {"M", kMiB}, {"G", kGiB}, {"T", kTiB}};
-    for (const std::string_view ending : {"IB", "B"}) {
-        if (unit.size() == ending.size() + 1 && unit.ends_with(ending)) {
-            unit.resize(1);
-        }
+    auto ranges = parse_ranges(text);
+    if (!ranges) {
+        throw CLI::ValidationError("--prefault", "'" + text +
+                                                     "' is neither none, host or all, nor ranges of guest memory like "
+                                                     "0-1G,4G-6G");
     }
-    const auto factor = kUnits.find(unit);
-    if (factor == kUnits.end() || number > UINT64_MAX / factor->second) {
-        return std::nullopt;
-    }
-    return number * factor->second;
+    options.scope = prefault::Scope::kAll;
+    options.ranges = std::move(*ranges);
+}
+
+CLI::Option* add_cpu_list(CLI::App& app, const std::string& option, prefault::CpuList& target,
+                          const std::string& help) {
+    return app
+        .add_option_function<std::string>(
+            option,
+            [option, &target](const std::string& text) {
+                auto cpus = prefault::parse_cpu_list(text);
+                if (!cpus) {
+                    throw CLI::ValidationError(option, "'" + text + "' is no list of CPUs (0-3,8)");
+                }
+                target = std::move(*cpus);
+            },
+            help)
+        ->type_name("LIST");
 }
 
 void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault::Pin>& pin, unsigned& verbosity,
@@ -121,19 +139,48 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
     run.add_option("--cmdline", config.command_line,
                    std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"")
         ->type_name("STRING");
-    add_choice(run, "--prefault", config.prefault.scope, kScopes,
-               "What to populate before the guest starts: nothing, host memory, or the second level too");
+    run.add_option_function<std::string>(
+           "--prefault", [&config](const std::string& text) { take_prefault(text, config.prefault); },
+           "What to populate: nothing, host memory, the second level too, or the latter for parts of guest memory "
+           "(0-1G,4G-6G)")
+        ->type_name("none|host|all|RANGE,...")
+        ->default_str("none");
+    add_choice(run, "--prefault-when", config.prefault_when, kWhens,
+               "Before the guest starts, or beside it, at low priority");
+    add_choice(run, "--prefault-method", config.prefault.method, kMethods,
+               "How the second level is filled: by prefault vCPUs that touch memory, by KVM_PRE_FAULT_MEMORY, or what "
+               "is best here");
     run.add_option("--prefault-workers", config.prefault.workers, "Threads that populate, and prefault vCPUs")
         ->type_name("N")
-        ->default_str("the CPUs this process may use");
+        ->default_str("the CPUs they may use");
+    add_cpu_list(run, "--prefault-cpus", config.prefault.cpus, "CPUs on which they run");
+    run.add_flag("--prefault-smm", config.prefault.smm,
+                 "Fill the second level of system management mode, too (needs EPT or NPT)");
+    add_cpu_list(run, "--vcpu-cpus", config.vcpu_cpus, "CPUs on which the guest's vCPUs run, one after the other");
+    auto* const node = run.add_option_function<unsigned>(
+                              "--numa-node",
+                              [&config](const unsigned& number) {
+                                  config.numa = {prefault::NumaPolicy::Kind::kNode, number};
+                              },
+                              "Guest memory lies on this NUMA node")
+                           ->type_name("N");
+    run.add_option_function<std::string>(
+           "--numa", [&config](const std::string& name) { config.numa = *prefault::parse_numa_policy(name); },
+           "Guest memory is spread over the nodes page by page, or split into one part a node, of which the guest is "
+           "told")
+        ->transform(CLI::IsMember({"interleave", "split"}, CLI::ignore_case).description(""))
+        ->type_name("interleave|split")
+        ->excludes(node);
     add_choice(run, "--page-size", config.page_size, kPageSizes,
                "Pages behind guest memory; 2M and 1G: huge page pool");
     run.add_option_function<std::string>(
            "--pin", [&pin](const std::string& name) { pin = kPins.at(name); },
-           "Whether guest memory is locked in place")
+           "Guest memory is locked against swapping, or pinned in place against migration, too (io_uring buffers)")
         ->transform(CLI::IsMember(kPins, CLI::ignore_case).description(""))
-        ->type_name("none|mlock")
+        ->type_name("none|mlock|longterm")
         ->default_str("mlock when prefaulting, else none");
+    run.add_flag("--reserve-hugepages", config.reserve_huge_pages,
+                 "Raise the pool of huge pages by what is missing, for this run (needs root)");
     run.add_option("--serial", command.serial, "Where the guest's serial port goes")
         ->type_name("stdio|none|FILE")
         ->check(kNotEmpty)
@@ -141,6 +188,7 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
     run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")
         ->type_name("FILE")
         ->check(kNotEmpty);
+    run.add_flag("--watch", command.watch, "Say once a second what KVM has mapped, and the new faults of each vCPU");
     run.add_flag("-v,--verbose", verbosity, "Say more; twice: everything");
     run.add_flag("-q,--quiet", quiet, "Say nothing but errors");
     run.add_option("--log-file", command.log_file, "Log there, too")->type_name("FILE")->check(kNotEmpty);
@@ -171,7 +219,7 @@ Command parse_command_line(int argc, const char* const* argv) {
 
     RunCommand run_command;
     run_command.serial = "stdio";
-    run_command.config.prefault.workers = std::min(prefault::usable_cpus(), Config::kMaxPrefaultWorkers);
+    run_command.config.prefault.workers = 0; // As many as there are CPUs for them; known when all is read.
     std::optional<prefault::Pin> pin;
     unsigned verbosity = 0;
     bool quiet = false;
@@ -196,8 +244,12 @@ Command parse_command_line(int argc, const char* const* argv) {
         return usage_error(app, "--quiet and --verbose exclude each other");
     }
     prefault::Options& prefault = run_command.config.prefault;
-    prefault.pin =
+    run_command.config.pin =
         pin.value_or(prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock);
+    if (run_command.config.prefault.workers == 0 && run->count("--prefault-workers") == 0) {
+        const std::size_t cpus = prefault.cpus.empty() ? prefault::usable_cpu_list().size() : prefault.cpus.size();
+        prefault.workers = static_cast<unsigned>(std::clamp<std::size_t>(cpus, 1, Config::kMaxPrefaultWorkers));
+    }
     run_command.log_level = log_level(verbosity, quiet);
     run_command.summary = !quiet;
     return run_command;

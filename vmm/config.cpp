@@ -1,6 +1,8 @@
 #include "vmm/config.hpp"
 
-#include <fstream>
+#include <algorithm>
+#include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -28,27 +30,122 @@ void validate_memory_size(const Config& config) {
     }
 }
 
-/// Refuses what the kernel would only find out by killing somebody.
-void validate_against_host_memory(const Config& config) {
-    if (config.page_size == PageSize::k2M || config.page_size == PageSize::k1G) {
-        return; // The pool is memory that is set aside already.
-    }
+bool is_from_pool(PageSize page_size) {
+    return page_size == PageSize::k2M || page_size == PageSize::k1G;
+}
+
+/// Refuses what the kernel would only find out by killing somebody. `populated_bytes` are populated ahead of time.
+void validate_against_host_memory(const std::string& tried, std::uint64_t bytes, std::uint64_t populated_bytes) {
     const HostMemory host = read_host_memory();
-    const std::string tried = "cannot give the guest " + format_bytes(config.memory_bytes) + " of memory";
-    if (config.memory_bytes > host.total_bytes) {
+    if (bytes > host.total_bytes) {
         throw Error(tried + ": this host has " + format_bytes(host.total_bytes));
     }
-    if (const auto limit = read_memory_cgroup_limit(); limit && config.memory_bytes > *limit) {
+    if (const auto limit = read_memory_cgroup_limit(); limit && bytes > *limit) {
         throw Error(tried + ": the control group of this process may use " + format_bytes(*limit) +
                     " (raise its memory.max)");
     }
-    if (config.prefault.scope != prefault::Scope::kNone && config.memory_bytes > host.available_bytes) {
+    if (populated_bytes > host.available_bytes) {
         throw Error(tried + " ahead of time: this host has " + format_bytes(host.available_bytes) + " available of " +
                     format_bytes(host.total_bytes) + " (free some, or take --prefault=none)");
     }
 }
 
+/// How much of memory a prefault makes exist.
+std::uint64_t populated_bytes(const Config& config) {
+    if (config.prefault.scope == prefault::Scope::kNone) {
+        return 0;
+    }
+    std::uint64_t bytes = config.prefault.ranges.empty() ? config.memory_bytes : 0;
+    for (const GuestRange& range : config.prefault.ranges) {
+        bytes += range.size;
+    }
+    return bytes;
+}
+
+void validate_prefault(const Config& config) {
+    const prefault::Options& options = config.prefault;
+    if (options.workers < 1 || options.workers > Config::kMaxPrefaultWorkers) {
+        throw Error("cannot use " + std::to_string(options.workers) + " prefault workers: 1 to " +
+                    std::to_string(Config::kMaxPrefaultWorkers) + " are possible");
+    }
+    if (options.scope == prefault::Scope::kNone && !options.ranges.empty()) {
+        throw Error("cannot populate ranges of memory with --prefault=none");
+    }
+    if (options.scope != prefault::Scope::kAll && options.smm) {
+        throw Error("cannot fill the second level of system management mode alone: take --prefault=all with "
+                    "--prefault-smm");
+    }
+    if (options.scope == prefault::Scope::kNone && config.prefault_when == PrefaultWhen::kBackground) {
+        throw Error("cannot prefault nothing in the background: take --prefault=all or host with "
+                    "--prefault-when=background");
+    }
+    validate_ranges(options.ranges, memory_map::ram_layout(config.memory_bytes), config.page_size);
+    prefault::check_cpus_usable(options.cpus, "--prefault-cpus");
+    prefault::check_cpus_usable(config.vcpu_cpus, "--vcpu-cpus");
+}
+
+/// Places are "0xc0000000 (3G)": what a person wrote, and what it means.
+std::string list_of(std::span<const GuestRange> ranges) {
+    std::string text;
+    for (const GuestRange& range : ranges) {
+        text += (text.empty() ? "" : ", ") + format_bytes(to_integer(range.base)) + " to " +
+                format_bytes(to_integer(range.end()));
+    }
+    return text;
+}
+
 } // namespace
+
+std::string_view to_string(PrefaultWhen when) noexcept {
+    return when == PrefaultWhen::kBackground ? "background" : "before";
+}
+
+void validate_ranges(std::span<const GuestRange> ranges, std::span<const GuestRange> ram, PageSize page_size) {
+    const std::uint64_t page_bytes = certain_page_bytes(page_size);
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+        const GuestRange& range = ranges[i];
+        const std::string tried = "cannot prefault " + to_string(range);
+        if (range.size == 0) {
+            throw Error(tried + ": it is empty");
+        }
+        if (!is_aligned(to_integer(range.base), page_bytes) || !is_aligned(range.size, page_bytes)) {
+            throw Error(tried + ": it must begin and end at a multiple of the page size, " + format_bytes(page_bytes));
+        }
+        if (std::none_of(ram.begin(), ram.end(), [&](const GuestRange& piece) { return piece.contains(range); })) {
+            throw Error(tried + ": it is not all RAM, which this guest has from " + list_of(ram));
+        }
+        for (const GuestRange& other : ranges.first(i)) {
+            if (other.overlaps(range)) {
+                throw Error(tried + ": it overlaps " + to_string(other));
+            }
+        }
+    }
+}
+
+void validate_more_memory(const Config& config, std::uint64_t bytes) {
+    if (is_from_pool(config.page_size)) {
+        prefault::check_huge_page_pool(config.page_size, bytes);
+    } else {
+        validate_against_host_memory("cannot give the guest " + format_bytes(bytes) + " more memory", bytes, bytes);
+    }
+    prefault::check_may_pin(config.pin, bytes);
+}
+
+prefault::HugePageDemand huge_page_demand(const Config& config, const prefault::NumaTopology& topology) {
+    prefault::HugePageDemand demand;
+    demand.page_size = config.page_size;
+    demand.will_be_raised = config.reserve_huge_pages;
+    std::map<std::optional<unsigned>, std::uint64_t> by_node;
+    const std::uint64_t granule = std::max(2 * kMiB, largest_page_bytes(config.page_size));
+    for (const prefault::PlacedRange& placed :
+         prefault::place(memory_map::ram_layout(config.memory_bytes), config.numa, topology, granule)) {
+        by_node[placed.node] += placed.range.size;
+    }
+    for (const auto& [node, bytes] : by_node) {
+        demand.shares.push_back({node, bytes});
+    }
+    return demand;
+}
 
 void validate(const Config& config) {
     validate_memory_size(config);
@@ -56,13 +153,22 @@ void validate(const Config& config) {
         throw Error("cannot give the guest " + std::to_string(config.vcpus) + " vCPUs: 1 to " +
                     std::to_string(Config::kMaxVcpus) + " are possible");
     }
-    if (config.prefault.workers < 1 || config.prefault.workers > Config::kMaxPrefaultWorkers) {
-        throw Error("cannot use " + std::to_string(config.prefault.workers) + " prefault workers: 1 to " +
-                    std::to_string(Config::kMaxPrefaultWorkers) + " are possible");
+    validate_prefault(config);
+    const prefault::NumaTopology topology = prefault::NumaTopology::read();
+    prefault::check_numa_policy(config.numa, topology, config.memory_bytes);
+    if (is_from_pool(config.page_size)) { // Memory that is set aside already.
+        prefault::check_huge_page_pool(huge_page_demand(config, topology));
+    } else {
+        if (config.reserve_huge_pages) {
+            throw Error("cannot reserve huge pages for --page-size=" + std::string(to_string(config.page_size)) +
+                        ": only 2M and 1G come from a pool");
+        }
+        validate_against_host_memory("cannot give the guest " + format_bytes(config.memory_bytes) + " of memory",
+                                     config.memory_bytes, populated_bytes(config));
     }
-    validate_against_host_memory(config);
-    prefault::check_huge_page_pool(config.page_size, config.memory_bytes);
-    prefault::check_may_pin(config.prefault.pin, config.memory_bytes);
+    prefault::check_may_pin(config.pin, config.prefault.ranges.empty() || config.prefault.scope == prefault::Scope::kNone
+                                            ? config.memory_bytes
+                                            : populated_bytes(config));
 }
 
 } // namespace vmm

@@ -14,7 +14,7 @@
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/huge_page_pool.hpp"
-#include "prefault/parallel.hpp"
+#include "prefault/cpu_list.hpp"
 #include "prefault/pin.hpp"
 #include "prefault/second_level.hpp"
 #include "vmm/host_memory.hpp"
@@ -123,7 +123,7 @@ void examine_processors(std::vector<Finding>& findings) {
         nodes += name.starts_with("node") && name.size() > 4 && name[4] >= '0' && name[4] <= '9' ? 1 : 0;
     }
     findings.push_back({Verdict::kGood, "processors",
-                        fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpus(),
+                        fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpu_list().size(),
                                     std::max<std::size_t>(nodes, 1), nodes > 1 ? "s" : ""),
                         ""});
 }

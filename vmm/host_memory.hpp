@@ -3,7 +3,8 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
+
+#include "kvm/cgroup.hpp"
 
 namespace vmm {
 
@@ -17,8 +18,6 @@ struct HostMemory {
 
 /// The smallest limit on memory among the control groups this process is in, in bytes; nothing where there is none
 /// (Documentation/admin-guide/cgroup-v2.rst, memory.max; v1: memory.limit_in_bytes).
-[[nodiscard]] std::optional<std::uint64_t>
-read_memory_cgroup_limit(const std::string& proc_self_cgroup = "/proc/self/cgroup",
-                         const std::string& mount = "/sys/fs/cgroup");
+[[nodiscard]] std::optional<std::uint64_t> read_memory_cgroup_limit(const CgroupRoots& roots = {});
 
 } // namespace vmm

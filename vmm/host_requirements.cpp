@@ -17,6 +17,27 @@ unsigned prefault_vcpus(const Config& config) {
                                           largest_page_bytes(config.page_size));
 }
 
+namespace {
+
+void check_prefault(const kvm::System& system, const prefault::Options& options) {
+    const prefault::SecondLevelHost host = prefault::detect_second_level();
+    static_cast<void>(
+        prefault::choose_method(options.method, host, system.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0));
+    if (!options.smm) {
+        return;
+    }
+    if (host.kind == prefault::SecondLevelKind::kShadow) {
+        throw Error("cannot fill the second level of system management mode: this host has shadow paging (leave out "
+                    "--prefault-smm)");
+    }
+    if (system.extension(KVM_CAP_X86_SMM) == 0) {
+        throw Error("cannot fill the second level of system management mode: this host's KVM has none "
+                    "(KVM_CAP_X86_SMM; leave out --prefault-smm)");
+    }
+}
+
+} // namespace
+
 void check_host(const kvm::System& system, const Config& config) {
     for (const HostCapability& capability : kHostCapabilities) {
         if (capability.needed && system.extension(capability.number) == 0) {
@@ -28,7 +49,12 @@ void check_host(const kvm::System& system, const Config& config) {
         throw Error(fmt::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
                                 format_bytes(config.memory_bytes), address_bits));
     }
-    const unsigned dummies = config.prefault.scope == prefault::Scope::kAll ? prefault_vcpus(config) : 0;
+    if (config.prefault.scope == prefault::Scope::kAll) {
+        check_prefault(system, config.prefault);
+    }
+    const unsigned dummies = config.prefault.scope != prefault::Scope::kAll ? 0
+                             : config.prefault.smm                         ? 2 * prefault_vcpus(config)
+                                                                           : prefault_vcpus(config);
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
     if (config.vcpus > most) {
         throw Error(

@@ -2,8 +2,10 @@
 
 #include <sys/epoll.h>
 
+#include <atomic>
 #include <cassert>
 #include <latch>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -13,11 +15,15 @@
 #include "kvm/error.hpp"
 #include "kvm/process_memory.hpp"
 #include "kvm/system.hpp"
+#include "vmm/background_prefault.hpp"
 #include "vmm/board.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/guest_images.hpp"
+#include "vmm/guest_ram.hpp"
 #include "vmm/host_requirements.hpp"
+#include "vmm/interval_timer.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/prefaulter.hpp"
 #include "vmm/serial_console.hpp"
 #include "vmm/stop_bridge.hpp"
 #include "vmm/vcpu_thread.hpp"
@@ -53,6 +59,18 @@ std::vector<std::uint64_t> second_level_faults(const std::deque<kvm::Vcpu>& vcpu
     return faults;
 }
 
+/// The difference of two counts, vCPU by vCPU.
+std::vector<std::uint64_t> faults_since(const std::vector<std::uint64_t>& before, std::vector<std::uint64_t> after) {
+    for (std::size_t i = 0; i < after.size(); ++i) {
+        after[i] -= before[i];
+    }
+    return after;
+}
+
+std::uint64_t sum_of(const std::vector<std::uint64_t>& counts) {
+    return std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
+}
+
 } // namespace
 
 /// The members stand in the order they depend on each other: memory outlives the VM, the VM its vCPUs.
@@ -64,30 +82,36 @@ struct Machine::Parts {
             config.log(level, line);
         }
     }
+    [[nodiscard]] Prefaulter::Host prefault_host() const;
     void create_vcpus();
-    void create_filler();
     void load();
+    [[nodiscard]] bool adopts_page_tables() const;
     [[nodiscard]] std::string command_line() const;
-    void run_threads(std::deque<VcpuThread>& threads);
+    [[nodiscard]] prefault::CpuList cpus_of(unsigned vcpu) const;
+    prefault::Report prefault(const prefault::Options& options);
+    void run_threads(std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before);
+    void watch(EventLoop& loop, IntervalTimer& timer, const std::vector<std::uint64_t>& faults_before);
     [[nodiscard]] std::uint64_t measure_resident_overhead() const;
+    void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
     void note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before);
 
     Config config;
     Clock::time_point started;
     RunReport report;
     std::string crash;
-    StopRequest stop;
+    std::shared_ptr<StopRequest> shared_stop;
+    StopRequest& stop;
     GuestFiles files;
     kvm::System system;
-    GuestMemory memory;
+    GuestRam ram;
     kvm::Vm vm;
     SerialConsole console;
     Board board;
     std::vector<kvm_cpuid_entry2> supported_cpuid;
     bool tsc_deadline = false;
     std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
-    std::optional<prefault::SecondLevelFiller> filler;
-    bool has_run = false;
+    std::optional<Prefaulter> prefaulter;
+    std::atomic<bool> has_run{false};
 };
 
 namespace {
@@ -96,6 +120,11 @@ kvm::System open_checked_system(const Config& config) {
     kvm::System system;
     check_host(system, config);
     return system;
+}
+
+GuestRam create_ram(const Config& config, const StopRequest& stop) {
+    const StopBridge bridge(stop); // Raising a pool may take long.
+    return {config, bridge.token()};
 }
 
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
@@ -116,22 +145,40 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 } // namespace
 
 Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
-    : config(validated(std::move(wanted))), started(started_at), files(GuestFiles::open(config)),
-      system(open_checked_system(config)), memory(memory_map::ram_layout(config.memory_bytes), config.page_size),
-      vm(create_vm(system, memory)), console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
+    : config(validated(std::move(wanted))), started(started_at),
+      shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()), stop(*shared_stop),
+      files(GuestFiles::open(config)), system(open_checked_system(config)), ram(create_ram(config, stop)),
+      vm(create_vm(system, ram.memory())), console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
       board(vm, console.callbacks(), stop), supported_cpuid(system.supported_cpuid()),
       tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
     report.host = prefault::detect_second_level();
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     report.memory_bytes = config.memory_bytes;
     report.page_size = config.page_size;
-    report.pin = config.prefault.pin;
+    report.pin = config.pin;
+    report.numa = config.numa;
+    report.prefault_when = config.prefault_when;
     report.vcpus = config.vcpus;
     create_vcpus();
-    if (config.prefault.scope == prefault::Scope::kAll) {
-        create_filler();
+    prefaulter.emplace(vm, ram, config, prefault_host(), guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline));
+    // In the background the dummies are made there, too, unless the guest is to be told of their page tables.
+    if (config.prefault.scope == prefault::Scope::kAll &&
+        (config.prefault_when == PrefaultWhen::kBefore || adopts_page_tables())) {
+        prefaulter->prepare();
     }
     load();
+}
+
+Prefaulter::Host Machine::Parts::prefault_host() const {
+    return {report.host, report.kvm_pre_fault_memory, has_one_gib_pages(supported_cpuid),
+            physical_address_bits(supported_cpuid)};
+}
+
+bool Machine::Parts::adopts_page_tables() const {
+    // Without a second level in hardware, what the dummies filled belongs to their page tables: a guest that says so
+    // (the built-in one does) adopts them.
+    return files.kernel.takes_page_tables() && config.prefault.scope == prefault::Scope::kAll &&
+           report.host.kind == prefault::SecondLevelKind::kShadow;
 }
 
 void Machine::Parts::create_vcpus() {
@@ -142,22 +189,10 @@ void Machine::Parts::create_vcpus() {
     }
 }
 
-void Machine::Parts::create_filler() {
-    const std::uint64_t mapped_bytes = *align_up(memory_map::address_space_bytes(config.memory_bytes), kGiB);
-    const prefault::Scratch::Layout scratch{memory_map::kScratchWindow.base, mapped_bytes,
-                                            has_one_gib_pages(supported_cpuid)};
-    assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
-    filler.emplace(
-        vm, prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config.vcpus, report.host.kind},
-        guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline), prefault_vcpus(config));
-}
-
 std::string Machine::Parts::command_line() const {
     std::string line = Config::kDefaultCommandLine;
-    if (files.kernel.takes_page_tables() && filler && report.host.kind == prefault::SecondLevelKind::kShadow) {
-        // Without a second level in hardware, what the dummies filled belongs to their page tables: a guest that says
-        // so (the built-in one does) adopts them.
-        line += " tables=" + to_string(filler->scratch().page_tables());
+    if (adopts_page_tables()) {
+        line += " tables=" + to_string(prefaulter->page_tables());
     }
     if (!config.command_line.empty()) {
         line += " " + config.command_line;
@@ -168,7 +203,9 @@ std::string Machine::Parts::command_line() const {
 void Machine::Parts::load() {
     const BootPlan plan(config.memory_bytes);
     const std::string line = command_line();
-    const loader::BootEntry entry = load_guest(memory, files, line, Board::describe(config.vcpus), plan.layout());
+    const loader::BootEntry entry = load_guest(ram.memory(), files, line,
+                                               Board::describe(config.vcpus, ram.describe_nodes(config.vcpus)),
+                                               plan.layout());
     set_boot_state(vcpus.front(), entry, plan.layout());
     log(LogLevel::kInfo, fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(),
                                      files.kernel.format_name(), to_string(entry.kernel), to_string(entry.entry),
@@ -179,20 +216,49 @@ void Machine::Parts::load() {
     log(LogLevel::kInfo, "command line: " + line);
 }
 
-void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
+prefault::CpuList Machine::Parts::cpus_of(unsigned vcpu) const {
+    return config.vcpu_cpus.empty() ? ram.vcpu_cpus(vcpu, config.vcpus)
+                                    : prefault::CpuList{config.vcpu_cpus[vcpu % config.vcpu_cpus.size()]};
+}
+
+void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer, const std::vector<std::uint64_t>& faults_before) {
+    [[maybe_unused]] const bool watched = loop.watch(
+        timer.fd(), EPOLLIN, [this, &timer, begin = Clock::now(), last = faults_before](std::uint32_t) mutable {
+            timer.clear();
+            const std::vector<std::uint64_t> now = second_level_faults(vcpus);
+            config.watch({seconds_between(begin, Clock::now()), prefaulter->mapped(), faults_since(last, now)});
+            last = now;
+        });
+    assert(watched);
+}
+
+void Machine::Parts::run_threads(std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before) {
     EventLoop loop;
     std::latch start(1);
     bool stopping = false;
     [[maybe_unused]] const bool watched =
         loop.watch(stop.fd(), EPOLLIN, [&stopping](std::uint32_t) { stopping = true; });
     assert(watched);
+    std::optional<IntervalTimer> watch_timer;
+    std::optional<BackgroundPrefault> background;
     try {
         console.attach(board.serial(), loop);
+        if (config.watch) {
+            watch(loop, watch_timer.emplace(1.0), faults_before);
+        }
         const VcpuEnvironment environment{board.ports(), board.mmio(), stop, start};
         for (kvm::Vcpu& vcpu : vcpus) {
-            threads.emplace_back(vcpu, environment);
+            threads.emplace_back(vcpu, cpus_of(vcpu.id()), environment);
         }
+        prefaulter->note_guest_runs();
         start.count_down(); // Not before every thread exists: a guest that has begun cannot be taken back.
+        if (config.prefault_when == PrefaultWhen::kBackground) {
+            prefault::Options options = config.prefault;
+            options.background = true;
+            background.emplace(*prefaulter, std::move(options), stop, [this, &faults_before] {
+                report.faults_until_full = sum_of(faults_since(faults_before, second_level_faults(vcpus)));
+            });
+        }
         while (!stopping) {
             loop.run_once(-1);
         }
@@ -204,23 +270,44 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
         threads.clear(); // Kicks and joins.
         throw;
     }
+    report.guest_ended = Clock::now();
     for (VcpuThread& thread : threads) {
         thread.kick();
     }
     for (VcpuThread& thread : threads) {
         thread.join();
     }
+    if (background) {
+        note_background(background->join(), threads);
+    }
+}
+
+void Machine::Parts::note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads) {
+    if (outcome.failure) {
+        try {
+            std::rethrow_exception(outcome.failure);
+        } catch (const std::exception& error) {
+            outcome.report.scope = config.prefault.scope;
+            outcome.report.ranges = config.prefault.ranges;
+            outcome.report.problem = error.what();
+        }
+    }
+    report.prefault = std::move(outcome.report);
+    report.locked_bytes = locked_bytes();
+    report.pinned_bytes = pinned_bytes();
+    if (outcome.full_at && threads.front().first_entry()) {
+        report.seconds_until_full = seconds_between(*threads.front().first_entry(), *outcome.full_at);
+    }
 }
 
 void Machine::Parts::note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before) {
-    const Clock::time_point ended = Clock::now();
     if (const auto first_entry = threads.front().first_entry()) {
-        report.guest_seconds = seconds_between(*first_entry, ended);
+        report.guest_seconds = seconds_between(*first_entry, report.guest_ended);
         report.seconds_to_first_instruction = seconds_between(started, *first_entry);
     }
-    report.second_level_faults = second_level_faults(vcpus);
+    report.second_level_faults = faults_since(faults_before, second_level_faults(vcpus));
+    report.mapped = prefaulter->mapped();
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
-        report.second_level_faults[i] -= faults_before[i];
         if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
             crash += fmt::format("vCPU {}: {}\n{}", i, threads[i].crash(),
                                  kvm::describe_registers(vcpus[i].registers(), vcpus[i].special_registers()));
@@ -232,13 +319,15 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads, const std::
 std::uint64_t Machine::Parts::measure_resident_overhead() const {
     // Where it is known how much of guest memory is resident, the quick way; else the kernel has to look at each page.
     const bool from_pool = config.page_size == PageSize::k2M || config.page_size == PageSize::k1G;
-    if (from_pool || (report.prefault.scope != prefault::Scope::kNone && report.prefault.complete)) {
+    const bool all_resident = report.prefault.scope != prefault::Scope::kNone && report.prefault.complete &&
+                              report.prefault.ranges.empty();
+    if (from_pool || all_resident) {
         const std::uint64_t resident = resident_bytes();
-        const std::uint64_t guest_bytes = from_pool ? 0 : memory.size_bytes();
+        const std::uint64_t guest_bytes = from_pool ? 0 : ram.memory().size_bytes();
         return resident > guest_bytes ? resident - guest_bytes : 0;
     }
     std::vector<std::span<std::byte>> guest;
-    for (const MemoryRegion& region : memory.regions()) {
+    for (const MemoryRegion& region : ram.memory().regions()) {
         guest.push_back(region.bytes());
     }
     return resident_bytes_outside(guest);
@@ -249,25 +338,42 @@ Machine::Machine(Config config, Clock::time_point started)
 
 Machine::~Machine() = default;
 
-const prefault::Report& Machine::prefault() {
+prefault::Report Machine::Parts::prefault(const prefault::Options& options) {
+    const StopBridge bridge(stop);
+    return prefaulter->run(options, bridge.token());
+}
+
+prefault::Report Machine::prefault() {
+    return prefault(parts_->config.prefault);
+}
+
+prefault::Report Machine::prefault(const prefault::Options& options) {
     Parts& parts = *parts_;
-    if (parts.config.prefault.scope == prefault::Scope::kNone) {
-        parts.report.prefault = prefault::run(parts.memory, nullptr, parts.config.prefault);
-        return parts.report.prefault;
+    prefault::Report report = parts.prefault(options);
+    if (!parts.has_run) {
+        parts.report.prefault = report;
+        parts.report.locked_bytes = locked_bytes(); // The kernel's own figures.
+        parts.report.pinned_bytes = pinned_bytes();
     }
-    const StopBridge bridge(parts.stop);
-    parts.report.prefault =
-        prefault::run(parts.memory, parts.filler ? &*parts.filler : nullptr, parts.config.prefault, bridge.token());
-    return parts.report.prefault;
+    return report;
+}
+
+prefault::Report Machine::add_memory(GuestRange range) {
+    const StopBridge bridge(parts_->stop);
+    return parts_->prefaulter->add_memory(range, bridge.token());
+}
+
+void Machine::log_dirty_pages(bool on) {
+    parts_->prefaulter->log_dirty_pages(on);
 }
 
 ExitReason Machine::run() {
     Parts& parts = *parts_;
-    assert(!parts.has_run);
-    parts.has_run = true;
+    [[maybe_unused]] const bool had_run = parts.has_run.exchange(true);
+    assert(!had_run);
     const std::vector<std::uint64_t> faults_before = second_level_faults(parts.vcpus);
     std::deque<VcpuThread> threads;
-    parts.run_threads(threads);
+    parts.run_threads(threads, faults_before);
     constexpr int kFlushMilliseconds = 1000;
     parts.console.flush(kFlushMilliseconds);
     for (const VcpuThread& thread : threads) {

@@ -16,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include <fmt/format.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
@@ -25,10 +26,12 @@
 #include "vmm/cli.hpp"
 #include "vmm/doctor.hpp"
 #include "vmm/machine.hpp"
+#include "vmm/progress_line.hpp"
 #include "vmm/report_file.hpp"
 #include "vmm/serial_file.hpp"
 #include "vmm/stop_on_signals.hpp"
 #include "vmm/terminal.hpp"
+#include "vmm/watch.hpp"
 
 namespace vmm {
 
@@ -124,17 +127,83 @@ SerialConfig connect_serial(const std::string& serial, std::optional<SerialFile>
     return config;
 }
 
-ExitReason run_machine(Machine& machine, const Config& config) {
-    const StopOnSignals stop_on_signals(machine);
-    const prefault::Report& prefault = machine.prefault();
-    if (prefault.scope == prefault::Scope::kAll && !prefault.complete && !machine.is_stop_requested()) {
-        config.log(LogLevel::kWarning, "the second level is not complete: the guest will take faults");
+/// Who is told how the prefault is doing: a person at a terminal by a bar, which goes when the prefault is done; else
+/// the log. Beside a guest, always the log: the terminal is the guest's.
+class ProgressDisplay {
+  public:
+    ProgressDisplay(const RunCommand& command, const LogSink& log) : log_(log) {
+        if (command.summary && command.config.prefault_when == PrefaultWhen::kBefore &&
+            ::isatty(STDERR_FILENO) == 1) {
+            bar_.emplace(STDERR_FILENO);
+        }
     }
+
+    void show(const prefault::Progress& progress) {
+        if (bar_) {
+            bar_->show(progress);
+        }
+        log_.show(progress);
+    }
+    void close() { bar_.reset(); }
+
+  private:
+    std::optional<ProgressBar> bar_;
+    ProgressLog log_;
+};
+
+void prefault_before(Machine& machine, const Config& config) {
+    const prefault::Report report = machine.prefault();
+    if (report.scope == prefault::Scope::kAll) {
+        config.log(LogLevel::kInfo, fmt::format("prefault: method {} ({})", to_string(report.method),
+                                                report.method_reason));
+        if (!report.complete && !machine.is_stop_requested()) {
+            config.log(LogLevel::kWarning, "the second level is not complete, and the guest will take faults: " +
+                                               report.problem);
+        }
+    }
+}
+
+ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& progress) {
+    if (config.prefault_when == PrefaultWhen::kBefore) {
+        prefault_before(machine, config);
+    }
+    progress.close();
     std::optional<RawTerminal> terminal;
     if (config.serial.escape_keys) {
         terminal.emplace(config.serial.input_fd);
     }
     return machine.run();
+}
+
+/// What a run leaves behind when its machine is gone.
+struct Ending {
+    ExitReason reason = ExitReason::kStopped;
+    RunReport report;
+    std::string crash;
+};
+
+Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
+                      std::optional<SerialFile>& serial_file, ProgressDisplay& progress) {
+    Ending ending;
+    {
+        Machine machine(config, started);
+        if (serial_file) {
+            serial_file->keep();
+        }
+        ending.reason = run_machine(machine, config, progress);
+        ending.report = machine.report();
+        ending.crash = machine.crash_description();
+    }
+    const std::chrono::duration<double> teardown = std::chrono::steady_clock::now() - ending.report.guest_ended;
+    ending.report.teardown_seconds = teardown.count();
+    return ending;
+}
+
+void warn_of_background_prefault(const Ending& ending, const Config& config) {
+    const prefault::Report& report = ending.report.prefault;
+    if (config.prefault_when == PrefaultWhen::kBackground && !report.problem.empty()) {
+        config.log(LogLevel::kError, "the prefault in the background did not come to its end: " + report.problem);
+    }
 }
 
 int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
@@ -148,22 +217,34 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     config.log = [logger](LogLevel level, std::string_view line) { logger->log(spdlog_level(level), "{}", line); };
     std::optional<SerialFile> serial_file;
     config.serial = connect_serial(command.serial, serial_file);
-
-    Machine machine(config, started);
-    if (serial_file) {
-        serial_file->keep();
+    if (command.watch) {
+        config.watch = [](const WatchSample& sample) { std::cerr << to_line(sample) << std::endl; };
     }
-    const ExitReason reason = run_machine(machine, config);
-    if (!machine.crash_description().empty()) {
-        std::cerr << "vmm: the guest crashed\n" << machine.crash_description();
+    ProgressDisplay progress(command, config.log);
+    config.prefault.progress = [&progress](const prefault::Progress& now) { progress.show(now); };
+    config.stop = std::make_shared<StopRequest>();
+    const StopOnSignals stop_on_signals(*config.stop); // As long as there is anything to give back.
+
+    Ending ending;
+    try {
+        ending = run_to_the_end(config, started, serial_file, progress);
+    } catch (const Error&) {
+        if (config.stop->is_requested_for(ExitReason::kSignal)) {
+            return kStoppedBySignal; // Stopped in the middle of construction, which says so.
+        }
+        throw;
+    }
+    warn_of_background_prefault(ending, config);
+    if (!ending.crash.empty()) {
+        std::cerr << "vmm: the guest crashed\n" << ending.crash;
     }
     if (command.summary) {
-        std::cerr << to_summary(machine.report()) << '\n';
+        std::cerr << to_summary(ending.report) << '\n';
     }
     if (report_file) {
-        report_file->write(to_json(machine.report()));
+        report_file->write(to_json(ending.report));
     }
-    return exit_code(reason);
+    return exit_code(ending.reason);
 }
 
 int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_point /*started*/) {

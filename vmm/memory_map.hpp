@@ -50,6 +50,11 @@ inline constexpr std::uint32_t kScratchMemslot = 16;
 /// The most RAM a guest can have: what keeps the scratch slot's page tables within their window.
 inline constexpr std::uint64_t kMaxMemoryBytes = 16 * kTiB;
 
+/// How far above the RAM it starts with a running guest can be given more.
+inline constexpr std::uint64_t kRoomForMoreMemory = 512 * kGiB;
+/// No RAM lies above.
+inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
+
 /// Where `memory_bytes` of RAM go: below the hole, the rest from 4 GiB on.
 [[nodiscard]] std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes);
 

@@ -13,36 +13,77 @@ std::uint64_t RunReport::second_level_faults_total() const {
     return std::accumulate(second_level_faults.begin(), second_level_faults.end(), std::uint64_t{0});
 }
 
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json mapped_json(const prefault::MappedPages& mapped) {
+    return {{"4k", mapped.pages_4k}, {"2m", mapped.pages_2m}, {"1g", mapped.pages_1g}};
+}
+
+Json ranges_json(const std::vector<GuestRange>& ranges) {
+    Json list = Json::array();
+    for (const GuestRange& range : ranges) {
+        list.push_back({{"base", to_integer(range.base)}, {"bytes", range.size}});
+    }
+    return list;
+}
+
+template <typename Value>
+Json or_null(const std::optional<Value>& value) {
+    return value ? Json(*value) : Json(nullptr);
+}
+
+std::string_view scope_name(const prefault::Report& prefault) {
+    return prefault.ranges.empty() ? to_string(prefault.scope) : "ranges";
+}
+
+} // namespace
+
 std::string to_json(const RunReport& report) {
-    using Json = nlohmann::ordered_json;
     const prefault::Report& prefault = report.prefault;
     Json json;
     json["schema"] = RunReport::kSchema;
     json["host"] = {{"second_level", to_string(report.host.kind)},
                     {"tdp_mmu", report.host.tdp_mmu},
                     {"kvm_pre_fault_memory", report.kvm_pre_fault_memory}};
-    json["memory"] = {
-        {"bytes", report.memory_bytes}, {"page_size", to_string(report.page_size)}, {"pin", to_string(report.pin)}};
-    json["prefault"] = {
-        {"scope", to_string(prefault.scope)},
-        {"method", to_string(prefault.method)},
-        {"workers", prefault.workers},
-        {"seconds",
-         {{"host", prefault.host_seconds},
-          {"pin", prefault.pin_seconds},
-          {"second_level", prefault.second_level_seconds},
-          {"total", prefault.total_seconds}}},
-        {"mapped",
-         {{"4k", prefault.mapped.pages_4k}, {"2m", prefault.mapped.pages_2m}, {"1g", prefault.mapped.pages_1g}}},
-        {"top_up_passes", prefault.top_up_passes},
-        {"complete", prefault.complete}};
+    json["memory"] = {{"bytes", report.memory_bytes},
+                      {"page_size", to_string(report.page_size)},
+                      {"pin", to_string(report.pin)},
+                      {"locked_bytes", report.locked_bytes},
+                      {"pinned_bytes", report.pinned_bytes},
+                      {"numa", to_string(report.numa)}};
+    json["prefault"] = {{"scope", scope_name(prefault)},
+                        {"bytes", prefault.bytes},
+                        {"ranges", ranges_json(prefault.ranges)},
+                        {"when", to_string(report.prefault_when)},
+                        {"method", to_string(prefault.method)},
+                        {"method_reason", prefault.method_reason},
+                        {"workers", prefault.workers},
+                        {"seconds",
+                         {{"host", prefault.host_seconds},
+                          {"pin", prefault.pin_seconds},
+                          {"second_level", prefault.second_level_seconds},
+                          {"smm", prefault.smm_seconds},
+                          {"total", prefault.total_seconds}}},
+                        {"mapped", mapped_json(prefault.mapped)},
+                        {"smm_mapped", mapped_json(prefault.smm_mapped)},
+                        {"top_up_passes", prefault.top_up_passes},
+                        {"proof", to_string(prefault.proof)},
+                        {"complete", prefault.complete},
+                        {"problem", prefault.problem},
+                        {"seconds_until_full", or_null(report.seconds_until_full)},
+                        {"faults_until_full", or_null(report.faults_until_full)}};
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
                      {"seconds", report.guest_seconds},
                      {"exit", to_string(report.exit)},
                      {"second_level_faults", report.second_level_faults},
-                     {"second_level_faults_total", report.second_level_faults_total()}};
-    json["vmm"] = {{"version", kVersion}, {"resident_overhead_bytes", report.resident_overhead_bytes}};
+                     {"second_level_faults_total", report.second_level_faults_total()},
+                     {"mapped", mapped_json(report.mapped)}};
+    json["vmm"] = {{"version", kVersion},
+                   {"resident_overhead_bytes", report.resident_overhead_bytes},
+                   {"teardown_seconds", report.teardown_seconds}};
     return json.dump(2) + "\n";
 }
 
@@ -66,16 +107,26 @@ std::string describe_prefault(const RunReport& report) {
     if (prefault.scope == prefault::Scope::kNone) {
         return "prefault: none";
     }
-    std::string text = fmt::format("prefault: {} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s",
-                                   to_string(prefault.scope), prefault.total_seconds, prefault.workers,
-                                   prefault.workers == 1 ? "" : "s", prefault.host_seconds, prefault.pin_seconds);
+    const bool background = report.prefault_when == PrefaultWhen::kBackground;
+    std::string text = fmt::format("prefault: {}{} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s",
+                                   scope_name(prefault), background ? ", in the background," : "",
+                                   prefault.total_seconds, prefault.workers, prefault.workers == 1 ? "" : "s",
+                                   prefault.host_seconds, prefault.pin_seconds);
     if (prefault.scope == prefault::Scope::kAll) {
-        text += fmt::format(", second level {:.3f} s): KVM maps {} ({})", prefault.second_level_seconds,
-                            describe_mapped(prefault.mapped), to_string(report.host.kind));
+        text += fmt::format(", second level {:.3f} s by {}): KVM maps {} ({})", prefault.second_level_seconds,
+                            to_string(prefault.method), describe_mapped(prefault.mapped), to_string(report.host.kind));
     } else {
         text += ")";
     }
-    return text + (prefault.complete ? ", complete" : ", NOT complete");
+    text += prefault.complete ? ", complete" : ", NOT complete";
+    if (!prefault.problem.empty()) {
+        text += ": " + prefault.problem;
+    }
+    if (report.seconds_until_full && report.faults_until_full) {
+        text += fmt::format("; full {:.3f} s after the guest's start, which had taken {} faults by then",
+                            *report.seconds_until_full, *report.faults_until_full);
+    }
+    return text;
 }
 
 } // namespace
@@ -87,9 +138,10 @@ std::string to_summary(const RunReport& report) {
                                                 to_string(report.exit), report.guest_seconds, report.vcpus,
                                                 report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction);
     return fmt::format(
-        "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {:.1f} MiB",
+        "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {:.1f} MiB; all given "
+        "back after {:.3f} s",
         describe_prefault(report), guest, report.second_level_faults_total(),
-        static_cast<double>(report.resident_overhead_bytes) / static_cast<double>(kMiB));
+        static_cast<double>(report.resident_overhead_bytes) / static_cast<double>(kMiB), report.teardown_seconds);
 }
 
 } // namespace vmm

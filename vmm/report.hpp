@@ -1,13 +1,16 @@
 // What a run did, as values, as JSON, and as lines for people.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kvm/guest_memory.hpp"
 #include "prefault/prefault.hpp"
 #include "prefault/second_level.hpp"
+#include "vmm/config.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -22,8 +25,16 @@ struct RunReport {
     std::uint64_t memory_bytes = 0;
     PageSize page_size = PageSize::kThp;
     prefault::Pin pin = prefault::Pin::kNone;
+    prefault::NumaPolicy numa;
+    std::uint64_t locked_bytes = 0; ///< the process's VmLck after the prefault
+    std::uint64_t pinned_bytes = 0; ///< the process's VmPin after the prefault
 
+    PrefaultWhen prefault_when = PrefaultWhen::kBefore;
     prefault::Report prefault;
+    /// In the background: from the guest's first instruction until the second level was full, and the second-level
+    /// faults of all its vCPUs until then. Nothing where it was not full.
+    std::optional<double> seconds_until_full;
+    std::optional<std::uint64_t> faults_until_full;
 
     double seconds_to_first_instruction = 0;
 
@@ -32,8 +43,12 @@ struct RunReport {
     ExitReason exit = ExitReason::kStopped;
     /// By vCPU: KVM's pf_fixed since hand-over.
     std::vector<std::uint64_t> second_level_faults;
+    prefault::MappedPages mapped; ///< of guest memory, at the end
+    std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 
     std::uint64_t resident_overhead_bytes = 0;
+    /// From the guest's end until everything was given back; measured by whoever destroys the machine.
+    double teardown_seconds = 0;
 
     [[nodiscard]] std::uint64_t second_level_faults_total() const;
 };

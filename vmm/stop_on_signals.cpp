@@ -7,19 +7,19 @@ namespace vmm {
 
 namespace {
 
-std::atomic<Machine*> machine_to_stop{nullptr};
-static_assert(std::atomic<Machine*>::is_always_lock_free, "for use in a signal handler");
+std::atomic<StopRequest*> stop_to_request{nullptr};
+static_assert(std::atomic<StopRequest*>::is_always_lock_free, "for use in a signal handler");
 
 void on_stop_signal(int /*signal*/) {
-    if (Machine* const machine = machine_to_stop.load(); machine != nullptr) {
-        machine->request_stop(ExitReason::kSignal);
+    if (StopRequest* const stop = stop_to_request.load(); stop != nullptr) {
+        stop->request(ExitReason::kSignal);
     }
 }
 
 } // namespace
 
-StopOnSignals::StopOnSignals(Machine& machine) {
-    machine_to_stop.store(&machine);
+StopOnSignals::StopOnSignals(StopRequest& stop) {
+    stop_to_request.store(&stop);
     struct sigaction action {};
     action.sa_handler = on_stop_signal;
     action.sa_flags = SA_RESTART;
@@ -36,7 +36,7 @@ StopOnSignals::~StopOnSignals() {
     for (std::size_t i = 0; i < kSignals.size(); ++i) {
         ::sigaction(kSignals[i], &before_[i], nullptr);
     }
-    machine_to_stop.store(nullptr);
+    stop_to_request.store(nullptr);
 }
 
 } // namespace vmm

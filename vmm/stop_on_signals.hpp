@@ -4,16 +4,16 @@
 #include <array>
 #include <csignal>
 
-#include "vmm/machine.hpp"
+#include "vmm/stop_request.hpp"
 
 namespace vmm {
 
-/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT stop `machine` in order instead of ending the process;
+/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT request a stop instead of ending the process;
 /// afterwards they do what they did before. One that our parent had us ignore (nohup) stays ignored. For programs, not
 /// for the library: dispositions belong to the process. At most one exists at a time. Threads: the main one.
 class StopOnSignals {
   public:
-    explicit StopOnSignals(Machine& machine);
+    explicit StopOnSignals(StopRequest& stop);
     ~StopOnSignals();
     StopOnSignals(const StopOnSignals&) = delete;
     StopOnSignals& operator=(const StopOnSignals&) = delete;

@@ -28,6 +28,9 @@ class StopRequest {
     void request_for_failure() noexcept;
 
     [[nodiscard]] bool is_requested() const noexcept { return state_.load(std::memory_order_acquire) != kNone; }
+    [[nodiscard]] bool is_requested_for(ExitReason reason) const noexcept {
+        return state_.load(std::memory_order_acquire) == static_cast<int>(reason);
+    }
     /// Only where is_requested(), and not for a failure.
     [[nodiscard]] ExitReason reason() const noexcept;
 

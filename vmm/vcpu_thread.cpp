@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <system_error>
+#include <utility>
 
 #include "kvm/error.hpp"
 #include "kvm/kick.hpp"
@@ -20,8 +21,8 @@ std::thread start_thread(std::string_view whose, std::function<void()> body) {
     }
 }
 
-VcpuThread::VcpuThread(kvm::Vcpu& vcpu, const VcpuEnvironment& environment)
-    : vcpu_(vcpu), environment_(environment),
+VcpuThread::VcpuThread(kvm::Vcpu& vcpu, prefault::CpuList cpus, const VcpuEnvironment& environment)
+    : vcpu_(vcpu), cpus_(std::move(cpus)), environment_(environment),
       thread_(start_thread("vCPU " + std::to_string(vcpu.id()), [this] { body(); })) {}
 
 VcpuThread::~VcpuThread() {
@@ -42,6 +43,7 @@ void VcpuThread::join() {
 void VcpuThread::body() noexcept {
     try {
         ::pthread_setname_np(::pthread_self(), ("vcpu" + std::to_string(vcpu_.id())).c_str());
+        prefault::bind_this_thread(cpus_);
         run_until_stopped();
     } catch (...) {
         failure_ = std::current_exception();

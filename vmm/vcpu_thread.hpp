@@ -12,6 +12,7 @@
 
 #include "devices/bus.hpp"
 #include "kvm/vcpu.hpp"
+#include "prefault/cpu_list.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -35,7 +36,8 @@ std::thread start_thread(std::string_view whose, std::function<void()> body);
 /// Threads: kick() any; the rest the one that made it.
 class VcpuThread {
   public:
-    VcpuThread(kvm::Vcpu& vcpu, const VcpuEnvironment& environment);
+    /// `cpus` is where it runs; empty: where the process may.
+    VcpuThread(kvm::Vcpu& vcpu, prefault::CpuList cpus, const VcpuEnvironment& environment);
     ~VcpuThread();
     VcpuThread(const VcpuThread&) = delete;
     VcpuThread& operator=(const VcpuThread&) = delete;
@@ -58,6 +60,7 @@ class VcpuThread {
     void run_until_stopped();
 
     kvm::Vcpu& vcpu_;
+    prefault::CpuList cpus_;
     VcpuEnvironment environment_;
     std::optional<std::chrono::steady_clock::time_point> first_entry_;
     std::string crash_;

@@ -1,0 +1,36 @@
+// The control groups this process is in, and the numbers in their files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace vmm {
+
+/// Where control groups are looked for.
+struct CgroupRoots {
+    std::string self = "/proc/self/cgroup"; ///< which groups a process is in (cgroups(7))
+    std::string mount = "/sys/fs/cgroup";   ///< where the hierarchies are
+};
+
+/// The group of one hierarchy that this process is in, and those above it.
+struct CgroupLineage {
+    enum class Version { k1, k2 };
+    Version version = Version::k2;
+    /// From the process's own group up to where the hierarchy is mounted. A folder may be missing: a container sees the
+    /// mount as its own group, but may be told the group's whole path.
+    std::vector<std::filesystem::path> folders;
+};
+
+/// Every hierarchy in which `controller` ("memory", "hugetlb") may limit this process: that of version 2, and that of
+/// version 1 which has the controller. Empty where groups cannot be read. Throws nothing but std::bad_alloc.
+[[nodiscard]] std::vector<CgroupLineage> cgroup_lineages(std::string_view controller, const CgroupRoots& roots = {});
+
+/// The number in a group's file; nothing where the file is not there or says that there is no limit: "max" in version 2
+/// (Documentation/admin-guide/cgroup-v2.rst), a number near 2^63 in version 1.
+[[nodiscard]] std::optional<std::uint64_t> read_cgroup_number(const std::filesystem::path& file);
+
+} // namespace vmm

@@ -1,0 +1,33 @@
+// What an observer of a long prefault is told.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string_view>
+
+namespace vmm::prefault {
+
+/// The parts of a prefault, in the order in which they run.
+enum class Stage {
+    kHost,        ///< host memory
+    kPin,         ///< the pin
+    kSecondLevel, ///< the second-level page table
+    kSmm,         ///< the second-level page table of system management mode
+};
+
+/// The name for people: "host memory", "pin", "second level", "second level of SMM".
+[[nodiscard]] std::string_view to_string(Stage stage) noexcept;
+
+/// How far one stage has come.
+struct Progress {
+    Stage stage = Stage::kHost;
+    std::uint64_t done_bytes = 0;  ///< of guest memory; never less than before in the same stage
+    std::uint64_t total_bytes = 0; ///< what the stage is about
+    double seconds = 0;            ///< since the stage began
+};
+
+/// Is called on the thread that runs the prefault, some ten times a second and at the end of each stage. What it throws
+/// ends the prefault and comes out of it. Empty: nobody is told.
+using ProgressSink = std::function<void(const Progress&)>;
+
+} // namespace vmm::prefault

@@ -1,0 +1,274 @@
+#include "prefault/second_level_filler.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "kvm/error.hpp"
+#include "prefault/parallel.hpp"
+
+namespace vmm::prefault {
+
+namespace {
+
+constexpr std::uint64_t kSmallPage = 4 * kKiB;
+/// One pass finds what a mapping smaller than expected left out, a second one what was taken away meanwhile; the last
+/// shows that nothing is missing any more.
+constexpr unsigned kMostPasses = 3;
+
+std::uint64_t faults_of(const std::deque<DummyVcpu>& dummies) {
+    std::uint64_t sum = 0;
+    for (const DummyVcpu& dummy : dummies) {
+        sum += dummy.stats().value("pf_fixed").value_or(0);
+    }
+    return sum;
+}
+
+std::uint64_t difference(std::uint64_t after, std::uint64_t before) {
+    return after > before ? after - before : 0;
+}
+
+MappedPages difference(const MappedPages& after, const MappedPages& before) {
+    return {difference(after.pages_4k, before.pages_4k), difference(after.pages_2m, before.pages_2m),
+            difference(after.pages_1g, before.pages_1g)};
+}
+
+} // namespace
+
+std::string_view to_string(Method method) noexcept {
+    switch (method) {
+    case Method::kNone:
+        return "none";
+    case Method::kAuto:
+        return "auto";
+    case Method::kTouch:
+        return "touch";
+    case Method::kIoctl:
+        return "ioctl";
+    }
+    return "?";
+}
+
+std::string_view to_string(Proof proof) noexcept {
+    switch (proof) {
+    case Proof::kNone:
+        return "none";
+    case Proof::kCounters:
+        return "counters";
+    case Proof::kTouch:
+        return "touch";
+    }
+    return "?";
+}
+
+MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_pre_fault_memory) {
+    const bool shadow = host.kind == SecondLevelKind::kShadow;
+    const std::string why_not = shadow                  ? "shadow paging: KVM_PRE_FAULT_MEMORY needs EPT or NPT"
+                                : !has_pre_fault_memory ? "this KVM has no KVM_PRE_FAULT_MEMORY (Linux 6.11)"
+                                                        : "";
+    switch (wanted) {
+    case Method::kTouch:
+        return {Method::kTouch, "asked for"};
+    case Method::kIoctl:
+        if (!why_not.empty()) {
+            throw Error("cannot prefault by ioctl: " + why_not + " (take --prefault-method=auto or touch)");
+        }
+        return {Method::kIoctl, "asked for"};
+    case Method::kAuto:
+    case Method::kNone:
+        break;
+    }
+    if (!why_not.empty()) {
+        return {Method::kTouch, why_not};
+    }
+    if (!host.accessed_dirty) {
+        return {Method::kTouch, "this host keeps no Accessed and Dirty bits in the second level (eptad=N): what "
+                                "KVM_PRE_FAULT_MEMORY maps would fault at its first access"};
+    }
+    return {Method::kIoctl, "this KVM has KVM_PRE_FAULT_MEMORY, and the host keeps Accessed and Dirty bits"};
+}
+
+SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid,
+                                     unsigned workers)
+    : vm_stats_(vm.stats()), host_(place.host), scratch_(vm, place.memslot, place.scratch) {
+    for (unsigned index = 0; index < workers; ++index) {
+        dummies_.emplace_back(vm, place.first_vcpu_id + index, cpuid, scratch_);
+    }
+    if (place.smm) {
+        scratch_.add_to(vm, kvm::AddressSpace::kSmm);
+        for (unsigned index = 0; index < workers; ++index) {
+            smm_dummies_.emplace_back(vm, place.first_vcpu_id + workers + index, cpuid, scratch_,
+                                      kvm::AddressSpace::kSmm);
+        }
+    }
+    scratch_mappings_ = count_scratch_mappings();
+}
+
+GuestRange SecondLevelFiller::touched_part_of_scratch() const noexcept {
+    // "Every page of every memslot", ours too, so that what it adds to KVM's totals is known. On shadow paging only the
+    // stub's page: the tables are write-protected there, and writing to them makes KVM drop what it has shadowed.
+    GuestRange range = scratch_.used_range();
+    if (host_.kind == SecondLevelKind::kShadow) {
+        range.size = kSmallPage;
+    }
+    return range;
+}
+
+void SecondLevelFiller::touch_scratch(DummyVcpu& dummy, const std::stop_token& stop) {
+    run_in_parallel({1, "prefault", {}, false, {}}, stop, [&](unsigned, const std::stop_token& crew_stop) {
+        static_cast<void>(dummy.touch(touched_part_of_scratch(), kSmallPage, crew_stop));
+    });
+}
+
+std::uint64_t SecondLevelFiller::count_scratch_mappings() {
+    const std::uint64_t all = scratch_.used_range().size / kSmallPage;
+    if (host_.kind != SecondLevelKind::kShadow) {
+        return all;
+    }
+    // Here KVM maps some neighbours of the stub's page along with it; how many, only its counters say.
+    const std::uint64_t before = mapped_pages(vm_stats_).pages_4k;
+    touch_scratch(dummies_.front(), {});
+    const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
+    return std::clamp<std::uint64_t>(difference(after, before), 1, all);
+}
+
+MappedPages SecondLevelFiller::mapped_guest_memory() const {
+    MappedPages mapped = mapped_pages(vm_stats_);
+    mapped.pages_4k -= std::min(mapped.pages_4k, scratch_mappings_.load());
+    return mapped;
+}
+
+void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
+    assert(job.method == Method::kTouch || job.method == Method::kIoctl);
+    assert(job.workforce.workers <= workers());
+    std::uint64_t end = 0;
+    for (const PlacedRange& placed : job.ranges) {
+        end = std::max(end, to_integer(placed.range.end()));
+    }
+    scratch_.map_up_to(end);
+    scratch_.refresh();
+    if (host_.kind != SecondLevelKind::kShadow) {
+        scratch_mappings_ = scratch_.used_range().size / kSmallPage;
+    }
+    take_problem();
+    touch_scratch(dummies_.front(), stop);
+}
+
+std::string SecondLevelFiller::take_problem() {
+    const std::lock_guard hold(problem_lock_);
+    return std::exchange(problem_, {});
+}
+
+bool SecondLevelFiller::heed(const Job& job, const DummyVcpu::Outcome& outcome) {
+    using End = DummyVcpu::Outcome::End;
+    if (outcome.end == End::kFailed) {
+        if (!job.guest_runs) {
+            throw Error("cannot fill the second level: " + outcome.why);
+        }
+        const std::lock_guard hold(problem_lock_);
+        if (problem_.empty()) {
+            problem_ = outcome.why;
+        }
+    }
+    return outcome.end == End::kDone;
+}
+
+bool SecondLevelFiller::fill_chunk(const Job& job, unsigned worker, GuestRange chunk, const std::stop_token& stop) {
+    const std::uint64_t mapping_bytes = largest_page_bytes(job.memory.page_size());
+    DummyVcpu& dummy = dummies_[worker];
+    return heed(job, job.method == Method::kIoctl ? dummy.pre_fault(chunk, mapping_bytes, stop)
+                                                  : dummy.touch(chunk, mapping_bytes, stop));
+}
+
+bool SecondLevelFiller::touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage,
+                                  std::uint64_t stride_bytes, const std::stop_token& stop) {
+    const std::uint64_t chunk_bytes =
+        Plan::chunk_bytes_for(total_bytes(job.ranges), job.workforce.workers, stride_bytes);
+    return for_each_chunk(job.ranges, chunk_bytes, job.workforce, stage, "prefault", stop,
+                          [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
+                              return heed(job, dummies[worker].touch(chunk, stride_bytes, crew_stop));
+                          });
+}
+
+FillResult SecondLevelFiller::verify(const Job& job, const std::stop_token& stop) {
+    // The counts are of the whole VM. They tell of this job if it is about all memory, and if nothing else is mapped:
+    // no second address space, and on shadow paging no page tables of a running guest's own.
+    const bool counters_tell =
+        job.all_memory && !smm_filled_ && !(job.guest_runs && host_.kind == SecondLevelKind::kShadow);
+    // Mapped is not enough where the first access of what was mapped for no access faults all the same.
+    const bool is_certain = job.method == Method::kTouch || host_.accessed_dirty;
+    const std::uint64_t wanted_bytes = total_bytes(job.ranges);
+    FillResult result;
+    result.problem = take_problem();
+    std::uint64_t faults = 1;
+    for (unsigned pass = 0; !stop.stop_requested(); ++pass) {
+        result.mapped = mapped_guest_memory();
+        if (result.problem.empty() && counters_tell && (is_certain || pass > 0) &&
+            result.mapped.bytes() >= wanted_bytes) {
+            result.proof = Proof::kCounters;
+            return result;
+        }
+        if (result.problem.empty() && faults == 0) {
+            result.proof = Proof::kTouch;
+            return result;
+        }
+        if (pass == kMostPasses) {
+            if (result.problem.empty()) {
+                result.problem = "mappings are taken away as fast as they are made";
+            }
+            return result;
+        }
+        scratch_.refresh();
+        const std::uint64_t before = faults_of(dummies_);
+        touch_all(dummies_, job, Stage::kSecondLevel, kSmallPage, stop);
+        faults = difference(faults_of(dummies_), before);
+        result.top_up_passes += faults != 0 ? 1 : 0;
+        result.problem = take_problem();
+    }
+    result.mapped = mapped_guest_memory();
+    result.problem.clear();
+    return result;
+}
+
+FillResult SecondLevelFiller::fill(const Job& job, const std::stop_token& stop) {
+    begin(job, stop);
+    const std::uint64_t mapping_bytes = largest_page_bytes(job.memory.page_size());
+    const std::uint64_t chunk_bytes =
+        Plan::chunk_bytes_for(total_bytes(job.ranges), job.workforce.workers, mapping_bytes);
+    for_each_chunk(job.ranges, chunk_bytes, job.workforce, Stage::kSecondLevel, "prefault", stop,
+                   [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
+                       return fill_chunk(job, worker, chunk, crew_stop);
+                   });
+    return verify(job, stop);
+}
+
+FillResult SecondLevelFiller::fill_smm(const Job& job, const std::stop_token& stop) {
+    assert(!smm_dummies_.empty() && host_.kind != SecondLevelKind::kShadow);
+    take_problem();
+    scratch_.refresh();
+    touch_scratch(smm_dummies_.front(), stop);
+    const MappedPages before = mapped_guest_memory();
+    smm_filled_ = true;
+    FillResult result;
+    std::uint64_t stride = largest_page_bytes(job.memory.page_size());
+    for (unsigned pass = 0; pass <= kMostPasses && !stop.stop_requested(); ++pass) {
+        const std::uint64_t faults_before = faults_of(smm_dummies_);
+        const bool finished = touch_all(smm_dummies_, job, Stage::kSmm, stride, stop);
+        const bool every_page = stride == kSmallPage;
+        const std::uint64_t faults = difference(faults_of(smm_dummies_), faults_before);
+        result.mapped = difference(mapped_guest_memory(), before);
+        result.top_up_passes += pass > 0 && faults != 0 ? 1 : 0;
+        result.problem = take_problem();
+        if (finished && every_page && faults == 0) {
+            result.proof = Proof::kTouch;
+            return result;
+        }
+        stride = kSmallPage;
+    }
+    if (result.problem.empty() && !stop.stop_requested()) {
+        result.problem = "mappings are taken away as fast as they are made";
+    }
+    return result;
+}
+
+} // namespace vmm::prefault

@@ -1,0 +1,131 @@
+// The dummies, and what they are told to do.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+
+#include "kvm/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "prefault/dummy_vcpu.hpp"
+#include "prefault/scratch.hpp"
+#include "prefault/second_level.hpp"
+#include "prefault/work.hpp"
+
+namespace vmm::prefault {
+
+/// How the second level is filled.
+enum class Method {
+    kNone,  ///< not at all; in reports only
+    kAuto,  ///< by ioctl where that leaves nothing to fault, else by touch; in options only
+    kTouch, ///< dummy vCPUs write to every page
+    kIoctl, ///< KVM_PRE_FAULT_MEMORY on each dummy vCPU
+};
+
+/// The name used on the command line and in the report: "none", "auto", "touch", "ioctl".
+[[nodiscard]] std::string_view to_string(Method method) noexcept;
+
+/// What shows that the second level is full.
+enum class Proof {
+    kNone,     ///< nothing
+    kCounters, ///< KVM's counts of mappings cover what was to be filled
+    kTouch,    ///< prefault vCPUs wrote to every 4 KiB of it and took no fault, by KVM's count
+};
+
+/// The name used in the report: "none", "counters", "touch".
+[[nodiscard]] std::string_view to_string(Proof proof) noexcept;
+
+/// A method, and why it is the one.
+struct MethodChoice {
+    Method method = Method::kNone;
+    std::string reason;
+};
+
+/// What kAuto, or a wish, comes to on a host. A wish is granted, or it is Error.
+[[nodiscard]] MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_pre_fault_memory);
+
+/// What a fill came to.
+struct FillResult {
+    MappedPages mapped;         ///< of the guest's memory, all of it, when the fill ended
+    unsigned top_up_passes = 0; ///< passes over every 4 KiB that found something to map
+    Proof proof = Proof::kNone;
+    std::string problem;        ///< why there is no proof; empty if there is one, or if a stop was requested
+};
+
+/// The dummies and their scratch memslot, for as long as the VM lives. Memory may be filled again at any time.
+///
+/// Threads: one at a time, but for fill_chunk(); the guest may run meanwhile.
+class SecondLevelFiller {
+  public:
+    struct Place {
+        std::uint32_t memslot;   ///< a free slot number for the scratch memslot
+        Scratch::Layout scratch; ///< where it lies
+        unsigned first_vcpu_id;  ///< the lowest id of a dummy: above every real vCPU's
+        SecondLevelHost host;    ///< what this host has
+        bool smm = false;        ///< whether there are to be dummies in system management mode, too
+    };
+
+    /// What one fill is about.
+    struct Job {
+        const GuestMemory& memory;
+        std::span<const PlacedRange> ranges; ///< parts of `memory`
+        bool all_memory;                     ///< whether they are all of it
+        Method method;                       ///< kTouch or kIoctl
+        bool guest_runs;                     ///< then what makes a dummy fail is the guest's doing, and no Error
+        const Workforce& workforce;          ///< of at most workers() workers
+    };
+
+    /// Creates `workers` dummies, and as many in system management mode if `place` asks for them; the memslots of guest
+    /// memory then exist in both address spaces. On shadow paging it is best made before the guest runs: what the
+    /// scratch slot adds to KVM's counts is found out by looking at them. Throws Error.
+    SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid, unsigned workers);
+
+    [[nodiscard]] unsigned workers() const noexcept { return static_cast<unsigned>(dummies_.size()); }
+    /// What the page tables of the dummies are; for a guest that adopts them.
+    [[nodiscard]] const Scratch& scratch() const noexcept { return scratch_; }
+
+    /// The three steps of filling: begin; each chunk once, from a worker's thread; verification, which tops up what is
+    /// missing by touching. They return early if `stop` is requested. They throw Error: KVM refuses, or a dummy fails
+    /// though no guest runs.
+    void begin(const Job& job, const std::stop_token& stop);
+    bool fill_chunk(const Job& job, unsigned worker, GuestRange chunk, const std::stop_token& stop);
+    FillResult verify(const Job& job, const std::stop_token& stop);
+
+    /// All three.
+    FillResult fill(const Job& job, const std::stop_token& stop);
+
+    /// As fill(), for the second level of system management mode, by touch. `mapped` is what it added.
+    FillResult fill_smm(const Job& job, const std::stop_token& stop);
+
+    /// What KVM has mapped of guest memory now. Threads: any.
+    [[nodiscard]] MappedPages mapped_guest_memory() const;
+
+  private:
+    [[nodiscard]] std::uint64_t count_scratch_mappings();
+    [[nodiscard]] GuestRange touched_part_of_scratch() const noexcept;
+    void touch_scratch(DummyVcpu& dummy, const std::stop_token& stop);
+    /// One pass over all of the job by touch. False if it was not finished.
+    bool touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage, std::uint64_t stride_bytes,
+                   const std::stop_token& stop);
+    bool heed(const Job& job, const DummyVcpu::Outcome& outcome);
+    std::string take_problem();
+
+    kvm::Stats vm_stats_;
+    SecondLevelHost host_;
+    Scratch scratch_;
+    std::deque<DummyVcpu> dummies_;     ///< a deque: a vCPU's address never changes
+    std::deque<DummyVcpu> smm_dummies_; ///< in system management mode for ever: a root without users may be freed
+    /// How many mappings of KVM's count are the scratch slot's, small pages all.
+    std::atomic<std::uint64_t> scratch_mappings_{0};
+    bool smm_filled_ = false;
+    std::mutex problem_lock_;
+    std::string problem_; ///< what went wrong first in the present pass
+};
+
+} // namespace vmm::prefault

@@ -1,0 +1,50 @@
+// How a prefault in progress is shown: a bar on a terminal, lines in a log.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "prefault/progress.hpp"
+#include "vmm/log.hpp"
+
+namespace vmm {
+
+/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left"; what is not known yet is left out.
+[[nodiscard]] std::string describe_progress(const prefault::Progress& progress);
+
+/// The same with a bar, in at most `columns` characters.
+[[nodiscard]] std::string draw_progress(const prefault::Progress& progress, unsigned columns);
+
+/// Draws a bar on a terminal while something takes longer than a second, and leaves nothing behind. Threads: one.
+class ProgressBar {
+  public:
+    /// `fd` is a terminal, on loan.
+    explicit ProgressBar(int fd) : fd_(fd) {}
+    ~ProgressBar();
+    ProgressBar(const ProgressBar&) = delete;
+    ProgressBar& operator=(const ProgressBar&) = delete;
+
+    void show(const prefault::Progress& progress);
+
+  private:
+    void write(const std::string& text) const;
+
+    int fd_;
+    std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+    bool drawn_ = false;
+};
+
+/// Writes a line for each stage that ends, and one every few seconds within a long one. Threads: one.
+class ProgressLog {
+  public:
+    explicit ProgressLog(LogSink log) : log_(std::move(log)) {}
+
+    void show(const prefault::Progress& progress);
+
+  private:
+    LogSink log_;
+    double next_seconds_ = 0;
+    prefault::Stage stage_ = prefault::Stage::kHost;
+};
+
+} // namespace vmm

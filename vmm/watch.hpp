@@ -1,0 +1,26 @@
+// Looking at the second level while the guest runs.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "prefault/second_level.hpp"
+
+namespace vmm {
+
+/// What KVM counts at one moment.
+struct WatchSample {
+    double seconds = 0;                     ///< since the guest started
+    prefault::MappedPages mapped;           ///< of guest memory
+    std::vector<std::uint64_t> new_faults;  ///< by real vCPU: second-level faults since the sample before
+};
+
+/// Takes a sample each second. Called on the thread of Machine::run().
+using WatchSink = std::function<void(const WatchSample&)>;
+
+/// The sample as a line for people, without its newline.
+[[nodiscard]] std::string to_line(const WatchSample& sample);
+
+} // namespace vmm
