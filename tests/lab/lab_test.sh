@@ -75,6 +75,9 @@ check "command without -- is refused" refused run true
 check "odd memory size is refused" refused run --memory 2GB -- true
 check "memory too small for the huge pages is refused" refused run --memory 1G --hugepages-2m 512 -- true
 check "count that is no number is refused" refused run --cpus two -- true
+check "more nodes than there can be are refused" refused run --numa 9 -- true
+check "more nodes than processors are refused" refused run --numa 2 --cpus 1 -- true
+check "memory too small for the nodes is refused" refused run --numa 8 --memory 1023M -- true
 check "missing file is refused" refused run --file "$work/none:/none" -- true
 check "relative guest path is refused" refused run --file "$here/lab:none" -- true
 check "guest path with .. is refused" refused run --file "$here/lab:/a/../b" -- true
@@ -90,6 +93,7 @@ for argument; do printf '%s\0' "$argument"; done >/tmp/arguments
     done
     echo "pages=$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
     echo "processors=$(nproc)"
+    echo "nodes=$(cat /sys/devices/system/node/online)"
     echo "core=$(ulimit -c)"
     echo "kvm=$([ -c /dev/kvm ] && echo yes)"
     echo "input=$(wc -c)"
@@ -118,6 +122,7 @@ check "nested paging is on" reported 'kvm_amd/parameters/npt=Y'
 check "the TDP MMU is on" reported 'kvm/parameters/tdp_mmu=Y'
 check "huge pages of 2 MiB are reserved" reported pages=64
 check "it has the processors asked for" reported processors=2
+check "without --numa it has one node" reported nodes=0
 check "/dev/kvm is there" reported kvm=yes
 check "no core files" reported core=0
 check "standard input is empty" reported input=0
@@ -130,6 +135,28 @@ check "/guest has a bzImage" reported vmlinuz
 check "/guest has an initrd" reported initrd
 check "a dynamically linked program given by --file runs" reported program=yes
 check "nothing is left behind" nothing_left
+
+echo "# nodes"
+# shellcheck disable=SC2016 # The lab's shell expands it.
+lab run --numa 2 --hugepages-2m 64 --get "/tmp/report:$work/report" -- sh -c '
+    cd /sys/devices/system/node || exit
+    for list in online has_cpu has_memory; do
+        echo "$list=$(cat $list)"
+    done >/tmp/report
+    for node in node*; do
+        echo "$node processors=$(cat $node/cpulist)"
+        echo "$node distances=$(cat $node/distance)"
+        echo "$node pages=$(cat $node/hugepages/hugepages-2048kB/nr_hugepages)"
+    done >>/tmp/report
+    grep -q "N[01]=" /proc/self/numa_maps && echo numa_maps=yes >>/tmp/report'
+check "a run with nodes succeeds" status_is 0
+for fact in online=0-1 has_cpu=0-1 has_memory=0-1 'node0 processors=0' 'node1 processors=1' \
+    'node0 distances=10 20' 'node1 distances=20 10' 'node0 pages=32' 'node1 pages=32' numa_maps=yes; do
+    check "with two nodes there is $fact" reported "$fact"
+done
+
+lab run --numa 3 -- sh -c 'cd /sys/devices/system/node && cat has_memory has_cpu'
+check "each node has a processor and memory without --cpus" equal "$work/out" $'0-2\n0-2'
 
 echo "# other ends"
 lab run --kernel 6.1 -- sh -c 'uname -r; cat /none || true'

@@ -29,8 +29,8 @@ wait_quietly() { { wait; } 2>/dev/null || true; }
 
 parse_run_options() {
     local value
-    cpus=$default_cpus memory=$default_memory time_limit=$default_timeout
-    hugepages_2m=0 hugepages_1g=0
+    cpus='' memory=$default_memory time_limit=$default_timeout
+    numa=0 hugepages_2m=0 hugepages_1g=0
     kernel=$default_kernel guest_kernel='' vmm='' console_copy=''
     files=() gets=() command=()
     while [ $# -gt 0 ]; do
@@ -51,6 +51,7 @@ parse_run_options() {
         case $1 in
             --cpus=*) check_count --cpus "$value" 1 64 && cpus=$value ;;
             --memory=*) memory=$value ;;
+            --numa=*) check_count --numa "$value" 1 8 && numa=$value ;;
             --hugepages-2m=*) check_count --hugepages-2m "$value" 0 999999 && hugepages_2m=$value ;;
             --hugepages-1g=*) check_count --hugepages-1g "$value" 0 1024 && hugepages_1g=$value ;;
             --kernel=*) check_kernel_version --kernel "$value" && kernel=$value ;;
@@ -67,6 +68,16 @@ parse_run_options() {
     [ ${#command[@]} -gt 0 ] || refuse "lab run: no command (put it after --)"
     : "${guest_kernel:=$kernel}"
     check_memory
+    check_numa
+}
+
+# Every node has processors and memory; so without --cpus there are as many processors as nodes, or more.
+check_numa() {
+    [ -n "$cpus" ] || cpus=$((numa > default_cpus ? numa : default_cpus))
+    ((cpus >= numa)) ||
+        refuse "--numa: $numa nodes need $numa processors or more, there are $cpus (raise --cpus, or leave it out)"
+    ((memory_mib >= numa * memory_block_mib)) ||
+        refuse "--numa: $numa nodes need $((numa * memory_block_mib))M or more, --memory is $memory"
 }
 
 check_memory() {
@@ -187,16 +198,41 @@ add_file() { # FILE ROOT PATH: and, for a dynamically linked ELF file, its libra
     done
 }
 
+# Deals memory and processors to the nodes, in order, as evenly as whole memory blocks and processors allow.
+# Sets numa_options, and sockets: with nodes each processor has its own, for no socket may be in two nodes.
+deal_to_nodes() {
+    local node other first_cpu next_cpu=0 first_mib next_mib=0
+    numa_options=() sockets=1
+    ((numa > 0)) || return 0
+    sockets=$cpus
+    for ((node = 0; node < numa; node++)); do
+        first_cpu=$next_cpu next_cpu=$(((node + 1) * cpus / numa))
+        first_mib=$next_mib next_mib=$(((node + 1) * memory_mib / numa / memory_block_mib * memory_block_mib))
+        # What is less than a block goes to the last.
+        ((node < numa - 1)) || next_mib=$memory_mib
+        numa_options+=(
+            -object "memory-backend-ram,id=memory$node,size=$((next_mib - first_mib))M"
+            -numa "node,nodeid=$node,memdev=memory$node,cpus=$first_cpu-$((next_cpu - 1))"
+        )
+    done
+    for ((node = 0; node < numa; node++)); do
+        for ((other = node + 1; other < numa; other++)); do
+            numa_options+=(-numa "dist,src=$node,dst=$other,val=20")
+        done
+    done
+}
+
 boot() {
     # Emulation's TSC is the host's clock: it is good, even when a busy host makes it look bad.
     local port machine timer ended kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
+    deal_to_nodes
     find_qemu "$lab_dir/qemu"
     # The ELF kernel (entered through PVH) need not decompress itself, which emulation is slow at.
     qemu+=(
         -nodefaults -no-reboot -display none
         -accel "tcg,thread=$(cat "$lab_dir/qemu/thread")" -cpu "EPYC,+svm,+npt" -M q35
-        -smp "$cpus" -m "${memory_mib}M"
+        -smp "$cpus,sockets=$sockets" -m "${memory_mib}M" "${numa_options[@]}"
         -kernel "$lab_dir/kernel/$kernel/vmlinux" -initrd initramfs -append "${kernel_options[*]}"
         -serial file:console
         # Without ioeventfd, what the lab has written is in the file before it can power off.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -9,6 +10,7 @@
 #include <map>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "support/loader_images.hpp"
 
@@ -37,6 +39,40 @@ AcpiConfig full_config(unsigned vcpus) {
         {{GuestAddress{0xc0000000}, 0x1000}, 5, InterruptTrigger::edge},
         {{GuestAddress{0xc0001000}, 0x1000}, 16, InterruptTrigger::level},
     };
+    return config;
+}
+
+/// Two nodes and one vCPU in each; the first has memory on both sides of the hole below 4 GiB.
+AcpiNuma two_nodes() {
+    return {
+        .memory = {{{GuestAddress{0}, 0xc0000000}, 0},
+                   {{GuestAddress{0x100000000}, 0x40000000}, 0},
+                   {{GuestAddress{0x140000000}, 0x180000000}, 1}},
+        .vcpu_nodes = {1, 0},
+        .distances = {10, 21, 22, 10},
+    };
+}
+
+AcpiConfig config_with(AcpiNuma numa) {
+    AcpiConfig config = full_config(2);
+    config.numa = std::move(numa);
+    return config;
+}
+
+/// As many of everything as there can be.
+AcpiConfig largest_config() {
+    AcpiConfig config = full_config(kMaxAcpiVcpus);
+    config.virtio_mmio.assign(kMaxAcpiVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
+    AcpiNuma& numa = config.numa.emplace();
+    for (unsigned i = 0; i < kMaxAcpiNumaMemory; ++i) {
+        numa.memory.push_back({{GuestAddress{i * kGiB}, kGiB}, i % kMaxAcpiNodes});
+    }
+    for (unsigned i = 0; i < kMaxAcpiVcpus; ++i) {
+        numa.vcpu_nodes.push_back(i % kMaxAcpiNodes);
+    }
+    for (unsigned i = 0; i < kMaxAcpiNodes * kMaxAcpiNodes; ++i) {
+        numa.distances.push_back(i % (kMaxAcpiNodes + 1) == 0 ? kAcpiLocalDistance : 20);
+    }
     return config;
 }
 
@@ -158,9 +194,98 @@ TEST(Acpi, EveryVcpuHasItsLocalApic) {
 }
 
 TEST(Acpi, LargestMachineFitsBelowTheResetVector) {
-    AcpiConfig config = full_config(kMaxAcpiVcpus);
-    config.virtio_mmio.assign(kMaxAcpiVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
-    EXPECT_LT(kBase + build_acpi_tables(config).size(), 0xffff0U);
+    EXPECT_LT(build_acpi_tables(largest_config()).size(), 0x1f000U);
+    EXPECT_LT(kBase + build_acpi_tables(largest_config()).size(), 0xffff0U);
+}
+
+TEST(Acpi, NodesAddTwoTablesToTheOthers) {
+    const Guest guest{config_with(two_nodes())};
+    ASSERT_EQ(guest.tables().size(), 6U); // XSDT, FACP, APIC, SRAT, SLIT, DSDT
+    for (const std::string signature : {"SRAT", "SLIT"}) {
+        EXPECT_EQ(guest.tables().at(signature) % 16, 0U) << signature;
+        EXPECT_EQ(sum(guest.table(signature)), 0U) << signature;
+    }
+    EXPECT_EQ(guest.field<std::uint8_t>("SRAT", 8), 3);    // revision
+    EXPECT_EQ(guest.field<std::uint32_t>("SRAT", 36), 1U); // reserved, but 1
+    EXPECT_EQ(guest.field<std::uint64_t>("SRAT", 40), 0U);
+}
+
+TEST(Acpi, WithoutNodesNoTableMentionsAny) {
+    const Guest guest{full_config(2)};
+    EXPECT_FALSE(guest.tables().contains("SRAT"));
+    EXPECT_FALSE(guest.tables().contains("SLIT"));
+}
+
+TEST(Acpi, NodesWithoutDistancesHaveNoDistanceTable) {
+    AcpiNuma numa = two_nodes();
+    numa.distances.clear();
+    const Guest guest{config_with(numa)};
+    EXPECT_TRUE(guest.tables().contains("SRAT"));
+    EXPECT_FALSE(guest.tables().contains("SLIT"));
+}
+
+TEST(Acpi, EveryVcpuIsInItsNode) {
+    const Guest guest{largest_config()};
+    std::uint64_t entry = 48;
+    for (unsigned i = 0; i < kMaxAcpiVcpus; ++i, entry += 16) {
+        using Entry = std::array<std::uint8_t, 16>;
+        const auto node = static_cast<std::uint8_t>(i % kMaxAcpiNodes);
+        const auto local_apic = static_cast<std::uint8_t>(i);
+        const Entry enabled = {0, 16, node, local_apic, 1};
+        EXPECT_EQ(guest.field<Entry>("SRAT", entry), enabled);
+    }
+    EXPECT_EQ(guest.field<std::uint8_t>("SRAT", entry), 1); // memory
+}
+
+TEST(Acpi, EveryRangeOfMemoryIsInItsNode) {
+    const Guest guest{config_with(two_nodes())};
+    std::uint64_t entry = 48 + (2 * 16);
+    for (const AcpiNumaMemory& memory : two_nodes().memory) {
+        EXPECT_EQ(guest.field<std::uint32_t>("SRAT", entry + 2), memory.node);
+        EXPECT_EQ(guest.field<GuestAddress>("SRAT", entry + 8), memory.range.base);
+        EXPECT_EQ(guest.field<std::uint64_t>("SRAT", entry + 16), memory.range.size);
+        entry += 40;
+    }
+    EXPECT_EQ(guest.table("SRAT").size(), entry);
+}
+
+TEST(Acpi, MemoryIsEnabledAndNotHotPluggable) {
+    using Entry = std::array<std::uint8_t, 40>;
+    const Entry expected = {
+        1, 40,                      // type and length
+        1, 0,  0, 0,    0, 0,       // node, reserved
+        0, 0,  0, 0x40, 1, 0, 0, 0, // base
+        0, 0,  0, 0x80, 1, 0, 0, 0, // size
+        0, 0,  0, 0,    1, 0, 0, 0, // reserved, flags
+        0, 0,  0, 0,    0, 0, 0, 0, // reserved
+    };
+    const Guest guest{config_with(two_nodes())};
+    EXPECT_EQ(guest.field<Entry>("SRAT", guest.table("SRAT").size() - expected.size()), expected);
+}
+
+TEST(Acpi, DistancesAreRowByRow) {
+    const Guest guest{config_with(two_nodes())};
+    EXPECT_EQ(guest.field<std::uint64_t>("SLIT", 36), 2U);
+    const auto from_to = [&guest](unsigned from, unsigned to) {
+        return guest.field<std::uint8_t>("SLIT", 44 + (2 * from) + to);
+    };
+    EXPECT_EQ(from_to(0, 0), 10);
+    EXPECT_EQ(from_to(0, 1), 21);
+    EXPECT_EQ(from_to(1, 0), 22);
+    EXPECT_EQ(from_to(1, 1), 10);
+    EXPECT_EQ(guest.table("SLIT").size(), 48U);
+}
+
+TEST(Acpi, NodeWithoutVcpusCounts) {
+    AcpiNuma numa = two_nodes();
+    numa.vcpu_nodes = {0, 0};
+    EXPECT_EQ(Guest{config_with(numa)}.field<std::uint64_t>("SLIT", 36), 2U);
+}
+
+TEST(Acpi, NodeWithoutMemoryCounts) {
+    AcpiNuma numa = two_nodes();
+    numa.memory.pop_back();
+    EXPECT_EQ(Guest{config_with(numa)}.field<std::uint64_t>("SLIT", 36), 2U);
 }
 
 /// Runs the ACPICA compiler over a guest's tables, in a directory of its own.
@@ -245,6 +370,26 @@ TEST_F(AcpiSourceTest, DataTablesAreWellFormed) {
     EXPECT_TRUE(mentions(iasl.disassemble("FACP"), "Hardware Reduced (V5) : 1"));
     EXPECT_TRUE(mentions(iasl.disassemble("APIC"), "Local Apic ID : 02"));
     EXPECT_TRUE(mentions(iasl.disassemble("XSDT"), "ACPI Table Address   1"));
+}
+
+TEST_F(AcpiSourceTest, NodeTablesAreWellFormed) {
+    const Guest guest{config_with(two_nodes())};
+    const Iasl iasl{guest};
+    const std::string resources = iasl.disassemble("SRAT");
+    for (const std::string_view part :
+         {"[Processor Local APIC/SAPIC Affinity]", "Apic ID : 01", "[Memory Affinity]",
+          "Base Address : 0000000140000000", "Address Length : 0000000180000000", "Hot Pluggable : 0"}) {
+        EXPECT_TRUE(mentions(resources, part)) << part << " is not in\n" << resources;
+    }
+    const std::string localities = iasl.disassemble("SLIT");
+    EXPECT_TRUE(mentions(localities, "Locality   1 : 16 0A")) << localities;
+}
+
+TEST_F(AcpiSourceTest, NodeTablesOfTheLargestMachineAreWellFormed) {
+    const Guest guest{largest_config()};
+    const Iasl iasl{guest};
+    EXPECT_TRUE(mentions(iasl.disassemble("SRAT"), "Apic ID : FD"));
+    EXPECT_TRUE(mentions(iasl.disassemble("SLIT"), "Localities : 0000000000000040"));
 }
 
 } // namespace
