@@ -208,11 +208,17 @@ std::string bind_advice(int error_number) {
     }
 }
 
-void bind_range(const GuestMemory& memory, GuestRange range, int mode, std::span<const unsigned> nodes,
+/// The host bytes of `range`, which lies in one of `regions`.
+std::span<std::byte> bytes_of(std::span<const MemoryRegion> regions, GuestRange range) {
+    const auto region =
+        std::ranges::find_if(regions, [&](const MemoryRegion& candidate) { return candidate.range.contains(range); });
+    assert(region != regions.end());
+    return region->bytes().subspan(to_integer(range.base) - to_integer(region->range.base), range.size);
+}
+
+void bind_range(std::span<const MemoryRegion> regions, GuestRange range, int mode, std::span<const unsigned> nodes,
                 const NumaTopology& topology) {
-    const auto bytes = memory.at(range);
-    assert(bytes);
-    const int error_number = try_bind(*bytes, mode, nodes);
+    const int error_number = try_bind(bytes_of(regions, range), mode, nodes);
     const bool forbidden = error_number == ENOSYS || error_number == EPERM;
     if (error_number == 0 || (forbidden && topology.nodes.size() == 1)) { // With one node memory lies where it should.
         return;
@@ -229,11 +235,9 @@ void bind_range(const GuestMemory& memory, GuestRange range, int mode, std::span
 /// without any policy has that flag (mm/mempolicy.c, get_task_policy and numa_policy_init); one given to mbind() has it
 /// only where MPOL_F_NUMA_BALANCING is asked for (mm/mempolicy.c, sanitize_mpol_flags). So the same policy, made
 /// explicit, ends the scanning, and so does every other policy here. Huge pages of the pool are never scanned.
-void make_local_policy_explicit(const GuestMemory& memory, std::span<const PlacedRange> ranges) {
+void make_local_policy_explicit(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges) {
     for (const PlacedRange& placed : ranges) {
-        const auto bytes = memory.at(placed.range);
-        assert(bytes);
-        if (try_bind(*bytes, MPOL_LOCAL, {}) != 0) {
+        if (try_bind(bytes_of(regions, placed.range), MPOL_LOCAL, {}) != 0) {
             return;
         }
     }
@@ -350,58 +354,25 @@ void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, s
     }
 }
 
-void check_node_huge_pages(PageSize page_size, std::span<const PlacedRange> ranges, std::string_view sysfs_node,
-                           std::string_view sysfs_mm) {
-    if (page_size != PageSize::k2M && page_size != PageSize::k1G) {
-        return;
-    }
-    const std::uint64_t page_bytes = certain_page_bytes(page_size);
-    const auto whole_pool = read_huge_page_pool(page_bytes, sysfs_mm);
-    const std::uint64_t overcommit = whole_pool ? whole_pool->overcommit : 0;
-    std::map<unsigned, std::uint64_t> needed;
-    for (const PlacedRange& placed : ranges) {
-        if (placed.node) {
-            needed[*placed.node] += placed.range.size / page_bytes;
-        }
-    }
-    for (const auto& [node, pages] : needed) {
-        const std::string pool =
-            node_directory(sysfs_node, node) + "hugepages/hugepages-" + std::to_string(page_bytes / kKiB) + "kB/";
-        std::uint64_t total = 0;
-        std::uint64_t free = 0;
-        if (!(std::ifstream(pool + "nr_hugepages") >> total) || !(std::ifstream(pool + "free_hugepages") >> free)) {
-            continue; // A kernel without NUMA has the one pool only.
-        }
-        const std::uint64_t obtainable = free + overcommit;
-        if (pages > obtainable) {
-            throw Error("cannot take " + std::to_string(pages) + " huge pages of " + format_bytes(page_bytes) +
-                        " from NUMA node " + std::to_string(node) + ": its pool has " + std::to_string(free) +
-                        " free of " + std::to_string(total) + " (raise it: `echo " +
-                        std::to_string(total + pages - obtainable) + " | sudo tee " + pool +
-                        "nr_hugepages`, or take --page-size=thp)");
-        }
-    }
-}
-
-void bind_memory(const GuestMemory& memory, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
+void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
                  const NumaTopology& topology) {
     switch (policy.kind) {
     case NumaPolicy::Kind::kDefault:
         if (topology.nodes.size() > 1 && !has_policy_of_its_own()) {
-            make_local_policy_explicit(memory, ranges);
+            make_local_policy_explicit(regions, ranges);
         }
         return;
     case NumaPolicy::Kind::kNode:
     case NumaPolicy::Kind::kSplit:
         for (const PlacedRange& placed : ranges) {
             assert(placed.node);
-            bind_range(memory, placed.range, MPOL_BIND, {&*placed.node, 1}, topology);
+            bind_range(regions, placed.range, MPOL_BIND, {&*placed.node, 1}, topology);
         }
         return;
     case NumaPolicy::Kind::kInterleave: {
         const std::vector<unsigned> nodes = topology.memory_nodes();
         for (const PlacedRange& placed : ranges) {
-            bind_range(memory, placed.range, MPOL_INTERLEAVE, nodes, topology);
+            bind_range(regions, placed.range, MPOL_INTERLEAVE, nodes, topology);
         }
         return;
     }

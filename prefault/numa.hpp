@@ -86,15 +86,7 @@ struct PlacedRange {
 /// process may not use it, or all memory it has is less. Says which nodes there are. For what is free nobody can vouch.
 void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, std::uint64_t memory_bytes);
 
-/// Throws Error where a node's own part of the huge page pool is too small for what is to lie there. Mapping the memory
-/// would not tell: the kernel reserves huge pages for a mapping from all nodes together, and a page that is then
-/// missing on the one node shows when it is touched. To be called beside check_huge_page_pool, before anything is
-/// created. Does nothing for kThp and k4K, and for ranges that may lie anywhere.
-void check_node_huge_pages(PageSize page_size, std::span<const PlacedRange> ranges,
-                           std::string_view sysfs_node = "/sys/devices/system/node",
-                           std::string_view sysfs_mm = "/sys/kernel/mm");
-
-/// Gives guest memory its policy (mbind(2)), before any page exists: it moves none. `ranges` are parts of `memory`,
+/// Gives guest memory its policy (mbind(2)), before any page exists: it moves none. `ranges` are parts of `regions`,
 /// each at host page boundaries, as `place` returns them. kNode and kSplit bind, so that a node that runs dry is an
 /// error and not a page elsewhere; kInterleave spreads over the nodes with memory this process may use.
 ///
@@ -104,7 +96,7 @@ void check_node_huge_pages(PageSize page_size, std::span<const PlacedRange> rang
 /// nothing is said.
 ///
 /// Throws Error: no such node, no memory; and, but not on a host of one node, not permitted or no NUMA in the kernel.
-void bind_memory(const GuestMemory& memory, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
+void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
                  const NumaTopology& topology);
 
 /// The node for vCPU `vcpu` of `vcpus`, so that neighbours share one and all of `nodes` (at least one) have as many, as

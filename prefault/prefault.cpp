@@ -71,13 +71,14 @@ class Run {
 
   private:
     bool in_stages() {
-        if (options_.scope == Scope::kNone) {
-            return pin(); // Each page when it comes to exist.
+        // Locked is each page when it comes to exist, but a long-term pin is one of pages that do.
+        if (options_.scope == Scope::kNone && target_.pins.kind() != Pin::kLongterm) {
+            return pin();
         }
         Stopwatch step;
         const bool populated = populate_host(target_.memory, ranges_, workforce_, stop_);
         report_.host_seconds = step.lap();
-        return populated && pin() && (options_.scope == Scope::kHost || fill());
+        return populated && pin() && (options_.scope != Scope::kAll || fill());
     }
 
     bool pin() {

@@ -1,6 +1,9 @@
 #include "vmm/background_prefault.hpp"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <utility>
 
@@ -14,6 +17,9 @@ BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options
     : thread_(start_thread("the prefault in the background", [this, &prefaulter, options = std::move(options), &stop,
                                                               when_full = std::move(when_full)] {
           ::pthread_setname_np(::pthread_self(), "background");
+          constexpr int kNicest = 19;
+          // Of this thread, in Linux, and of those it starts.
+          ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
           try {
               const StopBridge bridge(stop);
               outcome_.report = prefaulter.run(options, bridge.token());

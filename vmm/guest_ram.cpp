@@ -20,6 +20,12 @@ bool binds_to_nodes(const NumaPolicy& policy) {
     return policy.kind == NumaPolicy::Kind::kNode || policy.kind == NumaPolicy::Kind::kSplit;
 }
 
+/// A distance as ACPI wants it, whatever the host's firmware says: 10 to oneself, more to others, 255 for no way.
+std::uint8_t acpi_distance(bool same, unsigned distance) {
+    constexpr unsigned kNearest = loader::kAcpiLocalDistance + 1;
+    return same ? loader::kAcpiLocalDistance : static_cast<std::uint8_t>(std::clamp(distance, kNearest, 255U));
+}
+
 std::optional<prefault::HugePageReservation>
 reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology, const std::stop_token& stop) {
     if (!config.reserve_huge_pages) {
@@ -118,7 +124,7 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
     }
     for (const unsigned from : nodes) {
         for (const unsigned to : nodes) {
-            numa.distances.push_back(static_cast<std::uint8_t>(topology_.distance(from, to)));
+            numa.distances.push_back(acpi_distance(from == to, topology_.distance(from, to)));
         }
     }
     return numa;
