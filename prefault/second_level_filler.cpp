@@ -88,20 +88,24 @@ MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_
     return {Method::kIoctl, "this KVM has KVM_PRE_FAULT_MEMORY, and the host keeps Accessed and Dirty bits"};
 }
 
-SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid,
-                                     unsigned workers)
-    : vm_stats_(vm.stats()), host_(place.host), scratch_(vm, place.memslot, place.scratch) {
-    for (unsigned index = 0; index < workers; ++index) {
-        dummies_.emplace_back(vm, place.first_vcpu_id + index, cpuid, scratch_);
+SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid)
+    : vm_(vm), vm_stats_(vm.stats()), host_(place.host), smm_(place.smm), cpuid_(cpuid.begin(), cpuid.end()),
+      next_vcpu_id_(place.first_vcpu_id), scratch_(vm, place.memslot, place.scratch) {}
+
+void SecondLevelFiller::grow(unsigned workers) {
+    while (dummies_.size() < workers) {
+        dummies_.emplace_back(vm_, next_vcpu_id_++, cpuid_, scratch_);
     }
-    if (place.smm) {
-        scratch_.add_to(vm, kvm::AddressSpace::kSmm);
-        for (unsigned index = 0; index < workers; ++index) {
-            smm_dummies_.emplace_back(vm, place.first_vcpu_id + workers + index, cpuid, scratch_,
-                                      kvm::AddressSpace::kSmm);
-        }
+    if (smm_ && !scratch_in_smm_) {
+        scratch_.add_to(vm_, kvm::AddressSpace::kSmm);
+        scratch_in_smm_ = true;
     }
-    scratch_mappings_ = count_scratch_mappings();
+    while (smm_ && smm_dummies_.size() < workers) {
+        smm_dummies_.emplace_back(vm_, next_vcpu_id_++, cpuid_, scratch_, kvm::AddressSpace::kSmm);
+    }
+    if (scratch_mappings_ == 0 && !dummies_.empty()) {
+        scratch_mappings_ = count_scratch_mappings();
+    }
 }
 
 GuestRange SecondLevelFiller::touched_part_of_scratch() const noexcept {

@@ -10,6 +10,7 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvm/guest_memory.hpp"
 #include "kvm/vm.hpp"
@@ -81,10 +82,15 @@ class SecondLevelFiller {
         const Workforce& workforce;          ///< of at most workers() workers
     };
 
-    /// Creates `workers` dummies, and as many in system management mode if `place` asks for them; the memslots of guest
-    /// memory then exist in both address spaces. On shadow paging it is best made before the guest runs: what the
-    /// scratch slot adds to KVM's counts is found out by looking at them. Throws Error.
-    SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid, unsigned workers);
+    /// Adds the scratch memslot; no dummy yet. It must live as long as a vCPU of the VM may run, because the memslot
+    /// does: were its memory gone, the guest could reach whatever takes its place. Throws Error.
+    SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid);
+
+    /// Makes dummies until there are `workers`, and as many in system management mode if the place asks for them; the
+    /// memslots of guest memory then exist in both address spaces. On shadow paging the first are best made before the
+    /// guest runs: what the scratch slot adds to KVM's counts is found out by looking at them. Throws Error; those that
+    /// were made by then stay.
+    void grow(unsigned workers);
 
     [[nodiscard]] unsigned workers() const noexcept { return static_cast<unsigned>(dummies_.size()); }
     /// What the page tables of the dummies are; for a guest that adopts them.
@@ -116,9 +122,14 @@ class SecondLevelFiller {
     bool heed(const Job& job, const DummyVcpu::Outcome& outcome);
     std::string take_problem();
 
+    kvm::Vm& vm_;
     kvm::Stats vm_stats_;
     SecondLevelHost host_;
+    bool smm_;
+    std::vector<kvm_cpuid_entry2> cpuid_;
+    unsigned next_vcpu_id_; ///< also that of a vCPU that could not be finished is used up
     Scratch scratch_;
+    bool scratch_in_smm_ = false;
     std::deque<DummyVcpu> dummies_;     ///< a deque: a vCPU's address never changes
     std::deque<DummyVcpu> smm_dummies_; ///< in system management mode for ever: a root without users may be freed
     /// How many mappings of KVM's count are the scratch slot's, small pages all.

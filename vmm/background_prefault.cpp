@@ -23,7 +23,7 @@ BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options
           try {
               const StopBridge bridge(stop);
               outcome_.report = prefaulter.run(options, bridge.token());
-              if (outcome_.report.complete) {
+              if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
                   outcome_.full_at = std::chrono::steady_clock::now();
                   when_full();
               }

@@ -64,10 +64,7 @@ std::uint64_t populated_bytes(const Config& config) {
 
 void validate_prefault(const Config& config) {
     const prefault::Options& options = config.prefault;
-    if (options.workers < 1 || options.workers > Config::kMaxPrefaultWorkers) {
-        throw Error("cannot use " + std::to_string(options.workers) + " prefault workers: 1 to " +
-                    std::to_string(Config::kMaxPrefaultWorkers) + " are possible");
-    }
+    validate_workers(options);
     if (options.scope == prefault::Scope::kNone && !options.ranges.empty()) {
         throw Error("cannot populate ranges of memory with --prefault=none");
     }
@@ -80,7 +77,6 @@ void validate_prefault(const Config& config) {
                     "--prefault-when=background");
     }
     validate_ranges(options.ranges, memory_map::ram_layout(config.memory_bytes), config.page_size);
-    prefault::check_cpus_usable(options.cpus, "--prefault-cpus");
     prefault::check_cpus_usable(config.vcpu_cpus, "--vcpu-cpus");
 }
 
@@ -98,6 +94,14 @@ std::string list_of(std::span<const GuestRange> ranges) {
 
 std::string_view to_string(PrefaultWhen when) noexcept {
     return when == PrefaultWhen::kBackground ? "background" : "before";
+}
+
+void validate_workers(const prefault::Options& options) {
+    if (options.workers < 1 || options.workers > Config::kMaxPrefaultWorkers) {
+        throw Error("cannot use " + std::to_string(options.workers) + " prefault workers: 1 to " +
+                    std::to_string(Config::kMaxPrefaultWorkers) + " are possible");
+    }
+    prefault::check_cpus_usable(options.cpus, "--prefault-cpus");
 }
 
 void validate_ranges(std::span<const GuestRange> ranges, std::span<const GuestRange> ram, PageSize page_size) {

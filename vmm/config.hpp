@@ -80,6 +80,9 @@ struct Config {
 /// CPUs, the pools of huge pages, the limit on locked memory. Creates nothing.
 void validate(const Config& config);
 
+/// Throws Error where there cannot be so many workers, or not on those CPUs.
+void validate_workers(const prefault::Options& options);
+
 /// Throws Error unless each of `ranges` is whole pages of RAM and no two overlap. `ram` are its regions.
 void validate_ranges(std::span<const GuestRange> ranges, std::span<const GuestRange> ram, PageSize page_size);
 

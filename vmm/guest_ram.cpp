@@ -41,8 +41,9 @@ reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology,
 } // namespace
 
 GuestRam::PageRelease::~PageRelease() {
-    // Pages of a pool are few, and one munmap() is as fast.
-    if (!is_from_pool(memory_.page_size())) {
+    // Pages of a pool are few, and of little memory even small ones are: one munmap() is as fast.
+    constexpr std::uint64_t kLittle = 256 * kMiB;
+    if (!is_from_pool(memory_.page_size()) && memory_.size_bytes() > kLittle) {
         prefault::release_host(memory_, workers_);
     }
 }

@@ -123,8 +123,11 @@ kvm::System open_checked_system(const Config& config) {
 }
 
 GuestRam create_ram(const Config& config, const StopRequest& stop) {
-    const StopBridge bridge(stop); // Raising a pool may take long.
-    return {config, bridge.token()};
+    if (config.page_size == PageSize::k2M || config.page_size == PageSize::k1G) {
+        const StopBridge bridge(stop); // Raising a pool may take long, and so may populating.
+        return {config, bridge.token()};
+    }
+    return {config, {}};
 }
 
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {

@@ -17,26 +17,34 @@ Prefaulter::Prefaulter(kvm::Vm& vm, GuestRam& ram, const Config& config, const H
     : vm_(vm), ram_(ram), config_(config), host_(host), cpuid_(std::move(cpuid)), vm_stats_(vm.stats()) {}
 
 void Prefaulter::prepare() {
-    if (filler_) {
-        return;
+    if (!filler_) {
+        add_filler();
     }
+    add_memslots_of_smm();
+    filler_->grow(prefault_vcpus(config_));
+    ready_filler_.store(&*filler_);
+}
+
+void Prefaulter::add_filler() {
     const std::uint64_t mapped_bytes = *align_up(memory_map::address_space_bytes(config_.memory_bytes), kGiB);
     const std::uint64_t largest_bytes =
         std::min(mapped_bytes + memory_map::kRoomForMoreMemory, memory_map::kMaxAddressBytes);
     const prefault::Scratch::Layout scratch{memory_map::kScratchWindow.base, mapped_bytes, largest_bytes,
                                             host_.one_gib_pages};
     assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
-    if (config_.prefault.smm) {
-        std::uint32_t slot = 0;
-        for (const MemoryRegion& region : ram_.memory().regions()) {
-            vm_.add_memslot(slot++, region.range, region.host, kvm::AddressSpace::kSmm);
-        }
-    }
     filler_.emplace(vm_,
                     prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config_.vcpus,
                                                        host_.second_level, config_.prefault.smm},
-                    cpuid_, prefault_vcpus(config_));
-    ready_filler_.store(&*filler_);
+                    cpuid_);
+}
+
+void Prefaulter::add_memslots_of_smm() {
+    const auto regions = ram_.memory().regions();
+    while (config_.prefault.smm && smm_memslots_ < regions.size()) {
+        const MemoryRegion& region = regions[smm_memslots_];
+        vm_.add_memslot(static_cast<std::uint32_t>(smm_memslots_), region.range, region.host, kvm::AddressSpace::kSmm);
+        ++smm_memslots_;
+    }
 }
 
 void Prefaulter::note_guest_runs() noexcept {
@@ -54,6 +62,11 @@ prefault::Report Prefaulter::run_locked(const prefault::Options& options, const 
     for (const MemoryRegion& region : ram_.memory().regions()) {
         ram.push_back(region.range);
     }
+    if (options.smm && !config_.prefault.smm) {
+        throw Error("cannot fill the second level of system management mode: the machine was made without it "
+                    "(Config::prefault.smm)");
+    }
+    validate_workers(options);
     validate_ranges(options.ranges, ram, ram_.memory().page_size());
     prefault::MethodChoice method;
     if (options.scope == prefault::Scope::kAll) {
@@ -92,9 +105,6 @@ prefault::Report Prefaulter::add_memory(GuestRange range, const std::stop_token&
     const MemoryRegion mapped = region.region();
     vm_.add_memslot(slot, mapped.range, mapped.host);
     ram_.add(std::move(region));
-    if (config_.prefault.smm && filler_) {
-        vm_.add_memslot(slot, mapped.range, mapped.host, kvm::AddressSpace::kSmm);
-    }
     prefault::Options options = config_.prefault;
     options.scope = prefault::Scope::kAll;
     options.ranges = {range};

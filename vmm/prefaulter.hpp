@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -54,6 +55,8 @@ class Prefaulter {
     [[nodiscard]] prefault::MappedPages mapped() const;
 
   private:
+    void add_filler();
+    void add_memslots_of_smm();
     void check_new_range(GuestRange range) const;
     prefault::Report run_locked(const prefault::Options& options, const std::stop_token& stop);
 
@@ -65,6 +68,7 @@ class Prefaulter {
     kvm::Stats vm_stats_;
     mutable std::mutex lock_;
     bool guest_runs_ = false;
+    std::size_t smm_memslots_ = 0; ///< how many regions are memslots of system management mode, too
     std::optional<prefault::SecondLevelFiller> filler_;
     std::atomic<const prefault::SecondLevelFiller*> ready_filler_{nullptr}; ///< the same, once it is there
 };

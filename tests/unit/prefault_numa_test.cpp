@@ -60,8 +60,7 @@ class FakeHost {
                                        "\nvoluntary_ctxt_switches:\t1\n");
         return *this;
     }
-    [[nodiscard]] std::string path() const { return directory_ / "node"; }
-    [[nodiscard]] NumaTopology read() const { return NumaTopology::read(path(), directory_ / "status"); }
+    [[nodiscard]] NumaTopology read() const { return NumaTopology::read(directory_ / "node", directory_ / "status"); }
 
   private:
     testing::TemporaryDirectory directory_;
@@ -383,56 +382,6 @@ TEST(CheckNumaPolicy, RefusesToSpreadOverNothing) {
     EXPECT_EQ(refusal(kDefault, topology), "");
 }
 
-class NodeHugePages : public ::testing::Test {
-  protected:
-    NodeHugePages() {
-        pool(0, 100, 64);
-        pool(1, 10, 3);
-    }
-    void pool(unsigned node, unsigned total, unsigned free) {
-        host_.write(node, "hugepages/hugepages-2048kB/nr_hugepages", std::to_string(total) + "\n")
-            .write(node, "hugepages/hugepages-2048kB/free_hugepages", std::to_string(free) + "\n");
-    }
-    [[nodiscard]] std::string shortage(const Placed& ranges, PageSize page_size = PageSize::k2M) const {
-        return error_of([&]() -> int {
-            check_node_huge_pages(page_size, ranges, host_.path(), mm_.path().string());
-            return 0;
-        });
-    }
-    FakeHost host_{"0-1"};
-    testing::TemporaryDirectory mm_;
-};
-
-TEST_F(NodeHugePages, ThatSufficeAreNoError) {
-    EXPECT_EQ(shortage({{range(0, 128 * kMiB), 0}, {range(128 * kMiB, 6 * kMiB), 1}}), "");
-}
-
-TEST_F(NodeHugePages, ThatAreMissingAreAnErrorThatSaysHowToRaiseThem) {
-    const std::string error = shortage({{range(0, 4 * kMiB), 0}, {range(4 * kMiB, 8 * kMiB), 1}});
-    EXPECT_TRUE(error.starts_with("cannot take 4 huge pages of 2 MiB from NUMA node 1: its pool has 3 free of 10"))
-        << error;
-    EXPECT_TRUE(
-        mentions(error, "echo 11 | sudo tee " + host_.path() + "/node1/hugepages/hugepages-2048kB/nr_hugepages"))
-        << error;
-}
-
-TEST_F(NodeHugePages, AreCountedOverAllRangesOfANode) {
-    EXPECT_TRUE(mentions(shortage({{range(0, 4 * kMiB), 1}, {range(4 * kGiB, 4 * kMiB), 1}}), "cannot take 4 huge"));
-}
-
-TEST_F(NodeHugePages, MayBeMadeOnDemandWhereTheHostAllows) {
-    mm_.write("hugepages/hugepages-2048kB/nr_hugepages", "110\n");
-    mm_.write("hugepages/hugepages-2048kB/nr_overcommit_hugepages", "1\n");
-    EXPECT_EQ(shortage({{range(0, 8 * kMiB), 1}}), "");
-}
-
-TEST_F(NodeHugePages, AreNotAskedForElsewhere) {
-    EXPECT_EQ(shortage({{range(0, kTiB), std::nullopt}}), "");
-    EXPECT_EQ(shortage({{range(0, kTiB), 1}}, PageSize::kThp), "");
-    EXPECT_EQ(shortage({{range(0, kTiB), 1}}, PageSize::k4K), "");
-    EXPECT_EQ(shortage({{range(0, kTiB), 1}}, PageSize::k1G), "") << "no node says anything of that size";
-}
-
 /// The policy of the mapping that `address` begins (proc(5), numa_maps), e.g. "bind:0"; nothing where that is not to be
 /// had, or where no mapping begins there.
 std::optional<std::string> policy_at(const std::byte* address) {
@@ -462,7 +411,7 @@ class BindMemory : public ::testing::TestWithParam<PageSize> {
     }
     [[nodiscard]] std::string bind_error(const NumaPolicy& policy, const NumaTopology& topology) const {
         return error_of([&]() -> int {
-            bind_memory(memory_, place(kLayout, policy, topology, 2 * kMiB), policy, topology);
+            bind_memory(memory_.regions(), place(kLayout, policy, topology, 2 * kMiB), policy, topology);
             return 0;
         });
     }
@@ -517,7 +466,7 @@ TEST_P(BindMemory, SplitBindsEachPartToItsNode) {
 
 TEST_P(BindMemory, WorksOnPartsOfAMapping) {
     const Placed part{{range(2 * kMiB, 4 * kMiB), 0}};
-    bind_memory(memory_, part, on_node(0), NumaTopology::read());
+    bind_memory(memory_.regions(), part, on_node(0), NumaTopology::read());
     const std::byte* const host = memory_.regions()[0].host;
     EXPECT_EQ(policy_at(host), "default");
     EXPECT_EQ(policy_at(host + 2 * kMiB), "bind:0");
