@@ -23,7 +23,7 @@ enum class MpState : std::uint32_t {
 /// A vCPU. KVM frees it only with its VM.
 ///
 /// Threads: one at a time; KVM is quickest where it is always the same one, which has called
-/// block_signals_in_this_thread(). stats() may be called from any thread while run() is under way.
+/// block_signals_in_this_thread(). What stats() returned may be read from any thread meanwhile.
 ///
 /// Members that read or set state throw Error where KVM refuses.
 class Vcpu {
@@ -60,7 +60,8 @@ class Vcpu {
     /// where there is no memslot, the error is EOPNOTSUPP or ENOENT.
     [[nodiscard]] PreFaulted pre_fault(GuestRange range);
 
-    /// The counters of this vCPU, e.g. "pf_fixed", "exits". Throws Error where the kernel (before 5.14) has none.
+    /// Opens the counters of this vCPU, e.g. "pf_fixed", "exits". While run() is under way this waits for its end;
+    /// reading what was opened before does not. Throws Error where the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;
 
     /// The descriptor, on loan.

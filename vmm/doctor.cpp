@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <fstream>
 #include <optional>
 
@@ -13,12 +12,14 @@
 #include "kvm/error.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
-#include "prefault/huge_page_pool.hpp"
 #include "prefault/cpu_list.hpp"
+#include "prefault/huge_page_pool.hpp"
+#include "prefault/numa.hpp"
 #include "prefault/pin.hpp"
 #include "prefault/second_level.hpp"
 #include "vmm/host_memory.hpp"
 #include "vmm/host_requirements.hpp"
+#include "vmm/host_settings.hpp"
 #include "vmm/x86_cpuid.hpp"
 
 namespace vmm {
@@ -116,16 +117,11 @@ void examine_limits(std::vector<Finding>& findings) {
 }
 
 void examine_processors(std::vector<Finding>& findings) {
-    std::size_t nodes = 0;
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", ignored)) {
-        const std::string name = entry.path().filename();
-        nodes += name.starts_with("node") && name.size() > 4 && name[4] >= '0' && name[4] <= '9' ? 1 : 0;
-    }
-    findings.push_back({Verdict::kGood, "processors",
-                        fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpu_list().size(),
-                                    std::max<std::size_t>(nodes, 1), nodes > 1 ? "s" : ""),
-                        ""});
+    const std::size_t nodes = prefault::NumaTopology::read().nodes.size();
+    findings.push_back(
+        {Verdict::kGood, "processors",
+         fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpu_list().size(), nodes, nodes > 1 ? "s" : ""),
+         ""});
 }
 
 } // namespace
@@ -141,12 +137,13 @@ std::vector<Finding> examine_host() {
     examine_memory(findings);
     examine_limits(findings);
     examine_processors(findings);
+    const std::vector<Finding> settings = examine_settings();
+    findings.insert(findings.end(), settings.begin(), settings.end());
     return findings;
 }
 
 bool can_run_guests(const std::vector<Finding>& findings) {
-    return std::none_of(findings.begin(), findings.end(),
-                        [](const Finding& finding) { return finding.verdict == Verdict::kFatal; });
+    return std::ranges::none_of(findings, [](const Finding& finding) { return finding.verdict == Verdict::kFatal; });
 }
 
 std::string to_text(const std::vector<Finding>& findings) {

@@ -15,8 +15,8 @@ struct Finding {
     std::string advice; ///< what to do; empty for kGood
 };
 
-/// Looks at KVM, the second level, huge pages, limits and nodes. Changes nothing; what is missing becomes a finding, so
-/// it does not throw for it. Never empty.
+/// Looks at KVM, the second level, huge pages, limits, nodes and the settings that undo a prefault. Changes nothing;
+/// what is missing becomes a finding, so it does not throw for it. Never empty.
 [[nodiscard]] std::vector<Finding> examine_host();
 
 /// Whether a guest can run.

@@ -2,10 +2,11 @@
 
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cassert>
+#include <functional>
 #include <latch>
-#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "vmm/background_prefault.hpp"
 #include "vmm/board.hpp"
 #include "vmm/event_loop.hpp"
+#include "vmm/fault_counters.hpp"
 #include "vmm/guest_images.hpp"
 #include "vmm/guest_ram.hpp"
 #include "vmm/host_requirements.hpp"
@@ -45,32 +47,6 @@ Config validated(Config config) {
     return config;
 }
 
-std::vector<std::uint64_t> second_level_faults(const std::deque<kvm::Vcpu>& vcpus) {
-    std::vector<std::uint64_t> faults;
-    faults.reserve(vcpus.size());
-    for (const kvm::Vcpu& vcpu : vcpus) {
-        const auto value = vcpu.stats().value("pf_fixed");
-        if (!value) {
-            throw Error("cannot count second-level faults: this host's KVM does not count pf_fixed (it came with Linux "
-                        "5.14)");
-        }
-        faults.push_back(*value);
-    }
-    return faults;
-}
-
-/// The difference of two counts, vCPU by vCPU.
-std::vector<std::uint64_t> faults_since(const std::vector<std::uint64_t>& before, std::vector<std::uint64_t> after) {
-    for (std::size_t i = 0; i < after.size(); ++i) {
-        after[i] -= before[i];
-    }
-    return after;
-}
-
-std::uint64_t sum_of(const std::vector<std::uint64_t>& counts) {
-    return std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
-}
-
 } // namespace
 
 /// The members stand in the order they depend on each other: memory outlives the VM, the VM its vCPUs.
@@ -89,11 +65,11 @@ struct Machine::Parts {
     [[nodiscard]] std::string command_line() const;
     [[nodiscard]] prefault::CpuList cpus_of(unsigned vcpu) const;
     prefault::Report prefault(const prefault::Options& options);
-    void run_threads(std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before);
-    void watch(EventLoop& loop, IntervalTimer& timer, const std::vector<std::uint64_t>& faults_before);
+    void run_threads(std::deque<VcpuThread>& threads);
+    void watch(EventLoop& loop, IntervalTimer& timer);
     [[nodiscard]] std::uint64_t measure_resident_overhead() const;
     void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
-    void note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before);
+    void note_end(const std::deque<VcpuThread>& threads);
 
     Config config;
     Clock::time_point started;
@@ -110,6 +86,7 @@ struct Machine::Parts {
     std::vector<kvm_cpuid_entry2> supported_cpuid;
     bool tsc_deadline = false;
     std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
+    std::optional<FaultCounters> faults;
     std::optional<Prefaulter> prefaulter;
     std::atomic<bool> has_run{false};
 };
@@ -190,6 +167,7 @@ void Machine::Parts::create_vcpus() {
         vcpu.set_cpuid(guest_cpuid(supported_cpuid, config.vcpus, id, tsc_deadline));
         set_boot_msrs(vcpu);
     }
+    faults.emplace(vcpus);
 }
 
 std::string Machine::Parts::command_line() const {
@@ -224,18 +202,21 @@ prefault::CpuList Machine::Parts::cpus_of(unsigned vcpu) const {
                                     : prefault::CpuList{config.vcpu_cpus[vcpu % config.vcpu_cpus.size()]};
 }
 
-void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer, const std::vector<std::uint64_t>& faults_before) {
+void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer) {
     [[maybe_unused]] const bool watched = loop.watch(
-        timer.fd(), EPOLLIN, [this, &timer, begin = Clock::now(), last = faults_before](std::uint32_t) mutable {
+        timer.fd(), EPOLLIN,
+        [this, &timer, begin = Clock::now(), before = std::vector<std::uint64_t>(vcpus.size())](std::uint32_t) mutable {
             timer.clear();
-            const std::vector<std::uint64_t> now = second_level_faults(vcpus);
-            config.watch({seconds_between(begin, Clock::now()), prefaulter->mapped(), faults_since(last, now)});
-            last = now;
+            std::vector<std::uint64_t> now = faults->counts();
+            std::vector<std::uint64_t> fresh = now;
+            std::transform(fresh.begin(), fresh.end(), before.begin(), fresh.begin(), std::minus<>());
+            config.watch({seconds_between(begin, Clock::now()), prefaulter->mapped(), std::move(fresh)});
+            before = std::move(now);
         });
     assert(watched);
 }
 
-void Machine::Parts::run_threads(std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before) {
+void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
     EventLoop loop;
     std::latch start(1);
     bool stopping = false;
@@ -247,7 +228,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads, const std::vec
     try {
         console.attach(board.serial(), loop);
         if (config.watch) {
-            watch(loop, watch_timer.emplace(1.0), faults_before);
+            watch(loop, watch_timer.emplace(1.0));
         }
         const VcpuEnvironment environment{board.ports(), board.mmio(), stop, start};
         for (kvm::Vcpu& vcpu : vcpus) {
@@ -258,9 +239,8 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads, const std::vec
         if (config.prefault_when == PrefaultWhen::kBackground) {
             prefault::Options options = config.prefault;
             options.background = true;
-            background.emplace(*prefaulter, std::move(options), stop, [this, &faults_before] {
-                report.faults_until_full = sum_of(faults_since(faults_before, second_level_faults(vcpus)));
-            });
+            background.emplace(*prefaulter, std::move(options), stop,
+                               [this] { report.faults_until_full = faults->total(); });
         }
         while (!stopping) {
             loop.run_once(-1);
@@ -303,12 +283,12 @@ void Machine::Parts::note_background(BackgroundPrefault::Outcome outcome, const 
     }
 }
 
-void Machine::Parts::note_end(const std::deque<VcpuThread>& threads, const std::vector<std::uint64_t>& faults_before) {
+void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
     if (const auto first_entry = threads.front().first_entry()) {
         report.guest_seconds = seconds_between(*first_entry, report.guest_ended);
         report.seconds_to_first_instruction = seconds_between(started, *first_entry);
     }
-    report.second_level_faults = faults_since(faults_before, second_level_faults(vcpus));
+    report.second_level_faults = faults->counts();
     report.mapped = prefaulter->mapped();
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
         if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
@@ -374,9 +354,9 @@ ExitReason Machine::run() {
     Parts& parts = *parts_;
     [[maybe_unused]] const bool had_run = parts.has_run.exchange(true);
     assert(!had_run);
-    const std::vector<std::uint64_t> faults_before = second_level_faults(parts.vcpus);
+    parts.faults->reset();
     std::deque<VcpuThread> threads;
-    parts.run_threads(threads, faults_before);
+    parts.run_threads(threads);
     constexpr int kFlushMilliseconds = 1000;
     parts.console.flush(kFlushMilliseconds);
     for (const VcpuThread& thread : threads) {
@@ -385,7 +365,7 @@ ExitReason Machine::run() {
         }
     }
     parts.report.exit = parts.stop.reason();
-    parts.note_end(threads, faults_before);
+    parts.note_end(threads);
     if (const auto dropped = parts.board.serial().dropped_output_bytes() + parts.console.lost_output_bytes();
         dropped != 0) {
         parts.log(LogLevel::kWarning,

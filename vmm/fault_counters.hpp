@@ -1,0 +1,36 @@
+// The second-level faults of a machine's vCPUs.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "kvm/stats.hpp"
+#include "kvm/vcpu.hpp"
+
+namespace vmm {
+
+/// KVM's counters of each vCPU, opened once: to open them takes the vCPU's lock, which one that runs holds all the time;
+/// to read them takes none.
+///
+/// Threads: any.
+class FaultCounters {
+  public:
+    /// None of `vcpus` runs. Throws Error where this kernel does not count.
+    explicit FaultCounters(const std::deque<kvm::Vcpu>& vcpus);
+
+    /// By vCPU: how many second-level faults KVM has resolved by making a mapping (pf_fixed) since reset().
+    [[nodiscard]] std::vector<std::uint64_t> counts() const;
+    [[nodiscard]] std::uint64_t total() const;
+
+    /// Counts from zero again. Not while another thread counts.
+    void reset();
+
+  private:
+    [[nodiscard]] static std::uint64_t read(const kvm::Stats& stats);
+
+    std::vector<kvm::Stats> stats_;
+    std::vector<std::uint64_t> before_;
+};
+
+} // namespace vmm
