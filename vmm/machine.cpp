@@ -267,12 +267,14 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
 
 void Machine::Parts::note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads) {
     if (outcome.failure) {
+        outcome.report.scope = config.prefault.scope;
+        outcome.report.ranges = config.prefault.ranges;
         try {
             std::rethrow_exception(outcome.failure);
         } catch (const std::exception& error) {
-            outcome.report.scope = config.prefault.scope;
-            outcome.report.ranges = config.prefault.ranges;
             outcome.report.problem = error.what();
+        } catch (...) { // What the embedding program's observer threw, perhaps.
+            outcome.report.problem = "an exception of unknown type ended it";
         }
     }
     report.prefault = std::move(outcome.report);

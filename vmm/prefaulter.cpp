@@ -47,11 +47,6 @@ void Prefaulter::add_memslots_of_smm() {
     }
 }
 
-void Prefaulter::note_guest_runs() noexcept {
-    const std::lock_guard hold(lock_);
-    guest_runs_ = true;
-}
-
 prefault::Report Prefaulter::run(const prefault::Options& options, const std::stop_token& stop) {
     const std::lock_guard hold(lock_);
     return run_locked(options, stop);
@@ -74,7 +69,7 @@ prefault::Report Prefaulter::run_locked(const prefault::Options& options, const 
         prepare();
     }
     const prefault::Target target{ram_.memory(),    ram_.placement(), ram_.node_cpus(), ram_.pins(),
-                                  filler_ ? &*filler_ : nullptr, std::move(method), guest_runs_};
+                                  filler_ ? &*filler_ : nullptr, std::move(method), guest_runs_.load()};
     return prefault::run(target, options, stop);
 }
 

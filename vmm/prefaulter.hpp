@@ -39,8 +39,8 @@ class Prefaulter {
     /// Where the dummies' page tables begin, for a guest that adopts them; after prepare().
     [[nodiscard]] GuestAddress page_tables() const noexcept { return filler_->scratch().page_tables(); }
 
-    /// From now on what makes a dummy fail is the guest's doing.
-    void note_guest_runs() noexcept;
+    /// For calls from now on, what makes a dummy fail is the guest's doing. Waits for nobody.
+    void note_guest_runs() noexcept { guest_runs_.store(true); }
 
     /// Throws Error.
     prefault::Report run(const prefault::Options& options, const std::stop_token& stop);
@@ -67,7 +67,7 @@ class Prefaulter {
     std::vector<kvm_cpuid_entry2> cpuid_;
     kvm::Stats vm_stats_;
     mutable std::mutex lock_;
-    bool guest_runs_ = false;
+    std::atomic<bool> guest_runs_{false};
     std::size_t smm_memslots_ = 0; ///< how many regions are memslots of system management mode, too
     std::optional<prefault::SecondLevelFiller> filler_;
     std::atomic<const prefault::SecondLevelFiller*> ready_filler_{nullptr}; ///< the same, once it is there
