@@ -33,6 +33,11 @@ enum class PageSize {
 /// Bytes of the largest host page there may be: 2 MiB for kThp, else as `certain_page_bytes`.
 [[nodiscard]] std::uint64_t largest_page_bytes(PageSize page_size) noexcept;
 
+/// Whether the pages come from a pool of the host's (hugetlb): set aside before, never swapped or moved.
+[[nodiscard]] constexpr bool is_from_pool(PageSize page_size) noexcept {
+    return page_size == PageSize::k2M || page_size == PageSize::k1G;
+}
+
 /// One piece of guest RAM: a memslot's worth, contiguous in guest-physical and in host-virtual addresses.
 struct MemoryRegion {
     GuestRange range;

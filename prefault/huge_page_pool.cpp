@@ -86,10 +86,6 @@ std::string boot_size_name(std::uint64_t page_bytes) {
     return page_bytes >= kGiB ? std::to_string(page_bytes / kGiB) + "G" : std::to_string(page_bytes / kMiB) + "M";
 }
 
-bool is_from_pool(PageSize page_size) {
-    return page_size == PageSize::k2M || page_size == PageSize::k1G;
-}
-
 std::uint64_t pages_for(std::uint64_t bytes, std::uint64_t page_bytes) {
     return (bytes / page_bytes) + (bytes % page_bytes != 0 ? 1 : 0);
 }

@@ -30,10 +30,6 @@ void validate_memory_size(const Config& config) {
     }
 }
 
-bool is_from_pool(PageSize page_size) {
-    return page_size == PageSize::k2M || page_size == PageSize::k1G;
-}
-
 /// Refuses what the kernel would only find out by killing somebody. `populated_bytes` are populated ahead of time.
 void validate_against_host_memory(const std::string& tried, std::uint64_t bytes, std::uint64_t populated_bytes) {
     const HostMemory host = read_host_memory();

@@ -12,10 +12,6 @@ namespace {
 
 using prefault::NumaPolicy;
 
-bool is_from_pool(PageSize page_size) {
-    return page_size == PageSize::k2M || page_size == PageSize::k1G;
-}
-
 bool binds_to_nodes(const NumaPolicy& policy) {
     return policy.kind == NumaPolicy::Kind::kNode || policy.kind == NumaPolicy::Kind::kSplit;
 }

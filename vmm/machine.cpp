@@ -100,7 +100,7 @@ kvm::System open_checked_system(const Config& config) {
 }
 
 GuestRam create_ram(const Config& config, const StopRequest& stop) {
-    if (config.page_size == PageSize::k2M || config.page_size == PageSize::k1G) {
+    if (is_from_pool(config.page_size)) {
         const StopBridge bridge(stop); // Raising a pool may take long, and so may populating.
         return {config, bridge.token()};
     }
@@ -303,7 +303,7 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
 
 std::uint64_t Machine::Parts::measure_resident_overhead() const {
     // Where it is known how much of guest memory is resident, the quick way; else the kernel has to look at each page.
-    const bool from_pool = config.page_size == PageSize::k2M || config.page_size == PageSize::k1G;
+    const bool from_pool = is_from_pool(config.page_size);
     const bool all_resident = report.prefault.scope != prefault::Scope::kNone && report.prefault.complete &&
                               report.prefault.ranges.empty();
     if (from_pool || all_resident) {
