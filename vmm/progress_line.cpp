@@ -75,15 +75,19 @@ ProgressBar::~ProgressBar() {
 
 void ProgressLog::show(const prefault::Progress& progress) {
     constexpr double kEverySeconds = 5;
-    if (progress.stage != stage_) {
-        stage_ = progress.stage;
-        next_seconds_ = 0;
-    }
+    const bool begins =
+        progress.stage != stage_ || progress.seconds < told_.seconds || progress.done_bytes < told_.done_bytes;
     const bool done = progress.done_bytes >= progress.total_bytes;
-    if (!done && progress.seconds < next_seconds_ + kEverySeconds) {
+    if (begins) {
+        stage_ = progress.stage;
+        told_ = {};
+    } else if (told_.end) {
         return;
     }
-    next_seconds_ = progress.seconds;
+    if (!done && progress.seconds < told_.seconds + kEverySeconds) {
+        return;
+    }
+    told_ = {progress.seconds, progress.done_bytes, done};
     log_(LogLevel::kInfo, "prefault: " + describe_progress(progress));
 }
 

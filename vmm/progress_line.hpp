@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 
 #include "prefault/progress.hpp"
@@ -42,9 +43,15 @@ class ProgressLog {
     void show(const prefault::Progress& progress);
 
   private:
+    /// What the last line said.
+    struct Told {
+        double seconds = 0;
+        std::uint64_t done_bytes = 0;
+        bool end = false;
+    };
     LogSink log_;
-    double next_seconds_ = 0;
     prefault::Stage stage_ = prefault::Stage::kHost;
+    Told told_;
 };
 
 } // namespace vmm

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "prefault/second_level.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_require.hpp"
 
@@ -131,6 +132,43 @@ TEST_F(Command, WithoutPrefaultTheGuestTakesAFaultForEachPage) {
     ASSERT_NE(at, std::string::npos) << text;
     // 64 MiB are 16,384 pages. On shadow paging KVM maps neighbours of a page along with it.
     EXPECT_GT(std::stoul(text.substr(at + 29)), 1000U);
+}
+
+TEST_F(Command, ReportSaysHowLongItTookToGiveEverythingBack) {
+    const std::string report = directory_ / "report.json";
+    EXPECT_EQ(
+        run_command({"run", "-q", "--prefault=all", "-m", "256M", "--page-size=4K", "--report", report}).exit_status,
+        0);
+    const std::string text = content_of(report);
+    const std::string field = "\"teardown_seconds\": ";
+    const auto at = text.find(field);
+    ASSERT_NE(at, std::string::npos) << text;
+    const double seconds = std::stod(text.substr(at + field.size()));
+    EXPECT_GT(seconds, 0);
+    EXPECT_LT(seconds, 5);
+}
+
+TEST_F(Command, ReportSaysByWhichMethodTheSecondLevelWasFilledAndWhy) {
+    const std::string report = directory_ / "report.json";
+    ASSERT_EQ(run_command({"run", "-q", "--prefault=all", "-m", "16M", "--report", report}).exit_status, 0);
+    const std::string text = content_of(report);
+    const bool shadow = text.find("\"second_level\": \"shadow\"") != std::string::npos;
+    const bool has_ioctl = text.find("\"kvm_pre_fault_memory\": true") != std::string::npos;
+    const std::string method = has_ioctl && !shadow ? "ioctl" : "touch";
+    EXPECT_NE(text.find("\"method\": \"" + method + "\""), std::string::npos) << text;
+    const std::string reason = shadow ? "shadow paging" : "KVM_PRE_FAULT_MEMORY";
+    const auto at = text.find("\"method_reason\": ");
+    ASSERT_NE(at, std::string::npos) << text;
+    EXPECT_NE(text.substr(at, text.find('\n', at) - at).find(reason), std::string::npos) << text;
+}
+
+TEST_F(Command, PrefaultByIoctlThatKvmDoesNotHaveIsRefused) {
+    if (prefault::detect_second_level().kind != prefault::SecondLevelKind::kShadow) {
+        GTEST_SKIP() << "this host has EPT or NPT";
+    }
+    const std::string serial = directory_ / "serial";
+    expect_refused({"run", "--prefault=all", "--prefault-method=ioctl", "--serial", serial}, 1, "shadow paging");
+    EXPECT_FALSE(std::filesystem::exists(serial));
 }
 
 TEST_F(Command, SerialOutputGoesToTheFileThatIsNamed) {

@@ -118,16 +118,47 @@ TEST_F(BuiltInGuest, FillsInTheReport) {
 
 TEST_F(BuiltInGuest, TakesNoSecondLevelFaultAfterAWholePrefault) {
     Config config = builtin_guest();
-    config.prefault = {prefault::Scope::kAll, prefault::Pin::kNone, 2};
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = 2};
     EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
     EXPECT_TRUE(machine_->report().prefault.complete);
     EXPECT_EQ(machine_->report().second_level_faults_total(), 0U);
     EXPECT_TRUE(mentions(output_, "summary ")) << output_;
 }
 
+TEST_F(BuiltInGuest, TakesNoSecondLevelFaultWhicheverWayIsTaken) {
+    using prefault::Method;
+    const bool has_ioctl = prefault::detect_second_level().kind != prefault::SecondLevelKind::kShadow &&
+                           kvm::System().extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
+    for (const Method method : {Method::kTouch, Method::kIoctl}) {
+        if (method == Method::kIoctl && !has_ioctl) {
+            continue;
+        }
+        Config config = builtin_guest();
+        config.prefault = {.scope = prefault::Scope::kAll, .method = method, .workers = 2};
+        EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
+        EXPECT_EQ(machine_->report().prefault.method, method);
+        EXPECT_TRUE(machine_->report().prefault.complete) << to_string(method);
+        EXPECT_EQ(machine_->report().second_level_faults_total(), 0U) << to_string(method);
+    }
+}
+
+TEST_F(BuiltInGuest, TakesNoSecondLevelFaultWithTheRolesOfBothModesFilled) {
+    if (prefault::detect_second_level().kind == prefault::SecondLevelKind::kShadow ||
+        kvm::System().extension(KVM_CAP_X86_SMM) == 0) {
+        GTEST_SKIP() << "shadow paging, or a KVM without system management mode";
+    }
+    Config config = builtin_guest();
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = 2, .smm = true};
+    EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
+    const prefault::Report& report = machine_->report().prefault;
+    EXPECT_TRUE(report.complete) << report.problem;
+    EXPECT_EQ(report.smm_mapped.bytes(), config.memory_bytes);
+    EXPECT_EQ(machine_->report().second_level_faults_total(), 0U);
+}
+
 TEST_F(BuiltInGuest, TakesFaultsAfterAPrefaultOfTheHostAlone) {
     Config config = builtin_guest();
-    config.prefault = {prefault::Scope::kHost, prefault::Pin::kNone, 2};
+    config.prefault = {.scope = prefault::Scope::kHost, .workers = 2};
     EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
     EXPECT_TRUE(machine_->report().prefault.complete);
     EXPECT_GT(machine_->report().second_level_faults_total(), 0U);
@@ -230,7 +261,7 @@ TEST_F(MachineTest, ThatIsStoppedBeforeItRunsReportsNoFirstInstruction) {
 TEST_F(MachineTest, StoppedBeforeItsPrefaultDoesNotPopulate) {
     const TestKernel kernel(kernels::kSpin);
     Config config = kernel.config();
-    config.prefault = {prefault::Scope::kAll, prefault::Pin::kNone, 1};
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = 1};
     Machine machine(config);
     machine.request_stop();
     EXPECT_FALSE(machine.prefault().complete);
@@ -318,7 +349,7 @@ TEST_F(MachineTest, OfMoreVcpusThanThisKvmTakesIsAnError) {
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
     Config config = builtin_guest();
     config.vcpus = 254;
-    config.prefault = {prefault::Scope::kAll, prefault::Pin::kNone, Config::kMaxPrefaultWorkers};
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = Config::kMaxPrefaultWorkers};
     if (config.vcpus + Config::kMaxPrefaultWorkers <= most) {
         GTEST_SKIP() << "this host's KVM takes as many as can be asked for";
     }
@@ -355,7 +386,7 @@ TEST_F(MachineTest, GivesEverythingBack) {
     Config config = kernel.config();
     config.memory_bytes = 64 * kMiB;
     config.vcpus = 2;
-    config.prefault = {prefault::Scope::kAll, prefault::Pin::kNone, 2};
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = 2};
     const auto live_and_die = [&](int round) {
         Machine machine(config);
         if (round % 2 == 0) {
@@ -379,7 +410,7 @@ TEST_F(MachineTest, ThatCannotBeMadeLeavesNothingBehind) {
         const char* what;
         std::function<void(Config&)> spoil;
     };
-    const std::vector<Case> cases{
+    std::vector<Case> cases{
         {"no memory", [](Config& config) { config.memory_bytes = 0; }},
         {"half a page", [](Config& config) { config.memory_bytes += 1; }},
         {"too much memory", [](Config& config) { config.memory_bytes = 16 * kTiB; }},
@@ -400,6 +431,14 @@ TEST_F(MachineTest, ThatCannotBeMadeLeavesNothingBehind) {
          [&](Config& config) { config.initrd_path = directory.write("large", std::string(20 * kMiB, 'x')); }},
         {"a command line that does not fit", [](Config& config) { config.command_line = std::string(100'000, 'x'); }},
     };
+    if (prefault::detect_second_level().kind == prefault::SecondLevelKind::kShadow) {
+        const auto by_ioctl = [](Config& config) {
+            config.prefault = {.scope = prefault::Scope::kAll, .method = prefault::Method::kIoctl};
+        };
+        cases.push_back({"an ioctl that this KVM has not", by_ioctl});
+        const auto smm = [](Config& config) { config.prefault = {.scope = prefault::Scope::kAll, .smm = true}; };
+        cases.push_back({"a mode that has no second level of its own", smm});
+    }
     static_cast<void>(std::make_unique<Machine>(kernel.config())); // As above.
     const TestKernel large_kernel(testing::kernels::Code(3 * kMiB, 0x90));
     for (const Case& bad : cases) {

@@ -4,18 +4,27 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <csignal>
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <stop_token>
+#include <string>
 #include <thread>
+#include <tuple>
 #include <variant>
 #include <vector>
 
-#include "prefault/host_populate.hpp"
+#include "kvm/kick.hpp"
+#include "kvm/kick_signal.hpp"
+#include "support/host_errors.hpp"
 #include "support/host_page_size.hpp"
+#include "support/host_process_facts.hpp"
 #include "support/kvm_guest.hpp"
 #include "support/kvm_huge_pages.hpp"
 #include "support/kvm_prefault_vm.hpp"
@@ -30,12 +39,12 @@ using testing::fill_with_pattern;
 using testing::PrefaultVm;
 using Clock = std::chrono::steady_clock;
 
-/// For each kind of page that can be behind guest memory.
-class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<PageSize> {
+/// For each kind of page that can be behind guest memory, and each way to fill the second level.
+class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<std::tuple<PageSize, Method>> {
   protected:
     void SetUp() override {
         KvmTest::SetUp();
-        if (IsSkipped() || HasFatalFailure() || GetParam() != PageSize::k2M) {
+        if (IsSkipped() || HasFatalFailure() || page_size() != PageSize::k2M) {
             return;
         }
         constexpr std::uint64_t kPages = PrefaultVm::kDefaultBytes / (2 * kMiB);
@@ -44,16 +53,34 @@ class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<P
         }
     }
 
+    static PageSize page_size() { return std::get<PageSize>(GetParam()); }
+    static Method method() { return std::get<Method>(GetParam()); }
+    /// All of it, by the test's method.
+    static Report prefault_all(PrefaultVm& machine) {
+        return machine.prefault({.scope = Scope::kAll, .method = method(), .workers = 2});
+    }
+
   private:
     std::optional<testing::HugePages> huge_pages_;
 };
 
-INSTANTIATE_TEST_SUITE_P(PageSizes, Prefault, ::testing::Values(PageSize::k4K, PageSize::kThp, PageSize::k2M),
-                         [](const auto& page_size) { return std::string(to_string(page_size.param)); });
+/// Ends the test where this KVM has not what its method needs.
+#define SKIP_WITHOUT_METHOD(machine)                                                                                   \
+    if (method() == Method::kIoctl && !(machine).has_ioctl()) {                                                        \
+        GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";                              \
+    }
+
+INSTANTIATE_TEST_SUITE_P(EachWay, Prefault,
+                         ::testing::Combine(::testing::Values(PageSize::k4K, PageSize::kThp, PageSize::k2M),
+                                            ::testing::Values(Method::kTouch, Method::kIoctl)),
+                         [](const auto& way) {
+                             return std::string(to_string(std::get<PageSize>(way.param))) + "_" +
+                                    std::string(to_string(std::get<Method>(way.param)));
+                         });
 
 /// What KVM counts covers the memory; where the second level is the hardware's, to the byte.
 void expect_covers(const MappedPages& mapped, const PrefaultVm& machine) {
-    if (machine.kind == SecondLevelKind::kShadow) {
+    if (machine.is_shadow()) {
         EXPECT_GE(mapped.bytes(), machine.memory.size_bytes());
     } else {
         EXPECT_EQ(mapped.bytes(), machine.memory.size_bytes());
@@ -61,34 +88,45 @@ void expect_covers(const MappedPages& mapped, const PrefaultVm& machine) {
 }
 
 TEST_P(Prefault, OfEverythingIsCompleteByKvmsOwnCount) {
-    PrefaultVm machine(GetParam());
-    const Report report = machine.prefault(Scope::kAll);
-    EXPECT_TRUE(report.complete);
-    EXPECT_EQ(report.method, Method::kTouch);
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    const Report report = prefault_all(machine);
+    EXPECT_TRUE(report.complete) << report.problem;
+    EXPECT_EQ(report.proof, Proof::kCounters);
     EXPECT_EQ(report.top_up_passes, 0U);
     expect_covers(report.mapped, machine);
 }
 
+TEST_P(Prefault, SaysByWhichMethodAndWhy) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    const Report report = prefault_all(machine);
+    EXPECT_EQ(report.method, method());
+    EXPECT_EQ(report.method_reason, "asked for");
+}
+
 TEST_P(Prefault, MapsInPagesOfTheBacking) {
-    PrefaultVm machine(GetParam());
-    const Report report = machine.prefault(Scope::kAll);
-    if (machine.kind == SecondLevelKind::kShadow) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    const Report report = prefault_all(machine);
+    if (machine.is_shadow()) {
         GTEST_SKIP() << "shadow paging maps in pages of the guest's own tables, too";
     }
-    const bool large = proven_mapping_bytes(machine.memory).front() == 2 * kMiB;
+    const bool large = page_size() != PageSize::k4K;
     EXPECT_EQ(report.mapped.pages_4k, large ? 0 : machine.memory_pages());
     EXPECT_EQ(report.mapped.pages_2m, large ? machine.memory_pages() / 512 : 0);
     EXPECT_EQ(report.mapped.pages_1g, 0U);
 }
 
 TEST_P(Prefault, LeavesTheGuestNoFault) {
-    PrefaultVm machine(GetParam());
-    ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    ASSERT_TRUE(prefault_all(machine).complete);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
 TEST_P(Prefault, OfTheHostAloneLeavesTheGuestItsFaults) {
-    PrefaultVm machine(GetParam());
+    PrefaultVm machine(page_size());
     const Report report = machine.prefault(Scope::kHost);
     EXPECT_TRUE(report.complete);
     EXPECT_EQ(report.mapped.bytes(), 0U);
@@ -96,19 +134,101 @@ TEST_P(Prefault, OfTheHostAloneLeavesTheGuestItsFaults) {
 }
 
 TEST_P(Prefault, ChangesNoByteOfMemory) {
-    PrefaultVm machine(GetParam());
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
     fill_with_pattern(machine.memory);
-    ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
+    ASSERT_TRUE(prefault_all(machine).complete);
     EXPECT_EQ(count_changes_of_pattern(machine.memory), 0U);
 }
 
 TEST_P(Prefault, MayBeDoneAgain) {
-    PrefaultVm machine(GetParam());
-    const Report first = machine.prefault(Scope::kAll);
-    const Report second = machine.fill();
-    EXPECT_TRUE(first.complete);
-    EXPECT_TRUE(second.complete);
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    EXPECT_TRUE(prefault_all(machine).complete);
+    const Report second = prefault_all(machine);
+    EXPECT_TRUE(second.complete) << second.problem;
     expect_covers(second.mapped, machine);
+    EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
+}
+
+TEST_P(Prefault, MakesGoodWhatDirtyLoggingTookAway) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    const MappedPages before = prefault_all(machine).mapped;
+    machine.log_dirty_pages(true);
+    machine.faults_of_guest_touching_all_memory(); // Large mappings are split by what the guest writes.
+    machine.log_dirty_pages(false);
+    const Report again = prefault_all(machine);
+    EXPECT_TRUE(again.complete) << again.problem;
+    EXPECT_EQ(again.mapped.pages_2m, before.pages_2m);
+    expect_covers(again.mapped, machine);
+    EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
+}
+
+/// Parts of the memory on both sides of the hole, in whole pages of any backing.
+std::vector<GuestRange> some_ranges() {
+    return {{GuestAddress{4 * kMiB}, 4 * kMiB},
+            {GuestAddress{PrefaultVm::kHighBase}, 2 * kMiB},
+            {GuestAddress{PrefaultVm::kHighBase + 8 * kMiB}, 6 * kMiB}};
+}
+constexpr std::uint64_t kBytesOfSomeRanges = 12 * kMiB;
+
+Report prefault_some(PrefaultVm& machine, Method method) {
+    return machine.prefault({.scope = Scope::kAll, .ranges = some_ranges(), .method = method, .workers = 2});
+}
+
+TEST_P(Prefault, OfRangesMapsThemAndNothingElse) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    const Report report = prefault_some(machine, method());
+    EXPECT_TRUE(report.complete) << report.problem;
+    EXPECT_EQ(report.bytes, kBytesOfSomeRanges);
+    EXPECT_EQ(report.ranges, some_ranges());
+    if (machine.is_shadow()) { // Neighbours of a page may come along with it, yet not from another GiB's half.
+        EXPECT_GE(report.mapped.bytes(), kBytesOfSomeRanges);
+        EXPECT_LT(report.mapped.bytes(), machine.memory.size_bytes());
+    } else {
+        EXPECT_EQ(report.mapped.bytes(), kBytesOfSomeRanges);
+    }
+}
+
+TEST_P(Prefault, OfRangesPopulatesNothingElseOnTheHost) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    ASSERT_TRUE(prefault_some(machine, method()).complete);
+    std::size_t resident = 0;
+    for (const MemoryRegion& region : machine.memory.regions()) {
+        resident += testing::count_resident_pages(region.bytes());
+    }
+    EXPECT_EQ(resident, kBytesOfSomeRanges / 4096);
+}
+
+TEST_P(Prefault, OfRangesIsProvenByTouchingThemAgain) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    EXPECT_EQ(prefault_some(machine, method()).proof, Proof::kTouch) << "KVM counts for all memory only";
+}
+
+TEST_P(Prefault, OfRangesLeavesTheGuestNoFaultInThem) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    ASSERT_TRUE(prefault_some(machine, method()).complete);
+    EXPECT_EQ(machine.faults_of_guest_touching(some_ranges()), 0U);
+}
+
+TEST_P(Prefault, OfRangesLeavesTheGuestItsFaultsElsewhere) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    ASSERT_TRUE(prefault_some(machine, method()).complete);
+    EXPECT_GT(machine.faults_of_guest_touching(std::array{GuestRange{GuestAddress{8 * kMiB}, 8 * kMiB}}), 0U);
+}
+
+TEST_P(Prefault, InTheBackgroundIsCompleteAndLeavesTheGuestNoFault) {
+    PrefaultVm machine(page_size());
+    SKIP_WITHOUT_METHOD(machine);
+    const Report report =
+        machine.prefault({.scope = Scope::kAll, .method = method(), .workers = 2, .background = true});
+    EXPECT_TRUE(report.complete) << report.problem;
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
@@ -138,8 +258,7 @@ TEST_F(PrefaultTest, WithMoreWorkersThanCpusIsComplete) {
 
 TEST_F(PrefaultTest, WithoutTheHostSideFirstIsStillComplete) {
     PrefaultVm machine(PageSize::k4K);
-    const Report report = machine.fill();
-    EXPECT_TRUE(report.complete);
+    EXPECT_NE(machine.fill().proof, Proof::kNone);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
@@ -160,7 +279,7 @@ TEST_F(PrefaultTest, ThatIsStoppedBeforeItBeginsMapsNothing) {
 
 TEST_F(PrefaultTest, ThatIsStoppedInTheMiddleComesBackSoonAndIncomplete) {
     PrefaultVm machine(PageSize::k4K, 1, 128 * kMiB);
-    ASSERT_TRUE(populate_host(machine.memory, std::vector{machine.memory.regions()[0].range}, 2, {}));
+    ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
     const auto stop = std::make_unique<std::stop_source>();
     std::atomic<bool> over{false};
     Clock::time_point requested;
@@ -172,17 +291,19 @@ TEST_F(PrefaultTest, ThatIsStoppedInTheMiddleComesBackSoonAndIncomplete) {
         requested = Clock::now();
         stop->request_stop();
     });
-    const Report report = machine.fill(stop->get_token());
+    const Report report =
+        machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .workers = 1}, stop->get_token());
     const auto returned = Clock::now();
     over = true;
     EXPECT_FALSE(report.complete);
+    EXPECT_EQ(report.problem, "");
     EXPECT_LT(report.mapped.bytes(), machine.memory.size_bytes());
     EXPECT_LT(returned - requested, std::chrono::milliseconds(500));
 }
 
 TEST_F(PrefaultTest, AfterOneThatWasStoppedIsExact) {
     PrefaultVm machine(PageSize::k4K);
-    EXPECT_FALSE(machine.fill(testing::stop_requested_already()).complete);
+    EXPECT_EQ(machine.fill(testing::stop_requested_already()).proof, Proof::kNone);
     const Report report = machine.prefault(Scope::kAll);
     EXPECT_TRUE(report.complete);
     expect_covers(report.mapped, machine);
@@ -225,7 +346,7 @@ TEST_F(PrefaultTest, RepairsTheScratchSlotThatAGuestWroteOverBetweenTwoFills) {
     PrefaultVm machine(PageSize::k4K);
     ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
     scribble_over(machine.filler->scratch().range(), machine);
-    EXPECT_TRUE(machine.fill().complete);
+    EXPECT_NE(machine.fill().proof, Proof::kNone);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
@@ -238,11 +359,8 @@ TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
     Report report;
     {
         const std::jthread guest([&] {
-            const kvm::AllSignalsBlocked for_this_thread;
             while (!over || rounds == 0) {
-                for (const MemoryRegion& region : machine.memory.regions()) {
-                    machine.guest_vcpu->touch(region.range, 4096, {});
-                }
+                machine.faults_of_guest_touching_all_memory();
                 ++rounds;
             }
         });
@@ -283,14 +401,195 @@ TEST_F(PrefaultTest, TimesItsStages) {
     EXPECT_GE(report.total_seconds, report.host_seconds + report.pin_seconds + report.second_level_seconds - 1e-6);
 }
 
-TEST_F(PrefaultTest, DummyThatTouchesNoMemoryIsAnErrorThatSaysWhere) {
+/// Has a dummy touch where no memory is, on a thread of its own.
+DummyVcpu::Outcome touch_nowhere(DummyVcpu& vcpu) {
+    DummyVcpu::Outcome outcome;
+    std::jthread([&] {
+        kvm::block_signals_in_this_thread();
+        outcome = vcpu.touch({GuestAddress{kGiB}, 4096}, 4096, {});
+    }).join();
+    return outcome;
+}
+
+TEST_F(PrefaultTest, DummyThatTouchesNoMemoryFailsAndSaysWhere) {
     PrefaultVm machine(PageSize::k4K);
+    const DummyVcpu::Outcome outcome = touch_nowhere(*machine.guest_vcpu);
+    EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kFailed);
+    EXPECT_TRUE(testing::mentions(outcome.why, "no memory behind 0x40000000")) << outcome.why;
+}
+
+TEST_F(PrefaultTest, DummyThatFailedTouchesEveryPageOfTheNext) {
+    PrefaultVm machine(PageSize::k4K);
+    ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
+    touch_nowhere(*machine.guest_vcpu);
     const kvm::AllSignalsBlocked for_this_thread;
-    try {
-        machine.guest_vcpu->touch({GuestAddress{kGiB}, 4096}, 4096, {});
-        FAIL() << "there is no memory";
-    } catch (const Error& error) {
-        EXPECT_NE(std::string(error.what()).find("no memory behind 0x40000000"), std::string::npos) << error.what();
+    const std::uint64_t before = machine.guest_vcpu->stats().value("pf_fixed").value();
+    const auto outcome = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
+    EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kDone) << outcome.why;
+    EXPECT_GT(machine.guest_vcpu->stats().value("pf_fixed").value(), before) << "the one page was skipped";
+}
+
+TEST_F(PrefaultTest, DummyThatFailedLeavesNoKickBehind) {
+    PrefaultVm machine(PageSize::k4K);
+    bool pending = false;
+    std::jthread([&] {
+        kvm::block_signals_in_this_thread();
+        static_cast<void>(machine.guest_vcpu->touch({GuestAddress{kGiB}, 4096}, 4096, {}));
+        sigset_t signals;
+        ::sigpending(&signals);
+        pending = sigismember(&signals, kvm::kick_signal()) == 1;
+    }).join();
+    EXPECT_FALSE(pending);
+}
+
+TEST_F(PrefaultTest, OfTheMethodThatIsBestTakesTouchOnShadowPagingAndSaysSo) {
+    PrefaultVm machine(PageSize::k4K);
+    const Report report = machine.prefault({.scope = Scope::kAll, .method = Method::kAuto});
+    EXPECT_EQ(report.method, machine.has_ioctl() && machine.host.accessed_dirty ? Method::kIoctl : Method::kTouch);
+    EXPECT_TRUE(testing::mentions(report.method_reason, machine.is_shadow() ? "shadow paging" : "KVM_PRE_FAULT_MEMORY"))
+        << report.method_reason;
+}
+
+TEST_F(PrefaultTest, ByIoctlWhereNoMemslotIsSaysSo) {
+    PrefaultVm machine(PageSize::k4K);
+    if (!machine.has_ioctl()) {
+        GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";
+    }
+    const kvm::AllSignalsBlocked for_this_thread;
+    const std::string error = testing::error_of([&]() -> int {
+        static_cast<void>(machine.guest_vcpu->pre_fault({GuestAddress{kGiB}, 4096}, 4096, {}));
+        return 0;
+    });
+    EXPECT_TRUE(testing::mentions(error, "no memslot is there")) << error;
+}
+
+/// System management mode is another address space with a second level of its own.
+class PrefaultOfSmm : public testing::KvmTest {
+  protected:
+    static constexpr unsigned kSmmGuestVcpu = 1;
+
+    void SetUp() override {
+        KvmTest::SetUp();
+        if (IsSkipped() || HasFatalFailure()) {
+            return;
+        }
+        if (detect_second_level().kind == SecondLevelKind::kShadow) {
+            GTEST_SKIP() << "shadow paging: what is filled there belongs to page tables, not to a mode";
+        }
+        if (kvm::System().extension(KVM_CAP_X86_SMM) == 0) {
+            GTEST_SKIP() << "this KVM has no system management mode";
+        }
+    }
+    static Report prefault_smm(PrefaultVm& machine) {
+        return machine.prefault({.scope = Scope::kAll, .workers = 2, .smm = true});
+    }
+    static PrefaultVm make_machine() { return PrefaultVm(PageSize::k4K, 2, PrefaultVm::kDefaultBytes, true); }
+};
+
+TEST_F(PrefaultOfSmm, MapsAllMemoryASecondTime) {
+    PrefaultVm machine = make_machine();
+    const Report report = prefault_smm(machine);
+    EXPECT_TRUE(report.complete) << report.problem;
+    EXPECT_EQ(report.mapped.bytes(), machine.memory.size_bytes());
+    EXPECT_EQ(report.smm_mapped.bytes(), machine.memory.size_bytes());
+}
+
+TEST_F(PrefaultOfSmm, LeavesAGuestInSystemManagementModeNoFault) {
+    PrefaultVm machine = make_machine();
+    ASSERT_TRUE(prefault_smm(machine).complete);
+    DummyVcpu guest(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    EXPECT_EQ(PrefaultVm::faults_of_touching(guest, machine.all_ranges()), 0U);
+}
+
+TEST_F(PrefaultOfSmm, LeavesAGuestOutsideOfItNoFaultEither) {
+    PrefaultVm machine = make_machine();
+    ASSERT_TRUE(prefault_smm(machine).complete);
+    EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
+}
+
+TEST_F(PrefaultOfSmm, IsNeededThere) {
+    PrefaultVm machine = make_machine();
+    ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
+    DummyVcpu guest(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    EXPECT_GT(PrefaultVm::faults_of_touching(guest, machine.all_ranges()), 0U);
+}
+
+TEST_F(PrefaultOfSmm, MayBeDoneAgain) {
+    PrefaultVm machine = make_machine();
+    ASSERT_TRUE(prefault_smm(machine).complete);
+    const Report again = prefault_smm(machine);
+    EXPECT_TRUE(again.complete) << again.problem;
+    EXPECT_EQ(again.smm_mapped.bytes(), 0U) << "what it added to what was there";
+}
+
+/// What a progress sink was told, stage by stage.
+class Told {
+  public:
+    ProgressSink sink() {
+        return [this](const vmm::prefault::Progress& now) { told_.push_back(now); };
+    }
+    [[nodiscard]] std::vector<vmm::prefault::Progress> of(Stage stage) const {
+        std::vector<vmm::prefault::Progress> result;
+        std::ranges::copy_if(told_, std::back_inserter(result), [&](const auto& now) { return now.stage == stage; });
+        return result;
+    }
+    [[nodiscard]] const std::vector<vmm::prefault::Progress>& all() const { return told_; }
+
+  private:
+    std::vector<vmm::prefault::Progress> told_;
+};
+
+TEST_F(PrefaultTest, TellsOfTheEndOfEachStage) {
+    PrefaultVm machine(PageSize::k4K);
+    Told told;
+    ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .workers = 2, .progress = told.sink()}).complete);
+    for (const Stage stage : {Stage::kHost, Stage::kSecondLevel}) {
+        ASSERT_FALSE(told.of(stage).empty()) << to_string(stage);
+        EXPECT_EQ(told.of(stage).back().done_bytes, machine.memory.size_bytes()) << to_string(stage);
+        EXPECT_EQ(told.of(stage).back().total_bytes, machine.memory.size_bytes()) << to_string(stage);
+    }
+}
+
+TEST_F(PrefaultTest, TellsOfStagesInTheirOrderAndNeverOfLessThanBefore) {
+    // Slow enough for more than the ends: one dummy, and no host side ahead of it.
+    PrefaultVm machine(PageSize::k4K, 1, 256 * kMiB);
+    Told told;
+    ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .progress = told.sink()}).complete);
+    ASSERT_GT(told.all().size(), 2U);
+    for (std::size_t i = 1; i < told.all().size(); ++i) {
+        const auto& before = told.all()[i - 1];
+        const auto& now = told.all()[i];
+        EXPECT_LE(before.stage, now.stage);
+        if (before.stage == now.stage) {
+            EXPECT_LE(before.done_bytes, now.done_bytes);
+            EXPECT_LE(before.seconds, now.seconds);
+        }
+    }
+}
+
+TEST_F(PrefaultTest, OfRangesTellsOfNothingLessThanBeforeEither) {
+    // Its proof is another pass over the same memory.
+    PrefaultVm machine(PageSize::k4K);
+    Told told;
+    ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .ranges = some_ranges(), .workers = 2, .progress = told.sink()})
+                    .complete);
+    const auto second_level = told.of(Stage::kSecondLevel);
+    EXPECT_TRUE(std::ranges::is_sorted(second_level, {}, &vmm::prefault::Progress::done_bytes));
+}
+
+TEST_F(PrefaultTest, EndsWithWhatItsProgressSinkThrows) {
+    for (const Stage stage : {Stage::kHost, Stage::kSecondLevel}) {
+        PrefaultVm machine(PageSize::k4K);
+        const auto sink = [stage](const vmm::prefault::Progress& now) {
+            if (now.stage == stage) {
+                throw std::domain_error("enough");
+            }
+        };
+        EXPECT_THROW(machine.prefault({.scope = Scope::kAll, .workers = 2, .progress = sink}), std::domain_error)
+            << to_string(stage);
+        const Report again = machine.prefault(Scope::kAll);
+        EXPECT_TRUE(again.complete) << to_string(stage) << ": " << again.problem;
+        EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U) << to_string(stage);
     }
 }
 

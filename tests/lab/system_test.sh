@@ -47,8 +47,10 @@ guest=$(dirname "$vmm")/guest/guest.elf
 guest_under_qemu "pc, 1 CPU" -M pc -smp 1
 guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
 
-checks --memory 3G --hugepages-2m 160 -- linux guest life
-checks --memory 6G --hugepages-1g 1 -- large
+checks --memory 3G --hugepages-2m 256 -- linux guest life
+checks --memory 3G --hugepages-2m 256 -- speed scope background pins
+checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement migration
+checks --memory 7G --hugepages-1g 2 -- large
 checks --guest-kernel 6.1 -- kernel
 
 echo "$passed passed, $failed failed"

@@ -12,9 +12,12 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "support/host_pipe.hpp"
@@ -55,7 +58,8 @@ struct CommandResult {
 };
 
 /// Runs `vmm ARGUMENTS...` with nothing to read, to its end. `prepare` is called in the new process before.
-inline CommandResult run_command(const std::vector<std::string>& arguments, void (*prepare)() = [] {}) {
+inline CommandResult run_command(
+    const std::vector<std::string>& arguments, void (*prepare)() = [] {}) {
     const TemporaryDirectory directory;
     const pid_t child = ::fork();
     if (child == 0) {
@@ -81,6 +85,68 @@ bool eventually(Condition condition) {
     }
     return false;
 }
+
+/// Whether process `process` has a thread called `name` now.
+[[nodiscard]] inline bool has_thread(const std::string& process, const std::string& name) {
+    std::error_code gone;
+    for (const auto& task : std::filesystem::directory_iterator("/proc/" + process + "/task", gone)) {
+        if (content_of(task.path() / "comm") == name + "\n") {
+            return true;
+        }
+    }
+    return false;
+}
+
+/// `vmm ARGUMENTS...` that goes on beside the test, with nothing to read.
+class CommandBeside {
+  public:
+    explicit CommandBeside(const std::vector<std::string>& arguments) {
+        child_ = ::fork();
+        if (child_ < 0) {
+            throw std::runtime_error("cannot fork");
+        }
+        if (child_ == 0) {
+            redirect(STDIN_FILENO, "/dev/null", O_RDONLY);
+            redirect(STDOUT_FILENO, "/dev/null", O_WRONLY);
+            redirect(STDERR_FILENO, errors_, O_WRONLY | O_CREAT);
+            exec_command(arguments);
+        }
+    }
+    ~CommandBeside() {
+        if (child_ > 0) {
+            ::kill(child_, SIGKILL);
+            ::waitpid(child_, nullptr, 0);
+        }
+    }
+    CommandBeside(const CommandBeside&) = delete;
+    CommandBeside& operator=(const CommandBeside&) = delete;
+
+    void send(int signal) const { ::kill(child_, signal); }
+    [[nodiscard]] bool has_thread(const std::string& name) const {
+        return testing::has_thread(std::to_string(child_), name);
+    }
+    /// Whether `signal` would be handled (proc_pid_status(5), SigCgt).
+    [[nodiscard]] bool catches(int signal) const {
+        std::ifstream status("/proc/" + std::to_string(child_) + "/status");
+        std::string word;
+        while (status >> word && word != "SigCgt:") {
+        }
+        status >> word;
+        return !status.fail() && (std::stoull(word, nullptr, 16) >> (signal - 1) & 1) != 0;
+    }
+    [[nodiscard]] std::string errors() const { return content_of(errors_); }
+    /// Its exit status; -1: killed by a signal.
+    int wait() {
+        int status = 0;
+        ::waitpid(std::exchange(child_, -1), &status, 0);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    }
+
+  private:
+    TemporaryDirectory directory_;
+    std::string errors_ = directory_ / "err";
+    pid_t child_ = -1;
+};
 
 /// `vmm ARGUMENTS...` at a terminal of its own, of which we are the keyboard and the screen.
 class CommandAtTerminal {

@@ -7,8 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "kvm/guest_memory.hpp"
 #include "kvm/kick.hpp"
@@ -18,6 +23,7 @@
 #include "prefault/prefault.hpp"
 #include "prefault/scratch.hpp"
 #include "prefault/second_level.hpp"
+#include "prefault/second_level_filler.hpp"
 
 namespace vmm::testing {
 
@@ -25,48 +31,84 @@ struct PrefaultVm {
     static constexpr std::uint64_t kHighBase = 4 * kGiB;
     static constexpr std::uint64_t kDefaultBytes = 32 * kMiB;
 
-    /// Half of `memory_bytes` lies below the hole.
-    explicit PrefaultVm(PageSize page_size, unsigned workers = 2, std::uint64_t memory_bytes = kDefaultBytes)
+    /// Half of `memory_bytes` lies below the hole. With `smm` the memory is there in system management mode, too.
+    explicit PrefaultVm(PageSize page_size, unsigned workers = 2, std::uint64_t memory_bytes = kDefaultBytes,
+                        bool smm = false)
         : memory(std::array{GuestRange{GuestAddress{0}, memory_bytes / 2},
                             GuestRange{GuestAddress{kHighBase}, memory_bytes / 2}},
                  page_size),
           vm(system) {
         std::uint32_t slot = 0;
         for (const MemoryRegion& region : memory.regions()) {
-            vm.add_memslot(slot++, region.range, region.host);
+            vm.add_memslot(slot, region.range, region.host);
+            if (smm) {
+                vm.add_memslot(slot, region.range, region.host, kvm::AddressSpace::kSmm);
+            }
+            placement.push_back({region.range, std::nullopt});
+            ++slot;
         }
         vm.create_irqchip();
-        filler.emplace(
-            vm, prefault::SecondLevelFiller::Place{slot, {kScratchBase, kHighBase + kGiB, false}, kGuestVcpus, kind},
-            cpuid, workers);
+        const prefault::Scratch::Layout scratch{kScratchBase, kHighBase + kGiB, kHighBase + kGiB, false};
+        filler.emplace(vm, prefault::SecondLevelFiller::Place{slot, scratch, kGuestVcpus, host, smm}, cpuid);
+        filler->grow(workers);
         guest_vcpu.emplace(vm, 0, cpuid, filler->scratch());
     }
 
     [[nodiscard]] std::uint64_t memory_pages() const { return memory.size_bytes() / 4096; }
+    [[nodiscard]] bool is_shadow() const { return host.kind == prefault::SecondLevelKind::kShadow; }
+    /// Whether KVM_PRE_FAULT_MEMORY can be asked for.
+    [[nodiscard]] bool has_ioctl() const { return !is_shadow() && vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0; }
 
-    /// Every stage; what `scope` asks for.
+    /// What `options` ask for.
+    prefault::Report prefault(const prefault::Options& options, const std::stop_token& stop = {}) {
+        const prefault::Target target{memory, placement, node_cpus, pins, &*filler, choose(options.method), false};
+        return prefault::run(target, options, stop);
+    }
+    /// Every stage, by two workers; what `scope` asks for.
     prefault::Report prefault(prefault::Scope scope, const std::stop_token& stop = {}) {
-        return prefault::run(memory, &*filler, {scope, prefault::Pin::kNone, 2}, stop);
+        return prefault({.scope = scope, .workers = 2}, stop);
     }
 
-    /// The second level alone, again.
-    prefault::Report fill(const std::stop_token& stop = {}) {
-        prefault::Report report;
-        filler->fill(memory, report, stop);
-        return report;
+    /// The second level alone.
+    prefault::FillResult fill(const std::stop_token& stop = {}) {
+        prefault::Workforce workforce;
+        workforce.workers = filler->workers();
+        const prefault::Method method = choose(prefault::Method::kAuto).method;
+        return filler->fill({memory, placement, true, method, false, workforce}, stop);
     }
 
-    /// How many second-level faults the guest's vCPU takes while it writes to every page of memory.
-    std::uint64_t faults_of_guest_touching_all_memory() {
+    /// How many second-level faults the guest's vCPU takes while it writes to every page of `ranges`.
+    std::uint64_t faults_of_guest_touching(std::span<const GuestRange> ranges) {
+        return faults_of_touching(*guest_vcpu, ranges);
+    }
+    std::uint64_t faults_of_guest_touching_all_memory() { return faults_of_guest_touching(all_ranges()); }
+
+    /// The same for any vCPU on the dummies' page tables.
+    static std::uint64_t faults_of_touching(prefault::DummyVcpu& vcpu, std::span<const GuestRange> ranges) {
         const kvm::AllSignalsBlocked for_this_thread;
-        const kvm::Stats stats = guest_vcpu->stats();
         // Its first entry loads the page tables, which is none of the memory's faults.
-        guest_vcpu->touch({GuestAddress{0}, 4096}, 4096, {});
-        const std::uint64_t before = stats.value("pf_fixed").value();
-        for (const MemoryRegion& region : memory.regions()) {
-            guest_vcpu->touch(region.range, 4096, {});
+        touch(vcpu, {kScratchBase, 4096});
+        const std::uint64_t before = vcpu.stats().value("pf_fixed").value();
+        for (const GuestRange& range : ranges) {
+            touch(vcpu, range);
         }
-        return stats.value("pf_fixed").value() - before;
+        return vcpu.stats().value("pf_fixed").value() - before;
+    }
+
+    [[nodiscard]] std::vector<GuestRange> all_ranges() const {
+        std::vector<GuestRange> ranges;
+        for (const MemoryRegion& region : memory.regions()) {
+            ranges.push_back(region.range);
+        }
+        return ranges;
+    }
+
+    /// Switches KVM's dirty logging of all memory.
+    void log_dirty_pages(bool on) {
+        std::uint32_t slot = 0;
+        for (const MemoryRegion& region : memory.regions()) {
+            vm.log_dirty_pages(slot++, region.range, region.host, on);
+        }
     }
 
     static constexpr GuestAddress kScratchBase{0xe0000000};
@@ -74,11 +116,23 @@ struct PrefaultVm {
 
     kvm::System system;
     std::vector<kvm_cpuid_entry2> cpuid = system.supported_cpuid();
-    prefault::SecondLevelKind kind = prefault::detect_second_level().kind;
+    prefault::SecondLevelHost host = prefault::detect_second_level();
     GuestMemory memory;
+    std::vector<prefault::PlacedRange> placement;
+    std::map<unsigned, prefault::CpuList> node_cpus; ///< none: memory has no place
+    prefault::PinnedMemory pins{prefault::Pin::kNone};
     kvm::Vm vm;
     std::optional<prefault::SecondLevelFiller> filler;
     std::optional<prefault::DummyVcpu> guest_vcpu; ///< on the same page tables as the dummies
+
+  private:
+    [[nodiscard]] prefault::MethodChoice choose(prefault::Method method) const {
+        return prefault::choose_method(method, host, has_ioctl());
+    }
+    static void touch(prefault::DummyVcpu& vcpu, GuestRange range) {
+        const auto outcome = vcpu.touch(range, 4096, {});
+        EXPECT_EQ(outcome.end, prefault::DummyVcpu::Outcome::End::kDone) << outcome.why;
+    }
 };
 
 /// Writes something else to every 8 bytes of memory.

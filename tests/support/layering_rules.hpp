@@ -54,9 +54,9 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
 
 /// The headers of kvm/ that make no KVM call.
 [[nodiscard]] inline bool is_host_side(std::string_view path) {
-    constexpr std::array<std::string_view, 6> kHostSide{"kvm/error.hpp",         "kvm/unique_fd.hpp",
-                                                        "kvm/mapping.hpp",       "kvm/guest_memory.hpp",
-                                                        "kvm/guest_address.hpp", "kvm/process_memory.hpp"};
+    constexpr std::array<std::string_view, 7> kHostSide{
+        "kvm/error.hpp",         "kvm/unique_fd.hpp",      "kvm/mapping.hpp", "kvm/guest_memory.hpp",
+        "kvm/guest_address.hpp", "kvm/process_memory.hpp", "kvm/cgroup.hpp"};
     return std::ranges::find(kHostSide, path) != kHostSide.end();
 }
 
@@ -88,7 +88,9 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     constexpr std::array kPlaces{Place{"linux/kvm.h", {"kvm/uapi.hpp", "kvm/uapi.hpp"}},
                                  Place{"CLI/", {"vmm/cli.cpp", "vmm/cli.cpp"}},
                                  Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
-                                 Place{"liburing", {"devices/disk_io.", "prefault/pin."}}};
+                                 Place{"liburing", {"devices/disk_io.", "prefault/longterm_pin."}},
+                                 Place{"numa.h", {"prefault/numa.", "prefault/numa."}},
+                                 Place{"numaif.h", {"prefault/numa.", "prefault/numa."}}};
     for (const Place& place : kPlaces) {
         if (path.starts_with(place.header) && !file.starts_with(place.allowed[0]) &&
             !file.starts_with(place.allowed[1])) {

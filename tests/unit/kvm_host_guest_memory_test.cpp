@@ -3,7 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "support/host_errors.hpp"
@@ -179,6 +183,144 @@ TEST(GuestMemory, GivesItsAddressSpaceBack) {
     for (const std::byte* const host : hosts) {
         EXPECT_FALSE(testing::is_mapped(host, kRegionBytes));
     }
+}
+
+/// Adds a region to `memory`; returns what it is refused with, or "".
+std::string add_region(GuestMemory& memory, GuestRange range) {
+    return error_of([&]() -> int {
+        memory.add(memory.map(range));
+        return 0;
+    });
+}
+
+TEST(GuestMemoryGrowth, MakesTheNewRegionPartOfTheMemory) {
+    GuestMemory memory = three_regions();
+    const GuestRange more = range(kHighBase + kGiB, kRegionBytes);
+    EXPECT_EQ(add_region(memory, more), "");
+    EXPECT_EQ(memory.size_bytes(), 4 * kRegionBytes);
+    ASSERT_EQ(memory.regions().size(), 4U);
+    EXPECT_EQ(memory.regions()[3].range, more);
+    EXPECT_TRUE(memory.store(GuestAddress{kHighBase + kGiB + 8}, std::uint32_t{7}));
+    EXPECT_EQ(memory.load<std::uint32_t>(GuestAddress{kHighBase + kGiB + 8}), 7U);
+}
+
+TEST(GuestMemoryGrowth, KeepsWhatIsThereWhereItIs) {
+    GuestMemory memory = three_regions();
+    const std::byte* const host = memory.regions()[0].host;
+    ASSERT_TRUE(memory.store(GuestAddress{0x1000}, std::uint32_t{7}));
+    EXPECT_EQ(add_region(memory, range(kGiB, kRegionBytes)), "");
+    EXPECT_EQ(memory.regions()[0].host, host);
+    EXPECT_EQ(memory.load<std::uint32_t>(GuestAddress{0x1000}), 7U);
+}
+
+TEST(GuestMemoryGrowth, KeepsTheOrderOfAddition) {
+    GuestMemory memory = three_regions();
+    EXPECT_EQ(add_region(memory, range(kGiB, kRegionBytes)), "");
+    EXPECT_EQ(memory.regions()[2].range.base, GuestAddress{kHighBase});
+    EXPECT_EQ(memory.regions()[3].range.base, GuestAddress{kGiB});
+}
+
+TEST(GuestMemoryGrowth, OnlyMapsUntilTheRegionIsAdded) {
+    const GuestMemory memory = three_regions();
+    const GuestRange more = range(kGiB, kRegionBytes);
+    const std::byte* host = nullptr;
+    {
+        const GuestMemory::NewRegion region = memory.map(more);
+        host = region.region().host;
+        EXPECT_EQ(region.region().range, more);
+        EXPECT_EQ(testing::count_resident_pages(region.region().bytes()), 0U);
+        EXPECT_FALSE(memory.at(more));
+        EXPECT_EQ(memory.regions().size(), 3U);
+    }
+    EXPECT_FALSE(testing::is_mapped(host, kRegionBytes)) << "what was not added is given back";
+}
+
+TEST(GuestMemoryGrowth, AdvisesTheKernelAsInConstruction) {
+    const GuestMemory memory = three_regions();
+    const GuestMemory::NewRegion region = memory.map(range(kGiB, kRegionBytes));
+    EXPECT_TRUE(has_flag(region.region().host, "dd")) << "MADV_DONTDUMP";
+    EXPECT_TRUE(has_flag(region.region().host, "dc")) << "MADV_DONTFORK";
+    EXPECT_FALSE(has_flag(region.region().host, "hg"));
+}
+
+TEST(GuestMemoryGrowth, RefusesMemoryOverMemory) {
+    GuestMemory memory = three_regions();
+    for (const GuestRange& taken : {range(0, kRegionBytes), range(kRegionBytes, 8 * kRegionBytes),
+                                    range(kHighBase - kRegionBytes, 2 * kRegionBytes), range(0, 2 * kHighBase)}) {
+        EXPECT_TRUE(mentions(add_region(memory, taken), "there is memory at ")) << to_string(taken);
+    }
+    EXPECT_EQ(memory.regions().size(), 3U);
+}
+
+TEST(GuestMemoryGrowth, TakesMemoryRightBesideMemory) {
+    GuestMemory memory = three_regions();
+    EXPECT_EQ(add_region(memory, range(2 * kRegionBytes, kRegionBytes)), "");
+    EXPECT_EQ(add_region(memory, range(kHighBase - kRegionBytes, kRegionBytes)), "");
+    EXPECT_EQ(add_region(memory, range(kHighBase + kRegionBytes, kRegionBytes)), "");
+}
+
+TEST(GuestMemoryGrowth, RefusesABaseThatLargeMappingsCannotHave) {
+    GuestMemory memory = three_regions();
+    EXPECT_EQ(memory.region_alignment(), 2 * kMiB);
+    EXPECT_TRUE(mentions(add_region(memory, range(kGiB + 4096, kRegionBytes)), "at a multiple of 2 MiB"));
+    EXPECT_TRUE(mentions(add_region(memory, range(kGiB + kMiB, kRegionBytes)), "at a multiple of 2 MiB"));
+}
+
+TEST(GuestMemoryGrowth, RefusesASizeThatIsNoMultipleOfThePage) {
+    GuestMemory memory = three_regions();
+    EXPECT_TRUE(mentions(add_region(memory, range(kGiB, 0)), "multiple of the page size"));
+    EXPECT_TRUE(mentions(add_region(memory, range(kGiB, 4097)), "multiple of the page size"));
+    EXPECT_EQ(add_region(memory, range(kGiB, 4096)), "");
+}
+
+TEST(GuestMemoryGrowth, EndsWithTheSixteenthRegion) {
+    GuestMemory memory = three_regions();
+    for (std::uint64_t i = 3; i < GuestMemory::kMaxRegions; ++i) {
+        EXPECT_EQ(add_region(memory, range(kGiB + i * kRegionBytes, kRegionBytes)), "") << i;
+    }
+    EXPECT_TRUE(mentions(add_region(memory, range(2 * kGiB, kRegionBytes)), "there are 16 regions already"));
+    EXPECT_EQ(memory.regions().size(), 16U);
+}
+
+TEST(GuestMemoryGrowth, OfMoreRegionsThanThereCanBeIsRefusedInConstruction) {
+    std::vector<GuestRange> layout;
+    for (std::uint64_t i = 0; i <= GuestMemory::kMaxRegions; ++i) {
+        layout.push_back(range(i * kRegionBytes, kRegionBytes));
+    }
+    EXPECT_TRUE(mentions(error_of([&] { return GuestMemory(layout, PageSize::k4K); }), "16 regions"));
+    layout.pop_back();
+    EXPECT_EQ(error_of([&] { return GuestMemory(layout, PageSize::k4K); }), "");
+}
+
+TEST(GuestMemoryGrowth, IsSeenWholeOrNotAtAllByOthers) {
+    GuestMemory memory = three_regions();
+    const auto base_of = [](std::uint64_t index) { return GuestAddress{kGiB + index * kRegionBytes}; };
+    std::atomic<bool> grown{false};
+    std::atomic<unsigned> torn{0};
+    {
+        std::vector<std::jthread> readers;
+        for (int reader = 0; reader < 2; ++reader) {
+            readers.emplace_back([&] {
+                for (bool last = false; !last;) {
+                    last = grown;
+                    for (std::uint64_t i = 3; i < GuestMemory::kMaxRegions; ++i) {
+                        // What a new region begins with was written before the region was added.
+                        const auto value = memory.load<std::uint64_t>(base_of(i));
+                        torn += value && *value != i ? 1U : 0U;
+                        torn += last && !value ? 1U : 0U;
+                    }
+                    torn += memory.size_bytes() == memory.regions().size() * kRegionBytes || !last ? 0U : 1U;
+                }
+            });
+        }
+        for (std::uint64_t i = 3; i < GuestMemory::kMaxRegions; ++i) {
+            GuestMemory::NewRegion region = memory.map({base_of(i), kRegionBytes});
+            *reinterpret_cast<std::uint64_t*>(region.region().host) = i; // The region's own first bytes, aligned.
+            memory.add(std::move(region));
+        }
+        grown = true;
+    }
+    EXPECT_EQ(torn, 0U);
 }
 
 TEST(PageSize, HasTheNamesOfTheCommandLine) {

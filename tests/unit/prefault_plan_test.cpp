@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "prefault/work.hpp"
+
 namespace {
 
 thread_local std::uint64_t allocated_bytes = 0; // by this thread, from operator new
@@ -135,12 +137,14 @@ TEST(Plan, OfRandomRangesCoversThemExactly) {
     }
 }
 
+/// What this thread has used of the processor.
+double cpu_seconds() {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
 TEST(Plan, OfSixteenTebibytesIsMadeAtOnceAndTakesNextToNoMemory) {
-    const auto cpu_seconds = [] {
-        timespec now{};
-        ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-        return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-    };
     const Ranges ranges{range(0, 3 * kGiB), range(4 * kGiB, 16 * kTiB - 3 * kGiB)};
     const std::uint64_t allocated_before = allocated_bytes;
     const double start = cpu_seconds();
@@ -149,6 +153,21 @@ TEST(Plan, OfSixteenTebibytesIsMadeAtOnceAndTakesNextToNoMemory) {
     EXPECT_LT(allocated_bytes - allocated_before, kMiB);
     EXPECT_EQ(plan.chunk_count(), 16 * kTiB / (2 * kMiB));
     EXPECT_EQ(plan.chunk(plan.chunk_count() - 1).end(), GuestAddress{16 * kTiB + kGiB});
+}
+
+TEST(Plan, OfSixteenTebibytesOnManyNodesIsMadeAtOnceAndTakesNextToNoMemory) {
+    constexpr unsigned kNodes = 1024;
+    const std::uint64_t node_bytes = 16 * kTiB / kNodes;
+    std::vector<PlacedRange> placed;
+    for (unsigned node = 0; node < kNodes; ++node) {
+        placed.push_back({range(4 * kGiB + node * node_bytes, node_bytes), node});
+    }
+    const std::uint64_t allocated_before = allocated_bytes;
+    const double start = cpu_seconds();
+    const ChunkQueues queues(placed, 2 * kMiB, 512);
+    EXPECT_LT(cpu_seconds() - start, 0.010);
+    EXPECT_LT(allocated_bytes - allocated_before, kMiB);
+    EXPECT_EQ(queues.total_bytes(), 16 * kTiB);
 }
 
 TEST(PlanChunkSize, IsAPowerOfTwoBetweenItsBounds) {
@@ -165,9 +184,27 @@ TEST(PlanChunkSize, IsAPowerOfTwoBetweenItsBounds) {
 }
 
 TEST(PlanChunkSize, GivesEveryWorkerSeveralChunks) {
-    const std::uint64_t chunk = Plan::chunk_bytes_for(64 * kGiB, 8, 4 * kKiB);
+    const std::uint64_t chunk = Plan::chunk_bytes_for(64 * kGiB, 8, 2 * kMiB);
     EXPECT_GE(64 * kGiB / chunk, 16U * 8U);
     EXPECT_LE(64 * kGiB / chunk, 32U * 8U);
+}
+
+TEST(PlanChunkSize, HasNoMoreMappingsThanAStopMayWaitFor) {
+    EXPECT_EQ(Plan::chunk_bytes_for(16 * kTiB, 1, 4 * kKiB), 128 * kMiB);
+    EXPECT_EQ(Plan::chunk_bytes_for(16 * kTiB, 1, 2 * kMiB), kGiB);
+    EXPECT_EQ(Plan::chunk_bytes_for(16 * kTiB, 1, kGiB), kGiB);
+}
+
+TEST(PlanWorkers, AreUsefulIfThereIsAChunkForEach) {
+    EXPECT_EQ(Plan::useful_workers(64 * kGiB, 32, 2 * kMiB), 32U);
+    EXPECT_EQ(Plan::useful_workers(6 * kMiB, 32, 4 * kKiB), 3U);
+    EXPECT_EQ(Plan::useful_workers(2 * kGiB, 32, kGiB), 2U);
+}
+
+TEST(PlanWorkers, AreAtLeastOne) {
+    EXPECT_EQ(Plan::useful_workers(4096, 32, 4 * kKiB), 1U);
+    EXPECT_EQ(Plan::useful_workers(0, 32, 4 * kKiB), 1U);
+    EXPECT_EQ(Plan::useful_workers(kGiB, 0, 4 * kKiB), 1U);
 }
 
 TEST(PlanChunkSize, TakesNoWorkersAsOne) {

@@ -7,12 +7,16 @@
 #include <variant>
 #include <vector>
 
-#include "prefault/parallel.hpp"
+#include "prefault/cpu_list.hpp"
+#include "prefault/numa.hpp"
 #include "support/host_errors.hpp"
 
 namespace vmm {
 namespace {
 
+using prefault::CpuList;
+using prefault::Method;
+using prefault::NumaPolicy;
 using prefault::Pin;
 using prefault::Scope;
 using testing::mentions;
@@ -61,8 +65,17 @@ TEST(CommandLine, RunAloneHasTheDefaults) {
     EXPECT_EQ(command.config.page_size, PageSize::kThp);
     EXPECT_EQ(command.config.vcpus, 1U);
     EXPECT_EQ(command.config.prefault.scope, Scope::kNone);
-    EXPECT_EQ(command.config.prefault.pin, Pin::kNone);
-    EXPECT_EQ(command.config.prefault.workers, prefault::usable_cpus());
+    EXPECT_EQ(command.config.pin, Pin::kNone);
+    EXPECT_EQ(command.config.prefault.ranges, std::vector<GuestRange>{});
+    EXPECT_EQ(command.config.prefault.method, Method::kAuto);
+    EXPECT_EQ(command.config.prefault.workers, prefault::usable_cpu_list().size());
+    EXPECT_EQ(command.config.prefault.cpus, CpuList{});
+    EXPECT_FALSE(command.config.prefault.smm);
+    EXPECT_EQ(command.config.prefault_when, PrefaultWhen::kBefore);
+    EXPECT_EQ(command.config.vcpu_cpus, CpuList{});
+    EXPECT_EQ(command.config.numa, NumaPolicy{});
+    EXPECT_FALSE(command.config.reserve_huge_pages);
+    EXPECT_FALSE(command.watch);
     EXPECT_EQ(command.serial, "stdio");
     EXPECT_EQ(command.report, "");
     EXPECT_EQ(command.log_file, "");
@@ -87,11 +100,93 @@ TEST(CommandLine, TakesEveryOption) {
     EXPECT_EQ(command.config.prefault.scope, Scope::kAll);
     EXPECT_EQ(command.config.prefault.workers, 7U);
     EXPECT_EQ(command.config.page_size, PageSize::k2M);
-    EXPECT_EQ(command.config.prefault.pin, Pin::kNone);
+    EXPECT_EQ(command.config.pin, Pin::kNone);
     EXPECT_EQ(command.serial, "log.txt");
     EXPECT_EQ(command.report, "report.json");
     EXPECT_EQ(command.log_file, "vmm.log");
     EXPECT_EQ(command.log_level, LogLevel::kInfo);
+}
+
+TEST(CommandLine, TakesEveryOptionOfThePrefault) {
+    const RunCommand command = run({"--prefault", "all", "--prefault-when", "background", "--prefault-method", "touch",
+                                    "--prefault-cpus", "0-1,3", "--prefault-smm", "--vcpu-cpus", "2,0", "--numa-node",
+                                    "1", "--pin", "longterm", "--reserve-hugepages", "--watch"});
+    EXPECT_EQ(command.config.prefault.scope, Scope::kAll);
+    EXPECT_EQ(command.config.prefault_when, PrefaultWhen::kBackground);
+    EXPECT_EQ(command.config.prefault.method, Method::kTouch);
+    EXPECT_EQ(command.config.prefault.cpus, (CpuList{0, 1, 3}));
+    EXPECT_TRUE(command.config.prefault.smm);
+    EXPECT_EQ(command.config.vcpu_cpus, (CpuList{0, 2}));
+    EXPECT_EQ(command.config.numa, (NumaPolicy{NumaPolicy::Kind::kNode, 1}));
+    EXPECT_EQ(command.config.pin, Pin::kLongterm);
+    EXPECT_TRUE(command.config.reserve_huge_pages);
+    EXPECT_TRUE(command.watch);
+}
+
+TEST(CommandLine, TakesRangesOfGuestMemory) {
+    const RunCommand command = run({"--prefault=0-1G,4G-6G"});
+    EXPECT_EQ(command.config.prefault.scope, Scope::kAll);
+    EXPECT_EQ(command.config.prefault.ranges,
+              (std::vector{GuestRange{GuestAddress{0}, kGiB}, GuestRange{GuestAddress{4 * kGiB}, 2 * kGiB}}));
+    EXPECT_EQ(command.config.pin, Pin::kMlock);
+}
+
+TEST(CommandLine, RefusesWhatIsNeitherAScopeNorRanges) {
+    for (const char* const value : {"--prefault=1G-0", "--prefault=1G-1G", "--prefault=1G", "--prefault=0-1G,",
+                                    "--prefault=all,0-1G", "--prefault=0..1G"}) {
+        const std::string error = usage_error({"run", value});
+        EXPECT_TRUE(mentions(error, "--prefault: ")) << value << ": " << error;
+        EXPECT_TRUE(mentions(error, "none, host or all")) << value << ": " << error;
+    }
+}
+
+TEST(CommandLine, RefusesAnEmptyScope) {
+    EXPECT_TRUE(mentions(usage_error({"run", "--prefault="}), "--prefault: "));
+    EXPECT_TRUE(mentions(usage_error({"run", "--prefault", ""}), "--prefault: "));
+}
+
+TEST(CommandLine, TakesTheMethodsByName) {
+    EXPECT_EQ(run({"--prefault-method=auto"}).config.prefault.method, Method::kAuto);
+    EXPECT_EQ(run({"--prefault-method=ioctl"}).config.prefault.method, Method::kIoctl);
+    EXPECT_EQ(run({"--prefault-method=TOUCH"}).config.prefault.method, Method::kTouch);
+}
+
+TEST(CommandLine, TakesThePlacementByName) {
+    EXPECT_EQ(run({"--numa=interleave"}).config.numa, NumaPolicy{NumaPolicy::Kind::kInterleave});
+    EXPECT_EQ(run({"--numa=Split"}).config.numa, NumaPolicy{NumaPolicy::Kind::kSplit});
+    EXPECT_EQ(run({"--numa-node=0"}).config.numa, (NumaPolicy{NumaPolicy::Kind::kNode, 0}));
+}
+
+TEST(CommandLine, PlacesMemoryInOneWayOnly) {
+    const std::string error = usage_error({"run", "--numa=split", "--numa-node=0"});
+    EXPECT_TRUE(mentions(error, "--numa")) << error;
+    EXPECT_TRUE(mentions(error, "--numa-node")) << error;
+}
+
+TEST(CommandLine, TakesNoNodeForAPlacement) {
+    EXPECT_TRUE(mentions(usage_error({"run", "--numa=0"}), "--numa"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--numa=default"}), "--numa"));
+}
+
+TEST(CommandLine, HasAWorkerForEachCpuTheyMayUse) {
+    EXPECT_EQ(run({"--prefault-cpus=0-6"}).config.prefault.workers, 7U);
+    EXPECT_EQ(run({"--prefault-cpus=3,3,3"}).config.prefault.workers, 1U);
+    EXPECT_EQ(run({"--prefault-cpus=0-6", "--prefault-workers=2"}).config.prefault.workers, 2U);
+    EXPECT_EQ(run({"--prefault-cpus=0-8191"}).config.prefault.workers, Config::kMaxPrefaultWorkers);
+}
+
+TEST(CommandLine, LeavesItToTheMachineToRefuseNoWorkers) {
+    EXPECT_EQ(run({"--prefault-workers=0"}).config.prefault.workers, 0U);
+}
+
+TEST(CommandLine, RefusesListsOfCpusThatAreNone) {
+    for (const std::string option : {"--prefault-cpus", "--vcpu-cpus"}) {
+        for (const char* const list : {"9-1", "", "x", "0,", "-1", "0 1", "8192"}) {
+            const std::string words = option + "=" + list;
+            const std::string error = usage_error({"run", words.c_str()});
+            EXPECT_TRUE(mentions(error, option)) << words << ": " << error;
+        }
+    }
 }
 
 TEST(CommandLine, TakesValuesAfterAnEqualsSign) {
@@ -150,14 +245,15 @@ INSTANTIATE_TEST_SUITE_P(Sizes, CommandLineBadSize,
                                            "M", "", "1 G G", "12abc", "1,5G"));
 
 TEST(CommandLine, PinsByDefaultWhenPrefaulting) {
-    EXPECT_EQ(run({"--prefault=all"}).config.prefault.pin, Pin::kMlock);
-    EXPECT_EQ(run({"--prefault=host"}).config.prefault.pin, Pin::kMlock);
-    EXPECT_EQ(run({"--prefault=none"}).config.prefault.pin, Pin::kNone);
+    EXPECT_EQ(run({"--prefault=all"}).config.pin, Pin::kMlock);
+    EXPECT_EQ(run({"--prefault=host"}).config.pin, Pin::kMlock);
+    EXPECT_EQ(run({"--prefault=none"}).config.pin, Pin::kNone);
 }
 
 TEST(CommandLine, PinsAsAsked) {
-    EXPECT_EQ(run({"--prefault=all", "--pin=none"}).config.prefault.pin, Pin::kNone);
-    EXPECT_EQ(run({"--pin=mlock"}).config.prefault.pin, Pin::kMlock);
+    EXPECT_EQ(run({"--prefault=host", "--pin=longterm"}).config.pin, Pin::kLongterm);
+    EXPECT_EQ(run({"--prefault=all", "--pin=none"}).config.pin, Pin::kNone);
+    EXPECT_EQ(run({"--pin=mlock"}).config.pin, Pin::kMlock);
 }
 
 TEST(CommandLine, TakesNamesInAnyCase) {
@@ -170,6 +266,9 @@ TEST(CommandLine, RefusesNamesThatAreNoChoice) {
     EXPECT_TRUE(mentions(usage_error({"run", "--page-size=3M"}), "--page-size"));
     EXPECT_TRUE(mentions(usage_error({"run", "--prefault=some"}), "--prefault"));
     EXPECT_TRUE(mentions(usage_error({"run", "--pin=glue"}), "--pin"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--prefault-when=later"}), "--prefault-when"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--prefault-method=none"}), "--prefault-method"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--numa=all"}), "--numa"));
 }
 
 TEST(CommandLine, RefusesUnknownOptions) {
@@ -186,12 +285,14 @@ TEST(CommandLine, RefusesNumbersThatAreNone) {
     for (const char* const number : {"-1", "x", "1.5", "99999999999"}) {
         EXPECT_TRUE(mentions(usage_error({"run", "--vcpus", number}), "--vcpus")) << number;
         EXPECT_TRUE(mentions(usage_error({"run", "--prefault-workers", number}), "--prefault-workers")) << number;
+        EXPECT_TRUE(mentions(usage_error({"run", "--numa-node", number}), "--numa-node")) << number;
     }
 }
 
 TEST(CommandLine, RefusesAnOptionWithoutItsValue) {
     for (const char* const option : {"--memory", "--vcpus", "--initrd", "--cmdline", "--prefault", "--prefault-workers",
-                                     "--page-size", "--pin", "--serial", "--report", "--log-file"}) {
+                                     "--page-size", "--pin", "--serial", "--report", "--log-file", "--prefault-when",
+                                     "--prefault-method", "--prefault-cpus", "--vcpu-cpus", "--numa-node", "--numa"}) {
         EXPECT_TRUE(mentions(usage_error({"run", option}), option)) << option;
     }
 }
@@ -217,9 +318,30 @@ TEST(CommandLineHelp, MentionsEveryOption) {
     const auto help = text_for({"run", "--help"});
     ASSERT_TRUE(help);
     EXPECT_EQ(help->exit_code, 0);
-    for (const char* const option :
-         {"KERNEL", "-m,--memory", "-c,--vcpus", "--initrd", "--cmdline", "--prefault ", "--prefault-workers",
-          "--page-size", "--pin", "--serial", "--report", "-v,--verbose", "-q,--quiet", "--log-file", "-h,--help"}) {
+    for (const char* const option : {"KERNEL",
+                                     "-m,--memory",
+                                     "-c,--vcpus",
+                                     "--initrd",
+                                     "--cmdline",
+                                     "--prefault ",
+                                     "--prefault-workers",
+                                     "--page-size",
+                                     "--pin",
+                                     "--serial",
+                                     "--report",
+                                     "-v,--verbose",
+                                     "-q,--quiet",
+                                     "--log-file",
+                                     "-h,--help",
+                                     "--prefault-when",
+                                     "--prefault-method",
+                                     "--prefault-cpus",
+                                     "--prefault-smm",
+                                     "--vcpu-cpus",
+                                     "--numa-node",
+                                     "--numa ",
+                                     "--reserve-hugepages",
+                                     "--watch"}) {
         EXPECT_TRUE(mentions(help->text, option)) << option << " is not in\n" << help->text;
     }
 }
@@ -227,7 +349,8 @@ TEST(CommandLineHelp, MentionsEveryOption) {
 TEST(CommandLineHelp, SaysTheDefaults) {
     const auto help = text_for({"run", "--help"});
     ASSERT_TRUE(help);
-    for (const char* const value : {"=512M", "=thp", "=none", "=stdio", "=mlock when prefaulting"}) {
+    for (const char* const value : {"=512M", "=thp", "=none", "=stdio", "=mlock when prefaulting", "=before", "=auto",
+                                    "=the CPUs they may use"}) {
         EXPECT_TRUE(mentions(help->text, value)) << value << " is not in\n" << help->text;
     }
 }

@@ -143,14 +143,26 @@ TEST(GuestAddresses, OfDevicesAreInTheHoleAndDisjoint) {
     }
 }
 
-TEST(ScratchWindow, HoldsThePageTablesOfTheLargestGuest) {
-    const prefault::Scratch::Layout layout{kScratchWindow.base, address_space_bytes(kMaxMemoryBytes), false};
-    EXPECT_LE(prefault::Scratch::bytes_for(layout), kScratchWindow.size);
+TEST(ScratchWindow, HoldsThePageTablesOfTheLargestGuestAndOfWhatItCanBeGiven) {
+    const std::uint64_t mapped = *align_up(address_space_bytes(kMaxMemoryBytes), kGiB);
+    for (const bool one_gib_pages : {false, true}) {
+        const prefault::Scratch::Layout layout{kScratchWindow.base, mapped,
+                                               std::min(mapped + kRoomForMoreMemory, kMaxAddressBytes), one_gib_pages};
+        EXPECT_LE(prefault::Scratch::bytes_for(layout), kScratchWindow.size);
+    }
     EXPECT_TRUE(is_aligned(to_integer(kScratchWindow.base), 2 * kMiB));
+}
+
+TEST(AddressSpace, OfTheLargestGuestLeavesRoomForMoreMemory) {
+    EXPECT_LE(address_space_bytes(kMaxMemoryBytes) + kRoomForMoreMemory, kMaxAddressBytes);
 }
 
 TEST(Memslots, OfRamComeBeforeTheScratchSlot) {
     EXPECT_LT(ram_layout(kMaxMemoryBytes).size(), kScratchMemslot);
+}
+
+TEST(Memslots, OfEveryRegionThereCanBeComeBeforeTheScratchSlot) {
+    EXPECT_LE(GuestMemory::kMaxRegions, kScratchMemslot);
 }
 
 } // namespace

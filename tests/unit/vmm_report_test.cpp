@@ -19,27 +19,41 @@ using testing::mentions;
 /// A report in which no two numbers are the same.
 RunReport whole_report() {
     RunReport report;
-    report.host = {prefault::SecondLevelKind::kNpt, true};
+    report.host = {prefault::SecondLevelKind::kNpt, true, true};
     report.kvm_pre_fault_memory = true;
     report.memory_bytes = 512 * kMiB;
     report.page_size = PageSize::k2M;
     report.pin = prefault::Pin::kMlock;
+    report.numa = {prefault::NumaPolicy::Kind::kNode, 4};
+    report.locked_bytes = 21 * kMiB;
+    report.pinned_bytes = 22 * kMiB;
+    report.prefault_when = PrefaultWhen::kBackground;
     report.prefault.scope = prefault::Scope::kAll;
+    report.prefault.ranges = {{GuestAddress{0}, 23 * kMiB}, {GuestAddress{4 * kGiB}, 24 * kMiB}};
+    report.prefault.bytes = 47 * kMiB;
     report.prefault.method = prefault::Method::kTouch;
+    report.prefault.method_reason = "asked for";
     report.prefault.workers = 3;
     report.prefault.host_seconds = 0.5;
     report.prefault.pin_seconds = 0.25;
     report.prefault.second_level_seconds = 0.125;
-    report.prefault.total_seconds = 0.875;
+    report.prefault.smm_seconds = 0.0625;
+    report.prefault.total_seconds = 0.9375;
     report.prefault.mapped = {11, 12, 13};
+    report.prefault.smm_mapped = {14, 15, 16};
+    report.prefault.proof = prefault::Proof::kCounters;
     report.prefault.top_up_passes = 1;
     report.prefault.complete = true;
+    report.seconds_until_full = 0.375;
+    report.faults_until_full = 17;
     report.seconds_to_first_instruction = 1.5;
     report.vcpus = 2;
     report.guest_seconds = 2.5;
     report.exit = ExitReason::kPowerOff;
     report.second_level_faults = {5, 7};
+    report.mapped = {18, 19, 20};
     report.resident_overhead_bytes = 9 * kMiB;
+    report.teardown_seconds = 0.03125;
     return report;
 }
 
@@ -61,18 +75,36 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/memory/bytes",
                                        "/memory/page_size",
                                        "/memory/pin",
+                                       "/memory/locked_bytes",
+                                       "/memory/pinned_bytes",
+                                       "/memory/numa",
                                        "/prefault/scope",
+                                       "/prefault/bytes",
+                                       "/prefault/ranges/0/base",
+                                       "/prefault/ranges/0/bytes",
+                                       "/prefault/ranges/1/base",
+                                       "/prefault/ranges/1/bytes",
+                                       "/prefault/when",
                                        "/prefault/method",
+                                       "/prefault/method_reason",
                                        "/prefault/workers",
                                        "/prefault/seconds/host",
                                        "/prefault/seconds/pin",
                                        "/prefault/seconds/second_level",
+                                       "/prefault/seconds/smm",
                                        "/prefault/seconds/total",
                                        "/prefault/mapped/4k",
                                        "/prefault/mapped/2m",
                                        "/prefault/mapped/1g",
+                                       "/prefault/smm_mapped/4k",
+                                       "/prefault/smm_mapped/2m",
+                                       "/prefault/smm_mapped/1g",
                                        "/prefault/top_up_passes",
+                                       "/prefault/proof",
                                        "/prefault/complete",
+                                       "/prefault/problem",
+                                       "/prefault/seconds_until_full",
+                                       "/prefault/faults_until_full",
                                        "/boot/seconds_to_first_instruction",
                                        "/guest/vcpus",
                                        "/guest/seconds",
@@ -80,8 +112,12 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/guest/second_level_faults/0",
                                        "/guest/second_level_faults/1",
                                        "/guest/second_level_faults_total",
+                                       "/guest/mapped/4k",
+                                       "/guest/mapped/2m",
+                                       "/guest/mapped/1g",
                                        "/vmm/version",
-                                       "/vmm/resident_overhead_bytes"};
+                                       "/vmm/resident_overhead_bytes",
+                                       "/vmm/teardown_seconds"};
     EXPECT_EQ(members_of(json::parse(to_json(whole_report()))), schema);
 }
 
@@ -89,29 +125,76 @@ TEST(ReportJson, HasEachValueInItsPlace) {
     const json report = json::parse(to_json(whole_report()));
     EXPECT_EQ(report["schema"], 1);
     EXPECT_EQ(report["host"], (json{{"second_level", "npt"}, {"tdp_mmu", true}, {"kvm_pre_fault_memory", true}}));
-    EXPECT_EQ(report["memory"], (json{{"bytes", 512 * kMiB}, {"page_size", "2M"}, {"pin", "mlock"}}));
-    EXPECT_EQ(report["prefault"]["scope"], "all");
+    EXPECT_EQ(report["memory"], (json{{"bytes", 512 * kMiB},
+                                      {"page_size", "2M"},
+                                      {"pin", "mlock"},
+                                      {"locked_bytes", 21 * kMiB},
+                                      {"pinned_bytes", 22 * kMiB},
+                                      {"numa", "4"}}));
+    EXPECT_EQ(report["prefault"]["scope"], "ranges");
+    EXPECT_EQ(report["prefault"]["bytes"], 47 * kMiB);
+    EXPECT_EQ(report["prefault"]["ranges"],
+              json::array({json{{"base", 0}, {"bytes", 23 * kMiB}}, json{{"base", 4 * kGiB}, {"bytes", 24 * kMiB}}}));
+    EXPECT_EQ(report["prefault"]["when"], "background");
     EXPECT_EQ(report["prefault"]["method"], "touch");
+    EXPECT_EQ(report["prefault"]["method_reason"], "asked for");
     EXPECT_EQ(report["prefault"]["workers"], 3);
     EXPECT_EQ(report["prefault"]["seconds"],
-              (json{{"host", 0.5}, {"pin", 0.25}, {"second_level", 0.125}, {"total", 0.875}}));
+              (json{{"host", 0.5}, {"pin", 0.25}, {"second_level", 0.125}, {"smm", 0.0625}, {"total", 0.9375}}));
     EXPECT_EQ(report["prefault"]["mapped"], (json{{"4k", 11}, {"2m", 12}, {"1g", 13}}));
+    EXPECT_EQ(report["prefault"]["smm_mapped"], (json{{"4k", 14}, {"2m", 15}, {"1g", 16}}));
+    EXPECT_EQ(report["prefault"]["top_up_passes"], 1);
+    EXPECT_EQ(report["prefault"]["proof"], "counters");
     EXPECT_EQ(report["prefault"]["complete"], true);
+    EXPECT_EQ(report["prefault"]["problem"], "");
+    EXPECT_EQ(report["prefault"]["seconds_until_full"], 0.375);
+    EXPECT_EQ(report["prefault"]["faults_until_full"], 17);
     EXPECT_EQ(report["boot"]["seconds_to_first_instruction"], 1.5);
     EXPECT_EQ(report["guest"]["vcpus"], 2);
     EXPECT_EQ(report["guest"]["seconds"], 2.5);
     EXPECT_EQ(report["guest"]["exit"], "poweroff");
     EXPECT_EQ(report["guest"]["second_level_faults"], (json{5, 7}));
     EXPECT_EQ(report["guest"]["second_level_faults_total"], 12);
-    EXPECT_EQ(report["vmm"], (json{{"version", kVersion}, {"resident_overhead_bytes", 9 * kMiB}}));
+    EXPECT_EQ(report["guest"]["mapped"], (json{{"4k", 18}, {"2m", 19}, {"1g", 20}}));
+    EXPECT_EQ(report["vmm"],
+              (json{{"version", kVersion}, {"resident_overhead_bytes", 9 * kMiB}, {"teardown_seconds", 0.03125}}));
 }
 
 TEST(ReportJson, OfNothingDoneIsStillWhole) {
     const json report = json::parse(to_json(RunReport{}));
     EXPECT_EQ(report["prefault"]["scope"], "none");
     EXPECT_EQ(report["prefault"]["method"], "none");
+    EXPECT_EQ(report["prefault"]["ranges"], json::array());
+    EXPECT_EQ(report["prefault"]["when"], "before");
+    EXPECT_EQ(report["prefault"]["proof"], "none");
+    EXPECT_EQ(report["memory"]["numa"], "default");
     EXPECT_EQ(report["guest"]["second_level_faults"], json::array());
     EXPECT_EQ(report["guest"]["second_level_faults_total"], 0);
+}
+
+TEST(ReportJson, SaysNullOfATableThatWasNotFullInTheBackground) {
+    const json report = json::parse(to_json(RunReport{}));
+    for (const std::string member : {"seconds_until_full", "faults_until_full"}) {
+        EXPECT_TRUE(report["prefault"].contains(member)) << member;
+        EXPECT_TRUE(report["prefault"][member].is_null()) << member;
+    }
+}
+
+TEST(ReportJson, NamesTheScopeOfAllMemory) {
+    RunReport report = whole_report();
+    report.prefault.ranges.clear();
+    EXPECT_EQ(json::parse(to_json(report))["prefault"]["scope"], "all");
+    report.prefault.scope = prefault::Scope::kHost;
+    EXPECT_EQ(json::parse(to_json(report))["prefault"]["scope"], "host");
+}
+
+TEST(ReportJson, SaysWhyAPrefaultIsNotComplete) {
+    RunReport report = whole_report();
+    report.prefault.complete = false;
+    report.prefault.problem = "KVM maps \"too little\"";
+    const json prefault = json::parse(to_json(report))["prefault"];
+    EXPECT_EQ(prefault["complete"], false);
+    EXPECT_EQ(prefault["problem"], "KVM maps \"too little\"");
 }
 
 TEST(ReportJson, KeepsLargeCountsExact) {
@@ -126,18 +209,52 @@ TEST(ReportJson, EndsWithANewline) {
 
 TEST(ReportSummary, TellsPeopleWhatHappened) {
     const std::string summary = to_summary(whole_report());
-    EXPECT_TRUE(mentions(summary, "prefault: all in 0.875 s with 3 workers")) << summary;
+    EXPECT_TRUE(mentions(summary, "prefault: ranges, in the background, in 0.938 s with 3 workers")) << summary;
+    EXPECT_TRUE(mentions(summary, "(host 0.500 s, pin 0.250 s, second level 0.125 s by touch)")) << summary;
     EXPECT_TRUE(mentions(summary, "13 x 1G + 12 x 2M + 11 x 4K (npt), complete")) << summary;
     EXPECT_TRUE(mentions(summary, "guest: poweroff after 2.500 s on 2 vCPUs")) << summary;
     EXPECT_TRUE(mentions(summary, "second-level faults: 12 ")) << summary;
-    EXPECT_TRUE(mentions(summary, "9.0 MiB")) << summary;
+    EXPECT_TRUE(mentions(summary, "full 0.375 s after the guest's start, which had taken 17 faults by then"))
+        << summary;
+    EXPECT_TRUE(mentions(summary, "9.0 MiB; all given back after 0.031 s")) << summary;
     EXPECT_NE(summary.back(), '\n');
 }
 
 TEST(ReportSummary, SaysThatAPrefaultWasNotComplete) {
     RunReport report = whole_report();
     report.prefault.complete = false;
-    EXPECT_TRUE(mentions(to_summary(report), "NOT complete"));
+    report.prefault.problem = "KVM maps too little";
+    EXPECT_TRUE(mentions(to_summary(report), "NOT complete: KVM maps too little")) << to_summary(report);
+}
+
+TEST(ReportSummary, OfHostMemoryAloneClaimsNothingOfTheSecondLevel) {
+    RunReport report = whole_report();
+    report.prefault.scope = prefault::Scope::kHost;
+    report.prefault.ranges.clear();
+    report.prefault_when = PrefaultWhen::kBefore;
+    report.prefault.workers = 1;
+    const std::string summary = to_summary(report);
+    EXPECT_TRUE(mentions(summary, "prefault: host in 0.938 s with 1 worker (host 0.500 s, pin 0.250 s), complete"))
+        << summary;
+    EXPECT_FALSE(mentions(summary, "KVM maps")) << summary;
+}
+
+TEST(ReportSummary, SaysNothingOfATableThatWasNotFullInTheBackground) {
+    RunReport report = whole_report();
+    report.seconds_until_full.reset();
+    EXPECT_FALSE(mentions(to_summary(report), "full")) << to_summary(report);
+}
+
+TEST(ReportSummary, OfAnEmptyTableSaysSo) {
+    RunReport report = whole_report();
+    report.prefault.mapped = {};
+    EXPECT_TRUE(mentions(to_summary(report), "KVM maps nothing")) << to_summary(report);
+}
+
+TEST(ReportSummary, SaysThatTheGuestNeverRan) {
+    RunReport report = whole_report();
+    report.seconds_to_first_instruction = 0;
+    EXPECT_TRUE(mentions(to_summary(report), "before its first instruction")) << to_summary(report);
 }
 
 TEST(ReportSummary, SaysThatThereWasNoPrefault) {

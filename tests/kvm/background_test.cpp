@@ -1,0 +1,199 @@
+// Prefault beside a guest that has started already.
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "support/host_errors.hpp"
+#include "support/host_process_facts.hpp"
+#include "support/kvm_command.hpp"
+#include "support/kvm_machine.hpp"
+#include "support/kvm_require.hpp"
+
+namespace vmm {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+using prefault::Scope;
+using testing::mentions;
+using testing::run_beside;
+using testing::TestKernel;
+using testing::TouchingGuest;
+namespace kernels = testing::kernels;
+
+Config in_the_background(Config config, std::uint64_t memory_bytes) {
+    config.memory_bytes = memory_bytes;
+    config.page_size = PageSize::k4K;
+    config.prefault = {.scope = Scope::kAll, .workers = 2};
+    config.prefault_when = PrefaultWhen::kBackground;
+    return config;
+}
+
+/// Returns when the machine's prefault in the background, which is under way or about to be, is over.
+void wait_for_its_end(const std::atomic<bool>& begun) {
+    const std::string self = std::to_string(::getpid());
+    EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
+    EXPECT_TRUE(testing::eventually([&] { return !testing::has_thread(self, "background"); }));
+}
+
+/// Sets `begun` when there is progress.
+prefault::ProgressSink notes(std::atomic<bool>& begun) {
+    return [&begun](const prefault::Progress&) { begun = true; };
+}
+
+using Background = testing::KvmTest;
+
+TEST_F(Background, FillsAllWhileTheGuestRunsAndSaysWhenItWasDone) {
+    const TouchingGuest guest;
+    std::atomic<bool> begun{false};
+    Config config = in_the_background(guest.config(), 64 * kMiB);
+    config.prefault.progress = notes(begun);
+    Machine machine(config);
+    EXPECT_EQ(run_beside(machine,
+                         [&] {
+                             wait_for_its_end(begun);
+                             guest.power_off();
+                         }),
+              ExitReason::kPowerOff);
+    const RunReport& report = machine.report();
+    EXPECT_TRUE(report.prefault.complete) << report.prefault.problem;
+    EXPECT_EQ(report.prefault_when, PrefaultWhen::kBackground);
+    ASSERT_TRUE(report.seconds_until_full);
+    EXPECT_GT(*report.seconds_until_full, 0);
+    EXPECT_LE(*report.seconds_until_full, report.guest_seconds);
+    ASSERT_TRUE(report.faults_until_full);
+    EXPECT_LE(*report.faults_until_full, report.second_level_faults_total());
+}
+
+TEST_F(Background, LeavesAGuestThatWaitsForItNoFault) {
+    const TouchingGuest guest;
+    std::atomic<bool> begun{false};
+    Config config = in_the_background(guest.config(), 64 * kMiB);
+    config.prefault.progress = notes(begun);
+    Machine machine(config);
+    run_beside(machine, [&] {
+        wait_for_its_end(begun);
+        EXPECT_TRUE(guest.touch({GuestAddress{0}, config.memory_bytes}));
+        guest.power_off();
+    });
+    ASSERT_TRUE(machine.report().faults_until_full);
+    EXPECT_EQ(machine.report().second_level_faults_total(), *machine.report().faults_until_full)
+        << "those after it was full";
+}
+
+TEST_F(Background, LeavesAGuestThatDoesNotWaitFewerFaultsThanNone) {
+    const auto faults_of = [](PrefaultWhen when, Scope scope) {
+        Config config = in_the_background({}, 256 * kMiB);
+        config.prefault_when = when;
+        config.prefault.scope = scope;
+        config.command_line = "passes=100";
+        Machine machine(config);
+        EXPECT_EQ(machine.run(), ExitReason::kPowerOff);
+        return machine.report().second_level_faults_total();
+    };
+    const std::uint64_t none = faults_of(PrefaultWhen::kBefore, Scope::kNone);
+    EXPECT_LT(faults_of(PrefaultWhen::kBackground, Scope::kAll), none);
+}
+
+TEST_F(Background, OfAGuestThatPowersOffAtOnceEndsWithItWithoutAProblem) {
+    const TestKernel kernel(kernels::kPowerOff);
+    Machine machine(in_the_background(kernel.config(), 1 * kGiB));
+    const auto start = Clock::now();
+    EXPECT_EQ(machine.run(), ExitReason::kPowerOff);
+    EXPECT_LT(Clock::now() - start, 5s);
+    const RunReport& report = machine.report();
+    EXPECT_FALSE(report.prefault.complete);
+    EXPECT_EQ(report.prefault.problem, "");
+    EXPECT_FALSE(report.seconds_until_full);
+    EXPECT_FALSE(report.faults_until_full);
+}
+
+TEST_F(Background, EndsSoonWhereTheMachineIsStopped) {
+    const TestKernel kernel(kernels::kSpin);
+    std::atomic<bool> begun{false};
+    Config config = in_the_background(kernel.config(), 1 * kGiB);
+    config.prefault.progress = notes(begun);
+    Machine machine(config);
+    Clock::time_point requested;
+    const ExitReason reason = run_beside(machine, [&] {
+        EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
+        requested = Clock::now();
+        machine.request_stop();
+    });
+    EXPECT_EQ(reason, ExitReason::kStopped);
+    EXPECT_LT(Clock::now() - requested, 2s);
+    EXPECT_FALSE(machine.report().prefault.complete);
+    EXPECT_EQ(machine.report().prefault.problem, "");
+}
+
+TEST_F(Background, ThatFailsIsReportedAndTheGuestGoesOn) {
+    const TouchingGuest guest;
+    std::atomic<bool> begun{false};
+    Config config = in_the_background(guest.config(), 64 * kMiB);
+    config.prefault.progress = [&](const prefault::Progress&) {
+        begun = true;
+        throw std::runtime_error("no more of this");
+    };
+    Machine machine(config);
+    EXPECT_EQ(run_beside(machine,
+                         [&] {
+                             wait_for_its_end(begun);
+                             EXPECT_TRUE(guest.touch({GuestAddress{0}, kMiB}));
+                             guest.power_off();
+                         }),
+              ExitReason::kPowerOff);
+    EXPECT_FALSE(machine.report().prefault.complete);
+    EXPECT_EQ(machine.report().prefault.problem, "no more of this");
+    EXPECT_FALSE(machine.report().seconds_until_full);
+}
+
+TEST_F(Background, ForWhichTheHostHasNotEnoughIsReportedAndTheGuestGoesOn) {
+#ifdef VMM_SANITIZED
+    GTEST_SKIP() << "the sanitizers' own runtime needs descriptors to look at an object";
+#endif
+    // Dummies are made in the background for a guest that does not adopt their page tables, and each is a descriptor.
+    const TestKernel kernel(kernels::kSpin);
+    Config config = in_the_background(kernel.config(), 64 * kMiB);
+    config.prefault.workers = 8;
+    Machine machine(config);
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+    rlimit tight = before;
+    constexpr std::size_t kOfTheRunItself = 8;
+    tight.rlim_cur = testing::count_descriptors() + kOfTheRunItself;
+    ::setrlimit(RLIMIT_NOFILE, &tight);
+    const ExitReason reason = run_beside(machine, [&] {
+        std::this_thread::sleep_for(500ms);
+        machine.request_stop();
+    });
+    ::setrlimit(RLIMIT_NOFILE, &before);
+    EXPECT_EQ(reason, ExitReason::kStopped);
+    EXPECT_FALSE(machine.report().prefault.complete);
+    EXPECT_TRUE(mentions(machine.report().prefault.problem, "Too many open files"))
+        << machine.report().prefault.problem;
+}
+
+TEST_F(Background, MayBeFollowedByAnotherPrefaultWhileTheGuestRuns) {
+    const TestKernel kernel(kernels::kSpin);
+    std::atomic<bool> begun{false};
+    Config config = in_the_background(kernel.config(), 64 * kMiB);
+    config.prefault.progress = notes(begun);
+    Machine machine(config);
+    run_beside(machine, [&] {
+        EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
+        const prefault::Report report = machine.prefault(); // Waits for the other.
+        EXPECT_TRUE(report.complete) << report.problem;
+        machine.request_stop();
+    });
+    EXPECT_TRUE(machine.report().prefault.complete) << machine.report().prefault.problem;
+}
+
+} // namespace
+} // namespace vmm

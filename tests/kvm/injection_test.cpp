@@ -1,0 +1,614 @@
+// A host that refuses: each system call of a run fails once, at each place where it is made. What must come of it is
+// one line that says what was tried, status 1 and nothing left behind; or, where the program can do without, a whole
+// run.
+
+#include <gtest/gtest.h>
+#include <linux/io_uring.h>
+#include <linux/mempolicy.h>
+#include <linux/mman.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <iostream>
+#include <map>
+#include <numeric>
+#include <set>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "kvm/mapping.hpp"
+#include "kvm/uapi.hpp"
+#include "prefault/huge_page_pool.hpp"
+#include "prefault/numa.hpp"
+#include "support/host_errors.hpp"
+#include "support/host_syscall_injector.hpp"
+#include "support/kvm_command.hpp"
+#include "support/kvm_huge_pages.hpp"
+#include "support/kvm_require.hpp"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 // Linux 5.14
+#endif
+
+namespace vmm::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Calls that are refused with the same value of errno, and counted together.
+struct CallKind {
+    const char* name;
+    int number;
+    int error_number;
+    /// Whether a run may come to its end without it. Null: never.
+    bool (*can_do_without)(const SystemCall&) = nullptr;
+};
+
+bool always(const SystemCall& /*call*/) {
+    return true;
+}
+
+bool is_no_population(const SystemCall& call) {
+    return call.arguments[2] != MADV_POPULATE_WRITE; // Else it is advice.
+}
+
+bool is_unregistering(const SystemCall& call) {
+    return call.arguments[1] == IORING_UNREGISTER_BUFFERS; // Closing the ring does it, too.
+}
+
+/// Questions about what there is. "No" is an answer.
+bool is_question(const SystemCall& call) {
+    constexpr std::array<std::uint64_t, 3> kQuestions{KVM_CHECK_EXTENSION, TCGETS, TIOCGWINSZ};
+    return std::find(kQuestions.begin(), kQuestions.end(), call.arguments[1]) != kQuestions.end();
+}
+
+/// The C library and what else allocates have other ways to memory than the one that failed.
+const std::vector<CallKind> kKinds{
+    {"mmap", SYS_mmap, ENOMEM, always},
+    {"mprotect", SYS_mprotect, ENOMEM, always},
+    {"munmap", SYS_munmap, ENOMEM, always},
+    {"brk", SYS_brk, ENOMEM, always},
+    {"madvise", SYS_madvise, ENOMEM, is_no_population},
+    {"mbind", SYS_mbind, ENOMEM},
+    {"mlock2", SYS_mlock2, ENOMEM},
+    {"io_uring_setup", SYS_io_uring_setup, ENOMEM},
+    {"io_uring_register", SYS_io_uring_register, ENOMEM, is_unregistering},
+    {"ioctl", SYS_ioctl, ENOMEM, is_question},
+    {"timer_create", SYS_timer_create, EAGAIN},
+    {"clone3", SYS_clone3, EAGAIN, always}, // Memory is given back by more threads, or by one.
+    {"clone", SYS_clone, EAGAIN, always},
+    {"eventfd2", SYS_eventfd2, EMFILE},
+    {"epoll_create1", SYS_epoll_create1, EMFILE},
+    {"epoll_ctl", SYS_epoll_ctl, ENOMEM},
+    {"openat", SYS_openat, EMFILE, always}, // Most of these are questions, too.
+    {"fallocate", SYS_fallocate, ENOSPC},
+    {"linkat", SYS_linkat, EIO, always}, // A report can be written in place as well.
+    {"rename", SYS_rename, EIO, always},
+    {"KVM_RUN", SYS_ioctl, ENOMEM},
+};
+
+bool is_of_kind(const SystemCall& call, const CallKind& kind) {
+    if (call.number != kind.number) {
+        return false;
+    }
+    const bool is_run = call.number == SYS_ioctl && call.arguments[1] == KVM_RUN;
+    return is_run == (std::string_view(kind.name) == "KVM_RUN");
+}
+
+std::string describe(const SystemCall& call, const CallKind& kind) {
+    return fmt::format("{}({:#x})", kind.name, fmt::join(call.arguments, ", "));
+}
+
+/// The calls that `main` makes; what goes before is the C library's, which knows no way to go on. `main` begins by
+/// looking at its standard descriptors.
+class CallsOfMain {
+  public:
+    static constexpr int kFirst = SYS_fcntl;
+    bool begun(const SystemCall& call) {
+        begun_ = begun_ || call.number == kFirst;
+        return begun_;
+    }
+
+  private:
+    bool begun_ = false;
+};
+
+/// A small guest, and what it asks of the host.
+struct Scenario {
+    const char* name;
+    std::vector<std::string> options;
+    /// How long refusing its calls one by one may take. What does not fit is left out evenly, and said.
+    std::chrono::seconds budget;
+    bool needs_root = false;
+
+    [[nodiscard]] bool in_background() const {
+        return std::find(options.begin(), options.end(), "--prefault-when=background") != options.end();
+    }
+};
+
+// NOLINTNEXTLINE(readability-identifier-naming): the name GoogleTest looks for.
+void PrintTo(const Scenario& scenario, std::ostream* out) {
+    *out << scenario.name;
+}
+
+const std::vector<Scenario> kScenarios{
+    {"SmallPagesLocked",
+     {"--prefault=all", "-m", "32M", "--page-size=4K", "--pin=mlock", "-c", "2"},
+     std::chrono::seconds(40)},
+    {"TransparentHugePagesPinned",
+     {"--prefault=all", "-m", "32M", "--page-size=thp", "--pin=longterm"},
+     std::chrono::seconds(6)},
+    {"HugePagesReserved",
+     {"--prefault=all", "-m", "16M", "--page-size=2M", "--reserve-hugepages"},
+     std::chrono::seconds(6),
+     true},
+    {"InTheBackground",
+     {"--prefault=all", "-m", "32M", "--prefault-when=background", "--cmdline", "passes=40"},
+     std::chrono::seconds(6)},
+    {"Interleaved", {"--prefault=all", "-m", "32M", "--numa", "interleave"}, std::chrono::seconds(6)},
+};
+
+struct PoolState {
+    std::uint64_t total = 0;
+    std::uint64_t free = 0;
+    std::uint64_t reserved = 0;
+    friend bool operator==(const PoolState&, const PoolState&) = default;
+};
+
+PoolState pool_state() {
+    const auto pool = prefault::read_huge_page_pool(2 * kMiB);
+    return pool ? PoolState{pool->total, pool->free, pool->reserved} : PoolState{};
+}
+
+/// Fits to be shown to a user as it is.
+bool is_one_clear_line(const std::string& errors) {
+    static constexpr std::array<std::string_view, 5> kNotForUsers{"bad_alloc", "std::", "vmm::", "errno", "what()"};
+    const bool one_line = std::count(errors.begin(), errors.end(), '\n') == 1 && errors.ends_with('\n');
+    return one_line && errors.starts_with("vmm: error: cannot ") &&
+           std::none_of(kNotForUsers.begin(), kNotForUsers.end(),
+                        [&](std::string_view part) { return mentions(errors, part); });
+}
+
+/// Whole, or not there at all.
+bool is_whole(const std::string& report) {
+    return report.starts_with("{\n") && report.ends_with("}\n");
+}
+
+/// A run and what it leaves behind.
+struct Aftermath {
+    InjectedRun run;
+    std::string report;
+    std::vector<std::string> files; ///< besides the report
+    bool same_pool = true;
+};
+
+class HostThatRefuses : public KvmTest {
+  protected:
+    void SetUp() override {
+        KvmTest::SetUp();
+        if (IsSkipped() || HasFatalFailure()) {
+            return;
+        }
+#ifdef VMM_SANITIZED
+        GTEST_SKIP() << "a sanitizer's runtime asks for memory itself, and ends the process where it gets none";
+#endif
+        if (const std::string reason = SyscallInjector::why_not(); !reason.empty()) {
+            GTEST_SKIP() << reason;
+        }
+        pool_before_ = pool_state();
+    }
+
+    /// `afterwards` is called when the command has ended, before we look at what it left.
+    [[nodiscard]] Aftermath run(
+        const std::vector<std::string>& options, const std::vector<int>& numbers, const CallDecision& decide,
+        const std::function<void()>& afterwards = [] {}) const {
+        const TemporaryDirectory directory;
+        std::vector<std::string> words{command_under_test(), "run", "--report", directory / "report.json"};
+        words.insert(words.end(), options.begin(), options.end());
+        Aftermath aftermath;
+        aftermath.run = SyscallInjector(numbers).run(words, decide);
+        afterwards();
+        aftermath.report = content_of(directory / "report.json");
+        for (const auto& file : std::filesystem::directory_iterator(directory.path())) {
+            if (file.path().filename() != "report.json") {
+                aftermath.files.push_back(file.path().filename());
+            }
+        }
+        // A ring that is closed gives its pages back a little later.
+        aftermath.same_pool =
+            pool_state() == pool_before_ || eventually([this] { return pool_state() == pool_before_; });
+        return aftermath;
+    }
+
+    /// What is wrong with how a run ended; empty if nothing is.
+    [[nodiscard]] static std::string complaint(const Aftermath& aftermath, bool in_background, bool may_succeed) {
+        const InjectedRun& run = aftermath.run;
+        if (run.timed_out) {
+            return "it did not end in time";
+        }
+        if (run.signal != 0) {
+            return "it was killed by signal " + std::to_string(run.signal);
+        }
+        if (run.left_processes) {
+            return "it left a process behind";
+        }
+        if (!aftermath.same_pool) {
+            return "the pool of huge pages is not what it was";
+        }
+        if (!aftermath.files.empty()) {
+            return "it left the file " + aftermath.files.front();
+        }
+        if (!aftermath.report.empty() && !is_whole(aftermath.report)) {
+            return "its report is cut short";
+        }
+        if (run.exit_status == 1) {
+            return is_one_clear_line(run.errors) ? "" : "its error is not one clear line";
+        }
+        if (run.exit_status != 0) {
+            return "its status is neither 0 nor 1";
+        }
+        if (aftermath.report.empty() || !mentions(aftermath.report, "\"exit\": \"poweroff\"")) {
+            return "its status is 0 and the guest did not come to its end";
+        }
+        if (in_background && mentions(aftermath.report, "\"complete\": false")) {
+            constexpr std::string_view kBeginning =
+                "vmm: error: the prefault in the background did not come to its end: cannot ";
+            if (mentions(aftermath.report, "\"problem\": \"\"")) { // The guest was faster.
+                return may_succeed ? "" : "it does not say why the prefault is not complete";
+            }
+            // A guest that runs already is not taken back for the sake of the prefault.
+            return run.errors.starts_with(kBeginning) ? "" : "its error does not say what was tried";
+        }
+        if (!mentions(aftermath.report, "\"complete\": true") || mentions(run.errors, "vmm: error: ")) {
+            return "its status is 0 and the prefault is not complete";
+        }
+        return may_succeed ? "" : "it went on as if nothing had happened";
+    }
+
+    [[nodiscard]] static std::string details(const Aftermath& aftermath) {
+        return fmt::format("status {}, standard error:\n{}", aftermath.run.exit_status, aftermath.run.errors);
+    }
+
+    PoolState pool_before_;
+};
+
+/// One call that is to be refused: the `place`-th of its kind.
+struct Refusal {
+    const CallKind* kind;
+    unsigned place;
+    friend bool operator==(const Refusal&, const Refusal&) = default;
+};
+
+/// In an order in which any first part has something of each kind, and after that is spread evenly over all.
+std::vector<Refusal> spread(const std::vector<Refusal>& refusals) {
+    std::size_t stride = std::max<std::size_t>(1, refusals.size() * 618 / 1000);
+    while (std::gcd(stride, refusals.size()) > 1) {
+        ++stride;
+    }
+    std::vector<Refusal> result;
+    for (std::size_t i = 0; i < refusals.size(); ++i) {
+        result.push_back(refusals[i * stride % refusals.size()]);
+    }
+    std::vector<Refusal> ordered;
+    std::set<const CallKind*> seen;
+    std::copy_if(result.begin(), result.end(), std::back_inserter(ordered),
+                 [&seen](const Refusal& refusal) { return seen.insert(refusal.kind).second; });
+    const std::vector<Refusal> firsts = ordered;
+    std::copy_if(result.begin(), result.end(), std::back_inserter(ordered), [&firsts](const Refusal& refusal) {
+        return std::find(firsts.begin(), firsts.end(), refusal) == firsts.end();
+    });
+    return ordered;
+}
+
+class EachCall : public HostThatRefuses, public ::testing::WithParamInterface<Scenario> {
+  protected:
+    void SetUp() override {
+        HostThatRefuses::SetUp();
+        if (!IsSkipped() && GetParam().needs_root && ::geteuid() != 0) {
+            GTEST_SKIP() << "raising the pool of huge pages needs root";
+        }
+    }
+
+    /// How many calls of each kind a run makes that gets all it asks for, in the order of kKinds.
+    [[nodiscard]] std::vector<Refusal> all_refusals() const {
+        std::map<const CallKind*, unsigned> counts;
+        std::set<int> numbers{CallsOfMain::kFirst};
+        for (const CallKind& kind : kKinds) {
+            numbers.insert(kind.number);
+        }
+        CallsOfMain calls_of_main;
+        const Aftermath whole = run(GetParam().options, {numbers.begin(), numbers.end()}, [&](const SystemCall& call) {
+            if (calls_of_main.begun(call)) {
+                for (const CallKind& kind : kKinds) {
+                    counts[&kind] += is_of_kind(call, kind) ? 1 : 0;
+                }
+            }
+            return 0;
+        });
+        EXPECT_EQ(complaint(whole, GetParam().in_background(), true), "") << details(whole);
+        EXPECT_EQ(whole.run.exit_status, 0) << details(whole);
+        constexpr unsigned kMostOfARun = 5; // KVM_RUN is the same place in the program every time.
+        std::vector<Refusal> refusals;
+        for (const CallKind& kind : kKinds) {
+            const bool alike = std::string_view(kind.name) == "KVM_RUN";
+            const unsigned step = alike ? counts[&kind] / kMostOfARun + 1 : 1;
+            for (unsigned place = 0; place < counts[&kind]; place += step) {
+                refusals.push_back({&kind, place});
+            }
+        }
+        return refusals;
+    }
+
+    /// Expects a good end of a run of which this call is refused. Returns false if the call was never made.
+    bool expect_good_end(const Refusal& refusal) const {
+        std::optional<SystemCall> refused;
+        unsigned place = 0;
+        CallsOfMain calls_of_main;
+        const Aftermath aftermath =
+            run(GetParam().options, {CallsOfMain::kFirst, refusal.kind->number}, [&](const SystemCall& call) {
+                if (!calls_of_main.begun(call) || !is_of_kind(call, *refusal.kind) || place++ != refusal.place) {
+                    return 0;
+                }
+                refused = call;
+                return refusal.kind->error_number;
+            });
+        const bool may_succeed =
+            !refused || (refusal.kind->can_do_without != nullptr && refusal.kind->can_do_without(*refused));
+        const std::string what = complaint(aftermath, GetParam().in_background(), may_succeed);
+        EXPECT_EQ(what, "") << (refused ? describe(*refused, *refusal.kind) : refusal.kind->name) << ", number "
+                            << refusal.place << " of its kind, failed with " << errno_reason(refusal.kind->error_number)
+                            << "; " << details(aftermath);
+        return refused.has_value();
+    }
+};
+
+TEST_P(EachCall, RefusedOnceEndsInOneClearLineOrAWholeRun) {
+    const std::vector<Refusal> refusals = all_refusals();
+    ASSERT_FALSE(refusals.empty());
+    const auto deadline = Clock::now() + GetParam().budget;
+    std::map<std::string, unsigned> refused;
+    std::map<std::string, unsigned> wanted;
+    for (const Refusal& refusal : refusals) {
+        ++wanted[refusal.kind->name];
+    }
+    for (const Refusal& refusal : spread(refusals)) {
+        if (Clock::now() > deadline) {
+            break;
+        }
+        refused[refusal.kind->name] += expect_good_end(refusal) ? 1 : 0;
+    }
+    std::string told;
+    for (const auto& [name, count] : wanted) {
+        told += fmt::format("{}{} {} of {}", told.empty() ? "" : ", ", name, refused[name], count);
+    }
+    std::cout << "refused: " << told << std::endl;
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, EachCall, ::testing::ValuesIn(kScenarios),
+                         [](const auto& scenario) { return std::string(scenario.param.name); });
+
+class HostWithoutMemory : public HostThatRefuses {
+  protected:
+    /// Refuses every call for memory from the `place`-th on. Returns whether there was one.
+    bool expect_good_end(const std::vector<std::string>& options, unsigned place) const {
+        unsigned calls = 0;
+        CallsOfMain calls_of_main;
+        const Aftermath aftermath =
+            run(options, {CallsOfMain::kFirst, SYS_mmap, SYS_brk, SYS_mprotect}, [&](const SystemCall& call) {
+                const bool is_for_memory = calls_of_main.begun(call) && call.number != CallsOfMain::kFirst;
+                return is_for_memory && calls++ >= place ? ENOMEM : 0;
+            });
+        EXPECT_EQ(complaint(aftermath, false, true), "")
+            << "no memory from call " << place << " on; " << details(aftermath);
+        return calls > place;
+    }
+};
+
+TEST_F(HostWithoutMemory, FromAnyMomentOnEndsInOneClearLineOrAWholeRun) {
+    unsigned place = 0;
+    while (expect_good_end(kScenarios.front().options, place)) {
+        ++place;
+    }
+    EXPECT_GT(place, 10U);
+    std::cout << "moments: " << place << std::endl;
+}
+
+/// A call that fails once in a way that means: again.
+struct Interruption {
+    const char* name;
+    int error_number;
+    bool (*is_it)(const SystemCall&);
+    bool needs_second_level = false;
+};
+
+// NOLINTNEXTLINE(readability-identifier-naming): the name GoogleTest looks for.
+void PrintTo(const Interruption& interruption, std::ostream* out) {
+    *out << interruption.name;
+}
+
+template <unsigned long kRequest>
+bool is_ioctl(const SystemCall& call) {
+    return call.number == SYS_ioctl && call.arguments[1] == kRequest;
+}
+
+bool is_population(const SystemCall& call) {
+    return call.number == SYS_madvise && call.arguments[2] == MADV_POPULATE_WRITE;
+}
+
+class Interrupted : public HostThatRefuses, public ::testing::WithParamInterface<Interruption> {};
+
+TEST_P(Interrupted, CallIsMadeAgain) {
+    const Interruption& interruption = GetParam();
+    unsigned places = 1; // Then every third: some fail right after another, some not.
+    unsigned interrupted = 0;
+    const Aftermath aftermath =
+        run({"--prefault=all", "-m", "32M", "--page-size=4K", "-c", "2"},
+            {interruption.is_it({SYS_madvise, {0, 0, MADV_POPULATE_WRITE}}) ? SYS_madvise : SYS_ioctl},
+            [&](const SystemCall& call) {
+                if (!interruption.is_it(call) || ++places % 3 == 0) {
+                    return 0;
+                }
+                ++interrupted;
+                return interruption.error_number;
+            });
+    if (interrupted == 0 && interruption.needs_second_level) {
+        GTEST_SKIP() << "this host's KVM has no KVM_PRE_FAULT_MEMORY";
+    }
+    EXPECT_GT(interrupted, 0U);
+    EXPECT_EQ(complaint(aftermath, false, true), "") << details(aftermath);
+    EXPECT_EQ(aftermath.run.exit_status, 0) << details(aftermath);
+}
+
+INSTANTIATE_TEST_SUITE_P(By, Interrupted,
+                         ::testing::Values(Interruption{"CreateVmBySignal", EINTR, is_ioctl<KVM_CREATE_VM>},
+                                           Interruption{"RunBySignal", EINTR, is_ioctl<KVM_RUN>},
+                                           Interruption{"RunByStartUp", EAGAIN, is_ioctl<KVM_RUN>},
+                                           Interruption{"PreFaultBySignal", EINTR, is_ioctl<KVM_PRE_FAULT_MEMORY>,
+                                                        true},
+                                           Interruption{"PreFaultByRace", EAGAIN, is_ioctl<KVM_PRE_FAULT_MEMORY>, true},
+                                           Interruption{"PopulationBySignal", EINTR, is_population},
+                                           Interruption{"PopulationByRace", EAGAIN, is_population}),
+                         [](const auto& interruption) { return std::string(interruption.param.name); });
+
+class HostThatForbids : public HostThatRefuses {
+  protected:
+    [[nodiscard]] Aftermath run_without(int number, const std::vector<std::string>& options) const {
+        return run(options, {number}, [](const SystemCall&) { return EPERM; });
+    }
+    static void expect_refused(const Aftermath& aftermath, std::string_view advice) {
+        EXPECT_EQ(complaint(aftermath, false, false), "") << details(aftermath);
+        EXPECT_EQ(aftermath.run.exit_status, 1);
+        EXPECT_TRUE(mentions(aftermath.run.errors, advice)) << aftermath.run.errors;
+    }
+};
+
+TEST_F(HostThatForbids, RingsMakesLongtermPinsNameWhatForbidsThem) {
+    expect_refused(run_without(SYS_io_uring_setup, {"--prefault=all", "-m", "32M", "--pin=longterm"}), "--pin=mlock");
+}
+
+TEST_F(HostThatForbids, LocksMakesThePinNameTheMemory) {
+    expect_refused(run_without(SYS_mlock2, {"--prefault=all", "-m", "32M", "--pin=mlock"}), "lock guest memory");
+}
+
+TEST_F(HostThatForbids, PlacementMattersOnlyWhereThereIsAChoice) {
+    const Aftermath aftermath = run_without(SYS_mbind, {"--prefault=all", "-m", "32M", "--numa", "interleave"});
+    if (prefault::NumaTopology::read().nodes.size() > 1) {
+        expect_refused(aftermath, "mbind");
+    } else {
+        EXPECT_EQ(complaint(aftermath, false, true), "") << details(aftermath);
+        EXPECT_EQ(aftermath.run.exit_status, 0) << details(aftermath);
+    }
+}
+
+/// Somebody else wants huge pages, too: takes those that are free at a moment of the test's choosing.
+class Rival {
+  public:
+    /// Takes all that are free; of one node, if one is named.
+    void take_all(std::optional<unsigned> node = std::nullopt) {
+        const auto pool = prefault::read_huge_page_pool(2 * kMiB);
+        const std::uint64_t pages = !pool ? 0 : node ? pool->available_on(*node) : pool->available();
+        if (pages == 0) {
+            return;
+        }
+        // More than the pool has free in all cannot be mapped; what is bound to a node is taken from nowhere else.
+        mapping_ =
+            Mapping::anonymous(pages * 2 * kMiB, 2 * kMiB, MAP_HUGETLB | MAP_HUGE_2MB | MAP_NORESERVE, "a rival");
+        if (node) {
+            const unsigned long mask = 1UL << *node;
+            ::syscall(SYS_mbind, mapping_->data(), mapping_->size(), MPOL_BIND, &mask, 64UL, 0UL);
+        }
+        ::madvise(mapping_->data(), mapping_->size(), MADV_POPULATE_WRITE);
+    }
+    void give_back() { mapping_.reset(); }
+
+  private:
+    std::optional<Mapping> mapping_;
+};
+
+class ContestedPool : public HostThatRefuses {
+  protected:
+    static constexpr std::uint64_t kGuestPages = 8;
+
+    void SetUp() override {
+        HostThatRefuses::SetUp();
+        if (IsSkipped()) {
+            return;
+        }
+        pages_.emplace(2 * kGuestPages);
+        if (!pages_->why_not().empty()) {
+            GTEST_SKIP() << pages_->why_not();
+        }
+        pool_before_ = pool_state();
+    }
+
+    /// Runs a guest on huge pages, of which a rival takes the free ones at the moment of a call that `is_moment`.
+    [[nodiscard]] Aftermath run_beside_rival(std::vector<std::string> options, int number,
+                                             bool (*is_moment)(const SystemCall&),
+                                             std::optional<unsigned> node = std::nullopt) {
+        options.insert(options.end(), {"-m", "16M", "--page-size=2M"});
+        Rival rival;
+        bool came = false;
+        const Aftermath aftermath = run(
+            options, {number},
+            [&](const SystemCall& call) {
+                if (!came && is_moment(call)) {
+                    came = true;
+                    rival.take_all(node);
+                }
+                return 0;
+            },
+            [&rival] { rival.give_back(); });
+        EXPECT_TRUE(came);
+        return aftermath;
+    }
+
+    static void expect_clean_error(const Aftermath& aftermath) {
+        EXPECT_EQ(complaint(aftermath, false, false), "") << details(aftermath);
+        EXPECT_EQ(aftermath.run.exit_status, 1);
+        EXPECT_TRUE(mentions(aftermath.run.errors, "huge page")) << aftermath.run.errors;
+    }
+
+    std::optional<HugePages> pages_;
+};
+
+bool maps_huge_pages(const SystemCall& call) {
+    return (call.arguments[3] & MAP_HUGETLB) != 0;
+}
+
+TEST_F(ContestedPool, PagesTakenBetweenCheckAndMappingAreACleanError) {
+    expect_clean_error(run_beside_rival({}, SYS_mmap, maps_huge_pages));
+}
+
+TEST_F(ContestedPool, PagesTakenBeforeAPrefaultAreACleanError) {
+    expect_clean_error(run_beside_rival({"--prefault=all"}, SYS_mmap, maps_huge_pages));
+}
+
+TEST_F(ContestedPool, PagesTakenAfterTheMappingAreOursAlready) {
+    // What is mapped is reserved: the rival gets none of it.
+    const Aftermath aftermath = run_beside_rival({"--prefault=all"}, SYS_madvise, is_population);
+    EXPECT_EQ(complaint(aftermath, false, true), "") << details(aftermath);
+    EXPECT_EQ(aftermath.run.exit_status, 0) << details(aftermath);
+}
+
+TEST_F(ContestedPool, PagesOfANodeTakenAfterTheMappingAreACleanError) {
+    if (prefault::NumaTopology::read().memory_nodes().size() < 2) {
+        GTEST_SKIP() << "this host has one NUMA node: what is reserved is reserved there";
+    }
+    expect_clean_error(run_beside_rival({"--numa-node=0"}, SYS_madvise, is_population, 0));
+}
+
+TEST_F(ContestedPool, PageThatCannotBeMadeIsACleanErrorForMemoryBoundToANode) {
+    const unsigned node = prefault::NumaTopology::read().memory_nodes().front();
+    const Aftermath aftermath =
+        run({"-m", "16M", "--page-size=2M", "--numa-node=" + std::to_string(node)}, {SYS_madvise},
+            [](const SystemCall& call) { return is_population(call) ? EFAULT : 0; });
+    expect_clean_error(aftermath);
+}
+
+} // namespace
+} // namespace vmm::testing
