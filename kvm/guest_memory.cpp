@@ -92,6 +92,9 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range) const {
     if (range.size == 0 || !is_aligned(range.size, page_bytes)) {
         throw Error(tried + ": its size must be a multiple of the page size, " + format_bytes(page_bytes));
     }
+    if (range.size > UINT64_MAX - to_integer(range.base)) {
+        throw Error(tried + ": it passes the end of the address space");
+    }
     if (!is_aligned(to_integer(range.base), region_alignment())) {
         throw Error(tried + ": it must begin at a multiple of " + format_bytes(region_alignment()));
     }

@@ -94,6 +94,7 @@ void DummyVcpu::recover() {
     // An exit half done (a port, MMIO) is completed by the next run, which the kick keeps from going any further.
     kvm::kick(::pthread_self());
     static_cast<void>(vcpu_.run());
+    kvm::discard_pending_kicks();
     take_state();
 }
 

@@ -74,14 +74,14 @@ bool populate_host(const GuestMemory& memory, std::span<const PlacedRange> range
 }
 
 void release_host(const GuestMemory& memory, unsigned workers) noexcept {
-    std::vector<PlacedRange> ranges;
-    for (const MemoryRegion& region : memory.regions()) {
-        ranges.push_back({region.range, std::nullopt});
-    }
-    Workforce workforce;
-    workforce.workers = workers;
-    const std::uint64_t chunk_bytes = host_chunk_bytes(memory.page_size(), total_bytes(ranges), workers);
     try {
+        std::vector<PlacedRange> ranges;
+        for (const MemoryRegion& region : memory.regions()) {
+            ranges.push_back({region.range, std::nullopt});
+        }
+        Workforce workforce;
+        workforce.workers = workers;
+        const std::uint64_t chunk_bytes = host_chunk_bytes(memory.page_size(), total_bytes(ranges), workers);
         for_each_chunk(ranges, chunk_bytes, workforce, Stage::kHost, "release", {},
                        [&](unsigned, GuestRange chunk, const std::stop_token&) {
                            const auto bytes = *memory.at(chunk);

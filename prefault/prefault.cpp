@@ -98,8 +98,9 @@ class Run {
     [[nodiscard]] SecondLevelFiller::Job job() {
         report_.method = target_.method.method;
         report_.method_reason = target_.method.reason;
-        return {target_.memory, ranges_, options_.ranges.empty(), target_.method.method, target_.guest_runs,
-                workforce_};
+        static const std::atomic<bool> no_guest{false};
+        return {target_.memory,        ranges_, options_.ranges.empty(),
+                target_.method.method, target_.guest_runs != nullptr ? *target_.guest_runs : no_guest, workforce_};
     }
 
     bool note(FillResult result) {

@@ -1,6 +1,7 @@
 // Pre-population as a whole: host side, pin, second level, proof.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <stop_token>
@@ -76,7 +77,8 @@ struct Target {
     /// Needed for Scope::kAll.
     SecondLevelFiller* filler = nullptr;
     MethodChoice method;
-    bool guest_runs = false;
+    /// Whether the guest runs; it may begin to meanwhile. Null: it does not.
+    const std::atomic<bool>* guest_runs = nullptr;
 };
 
 /// Runs pre-population over what `options` ask for: host side, pin, second level, verification. May be used again at any

@@ -18,10 +18,11 @@ enum class Stage {
 /// The name for people: "host memory", "pin", "second level", "second level of SMM".
 [[nodiscard]] std::string_view to_string(Stage stage) noexcept;
 
-/// How far one stage has come.
+/// How far one stage has come. A stage may take several passes over the same memory, to find and make good what is
+/// missing; each begins at zero.
 struct Progress {
     Stage stage = Stage::kHost;
-    std::uint64_t done_bytes = 0;  ///< of guest memory; never less than before in the same stage
+    std::uint64_t done_bytes = 0;  ///< of guest memory; never less than before in the same pass of a stage
     std::uint64_t total_bytes = 0; ///< what the stage is about
     double seconds = 0;            ///< since the stage began
 };

@@ -78,7 +78,8 @@ class SecondLevelFiller {
         std::span<const PlacedRange> ranges; ///< parts of `memory`
         bool all_memory;                     ///< whether they are all of it
         Method method;                       ///< kTouch or kIoctl
-        bool guest_runs;                     ///< then what makes a dummy fail is the guest's doing, and no Error
+        /// Whether a guest runs; it may begin to meanwhile. What makes a dummy fail is its doing then, and no Error.
+        const std::atomic<bool>& guest_runs;
         const Workforce& workforce;          ///< of at most workers() workers
     };
 

@@ -11,6 +11,7 @@
 #include <exception>
 #include <iostream>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <variant>
@@ -276,6 +277,10 @@ int main(int argc, char** argv) {
     try {
         const vmm::Command command = vmm::parse_command_line(argc, argv);
         return std::visit([&](const auto& chosen) { return vmm::execute(chosen, started); }, command);
+    } catch (const std::bad_alloc&) {
+        std::cerr << "vmm: error: cannot allocate memory for this program itself (free some, or raise `ulimit -v` or "
+                     "the memory cgroup's memory.max)\n";
+        return vmm::kHostFailed;
     } catch (const std::exception& error) {
         std::cerr << "vmm: error: " << error.what() << '\n';
         return vmm::kHostFailed;

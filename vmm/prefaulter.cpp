@@ -69,7 +69,7 @@ prefault::Report Prefaulter::run_locked(const prefault::Options& options, const 
         prepare();
     }
     const prefault::Target target{ram_.memory(),    ram_.placement(), ram_.node_cpus(), ram_.pins(),
-                                  filler_ ? &*filler_ : nullptr, std::move(method), guest_runs_.load()};
+                                  filler_ ? &*filler_ : nullptr, std::move(method), &guest_runs_};
     return prefault::run(target, options, stop);
 }
 

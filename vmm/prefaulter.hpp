@@ -39,7 +39,7 @@ class Prefaulter {
     /// Where the dummies' page tables begin, for a guest that adopts them; after prepare().
     [[nodiscard]] GuestAddress page_tables() const noexcept { return filler_->scratch().page_tables(); }
 
-    /// For calls from now on, what makes a dummy fail is the guest's doing. Waits for nobody.
+    /// From now on, what makes a dummy fail is the guest's doing. Waits for nobody.
     void note_guest_runs() noexcept { guest_runs_.store(true); }
 
     /// Throws Error.

@@ -1,5 +1,6 @@
 #include "vmm/progress_line.hpp"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -55,7 +56,11 @@ std::string draw_progress(const prefault::Progress& progress, unsigned columns) 
 }
 
 void ProgressBar::write(const std::string& text) const {
-    [[maybe_unused]] const ssize_t ignored = ::write(fd_, text.data(), text.size());
+    // A terminal that is stopped (Ctrl-S) would stop us: it misses a frame instead.
+    pollfd terminal{fd_, POLLOUT, 0};
+    if (::poll(&terminal, 1, 0) == 1 && (terminal.revents & POLLOUT) != 0) {
+        [[maybe_unused]] const ssize_t ignored = ::write(fd_, text.data(), text.size());
+    }
 }
 
 void ProgressBar::show(const prefault::Progress& progress) {

@@ -1,11 +1,14 @@
 // The command, stopped by a signal in the middle of its prefault: how soon it is gone, and what it leaves behind.
 
+#include <cpuid.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -30,11 +33,24 @@ using Seconds = std::chrono::duration<double>;
 using testing::CommandBeside;
 using testing::eventually;
 
+/// Whether the processor is QEMU's emulation, whose time is no measure (the hypervisor's name: CPUID 0x40000000).
+bool is_emulated() {
+    unsigned eax = 0;
+    std::array<unsigned, 3> name{};
+    __cpuid(0x40000000, eax, name[0], name[1], name[2]);
+    return std::memcmp(name.data(), "TCGTCGTCGTCG", sizeof name) == 0;
+}
+
+/// What is promised is 0.2 s. What others do on this machine may delay one or the other; not half of them.
+Seconds soon() {
 #ifdef VMM_SANITIZED
-constexpr Seconds kSoon = 2s;
+    constexpr bool kSlow = true;
 #else
-constexpr Seconds kSoon = 0.5s; // 0.2 s is what is promised; the rest is for machines that others use, too.
+    constexpr bool kSlow = false;
 #endif
+    return kSlow || is_emulated() ? 1s : Seconds(0.2s);
+}
+constexpr Seconds kAtTheLatest = 2s;
 
 /// What is taken of the host by all its processes.
 struct Taken {
@@ -111,22 +127,25 @@ class StoppedCommand : public testing::KvmTest {
         const Taken before = Taken::now();
         std::mt19937 random(4711);
         std::uniform_real_distribution<double> moment(0, window.count());
-        Seconds longest{0};
-        int done = 0;
+        std::vector<Seconds> waits;
         const auto deadline = Clock::now() + kTimeForAll;
-        for (; done < rounds && Clock::now() < deadline; ++done) {
+        for (int round = 0; round < rounds && Clock::now() < deadline; ++round) {
             const auto command = start(options);
             const Seconds pause(moment(random));
             std::this_thread::sleep_for(pause);
             const auto sent = Clock::now();
             command->send(SIGTERM);
             const int status = command->wait();
-            longest = std::max<Seconds>(longest, Clock::now() - sent);
+            waits.emplace_back(Clock::now() - sent);
             ASSERT_EQ(status, 4) << "stopped after " << pause.count() << " s: " << command->errors();
         }
-        std::cout << "stopped " << done << " times within " << window.count() << " s; the longest took "
-                  << longest.count() << " s" << std::endl;
-        EXPECT_LT(longest.count(), kSoon.count());
+        ASSERT_FALSE(waits.empty());
+        std::ranges::sort(waits);
+        const Seconds median = waits[waits.size() / 2];
+        std::cout << "stopped " << waits.size() << " times within " << window.count() << " s; it took "
+                  << median.count() << " s, at most " << waits.back().count() << " s" << std::endl;
+        EXPECT_LT(median.count(), soon().count());
+        EXPECT_LT(waits.back().count(), kAtTheLatest.count());
         EXPECT_TRUE(eventually([&] { return Taken::now().is_no_more_than(before); }))
             << Taken::now() << " instead of " << before;
     }

@@ -61,7 +61,7 @@ struct PrefaultVm {
 
     /// What `options` ask for.
     prefault::Report prefault(const prefault::Options& options, const std::stop_token& stop = {}) {
-        const prefault::Target target{memory, placement, node_cpus, pins, &*filler, choose(options.method), false};
+        const prefault::Target target{memory, placement, node_cpus, pins, &*filler, choose(options.method)};
         return prefault::run(target, options, stop);
     }
     /// Every stage, by two workers; what `scope` asks for.
@@ -69,12 +69,11 @@ struct PrefaultVm {
         return prefault({.scope = scope, .workers = 2}, stop);
     }
 
-    /// The second level alone.
+    /// The second level alone, by touch.
     prefault::FillResult fill(const std::stop_token& stop = {}) {
         prefault::Workforce workforce;
         workforce.workers = filler->workers();
-        const prefault::Method method = choose(prefault::Method::kAuto).method;
-        return filler->fill({memory, placement, true, method, false, workforce}, stop);
+        return filler->fill({memory, placement, true, prefault::Method::kTouch, false, workforce}, stop);
     }
 
     /// How many second-level faults the guest's vCPU takes while it writes to every page of `ranges`.
