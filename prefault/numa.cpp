@@ -379,6 +379,13 @@ void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRa
     }
 }
 
+bool is_confined(const NumaTopology& topology) noexcept {
+    return topology.nodes.size() > 1 &&
+           (has_policy_of_its_own() || std::ranges::any_of(topology.nodes, [](const NumaNode& node) {
+                return node.memory_bytes != 0 && !node.allowed;
+            }));
+}
+
 unsigned node_of_vcpu(unsigned vcpu, unsigned vcpus, std::span<const unsigned> nodes) {
     assert(vcpu < vcpus && !nodes.empty());
     return nodes[static_cast<std::size_t>(std::uint64_t{vcpu} * nodes.size() / vcpus)];

@@ -99,6 +99,10 @@ void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, s
 void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
                  const NumaTopology& topology);
 
+/// Whether this process may be kept from using all the host's nodes: by a memory policy it was started with
+/// (numactl(8)), or by its cpuset. False with one node.
+[[nodiscard]] bool is_confined(const NumaTopology& topology) noexcept;
+
 /// The node for vCPU `vcpu` of `vcpus`, so that neighbours share one and all of `nodes` (at least one) have as many, as
 /// far as that comes out even.
 [[nodiscard]] unsigned node_of_vcpu(unsigned vcpu, unsigned vcpus, std::span<const unsigned> nodes);

@@ -142,6 +142,11 @@ MappedPages SecondLevelFiller::mapped_guest_memory() const {
     return mapped;
 }
 
+void SecondLevelFiller::map_scratch_again() {
+    scratch_.refresh();
+    touch_scratch(dummies_.front(), {});
+}
+
 void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
     assert(job.method == Method::kTouch || job.method == Method::kIoctl);
     assert(job.workforce.workers <= workers());

@@ -110,6 +110,10 @@ class SecondLevelFiller {
     /// As fill(), for the second level of system management mode, by touch. `mapped` is what it added.
     FillResult fill_smm(const Job& job, const std::stop_token& stop);
 
+    /// Maps the scratch slot again, of whose pages the host may have moved some: mapped_guest_memory() is exact then.
+    /// While no vCPU of the guest runs, and after grow(). Throws Error.
+    void map_scratch_again();
+
     /// What KVM has mapped of guest memory now. Threads: any.
     [[nodiscard]] MappedPages mapped_guest_memory() const;
 

@@ -87,6 +87,7 @@ struct Machine::Parts {
     bool tsc_deadline = false;
     std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
     std::optional<FaultCounters> faults;
+    std::vector<std::uint64_t> watched_faults; ///< the counts of the last sample
     std::optional<Prefaulter> prefaulter;
     std::atomic<bool> has_run{false};
 };
@@ -203,15 +204,15 @@ prefault::CpuList Machine::Parts::cpus_of(unsigned vcpu) const {
 }
 
 void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer) {
+    watched_faults.assign(vcpus.size(), 0);
     [[maybe_unused]] const bool watched = loop.watch(
-        timer.fd(), EPOLLIN,
-        [this, &timer, begin = Clock::now(), before = std::vector<std::uint64_t>(vcpus.size())](std::uint32_t) mutable {
+        timer.fd(), EPOLLIN, [this, &timer, begin = Clock::now()](std::uint32_t) {
             timer.clear();
             std::vector<std::uint64_t> now = faults->counts();
             std::vector<std::uint64_t> fresh = now;
-            std::transform(fresh.begin(), fresh.end(), before.begin(), fresh.begin(), std::minus<>());
+            std::transform(fresh.begin(), fresh.end(), watched_faults.begin(), fresh.begin(), std::minus<>());
             config.watch({seconds_between(begin, Clock::now()), prefaulter->mapped(), std::move(fresh)});
-            before = std::move(now);
+            watched_faults = std::move(now);
         });
     assert(watched);
 }
@@ -291,7 +292,7 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
         report.seconds_to_first_instruction = seconds_between(started, *first_entry);
     }
     report.second_level_faults = faults->counts();
-    report.mapped = prefaulter->mapped();
+    report.mapped = prefaulter->mapped_at_rest();
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
         if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
             crash += fmt::format("vCPU {}: {}\n{}", i, threads[i].crash(),

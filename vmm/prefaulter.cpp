@@ -115,6 +115,14 @@ void Prefaulter::log_dirty_pages(bool on) {
     }
 }
 
+prefault::MappedPages Prefaulter::mapped_at_rest() {
+    const std::lock_guard hold(lock_);
+    if (filler_ && filler_->workers() != 0) {
+        filler_->map_scratch_again();
+    }
+    return mapped();
+}
+
 prefault::MappedPages Prefaulter::mapped() const {
     const prefault::SecondLevelFiller* const filler = ready_filler_.load();
     return filler != nullptr ? filler->mapped_guest_memory() : prefault::mapped_pages(vm_stats_);

@@ -51,8 +51,11 @@ class Prefaulter {
     /// Switches dirty logging of all memory on or off. Throws Error.
     void log_dirty_pages(bool on);
 
-    /// What KVM has mapped of guest memory now. Never waits for another call.
+    /// What KVM has mapped of guest memory now, short by the few pages of the scratch slot that may have been moved since
+    /// the last prefault. Never waits for another call.
     [[nodiscard]] prefault::MappedPages mapped() const;
+    /// The same, exactly; for when no vCPU of the guest runs. Throws Error.
+    [[nodiscard]] prefault::MappedPages mapped_at_rest();
 
   private:
     void add_filler();

@@ -97,7 +97,7 @@ TEST_F(Background, LeavesAGuestThatWaitsForItNoFault) {
 
 TEST_F(Background, LeavesAGuestThatDoesNotWaitFewerFaultsThanNone) {
     const auto faults_of = [](PrefaultWhen when, Scope scope) {
-        Config config = in_the_background({}, 64 * kMiB);
+        Config config = in_the_background({}, 32 * kMiB);
         config.prefault_when = when;
         config.prefault.scope = scope;
         config.command_line = "passes=20";

@@ -550,30 +550,33 @@ TEST_F(PrefaultTest, TellsOfTheEndOfEachStage) {
     }
 }
 
-TEST_F(PrefaultTest, TellsOfStagesInTheirOrderAndNeverOfLessThanBefore) {
-    // Slow enough for more than the ends: one dummy, and no host side ahead of it.
-    PrefaultVm machine(PageSize::k4K, 1, 256 * kMiB);
-    Told told;
-    ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .progress = told.sink()}).complete);
-    for (std::size_t i = 1; i < told.all().size(); ++i) {
-        const auto& before = told.all()[i - 1];
-        const auto& now = told.all()[i];
-        EXPECT_LE(before.stage, now.stage);
-        if (before.stage == now.stage) {
-            EXPECT_LE(before.done_bytes, now.done_bytes);
-            EXPECT_LE(before.seconds, now.seconds);
+/// Less than before is only told where a pass has come to its end, and another begins.
+void expect_steady(const std::vector<vmm::prefault::Progress>& told) {
+    for (std::size_t i = 1; i < told.size(); ++i) {
+        EXPECT_LE(told[i - 1].stage, told[i].stage);
+        EXPECT_LE(told[i].done_bytes, told[i].total_bytes);
+        if (told[i - 1].stage == told[i].stage && told[i - 1].done_bytes != told[i - 1].total_bytes) {
+            EXPECT_LE(told[i - 1].done_bytes, told[i].done_bytes);
+            EXPECT_LE(told[i - 1].seconds, told[i].seconds);
         }
     }
 }
 
-TEST_F(PrefaultTest, OfRangesTellsOfNothingLessThanBeforeEither) {
-    // Its proof is another pass over the same memory.
+TEST_F(PrefaultTest, TellsOfStagesInTheirOrderAndNeverOfLessThanBefore) {
+    // On most machines slow enough for more than the ends: one dummy, and much memory.
+    PrefaultVm machine(PageSize::k4K, 1, 256 * kMiB);
+    Told told;
+    ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .progress = told.sink()}).complete);
+    expect_steady(told.all());
+}
+
+TEST_F(PrefaultTest, OfRangesTellsOfEachPassAndNeverOfLessThanBefore) {
     PrefaultVm machine(PageSize::k4K);
     Told told;
     ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .ranges = some_ranges(), .workers = 2, .progress = told.sink()})
                     .complete);
-    const auto second_level = told.of(Stage::kSecondLevel);
-    EXPECT_TRUE(std::ranges::is_sorted(second_level, {}, &vmm::prefault::Progress::done_bytes));
+    EXPECT_GT(told.of(Stage::kSecondLevel).size(), 1U) << "its proof is another pass over the same memory";
+    expect_steady(told.all());
 }
 
 TEST_F(PrefaultTest, EndsWithWhatItsProgressSinkThrows) {

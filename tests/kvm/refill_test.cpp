@@ -87,7 +87,7 @@ void expect_no_change_in_a_hundred_rounds(const prefault::Options& options, Page
     const std::string serial_file = directory.write("serial", "");
     const UniqueFd serial(::open(serial_file.c_str(), O_WRONLY | O_CLOEXEC));
     Config config;
-    config.memory_bytes = 32 * kMiB;
+    config.memory_bytes = 16 * kMiB;
     config.page_size = page_size;
     config.prefault = options;
     config.command_line = "passes=1000000 check=1 report=live";
@@ -185,9 +185,9 @@ TEST_P(Refill, ByTwoThreadsAtOnceIsCompleteForBoth) {
     Machine machine(config);
     run_beside(machine, [&] {
         {
-            std::array<std::jthread, 2> threads;
-            for (std::jthread& thread : threads) {
-                thread = std::jthread([&] {
+            std::vector<std::jthread> threads;
+            for (int thread = 0; thread < 2; ++thread) {
+                threads.emplace_back([&] {
                     for (int round = 0; round < 10; ++round) {
                         const prefault::Report report = machine.prefault();
                         EXPECT_TRUE(report.complete) << report.problem;
@@ -206,12 +206,13 @@ TEST_P(Refill, BesideMemoryThatIsAddedAndDirtyLogsIsComplete) {
     Machine machine(config);
     run_beside(machine, [&] {
         {
-            const std::jthread adder([&] {
+            std::vector<std::jthread> others;
+            others.emplace_back([&] {
                 for (unsigned i = 0; i < 4; ++i) {
                     EXPECT_TRUE(machine.add_memory({GuestAddress{4 * kGiB + i * 4 * kMiB}, 2 * kMiB}).complete);
                 }
             });
-            const std::jthread logger([&] {
+            others.emplace_back([&] {
                 for (int i = 0; i < 10; ++i) {
                     machine.log_dirty_pages(i % 2 == 0);
                 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -73,7 +74,8 @@ struct PrefaultVm {
     prefault::FillResult fill(const std::stop_token& stop = {}) {
         prefault::Workforce workforce;
         workforce.workers = filler->workers();
-        return filler->fill({memory, placement, true, prefault::Method::kTouch, false, workforce}, stop);
+        const std::atomic<bool> no_guest{false};
+        return filler->fill({memory, placement, true, prefault::Method::kTouch, no_guest, workforce}, stop);
     }
 
     /// How many second-level faults the guest's vCPU takes while it writes to every page of `ranges`.
