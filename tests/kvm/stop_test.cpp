@@ -41,7 +41,7 @@ bool is_emulated() {
     return std::memcmp(name.data(), "TCGTCGTCGTCG", sizeof name) == 0;
 }
 
-/// What is promised is 0.2 s. What others do on this machine may delay one or the other; not half of them.
+/// What is promised is 0.2 s. What others do on this machine may delay one or the other by far more; not half of them.
 Seconds soon() {
 #ifdef VMM_SANITIZED
     constexpr bool kSlow = true;
@@ -50,7 +50,6 @@ Seconds soon() {
 #endif
     return kSlow || is_emulated() ? 1s : Seconds(0.2s);
 }
-constexpr Seconds kAtTheLatest = 2s;
 
 /// What is taken of the host by all its processes.
 struct Taken {
@@ -145,7 +144,7 @@ class StoppedCommand : public testing::KvmTest {
         std::cout << "stopped " << waits.size() << " times within " << window.count() << " s; it took "
                   << median.count() << " s, at most " << waits.back().count() << " s" << std::endl;
         EXPECT_LT(median.count(), soon().count());
-        EXPECT_LT(waits.back().count(), kAtTheLatest.count());
+        EXPECT_LT(waits.back().count(), 10 * soon().count());
         EXPECT_TRUE(eventually([&] { return Taken::now().is_no_more_than(before); }))
             << Taken::now() << " instead of " << before;
     }
