@@ -230,7 +230,7 @@ TEST_F(Command, WithStandardErrorClosedWritesNoMessageIntoTheSerialFile) {
 }
 
 TEST_F(Command, HangUpThatWasIgnoredByOurParentStaysIgnored) {
-    const CommandResult run = run_command({"run", "-q", "-m", "64M", "--cmdline", "passes=600"}, [] {
+    const CommandResult run = run_command({"run", "-q", "-m", "64M", "--cmdline", "passes=300"}, [] {
         std::signal(SIGHUP, SIG_IGN);
         if (::fork() == 0) { // A neighbour that hangs up on us while the guest runs.
             ::usleep(100'000);

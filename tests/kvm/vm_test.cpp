@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <string>
 #include <variant>
 
@@ -297,6 +298,38 @@ TEST_F(VcpuTest, WithoutStateOfAnInterruptControllerCannotBeParked) {
                              return 0;
                          }),
                          "start or park vCPU 0"));
+}
+
+TEST_F(VcpuTest, PreFaultsAllOfARangeOrSaysThatKvmCannot) {
+    SmallVm small;
+    Vcpu vcpu(small.vm, 0);
+    const Vcpu::PreFaulted result = vcpu.pre_fault(small.memory.regions()[0].range);
+    if (result.error_number != 0) {
+        EXPECT_EQ(result.bytes, 0U);
+        return;
+    }
+    EXPECT_EQ(result.bytes, small.memory.size_bytes());
+}
+
+TEST_F(VcpuTest, PreFaultsUpToWhereThereIsNoMemory) {
+    SmallVm small;
+    Vcpu vcpu(small.vm, 0);
+    if (vcpu.pre_fault({GuestAddress{0}, 4096}).error_number != 0) {
+        GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";
+    }
+    const Vcpu::PreFaulted result = vcpu.pre_fault({GuestAddress{kMiB}, 2 * kMiB});
+    EXPECT_EQ(result.error_number, ENOENT);
+    EXPECT_EQ(result.bytes, kMiB);
+}
+
+TEST_F(VmTest, RefusesADirtyLogOfAMemslotThatIsElsewhere) {
+    SmallVm small;
+    const MemoryRegion& region = small.memory.regions()[0];
+    const std::string error = error_of([&]() -> int {
+        small.vm.log_dirty_pages(0, {GuestAddress{0}, kMiB}, region.host, true);
+        return 0;
+    });
+    EXPECT_TRUE(mentions(error, "log the dirty pages of memslot 0")) << error;
 }
 
 TEST_F(StatsTest, OfAVcpuCountItsExits) {
