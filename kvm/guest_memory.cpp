@@ -99,7 +99,8 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range) const {
         throw Error(tried + ": it must begin at a multiple of " + format_bytes(region_alignment()));
     }
     if (regions().size() == kMaxRegions) {
-        throw Error(tried + ": there are " + std::to_string(kMaxRegions) + " regions already, and no more are possible");
+        throw Error(tried + ": there are " + std::to_string(kMaxRegions) +
+                    " regions already, and no more are possible");
     }
     for (const MemoryRegion& region : regions()) {
         if (region.range.overlaps(range)) {
@@ -108,8 +109,7 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range) const {
     }
     // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
     const int flags = hugetlb_flags(page_size_) != 0 ? hugetlb_flags(page_size_) : MAP_NORESERVE;
-    Mapping mapping =
-        Mapping::anonymous(range.size, region_alignment(), flags, "guest memory at " + to_string(range));
+    Mapping mapping = Mapping::anonymous(range.size, region_alignment(), flags, "guest memory at " + to_string(range));
     advise_huge_pages(mapping.bytes(), page_size_);
     advise(mapping.bytes(), MADV_DONTFORK, "no copy on fork");
     advise(mapping.bytes(), MADV_DONTDUMP, "no core dump");

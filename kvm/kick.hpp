@@ -36,8 +36,9 @@ class AllSignalsBlocked {
 /// joined. Any thread may call it.
 void kick(pthread_t thread) noexcept;
 
-/// Kicks the thread that made it whenever it has used another `cpu_seconds` (more than 0) of processor time, its guest's
-/// included, for as long as it lives: so that whatever a guest makes of its vCPU, its thread looks up now and then.
+/// Kicks the thread that made it whenever it has used another `cpu_seconds` (more than 0) of processor time, its
+/// guest's included, for as long as it lives: so that whatever a guest makes of its vCPU, its thread looks up now and
+/// then.
 class CpuTimeKicks {
   public:
     /// Throws Error where the host has no timer left.

@@ -52,8 +52,8 @@ class Vcpu {
 
     /// How far pre_fault() came.
     struct PreFaulted {
-        std::uint64_t bytes;    ///< from the start of the range on
-        int error_number = 0;   ///< why no further, a value of errno; 0 if all was done
+        std::uint64_t bytes;  ///< from the start of the range on
+        int error_number = 0; ///< why no further, a value of errno; 0 if all was done
     };
     /// KVM_PRE_FAULT_MEMORY (api.rst, 4.143): maps `range` (page-aligned) in this vCPU's second level, as a read would.
     /// Repeats the call where KVM was interrupted or has done a part. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or

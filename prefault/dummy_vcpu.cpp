@@ -121,10 +121,10 @@ DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes
         const bool kicked = std::holds_alternative<kvm::KickedExit>(exit);
         if (!kicked || kvm::cpu_seconds_of_this_thread() > deadline) {
             const kvm_regs now = vcpu_.registers();
-            outcome = {Outcome::End::kFailed,
-                       "a prefault vCPU failed on " + to_string(range) + ": " +
-                           (kicked ? "it did not come to an end" : why_it_failed(exit)) + " (RIP " +
-                           to_string(GuestAddress{now.rip}) + ", touching " + to_string(GuestAddress{now.rdi}) + ")"};
+            outcome = {Outcome::End::kFailed, "a prefault vCPU failed on " + to_string(range) + ": " +
+                                                  (kicked ? "it did not come to an end" : why_it_failed(exit)) +
+                                                  " (RIP " + to_string(GuestAddress{now.rip}) + ", touching " +
+                                                  to_string(GuestAddress{now.rdi}) + ")"};
             recover();
             break;
         }
@@ -134,7 +134,8 @@ DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes
 }
 
 DummyVcpu::Outcome DummyVcpu::pre_fault(GuestRange range, std::uint64_t mapping_bytes, const std::stop_token& stop) {
-    // 4096 mappings take KVM some milliseconds; and where it maps smaller than expected, 64 MiB are no more than 16,384.
+    // 4096 mappings take KVM some milliseconds; and where it maps smaller than expected, 64 MiB are no more than
+    // 16,384.
     const std::uint64_t call_bytes = std::max(mapping_bytes, std::min(4096 * mapping_bytes, 64 * kMiB));
     std::uint64_t done = 0;
     while (done < range.size) {

@@ -64,8 +64,7 @@ std::uint64_t host_chunk_bytes(PageSize page_size, std::uint64_t total_bytes, un
 
 bool populate_host(const GuestMemory& memory, std::span<const PlacedRange> ranges, const Workforce& workforce,
                    const std::stop_token& stop) {
-    const std::uint64_t chunk_bytes =
-        host_chunk_bytes(memory.page_size(), total_bytes(ranges), workforce.workers);
+    const std::uint64_t chunk_bytes = host_chunk_bytes(memory.page_size(), total_bytes(ranges), workforce.workers);
     return for_each_chunk(ranges, chunk_bytes, workforce, Stage::kHost, "populate", stop,
                           [&](unsigned, GuestRange chunk, const std::stop_token&) {
                               populate_chunk(memory, chunk);

@@ -61,8 +61,8 @@ class Run {
         Stopwatch total;
         // Long-term pins must stand before the second level is filled, because pinning may move pages; and they are
         // made of large pieces. So these runs have stages, in the background, too.
-        const bool piecewise = options_.background && options_.scope == Scope::kAll &&
-                               target_.pins.kind() != Pin::kLongterm;
+        const bool piecewise =
+            options_.background && options_.scope == Scope::kAll && target_.pins.kind() != Pin::kLongterm;
         report_.complete = piecewise ? pin() && fill_piecewise() : in_stages();
         report_.complete = report_.complete && (!options_.smm || options_.scope != Scope::kAll || fill_smm());
         report_.total_seconds = total.lap();
@@ -89,8 +89,8 @@ class Run {
                                              [&](std::uint64_t bytes) { done_bytes.fetch_add(bytes); });
         report_.pin_seconds = step.lap();
         if (workforce_.progress && target_.pins.kind() != Pin::kNone) {
-            workforce_.progress({Stage::kPin, pinned ? report_.bytes : done_bytes.load(), report_.bytes,
-                                 report_.pin_seconds});
+            workforce_.progress(
+                {Stage::kPin, pinned ? report_.bytes : done_bytes.load(), report_.bytes, report_.pin_seconds});
         }
         return pinned;
     }
@@ -99,8 +99,12 @@ class Run {
         report_.method = target_.method.method;
         report_.method_reason = target_.method.reason;
         static const std::atomic<bool> no_guest{false};
-        return {target_.memory,        ranges_, options_.ranges.empty(),
-                target_.method.method, target_.guest_runs != nullptr ? *target_.guest_runs : no_guest, workforce_};
+        return {target_.memory,
+                ranges_,
+                options_.ranges.empty(),
+                target_.method.method,
+                target_.guest_runs != nullptr ? *target_.guest_runs : no_guest,
+                workforce_};
     }
 
     bool note(FillResult result) {

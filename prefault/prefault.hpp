@@ -58,12 +58,12 @@ struct Report {
     double second_level_seconds = 0; ///< in the background: both sides
     double smm_seconds = 0;
     double total_seconds = 0;
-    MappedPages mapped;          ///< of the guest's memory, all of it, when the run ended
-    MappedPages smm_mapped;      ///< what the second level of system management mode added
-    Proof proof = Proof::kNone;  ///< what shows that the second level is full
-    unsigned top_up_passes = 0;  ///< passes over every 4 KiB that found something to map
-    bool complete = false;       ///< what was asked for was done, and where the scope is kAll it is proven
-    std::string problem;         ///< why it is not complete; empty if it is, or if a stop was requested
+    MappedPages mapped;         ///< of the guest's memory, all of it, when the run ended
+    MappedPages smm_mapped;     ///< what the second level of system management mode added
+    Proof proof = Proof::kNone; ///< what shows that the second level is full
+    unsigned top_up_passes = 0; ///< passes over every 4 KiB that found something to map
+    bool complete = false;      ///< what was asked for was done, and where the scope is kAll it is proven
+    std::string problem;        ///< why it is not complete; empty if it is, or if a stop was requested
 };
 
 /// What a run works on.
@@ -81,9 +81,9 @@ struct Target {
     const std::atomic<bool>* guest_runs = nullptr;
 };
 
-/// Runs pre-population over what `options` ask for: host side, pin, second level, verification. May be used again at any
-/// time: what is there already is found there, and content never changes. If `stop` is requested the report says what
-/// was done, with `complete` false. Throws Error, and what the progress sink throws.
+/// Runs pre-population over what `options` ask for: host side, pin, second level, verification. May be used again at
+/// any time: what is there already is found there, and content never changes. If `stop` is requested the report says
+/// what was done, with `complete` false. Throws Error, and what the progress sink throws.
 Report run(const Target& target, const Options& options, const std::stop_token& stop = {});
 
 } // namespace vmm::prefault

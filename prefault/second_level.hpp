@@ -21,8 +21,9 @@ enum class SecondLevelKind {
 struct SecondLevelHost {
     SecondLevelKind kind = SecondLevelKind::kShadow;
     bool tdp_mmu = false; ///< KVM's parallel page fault handler (Linux 5.10 and later)
-    /// Whether the processor keeps Accessed and Dirty bits in the second level. Without them a mapping that was not made
-    /// by an access faults at its first one (arch/x86/kvm/mmu/spte.c, make_spte: prefetched entries are access-tracked).
+    /// Whether the processor keeps Accessed and Dirty bits in the second level. Without them a mapping that was not
+    /// made by an access faults at its first one (arch/x86/kvm/mmu/spte.c, make_spte: prefetched entries are
+    /// access-tracked).
     bool accessed_dirty = false;
 };
 

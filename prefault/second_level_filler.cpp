@@ -24,7 +24,8 @@ std::uint64_t faults_of(const std::deque<DummyVcpu>& dummies) {
     return sum;
 }
 
-/// Touches a chunk, and once more if that failed: whatever led the dummy astray, a guest or an emulator's mistake, is over.
+/// Touches a chunk, and once more if that failed: whatever led the dummy astray, a guest or an emulator's mistake, is
+/// over.
 DummyVcpu::Outcome touch_persistently(DummyVcpu& dummy, GuestRange chunk, std::uint64_t stride_bytes,
                                       const std::stop_token& stop) {
     const DummyVcpu::Outcome first = dummy.touch(chunk, stride_bytes, stop);

@@ -56,7 +56,7 @@ struct FillResult {
     MappedPages mapped;         ///< of the guest's memory, all of it, when the fill ended
     unsigned top_up_passes = 0; ///< passes over every 4 KiB that found something to map
     Proof proof = Proof::kNone;
-    std::string problem;        ///< why there is no proof; empty if there is one, or if a stop was requested
+    std::string problem; ///< why there is no proof; empty if there is one, or if a stop was requested
 };
 
 /// The dummies and their scratch memslot, for as long as the VM lives. Memory may be filled again at any time.
@@ -80,7 +80,7 @@ class SecondLevelFiller {
         Method method;                       ///< kTouch or kIoctl
         /// Whether a guest runs; it may begin to meanwhile. What makes a dummy fail is its doing then, and no Error.
         const std::atomic<bool>& guest_runs;
-        const Workforce& workforce;          ///< of at most workers() workers
+        const Workforce& workforce; ///< of at most workers() workers
     };
 
     /// Adds the scratch memslot; no dummy yet. It must live as long as a vCPU of the VM may run, because the memslot

@@ -29,8 +29,8 @@ struct Workforce {
     ProgressSink progress;
 };
 
-/// Chunks of placed ranges, and which worker takes which: each at first those of its own node, then the others', so that
-/// nobody is idle while there is work. Workers are dealt to the nodes by how much memory each has.
+/// Chunks of placed ranges, and which worker takes which: each at first those of its own node, then the others', so
+/// that nobody is idle while there is work. Workers are dealt to the nodes by how much memory each has.
 ///
 /// Threads: take() may be called from any thread; the rest is const.
 class ChunkQueues {
@@ -64,9 +64,9 @@ class ChunkQueues {
 /// What is done with one chunk by one worker. False ends the worker's part.
 using ChunkWork = std::function<bool(unsigned worker, GuestRange chunk, const std::stop_token& stop)>;
 
-/// Does `work` with every chunk of `ranges`. Workers' threads are called "<name><index>". Tells the workforce's observer
-/// of `stage`. Returns false if `stop` was requested or a worker gave up. Throws what `work` and the observer throw, and
-/// Error as run_in_parallel() does.
+/// Does `work` with every chunk of `ranges`. Workers' threads are called "<name><index>". Tells the workforce's
+/// observer of `stage`. Returns false if `stop` was requested or a worker gave up. Throws what `work` and the observer
+/// throw, and Error as run_in_parallel() does.
 bool for_each_chunk(std::span<const PlacedRange> ranges, std::uint64_t chunk_bytes, const Workforce& workforce,
                     Stage stage, std::string_view name, const std::stop_token& stop, const ChunkWork& work);
 

@@ -14,23 +14,23 @@ namespace vmm {
 
 BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options options, const StopRequest& stop,
                                        std::function<void()> when_full)
-    : thread_(start_thread("the prefault in the background", [this, &prefaulter, options = std::move(options), &stop,
-                                                              when_full = std::move(when_full)] {
-          ::pthread_setname_np(::pthread_self(), "background");
-          constexpr int kNicest = 19;
-          // Of this thread, in Linux, and of those it starts.
-          ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
-          try {
-              const StopBridge bridge(stop);
-              outcome_.report = prefaulter.run(options, bridge.token());
-              if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
-                  outcome_.full_at = std::chrono::steady_clock::now();
-                  when_full();
-              }
-          } catch (...) {
-              outcome_.failure = std::current_exception();
-          }
-      })) {}
+    : thread_(start_thread("the prefault in the background",
+                           [this, &prefaulter, options = std::move(options), &stop, when_full = std::move(when_full)] {
+                               ::pthread_setname_np(::pthread_self(), "background");
+                               constexpr int kNicest = 19;
+                               // Of this thread, in Linux, and of those it starts.
+                               ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
+                               try {
+                                   const StopBridge bridge(stop);
+                                   outcome_.report = prefaulter.run(options, bridge.token());
+                                   if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
+                                       outcome_.full_at = std::chrono::steady_clock::now();
+                                       when_full();
+                                   }
+                               } catch (...) {
+                                   outcome_.failure = std::current_exception();
+                               }
+                           })) {}
 
 BackgroundPrefault::~BackgroundPrefault() {
     if (thread_.joinable()) {

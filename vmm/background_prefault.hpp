@@ -12,8 +12,8 @@
 
 namespace vmm {
 
-/// A thread that prefaults what `options` ask for, until it is done or the machine stops. Destruction waits for it, so it
-/// must be preceded by a request to stop, or by the end of the work.
+/// A thread that prefaults what `options` ask for, until it is done or the machine stops. Destruction waits for it, so
+/// it must be preceded by a request to stop, or by the end of the work.
 ///
 /// Threads: the one that made it.
 class BackgroundPrefault {
@@ -26,8 +26,8 @@ class BackgroundPrefault {
         std::optional<std::chrono::steady_clock::time_point> full_at;
     };
 
-    /// `when_full` is called on the thread when the second level is full. Both outlive it. Throws Error where there is no
-    /// thread to be had.
+    /// `when_full` is called on the thread when the second level is full. Both outlive it. Throws Error where there is
+    /// no thread to be had.
     BackgroundPrefault(Prefaulter& prefaulter, prefault::Options options, const StopRequest& stop,
                        std::function<void()> when_full);
     ~BackgroundPrefault();

@@ -15,7 +15,7 @@ struct RunCommand {
     std::string report;   ///< a file; empty: none
     std::string log_file; ///< empty: none
     LogLevel log_level = LogLevel::kWarning;
-    bool watch = false;   ///< whether to say once a second what KVM has mapped
+    bool watch = false;  ///< whether to say once a second what KVM has mapped
     bool summary = true; ///< whether to end with a few lines for people
 };
 

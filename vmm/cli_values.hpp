@@ -10,11 +10,12 @@
 
 namespace vmm {
 
-/// "512M": a number and K, M, G or T (powers of 1024), with or without "B" or "iB" behind it, in any case; nothing else.
+/// "512M": a number and K, M, G or T (powers of 1024), with or without "B" or "iB" behind it, in any case; nothing
+/// else.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text);
 
-/// "0-1G,4G-6G": ranges of guest-physical addresses, each from its first byte to before the second address. An address is
-/// a size, or hexadecimal: "0x100000-0x200000". Nothing where the text is not such a list, or a range is empty.
+/// "0-1G,4G-6G": ranges of guest-physical addresses, each from its first byte to before the second address. An address
+/// is a size, or hexadecimal: "0x100000-0x200000". Nothing where the text is not such a list, or a range is empty.
 [[nodiscard]] std::optional<std::vector<GuestRange>> parse_ranges(std::string_view text);
 
 } // namespace vmm

@@ -166,9 +166,10 @@ void validate(const Config& config) {
         validate_against_host_memory("cannot give the guest " + format_bytes(config.memory_bytes) + " of memory",
                                      config.memory_bytes, populated_bytes(config));
     }
-    prefault::check_may_pin(config.pin, config.prefault.ranges.empty() || config.prefault.scope == prefault::Scope::kNone
-                                            ? config.memory_bytes
-                                            : populated_bytes(config));
+    prefault::check_may_pin(config.pin,
+                            config.prefault.ranges.empty() || config.prefault.scope == prefault::Scope::kNone
+                                ? config.memory_bytes
+                                : populated_bytes(config));
 }
 
 } // namespace vmm

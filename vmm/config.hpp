@@ -76,8 +76,8 @@ struct Config {
     static constexpr const char* kDefaultCommandLine = "console=ttyS0";
 };
 
-/// Throws Error where `config` asks for what cannot be, on any host or on this one: sizes, counts, memory, ranges, nodes,
-/// CPUs, the pools of huge pages, the limit on locked memory. Creates nothing.
+/// Throws Error where `config` asks for what cannot be, on any host or on this one: sizes, counts, memory, ranges,
+/// nodes, CPUs, the pools of huge pages, the limit on locked memory. Creates nothing.
 void validate(const Config& config);
 
 /// Throws Error where there cannot be so many workers, or not on those CPUs.

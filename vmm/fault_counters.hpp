@@ -10,8 +10,8 @@
 
 namespace vmm {
 
-/// KVM's counters of each vCPU, opened once: to open them takes the vCPU's lock, which one that runs holds all the time;
-/// to read them takes none.
+/// KVM's counters of each vCPU, opened once: to open them takes the vCPU's lock, which one that runs holds all the
+/// time; to read them takes none.
 ///
 /// Threads: any.
 class FaultCounters {

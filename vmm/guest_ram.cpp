@@ -58,8 +58,8 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
     for (const prefault::NumaNode& node : topology_.nodes) {
         node_cpus_[node.id] = node.cpus;
     }
-    // The kernel reserves pages of the pool for a mapping, but not those of one node, nor those of a control group. Whoever
-    // is confined to some nodes from outside (numactl, cpuset) is as good as bound.
+    // The kernel reserves pages of the pool for a mapping, but not those of one node, nor those of a control group.
+    // Whoever is confined to some nodes from outside (numactl, cpuset) is as good as bound.
     if (is_from_pool(config.page_size) &&
         (binds_to_nodes(policy_) || prefault::is_confined(topology_) ||
          prefault::read_huge_page_cgroup_limit(certain_page_bytes(config.page_size)).has_value())) {

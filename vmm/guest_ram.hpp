@@ -21,9 +21,9 @@ namespace vmm {
 /// Threads: memory() any; the rest one at a time.
 class GuestRam {
   public:
-    /// Raises the pool of huge pages if the configuration says so, maps and places memory. Where a shortage of huge pages
-    /// would otherwise only be found by the first access to them, they are populated at once. Throws Error, also where
-    /// `stop` was requested before it was done.
+    /// Raises the pool of huge pages if the configuration says so, maps and places memory. Where a shortage of huge
+    /// pages would otherwise only be found by the first access to them, they are populated at once. Throws Error, also
+    /// where `stop` was requested before it was done.
     GuestRam(const Config& config, const std::stop_token& stop);
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }

@@ -21,8 +21,7 @@ namespace {
 
 void check_prefault(const kvm::System& system, const prefault::Options& options) {
     const prefault::SecondLevelHost host = prefault::detect_second_level();
-    static_cast<void>(
-        prefault::choose_method(options.method, host, system.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0));
+    static_cast<void>(prefault::choose_method(options.method, host, system.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0));
     if (!options.smm) {
         return;
     }
@@ -53,8 +52,8 @@ void check_host(const kvm::System& system, const Config& config) {
         check_prefault(system, config.prefault);
     }
     const unsigned dummies = config.prefault.scope != prefault::Scope::kAll ? 0
-                             : config.prefault.smm                         ? 2 * prefault_vcpus(config)
-                                                                           : prefault_vcpus(config);
+                             : config.prefault.smm                          ? 2 * prefault_vcpus(config)
+                                                                            : prefault_vcpus(config);
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
     if (config.vcpus > most) {
         throw Error(

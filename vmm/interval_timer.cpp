@@ -16,7 +16,8 @@ IntervalTimer::IntervalTimer(double seconds) : fd_(::timerfd_create(CLOCK_MONOTO
     }
     itimerspec interval{};
     interval.it_interval.tv_sec = static_cast<time_t>(seconds);
-    interval.it_interval.tv_nsec = static_cast<long>((seconds - static_cast<double>(interval.it_interval.tv_sec)) * 1e9);
+    interval.it_interval.tv_nsec =
+        static_cast<long>((seconds - static_cast<double>(interval.it_interval.tv_sec)) * 1e9);
     interval.it_value = interval.it_interval;
     if (::timerfd_settime(fd_.get(), 0, &interval, nullptr) != 0) {
         throw_errno(errno, "start a timer");

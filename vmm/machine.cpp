@@ -185,9 +185,8 @@ std::string Machine::Parts::command_line() const {
 void Machine::Parts::load() {
     const BootPlan plan(config.memory_bytes);
     const std::string line = command_line();
-    const loader::BootEntry entry = load_guest(ram.memory(), files, line,
-                                               Board::describe(config.vcpus, ram.describe_nodes(config.vcpus)),
-                                               plan.layout());
+    const loader::BootEntry entry = load_guest(
+        ram.memory(), files, line, Board::describe(config.vcpus, ram.describe_nodes(config.vcpus)), plan.layout());
     set_boot_state(vcpus.front(), entry, plan.layout());
     log(LogLevel::kInfo, fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(),
                                      files.kernel.format_name(), to_string(entry.kernel), to_string(entry.entry),
@@ -205,8 +204,8 @@ prefault::CpuList Machine::Parts::cpus_of(unsigned vcpu) const {
 
 void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer) {
     watched_faults.assign(vcpus.size(), 0);
-    [[maybe_unused]] const bool watched = loop.watch(
-        timer.fd(), EPOLLIN, [this, &timer, begin = Clock::now()](std::uint32_t) {
+    [[maybe_unused]] const bool watched =
+        loop.watch(timer.fd(), EPOLLIN, [this, &timer, begin = Clock::now()](std::uint32_t) {
             timer.clear();
             std::vector<std::uint64_t> now = faults->counts();
             std::vector<std::uint64_t> fresh = now;
@@ -305,8 +304,8 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
 std::uint64_t Machine::Parts::measure_resident_overhead() const {
     // Where it is known how much of guest memory is resident, the quick way; else the kernel has to look at each page.
     const bool from_pool = is_from_pool(config.page_size);
-    const bool all_resident = report.prefault.scope != prefault::Scope::kNone && report.prefault.complete &&
-                              report.prefault.ranges.empty();
+    const bool all_resident =
+        report.prefault.scope != prefault::Scope::kNone && report.prefault.complete && report.prefault.ranges.empty();
     if (from_pool || all_resident) {
         const std::uint64_t resident = resident_bytes();
         const std::uint64_t guest_bytes = from_pool ? 0 : ram.memory().size_bytes();

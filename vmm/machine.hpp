@@ -31,16 +31,17 @@ class Machine {
     Machine(const Machine&) = delete;
     Machine& operator=(const Machine&) = delete;
 
-    /// Populates what `config.prefault` asks for, or `options`. At any time and again, also while the guest runs: what is
-    /// there already is found there, and what was lost (after dirty logging, say) is made good. Content never changes.
-    /// Ends early if a stop is requested. Throws Error: `options` ask for what cannot be, or the host fails.
+    /// Populates what `config.prefault` asks for, or `options`. At any time and again, also while the guest runs: what
+    /// is there already is found there, and what was lost (after dirty logging, say) is made good. Content never
+    /// changes. Ends early if a stop is requested. Throws Error: `options` ask for what cannot be, or the host fails.
     prefault::Report prefault();
     prefault::Report prefault(const prefault::Options& options);
 
     /// Adds guest-physical memory at `range` and populates it, both sides. `range` must begin at a multiple of
-    /// GuestMemory::region_alignment(), be whole pages, and lie where there is neither RAM nor a device, at most 512 GiB
-    /// above the RAM the machine was made with. At any time, also while the guest runs, which is not told. The memory
-    /// stays as long as the machine. Throws Error; where it is populating that failed, the memory is there all the same.
+    /// GuestMemory::region_alignment(), be whole pages, and lie where there is neither RAM nor a device, at most 512
+    /// GiB above the RAM the machine was made with. At any time, also while the guest runs, which is not told. The
+    /// memory stays as long as the machine. Throws Error; where it is populating that failed, the memory is there all
+    /// the same.
     prefault::Report add_memory(GuestRange range);
 
     /// Switches KVM's dirty logging of all memory on or off. On splits large second-level mappings and off drops the
@@ -55,8 +56,8 @@ class Machine {
 
     [[nodiscard]] bool is_stop_requested() const noexcept;
 
-    /// What happened until now. After run() it is whole. Not while a prefault is under way. Its `prefault` is of the last
-    /// call before run(), or of what run() did in the background.
+    /// What happened until now. After run() it is whole. Not while a prefault is under way. Its `prefault` is of the
+    /// last call before run(), or of what run() did in the background.
     [[nodiscard]] const RunReport& report() const noexcept;
     /// Where the guest crashed: the reason and the registers, as lines. Empty if it did not.
     [[nodiscard]] const std::string& crash_description() const noexcept;

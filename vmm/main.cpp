@@ -133,8 +133,7 @@ SerialConfig connect_serial(const std::string& serial, std::optional<SerialFile>
 class ProgressDisplay {
   public:
     ProgressDisplay(const RunCommand& command, const LogSink& log) : log_(log) {
-        if (command.summary && command.config.prefault_when == PrefaultWhen::kBefore &&
-            ::isatty(STDERR_FILENO) == 1) {
+        if (command.summary && command.config.prefault_when == PrefaultWhen::kBefore && ::isatty(STDERR_FILENO) == 1) {
             bar_.emplace(STDERR_FILENO);
         }
     }
@@ -155,11 +154,11 @@ class ProgressDisplay {
 void prefault_before(Machine& machine, const Config& config) {
     const prefault::Report report = machine.prefault();
     if (report.scope == prefault::Scope::kAll) {
-        config.log(LogLevel::kInfo, fmt::format("prefault: method {} ({})", to_string(report.method),
-                                                report.method_reason));
+        config.log(LogLevel::kInfo,
+                   fmt::format("prefault: method {} ({})", to_string(report.method), report.method_reason));
         if (!report.complete && !machine.is_stop_requested()) {
-            config.log(LogLevel::kWarning, "the second level is not complete, and the guest will take faults: " +
-                                               report.problem);
+            config.log(LogLevel::kWarning,
+                       "the second level is not complete, and the guest will take faults: " + report.problem);
         }
     }
 }

@@ -68,8 +68,9 @@ prefault::Report Prefaulter::run_locked(const prefault::Options& options, const 
         method = prefault::choose_method(options.method, host_.second_level, host_.pre_fault_memory);
         prepare();
     }
-    const prefault::Target target{ram_.memory(),    ram_.placement(), ram_.node_cpus(), ram_.pins(),
-                                  filler_ ? &*filler_ : nullptr, std::move(method), &guest_runs_};
+    const prefault::Target target{
+        ram_.memory(),     ram_.placement(), ram_.node_cpus(), ram_.pins(), filler_ ? &*filler_ : nullptr,
+        std::move(method), &guest_runs_};
     return prefault::run(target, options, stop);
 }
 
@@ -81,12 +82,13 @@ void Prefaulter::check_new_range(GuestRange range) const {
     if (range.overlaps(memory_map::kHole)) {
         throw Error(tried + ": devices are at " + to_string(memory_map::kHole));
     }
-    const std::uint64_t room = *align_up(memory_map::address_space_bytes(config_.memory_bytes), kGiB) +
-                               memory_map::kRoomForMoreMemory;
+    const std::uint64_t room =
+        *align_up(memory_map::address_space_bytes(config_.memory_bytes), kGiB) + memory_map::kRoomForMoreMemory;
     const std::uint64_t end = std::min(room, memory_map::kMaxAddressBytes);
     if (to_integer(range.end()) > end || !fits_address_bits(to_integer(range.end()), host_.address_bits)) {
         throw Error(tried + ": this guest can have memory up to " +
-                    to_string(GuestAddress{host_.address_bits < 64 ? std::min(end, std::uint64_t{1} << host_.address_bits) : end}));
+                    to_string(GuestAddress{
+                        host_.address_bits < 64 ? std::min(end, std::uint64_t{1} << host_.address_bits) : end}));
     }
 }
 

@@ -31,8 +31,7 @@ class Prefaulter {
     };
 
     /// All of these outlive it. `cpuid` is the real vCPUs'.
-    Prefaulter(kvm::Vm& vm, GuestRam& ram, const Config& config, const Host& host,
-               std::vector<kvm_cpuid_entry2> cpuid);
+    Prefaulter(kvm::Vm& vm, GuestRam& ram, const Config& config, const Host& host, std::vector<kvm_cpuid_entry2> cpuid);
 
     /// Makes the dummies now. Throws Error.
     void prepare();
@@ -51,8 +50,8 @@ class Prefaulter {
     /// Switches dirty logging of all memory on or off. Throws Error.
     void log_dirty_pages(bool on);
 
-    /// What KVM has mapped of guest memory now, short by the few pages of the scratch slot that may have been moved since
-    /// the last prefault. Never waits for another call.
+    /// What KVM has mapped of guest memory now, short by the few pages of the scratch slot that may have been moved
+    /// since the last prefault. Never waits for another call.
     [[nodiscard]] prefault::MappedPages mapped() const;
     /// The same, exactly; for when no vCPU of the guest runs. Throws Error.
     [[nodiscard]] prefault::MappedPages mapped_at_rest();

@@ -47,12 +47,9 @@ std::string to_json(const RunReport& report) {
     json["host"] = {{"second_level", to_string(report.host.kind)},
                     {"tdp_mmu", report.host.tdp_mmu},
                     {"kvm_pre_fault_memory", report.kvm_pre_fault_memory}};
-    json["memory"] = {{"bytes", report.memory_bytes},
-                      {"page_size", to_string(report.page_size)},
-                      {"pin", to_string(report.pin)},
-                      {"locked_bytes", report.locked_bytes},
-                      {"pinned_bytes", report.pinned_bytes},
-                      {"numa", to_string(report.numa)}};
+    json["memory"] = {{"bytes", report.memory_bytes},        {"page_size", to_string(report.page_size)},
+                      {"pin", to_string(report.pin)},        {"locked_bytes", report.locked_bytes},
+                      {"pinned_bytes", report.pinned_bytes}, {"numa", to_string(report.numa)}};
     json["prefault"] = {{"scope", scope_name(prefault)},
                         {"bytes", prefault.bytes},
                         {"ranges", ranges_json(prefault.ranges)},
@@ -108,10 +105,10 @@ std::string describe_prefault(const RunReport& report) {
         return "prefault: none";
     }
     const bool background = report.prefault_when == PrefaultWhen::kBackground;
-    std::string text = fmt::format("prefault: {}{} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s",
-                                   scope_name(prefault), background ? ", in the background," : "",
-                                   prefault.total_seconds, prefault.workers, prefault.workers == 1 ? "" : "s",
-                                   prefault.host_seconds, prefault.pin_seconds);
+    std::string text =
+        fmt::format("prefault: {}{} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s", scope_name(prefault),
+                    background ? ", in the background," : "", prefault.total_seconds, prefault.workers,
+                    prefault.workers == 1 ? "" : "s", prefault.host_seconds, prefault.pin_seconds);
     if (prefault.scope == prefault::Scope::kAll) {
         text += fmt::format(", second level {:.3f} s by {}): KVM maps {} ({})", prefault.second_level_seconds,
                             to_string(prefault.method), describe_mapped(prefault.mapped), to_string(report.host.kind));

@@ -43,7 +43,7 @@ struct RunReport {
     ExitReason exit = ExitReason::kStopped;
     /// By vCPU: KVM's pf_fixed since hand-over.
     std::vector<std::uint64_t> second_level_faults;
-    prefault::MappedPages mapped; ///< of guest memory, at the end
+    prefault::MappedPages mapped;                      ///< of guest memory, at the end
     std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 
     std::uint64_t resident_overhead_bytes = 0;

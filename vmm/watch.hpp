@@ -12,9 +12,9 @@ namespace vmm {
 
 /// What KVM counts at one moment.
 struct WatchSample {
-    double seconds = 0;                     ///< since the guest started
-    prefault::MappedPages mapped;           ///< of guest memory
-    std::vector<std::uint64_t> new_faults;  ///< by real vCPU: second-level faults since the sample before
+    double seconds = 0;                    ///< since the guest started
+    prefault::MappedPages mapped;          ///< of guest memory
+    std::vector<std::uint64_t> new_faults; ///< by real vCPU: second-level faults since the sample before
 };
 
 /// Takes a sample each second. Called on the thread of Machine::run().

@@ -208,8 +208,8 @@ TEST_F(Kick, LeavesTheCallersSignalMaskAlone) {
 }
 
 TEST_F(Kick, SignalsOfTheProcessDoNotTakeAVcpuOut) {
-    struct sigaction ignore{};
-    struct sigaction before{};
+    struct sigaction ignore {};
+    struct sigaction before {};
     ignore.sa_handler = [](int) {};
     ::sigaction(SIGUSR1, &ignore, &before);
     SmallVm small;

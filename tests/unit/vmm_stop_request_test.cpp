@@ -66,8 +66,8 @@ StopRequest* stop_of_handler = nullptr;
 TEST(StopRequest, MayComeFromASignalHandler) {
     StopRequest stop;
     stop_of_handler = &stop;
-    struct sigaction action{};
-    struct sigaction before{};
+    struct sigaction action {};
+    struct sigaction before {};
     action.sa_handler = [](int) { stop_of_handler->request(ExitReason::kSignal); };
     ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
     ::raise(SIGUSR1);
