@@ -149,7 +149,7 @@ void PrintTo(const Scenario& scenario, std::ostream* out) {
 const std::vector<Scenario> kScenarios{
     {"SmallPagesLocked",
      {"--prefault=all", "-m", "32M", "--page-size=4K", "--pin=mlock", "-c", "2"},
-     std::chrono::seconds(40)},
+     std::chrono::seconds(15)},
     {"TransparentHugePagesPinned",
      {"--prefault=all", "-m", "32M", "--page-size=thp", "--pin=longterm"},
      std::chrono::seconds(6)},
