@@ -59,9 +59,10 @@ void Vm::reserve_real_mode_pages(GuestAddress base) {
 
 namespace {
 
-kvm_userspace_memory_region memslot(std::uint32_t slot, GuestRange range, std::byte* host) {
+kvm_userspace_memory_region memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space) {
+    constexpr unsigned kAddressSpaceShift = 16; // api.rst, 4.35
     kvm_userspace_memory_region region{};
-    region.slot = slot;
+    region.slot = slot | static_cast<std::uint32_t>(address_space) << kAddressSpaceShift;
     region.guest_phys_addr = to_integer(range.base);
     region.memory_size = range.size;
     // The kernel takes the host address as an integer; it checks it against this process's address space.
@@ -79,12 +80,11 @@ void Vm::set_memslot(const kvm_userspace_memory_region& region, const char* trie
 }
 
 void Vm::add_memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space) {
-    constexpr unsigned kAddressSpaceShift = 16;
-    set_memslot(memslot(slot | static_cast<std::uint32_t>(address_space) << kAddressSpaceShift, range, host), "add");
+    set_memslot(memslot(slot, range, host, address_space), "add");
 }
 
-void Vm::log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on) {
-    kvm_userspace_memory_region region = memslot(slot, range, host);
+void Vm::log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on, AddressSpace address_space) {
+    kvm_userspace_memory_region region = memslot(slot, range, host, address_space);
     region.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
     set_memslot(region, on ? "log the dirty pages of" : "end the dirty log of");
 }

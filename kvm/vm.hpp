@@ -47,7 +47,8 @@ class Vm {
     /// Switches dirty logging of a memslot on or off (api.rst, 4.35, KVM_MEM_LOG_DIRTY_PAGES); the other arguments are
     /// those it was added with. On splits large mappings, off drops the small ones: to be prefaulted again. Throws
     /// Error.
-    void log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on);
+    void log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on,
+                         AddressSpace address_space = AddressSpace::kNormal);
 
     /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD). Throws Error.
     void attach_irqfd(int event_fd, std::uint32_t gsi);

@@ -121,7 +121,8 @@ DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes
         const bool kicked = std::holds_alternative<kvm::KickedExit>(exit);
         if (!kicked || kvm::cpu_seconds_of_this_thread() > deadline) {
             const kvm_regs now = vcpu_.registers();
-            outcome = {Outcome::End::kFailed, "a prefault vCPU failed on " + to_string(range) + ": " +
+            outcome = {kicked ? Outcome::End::kHeld : Outcome::End::kFailed,
+                       "a prefault vCPU failed on " + to_string(range) + ": " +
                                                   (kicked ? "it did not come to an end" : why_it_failed(exit)) +
                                                   " (RIP " + to_string(GuestAddress{now.rip}) + ", touching " +
                                                   to_string(GuestAddress{now.rdi}) + ")"};

@@ -26,14 +26,19 @@ class DummyVcpu {
 
     /// How a chunk ended.
     struct Outcome {
-        enum class End { kDone, kStopped, kFailed };
+        enum class End {
+            kDone,
+            kStopped,
+            kFailed, ///< it came back before its end
+            kHeld,   ///< it did not come back in kMostCpuSeconds
+        };
         End end = End::kDone;
-        std::string why; ///< of kFailed, for people
+        std::string why; ///< of kFailed and kHeld, for people
     };
 
-    /// Writes, without changing it, one word every `stride_bytes` of `range`, in the guest. It fails if the stub does
-    /// not run to its end, or not within kMostCpuSeconds of processor time: the guest can write to the scratch slot, so
-    /// that is the guest's doing where one runs, and else the host's. Throws Error where KVM refuses to run the vCPU.
+    /// Writes, without changing it, one word every `stride_bytes` of `range`, in the guest. If the stub does not run to
+    /// its end (kFailed), or not within kMostCpuSeconds of processor time (kHeld), that is the guest's doing where one
+    /// runs, for it can write to the scratch slot, and else the host's. Throws Error where KVM refuses to run the vCPU.
     [[nodiscard]] Outcome touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop);
 
     /// Has KVM map `range` (KVM_PRE_FAULT_MEMORY), without entering the guest. A stop is heard between two system

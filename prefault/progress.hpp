@@ -24,7 +24,7 @@ struct Progress {
     Stage stage = Stage::kHost;
     std::uint64_t done_bytes = 0;  ///< of guest memory; never less than before in the same pass of a stage
     std::uint64_t total_bytes = 0; ///< what the stage is about
-    double seconds = 0;            ///< since the stage began
+    double seconds = 0;            ///< since the pass began
 };
 
 /// Is called on the thread that runs the prefault, some ten times a second and at the end of each stage. What it throws

@@ -25,7 +25,7 @@ std::uint64_t faults_of(const std::deque<DummyVcpu>& dummies) {
 }
 
 /// Touches a chunk, and once more if that failed: whatever led the dummy astray, a guest or an emulator's mistake, is
-/// over.
+/// over. One that was held is not let in again: it would be held as long.
 DummyVcpu::Outcome touch_persistently(DummyVcpu& dummy, GuestRange chunk, std::uint64_t stride_bytes,
                                       const std::stop_token& stop) {
     const DummyVcpu::Outcome first = dummy.touch(chunk, stride_bytes, stop);
@@ -100,7 +100,7 @@ SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<
     : vm_(vm), vm_stats_(vm.stats()), host_(place.host), smm_(place.smm), cpuid_(cpuid.begin(), cpuid.end()),
       next_vcpu_id_(place.first_vcpu_id), scratch_(vm, place.memslot, place.scratch) {}
 
-void SecondLevelFiller::grow(unsigned workers) {
+void SecondLevelFiller::grow(unsigned workers, const std::stop_token& stop) {
     while (dummies_.size() < workers) {
         dummies_.emplace_back(vm_, next_vcpu_id_++, cpuid_, scratch_);
     }
@@ -112,7 +112,7 @@ void SecondLevelFiller::grow(unsigned workers) {
         smm_dummies_.emplace_back(vm_, next_vcpu_id_++, cpuid_, scratch_, kvm::AddressSpace::kSmm);
     }
     if (scratch_mappings_ == 0 && !dummies_.empty()) {
-        scratch_mappings_ = count_scratch_mappings();
+        scratch_mappings_ = count_scratch_mappings(stop);
     }
 }
 
@@ -126,20 +126,24 @@ GuestRange SecondLevelFiller::touched_part_of_scratch() const noexcept {
     return range;
 }
 
-void SecondLevelFiller::touch_scratch(DummyVcpu& dummy, const std::stop_token& stop) {
+DummyVcpu::Outcome SecondLevelFiller::touch_scratch(DummyVcpu& dummy, const std::stop_token& stop) {
+    DummyVcpu::Outcome outcome{DummyVcpu::Outcome::End::kStopped, ""};
     run_in_parallel({1, "prefault", {}, false, {}}, stop, [&](unsigned, const std::stop_token& crew_stop) {
-        static_cast<void>(dummy.touch(touched_part_of_scratch(), kSmallPage, crew_stop));
+        outcome = dummy.touch(touched_part_of_scratch(), kSmallPage, crew_stop);
     });
+    return outcome;
 }
 
-std::uint64_t SecondLevelFiller::count_scratch_mappings() {
+std::uint64_t SecondLevelFiller::count_scratch_mappings(const std::stop_token& stop) {
     const std::uint64_t all = scratch_.used_range().size / kSmallPage;
     if (host_.kind != SecondLevelKind::kShadow) {
         return all;
     }
     // Here KVM maps some neighbours of the stub's page along with it; how many, only its counters say.
     const std::uint64_t before = mapped_pages(vm_stats_).pages_4k;
-    touch_scratch(dummies_.front(), {});
+    if (touch_scratch(dummies_.front(), stop).end != DummyVcpu::Outcome::End::kDone) {
+        return 0;
+    }
     const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
     return std::clamp<std::uint64_t>(difference(after, before), 1, all);
 }
@@ -152,7 +156,7 @@ MappedPages SecondLevelFiller::mapped_guest_memory() const {
 
 void SecondLevelFiller::map_scratch_again() {
     scratch_.refresh();
-    touch_scratch(dummies_.front(), {});
+    static_cast<void>(touch_scratch(dummies_.front(), {}));
 }
 
 void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
@@ -168,7 +172,8 @@ void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
         scratch_mappings_ = scratch_.used_range().size / kSmallPage;
     }
     take_problem();
-    touch_scratch(dummies_.front(), stop);
+    held_ = false;
+    heed(job, touch_scratch(dummies_.front(), stop));
 }
 
 std::string SecondLevelFiller::take_problem() {
@@ -178,7 +183,10 @@ std::string SecondLevelFiller::take_problem() {
 
 bool SecondLevelFiller::heed(const Job& job, const DummyVcpu::Outcome& outcome) {
     using End = DummyVcpu::Outcome::End;
-    if (outcome.end == End::kFailed) {
+    if (outcome.end == End::kHeld) {
+        held_ = true;
+    }
+    if (outcome.end == End::kFailed || outcome.end == End::kHeld) {
         if (!job.guest_runs) {
             throw Error("cannot fill the second level: " + outcome.why);
         }
@@ -191,6 +199,9 @@ bool SecondLevelFiller::heed(const Job& job, const DummyVcpu::Outcome& outcome) 
 }
 
 bool SecondLevelFiller::fill_chunk(const Job& job, unsigned worker, GuestRange chunk, const std::stop_token& stop) {
+    if (held_) {
+        return false;
+    }
     const std::uint64_t mapping_bytes = largest_page_bytes(job.memory.page_size());
     DummyVcpu& dummy = dummies_[worker];
     return heed(job, job.method == Method::kIoctl ? dummy.pre_fault(chunk, mapping_bytes, stop)
@@ -203,15 +214,16 @@ bool SecondLevelFiller::touch_all(std::deque<DummyVcpu>& dummies, const Job& job
         Plan::chunk_bytes_for(total_bytes(job.ranges), job.workforce.workers, stride_bytes);
     return for_each_chunk(job.ranges, chunk_bytes, job.workforce, stage, "prefault", stop,
                           [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
-                              return heed(job, touch_persistently(dummies[worker], chunk, stride_bytes, crew_stop));
+                              return !held_ && heed(job, touch_persistently(dummies[worker], chunk, stride_bytes, crew_stop));
                           });
 }
 
 FillResult SecondLevelFiller::verify(const Job& job, const std::stop_token& stop) {
     // The counts are of the whole VM. They tell of this job if it is about all memory, and if nothing else is mapped:
     // no second address space, and on shadow paging no page tables of a running guest's own.
-    const bool counters_tell =
-        job.all_memory && !smm_filled_ && !(job.guest_runs && host_.kind == SecondLevelKind::kShadow);
+    const auto counters_tell = [&] {
+        return job.all_memory && !smm_filled_ && !(job.guest_runs && host_.kind == SecondLevelKind::kShadow);
+    };
     // Mapped is not enough where the first access of what was mapped for no access faults all the same.
     const bool is_certain = job.method == Method::kTouch || host_.accessed_dirty;
     const std::uint64_t wanted_bytes = total_bytes(job.ranges);
@@ -220,7 +232,7 @@ FillResult SecondLevelFiller::verify(const Job& job, const std::stop_token& stop
     std::uint64_t faults = 1;
     for (unsigned pass = 0; !stop.stop_requested(); ++pass) {
         result.mapped = mapped_guest_memory();
-        if (result.problem.empty() && counters_tell && (is_certain || pass > 0) &&
+        if (result.problem.empty() && counters_tell() && (is_certain || pass > 0) &&
             result.mapped.bytes() >= wanted_bytes) {
             result.proof = Proof::kCounters;
             return result;
@@ -229,7 +241,7 @@ FillResult SecondLevelFiller::verify(const Job& job, const std::stop_token& stop
             result.proof = Proof::kTouch;
             return result;
         }
-        if (pass == kMostPasses) {
+        if (pass == kMostPasses || held_) {
             if (result.problem.empty()) {
                 result.problem = "mappings are taken away as fast as they are made";
             }
@@ -263,12 +275,13 @@ FillResult SecondLevelFiller::fill_smm(const Job& job, const std::stop_token& st
     assert(!smm_dummies_.empty() && host_.kind != SecondLevelKind::kShadow);
     take_problem();
     scratch_.refresh();
-    touch_scratch(smm_dummies_.front(), stop);
+    held_ = false;
+    heed(job, touch_scratch(smm_dummies_.front(), stop));
     const MappedPages before = mapped_guest_memory();
     smm_filled_ = true;
     FillResult result;
     std::uint64_t stride = largest_page_bytes(job.memory.page_size());
-    for (unsigned pass = 0; pass <= kMostPasses && !stop.stop_requested(); ++pass) {
+    for (unsigned pass = 0; pass <= kMostPasses && !held_ && !stop.stop_requested(); ++pass) {
         const std::uint64_t faults_before = faults_of(smm_dummies_);
         const bool finished = touch_all(smm_dummies_, job, Stage::kSmm, stride, stop);
         const bool every_page = stride == kSmallPage;
@@ -281,6 +294,9 @@ FillResult SecondLevelFiller::fill_smm(const Job& job, const std::stop_token& st
             return result;
         }
         stride = kSmallPage;
+    }
+    if (result.problem.empty()) {
+        result.problem = take_problem();
     }
     if (result.problem.empty() && !stop.stop_requested()) {
         result.problem = "mappings are taken away as fast as they are made";

@@ -89,9 +89,9 @@ class SecondLevelFiller {
 
     /// Makes dummies until there are `workers`, and as many in system management mode if the place asks for them; the
     /// memslots of guest memory then exist in both address spaces. On shadow paging the first are best made before the
-    /// guest runs: what the scratch slot adds to KVM's counts is found out by looking at them. Throws Error; those that
-    /// were made by then stay.
-    void grow(unsigned workers);
+    /// guest runs: what the scratch slot adds to KVM's counts is found out by looking at them. A guest may hold that up, `stop`
+    /// ends it. Throws Error; those that were made by then stay.
+    void grow(unsigned workers, const std::stop_token& stop = {});
 
     [[nodiscard]] unsigned workers() const noexcept { return static_cast<unsigned>(dummies_.size()); }
     /// What the page tables of the dummies are; for a guest that adopts them.
@@ -118,9 +118,9 @@ class SecondLevelFiller {
     [[nodiscard]] MappedPages mapped_guest_memory() const;
 
   private:
-    [[nodiscard]] std::uint64_t count_scratch_mappings();
+    [[nodiscard]] std::uint64_t count_scratch_mappings(const std::stop_token& stop);
     [[nodiscard]] GuestRange touched_part_of_scratch() const noexcept;
-    void touch_scratch(DummyVcpu& dummy, const std::stop_token& stop);
+    [[nodiscard]] DummyVcpu::Outcome touch_scratch(DummyVcpu& dummy, const std::stop_token& stop);
     /// One pass over all of the job by touch. False if it was not finished.
     bool touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage, std::uint64_t stride_bytes,
                    const std::stop_token& stop);
@@ -140,6 +140,9 @@ class SecondLevelFiller {
     /// How many mappings of KVM's count are the scratch slot's, small pages all.
     std::atomic<std::uint64_t> scratch_mappings_{0};
     bool smm_filled_ = false;
+    /// A dummy did not come back in time during the present fill, which is given up: a guest must not hold it up once
+    /// for every chunk.
+    std::atomic<bool> held_{false};
     std::mutex problem_lock_;
     std::string problem_; ///< what went wrong first in the present pass
 };

@@ -16,12 +16,12 @@ Prefaulter::Prefaulter(kvm::Vm& vm, GuestRam& ram, const Config& config, const H
                        std::vector<kvm_cpuid_entry2> cpuid)
     : vm_(vm), ram_(ram), config_(config), host_(host), cpuid_(std::move(cpuid)), vm_stats_(vm.stats()) {}
 
-void Prefaulter::prepare() {
+void Prefaulter::prepare(const std::stop_token& stop) {
     if (!filler_) {
         add_filler();
     }
     add_memslots_of_smm();
-    filler_->grow(prefault_vcpus(config_));
+    filler_->grow(prefault_vcpus(config_), stop);
     ready_filler_.store(&*filler_);
 }
 
@@ -66,7 +66,7 @@ prefault::Report Prefaulter::run_locked(const prefault::Options& options, const 
     prefault::MethodChoice method;
     if (options.scope == prefault::Scope::kAll) {
         method = prefault::choose_method(options.method, host_.second_level, host_.pre_fault_memory);
-        prepare();
+        prepare(stop);
     }
     const prefault::Target target{
         ram_.memory(),     ram_.placement(), ram_.node_cpus(), ram_.pins(), filler_ ? &*filler_ : nullptr,
@@ -113,7 +113,11 @@ void Prefaulter::log_dirty_pages(bool on) {
     const std::lock_guard hold(lock_);
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : ram_.memory().regions()) {
-        vm_.log_dirty_pages(slot++, region.range, region.host, on);
+        vm_.log_dirty_pages(slot, region.range, region.host, on);
+        if (slot < smm_memslots_) {
+            vm_.log_dirty_pages(slot, region.range, region.host, on, kvm::AddressSpace::kSmm);
+        }
+        ++slot;
     }
 }
 

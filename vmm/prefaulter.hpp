@@ -34,7 +34,7 @@ class Prefaulter {
     Prefaulter(kvm::Vm& vm, GuestRam& ram, const Config& config, const Host& host, std::vector<kvm_cpuid_entry2> cpuid);
 
     /// Makes the dummies now. Throws Error.
-    void prepare();
+    void prepare(const std::stop_token& stop = {});
     /// Where the dummies' page tables begin, for a guest that adopts them; after prepare().
     [[nodiscard]] GuestAddress page_tables() const noexcept { return filler_->scratch().page_tables(); }
 
