@@ -32,7 +32,7 @@ parse_run_options() {
     cpus='' memory=$default_memory time_limit=$default_timeout
     numa=0 hugepages_2m=0 hugepages_1g=0
     kernel=$default_kernel guest_kernel='' vmm='' console_copy=''
-    files=() gets=() command=()
+    files=() gets=() disks=() command=()
     while [ $# -gt 0 ]; do
         case $1 in
             --)
@@ -56,6 +56,7 @@ parse_run_options() {
             --hugepages-1g=*) check_count --hugepages-1g "$value" 0 1024 && hugepages_1g=$value ;;
             --kernel=*) check_kernel_version --kernel "$value" && kernel=$value ;;
             --guest-kernel=*) check_kernel_version --guest-kernel "$value" && guest_kernel=$value ;;
+            --disk=*) check_file --disk "$value" && disks+=("$(realpath -- "$value")") ;;
             --vmm=*) vmm=$value && check_file --vmm "$vmm" ;;
             --file=*) check_file_option "$value" && files+=("$value") ;;
             --get=*) check_get_option "$value" && gets+=("$value") ;;
@@ -164,7 +165,7 @@ build_guest_initrd() { # FILE
 
 settings() {
     local argument quote=\'
-    echo "hugepages_2m=$hugepages_2m hugepages_1g=$hugepages_1g gets=${#gets[@]}"
+    echo "hugepages_2m=$hugepages_2m hugepages_1g=$hugepages_1g gets=${#gets[@]} disks=${#disks[@]}"
     printf 'set --'
     for argument in "${command[@]}"; do
         printf " '%s'" "${argument//$quote/$quote\\$quote$quote}"
@@ -224,7 +225,7 @@ deal_to_nodes() {
 
 boot() {
     # Emulation's TSC is the host's clock: it is good, even when a busy host makes it look bad.
-    local port machine timer ended kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
+    local port disk machine timer ended kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
     deal_to_nodes
     find_qemu "$lab_dir/qemu"
@@ -242,6 +243,11 @@ boot() {
     for port in 1 2 3 4; do
         : >"$run_dir/port$port"
         qemu+=(-chardev "file,id=port$port,path=port$port" -device "virtserialport,nr=$port,chardev=port$port,name=lab$port")
+    done
+    for disk in "${!disks[@]}"; do
+        # A comma within a value is written twice.
+        qemu+=(-drive "if=none,id=disk$disk,format=raw,cache=writeback,file=${disks[disk]//,/,,}"
+            -device "virtio-blk-pci,drive=disk$disk")
     done
     # If lab is killed outright, nothing of it lives on; the copying ends with the machine.
     (cd "$run_dir" && exec setpriv --pdeathsig KILL "${qemu[@]}" </dev/null >qemu 2>&1) &
