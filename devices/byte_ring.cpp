@@ -27,10 +27,19 @@ std::size_t ByteRing::pop(std::span<std::byte> out) noexcept {
     const std::size_t before_the_end = std::min(count, capacity_ - oldest_);
     std::copy_n(bytes_.get() + oldest_, before_the_end, out.begin());
     std::copy_n(bytes_.get(), count - before_the_end, out.begin() + static_cast<std::ptrdiff_t>(before_the_end));
+    drop(count);
+    return count;
+}
+
+std::span<const std::byte> ByteRing::front() const noexcept {
+    return {bytes_.get() + oldest_, std::min(size_, capacity_ - oldest_)};
+}
+
+void ByteRing::drop(std::size_t count) noexcept {
+    assert(count <= size_);
     size_ -= count;
     // An empty ring starts again at the front, so that little traffic touches few pages.
     oldest_ = size_ == 0 ? 0 : (oldest_ + count) % capacity_;
-    return count;
 }
 
 } // namespace vmm::devices

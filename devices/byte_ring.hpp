@@ -27,6 +27,11 @@ class ByteRing {
     /// Moves up to `out.size()` of the oldest bytes to the front of `out`, and says how many.
     std::size_t pop(std::span<std::byte> out) noexcept;
 
+    /// The oldest bytes, as far as they lie in one piece; empty only if the ring is. Valid until the next change.
+    [[nodiscard]] std::span<const std::byte> front() const noexcept;
+    /// Forgets the oldest `count` bytes, at most size().
+    void drop(std::size_t count) noexcept;
+
   private:
     std::size_t capacity_;
     std::unique_ptr<std::byte[]> bytes_; // NOLINT(modernize-avoid-c-arrays): a vector would touch every page.

@@ -98,6 +98,18 @@ void Vm::attach_irqfd(int event_fd, std::uint32_t gsi) {
     }
 }
 
+void Vm::attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t value) {
+    kvm_ioeventfd doorbell{};
+    doorbell.addr = to_integer(address);
+    doorbell.len = sizeof(value);
+    doorbell.datamatch = value;
+    doorbell.fd = event_fd;
+    doorbell.flags = KVM_IOEVENTFD_FLAG_DATAMATCH;
+    if (::ioctl(fd_.get(), KVM_IOEVENTFD, &doorbell) != 0) {
+        throw_errno(errno, "attach an event to writes of " + std::to_string(value) + " at " + to_string(address));
+    }
+}
+
 Stats Vm::stats() const {
     UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
     if (!fd) {

@@ -53,6 +53,10 @@ class Vm {
     /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD). Throws Error.
     void attach_irqfd(int event_fd, std::uint32_t gsi);
 
+    /// Each 4-byte write of `value` to `address`, which is no RAM, becomes a write to `event_fd` from now on, without
+    /// an exit to user space (api.rst, 4.59). Throws Error.
+    void attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t value);
+
     /// The counters of the VM as a whole. Throws Error where the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;
 

@@ -8,7 +8,7 @@ namespace vmm {
 
 using devices::AcpiPower;
 
-Board::Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, StopRequest& stop)
+Board::Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, VirtioDevices& virtio, StopRequest& stop)
     : com1_line_(vm, memory_map::kCom1Gsi), serial_(com1_line_, std::move(serial_callbacks)),
       i8042_([&stop] { stop.request(ExitReason::kReboot); }),
       power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {
@@ -17,13 +17,16 @@ Board::Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, StopR
     ports_.attach(memory_map::kAcpiPowerPort, AcpiPower::kSize, power_);
     ports_.attach(memory_map::kRtcPort, devices::Rtc::kSize, rtc_);
     ports_.freeze();
+    virtio.attach_to(mmio_);
     mmio_.freeze();
 }
 
-loader::AcpiConfig Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa) {
+loader::AcpiConfig Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
+                                   std::vector<loader::AcpiVirtioMmio> virtio) {
     loader::AcpiConfig acpi;
     acpi.vcpus = vcpus;
     acpi.numa = std::move(numa);
+    acpi.virtio_mmio = std::move(virtio);
     acpi.base = memory_map::kAcpiTables.base;
     acpi.local_apic = memory_map::kLocalApic;
     acpi.io_apic = memory_map::kIoApic;

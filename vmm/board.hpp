@@ -13,6 +13,7 @@
 #include "loader/acpi.hpp"
 #include "vmm/irqfd_line.hpp"
 #include "vmm/stop_request.hpp"
+#include "vmm/virtio_devices.hpp"
 
 namespace vmm {
 
@@ -22,16 +23,18 @@ namespace vmm {
 /// Threads: the buses may be used from any thread.
 class Board {
   public:
-    /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board. After
-    /// kvm::Vm::create_irqchip(). Throws Error.
-    Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, StopRequest& stop);
+    /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
+    /// `virtio` does. After kvm::Vm::create_irqchip(). Throws Error.
+    Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, VirtioDevices& virtio, StopRequest& stop);
 
     [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
     [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
 
-    /// What the ACPI tables say of this board for a guest with `vcpus` vCPUs, on `numa` nodes if it has any.
-    [[nodiscard]] static loader::AcpiConfig describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa);
+    /// What the ACPI tables say of this board for a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and
+    /// with these virtio devices.
+    [[nodiscard]] static loader::AcpiConfig describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
+                                                     std::vector<loader::AcpiVirtioMmio> virtio);
 
   private:
     IrqfdLine com1_line_;

@@ -10,9 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "kvm/error.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/numa.hpp"
 #include "vmm/cli_values.hpp"
+#include "vmm/config_file.hpp"
+#include "vmm/device_options.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {
@@ -114,10 +117,56 @@ CLI::Option* add_cpu_list(CLI::App& app, const std::string& option, prefault::Cp
         ->type_name("LIST");
 }
 
+/// An option that may be given several times, each time with the words of one device.
+template <typename Device, typename Parse>
+void add_devices(CLI::App& run, const std::string& option, const std::string& words, std::vector<Device>& devices,
+                 Parse parse, const std::string& help) {
+    run.add_option_function<std::vector<std::string>>(
+           option,
+           [&devices, parse, option](const std::vector<std::string>& texts) {
+               devices.clear();
+               for (const std::string& text : texts) {
+                   try {
+                       devices.push_back(parse(text));
+                   } catch (const Error& error) {
+                       throw CLI::ValidationError(option, error.what());
+                   }
+               }
+           },
+           help)
+        ->type_name(words)
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->allow_extra_args(false);
+}
+
+/// Gives the options of `run` what the file at `path` says, where the command line did not say it itself.
+void apply_config_file(CLI::App& run, const std::string& path) {
+    for (const ConfigFileEntry& entry : read_config_file(path)) {
+        CLI::Option* const option = run.get_option_no_throw("--" + entry.option);
+        if (option == nullptr || entry.option == "config" || entry.option == "help") {
+            throw Error("cannot use the configuration in " + path + ": there is no option '" + entry.option +
+                        "' (see `vmm run --help`)");
+        }
+        const auto& excluded = option->get_excludes();
+        const bool overridden = option->count() != 0 || std::any_of(excluded.begin(), excluded.end(),
+                                                                    [](auto* other) { return other->count() != 0; });
+        if (overridden) {
+            continue;
+        }
+        try {
+            option->add_result(entry.values);
+            option->run_callback();
+        } catch (const CLI::ParseError& error) {
+            throw Error("cannot use the configuration in " + path + ": " + error.what());
+        }
+    }
+}
+
 void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault::Pin>& pin, unsigned& verbosity,
                      bool& quiet) {
     Config& config = command.config;
-    run.add_option("KERNEL", config.kernel_path,
+    run.add_option("KERNEL,--kernel", config.kernel_path,
                    "A bzImage, an ELF vmlinux or any PVH kernel; without it, the built-in guest runs")
         ->type_name("FILE")
         ->check(kNotEmpty);
@@ -185,11 +234,32 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
         ->type_name("stdio|none|FILE")
         ->check(kNotEmpty)
         ->default_str("stdio");
+    add_devices(run, "--disk", "PATH[,ro][,direct][,queues=N][,id=STR]", config.disks, parse_disk_option,
+                "A raw disk image or block device, as a virtio block device; a comma in PATH is written twice");
+    add_devices(run, "--net", "tap=NAME[,mac=MAC]", config.nets, parse_net_option,
+                "A network interface, connected to a tap interface of the host's");
+    run.add_option_function<std::string>(
+           "--vsock",
+           [&config](const std::string& text) {
+               try {
+                   config.vsock = parse_vsock_option(text);
+               } catch (const Error& error) {
+                   throw CLI::ValidationError("--vsock", error.what());
+               }
+           },
+           "Stream sockets between guest and host, over the unix socket PATH (docs/devices.md)")
+        ->type_name("PATH[,cid=N]");
+    run.add_flag("--rng", config.rng, "Give the guest a source of entropy");
     run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")
         ->type_name("FILE")
         ->check(kNotEmpty);
     run.add_flag("--watch", command.watch, "Say once a second what KVM has mapped, and the new faults of each vCPU");
     run.add_flag("-v,--verbose", verbosity, "Say more; twice: everything");
+    run.add_option("--config", command.config_file,
+                   "Read options from a JSON file (docs/config.md); those given here "
+                   "count more")
+        ->type_name("FILE")
+        ->check(kNotEmpty);
     run.add_flag("-q,--quiet", quiet, "Say nothing but errors");
     run.add_option("--log-file", command.log_file, "Log there, too")->type_name("FILE")->check(kNotEmpty);
     run.footer(kRunNotes);
@@ -230,11 +300,16 @@ Command parse_command_line(int argc, const char* const* argv) {
 
     try {
         app.parse(argc, argv);
+        if (!run_command.config_file.empty()) {
+            apply_config_file(*run, run_command.config_file);
+        }
     } catch (const CLI::Success& success) { // help or version
         std::ostringstream text;
         app.exit(success, text, text);
         return TextCommand{text.str(), 0};
     } catch (const CLI::ParseError& error) {
+        return usage_error(app, error.what());
+    } catch (const Error& error) {
         return usage_error(app, error.what());
     }
     if (doctor->parsed()) {

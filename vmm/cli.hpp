@@ -10,10 +10,11 @@ namespace vmm {
 
 /// `vmm run`
 struct RunCommand {
-    Config config;        ///< `serial` and `log` are not filled in
-    std::string serial;   ///< "stdio", "none" or a file
-    std::string report;   ///< a file; empty: none
-    std::string log_file; ///< empty: none
+    Config config;           ///< `serial` and `log` are not filled in
+    std::string serial;      ///< "stdio", "none" or a file
+    std::string report;      ///< a file; empty: none
+    std::string log_file;    ///< empty: none
+    std::string config_file; ///< where the rest was read from; empty: only the command line
     LogLevel log_level = LogLevel::kWarning;
     bool watch = false;  ///< whether to say once a second what KVM has mapped
     bool summary = true; ///< whether to end with a few lines for people
@@ -30,7 +31,7 @@ struct TextCommand {
 
 using Command = std::variant<RunCommand, DoctorCommand, TextCommand>;
 
-/// Understands the words a program was started with. Creates nothing, opens nothing.
+/// Understands the words a program was started with. Creates nothing; opens nothing but what --config names.
 [[nodiscard]] Command parse_command_line(int argc, const char* const* argv);
 
 } // namespace vmm

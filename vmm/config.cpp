@@ -76,6 +76,28 @@ void validate_prefault(const Config& config) {
     prefault::check_cpus_usable(config.vcpu_cpus, "--vcpu-cpus");
 }
 
+void validate_devices(const Config& config) {
+    const std::size_t devices =
+        config.disks.size() + config.nets.size() + (config.vsock ? 1 : 0) + (config.rng ? 1 : 0);
+    if (devices > memory_map::kVirtioGsis.size()) {
+        throw Error("cannot give the guest " + std::to_string(devices) +
+                    " virtio devices: there are interrupt lines for " + std::to_string(memory_map::kVirtioGsis.size()));
+    }
+    for (const DiskConfig& disk : config.disks) {
+        const std::string tried = "cannot give the guest the disk " + disk.path;
+        if (disk.queues < 1 || disk.queues > DiskConfig::kMaxQueues) {
+            throw Error(tried + " with " + std::to_string(disk.queues) + " queues: 1 to " +
+                        std::to_string(DiskConfig::kMaxQueues) + " are possible");
+        }
+        const bool printable =
+            std::all_of(disk.id.begin(), disk.id.end(), [](char c) { return c > ' ' && c < '\x7f'; });
+        if (disk.id.size() > DiskConfig::kMaxIdBytes || !printable) {
+            throw Error(tried + " with the id '" + disk.id + "': it has at most " +
+                        std::to_string(DiskConfig::kMaxIdBytes) + " characters, printable ASCII without spaces");
+        }
+    }
+}
+
 /// Places are "0xc0000000 (3G)": what a person wrote, and what it means.
 std::string list_of(std::span<const GuestRange> ranges) {
     std::string text;
@@ -154,6 +176,7 @@ void validate(const Config& config) {
                     std::to_string(Config::kMaxVcpus) + " are possible");
     }
     validate_prefault(config);
+    validate_devices(config);
     const prefault::NumaTopology topology = prefault::NumaTopology::read();
     prefault::check_numa_policy(config.numa, topology, config.memory_bytes);
     if (is_from_pool(config.page_size)) { // Memory that is set aside already.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -40,6 +41,36 @@ enum class PrefaultWhen {
 /// The name used on the command line and in the report: "before", "background".
 [[nodiscard]] std::string_view to_string(PrefaultWhen when) noexcept;
 
+/// A raw disk image or block device that the guest sees as a virtio block device. Its content is never looked at.
+struct DiskConfig {
+    std::string path{};
+    bool read_only = false;
+    bool direct = false; ///< past the host's page cache (O_DIRECT)
+    unsigned queues = 1; ///< 1 to kMaxQueues
+    std::string id{};    ///< the serial number the guest sees, at most kMaxIdBytes; empty: none
+
+    static constexpr unsigned kMaxQueues = 16;
+    static constexpr std::size_t kMaxIdBytes = 20;
+
+    friend bool operator==(const DiskConfig&, const DiskConfig&) = default;
+};
+
+/// A network interface of the guest's.
+struct NetConfig {
+    std::string tap{}; ///< the host's tap interface it is connected to
+    std::string mac{}; ///< "52:54:00:12:34:56"; empty: one made from the interface's name
+
+    friend bool operator==(const NetConfig&, const NetConfig&) = default;
+};
+
+/// Stream sockets between guest and host, carried over unix sockets (docs/devices.md).
+struct VsockConfig {
+    std::string path{};    ///< of the unix socket that programs connect to, at most 96 bytes
+    std::uint32_t cid = 3; ///< the guest's, 3 to 4294967294
+
+    friend bool operator==(const VsockConfig&, const VsockConfig&) = default;
+};
+
 /// Everything a Machine is made from. A value; the defaults are those of the command line.
 struct Config {
     /// An ELF vmlinux, a bzImage or any PVH kernel; empty: the guest built into this program.
@@ -65,6 +96,10 @@ struct Config {
     /// Is told once a second how the second level is doing while the guest runs. Empty: nobody.
     WatchSink watch;
     SerialConfig serial;
+    std::vector<DiskConfig> disks; ///< /dev/vda, /dev/vdb, ... in Linux
+    std::vector<NetConfig> nets;
+    std::optional<VsockConfig> vsock;
+    bool rng = false; ///< whether the guest has a source of entropy (virtio-rng)
     LogSink log;
     /// A request to stop that exists before the machine does, so that it is heard during construction, too. Null: the
     /// machine has its own.

@@ -26,7 +26,7 @@ bool EventLoop::watch(int fd, std::uint32_t events, Handler handler) {
         }
         throw_errno(errno, "watch a file descriptor");
     }
-    handlers_[fd] = std::move(handler);
+    handlers_[fd] = std::make_shared<Handler>(std::move(handler));
     return true;
 }
 
@@ -46,8 +46,8 @@ void EventLoop::run_once(int timeout_ms) {
         const auto& event = events[static_cast<std::size_t>(i)];
         const auto found = handlers_.find(event.data.fd); // An earlier handler may have taken it away.
         if (found != handlers_.end()) {
-            const Handler handler = found->second; // A copy: the handler may unwatch itself.
-            handler(event.events);
+            const std::shared_ptr<Handler> handler = found->second; // Kept: the handler may unwatch itself.
+            (*handler)(event.events);
         }
     }
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 
 #include "kvm/unique_fd.hpp"
 
@@ -27,7 +28,7 @@ class EventLoop {
 
   private:
     UniqueFd epoll_;
-    std::map<int, Handler> handlers_;
+    std::map<int, std::shared_ptr<Handler>> handlers_;
 };
 
 } // namespace vmm

@@ -24,7 +24,7 @@ inline constexpr std::array kHostCapabilities{
     HostCapability{KVM_CAP_MP_STATE, "vCPU states (KVM_CAP_MP_STATE)", true},
     HostCapability{KVM_CAP_EXT_CPUID, "CPUID of the guest's own (KVM_CAP_EXT_CPUID)", true},
     HostCapability{KVM_CAP_BINARY_STATS_FD, "statistics, since Linux 5.14 (KVM_CAP_BINARY_STATS_FD)", true},
-    HostCapability{KVM_CAP_IOEVENTFD, "doorbells by eventfd (KVM_CAP_IOEVENTFD)", false},
+    HostCapability{KVM_CAP_IOEVENTFD, "doorbells by eventfd (KVM_CAP_IOEVENTFD)", true},
     HostCapability{KVM_CAP_TSC_DEADLINE_TIMER, "TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)", false},
     HostCapability{KVM_CAP_PRE_FAULT_MEMORY, "prefault by the kernel (KVM_CAP_PRE_FAULT_MEMORY)", false}};
 

@@ -29,6 +29,7 @@
 #include "vmm/serial_console.hpp"
 #include "vmm/stop_bridge.hpp"
 #include "vmm/vcpu_thread.hpp"
+#include "vmm/virtio_devices.hpp"
 #include "vmm/x86_boot_state.hpp"
 #include "vmm/x86_cpuid.hpp"
 
@@ -78,10 +79,12 @@ struct Machine::Parts {
     std::shared_ptr<StopRequest> shared_stop;
     StopRequest& stop;
     GuestFiles files;
+    std::vector<std::unique_ptr<devices::virtio::Device>> virtio_devices; ///< until `virtio` has them
     kvm::System system;
     GuestRam ram;
     kvm::Vm vm;
     SerialConsole console;
+    VirtioDevices virtio;
     Board board;
     std::vector<kvm_cpuid_entry2> supported_cpuid;
     bool tsc_deadline = false;
@@ -128,10 +131,11 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     : config(validated(std::move(wanted))), started(started_at),
       shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()), stop(*shared_stop),
-      files(GuestFiles::open(config)), system(open_checked_system(config)), ram(create_ram(config, stop)),
-      vm(create_vm(system, ram.memory())), console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
-      board(vm, console.callbacks(), stop), supported_cpuid(system.supported_cpuid()),
-      tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
+      files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config)), system(open_checked_system(config)),
+      ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
+      console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
+      virtio(vm, ram.memory(), std::move(virtio_devices)), board(vm, console.callbacks(), virtio, stop),
+      supported_cpuid(system.supported_cpuid()), tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
     report.host = prefault::detect_second_level();
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     report.memory_bytes = config.memory_bytes;
@@ -185,8 +189,9 @@ std::string Machine::Parts::command_line() const {
 void Machine::Parts::load() {
     const BootPlan plan(config.memory_bytes);
     const std::string line = command_line();
-    const loader::BootEntry entry = load_guest(
-        ram.memory(), files, line, Board::describe(config.vcpus, ram.describe_nodes(config.vcpus)), plan.layout());
+    const loader::BootEntry entry =
+        load_guest(ram.memory(), files, line,
+                   Board::describe(config.vcpus, ram.describe_nodes(config.vcpus), virtio.describe()), plan.layout());
     set_boot_state(vcpus.front(), entry, plan.layout());
     log(LogLevel::kInfo, fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(),
                                      files.kernel.format_name(), to_string(entry.kernel), to_string(entry.entry),
@@ -230,6 +235,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
         if (config.watch) {
             watch(loop, watch_timer.emplace(1.0));
         }
+        virtio.start(stop);
         const VcpuEnvironment environment{board.ports(), board.mmio(), stop, start};
         for (kvm::Vcpu& vcpu : vcpus) {
             threads.emplace_back(vcpu, cpus_of(vcpu.id()), environment);
@@ -251,6 +257,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
             start.count_down();
         }
         threads.clear(); // Kicks and joins.
+        virtio.abandon();
         throw;
     }
     report.guest_ended = Clock::now();
@@ -262,6 +269,10 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
     }
     if (background) {
         note_background(background->join(), threads);
+    }
+    virtio.join();
+    for (const std::string& line : virtio.failures()) {
+        log(LogLevel::kWarning, line);
     }
 }
 

@@ -10,6 +10,7 @@
 //   0x1'0000'0000 RAM                   the rest
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -31,6 +32,7 @@ inline constexpr GuestAddress kHighRamStart{0x100000};
 // The hole below 4 GiB.
 inline constexpr GuestRange kHole{GuestAddress{3 * kGiB}, kGiB};
 inline constexpr GuestRange kScratchWindow{GuestAddress{0xe0000000}, 256 * kMiB};
+inline constexpr GuestRange kVirtioWindow{GuestAddress{0xd0000000}, 0x20000}; ///< one page of registers a device
 inline constexpr GuestAddress kIoApic{0xfec00000};
 inline constexpr GuestAddress kLocalApic{0xfee00000};
 inline constexpr GuestAddress kRealModePages{0xfeffc000}; ///< four pages for KVM, see kvm::Vm::reserve_real_mode_pages
@@ -43,6 +45,9 @@ inline constexpr std::uint16_t kAcpiPowerPort = 0x600;
 
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
+/// One for each virtio device, not shared: they are edge-triggered. What is left of the 24 inputs of the I/O APIC without
+/// those a PC has fixed uses for (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
+inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 3};
 
 // Memslots: one for each region of RAM from 0 on, and the scratch slot of the prefault.
 inline constexpr std::uint32_t kScratchMemslot = 16;

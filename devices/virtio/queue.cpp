@@ -1,0 +1,382 @@
+#include "devices/virtio/queue.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cassert>
+#include <cstring>
+
+namespace vmm::devices::virtio {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the fields of a virtqueue are little endian");
+
+constexpr std::uint16_t kMaxSize = 32768;
+// The largest chain, in bytes (2.7.5.2).
+constexpr std::uint64_t kMaxChainBytes = 4 * kGiB;
+// The longest indirect table: what the 16 bits of `next` reach.
+constexpr std::uint64_t kMaxTableEntries = 65536;
+
+// Flags of a descriptor (2.7.5).
+constexpr std::uint16_t kNext = 1;
+constexpr std::uint16_t kWrite = 2;
+constexpr std::uint16_t kIndirect = 4;
+
+// The available ring in the driver area (2.7.6), and the used ring in the device area (2.7.8).
+constexpr std::size_t kFlagsOffset = 0;
+constexpr std::size_t kIndexOffset = 2;
+constexpr std::size_t kRingOffset = 4;
+constexpr std::size_t kEventBytes = 2;
+constexpr std::uint16_t kNoInterrupt = 1;
+constexpr std::uint16_t kNoNotify = 1;
+
+struct UsedElement {
+    std::uint32_t id;
+    std::uint32_t length;
+};
+static_assert(sizeof(UsedElement) == 8);
+
+constexpr std::size_t driver_area_bytes(std::size_t size) noexcept {
+    return kRingOffset + (sizeof(std::uint16_t) * size) + kEventBytes;
+}
+constexpr std::size_t device_area_bytes(std::size_t size) noexcept {
+    return kRingOffset + (sizeof(UsedElement) * size) + kEventBytes;
+}
+
+// A 16-bit field at `offset` of `part`, shared with the driver. In bounds because every offset is computed from the
+// size of the queue for which make() has checked the part; aligned because the part is and every offset is even.
+std::atomic_ref<std::uint16_t> field(std::span<std::byte> part, std::size_t offset) noexcept {
+    assert(offset % sizeof(std::uint16_t) == 0 && offset + sizeof(std::uint16_t) <= part.size());
+    return std::atomic_ref(*reinterpret_cast<std::uint16_t*>(part.data() + offset));
+}
+
+// Whether an index that went from `from` to `to`, on a circle of 65,536, filled the entry `event` on its way.
+constexpr bool is_passed(std::uint16_t event, std::uint16_t from, std::uint16_t to) noexcept {
+    return static_cast<std::uint16_t>(to - event - 1) < static_cast<std::uint16_t>(to - from);
+}
+
+// Calls `take` with the host memory of each part of `range` that lies in one region. False where it is not wholly RAM.
+// Regions do not overlap, so that there are no more parts than regions.
+template <typename Take>
+bool for_each_part(const GuestMemory& memory, GuestRange range, Take take) {
+    while (range.size > 0) {
+        const auto regions = memory.regions();
+        const auto region = std::ranges::find_if(regions, [&](const MemoryRegion& each) {
+            return each.range.contains({range.base, 1});
+        });
+        if (region == regions.end()) {
+            return false;
+        }
+        const std::uint64_t offset = to_integer(range.base) - to_integer(region->range.base);
+        const std::uint64_t length = std::min(range.size, region->range.size - offset);
+        take(region->bytes().subspan(offset, length));
+        const auto next = checked_add(range.base, length);
+        range.size -= length;
+        if (!next) {
+            return range.size == 0;
+        }
+        range.base = *next;
+    }
+    return true;
+}
+
+} // namespace
+
+struct Queue::Descriptor {
+    std::uint64_t address;
+    std::uint32_t length;
+    std::uint16_t flags;
+    std::uint16_t next;
+
+    [[nodiscard]] bool has(std::uint16_t flag) const noexcept { return (flags & flag) != 0; }
+};
+
+// A table of descriptors: the queue's own, or an indirect one.
+class Queue::Table {
+  public:
+    // The table in `host`, which is all of it.
+    explicit Table(std::span<std::byte> host) noexcept : host_(host), size_(host.size() / sizeof(Descriptor)) {}
+    // The indirect table at `range`, which need not be RAM.
+    Table(const GuestMemory& memory, GuestRange range) noexcept
+        : memory_(&memory), range_(range), host_(memory.at(range).value_or(std::span<std::byte>{})),
+          size_(range.size / sizeof(Descriptor)) {}
+
+    [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+
+    // A copy of one entry, or nothing where it is not RAM. `index` is below size().
+    [[nodiscard]] std::optional<Descriptor> load(std::uint64_t index) const noexcept {
+        assert(index < size_);
+        std::array<std::byte, sizeof(Descriptor)> raw;
+        const std::uint64_t offset = index * sizeof(Descriptor);
+        if (!host_.empty()) {
+            std::memcpy(raw.data(), host_.data() + offset, raw.size());
+        } else {
+            // A table that goes over from one region to the next: rare, and slower.
+            const auto address = checked_add(range_.base, offset);
+            std::span<std::byte> rest = raw;
+            if (!address || !for_each_part(*memory_, {*address, raw.size()}, [&](std::span<std::byte> part) {
+                    std::memcpy(rest.data(), part.data(), part.size());
+                    rest = rest.subspan(part.size());
+                })) {
+                return std::nullopt;
+            }
+        }
+        // The compiler may not look at the driver's memory a second time instead of at the copy.
+        std::atomic_signal_fence(std::memory_order_acq_rel);
+        return std::bit_cast<Descriptor>(raw);
+    }
+
+  private:
+    const GuestMemory* memory_ = nullptr;
+    GuestRange range_{};
+    std::span<std::byte> host_;
+    std::uint64_t size_;
+};
+
+std::size_t copy_from(const Chain& chain, std::uint64_t offset, std::span<std::byte> out) noexcept {
+    std::size_t copied = 0;
+    for (const std::span<std::byte> buffer : chain.readable) {
+        if (copied == out.size()) {
+            break;
+        }
+        if (offset >= buffer.size()) {
+            offset -= buffer.size();
+            continue;
+        }
+        const std::size_t length = std::min<std::size_t>(buffer.size() - offset, out.size() - copied);
+        std::memcpy(out.data() + copied, buffer.data() + offset, length);
+        copied += length;
+        offset = 0;
+    }
+    return copied;
+}
+
+std::size_t copy_to(const Chain& chain, std::uint64_t offset, std::span<const std::byte> in) noexcept {
+    std::size_t copied = 0;
+    for (const std::span<std::byte> buffer : chain.writable) {
+        if (copied == in.size()) {
+            break;
+        }
+        if (offset >= buffer.size()) {
+            offset -= buffer.size();
+            continue;
+        }
+        const std::size_t length = std::min<std::size_t>(buffer.size() - offset, in.size() - copied);
+        std::memcpy(buffer.data() + offset, in.data() + copied, length);
+        copied += length;
+        offset = 0;
+    }
+    return copied;
+}
+
+std::optional<Queue> Queue::make(const GuestMemory& memory, const State& state) {
+    static_assert(sizeof(Descriptor) == 16 && alignof(Descriptor) == 8);
+    const QueueGeometry& geometry = state.geometry;
+    const std::size_t size = geometry.size;
+    if (!std::has_single_bit(size) || size > kMaxSize || !is_aligned(to_integer(geometry.descriptors), 16) ||
+        !is_aligned(to_integer(geometry.driver_area), 2) || !is_aligned(to_integer(geometry.device_area), 4)) {
+        return std::nullopt;
+    }
+    const auto descriptors = memory.at({geometry.descriptors, sizeof(Descriptor) * size});
+    const auto driver_area = memory.at({geometry.driver_area, driver_area_bytes(size)});
+    const auto device_area = memory.at({geometry.device_area, device_area_bytes(size)});
+    if (!descriptors || !driver_area || !device_area) {
+        return std::nullopt;
+    }
+    return Queue(memory, state, *descriptors, *driver_area, *device_area);
+}
+
+Queue::Queue(const GuestMemory& memory, const State& state, std::span<std::byte> descriptors,
+             std::span<std::byte> driver_area, std::span<std::byte> device_area) noexcept
+    : memory_(&memory), state_(state), descriptors_(descriptors), driver_area_(driver_area), device_area_(device_area),
+      known_available_(state.next_available) {
+    const bool is_new = state.next_used == 0 && state.signalled_used == 0;
+    signalled_known_ = state.signalled_valid || is_new;
+    pushed_ = state.next_used != state.signalled_used || !signalled_known_;
+}
+
+Queue::State Queue::state() const noexcept {
+    return state_;
+}
+
+Queue::Pop Queue::broken(std::string_view why) noexcept {
+    why_ = why;
+    return Pop::kBroken;
+}
+
+Queue::Pop Queue::pop(Chain& chain) {
+    if (is_broken()) {
+        return Pop::kBroken;
+    }
+    if (known_available_ == state_.next_available) {
+        // Acquire: what the driver wrote before the index must be visible (2.7.13).
+        const std::uint16_t available = field(driver_area_, kIndexOffset).load(std::memory_order_acquire);
+        if (available == state_.next_available) {
+            return Pop::kEmpty;
+        }
+        if (static_cast<std::uint16_t>(available - state_.next_available) > size()) {
+            return broken("the available index is further ahead than the queue is long");
+        }
+        known_available_ = available;
+    }
+    const std::size_t slot = state_.next_available % size();
+    chain.head = field(driver_area_, kRingOffset + (slot * sizeof(std::uint16_t))).load(std::memory_order_relaxed);
+    if (!walk(chain)) {
+        return Pop::kBroken;
+    }
+    ++state_.next_available;
+    return Pop::kChain;
+}
+
+bool Queue::walk(Chain& chain) {
+    chain.readable.clear();
+    chain.writable.clear();
+    chain.readable_bytes = 0;
+    chain.writable_bytes = 0;
+    Table table{descriptors_};
+    bool is_indirect = false;
+    bool has_writable = false;
+    std::uint64_t index = chain.head;
+    if (index >= table.size()) {
+        broken("the head of a chain is beyond the end of the queue");
+        return false;
+    }
+    for (std::size_t buffers = 0;;) {
+        const auto descriptor = table.load(index);
+        if (!descriptor) {
+            broken("an indirect table is not in memory");
+            return false;
+        }
+        if (descriptor->has(kIndirect)) {
+            // The write-only flag of this descriptor is to be ignored (2.7.5.3.2).
+            if (is_indirect || !state_.indirect || descriptor->has(kNext)) {
+                broken(is_indirect        ? "an indirect table is named in an indirect table"
+                       : !state_.indirect ? "there is an indirect table, but the feature was not negotiated"
+                                          : "a chain continues after an indirect table");
+                return false;
+            }
+            if (descriptor->length == 0 || descriptor->length % sizeof(Descriptor) != 0 ||
+                descriptor->length / sizeof(Descriptor) > kMaxTableEntries) {
+                broken("the length of an indirect table is none");
+                return false;
+            }
+            table = Table{*memory_, {GuestAddress{descriptor->address}, descriptor->length}};
+            is_indirect = true;
+            index = 0;
+            continue; // Once only: the next one is an error.
+        }
+        if (++buffers > size()) {
+            broken("a chain is longer than the queue, or a loop");
+            return false;
+        }
+        if (has_writable && !descriptor->has(kWrite)) {
+            broken("a buffer to read comes after a buffer to write"); // 2.7.4.2
+            return false;
+        }
+        has_writable = descriptor->has(kWrite);
+        if (!add_buffer(chain, *descriptor)) {
+            return false;
+        }
+        if (!descriptor->has(kNext)) {
+            return true;
+        }
+        index = descriptor->next;
+        if (index >= table.size()) {
+            broken("a chain goes on beyond the end of its table");
+            return false;
+        }
+    }
+}
+
+bool Queue::add_buffer(Chain& chain, const Descriptor& descriptor) {
+    const bool is_writable = descriptor.has(kWrite);
+    (is_writable ? chain.writable_bytes : chain.readable_bytes) += descriptor.length;
+    if (chain.readable_bytes + chain.writable_bytes > kMaxChainBytes) {
+        broken("a chain is longer than 4 GiB");
+        return false;
+    }
+    if (!add_memory(is_writable ? chain.writable : chain.readable,
+                    {GuestAddress{descriptor.address}, descriptor.length})) {
+        broken("a buffer is not in memory");
+        return false;
+    }
+    return true;
+}
+
+bool Queue::add_memory(std::vector<std::span<std::byte>>& buffers, GuestRange range) {
+    if (range.size == 0) {
+        return true;
+    }
+    if (!last_region_.range.contains(range)) {
+        const auto regions = memory_->regions();
+        const auto region =
+            std::ranges::find_if(regions, [&](const MemoryRegion& each) { return each.range.contains(range); });
+        if (region == regions.end()) {
+            return for_each_part(*memory_, range, [&](std::span<std::byte> part) { buffers.push_back(part); });
+        }
+        last_region_ = *region;
+    }
+    buffers.push_back(
+        last_region_.bytes().subspan(to_integer(range.base) - to_integer(last_region_.range.base), range.size));
+    return true;
+}
+
+void Queue::push(std::uint16_t head, std::uint32_t written) noexcept {
+    assert(head < size());
+    const UsedElement element{head, written};
+    const std::size_t slot = state_.next_used % size();
+    std::memcpy(device_area_.data() + kRingOffset + (slot * sizeof(element)), &element, sizeof(element));
+    ++state_.next_used;
+    // Release: the buffers and the entry must be visible before the index (2.7.8.2).
+    field(device_area_, kIndexOffset).store(state_.next_used, std::memory_order_release);
+    pushed_ = true;
+    if (state_.next_used == state_.signalled_used) {
+        // Once round without a notification: where the last one was says nothing any more.
+        state_.signalled_valid = false;
+        signalled_known_ = false;
+    }
+}
+
+bool Queue::wants_interrupt() noexcept {
+    if (!pushed_) {
+        return false;
+    }
+    pushed_ = false;
+    // The index is stored once more for the order alone: what the driver asks for is read after the index is visible,
+    // and the driver reads the index after it has asked. One of the two sees the other.
+    field(device_area_, kIndexOffset).store(state_.next_used, std::memory_order_seq_cst);
+    bool wanted = false;
+    if (state_.event_idx) {
+        const std::size_t event_offset = kRingOffset + (sizeof(std::uint16_t) * size());
+        const std::uint16_t event = field(driver_area_, event_offset).load(std::memory_order_seq_cst);
+        wanted = !signalled_known_ || is_passed(event, state_.signalled_used, state_.next_used);
+    } else {
+        wanted = (field(driver_area_, kFlagsOffset).load(std::memory_order_seq_cst) & kNoInterrupt) == 0;
+    }
+    state_.signalled_used = state_.next_used;
+    state_.signalled_valid = true;
+    signalled_known_ = true;
+    return wanted;
+}
+
+void Queue::suppress_doorbells() noexcept {
+    // With EVENT_IDX the driver rings when its index passes avail_event, which stays behind: nothing is to be done, and
+    // the flags have to be 0 (2.7.10.2).
+    if (!state_.event_idx) {
+        field(device_area_, kFlagsOffset).store(kNoNotify, std::memory_order_relaxed);
+    }
+}
+
+bool Queue::ask_for_doorbell() noexcept {
+    // Sequentially consistent: the driver reads this after it has stored its index, and we read the index after this.
+    if (state_.event_idx) {
+        const std::size_t event_offset = kRingOffset + (sizeof(UsedElement) * size());
+        field(device_area_, event_offset).store(state_.next_available, std::memory_order_seq_cst);
+    } else {
+        field(device_area_, kFlagsOffset).store(0, std::memory_order_seq_cst);
+    }
+    return !is_broken() && field(driver_area_, kIndexOffset).load(std::memory_order_seq_cst) != state_.next_available;
+}
+
+} // namespace vmm::devices::virtio

@@ -1,0 +1,134 @@
+// Stream sockets between guest and host (virtio 1.2, 5.10), carried over unix sockets of the host.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "devices/byte_ring.hpp"
+#include "devices/virtio/device.hpp"
+#include "kvm/unique_fd.hpp"
+
+namespace vmm::devices::virtio {
+
+/// What a vsock device stands on, in the way other small VMMs have it:
+///
+/// - Host to guest: a program connects to the unix socket `path` and writes "CONNECT <port>\n". Where the guest listens
+///   on that port, the answer is "OK <a port of the host's>\n", and bytes flow; else the connection is closed.
+/// - Guest to host: where the guest connects to port P of CID 2, the device connects to the unix socket `<path>_<P>`.
+struct VsockConfig {
+    std::uint32_t guest_cid = 3; ///< 3 to 0xfffffffe: below are the hypervisor, loopback and the host
+    std::string path;            ///< at most 96 bytes, so that a port fits behind it
+};
+
+/// The device. Nothing of a guest makes it hold more than kMostConnections connections of kBufferBytes each.
+///
+/// Bytes for a program that does not read wait here, up to what the guest was told there is room for; bytes for a guest
+/// that does not read wait in the unix socket.
+///
+/// Threads: one, but for identity().
+class Vsock final : public Device {
+  public:
+    static constexpr std::size_t kMostConnections = 256;
+    static constexpr std::uint32_t kBufferBytes = 128 * 1024; ///< for each connection, what the guest may send ahead
+
+    /// Listens on `config.path`. Throws Error: the path is too long, in use, or cannot be created.
+    Vsock(std::string name, const VsockConfig& config);
+    /// Removes the socket file.
+    ~Vsock() override;
+
+    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
+    void activate(Activation activation, MmioTransport& transport) override;
+    void doorbell(std::uint16_t index) override;
+    [[nodiscard]] std::vector<Source> sources() const override;
+    void ready(int fd, std::uint32_t events) override;
+    void stop() override;
+    [[nodiscard]] bool is_idle() const noexcept override { return true; }
+    void stop_queue(std::uint16_t index) override;
+    [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
+    void restart_queue(std::uint16_t index, Queue queue) override;
+
+  private:
+    /// The header of every packet, little endian (5.10.6).
+    struct Header {
+        std::uint64_t source_cid;
+        std::uint64_t destination_cid;
+        std::uint32_t source_port;
+        std::uint32_t destination_port;
+        std::uint32_t length;
+        std::uint16_t type;
+        std::uint16_t operation;
+        std::uint32_t flags;
+        std::uint32_t buffer_bytes;
+        std::uint32_t forwarded_bytes;
+    } __attribute__((packed));
+    static_assert(sizeof(Header) == 44);
+
+    /// (port of the host's, port of the guest's)
+    using Ports = std::pair<std::uint32_t, std::uint32_t>;
+
+    struct Connection {
+        explicit Connection(UniqueFd socket) : fd(std::move(socket)), to_host(kBufferBytes) {}
+        UniqueFd fd;
+        ByteRing to_host;                        ///< from the guest, not yet written
+        bool established = false;                ///< the guest has answered, or began it
+        bool guest_sends = true;                 ///< it has not shut that down
+        bool guest_receives = true;              ///< likewise
+        bool host_sends = true;                  ///< the program has not
+        std::uint32_t guest_buffer_bytes = 0;    ///< buf_alloc: how much the guest has room for
+        std::uint32_t guest_forwarded_bytes = 0; ///< fwd_cnt: how much of ours its program has taken
+        std::uint32_t sent_bytes = 0;            ///< tx_cnt: how much we have sent
+        std::uint32_t forwarded_bytes = 0;       ///< our fwd_cnt: what the program has taken
+        std::uint32_t announced_bytes = 0;       ///< the fwd_cnt that the guest was last told
+    };
+    using Connections = std::map<Ports, Connection>;
+
+    /// A program that has connected and not yet said to which port.
+    struct Greeting {
+        UniqueFd fd;
+        std::string words;
+    };
+
+    void take_packets();
+    void take_packet(const Chain& chain);
+    void begin_connection(const Header& header);
+    void take_bytes(Connections::iterator connection, const Header& header, const Chain& chain);
+    void shut_down(Connections::iterator connection, std::uint32_t flags);
+    void flush(Connections::iterator connection);
+    void accept_programs();
+    void read_greeting(std::deque<Greeting>::iterator greeting);
+    void begin_from_host(UniqueFd program, std::uint32_t port);
+    [[nodiscard]] bool send_bytes(Connections::iterator connection);
+    void send_to_guest();
+    [[nodiscard]] bool put_packet(const Header& header);
+    void reply(const Ports& ports, std::uint16_t operation, std::uint32_t flags = 0);
+    [[nodiscard]] Header header_to_guest(const Ports& ports, std::uint16_t operation) const;
+    [[nodiscard]] std::uint32_t credit(const Connection& connection) const noexcept;
+    [[nodiscard]] Queue* queue(std::uint16_t index) noexcept;
+    [[nodiscard]] bool is_readable(const Connection& connection) const noexcept;
+    void settle();
+
+    Identity identity_;
+    VsockConfig config_;
+    UniqueFd listener_;
+    MmioTransport* transport_ = nullptr; ///< while it is active
+    std::vector<std::optional<Queue>> queues_;
+    Chain chain_;             ///< of the queue of packets from the guest
+    Chain room_;              ///< of the queue of packets to the guest
+    bool has_room_ = false;   ///< room_ was popped and is not used yet
+    bool wants_room_ = false; ///< the guest has offered no buffer for what is there
+    bool out_of_descriptors_ = false;
+    Connections connections_;
+    std::deque<Greeting> greetings_;
+    std::deque<Header> replies_; ///< packets without payload for the guest, at most kMostReplies
+    std::uint32_t next_port_;    ///< of the host's, for connections that a program begins
+};
+
+} // namespace vmm::devices::virtio

@@ -1,0 +1,454 @@
+// virtio-vsock against a small guest and programs of the host (virtio 1.2, 5.10).
+
+#include <gtest/gtest.h>
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "devices/virtio/vsock.hpp"
+#include "kvm/error.hpp"
+#include "kvm/unique_fd.hpp"
+#include "support/devices_virtio_driver.hpp"
+#include "support/host_errors.hpp"
+#include "support/host_temporary_directory.hpp"
+
+namespace vmm::devices::testing {
+namespace {
+
+using virtio::Vsock;
+using virtio::VsockConfig;
+using vmm::testing::error_of;
+using vmm::testing::mentions;
+using vmm::testing::TemporaryDirectory;
+
+constexpr std::uint64_t kGuestCid = 42;
+constexpr std::uint64_t kHostCid = 2;
+enum Operation : std::uint16_t {
+    kRequest = 1,
+    kResponse,
+    kReset,
+    kShutdown,
+    kReadWrite,
+    kCreditUpdate,
+    kCreditRequest
+};
+constexpr std::uint32_t kGuestRoom = 64 * 1024;
+
+/// As on the wire, its 44 bytes without the tail that alignment adds.
+struct Header {
+    std::uint64_t source_cid = kGuestCid;
+    std::uint64_t destination_cid = kHostCid;
+    std::uint32_t source_port = 0;
+    std::uint32_t destination_port = 0;
+    std::uint32_t length = 0;
+    std::uint16_t type = 1;
+    std::uint16_t operation = 0;
+    std::uint32_t flags = 0;
+    std::uint32_t buffer_bytes = kGuestRoom;
+    std::uint32_t forwarded_bytes = 0;
+};
+constexpr std::size_t kHeaderBytes = 44;
+
+struct Packet {
+    Header header;
+    std::string bytes;
+};
+
+sockaddr_un address_of(const std::string& path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+    return address;
+}
+
+UniqueFd stream_socket() {
+    return UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+}
+
+/// A program of the host's that connects to the device.
+UniqueFd connect_to(const std::string& path) {
+    UniqueFd fd = stream_socket();
+    const sockaddr_un address = address_of(path);
+    EXPECT_EQ(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    return fd;
+}
+
+/// One that waits for the guest.
+UniqueFd listen_at(const std::string& path) {
+    UniqueFd fd = stream_socket();
+    const sockaddr_un address = address_of(path);
+    EXPECT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_EQ(::listen(fd.get(), 8), 0);
+    return fd;
+}
+
+void say(const UniqueFd& fd, std::string_view text) {
+    EXPECT_EQ(::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+}
+
+class VsockTest : public ::testing::Test {
+  protected:
+    static constexpr std::uint16_t kToGuest = 0;
+    static constexpr std::uint16_t kFromGuest = 1;
+    static constexpr std::uint32_t kBufferBytes = 4096;
+
+    void SetUp() override {
+        ASSERT_TRUE(rig_.start());
+        offer_buffers(32);
+    }
+
+    void offer_buffers(int count) {
+        for (int i = 0; i < count; ++i) {
+            const GuestAddress address = rig_.allocate(kBufferBytes);
+            by_head_[rig_.queue(kToGuest).add({{address, kBufferBytes, kWritable}})] = address;
+        }
+        rig_.ring(kToGuest);
+    }
+
+    void send(Header header, const std::string& bytes = {}) {
+        header.length = header.length == 0 ? static_cast<std::uint32_t>(bytes.size()) : header.length;
+        const GuestAddress at = rig_.allocate(kHeaderBytes + bytes.size());
+        EXPECT_TRUE(rig_.memory().copy_in(at, std::as_bytes(std::span(&header, 1)).first(kHeaderBytes)));
+        EXPECT_TRUE(rig_.memory().copy_in(at + kHeaderBytes, std::as_bytes(std::span(bytes))));
+        rig_.queue(kFromGuest).add({{at, static_cast<std::uint32_t>(kHeaderBytes + bytes.size())}});
+        rig_.ring(kFromGuest);
+        rig_.settle();
+        while (rig_.queue(kFromGuest).take_used()) {
+        }
+    }
+
+    /// The next packet for the guest; its buffer is offered again.
+    std::optional<Packet> receive() {
+        const auto used = rig_.wait_for_used(kToGuest);
+        if (!used) {
+            return std::nullopt;
+        }
+        const GuestAddress at = by_head_.at(static_cast<std::uint16_t>(used->id));
+        Packet packet;
+        EXPECT_GE(used->length, kHeaderBytes);
+        EXPECT_TRUE(
+            rig_.memory().copy_out(at, std::as_writable_bytes(std::span(&packet.header, 1)).first(kHeaderBytes)));
+        EXPECT_EQ(used->length, kHeaderBytes + packet.header.length);
+        packet.bytes.resize(packet.header.length);
+        EXPECT_TRUE(rig_.memory().copy_out(at + kHeaderBytes, std::as_writable_bytes(std::span(packet.bytes))));
+        if (gives_buffers_back_) {
+            by_head_[rig_.queue(kToGuest).add({{at, kBufferBytes, kWritable}})] = at;
+            rig_.ring(kToGuest);
+        }
+        return packet;
+    }
+    Operation receive_operation() {
+        const auto packet = receive();
+        return packet ? static_cast<Operation>(packet->header.operation) : Operation{};
+    }
+    bool is_quiet() {
+        rig_.settle();
+        return !rig_.queue(kToGuest).take_used().has_value();
+    }
+
+    /// What the program has been sent by now.
+    std::string heard(const UniqueFd& fd, std::size_t bytes) {
+        std::string text;
+        rig_.pump_until([&] {
+            std::array<char, 65536> piece{};
+            const ssize_t count = ::recv(fd.get(), piece.data(), piece.size(), MSG_DONTWAIT);
+            text.append(piece.data(), count > 0 ? static_cast<std::size_t>(count) : 0);
+            return text.size() >= bytes || count == 0;
+        });
+        return text;
+    }
+    bool is_closed(const UniqueFd& fd) {
+        return rig_.pump_until([&] {
+            char byte = 0;
+            const ssize_t count = ::recv(fd.get(), &byte, 1, MSG_DONTWAIT);
+            return count == 0 || (count < 0 && errno == ECONNRESET);
+        });
+    }
+
+    static Header from_guest(Operation operation, std::uint32_t guest_port, std::uint32_t host_port) {
+        Header header;
+        header.operation = operation;
+        header.source_port = guest_port;
+        header.destination_port = host_port;
+        return header;
+    }
+
+    /// A program connects to `port` of the guest, which accepts. Sets host_port_.
+    UniqueFd begin_from_host(std::uint32_t port) {
+        UniqueFd program = connect_to(path_);
+        say(program, "CONNECT " + std::to_string(port) + "\n");
+        const auto request = receive();
+        EXPECT_TRUE(request && request->header.operation == kRequest);
+        host_port_ = request ? request->header.source_port : 0;
+        send(from_guest(kResponse, port, host_port_));
+        EXPECT_EQ(heard(program, 1), "OK " + std::to_string(host_port_) + "\n");
+        return program;
+    }
+    /// The guest connects to a program that waits at `port`.
+    UniqueFd begin_from_guest(const UniqueFd& listener, std::uint32_t guest_port, std::uint32_t port) {
+        send(from_guest(kRequest, guest_port, port));
+        EXPECT_EQ(receive_operation(), kResponse);
+        return UniqueFd(::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    }
+
+    TemporaryDirectory directory_;
+    std::string path_ = directory_.path().string() + "/v";
+    Vsock vsock_{"vsock0", VsockConfig{kGuestCid, path_}};
+    VirtioRig rig_{vsock_};
+    std::map<std::uint16_t, GuestAddress> by_head_;
+    std::uint32_t host_port_ = 0;
+    bool gives_buffers_back_ = true;
+};
+
+TEST_F(VsockTest, SaysTheCidOfTheGuestInItsConfiguration) { // 5.10.4
+    std::uint64_t cid = 0;
+    rig_.transport().read(reg::kConfig, std::as_writable_bytes(std::span(&cid, 1)));
+    EXPECT_EQ(cid, kGuestCid);
+}
+
+TEST_F(VsockTest, CarriesBytesOfAConnectionThatAProgramBegan) {
+    const UniqueFd program = begin_from_host(1234);
+    say(program, "hello");
+    const auto packet = receive();
+    ASSERT_TRUE(packet);
+    EXPECT_EQ(packet->header.operation, kReadWrite);
+    EXPECT_EQ(packet->header.source_cid, kHostCid);
+    EXPECT_EQ(packet->header.destination_cid, kGuestCid);
+    EXPECT_EQ(packet->header.source_port, host_port_);
+    EXPECT_EQ(packet->header.destination_port, 1234U);
+    EXPECT_EQ(packet->header.buffer_bytes, Vsock::kBufferBytes);
+    EXPECT_EQ(packet->bytes, "hello");
+    send(from_guest(kReadWrite, 1234, host_port_), "world");
+    EXPECT_EQ(heard(program, 5), "world");
+}
+
+TEST_F(VsockTest, GivesTheGuestWhatFollowsTheGreetingAtOnce) {
+    const UniqueFd program = connect_to(path_);
+    say(program, "CONNECT 7\nand more");
+    const auto request = receive();
+    ASSERT_TRUE(request);
+    send(from_guest(kResponse, 7, request->header.source_port));
+    const auto packet = receive();
+    ASSERT_TRUE(packet);
+    EXPECT_EQ(packet->bytes, "and more");
+}
+
+TEST_F(VsockTest, CarriesBytesOfAConnectionThatTheGuestBegan) {
+    const UniqueFd listener = listen_at(path_ + "_80");
+    const UniqueFd program = begin_from_guest(listener, 5000, 80);
+    ASSERT_TRUE(program);
+    send(from_guest(kReadWrite, 5000, 80), "question");
+    EXPECT_EQ(heard(program, 8), "question");
+    say(program, "answer");
+    const auto packet = receive();
+    ASSERT_TRUE(packet);
+    EXPECT_EQ(packet->bytes, "answer");
+}
+
+TEST_F(VsockTest, RefusesAConnectionForWhichNobodyWaits) {
+    send(from_guest(kRequest, 5000, 80));
+    EXPECT_EQ(receive_operation(), kReset);
+}
+
+TEST_F(VsockTest, ClosesAProgramWhoseConnectionTheGuestRefuses) {
+    const UniqueFd program = connect_to(path_);
+    say(program, "CONNECT 9\n");
+    const auto request = receive();
+    ASSERT_TRUE(request);
+    send(from_guest(kReset, 9, request->header.source_port));
+    EXPECT_TRUE(is_closed(program));
+}
+
+TEST_F(VsockTest, ClosesAProgramThatDoesNotSayWhere) {
+    for (const char* const words : {"HELLO\n", "CONNECT\n", "CONNECT x\n", "CONNECT 1 \n", "CONNECT 4294967296\n",
+                                    "CONNECT -1\n", "\n", "CONNECT 1111111111111111111111111111"}) {
+        const UniqueFd program = connect_to(path_);
+        say(program, words);
+        EXPECT_TRUE(is_closed(program)) << words;
+    }
+    EXPECT_TRUE(is_quiet());
+}
+
+TEST_F(VsockTest, TellsTheGuestThatAProgramSendsNoMore) { // 5.10.6.5
+    const UniqueFd program = begin_from_host(1);
+    say(program, "last");
+    ::shutdown(program.get(), SHUT_WR);
+    EXPECT_EQ(receive()->bytes, "last");
+    const auto packet = receive();
+    ASSERT_TRUE(packet);
+    EXPECT_EQ(packet->header.operation, kShutdown);
+    EXPECT_EQ(packet->header.flags, 2U);
+    send(from_guest(kReadWrite, 1, host_port_), "still heard");
+    EXPECT_EQ(heard(program, 11), "still heard");
+}
+
+TEST_F(VsockTest, GivesAProgramAllBytesBeforeTheEndOfAConnectionThatTheGuestShutsDown) {
+    const UniqueFd program = begin_from_host(1);
+    send(from_guest(kReadWrite, 1, host_port_), "bytes");
+    Header shutdown = from_guest(kShutdown, 1, host_port_);
+    shutdown.flags = 3;
+    send(shutdown);
+    EXPECT_EQ(receive_operation(), kReset); // 5.10.6.5: the answer to a shutdown of both directions
+    EXPECT_EQ(heard(program, 6), "bytes");
+}
+
+TEST_F(VsockTest, SendsNoMoreThanTheGuestHasRoomFor) { // 5.10.6.3
+    const UniqueFd program = begin_from_host(1);
+    Header update = from_guest(kCreditUpdate, 1, host_port_);
+    update.buffer_bytes = 10;
+    send(update);
+    say(program, "0123456789abcde");
+    EXPECT_EQ(receive()->bytes, "0123456789");
+    EXPECT_TRUE(is_quiet());
+    update.forwarded_bytes = 10;
+    send(update);
+    EXPECT_EQ(receive()->bytes, "abcde");
+}
+
+TEST_F(VsockTest, EndsAConnectionWhoseGuestSendsMoreThanThereIsRoomFor) { // 5.10.6.3.1
+    const UniqueFd program = begin_from_host(1);
+    const std::string much(32 * 1024, 'x');
+    Operation last{};
+    for (int i = 0; i < 64 && last != kReset; ++i) { // The program never reads.
+        send(from_guest(kReadWrite, 1, host_port_), much);
+        while (!is_quiet()) {
+            last = kReset; // Room is announced only when the program takes something.
+        }
+    }
+    EXPECT_EQ(last, kReset);
+}
+
+TEST_F(VsockTest, SaysAgainHowMuchRoomThereIsWhenAProgramHasTakenMuch) {
+    const UniqueFd program = begin_from_host(1);
+    const std::string much(16 * 1024, 'x');
+    std::size_t sent = 0;
+    for (int i = 0; i < 4; ++i) {
+        send(from_guest(kReadWrite, 1, host_port_), much);
+        sent += much.size();
+        EXPECT_EQ(heard(program, much.size()).size(), much.size());
+    }
+    const auto packet = receive();
+    ASSERT_TRUE(packet);
+    EXPECT_EQ(packet->header.operation, kCreditUpdate);
+    EXPECT_EQ(packet->header.forwarded_bytes, sent + std::string("OK " + std::to_string(host_port_) + "\n").size());
+}
+
+TEST_F(VsockTest, AnswersARequestForCredit) {
+    const UniqueFd program = begin_from_host(1);
+    send(from_guest(kCreditRequest, 1, host_port_));
+    EXPECT_EQ(receive_operation(), kCreditUpdate);
+}
+
+TEST_F(VsockTest, ResetsWhatItDoesNotKnow) { // 5.10.6.4.2
+    for (const Operation operation : {kResponse, kShutdown, kReadWrite, kCreditUpdate, kCreditRequest}) {
+        send(from_guest(operation, 77, 88));
+        EXPECT_EQ(receive_operation(), kReset) << operation;
+    }
+    Header wrong = from_guest(kRequest, 1, 2);
+    wrong.type = 3;
+    send(wrong);
+    EXPECT_EQ(receive_operation(), kReset);
+    wrong = from_guest(kRequest, 1, 2);
+    wrong.destination_cid = 99;
+    send(wrong);
+    EXPECT_EQ(receive_operation(), kReset);
+    send(from_guest(kReset, 77, 88));
+    EXPECT_TRUE(is_quiet()) << "a reset is not answered by a reset";
+}
+
+TEST_F(VsockTest, IgnoresAPacketOfAnotherCidAndOneWithoutAHeader) {
+    Header wrong = from_guest(kRequest, 1, 2);
+    wrong.source_cid = kGuestCid + 1;
+    send(wrong);
+    const GuestAddress at = rig_.allocate(16);
+    rig_.queue(kFromGuest).add({{at, 10}});
+    rig_.ring(kFromGuest);
+    EXPECT_TRUE(is_quiet());
+    EXPECT_TRUE(rig_.queue(kFromGuest).take_used().has_value()) << "its buffer is given back all the same";
+    EXPECT_TRUE(rig_.is_alive());
+}
+
+TEST_F(VsockTest, ResetsAPacketThatSaysItIsLongerThanItIs) {
+    const UniqueFd program = begin_from_host(1);
+    Header header = from_guest(kReadWrite, 1, host_port_);
+    header.length = 0x7fffffff;
+    send(header, "x");
+    EXPECT_EQ(receive_operation(), kReset);
+}
+
+TEST_F(VsockTest, HoldsNoMoreConnectionsThanItMay) {
+    const UniqueFd listener = listen_at(path_ + "_80");
+    std::vector<UniqueFd> programs;
+    std::size_t refused = 0;
+    for (std::uint32_t port = 0; port < Vsock::kMostConnections + 5; ++port) {
+        send(from_guest(kRequest, port, 80));
+        refused += receive_operation() == kReset ? 1 : 0;
+        programs.emplace_back(::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    }
+    EXPECT_EQ(refused, 5U);
+}
+
+TEST_F(VsockTest, KeepsWhatItHasForAGuestThatOffersNoBuffers) {
+    gives_buffers_back_ = false;
+    std::vector<UniqueFd> programs;
+    for (int i = 0; i < 40; ++i) { // There are 32 buffers.
+        programs.push_back(connect_to(path_));
+        say(programs.back(), "CONNECT 1\n");
+    }
+    rig_.settle();
+    int requests = 0;
+    while (rig_.queue(kToGuest).take_used()) {
+        ++requests;
+    }
+    EXPECT_EQ(requests, 32);
+    offer_buffers(16);
+    rig_.settle();
+    while (rig_.queue(kToGuest).take_used()) {
+        ++requests;
+    }
+    EXPECT_EQ(requests, 40);
+}
+
+TEST_F(VsockTest, ClosesAllConnectionsAtAReset) {
+    const UniqueFd program = begin_from_host(1);
+    EXPECT_TRUE(rig_.reset());
+    EXPECT_TRUE(is_closed(program));
+    by_head_.clear();
+    ASSERT_TRUE(rig_.start());
+    offer_buffers(8);
+    const UniqueFd again = begin_from_host(1);
+    say(again, "x");
+    EXPECT_EQ(receive()->bytes, "x");
+}
+
+TEST(VsockSocket, ThatCannotBeMadeNamesThePath) {
+    const TemporaryDirectory directory;
+    const std::string path = directory.path().string() + "/v";
+    const auto make = [](const std::string& at, std::uint32_t cid = 3) {
+        return error_of([&] { const Vsock vsock("vsock0", {cid, at}); });
+    };
+    EXPECT_TRUE(mentions(make(directory.path().string() + "/none/v"), "/none/v"));
+    EXPECT_TRUE(mentions(make(""), "1 to 96 bytes"));
+    EXPECT_TRUE(mentions(make("/" + std::string(120, 'x')), "1 to 96 bytes"));
+    EXPECT_TRUE(mentions(make(path, 2), "CID 2"));
+    {
+        const Vsock first("vsock0", {3, path});
+        EXPECT_TRUE(mentions(make(path), "another process uses it"));
+    }
+    EXPECT_NE(::access(path.c_str(), F_OK), 0) << "the socket goes with the device";
+    EXPECT_EQ(make(path), "");
+}
+
+} // namespace
+} // namespace vmm::devices::testing

@@ -1,0 +1,71 @@
+// The words of --disk and --net.
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "kvm/error.hpp"
+#include "support/host_errors.hpp"
+#include "vmm/device_options.hpp"
+
+namespace vmm {
+namespace {
+
+TEST(DiskOption, OfAPathAloneIsAWritableDiskOfOneQueue) {
+    const DiskConfig disk = parse_disk_option("a.img");
+    EXPECT_EQ(disk, (DiskConfig{.path = "a.img"}));
+    EXPECT_EQ(disk.queues, 1U);
+    EXPECT_FALSE(disk.read_only);
+}
+
+TEST(DiskOption, TakesItsWordsInAnyOrder) {
+    const DiskConfig wanted{.path = "/x/a.img", .read_only = true, .direct = true, .queues = 4, .id = "root"};
+    EXPECT_EQ(parse_disk_option("/x/a.img,ro,direct,queues=4,id=root"), wanted);
+    EXPECT_EQ(parse_disk_option("/x/a.img,id=root,queues=4,direct,ro"), wanted);
+}
+
+TEST(DiskOption, HasACommaInItsPathWhereTwoAreWritten) {
+    EXPECT_EQ(parse_disk_option("a,,b.img,ro").path, "a,b.img");
+    EXPECT_EQ(parse_disk_option("ro").path, "ro") << "the first word is the path, whatever it is";
+}
+
+TEST(DiskOption, ThatIsNotUnderstoodNamesTheWord) {
+    EXPECT_EQ(testing::error_of([] { static_cast<void>(parse_disk_option("")); }), "'' names no file");
+    for (const char* const text : {"a.img,rw", "a.img,", "a.img,queue=2", "a.img,queues", "a.img,format=qcow2"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_disk_option(text)); }).find("is not known here"),
+                  std::string::npos)
+            << text;
+    }
+    for (const char* const text :
+         {"a.img,queues=", "a.img,queues=two", "a.img,queues=-1", "a.img,queues=99999999999"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_disk_option(text)); }).find("no number of queues"),
+                  std::string::npos)
+            << text;
+    }
+}
+
+TEST(NetOption, NamesATapAndMayNameAMac) {
+    EXPECT_EQ(parse_net_option("tap=tap0"), (NetConfig{.tap = "tap0"}));
+    EXPECT_EQ(parse_net_option("mac=52:54:00:00:00:01,tap=tap0"),
+              (NetConfig{.tap = "tap0", .mac = "52:54:00:00:00:01"}));
+}
+
+TEST(VsockOption, NamesASocketAndMayNameACid) {
+    EXPECT_EQ(parse_vsock_option("/run/v").path, "/run/v");
+    EXPECT_EQ(parse_vsock_option("/run/v").cid, 3U);
+    EXPECT_EQ(parse_vsock_option("v,cid=77").cid, 77U);
+    for (const char* const text : {"", "v,cid=", "v,cid=x", "v,port=1"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_vsock_option(text)); }), "") << text;
+    }
+}
+
+TEST(NetOption, ThatIsNotUnderstoodNamesTheWord) {
+    EXPECT_NE(testing::error_of([] { static_cast<void>(parse_net_option("mac=52:54:00:00:00:01")); }).find("no tap"),
+              std::string::npos);
+    for (const char* const text : {"tap0", "tap=", "tap=tap0,vhost=on", ""}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_net_option(text)); }), "") << text;
+    }
+}
+
+} // namespace
+} // namespace vmm

@@ -1,0 +1,96 @@
+#include "vmm/virtio_devices.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <exception>
+#include <utility>
+
+#include "devices/virtio/vsock.hpp"
+#include "kvm/error.hpp"
+#include "vmm/memory_map.hpp"
+
+namespace vmm {
+
+using devices::virtio::Device;
+using devices::virtio::MmioTransport;
+
+std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config) {
+    std::vector<std::unique_ptr<Device>> devices;
+    if (config.vsock) {
+        devices.push_back(std::make_unique<devices::virtio::Vsock>(
+            "vsock0", devices::virtio::VsockConfig{config.vsock->cid, config.vsock->path}));
+    }
+    return devices;
+}
+
+VirtioDevices::Slot::Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<Device> owned, GuestRange window,
+                          std::uint32_t interrupt)
+    : device(std::move(owned)), registers(window), gsi(interrupt), line(vm, interrupt),
+      doorbells(device->identity().queue_sizes.size()), transport(device->identity(), memory, line,
+                                                                  {[this] { work.signal(); },
+                                                                   [this](std::uint16_t index) {
+                                                                       if (index < doorbells.size()) {
+                                                                           doorbells[index].signal();
+                                                                       }
+                                                                   }}) {
+    for (std::uint32_t index = 0; index < doorbells.size(); ++index) {
+        vm.attach_ioeventfd(doorbells[index].fd(),
+                            GuestAddress{to_integer(window.base) + MmioTransport::kQueueNotifyOffset}, index);
+    }
+}
+
+VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<Device>> devices) {
+    assert(devices.size() <= memory_map::kVirtioGsis.size());
+    std::uint64_t base = to_integer(memory_map::kVirtioWindow.base);
+    for (std::unique_ptr<Device>& device : devices) {
+        const GuestRange window{GuestAddress{base}, MmioTransport::kSize};
+        assert(memory_map::kVirtioWindow.contains(window));
+        slots_.emplace_back(vm, memory, std::move(device), window, memory_map::kVirtioGsis[slots_.size()]);
+        base += MmioTransport::kSize;
+    }
+}
+
+void VirtioDevices::attach_to(devices::Bus& mmio) {
+    for (Slot& slot : slots_) {
+        mmio.attach(to_integer(slot.registers.base), slot.registers.size, slot.transport);
+    }
+}
+
+std::vector<loader::AcpiVirtioMmio> VirtioDevices::describe() const {
+    std::vector<loader::AcpiVirtioMmio> nodes;
+    for (const Slot& slot : slots_) {
+        nodes.push_back({slot.registers, slot.gsi, loader::InterruptTrigger::edge});
+    }
+    return nodes;
+}
+
+void VirtioDevices::start(StopRequest& stop) {
+    for (Slot& slot : slots_) {
+        threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport, slot.doorbells, slot.work, stop});
+    }
+}
+
+void VirtioDevices::join() {
+    for (VirtioThread& thread : threads_) {
+        thread.join();
+    }
+    const auto failed = std::find_if(threads_.begin(), threads_.end(),
+                                     [](const VirtioThread& thread) { return thread.failure() != nullptr; });
+    const std::exception_ptr failure = failed != threads_.end() ? failed->failure() : nullptr;
+    threads_.clear();
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+}
+
+std::vector<std::string> VirtioDevices::failures() const {
+    std::vector<std::string> lines;
+    for (const Slot& slot : slots_) {
+        if (const std::string why = slot.transport.failure(); !why.empty()) {
+            lines.push_back(slot.device->identity().name + ": its driver broke a rule: " + why);
+        }
+    }
+    return lines;
+}
+
+} // namespace vmm

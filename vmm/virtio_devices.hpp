@@ -1,0 +1,73 @@
+// The virtio devices of a machine: which there are, where they lie, and what connects them to KVM and to their threads.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "devices/bus.hpp"
+#include "devices/virtio/device.hpp"
+#include "devices/virtio/mmio_transport.hpp"
+#include "kvm/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "loader/acpi.hpp"
+#include "vmm/config.hpp"
+#include "vmm/event_fd.hpp"
+#include "vmm/irqfd_line.hpp"
+#include "vmm/stop_request.hpp"
+#include "vmm/virtio_thread.hpp"
+
+namespace vmm {
+
+/// Opens what the devices of `config` stand on (images, taps). Throws Error: one of them cannot be had.
+[[nodiscard]] std::vector<std::unique_ptr<devices::virtio::Device>> make_virtio_devices(const Config& config);
+
+/// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
+///
+/// Threads: the one that made it, but for what is on the bus.
+class VirtioDevices {
+  public:
+    /// At most memory_map::kVirtioGsis.size() of them. After kvm::Vm::create_irqchip(). `vm` and `memory` outlive it.
+    /// Throws Error.
+    VirtioDevices(kvm::Vm& vm, const GuestMemory& memory,
+                  std::vector<std::unique_ptr<devices::virtio::Device>> devices);
+
+    /// Puts every device's registers on the bus, which outlives its use. Throws Error.
+    void attach_to(devices::Bus& mmio);
+    /// Where the guest finds them.
+    [[nodiscard]] std::vector<loader::AcpiVirtioMmio> describe() const;
+
+    /// Starts the devices' threads, before the first vCPU runs. Throws Error.
+    void start(StopRequest& stop);
+    /// Ends them, when no vCPU runs any more; waits for the devices' work with the host. Rethrows the failure of the
+    /// first that failed.
+    void join();
+
+    /// As join(), for when something else has failed already.
+    void abandon() noexcept { threads_.clear(); }
+
+    /// A line for each device whose driver broke a rule.
+    [[nodiscard]] std::vector<std::string> failures() const;
+
+  private:
+    struct Slot {
+        Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<devices::virtio::Device> owned, GuestRange window,
+             std::uint32_t interrupt);
+
+        std::unique_ptr<devices::virtio::Device> device;
+        GuestRange registers;
+        std::uint32_t gsi;
+        IrqfdLine line;
+        EventFd work;
+        std::deque<EventFd> doorbells;
+        devices::virtio::MmioTransport transport;
+    };
+
+    std::deque<Slot> slots_;
+    std::deque<VirtioThread> threads_; // last: they use the slots
+};
+
+} // namespace vmm

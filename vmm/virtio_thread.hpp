@@ -1,0 +1,63 @@
+// The thread a virtio device runs on.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <thread>
+#include <vector>
+
+#include "devices/virtio/device.hpp"
+#include "devices/virtio/mmio_transport.hpp"
+#include "vmm/event_fd.hpp"
+#include "vmm/event_loop.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// Drives one device from construction until it is destroyed: doorbells, what the driver negotiates, and the device's
+/// own descriptors. Nothing is shared with the threads of other devices.
+///
+/// Threads: the one that made it.
+class VirtioThread {
+  public:
+    /// How the device is reached. All of it outlives the thread.
+    struct Wiring {
+        devices::virtio::Device& device;
+        devices::virtio::MmioTransport& transport;
+        std::deque<EventFd>& doorbells; ///< by queue
+        EventFd& work;                  ///< MmioTransport::Hooks::work
+        StopRequest& stop;              ///< for a failure of the host's
+    };
+
+    /// Throws Error where the host cannot make one.
+    explicit VirtioThread(const Wiring& wiring);
+    /// Waits for the device's work with the host. Once no vCPU runs any more.
+    ~VirtioThread();
+    VirtioThread(const VirtioThread&) = delete;
+    VirtioThread& operator=(const VirtioThread&) = delete;
+
+    /// As destruction does. Once.
+    void join() noexcept;
+    /// A failure of the host's that ended the thread; null if there was none. After join().
+    [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
+
+  private:
+    void body() noexcept;
+    void watch_sources();
+    void serve_transport();
+    void finish_resets();
+    void drain();
+
+    Wiring wiring_;
+    EventFd quit_;
+    EventLoop loop_;
+    std::vector<devices::virtio::Source> watched_;
+    bool active_ = false;
+    bool resetting_ = false;
+    std::vector<std::uint16_t> resetting_queues_;
+    std::exception_ptr failure_;
+    std::thread thread_; // last: it uses all of the above
+};
+
+} // namespace vmm
