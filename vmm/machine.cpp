@@ -13,6 +13,7 @@
 
 #include <fmt/format.h>
 
+#include "devices/disk_io.hpp"
 #include "kvm/error.hpp"
 #include "kvm/process_memory.hpp"
 #include "kvm/system.hpp"
@@ -60,6 +61,7 @@ struct Machine::Parts {
         }
     }
     [[nodiscard]] Prefaulter::Host prefault_host() const;
+    [[nodiscard]] DeviceServices device_services() const;
     void create_vcpus();
     void load();
     [[nodiscard]] bool adopts_page_tables() const;
@@ -131,8 +133,8 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     : config(validated(std::move(wanted))), started(started_at),
       shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()), stop(*shared_stop),
-      files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config)), system(open_checked_system(config)),
-      ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
+      files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config, device_services())),
+      system(open_checked_system(config)), ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
       console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
       virtio(vm, ram.memory(), std::move(virtio_devices)), board(vm, console.callbacks(), virtio, stop),
       supported_cpuid(system.supported_cpuid()), tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
@@ -152,6 +154,26 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
         prefaulter->prepare();
     }
     load();
+}
+
+DeviceServices Machine::Parts::device_services() const {
+    DeviceServices services;
+    services.warn = [this](const std::string& line) { log(LogLevel::kWarning, line); };
+    if (config.pin == prefault::Pin::kLongterm) {
+        services.pinned_memory = [this] {
+            std::vector<std::span<std::byte>> pieces;
+            for (const MemoryRegion& region : ram.memory().regions()) {
+                for (std::uint64_t offset = 0; offset < region.range.size;
+                     offset += devices::DiskIo::kMostBufferBytes) {
+                    pieces.push_back(
+                        region.bytes().subspan(offset, std::min<std::uint64_t>(devices::DiskIo::kMostBufferBytes,
+                                                                               region.range.size - offset)));
+                }
+            }
+            return pieces;
+        };
+    }
+    return services;
 }
 
 Prefaulter::Host Machine::Parts::prefault_host() const {

@@ -5,6 +5,7 @@
 #include <exception>
 #include <utility>
 
+#include "devices/virtio/block.hpp"
 #include "devices/virtio/vsock.hpp"
 #include "kvm/error.hpp"
 #include "vmm/memory_map.hpp"
@@ -14,8 +15,14 @@ namespace vmm {
 using devices::virtio::Device;
 using devices::virtio::MmioTransport;
 
-std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config) {
+std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config, const DeviceServices& services) {
     std::vector<std::unique_ptr<Device>> devices;
+    for (const DiskConfig& disk : config.disks) {
+        devices::DiskImage image(disk.path, {disk.read_only, disk.direct});
+        devices.push_back(std::make_unique<devices::virtio::Block>(
+            "blk" + std::to_string(devices.size()), std::move(image),
+            devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn}));
+    }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(
             "vsock0", devices::virtio::VsockConfig{config.vsock->cid, config.vsock->path}));

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,8 +23,15 @@
 
 namespace vmm {
 
+/// What devices ask of the machine, on their own threads, once its guest runs.
+struct DeviceServices {
+    std::function<std::vector<std::span<std::byte>>()> pinned_memory; ///< guest memory that is pinned in place
+    std::function<void(const std::string&)> warn;                     ///< the user
+};
+
 /// Opens what the devices of `config` stand on (images, taps). Throws Error: one of them cannot be had.
-[[nodiscard]] std::vector<std::unique_ptr<devices::virtio::Device>> make_virtio_devices(const Config& config);
+[[nodiscard]] std::vector<std::unique_ptr<devices::virtio::Device>> make_virtio_devices(const Config& config,
+                                                                                        const DeviceServices& services);
 
 /// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
 ///

@@ -367,22 +367,22 @@ MmioTransport::Work MmioTransport::take_work() {
     if (has_status(kStatusNeedsReset)) {
         return work;
     }
-    std::vector<std::optional<Queue>> started(queues_.size());
-    for (std::size_t index = 0; index < queues_.size(); ++index) {
-        QueueRegisters& queue = queues_[index];
-        if (queue.ready && !queue.in_device) {
-            started[index] = make_queue(queue);
-            queue.in_device = started[index].has_value();
-        }
-    }
     if (!activated_.load()) {
-        work.activation = Activation{driver_features_, std::move(started)};
+        work.activation = Activation{driver_features_, std::vector<std::optional<Queue>>(queues_.size())};
         activated_ = true;
-        return work;
     }
-    for (std::size_t index = 0; index < started.size(); ++index) {
-        if (started[index]) {
-            work.restarts.emplace_back(static_cast<std::uint16_t>(index), *started[index]);
+    for (std::size_t index = 0; index < queues_.size(); ++index) {
+        QueueRegisters& registers = queues_[index];
+        if (!registers.ready || registers.in_device) {
+            continue;
+        }
+        const std::optional<Queue> queue = make_queue(registers);
+        assert(queue); // QueueReady was refused else, and memory never goes away.
+        registers.in_device = true;
+        if (work.activation) {
+            work.activation->queues[index] = queue;
+        } else {
+            work.restarts.emplace_back(static_cast<std::uint16_t>(index), *queue);
         }
     }
     return work;

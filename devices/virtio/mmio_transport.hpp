@@ -34,19 +34,17 @@ inline constexpr std::uint8_t kStatusFailed = 128;
 /// register, is ignored or has to reset, as the specification says.
 ///
 /// Where the specification leaves a choice to the device:
-/// - Control registers have meaning for aligned accesses of 4 bytes only. Everything else below 0x100, registers that
-/// are
-///   for writing only, and what is beyond the configuration space reads as all ones, and writes to it are ignored. The
-///   configuration space is exact at every width and offset; the driver's writes to it count from FEATURES_OK on.
-/// - Status bits stay set until reset, whatever is written. A bit counts only after those that come before it:
-/// ACKNOWLEDGE,
-///   DRIVER, FEATURES_OK, DRIVER_OK; several may come in one write. After FAILED and DEVICE_NEEDS_RESET none is taken.
+/// - Control registers are there for aligned accesses of 4 bytes only. Everything else below 0x100, what is for writing
+///   only, and what is beyond the configuration space reads as all ones; writes to it are ignored.
+/// - The configuration space is exact at every width and offset; the driver's writes to it count from FEATURES_OK on,
+///   and are gone with a reset.
+/// - Status bits stay set until reset, whatever is written. A bit counts only if those before it are set: ACKNOWLEDGE,
+///   DRIVER, FEATURES_OK, DRIVER_OK; several may come at once. After FAILED and DEVICE_NEEDS_RESET none is taken.
 /// - FEATURES_OK is refused for features that were not offered, and without VIRTIO_F_VERSION_1.
 /// - QueueReady is taken from FEATURES_OK on. Where no queue can be (see Queue::make), or one longer than QueueSizeMax,
 ///   it stays 0, and the driver may correct its geometry. While it reads 1 the geometry is frozen.
-/// - 0 written to QueueReady of a queue that the device has stops the queue as QueueReset does; QueueReady reads 1
-/// until
-///   the device has let go of it.
+/// - 0 written to QueueReady of a queue that the device has stops it as QueueReset does, but that the geometry remains;
+///   QueueReady reads 1 until the device has let go of it.
 ///
 /// A reset takes as long as the device has work with the host: Status reads as before until that is over, then 0.
 /// Meanwhile what the driver writes is ignored, but for InterruptACK. Before DRIVER_OK a reset is immediate.

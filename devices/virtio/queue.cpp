@@ -95,18 +95,17 @@ struct Queue::Descriptor {
 // A table of descriptors: the queue's own, or an indirect one.
 class Queue::Table {
   public:
-    // The table in `host`, which is all of it.
-    explicit Table(std::span<std::byte> host) noexcept : host_(host), size_(host.size() / sizeof(Descriptor)) {}
-    // The indirect table at `range`, which need not be RAM.
+    // The table at `range`, of which `host` is all, or nothing where it is not RAM of one region.
+    Table(const GuestMemory& memory, GuestRange range, std::span<std::byte> host) noexcept
+        : memory_(&memory), range_(range), host_(host) {}
     Table(const GuestMemory& memory, GuestRange range) noexcept
-        : memory_(&memory), range_(range), host_(memory.at(range).value_or(std::span<std::byte>{})),
-          size_(range.size / sizeof(Descriptor)) {}
+        : Table(memory, range, memory.at(range).value_or(std::span<std::byte>{})) {}
 
-    [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+    [[nodiscard]] std::uint64_t size() const noexcept { return range_.size / sizeof(Descriptor); }
 
     // A copy of one entry, or nothing where it is not RAM. `index` is below size().
     [[nodiscard]] std::optional<Descriptor> load(std::uint64_t index) const noexcept {
-        assert(index < size_);
+        assert(index < size());
         std::array<std::byte, sizeof(Descriptor)> raw;
         const std::uint64_t offset = index * sizeof(Descriptor);
         if (!host_.empty()) {
@@ -128,10 +127,9 @@ class Queue::Table {
     }
 
   private:
-    const GuestMemory* memory_ = nullptr;
-    GuestRange range_{};
+    const GuestMemory* memory_;
+    GuestRange range_;
     std::span<std::byte> host_;
-    std::uint64_t size_;
 };
 
 std::size_t copy_from(const Chain& chain, std::uint64_t offset, std::span<std::byte> out) noexcept {
@@ -201,6 +199,7 @@ Queue::State Queue::state() const noexcept {
 }
 
 Queue::Pop Queue::broken(std::string_view why) noexcept {
+    assert(!why.empty());
     why_ = why;
     return Pop::kBroken;
 }
@@ -222,44 +221,36 @@ Queue::Pop Queue::pop(Chain& chain) {
     }
     const std::size_t slot = state_.next_available % size();
     chain.head = field(driver_area_, kRingOffset + (slot * sizeof(std::uint16_t))).load(std::memory_order_relaxed);
-    if (!walk(chain)) {
-        return Pop::kBroken;
+    if (const std::string_view why = walk(chain); !why.empty()) {
+        return broken(why);
     }
     ++state_.next_available;
     return Pop::kChain;
 }
 
-bool Queue::walk(Chain& chain) {
+std::string_view Queue::walk(Chain& chain) {
     chain.readable.clear();
     chain.writable.clear();
     chain.readable_bytes = 0;
     chain.writable_bytes = 0;
-    Table table{descriptors_};
+    Table table{*memory_, {state_.geometry.descriptors, descriptors_.size()}, descriptors_};
     bool is_indirect = false;
     bool has_writable = false;
     std::uint64_t index = chain.head;
     if (index >= table.size()) {
-        broken("the head of a chain is beyond the end of the queue");
-        return false;
+        return "the head of a chain is beyond the end of the queue";
     }
     for (std::size_t buffers = 0;;) {
         const auto descriptor = table.load(index);
         if (!descriptor) {
-            broken("an indirect table is not in memory");
-            return false;
+            return "an indirect table is not in memory";
         }
         if (descriptor->has(kIndirect)) {
-            // The write-only flag of this descriptor is to be ignored (2.7.5.3.2).
-            if (is_indirect || !state_.indirect || descriptor->has(kNext)) {
-                broken(is_indirect        ? "an indirect table is named in an indirect table"
-                       : !state_.indirect ? "there is an indirect table, but the feature was not negotiated"
-                                          : "a chain continues after an indirect table");
-                return false;
+            if (is_indirect) {
+                return "an indirect table is named in an indirect table";
             }
-            if (descriptor->length == 0 || descriptor->length % sizeof(Descriptor) != 0 ||
-                descriptor->length / sizeof(Descriptor) > kMaxTableEntries) {
-                broken("the length of an indirect table is none");
-                return false;
+            if (const std::string_view why = why_no_table(*descriptor); !why.empty()) {
+                return why;
             }
             table = Table{*memory_, {GuestAddress{descriptor->address}, descriptor->length}};
             is_indirect = true;
@@ -267,41 +258,51 @@ bool Queue::walk(Chain& chain) {
             continue; // Once only: the next one is an error.
         }
         if (++buffers > size()) {
-            broken("a chain is longer than the queue, or a loop");
-            return false;
+            return "a chain is longer than the queue, or a loop";
         }
         if (has_writable && !descriptor->has(kWrite)) {
-            broken("a buffer to read comes after a buffer to write"); // 2.7.4.2
-            return false;
+            return "a buffer to read comes after a buffer to write"; // 2.7.4.2
         }
         has_writable = descriptor->has(kWrite);
-        if (!add_buffer(chain, *descriptor)) {
-            return false;
+        if (const std::string_view why = add_buffer(chain, *descriptor); !why.empty()) {
+            return why;
         }
         if (!descriptor->has(kNext)) {
-            return true;
+            return {};
         }
         index = descriptor->next;
         if (index >= table.size()) {
-            broken("a chain goes on beyond the end of its table");
-            return false;
+            return "a chain goes on beyond the end of its table";
         }
     }
 }
 
-bool Queue::add_buffer(Chain& chain, const Descriptor& descriptor) {
+// The write-only flag of such a descriptor is to be ignored (2.7.5.3.2).
+std::string_view Queue::why_no_table(const Descriptor& descriptor) const noexcept {
+    if (!state_.indirect) {
+        return "there is an indirect table, but the feature was not negotiated";
+    }
+    if (descriptor.has(kNext)) {
+        return "a chain continues after an indirect table";
+    }
+    if (descriptor.length == 0 || descriptor.length % sizeof(Descriptor) != 0 ||
+        descriptor.length / sizeof(Descriptor) > kMaxTableEntries) {
+        return "the length of an indirect table is that of no table";
+    }
+    return {};
+}
+
+std::string_view Queue::add_buffer(Chain& chain, const Descriptor& descriptor) {
     const bool is_writable = descriptor.has(kWrite);
     (is_writable ? chain.writable_bytes : chain.readable_bytes) += descriptor.length;
     if (chain.readable_bytes + chain.writable_bytes > kMaxChainBytes) {
-        broken("a chain is longer than 4 GiB");
-        return false;
+        return "a chain is longer than 4 GiB";
     }
     if (!add_memory(is_writable ? chain.writable : chain.readable,
                     {GuestAddress{descriptor.address}, descriptor.length})) {
-        broken("a buffer is not in memory");
-        return false;
+        return "a buffer is not in memory";
     }
-    return true;
+    return {};
 }
 
 bool Queue::add_memory(std::vector<std::span<std::byte>>& buffers, GuestRange range) {

@@ -108,9 +108,12 @@ class Queue {
           std::span<std::byte> driver_area, std::span<std::byte> device_area) noexcept;
 
     Pop broken(std::string_view why) noexcept;
-    /// Walks the chain that begins at `chain.head` and collects its buffers. False if the queue is broken by it.
-    [[nodiscard]] bool walk(Chain& chain);
-    [[nodiscard]] bool add_buffer(Chain& chain, const Descriptor& descriptor);
+    // These three say which rule is broken; nothing if none is.
+    /// Collects the buffers of the chain that begins at `chain.head`.
+    [[nodiscard]] std::string_view walk(Chain& chain);
+    [[nodiscard]] std::string_view why_no_table(const Descriptor& descriptor) const noexcept;
+    [[nodiscard]] std::string_view add_buffer(Chain& chain, const Descriptor& descriptor);
+
     /// Appends the host memory of `range` to `buffers`, a span for each region. False where it is not wholly RAM.
     [[nodiscard]] bool add_memory(std::vector<std::span<std::byte>>& buffers, GuestRange range);
 

@@ -444,8 +444,10 @@ TEST_F(MmioTransportTest, QueueReadyReads1UntilTheDeviceHasLetGo) {
     transport.finish_queue_reset(0);
     EXPECT_EQ(driver.read(reg::kQueueReady), 0U);
     driver.write(reg::kQueueReady, 1);
-    EXPECT_EQ(driver.read(reg::kQueueReady), 1U) << "the geometry has remained";
-    ASSERT_EQ(transport.take_work().restarts.size(), 1U);
+    EXPECT_EQ(driver.read(reg::kQueueReady), 1U);
+    const MmioTransport::Work work = transport.take_work();
+    ASSERT_EQ(work.restarts.size(), 1U);
+    EXPECT_EQ(work.restarts[0].second.state().geometry, geometry()) << "it remains";
 }
 
 // --- Reset of a queue ------------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+#include "devices/disk_image.hpp"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "kvm/error.hpp"
+
+namespace vmm::devices {
+
+namespace {
+
+constexpr std::uint32_t kLargestBlock = 4096;
+
+UniqueFd open_image(const std::string& path, const DiskImage::Options& options) {
+    const int flags =
+        (options.read_only ? O_RDONLY : O_RDWR) | (options.direct ? O_DIRECT : 0) | O_CLOEXEC | O_NONBLOCK;
+    UniqueFd fd(::open(path.c_str(), flags));
+    if (!fd) {
+        std::string advice;
+        if (!options.read_only && (errno == EACCES || errno == EROFS || errno == EPERM)) {
+            advice = "to read it only, write \"" + path + ",ro\"";
+        } else if (options.direct && errno == EINVAL) {
+            advice = "its file system knows no direct I/O: leave out \"direct\"";
+        }
+        throw_errno(errno, "open the disk " + path + (options.read_only ? "" : " for writing"), advice);
+    }
+    return fd;
+}
+
+} // namespace
+
+DiskImage::DiskImage(std::string path, const Options& options)
+    : path_(std::move(path)), options_(options), fd_(open_image(path_, options)) {
+    measure();
+    lock();
+}
+
+void DiskImage::measure() {
+    const std::string tried = "cannot use " + path_ + " as a disk: ";
+    struct stat status {};
+    if (::fstat(fd_.get(), &status) != 0) {
+        throw_errno(errno, "look at the disk " + path_);
+    }
+    if (S_ISBLK(status.st_mode)) {
+        int logical = 0;
+        unsigned physical = 0;
+        if (::ioctl(fd_.get(), BLKGETSIZE64, &bytes_) != 0 || ::ioctl(fd_.get(), BLKSSZGET, &logical) != 0 ||
+            ::ioctl(fd_.get(), BLKPBSZGET, &physical) != 0) {
+            throw_errno(errno, "ask for the size of the block device " + path_);
+        }
+        logical_block_bytes_ = static_cast<std::uint32_t>(logical);
+        physical_block_bytes_ = physical;
+    } else if (S_ISREG(status.st_mode)) {
+        bytes_ = static_cast<std::uint64_t>(status.st_size);
+    } else {
+        throw Error(tried + "it is neither a regular file nor a block device");
+    }
+    if (bytes_ == 0) {
+        throw Error(tried + "it is empty (make it larger: truncate -s 10G " + path_ + ")");
+    }
+    if (bytes_ % kSectorBytes != 0) {
+        throw Error(tried + "it has " + std::to_string(bytes_) +
+                    " bytes, which are no whole sectors of 512 (make it larger: truncate -s %512 " + path_ + ")");
+    }
+    if (options_.direct) {
+        // What every disk takes, where the file system does not say better.
+        logical_block_bytes_ = S_ISBLK(status.st_mode) ? logical_block_bytes_ : kLargestBlock;
+        memory_alignment_ = kLargestBlock;
+#ifdef STATX_DIOALIGN
+        struct statx extended {};
+        if (::statx(fd_.get(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &extended) == 0 &&
+            (extended.stx_mask & STATX_DIOALIGN) != 0 && extended.stx_dio_offset_align != 0) {
+            logical_block_bytes_ = std::max<std::uint32_t>(512, extended.stx_dio_offset_align);
+            memory_alignment_ = extended.stx_dio_mem_align;
+        }
+#endif
+        if (bytes_ % logical_block_bytes_ != 0) {
+            throw Error(tried + "with \"direct\" its size has to be a multiple of " +
+                        std::to_string(logical_block_bytes_) + " bytes (truncate -s %" +
+                        std::to_string(logical_block_bytes_) + " " + path_ + ", or leave out \"direct\")");
+        }
+    }
+    physical_block_bytes_ = std::max(physical_block_bytes_, logical_block_bytes_);
+}
+
+void DiskImage::lock() const {
+    struct flock range {};
+    range.l_type = options_.read_only ? F_RDLCK : F_WRLCK;
+    range.l_whence = SEEK_SET; // From 0, and with length 0 to the end, wherever that is.
+    if (::fcntl(fd_.get(), F_OFD_SETLK, &range) == 0) {
+        return;
+    }
+    if (errno == EAGAIN || errno == EACCES) {
+        throw Error(
+            "cannot use the disk " + path_ + ": another process, or another disk of this guest, " +
+            (options_.read_only ? "writes to it" : "uses it (only readers can share a disk: \",ro\" for each)"));
+    }
+    throw_errno(errno, "lock the disk " + path_);
+}
+
+} // namespace vmm::devices

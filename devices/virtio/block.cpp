@@ -1,0 +1,706 @@
+#include "devices/virtio/block.hpp"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cassert>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "devices/virtio/mmio_transport.hpp"
+#include "kvm/error.hpp"
+
+namespace vmm::devices::virtio {
+
+namespace {
+
+// Feature bits (5.2.3).
+constexpr std::uint64_t kSegMax = 1ULL << 2;
+constexpr std::uint64_t kReadOnly = 1ULL << 5;
+constexpr std::uint64_t kBlkSize = 1ULL << 6;
+constexpr std::uint64_t kFlush = 1ULL << 9;
+constexpr std::uint64_t kTopology = 1ULL << 10;
+constexpr std::uint64_t kMultiQueue = 1ULL << 12;
+constexpr std::uint64_t kDiscard = 1ULL << 13;
+constexpr std::uint64_t kWriteZeroes = 1ULL << 14;
+
+// Types of requests (5.2.6).
+constexpr std::uint32_t kTypeIn = 0;
+constexpr std::uint32_t kTypeOut = 1;
+constexpr std::uint32_t kTypeFlush = 4;
+constexpr std::uint32_t kTypeGetId = 8;
+constexpr std::uint32_t kTypeDiscard = 11;
+constexpr std::uint32_t kTypeWriteZeroes = 13;
+
+constexpr std::size_t kIdBytes = 20;
+constexpr std::uint32_t kUnmap = 1;
+
+/// The front of every request.
+struct Header {
+    std::uint32_t type;
+    std::uint32_t reserved;
+    std::uint64_t sector;
+};
+static_assert(sizeof(Header) == 16);
+
+/// What a discard or write-zeroes request is about.
+struct Segment {
+    std::uint64_t sector;
+    std::uint32_t sectors;
+    std::uint32_t flags;
+};
+static_assert(sizeof(Segment) == 16);
+
+/// The configuration space (5.2.4). Its fields are all aligned by themselves.
+struct Config {
+    std::uint64_t capacity = 0; ///< in sectors
+    std::uint32_t size_max = 0;
+    std::uint32_t seg_max = 0;
+    std::uint16_t cylinders = 0;
+    std::uint8_t heads = 0;
+    std::uint8_t sectors = 0;
+    std::uint32_t blk_size = 0;
+    std::uint8_t physical_block_exp = 0;
+    std::uint8_t alignment_offset = 0;
+    std::uint16_t min_io_size = 0; ///< in blocks
+    std::uint32_t opt_io_size = 0; ///< in blocks
+    std::uint8_t writeback = 0;
+    std::uint8_t unused0 = 0;
+    std::uint16_t num_queues = 0;
+    std::uint32_t max_discard_sectors = 0;
+    std::uint32_t max_discard_seg = 0;
+    std::uint32_t discard_sector_alignment = 0;
+    std::uint32_t max_write_zeroes_sectors = 0;
+    std::uint32_t max_write_zeroes_seg = 0;
+    std::uint8_t write_zeroes_may_unmap = 0;
+    std::array<std::uint8_t, 3> unused1{};
+};
+static_assert(sizeof(Config) == 64);
+constexpr std::size_t kConfigBytes = 60; // Without what alignment adds.
+
+constexpr std::uint64_t kSector = DiskImage::kSectorBytes;
+constexpr std::size_t kBounceBytes = 1 << 20;
+/// How often one turn looks for more before other descriptors have theirs.
+constexpr int kMostRounds = 8;
+/// What may be with the kernel at once, over all queues.
+constexpr unsigned kDepth = 256;
+
+/// Zeroes to be written where the file system cannot make a range zero by itself.
+constexpr std::size_t kZeroBytes = 64 * 1024;
+constexpr std::size_t kZeroPieces = 16;
+alignas(4096) std::array<std::byte, kZeroBytes> g_zeroes{}; // Never written; not const, because an iovec is not.
+
+} // namespace
+
+/// One request of the driver's, while it is with the host.
+struct Block::Request {
+    enum class Kind { kRead, kWrite, kFlush, kDiscard, kWriteZeroes };
+    Kind kind = Kind::kFlush;
+    std::uint64_t token = 0; ///< its place in requests_
+    std::uint16_t queue = 0;
+    std::uint32_t life = 0; ///< of its queue
+    Chain chain;
+    std::byte* status = nullptr; ///< the last writable byte
+    std::vector<iovec> pieces;   ///< what is still to be transferred
+    std::size_t next_piece = 0;  ///< the first of them that is not done
+    std::uint64_t offset = 0;    ///< in the file, of what is next
+    std::uint64_t left = 0;      ///< bytes still to be done
+    std::uint64_t total = 0;     ///< bytes of the request
+    bool bounces = false;        ///< goes through bounce memory now
+    bool by_hand = false;        ///< zeroes are being written
+    int allocate_mode = 0;
+    std::array<iovec, kZeroPieces> zeroes{};
+};
+
+struct Block::Bounce {
+    explicit Bounce(std::size_t alignment)
+        : bytes(static_cast<std::byte*>(std::aligned_alloc(alignment, kBounceBytes))) {
+        if (bytes == nullptr) {
+            throw std::bad_alloc();
+        }
+    }
+    ~Bounce() { std::free(bytes); }
+    Bounce(const Bounce&) = delete;
+    Bounce& operator=(const Bounce&) = delete;
+
+    std::byte* bytes;
+    iovec piece{};
+    Request* user = nullptr;
+};
+
+Block::Block(std::string name, DiskImage image, BlockConfig config)
+    : image_(std::move(image)), config_(std::move(config)), another_turn_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (!another_turn_) {
+        throw_errno(errno, "make an event for the disk " + image_.path(), "raise the limit on open files: `ulimit -n`");
+    }
+    const DiskIo probe(image_.fd(), 1, {}); // Before a guest runs that would miss its disk.
+    assert(config_.queues >= 1 && config_.queues <= 16 && config_.id.size() <= kIdBytes);
+    identity_.id = DeviceId::kBlock;
+    identity_.name = std::move(name);
+    identity_.queue_sizes.assign(config_.queues, kQueueSize);
+    identity_.features = kSegMax | kBlkSize | kFlush | kTopology | (config_.queues > 1 ? kMultiQueue : 0) |
+                         (image_.is_read_only() ? kReadOnly : kDiscard | kWriteZeroes);
+    build_config(config_);
+    for (unsigned i = 0; i < kDepth; ++i) {
+        free_.push_back(requests_.emplace_back(std::make_unique<Request>()).get());
+        free_.back()->token = i;
+    }
+}
+
+Block::~Block() = default;
+
+void Block::build_config(const BlockConfig& config) {
+    Config space;
+    const std::uint32_t block = image_.logical_block_bytes();
+    space.capacity = image_.sectors();
+    space.seg_max = kQueueSize - 2; // Beside header and status.
+    space.blk_size = block;
+    space.physical_block_exp = static_cast<std::uint8_t>(std::bit_width(image_.physical_block_bytes() / block) - 1);
+    space.min_io_size = 1;
+    space.num_queues = static_cast<std::uint16_t>(config.queues);
+    if (!image_.is_read_only()) {
+        space.max_discard_sectors = kMostSectors;
+        space.max_discard_seg = 1;
+        space.discard_sector_alignment = image_.physical_block_bytes() / static_cast<std::uint32_t>(kSector);
+        space.max_write_zeroes_sectors = kMostSectors;
+        space.max_write_zeroes_seg = 1;
+        space.write_zeroes_may_unmap = 1;
+    }
+    identity_.config.resize(kConfigBytes);
+    std::memcpy(identity_.config.data(), &space, kConfigBytes);
+}
+
+// --- The device's life
+// ------------------------------------------------------------------------------------------------
+
+void Block::activate(Activation activation, MmioTransport& transport) {
+    assert(is_idle());
+    queues_ = std::move(activation.queues);
+    queue_pushed_.assign(queues_.size(), false);
+    queue_work_.assign(queues_.size(), 0);
+    queue_life_.assign(queues_.size(), 0);
+    write_through_ = (activation.features & kFlush) == 0;
+    transport_ = &transport;
+    stopping_ = false;
+    if (!io_) {
+        const std::vector<std::span<std::byte>> pinned =
+            config_.pinned_memory ? config_.pinned_memory() : std::vector<std::span<std::byte>>{};
+        io_ = std::make_unique<DiskIo>(image_.fd(), kDepth, pinned);
+        if (!pinned.empty() && !io_->has_buffers() && config_.warn) {
+            config_.warn("the disk " + image_.path() +
+                         " does without fixed buffers: the kernel does not register guest memory with its io_uring "
+                         "(raise `ulimit -l`)");
+        }
+    }
+    serve_all();
+}
+
+std::vector<Source> Block::sources() const {
+    std::vector<Source> sources{{another_turn_.get(), EPOLLIN}};
+    if (io_) {
+        sources.push_back({io_->ring_fd(), EPOLLIN});
+    }
+    return sources;
+}
+
+void Block::doorbell(std::uint16_t index) {
+    if (transport_ != nullptr && !stopping_) {
+        serve(index);
+    }
+}
+
+void Block::ready(int fd, std::uint32_t /*events*/) {
+    if (fd == another_turn_.get()) {
+        std::uint64_t count = 0;
+        static_cast<void>(::read(fd, &count, sizeof(count)));
+    }
+    if (io_) {
+        serve_all();
+    }
+}
+
+void Block::stop() {
+    stopping_ = true;
+}
+
+bool Block::is_idle() const noexcept {
+    return free_.size() == requests_.size();
+}
+
+void Block::stop_queue(std::uint16_t index) {
+    if (index < queues_.size()) {
+        queues_[index].reset();
+        ++queue_life_[index];
+    }
+}
+
+bool Block::is_queue_idle(std::uint16_t index) const noexcept {
+    return index >= queue_work_.size() || queue_work_[index] == 0;
+}
+
+void Block::restart_queue(std::uint16_t index, Queue queue) {
+    if (index < queues_.size()) {
+        queues_[index] = std::move(queue);
+        serve(index);
+    }
+}
+
+Block::Statistics Block::statistics() const noexcept {
+    return {reads_.load(std::memory_order_relaxed), writes_.load(std::memory_order_relaxed),
+            flushes_.load(std::memory_order_relaxed), errors_.load(std::memory_order_relaxed)};
+}
+
+// --- Turns
+// ------------------------------------------------------------------------------------------------------------
+
+void Block::have_another_turn() const noexcept {
+    const std::uint64_t one = 1;
+    static_cast<void>(::write(another_turn_.get(), &one, sizeof(one)));
+}
+
+void Block::serve(std::uint16_t index) {
+    for (int round = 0; round < kMostRounds; ++round) {
+        const bool all_taken = take_all(index);
+        submit();
+        reap(); // What the page cache had is there already.
+        notify();
+        if (all_taken || free_.empty()) { // A completion will come, and with it another look.
+            return;
+        }
+    }
+    have_another_turn();
+}
+
+void Block::serve_all() {
+    reap();
+    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+        if (!stopping_) {
+            serve(index);
+        }
+    }
+    submit();
+    notify();
+}
+
+/// Begins what is in a queue, as far as there is room. Returns false if more may be there.
+bool Block::take_all(std::uint16_t index) {
+    if (stopping_ || index >= queues_.size() || !queues_[index] || queues_[index]->is_broken()) {
+        return true;
+    }
+    Queue& queue = *queues_[index];
+    queue.suppress_doorbells();
+    for (unsigned taken = 0; taken < kDepth && !free_.empty() && io_->has_room(); ++taken) {
+        Request& request = *free_.back();
+        switch (queue.pop(request.chain)) {
+        case Queue::Pop::kBroken:
+            transport_->fail(queue.why());
+            return true;
+        case Queue::Pop::kEmpty:
+            return !queue.ask_for_doorbell();
+        case Queue::Pop::kChain:
+            free_.pop_back();
+            request.queue = index;
+            request.life = queue_life_[index];
+            ++queue_work_[index];
+            begin(request);
+            break;
+        }
+        if (stopping_) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void Block::submit() {
+    if (!io_->submit()) {
+        have_another_turn();
+    }
+}
+
+void Block::notify() {
+    if (stopping_) {
+        return;
+    }
+    bool wanted = false;
+    for (std::size_t index = 0; index < queues_.size(); ++index) {
+        if (queue_pushed_[index] && queues_[index]) {
+            wanted = queues_[index]->wants_interrupt() || wanted;
+        }
+        queue_pushed_[index] = false;
+    }
+    if (wanted) {
+        transport_->notify_driver();
+    }
+}
+
+void Block::reap() {
+    std::array<DiskIo::Completion, 64> completions;
+    for (std::size_t count = completions.size(); count == completions.size();) {
+        count = io_->reap(completions);
+        for (std::size_t i = 0; i < count; ++i) {
+            complete(*requests_[completions[i].token], completions[i].result);
+        }
+    }
+    submit(); // Parts of requests that go on.
+}
+
+// --- One request
+// ------------------------------------------------------------------------------------------------------
+
+void Block::begin(Request& request) {
+    request.pieces.clear();
+    request.next_piece = 0;
+    request.bounces = false;
+    request.by_hand = false;
+    const Chain& chain = request.chain;
+    const auto last = std::find_if(chain.writable.rbegin(), chain.writable.rend(),
+                                   [](std::span<std::byte> buffer) { return !buffer.empty(); });
+    if (last == chain.writable.rend()) { // No byte to say anything in.
+        request.status = nullptr;
+        transport_->fail("a request without a writable byte for its status (virtio 1.2, 5.2.6)");
+        stopping_ = true;
+        finish(request, Status::kIoError);
+        return;
+    }
+    request.status = &last->back();
+    Header header{};
+    if (copy_from(chain, 0, std::as_writable_bytes(std::span(&header, 1))) != sizeof(header)) {
+        finish(request, Status::kIoError);
+        return;
+    }
+    switch (header.type) {
+    case kTypeIn:
+        begin_transfer(request, false, header.sector);
+        return;
+    case kTypeOut:
+        begin_transfer(request, true, header.sector);
+        return;
+    case kTypeFlush:
+        flushes_.fetch_add(1, std::memory_order_relaxed);
+        request.kind = Request::Kind::kFlush;
+        io_->flush(request.token);
+        return;
+    case kTypeGetId:
+        give_id(request);
+        return;
+    case kTypeDiscard:
+    case kTypeWriteZeroes:
+        begin_range(request, header.type);
+        return;
+    default:
+        finish(request, Status::kUnsupported);
+        return;
+    }
+}
+
+void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
+    request.kind = write ? Request::Kind::kWrite : Request::Kind::kRead;
+    const Chain& chain = request.chain;
+    // The header stands before what is written, the status behind what is read.
+    const std::uint64_t bytes = write ? chain.readable_bytes - sizeof(Header) : chain.writable_bytes - 1;
+    const std::uint64_t sectors = bytes / kSector;
+    if (bytes % kSector != 0 || (write && image_.is_read_only()) || sector > image_.sectors() ||
+        sectors > image_.sectors() - sector) {
+        finish(request, Status::kIoError);
+        return;
+    }
+    (write ? writes_ : reads_).fetch_add(1, std::memory_order_relaxed);
+    request.offset = sector * kSector;
+    request.left = request.total = bytes;
+    std::uint64_t skip = write ? sizeof(Header) : 0;
+    std::uint64_t left = bytes;
+    for (const std::span<std::byte> buffer : write ? chain.readable : chain.writable) {
+        const std::uint64_t skipped = std::min<std::uint64_t>(skip, buffer.size());
+        skip -= skipped;
+        const std::uint64_t count = std::min<std::uint64_t>(left, buffer.size() - skipped);
+        if (count == 0) {
+            continue;
+        }
+        left -= count;
+        std::byte* const start = buffer.data() + skipped;
+        if (!request.pieces.empty()) {
+            iovec& previous = request.pieces.back();
+            if (static_cast<std::byte*>(previous.iov_base) + previous.iov_len == start) {
+                previous.iov_len += count; // Neighbours in the guest are neighbours here.
+                continue;
+            }
+        }
+        request.pieces.push_back({start, count});
+    }
+    if (bytes == 0) {
+        finish(request, Status::kOk);
+        return;
+    }
+    proceed(request);
+}
+
+void Block::begin_range(Request& request, std::uint32_t type) {
+    Segment segment{};
+    if (image_.is_read_only()) { // 5.2.6.2
+        finish(request, type == kTypeDiscard ? Status::kUnsupported : Status::kIoError);
+        return;
+    }
+    // One segment, as max_discard_seg and max_write_zeroes_seg say.
+    if (request.chain.readable_bytes != sizeof(Header) + sizeof(Segment) ||
+        copy_from(request.chain, sizeof(Header), std::as_writable_bytes(std::span(&segment, 1))) != sizeof(segment)) {
+        finish(request, Status::kIoError);
+        return;
+    }
+    const std::uint32_t known_flags = type == kTypeWriteZeroes ? kUnmap : 0;
+    if ((segment.flags & ~known_flags) != 0) {
+        finish(request, Status::kUnsupported);
+        return;
+    }
+    if (segment.sectors > kMostSectors || segment.sector > image_.sectors() ||
+        segment.sectors > image_.sectors() - segment.sector) {
+        finish(request, Status::kIoError);
+        return;
+    }
+    if (segment.sectors == 0) {
+        finish(request, Status::kOk);
+        return;
+    }
+    const bool punch = type == kTypeDiscard || (segment.flags & kUnmap) != 0;
+    request.kind = type == kTypeDiscard ? Request::Kind::kDiscard : Request::Kind::kWriteZeroes;
+    request.allocate_mode = FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+    request.offset = segment.sector * kSector;
+    request.left = request.total = segment.sectors * kSector;
+    io_->allocate(request.token, request.allocate_mode, request.offset, request.left);
+}
+
+void Block::give_id(Request& request) {
+    std::array<char, kIdBytes> id{};
+    config_.id.copy(id.data(), id.size());
+    const std::uint64_t room = std::min<std::uint64_t>(request.chain.writable_bytes - 1, id.size());
+    const std::size_t count = copy_to(request.chain, 0, std::as_bytes(std::span(id)).first(room));
+    finish(request, Status::kOk, count);
+}
+
+bool Block::needs_bounce(const Request& request) const noexcept {
+    const std::uintptr_t alignment = image_.memory_alignment();
+    if (alignment <= 1) {
+        return false;
+    }
+    // Only whether they are multiples of the alignment is of interest, never where they are.
+    return std::any_of(request.pieces.begin() + static_cast<std::ptrdiff_t>(request.next_piece), request.pieces.end(),
+                       [alignment](const iovec& piece) {
+                           return reinterpret_cast<std::uintptr_t>(piece.iov_base) % alignment != 0 ||
+                                  piece.iov_len % alignment != 0;
+                       });
+}
+
+/// Gives the host the next part of a transfer.
+void Block::proceed(Request& request) {
+    if (request.by_hand) {
+        std::size_t count = 0;
+        for (std::uint64_t left = request.left; left != 0 && count < request.zeroes.size(); ++count) {
+            request.zeroes[count] = {g_zeroes.data(), std::min<std::uint64_t>(left, g_zeroes.size())};
+            left -= request.zeroes[count].iov_len;
+        }
+        io_->write(request.token, request.offset, std::span(request.zeroes).first(count), write_through_);
+        return;
+    }
+    if (needs_bounce(request)) {
+        if (bounce_ && bounce_->user != nullptr) {
+            bounce_waiters_.push_back(&request);
+        } else {
+            start_bounce(request);
+        }
+        return;
+    }
+    const std::span<const iovec> left = std::span(request.pieces).subspan(request.next_piece);
+    const auto now = left.first(std::min(left.size(), DiskIo::kMostPieces));
+    if (request.kind == Request::Kind::kWrite) {
+        io_->write(request.token, request.offset, now, write_through_);
+    } else {
+        io_->read(request.token, request.offset, now);
+    }
+}
+
+/// Moves on past `bytes` of a transfer.
+void Block::advance(Request& request, std::size_t bytes) {
+    request.offset += bytes;
+    request.left -= bytes;
+    while (!request.by_hand && bytes != 0) {
+        iovec& piece = request.pieces[request.next_piece];
+        const std::size_t count = std::min(bytes, piece.iov_len);
+        piece.iov_base = static_cast<std::byte*>(piece.iov_base) + count;
+        piece.iov_len -= count;
+        bytes -= count;
+        request.next_piece += piece.iov_len == 0 ? 1 : 0;
+    }
+}
+
+void Block::start_bounce(Request& request) {
+    if (!bounce_) {
+        bounce_ = std::make_unique<Bounce>(image_.memory_alignment());
+    }
+    bounce_->user = &request;
+    request.bounces = true;
+    bounce_->piece = {bounce_->bytes, std::min<std::uint64_t>(request.left, kBounceBytes)};
+    if (request.kind != Request::Kind::kWrite) {
+        io_->read(request.token, request.offset, std::span(&bounce_->piece, 1));
+        return;
+    }
+    std::byte* to = bounce_->bytes;
+    std::size_t left = bounce_->piece.iov_len;
+    for (std::size_t i = request.next_piece; left != 0; ++i) {
+        const std::size_t count = std::min(left, request.pieces[i].iov_len);
+        to = std::copy_n(static_cast<const std::byte*>(request.pieces[i].iov_base), count, to);
+        left -= count;
+    }
+    io_->write(request.token, request.offset, std::span(&bounce_->piece, 1), write_through_);
+}
+
+/// What was read through bounce memory goes to the guest; the next one may have the memory.
+void Block::end_bounce(Request& request, std::size_t bytes) {
+    if (request.kind == Request::Kind::kRead) {
+        const std::byte* from = bounce_->bytes;
+        for (std::size_t i = request.next_piece, left = bytes; left != 0; ++i) {
+            const std::size_t count = std::min(left, request.pieces[i].iov_len);
+            std::copy_n(from, count, static_cast<std::byte*>(request.pieces[i].iov_base));
+            from += count;
+            left -= count;
+        }
+    }
+    request.bounces = false;
+    bounce_->user = nullptr;
+    if (!bounce_waiters_.empty()) {
+        Request& next = *bounce_waiters_.front();
+        bounce_waiters_.erase(bounce_waiters_.begin());
+        start_bounce(next);
+    }
+}
+
+void Block::complete(Request& request, int result) {
+    if (request.bounces) {
+        end_bounce(request, result > 0 ? static_cast<std::size_t>(result) : 0);
+    }
+    if (result == -EINTR || result == -EAGAIN) {
+        switch (request.kind) {
+        case Request::Kind::kFlush:
+            io_->flush(request.token);
+            break;
+        case Request::Kind::kDiscard:
+            io_->allocate(request.token, request.allocate_mode, request.offset, request.left);
+            break;
+        case Request::Kind::kWriteZeroes:
+            if (!request.by_hand) {
+                io_->allocate(request.token, request.allocate_mode, request.offset, request.left);
+                break;
+            }
+            [[fallthrough]];
+        case Request::Kind::kRead:
+        case Request::Kind::kWrite:
+            proceed(request);
+            break;
+        }
+        return;
+    }
+    const bool unable = result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV || result == -EINVAL;
+    switch (request.kind) {
+    case Request::Kind::kFlush:
+        break;
+    case Request::Kind::kDiscard:
+        result = unable ? 0 : result; // A hint: doing nothing is one way to take it.
+        break;
+    case Request::Kind::kWriteZeroes:
+        if (!request.by_hand) {
+            if (unable) {
+                request.by_hand = true;
+                proceed(request);
+                return;
+            }
+            if (result == 0 && write_through_) { // The range is to be on stable storage, too.
+                request.kind = Request::Kind::kFlush;
+                io_->flush(request.token);
+                return;
+            }
+            break;
+        }
+        [[fallthrough]];
+    case Request::Kind::kRead:
+    case Request::Kind::kWrite:
+        if (result == 0) { // The end of the file, though the disk goes on: somebody made it shorter.
+            result = -EIO;
+        }
+        if (result > 0) {
+            advance(request, static_cast<std::size_t>(result));
+            if (request.left != 0) {
+                proceed(request);
+                return;
+            }
+        }
+        break;
+    }
+    if (result < 0) {
+        warn(request, -result);
+        finish(request, Status::kIoError);
+        return;
+    }
+    finish(request, Status::kOk, request.kind == Request::Kind::kRead ? request.total : 0);
+}
+
+void Block::finish(Request& request, Status status, std::uint64_t written) {
+    if (status != Status::kOk) {
+        errors_.fetch_add(1, std::memory_order_relaxed);
+    }
+    --queue_work_[request.queue];
+    free_.push_back(&request);
+    if (stopping_ || request.life != queue_life_[request.queue] || !queues_[request.queue]) {
+        return;
+    }
+    *request.status = static_cast<std::byte>(status);
+    // The length covers what is written from the front (2.7.8.2): with the status only if all before it is.
+    const bool all = written + 1 == request.chain.writable_bytes;
+    queues_[request.queue]->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
+    queue_pushed_[request.queue] = true;
+}
+
+void Block::warn(const Request& request, int error) {
+    constexpr std::chrono::seconds kPause{1};
+    const auto now = std::chrono::steady_clock::now();
+    if (!config_.warn || (last_warning_ != std::chrono::steady_clock::time_point{} && now - last_warning_ < kPause)) {
+        ++warnings_left_out_;
+        return;
+    }
+    const char* what = "";
+    switch (request.kind) {
+    case Request::Kind::kRead:
+        what = "reading";
+        break;
+    case Request::Kind::kWrite:
+        what = "writing";
+        break;
+    case Request::Kind::kFlush:
+        what = "flushing";
+        break;
+    case Request::Kind::kDiscard:
+        what = "discarding";
+        break;
+    case Request::Kind::kWriteZeroes:
+        what = "zeroing";
+        break;
+    }
+    std::string line = "the disk " + image_.path() + " failed " + what + " at byte " + std::to_string(request.offset) +
+                       ": " + std::generic_category().message(error) + "; the guest sees an I/O error";
+    if (warnings_left_out_ != 0) {
+        line += " (and " + std::to_string(warnings_left_out_) + " more since the last time)";
+    }
+    last_warning_ = now;
+    warnings_left_out_ = 0;
+    config_.warn(line);
+}
+
+} // namespace vmm::devices::virtio

@@ -1,0 +1,122 @@
+// A disk (virtio 1.2, 5.2).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "devices/disk_image.hpp"
+#include "devices/disk_io.hpp"
+#include "devices/virtio/device.hpp"
+#include "kvm/unique_fd.hpp"
+
+namespace vmm::devices::virtio {
+
+struct BlockConfig {
+    unsigned queues = 1; ///< 1 to 16
+    std::string id;      ///< what GET_ID says, at most 20 bytes
+    /// Guest memory that is pinned in place, for DiskIo; asked for when the driver is ready. Empty: there is none.
+    std::function<std::vector<std::span<std::byte>>()> pinned_memory;
+    /// Is told what went wrong on the host, on the device's thread, at most once a second. Empty: nobody.
+    std::function<void(const std::string&)> warn;
+};
+
+/// The device. Requests of all its queues go through one io_uring, as many at once as the kernel takes at once, and
+/// complete in any order. Without VIRTIO_BLK_F_FLUSH each write is on stable storage before it completes (5.2.6.2).
+///
+/// It has no state of its own between requests.
+///
+/// Threads: one, but for identity() and statistics().
+class Block final : public Device {
+  public:
+    /// Throws Error: this process may not use io_uring.
+    Block(std::string name, DiskImage image, BlockConfig config);
+    ~Block() override;
+
+    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
+    void activate(Activation activation, MmioTransport& transport) override;
+    void doorbell(std::uint16_t index) override;
+    [[nodiscard]] std::vector<Source> sources() const override;
+    void ready(int fd, std::uint32_t events) override;
+    void stop() override;
+    [[nodiscard]] bool is_idle() const noexcept override;
+    void stop_queue(std::uint16_t index) override;
+    [[nodiscard]] bool is_queue_idle(std::uint16_t index) const noexcept override;
+    void restart_queue(std::uint16_t index, Queue queue) override;
+
+    /// What it has done since it was made. Threads: any.
+    struct Statistics {
+        std::uint64_t reads = 0;
+        std::uint64_t writes = 0;
+        std::uint64_t flushes = 0;
+        std::uint64_t errors = 0; ///< requests that ended with another status than OK
+    };
+    [[nodiscard]] Statistics statistics() const noexcept;
+
+    static constexpr std::uint16_t kQueueSize = 256;
+    /// The largest discard and write-zeroes request, in sectors: 1 GiB.
+    static constexpr std::uint32_t kMostSectors = 1U << 21;
+
+  private:
+    /// The statuses a request ends with (5.2.6).
+    enum class Status : std::uint8_t { kOk = 0, kIoError = 1, kUnsupported = 2 };
+    struct Request;
+
+    void build_config(const BlockConfig& config);
+    void serve(std::uint16_t index);
+    void serve_all();
+    [[nodiscard]] bool take_all(std::uint16_t index);
+    void begin(Request& request);
+    void begin_transfer(Request& request, bool write, std::uint64_t sector);
+    void begin_range(Request& request, std::uint32_t type);
+    void give_id(Request& request);
+    void proceed(Request& request);
+    void advance(Request& request, std::size_t bytes);
+    void complete(Request& request, int result);
+    void finish(Request& request, Status status, std::uint64_t written = 0);
+    void reap();
+    void submit();
+    void notify();
+    void start_bounce(Request& request);
+    void end_bounce(Request& request, std::size_t bytes);
+    [[nodiscard]] bool needs_bounce(const Request& request) const noexcept;
+    void warn(const Request& request, int error);
+    void have_another_turn() const noexcept;
+
+    struct Bounce;
+
+    Identity identity_;
+    DiskImage image_;
+    BlockConfig config_;
+    UniqueFd another_turn_;              ///< an eventfd: there is more to do than fitted into one turn
+    MmioTransport* transport_ = nullptr; ///< while it is active
+    bool stopping_ = false;
+    bool write_through_ = false;
+    std::vector<std::optional<Queue>> queues_;
+    std::vector<bool> queue_pushed_;        ///< something was given back since the driver was last notified
+    std::vector<unsigned> queue_work_;      ///< requests of each queue that are with the host
+    std::vector<std::uint32_t> queue_life_; ///< counts the stops of a queue: what began before is not given back
+    std::unique_ptr<DiskIo> io_;            ///< made on the device's thread
+    std::vector<std::unique_ptr<Request>> requests_;
+    std::vector<Request*> free_;
+    std::unique_ptr<Bounce> bounce_;
+    std::vector<Request*> bounce_waiters_;
+
+    std::atomic<std::uint64_t> reads_{0};
+    std::atomic<std::uint64_t> writes_{0};
+    std::atomic<std::uint64_t> flushes_{0};
+    std::atomic<std::uint64_t> errors_{0};
+    std::chrono::steady_clock::time_point last_warning_{};
+    std::uint64_t warnings_left_out_ = 0;
+};
+
+} // namespace vmm::devices::virtio
