@@ -79,9 +79,12 @@ DiskIo::DiskIo(int fd, unsigned depth, std::span<const std::span<std::byte>> buf
     }
     restrictions.back().opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
     restrictions.back().sqe_flags = IOSQE_FIXED_FILE;
-    int result = ::io_uring_register_restrictions(&ring, restrictions.data(), restrictions.size());
-    if (result == 0) {
-        result = ::io_uring_enable_rings(&ring);
+    // As system calls: the shared library of liburing 2.3 does not export the functions for these two.
+    const auto ring_number = static_cast<unsigned>(ring.ring_fd);
+    int result =
+        ::io_uring_register(ring_number, IORING_REGISTER_RESTRICTIONS, restrictions.data(), restrictions.size());
+    if (result >= 0) {
+        result = ::io_uring_register(ring_number, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
     }
     if (result < 0) {
         throw_errno(-result, "restrict the io_uring of a disk", "it needs Linux 5.10");

@@ -1,0 +1,92 @@
+// What can be a disk, and what is said where something cannot.
+
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+
+#include "devices/disk_image.hpp"
+#include "kvm/unique_fd.hpp"
+#include "support/host_errors.hpp"
+#include "support/host_temporary_directory.hpp"
+
+namespace vmm::devices {
+namespace {
+
+using vmm::testing::error_of;
+using vmm::testing::mentions;
+
+class DiskImageTest : public ::testing::Test {
+  protected:
+    std::string file(const char* name, std::uint64_t bytes) {
+        const std::string path = directory_.write(name, "");
+        std::filesystem::resize_file(path, bytes);
+        return path;
+    }
+    static std::string refusal_of(const std::string& path, const DiskImage::Options& options = {}) {
+        return error_of([&] { const DiskImage image(path, options); });
+    }
+
+    vmm::testing::TemporaryDirectory directory_;
+};
+
+TEST_F(DiskImageTest, HasTheSizeOfItsFile) {
+    const DiskImage image(file("a", 3 * 512), {});
+    EXPECT_EQ(image.sectors(), 3U);
+    EXPECT_EQ(image.logical_block_bytes(), 512U);
+    EXPECT_EQ(image.memory_alignment(), 1U);
+    EXPECT_FALSE(image.is_read_only());
+}
+
+TEST_F(DiskImageTest, ThatIsNotThereOrEmptyOrOfAnOddSizeOrADirectoryIsRefusedByName) {
+    const std::string none = (directory_.path() / "none").string();
+    EXPECT_TRUE(mentions(refusal_of(none), none));
+    EXPECT_TRUE(mentions(refusal_of(file("empty", 0)), "it is empty"));
+    EXPECT_TRUE(mentions(refusal_of(file("odd", 1000)), "it has 1000 bytes, which are no whole sectors"));
+    EXPECT_TRUE(mentions(refusal_of(directory_.path().string(), {.read_only = true}), "neither a regular file nor"));
+    EXPECT_TRUE(mentions(refusal_of("/dev/null"), "neither a regular file nor"));
+    const std::string fifo = (directory_.path() / "fifo").string();
+    ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+    EXPECT_TRUE(mentions(refusal_of(fifo), "neither a regular file nor")) << "and nobody waits for its other end";
+}
+
+TEST_F(DiskImageTest, ThatMayNotBeWrittenSaysHowItCanBeRead) {
+    if (::geteuid() == 0) {
+        GTEST_SKIP() << "root may write to every file";
+    }
+    const std::string path = file("ro", 512);
+    ASSERT_EQ(::chmod(path.c_str(), 0400), 0);
+    EXPECT_TRUE(mentions(refusal_of(path), path + ",ro"));
+    EXPECT_EQ(refusal_of(path, {.read_only = true}), "");
+}
+
+TEST_F(DiskImageTest, HasOneWriterOrManyReaders) {
+    const std::string path = file("a", 512);
+    {
+        const DiskImage writer(path, {});
+        EXPECT_TRUE(mentions(refusal_of(path), "another process"));
+        EXPECT_TRUE(mentions(refusal_of(path, {.read_only = true}), "writes to it"));
+    }
+    const DiskImage reader(path, {.read_only = true});
+    EXPECT_EQ(refusal_of(path, {.read_only = true}), "");
+    EXPECT_TRUE(mentions(refusal_of(path), ",ro"));
+}
+
+TEST_F(DiskImageTest, WithDirectIoNamesWhatItsMemoryHasToBeAlignedTo) {
+    const std::string path = file("a", 8192);
+    const std::string refusal = refusal_of(path, {.direct = true});
+    if (!refusal.empty()) {
+        EXPECT_TRUE(mentions(refusal, "leave out \"direct\"")) << refusal;
+        GTEST_SKIP() << "the file system of temporary files knows no direct I/O";
+    }
+    const DiskImage image(path, {.direct = true});
+    EXPECT_GE(image.logical_block_bytes(), 512U);
+    EXPECT_EQ(image.memory_alignment() & (image.memory_alignment() - 1), 0U);
+}
+
+} // namespace
+} // namespace vmm::devices
