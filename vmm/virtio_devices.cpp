@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <chrono>
 #include <exception>
 #include <utility>
 
@@ -14,6 +15,14 @@ namespace vmm {
 
 using devices::virtio::Device;
 using devices::virtio::MmioTransport;
+
+namespace {
+
+/// How long a vCPU that resets a device waits for what the device has with the host. Linux's driver frees its rings as
+/// soon as it has written the reset.
+constexpr std::chrono::seconds kResetPatience{2};
+
+} // namespace
 
 std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config, const DeviceServices& services) {
     std::vector<std::unique_ptr<Device>> devices;
@@ -39,7 +48,8 @@ VirtioDevices::Slot::Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_pt
                                                                        if (index < doorbells.size()) {
                                                                            doorbells[index].signal();
                                                                        }
-                                                                   }}) {
+                                                                   },
+                                                                   kResetPatience}) {
     for (std::uint32_t index = 0; index < doorbells.size(); ++index) {
         vm.attach_ioeventfd(doorbells[index].fd(),
                             GuestAddress{to_integer(window.base) + MmioTransport::kQueueNotifyOffset}, index);

@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -18,7 +16,6 @@
 #include <utility>
 
 #include "devices/virtio/mmio_transport.hpp"
-#include "kvm/error.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -139,10 +136,7 @@ struct Block::Bounce {
 };
 
 Block::Block(std::string name, DiskImage image, BlockConfig config)
-    : image_(std::move(image)), config_(std::move(config)), another_turn_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-    if (!another_turn_) {
-        throw_errno(errno, "make an event for the disk " + image_.path(), "raise the limit on open files: `ulimit -n`");
-    }
+    : image_(std::move(image)), config_(std::move(config)) {
     const DiskIo probe(image_.fd(), 1, {}); // Before a guest runs that would miss its disk.
     assert(config_.queues >= 1 && config_.queues <= 16 && config_.id.size() <= kIdBytes);
     identity_.id = DeviceId::kBlock;
@@ -206,7 +200,7 @@ void Block::activate(Activation activation, MmioTransport& transport) {
 }
 
 std::vector<Source> Block::sources() const {
-    std::vector<Source> sources{{another_turn_.get(), EPOLLIN}};
+    std::vector<Source> sources{another_turn_.source()};
     if (io_) {
         sources.push_back({io_->ring_fd(), EPOLLIN});
     }
@@ -220,10 +214,7 @@ void Block::doorbell(std::uint16_t index) {
 }
 
 void Block::ready(int fd, std::uint32_t /*events*/) {
-    if (fd == another_turn_.get()) {
-        std::uint64_t count = 0;
-        static_cast<void>(::read(fd, &count, sizeof(count)));
-    }
+    another_turn_.take(fd);
     if (io_) {
         serve_all();
     }
@@ -263,11 +254,6 @@ Block::Statistics Block::statistics() const noexcept {
 // --- Turns
 // ------------------------------------------------------------------------------------------------------------
 
-void Block::have_another_turn() const noexcept {
-    const std::uint64_t one = 1;
-    static_cast<void>(::write(another_turn_.get(), &one, sizeof(one)));
-}
-
 void Block::serve(std::uint16_t index) {
     for (int round = 0; round < kMostRounds; ++round) {
         const bool all_taken = take_all(index);
@@ -278,7 +264,7 @@ void Block::serve(std::uint16_t index) {
             return;
         }
     }
-    have_another_turn();
+    another_turn_.ask();
 }
 
 void Block::serve_all() {
@@ -324,7 +310,7 @@ bool Block::take_all(std::uint16_t index) {
 
 void Block::submit() {
     if (!io_->submit()) {
-        have_another_turn();
+        another_turn_.ask();
     }
 }
 

@@ -16,8 +16,8 @@
 
 #include "devices/disk_image.hpp"
 #include "devices/disk_io.hpp"
+#include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/device.hpp"
-#include "kvm/unique_fd.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -90,14 +90,13 @@ class Block final : public Device {
     void end_bounce(Request& request, std::size_t bytes);
     [[nodiscard]] bool needs_bounce(const Request& request) const noexcept;
     void warn(const Request& request, int error);
-    void have_another_turn() const noexcept;
 
     struct Bounce;
 
     Identity identity_;
     DiskImage image_;
     BlockConfig config_;
-    UniqueFd another_turn_;              ///< an eventfd: there is more to do than fitted into one turn
+    AnotherTurn another_turn_;
     MmioTransport* transport_ = nullptr; ///< while it is active
     bool stopping_ = false;
     bool write_through_ = false;

@@ -174,6 +174,7 @@ std::vector<Source> Vsock::sources() const {
     if (transport_ == nullptr) {
         return sources;
     }
+    sources.push_back(another_turn_.source());
     if (!out_of_descriptors_ && connections_.size() + greetings_.size() < kMostConnections &&
         greetings_.size() < kMostGreetings) {
         sources.push_back({listener_.get(), EPOLLIN});
@@ -203,6 +204,7 @@ void Vsock::doorbell(std::uint16_t index) {
 }
 
 void Vsock::ready(int fd, std::uint32_t /*events*/) {
+    another_turn_.take(fd);
     if (transport_ == nullptr) {
         return;
     }
@@ -241,8 +243,9 @@ void Vsock::take_packets() {
     if (packets == nullptr || packets->is_broken()) {
         return;
     }
+    int budget = kMostAtOnce;
     do {
-        while (replies_.size() < kMostReplies) {
+        while (replies_.size() < kMostReplies && budget-- > 0) {
             switch (packets->pop(chain_)) {
             case Queue::Pop::kBroken:
                 transport_->fail(packets->why());
@@ -256,7 +259,10 @@ void Vsock::take_packets() {
             }
             break;
         }
-    } while (replies_.size() < kMostReplies && packets->ask_for_doorbell());
+    } while (replies_.size() < kMostReplies && budget > 0 && packets->ask_for_doorbell());
+    if (budget <= 0) {
+        another_turn_.ask();
+    }
 }
 
 void Vsock::take_packet(const Chain& chain) {

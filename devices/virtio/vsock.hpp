@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "devices/byte_ring.hpp"
+#include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/device.hpp"
 #include "kvm/unique_fd.hpp"
 
@@ -118,6 +119,7 @@ class Vsock final : public Device {
     Identity identity_;
     VsockConfig config_;
     UniqueFd listener_;
+    AnotherTurn another_turn_;
     MmioTransport* transport_ = nullptr; ///< while it is active
     std::vector<std::optional<Queue>> queues_;
     Chain chain_;             ///< of the queue of packets from the guest
