@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "devices/virtio/block.hpp"
+#include "devices/virtio/rng.hpp"
 #include "devices/virtio/vsock.hpp"
 #include "kvm/error.hpp"
 #include "vmm/memory_map.hpp"
@@ -35,6 +36,9 @@ std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config, c
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(
             "vsock0", devices::virtio::VsockConfig{config.vsock->cid, config.vsock->path}));
+    }
+    if (config.rng) {
+        devices.push_back(std::make_unique<devices::virtio::Rng>("rng0"));
     }
     return devices;
 }

@@ -22,6 +22,7 @@
 
 #include "devices/virtio/block.hpp"
 #include "kvm/error.hpp"
+#include "support/devices_hostile_driver.hpp"
 #include "support/devices_virtio_driver.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
@@ -438,6 +439,33 @@ TEST_P(VirtioBlockKinds, AThousandRandomRequestsAtOnceDoWhatAnArrayOfBytesDoes) 
     EXPECT_EQ(disk.content(), model);
     EXPECT_EQ(disk.block().statistics().errors, 0U);
 }
+
+class BlockHostile : public ::testing::TestWithParam<HostileCase> {};
+
+TEST_P(BlockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
+    const vmm::testing::TemporaryDirectory directory;
+    const std::string path = directory.write("disk", std::string(kSectors * kSector, 'd'));
+    const auto read_a_sector = [](VirtioRig& rig) {
+        const GuestAddress header = rig.allocate(sizeof(Header));
+        EXPECT_TRUE(rig.memory().store(header, Header{kIn, 0, 1}));
+        const GuestAddress data = rig.allocate(kSector + 1);
+        rig.queue(0).add({{header, sizeof(Header)}, {data, kSector + 1, kWritable}});
+    };
+    run_hostile_case(GetParam(),
+                     {.make = [&] { return std::make_unique<Block>("blk0", DiskImage(path, {}), BlockConfig{}); },
+                      .queue = 0,
+                      .looks_at_once = true,
+                      .request = read_a_sector,
+                      .works =
+                          [&](VirtioRig& rig) {
+                              read_a_sector(rig);
+                              rig.ring(0);
+                              const auto used = rig.wait_for_used(0);
+                              return used && used->length == kSector + 1;
+                          }});
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, BlockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
 TEST(VirtioBlock, IsResetWithRequestsUnderWayAndServesAgain) {
     Disk disk({.sectors = 65536});

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +20,7 @@
 #include "devices/virtio/vsock.hpp"
 #include "kvm/error.hpp"
 #include "kvm/unique_fd.hpp"
+#include "support/devices_hostile_driver.hpp"
 #include "support/devices_virtio_driver.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
@@ -431,6 +433,38 @@ TEST_F(VsockTest, ClosesAllConnectionsAtAReset) {
     say(again, "x");
     EXPECT_EQ(receive()->bytes, "x");
 }
+
+class VsockHostile : public ::testing::TestWithParam<HostileCase> {};
+
+TEST_P(VsockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
+    const TemporaryDirectory directory;
+    const std::string path = directory.path().string() + "/v";
+    const auto ask_for_credit = [](VirtioRig& rig) {
+        Header header;
+        header.operation = kCreditRequest;
+        const GuestAddress at = rig.allocate(kHeaderBytes);
+        EXPECT_TRUE(rig.memory().copy_in(at, std::as_bytes(std::span(&header, 1)).first(kHeaderBytes)));
+        rig.queue(1).add({{at, kHeaderBytes}});
+    };
+    run_hostile_case(GetParam(), {.make =
+                                      [&] {
+                                          return std::make_unique<Vsock>("vsock0", VsockConfig{kGuestCid, path});
+                                      },
+                                  .queue = 1,
+                                  .looks_at_once = true,
+                                  .request = ask_for_credit,
+                                  .works =
+                                      [&](VirtioRig& rig) {
+                                          rig.queue(0).add({{rig.allocate(4096), 4096, kWritable}});
+                                          ask_for_credit(rig);
+                                          rig.ring(0);
+                                          rig.ring(1);
+                                          const auto used = rig.wait_for_used(0);
+                                          return used && used->length == kHeaderBytes;
+                                      }});
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, VsockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
 TEST(VsockSocket, ThatCannotBeMadeNamesThePath) {
     const TemporaryDirectory directory;
