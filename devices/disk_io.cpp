@@ -39,7 +39,8 @@ struct DiskIo::Ring {
         io_uring_params parameters{};
         // Only a disabled ring takes restrictions. Its completions are handled where this thread enters the kernel
         // anyway.
-        parameters.flags = IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER;
+        parameters.flags = IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+                           IORING_SETUP_SINGLE_ISSUER;
         int result = ::io_uring_queue_init_params(entries, &ring, &parameters);
         if (result == -EINVAL) { // Linux before 6.0.
             parameters = {};

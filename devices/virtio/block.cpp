@@ -87,8 +87,11 @@ constexpr std::size_t kConfigBytes = 60; // Without what alignment adds.
 
 constexpr std::uint64_t kSector = DiskImage::kSectorBytes;
 constexpr std::size_t kBounceBytes = 1 << 20;
-/// How often one turn looks for more before other descriptors have theirs.
-constexpr int kMostRounds = 8;
+using Clock = std::chrono::steady_clock;
+/// How long the thread looks for more before it goes to sleep, and how long it does all that at most before other
+/// descriptors have their turn.
+constexpr std::chrono::microseconds kLinger{50};
+constexpr std::chrono::milliseconds kLongestTurn{2};
 /// What may be with the kernel at once, over all queues.
 constexpr unsigned kDepth = 256;
 
@@ -196,7 +199,7 @@ void Block::activate(Activation activation, MmioTransport& transport) {
                          "(raise `ulimit -l`)");
         }
     }
-    serve_all();
+    serve();
 }
 
 std::vector<Source> Block::sources() const {
@@ -208,15 +211,15 @@ std::vector<Source> Block::sources() const {
 }
 
 void Block::doorbell(std::uint16_t index) {
-    if (transport_ != nullptr && !stopping_) {
-        serve(index);
+    if (transport_ != nullptr && !stopping_ && index < queues_.size()) {
+        serve();
     }
 }
 
 void Block::ready(int fd, std::uint32_t /*events*/) {
     another_turn_.take(fd);
     if (io_) {
-        serve_all();
+        serve();
     }
 }
 
@@ -242,7 +245,7 @@ bool Block::is_queue_idle(std::uint16_t index) const noexcept {
 void Block::restart_queue(std::uint16_t index, Queue queue) {
     if (index < queues_.size()) {
         queues_[index] = std::move(queue);
-        serve(index);
+        serve();
     }
 }
 
@@ -254,58 +257,70 @@ Block::Statistics Block::statistics() const noexcept {
 // --- Turns
 // ------------------------------------------------------------------------------------------------------------
 
-void Block::serve(std::uint16_t index) {
-    for (int round = 0; round < kMostRounds; ++round) {
-        const bool all_taken = take_all(index);
+/// Serves all queues until nothing has come for a while: going to sleep and being woken costs more than looking a few
+/// times. Then the driver is asked for its next doorbell.
+void Block::serve() {
+    const auto begin = Clock::now();
+    auto last = begin;
+    for (auto now = begin; now - begin < kLongestTurn; now = Clock::now()) {
+        const bool busy = take_all();
         submit();
-        reap(); // What the page cache had is there already.
+        const bool completed = reap(); // What the page cache had is there already.
         notify();
-        if (all_taken || free_.empty()) { // A completion will come, and with it another look.
+        if (busy || completed) {
+            last = now;
+        } else if (now - last >= kLinger && !ask_for_doorbells()) {
             return;
         }
     }
     another_turn_.ask();
 }
 
-void Block::serve_all() {
-    reap();
-    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
-        if (!stopping_) {
-            serve(index);
+/// Whether there are requests that no doorbell will announce. There is none while all that can be under way is.
+bool Block::ask_for_doorbells() {
+    bool more = false;
+    for (std::optional<Queue>& queue : queues_) {
+        if (!stopping_ && !free_.empty() && queue && !queue->is_broken()) {
+            more = queue->ask_for_doorbell() || more;
         }
     }
-    submit();
-    notify();
+    return more;
 }
 
-/// Begins what is in a queue, as far as there is room. Returns false if more may be there.
-bool Block::take_all(std::uint16_t index) {
-    if (stopping_ || index >= queues_.size() || !queues_[index] || queues_[index]->is_broken()) {
-        return true;
+/// Begins what is in the queues, as far as there is room. Returns whether there was anything.
+bool Block::take_all() {
+    bool any = false;
+    for (std::uint16_t index = 0; index < queues_.size() && !stopping_; ++index) {
+        if (queues_[index] && !queues_[index]->is_broken()) {
+            any = take_all_of(index) || any;
+        }
     }
+    return any;
+}
+
+bool Block::take_all_of(std::uint16_t index) {
     Queue& queue = *queues_[index];
     queue.suppress_doorbells();
-    for (unsigned taken = 0; taken < kDepth && !free_.empty() && io_->has_room(); ++taken) {
+    unsigned taken = 0;
+    while (taken < kDepth && !free_.empty() && !stopping_) {
         Request& request = *free_.back();
         switch (queue.pop(request.chain)) {
         case Queue::Pop::kBroken:
             transport_->fail(queue.why());
-            return true;
+            return taken != 0;
         case Queue::Pop::kEmpty:
-            return !queue.ask_for_doorbell();
+            return taken != 0;
         case Queue::Pop::kChain:
             free_.pop_back();
             request.queue = index;
             request.life = queue_life_[index];
             ++queue_work_[index];
+            ++taken;
             begin(request);
             break;
         }
-        if (stopping_) {
-            return true;
-        }
     }
-    return false;
+    return taken != 0;
 }
 
 void Block::submit() {
@@ -330,15 +345,18 @@ void Block::notify() {
     }
 }
 
-void Block::reap() {
+bool Block::reap() {
     std::array<DiskIo::Completion, 64> completions;
+    bool any = false;
     for (std::size_t count = completions.size(); count == completions.size();) {
         count = io_->reap(completions);
+        any = any || count != 0;
         for (std::size_t i = 0; i < count; ++i) {
             complete(*requests_[completions[i].token], completions[i].result);
         }
     }
     submit(); // Parts of requests that go on.
+    return any;
 }
 
 // --- One request

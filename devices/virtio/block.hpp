@@ -72,9 +72,10 @@ class Block final : public Device {
     struct Request;
 
     void build_config(const BlockConfig& config);
-    void serve(std::uint16_t index);
-    void serve_all();
-    [[nodiscard]] bool take_all(std::uint16_t index);
+    void serve();
+    [[nodiscard]] bool take_all();
+    [[nodiscard]] bool take_all_of(std::uint16_t index);
+    [[nodiscard]] bool ask_for_doorbells();
     void begin(Request& request);
     void begin_transfer(Request& request, bool write, std::uint64_t sector);
     void begin_range(Request& request, std::uint32_t type);
@@ -83,7 +84,7 @@ class Block final : public Device {
     void advance(Request& request, std::size_t bytes);
     void complete(Request& request, int result);
     void finish(Request& request, Status status, std::uint64_t written = 0);
-    void reap();
+    bool reap();
     void submit();
     void notify();
     void start_bounce(Request& request);
