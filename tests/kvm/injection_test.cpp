@@ -281,7 +281,8 @@ class HostThatRefuses : public KvmTest {
     }
 
     [[nodiscard]] static std::string details(const Aftermath& aftermath) {
-        return fmt::format("status {}, standard error:\n{}", aftermath.run.exit_status, aftermath.run.errors);
+        return fmt::format("status {}, standard error:\n{}\n{}", aftermath.run.exit_status, aftermath.run.errors,
+                           aftermath.run.stuck);
     }
 
     PoolState pool_before_;

@@ -22,11 +22,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "kvm/error.hpp"
@@ -53,6 +56,7 @@ struct InjectedRun {
     int exit_status = -1; ///< -1: killed by `signal`
     int signal = 0;
     bool timed_out = false;      ///< and was killed for it
+    std::string stuck;           ///< where its threads were then, a line each
     bool left_processes = false; ///< of its own
     std::string output;
     std::string errors;
@@ -126,6 +130,7 @@ class SyscallInjector {
         /// Readable when the process has ended.
         [[nodiscard]] int fd() const noexcept { return ended_.get(); }
         [[nodiscard]] bool is_there() const noexcept { return pid_ > 0; }
+        [[nodiscard]] pid_t pid() const noexcept { return pid_; }
         void kill() const noexcept { ::kill(pid_, SIGKILL); }
         int reap() noexcept {
             int status = 0;
@@ -139,6 +144,23 @@ class SyscallInjector {
         pid_t pid_;
         UniqueFd ended_;
     };
+
+    /// The name of each thread, the system call it is in, and the kernel's function it waits in.
+    [[nodiscard]] static std::string threads_of(pid_t process) {
+        std::string lines;
+        std::error_code gone;
+        for (std::filesystem::directory_iterator task("/proc/" + std::to_string(process) + "/task", gone), end;
+             !gone && task != end; task.increment(gone)) {
+            for (const char* what : {"comm", "syscall", "wchan", "stack"}) {
+                std::ifstream file(task->path() / what);
+                for (std::string line; std::getline(file, line);) {
+                    lines += line + "  ";
+                }
+            }
+            lines += "\n";
+        }
+        return lines;
+    }
 
     [[nodiscard]] std::vector<sock_filter> filter() const {
         std::vector<sock_filter> program;
@@ -257,6 +279,7 @@ class SyscallInjector {
                     return;
                 }
                 result.timed_out = true;
+                result.stuck = threads_of(child.pid());
                 child.kill();
                 deadline = Clock::now() + kLingering;
                 continue;

@@ -88,9 +88,11 @@ bool eventually(Condition condition) {
 
 /// Whether process `process` has a thread called `name` now.
 [[nodiscard]] inline bool has_thread(const std::string& process, const std::string& name) {
-    std::error_code gone;
-    for (const auto& task : std::filesystem::directory_iterator("/proc/" + process + "/task", gone)) {
-        if (content_of(task.path() / "comm") == name + "\n") {
+    std::error_code gone; // Threads end while they are listed.
+    for (std::filesystem::directory_iterator task("/proc/" + process + "/task", gone), end; !gone && task != end;
+         task.increment(gone)) {
+        std::ifstream comm(task->path() / "comm");
+        if (std::string line; std::getline(comm, line) && line == name) {
             return true;
         }
     }
