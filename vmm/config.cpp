@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "devices/tap.hpp"
 #include "kvm/error.hpp"
 #include "prefault/huge_page_pool.hpp"
 #include "vmm/host_memory.hpp"
@@ -94,6 +95,12 @@ void validate_devices(const Config& config) {
         if (disk.id.size() > DiskConfig::kMaxIdBytes || !printable) {
             throw Error(tried + " with the id '" + disk.id + "': it has at most " +
                         std::to_string(DiskConfig::kMaxIdBytes) + " characters, printable ASCII without spaces");
+        }
+    }
+    for (const NetConfig& net : config.nets) {
+        devices::check_interface_name(net.tap);
+        if (!net.mac.empty()) {
+            static_cast<void>(devices::parse_mac_address(net.mac));
         }
     }
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "devices/virtio/block.hpp"
+#include "devices/virtio/net.hpp"
 #include "devices/virtio/rng.hpp"
 #include "devices/virtio/vsock.hpp"
 #include "kvm/error.hpp"
@@ -32,6 +33,13 @@ std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config, c
         devices.push_back(std::make_unique<devices::virtio::Block>(
             "blk" + std::to_string(devices.size()), std::move(image),
             devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn}));
+    }
+    for (std::size_t i = 0; i < config.nets.size(); ++i) {
+        const NetConfig& net = config.nets[i];
+        const devices::MacAddress mac =
+            net.mac.empty() ? devices::make_mac_address(net.tap) : devices::parse_mac_address(net.mac);
+        devices.push_back(
+            std::make_unique<devices::virtio::Net>("net" + std::to_string(i), devices::Tap(net.tap), mac));
     }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(

@@ -1,0 +1,141 @@
+#include "devices/tap.hpp"
+
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <utility>
+
+#include "kvm/error.hpp"
+
+namespace vmm::devices {
+
+namespace {
+
+constexpr std::uint8_t kGroup = 1;
+constexpr std::uint8_t kLocallyAdministered = 2;
+
+int digit(char c) noexcept {
+    if (c >= '0' && c <= '9') {
+        return c - '0';
+    }
+    const char lower = static_cast<char>(c | 0x20);
+    return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
+}
+
+std::string advice_for(int error, const std::string& name) {
+    switch (error) {
+    case EPERM:
+    case EACCES:
+        return "make it for this user beforehand: `ip tuntap add " + name + " mode tap user $USER`";
+    case EBUSY:
+        return "another process has it";
+    case EINVAL:
+        return "is there an interface of that name that is no tap, or one of several queues?";
+    default:
+        return {};
+    }
+}
+
+} // namespace
+
+void check_interface_name(const std::string& name) {
+    const bool good = !name.empty() && name.size() < IFNAMSIZ && name != "." && name != ".." &&
+                      std::all_of(name.begin(), name.end(),
+                                  [](char c) { return c > ' ' && c < '\x7f' && c != '/' && c != ':' && c != '%'; });
+    if (!good) {
+        throw Error("cannot connect to the tap interface '" + name +
+                    "': a name has 1 to 15 characters, without '/', ':', '%' and spaces");
+    }
+}
+
+MacAddress parse_mac_address(const std::string& text) {
+    MacAddress address{};
+    bool good = text.size() == 17;
+    for (std::size_t i = 0; good && i < address.size(); ++i) {
+        const int high = digit(text[3 * i]);
+        const int low = digit(text[(3 * i) + 1]);
+        good = high >= 0 && low >= 0 && (i == 5 || text[(3 * i) + 2] == ':');
+        address[i] = static_cast<std::uint8_t>((high << 4) | low);
+    }
+    if (!good) {
+        throw Error("cannot use '" + text + "' as a MAC address: it must look like 52:54:00:12:34:56");
+    }
+    if ((address[0] & kGroup) != 0) {
+        throw Error("cannot use '" + text + "' as a MAC address: it is one of a group (its first byte must be even)");
+    }
+    if (address == MacAddress{}) {
+        throw Error("cannot use '" + text + "' as a MAC address: nobody can have it");
+    }
+    return address;
+}
+
+MacAddress make_mac_address(std::string_view text) noexcept {
+    std::uint64_t hash = 14695981039346656037ULL; // FNV-1a
+    for (const char c : text) {
+        hash = (hash ^ static_cast<std::uint8_t>(c)) * 1099511628211ULL;
+    }
+    MacAddress address{};
+    for (std::uint8_t& byte : address) {
+        byte = static_cast<std::uint8_t>(hash);
+        hash >>= 8;
+    }
+    address[0] = static_cast<std::uint8_t>((address[0] & ~kGroup) | kLocallyAdministered);
+    return address;
+}
+
+Tap::Tap(const std::string& name) : is_tap_(true) {
+    const std::string tried = "connect to the tap interface " + name;
+    check_interface_name(name);
+    fd_ = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
+    if (!fd_) {
+        throw_errno(errno, "open /dev/net/tun for the tap interface " + name,
+                    errno == ENOENT || errno == ENODEV ? "load the module tun" : "");
+    }
+    ifreq request{};
+    name.copy(request.ifr_name, IFNAMSIZ - 1);
+    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    if (::ioctl(fd_.get(), TUNSETIFF, &request) != 0) {
+        const int error = errno;
+        throw_errno(error, tried, advice_for(error, name));
+    }
+    const int header_bytes = kHeaderBytes;
+    if (::ioctl(fd_.get(), TUNSETVNETHDRSZ, &header_bytes) != 0) {
+        throw_errno(errno, "set the header size of the tap interface " + name);
+    }
+    set_offloads({});
+}
+
+void Tap::set_offloads(const TapOffloads& offloads) noexcept {
+    const unsigned flags = offloads.checksum
+                               ? static_cast<unsigned>(TUN_F_CSUM) | (offloads.tso4 ? TUN_F_TSO4 : 0U) |
+                                     (offloads.tso6 ? TUN_F_TSO6 : 0U) |
+                                     (offloads.ecn && (offloads.tso4 || offloads.tso6) ? TUN_F_TSO_ECN : 0U)
+                               : 0U;
+    if (is_tap_) { // Every kernel with virtio headers knows these.
+        static_cast<void>(::ioctl(fd_.get(), TUNSETOFFLOAD, flags));
+    }
+}
+
+std::ptrdiff_t Tap::receive(std::span<std::byte> frame) noexcept {
+    ssize_t count = 0;
+    do {
+        count = ::read(fd_.get(), frame.data(), frame.size());
+    } while (count < 0 && errno == EINTR);
+    return count < 0 ? -errno : count;
+}
+
+int Tap::send(std::span<const iovec> frame) noexcept {
+    ssize_t count = 0;
+    do {
+        count = ::writev(fd_.get(), frame.data(), static_cast<int>(frame.size()));
+    } while (count < 0 && errno == EINTR);
+    return count < 0 ? -errno : 0;
+}
+
+} // namespace vmm::devices

@@ -1,0 +1,293 @@
+#include "devices/virtio/net.hpp"
+
+#include <limits.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "devices/virtio/mmio_transport.hpp"
+
+namespace vmm::devices::virtio {
+
+namespace {
+
+// Feature bits (5.1.3).
+constexpr std::uint64_t kChecksum = 1ULL << 0;
+constexpr std::uint64_t kGuestChecksum = 1ULL << 1;
+constexpr std::uint64_t kMac = 1ULL << 5;
+constexpr std::uint64_t kGuestTso4 = 1ULL << 7;
+constexpr std::uint64_t kGuestTso6 = 1ULL << 8;
+constexpr std::uint64_t kGuestEcn = 1ULL << 9;
+constexpr std::uint64_t kHostTso4 = 1ULL << 11;
+constexpr std::uint64_t kHostTso6 = 1ULL << 12;
+constexpr std::uint64_t kHostEcn = 1ULL << 13;
+constexpr std::uint64_t kMergeBuffers = 1ULL << 15;
+constexpr std::uint64_t kStatus = 1ULL << 16;
+
+constexpr std::uint16_t kReceive = 0;
+constexpr std::uint16_t kTransmit = 1;
+constexpr std::uint16_t kLinkUp = 1;
+constexpr std::size_t kBufferCountOffset = 10; ///< num_buffers in the header (5.1.6)
+constexpr int kMostFramesATurn = 256;
+
+} // namespace
+
+Net::Net(std::string name, Tap tap, const MacAddress& mac) : tap_(std::move(tap)), frame_(Tap::kMostBytes) {
+    identity_.id = DeviceId::kNet;
+    identity_.name = std::move(name);
+    identity_.queue_sizes.assign(2, kQueueSize);
+    identity_.features = kChecksum | kGuestChecksum | kMac | kGuestTso4 | kGuestTso6 | kGuestEcn | kHostTso4 |
+                         kHostTso6 | kHostEcn | kMergeBuffers | kStatus;
+    identity_.config.resize(sizeof(mac) + sizeof(kLinkUp)); // mac, le16 status (5.1.4)
+    std::memcpy(identity_.config.data(), mac.data(), mac.size());
+    std::memcpy(identity_.config.data() + mac.size(), &kLinkUp, sizeof(kLinkUp));
+}
+
+void Net::activate(Activation activation, MmioTransport& transport) {
+    const auto has = [&](std::uint64_t feature) { return (activation.features & feature) != 0; };
+    merges_ = has(kMergeBuffers);
+    tap_.set_offloads({has(kGuestChecksum), has(kGuestTso4), has(kGuestTso6), has(kGuestEcn)});
+    queues_ = std::move(activation.queues);
+    transport_ = &transport;
+    serve();
+}
+
+void Net::stop() {
+    forget_receive_queue();
+    queues_.clear();
+    is_sending_ = false;
+    frame_bytes_ = 0;
+    transport_ = nullptr;
+    tap_.set_offloads({});
+}
+
+void Net::forget_receive_queue() {
+    buffers_taken_ = 0;
+    wants_buffers_ = false;
+}
+
+void Net::stop_queue(std::uint16_t index) {
+    if (index >= queues_.size()) {
+        return;
+    }
+    queues_[index].reset();
+    if (index == kReceive) {
+        forget_receive_queue();
+    } else {
+        is_sending_ = false;
+    }
+}
+
+void Net::restart_queue(std::uint16_t index, Queue queue) {
+    if (index < queues_.size()) {
+        queues_[index] = std::move(queue);
+        serve();
+    }
+}
+
+std::vector<Source> Net::sources() const {
+    std::vector<Source> sources{another_turn_.source()};
+    if (transport_ == nullptr) {
+        return sources;
+    }
+    const bool receives = queues_[kReceive] && !queues_[kReceive]->is_broken() && !wants_buffers_;
+    const std::uint32_t events = (receives ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
+                                 (is_sending_ ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
+    if (events != 0) {
+        sources.push_back({tap_.fd(), events});
+    }
+    return sources;
+}
+
+void Net::doorbell(std::uint16_t index) {
+    wants_buffers_ = wants_buffers_ && index != kReceive;
+    serve();
+}
+
+void Net::ready(int fd, std::uint32_t /*events*/) {
+    another_turn_.take(fd);
+    serve();
+}
+
+Net::Statistics Net::statistics() const noexcept {
+    return {received_.load(std::memory_order_relaxed), sent_.load(std::memory_order_relaxed),
+            dropped_.load(std::memory_order_relaxed)};
+}
+
+void Net::serve() {
+    if (transport_ == nullptr) {
+        return;
+    }
+    const bool more_to_send = send_some();
+    const bool more_to_receive = receive_some();
+    notify();
+    if (more_to_send || more_to_receive) {
+        another_turn_.ask();
+    }
+}
+
+void Net::notify() {
+    bool wanted = false;
+    for (std::optional<Queue>& queue : queues_) {
+        wanted = (queue && queue->wants_interrupt()) || wanted;
+    }
+    if (wanted) {
+        transport_->notify_driver();
+    }
+}
+
+// --- To the host
+// ------------------------------------------------------------------------------------------------------
+
+/// Returns whether there may be more that could be sent now.
+bool Net::send_some() {
+    std::optional<Queue>& queue = queues_[kTransmit];
+    if (!queue || queue->is_broken()) {
+        return false;
+    }
+    queue->suppress_doorbells();
+    for (int frames = 0; frames < kMostFramesATurn; ++frames) {
+        if (!is_sending_) {
+            switch (queue->pop(sending_)) {
+            case Queue::Pop::kBroken:
+                transport_->fail(queue->why());
+                return false;
+            case Queue::Pop::kEmpty:
+                if (!queue->ask_for_doorbell()) {
+                    return false;
+                }
+                continue;
+            case Queue::Pop::kChain:
+                break;
+            }
+        }
+        const int result = send(sending_);
+        is_sending_ = result == -EAGAIN;
+        if (is_sending_) {
+            return false; // EPOLLOUT says when.
+        }
+        (result == 0 ? sent_ : dropped_).fetch_add(1, std::memory_order_relaxed);
+        queue->push(sending_.head, 0);
+    }
+    return true;
+}
+
+int Net::send(const Chain& chain) {
+    if (chain.readable_bytes <= Tap::kHeaderBytes || chain.readable_bytes > Tap::kMostBytes ||
+        chain.readable.size() > IOV_MAX) {
+        return -EMSGSIZE;
+    }
+    pieces_.clear();
+    for (const std::span<std::byte> buffer : chain.readable) {
+        pieces_.push_back({buffer.data(), buffer.size()});
+    }
+    return tap_.send(pieces_); // The kernel copies the header before it checks it.
+}
+
+// --- To the guest
+// -----------------------------------------------------------------------------------------------------
+
+/// Returns whether there may be more that could be received now.
+bool Net::receive_some() {
+    std::optional<Queue>& queue = queues_[kReceive];
+    if (!queue || queue->is_broken()) {
+        return false;
+    }
+    for (int frames = 0; frames < kMostFramesATurn; ++frames) {
+        if (wants_buffers_) {
+            return false;
+        }
+        if (frame_bytes_ == 0) {
+            const std::ptrdiff_t bytes = tap_.receive(frame_);
+            if (bytes <= static_cast<std::ptrdiff_t>(Tap::kHeaderBytes)) {
+                return false; // None, or the interface is down; what comes later wakes us.
+            }
+            frame_bytes_ = static_cast<std::size_t>(bytes);
+        }
+        if (!deliver()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/// Takes buffers from the guest until they hold `bytes`. False if it has not so many.
+bool Net::take_buffers(std::size_t bytes) {
+    Queue& queue = *queues_[kReceive];
+    std::uint64_t room = 0;
+    for (std::size_t i = 0; i < buffers_taken_; ++i) {
+        room += buffers_[i].writable_bytes;
+    }
+    while (room < bytes || buffers_taken_ == 0) {
+        if (!merges_ && buffers_taken_ == 1) {
+            return true; // It has to do.
+        }
+        if (buffers_taken_ == queue.size()) { // All it has, and still too little.
+            return true;
+        }
+        if (buffers_.size() == buffers_taken_) {
+            buffers_.emplace_back();
+        }
+        switch (queue.pop(buffers_[buffers_taken_])) {
+        case Queue::Pop::kBroken:
+            transport_->fail(queue.why());
+            return false;
+        case Queue::Pop::kEmpty:
+            if (!queue.ask_for_doorbell()) {
+                wants_buffers_ = true;
+                return false;
+            }
+            break;
+        case Queue::Pop::kChain:
+            room += buffers_[buffers_taken_].writable_bytes;
+            ++buffers_taken_;
+            break;
+        }
+    }
+    return true;
+}
+
+/// Gives the guest the frame that is there. False if that cannot be now.
+bool Net::deliver() {
+    if (!take_buffers(frame_bytes_)) {
+        return false;
+    }
+    Queue& queue = *queues_[kReceive];
+    std::uint64_t room = 0;
+    std::size_t needed = 0;
+    while (needed < buffers_taken_ && room < frame_bytes_) {
+        room += buffers_[needed++].writable_bytes;
+    }
+    // A header in pieces over several buffers is none (5.1.6.3.1 has each buffer be larger than it).
+    const bool fits = room >= frame_bytes_ && buffers_.front().writable_bytes >= Tap::kHeaderBytes;
+    if (!fits) {
+        dropped_.fetch_add(1, std::memory_order_relaxed);
+        if (buffers_.front().writable_bytes < Tap::kHeaderBytes || buffers_taken_ == queue.size()) {
+            for (std::size_t i = 0; i < buffers_taken_; ++i) { // Of no use to anybody.
+                queue.push(buffers_[i].head, 0);
+            }
+            buffers_taken_ = 0;
+        }
+        frame_bytes_ = 0;
+        return true;
+    }
+    const auto count = static_cast<std::uint16_t>(needed);
+    std::memcpy(frame_.data() + kBufferCountOffset, &count, sizeof(count));
+    std::span<const std::byte> left = std::span<const std::byte>(frame_).first(frame_bytes_);
+    for (std::size_t i = 0; i < needed; ++i) {
+        const std::size_t copied = copy_to(buffers_[i], 0, left);
+        left = left.subspan(copied);
+        queue.push(buffers_[i].head, static_cast<std::uint32_t>(copied));
+    }
+    // The rest moves to the front; what was used keeps its memory behind it.
+    std::rotate(buffers_.begin(), buffers_.begin() + static_cast<std::ptrdiff_t>(needed), buffers_.end());
+    buffers_taken_ -= needed;
+    frame_bytes_ = 0;
+    received_.fetch_add(1, std::memory_order_relaxed);
+    return true;
+}
+
+} // namespace vmm::devices::virtio

@@ -1,0 +1,82 @@
+// A network interface (virtio 1.2, 5.1).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "devices/tap.hpp"
+#include "devices/virtio/another_turn.hpp"
+#include "devices/virtio/device.hpp"
+
+namespace vmm::devices::virtio {
+
+/// One receive and one transmit queue on a tap. Checksums and TCP segmentation are left to whoever comes last: host or
+/// guest, as negotiated. Frames wait in the tap while the guest offers no buffers, and in the guest while the tap has
+/// no room; neither is looked at meanwhile. A flood in either direction has the thread for one turn at a time.
+///
+/// Threads: one, but for identity() and statistics().
+class Net final : public Device {
+  public:
+    Net(std::string name, Tap tap, const MacAddress& mac);
+
+    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
+    void activate(Activation activation, MmioTransport& transport) override;
+    void doorbell(std::uint16_t index) override;
+    [[nodiscard]] std::vector<Source> sources() const override;
+    void ready(int fd, std::uint32_t events) override;
+    void stop() override;
+    [[nodiscard]] bool is_idle() const noexcept override { return true; }
+    void stop_queue(std::uint16_t index) override;
+    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept override { return true; }
+    void restart_queue(std::uint16_t index, Queue queue) override;
+
+    /// What it has done since it was made. Threads: any.
+    struct Statistics {
+        std::uint64_t received = 0; ///< frames for the guest
+        std::uint64_t sent = 0;     ///< frames of the guest's
+        std::uint64_t dropped = 0;  ///< frames in either direction that did not fit, or that the host did not take
+    };
+    [[nodiscard]] Statistics statistics() const noexcept;
+
+    static constexpr std::uint16_t kQueueSize = 256;
+
+  private:
+    void serve();
+    [[nodiscard]] bool receive_some();
+    [[nodiscard]] bool deliver();
+    [[nodiscard]] bool take_buffers(std::size_t bytes);
+    [[nodiscard]] bool send_some();
+    [[nodiscard]] int send(const Chain& chain);
+    void notify();
+    void forget_receive_queue();
+
+    Identity identity_;
+    Tap tap_;
+    AnotherTurn another_turn_;
+    MmioTransport* transport_ = nullptr; ///< while it is active
+    bool merges_ = false;                ///< a frame may take several buffers
+    std::vector<std::optional<Queue>> queues_;
+
+    std::vector<std::byte> frame_;  ///< one for the guest, that is not delivered yet
+    std::size_t frame_bytes_ = 0;   ///< 0: there is none
+    std::deque<Chain> buffers_;     ///< taken from the receive queue, not yet used
+    std::size_t buffers_taken_ = 0; ///< how many of them are; the others keep their memory for the next time
+    bool wants_buffers_ = false;    ///< the guest has none for what is there
+
+    Chain sending_;
+    bool is_sending_ = false; ///< sending_ waits for room in the tap
+    std::vector<iovec> pieces_;
+
+    std::atomic<std::uint64_t> received_{0};
+    std::atomic<std::uint64_t> sent_{0};
+    std::atomic<std::uint64_t> dropped_{0};
+};
+
+} // namespace vmm::devices::virtio

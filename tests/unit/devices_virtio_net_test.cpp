@@ -1,0 +1,169 @@
+// virtio-net (virtio 1.2, 5.1) on a datagram socket instead of a tap.
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "devices/tap.hpp"
+#include "devices/virtio/net.hpp"
+#include "kvm/error.hpp"
+#include "support/devices_virtio_driver.hpp"
+
+namespace vmm::devices::testing {
+namespace {
+
+using virtio::Net;
+
+constexpr std::uint16_t kReceive = 0;
+constexpr std::uint16_t kTransmit = 1;
+constexpr std::uint64_t kMergeBuffers = 1ULL << 15;
+constexpr std::uint32_t kHeader = Tap::kHeaderBytes;
+
+/// Both ends of the cable.
+struct Cable {
+    Cable() {
+        std::array<int, 2> fds{-1, -1};
+        EXPECT_EQ(::socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds.data()), 0);
+        device = UniqueFd(fds[0]);
+        host = UniqueFd(fds[1]);
+    }
+
+    UniqueFd device;
+    UniqueFd host;
+};
+
+std::vector<std::uint8_t> frame_of(std::size_t bytes, std::uint8_t fill) {
+    std::vector<std::uint8_t> frame(kHeader, 0);
+    frame.resize(kHeader + bytes, fill);
+    return frame;
+}
+
+TEST(VirtioNet, SendsAFrameWithItsHeader) { // 5.1.6.2
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    const std::vector<std::uint8_t> frame = frame_of(60, 0x5a);
+    const GuestAddress at = rig.allocate(frame.size());
+    for (std::size_t i = 0; i < frame.size(); ++i) {
+        ASSERT_TRUE(rig.memory().store(at + i, frame[i]));
+    }
+    rig.queue(kTransmit).add({{at, kHeader}, {at + kHeader, 60}});
+    rig.ring(kTransmit);
+    const auto used = rig.wait_for_used(kTransmit);
+    ASSERT_TRUE(used);
+    EXPECT_EQ(used->length, 0U);
+    std::vector<std::uint8_t> seen(200);
+    ASSERT_EQ(::read(cable.host.get(), seen.data(), seen.size()), static_cast<ssize_t>(frame.size()));
+    seen.resize(frame.size());
+    EXPECT_EQ(seen, frame);
+    EXPECT_EQ(net.statistics().sent, 1U);
+}
+
+TEST(VirtioNet, DropsWhatIsNoFrameAndGoesOn) {
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    const GuestAddress at = rig.allocate(128);
+    rig.queue(kTransmit).add({{at, kHeader}});
+    rig.ring(kTransmit);
+    ASSERT_TRUE(rig.wait_for_used(kTransmit));
+    EXPECT_EQ(net.statistics().dropped, 1U);
+    rig.queue(kTransmit).add({{at, 72}});
+    rig.ring(kTransmit);
+    ASSERT_TRUE(rig.wait_for_used(kTransmit));
+    EXPECT_EQ(net.statistics().sent, 1U);
+}
+
+TEST(VirtioNet, WaitsWithAFrameUntilTheGuestHasABuffer) {
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    const std::vector<std::uint8_t> frame = frame_of(60, 0xa5);
+    ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+    rig.settle();
+    EXPECT_EQ(net.statistics().received, 0U);
+    const GuestAddress at = rig.allocate(2048);
+    rig.queue(kReceive).add({{at, 2048, kWritable}});
+    rig.ring(kReceive);
+    const auto used = rig.wait_for_used(kReceive);
+    ASSERT_TRUE(used);
+    EXPECT_EQ(used->length, frame.size());
+    EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + kHeader), 0xa5);
+    EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 10), 1U); // num_buffers
+    EXPECT_EQ(net.statistics().received, 1U);
+}
+
+TEST(VirtioNet, SpreadsAFrameOverMergedBuffers) { // 5.1.6.4
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    const GuestAddress at = rig.allocate(4096);
+    for (std::uint64_t i = 0; i < 4; ++i) {
+        rig.queue(kReceive).add({{at + i * 1024, 500, kWritable}});
+    }
+    rig.ring(kReceive);
+    const std::vector<std::uint8_t> frame = frame_of(1400, 0x11);
+    ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+    std::uint64_t total = 0;
+    for (int i = 0; i < 3; ++i) {
+        const auto used = rig.wait_for_used(kReceive);
+        ASSERT_TRUE(used);
+        total += used->length;
+    }
+    EXPECT_EQ(total, frame.size());
+    EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 10), 3U);
+}
+
+TEST(VirtioNet, AFrameTooLargeForAllBuffersIsDropped) {
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start(~kMergeBuffers));
+    const GuestAddress at = rig.allocate(256);
+    rig.queue(kReceive).add({{at, 256, kWritable}});
+    rig.ring(kReceive);
+    const std::vector<std::uint8_t> large = frame_of(1400, 0x11);
+    ASSERT_EQ(::write(cable.host.get(), large.data(), large.size()), static_cast<ssize_t>(large.size()));
+    const std::vector<std::uint8_t> small = frame_of(60, 0x22);
+    ASSERT_EQ(::write(cable.host.get(), small.data(), small.size()), static_cast<ssize_t>(small.size()));
+    const auto used = rig.wait_for_used(kReceive);
+    ASSERT_TRUE(used);
+    EXPECT_EQ(used->length, small.size());
+    EXPECT_EQ(net.statistics().dropped, 1U);
+}
+
+TEST(MacAddress, IsReadAsItIsWritten) {
+    EXPECT_EQ(parse_mac_address("52:54:00:12:aB:Ff"), (MacAddress{0x52, 0x54, 0x00, 0x12, 0xab, 0xff}));
+    for (const std::string bad : {"", "52:54:00:12:34", "52-54-00-12-34-56", "52:54:00:12:34:5g", "53:54:00:12:34:56",
+                                  "00:00:00:00:00:00", "52:54:00:12:34:56:78"}) {
+        EXPECT_THROW(static_cast<void>(parse_mac_address(bad)), Error) << bad;
+    }
+}
+
+TEST(MacAddress, MadeOnesAreLocalAndOfOne) {
+    for (const char* text : {"tap0", "tap1", ""}) {
+        EXPECT_EQ(make_mac_address(text)[0] & 3, 2) << text;
+    }
+    EXPECT_NE(make_mac_address("tap0"), make_mac_address("tap1"));
+}
+
+TEST(Tap, NamesThatNoInterfaceCanHaveAreRefused) {
+    for (const std::string bad : {"", ".", "..", "a/b", "a:b", "a b", "tap%d", "sixteen_letters_"}) {
+        EXPECT_THROW(check_interface_name(bad), Error) << bad;
+    }
+    EXPECT_NO_THROW(check_interface_name("fifteen_letters"));
+}
+
+} // namespace
+} // namespace vmm::devices::testing
