@@ -8,12 +8,14 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "devices/tap.hpp"
 #include "devices/virtio/net.hpp"
 #include "kvm/error.hpp"
+#include "support/devices_hostile_driver.hpp"
 #include "support/devices_virtio_driver.hpp"
 
 namespace vmm::devices::testing {
@@ -142,6 +144,68 @@ TEST(VirtioNet, AFrameTooLargeForAllBuffersIsDropped) {
     EXPECT_EQ(used->length, small.size());
     EXPECT_EQ(net.statistics().dropped, 1U);
 }
+
+/// One end of a cable whose other end is only read by the kernel: frames sent are dropped once it is full.
+std::unique_ptr<Net> make_unplugged_net() {
+    Cable cable;
+    return std::make_unique<Net>("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+}
+
+bool consumes_a_frame(VirtioRig& rig) {
+    const GuestAddress at = rig.allocate(128);
+    rig.queue(kTransmit).add({{at, 72}});
+    rig.ring(kTransmit);
+    return rig.wait_for_used(kTransmit).has_value();
+}
+
+class NetTransmitHostile : public ::testing::TestWithParam<HostileCase> {};
+
+TEST_P(NetTransmitHostile, DriverIsAnsweredAndNothingElseIsTouched) {
+    run_hostile_case(GetParam(), {.make = make_unplugged_net,
+                                  .queue = kTransmit,
+                                  .looks_at_once = true,
+                                  .request =
+                                      [](VirtioRig& rig) {
+                                          rig.queue(kTransmit).add({{rig.allocate(128), 72}});
+                                      },
+                                  .works = consumes_a_frame});
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, NetTransmitHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
+
+/// The host sends all the while, so that the receive queue is looked at.
+class NetReceiveHostile : public ::testing::TestWithParam<HostileCase> {};
+
+TEST_P(NetReceiveHostile, DriverIsAnsweredAndNothingElseIsTouched) {
+    UniqueFd host;
+    const std::vector<std::uint8_t> frame = frame_of(60, 0x5a);
+    const auto send = [&host, &frame] { static_cast<void>(::write(host.get(), frame.data(), frame.size())); };
+    run_hostile_case(GetParam(), {.make =
+                                      [&host, &send] {
+                                          Cable cable;
+                                          host = std::move(cable.host);
+                                          send();
+                                          send();
+                                          return std::make_unique<Net>("net0", Tap(std::move(cable.device)),
+                                                                       make_mac_address("t"));
+                                      },
+                                  .queue = kReceive,
+                                  .looks_at_once = false,
+                                  .request =
+                                      [&send](VirtioRig& rig) {
+                                          rig.queue(kReceive).add({{rig.allocate(2048), 2048, kWritable}});
+                                          send();
+                                      },
+                                  .works =
+                                      [&send](VirtioRig& rig) {
+                                          rig.queue(kReceive).add({{rig.allocate(2048), 2048, kWritable}});
+                                          rig.ring(kReceive);
+                                          send();
+                                          return rig.wait_for_used(kReceive).has_value();
+                                      }});
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, NetReceiveHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
 TEST(MacAddress, IsReadAsItIsWritten) {
     EXPECT_EQ(parse_mac_address("52:54:00:12:aB:Ff"), (MacAddress{0x52, 0x54, 0x00, 0x12, 0xab, 0xff}));
