@@ -188,6 +188,8 @@ void Block::activate(Activation activation, MmioTransport& transport) {
     queue_life_.assign(queues_.size(), 0);
     write_through_ = (activation.features & kFlush) == 0;
     transport_ = &transport;
+    moderation_.reset();
+    pushed_ = 0;
     stopping_ = false;
     if (!io_) {
         const std::vector<std::span<std::byte>> pinned =
@@ -263,13 +265,22 @@ void Block::serve() {
     const auto begin = Clock::now();
     auto last = begin;
     for (auto now = begin; now - begin < kLongestTurn; now = Clock::now()) {
-        const bool busy = take_all();
+        const unsigned taken = take_all();
+        if (taken != 0) {
+            moderation_.took(now, taken);
+        }
         submit();
         const bool completed = reap(); // What the page cache had is there already.
-        notify();
-        if (busy || completed) {
+        if (pushed_ != 0) {
+            moderation_.finished(now, std::exchange(pushed_, 0));
+        }
+        if (moderation_.is_due(now, static_cast<unsigned>(requests_.size() - free_.size()))) {
+            notify();
+        }
+        if (taken != 0 || completed) {
             last = now;
-        } else if (now - last >= kLinger && !ask_for_doorbells()) {
+        } else if (!moderation_.holds_any() &&
+                   now - last >= std::max<Clock::duration>(kLinger, moderation_.patience()) && !ask_for_doorbells()) {
             return;
         }
     }
@@ -287,18 +298,18 @@ bool Block::ask_for_doorbells() {
     return more;
 }
 
-/// Begins what is in the queues, as far as there is room. Returns whether there was anything.
-bool Block::take_all() {
-    bool any = false;
+/// Begins what is in the queues, as far as there is room. Returns how many requests that were.
+unsigned Block::take_all() {
+    unsigned taken = 0;
     for (std::uint16_t index = 0; index < queues_.size() && !stopping_; ++index) {
         if (queues_[index] && !queues_[index]->is_broken()) {
-            any = take_all_of(index) || any;
+            taken += take_all_of(index);
         }
     }
-    return any;
+    return taken;
 }
 
-bool Block::take_all_of(std::uint16_t index) {
+unsigned Block::take_all_of(std::uint16_t index) {
     Queue& queue = *queues_[index];
     queue.suppress_doorbells();
     unsigned taken = 0;
@@ -307,9 +318,9 @@ bool Block::take_all_of(std::uint16_t index) {
         switch (queue.pop(request.chain)) {
         case Queue::Pop::kBroken:
             transport_->fail(queue.why());
-            return taken != 0;
+            return taken;
         case Queue::Pop::kEmpty:
-            return taken != 0;
+            return taken;
         case Queue::Pop::kChain:
             free_.pop_back();
             request.queue = index;
@@ -320,7 +331,7 @@ bool Block::take_all_of(std::uint16_t index) {
             break;
         }
     }
-    return taken != 0;
+    return taken;
 }
 
 void Block::submit() {
@@ -330,6 +341,7 @@ void Block::submit() {
 }
 
 void Block::notify() {
+    moderation_.told();
     if (stopping_) {
         return;
     }
@@ -670,6 +682,7 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     const bool all = written + 1 == request.chain.writable_bytes;
     queues_[request.queue]->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
     queue_pushed_[request.queue] = true;
+    ++pushed_;
 }
 
 void Block::warn(const Request& request, int error) {

@@ -18,6 +18,7 @@
 #include "devices/disk_io.hpp"
 #include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/device.hpp"
+#include "devices/virtio/interrupt_moderation.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -73,8 +74,8 @@ class Block final : public Device {
 
     void build_config(const BlockConfig& config);
     void serve();
-    [[nodiscard]] bool take_all();
-    [[nodiscard]] bool take_all_of(std::uint16_t index);
+    [[nodiscard]] unsigned take_all();
+    [[nodiscard]] unsigned take_all_of(std::uint16_t index);
     [[nodiscard]] bool ask_for_doorbells();
     void begin(Request& request);
     void begin_transfer(Request& request, bool write, std::uint64_t sector);
@@ -103,6 +104,8 @@ class Block final : public Device {
     bool write_through_ = false;
     std::vector<std::optional<Queue>> queues_;
     std::vector<bool> queue_pushed_;        ///< something was given back since the driver was last notified
+    InterruptModeration moderation_;        ///< of all queues: they have one interrupt
+    unsigned pushed_ = 0;                   ///< requests given back of which moderation_ does not know yet
     std::vector<unsigned> queue_work_;      ///< requests of each queue that are with the host
     std::vector<std::uint32_t> queue_life_; ///< counts the stops of a queue: what began before is not given back
     std::unique_ptr<DiskIo> io_;            ///< made on the device's thread

@@ -1,0 +1,59 @@
+// When to tell a driver of what is done.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace vmm::devices::virtio {
+
+/// Interrupt moderation: an interrupt costs a guest several exits, of which a driver that has many requests under way
+/// needs one for many of them. The used ring is filled at once in any case; only the interrupt waits.
+///
+/// It waits while more is being done: until as many requests are done as came together the last times, or half of all
+/// that is under way, or kMostHeld; and no longer than two of the usual distances between requests after the last of
+/// them, nor kLongestHold. A driver with one request at a time is told at once: how many come together is found by
+/// waiting for one more now and then, ever more rarely where none comes.
+///
+/// Time is given by the caller. Threads: one.
+class InterruptModeration {
+  public:
+    using Clock = std::chrono::steady_clock;
+    using Duration = Clock::duration;
+
+    static constexpr unsigned kMostHeld = 32;
+    static constexpr Duration kLongestHold = std::chrono::milliseconds{2};
+    static constexpr Duration kLongestGap = std::chrono::microseconds{500};
+    static constexpr unsigned kRarestProbe = 256;
+
+    /// The device took `count` > 0 requests at `now`.
+    void took(Clock::time_point now, unsigned count) noexcept;
+    /// `count` > 0 requests are done, and in the used ring.
+    void finished(Clock::time_point now, unsigned count) noexcept;
+
+    /// Whether something is done of which the driver was not told.
+    [[nodiscard]] bool holds_any() const noexcept { return held_ != 0; }
+    /// Whether the driver is to be told now; `under_way` requests are not done yet.
+    [[nodiscard]] bool is_due(Clock::time_point now, unsigned under_way) const noexcept;
+    /// It was told.
+    void told() noexcept;
+    /// Nothing is held any more: the driver has reset the device.
+    void reset() noexcept { *this = {}; }
+
+    /// How long it is worth to wait for another request.
+    [[nodiscard]] Duration patience() const noexcept;
+
+  private:
+    [[nodiscard]] unsigned goal() const noexcept;
+
+    unsigned held_ = 0;
+    unsigned batch_ = 1;       ///< how many came together the last time
+    bool probing_ = false;     ///< this time, more than that are waited for
+    unsigned probe_pause_ = 1; ///< from one probe to the next, in interrupts
+    unsigned until_probe_ = 1;
+    Clock::time_point last_taken_{};
+    Clock::time_point last_event_{};
+    Clock::time_point first_held_{};
+    Duration gap_ = std::chrono::microseconds{10}; ///< between requests, a moving average
+};
+
+} // namespace vmm::devices::virtio
