@@ -122,10 +122,10 @@ void Tap::set_offloads(const TapOffloads& offloads) noexcept {
     }
 }
 
-std::ptrdiff_t Tap::receive(std::span<std::byte> frame) noexcept {
+std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {
     ssize_t count = 0;
     do {
-        count = ::read(fd_.get(), frame.data(), frame.size());
+        count = ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
     } while (count < 0 && errno == EINTR);
     return count < 0 ? -errno : count;
 }

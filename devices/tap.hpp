@@ -50,8 +50,9 @@ class Tap {
     /// Which of them the guest understands, from now on.
     void set_offloads(const TapOffloads& offloads) noexcept;
 
-    /// One frame. Returns its bytes, or -errno: -EAGAIN where there is none now.
-    [[nodiscard]] std::ptrdiff_t receive(std::span<std::byte> frame) noexcept;
+    /// One frame, its header first, into `buffers`, at most IOV_MAX. Returns its bytes, or -errno: -EAGAIN where there
+    /// is none now.
+    [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept;
     /// Sends one frame. Returns 0, or -errno: -EAGAIN where there is no room now.
     [[nodiscard]] int send(std::span<const iovec> frame) noexcept;
 

@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -66,6 +67,7 @@ void Net::stop() {
 
 void Net::forget_receive_queue() {
     buffers_taken_ = 0;
+    room_ = 0;
     wants_buffers_ = false;
 }
 
@@ -201,9 +203,18 @@ bool Net::receive_some() {
             return false;
         }
         if (frame_bytes_ == 0) {
-            const std::ptrdiff_t bytes = tap_.receive(frame_);
+            if (!take_buffers(Tap::kMostBytes)) {
+                return false;
+            }
+            const bool direct = receive_into_buffers();
+            const std::array<iovec, 1> frame{{{frame_.data(), frame_.size()}}};
+            const std::ptrdiff_t bytes = tap_.receive(direct ? std::span<const iovec>(pieces_) : frame);
             if (bytes <= static_cast<std::ptrdiff_t>(Tap::kHeaderBytes)) {
                 return false; // None, or the interface is down; what comes later wakes us.
+            }
+            if (direct) {
+                hand_over({}, static_cast<std::size_t>(bytes));
+                continue;
             }
             frame_bytes_ = static_cast<std::size_t>(bytes);
         }
@@ -214,20 +225,26 @@ bool Net::receive_some() {
     return true;
 }
 
-/// Takes buffers from the guest until they hold `bytes`. False if it has not so many.
+/// Whether the host can write a frame of any size into the buffers taken, as pieces_ has them.
+bool Net::receive_into_buffers() {
+    if (room_ < Tap::kMostBytes || buffers_.front().writable_bytes < Tap::kHeaderBytes) {
+        return false;
+    }
+    pieces_.clear();
+    for (std::size_t i = 0; i < buffers_taken_; ++i) {
+        for (const std::span<std::byte> buffer : buffers_[i].writable) {
+            pieces_.push_back({buffer.data(), buffer.size()});
+        }
+    }
+    return pieces_.size() <= IOV_MAX;
+}
+
+/// Takes buffers from the guest until they hold `bytes`, as far as it has them. False where the queue is broken.
 bool Net::take_buffers(std::size_t bytes) {
     Queue& queue = *queues_[kReceive];
-    std::uint64_t room = 0;
-    for (std::size_t i = 0; i < buffers_taken_; ++i) {
-        room += buffers_[i].writable_bytes;
-    }
-    while (room < bytes || buffers_taken_ == 0) {
-        if (!merges_ && buffers_taken_ == 1) {
-            return true; // It has to do.
-        }
-        if (buffers_taken_ == queue.size()) { // All it has, and still too little.
-            return true;
-        }
+    // All it has, one by one, may still be too little.
+    const std::size_t most = merges_ ? queue.size() : 1;
+    while ((room_ < bytes || buffers_taken_ == 0) && buffers_taken_ < most) {
         if (buffers_.size() == buffers_taken_) {
             buffers_.emplace_back();
         }
@@ -236,13 +253,9 @@ bool Net::take_buffers(std::size_t bytes) {
             transport_->fail(queue.why());
             return false;
         case Queue::Pop::kEmpty:
-            if (!queue.ask_for_doorbell()) {
-                wants_buffers_ = true;
-                return false;
-            }
-            break;
+            return true;
         case Queue::Pop::kChain:
-            room += buffers_[buffers_taken_].writable_bytes;
+            room_ += buffers_[buffers_taken_].writable_bytes;
             ++buffers_taken_;
             break;
         }
@@ -252,42 +265,62 @@ bool Net::take_buffers(std::size_t bytes) {
 
 /// Gives the guest the frame that is there. False if that cannot be now.
 bool Net::deliver() {
-    if (!take_buffers(frame_bytes_)) {
+    Queue& queue = *queues_[kReceive];
+    const std::size_t most = merges_ ? queue.size() : 1;
+    do {
+        if (!take_buffers(frame_bytes_)) {
+            return false;
+        }
+        if ((room_ >= frame_bytes_ && buffers_taken_ != 0) || buffers_taken_ == most) {
+            break;
+        }
+        wants_buffers_ = !queue.ask_for_doorbell();
+    } while (!wants_buffers_);
+    if (wants_buffers_) {
         return false;
     }
-    Queue& queue = *queues_[kReceive];
-    std::uint64_t room = 0;
-    std::size_t needed = 0;
-    while (needed < buffers_taken_ && room < frame_bytes_) {
-        room += buffers_[needed++].writable_bytes;
-    }
     // A header in pieces over several buffers is none (5.1.6.3.1 has each buffer be larger than it).
-    const bool fits = room >= frame_bytes_ && buffers_.front().writable_bytes >= Tap::kHeaderBytes;
-    if (!fits) {
+    const bool has_header = buffers_.front().writable_bytes >= Tap::kHeaderBytes;
+    if (room_ >= frame_bytes_ && has_header) {
+        hand_over(std::span<const std::byte>(frame_).first(frame_bytes_), frame_bytes_);
+    } else {
         dropped_.fetch_add(1, std::memory_order_relaxed);
-        if (buffers_.front().writable_bytes < Tap::kHeaderBytes || buffers_taken_ == queue.size()) {
+        if (!has_header || buffers_taken_ == queue.size()) {
             for (std::size_t i = 0; i < buffers_taken_; ++i) { // Of no use to anybody.
                 queue.push(buffers_[i].head, 0);
             }
             buffers_taken_ = 0;
+            room_ = 0;
         }
-        frame_bytes_ = 0;
-        return true;
+    }
+    frame_bytes_ = 0;
+    return true;
+}
+
+/// Gives the buffers that hold `bytes` back: with `frame` in them, or with what the host wrote there, where it is
+/// empty.
+void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
+    Queue& queue = *queues_[kReceive];
+    std::size_t needed = 0;
+    for (std::size_t left = bytes; left != 0; ++needed) {
+        const std::size_t here = std::min<std::size_t>(left, buffers_[needed].writable_bytes);
+        if (!frame.empty()) {
+            copy_to(buffers_[needed], 0, frame.subspan(bytes - left, here));
+        }
+        left -= here;
     }
     const auto count = static_cast<std::uint16_t>(needed);
-    std::memcpy(frame_.data() + kBufferCountOffset, &count, sizeof(count));
-    std::span<const std::byte> left = std::span<const std::byte>(frame_).first(frame_bytes_);
-    for (std::size_t i = 0; i < needed; ++i) {
-        const std::size_t copied = copy_to(buffers_[i], 0, left);
-        left = left.subspan(copied);
-        queue.push(buffers_[i].head, static_cast<std::uint32_t>(copied));
+    copy_to(buffers_.front(), kBufferCountOffset, std::as_bytes(std::span(&count, 1)));
+    for (std::size_t i = 0, left = bytes; i < needed; ++i) {
+        const std::size_t here = std::min<std::size_t>(left, buffers_[i].writable_bytes);
+        left -= here;
+        room_ -= buffers_[i].writable_bytes;
+        queue.push(buffers_[i].head, static_cast<std::uint32_t>(here));
     }
     // The rest moves to the front; what was used keeps its memory behind it.
     std::rotate(buffers_.begin(), buffers_.begin() + static_cast<std::ptrdiff_t>(needed), buffers_.end());
     buffers_taken_ -= needed;
-    frame_bytes_ = 0;
     received_.fetch_add(1, std::memory_order_relaxed);
-    return true;
 }
 
 } // namespace vmm::devices::virtio

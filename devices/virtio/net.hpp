@@ -52,6 +52,8 @@ class Net final : public Device {
     [[nodiscard]] bool receive_some();
     [[nodiscard]] bool deliver();
     [[nodiscard]] bool take_buffers(std::size_t bytes);
+    [[nodiscard]] bool receive_into_buffers();
+    void hand_over(std::span<const std::byte> frame, std::size_t bytes);
     [[nodiscard]] bool send_some();
     [[nodiscard]] int send(const Chain& chain);
     void notify();
@@ -68,6 +70,7 @@ class Net final : public Device {
     std::size_t frame_bytes_ = 0;   ///< 0: there is none
     std::deque<Chain> buffers_;     ///< taken from the receive queue, not yet used
     std::size_t buffers_taken_ = 0; ///< how many of them are; the others keep their memory for the next time
+    std::uint64_t room_ = 0;        ///< bytes they hold
     bool wants_buffers_ = false;    ///< the guest has none for what is there
 
     Chain sending_;

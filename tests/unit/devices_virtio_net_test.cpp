@@ -127,6 +127,37 @@ TEST(VirtioNet, SpreadsAFrameOverMergedBuffers) { // 5.1.6.4
     EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 10), 3U);
 }
 
+TEST(VirtioNet, AFrameGoesStraightIntoBuffersThatHoldAny) { // 5.1.6.4
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    constexpr std::uint64_t kBuffer = 4096;
+    constexpr std::uint64_t kBuffers = 20; // Tap::kMostBytes and some more.
+    const GuestAddress at = rig.allocate(kBuffers * kBuffer);
+    for (std::uint64_t i = 0; i < kBuffers; ++i) {
+        rig.queue(kReceive).add({{at + i * kBuffer, kBuffer, kWritable}});
+    }
+    rig.ring(kReceive);
+    std::vector<std::uint8_t> frame = frame_of(10000, 0x11);
+    frame.back() = 0x22;
+    ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+    for (const std::uint32_t length : {4096U, 4096U, static_cast<std::uint32_t>(frame.size() - 2 * kBuffer)}) {
+        const auto used = rig.wait_for_used(kReceive);
+        ASSERT_TRUE(used);
+        EXPECT_EQ(used->length, length);
+    }
+    EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 10), 3U);
+    EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + kHeader), 0x11);
+    EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + (frame.size() - 1)), 0x22);
+    EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + frame.size()), 0);
+    // The buffers that are left do not hold any frame: this one is copied.
+    ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+    ASSERT_TRUE(rig.wait_for_used(kReceive));
+    EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 3 * kBuffer + 10), 3U);
+    EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + (3 * kBuffer + frame.size() - 1)), 0x22);
+}
+
 TEST(VirtioNet, AFrameTooLargeForAllBuffersIsDropped) {
     Cable cable;
     Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
