@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "devices/byte_ring.hpp"
+#include "devices/character_port.hpp"
 #include "devices/device.hpp"
 #include "kvm/guest_address.hpp"
 
@@ -26,23 +27,12 @@ namespace vmm::devices {
 /// gate the interrupt as it does on a PC board, so that a guest which forgets it is not left without interrupts.
 ///
 /// Threads: every member may be called from any thread.
-class SerialPort final : public Device {
+class SerialPort final : public Device, public CharacterPort {
   public:
     /// I/O ports or bytes of address space it takes.
     static constexpr std::uint64_t kSize = 8;
     /// The receiver's FIFO, in bytes.
     static constexpr std::size_t kReceiveFifoBytes = 16;
-    static constexpr std::size_t kDefaultOutputBytes = 256 * kKiB;
-
-    /// How it wakes the event loop. Either may be empty, neither may throw. They are called without the lock, from the
-    /// thread of the vCPU that caused it, and should do no more than signal an eventfd.
-    struct Callbacks {
-        /// There is output where there was none. It is not called again before `take_output` has taken everything.
-        std::function<void()> output_ready;
-        /// The guest has emptied the receiver after there was no room in it: `feed_input` may go on.
-        std::function<void()> input_room_ready;
-    };
-
     /// All that the guest can see, as after a hardware reset. Output not yet taken is no part of it: those bytes have
     /// left the UART and are the host's to print.
     struct State {
@@ -73,18 +63,15 @@ class SerialPort final : public Device {
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
-    /// Moves up to `out.size()` bytes of output to the front of `out`, and says how many. Take until it gives 0: only
-    /// then will `output_ready` be called again.
-    [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept;
+    [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept override;
     /// Bytes the guest has transmitted that found the output ring full.
-    [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept;
+    [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept override;
 
     /// How many bytes `feed_input` would accept now. Nothing while the guest has the port in loopback: its receiver is
     /// then disconnected from the line.
     [[nodiscard]] std::size_t input_room() const noexcept;
-    /// Receives as much of the front of `bytes` as there is room for, and says how much; the rest stays with the caller
-    /// until `input_room_ready`. For the event loop: the interrupt is raised from the calling thread.
-    [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept;
+    /// The interrupt is raised from the calling thread.
+    [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept override;
 
     /// A copy of the state, for a snapshot. Consistent at any time.
     [[nodiscard]] State state() const noexcept;

@@ -25,7 +25,7 @@ class Board {
   public:
     /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
     /// `virtio` does. After kvm::Vm::create_irqchip(). Throws Error.
-    Board(kvm::Vm& vm, devices::SerialPort::Callbacks serial_callbacks, VirtioDevices& virtio, StopRequest& stop);
+    Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, StopRequest& stop);
 
     [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }

@@ -234,6 +234,11 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
         ->type_name("stdio|none|FILE")
         ->check(kNotEmpty)
         ->default_str("stdio");
+    run.add_option("--console", command.console,
+                   "Where a virtio console (hvc0) goes; on stdio, the serial port is then off")
+        ->type_name("stdio|none|FILE")
+        ->check(kNotEmpty)
+        ->default_str("none");
     add_devices(run, "--disk", "PATH[,ro][,direct][,queues=N][,id=STR]", config.disks, parse_disk_option,
                 "A raw disk image or block device, as a virtio block device; a comma in PATH is written twice");
     add_devices(run, "--net", "tap=NAME[,mac=MAC]", config.nets, parse_net_option,
@@ -324,6 +329,15 @@ Command parse_command_line(int argc, const char* const* argv) {
     if (run_command.config.prefault.workers == 0 && run->count("--prefault-workers") == 0) {
         const std::size_t cpus = prefault.cpus.empty() ? prefault::usable_cpu_list().size() : prefault.cpus.size();
         prefault.workers = static_cast<unsigned>(std::clamp<std::size_t>(cpus, 1, Config::kMaxPrefaultWorkers));
+    }
+    if (run_command.console == "stdio" && run_command.serial == "stdio") {
+        if (run->count("--serial") != 0) {
+            return usage_error(app, "--serial and --console cannot both be on stdio");
+        }
+        run_command.serial = "none";
+    }
+    if (run_command.console == run_command.serial && run_command.console != "none") {
+        return usage_error(app, "--serial and --console cannot both go to " + run_command.console);
     }
     run_command.log_level = log_level(verbosity, quiet);
     run_command.summary = !quiet;

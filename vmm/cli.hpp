@@ -10,11 +10,12 @@ namespace vmm {
 
 /// `vmm run`
 struct RunCommand {
-    Config config;           ///< `serial` and `log` are not filled in
-    std::string serial;      ///< "stdio", "none" or a file
-    std::string report;      ///< a file; empty: none
-    std::string log_file;    ///< empty: none
-    std::string config_file; ///< where the rest was read from; empty: only the command line
+    Config config;                ///< `serial` and `log` are not filled in
+    std::string serial;           ///< "stdio", "none" or a file
+    std::string console = "none"; ///< as `serial`: of a virtio console
+    std::string report;           ///< a file; empty: none
+    std::string log_file;         ///< empty: none
+    std::string config_file;      ///< where the rest was read from; empty: only the command line
     LogLevel log_level = LogLevel::kWarning;
     bool watch = false;  ///< whether to say once a second what KVM has mapped
     bool summary = true; ///< whether to end with a few lines for people

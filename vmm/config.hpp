@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "devices/virtio/console.hpp"
 #include "kvm/guest_memory.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/huge_page_pool.hpp"
@@ -23,11 +24,15 @@ namespace vmm {
 
 /// Where the guest's serial port is connected. The descriptors are loans that outlive the machine; -1: not connected.
 /// The output descriptor's flags are left as they are, and a reader that does not read never stalls the guest.
-struct SerialConfig {
+struct CharacterConfig {
     int input_fd = -1;
     int output_fd = -1;
     /// Whether Ctrl-A is a prefix for commands to us (x: stop, h: help, Ctrl-A: itself). For a person at a terminal.
     bool escape_keys = false;
+    /// The size of the terminal, where there is one; asked again when `resized_fd` (an eventfd) becomes readable. For a
+    /// virtio console: a serial port cannot tell its guest.
+    std::function<std::optional<devices::virtio::ConsoleSize>()> size;
+    int resized_fd = -1;
     /// What Ctrl-A h does. Called on the thread of Machine::run(). Empty: nothing.
     std::function<void()> show_help;
 };
@@ -95,8 +100,9 @@ struct Config {
     PrefaultWhen prefault_when = PrefaultWhen::kBefore;
     /// Is told once a second how the second level is doing while the guest runs. Empty: nobody.
     WatchSink watch;
-    SerialConfig serial;
-    std::vector<DiskConfig> disks; ///< /dev/vda, /dev/vdb, ... in Linux
+    CharacterConfig serial;
+    std::optional<CharacterConfig> console; ///< a virtio console, hvc0 in Linux
+    std::vector<DiskConfig> disks;          ///< /dev/vda, /dev/vdb, ... in Linux
     std::vector<NetConfig> nets;
     std::optional<VsockConfig> vsock;
     bool rng = false; ///< whether the guest has a source of entropy (virtio-rng)

@@ -1,6 +1,7 @@
 #include "vmm/machine.hpp"
 
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +20,7 @@
 #include "kvm/system.hpp"
 #include "vmm/background_prefault.hpp"
 #include "vmm/board.hpp"
+#include "vmm/character_console.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/fault_counters.hpp"
 #include "vmm/guest_images.hpp"
@@ -27,7 +29,6 @@
 #include "vmm/interval_timer.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/prefaulter.hpp"
-#include "vmm/serial_console.hpp"
 #include "vmm/stop_bridge.hpp"
 #include "vmm/vcpu_thread.hpp"
 #include "vmm/virtio_devices.hpp"
@@ -61,7 +62,8 @@ struct Machine::Parts {
         }
     }
     [[nodiscard]] Prefaulter::Host prefault_host() const;
-    [[nodiscard]] DeviceServices device_services() const;
+    /// Makes `virtio_console`, too, which the devices stand on.
+    [[nodiscard]] DeviceServices device_services();
     void create_vcpus();
     void load();
     [[nodiscard]] bool adopts_page_tables() const;
@@ -70,6 +72,7 @@ struct Machine::Parts {
     prefault::Report prefault(const prefault::Options& options);
     void run_threads(std::deque<VcpuThread>& threads);
     void watch(EventLoop& loop, IntervalTimer& timer);
+    void watch_terminal_size(EventLoop& loop);
     [[nodiscard]] std::uint64_t measure_resident_overhead() const;
     void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
     void note_end(const std::deque<VcpuThread>& threads);
@@ -81,11 +84,12 @@ struct Machine::Parts {
     std::shared_ptr<StopRequest> shared_stop;
     StopRequest& stop;
     GuestFiles files;
-    std::vector<std::unique_ptr<devices::virtio::Device>> virtio_devices; ///< until `virtio` has them
+    std::optional<CharacterConsole> virtio_console;
+    VirtioSet virtio_devices; ///< the devices themselves until `virtio` has them
     kvm::System system;
     GuestRam ram;
     kvm::Vm vm;
-    SerialConsole console;
+    CharacterConsole console;
     VirtioDevices virtio;
     Board board;
     std::vector<kvm_cpuid_entry2> supported_cpuid;
@@ -136,7 +140,7 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
       files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config, device_services())),
       system(open_checked_system(config)), ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
       console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
-      virtio(vm, ram.memory(), std::move(virtio_devices)), board(vm, console.callbacks(), virtio, stop),
+      virtio(vm, ram.memory(), std::move(virtio_devices.devices)), board(vm, console.callbacks(), virtio, stop),
       supported_cpuid(system.supported_cpuid()), tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
     report.host = prefault::detect_second_level();
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
@@ -156,9 +160,15 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     load();
 }
 
-DeviceServices Machine::Parts::device_services() const {
+DeviceServices Machine::Parts::device_services() {
+    if (config.console) {
+        virtio_console.emplace(*config.console, [this] { stop.request(ExitReason::kStopped); });
+    }
     DeviceServices services;
     services.warn = [this](const std::string& line) { log(LogLevel::kWarning, line); };
+    if (virtio_console) {
+        services.console = virtio_console->callbacks();
+    }
     if (config.pin == prefault::Pin::kLongterm) {
         services.pinned_memory = [this] {
             std::vector<std::span<std::byte>> pieces;
@@ -199,6 +209,9 @@ void Machine::Parts::create_vcpus() {
 
 std::string Machine::Parts::command_line() const {
     std::string line = Config::kDefaultCommandLine;
+    if (config.console) {
+        line += " console=hvc0";
+    }
     if (adopts_page_tables()) {
         line += " tables=" + to_string(prefaulter->page_tables());
     }
@@ -229,6 +242,27 @@ prefault::CpuList Machine::Parts::cpus_of(unsigned vcpu) const {
                                     : prefault::CpuList{config.vcpu_cpus[vcpu % config.vcpu_cpus.size()]};
 }
 
+void Machine::Parts::watch_terminal_size(EventLoop& loop) {
+    const int fd = config.console->resized_fd;
+    if (fd < 0 || !config.console->size) {
+        return;
+    }
+    const auto tell = [this] {
+        if (const auto size = config.console->size()) {
+            virtio_devices.console->resize(*size);
+        }
+    };
+    tell(); // It may have changed since.
+    const bool watched = loop.watch(fd, EPOLLIN, [fd, tell](std::uint32_t) {
+        std::uint64_t count = 0;
+        static_cast<void>(::read(fd, &count, sizeof(count)));
+        tell();
+    });
+    if (!watched) {
+        throw Error("cannot watch Config::console.resized_fd: it has to be an eventfd");
+    }
+}
+
 void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer) {
     watched_faults.assign(vcpus.size(), 0);
     [[maybe_unused]] const bool watched =
@@ -254,6 +288,10 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
     std::optional<BackgroundPrefault> background;
     try {
         console.attach(board.serial(), loop);
+        if (virtio_console) {
+            virtio_console->attach(*virtio_devices.console, loop);
+            watch_terminal_size(loop);
+        }
         if (config.watch) {
             watch(loop, watch_timer.emplace(1.0));
         }
@@ -394,6 +432,9 @@ ExitReason Machine::run() {
     parts.run_threads(threads);
     constexpr int kFlushMilliseconds = 1000;
     parts.console.flush(kFlushMilliseconds);
+    if (parts.virtio_console) {
+        parts.virtio_console->flush(kFlushMilliseconds);
+    }
     for (const VcpuThread& thread : threads) {
         if (thread.failure()) {
             std::rethrow_exception(thread.failure());

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <initializer_list>
 #include <iostream>
 #include <memory>
 #include <new>
@@ -33,6 +34,7 @@
 #include "vmm/stop_on_signals.hpp"
 #include "vmm/terminal.hpp"
 #include "vmm/watch.hpp"
+#include "vmm/window_size.hpp"
 
 namespace vmm {
 
@@ -108,13 +110,13 @@ std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
     return logger;
 }
 
-/// What `--serial` names. The file it names, if any, is put into `file`.
-SerialConfig connect_serial(const std::string& serial, std::optional<SerialFile>& file) {
-    SerialConfig config;
-    if (serial == "none") {
+/// What `--serial` or `--console` names. The file it names, if any, is put into `file`.
+CharacterConfig connect_characters(const std::string& where, std::optional<SerialFile>& file) {
+    CharacterConfig config;
+    if (where == "none") {
         return config;
     }
-    if (serial == "stdio") {
+    if (where == "stdio") {
         config.output_fd = STDOUT_FILENO;
         // A terminal is only read while we are in the foreground: elsewhere reading it would stop us.
         const bool terminal = ::isatty(STDIN_FILENO) == 1;
@@ -123,7 +125,7 @@ SerialConfig connect_serial(const std::string& serial, std::optional<SerialFile>
         config.show_help = [] { std::fputs(kKeysHelp, stderr); };
         return config;
     }
-    file.emplace(serial);
+    file.emplace(where);
     config.output_fd = file->fd();
     return config;
 }
@@ -169,8 +171,10 @@ ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& 
     }
     progress.close();
     std::optional<RawTerminal> terminal;
-    if (config.serial.escape_keys) {
-        terminal.emplace(config.serial.input_fd);
+    for (const CharacterConfig& port : {config.serial, config.console.value_or(CharacterConfig{})}) {
+        if (port.escape_keys) { // At most one of them has the terminal.
+            terminal.emplace(port.input_fd);
+        }
     }
     return machine.run();
 }
@@ -183,12 +187,14 @@ struct Ending {
 };
 
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
-                      std::optional<SerialFile>& serial_file, ProgressDisplay& progress) {
+                      std::initializer_list<std::optional<SerialFile>*> files, ProgressDisplay& progress) {
     Ending ending;
     {
         Machine machine(config, started);
-        if (serial_file) {
-            serial_file->keep();
+        for (std::optional<SerialFile>* const file : files) {
+            if (*file) {
+                (*file)->keep();
+            }
         }
         ending.reason = run_machine(machine, config, progress);
         ending.report = machine.report();
@@ -216,7 +222,16 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     Config& config = command.config;
     config.log = [logger](LogLevel level, std::string_view line) { logger->log(spdlog_level(level), "{}", line); };
     std::optional<SerialFile> serial_file;
-    config.serial = connect_serial(command.serial, serial_file);
+    config.serial = connect_characters(command.serial, serial_file);
+    std::optional<SerialFile> console_file;
+    std::optional<WindowSizeSignal> window_size_signal;
+    if (command.console != "none") {
+        config.console = connect_characters(command.console, console_file);
+        if (config.console->escape_keys) {
+            config.console->size = [] { return window_size(STDIN_FILENO); };
+            config.console->resized_fd = window_size_signal.emplace().fd();
+        }
+    }
     if (command.watch) {
         config.watch = [](const WatchSample& sample) { std::cerr << to_line(sample) << std::endl; };
     }
@@ -227,7 +242,7 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
 
     Ending ending;
     try {
-        ending = run_to_the_end(config, started, serial_file, progress);
+        ending = run_to_the_end(config, started, {&serial_file, &console_file}, progress);
     } catch (const Error&) {
         if (config.stop->is_requested_for(ExitReason::kSignal)) {
             return kStoppedBySignal; // Stopped in the middle of construction, which says so.

@@ -45,9 +45,10 @@ inline constexpr std::uint16_t kAcpiPowerPort = 0x600;
 
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
-/// One for each virtio device, not shared: they are edge-triggered. What is left of the 24 inputs of the I/O APIC without
-/// those a PC has fixed uses for (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
-inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 3};
+/// One for each virtio device, not shared: they are edge-triggered. What is left of the 24 inputs of the I/O APIC
+/// without those a PC has fixed uses for (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
+inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
+                                                           17, 18, 19, 20, 21, 22, 23, 3};
 
 // Memslots: one for each region of RAM from 0 on, and the scratch slot of the prefault.
 inline constexpr std::uint32_t kScratchMemslot = 16;

@@ -26,8 +26,9 @@ constexpr std::chrono::seconds kResetPatience{2};
 
 } // namespace
 
-std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config, const DeviceServices& services) {
-    std::vector<std::unique_ptr<Device>> devices;
+VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services) {
+    VirtioSet set;
+    std::vector<std::unique_ptr<Device>>& devices = set.devices;
     for (const DiskConfig& disk : config.disks) {
         devices::DiskImage image(disk.path, {disk.read_only, disk.direct});
         devices.push_back(std::make_unique<devices::virtio::Block>(
@@ -48,7 +49,13 @@ std::vector<std::unique_ptr<Device>> make_virtio_devices(const Config& config, c
     if (config.rng) {
         devices.push_back(std::make_unique<devices::virtio::Rng>("rng0"));
     }
-    return devices;
+    if (config.console) {
+        auto console = std::make_unique<devices::virtio::Console>(
+            "con0", services.console, config.console->size ? config.console->size() : std::nullopt);
+        set.console = console.get();
+        devices.push_back(std::move(console));
+    }
+    return set;
 }
 
 VirtioDevices::Slot::Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<Device> owned, GuestRange window,

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "devices/bus.hpp"
+#include "devices/character_port.hpp"
+#include "devices/virtio/console.hpp"
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
 #include "kvm/guest_memory.hpp"
@@ -27,11 +29,16 @@ namespace vmm {
 struct DeviceServices {
     std::function<std::vector<std::span<std::byte>>()> pinned_memory; ///< guest memory that is pinned in place
     std::function<void(const std::string&)> warn;                     ///< the user
+    devices::CharacterPort::Callbacks console;                        ///< on the console's thread
+};
+
+struct VirtioSet {
+    std::vector<std::unique_ptr<devices::virtio::Device>> devices;
+    devices::virtio::Console* console = nullptr; ///< one of them, if there is one
 };
 
 /// Opens what the devices of `config` stand on (images, taps). Throws Error: one of them cannot be had.
-[[nodiscard]] std::vector<std::unique_ptr<devices::virtio::Device>> make_virtio_devices(const Config& config,
-                                                                                        const DeviceServices& services);
+[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services);
 
 /// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
 ///

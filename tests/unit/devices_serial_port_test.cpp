@@ -82,7 +82,7 @@ std::string read_all(Device& port) {
 
 class SerialPortTest : public ::testing::Test {
   protected:
-    SerialPort::Callbacks callbacks() {
+    CharacterPort::Callbacks callbacks() {
         return {.output_ready = [this] { ++outputs_ready; }, .input_room_ready = [this] { ++rooms_ready; }};
     }
 

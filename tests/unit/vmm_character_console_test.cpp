@@ -1,4 +1,4 @@
-#include "vmm/serial_console.hpp"
+#include "vmm/character_console.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -13,6 +13,7 @@
 #include <string_view>
 #include <thread>
 
+#include "devices/serial_port.hpp"
 #include "support/devices_recording_irq.hpp"
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
@@ -45,7 +46,7 @@ void expect_same(const std::string& arrived, const std::string& sent) {
 /// A guest's serial port connected to `config`, and both of its sides.
 class ConsoleUnderTest {
   public:
-    explicit ConsoleUnderTest(const SerialConfig& config)
+    explicit ConsoleUnderTest(const CharacterConfig& config)
         : console_(config, [this] { ++stops; }), port_(irq_, console_.callbacks()) {
         console_.attach(port_, loop_);
     }
@@ -101,23 +102,23 @@ class ConsoleUnderTest {
 
     devices::testing::RecordingIrq irq_;
     EventLoop loop_;
-    SerialConsole console_;
+    CharacterConsole console_;
     SerialPort port_;
 };
 
-SerialConfig output_to(int fd) {
-    SerialConfig config;
+CharacterConfig output_to(int fd) {
+    CharacterConfig config;
     config.output_fd = fd;
     return config;
 }
 
-SerialConfig input_from(int fd) {
-    SerialConfig config;
+CharacterConfig input_from(int fd) {
+    CharacterConfig config;
     config.input_fd = fd;
     return config;
 }
 
-TEST(SerialConsoleOutput, ArrivesWholeAndInOrder) {
+TEST(CharacterConsoleOutput, ArrivesWholeAndInOrder) {
     const std::string text = numbered_text(400'000); // more than the pipe and the port's ring hold together
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
@@ -136,7 +137,7 @@ TEST(SerialConsoleOutput, ArrivesWholeAndInOrder) {
     EXPECT_EQ(console.lost(), 0U);
 }
 
-TEST(SerialConsoleOutput, OfAGuestOnAnotherThreadArrivesWhole) {
+TEST(CharacterConsoleOutput, OfAGuestOnAnotherThreadArrivesWhole) {
     const std::string text = numbered_text(200'000);
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
@@ -153,7 +154,7 @@ TEST(SerialConsoleOutput, OfAGuestOnAnotherThreadArrivesWhole) {
     expect_same(arrived, text);
 }
 
-TEST(SerialConsoleOutput, IsDroppedAndCountedWhereNobodyReads) {
+TEST(CharacterConsoleOutput, IsDroppedAndCountedWhereNobodyReads) {
     constexpr std::size_t kFlood = 1'000'000;
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
@@ -171,7 +172,7 @@ TEST(SerialConsoleOutput, IsDroppedAndCountedWhereNobodyReads) {
     EXPECT_EQ(console.lost(), 0U);
 }
 
-TEST(SerialConsoleOutput, FlowsAgainOnceItIsRead) {
+TEST(CharacterConsoleOutput, FlowsAgainOnceItIsRead) {
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
     console.guest_writes(std::string(600'000, 'x'));
@@ -184,8 +185,8 @@ TEST(SerialConsoleOutput, FlowsAgainOnceItIsRead) {
     EXPECT_EQ(read_available(pipe.reader.get()), "still here");
 }
 
-TEST(SerialConsoleOutput, WithoutADescriptorGoesNowhere) {
-    ConsoleUnderTest console(SerialConfig{});
+TEST(CharacterConsoleOutput, WithoutADescriptorGoesNowhere) {
+    ConsoleUnderTest console(CharacterConfig{});
     for (int i = 0; i < 10; ++i) {
         console.guest_writes(std::string(100'000, 'x'));
         console.run_loop();
@@ -193,7 +194,7 @@ TEST(SerialConsoleOutput, WithoutADescriptorGoesNowhere) {
     EXPECT_EQ(console.dropped(), 0U) << "it is taken, though nobody wants it";
 }
 
-TEST(SerialConsoleOutput, OfAReaderThatIsGoneIsLostAndCounted) {
+TEST(CharacterConsoleOutput, OfAReaderThatIsGoneIsLostAndCounted) {
     const auto before = std::signal(SIGPIPE, SIG_IGN);
     Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
@@ -204,7 +205,7 @@ TEST(SerialConsoleOutput, OfAReaderThatIsGoneIsLostAndCounted) {
     std::signal(SIGPIPE, before);
 }
 
-TEST(SerialConsoleOutput, IsFlushedAtTheEnd) {
+TEST(CharacterConsoleOutput, IsFlushedAtTheEnd) {
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
     console.guest_writes("last words");
@@ -212,7 +213,7 @@ TEST(SerialConsoleOutput, IsFlushedAtTheEnd) {
     EXPECT_EQ(read_available(pipe.reader.get()), "last words");
 }
 
-TEST(SerialConsoleOutput, FlushGivesUpWhenTimeIsUp) {
+TEST(CharacterConsoleOutput, FlushGivesUpWhenTimeIsUp) {
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
     console.guest_writes(std::string(200'000, 'x'));
@@ -223,7 +224,7 @@ TEST(SerialConsoleOutput, FlushGivesUpWhenTimeIsUp) {
     EXPECT_LT(waited, std::chrono::seconds(10));
 }
 
-TEST(SerialConsoleOutput, FlushThatGivesUpCountsAllThatIsLeft) {
+TEST(CharacterConsoleOutput, FlushThatGivesUpCountsAllThatIsLeft) {
     const std::size_t written = 200'000;
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
@@ -233,7 +234,7 @@ TEST(SerialConsoleOutput, FlushThatGivesUpCountsAllThatIsLeft) {
     EXPECT_EQ(arrived.size() + console.lost() + console.dropped(), written);
 }
 
-TEST(SerialConsoleInput, OfAHundredKilobytesArrivesInOrder) {
+TEST(CharacterConsoleInput, OfAHundredKilobytesArrivesInOrder) {
     const std::string text = numbered_text(100'000);
     Pipe pipe;
     ConsoleUnderTest console(input_from(pipe.reader.get()));
@@ -249,7 +250,7 @@ TEST(SerialConsoleInput, OfAHundredKilobytesArrivesInOrder) {
     expect_same(arrived, text);
 }
 
-TEST(SerialConsoleInput, WaitsForAGuestThatDoesNotRead) {
+TEST(CharacterConsoleInput, WaitsForAGuestThatDoesNotRead) {
     const std::string text = numbered_text(20'000);
     const Pipe pipe;
     ConsoleUnderTest console(input_from(pipe.reader.get()));
@@ -260,7 +261,7 @@ TEST(SerialConsoleInput, WaitsForAGuestThatDoesNotRead) {
     expect_same(console.guest_reads_up_to(text.size()), text);
 }
 
-TEST(SerialConsoleInput, DoesNotSpinWhileTheGuestDoesNotRead) {
+TEST(CharacterConsoleInput, DoesNotSpinWhileTheGuestDoesNotRead) {
     const Pipe pipe;
     ConsoleUnderTest console(input_from(pipe.reader.get()));
     write_text(pipe.writer.get(), numbered_text(20'000));
@@ -272,7 +273,7 @@ TEST(SerialConsoleInput, DoesNotSpinWhileTheGuestDoesNotRead) {
     EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(45));
 }
 
-TEST(SerialConsoleInput, OfARegularFileArrivesWhole) {
+TEST(CharacterConsoleInput, OfARegularFileArrivesWhole) {
     const std::string text = numbered_text(10'000);
     const testing::TemporaryDirectory directory;
     const std::string path = directory.write("input", text);
@@ -281,7 +282,7 @@ TEST(SerialConsoleInput, OfARegularFileArrivesWhole) {
     expect_same(console.guest_reads_up_to(text.size()), text);
 }
 
-TEST(SerialConsoleInput, EndsQuietly) {
+TEST(CharacterConsoleInput, EndsQuietly) {
     Pipe pipe;
     ConsoleUnderTest console(input_from(pipe.reader.get()));
     write_text(pipe.writer.get(), "bye");
@@ -294,14 +295,14 @@ TEST(SerialConsoleInput, EndsQuietly) {
     EXPECT_EQ(console.stops, 0);
 }
 
-TEST(SerialConsoleInput, OfDevNullEndsAtOnce) {
+TEST(CharacterConsoleInput, OfDevNullEndsAtOnce) {
     const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
     ConsoleUnderTest console(input_from(null.get()));
     console.run_loop();
     EXPECT_EQ(console.guest_reads(), "");
 }
 
-TEST(SerialConsoleInput, PassesCtrlAWhereThereAreNoEscapeKeys) {
+TEST(CharacterConsoleInput, PassesCtrlAWhereThereAreNoEscapeKeys) {
     const Pipe pipe;
     ConsoleUnderTest console(input_from(pipe.reader.get()));
     write_text(pipe.writer.get(), "\x01x");
@@ -309,10 +310,10 @@ TEST(SerialConsoleInput, PassesCtrlAWhereThereAreNoEscapeKeys) {
     EXPECT_EQ(console.stops, 0);
 }
 
-TEST(SerialConsoleKeys, StopAndHelpDoNotReachTheGuest) {
+TEST(CharacterConsoleKeys, StopAndHelpDoNotReachTheGuest) {
     const Pipe pipe;
     int helps = 0;
-    SerialConfig config = input_from(pipe.reader.get());
+    CharacterConfig config = input_from(pipe.reader.get());
     config.escape_keys = true;
     config.show_help = [&helps] { ++helps; };
     ConsoleUnderTest console(config);
@@ -322,9 +323,9 @@ TEST(SerialConsoleKeys, StopAndHelpDoNotReachTheGuest) {
     EXPECT_EQ(console.stops, 1);
 }
 
-TEST(SerialConsoleKeys, StopIsHeardThoughTheGuestDoesNotRead) {
+TEST(CharacterConsoleKeys, StopIsHeardThoughTheGuestDoesNotRead) {
     const Pipe pipe;
-    SerialConfig config = input_from(pipe.reader.get());
+    CharacterConfig config = input_from(pipe.reader.get());
     config.escape_keys = true;
     ConsoleUnderTest console(config);
     write_text(pipe.writer.get(), std::string(20'000, 'x') + "\x01x");
@@ -334,18 +335,18 @@ TEST(SerialConsoleKeys, StopIsHeardThoughTheGuestDoesNotRead) {
     EXPECT_EQ(console.stops, 1);
 }
 
-TEST(SerialConsoleKeys, HelpWithoutAFunctionDoesNothing) {
+TEST(CharacterConsoleKeys, HelpWithoutAFunctionDoesNothing) {
     const Pipe pipe;
-    SerialConfig config = input_from(pipe.reader.get());
+    CharacterConfig config = input_from(pipe.reader.get());
     config.escape_keys = true;
     ConsoleUnderTest console(config);
     write_text(pipe.writer.get(), "\x01hx");
     EXPECT_EQ(console.guest_reads_up_to(1), "x");
 }
 
-TEST(SerialConsoleSocket, MayBeInputAndOutputByOneDescriptor) {
+TEST(CharacterConsoleSocket, MayBeInputAndOutputByOneDescriptor) {
     const testing::SocketPair sockets;
-    SerialConfig config = input_from(sockets.ours.get());
+    CharacterConfig config = input_from(sockets.ours.get());
     config.output_fd = sockets.ours.get();
     ConsoleUnderTest console(config);
     EXPECT_NO_THROW({

@@ -1,4 +1,4 @@
-#include "vmm/serial_console.hpp"
+#include "vmm/character_console.hpp"
 
 #include <poll.h>
 #include <sys/epoll.h>
@@ -11,7 +11,7 @@
 
 namespace vmm {
 
-SerialConsole::SerialConsole(const SerialConfig& config, std::function<void()> stop)
+CharacterConsole::CharacterConsole(const CharacterConfig& config, std::function<void()> stop)
     : config_(config), stop_(std::move(stop)) {
     if (config_.output_fd >= 0) {
         output_.emplace(config_.output_fd);
@@ -19,11 +19,11 @@ SerialConsole::SerialConsole(const SerialConfig& config, std::function<void()> s
     input_ended_ = config_.input_fd < 0;
 }
 
-devices::SerialPort::Callbacks SerialConsole::callbacks() {
+devices::CharacterPort::Callbacks CharacterConsole::callbacks() {
     return {[this] { output_ready_.signal(); }, [this] { input_room_.signal(); }};
 }
 
-void SerialConsole::attach(devices::SerialPort& port, EventLoop& loop) {
+void CharacterConsole::attach(devices::CharacterPort& port, EventLoop& loop) {
     assert(port_ == nullptr);
     port_ = &port;
     loop_ = &loop;
@@ -39,7 +39,7 @@ void SerialConsole::attach(devices::SerialPort& port, EventLoop& loop) {
     feed_input();
 }
 
-SerialConsole::Drained SerialConsole::drain_output() {
+CharacterConsole::Drained CharacterConsole::drain_output() {
     for (std::size_t taken = 0;;) {
         if (pending_start_ == pending_end_) {
             if (output_ && taken >= kMostAtOnce) {
@@ -70,7 +70,7 @@ SerialConsole::Drained SerialConsole::drain_output() {
     }
 }
 
-void SerialConsole::pump_output() {
+void CharacterConsole::pump_output() {
     if (waiting_for_writable_) {
         return;
     }
@@ -86,7 +86,7 @@ void SerialConsole::pump_output() {
     }
 }
 
-void SerialConsole::flush(int timeout_ms) {
+void CharacterConsole::flush(int timeout_ms) {
     using Clock = std::chrono::steady_clock;
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
     for (Drained drained = drain_output(); drained != Drained::kAll; drained = drain_output()) {
@@ -106,7 +106,7 @@ void SerialConsole::flush(int timeout_ms) {
     }
 }
 
-void SerialConsole::feed_input() {
+void CharacterConsole::feed_input() {
     for (;;) {
         const std::size_t accepted = port_->feed_input(pending_input_);
         pending_input_.erase(pending_input_.begin(), pending_input_.begin() + static_cast<std::ptrdiff_t>(accepted));
@@ -138,7 +138,7 @@ void SerialConsole::feed_input() {
     }
 }
 
-void SerialConsole::read_input() {
+void CharacterConsole::read_input() {
     constexpr std::size_t kMostPending = 4096; // what a person may type ahead of a guest that does not read
     std::array<std::byte, 256> buffer{};
     ssize_t count = 0;

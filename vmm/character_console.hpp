@@ -1,4 +1,4 @@
-// Between the guest's serial port and the descriptors of this process.
+// Between a guest's serial port or console and the descriptors of this process.
 #pragma once
 
 #include <array>
@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "devices/serial_port.hpp"
+#include "devices/character_port.hpp"
 #include "vmm/config.hpp"
 #include "vmm/escape_keys.hpp"
 #include "vmm/event_fd.hpp"
@@ -21,16 +21,16 @@ namespace vmm {
 /// the reader is slow, the port's ring fills and then drops; where the guest is slow, we stop reading.
 ///
 /// Threads: one (the event loop's), but for the callbacks in `callbacks()`, which are for vCPU threads.
-class SerialConsole {
+class CharacterConsole {
   public:
     /// `stop` is what the stop key does.
-    SerialConsole(const SerialConfig& config, std::function<void()> stop);
+    CharacterConsole(const CharacterConfig& config, std::function<void()> stop);
 
-    /// What the serial port is to be made with.
-    [[nodiscard]] devices::SerialPort::Callbacks callbacks();
+    /// What the port is to be made with.
+    [[nodiscard]] devices::CharacterPort::Callbacks callbacks();
 
     /// Connects `port` and the descriptors to `loop`. All three outlive each other's use. Once.
-    void attach(devices::SerialPort& port, EventLoop& loop);
+    void attach(devices::CharacterPort& port, EventLoop& loop);
 
     /// Writes what is left of the output, waiting at most `timeout_ms` for a slow reader.
     void flush(int timeout_ms);
@@ -48,14 +48,14 @@ class SerialConsole {
     void read_input();
     void feed_input();
 
-    SerialConfig config_;
+    CharacterConfig config_;
     std::function<void()> stop_;
     EventFd output_ready_;
     EventFd input_room_;
     std::optional<NonblockingOutput> output_;
     EscapeKeys escape_keys_;
 
-    devices::SerialPort* port_ = nullptr;
+    devices::CharacterPort* port_ = nullptr;
     EventLoop* loop_ = nullptr;
     std::array<std::byte, 4096> pending_output_{}; ///< taken from the port, not yet written
     std::size_t pending_start_ = 0;

@@ -1,0 +1,85 @@
+// A console (virtio 1.2, 5.3), with one port.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "devices/byte_ring.hpp"
+#include "devices/character_port.hpp"
+#include "devices/virtio/another_turn.hpp"
+#include "devices/virtio/device.hpp"
+
+namespace vmm::devices::virtio {
+
+/// The size of a terminal, in characters.
+struct ConsoleSize {
+    std::uint16_t columns = 0;
+    std::uint16_t rows = 0;
+
+    friend bool operator==(const ConsoleSize&, const ConsoleSize&) = default;
+};
+
+/// hvc0 in Linux. Output that nobody takes is dropped, as CharacterPort has it: Linux's driver waits for each of its
+/// buffers with a lock held.
+///
+/// Threads: one, but for identity(), what CharacterPort has, and resize(): any.
+class Console final : public Device, public CharacterPort {
+  public:
+    static constexpr std::size_t kInputBytes = 4096;
+    static constexpr std::uint64_t kMostBytesATurn = 1024 * 1024;
+
+    /// With a `size` the guest is told of it, and of what resize() says (VIRTIO_CONSOLE_F_SIZE). Throws Error: this
+    /// process has no descriptor left.
+    Console(std::string name, Callbacks callbacks, std::optional<ConsoleSize> size,
+            std::size_t output_capacity = kDefaultOutputBytes);
+
+    /// The terminal has another size now. Without effect where there was none at first.
+    void resize(ConsoleSize size) noexcept;
+
+    [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept override;
+    [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept override;
+    [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept override;
+
+    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
+    void activate(Activation activation, MmioTransport& transport) override;
+    void doorbell(std::uint16_t index) override;
+    [[nodiscard]] std::vector<Source> sources() const override;
+    void ready(int fd, std::uint32_t events) override;
+    void stop() override;
+    [[nodiscard]] bool is_idle() const noexcept override { return true; }
+    void stop_queue(std::uint16_t index) override;
+    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept override { return true; }
+    void restart_queue(std::uint16_t index, Queue queue) override;
+
+  private:
+    void serve();
+    [[nodiscard]] bool take_from_guest();
+    [[nodiscard]] bool give_to_guest();
+    void print(const Chain& chain);
+    void tell_size();
+
+    Identity identity_;
+    const Callbacks callbacks_;
+    const bool has_size_;
+    AnotherTurn another_turn_;
+    AnotherTurn host_spoke_;             ///< input has come, or another size
+    MmioTransport* transport_ = nullptr; ///< while it is active
+    std::vector<std::optional<Queue>> queues_;
+    Chain chain_;
+    ConsoleSize told_size_;
+
+    mutable std::mutex mutex_; ///< guards all below
+    ByteRing output_;
+    ByteRing input_{kInputBytes};
+    bool output_announced_ = false; ///< output_ready was called, and not all has been taken since
+    bool input_blocked_ = false;    ///< there was no room, and input_room_ready has not been called since
+    std::uint64_t dropped_output_bytes_ = 0;
+    ConsoleSize size_;
+};
+
+} // namespace vmm::devices::virtio
