@@ -25,11 +25,13 @@ std::uint64_t faults_of(const std::deque<DummyVcpu>& dummies) {
 }
 
 /// Touches a chunk, and once more if that failed: whatever led the dummy astray, a guest or an emulator's mistake, is
-/// over. One that was held is not let in again: it would be held as long.
-DummyVcpu::Outcome touch_persistently(DummyVcpu& dummy, GuestRange chunk, std::uint64_t stride_bytes,
+/// over. One that was held is let in again only where no guest runs: a guest would hold it as long.
+DummyVcpu::Outcome touch_persistently(DummyVcpu& dummy, GuestRange chunk, std::uint64_t stride_bytes, bool guest_runs,
                                       const std::stop_token& stop) {
+    using End = DummyVcpu::Outcome::End;
     const DummyVcpu::Outcome first = dummy.touch(chunk, stride_bytes, stop);
-    return first.end == DummyVcpu::Outcome::End::kFailed ? dummy.touch(chunk, stride_bytes, stop) : first;
+    const bool again = first.end == End::kFailed || (first.end == End::kHeld && !guest_runs);
+    return again ? dummy.touch(chunk, stride_bytes, stop) : first;
 }
 
 std::uint64_t difference(std::uint64_t after, std::uint64_t before) {
@@ -204,8 +206,9 @@ bool SecondLevelFiller::fill_chunk(const Job& job, unsigned worker, GuestRange c
     }
     const std::uint64_t mapping_bytes = largest_page_bytes(job.memory.page_size());
     DummyVcpu& dummy = dummies_[worker];
-    return heed(job, job.method == Method::kIoctl ? dummy.pre_fault(chunk, mapping_bytes, stop)
-                                                  : touch_persistently(dummy, chunk, mapping_bytes, stop));
+    return heed(job, job.method == Method::kIoctl
+                         ? dummy.pre_fault(chunk, mapping_bytes, stop)
+                         : touch_persistently(dummy, chunk, mapping_bytes, job.guest_runs, stop));
 }
 
 bool SecondLevelFiller::touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage,
@@ -214,7 +217,8 @@ bool SecondLevelFiller::touch_all(std::deque<DummyVcpu>& dummies, const Job& job
         Plan::chunk_bytes_for(total_bytes(job.ranges), job.workforce.workers, stride_bytes);
     return for_each_chunk(job.ranges, chunk_bytes, job.workforce, stage, "prefault", stop,
                           [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
-                              return !held_ && heed(job, touch_persistently(dummies[worker], chunk, stride_bytes, crew_stop));
+                              return !held_ && heed(job, touch_persistently(dummies[worker], chunk, stride_bytes,
+                                                                            job.guest_runs, crew_stop));
                           });
 }
 
