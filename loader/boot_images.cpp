@@ -73,12 +73,15 @@ GuestRange load_initrd(const GuestMemory& memory, Placement& placement, const Im
     return range;
 }
 
-void write_linux64(const GuestMemory& memory, const BootInfo& info, const BootLayout& layout, const Kernel& kernel,
-                   GuestAddress kernel_base) {
+void write_linux(const GuestMemory& memory, const BootInfo& info, const BootLayout& layout, const Kernel& kernel,
+                 GuestAddress kernel_base) {
+    const bool is_64_bit = kernel.protocol() == EntryProtocol::linux64;
     write_claimed(memory, layout.zero_page, build_zero_page(info, kernel.setup_header(), kernel_base));
-    const BootGdt gdt = build_boot_gdt();
+    const BootGdt gdt = build_boot_gdt(is_64_bit ? CodeSize::k64Bit : CodeSize::k32Bit);
     write_claimed(memory, layout.gdt, std::as_bytes(std::span{gdt}));
-    write_claimed(memory, layout.page_tables, build_identity_map(layout.page_tables));
+    if (is_64_bit) {
+        write_claimed(memory, layout.page_tables, build_identity_map(layout.page_tables));
+    }
 }
 
 void write_pvh(const GuestMemory& memory, const BootInfo& info, const BootLayout& layout) {
@@ -110,7 +113,8 @@ BootEntry load_boot_images(const GuestMemory& memory, const BootImages& images, 
                         .memory_map = layout.memory_map};
     switch (entry.protocol) {
     case EntryProtocol::linux64:
-        write_linux64(memory, info, layout, images.kernel, kernel.range.base);
+    case EntryProtocol::linux32:
+        write_linux(memory, info, layout, images.kernel, kernel.range.base);
         break;
     case EntryProtocol::pvh:
         write_pvh(memory, info, layout);

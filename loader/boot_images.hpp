@@ -37,14 +37,14 @@ struct BootLayout {
 struct BootEntry {
     EntryProtocol protocol;
     GuestAddress entry;
-    GuestAddress argument; ///< the zero page, for RSI (linux64), or the start info, for EBX (pvh)
+    GuestAddress argument; ///< the zero page, for RSI (linux64, linux32), or the start info, for EBX (pvh)
     GuestRange kernel;
     std::optional<GuestRange> initrd;
 };
 
-/// Loads kernel and initrd and writes the boot information: the zero page, GDT and page tables for linux64, the start
-/// info for pvh. Everything is placed in what `layout.memory_map` calls RAM. The initrd goes as high as it may. Throws
-/// Error: the images do not fit, the command line is too long, a file cannot be read.
+/// Loads kernel and initrd and writes the boot information: the zero page and GDT for linux64 and linux32, page
+/// tables for linux64, the start info for pvh. Everything is placed in what `layout.memory_map` calls RAM. The initrd
+/// goes as high as it may. Throws Error: the images do not fit, the command line is too long, a file cannot be read.
 [[nodiscard]] BootEntry load_boot_images(const GuestMemory& memory, const BootImages& images, const BootLayout& layout);
 
 } // namespace vmm::loader

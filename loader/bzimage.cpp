@@ -16,15 +16,27 @@ namespace vmm::loader {
 namespace {
 
 constexpr std::string_view kDamaged = "the file is damaged or incomplete";
-constexpr std::string_view kUse64Bit = "use a kernel built for x86-64, Linux 3.8 or later";
 
 constexpr std::uint64_t kSectorBytes = 512;
-constexpr unsigned kDefaultSetupSectors = 4;     // what 0 in the header means
-constexpr std::uint64_t kParagraphBytes = 16;    // the unit of syssize
-constexpr std::uint16_t kOldestProtocol = 0x20c; // 2.12 has xloadflags, which tell of the 64-bit entry point
+constexpr unsigned kDefaultSetupSectors = 4;  // what 0 in the header means
+constexpr std::uint64_t kParagraphBytes = 16; // the unit of syssize
 constexpr std::uint16_t kXlfKernel64 = 1U << 0U;
 constexpr std::uint16_t kXlfCanBeLoadedAbove4G = 1U << 1U;
 constexpr std::uint64_t kEntry64Offset = 0x200; // of the 64-bit entry point, in the protected-mode part
+
+// Versions of the boot protocol, by what they brought.
+constexpr std::uint16_t kHasCommandLinePointer = 0x202;
+constexpr std::uint16_t kHasInitrdAddrMax = 0x203;
+constexpr std::uint16_t kHasRelocation = 0x205;
+constexpr std::uint16_t kHasCommandLineSize = 0x206;
+constexpr std::uint16_t kHasInitSize = 0x20a;
+constexpr std::uint16_t kHasXLoadFlags = 0x20c;
+
+// What holds for kernels that do not say.
+constexpr std::uint32_t kOldInitrdAddrMax = 0x37ffffff;
+constexpr std::uint32_t kOldCommandLineBytes = 255;
+constexpr std::uint64_t kOldPreferredAddress = kMiB;
+constexpr std::uint64_t kOldExpansion = 4; // a decompressed kernel and its tables, in lengths of the compressed one
 
 /// The lowest address a kernel is loaded at: below it lies the boot information.
 constexpr std::uint64_t kLowestKernelAddress = kMiB;
@@ -32,6 +44,41 @@ constexpr std::uint64_t kLowestKernelAddress = kMiB;
 std::string protocol_name(std::uint16_t version) {
     const std::string minor = std::to_string(version & 0xffU);
     return std::to_string(version >> 8U) + "." + (minor.size() < 2 ? "0" : "") + minor;
+}
+
+/// How far the setup header of a protocol `version` reaches.
+std::size_t least_end(std::uint16_t version) {
+    if (version >= kHasInitSize) {
+        return setup_header::kEndOfProtocol212;
+    }
+    if (version >= kHasCommandLineSize) {
+        return setup_header::kCommandLineSize + 4;
+    }
+    if (version >= kHasRelocation) {
+        return setup_header::kRelocatableKernel + 1;
+    }
+    return setup_header::kCommandLinePointer + (version >= kHasInitrdAddrMax ? 8U : 4U);
+}
+
+/// Copies the setup header, whose length stands in a jump instruction's offset at 0x201.
+std::vector<std::byte> read_setup_header(const ImageFile& file) {
+    const auto jump_offset = file.load<std::uint8_t>(setup_header::kJumpOffset);
+    const auto version = file.load<std::uint16_t>(setup_header::kVersion);
+    if (!jump_offset || !version) {
+        refuse_kernel(file, "its setup header is cut short", kDamaged);
+    }
+    if (*version < kHasCommandLinePointer) {
+        refuse_kernel(file, "it has boot protocol " + protocol_name(*version), "use Linux 2.4 or later");
+    }
+    const std::size_t end = setup_header::kMagic + std::size_t{*jump_offset};
+    if (end < least_end(*version)) {
+        refuse_kernel(file, "its setup header is shorter than its boot protocol asks for", kDamaged);
+    }
+    std::vector<std::byte> header(std::min(end, setup_header::kEndOfRoom) - setup_header::kBegin);
+    if (!file.read_at(setup_header::kBegin, header)) {
+        refuse_kernel(file, "its setup header is cut short", kDamaged);
+    }
+    return header;
 }
 
 /// The fields of a setup header that has been copied out of the file.
@@ -47,41 +94,15 @@ class SetupHeaderView {
         std::ranges::copy(field, raw.begin());
         return std::bit_cast<T>(raw);
     }
+    /// The same, or `otherwise` where the header's protocol is older than `version`.
+    template <typename T>
+    [[nodiscard]] T at(std::size_t offset, std::uint16_t version, T otherwise) const {
+        return at<std::uint16_t>(setup_header::kVersion) >= version ? at<T>(offset) : otherwise;
+    }
 
   private:
     std::span<const std::byte> bytes_;
 };
-
-/// Copies the setup header, whose length stands in a jump instruction's offset at 0x201.
-std::vector<std::byte> read_setup_header(const ImageFile& file) {
-    const auto jump_offset = file.load<std::uint8_t>(setup_header::kJumpOffset);
-    const auto version = file.load<std::uint16_t>(setup_header::kVersion);
-    if (!jump_offset || !version) {
-        refuse_kernel(file, "its setup header is cut short", kDamaged);
-    }
-    if (*version < kOldestProtocol) {
-        refuse_kernel(file, "it has boot protocol " + protocol_name(*version) + ", which knows no 64-bit entry point",
-                      kUse64Bit);
-    }
-    const std::size_t end = setup_header::kMagic + std::size_t{*jump_offset};
-    if (end < setup_header::kEndOfProtocol212) {
-        refuse_kernel(file, "its setup header is shorter than its boot protocol asks for", kDamaged);
-    }
-    std::vector<std::byte> header(std::min(end, setup_header::kEndOfRoom) - setup_header::kBegin);
-    if (!file.read_at(setup_header::kBegin, header)) {
-        refuse_kernel(file, "its setup header is cut short", kDamaged);
-    }
-    return header;
-}
-
-void check_flags(const ImageFile& file, SetupHeaderView header) {
-    if ((header.at<std::uint8_t>(setup_header::kLoadFlags) & setup_header::kLoadedHigh) == 0) {
-        refuse_kernel(file, "it is a zImage, which is loaded below 1 MiB", kUse64Bit);
-    }
-    if ((header.at<std::uint16_t>(setup_header::kXLoadFlags) & kXlfKernel64) == 0) {
-        refuse_kernel(file, "it is a 32-bit kernel", kUse64Bit);
-    }
-}
 
 } // namespace
 
@@ -93,37 +114,52 @@ BzImage BzImage::parse(const ImageFile& file) {
     BzImage image;
     image.setup_header_ = read_setup_header(file);
     const SetupHeaderView header{image.setup_header_};
-    check_flags(file, header);
+    if ((header.at<std::uint8_t>(setup_header::kLoadFlags) & setup_header::kLoadedHigh) == 0) {
+        refuse_kernel(file, "it is a zImage, which is loaded below 1 MiB", "use a bzImage");
+    }
+    const auto flags = header.at<std::uint16_t>(setup_header::kXLoadFlags, kHasXLoadFlags, 0);
+    image.protocol_ = (flags & kXlfKernel64) != 0 ? EntryProtocol::linux64 : EntryProtocol::linux32;
 
     const unsigned setup_sectors = header.at<std::uint8_t>(setup_header::kSetupSectors);
     // The boot sector comes before the setup sectors and is not counted.
     image.file_offset_ = (1 + std::uint64_t{setup_sectors == 0 ? kDefaultSetupSectors : setup_sectors}) * kSectorBytes;
-    image.file_bytes_ = header.at<std::uint32_t>(setup_header::kSysSize) * kParagraphBytes;
-    if (image.file_offset_ > file.size() || image.file_bytes_ > file.size() - image.file_offset_) {
+    image.file_bytes_ = std::uint64_t{header.at<std::uint32_t>(setup_header::kSysSize)} * kParagraphBytes;
+    const std::uint64_t there = file.size() - std::min(image.file_offset_, file.size());
+    if (image.file_offset_ > file.size() || image.file_bytes_ >= there + kParagraphBytes) {
         refuse_kernel(file,
                       "its header promises " + format_bytes(image.file_bytes_) + " from offset " +
                           std::to_string(image.file_offset_) + " on, but the file has " + format_bytes(file.size()),
                       kDamaged);
     }
-    if (image.file_bytes_ <= kEntry64Offset) {
+    image.file_bytes_ = std::min(image.file_bytes_, there); // Not every file's last paragraph is whole.
+    if (image.file_bytes_ <= image.entry_offset()) {
         refuse_kernel(file, "its protected-mode part ends before the entry point", kDamaged);
     }
 
-    image.memory_bytes_ = std::max<std::uint64_t>(header.at<std::uint32_t>(setup_header::kInitSize), image.file_bytes_);
-    image.preferred_address_ = GuestAddress{header.at<std::uint64_t>(setup_header::kPrefAddress)};
-    if (header.at<std::uint8_t>(setup_header::kRelocatableKernel) != 0) {
+    const auto needed =
+        header.at(setup_header::kInitSize, kHasInitSize,
+                  static_cast<std::uint32_t>(std::min<std::uint64_t>(kOldExpansion * image.file_bytes_, UINT32_MAX)));
+    image.memory_bytes_ = std::max<std::uint64_t>(needed, image.file_bytes_);
+    image.preferred_address_ = GuestAddress{header.at(setup_header::kPrefAddress, kHasInitSize, kOldPreferredAddress)};
+    if (header.at(setup_header::kRelocatableKernel, kHasRelocation, std::uint8_t{0}) != 0) {
         image.alignment_ = header.at<std::uint32_t>(setup_header::kKernelAlignment);
         if (!std::has_single_bit(image.alignment_)) {
             refuse_kernel(file, "its alignment " + std::to_string(image.alignment_) + " is no power of two", kDamaged);
         }
     }
 
-    image.max_command_line_bytes_ = header.at<std::uint32_t>(setup_header::kCommandLineSize);
-    const bool above_4g = (header.at<std::uint16_t>(setup_header::kXLoadFlags) & kXlfCanBeLoadedAbove4G) != 0;
+    image.max_command_line_bytes_ =
+        header.at(setup_header::kCommandLineSize, kHasCommandLineSize, kOldCommandLineBytes);
     // Such a kernel takes an initrd anywhere, but its 32-bit fields hold addresses below 4 GiB only.
-    image.initrd_limit_ =
-        GuestAddress{above_4g ? 4 * kGiB : std::uint64_t{header.at<std::uint32_t>(setup_header::kInitrdAddrMax)} + 1};
+    image.initrd_limit_ = GuestAddress{
+        (flags & kXlfCanBeLoadedAbove4G) != 0
+            ? 4 * kGiB
+            : std::uint64_t{header.at(setup_header::kInitrdAddrMax, kHasInitrdAddrMax, kOldInitrdAddrMax)} + 1};
     return image;
+}
+
+std::uint64_t BzImage::entry_offset() const noexcept {
+    return protocol_ == EntryProtocol::linux64 ? kEntry64Offset : 0;
 }
 
 LoadedKernel BzImage::load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const {
@@ -137,7 +173,7 @@ LoadedKernel BzImage::load(const ImageFile& file, const GuestMemory& memory, Pla
     }
     const GuestRange range{base, memory_bytes_};
     placement.claim(range, "the kernel " + file.name());
-    const GuestAddress entry{to_integer(base) + kEntry64Offset};
+    const GuestAddress entry{to_integer(base) + entry_offset()};
     if (to_integer(entry) >= 4 * kGiB) {
         refuse_kernel(file, "it wants to lie at " + to_string(base) + ", above 4 GiB");
     }

@@ -14,15 +14,18 @@
 
 namespace vmm::loader {
 
-/// A bzImage with a 64-bit entry point (Documentation/arch/x86/boot.rst, boot protocol 2.12 or later: Linux 3.8). Only
-/// its protected-mode part is loaded; that part decompresses the kernel in place.
+/// A bzImage of boot protocol 2.02 or later (Documentation/arch/x86/boot.rst; Linux 2.4). Only its protected-mode part
+/// is loaded; that part decompresses the kernel in place. It is entered in 64-bit mode if it has an entry point for
+/// that (2.12, Linux 3.8), else by the 32-bit protocol.
 class BzImage {
   public:
     /// True if the file has the magic "HdrS" where a bzImage has it.
     [[nodiscard]] static bool recognises(const ImageFile& file);
-    /// Checks the setup header. Throws Error where it is damaged, or the kernel is too old or a 32-bit one.
+    /// Checks the setup header. Throws Error where it is damaged, or the kernel is too old.
     [[nodiscard]] static BzImage parse(const ImageFile& file);
 
+    /// linux64 or linux32.
+    [[nodiscard]] EntryProtocol protocol() const noexcept { return protocol_; }
     /// The setup header as it is in the file, from 0x1f1 on.
     [[nodiscard]] std::span<const std::byte> setup_header() const noexcept { return setup_header_; }
     /// In bytes, without the terminating NUL.
@@ -36,7 +39,11 @@ class BzImage {
     [[nodiscard]] LoadedKernel load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const;
 
   private:
+    /// Of the first instruction, in the protected-mode part.
+    [[nodiscard]] std::uint64_t entry_offset() const noexcept;
+
     std::vector<std::byte> setup_header_;
+    EntryProtocol protocol_ = EntryProtocol::linux64;
     std::uint64_t max_command_line_bytes_ = 0;
     GuestAddress initrd_limit_{};
     std::uint64_t file_offset_ = 0;  // of the protected-mode part

@@ -33,12 +33,13 @@ void append_table(std::vector<std::byte>& tables, const std::vector<std::uint64_
 
 } // namespace
 
-BootGdt build_boot_gdt() noexcept {
-    // Base 0, limit 4 GiB, present, accessed (Intel SDM volume 3A, 3.4.5): L is set for code, D/B for data.
+BootGdt build_boot_gdt(CodeSize code) noexcept {
+    // Base 0, limit 4 GiB, present, accessed (Intel SDM volume 3A, 3.4.5): L is set for 64-bit code, else D/B.
     constexpr std::uint64_t kCode64 = 0x00af'9b00'0000'ffff;
+    constexpr std::uint64_t kCode32 = 0x00cf'9b00'0000'ffff;
     constexpr std::uint64_t kData = 0x00cf'9300'0000'ffff;
     BootGdt gdt{};
-    gdt[kBootCodeSelector / sizeof(std::uint64_t)] = kCode64;
+    gdt[kBootCodeSelector / sizeof(std::uint64_t)] = code == CodeSize::k64Bit ? kCode64 : kCode32;
     gdt[kBootDataSelector / sizeof(std::uint64_t)] = kData;
     return gdt;
 }

@@ -1,4 +1,4 @@
-// The descriptor table and the page tables a kernel is entered with in 64-bit mode.
+// The descriptor table a Linux kernel is entered with, and the page tables for 64-bit mode.
 #pragma once
 
 #include <array>
@@ -10,13 +10,16 @@
 
 namespace vmm::loader {
 
-/// The selectors the 64-bit boot protocol asks for (Documentation/arch/x86/boot.rst, "64-bit boot protocol").
-inline constexpr std::uint16_t kBootCodeSelector = 0x10; ///< __BOOT_CS: flat, 64-bit, execute and read
+/// The selectors both boot protocols ask for (Documentation/arch/x86/boot.rst, "32-bit boot protocol", "64-bit boot
+/// protocol").
+inline constexpr std::uint16_t kBootCodeSelector = 0x10; ///< __BOOT_CS: flat, execute and read
 inline constexpr std::uint16_t kBootDataSelector = 0x18; ///< __BOOT_DS: flat, read and write
 
 using BootGdt = std::array<std::uint64_t, 4>;
+/// Which code the code segment holds.
+enum class CodeSize { k32Bit, k64Bit };
 /// Null, unused, code, data. The vCPU's GDTR limit is sizeof(BootGdt) - 1.
-[[nodiscard]] BootGdt build_boot_gdt() noexcept;
+[[nodiscard]] BootGdt build_boot_gdt(CodeSize code) noexcept;
 
 /// A top-level table, one of the next level, and four page directories, one for each GiB.
 inline constexpr std::size_t kIdentityMapBytes = std::size_t{6} * 4096;

@@ -28,8 +28,7 @@ Kernel Kernel::parse(ImageFile file) {
 }
 
 EntryProtocol Kernel::protocol() const noexcept {
-    const auto* elf = std::get_if<ElfImage>(&image_);
-    return elf != nullptr ? elf->protocol() : EntryProtocol::linux64;
+    return std::visit([](const auto& image) { return image.protocol(); }, image_);
 }
 
 bool Kernel::takes_page_tables() const noexcept {
@@ -39,7 +38,7 @@ bool Kernel::takes_page_tables() const noexcept {
 
 std::string_view Kernel::format_name() const noexcept {
     if (std::holds_alternative<BzImage>(image_)) {
-        return "bzImage";
+        return protocol() == EntryProtocol::linux32 ? "32-bit bzImage" : "bzImage";
     }
     return protocol() == EntryProtocol::pvh ? "ELF vmlinux with PVH entry" : "ELF vmlinux";
 }

@@ -228,9 +228,9 @@ void Machine::Parts::load() {
         load_guest(ram.memory(), files, line,
                    Board::describe(config.vcpus, ram.describe_nodes(config.vcpus), virtio.describe()), plan.layout());
     set_boot_state(vcpus.front(), entry, plan.layout());
-    log(LogLevel::kInfo, fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(),
-                                     files.kernel.format_name(), to_string(entry.kernel), to_string(entry.entry),
-                                     entry.protocol == loader::EntryProtocol::pvh ? "PVH" : "the 64-bit protocol"));
+    log(LogLevel::kInfo,
+        fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(), files.kernel.format_name(),
+                    to_string(entry.kernel), to_string(entry.entry), to_string(entry.protocol)));
     if (entry.initrd) {
         log(LogLevel::kInfo, fmt::format("initrd: {} at {}", config.initrd_path, to_string(*entry.initrd)));
     }

@@ -59,6 +59,14 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
         state.cr4 = kCr4PhysicalAddressExtension;
         state.efer = kEferLongMode;
         break;
+    case loader::EntryProtocol::linux32:
+        registers.rsi = to_integer(entry.argument);
+        set_segments(state, false);
+        state.gdt.base = to_integer(layout.gdt);
+        state.gdt.limit = sizeof(loader::BootGdt) - 1;
+        state.cr4 = 0;
+        state.efer = 0;
+        break;
     case loader::EntryProtocol::pvh:
         registers.rbx = to_integer(entry.argument);
         set_segments(state, false);

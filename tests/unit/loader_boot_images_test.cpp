@@ -62,8 +62,20 @@ TEST_F(BootImagesTest, BzImageGetsTheZeroPageAndTheTablesToStartWith) {
     EXPECT_EQ(memory_.load<std::uint32_t>(GuestAddress{0x7228}), 0x20000U);
     EXPECT_EQ(memory_.load<std::uint64_t>(GuestAddress{0x7070}), 0xe0000U);
     EXPECT_EQ(memory_.load<std::uint8_t>(GuestAddress{0x71e8}), 3);
-    EXPECT_EQ(memory_.load<BootGdt>(kLayout.gdt), build_boot_gdt());
+    EXPECT_EQ(memory_.load<BootGdt>(kLayout.gdt), build_boot_gdt(CodeSize::k64Bit));
     EXPECT_EQ(memory_.load<std::uint64_t>(kLayout.page_tables), 0xa023U);
+}
+
+TEST_F(BootImagesTest, ThirtyTwoBitBzImageGetsTheZeroPageAndADescriptorTableForIt) {
+    auto image = make_bzimage();
+    image.set(0x236, std::uint16_t{0});
+    const BootEntry entry = boot(Kernel::parse(image.file()), nullptr, "console=ttyS0");
+    EXPECT_EQ(entry.protocol, EntryProtocol::linux32);
+    EXPECT_EQ(entry.entry, GuestAddress{TestBzImage::kPreferredAddress});
+    EXPECT_EQ(entry.argument, kLayout.zero_page);
+    EXPECT_EQ(memory_.load<std::uint32_t>(GuestAddress{0x7228}), 0x20000U);
+    EXPECT_EQ(memory_.load<BootGdt>(kLayout.gdt), build_boot_gdt(CodeSize::k32Bit));
+    EXPECT_EQ(memory_.load<std::uint64_t>(kLayout.page_tables), 0U);
 }
 
 TEST_F(BootImagesTest, CommandLineEndsWithNul) {

@@ -185,16 +185,45 @@ TEST(BzImage, CodeWithoutEntryPointIsRefused) {
     }
 }
 
-TEST(BzImage, OldBootProtocolIsNamed) {
-    const std::string error = error_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x205}); });
-    EXPECT_TRUE(mentions(error, "boot protocol 2.05")) << error;
-    EXPECT_NE(error_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x20b}); }), "");
-    EXPECT_EQ(error_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x20c}); }), "");
+TEST(BzImage, LastParagraphNeedNotBeWhole) {
+    const Kernel kernel = kernel_after([](TestBzImage& image) { image.bytes.resize(image.bytes.size() - 15); });
+    const GuestMemory memory = guest_memory(kRamBytes);
+    Placement placement{std::span{&kRam, 1}};
+    EXPECT_EQ(memory.load<std::uint32_t>(kernel.load(memory, placement).range.base), 0x04030201U);
+    EXPECT_NE(error_after([](TestBzImage& image) { image.bytes.resize(image.bytes.size() - 16); }), "");
 }
 
-TEST(BzImage, KernelWithout64BitEntryIsNamed) {
-    const std::string error = error_after([](TestBzImage& image) { image.set(0x236, std::uint16_t{0}); });
-    EXPECT_TRUE(mentions(error, "it is a 32-bit kernel")) << error;
+TEST(BzImage, BootProtocolOlderThanAnyBzImageIsNamed) {
+    const std::string error = error_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x201}); });
+    EXPECT_TRUE(mentions(error, "boot protocol 2.01")) << error;
+    EXPECT_EQ(error_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x202}); }), "");
+}
+
+TEST(BzImage, KernelWithout64BitEntryIsEnteredAtItsFirstByteByThe32BitProtocol) {
+    const auto kernels = std::array{
+        kernel_after([](TestBzImage& image) { image.set(0x236, std::uint16_t{0}); }),
+        kernel_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x20b}); }), // before xloadflags
+    };
+    for (const Kernel& kernel : kernels) {
+        EXPECT_EQ(kernel.protocol(), EntryProtocol::linux32);
+        EXPECT_EQ(kernel.format_name(), "32-bit bzImage");
+        const GuestMemory memory = guest_memory(kRamBytes);
+        Placement placement{std::span{&kRam, 1}};
+        EXPECT_EQ(kernel.load(memory, placement).entry, GuestAddress{TestBzImage::kPreferredAddress});
+    }
+}
+
+TEST(BzImage, FieldsThatAnOldProtocolDoesNotHaveAreNotRead) {
+    const Kernel kernel = kernel_after([](TestBzImage& image) {
+        image.set(0x201, std::uint8_t{0x2a}); // up to 0x22c
+        image.set(0x206, std::uint16_t{0x202});
+    });
+    EXPECT_EQ(kernel.max_command_line_bytes(), 255U);
+    EXPECT_EQ(kernel.initrd_limit(), GuestAddress{0x38000000});
+    const GuestMemory memory = guest_memory(kRamBytes);
+    Placement placement{std::span{&kRam, 1}};
+    const GuestRange expected{GuestAddress{kMiB}, 4 * TestBzImage::kPayloadBytes};
+    EXPECT_EQ(kernel.load(memory, placement).range, expected);
 }
 
 TEST(BzImage, ZImageIsNamed) {
@@ -203,9 +232,21 @@ TEST(BzImage, ZImageIsNamed) {
 }
 
 TEST(BzImage, ShortSetupHeaderIsRefused) {
-    const std::string error = error_after([](TestBzImage& image) { image.set(0x201, std::uint8_t{0x65}); });
-    EXPECT_TRUE(mentions(error, "setup header is shorter")) << error;
-    EXPECT_EQ(error_after([](TestBzImage& image) { image.set(0x201, std::uint8_t{0x66}); }), "");
+    struct Row {
+        std::uint16_t version;
+        std::uint8_t jump; // of the shortest header, from 0x202 on
+    };
+    for (const Row row :
+         {Row{0x202, 0x2a}, Row{0x203, 0x2e}, Row{0x205, 0x33}, Row{0x206, 0x3a}, Row{0x20a, 0x66}, Row{0x20f, 0x66}}) {
+        const auto error = [row](std::uint8_t jump) {
+            return error_after([row, jump](TestBzImage& image) {
+                image.set(0x206, row.version);
+                image.set(0x201, jump);
+            });
+        };
+        EXPECT_TRUE(mentions(error(row.jump - 1), "setup header is shorter")) << row.version << error(row.jump - 1);
+        EXPECT_EQ(error(row.jump), "") << row.version;
+    }
 }
 
 TEST(BzImage, OddAlignmentIsRefused) {
@@ -217,7 +258,8 @@ TEST(BzImage, OddAlignmentIsRefused) {
 
 TEST(BzImage, FileCutShortAnywhereIsRefused) {
     const auto bytes = make_bzimage().bytes;
-    for (std::size_t length = 0; length < bytes.size(); ++length) {
+    constexpr std::size_t kParagraph = 16; // of which the last one need not be whole
+    for (std::size_t length = 0; length + kParagraph <= bytes.size(); ++length) {
         const auto start = std::span{bytes}.first(length);
         EXPECT_NE(error_of([&] { return Kernel::parse(ImageFile::from_bytes("cut", start)); }), "") << length;
     }

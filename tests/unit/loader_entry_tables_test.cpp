@@ -68,7 +68,7 @@ TEST(IdentityMap, MapsNothingFrom4GiBOn) {
 }
 
 TEST(BootGdt, HasFlatCodeAndDataWhereTheBootProtocolWantsThem) {
-    const BootGdt gdt = build_boot_gdt();
+    const BootGdt gdt = build_boot_gdt(CodeSize::k64Bit);
     EXPECT_EQ(gdt[0], 0U);
     const auto limit = [](std::uint64_t d) { return (d & 0xffffU) | (d >> 32U & 0xf0000U); };
     const auto base = [](std::uint64_t d) { return (d >> 16U & 0xffffffU) | (d >> 32U & 0xff000000U); };
@@ -82,6 +82,14 @@ TEST(BootGdt, HasFlatCodeAndDataWhereTheBootProtocolWantsThem) {
     EXPECT_EQ(flags(gdt[2]), 0xaU);   // granularity, long
     EXPECT_EQ(access(gdt[3]), 0x93U); // present, ring 0, data, writable, accessed
     EXPECT_EQ(flags(gdt[3]), 0xcU);   // granularity, 32 bits
+}
+
+TEST(BootGdt, CodeIs32BitWhereItIsAskedFor) {
+    const BootGdt gdt64 = build_boot_gdt(CodeSize::k64Bit);
+    BootGdt gdt32 = build_boot_gdt(CodeSize::k32Bit);
+    EXPECT_EQ(gdt32[2] >> 52U & 0xfU, 0xcU); // granularity, 32 bits
+    gdt32[2] ^= 6ULL << 52U;                 // D/B instead of L is all that differs
+    EXPECT_EQ(gdt32, gdt64);
 }
 
 TEST(ResetVector, WritesTheValueToThePortForEver) {
