@@ -19,7 +19,7 @@ namespace {
 using namespace std::string_view_literals;
 
 constexpr std::string_view kDamaged = "the file is damaged or incomplete";
-constexpr std::string_view kNotForUs = "use a kernel built for x86-64";
+constexpr std::string_view kNotForUs = "use a kernel built for x86";
 
 constexpr std::string_view kXenNoteName = "Xen\0"sv; // with its NUL
 constexpr std::uint32_t kXenNotePhys32Entry = 18;    // XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
@@ -28,8 +28,10 @@ constexpr std::uint32_t kOurNoteTakesPageTables = 1; // docs/prefault.md, "Shado
 
 std::string machine_name(std::uint16_t machine) {
     switch (machine) {
+    case EM_X86_64:
+        return "x86-64, of the 32-bit class";
     case EM_386:
-        return "32-bit x86";
+        return "32-bit x86, of the 64-bit class";
     case EM_ARM:
         return "32-bit ARM";
     case EM_AARCH64:
@@ -56,39 +58,76 @@ std::string_view type_name(std::uint16_t type) {
     }
 }
 
-Elf64_Ehdr checked_header(const ImageFile& file) {
+/// What we look at of a header, whatever its class: the 32-bit ones have the same fields, narrower.
+Elf64_Ehdr widened(const Elf32_Ehdr& narrow) {
+    Elf64_Ehdr wide{};
+    wide.e_type = narrow.e_type;
+    wide.e_machine = narrow.e_machine;
+    wide.e_entry = narrow.e_entry;
+    wide.e_phoff = narrow.e_phoff;
+    wide.e_phentsize = narrow.e_phentsize;
+    wide.e_phnum = narrow.e_phnum;
+    return wide;
+}
+
+Elf64_Phdr widened(const Elf32_Phdr& narrow) {
+    Elf64_Phdr wide{};
+    wide.p_type = narrow.p_type;
+    wide.p_offset = narrow.p_offset;
+    wide.p_paddr = narrow.p_paddr;
+    wide.p_filesz = narrow.p_filesz;
+    wide.p_memsz = narrow.p_memsz;
+    wide.p_align = narrow.p_align;
+    return wide;
+}
+
+struct Header {
+    bool is_64_bit;
+    Elf64_Ehdr fields; // without e_ident
+};
+
+Header checked_header(const ImageFile& file) {
     // The identification is the same for every class and comes first; the rest has a size that depends on it.
     const auto ident = file.load<std::array<unsigned char, EI_NIDENT>>(0);
     if (!ident) {
         refuse_kernel(file, "its ELF header is cut short", kDamaged);
     }
-    if ((*ident)[EI_CLASS] != ELFCLASS64) {
-        refuse_kernel(file, "it is a 32-bit ELF file", kNotForUs);
+    const unsigned elf_class = (*ident)[EI_CLASS];
+    if (elf_class != ELFCLASS64 && elf_class != ELFCLASS32) {
+        refuse_kernel(file, "it is an ELF file of class " + std::to_string(elf_class), kDamaged);
     }
+    const bool is_64_bit = elf_class == ELFCLASS64;
     if ((*ident)[EI_DATA] != ELFDATA2LSB) {
         refuse_kernel(file, "it is a big-endian ELF file", kNotForUs);
     }
-    const auto header = file.load<Elf64_Ehdr>(0);
+    std::optional<Elf64_Ehdr> header;
+    if (is_64_bit) {
+        header = file.load<Elf64_Ehdr>(0);
+    } else if (const auto narrow = file.load<Elf32_Ehdr>(0)) {
+        header = widened(*narrow);
+    }
     if (!header) {
         refuse_kernel(file, "its ELF header is cut short", kDamaged);
     }
-    if (header->e_machine != EM_X86_64) {
+    if (header->e_machine != (is_64_bit ? EM_X86_64 : EM_386)) {
         refuse_kernel(file, "it is an ELF file for " + machine_name(header->e_machine), kNotForUs);
     }
     if (header->e_type != ET_EXEC && header->e_type != ET_DYN) {
         refuse_kernel(file, "it is " + std::string{type_name(header->e_type)} + ", not a kernel");
     }
-    return *header;
+    return {is_64_bit, *header};
 }
 
-std::vector<Elf64_Phdr> read_program_headers(const ImageFile& file, const Elf64_Ehdr& header) {
+std::vector<Elf64_Phdr> read_program_headers(const ImageFile& file, const Header& elf) {
+    const Elf64_Ehdr& header = elf.fields;
+    const std::size_t entry_bytes = elf.is_64_bit ? sizeof(Elf64_Phdr) : sizeof(Elf32_Phdr);
     if (header.e_phnum == 0) {
         refuse_kernel(file, "it has no program headers, so nothing says where to load it");
     }
-    if (header.e_phentsize != sizeof(Elf64_Phdr)) {
+    if (header.e_phentsize != entry_bytes) {
         refuse_kernel(file,
                       "its program headers have " + std::to_string(header.e_phentsize) + " bytes each, not " +
-                          std::to_string(sizeof(Elf64_Phdr)),
+                          std::to_string(entry_bytes),
                       kDamaged);
     }
     if (header.e_phnum > ElfImage::kMaxProgramHeaders) {
@@ -97,9 +136,18 @@ std::vector<Elf64_Phdr> read_program_headers(const ImageFile& file, const Elf64_
                           std::to_string(ElfImage::kMaxProgramHeaders),
                       kDamaged);
     }
+    const auto read = [&](auto& headers) {
+        if (!file.read_at(header.e_phoff, std::as_writable_bytes(std::span{headers}))) {
+            refuse_kernel(file, "its program headers lie beyond its end", kDamaged);
+        }
+    };
     std::vector<Elf64_Phdr> headers(header.e_phnum);
-    if (!file.read_at(header.e_phoff, std::as_writable_bytes(std::span{headers}))) {
-        refuse_kernel(file, "its program headers lie beyond its end", kDamaged);
+    if (elf.is_64_bit) {
+        read(headers);
+    } else {
+        std::vector<Elf32_Phdr> narrow(header.e_phnum);
+        read(narrow);
+        std::ranges::transform(narrow, headers.begin(), [](const Elf32_Phdr& one) { return widened(one); });
     }
     return headers;
 }
@@ -125,8 +173,8 @@ ElfSegment checked_segment(const ImageFile& file, const Elf64_Phdr& header) {
     return {{GuestAddress{header.p_paddr}, header.p_memsz}, header.p_offset, header.p_filesz};
 }
 
-/// The entry point must lie in what is read from the file, and where both protocols can reach it: PVH starts without
-/// paging, and linux64 with page tables for the first 4 GiB.
+/// The entry point must lie in what is read from the file, and where each protocol can reach it: PVH and linux32 start
+/// without paging, and linux64 with page tables for the first 4 GiB.
 void check_entry(const ImageFile& file, GuestAddress entry, std::span<const ElfSegment> segments) {
     const bool is_loaded = std::ranges::any_of(segments, [entry](const ElfSegment& segment) {
         return GuestRange{segment.range.base, segment.file_bytes}.contains({entry, 1});
@@ -242,9 +290,10 @@ bool ElfImage::recognises(const ImageFile& file) {
 }
 
 ElfImage ElfImage::parse(const ImageFile& file) {
-    const Elf64_Ehdr header = checked_header(file);
+    const Header header = checked_header(file);
     ElfImage image;
-    image.entry_ = GuestAddress{header.e_entry};
+    image.protocol_ = header.is_64_bit ? EntryProtocol::linux64 : EntryProtocol::linux32;
+    image.entry_ = GuestAddress{header.fields.e_entry};
     for (const Elf64_Phdr& program_header : read_program_headers(file, header)) {
         switch (program_header.p_type) {
         case PT_LOAD:

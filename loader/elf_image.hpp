@@ -19,8 +19,9 @@ struct ElfSegment {
     std::uint64_t file_bytes = 0; ///< at most range.size
 };
 
-/// The parts of an x86-64 ELF executable that are loaded, and where it is entered (System V ABI, chapters 4 and 5).
-/// Physical addresses count, not virtual ones: a kernel is entered before it has page tables of its own.
+/// The parts of an x86 ELF executable, 64-bit or 32-bit, that are loaded, and where it is entered (System V ABI,
+/// chapters 4 and 5). Physical addresses count, not virtual ones: a kernel is entered before it has page tables of its
+/// own.
 class ElfImage {
   public:
     /// A file with more program headers than this is no kernel: vmlinux has five.
@@ -30,10 +31,10 @@ class ElfImage {
 
     /// True if the file starts as an ELF file does.
     [[nodiscard]] static bool recognises(const ImageFile& file);
-    /// Checks every header. Throws Error where the file is damaged or is no 64-bit x86 kernel.
+    /// Checks every header. Throws Error where the file is damaged or is no x86 kernel.
     [[nodiscard]] static ElfImage parse(const ImageFile& file);
 
-    /// `pvh` if the file has the note XEN_ELFNOTE_PHYS32_ENTRY, else `linux64`.
+    /// `pvh` if the file has the note XEN_ELFNOTE_PHYS32_ENTRY, else `linux64` or `linux32` by its class.
     [[nodiscard]] EntryProtocol protocol() const noexcept { return protocol_; }
     [[nodiscard]] GuestAddress entry() const noexcept { return entry_; }
 

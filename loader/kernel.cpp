@@ -40,7 +40,15 @@ std::string_view Kernel::format_name() const noexcept {
     if (std::holds_alternative<BzImage>(image_)) {
         return protocol() == EntryProtocol::linux32 ? "32-bit bzImage" : "bzImage";
     }
-    return protocol() == EntryProtocol::pvh ? "ELF vmlinux with PVH entry" : "ELF vmlinux";
+    switch (protocol()) {
+    case EntryProtocol::pvh:
+        return "ELF vmlinux with PVH entry";
+    case EntryProtocol::linux32:
+        return "32-bit ELF vmlinux";
+    case EntryProtocol::linux64:
+        break;
+    }
+    return "ELF vmlinux";
 }
 
 std::uint64_t Kernel::max_command_line_bytes() const noexcept {

@@ -31,7 +31,8 @@ class Kernel {
     [[nodiscard]] const std::string& name() const noexcept { return file_.name(); }
     /// How the kernel wants to be entered. A vmlinux with a PVH note is entered by PVH.
     [[nodiscard]] EntryProtocol protocol() const noexcept;
-    /// "bzImage", "32-bit bzImage", "ELF vmlinux" or "ELF vmlinux with PVH entry", for messages and reports.
+    /// "bzImage", "32-bit bzImage", "ELF vmlinux", "32-bit ELF vmlinux" or "ELF vmlinux with PVH entry", for messages
+    /// and reports.
     [[nodiscard]] std::string_view format_name() const noexcept;
     /// Whether the kernel declares that it runs on page tables it is given (ElfImage::takes_page_tables).
     [[nodiscard]] bool takes_page_tables() const noexcept;

@@ -85,6 +85,34 @@ struct TestElf {
         return all;
     }
     [[nodiscard]] ImageFile file() const { return ImageFile::from_bytes("test-vmlinux", bytes()); }
+    /// The same file for 32-bit x86.
+    [[nodiscard]] ImageFile file32() const {
+        Elf32_Ehdr narrow{};
+        std::memcpy(&narrow.e_ident, &header.e_ident, EI_NIDENT);
+        narrow.e_ident[EI_CLASS] = ELFCLASS32;
+        narrow.e_type = header.e_type;
+        narrow.e_machine = EM_386;
+        narrow.e_version = EV_CURRENT;
+        narrow.e_entry = static_cast<Elf32_Addr>(header.e_entry);
+        narrow.e_phoff = sizeof narrow;
+        narrow.e_phentsize = sizeof(Elf32_Phdr);
+        narrow.e_phnum = header.e_phnum;
+        std::vector<std::byte> all;
+        append_object(all, narrow);
+        for (const Elf64_Phdr& wide : program_headers) {
+            append_object(all, Elf32_Phdr{.p_type = wide.p_type,
+                                          .p_offset = static_cast<Elf32_Off>(wide.p_offset),
+                                          .p_vaddr = static_cast<Elf32_Addr>(wide.p_vaddr),
+                                          .p_paddr = static_cast<Elf32_Addr>(wide.p_paddr),
+                                          .p_filesz = static_cast<Elf32_Word>(wide.p_filesz),
+                                          .p_memsz = static_cast<Elf32_Word>(wide.p_memsz),
+                                          .p_flags = wide.p_flags,
+                                          .p_align = static_cast<Elf32_Word>(wide.p_align)});
+        }
+        all.resize(kContentOffset);
+        all.insert(all.end(), content.begin(), content.end());
+        return ImageFile::from_bytes("test-vmlinux32", all);
+    }
     [[nodiscard]] std::string parse_error() const {
         return error_of([this] { return Kernel::parse(file()); });
     }

@@ -85,6 +85,22 @@ TEST(ElfKernel, PvhNoteMayHave32BitsAndComeAfterOthers) {
     EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::pvh);
 }
 
+TEST(ElfKernel, Of32BitsIsLoadedAndEnteredLikeThe64BitOne) {
+    for (const bool with_note : {false, true}) {
+        const Kernel kernel = Kernel::parse((with_note ? make_pvh_elf() : make_elf()).file32());
+        EXPECT_EQ(kernel.protocol(), with_note ? EntryProtocol::pvh : EntryProtocol::linux32);
+        EXPECT_EQ(kernel.format_name(), with_note ? "ELF vmlinux with PVH entry" : "32-bit ELF vmlinux");
+        const GuestMemory memory = guest_memory(4 * kMiB);
+        const GuestRange ram{GuestAddress{0}, 4 * kMiB};
+        Placement placement{std::span{&ram, 1}};
+        const LoadedKernel loaded = kernel.load(memory, placement);
+        const GuestRange expected{GuestAddress{TestElf::kAddress}, TestElf::kMemoryBytes};
+        EXPECT_EQ(loaded.range, expected);
+        EXPECT_EQ(loaded.entry, GuestAddress{with_note ? TestElf::kPvhEntry : TestElf::kEntry});
+        EXPECT_EQ(memory.load<std::uint32_t>(expected.base), 0x04030201U);
+    }
+}
+
 TEST(ElfKernel, NotesMayBeAlignedTo8Bytes) {
     TestElf elf = make_elf();
     auto notes = make_note("Linux", 257, testing::bytes_of("x"), 8);
@@ -125,7 +141,9 @@ TEST(ElfKernel, OtherKindsOfElfFilesAreNamed) {
         const std::string error = error_after(damage);
         EXPECT_TRUE(mentions(error, part)) << error;
     };
-    expect("32-bit ELF", [](TestElf& elf) { elf.header.e_ident[EI_CLASS] = ELFCLASS32; });
+    expect("x86-64, of the 32-bit class", [](TestElf& elf) { elf.header.e_ident[EI_CLASS] = ELFCLASS32; });
+    expect("32-bit x86, of the 64-bit class", [](TestElf& elf) { elf.header.e_machine = EM_386; });
+    expect("an ELF file of class 3", [](TestElf& elf) { elf.header.e_ident[EI_CLASS] = 3; });
     expect("big-endian", [](TestElf& elf) { elf.header.e_ident[EI_DATA] = ELFDATA2MSB; });
     expect("an ELF file for ARM64", [](TestElf& elf) { elf.header.e_machine = EM_AARCH64; });
     expect("machine number 4711", [](TestElf& elf) { elf.header.e_machine = 4711; });
