@@ -183,7 +183,10 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
            "Memory of the guest")
         ->type_name("SIZE")
         ->default_str("512M");
-    run.add_option("-c,--vcpus", config.vcpus, "Virtual CPUs, 1 to 254")->type_name("N")->capture_default_str();
+    run.add_option("-c,--vcpus", config.vcpus, "Virtual CPUs, 1 to 254")
+        ->type_name("N")
+        ->check(kNotEmpty)
+        ->capture_default_str();
     run.add_option("--initrd", config.initrd_path, "Initial RAM disk")->type_name("FILE")->check(kNotEmpty);
     run.add_option("--cmdline", config.command_line,
                    std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"")
@@ -201,6 +204,7 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
                "is best here");
     run.add_option("--prefault-workers", config.prefault.workers, "Threads that populate, and prefault vCPUs")
         ->type_name("N")
+        ->check(kNotEmpty)
         ->default_str("the CPUs they may use");
     add_cpu_list(run, "--prefault-cpus", config.prefault.cpus, "CPUs on which they run");
     run.add_flag("--prefault-smm", config.prefault.smm,
@@ -212,7 +216,8 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
                                   config.numa = {prefault::NumaPolicy::Kind::kNode, number};
                               },
                               "Guest memory lies on this NUMA node")
-                           ->type_name("N");
+                           ->type_name("N")
+                           ->check(kNotEmpty);
     run.add_option_function<std::string>(
            "--numa", [&config](const std::string& name) { config.numa = *prefault::parse_numa_policy(name); },
            "Guest memory is spread over the nodes page by page, or split into one part a node, of which the guest is "
@@ -283,6 +288,19 @@ TextCommand usage_error(const CLI::App& app, const std::string& what) {
     return {"vmm: error: " + what + " (see `" + command + " --help`)\n", kUsageError};
 }
 
+/// What is wrong with a command line. Where no command was found, the word that stands in its place is the answer.
+std::string describe_parse_error(const CLI::App& app, const CLI::ParseError& error) {
+    const std::vector<std::string> strange = app.remaining();
+    if (!app.get_subcommands().empty() || strange.empty()) {
+        return error.what();
+    }
+    std::string commands;
+    for (const CLI::App* const command : app.get_subcommands([](const CLI::App*) { return true; })) {
+        commands += (commands.empty() ? "" : " or ") + command->get_name();
+    }
+    return "'" + strange.front() + "' is no command: it is " + commands;
+}
+
 } // namespace
 
 Command parse_command_line(int argc, const char* const* argv) {
@@ -313,7 +331,7 @@ Command parse_command_line(int argc, const char* const* argv) {
         app.exit(success, text, text);
         return TextCommand{text.str(), 0};
     } catch (const CLI::ParseError& error) {
-        return usage_error(app, error.what());
+        return usage_error(app, describe_parse_error(app, error));
     } catch (const Error& error) {
         return usage_error(app, error.what());
     }

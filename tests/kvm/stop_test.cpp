@@ -41,15 +41,35 @@ bool is_emulated() {
     return std::memcmp(name.data(), "TCGTCGTCGTCG", sizeof name) == 0;
 }
 
-/// What is promised is 0.2 s. What others do on this machine may delay one or the other by far more; not half of them.
-Seconds soon() {
+/// What is promised.
+constexpr Seconds kSoon = 0.2s;
+
+/// By how much more everything takes where the program is slower than what is promised of.
+double slowness() {
 #ifdef VMM_SANITIZED
     constexpr bool kSlow = true;
 #else
     constexpr bool kSlow = false;
 #endif
-    return kSlow || is_emulated() ? 1s : Seconds(0.2s);
+    return kSlow || is_emulated() ? 5 : 1;
 }
+
+/// From signals to the end of what they were sent to. Not empty; sorted.
+class Waits {
+  public:
+    void add(Seconds wait) { waits_.insert(std::ranges::upper_bound(waits_, wait), wait); }
+    [[nodiscard]] bool empty() const { return waits_.empty(); }
+    [[nodiscard]] Seconds median() const { return waits_[waits_.size() / 2]; }
+    /// What others do on this machine may delay one or the other by far more than `bound`; not half of them.
+    [[nodiscard]] bool are_within(Seconds bound) const { return median() < bound && waits_.back() < 10 * bound; }
+    friend std::ostream& operator<<(std::ostream& out, const Waits& waits) {
+        return out << waits.waits_.size() << " times, which took " << waits.median().count() << " s, at most "
+                   << waits.waits_.back().count() << " s";
+    }
+
+  private:
+    std::vector<Seconds> waits_;
+};
 
 /// What is taken of the host by all its processes.
 struct Taken {
@@ -117,39 +137,68 @@ class StoppedCommand : public testing::KvmTest {
         return duration;
     }
 
+    /// Sends `signal` to a command that has been ready for `pause`. How long it takes to be gone.
+    [[nodiscard]] Seconds time_to_end(const std::vector<std::string>& options, Seconds pause, int signal) const {
+        const auto command = start(options);
+        std::this_thread::sleep_for(pause);
+        const auto sent = Clock::now();
+        command->send(signal);
+        const int status = command->wait();
+        const Seconds wait = Clock::now() - sent;
+        EXPECT_EQ(status, signal == SIGKILL ? -1 : 4)
+            << "signal " << signal << " after " << pause.count() << " s: " << command->errors();
+        return wait;
+    }
+
     /// Stops the command `rounds` times at random moments before its guest runs, or soon after. Says how long it took
     /// from the signal to its end.
     void expect_clean_stops(const std::vector<std::string>& options, int rounds) const {
         constexpr Seconds kLeastWindow = 0.1s;
-        constexpr auto kTimeForAll = 9s; // On a slow machine there are fewer rounds.
         const Seconds window = std::max(measure(options), kLeastWindow);
         const Taken before = Taken::now();
         std::mt19937 random(4711);
         std::uniform_real_distribution<double> moment(0, window.count());
-        std::vector<Seconds> waits;
+        Waits waits;
         const auto deadline = Clock::now() + kTimeForAll;
-        for (int round = 0; round < rounds && Clock::now() < deadline; ++round) {
-            const auto command = start(options);
-            const Seconds pause(moment(random));
-            std::this_thread::sleep_for(pause);
-            const auto sent = Clock::now();
-            command->send(SIGTERM);
-            const int status = command->wait();
-            waits.emplace_back(Clock::now() - sent);
-            ASSERT_EQ(status, 4) << "stopped after " << pause.count() << " s: " << command->errors();
+        for (int round = 0; round < rounds && Clock::now() < deadline && !HasFailure(); ++round) {
+            waits.add(time_to_end(options, Seconds(moment(random)), SIGTERM));
         }
         ASSERT_FALSE(waits.empty());
-        std::ranges::sort(waits);
-        const Seconds median = waits[waits.size() / 2];
-        std::cout << "stopped " << waits.size() << " times within " << window.count() << " s; it took "
-                  << median.count() << " s, at most " << waits.back().count() << " s" << std::endl;
-        EXPECT_LT(median.count(), soon().count());
-        EXPECT_LT(waits.back().count(), 10 * soon().count());
+        std::cout << "stopped within " << window.count() << " s " << waits << std::endl;
+        if (!waits.are_within(slowness() * kSoon)) {
+            expect_stops_that_a_busy_machine_explains(options, window);
+        }
         EXPECT_TRUE(eventually([&] { return Taken::now().is_no_more_than(before); }))
             << Taken::now() << " instead of " << before;
     }
 
+    /// Where processors are busy elsewhere, everything takes longer, also what the kernel does alone to end such a
+    /// process. A stop may then take a few times as long as that, measured beside it: at one load as at another it is
+    /// less than twice as long.
+    void expect_stops_that_a_busy_machine_explains(const std::vector<std::string>& options, Seconds window) const {
+        constexpr int kMostRounds = 15;
+        constexpr double kMostTimes = 3;
+        // Who is killed gives no raised pool back: a guest of as much memory stands in.
+        const bool raises_pool = std::ranges::find(options, "--reserve-hugepages") != options.end();
+        const std::vector<std::string> killed = raises_pool ? std::vector<std::string>{"-m", "256M"} : options;
+        std::mt19937 random(4712);
+        std::uniform_real_distribution<double> moment(0, window.count());
+        Waits stops;
+        Waits kills;
+        const auto deadline = Clock::now() + 2 * kTimeForAll;
+        for (int round = 0; round < kMostRounds && Clock::now() < deadline && !HasFailure(); ++round) {
+            const Seconds pause(moment(random));
+            kills.add(time_to_end(killed, pause, SIGKILL));
+            stops.add(time_to_end(options, pause, SIGTERM));
+        }
+        ASSERT_FALSE(stops.empty());
+        std::cout << "stopped " << stops << "; killed " << kills << std::endl;
+        EXPECT_TRUE(stops.are_within(slowness() * std::max(kSoon, kMostTimes * kills.median())));
+    }
+
   private:
+    static constexpr auto kTimeForAll = 9s; ///< On a slow machine there are fewer rounds.
+
     testing::TemporaryDirectory directory_;
     std::string path_;
 };

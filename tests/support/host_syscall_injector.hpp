@@ -81,10 +81,14 @@ class SyscallInjector {
         return {};
     }
 
+    /// Enough for what does not hang: each call that is intercepted takes two turns of the scheduler, and in the lab on
+    /// a busy machine a run of two seconds has been seen to take twenty.
+    static constexpr std::chrono::seconds kPatience{80};
+
     /// Runs `words`, the first of which is a program (looked up in PATH), with nothing to read and for at most
     /// `patience`. Throws std::runtime_error where calls cannot be intercepted.
     [[nodiscard]] InjectedRun run(std::vector<std::string> words, const CallDecision& decide,
-                                  std::chrono::milliseconds patience = std::chrono::seconds(10)) const {
+                                  std::chrono::milliseconds patience = kPatience) const {
         const TemporaryDirectory directory;
         const std::string output = directory / "out";
         const std::string errors = directory / "err";

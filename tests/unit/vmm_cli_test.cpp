@@ -56,6 +56,20 @@ std::string usage_error(const Words& words) {
     return text->text;
 }
 
+TEST(CommandLine, NamesTheWordThatIsNoCommand) {
+    for (const char* const word : {"walk", "rum", "--prefault=all"}) {
+        const std::string error = usage_error({word});
+        EXPECT_TRUE(mentions(error, "'" + std::string(word) + "' is no command: it is run or doctor")) << error;
+    }
+}
+
+// "" was taken for 0: no vCPUs, no workers, and node 0.
+TEST(CommandLine, RefusesAnEmptyNumber) {
+    for (const char* const option : {"-c", "--prefault-workers", "--numa-node"}) {
+        EXPECT_TRUE(mentions(usage_error({"run", option, ""}), "is empty")) << option;
+    }
+}
+
 TEST(CommandLine, RunAloneHasTheDefaults) {
     const RunCommand command = run();
     EXPECT_EQ(command.config.kernel_path, "");
