@@ -171,7 +171,7 @@ void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
     scratch_.map_up_to(end);
     scratch_.refresh();
     if (host_.kind != SecondLevelKind::kShadow) {
-        scratch_mappings_ = scratch_.used_range().size / kSmallPage;
+        scratch_mappings_ = scratch_.used_range().size / kSmallPage * (smm_filled_ ? 2 : 1);
     }
     take_problem();
     held_ = false;
@@ -280,7 +280,9 @@ FillResult SecondLevelFiller::fill_smm(const Job& job, const std::stop_token& st
     take_problem();
     scratch_.refresh();
     held_ = false;
-    heed(job, touch_scratch(smm_dummies_.front(), stop));
+    if (heed(job, touch_scratch(smm_dummies_.front(), stop))) {
+        scratch_mappings_ = 2 * (scratch_.used_range().size / kSmallPage); // Now both address spaces have the slot.
+    }
     const MappedPages before = mapped_guest_memory();
     smm_filled_ = true;
     FillResult result;

@@ -502,6 +502,15 @@ TEST_F(PrefaultOfSmm, MapsAllMemoryASecondTime) {
     EXPECT_EQ(report.smm_mapped.bytes(), machine.memory.size_bytes());
 }
 
+// Four pages too many: the scratch slot is there a second time.
+TEST_F(PrefaultOfSmm, CountsNothingButGuestMemory) {
+    PrefaultVm machine = make_machine();
+    for (int round = 0; round < 2; ++round) {
+        ASSERT_TRUE(prefault_smm(machine).complete);
+        EXPECT_EQ(machine.filler->mapped_guest_memory().bytes(), 2 * machine.memory.size_bytes()) << round;
+    }
+}
+
 TEST_F(PrefaultOfSmm, LeavesAGuestInSystemManagementModeNoFault) {
     PrefaultVm machine = make_machine();
     ASSERT_TRUE(prefault_smm(machine).complete);
