@@ -17,11 +17,11 @@ BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options
     : thread_(start_thread("the prefault in the background",
                            [this, &prefaulter, options = std::move(options), &stop, when_full = std::move(when_full)] {
                                ::pthread_setname_np(::pthread_self(), "background");
-                               constexpr int kNicest = 19;
-                               // Of this thread, in Linux, and of those it starts.
-                               ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
                                try {
-                                   const StopBridge bridge(stop);
+                                   const StopBridge bridge(stop); // Whose thread is not nice: a stop is not to wait.
+                                   constexpr int kNicest = 19;
+                                   // Of this thread, in Linux, and of those it starts.
+                                   ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
                                    outcome_.report = prefaulter.run(options, bridge.token());
                                    if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
                                        outcome_.full_at = std::chrono::steady_clock::now();

@@ -214,6 +214,8 @@ void warn_of_background_prefault(const Ending& ending, const Config& config) {
 
 int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
+    command.config.stop = std::make_shared<StopRequest>();
+    const StopOnSignals stop_on_signals(*command.config.stop); // As long as there is anything to give back.
     const auto logger = make_logger(command);
     std::optional<ReportFile> report_file;
     if (!command.report.empty()) {
@@ -237,8 +239,6 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     }
     ProgressDisplay progress(command, config.log);
     config.prefault.progress = [&progress](const prefault::Progress& now) { progress.show(now); };
-    config.stop = std::make_shared<StopRequest>();
-    const StopOnSignals stop_on_signals(*config.stop); // As long as there is anything to give back.
 
     Ending ending;
     try {

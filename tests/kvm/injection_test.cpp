@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <climits>
+#include <csignal>
 #include <filesystem>
 #include <functional>
 #include <iostream>
@@ -437,6 +439,66 @@ TEST_F(HostWithoutMemory, FromAnyMomentOnEndsInOneClearLineOrAWholeRun) {
     std::cout << "moments: " << place << std::endl;
 }
 
+class SignalAtEachCall : public HostThatRefuses {
+  protected:
+    /// A run to which SIGTERM is sent at the `place`-th call that we hear of, not counting those of the guest's; how
+    /// many calls there were.
+    [[nodiscard]] unsigned signal_at(unsigned place, InjectedRun& result, std::vector<std::string>& files) {
+        const TemporaryDirectory directory;
+        std::set<int> numbers{CallsOfMain::kFirst};
+        for (const CallKind& kind : kKinds) {
+            numbers.insert(kind.number);
+        }
+        unsigned calls = 0;
+        result = SyscallInjector({numbers.begin(), numbers.end()})
+                     .run({command_under_test(), "run", "--prefault=all", "-m", "16M", "--page-size=4K",
+                           "--pin=longterm", "--serial", directory / "serial", "--report", directory / "report"},
+                          [&](const SystemCall& call) {
+                              const bool is_run = call.number == SYS_ioctl && call.arguments[1] == KVM_RUN;
+                              if (!is_run && calls++ == place) {
+                                  ::kill(call.thread, SIGTERM);
+                              }
+                              return 0;
+                          });
+        for (const auto& file : std::filesystem::directory_iterator(directory.path())) {
+            files.push_back(file.path().filename());
+        }
+        return calls;
+    }
+};
+
+TEST_F(SignalAtEachCall, EndsTheCommandAndLeavesNothingHalfDone) {
+    constexpr std::chrono::seconds kBudget{4};
+    InjectedRun run;
+    std::vector<std::string> files;
+    const unsigned calls = signal_at(UINT_MAX, run, files);
+    ASSERT_EQ(run.exit_status, 0) << run.errors << run.stuck;
+    unsigned stride = calls * 618 / 1000; // Any first part of them is spread evenly.
+    while (std::gcd(stride, calls) > 1) {
+        ++stride;
+    }
+    const auto deadline = Clock::now() + kBudget;
+    std::map<int, unsigned> ends;
+    unsigned rounds = 0;
+    for (; rounds < calls && Clock::now() < deadline; ++rounds) {
+        const unsigned place = rounds * stride % calls;
+        files.clear();
+        static_cast<void>(signal_at(place, run, files));
+        EXPECT_FALSE(run.timed_out || run.left_processes) << place << ": " << run.stuck;
+        if (run.signal != 0) { // It came before anything was opened.
+            EXPECT_EQ(run.signal, SIGTERM) << place;
+            EXPECT_TRUE(files.empty()) << place << ": " << files.front();
+        } else {
+            EXPECT_TRUE(run.exit_status == 4 || run.exit_status == 0) << place << ": " << run.errors;
+            EXPECT_EQ(run.errors.find("error"), std::string::npos) << place << ": " << run.errors;
+        }
+        ++ends[run.signal != 0 ? -1 : run.exit_status];
+    }
+    std::cout << rounds << " of " << calls << " calls; killed " << ends[-1] << ", stopped " << ends[4]
+              << ", came to its end " << ends[0] << std::endl;
+    EXPECT_GT(ends[4], 0U);
+}
+
 /// A call that fails once in a way that means: again.
 struct Interruption {
     const char* name;
@@ -467,7 +529,7 @@ TEST_P(Interrupted, CallIsMadeAgain) {
     unsigned interrupted = 0;
     const Aftermath aftermath =
         run({"--prefault=all", "-m", "32M", "--page-size=4K", "-c", "2"},
-            {interruption.is_it({SYS_madvise, {0, 0, MADV_POPULATE_WRITE}}) ? SYS_madvise : SYS_ioctl},
+            {interruption.is_it({SYS_madvise, {0, 0, MADV_POPULATE_WRITE}, 0}) ? SYS_madvise : SYS_ioctl},
             [&](const SystemCall& call) {
                 if (!interruption.is_it(call) || ++places % 3 == 0) {
                     return 0;

@@ -47,6 +47,7 @@ namespace vmm::testing {
 struct SystemCall {
     int number = 0;
     std::array<std::uint64_t, 6> arguments{};
+    pid_t thread = 0; ///< whose call it is
 };
 
 /// Decides on one call while its thread waits: 0 lets it go ahead, a value of errno refuses it.
@@ -325,7 +326,7 @@ class SyscallInjector {
             }
             seccomp_notif asked{};
             std::memcpy(&asked, question_.data(), sizeof asked);
-            SystemCall call{asked.data.nr, {}};
+            SystemCall call{asked.data.nr, {}, static_cast<pid_t>(asked.pid)};
             std::copy(std::begin(asked.data.args), std::end(asked.data.args), call.arguments.begin());
             const int error_number = decide(call);
             seccomp_notif_resp response{};
