@@ -160,4 +160,25 @@ bool GuestMemory::copy_in(GuestAddress address, std::span<const std::byte> in) c
     return true;
 }
 
+bool GuestMemory::discard(std::span<std::byte> bytes) const noexcept {
+    if (is_from_pool(page_size_)) {
+        return false;
+    }
+    const auto start = reinterpret_cast<std::uintptr_t>(bytes.data());
+    for (const MemoryRegion& region : regions()) {
+        const auto region_start = reinterpret_cast<std::uintptr_t>(region.host);
+        if (start < region_start || start - region_start > region.range.size ||
+            bytes.size() > region.range.size - (start - region_start)) {
+            continue;
+        }
+        // Offsets, not addresses, are rounded: a region begins and ends at a page.
+        const std::uint64_t offset = start - region_start;
+        const std::uint64_t first = *align_up(offset, 4 * kKiB);
+        const std::uint64_t end = align_down(offset + bytes.size(), 4 * kKiB);
+        // Not MADV_FREE: the pages are to be gone, and to be seen as gone, now.
+        return first >= end || ::madvise(region.host + first, end - first, MADV_DONTNEED) == 0;
+    }
+    return false;
+}
+
 } // namespace vmm

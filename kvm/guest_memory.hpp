@@ -120,6 +120,12 @@ class GuestMemory {
     /// Copies `in` to guest memory; false, with nothing copied, where the range is not wholly RAM.
     [[nodiscard]] bool copy_in(GuestAddress address, std::span<const std::byte> in) const noexcept;
 
+    /// Gives the host's pages behind `bytes` back, whole pages of 4 KiB only; they read as zeros then, and come back
+    /// one by one when they are touched. `bytes` are as at() returns them. False, with nothing done, where that cannot
+    /// be: pages of a pool of huge pages, which stay the guest's, locked ones, or where `bytes` is not all of one
+    /// region. KVM drops its mappings by itself (MMU notifier).
+    [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
+
   private:
     PageSize page_size_;
     std::array<Mapping, kMaxRegions> mappings_;

@@ -115,6 +115,9 @@ class MmioTransport final : public devices::Device {
     /// Why the device needs a reset; empty if it does not.
     [[nodiscard]] std::string failure() const;
 
+    /// The guest's memory, for what a request names by address beyond its buffers.
+    [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
+
     /// How many interrupts there were, for statistics.
     [[nodiscard]] std::uint64_t interrupts() const noexcept { return interrupts_.load(std::memory_order_relaxed); }
 
