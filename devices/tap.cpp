@@ -111,7 +111,7 @@ Tap::Tap(const std::string& name) : is_tap_(true) {
     set_offloads({});
 }
 
-void Tap::set_offloads(const TapOffloads& offloads) noexcept {
+void Tap::set_offloads(const FrameOffloads& offloads) noexcept {
     const unsigned flags = offloads.checksum
                                ? static_cast<unsigned>(TUN_F_CSUM) | (offloads.tso4 ? TUN_F_TSO4 : 0U) |
                                      (offloads.tso6 ? TUN_F_TSO6 : 0U) |
@@ -127,7 +127,9 @@ std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {
     do {
         count = ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
     } while (count < 0 && errno == EINTR);
-    return count < 0 ? -errno : count;
+    const int error = count < 0 ? errno : 0;
+    up_ = up_ && error != EBADFD; // The interface is deleted (linux: tun_chr_read_iter).
+    return count < 0 ? -error : count;
 }
 
 int Tap::send(std::span<const iovec> frame) noexcept {
@@ -135,7 +137,9 @@ int Tap::send(std::span<const iovec> frame) noexcept {
     do {
         count = ::writev(fd_.get(), frame.data(), static_cast<int>(frame.size()));
     } while (count < 0 && errno == EINTR);
-    return count < 0 ? -errno : 0;
+    const int error = count < 0 ? errno : 0;
+    up_ = up_ && error != EBADFD;
+    return -error;
 }
 
 } // namespace vmm::devices

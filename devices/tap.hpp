@@ -7,8 +7,9 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <sys/uio.h>
+#include <utility>
 
+#include "devices/frame_link.hpp"
 #include "kvm/unique_fd.hpp"
 
 namespace vmm::devices {
@@ -23,42 +24,28 @@ using MacAddress = std::array<std::uint8_t, 6>;
 /// Throws Error: no network interface can have that name (linux: dev_valid_name).
 void check_interface_name(const std::string& name);
 
-/// What the kernel may leave to the guest in frames for it (TUN_F_* of linux/if_tun.h).
-struct TapOffloads {
-    bool checksum = false; ///< checksums not yet computed
-    bool tso4 = false;     ///< TCP segments of up to 64 KiB over IPv4; needs checksum
-    bool tso6 = false;     ///< over IPv6
-    bool ecn = false;      ///< those with ECN, too
-};
-
-/// Each frame comes and goes with a virtio_net_hdr_v1 of 12 bytes before it (virtio 1.2, 5.1.6).
+/// The kernel reads and writes headers as they are. An interface that is deleted is a link that is down.
 ///
 /// Threads: one at a time.
-class Tap {
+class Tap final : public FrameLink {
   public:
-    static constexpr std::size_t kHeaderBytes = 12;
-    /// The largest frame with its header: 64 KiB of IP, and Ethernet with a VLAN tag.
-    static constexpr std::size_t kMostBytes = 65535 + 18 + kHeaderBytes;
-
     /// The interface `name`, which is made if it is not there. Throws Error: it is no valid name, is in use, or this
     /// process may not.
     explicit Tap(const std::string& name);
     /// Something else that moves one frame with its header a call, a datagram socket; without offloads. Non-blocking.
     explicit Tap(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
 
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); } ///< on loan
-    /// Which of them the guest understands, from now on.
-    void set_offloads(const TapOffloads& offloads) noexcept;
-
-    /// One frame, its header first, into `buffers`, at most IOV_MAX. Returns its bytes, or -errno: -EAGAIN where there
-    /// is none now.
-    [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept;
-    /// Sends one frame. Returns 0, or -errno: -EAGAIN where there is no room now.
-    [[nodiscard]] int send(std::span<const iovec> frame) noexcept;
+    [[nodiscard]] int fd() const noexcept override { return fd_.get(); }
+    [[nodiscard]] bool has_offloads() const noexcept override { return true; }
+    void set_offloads(const FrameOffloads& offloads) noexcept override;
+    [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept override;
+    [[nodiscard]] int send(std::span<const iovec> frame) noexcept override;
+    [[nodiscard]] bool is_up() const noexcept override { return up_; }
 
   private:
     UniqueFd fd_;
     bool is_tap_ = false;
+    bool up_ = true;
 };
 
 } // namespace vmm::devices

@@ -31,26 +31,34 @@ constexpr std::uint64_t kStatus = 1ULL << 16;
 constexpr std::uint16_t kReceive = 0;
 constexpr std::uint16_t kTransmit = 1;
 constexpr std::uint16_t kLinkUp = 1;
-constexpr std::size_t kBufferCountOffset = 10; ///< num_buffers in the header (5.1.6)
+constexpr std::size_t kStatusOffset = sizeof(MacAddress); ///< in the configuration space (5.1.4)
+constexpr std::size_t kBufferCountOffset = 10;            ///< num_buffers in the header (5.1.6)
 constexpr int kMostFramesATurn = 256;
 
 } // namespace
 
-Net::Net(std::string name, Tap tap, const MacAddress& mac) : tap_(std::move(tap)), frame_(Tap::kMostBytes) {
+Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost)
+    : link_(std::move(link)), link_lost_(std::move(link_lost)), frame_(FrameLink::kMostBytes) {
     identity_.id = DeviceId::kNet;
     identity_.name = std::move(name);
     identity_.queue_sizes.assign(2, kQueueSize);
-    identity_.features = kChecksum | kGuestChecksum | kMac | kGuestTso4 | kGuestTso6 | kGuestEcn | kHostTso4 |
-                         kHostTso6 | kHostEcn | kMergeBuffers | kStatus;
+    identity_.features = kMac | kMergeBuffers | kStatus;
+    if (link_->has_offloads()) {
+        identity_.features |=
+            kChecksum | kGuestChecksum | kGuestTso4 | kGuestTso6 | kGuestEcn | kHostTso4 | kHostTso6 | kHostEcn;
+    }
     identity_.config.resize(sizeof(mac) + sizeof(kLinkUp)); // mac, le16 status (5.1.4)
     std::memcpy(identity_.config.data(), mac.data(), mac.size());
-    std::memcpy(identity_.config.data() + mac.size(), &kLinkUp, sizeof(kLinkUp));
+    std::memcpy(identity_.config.data() + kStatusOffset, &kLinkUp, sizeof(kLinkUp));
 }
+
+Net::Net(std::string name, Tap tap, const MacAddress& mac)
+    : Net(std::move(name), std::make_unique<Tap>(std::move(tap)), mac) {}
 
 void Net::activate(Activation activation, MmioTransport& transport) {
     const auto has = [&](std::uint64_t feature) { return (activation.features & feature) != 0; };
     merges_ = has(kMergeBuffers);
-    tap_.set_offloads({has(kGuestChecksum), has(kGuestTso4), has(kGuestTso6), has(kGuestEcn)});
+    link_->set_offloads({has(kGuestChecksum), has(kGuestTso4), has(kGuestTso6), has(kGuestEcn)});
     queues_ = std::move(activation.queues);
     transport_ = &transport;
     serve();
@@ -62,7 +70,7 @@ void Net::stop() {
     is_sending_ = false;
     frame_bytes_ = 0;
     transport_ = nullptr;
-    tap_.set_offloads({});
+    link_->set_offloads({});
 }
 
 void Net::forget_receive_queue() {
@@ -92,14 +100,14 @@ void Net::restart_queue(std::uint16_t index, Queue queue) {
 
 std::vector<Source> Net::sources() const {
     std::vector<Source> sources{another_turn_.source()};
-    if (transport_ == nullptr) {
+    if (transport_ == nullptr || !link_->is_up()) {
         return sources;
     }
     const bool receives = queues_[kReceive] && !queues_[kReceive]->is_broken() && !wants_buffers_;
     const std::uint32_t events = (receives ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
-                                 (is_sending_ ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
+                                 (is_sending_ || link_->has_rest() ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
     if (events != 0) {
-        sources.push_back({tap_.fd(), events});
+        sources.push_back({link_->fd(), events});
     }
     return sources;
 }
@@ -123,11 +131,26 @@ void Net::serve() {
     if (transport_ == nullptr) {
         return;
     }
+    link_->send_rest();
     const bool more_to_send = send_some();
     const bool more_to_receive = receive_some();
+    look_at_link();
     notify();
     if (more_to_send || more_to_receive) {
         another_turn_.ask();
+    }
+}
+
+void Net::look_at_link() {
+    if (link_->is_up() || !told_up_) {
+        return;
+    }
+    told_up_ = false;
+    constexpr std::uint16_t kLinkDown = 0;
+    transport_->change_config(kStatusOffset, std::as_bytes(std::span(&kLinkDown, 1)));
+    another_turn_.ask(); // A frame that waited for room has to go, too.
+    if (link_lost_) {
+        std::exchange(link_lost_, {})();
     }
 }
 
@@ -178,7 +201,7 @@ bool Net::send_some() {
 }
 
 int Net::send(const Chain& chain) {
-    if (chain.readable_bytes <= Tap::kHeaderBytes || chain.readable_bytes > Tap::kMostBytes ||
+    if (chain.readable_bytes <= FrameLink::kHeaderBytes || chain.readable_bytes > FrameLink::kMostBytes ||
         chain.readable.size() > IOV_MAX) {
         return -EMSGSIZE;
     }
@@ -186,7 +209,7 @@ int Net::send(const Chain& chain) {
     for (const std::span<std::byte> buffer : chain.readable) {
         pieces_.push_back({buffer.data(), buffer.size()});
     }
-    return tap_.send(pieces_); // The kernel copies the header before it checks it.
+    return link_->send(pieces_); // The kernel copies the header before it checks it.
 }
 
 // --- To the guest
@@ -203,13 +226,13 @@ bool Net::receive_some() {
             return false;
         }
         if (frame_bytes_ == 0) {
-            if (!take_buffers(Tap::kMostBytes)) {
+            if (!take_buffers(FrameLink::kMostBytes)) {
                 return false;
             }
             const bool direct = receive_into_buffers();
             const std::array<iovec, 1> frame{{{frame_.data(), frame_.size()}}};
-            const std::ptrdiff_t bytes = tap_.receive(direct ? std::span<const iovec>(pieces_) : frame);
-            if (bytes <= static_cast<std::ptrdiff_t>(Tap::kHeaderBytes)) {
+            const std::ptrdiff_t bytes = link_->receive(direct ? std::span<const iovec>(pieces_) : frame);
+            if (bytes <= static_cast<std::ptrdiff_t>(FrameLink::kHeaderBytes)) {
                 return false; // None, or the interface is down; what comes later wakes us.
             }
             if (direct) {
@@ -227,7 +250,7 @@ bool Net::receive_some() {
 
 /// Whether the host can write a frame of any size into the buffers taken, as pieces_ has them.
 bool Net::receive_into_buffers() {
-    if (room_ < Tap::kMostBytes || buffers_.front().writable_bytes < Tap::kHeaderBytes) {
+    if (room_ < FrameLink::kMostBytes || buffers_.front().writable_bytes < FrameLink::kHeaderBytes) {
         return false;
     }
     pieces_.clear();
@@ -280,7 +303,7 @@ bool Net::deliver() {
         return false;
     }
     // A header in pieces over several buffers is none (5.1.6.3.1 has each buffer be larger than it).
-    const bool has_header = buffers_.front().writable_bytes >= Tap::kHeaderBytes;
+    const bool has_header = buffers_.front().writable_bytes >= FrameLink::kHeaderBytes;
     if (room_ >= frame_bytes_ && has_header) {
         hand_over(std::span<const std::byte>(frame_).first(frame_bytes_), frame_bytes_);
     } else {

@@ -7,23 +7,30 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "devices/frame_link.hpp"
 #include "devices/tap.hpp"
 #include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/device.hpp"
 
 namespace vmm::devices::virtio {
 
-/// One receive and one transmit queue on a tap. Checksums and TCP segmentation are left to whoever comes last: host or
-/// guest, as negotiated. Frames wait in the tap while the guest offers no buffers, and in the guest while the tap has
-/// no room; neither is looked at meanwhile. A flood in either direction has the thread for one turn at a time.
+/// One receive and one transmit queue on a link to the host. Where the link can (a tap), checksums and TCP segmentation
+/// are left to whoever comes last: host or guest, as negotiated. Frames wait in the link while the guest offers no
+/// buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in either direction
+/// has the thread for one turn at a time. When the host's end goes away the guest's link is down: what it sends is
+/// dropped from then on.
 ///
 /// Threads: one, but for identity() and statistics().
 class Net final : public Device {
   public:
+    /// `link_lost`, unless empty, is called on the device's thread when the host's end is gone, once.
+    Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost = {});
     Net(std::string name, Tap tap, const MacAddress& mac);
 
     [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
@@ -57,10 +64,13 @@ class Net final : public Device {
     [[nodiscard]] bool send_some();
     [[nodiscard]] int send(const Chain& chain);
     void notify();
+    void look_at_link();
     void forget_receive_queue();
 
     Identity identity_;
-    Tap tap_;
+    std::unique_ptr<FrameLink> link_;
+    std::function<void()> link_lost_; ///< empty once called
+    bool told_up_ = true;             ///< what the guest knows of the link
     AnotherTurn another_turn_;
     MmioTransport* transport_ = nullptr; ///< while it is active
     bool merges_ = false;                ///< a frame may take several buffers
@@ -74,7 +84,7 @@ class Net final : public Device {
     bool wants_buffers_ = false;    ///< the guest has none for what is there
 
     Chain sending_;
-    bool is_sending_ = false; ///< sending_ waits for room in the tap
+    bool is_sending_ = false; ///< sending_ waits for room in the link
     std::vector<iovec> pieces_;
 
     std::atomic<std::uint64_t> received_{0};

@@ -1,0 +1,176 @@
+#include "devices/frame_stream.hpp"
+
+#include <arpa/inet.h>
+#include <limits.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace vmm::devices {
+
+namespace {
+
+constexpr std::size_t kLengthBytes = sizeof(std::uint32_t);
+constexpr std::size_t kLeastFrame = 14; ///< Ethernet's own header
+constexpr std::size_t kMostFrame = FrameLink::kMostBytes - FrameLink::kHeaderBytes;
+/// As many frames of the largest size as are read at once.
+constexpr std::size_t kInputBytes = 4 * (kLengthBytes + kMostFrame);
+
+/// Copies into the buffers from byte `offset` of them on; what does not fit is left out.
+void scatter(std::span<const iovec> buffers, std::size_t offset, std::span<const std::byte> bytes) noexcept {
+    for (const iovec& buffer : buffers) {
+        if (bytes.empty()) {
+            return;
+        }
+        if (offset >= buffer.iov_len) {
+            offset -= buffer.iov_len;
+            continue;
+        }
+        const std::size_t count = std::min(bytes.size(), buffer.iov_len - offset);
+        std::memcpy(static_cast<std::byte*>(buffer.iov_base) + offset, bytes.data(), count);
+        bytes = bytes.subspan(count);
+        offset = 0;
+    }
+}
+
+/// Appends what lies in the buffers from byte `offset` on.
+void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::size_t offset) {
+    for (const iovec& buffer : buffers) {
+        if (offset >= buffer.iov_len) {
+            offset -= buffer.iov_len;
+            continue;
+        }
+        const auto* const base = static_cast<const std::byte*>(buffer.iov_base);
+        out.insert(out.end(), base + offset, base + buffer.iov_len);
+        offset = 0;
+    }
+}
+
+} // namespace
+
+FrameStream::FrameStream(UniqueFd socket) : socket_(std::move(socket)), input_(kInputBytes) {
+    rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
+}
+
+// --- From the host
+// ----------------------------------------------------------------------------------------------------
+
+/// Returns whether there is more now than before.
+bool FrameStream::read_more() noexcept {
+    if (input_begin_ != 0) {
+        std::memmove(input_.data(), input_.data() + input_begin_, input_end_ - input_begin_);
+        input_end_ -= std::exchange(input_begin_, 0);
+    }
+    ssize_t count = 0;
+    do {
+        count = ::recv(socket_.get(), input_.data() + input_end_, input_.size() - input_end_, MSG_DONTWAIT);
+    } while (count < 0 && errno == EINTR);
+    if (count > 0) {
+        input_end_ += static_cast<std::size_t>(count);
+        return true;
+    }
+    up_ = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+    return false;
+}
+
+std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) noexcept {
+    while (up_) {
+        const std::size_t there = input_end_ - input_begin_;
+        std::uint32_t length = 0;
+        if (there >= kLengthBytes) {
+            std::memcpy(&length, input_.data() + input_begin_, kLengthBytes);
+            length = ntohl(length);
+            if (length > kMostFrame) { // Where the next frame begins is anybody's guess.
+                up_ = false;
+                break;
+            }
+        }
+        if (there < kLengthBytes || there - kLengthBytes < length) {
+            if (!read_more()) {
+                break;
+            }
+            continue;
+        }
+        const std::span<const std::byte> frame(input_.data() + input_begin_ + kLengthBytes, length);
+        input_begin_ += kLengthBytes + length;
+        if (length < kLeastFrame) {
+            continue;
+        }
+        constexpr std::array<std::byte, kHeaderBytes> kNoHeader{};
+        scatter(buffers, 0, kNoHeader);
+        scatter(buffers, kHeaderBytes, frame);
+        return static_cast<std::ptrdiff_t>(kHeaderBytes + length);
+    }
+    return up_ ? -EAGAIN : -ENOTCONN;
+}
+
+// --- To the host
+// ------------------------------------------------------------------------------------------------------
+
+void FrameStream::send_rest() noexcept {
+    while (has_rest()) {
+        const ssize_t count =
+            ::send(socket_.get(), rest_.data() + rest_begin_, rest_.size() - rest_begin_, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (count >= 0) {
+            rest_begin_ += static_cast<std::size_t>(count);
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            return;
+        } else if (errno != EINTR) {
+            up_ = false;
+        }
+    }
+}
+
+int FrameStream::send(std::span<const iovec> frame) noexcept {
+    send_rest();
+    if (!up_) {
+        return -ENOTCONN;
+    }
+    if (has_rest()) {
+        return -EAGAIN;
+    }
+    std::size_t bytes = 0;
+    for (const iovec& piece : frame) {
+        bytes += piece.iov_len;
+    }
+    // Their headers, the length, and what is left of the pieces.
+    if (bytes < kHeaderBytes + kLeastFrame || bytes > kMostBytes || frame.size() >= IOV_MAX) {
+        return -EMSGSIZE;
+    }
+    std::uint32_t length = htonl(static_cast<std::uint32_t>(bytes - kHeaderBytes));
+    std::array<iovec, IOV_MAX> pieces;
+    pieces[0] = {&length, kLengthBytes};
+    std::size_t count = 1;
+    std::size_t skip = kHeaderBytes;
+    for (const iovec& piece : frame) {
+        const std::size_t skipped = std::min(skip, piece.iov_len);
+        skip -= skipped;
+        if (skipped != piece.iov_len) {
+            pieces[count++] = {static_cast<std::byte*>(piece.iov_base) + skipped, piece.iov_len - skipped};
+        }
+    }
+    msghdr message{};
+    message.msg_iov = pieces.data();
+    message.msg_iovlen = count;
+    ssize_t sent = 0;
+    do {
+        sent = ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    if (sent < 0) {
+        if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            return -EAGAIN;
+        }
+        up_ = false;
+        return -ENOTCONN;
+    }
+    rest_.clear();
+    rest_begin_ = 0;
+    gather(rest_, std::span(pieces).first(count), static_cast<std::size_t>(sent));
+    return 0;
+}
+
+} // namespace vmm::devices

@@ -1,0 +1,45 @@
+// Ethernet frames over a stream socket, each after its length in 4 bytes, the highest first: what passt speaks, and
+// QEMU's `-netdev stream`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "devices/frame_link.hpp"
+#include "kvm/unique_fd.hpp"
+
+namespace vmm::devices {
+
+/// Headers say nothing here: they are not sent, and are zero in what is received. The other side is a program that may
+/// end, or talk nonsense, at any time: the link is then down.
+///
+/// Threads: one at a time.
+class FrameStream final : public FrameLink {
+  public:
+    /// A connected stream socket.
+    explicit FrameStream(UniqueFd socket);
+
+    [[nodiscard]] int fd() const noexcept override { return socket_.get(); }
+    [[nodiscard]] bool has_offloads() const noexcept override { return false; }
+    void set_offloads(const FrameOffloads& /*offloads*/) noexcept override {}
+    [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept override;
+    [[nodiscard]] int send(std::span<const iovec> frame) noexcept override;
+    [[nodiscard]] bool is_up() const noexcept override { return up_; }
+    [[nodiscard]] bool has_rest() const noexcept override { return up_ && rest_begin_ != rest_.size(); }
+    void send_rest() noexcept override;
+
+  private:
+    [[nodiscard]] bool read_more() noexcept;
+
+    UniqueFd socket_;
+    bool up_ = true;
+    std::vector<std::byte> input_; ///< what was read; frames are in [input_begin_, input_end_)
+    std::size_t input_begin_ = 0;
+    std::size_t input_end_ = 0;
+    std::vector<std::byte> rest_; ///< of a frame, from rest_begin_ on; at most a frame
+    std::size_t rest_begin_ = 0;
+};
+
+} // namespace vmm::devices
