@@ -15,6 +15,7 @@
 #include "prefault/numa.hpp"
 #include "vmm/cli_values.hpp"
 #include "vmm/config_file.hpp"
+#include "vmm/config_schema.hpp"
 #include "vmm/device_options.hpp"
 #include "vmm/version.hpp"
 
@@ -117,10 +118,32 @@ CLI::Option* add_cpu_list(CLI::App& app, const std::string& option, prefault::Cp
         ->type_name("LIST");
 }
 
+/// The form of a device's option in the help.
+std::string usage_of(const std::string& option) {
+    return std::string(find_device_syntax(std::string_view(option).substr(2))->usage);
+}
+
+/// An option with the words of one device.
+template <typename Device, typename Parse>
+void add_device(CLI::App& run, const std::string& option, std::optional<Device>& device, Parse parse,
+                const std::string& help) {
+    run.add_option_function<std::string>(
+           option,
+           [&device, parse, option](const std::string& text) {
+               try {
+                   device = parse(text);
+               } catch (const Error& error) {
+                   throw CLI::ValidationError(option, error.what());
+               }
+           },
+           help)
+        ->type_name(usage_of(option));
+}
+
 /// An option that may be given several times, each time with the words of one device.
 template <typename Device, typename Parse>
-void add_devices(CLI::App& run, const std::string& option, const std::string& words, std::vector<Device>& devices,
-                 Parse parse, const std::string& help) {
+void add_devices(CLI::App& run, const std::string& option, std::vector<Device>& devices, Parse parse,
+                 const std::string& help) {
     run.add_option_function<std::vector<std::string>>(
            option,
            [&devices, parse, option](const std::vector<std::string>& texts) {
@@ -134,10 +157,30 @@ void add_devices(CLI::App& run, const std::string& option, const std::string& wo
                }
            },
            help)
-        ->type_name(words)
+        ->type_name(usage_of(option))
         ->expected(1)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
         ->allow_extra_args(false);
+}
+
+/// Tries the values of a file's member, one by one: a message then names the right line. Throws Error.
+void take_from_file(CLI::Option& option, const ConfigFileEntry& entry, const std::string& path) {
+    for (std::size_t i = 0; i < entry.values.size(); ++i) {
+        try {
+            option.clear();
+            option.add_result(entry.values[i]);
+            option.run_callback();
+        } catch (const CLI::ParseError& error) {
+            throw Error(config_file_error(path, entry.lines[i]) + error.what());
+        }
+    }
+    try {
+        option.clear();
+        option.add_result(entry.values);
+        option.run_callback();
+    } catch (const CLI::ParseError& error) {
+        throw Error(config_file_error(path, entry.lines.back()) + error.what());
+    }
 }
 
 /// Gives the options of `run` what the file at `path` says, where the command line did not say it itself.
@@ -145,22 +188,58 @@ void apply_config_file(CLI::App& run, const std::string& path) {
     for (const ConfigFileEntry& entry : read_config_file(path)) {
         CLI::Option* const option = run.get_option_no_throw("--" + entry.option);
         if (option == nullptr || entry.option == "config" || entry.option == "help") {
-            throw Error("cannot use the configuration in " + path + ": there is no option '" + entry.option +
+            throw Error(config_file_error(path, entry.lines.front()) + "there is no option '" + entry.option +
                         "' (see `vmm run --help`)");
         }
         const auto& excluded = option->get_excludes();
         const bool overridden = option->count() != 0 || std::any_of(excluded.begin(), excluded.end(),
                                                                     [](auto* other) { return other->count() != 0; });
-        if (overridden) {
-            continue;
-        }
-        try {
-            option->add_result(entry.values);
-            option->run_callback();
-        } catch (const CLI::ParseError& error) {
-            throw Error("cannot use the configuration in " + path + ": " + error.what());
+        if (!overridden) {
+            take_from_file(*option, entry, path);
         }
     }
+}
+
+template <typename Value>
+std::vector<std::string> names_of(const std::map<std::string, Value>& values) {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : values) {
+        names.push_back(name);
+    }
+    return names;
+}
+
+/// What the configuration file may say of `option`.
+SchemaOption schema_option(const CLI::Option& option) {
+    static const std::map<std::string, std::vector<std::string>> choices{{"page-size", names_of(kPageSizes)},
+                                                                         {"prefault-method", names_of(kMethods)},
+                                                                         {"prefault-when", names_of(kWhens)},
+                                                                         {"pin", names_of(kPins)},
+                                                                         {"numa", {"interleave", "split"}}};
+    SchemaOption result;
+    result.name = option.get_lnames().front();
+    result.help = option.get_description();
+    result.form = option.get_type_name();
+    if (const auto found = choices.find(result.name); found != choices.end()) {
+        result.kind = SchemaOption::Kind::kChoice;
+        result.choices = found->second;
+    } else if (option.get_expected_max() == 0) {
+        result.kind = SchemaOption::Kind::kFlag;
+    } else if (result.form == "N") {
+        result.kind = SchemaOption::Kind::kNumber;
+    }
+    return result;
+}
+
+std::string schema_of(const CLI::App& run) {
+    std::vector<SchemaOption> options;
+    for (const CLI::Option* const option : run.get_options()) {
+        const auto& names = option->get_lnames();
+        if (!names.empty() && names.front() != "help" && names.front() != "config") {
+            options.push_back(schema_option(*option));
+        }
+    }
+    return config_schema(options);
 }
 
 void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault::Pin>& pin, unsigned& verbosity,
@@ -244,21 +323,16 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
         ->type_name("stdio|none|FILE")
         ->check(kNotEmpty)
         ->default_str("none");
-    add_devices(run, "--disk", "PATH[,ro][,direct][,queues=N][,id=STR]", config.disks, parse_disk_option,
+    add_devices(run, "--disk", config.disks, parse_disk_option,
                 "A raw disk image or block device, as a virtio block device; a comma in PATH is written twice");
-    add_devices(run, "--net", "tap=NAME[,mac=MAC]", config.nets, parse_net_option,
-                "A network interface, connected to a tap interface of the host's");
-    run.add_option_function<std::string>(
-           "--vsock",
-           [&config](const std::string& text) {
-               try {
-                   config.vsock = parse_vsock_option(text);
-               } catch (const Error& error) {
-                   throw CLI::ValidationError("--vsock", error.what());
-               }
-           },
-           "Stream sockets between guest and host, over the unix socket PATH (docs/devices.md)")
-        ->type_name("PATH[,cid=N]");
+    add_devices(run, "--net", config.nets, parse_net_option,
+                "A network interface: on a tap interface of the host's, or in user mode, through the program passt, "
+                "with ports of the host's that lead to the guest (docs/devices.md)");
+    add_device(run, "--vsock", config.vsock, parse_vsock_option,
+               "Stream sockets between guest and host, over the unix socket PATH (docs/devices.md)");
+    add_device(run, "--balloon", config.balloon, parse_balloon_option,
+               "Ask the guest to do without so much of its memory, and with `reporting` for what is free: both go back "
+               "to the host (not with --prefault or --pin)");
     run.add_flag("--rng", config.rng, "Give the guest a source of entropy");
     run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")
         ->type_name("FILE")
@@ -320,6 +394,8 @@ Command parse_command_line(int argc, const char* const* argv) {
     add_run_options(*run, run_command, pin, verbosity, quiet);
     const CLI::App* const doctor =
         app.add_subcommand("doctor", "Say what this host offers; status 1 if no guest can run");
+    const CLI::App* const schema =
+        app.add_subcommand("config-schema", "Print the schema of the configuration file")->group("");
 
     try {
         app.parse(argc, argv);
@@ -337,6 +413,9 @@ Command parse_command_line(int argc, const char* const* argv) {
     }
     if (doctor->parsed()) {
         return DoctorCommand{};
+    }
+    if (schema->parsed()) {
+        return TextCommand{schema_of(*run), 0};
     }
     if (quiet && verbosity != 0) {
         return usage_error(app, "--quiet and --verbose exclude each other");
@@ -356,6 +435,14 @@ Command parse_command_line(int argc, const char* const* argv) {
     }
     if (run_command.console == run_command.serial && run_command.console != "none") {
         return usage_error(app, "--serial and --console cannot both go to " + run_command.console);
+    }
+    if (run_command.console != "none") {
+        run_command.config.console.emplace(); // What it is connected to comes later; that there is one counts now.
+    }
+    try {
+        validate_balloon(run_command.config);
+    } catch (const Error& error) {
+        return usage_error(app, error.what());
     }
     run_command.log_level = log_level(verbosity, quiet);
     run_command.summary = !quiet;

@@ -10,7 +10,7 @@ namespace vmm {
 
 /// `vmm run`
 struct RunCommand {
-    Config config;                ///< `serial` and `log` are not filled in
+    Config config;                ///< `serial` and `log` are not filled in, `console` only as to whether it is there
     std::string serial;           ///< "stdio", "none" or a file
     std::string console = "none"; ///< as `serial`: of a virtio console
     std::string report;           ///< a file; empty: none

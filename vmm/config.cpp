@@ -7,10 +7,12 @@
 #include <string_view>
 
 #include "devices/tap.hpp"
+#include "devices/virtio/balloon.hpp"
 #include "kvm/error.hpp"
 #include "prefault/huge_page_pool.hpp"
 #include "vmm/host_memory.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/user_network.hpp"
 
 namespace vmm {
 
@@ -78,8 +80,8 @@ void validate_prefault(const Config& config) {
 }
 
 void validate_devices(const Config& config) {
-    const std::size_t devices =
-        config.disks.size() + config.nets.size() + (config.vsock ? 1 : 0) + (config.rng ? 1 : 0);
+    const std::size_t devices = config.disks.size() + config.nets.size() + (config.vsock ? 1 : 0) +
+                                (config.balloon ? 1 : 0) + (config.rng ? 1 : 0) + (config.console ? 1 : 0);
     if (devices > memory_map::kVirtioGsis.size()) {
         throw Error("cannot give the guest " + std::to_string(devices) +
                     " virtio devices: there are interrupt lines for " + std::to_string(memory_map::kVirtioGsis.size()));
@@ -98,9 +100,14 @@ void validate_devices(const Config& config) {
         }
     }
     for (const NetConfig& net : config.nets) {
-        devices::check_interface_name(net.tap);
+        if (!net.user) {
+            devices::check_interface_name(net.tap);
+        }
         if (!net.mac.empty()) {
             static_cast<void>(devices::parse_mac_address(net.mac));
+        }
+        if (net.user) {
+            check_user_network(net);
         }
     }
 }
@@ -116,6 +123,33 @@ std::string list_of(std::span<const GuestRange> ranges) {
 }
 
 } // namespace
+
+void validate_balloon(const Config& config) {
+    if (!config.balloon) {
+        return;
+    }
+    const std::string tried = "cannot give the guest a balloon";
+    if (config.prefault.scope != prefault::Scope::kNone) {
+        throw Error(tried + " with --prefault: what a balloon gives back to the host faults again when the guest takes "
+                            "it into use, which is what a prefault is to prevent (take --prefault=none)");
+    }
+    if (config.pin != prefault::Pin::kNone) {
+        throw Error(tried + " with --pin: memory that is locked or pinned cannot be given back to the host (take "
+                            "--pin=none)");
+    }
+    if (is_from_pool(config.page_size)) {
+        throw Error(tried + " with --page-size=" + std::string(to_string(config.page_size)) +
+                    ": pages of a pool are the guest's until it ends (take --page-size=thp or 4K)");
+    }
+    const std::uint64_t bytes = config.balloon->target_bytes;
+    if (!is_aligned(bytes, devices::virtio::Balloon::kPageBytes)) {
+        throw Error(tried + " of " + format_bytes(bytes) + ": it must be a multiple of 4 KiB");
+    }
+    if (bytes >= config.memory_bytes) {
+        throw Error(tried + " of " + format_bytes(bytes) + ": the guest has " + format_bytes(config.memory_bytes) +
+                    " of memory, and needs some of it");
+    }
+}
 
 std::string_view to_string(PrefaultWhen when) noexcept {
     return when == PrefaultWhen::kBackground ? "background" : "before";
@@ -183,6 +217,7 @@ void validate(const Config& config) {
                     std::to_string(Config::kMaxVcpus) + " are possible");
     }
     validate_prefault(config);
+    validate_balloon(config);
     validate_devices(config);
     const prefault::NumaTopology topology = prefault::NumaTopology::read();
     prefault::check_numa_policy(config.numa, topology, config.memory_bytes);

@@ -60,10 +60,23 @@ struct DiskConfig {
     friend bool operator==(const DiskConfig&, const DiskConfig&) = default;
 };
 
-/// A network interface of the guest's.
+/// A port of the host's at which the guest is reached (`--net user`).
+struct PortForward {
+    bool udp = false;
+    std::string host_address = "127.0.0.1"; ///< one of the host's, IPv4
+    std::uint16_t host_port = 0;
+    std::uint16_t guest_port = 0;
+
+    friend bool operator==(const PortForward&, const PortForward&) = default;
+};
+
+/// A network interface of the guest's: either on a tap, or in user mode.
 struct NetConfig {
-    std::string tap{}; ///< the host's tap interface it is connected to
-    std::string mac{}; ///< "52:54:00:12:34:56"; empty: one made from the interface's name
+    std::string tap{};                   ///< the host's tap interface it is connected to
+    std::string mac{};                   ///< "52:54:00:12:34:56"; empty: one made from the interface's name
+    bool user = false;                   ///< through the program passt, which needs no privileges
+    bool host_loopback = false;          ///< with `user`: whether the gateway is the host's loopback interface
+    std::vector<PortForward> forwards{}; ///< with `user`
 
     friend bool operator==(const NetConfig&, const NetConfig&) = default;
 };
@@ -74,6 +87,14 @@ struct VsockConfig {
     std::uint32_t cid = 3; ///< the guest's, 3 to 4294967294
 
     friend bool operator==(const VsockConfig&, const VsockConfig&) = default;
+};
+
+/// A memory balloon: guest memory that the guest does without goes back to the host.
+struct BalloonConfig {
+    std::uint64_t target_bytes = 0; ///< how much the guest is asked for; whole pages of 4 KiB, less than its memory
+    bool reporting = false;         ///< whether the guest also says which pages are free
+
+    friend bool operator==(const BalloonConfig&, const BalloonConfig&) = default;
 };
 
 /// Everything a Machine is made from. A value; the defaults are those of the command line.
@@ -105,6 +126,7 @@ struct Config {
     std::vector<DiskConfig> disks;          ///< /dev/vda, /dev/vdb, ... in Linux
     std::vector<NetConfig> nets;
     std::optional<VsockConfig> vsock;
+    std::optional<BalloonConfig> balloon;
     bool rng = false; ///< whether the guest has a source of entropy (virtio-rng)
     LogSink log;
     /// A request to stop that exists before the machine does, so that it is heard during construction, too. Null: the
@@ -120,6 +142,9 @@ struct Config {
 /// Throws Error where `config` asks for what cannot be, on any host or on this one: sizes, counts, memory, ranges,
 /// nodes, CPUs, the pools of huge pages, the limit on locked memory. Creates nothing.
 void validate(const Config& config);
+
+/// Throws Error where the machine cannot have its balloon: too large, or with memory that is to stay where it is.
+void validate_balloon(const Config& config);
 
 /// Throws Error where there cannot be so many workers, or not on those CPUs.
 void validate_workers(const prefault::Options& options);

@@ -5,13 +5,14 @@
 
 #include <array>
 #include <cerrno>
-#include <set>
+#include <iterator>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "kvm/error.hpp"
 #include "kvm/unique_fd.hpp"
+#include "vmm/device_options.hpp"
 
 namespace vmm {
 
@@ -20,92 +21,237 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kMostBytes = 1 << 20;
+constexpr std::size_t kDeepest = 8; ///< objects and arrays in one another
 
-/// A comma within a value is written twice, as on the command line.
-std::string escaped(const std::string& text) {
-    std::string result;
-    for (const char c : text) {
-        result.append(c == ',' ? 2 : 1, c);
-    }
-    return result;
-}
+/// One value, and where it stands. The parser's own values know no lines, no order, and no member that is there twice.
+struct Node {
+    enum class Kind { kNull, kBoolean, kInteger, kFraction, kString, kObject, kArray };
+    Kind kind = Kind::kNull;
+    std::size_t line = 1; ///< of a member: of its name
+    bool flag = false;
+    std::string text; ///< of a string or a number
+    std::vector<std::pair<std::string, Node>> members;
+    std::vector<Node> elements;
+};
 
-/// One value as a word; nothing where it is none.
-std::string word_of(const json& value, const std::string& where) {
-    if (value.is_string()) {
-        return value.get<std::string>();
-    }
-    if (value.is_number_integer()) {
-        return value.dump();
-    }
-    throw Error(where + ": there has to be a string or a whole number");
-}
+/// Counts the lines that the parser has gone through.
+class LineIterator {
+  public:
+    using iterator_category = std::forward_iterator_tag;
+    using value_type = char;
+    using difference_type = std::ptrdiff_t;
+    using pointer = const char*;
+    using reference = const char&;
 
-/// The words of a device. Its first word may stand alone: the path of a disk.
-std::string device_words(const json& object, const std::string& where) {
-    std::string words;
-    if (const auto path = object.find("path"); path != object.end()) {
-        words = escaped(word_of(*path, where + ".path"));
+    LineIterator() = default;
+    LineIterator(const char* at, std::size_t& line) : at_(at), line_(&line) {}
+    reference operator*() const { return *at_; }
+    LineIterator& operator++() {
+        *line_ += *at_++ == '\n' ? 1 : 0;
+        return *this;
     }
-    for (const auto& [key, value] : object.items()) {
-        if (key == "path" || (value.is_boolean() && !value.get<bool>())) {
-            continue;
+    LineIterator operator++(int) {
+        const LineIterator before = *this;
+        ++*this;
+        return before;
+    }
+    friend bool operator==(const LineIterator& a, const LineIterator& b) { return a.at_ == b.at_; }
+    friend bool operator!=(const LineIterator& a, const LineIterator& b) { return a.at_ != b.at_; }
+
+  private:
+    const char* at_ = nullptr;
+    std::size_t* line_ = nullptr;
+};
+
+/// Builds nodes from what the parser finds. Throws Error through it.
+class Builder final : public json::json_sax_t {
+  public:
+    Builder(const std::string& name, const std::size_t& line) : name_(name), line_(line) {}
+
+    Node take() { return std::move(root_); }
+
+    bool null() override { return add(Node::Kind::kNull); }
+    bool boolean(bool value) override { return add(Node::Kind::kBoolean, {}, value); }
+    bool number_integer(number_integer_t value) override { return add(Node::Kind::kInteger, std::to_string(value)); }
+    bool number_unsigned(number_unsigned_t value) override { return add(Node::Kind::kInteger, std::to_string(value)); }
+    bool number_float(number_float_t /*value*/, const string_t& text) override {
+        return add(Node::Kind::kFraction, text);
+    }
+    bool string(string_t& value) override { return add(Node::Kind::kString, value); }
+    bool binary(binary_t& /*value*/) override { return false; } // Not in JSON.
+    bool start_object(std::size_t /*elements*/) override { return open(Node::Kind::kObject); }
+    bool start_array(std::size_t /*elements*/) override { return open(Node::Kind::kArray); }
+    bool end_object() override { return close(); }
+    bool end_array() override { return close(); }
+    bool key(string_t& name) override {
+        auto& members = open_.back()->members;
+        for (const auto& [other, value] : members) {
+            if (other == name) {
+                throw Error(config_file_error(name_, line_) + "it says '" + name + "' twice, first in line " +
+                            std::to_string(value.line));
+            }
         }
-        const std::string word = value.is_boolean() ? key : key + "=" + escaped(word_of(value, where + "." + key));
-        words += (words.empty() ? "" : ",") + word;
+        members.emplace_back(name, Node{}).second.line = line_;
+        return true;
     }
-    return words;
-}
+    bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
+                     const nlohmann::detail::exception& error) override {
+        const std::string reason = error.what();
+        const std::size_t at = reason.find("at line");
+        throw Error("cannot use the configuration in " + name_ + ": it is not JSON" +
+                    (at == std::string::npos ? "" : ": " + reason.substr(at)));
+    }
 
-std::vector<std::string> values_of(const json& value, const std::string& where) {
-    if (value.is_boolean()) {
-        return {value.get<bool>() ? "true" : "false"};
+  private:
+    /// Where the value that comes now belongs.
+    Node& place() {
+        if (open_.empty()) {
+            return root_;
+        }
+        Node& parent = *open_.back();
+        if (parent.kind == Node::Kind::kObject) {
+            return parent.members.back().second; // key() has made it, with its line.
+        }
+        parent.elements.emplace_back().line = line_;
+        return parent.elements.back();
     }
-    if (value.is_object()) {
-        return {device_words(value, where)};
+    bool add(Node::Kind kind, std::string text = {}, bool flag = false) {
+        Node& node = place();
+        node.kind = kind;
+        node.text = std::move(text);
+        node.flag = flag;
+        return true;
     }
-    if (!value.is_array()) {
-        return {word_of(value, where)};
+    bool open(Node::Kind kind) {
+        if (open_.size() == kDeepest) {
+            throw Error(config_file_error(name_, line_) + "it is nested too deeply");
+        }
+        Node& node = place();
+        node.kind = kind;
+        open_.push_back(&node); // Its parent does not grow before it is closed.
+        return true;
     }
-    std::vector<std::string> values;
-    for (const json& element : value) {
-        values.push_back(element.is_object() ? device_words(element, where) : word_of(element, where));
+    bool close() {
+        open_.pop_back();
+        return true;
     }
-    return values;
-}
+
+    const std::string& name_;
+    const std::size_t& line_;
+    Node root_;
+    std::vector<Node*> open_;
+};
+
+/// What is made of one member, and how it is called in messages.
+class Member {
+  public:
+    Member(const std::string& name, const std::string& option)
+        : name_(name), option_(option), syntax_(find_device_syntax(option)) {}
+
+    ConfigFileEntry entry_of(const Node& value) const {
+        ConfigFileEntry entry{option_, {}, {}};
+        const auto add = [&entry](std::string word, std::size_t line) {
+            entry.values.push_back(std::move(word));
+            entry.lines.push_back(line);
+        };
+        if (value.kind == Node::Kind::kBoolean) {
+            add(value.flag ? "true" : "false", value.line);
+        } else if (value.kind == Node::Kind::kArray) {
+            for (const Node& element : value.elements) {
+                add(words_of(element), element.line);
+            }
+        } else {
+            add(words_of(value), value.line);
+        }
+        return entry;
+    }
+
+  private:
+    [[noreturn]] void refuse(const Node& node, const std::string& member, const std::string& why) const {
+        throw Error(config_file_error(name_, node.line) + member + ": " + why);
+    }
+
+    std::string word_of(const Node& value, const std::string& member) const {
+        if (value.kind != Node::Kind::kString && value.kind != Node::Kind::kInteger) {
+            refuse(value, member, "there has to be a string or a whole number");
+        }
+        return value.text;
+    }
+
+    std::string words_of(const Node& value) const {
+        return value.kind == Node::Kind::kObject ? device_words(value) : word_of(value, option_);
+    }
+
+    /// The words of a device. The one that stands alone comes first: the path of a disk.
+    std::string device_words(const Node& object) const {
+        if (syntax_ == nullptr) {
+            refuse(object, option_, "there has to be a string or a whole number: it is no device");
+        }
+        const bool has_first = syntax_->words.front().kind == DeviceWord::Kind::kFirst;
+        const std::string first(has_first ? syntax_->words.front().name : "");
+        std::string words;
+        for (const auto& [key, value] : object.members) {
+            if (has_first && key == first) {
+                words = escaped(word_of(value, option_ + "." + key));
+            }
+        }
+        if (has_first && words.empty()) {
+            refuse(object, option_, "there has to be a member '" + first + "'");
+        }
+        for (const auto& [key, value] : object.members) {
+            if (has_first && key == first) {
+                continue;
+            }
+            if (value.kind == Node::Kind::kBoolean) {
+                append(words, value.flag ? key : "");
+            } else if (value.kind == Node::Kind::kArray) {
+                for (const Node& element : value.elements) {
+                    append(words, key + "=" + escaped(word_of(element, option_ + "." + key)));
+                }
+            } else {
+                append(words, key + "=" + escaped(word_of(value, option_ + "." + key)));
+            }
+        }
+        return words;
+    }
+
+    static void append(std::string& words, const std::string& word) {
+        words += (words.empty() || word.empty() ? "" : ",") + word;
+    }
+    /// A comma within a value is written twice, as on the command line.
+    static std::string escaped(const std::string& text) {
+        std::string result;
+        for (const char c : text) {
+            result.append(c == ',' ? 2 : 1, c);
+        }
+        return result;
+    }
+
+    const std::string& name_;
+    const std::string& option_;
+    const DeviceSyntax* syntax_;
+};
 
 } // namespace
 
+std::string config_file_error(const std::string& name, std::size_t line) {
+    return "cannot use the configuration in " + name + ", line " + std::to_string(line) + ": ";
+}
+
 std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const std::string& name) {
-    const std::string tried = "cannot use the configuration in " + name;
-    json root;
-    // The parser keeps the last of two members of one name; we refuse them.
-    std::set<std::string> seen;
-    std::string twice;
-    const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-        if (event == json::parse_event_t::key && depth == 1 && !seen.insert(parsed.get<std::string>()).second) {
-            twice = parsed.get<std::string>();
-        }
-        return true;
-    };
-    try {
-        root = json::parse(text, watch, true, true); // Comments are welcome.
-    } catch (const json::exception& error) {
-        const std::string reason = error.what();
-        const std::size_t at = reason.find("at line");
-        throw Error(tried + ": it is not JSON" + (at == std::string::npos ? "" : ": " + reason.substr(at)));
-    }
-    if (!root.is_object()) {
-        throw Error(tried + ": it has to be one object: {\"memory\": \"4G\", ...}");
-    }
-    if (!twice.empty()) {
-        throw Error(tried + ": it says '" + twice + "' twice");
+    std::size_t line = 1;
+    Builder builder(name, line);
+    const bool parsed = json::sax_parse(LineIterator(text.data(), line), LineIterator(text.data() + text.size(), line),
+                                        &builder, json::input_format_t::json, true, true); // Comments are welcome.
+    const Node root = builder.take();
+    if (!parsed || root.kind != Node::Kind::kObject) {
+        throw Error("cannot use the configuration in " + name + ": it has to be one object: {\"memory\": \"4G\", ...}");
     }
     std::vector<ConfigFileEntry> entries;
-    for (const auto& [option, value] : root.items()) {
-        std::vector<std::string> values = values_of(value, tried + ": " + option);
-        if (!values.empty()) {
-            entries.push_back({option, std::move(values)});
+    for (const auto& [option, value] : root.members) {
+        ConfigFileEntry entry = Member(name, option).entry_of(value);
+        if (!entry.values.empty()) {
+            entries.push_back(std::move(entry));
         }
     }
     return entries;

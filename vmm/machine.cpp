@@ -370,6 +370,12 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
         }
     }
     report.resident_overhead_bytes = measure_resident_overhead();
+    if (virtio_devices.balloon != nullptr) {
+        const auto balloon = virtio_devices.balloon->statistics();
+        log(LogLevel::kInfo, fmt::format("balloon: the guest put {} in and took {} out, and reported {} as free",
+                                         format_bytes(balloon.inflated), format_bytes(balloon.deflated),
+                                         format_bytes(balloon.reported)));
+    }
 }
 
 std::uint64_t Machine::Parts::measure_resident_overhead() const {
@@ -421,6 +427,16 @@ prefault::Report Machine::add_memory(GuestRange range) {
 
 void Machine::log_dirty_pages(bool on) {
     parts_->prefaulter->log_dirty_pages(on);
+}
+
+void Machine::set_balloon(std::uint64_t bytes) {
+    Config wanted = parts_->config;
+    if (!wanted.balloon) {
+        throw Error("cannot set the size of the balloon: this machine has none");
+    }
+    wanted.balloon->target_bytes = bytes;
+    validate_balloon(wanted);
+    parts_->virtio_devices.balloon->set_target(bytes);
 }
 
 ExitReason Machine::run() {

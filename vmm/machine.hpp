@@ -20,9 +20,9 @@ namespace vmm {
 ///     ExitReason reason = machine.run();
 ///
 /// Threads: request_stop() and is_stop_requested() may be called from any thread and from a signal handler, also while
-/// prefault() or run() is under way. prefault(), add_memory() and log_dirty_pages() may be called from any thread, also
-/// while run() is under way; they are served one at a time, and none may be under way when the machine is destroyed.
-/// Everything else is for the thread that made it.
+/// prefault() or run() is under way, and so may set_balloon(), but for the signal handler. prefault(), add_memory() and
+/// log_dirty_pages() may be called from any thread, also while run() is under way; they are served one at a time, and
+/// none may be under way when the machine is destroyed. Everything else is for the thread that made it.
 class Machine {
   public:
     /// `started` is when the clock of RunReport::seconds_to_first_instruction begins. Throws Error.
@@ -47,6 +47,11 @@ class Machine {
     /// Switches KVM's dirty logging of all memory on or off. On splits large second-level mappings and off drops the
     /// small ones: prefault() makes both good. At any time. Throws Error.
     void log_dirty_pages(bool on);
+
+    /// Asks the guest of a machine with a balloon for `bytes` of its memory, instead of what Config::balloon says; it
+    /// gives what it can do without. From any thread. Throws Error: the machine has no balloon, or the size is none
+    /// for it.
+    void set_balloon(std::uint64_t bytes);
 
     /// Runs the guest until it ends or is stopped. Once. Throws Error where the host fails.
     ExitReason run();

@@ -6,6 +6,8 @@
 #include <exception>
 #include <utility>
 
+#include "devices/frame_stream.hpp"
+#include "devices/tap.hpp"
 #include "devices/virtio/block.hpp"
 #include "devices/virtio/net.hpp"
 #include "devices/virtio/rng.hpp"
@@ -24,6 +26,27 @@ namespace {
 /// soon as it has written the reset.
 constexpr std::chrono::seconds kResetPatience{2};
 
+void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services) {
+    // In user mode nobody else is on that network: the same address for each guest does no harm.
+    const devices::MacAddress mac =
+        net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
+    if (!net.user) {
+        set.devices.push_back(std::make_unique<devices::virtio::Net>(
+            name, std::make_unique<devices::Tap>(net.tap), mac, [warn = services.warn, name, tap = net.tap] {
+                warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
+            }));
+        return;
+    }
+    UserNetwork& network = *set.networks.emplace_back(std::make_unique<UserNetwork>(net));
+    set.devices.push_back(std::make_unique<devices::virtio::Net>(
+        name, std::make_unique<devices::FrameStream>(network.take_socket()), mac,
+        [warn = services.warn, name, &network] {
+            const std::string words = network.last_words();
+            warn(name + ": passt has ended" + (words.empty() ? "" : ", and said '" + words + "'") +
+                 ": the guest's link is down");
+        }));
+}
+
 } // namespace
 
 VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services) {
@@ -36,15 +59,17 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
             devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn}));
     }
     for (std::size_t i = 0; i < config.nets.size(); ++i) {
-        const NetConfig& net = config.nets[i];
-        const devices::MacAddress mac =
-            net.mac.empty() ? devices::make_mac_address(net.tap) : devices::parse_mac_address(net.mac);
-        devices.push_back(
-            std::make_unique<devices::virtio::Net>("net" + std::to_string(i), devices::Tap(net.tap), mac));
+        add_net(set, config.nets[i], "net" + std::to_string(i), services);
     }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(
             "vsock0", devices::virtio::VsockConfig{config.vsock->cid, config.vsock->path}));
+    }
+    if (config.balloon) {
+        auto balloon = std::make_unique<devices::virtio::Balloon>("balloon0", config.balloon->target_bytes,
+                                                                  config.balloon->reporting);
+        set.balloon = balloon.get();
+        devices.push_back(std::move(balloon));
     }
     if (config.rng) {
         devices.push_back(std::make_unique<devices::virtio::Rng>("rng0"));

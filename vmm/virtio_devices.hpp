@@ -11,6 +11,7 @@
 
 #include "devices/bus.hpp"
 #include "devices/character_port.hpp"
+#include "devices/virtio/balloon.hpp"
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
@@ -21,6 +22,7 @@
 #include "vmm/event_fd.hpp"
 #include "vmm/irqfd_line.hpp"
 #include "vmm/stop_request.hpp"
+#include "vmm/user_network.hpp"
 #include "vmm/virtio_thread.hpp"
 
 namespace vmm {
@@ -35,9 +37,12 @@ struct DeviceServices {
 struct VirtioSet {
     std::vector<std::unique_ptr<devices::virtio::Device>> devices;
     devices::virtio::Console* console = nullptr; ///< one of them, if there is one
+    devices::virtio::Balloon* balloon = nullptr; ///< likewise
+    /// The programs that some of them stand on. They outlive the devices, which ask them for their last words.
+    std::vector<std::unique_ptr<UserNetwork>> networks;
 };
 
-/// Opens what the devices of `config` stand on (images, taps). Throws Error: one of them cannot be had.
+/// Opens what the devices of `config` stand on (images, taps), or starts it. Throws Error: one of them cannot be had.
 [[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services);
 
 /// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.

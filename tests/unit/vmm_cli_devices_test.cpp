@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <variant>
 #include <vector>
@@ -103,6 +105,76 @@ TEST_F(CommandLineConfigFile, WithAnOptionThatIsNoneOrAValueThatIsWrongNamesFile
 
 TEST_F(CommandLineConfigFile, ThatIsNotThereIsAUsageError) {
     EXPECT_TRUE(mentions(refusal_of({"--config", "/nonexistent.json"}), "/nonexistent.json"));
+}
+
+TEST_F(CommandLineConfigFile, WithOneDeviceOfSeveralThatIsWrongNamesItsLine) {
+    const std::string path = file("{\n\"disk\": [\n\"a\",\n\"b,rw\",\n\"c\"]}");
+    const std::string refusal = refusal_of({"--config", path.c_str()});
+    EXPECT_TRUE(mentions(refusal, path + ", line 4: --disk: 'b,rw'") || mentions(refusal, path + ", line 4: --disk: 'rw'"))
+        << refusal;
+    const std::string unknown = file("{\n\"memory\": \"1G\",\n\"disks\": []}");
+    EXPECT_TRUE(config_of({"--config", unknown.c_str()}).disks.empty()) << "nothing is said of it";
+    const std::string none = file("{\n\"memory\": \"1G\",\n\"disks\": \"a\"}");
+    EXPECT_TRUE(mentions(refusal_of({"--config", none.c_str()}), none + ", line 3: there is no option 'disks'"));
+}
+
+TEST_F(CommandLineConfigFile, HasEveryDeviceAndSeveralOfThem) {
+    const std::string path = file(R"({
+        "disk": ["a", {"path": "b", "ro": true, "id": "x,y"}],
+        "net": [{"tap": "t0"}, {"user": true, "tcp": ["8080:80", "2222:22"], "host-loopback": true}, "tap=t1"],
+        "vsock": {"path": "v", "cid": 9},
+        "balloon": {"size": "64M", "reporting": true},
+        "console": "none",
+        "rng": true
+    })");
+    const Config config = config_of({"--config", path.c_str()});
+    EXPECT_EQ(config.disks, (std::vector<DiskConfig>{{.path = "a"}, {.path = "b", .read_only = true, .id = "x,y"}}));
+    ASSERT_EQ(config.nets.size(), 3U);
+    EXPECT_EQ(config.nets[0].tap, "t0");
+    EXPECT_TRUE(config.nets[1].user);
+    EXPECT_TRUE(config.nets[1].host_loopback);
+    EXPECT_EQ(config.nets[1].forwards.size(), 2U);
+    EXPECT_EQ(config.nets[2].tap, "t1");
+    EXPECT_EQ(config.vsock, (VsockConfig{.path = "v", .cid = 9}));
+    EXPECT_EQ(config.balloon, (BalloonConfig{64 * kMiB, true}));
+    EXPECT_TRUE(config.rng);
+}
+
+TEST(CommandLineDevices, OfWhichThereCanBeOneAreRefusedTwice) {
+    EXPECT_TRUE(mentions(refusal_of({"--vsock", "a", "--vsock", "b"}), "--vsock"));
+    EXPECT_TRUE(mentions(refusal_of({"--balloon", "1M", "--balloon", "2M"}), "--balloon"));
+}
+
+TEST(CommandLineDevices, BalloonIsRefusedWithMemoryThatIsToStay) {
+    EXPECT_EQ(config_of({"--balloon", "256M"}).balloon, (BalloonConfig{256 * kMiB, false}));
+    for (const char* const option : {"--prefault=all", "--prefault=host", "--prefault=0-1M", "--pin=mlock",
+                                     "--pin=longterm", "--page-size=2M", "--page-size=1G"}) {
+        const std::string refusal = refusal_of({"--balloon", "64M", option});
+        EXPECT_TRUE(mentions(refusal, "cannot give the guest a balloon with --")) << option << ": " << refusal;
+    }
+    EXPECT_TRUE(mentions(refusal_of({"--balloon", "5000"}), "multiple of 4 KiB"));
+    EXPECT_TRUE(mentions(refusal_of({"--balloon", "512M", "-m", "512M"}), "needs some of it"));
+}
+
+TEST(CommandLineDevices, ConsoleCountsAsOne) {
+    EXPECT_TRUE(config_of({"--console", "stdio"}).console.has_value());
+    EXPECT_FALSE(config_of({"--console", "none"}).console.has_value());
+}
+
+/// The file is what users are pointed to. If this fails: `vmm config-schema > docs/config.schema.json`.
+TEST(ConfigSchema, InTheDocumentationIsThatOfTheOptions) {
+    const std::vector<const char*> words{"vmm", "config-schema"};
+    const Command command = parse_command_line(static_cast<int>(words.size()), words.data());
+    const auto* const schema = std::get_if<TextCommand>(&command);
+    ASSERT_NE(schema, nullptr);
+    EXPECT_EQ(schema->exit_code, 0);
+    std::ifstream file(VMM_SOURCE_DIR "/docs/config.schema.json");
+    const std::string documented((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    EXPECT_EQ(schema->text, documented);
+    for (const char* const word : {"\"memory\"", "\"disk\"", "\"host-loopback\"", "\"balloon\"", "\"prefault\""}) {
+        EXPECT_TRUE(mentions(schema->text, word)) << word;
+    }
+    EXPECT_FALSE(mentions(schema->text, "\"config\""));
 }
 
 } // namespace

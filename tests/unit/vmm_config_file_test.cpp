@@ -14,8 +14,19 @@ namespace {
 
 using Entries = std::vector<ConfigFileEntry>;
 
+/// Without the lines.
 Entries parse(const std::string& text) {
-    return parse_config_file(text, "c.json");
+    Entries entries = parse_config_file(text, "c.json");
+    for (ConfigFileEntry& entry : entries) {
+        EXPECT_EQ(entry.lines.size(), entry.values.size());
+        entry.lines.clear();
+    }
+    return entries;
+}
+
+/// One entry, without its lines.
+ConfigFileEntry entry(std::string option, std::vector<std::string> values) {
+    return {std::move(option), std::move(values), {}};
 }
 
 std::string error_of(const std::string& text) {
@@ -24,18 +35,43 @@ std::string error_of(const std::string& text) {
 
 TEST(ConfigFile, HasTheWordsOfTheCommandLine) {
     EXPECT_EQ(parse(R"({"kernel": "vmlinuz", "memory": "4G", "vcpus": 2, "rng": true})"),
-              (Entries{{"kernel", {"vmlinuz"}}, {"memory", {"4G"}}, {"rng", {"true"}}, {"vcpus", {"2"}}}));
+              (Entries{entry("kernel", {"vmlinuz"}), entry("memory", {"4G"}), entry("vcpus", {"2"}),
+                       entry("rng", {"true"})}));
 }
 
 TEST(ConfigFile, HasSeveralOfADevice) {
     EXPECT_EQ(parse(R"({"disk": ["a.img,ro", {"path": "b,c.img", "queues": 2, "direct": true, "ro": false}]})"),
-              (Entries{{"disk", {"a.img,ro", "b,,c.img,direct,queues=2"}}}));
-    EXPECT_EQ(parse(R"({"net": {"tap": "tap0"}})"), (Entries{{"net", {"tap=tap0"}}}));
+              (Entries{entry("disk", {"a.img,ro", "b,,c.img,queues=2,direct"})}));
+    EXPECT_EQ(parse(R"({"net": {"tap": "tap0"}})"), (Entries{entry("net", {"tap=tap0"})}));
+    EXPECT_EQ(parse(R"({"net": {"user": true, "tcp": ["8080:80", 22], "udp": 53}})"),
+              (Entries{entry("net", {"user,tcp=8080:80,tcp=22,udp=53"})}));
+    EXPECT_EQ(parse(R"({"balloon": {"reporting": true, "size": "64M"}, "vsock": {"cid": 7, "path": "v"}})"),
+              (Entries{entry("balloon", {"64M,reporting"}), entry("vsock", {"v,cid=7"})}));
     EXPECT_EQ(parse(R"({"disk": []})"), Entries{});
 }
 
 TEST(ConfigFile, MayHaveComments) {
-    EXPECT_EQ(parse("{ // how much\n \"memory\": \"1G\" }"), (Entries{{"memory", {"1G"}}}));
+    EXPECT_EQ(parse("{ // how much\n \"memory\": \"1G\" }"), (Entries{entry("memory", {"1G"})}));
+}
+
+TEST(ConfigFile, KnowsTheLineOfEachValue) {
+    const Entries entries = parse_config_file("{\n \"memory\":\n \"1G\",\n \"disk\": [\"a\",\n {\"path\": \"b\"}]\n}", "c");
+    ASSERT_EQ(entries.size(), 2U);
+    EXPECT_EQ(entries[0].lines, (std::vector<std::size_t>{2}));
+    EXPECT_EQ(entries[1].lines, (std::vector<std::size_t>{4, 5}));
+}
+
+TEST(ConfigFile, NamesFileLineAndMemberOfWhatIsWrong) {
+    EXPECT_EQ(error_of("{\n\n\"disk\": [\"a\",\n {\"path\": \"b\",\n \"queues\": 1.5}]}"),
+              "cannot use the configuration in c.json, line 5: disk.queues: there has to be a string or a whole number");
+    EXPECT_EQ(error_of("{\n\"memory\": {\"size\": 1}}"),
+              "cannot use the configuration in c.json, line 2: memory: there has to be a string or a whole number: it is "
+              "no device");
+    EXPECT_EQ(error_of("{\"disk\":\n[{\"ro\": true}]}"),
+              "cannot use the configuration in c.json, line 2: disk: there has to be a member 'path'");
+    EXPECT_EQ(error_of("{\"disk\": {\"path\": \"a\",\n\"path\": \"b\"}}"),
+              "cannot use the configuration in c.json, line 2: it says 'path' twice, first in line 1");
+    EXPECT_NE(error_of("{\"a\": " + std::string(100, '[')).find("nested too deeply"), std::string::npos);
 }
 
 TEST(ConfigFile, ThatIsNoJsonNamesTheFileAndTheLine) {
@@ -70,7 +106,7 @@ TEST(ConfigFile, ThatCannotBeReadOrIsNoneNamesIt) {
     EXPECT_NE(testing::error_of([] { static_cast<void>(read_config_file("/dev/zero")); }).find("larger than 1 MiB"),
               std::string::npos);
     const testing::TemporaryDirectory directory;
-    EXPECT_EQ(read_config_file(directory.write("c.json", R"({"memory": "1G"})")), (Entries{{"memory", {"1G"}}}));
+    EXPECT_EQ(read_config_file(directory.write("c.json", R"({"memory": "1G"})")), (Entries{{"memory", {"1G"}, {1}}}));
 }
 
 } // namespace

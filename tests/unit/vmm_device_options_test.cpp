@@ -1,8 +1,11 @@
-// The words of --disk and --net.
+// The words of --disk, --net, --vsock and --balloon.
 
 #include <gtest/gtest.h>
 
+#include <cctype>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kvm/error.hpp"
 #include "support/host_errors.hpp"
@@ -64,6 +67,55 @@ TEST(NetOption, ThatIsNotUnderstoodNamesTheWord) {
               std::string::npos);
     for (const char* const text : {"tap0", "tap=", "tap=tap0,vhost=on", ""}) {
         EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_net_option(text)); }), "") << text;
+    }
+}
+
+TEST(NetOption, OfUserModeMayForwardPorts) {
+    EXPECT_EQ(parse_net_option("user"), (NetConfig{.user = true}));
+    EXPECT_EQ(parse_net_option("user,mac=52:54:00:00:00:01,host-loopback"),
+              (NetConfig{.mac = "52:54:00:00:00:01", .user = true, .host_loopback = true}));
+    const NetConfig net = parse_net_option("user,udp=53,tcp=8080:80,tcp=192.0.2.1/2222:22");
+    EXPECT_EQ(net.forwards, (std::vector<PortForward>{{false, "127.0.0.1", 8080, 80},
+                                                      {false, "192.0.2.1", 2222, 22},
+                                                      {true, "127.0.0.1", 53, 53}}));
+}
+
+TEST(NetOption, ThatIsBothOrNeitherIsRefused) {
+    for (const char* const text : {"user,tap=tap0", "tap=tap0,tcp=80", "tap=tap0,host-loopback", "tcp=80", "user=1"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_net_option(text)); }), "") << text;
+    }
+    for (const char* const text : {"user,tcp=", "user,tcp=0", "user,tcp=80:", "user,tcp=80:65536", "user,tcp=ssh",
+                                   "user,tcp=1:2:3", "user,udp=/"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_net_option(text)); }).find("port"), std::string::npos)
+            << text;
+    }
+}
+
+TEST(DeviceOption, WithAWordTwiceIsRefused) {
+    EXPECT_EQ(testing::error_of([] { static_cast<void>(parse_disk_option("a,ro,queues=1,queues=2")); }),
+              "'queues' is there twice");
+    EXPECT_NE(testing::error_of([] { static_cast<void>(parse_net_option("user,user")); }), "");
+}
+
+TEST(BalloonOption, HasASizeAndMayHaveReports) {
+    EXPECT_EQ(parse_balloon_option("256M"), (BalloonConfig{256 * kMiB, false}));
+    EXPECT_EQ(parse_balloon_option("0,reporting"), (BalloonConfig{0, true}));
+    for (const char* const text : {"", "reporting", "1G,report", "1G,reporting=on"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_balloon_option(text)); }), "") << text;
+    }
+}
+
+TEST(DeviceSyntax, NamesEveryWordInItsUsage) {
+    for (const DeviceSyntax& syntax : device_syntaxes()) {
+        for (const DeviceWord& word : syntax.words) {
+            std::string shown(word.name);
+            if (word.kind == DeviceWord::Kind::kFirst) {
+                for (char& c : shown) {
+                    c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+                }
+            }
+            EXPECT_NE(syntax.usage.find(shown), std::string_view::npos) << syntax.option << " " << word.name;
+        }
     }
 }
 

@@ -1,0 +1,186 @@
+#include "vmm/user_network.hpp"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <optional>
+#include <sstream>
+
+#include "kvm/error.hpp"
+
+namespace vmm {
+
+namespace {
+
+constexpr const char* kProgram = "passt";
+constexpr const char* kTried = "give the guest a network by --net user";
+/// The gateway's. Any would do; without one passt takes that of an interface with a route, which need not be there.
+constexpr const char* kGatewayMac = "52:55:0a:00:02:02";
+/// Nobody. By number: passt looks a name up in /etc/passwd, which need not be there.
+constexpr const char* kNobody = "65534:65534";
+
+/// As execvp() would find it.
+std::optional<std::string> find_program(const std::string& name) {
+    const char* const path = std::getenv("PATH");
+    std::istringstream folders(path != nullptr ? path : "/usr/bin:/bin");
+    for (std::string folder; std::getline(folders, folder, ':');) {
+        const std::string file = (folder.empty() ? "." : folder) + "/" + name;
+        if (::access(file.c_str(), X_OK) == 0) {
+            return file;
+        }
+    }
+    return std::nullopt;
+}
+
+std::string program_or_throw() {
+    auto program = find_program(kProgram);
+    if (!program) {
+        throw Error(std::string("cannot ") + kTried + ": the program passt is not in PATH (install the package passt)");
+    }
+    return *std::move(program);
+}
+
+std::string to_string(const PortForward& forward) {
+    return std::string(forward.udp ? "UDP" : "TCP") + " port " + std::to_string(forward.host_port) + " of " +
+           forward.host_address;
+}
+
+/// passt would only say so once the guest runs.
+void check_port(const PortForward& forward) {
+    const int type = forward.udp ? SOCK_DGRAM : SOCK_STREAM;
+    const UniqueFd socket(::socket(AF_INET, type | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(forward.host_port);
+    if (::inet_pton(AF_INET, forward.host_address.c_str(), &address.sin_addr) != 1) {
+        throw Error("cannot forward " + to_string(forward) + " to the guest: that is no IPv4 address");
+    }
+    const int on = 1; // As passt does: connections of the last one that are still being closed do not count.
+    if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
+        ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+        throw_errno(errno, "forward " + to_string(forward) + " to the guest",
+                    errno == EADDRINUSE      ? "another program has it: take another port"
+                    : errno == EADDRNOTAVAIL ? "that is no address of this host"
+                    : errno == EACCES        ? "ports below 1024 take root: take another port"
+                                             : "");
+    }
+}
+
+} // namespace
+
+void check_user_network(const NetConfig& net) {
+    static_cast<void>(program_or_throw());
+    for (const PortForward& forward : net.forwards) {
+        check_port(forward);
+    }
+}
+
+std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool as_root) {
+    std::vector<std::string> words{"--foreground", "--quiet", "--fd", std::to_string(socket)};
+    const auto add = [&words](std::initializer_list<std::string> more) {
+        words.insert(words.end(), more.begin(), more.end());
+    };
+    if (as_root) {
+        add({"--runas", kNobody});
+    }
+    // Addresses of our own, and the loopback interface as the one they are copied from where none is given: so it works
+    // without a route, too, and the guest learns no address of the host's. Its connections go by the host's routes.
+    add({"--ipv4-only", "--address", user_network::kGuestAddress, "--netmask", user_network::kPrefixBits, "--gateway",
+         user_network::kGateway, "--mac-addr", kGatewayMac, "--interface", "lo", "--dns-forward",
+         user_network::kNameServer});
+    if (!net.host_loopback) {
+        add({"--no-map-gw"});
+    }
+    for (const PortForward& forward : net.forwards) {
+        add({forward.udp ? "--udp-ports" : "--tcp-ports", forward.host_address + "/" +
+                                                              std::to_string(forward.host_port) + ":" +
+                                                              std::to_string(forward.guest_port)});
+    }
+    return words;
+}
+
+UserNetwork::UserNetwork(const NetConfig& net) {
+    const std::string program = program_or_throw();
+    std::array<int, 2> ends{-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+        throw_errno(errno, kTried, "raise the limit on open files: `ulimit -n`");
+    }
+    socket_ = UniqueFd(ends[0]);
+    const UniqueFd theirs(ends[1]);
+    // Neither side ever waits for this one: what does not fit in it is lost.
+    std::array<int, 2> pipe{-1, -1};
+    if (::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
+        throw_errno(errno, kTried, "raise the limit on open files: `ulimit -n`");
+    }
+    errors_ = UniqueFd(pipe[0]);
+    const UniqueFd their_errors(pipe[1]);
+
+    std::vector<std::string> words = passt_arguments(net, theirs.get(), ::geteuid() == 0);
+    words.insert(words.begin(), kProgram);
+    std::vector<char*> arguments;
+    for (std::string& word : words) {
+        arguments.push_back(word.data());
+    }
+    arguments.push_back(nullptr);
+
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawnattr_init(&attributes);
+    ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    ::posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+    ::posix_spawn_file_actions_adddup2(&actions, their_errors.get(), STDERR_FILENO);
+    // To itself: it is then not closed by exec.
+    ::posix_spawn_file_actions_adddup2(&actions, theirs.get(), theirs.get());
+    // In a group of its own: what a terminal sends to us is not for it. We ignore signals that it must not ignore.
+    sigset_t none;
+    sigset_t defaults;
+    ::sigemptyset(&none);
+    ::sigemptyset(&defaults);
+    ::sigaddset(&defaults, SIGPIPE);
+    ::sigaddset(&defaults, SIGXFSZ);
+    ::posix_spawnattr_setsigmask(&attributes, &none);
+    ::posix_spawnattr_setsigdefault(&attributes, &defaults);
+    ::posix_spawnattr_setpgroup(&attributes, 0);
+    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+    const int error = ::posix_spawn(&pid_, program.c_str(), &actions, &attributes, arguments.data(), environ);
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::posix_spawnattr_destroy(&attributes);
+    if (error != 0) {
+        pid_ = -1;
+        throw_errno(error, std::string(kTried) + " (start " + program + ")");
+    }
+}
+
+UserNetwork::~UserNetwork() {
+    if (pid_ > 0) {
+        ::kill(pid_, SIGKILL); // It keeps nothing that would have to be written.
+        while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+        }
+    }
+}
+
+std::string UserNetwork::last_words() const {
+    std::string text;
+    std::array<char, 4096> piece{};
+    for (ssize_t count = 0; (count = ::read(errors_.get(), piece.data(), piece.size())) > 0;) {
+        text.append(piece.data(), static_cast<std::size_t>(count));
+    }
+    std::istringstream lines(text);
+    std::string last;
+    for (std::string line; std::getline(lines, line);) {
+        last = line.empty() ? last : line;
+    }
+    return last;
+}
+
+} // namespace vmm
