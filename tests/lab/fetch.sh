@@ -11,8 +11,8 @@
 #   qemu/             root/ (QEMU and every library it needs), thread (what -accel tcg,thread= it stands)
 
 readonly lab_modules=(kvm_amd tun virtio_pci virtio_console virtio_blk crc32c_generic ext4)
-readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console vmw_vsock_virtio_transport
-    crc32c_generic ext4)
+readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console virtio_balloon
+    vmw_vsock_virtio_transport crc32c_generic ext4)
 # Older ones race in multi-threaded emulation while the kernel patches its text, and crash it.
 readonly least_qemu_for_threads=9
 

@@ -110,7 +110,8 @@ TEST_F(CommandLineConfigFile, ThatIsNotThereIsAUsageError) {
 TEST_F(CommandLineConfigFile, WithOneDeviceOfSeveralThatIsWrongNamesItsLine) {
     const std::string path = file("{\n\"disk\": [\n\"a\",\n\"b,rw\",\n\"c\"]}");
     const std::string refusal = refusal_of({"--config", path.c_str()});
-    EXPECT_TRUE(mentions(refusal, path + ", line 4: --disk: 'b,rw'") || mentions(refusal, path + ", line 4: --disk: 'rw'"))
+    EXPECT_TRUE(mentions(refusal, path + ", line 4: --disk: 'b,rw'") ||
+                mentions(refusal, path + ", line 4: --disk: 'rw'"))
         << refusal;
     const std::string unknown = file("{\n\"memory\": \"1G\",\n\"disks\": []}");
     EXPECT_TRUE(config_of({"--config", unknown.c_str()}).disks.empty()) << "nothing is said of it";

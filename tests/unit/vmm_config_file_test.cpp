@@ -55,18 +55,21 @@ TEST(ConfigFile, MayHaveComments) {
 }
 
 TEST(ConfigFile, KnowsTheLineOfEachValue) {
-    const Entries entries = parse_config_file("{\n \"memory\":\n \"1G\",\n \"disk\": [\"a\",\n {\"path\": \"b\"}]\n}", "c");
+    const Entries entries =
+        parse_config_file("{\n \"memory\":\n \"1G\",\n \"disk\": [\"a\",\n {\"path\": \"b\"}]\n}", "c");
     ASSERT_EQ(entries.size(), 2U);
     EXPECT_EQ(entries[0].lines, (std::vector<std::size_t>{2}));
     EXPECT_EQ(entries[1].lines, (std::vector<std::size_t>{4, 5}));
 }
 
 TEST(ConfigFile, NamesFileLineAndMemberOfWhatIsWrong) {
-    EXPECT_EQ(error_of("{\n\n\"disk\": [\"a\",\n {\"path\": \"b\",\n \"queues\": 1.5}]}"),
-              "cannot use the configuration in c.json, line 5: disk.queues: there has to be a string or a whole number");
-    EXPECT_EQ(error_of("{\n\"memory\": {\"size\": 1}}"),
-              "cannot use the configuration in c.json, line 2: memory: there has to be a string or a whole number: it is "
-              "no device");
+    EXPECT_EQ(
+        error_of("{\n\n\"disk\": [\"a\",\n {\"path\": \"b\",\n \"queues\": 1.5}]}"),
+        "cannot use the configuration in c.json, line 5: disk.queues: there has to be a string or a whole number");
+    EXPECT_EQ(
+        error_of("{\n\"memory\": {\"size\": 1}}"),
+        "cannot use the configuration in c.json, line 2: memory: there has to be a string or a whole number: it is "
+        "no device");
     EXPECT_EQ(error_of("{\"disk\":\n[{\"ro\": true}]}"),
               "cannot use the configuration in c.json, line 2: disk: there has to be a member 'path'");
     EXPECT_EQ(error_of("{\"disk\": {\"path\": \"a\",\n\"path\": \"b\"}}"),

@@ -326,5 +326,26 @@ TEST(HugePageDemand, OfSplitMemoryNamesEachNodesShare) {
     EXPECT_EQ(demand.shares[1].bytes, 2 * kGiB);
 }
 
+TEST(ConfigDevices, AreAsManyAsThereAreInterruptLines) {
+    Config config;
+    config.disks.resize(40, {.path = "a.img"});
+    EXPECT_EQ(testing::error_of([&] { validate(config); }),
+              "cannot give the guest 40 virtio devices: there are interrupt lines for 17");
+    config.disks.resize(16);
+    config.rng = true;
+    EXPECT_NO_THROW(validate(config));
+    config.console.emplace();
+    EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "18 virtio devices"))
+        << "a console is one of them";
+}
+
+TEST(ConfigDevices, WithABalloonOfMemoryThatIsToStayAreRefused) {
+    Config config;
+    config.balloon = BalloonConfig{16 * kMiB, true};
+    EXPECT_NO_THROW(validate(config));
+    config.prefault.scope = prefault::Scope::kHost;
+    EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "balloon with --prefault"));
+}
+
 } // namespace
 } // namespace vmm

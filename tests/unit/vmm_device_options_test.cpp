@@ -75,9 +75,9 @@ TEST(NetOption, OfUserModeMayForwardPorts) {
     EXPECT_EQ(parse_net_option("user,mac=52:54:00:00:00:01,host-loopback"),
               (NetConfig{.mac = "52:54:00:00:00:01", .user = true, .host_loopback = true}));
     const NetConfig net = parse_net_option("user,udp=53,tcp=8080:80,tcp=192.0.2.1/2222:22");
-    EXPECT_EQ(net.forwards, (std::vector<PortForward>{{false, "127.0.0.1", 8080, 80},
-                                                      {false, "192.0.2.1", 2222, 22},
-                                                      {true, "127.0.0.1", 53, 53}}));
+    EXPECT_EQ(net.forwards,
+              (std::vector<PortForward>{
+                  {false, "127.0.0.1", 8080, 80}, {false, "192.0.2.1", 2222, 22}, {true, "127.0.0.1", 53, 53}}));
 }
 
 TEST(NetOption, ThatIsBothOrNeitherIsRefused) {
