@@ -48,7 +48,7 @@ Term processor(unsigned number) {
                    aml::name("_STA", aml::integer(kPresentAndWorking))});
 }
 
-Term serial_port(AcpiSerialPort com1) {
+Term serial_port(SerialPortHardware com1) {
     constexpr std::uint8_t kRegisters = 8;
     return device("COM1", {aml::name("_HID", aml::eisa_id("PNP0501")), aml::name("_UID", aml::integer(1)),
                            resources({aml::io_ports(com1.port, kRegisters), aml::interrupt(com1.gsi, false)})});
@@ -60,7 +60,7 @@ Term cmos_rtc(std::uint16_t port) {
 }
 
 /// _CCA: its DMA is coherent with the CPUs' caches.
-Term virtio_mmio(std::size_t number, const AcpiVirtioMmio& virtio) {
+Term virtio_mmio(std::size_t number, const VirtioMmioHardware& virtio) {
     assert(virtio.registers.size <= UINT32_MAX);
     const Term registers =
         aml::memory32_fixed(low_address(virtio.registers.base), static_cast<std::uint32_t>(virtio.registers.size));
@@ -75,24 +75,24 @@ Term power_off_state(std::uint8_t sleep_type) {
     return aml::name("\\_S5", aml::package(values));
 }
 
-std::vector<std::byte> build_dsdt(const AcpiConfig& config) {
+std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     std::vector<Term> devices;
-    devices.reserve(config.vcpus + 2 + config.virtio_mmio.size());
-    for (unsigned i = 0; i < config.vcpus; ++i) {
+    devices.reserve(hardware.vcpus + 2 + hardware.virtio_mmio.size());
+    for (unsigned i = 0; i < hardware.vcpus; ++i) {
         devices.push_back(processor(i));
     }
-    if (config.com1) {
-        devices.push_back(serial_port(*config.com1));
+    if (hardware.com1) {
+        devices.push_back(serial_port(*hardware.com1));
     }
-    if (config.cmos_rtc_port) {
-        devices.push_back(cmos_rtc(*config.cmos_rtc_port));
+    if (hardware.cmos_rtc_port) {
+        devices.push_back(cmos_rtc(*hardware.cmos_rtc_port));
     }
-    for (std::size_t i = 0; i < config.virtio_mmio.size(); ++i) {
-        devices.push_back(virtio_mmio(i, config.virtio_mmio[i]));
+    for (std::size_t i = 0; i < hardware.virtio_mmio.size(); ++i) {
+        devices.push_back(virtio_mmio(i, hardware.virtio_mmio[i]));
     }
     constexpr std::uint8_t k64BitIntegers = 2;
     AcpiTable table{"DSDT", k64BitIntegers};
-    table.put_bytes(power_off_state(config.power_off_sleep_type));
+    table.put_bytes(power_off_state(hardware.power_off_sleep_type));
     table.put_bytes(aml::scope("\\_SB", devices));
     return std::move(table).finish();
 }
@@ -112,7 +112,7 @@ constexpr std::uint32_t kNoFixedRtcWake = 1U << 6U;
 constexpr std::uint32_t kResetRegisterWorks = 1U << 10U;
 constexpr std::uint32_t kHardwareReduced = 1U << 20U;
 
-std::vector<std::byte> build_fadt(const AcpiConfig& config, GuestAddress dsdt) {
+std::vector<std::byte> build_fadt(const Hardware& hardware, GuestAddress dsdt) {
     constexpr std::uint8_t kRevision = 6;
     constexpr std::uint8_t kMinorRevision = 3;
     constexpr std::uint8_t kEnterpriseServer = 4; // the preferred power management profile
@@ -127,21 +127,21 @@ std::vector<std::byte> build_fadt(const AcpiConfig& config, GuestAddress dsdt) {
     // Ignored, but kernels without that exception configure this interrupt as a level-triggered one: keep it off GSI 0.
     table.put(kUsualSciInterrupt);
     table.put_zeros(108 - table.size()); // from SMI_CMD to MON_ALRM
-    table.put(config.cmos_century_index);
-    table.put(static_cast<std::uint16_t>((config.com1 ? kLegacyDevices : 0U) | kNoVga |
-                                         (config.cmos_rtc_port ? 0U : kNoCmosRtc)));
+    table.put(hardware.cmos_century_index);
+    table.put(static_cast<std::uint16_t>((hardware.com1 ? kLegacyDevices : 0U) | kNoVga |
+                                         (hardware.cmos_rtc_port ? 0U : kNoCmosRtc)));
     table.put_zeros(1);
     table.put(kWbinvdWorks | kNoFixedPowerButton | kNoFixedSleepButton | kNoFixedRtcWake | kResetRegisterWorks |
               kHardwareReduced);
-    table.put_io_register(config.reset_port);
-    table.put(config.reset_value);
+    table.put_io_register(hardware.reset_port);
+    table.put(hardware.reset_value);
     table.put_zeros(2); // ARM_BOOT_ARCH
     table.put(kMinorRevision);
     table.put(std::uint64_t{0}); // X_FIRMWARE_CTRL
     table.put(to_integer(dsdt));
     table.put_zeros(244 - table.size()); // from X_PM1a_EVT_BLK to X_GPE1_BLK
-    table.put_io_register(config.sleep_control_port);
-    table.put_io_register(config.sleep_status_port);
+    table.put_io_register(hardware.sleep_control_port);
+    table.put_io_register(hardware.sleep_status_port);
     table.put_zeros(8); // hypervisor vendor identity
     assert(table.size() == kFadtBytes);
     return std::move(table).finish();
@@ -149,7 +149,7 @@ std::vector<std::byte> build_fadt(const AcpiConfig& config, GuestAddress dsdt) {
 
 // --- MADT: the interrupt controllers (ACPI 6.3, 5.2.12) -----------------------------------------------------------
 
-std::vector<std::byte> build_madt(const AcpiConfig& config) {
+std::vector<std::byte> build_madt(const Hardware& hardware) {
     constexpr std::uint8_t kRevision = 5;
     constexpr std::uint32_t kPcAtCompatible = 1; // there are two 8259s as well
     constexpr std::uint8_t kLocalApicType = 0;
@@ -159,9 +159,9 @@ std::vector<std::byte> build_madt(const AcpiConfig& config) {
     constexpr std::uint32_t kEnabled = 1;
 
     AcpiTable table{"APIC", kRevision};
-    table.put(low_address(config.local_apic));
+    table.put(low_address(hardware.local_apic));
     table.put(kPcAtCompatible);
-    for (unsigned i = 0; i < config.vcpus; ++i) {
+    for (unsigned i = 0; i < hardware.vcpus; ++i) {
         table.put(kLocalApicType).put(kLocalApicBytes);
         table.put(static_cast<std::uint8_t>(i)); // _UID of the processor
         table.put(static_cast<std::uint8_t>(i)); // id of its local APIC
@@ -169,7 +169,7 @@ std::vector<std::byte> build_madt(const AcpiConfig& config) {
     }
     table.put(kIoApicType).put(kIoApicBytes);
     table.put_zeros(2); // its id, which KVM's has after reset, and a reserved byte
-    table.put(low_address(config.io_apic));
+    table.put(low_address(hardware.io_apic));
     table.put(std::uint32_t{0}); // the GSI of its first input
     return std::move(table).finish();
 }
@@ -240,20 +240,20 @@ class TableArea {
 
 } // namespace
 
-std::vector<std::byte> build_acpi_tables(const AcpiConfig& config) {
-    assert(config.vcpus >= 1 && config.vcpus <= kMaxAcpiVcpus);
-    assert(config.virtio_mmio.size() <= kMaxAcpiVirtioMmio);
-    assert(config.power_off_sleep_type <= 7);
-    assert(!config.numa || config.numa->vcpu_nodes.size() == config.vcpus);
-    assert(is_aligned(to_integer(config.base), 16)); // where a scan for the RSDP looks
+std::vector<std::byte> build_acpi_tables(const Hardware& hardware, GuestAddress base) {
+    assert(hardware.vcpus >= 1 && hardware.vcpus <= kMaxVcpus);
+    assert(hardware.virtio_mmio.size() <= kMaxVirtioMmio);
+    assert(hardware.power_off_sleep_type <= 7);
+    assert(!hardware.numa || hardware.numa->vcpu_nodes.size() == hardware.vcpus);
+    assert(is_aligned(to_integer(base), 16)); // where a scan for the RSDP looks
 
-    TableArea area{config.base, kRsdpBytes};
-    const GuestAddress dsdt = area.add(build_dsdt(config));
-    std::vector<GuestAddress> tables = {area.add(build_fadt(config, dsdt)), area.add(build_madt(config))};
-    if (config.numa) {
-        tables.push_back(area.add(build_srat(*config.numa)));
-        if (!config.numa->distances.empty()) {
-            tables.push_back(area.add(build_slit(*config.numa)));
+    TableArea area{base, kRsdpBytes};
+    const GuestAddress dsdt = area.add(build_dsdt(hardware));
+    std::vector<GuestAddress> tables = {area.add(build_fadt(hardware, dsdt)), area.add(build_madt(hardware))};
+    if (hardware.numa) {
+        tables.push_back(area.add(build_srat(*hardware.numa)));
+        if (!hardware.numa->distances.empty()) {
+            tables.push_back(area.add(build_slit(*hardware.numa)));
         }
     }
     const GuestAddress xsdt = area.add(build_xsdt(tables));

@@ -98,8 +98,9 @@ BootEntry load_boot_images(const GuestMemory& memory, const BootImages& images, 
     write_command_line(memory, images, layout.command_line);
 
     const LoadedKernel kernel = images.kernel.load(memory, placement);
-    BootEntry entry{.protocol = images.kernel.protocol(),
-                    .entry = kernel.entry,
+    const auto linux64_entry = layout.setup_data ? images.kernel.linux64_entry() : std::nullopt;
+    BootEntry entry{.protocol = linux64_entry ? EntryProtocol::linux64 : images.kernel.protocol(),
+                    .entry = linux64_entry.value_or(kernel.entry),
                     .argument = layout.zero_page,
                     .kernel = kernel.range,
                     .initrd = std::nullopt};
@@ -110,6 +111,7 @@ BootEntry load_boot_images(const GuestMemory& memory, const BootImages& images, 
     const BootInfo info{.command_line = layout.command_line.base,
                         .initrd = entry.initrd,
                         .rsdp = layout.rsdp,
+                        .setup_data = layout.setup_data,
                         .memory_map = layout.memory_map};
     switch (entry.protocol) {
     case EntryProtocol::linux64:

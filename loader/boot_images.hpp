@@ -29,7 +29,10 @@ struct BootLayout {
     GuestRange start_info;    ///< room for the PVH start info, its module list and its memory map: 4 KiB will do
     GuestAddress gdt;         ///< sizeof(BootGdt), a multiple of 8
     GuestAddress page_tables; ///< kIdentityMapBytes, a multiple of 4096
-    std::optional<GuestAddress> rsdp;           ///< where the ACPI tables start; whoever built them also writes them
+    std::optional<GuestAddress> rsdp; ///< where the ACPI tables start; whoever built them also writes them
+    /// The zero page's list of setup_data; whoever built it also writes it. A kernel with a PVH note is then entered by
+    /// linux64 if it can be, for PVH has no such list.
+    std::optional<GuestAddress> setup_data;
     std::span<const MemoryMapEntry> memory_map; ///< as in BootInfo; its RAM must be RAM of the guest memory
 };
 

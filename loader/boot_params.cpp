@@ -70,10 +70,20 @@ ZeroPage build_zero_page(const BootInfo& info, std::span<const std::byte> setup_
     // What the file says of these two is not for us to hand on: addresses only the loader can know.
     put(page, setup_header::kRamdiskImage, info.initrd ? low_address(to_integer(info.initrd->base)) : 0U);
     put(page, setup_header::kRamdiskSize, info.initrd ? low_address(info.initrd->size) : 0U);
-    put(page, setup_header::kSetupData, std::uint64_t{0});
+    put(page, setup_header::kSetupData, info.setup_data ? to_integer(*info.setup_data) : std::uint64_t{0});
     put(page, kAcpiRsdp, info.rsdp ? to_integer(*info.rsdp) : std::uint64_t{0});
     put_memory_map(page, info.memory_map);
     return page;
+}
+
+std::vector<std::byte> build_setup_dtb(std::span<const std::byte> tree) {
+    constexpr std::uint32_t kSetupDtb = 2;
+    // struct setup_data: 8 next, which is 0; 4 type; 4 length; then the data.
+    std::vector<std::byte> bytes(kSetupDataHeaderBytes + tree.size());
+    std::ranges::copy(to_little_endian(kSetupDtb), bytes.begin() + 8);
+    std::ranges::copy(to_little_endian(static_cast<std::uint32_t>(tree.size())), bytes.begin() + 12);
+    std::ranges::copy(tree, bytes.begin() + kSetupDataHeaderBytes);
+    return bytes;
 }
 
 } // namespace vmm::loader

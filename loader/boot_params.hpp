@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "kvm/guest_address.hpp"
 #include "loader/boot_info.hpp"
@@ -17,5 +18,11 @@ using ZeroPage = std::array<std::byte, kZeroPageBytes>;
 /// what the kernel file holds from 0x1f1 on; where it is empty (an ELF kernel has none) a minimal one is made up.
 [[nodiscard]] ZeroPage build_zero_page(const BootInfo& info, std::span<const std::byte> setup_header,
                                        GuestAddress kernel);
+
+inline constexpr std::size_t kSetupDataHeaderBytes = 16;
+
+/// `struct setup_data` of type SETUP_DTB, the only one in its list, with the device tree `tree` in it
+/// (Documentation/arch/x86/boot.rst, "setup_data").
+[[nodiscard]] std::vector<std::byte> build_setup_dtb(std::span<const std::byte> tree);
 
 } // namespace vmm::loader

@@ -21,10 +21,12 @@ using namespace std::string_view_literals;
 constexpr std::string_view kDamaged = "the file is damaged or incomplete";
 constexpr std::string_view kNotForUs = "use a kernel built for x86";
 
-constexpr std::string_view kXenNoteName = "Xen\0"sv; // with its NUL
-constexpr std::uint32_t kXenNotePhys32Entry = 18;    // XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
-constexpr std::string_view kOurNoteName = "vmm\0"sv; // with its NUL
-constexpr std::uint32_t kOurNoteTakesPageTables = 1; // docs/prefault.md, "Shadow paging"
+constexpr std::string_view kXenNoteName = "Xen\0"sv;     // with its NUL
+constexpr std::uint32_t kXenNotePhys32Entry = 18;        // XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
+constexpr std::string_view kOurNoteName = "vmm\0"sv;     // with its NUL
+constexpr std::uint32_t kOurNoteTakesPageTables = 1;     // docs/prefault.md, "Shadow paging"
+constexpr std::uint32_t kOurNoteTakesDeviceTree = 2;     // docs/devices.md, "What tells of the hardware"
+constexpr std::string_view kLinuxNoteName = "Linux\0"sv; // with its NUL; include/linux/elfnote.h
 
 std::string machine_name(std::uint16_t machine) {
     switch (machine) {
@@ -173,13 +175,16 @@ ElfSegment checked_segment(const ImageFile& file, const Elf64_Phdr& header) {
     return {{GuestAddress{header.p_paddr}, header.p_memsz}, header.p_offset, header.p_filesz};
 }
 
+bool is_loaded(GuestAddress entry, std::span<const ElfSegment> segments) {
+    return std::ranges::any_of(segments, [entry](const ElfSegment& segment) {
+        return GuestRange{segment.range.base, segment.file_bytes}.contains({entry, 1});
+    });
+}
+
 /// The entry point must lie in what is read from the file, and where each protocol can reach it: PVH and linux32 start
 /// without paging, and linux64 with page tables for the first 4 GiB.
 void check_entry(const ImageFile& file, GuestAddress entry, std::span<const ElfSegment> segments) {
-    const bool is_loaded = std::ranges::any_of(segments, [entry](const ElfSegment& segment) {
-        return GuestRange{segment.range.base, segment.file_bytes}.contains({entry, 1});
-    });
-    if (!is_loaded) {
+    if (!is_loaded(entry, segments)) {
         refuse_kernel(file, "its entry point " + to_string(entry) + " lies in none of its segments",
                       "the entry point of a kernel is a physical address");
     }
@@ -245,6 +250,8 @@ std::optional<GuestAddress> pvh_entry(const Note& note) {
 struct NotedFacts {
     std::optional<GuestAddress> pvh_entry;
     bool takes_page_tables = false;
+    bool takes_device_tree_address = false;
+    bool is_linux = false;
 };
 
 /// Looks through the notes of one PT_NOTE segment; the first of a kind counts.
@@ -270,6 +277,10 @@ NotedFacts read_notes(const ImageFile& file, const Elf64_Phdr& header) {
         if (note->name == kOurNoteName && note->type == kOurNoteTakesPageTables) {
             facts.takes_page_tables = true;
         }
+        if (note->name == kOurNoteName && note->type == kOurNoteTakesDeviceTree) {
+            facts.takes_device_tree_address = true;
+        }
+        facts.is_linux = facts.is_linux || note->name == kLinuxNoteName;
         if (note->name != kXenNoteName || note->type != kXenNotePhys32Entry || facts.pvh_entry) {
             continue;
         }
@@ -294,6 +305,7 @@ ElfImage ElfImage::parse(const ImageFile& file) {
     ElfImage image;
     image.protocol_ = header.is_64_bit ? EntryProtocol::linux64 : EntryProtocol::linux32;
     image.entry_ = GuestAddress{header.fields.e_entry};
+    bool is_linux = false;
     for (const Elf64_Phdr& program_header : read_program_headers(file, header)) {
         switch (program_header.p_type) {
         case PT_LOAD:
@@ -304,6 +316,8 @@ ElfImage ElfImage::parse(const ImageFile& file) {
         case PT_NOTE: {
             const NotedFacts facts = read_notes(file, program_header);
             image.takes_page_tables_ = image.takes_page_tables_ || facts.takes_page_tables;
+            image.takes_device_tree_address_ = image.takes_device_tree_address_ || facts.takes_device_tree_address;
+            is_linux = is_linux || facts.is_linux;
             if (facts.pvh_entry) {
                 image.protocol_ = EntryProtocol::pvh;
                 image.entry_ = *facts.pvh_entry;
@@ -320,6 +334,10 @@ ElfImage ElfImage::parse(const ImageFile& file) {
         refuse_kernel(file, "it has no segment to load");
     }
     check_entry(file, image.entry_, image.segments_);
+    if (image.protocol_ == EntryProtocol::pvh && is_linux && header.e_entry < 4 * kGiB &&
+        is_loaded(GuestAddress{header.e_entry}, image.segments_)) {
+        image.linux64_entry_ = GuestAddress{header.e_entry};
+    }
     return image;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kvm/guest_address.hpp"
@@ -41,6 +42,12 @@ class ElfImage {
     /// Whether a note (owner "vmm", type 1) says that the kernel runs on page tables it is given by the word
     /// `tables=ADDRESS` of its command line (docs/prefault.md).
     [[nodiscard]] bool takes_page_tables() const noexcept { return takes_page_tables_; }
+    /// Whether a note (owner "vmm", type 2) says that the kernel reads the device tree whose address the word
+    /// `fdt=ADDRESS` of its command line gives (docs/devices.md).
+    [[nodiscard]] bool takes_device_tree_address() const noexcept { return takes_device_tree_address_; }
+    /// Where a kernel with a PVH note is entered by `linux64` instead, if it can be: one that notes of Linux' own
+    /// (owner "Linux") show to be a vmlinux has that protocol's entry in its ELF header.
+    [[nodiscard]] std::optional<GuestAddress> linux64_entry() const noexcept { return linux64_entry_; }
 
     /// Loads from `file`, which must be the one that was parsed. Throws Error as Kernel::load.
     [[nodiscard]] LoadedKernel load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const;
@@ -50,6 +57,8 @@ class ElfImage {
     EntryProtocol protocol_ = EntryProtocol::linux64;
     GuestAddress entry_{};
     bool takes_page_tables_ = false;
+    bool takes_device_tree_address_ = false;
+    std::optional<GuestAddress> linux64_entry_;
 };
 
 } // namespace vmm::loader

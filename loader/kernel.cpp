@@ -36,6 +36,19 @@ bool Kernel::takes_page_tables() const noexcept {
     return elf != nullptr && elf->takes_page_tables();
 }
 
+DeviceTreeHandOver Kernel::device_tree_hand_over() const noexcept {
+    if (protocol() == EntryProtocol::linux64 || linux64_entry()) {
+        return DeviceTreeHandOver::setup_data;
+    }
+    return std::get<ElfImage>(image_).takes_device_tree_address() ? DeviceTreeHandOver::command_line
+                                                                  : DeviceTreeHandOver::none;
+}
+
+std::optional<GuestAddress> Kernel::linux64_entry() const noexcept {
+    const auto* const elf = std::get_if<ElfImage>(&image_);
+    return elf != nullptr ? elf->linux64_entry() : std::nullopt;
+}
+
 std::string_view Kernel::format_name() const noexcept {
     if (std::holds_alternative<BzImage>(image_)) {
         return protocol() == EntryProtocol::linux32 ? "32-bit bzImage" : "bzImage";

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,13 @@
 #include "loader/placement.hpp"
 
 namespace vmm::loader {
+
+/// How a kernel is told of a device tree.
+enum class DeviceTreeHandOver {
+    none,         ///< not at all
+    setup_data,   ///< SETUP_DTB in the list that begins in the zero page; it is entered by linux64
+    command_line, ///< the word fdt=ADDRESS
+};
 
 /// A kernel file that has been read and checked; nothing of it is in guest memory yet.
 ///
@@ -36,6 +44,9 @@ class Kernel {
     [[nodiscard]] std::string_view format_name() const noexcept;
     /// Whether the kernel declares that it runs on page tables it is given (ElfImage::takes_page_tables).
     [[nodiscard]] bool takes_page_tables() const noexcept;
+    [[nodiscard]] DeviceTreeHandOver device_tree_hand_over() const noexcept;
+    /// Where a kernel that by protocol() is entered by PVH is entered by linux64, if it can be.
+    [[nodiscard]] std::optional<GuestAddress> linux64_entry() const noexcept;
     /// The longest command line the kernel reads, in bytes, without the terminating NUL.
     [[nodiscard]] std::uint64_t max_command_line_bytes() const noexcept;
     /// No byte of the initrd may lie at or above this address. At most 4 GiB.

@@ -17,28 +17,30 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     ports_.attach(memory_map::kAcpiPowerPort, AcpiPower::kSize, power_);
     ports_.attach(memory_map::kRtcPort, devices::Rtc::kSize, rtc_);
     ports_.freeze();
+    mmio_.attach(to_integer(memory_map::kPowerRegisters), AcpiPower::kSize, power_);
     virtio.attach_to(mmio_);
     mmio_.freeze();
 }
 
-loader::AcpiConfig Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
-                                   std::vector<loader::AcpiVirtioMmio> virtio) {
-    loader::AcpiConfig acpi;
-    acpi.vcpus = vcpus;
-    acpi.numa = std::move(numa);
-    acpi.virtio_mmio = std::move(virtio);
-    acpi.base = memory_map::kAcpiTables.base;
-    acpi.local_apic = memory_map::kLocalApic;
-    acpi.io_apic = memory_map::kIoApic;
-    acpi.sleep_control_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepControlOffset;
-    acpi.sleep_status_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepStatusOffset;
-    acpi.power_off_sleep_type = AcpiPower::kS5SleepType;
-    acpi.reset_port = memory_map::kAcpiPowerPort + AcpiPower::kResetOffset;
-    acpi.reset_value = AcpiPower::kResetValue;
-    acpi.com1 = loader::AcpiSerialPort{memory_map::kCom1Port, memory_map::kCom1Gsi};
-    acpi.cmos_rtc_port = memory_map::kRtcPort;
-    acpi.cmos_century_index = devices::Rtc::kCenturyIndex;
-    return acpi;
+loader::Hardware Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
+                                 std::vector<loader::VirtioMmioHardware> virtio) {
+    loader::Hardware hardware;
+    hardware.vcpus = vcpus;
+    hardware.numa = std::move(numa);
+    hardware.virtio_mmio = std::move(virtio);
+    hardware.local_apic = memory_map::kLocalApic;
+    hardware.io_apic = memory_map::kIoApic;
+    hardware.sleep_control_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepControlOffset;
+    hardware.sleep_status_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepStatusOffset;
+    hardware.power_off_sleep_type = AcpiPower::kS5SleepType;
+    hardware.reset_port = memory_map::kAcpiPowerPort + AcpiPower::kResetOffset;
+    hardware.reset_value = AcpiPower::kResetValue;
+    hardware.power_registers = GuestRange{memory_map::kPowerRegisters, AcpiPower::kSize};
+    static_assert(AcpiPower::kSleepControlOffset == 0);
+    hardware.com1 = loader::SerialPortHardware{memory_map::kCom1Port, memory_map::kCom1Gsi};
+    hardware.cmos_rtc_port = memory_map::kRtcPort;
+    hardware.cmos_century_index = devices::Rtc::kCenturyIndex;
+    return hardware;
 }
 
 } // namespace vmm

@@ -10,7 +10,7 @@
 #include "devices/rtc.hpp"
 #include "devices/serial_port.hpp"
 #include "kvm/vm.hpp"
-#include "loader/acpi.hpp"
+#include "loader/hardware.hpp"
 #include "vmm/irqfd_line.hpp"
 #include "vmm/stop_request.hpp"
 #include "vmm/virtio_devices.hpp"
@@ -31,10 +31,10 @@ class Board {
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
     [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
 
-    /// What the ACPI tables say of this board for a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and
-    /// with these virtio devices.
-    [[nodiscard]] static loader::AcpiConfig describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
-                                                     std::vector<loader::AcpiVirtioMmio> virtio);
+    /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices is told of this
+    /// board.
+    [[nodiscard]] static loader::Hardware describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
+                                                   std::vector<loader::VirtioMmioHardware> virtio);
 
   private:
     IrqfdLine com1_line_;

@@ -2,6 +2,7 @@
 //
 //   0x0000'0000   RAM                   boot information, see below
 //   0x0009'fc00   reserved              what a PC keeps for BIOS data and video; backed by memory all the same
+//   0x000c'0000   reserved              the device tree
 //   0x000e'0000   reserved              ACPI tables, where guests that scan for them look
 //   0x000f'fff0   reserved              the reset vector's stand-in
 //   0x0010'0000   RAM                   up to 3 GiB
@@ -26,6 +27,7 @@ inline constexpr GuestAddress kZeroPage{0x7000};
 inline constexpr GuestRange kStartInfo{GuestAddress{0x8000}, 0x1000};
 inline constexpr GuestRange kCommandLine{GuestAddress{0x10000}, 0x10000};
 inline constexpr GuestRange kLowRam{GuestAddress{0}, 0x9fc00};
+inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x20000}; ///< with what the boot protocol puts before it
 inline constexpr GuestRange kAcpiTables{GuestAddress{0xe0000}, 0x1f000};
 inline constexpr GuestAddress kHighRamStart{0x100000};
 
@@ -33,6 +35,7 @@ inline constexpr GuestAddress kHighRamStart{0x100000};
 inline constexpr GuestRange kHole{GuestAddress{3 * kGiB}, kGiB};
 inline constexpr GuestRange kScratchWindow{GuestAddress{0xe0000000}, 256 * kMiB};
 inline constexpr GuestRange kVirtioWindow{GuestAddress{0xd0000000}, 0x20000}; ///< one page of registers a device
+inline constexpr GuestAddress kPowerRegisters{0xd0020000};                    ///< those of kAcpiPowerPort, once more
 inline constexpr GuestAddress kIoApic{0xfec00000};
 inline constexpr GuestAddress kLocalApic{0xfee00000};
 inline constexpr GuestAddress kRealModePages{0xfeffc000}; ///< four pages for KVM, see kvm::Vm::reserve_real_mode_pages

@@ -117,8 +117,8 @@ void VirtioDevices::attach_to(devices::Bus& mmio) {
     }
 }
 
-std::vector<loader::AcpiVirtioMmio> VirtioDevices::describe() const {
-    std::vector<loader::AcpiVirtioMmio> nodes;
+std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
+    std::vector<loader::VirtioMmioHardware> nodes;
     for (const Slot& slot : slots_) {
         nodes.push_back({slot.registers, slot.gsi, loader::InterruptTrigger::edge});
     }

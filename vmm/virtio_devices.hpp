@@ -17,7 +17,7 @@
 #include "devices/virtio/mmio_transport.hpp"
 #include "kvm/guest_memory.hpp"
 #include "kvm/vm.hpp"
-#include "loader/acpi.hpp"
+#include "loader/hardware.hpp"
 #include "vmm/config.hpp"
 #include "vmm/event_fd.hpp"
 #include "vmm/irqfd_line.hpp"
@@ -58,7 +58,7 @@ class VirtioDevices {
     /// Puts every device's registers on the bus, which outlives its use. Throws Error.
     void attach_to(devices::Bus& mmio);
     /// Where the guest finds them.
-    [[nodiscard]] std::vector<loader::AcpiVirtioMmio> describe() const;
+    [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
 
     /// Starts the devices' threads, before the first vCPU runs. Throws Error.
     void start(StopRequest& stop);

@@ -21,10 +21,9 @@ using testing::mentions;
 
 constexpr std::uint64_t kBase = 0xe0000;
 
-AcpiConfig full_config(unsigned vcpus) {
-    AcpiConfig config;
+Hardware full_config(unsigned vcpus) {
+    Hardware config;
     config.vcpus = vcpus;
-    config.base = GuestAddress{kBase};
     config.local_apic = GuestAddress{0xfee00000};
     config.io_apic = GuestAddress{0xfec00000};
     config.sleep_control_port = 0x600;
@@ -32,7 +31,7 @@ AcpiConfig full_config(unsigned vcpus) {
     config.power_off_sleep_type = 5;
     config.reset_port = 0x602;
     config.reset_value = 6;
-    config.com1 = AcpiSerialPort{.port = 0x3f8, .gsi = 4};
+    config.com1 = SerialPortHardware{.port = 0x3f8, .gsi = 4};
     config.cmos_rtc_port = 0x70;
     config.cmos_century_index = 0x32;
     config.virtio_mmio = {
@@ -53,21 +52,21 @@ AcpiNuma two_nodes() {
     };
 }
 
-AcpiConfig config_with(AcpiNuma numa) {
-    AcpiConfig config = full_config(2);
+Hardware config_with(AcpiNuma numa) {
+    Hardware config = full_config(2);
     config.numa = std::move(numa);
     return config;
 }
 
 /// As many of everything as there can be.
-AcpiConfig largest_config() {
-    AcpiConfig config = full_config(kMaxAcpiVcpus);
-    config.virtio_mmio.assign(kMaxAcpiVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
+Hardware largest_config() {
+    Hardware config = full_config(kMaxVcpus);
+    config.virtio_mmio.assign(kMaxVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
     AcpiNuma& numa = config.numa.emplace();
     for (unsigned i = 0; i < kMaxAcpiNumaMemory; ++i) {
         numa.memory.push_back({{GuestAddress{i * kGiB}, kGiB}, i % kMaxAcpiNodes});
     }
-    for (unsigned i = 0; i < kMaxAcpiVcpus; ++i) {
+    for (unsigned i = 0; i < kMaxVcpus; ++i) {
         numa.vcpu_nodes.push_back(i % kMaxAcpiNodes);
     }
     for (unsigned i = 0; i < kMaxAcpiNodes * kMaxAcpiNodes; ++i) {
@@ -79,7 +78,7 @@ AcpiConfig largest_config() {
 /// Finds the tables as a guest does: from the RSDP on, by address.
 class Guest {
   public:
-    explicit Guest(const AcpiConfig& config) : bytes_(build_acpi_tables(config)) {
+    explicit Guest(const Hardware& config) : bytes_(build_acpi_tables(config, GuestAddress{kBase})) {
         const auto xsdt = at<std::uint64_t>(kBase + 24);
         add(xsdt);
         for (std::uint64_t entry = xsdt + 36; entry < xsdt + at<std::uint32_t>(xsdt + 4); entry += 8) {
@@ -159,7 +158,7 @@ TEST(Acpi, FixedTableTellsGuestsNotToProbeForAKeyboardController) {
 }
 
 TEST(Acpi, WithoutClockTheFixedTableSaysSo) {
-    AcpiConfig config = full_config(2);
+    Hardware config = full_config(2);
     config.cmos_rtc_port.reset();
     EXPECT_NE(Guest{config}.field<std::uint16_t>("FACP", 109) & 1U << 5U, 0U);
 }
@@ -178,10 +177,10 @@ TEST(Acpi, PowerAndResetRegistersAreBytesAtIoPorts) {
 }
 
 TEST(Acpi, EveryVcpuHasItsLocalApic) {
-    const Guest guest{full_config(kMaxAcpiVcpus)};
+    const Guest guest{full_config(kMaxVcpus)};
     EXPECT_EQ(guest.field<std::uint32_t>("APIC", 36), 0xfee00000U);
     std::uint64_t entry = 44;
-    for (unsigned i = 0; i < kMaxAcpiVcpus; ++i, entry += 8) {
+    for (unsigned i = 0; i < kMaxVcpus; ++i, entry += 8) {
         EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry), 0);
         EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 2), i); // processor
         EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 3), i); // local APIC
@@ -194,8 +193,8 @@ TEST(Acpi, EveryVcpuHasItsLocalApic) {
 }
 
 TEST(Acpi, LargestMachineFitsBelowTheResetVector) {
-    EXPECT_LT(build_acpi_tables(largest_config()).size(), 0x1f000U);
-    EXPECT_LT(kBase + build_acpi_tables(largest_config()).size(), 0xffff0U);
+    EXPECT_LT(build_acpi_tables(largest_config(), GuestAddress{kBase}).size(), 0x1f000U);
+    EXPECT_LT(kBase + build_acpi_tables(largest_config(), GuestAddress{kBase}).size(), 0xffff0U);
 }
 
 TEST(Acpi, NodesAddTwoTablesToTheOthers) {
@@ -227,7 +226,7 @@ TEST(Acpi, NodesWithoutDistancesHaveNoDistanceTable) {
 TEST(Acpi, EveryVcpuIsInItsNode) {
     const Guest guest{largest_config()};
     std::uint64_t entry = 48;
-    for (unsigned i = 0; i < kMaxAcpiVcpus; ++i, entry += 16) {
+    for (unsigned i = 0; i < kMaxVcpus; ++i, entry += 16) {
         using Entry = std::array<std::uint8_t, 16>;
         const auto node = static_cast<std::uint8_t>(i % kMaxAcpiNodes);
         const auto local_apic = static_cast<std::uint8_t>(i);
@@ -357,7 +356,7 @@ TEST_F(AcpiSourceTest, DevicesAreInTheDsdt) {
 }
 
 TEST_F(AcpiSourceTest, DsdtOfTheLargestMachineCompilesWithoutComplaint) {
-    const Guest guest{full_config(kMaxAcpiVcpus)};
+    const Guest guest{full_config(kMaxVcpus)};
     const Iasl iasl{guest};
     EXPECT_TRUE(mentions(iasl.disassemble("DSDT"), "Device (C0FD)"));
     const std::string output = iasl.compile("DSDT");

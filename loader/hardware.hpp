@@ -1,0 +1,54 @@
+// The hardware of the guest, as ACPI tables and device tree both tell of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "kvm/guest_address.hpp"
+#include "loader/acpi_numa.hpp"
+
+namespace vmm::loader {
+
+/// vCPU n has local APIC id n. Ids from 255 on need x2APIC mode, which is not described.
+inline constexpr unsigned kMaxVcpus = 254;
+inline constexpr std::size_t kMaxVirtioMmio = 256;
+
+/// How a device raises its line; always active high.
+enum class InterruptTrigger { edge, level };
+
+/// A UART with 8 registers, edge-triggered.
+struct SerialPortHardware {
+    std::uint16_t port = 0;
+    std::uint32_t gsi = 0;
+};
+
+/// A virtio device behind MMIO registers.
+struct VirtioMmioHardware {
+    GuestRange registers; ///< below 4 GiB
+    std::uint32_t gsi = 0;
+    InterruptTrigger trigger = InterruptTrigger::edge;
+};
+
+/// All addresses come from the caller; ports are I/O ports, one byte wide.
+struct Hardware {
+    unsigned vcpus = 1;                   ///< 1 to kMaxVcpus
+    GuestAddress local_apic{};            ///< below 4 GiB
+    GuestAddress io_apic{};               ///< below 4 GiB; its inputs are GSI 0 and up
+    std::uint16_t sleep_control_port = 0; ///< a guest writes SLP_TYP << 2 | 0x20 to it to enter a sleep state
+    std::uint16_t sleep_status_port = 0;
+    std::uint8_t power_off_sleep_type = 0; ///< SLP_TYP of S5 (power off), 0 to 7
+    std::uint16_t reset_port = 0;          ///< above sleep_control_port
+    std::uint8_t reset_value = 0;          ///< what a guest writes to reset_port to reset the machine
+    /// The registers of the ports from sleep_control_port on once more, as memory. Only a device tree names them: there
+    /// it is by memory that machines are switched off.
+    std::optional<GuestRange> power_registers;
+    std::optional<SerialPortHardware> com1;
+    std::optional<std::uint16_t> cmos_rtc_port;  ///< the index port; the data port follows it
+    std::uint8_t cmos_century_index = 0;         ///< where the clock keeps the century; 0 if it does not
+    std::vector<VirtioMmioHardware> virtio_mmio; ///< at most kMaxVirtioMmio
+    std::optional<AcpiNuma> numa;                ///< without it all memory and all vCPUs are equally near
+};
+
+} // namespace vmm::loader
