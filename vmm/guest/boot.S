@@ -22,6 +22,10 @@
         .long   4, 0, 1                 // bytes of the name, of the content; type
         .asciz  "vmm"
         .balign 4
+// And: it takes a device tree by the word fdt= (docs/devices.md).
+        .long   4, 0, 2
+        .asciz  "vmm"
+        .balign 4
 
         .section .text.boot, "ax", @progbits
 

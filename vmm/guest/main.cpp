@@ -10,6 +10,7 @@
 
 #include "vmm/guest/acpi.hpp"
 #include "vmm/guest/cpus.hpp"
+#include "vmm/guest/device_tree.hpp"
 #include "vmm/guest/machine.hpp"
 #include "vmm/guest/memory_ranges.hpp"
 #include "vmm/guest/options.hpp"
@@ -37,7 +38,9 @@ constexpr std::size_t kMaxModules = 64;
 // Set up once by CPU 0, before the other CPUs start.
 constinit StartInfo start_info{};
 constinit std::array<MemoryMapEntry, MemoryRanges::kCapacity> memory_map{};
+constinit std::size_t memory_map_count = 0;
 constinit Acpi acpi{};
+constinit DeviceTree device_tree{};
 
 /// Everything the loader hands over lies where the static tables map it, or is refused.
 constexpr PhysicalMemory kLoaderMemory(kStaticMapEnd);
@@ -101,7 +104,25 @@ Options read_options(std::uint64_t tables_in_use) noexcept {
     return parsed.options;
 }
 
+/// What a tree says counts more than what ACPI says.
+void read_tree(std::uint64_t address) noexcept {
+    read_device_tree(kLoaderMemory, address, device_tree);
+    if (device_tree.power_off) {
+        acpi.power_off = *device_tree.power_off;
+    }
+    if (!device_tree.problem.empty()) {
+        stop_with_error("device_tree", device_tree.problem);
+    }
+    acpi.cpus = device_tree.cpus;
+    acpi.cpus_missing = device_tree.cpus.count != 0 ? "" : "none-in-device-tree";
+}
+
 void read_memory_map() noexcept {
+    if (device_tree.memory_count != 0) {
+        memory_map = device_tree.memory;
+        memory_map_count = device_tree.memory_count;
+        return;
+    }
     const std::size_t entries = start_info.memory_map_entries;
     if (start_info.version < 1 || entries == 0 || start_info.memory_map_address == 0) {
         stop_with_error("memory_map", "none-in-start-info");
@@ -114,10 +135,11 @@ void read_memory_map() noexcept {
         stop_with_error("memory_map", "not-below-4-gib");
     }
     std::memcpy(memory_map.data(), bytes.data(), bytes.size());
+    memory_map_count = entries;
 }
 
 std::span<const MemoryMapEntry> memory_map_entries() noexcept {
-    return {memory_map.data(), start_info.memory_map_entries};
+    return {memory_map.data(), memory_map_count};
 }
 
 /// The RAM in `window`, less the image and what the loader placed. The ACPI tables and the memory map may be written
@@ -192,6 +214,47 @@ StartReport start_others(const CpuList& others, std::uint64_t tables, MemoryRang
     return start_cpus(plan);
 }
 
+std::string_view name_of(FoundDevice::Kind kind) noexcept {
+    switch (kind) {
+    case FoundDevice::Kind::serial:
+        return "serial";
+    case FoundDevice::Kind::rtc:
+        return "rtc";
+    case FoundDevice::Kind::virtio_mmio:
+        break;
+    }
+    return "virtio-mmio";
+}
+
+/// What was found in the device tree.
+void print_found() noexcept {
+    serial::print(Line("fdt").field("cpus", device_tree.cpus.count));
+    for (std::size_t i = 0; i < device_tree.memory_count; ++i) {
+        const MemoryMapEntry& piece = device_tree.memory[i];
+        serial::print(Line("fdt").field_hex("memory", piece.address).field_hex("bytes", piece.size));
+    }
+    for (std::size_t i = 0; i < device_tree.device_count; ++i) {
+        const FoundDevice& device = device_tree.devices[i];
+        Line line("fdt");
+        line.field_hex(name_of(device.kind), device.address);
+        if (device.irq) {
+            line.field("irq", std::uint64_t{*device.irq});
+        }
+        serial::print(line);
+    }
+    if (device_tree.power_off) {
+        serial::print(Line("fdt")
+                          .field_hex("power-off", device_tree.power_off->registers[0].address)
+                          .field_hex("value", *device_tree.power_off->plain_value));
+    }
+    if (device_tree.left_out != 0) {
+        serial::print(Line("warning")
+                          .field("what", "device_tree")
+                          .field("reason", "too-much-in-it")
+                          .field("left_out", device_tree.left_out));
+    }
+}
+
 void print_start(const WorkloadPlan& plan, const CpuList& failed, const MemoryRanges& free) noexcept {
     const Options& options = plan.options;
     serial::print(Line()
@@ -205,6 +268,9 @@ void print_start(const WorkloadPlan& plan, const CpuList& failed, const MemoryRa
                       .field("reader", options.reader_one ? "one" : "none")
                       .field("check", std::uint64_t{options.check})
                       .field("report", plan.report_at_end() ? "end" : "live"));
+    if (options.fdt) {
+        print_found();
+    }
     if (!acpi.cpus_missing.empty() && options.cpus != 1) {
         serial::print(Line("warning").field("what", "cpus").field("reason", acpi.cpus_missing));
     }
@@ -229,6 +295,9 @@ extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::u
     serial::start();
     read_start_info(start_info_address);
     const Options options = read_options(given_tables);
+    if (options.fdt) {
+        read_tree(*options.fdt);
+    }
     read_memory_map();
     if (given_tables != 0) {
         check_tables_lie_outside_ram(given_tables);

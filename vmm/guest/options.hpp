@@ -31,6 +31,8 @@ struct Options {
     std::optional<bool> report_at_end;
     /// Where the loader says that page tables lie: 4096-aligned, below 4 GiB.
     std::optional<std::uint64_t> tables;
+    /// Where the loader says that a device tree lies: 8-aligned, below 4 GiB.
+    std::optional<std::uint64_t> fdt;
 };
 
 /// Why an option cannot be used. Refers to the command line that was parsed.
@@ -201,14 +203,31 @@ namespace detail {
     return {};
 }
 
+[[nodiscard]] constexpr std::string_view set_fdt(Options& options, std::string_view value) noexcept {
+    constexpr std::uint64_t kAlignment = 8;
+    const auto fdt = parse_hex(value);
+    if (!fdt) {
+        return "not-0x-and-hexadecimal";
+    }
+    if (*fdt == 0 || *fdt % kAlignment != 0) {
+        return "not-a-multiple-of-8";
+    }
+    if (*fdt > UINT32_MAX) {
+        return "not-below-4-gib";
+    }
+    options.fdt = fdt;
+    return {};
+}
+
 struct Known {
     std::string_view name;
     std::string_view (*set)(Options& options, std::string_view value) noexcept;
 };
 
 inline constexpr std::array kKnown{
-    Known{"passes", set_passes}, Known{"stride", set_stride}, Known{"cpus", set_cpus},     Known{"order", set_order},
-    Known{"reader", set_reader}, Known{"check", set_check},   Known{"report", set_report}, Known{"tables", set_tables},
+    Known{"passes", set_passes}, Known{"stride", set_stride}, Known{"cpus", set_cpus},
+    Known{"order", set_order},   Known{"reader", set_reader}, Known{"check", set_check},
+    Known{"report", set_report}, Known{"tables", set_tables}, Known{"fdt", set_fdt},
 };
 
 } // namespace detail

@@ -11,14 +11,17 @@ namespace {
 constexpr std::uint64_t kPatienceCycles = std::uint64_t{1} << 32;
 constexpr std::uint16_t kDebugExitPort = 0xf4;
 
-// Sleep control register (ACPI 6.5, 4.8.3.7): SLP_TYP in bits 2-4, SLP_EN in bit 5.
-void write_sleep_control(PowerRegister where, std::uint8_t sleep_type) noexcept {
-    const auto value = static_cast<std::uint8_t>(unsigned{sleep_type} << 2 | 1U << 5);
+void write_byte(PowerRegister where, std::uint8_t value) noexcept {
     if (where.space == PowerRegister::Space::port) {
         out8(static_cast<std::uint16_t>(where.address), value);
     } else {
         mmio_write(where.address, value);
     }
+}
+
+// Sleep control register (ACPI 6.5, 4.8.3.7): SLP_TYP in bits 2-4, SLP_EN in bit 5.
+void write_sleep_control(PowerRegister where, std::uint8_t sleep_type) noexcept {
+    write_byte(where, static_cast<std::uint8_t>(unsigned{sleep_type} << 2 | 1U << 5));
 }
 
 // PM1 control register (4.8.3.2.1): SLP_TYP in bits 10-12, SLP_EN in bit 13. The other bits are the system's.
@@ -50,7 +53,9 @@ void power_off(const PowerOff& how) noexcept {
         if (where.space == PowerRegister::Space::none || out_of_reach) {
             continue;
         }
-        if (how.hardware_reduced) {
+        if (how.plain_value) {
+            write_byte(where, *how.plain_value);
+        } else if (how.hardware_reduced) {
             write_sleep_control(where, how.sleep_types[i]);
         } else {
             write_pm1_control(where, how.sleep_types[i]);
