@@ -62,6 +62,9 @@ const std::map<std::string, PrefaultWhen> kWhens{{"before", PrefaultWhen::kBefor
 const std::map<std::string, prefault::Pin> kPins{
     {"none", prefault::Pin::kNone}, {"mlock", prefault::Pin::kMlock}, {"longterm", prefault::Pin::kLongterm}};
 
+const std::map<std::string, HardwareDescription> kHardware{
+    {"acpi", HardwareDescription::kAcpi}, {"fdt", HardwareDescription::kFdt}, {"both", HardwareDescription::kBoth}};
+
 /// Takes one of the names in `values`, in any case, and says in the help which there are.
 template <typename Value>
 CLI::Option* add_choice(CLI::App& app, const std::string& option, Value& target,
@@ -334,6 +337,12 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
                "Ask the guest to do without so much of its memory, and with `reporting` for what is free: both go back "
                "to the host (not with --prefault or --pin)");
     run.add_flag("--rng", config.rng, "Give the guest a source of entropy");
+    add_choice(run, "--hardware", config.hardware, kHardware,
+               "What tells the guest of its hardware: ACPI tables or a device tree (docs/devices.md)");
+    run.add_option("--dump-dtb", command.dump_dtb,
+                   "Write the device tree that the guest would get, and do not run it; without --hardware, that of fdt")
+        ->type_name("FILE")
+        ->check(kNotEmpty);
     run.add_option("--report", command.report, "Write what happened as JSON (docs/report.md)")
         ->type_name("FILE")
         ->check(kNotEmpty);
@@ -443,6 +452,17 @@ Command parse_command_line(int argc, const char* const* argv) {
         validate_balloon(run_command.config);
     } catch (const Error& error) {
         return usage_error(app, error.what());
+    }
+    if (!run_command.dump_dtb.empty()) {
+        if (!run_command.report.empty()) {
+            return usage_error(app, "--report and --dump-dtb exclude each other: no guest runs");
+        }
+        if (run->count("--hardware") == 0) {
+            run_command.config.hardware = HardwareDescription::kFdt;
+        } else if (run_command.config.hardware == HardwareDescription::kAcpi) {
+            return usage_error(app, "with --hardware=acpi there is no device tree for --dump-dtb to write: take fdt or "
+                                    "both");
+        }
     }
     run_command.log_level = log_level(verbosity, quiet);
     run_command.summary = !quiet;

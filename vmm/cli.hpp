@@ -14,6 +14,7 @@ struct RunCommand {
     std::string serial;           ///< "stdio", "none" or a file
     std::string console = "none"; ///< as `serial`: of a virtio console
     std::string report;           ///< a file; empty: none
+    std::string dump_dtb;         ///< a file for the guest's device tree; empty: none. The guest is then not run
     std::string log_file;         ///< empty: none
     std::string config_file;      ///< where the rest was read from; empty: only the command line
     LogLevel log_level = LogLevel::kWarning;

@@ -155,6 +155,18 @@ std::string_view to_string(PrefaultWhen when) noexcept {
     return when == PrefaultWhen::kBackground ? "background" : "before";
 }
 
+std::string_view to_string(HardwareDescription hardware) noexcept {
+    switch (hardware) {
+    case HardwareDescription::kAcpi:
+        return "acpi";
+    case HardwareDescription::kFdt:
+        return "fdt";
+    case HardwareDescription::kBoth:
+        return "both";
+    }
+    return "unknown";
+}
+
 void validate_workers(const prefault::Options& options) {
     if (options.workers < 1 || options.workers > Config::kMaxPrefaultWorkers) {
         throw Error("cannot use " + std::to_string(options.workers) + " prefault workers: 1 to " +

@@ -46,6 +46,16 @@ enum class PrefaultWhen {
 /// The name used on the command line and in the report: "before", "background".
 [[nodiscard]] std::string_view to_string(PrefaultWhen when) noexcept;
 
+/// What tells the guest of its hardware.
+enum class HardwareDescription {
+    kAcpi, ///< ACPI tables
+    kFdt,  ///< a device tree, for kernels that read one (docs/devices.md)
+    kBoth,
+};
+
+/// The name used on the command line: "acpi", "fdt", "both".
+[[nodiscard]] std::string_view to_string(HardwareDescription hardware) noexcept;
+
 /// A raw disk image or block device that the guest sees as a virtio block device. Its content is never looked at.
 struct DiskConfig {
     std::string path{};
@@ -108,6 +118,7 @@ struct Config {
     std::uint64_t memory_bytes = 512 * kMiB; ///< a multiple of the page size, at least kMinMemoryBytes
     PageSize page_size = PageSize::kThp;
     unsigned vcpus = 1; ///< 1 to kMaxVcpus
+    HardwareDescription hardware = HardwareDescription::kAcpi;
     /// By CPU list: vCPU i runs on the CPU at place i, and from the front again where there are more vCPUs than CPUs.
     /// Empty: where the process may run; with `numa` split, on the vCPU's node.
     prefault::CpuList vcpu_cpus;

@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "kvm/guest_memory.hpp"
-#include "loader/acpi.hpp"
 #include "loader/boot_images.hpp"
+#include "loader/boot_params.hpp"
+#include "loader/hardware.hpp"
 #include "loader/image_file.hpp"
 #include "loader/kernel.hpp"
 #include "vmm/config.hpp"
+#include "vmm/memory_map.hpp"
 
 namespace vmm {
 
@@ -20,24 +22,34 @@ struct GuestFiles {
     loader::Kernel kernel;
     std::optional<loader::ImageFile> initrd;
 
-    /// Throws Error: a file is missing, is not a kernel, is damaged.
+    /// Throws Error: a file is missing, is not a kernel, is damaged, or has no way to be told of the hardware as
+    /// `config.hardware` says.
     static GuestFiles open(const Config& config);
 };
 
 /// What the guest is told of its memory, and where its boot information lies.
 class BootPlan {
   public:
-    explicit BootPlan(std::uint64_t memory_bytes);
+    BootPlan(std::uint64_t memory_bytes, HardwareDescription hardware);
     [[nodiscard]] loader::BootLayout layout() const;
 
   private:
     std::vector<loader::MemoryMapEntry> memory_map_;
+    HardwareDescription hardware_;
 };
 
-/// Writes kernel, initrd, command line, boot information, ACPI tables and reset vector. Throws Error where something
-/// does not fit.
-[[nodiscard]] loader::BootEntry load_guest(const GuestMemory& memory, const GuestFiles& files,
-                                           std::string_view command_line, const loader::AcpiConfig& acpi,
-                                           const loader::BootLayout& layout);
+/// Where the device tree itself lies, if there is one.
+inline constexpr GuestAddress kDeviceTreeAddress{to_integer(memory_map::kDeviceTree.base) +
+                                                 loader::kSetupDataHeaderBytes};
+
+struct LoadedGuest {
+    loader::BootEntry entry;
+    std::vector<std::byte> device_tree; ///< a copy; empty: the guest has none
+};
+
+/// Writes kernel, initrd, command line, boot information, what tells of `hardware` as `layout` wants it, and the reset
+/// vector. Throws Error where something does not fit.
+[[nodiscard]] LoadedGuest load_guest(const GuestMemory& memory, const GuestFiles& files, std::string_view command_line,
+                                     const loader::Hardware& hardware, const loader::BootLayout& layout);
 
 } // namespace vmm

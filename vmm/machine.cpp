@@ -98,6 +98,7 @@ struct Machine::Parts {
     std::optional<FaultCounters> faults;
     std::vector<std::uint64_t> watched_faults; ///< the counts of the last sample
     std::optional<Prefaulter> prefaulter;
+    std::vector<std::byte> device_tree; ///< what the guest is given, or empty
     std::atomic<bool> has_run{false};
 };
 
@@ -215,6 +216,10 @@ std::string Machine::Parts::command_line() const {
     if (adopts_page_tables()) {
         line += " tables=" + to_string(prefaulter->page_tables());
     }
+    if (config.hardware != HardwareDescription::kAcpi &&
+        files.kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::command_line) {
+        line += " fdt=" + to_string(kDeviceTreeAddress);
+    }
     if (!config.command_line.empty()) {
         line += " " + config.command_line;
     }
@@ -222,11 +227,13 @@ std::string Machine::Parts::command_line() const {
 }
 
 void Machine::Parts::load() {
-    const BootPlan plan(config.memory_bytes);
+    const BootPlan plan(config.memory_bytes, config.hardware);
     const std::string line = command_line();
-    const loader::BootEntry entry =
+    LoadedGuest loaded =
         load_guest(ram.memory(), files, line,
                    Board::describe(config.vcpus, ram.describe_nodes(config.vcpus), virtio.describe()), plan.layout());
+    device_tree = std::move(loaded.device_tree);
+    const loader::BootEntry& entry = loaded.entry;
     set_boot_state(vcpus.front(), entry, plan.layout());
     log(LogLevel::kInfo,
         fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(), files.kernel.format_name(),
@@ -235,6 +242,10 @@ void Machine::Parts::load() {
         log(LogLevel::kInfo, fmt::format("initrd: {} at {}", config.initrd_path, to_string(*entry.initrd)));
     }
     log(LogLevel::kInfo, "command line: " + line);
+    if (!device_tree.empty()) {
+        log(LogLevel::kInfo,
+            fmt::format("device tree: {} bytes at {}", device_tree.size(), to_string(kDeviceTreeAddress)));
+    }
 }
 
 prefault::CpuList Machine::Parts::cpus_of(unsigned vcpu) const {
@@ -477,6 +488,10 @@ void Machine::request_stop(ExitReason reason) noexcept {
 
 bool Machine::is_stop_requested() const noexcept {
     return parts_->stop.is_requested();
+}
+
+std::span<const std::byte> Machine::device_tree() const noexcept {
+    return parts_->device_tree;
 }
 
 const RunReport& Machine::report() const noexcept {

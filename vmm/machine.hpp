@@ -2,8 +2,10 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <deque>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "vmm/config.hpp"
@@ -60,6 +62,9 @@ class Machine {
     void request_stop(ExitReason reason = ExitReason::kStopped) noexcept;
 
     [[nodiscard]] bool is_stop_requested() const noexcept;
+
+    /// The device tree in the guest's memory, as it was put there; empty if it has none. As long as the machine.
+    [[nodiscard]] std::span<const std::byte> device_tree() const noexcept;
 
     /// What happened until now. After run() it is whole. Not while a prefault is under way. Its `prefault` is of the
     /// last call before run(), or of what run() did in the background.

@@ -212,6 +212,15 @@ void warn_of_background_prefault(const Ending& ending, const Config& config) {
     }
 }
 
+/// `--dump-dtb`: makes the machine, all but running it.
+int write_device_tree(ReportFile& file, const Config& config, std::chrono::steady_clock::time_point started) {
+    const Machine machine(config, started);
+    const auto tree = machine.device_tree();
+    // Any bytes may be looked at as chars.
+    file.write({reinterpret_cast<const char*>(tree.data()), tree.size()});
+    return kSuccess;
+}
+
 int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
     command.config.stop = std::make_shared<StopRequest>();
@@ -220,6 +229,10 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
     std::optional<ReportFile> report_file;
     if (!command.report.empty()) {
         report_file.emplace(command.report);
+    }
+    std::optional<ReportFile> device_tree_file;
+    if (!command.dump_dtb.empty()) {
+        device_tree_file.emplace(command.dump_dtb, "the device tree");
     }
     Config& config = command.config;
     config.log = [logger](LogLevel level, std::string_view line) { logger->log(spdlog_level(level), "{}", line); };
@@ -242,6 +255,9 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
 
     Ending ending;
     try {
+        if (device_tree_file) {
+            return write_device_tree(*device_tree_file, config, started);
+        }
         ending = run_to_the_end(config, started, {&serial_file, &console_file}, progress);
     } catch (const Error&) {
         if (config.stop->is_requested_for(ExitReason::kSignal)) {

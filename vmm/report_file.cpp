@@ -73,8 +73,8 @@ std::string directory_of(const std::string& path) {
 
 } // namespace
 
-ReportFile::ReportFile(std::string path) : path_(std::move(path)) {
-    const std::string tried = "write the report to " + path_;
+ReportFile::ReportFile(std::string path, std::string what) : path_(std::move(path)), what_(std::move(what)) {
+    const std::string tried = this->tried();
     if (const auto fd = named_descriptor(path_)) {
         direct_.reset(::fcntl(*fd, F_DUPFD_CLOEXEC, 0));
         if (!direct_) {
@@ -132,7 +132,7 @@ bool ReportFile::replace(std::string_view text) {
     }
     // A file without a name gets one beside the old file, and then the old one's.
     const std::string from = "/proc/self/fd/" + std::to_string(replacement_.get());
-    const std::string name = directory_of(path_) + "/.vmm-report." + std::to_string(::getpid());
+    const std::string name = directory_of(path_) + "/.vmm-new." + std::to_string(::getpid());
     ::unlink(name.c_str());
     if (::linkat(AT_FDCWD, from.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
         return false;
@@ -154,7 +154,7 @@ void ReportFile::write(std::string_view text) {
         direct_.reset(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666));
     }
     if (!direct_ || (overwritable_ && ::ftruncate(direct_.get(), 0) != 0) || !write_all(direct_.get(), text)) {
-        throw_errno(errno, "write the report to " + path_);
+        throw_errno(errno, tried());
     }
 }
 
