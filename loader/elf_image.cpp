@@ -334,9 +334,9 @@ ElfImage ElfImage::parse(const ImageFile& file) {
         refuse_kernel(file, "it has no segment to load");
     }
     check_entry(file, image.entry_, image.segments_);
-    if (image.protocol_ == EntryProtocol::pvh && is_linux && header.e_entry < 4 * kGiB &&
-        is_loaded(GuestAddress{header.e_entry}, image.segments_)) {
-        image.linux64_entry_ = GuestAddress{header.e_entry};
+    if (image.protocol_ == EntryProtocol::pvh && is_linux && header.is_64_bit && header.fields.e_entry < 4 * kGiB &&
+        is_loaded(GuestAddress{header.fields.e_entry}, image.segments_)) {
+        image.linux64_entry_ = GuestAddress{header.fields.e_entry};
     }
     return image;
 }
