@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -87,14 +88,20 @@ void take_place(const Crew& crew, unsigned index) {
     if (index < crew.cpus.size()) {
         bind_this_thread(crew.cpus[index]);
     }
-    if (crew.low_priority) {
-        constexpr int kNicest = 19;
-        // Of a thread, in Linux. To be nicer is always allowed.
-        ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
-    }
 }
 
 } // namespace
+
+LowPriority::LowPriority(const std::stop_token& stop) {
+    constexpr int kNicest = 19;
+    const auto thread = static_cast<unsigned>(::syscall(SYS_gettid));
+    ::setpriority(PRIO_PROCESS, thread, kNicest); // Of a thread, in Linux. To be nicer is always allowed.
+    hurry_.emplace(stop, Hurry{thread});
+}
+
+void LowPriority::Hurry::operator()() const noexcept {
+    ::setpriority(PRIO_PROCESS, thread, ::getpriority(PRIO_PROCESS, static_cast<id_t>(::getpid())));
+}
 
 void run_in_parallel(const Crew& crew, const std::stop_token& stop, const CrewWork& work) {
     Muster muster(crew.workers);
@@ -104,6 +111,10 @@ void run_in_parallel(const Crew& crew, const std::stop_token& stop, const CrewWo
         std::exception_ptr failure;
         try {
             take_place(crew, index);
+            std::optional<LowPriority> low_priority;
+            if (crew.low_priority) {
+                low_priority.emplace(source.get_token());
+            }
             if (muster.report_and_wait()) {
                 work(index, source.get_token());
             }

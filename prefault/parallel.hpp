@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <stop_token>
 #include <string_view>
 #include <vector>
@@ -10,12 +11,29 @@
 
 namespace vmm::prefault {
 
+/// Makes the calling thread, and those it starts from then on, nice 19, until `stop` is requested: a thread that has to
+/// end soon must not wait behind everybody. Only who may raise a priority (CAP_SYS_NICE, RLIMIT_NICE) gets it back
+/// then, and as that of the process's first thread.
+class LowPriority {
+  public:
+    explicit LowPriority(const std::stop_token& stop);
+    LowPriority(const LowPriority&) = delete;
+    LowPriority& operator=(const LowPriority&) = delete;
+
+  private:
+    struct Hurry {
+        unsigned thread;
+        void operator()() const noexcept;
+    };
+    std::optional<std::stop_callback<Hurry>> hurry_;
+};
+
 /// The threads that do one job together.
 struct Crew {
     unsigned workers = 1;       ///< at least 1
     std::string_view name;      ///< a thread's name is this and its index; the kernel keeps 15 characters
     std::vector<CpuList> cpus;  ///< by worker, where it runs; empty, or no entry: where the caller may
-    bool low_priority = false;  ///< nice 19: behind everybody, yet never starved
+    bool low_priority = false;  ///< as LowPriority: behind everybody, yet never starved, until a stop is requested
     std::function<void()> tick; ///< called on the calling thread some ten times a second; may be empty
 };
 

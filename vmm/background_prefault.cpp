@@ -1,12 +1,10 @@
 #include "vmm/background_prefault.hpp"
 
 #include <pthread.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <utility>
 
+#include "prefault/parallel.hpp"
 #include "vmm/stop_bridge.hpp"
 #include "vmm/vcpu_thread.hpp"
 
@@ -19,9 +17,7 @@ BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options
                                ::pthread_setname_np(::pthread_self(), "background");
                                try {
                                    const StopBridge bridge(stop); // Whose thread is not nice: a stop is not to wait.
-                                   constexpr int kNicest = 19;
-                                   // Of this thread, in Linux, and of those it starts.
-                                   ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kNicest);
+                                   const prefault::LowPriority nice(bridge.token());
                                    outcome_.report = prefaulter.run(options, bridge.token());
                                    if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
                                        outcome_.full_at = std::chrono::steady_clock::now();

@@ -212,6 +212,24 @@ TEST(RunInParallelAtLowPriority, MakesOnlyTheWorkersNice) {
     EXPECT_EQ(nice_of_this_thread(), nice_before);
 }
 
+// At nice 19 until its end, a worker kept a stop waiting for as long as other processes were busy.
+TEST(RunInParallel, AtLowPriorityHurriesWhenItIsStopped) {
+    if (::geteuid() != 0) {
+        GTEST_SKIP() << "to raise a thread's priority needs root";
+    }
+    std::stop_source stop;
+    Crew crew = crew_of(1);
+    crew.low_priority = true;
+    int nice = 19;
+    run_in_parallel(crew, stop.get_token(), [&](unsigned, const std::stop_token& crew_stop) {
+        EXPECT_EQ(nice_of_this_thread(), 19);
+        stop.request_stop();
+        EXPECT_TRUE(crew_stop.stop_requested());
+        nice = nice_of_this_thread();
+    });
+    EXPECT_EQ(nice, ::getpriority(PRIO_PROCESS, static_cast<id_t>(::getpid())));
+}
+
 TEST(RunInParallelAtLowPriority, IsNotTheDefault) {
     std::atomic<int> nice{19};
     run_in_parallel(crew_of(1), {}, [&](unsigned, const std::stop_token&) { nice = nice_of_this_thread(); });
