@@ -32,7 +32,7 @@ struct BootLayout {
     std::optional<GuestAddress> rsdp; ///< where the ACPI tables start; whoever built them also writes them
     /// The zero page's list of setup_data; whoever built it also writes it. A kernel with a PVH note is then entered by
     /// linux64 if it can be, for PVH has no such list.
-    std::optional<GuestAddress> setup_data;
+    std::optional<GuestAddress> setup_data{};
     std::span<const MemoryMapEntry> memory_map; ///< as in BootInfo; its RAM must be RAM of the guest memory
 };
 

@@ -13,7 +13,7 @@ struct BootInfo {
     GuestAddress command_line;                  ///< NUL-terminated, below 4 GiB
     std::optional<GuestRange> initrd;           ///< below 4 GiB
     std::optional<GuestAddress> rsdp;           ///< where the ACPI tables start
-    std::optional<GuestAddress> setup_data;     ///< the first of the zero page's list; PVH has no such list
+    std::optional<GuestAddress> setup_data{};   ///< the first of the zero page's list; PVH has no such list
     std::span<const MemoryMapEntry> memory_map; ///< ascending, not overlapping, at most kMaxMemoryMapEntries
 };
 

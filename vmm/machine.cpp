@@ -151,6 +151,7 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     report.numa = config.numa;
     report.prefault_when = config.prefault_when;
     report.vcpus = config.vcpus;
+    report.hardware = config.hardware;
     create_vcpus();
     prefaulter.emplace(vm, ram, config, prefault_host(), guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline));
     // In the background the dummies are made there, too, unless the guest is to be told of their page tables.

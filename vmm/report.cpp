@@ -73,6 +73,7 @@ std::string to_json(const RunReport& report) {
                         {"faults_until_full", or_null(report.faults_until_full)}};
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
+                     {"hardware", to_string(report.hardware)},
                      {"seconds", report.guest_seconds},
                      {"exit", to_string(report.exit)},
                      {"second_level_faults", report.second_level_faults},

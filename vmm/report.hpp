@@ -39,6 +39,7 @@ struct RunReport {
     double seconds_to_first_instruction = 0;
 
     unsigned vcpus = 0;
+    HardwareDescription hardware = HardwareDescription::kAcpi;
     double guest_seconds = 0;
     ExitReason exit = ExitReason::kStopped;
     /// By vCPU: KVM's pf_fixed since hand-over.

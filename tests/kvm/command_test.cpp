@@ -7,6 +7,7 @@
 
 #include "prefault/second_level.hpp"
 #include "support/kvm_command.hpp"
+#include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
 
 namespace vmm::testing {
@@ -82,6 +83,37 @@ TEST_F(Command, HugePagePoolThatIsShortSaysWhatIsFreeAndHowToRaiseIt) {
 
 TEST_F(Command, ReportThatCannotBeWrittenIsFoundBeforeTheGuestStarts) {
     expect_refused({"run", "--report", "/nowhere/report.json"}, 1, "/nowhere/report.json");
+}
+
+TEST_F(Command, DeviceTreeThatCannotBeWrittenIsFoundAtOnce) {
+    expect_refused({"run", "--dump-dtb", "/nowhere/tree.dtb"}, 1, "write the device tree to /nowhere/tree.dtb");
+    expect_refused({"run", "--dump-dtb", directory_ / "."}, 1, "Is a directory");
+}
+
+TEST_F(Command, DeviceTreeIsWrittenWholeAndNoGuestRuns) {
+    const std::string tree = directory_.write("tree.dtb", "old");
+    const std::string serial = directory_ / "serial";
+    const CommandResult run = run_command(
+        {"run", "-m", "16M", "-c", "2", "--rng", "--cmdline", "quiet", "--serial", serial, "--dump-dtb", tree});
+    EXPECT_EQ(run.exit_status, 0) << run.errors;
+    EXPECT_EQ(run.output, "");
+    EXPECT_EQ(run.errors, "");
+    EXPECT_FALSE(std::filesystem::exists(serial));
+    const std::string text = content_of(tree);
+    EXPECT_TRUE(text.starts_with("\xd0\x0d\xfe\xed")) << text.substr(0, 4);
+    for (const char* const part : {"console=ttyS0 ", " quiet", "cpu@1", "virtio@d0000000", "syscon-poweroff"}) {
+        EXPECT_NE(text.find(part), std::string::npos) << part;
+    }
+}
+
+TEST_F(Command, KernelThatCannotGetADeviceTreeIsRefusedAndLeavesAnOldOneAsItWas) {
+    const std::string tree = directory_.write("tree.dtb", "old");
+    const TestKernel kernel(kernels::kPowerOff);
+    const std::string path = kernel.config().kernel_path;
+    expect_refused({"run", path, "--hardware=fdt"}, 1, "--hardware=fdt");
+    expect_refused({"run", path, "--hardware=both"}, 1, "CONFIG_OF");
+    expect_refused({"run", path, "--dump-dtb", tree}, 1, "PVH");
+    EXPECT_EQ(content_of(tree), "old");
 }
 
 TEST_F(Command, SerialFileThatCannotBeWrittenIsNamed) {

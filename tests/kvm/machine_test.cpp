@@ -102,6 +102,38 @@ TEST_F(BuiltInGuest, RunsAndPowersOff) {
     EXPECT_TRUE(mentions(output_, "summary ")) << output_;
 }
 
+TEST_F(BuiltInGuest, FindsItsHardwareInADeviceTreeAloneAndTakesNoSecondLevelFault) {
+    Config config = builtin_guest();
+    config.hardware = HardwareDescription::kFdt;
+    config.vcpus = 3;
+    config.rng = true;
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = 2};
+    EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
+    EXPECT_EQ(machine_->report().second_level_faults_total(), 0U);
+    for (const char* const line :
+         {"guest=vmm-builtin cpus=3 ", "fdt cpus=3\r", "fdt memory=0x0 bytes=0x9fc00\r",
+          "fdt memory=0x100000 bytes=0x1f00000\r", "fdt virtio-mmio=0xd0000000 irq=5\r", "fdt serial=0x3f8 irq=4\r",
+          "fdt power-off=0xd0020000 value=0x34\r", "summary cpus=3 "}) {
+        EXPECT_TRUE(mentions(output_, line)) << line << " is not in\n" << output_;
+    }
+    EXPECT_FALSE(mentions(output_, "warning")) << output_;
+}
+
+TEST_F(BuiltInGuest, HasBothDescriptionsOfItsHardware) {
+    Config config = builtin_guest();
+    config.hardware = HardwareDescription::kBoth;
+    config.vcpus = 2;
+    EXPECT_EQ(run(config, false), ExitReason::kPowerOff);
+    EXPECT_TRUE(mentions(output_, "fdt cpus=2\r")) << output_;
+    EXPECT_TRUE(mentions(output_, "summary cpus=2 ")) << output_;
+}
+
+TEST_F(BuiltInGuest, HasNoDeviceTreeUnlessOneIsAskedFor) {
+    EXPECT_EQ(run(builtin_guest(), false), ExitReason::kPowerOff);
+    EXPECT_FALSE(mentions(output_, "fdt")) << output_;
+    EXPECT_TRUE(machine_->device_tree().empty());
+}
+
 TEST_F(BuiltInGuest, FillsInTheReport) {
     EXPECT_EQ(run(builtin_guest(), false), ExitReason::kPowerOff);
     const RunReport& report = machine_->report();
@@ -201,6 +233,12 @@ TEST_F(MachineTest, ThatAsksTheKeyboardControllerReboots) {
 
 TEST_F(MachineTest, ThatWritesTheResetRegisterReboots) {
     const TestKernel kernel(kernels::kAcpiReset);
+    EXPECT_EQ(Machine(kernel.config()).run(), ExitReason::kReboot);
+}
+
+TEST_F(MachineTest, ThatWritesTheResetRegisterInMemoryReboots) {
+    EXPECT_EQ(to_integer(memory_map::kPowerRegisters) + devices::AcpiPower::kResetOffset, 0xd0020002U);
+    const TestKernel kernel(kernels::kResetByMemory);
     EXPECT_EQ(Machine(kernel.config()).run(), ExitReason::kReboot);
 }
 

@@ -29,11 +29,12 @@ TEST(GuestOptions, EmptyLineGivesTheDefaults) {
     EXPECT_FALSE(options.check);
     EXPECT_FALSE(options.report_at_end);
     EXPECT_FALSE(options.tables);
+    EXPECT_FALSE(options.fdt);
 }
 
 TEST(GuestOptions, AllAreRead) {
     const Options options =
-        parsed("passes=7 stride=2M cpus=4 order=random reader=one check=1 report=end tables=0xe0001000");
+        parsed("passes=7 stride=2M cpus=4 order=random reader=one check=1 report=end tables=0xe0001000 fdt=0xc0010");
     EXPECT_EQ(options.passes, 7U);
     EXPECT_EQ(options.stride, 2U << 20);
     EXPECT_EQ(options.cpus, 4U);
@@ -42,6 +43,15 @@ TEST(GuestOptions, AllAreRead) {
     EXPECT_TRUE(options.check);
     EXPECT_EQ(options.report_at_end, true);
     EXPECT_EQ(options.tables, 0xe0001000U);
+    EXPECT_EQ(options.fdt, 0xc0010U);
+}
+
+TEST(GuestOptions, AddressOfADeviceTreeIsChecked) {
+    EXPECT_EQ(reason("fdt=c0010"), "not-0x-and-hexadecimal");
+    EXPECT_EQ(reason("fdt=0x0"), "not-a-multiple-of-8");
+    EXPECT_EQ(reason("fdt=0xc0012"), "not-a-multiple-of-8");
+    EXPECT_EQ(reason("fdt=0x100000000"), "not-below-4-gib");
+    EXPECT_EQ(reason("fdt=0x8 fdt=0x8"), "given-twice");
 }
 
 TEST(GuestOptions, WordsOfOthersAreIgnored) {

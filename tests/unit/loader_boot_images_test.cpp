@@ -104,6 +104,33 @@ TEST_F(BootImagesTest, PvhKernelGetsTheStartInfo) {
     EXPECT_EQ(memory_.load<std::uint32_t>(kLayout.start_info.base), 0x336ec578U);
 }
 
+TEST_F(BootImagesTest, LinuxWithPvhEntryIsEnteredByTheOtherProtocolForSetupData) {
+    TestElf elf = make_elf();
+    auto notes = testing::make_note("Linux", 257, testing::bytes_of("x"));
+    const auto pvh = testing::make_note("Xen", testing::kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1}));
+    notes.insert(notes.end(), pvh.begin(), pvh.end());
+    testing::add_notes(elf, notes);
+    const Kernel linux_kernel = Kernel::parse(elf.file());
+    EXPECT_EQ(boot(linux_kernel, nullptr, "").protocol, EntryProtocol::pvh);
+
+    BootLayout layout = kLayout;
+    layout.setup_data = GuestAddress{0xc0000};
+    const BootEntry entry = load_boot_images(memory_, {linux_kernel, nullptr, ""}, layout);
+    EXPECT_EQ(entry.protocol, EntryProtocol::linux64);
+    EXPECT_EQ(entry.entry, GuestAddress{TestElf::kEntry});
+    EXPECT_EQ(entry.argument, kLayout.zero_page);
+    EXPECT_EQ(memory_.load<std::uint64_t>(GuestAddress{0x7250}), 0xc0000U);
+
+    EXPECT_EQ(load_boot_images(memory_, {pvh_, nullptr, ""}, layout).protocol, EntryProtocol::pvh);
+}
+
+TEST_F(BootImagesTest, WithoutTablesTheZeroPageNamesNone) {
+    BootLayout layout = kLayout;
+    layout.rsdp.reset();
+    static_cast<void>(load_boot_images(memory_, {bzimage_, nullptr, ""}, layout));
+    EXPECT_EQ(memory_.load<std::uint64_t>(GuestAddress{0x7070}), 0U);
+}
+
 TEST_F(BootImagesTest, InitrdGoesToTheTopOfRam) {
     const ImageFile initrd = ImageFile::from_bytes("initrd", pattern(5000));
     const BootEntry entry = boot(bzimage_, &initrd, "");

@@ -51,6 +51,26 @@ TEST(ZeroPage, HoldsTheAddressesWhereTheKernelLooks) {
     EXPECT_EQ(params.sentinel, 0); // else the kernel distrusts the page and clears parts of it
 }
 
+TEST(ZeroPage, SaysWhereTheListOfSetupDataBegins) {
+    EXPECT_EQ(as_kernel_sees(build_zero_page(full_info(), {}, kKernel)).hdr.setup_data, 0U);
+    BootInfo info = full_info();
+    info.setup_data = GuestAddress{0xc0000};
+    EXPECT_EQ(as_kernel_sees(build_zero_page(info, {}, kKernel)).hdr.setup_data, 0xc0000U);
+}
+
+TEST(SetupData, HoldsADeviceTreeAsTheKernelSeesIt) {
+    const auto tree = testing::pattern(21);
+    const auto bytes = build_setup_dtb(tree);
+    static_assert(sizeof(setup_data) == kSetupDataHeaderBytes);
+    setup_data header{};
+    ASSERT_EQ(bytes.size(), sizeof header + tree.size());
+    std::memcpy(&header, bytes.data(), sizeof header);
+    EXPECT_EQ(header.next, 0U);
+    EXPECT_EQ(header.type, std::uint32_t{SETUP_DTB});
+    EXPECT_EQ(header.len, 21U);
+    EXPECT_EQ(std::memcmp(bytes.data() + sizeof header, tree.data(), tree.size()), 0);
+}
+
 TEST(ZeroPage, HoldsTheMemoryMap) {
     const boot_params params = as_kernel_sees(build_zero_page(full_info(), {}, kKernel));
     ASSERT_EQ(params.e820_entries, kMap.size());

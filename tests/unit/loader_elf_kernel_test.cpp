@@ -124,6 +124,55 @@ TEST(ElfKernel, OurNoteSaysThatItTakesPageTables) {
     EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::linux64);
 }
 
+std::vector<std::byte> notes_of(std::initializer_list<std::vector<std::byte>> notes) {
+    std::vector<std::byte> all;
+    for (const auto& note : notes) {
+        all.insert(all.end(), note.begin(), note.end());
+    }
+    return all;
+}
+
+std::vector<std::byte> pvh_note() {
+    return make_note("Xen", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1}));
+}
+
+TEST(ElfKernel, WithoutPvhNoteGetsADeviceTreeAsSetupData) {
+    EXPECT_EQ(Kernel::parse(make_elf().file()).device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+}
+
+TEST(ElfKernel, LinuxWithPvhEntryHasThe64BitEntryForADeviceTree) {
+    TestElf elf = make_elf();
+    add_notes(elf, notes_of({make_note("Linux", 257, testing::bytes_of("x")), pvh_note()}));
+    const Kernel kernel = Kernel::parse(elf.file());
+    EXPECT_EQ(kernel.protocol(), EntryProtocol::pvh);
+    EXPECT_EQ(kernel.linux64_entry(), GuestAddress{TestElf::kEntry});
+    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+}
+
+TEST(ElfKernel, LinuxWhoseHeaderNamesNoEntryHasOnlyPvh) {
+    TestElf elf = make_elf();
+    add_notes(elf, notes_of({make_note("Linux", 257, testing::bytes_of("x")), pvh_note()}));
+    for (const std::uint64_t entry : {std::uint64_t{0}, std::uint64_t{0x8000000}, UINT64_MAX}) {
+        elf.header.e_entry = entry;
+        const Kernel kernel = Kernel::parse(elf.file());
+        EXPECT_EQ(kernel.linux64_entry(), std::nullopt) << entry;
+        EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::none) << entry;
+    }
+}
+
+TEST(ElfKernel, PvhKernelThatIsNotLinuxHasNoWayToGetADeviceTree) {
+    const Kernel kernel = Kernel::parse(make_pvh_elf().file());
+    EXPECT_EQ(kernel.linux64_entry(), std::nullopt);
+    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::none);
+}
+
+TEST(ElfKernel, OurNoteSaysThatItTakesADeviceTreeByItsCommandLine) {
+    TestElf elf = make_elf();
+    add_notes(elf, notes_of({pvh_note(), make_note("vmm", 2, {})}));
+    EXPECT_EQ(Kernel::parse(elf.file()).device_tree_hand_over(), DeviceTreeHandOver::command_line);
+    EXPECT_FALSE(Kernel::parse(elf.file()).takes_page_tables());
+}
+
 TEST(ElfKernel, PositionIndependentKernelIsAccepted) {
     EXPECT_EQ(error_after([](TestElf& elf) { elf.header.e_type = ET_DYN; }), "");
 }

@@ -61,6 +61,40 @@ TEST(CommandLineDevices, ThatAreNotUnderstoodNameTheOptionAndTheWord) {
     EXPECT_TRUE(mentions(refusal_of({"--net", "eth0"}), "--net"));
 }
 
+RunCommand command_of(const std::vector<const char*>& words) {
+    const Command command = parse(words);
+    if (const auto* const text = std::get_if<TextCommand>(&command)) {
+        ADD_FAILURE() << text->text;
+        return {};
+    }
+    return std::get<RunCommand>(command);
+}
+
+TEST(CommandLineHardware, IsToldOfByAcpiUnlessSaidOtherwise) {
+    EXPECT_EQ(config_of({}).hardware, HardwareDescription::kAcpi);
+    EXPECT_EQ(config_of({"--hardware=acpi"}).hardware, HardwareDescription::kAcpi);
+    EXPECT_EQ(config_of({"--hardware", "fdt"}).hardware, HardwareDescription::kFdt);
+    EXPECT_EQ(config_of({"--hardware=both"}).hardware, HardwareDescription::kBoth);
+}
+
+TEST(CommandLineHardware, ThatIsNoneNamesTheChoices) {
+    for (const char* const word : {"--hardware=dt", "--hardware=acpi,fdt", "--hardware="}) {
+        const std::string refusal = refusal_of({word});
+        for (const char* const part : {"--hardware", "acpi", "fdt", "both"}) {
+            EXPECT_TRUE(mentions(refusal, part)) << refusal;
+        }
+    }
+}
+
+TEST(CommandLineHardware, DumpedIsATreeUnlessThatWasRuledOut) {
+    EXPECT_EQ(command_of({"--dump-dtb", "t.dtb"}).dump_dtb, "t.dtb");
+    EXPECT_EQ(command_of({"--dump-dtb", "t.dtb"}).config.hardware, HardwareDescription::kFdt);
+    EXPECT_EQ(command_of({"--dump-dtb=t.dtb", "--hardware=both"}).config.hardware, HardwareDescription::kBoth);
+    EXPECT_TRUE(mentions(refusal_of({"--dump-dtb=t.dtb", "--hardware=acpi"}), "no device tree"));
+    EXPECT_TRUE(mentions(refusal_of({"--dump-dtb="}), "--dump-dtb"));
+    EXPECT_TRUE(mentions(refusal_of({"--dump-dtb=t.dtb", "--report=r.json"}), "exclude each other"));
+}
+
 class CommandLineConfigFile : public ::testing::Test {
   protected:
     std::string file(const std::string& text) { return directory_.write("c.json", text); }
@@ -80,6 +114,15 @@ TEST_F(CommandLineConfigFile, GivesOptions) {
     EXPECT_EQ(config.pin, prefault::Pin::kMlock) << "what follows from an option follows from the file's, too";
     EXPECT_TRUE(config.rng);
     EXPECT_EQ(config.disks, (std::vector<DiskConfig>{{.path = "a"}, {.path = "b"}}));
+}
+
+TEST_F(CommandLineConfigFile, SaysWhatTellsOfTheHardware) {
+    const std::string both = file(R"({"hardware": "both", "dump-dtb": "t.dtb"})");
+    EXPECT_EQ(command_of({"--config", both.c_str()}).config.hardware, HardwareDescription::kBoth);
+    EXPECT_EQ(command_of({"--config", both.c_str()}).dump_dtb, "t.dtb");
+    EXPECT_EQ(command_of({"--config", both.c_str(), "--hardware=fdt"}).config.hardware, HardwareDescription::kFdt);
+    const std::string wrong = file(R"({"hardware": "dtb"})");
+    EXPECT_TRUE(mentions(refusal_of({"--config", wrong.c_str()}), wrong));
 }
 
 TEST_F(CommandLineConfigFile, IsOverriddenByTheCommandLine) {

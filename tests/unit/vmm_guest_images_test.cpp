@@ -21,5 +21,9 @@ TEST(BuiltInGuest, DeclaresThatItTakesPageTables) {
     EXPECT_TRUE(built_in_kernel().takes_page_tables());
 }
 
+TEST(BuiltInGuest, DeclaresThatItTakesADeviceTree) {
+    EXPECT_EQ(built_in_kernel().device_tree_hand_over(), loader::DeviceTreeHandOver::command_line);
+}
+
 } // namespace
 } // namespace vmm

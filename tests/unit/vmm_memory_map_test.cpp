@@ -127,8 +127,8 @@ TEST(GuestAddresses, OfBootInformationAreInLowRamAndDisjoint) {
 }
 
 TEST(GuestAddresses, OfFirmwareAreReservedAndDisjoint) {
-    expect_disjoint({kLowRam, kAcpiTables, {loader::kResetVector, 16}, {kHighRamStart, 4096}});
-    for (const GuestRange& piece : {kAcpiTables, GuestRange{loader::kResetVector, 16}}) {
+    expect_disjoint({kLowRam, kDeviceTree, kAcpiTables, {loader::kResetVector, 16}, {kHighRamStart, 4096}});
+    for (const GuestRange& piece : {kDeviceTree, kAcpiTables, GuestRange{loader::kResetVector, 16}}) {
         for (const MemoryMapEntry& entry : guest_memory_map(Config::kMinMemoryBytes)) {
             EXPECT_TRUE(!entry.range.overlaps(piece) || entry.kind == MemoryKind::reserved) << to_string(piece);
         }
@@ -136,7 +136,8 @@ TEST(GuestAddresses, OfFirmwareAreReservedAndDisjoint) {
 }
 
 TEST(GuestAddresses, OfDevicesAreInTheHoleAndDisjoint) {
-    const Ranges devices{kScratchWindow, {kIoApic, 4096}, {kLocalApic, 4096}, {kRealModePages, 4 * 4096}};
+    const Ranges devices{kScratchWindow,  kVirtioWindow,      {kPowerRegisters, 4096},
+                         {kIoApic, 4096}, {kLocalApic, 4096}, {kRealModePages, 4 * 4096}};
     expect_disjoint(devices);
     for (const GuestRange& piece : devices) {
         EXPECT_TRUE(kHole.contains(piece)) << to_string(piece);

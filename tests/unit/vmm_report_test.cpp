@@ -48,6 +48,7 @@ RunReport whole_report() {
     report.faults_until_full = 17;
     report.seconds_to_first_instruction = 1.5;
     report.vcpus = 2;
+    report.hardware = HardwareDescription::kBoth;
     report.guest_seconds = 2.5;
     report.exit = ExitReason::kPowerOff;
     report.second_level_faults = {5, 7};
@@ -107,6 +108,7 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/prefault/faults_until_full",
                                        "/boot/seconds_to_first_instruction",
                                        "/guest/vcpus",
+                                       "/guest/hardware",
                                        "/guest/seconds",
                                        "/guest/exit",
                                        "/guest/second_level_faults/0",
@@ -151,6 +153,7 @@ TEST(ReportJson, HasEachValueInItsPlace) {
     EXPECT_EQ(report["prefault"]["faults_until_full"], 17);
     EXPECT_EQ(report["boot"]["seconds_to_first_instruction"], 1.5);
     EXPECT_EQ(report["guest"]["vcpus"], 2);
+    EXPECT_EQ(report["guest"]["hardware"], "both");
     EXPECT_EQ(report["guest"]["seconds"], 2.5);
     EXPECT_EQ(report["guest"]["exit"], "poweroff");
     EXPECT_EQ(report["guest"]["second_level_faults"], (json{5, 7}));
