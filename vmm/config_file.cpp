@@ -24,14 +24,19 @@ constexpr std::size_t kMostBytes = 1 << 20;
 constexpr std::size_t kDeepest = 8; ///< objects and arrays in one another
 
 /// One value, and where it stands. The parser's own values know no lines, no order, and no member that is there twice.
+struct NamedNode;
 struct Node {
     enum class Kind { kNull, kBoolean, kInteger, kFraction, kString, kObject, kArray };
     Kind kind = Kind::kNull;
     std::size_t line = 1; ///< of a member: of its name
     bool flag = false;
     std::string text; ///< of a string or a number
-    std::vector<std::pair<std::string, Node>> members;
+    std::vector<NamedNode> members;
     std::vector<Node> elements;
+};
+struct NamedNode {
+    std::string name;
+    Node value;
 };
 
 /// Counts the lines that the parser has gone through.
@@ -56,7 +61,6 @@ class LineIterator {
         return before;
     }
     friend bool operator==(const LineIterator& a, const LineIterator& b) { return a.at_ == b.at_; }
-    friend bool operator!=(const LineIterator& a, const LineIterator& b) { return a.at_ != b.at_; }
 
   private:
     const char* at_ = nullptr;
@@ -91,7 +95,8 @@ class Builder final : public json::json_sax_t {
                             std::to_string(value.line));
             }
         }
-        members.emplace_back(name, Node{}).second.line = line_;
+        members.push_back({name, Node{}});
+        members.back().value.line = line_;
         return true;
     }
     bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
@@ -110,7 +115,7 @@ class Builder final : public json::json_sax_t {
         }
         Node& parent = *open_.back();
         if (parent.kind == Node::Kind::kObject) {
-            return parent.members.back().second; // key() has made it, with its line.
+            return parent.members.back().value; // key() has made it, with its line.
         }
         parent.elements.emplace_back().line = line_;
         return parent.elements.back();

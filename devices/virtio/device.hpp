@@ -50,6 +50,9 @@ struct Activation {
 struct Source {
     int fd = -1;
     std::uint32_t events = 0; ///< EPOLLIN, EPOLLOUT
+    /// Another one for another descriptor: where one is closed the next one opened gets its number, and has to be
+    /// watched anew. A device that closes none while it is active has no need of it.
+    std::uint64_t id = 0;
 };
 
 /// One virtio device, without its registers. It is a state machine that one thread drives: that thread watches the

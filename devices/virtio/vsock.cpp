@@ -180,13 +180,13 @@ std::vector<Source> Vsock::sources() const {
         sources.push_back({listener_.get(), EPOLLIN});
     }
     for (const Greeting& greeting : greetings_) {
-        sources.push_back({greeting.fd.get(), EPOLLIN});
+        sources.push_back({greeting.fd.get(), EPOLLIN, greeting.source_id});
     }
     for (const auto& [ports, connection] : connections_) {
         const std::uint32_t events = (is_readable(connection) ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
                                      (connection.to_host.empty() ? 0U : static_cast<std::uint32_t>(EPOLLOUT));
         if (events != 0) { // Otherwise a hang-up, which cannot be masked, would come again and again.
-            sources.push_back({connection.fd.get(), events});
+            sources.push_back({connection.fd.get(), events, connection.source_id});
         }
     }
     return sources;
@@ -301,7 +301,7 @@ void Vsock::take_packet(const Chain& chain) {
         if (!connection->second.established) {
             connection->second.established = true;
             const std::string words = "OK " + std::to_string(ports.first) + "\n";
-            connection->second.to_host.push(std::as_bytes(std::span(words)));
+            connection->second.own_bytes = connection->second.to_host.push(std::as_bytes(std::span(words)));
             flush(connection);
         }
         break;
@@ -341,7 +341,7 @@ void Vsock::begin_connection(const Header& header) {
         reply(ports, kReset);
         return;
     }
-    Connection& connection = connections_.try_emplace(ports, std::move(fd)).first->second;
+    Connection& connection = connections_.try_emplace(ports, std::move(fd), next_source_id_++).first->second;
     connection.established = true;
     connection.guest_buffer_bytes = header.buffer_bytes;
     connection.guest_forwarded_bytes = header.forwarded_bytes;
@@ -392,7 +392,9 @@ void Vsock::flush(Connections::iterator connection) {
             return;
         }
         there.to_host.drop(static_cast<std::size_t>(written));
-        there.forwarded_bytes += static_cast<std::uint32_t>(written);
+        const std::size_t own = std::min(there.own_bytes, static_cast<std::size_t>(written));
+        there.own_bytes -= own;
+        there.forwarded_bytes += static_cast<std::uint32_t>(static_cast<std::size_t>(written) - own);
     }
     if (there.to_host.empty()) {
         if (!there.guest_sends && !there.guest_receives) {
@@ -421,7 +423,7 @@ void Vsock::accept_programs() {
             out_of_descriptors_ = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
             return;
         }
-        greetings_.push_back({std::move(fd), {}});
+        greetings_.push_back({std::move(fd), next_source_id_++, {}});
     }
 }
 
@@ -461,7 +463,7 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     }
     const Ports ports{next_port_, port};
     next_port_ = next_port_ == UINT32_MAX ? kFirstHostPort : next_port_ + 1;
-    connections_.try_emplace(ports, std::move(program));
+    connections_.try_emplace(ports, std::move(program), next_source_id_++);
     reply(ports, kRequest);
 }
 

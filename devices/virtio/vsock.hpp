@@ -72,13 +72,19 @@ class Vsock final : public Device {
     } __attribute__((packed));
     static_assert(sizeof(Header) == 44);
 
+    static constexpr std::size_t kMostOwnBytes = 16; ///< "OK 4294967295\n"
+
     /// (port of the host's, port of the guest's)
     using Ports = std::pair<std::uint32_t, std::uint32_t>;
 
     struct Connection {
-        explicit Connection(UniqueFd socket) : fd(std::move(socket)), to_host(kBufferBytes) {}
+        Connection(UniqueFd socket, std::uint64_t id) : fd(std::move(socket)), source_id(id) {}
         UniqueFd fd;
-        ByteRing to_host;                        ///< from the guest, not yet written
+        std::uint64_t source_id;
+        ByteRing to_host{kBufferBytes + kMostOwnBytes}; ///< from the guest, not yet written
+        /// How much of that, at its front, is not the guest's but our answer to the program. It does not count in
+        /// forwarded_bytes: a guest that is told of more than it has sent believes that there is no room at all.
+        std::size_t own_bytes = 0;
         bool established = false;                ///< the guest has answered, or began it
         bool guest_sends = true;                 ///< it has not shut that down
         bool guest_receives = true;              ///< likewise
@@ -94,6 +100,7 @@ class Vsock final : public Device {
     /// A program that has connected and not yet said to which port.
     struct Greeting {
         UniqueFd fd;
+        std::uint64_t source_id = 0;
         std::string words;
     };
 
@@ -130,7 +137,8 @@ class Vsock final : public Device {
     Connections connections_;
     std::deque<Greeting> greetings_;
     std::deque<Header> replies_; ///< packets without payload for the guest, at most kMostReplies
-    std::uint32_t next_port_;    ///< of the host's, for connections that a program begins
+    std::uint64_t next_source_id_ = 1;
+    std::uint32_t next_port_; ///< of the host's, for connections that a program begins
 };
 
 } // namespace vmm::devices::virtio
