@@ -1,0 +1,50 @@
+// What the fuzzer has found to be interesting, once more: in every build, without the fuzzer.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <ostream>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fuzz/targets.hpp"
+
+namespace vmm::fuzz {
+
+std::ostream& operator<<(std::ostream& out, const Target& target) {
+    return out << target.name;
+}
+
+namespace {
+
+class FuzzCorpus : public ::testing::TestWithParam<Target> {};
+
+TEST_P(FuzzCorpus, BreaksNothing) {
+    std::vector<std::filesystem::path> files;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(std::filesystem::path(VMM_FUZZ_CORPUS) / std::string(GetParam().name))) {
+        files.push_back(entry.path());
+    }
+    std::ranges::sort(files);
+    ASSERT_FALSE(files.empty());
+    for (const auto& path : files) {
+        SCOPED_TRACE(path); // A target that finds something aborts: then the last line says which file it was.
+        std::ifstream file(path, std::ios::binary);
+        const std::string text{std::istreambuf_iterator(file), {}};
+        std::fprintf(stderr, "%s\n", path.filename().c_str());
+        GetParam().run(std::as_bytes(std::span(text)));
+    }
+    // Nothing at all is a program, too.
+    GetParam().run({});
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, FuzzCorpus, ::testing::ValuesIn(kTargets),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+} // namespace
+} // namespace vmm::fuzz

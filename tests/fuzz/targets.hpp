@@ -1,0 +1,35 @@
+// What is fuzzed. Each takes any bytes as a program of what a guest (and the host around it) does, and aborts where the
+// device does what no device may. The same for the fuzzer and for the replay of the corpus, whose folders have these
+// names.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+namespace vmm::fuzz {
+
+using Bytes = std::span<const std::byte>;
+
+void block(Bytes program);
+void net(Bytes program);
+void rng(Bytes program);
+void console(Bytes program);
+void vsock(Bytes program);
+void registers(Bytes program); ///< MmioTransport and Queue, behind a device that echoes
+void serial(Bytes program);
+void rtc(Bytes program);
+void kernel(Bytes file); ///< a kernel file of any format
+
+struct Target {
+    std::string_view name;
+    void (*run)(Bytes);
+};
+inline constexpr std::array kTargets{
+    Target{"block", block}, Target{"net", net},         Target{"rng", rng},
+    Target{"vsock", vsock}, Target{"console", console}, Target{"registers", registers},
+    Target{"rtc", rtc},     Target{"serial", serial},   Target{"kernel", kernel},
+};
+
+} // namespace vmm::fuzz
