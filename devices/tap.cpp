@@ -128,7 +128,8 @@ std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {
         count = ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
     } while (count < 0 && errno == EINTR);
     const int error = count < 0 ? errno : 0;
-    up_ = up_ && error != EBADFD; // The interface is deleted (linux: tun_chr_read_iter).
+    // The interface is deleted (linux: tun_chr_read_iter), or a socket's peer has gone.
+    up_ = up_ && count != 0 && error != EBADFD;
     return count < 0 ? -error : count;
 }
 

@@ -60,8 +60,7 @@ void VirtioThread::body() noexcept {
 
 void VirtioThread::watch_sources() {
     std::vector<Source> wanted = wiring_.device.sources();
-    const auto same = [](const Source& a, const Source& b) { return a.fd == b.fd && a.events == b.events && a.id == b.id; };
-    if (std::equal(wanted.begin(), wanted.end(), watched_.begin(), watched_.end(), same)) {
+    if (wanted == watched_) {
         return;
     }
     for (const Source& source : watched_) {

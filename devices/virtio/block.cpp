@@ -191,6 +191,7 @@ void Block::activate(Activation activation, MmioTransport& transport) {
     moderation_.reset();
     pushed_ = 0;
     stopping_ = false;
+    failed_ = false;
     if (!io_) {
         const std::vector<std::span<std::byte>> pinned =
             config_.pinned_memory ? config_.pinned_memory() : std::vector<std::span<std::byte>>{};
@@ -291,7 +292,7 @@ void Block::serve() {
 bool Block::ask_for_doorbells() {
     bool more = false;
     for (std::optional<Queue>& queue : queues_) {
-        if (!stopping_ && !free_.empty() && queue && !queue->is_broken()) {
+        if (!stopping_ && !failed_ && !free_.empty() && queue) {
             more = queue->ask_for_doorbell() || more;
         }
     }
@@ -301,8 +302,8 @@ bool Block::ask_for_doorbells() {
 /// Begins what is in the queues, as far as there is room. Returns how many requests that were.
 unsigned Block::take_all() {
     unsigned taken = 0;
-    for (std::uint16_t index = 0; index < queues_.size() && !stopping_; ++index) {
-        if (queues_[index] && !queues_[index]->is_broken()) {
+    for (std::uint16_t index = 0; index < queues_.size() && !stopping_ && !failed_; ++index) {
+        if (queues_[index]) {
             taken += take_all_of(index);
         }
     }
@@ -313,11 +314,12 @@ unsigned Block::take_all_of(std::uint16_t index) {
     Queue& queue = *queues_[index];
     queue.suppress_doorbells();
     unsigned taken = 0;
-    while (taken < kDepth && !free_.empty() && !stopping_) {
+    while (taken < kDepth && !free_.empty() && !failed_) {
         Request& request = *free_.back();
         switch (queue.pop(request.chain)) {
         case Queue::Pop::kBroken:
             transport_->fail(queue.why());
+            failed_ = true;
             return taken;
         case Queue::Pop::kEmpty:
             return taken;
@@ -385,7 +387,7 @@ void Block::begin(Request& request) {
     if (last == chain.writable.rend()) { // No byte to say anything in.
         request.status = nullptr;
         transport_->fail("a request without a writable byte for its status (virtio 1.2, 5.2.6)");
-        stopping_ = true;
+        failed_ = true;
         finish(request, Status::kIoError);
         return;
     }
@@ -677,7 +679,9 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     if (stopping_ || request.life != queue_life_[request.queue] || !queues_[request.queue]) {
         return;
     }
-    *request.status = static_cast<std::byte>(status);
+    if (request.status != nullptr) {
+        *request.status = static_cast<std::byte>(status);
+    }
     // The length covers what is written from the front (2.7.8.2): with the status only if all before it is.
     const bool all = written + 1 == request.chain.writable_bytes;
     queues_[request.queue]->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));

@@ -101,6 +101,7 @@ class Block final : public Device {
     AnotherTurn another_turn_;
     MmioTransport* transport_ = nullptr; ///< while it is active
     bool stopping_ = false;
+    bool failed_ = false; ///< a rule was broken: nothing more is taken, and what was taken is given back
     bool write_through_ = false;
     std::vector<std::optional<Queue>> queues_;
     std::vector<bool> queue_pushed_;        ///< something was given back since the driver was last notified

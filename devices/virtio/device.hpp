@@ -50,9 +50,11 @@ struct Activation {
 struct Source {
     int fd = -1;
     std::uint32_t events = 0; ///< EPOLLIN, EPOLLOUT
-    /// Another one for another descriptor: where one is closed the next one opened gets its number, and has to be
-    /// watched anew. A device that closes none while it is active has no need of it.
-    std::uint64_t id = 0;
+    /// Another one for each descriptor that a device opens while it works: its number is soon that of another one, and
+    /// whoever watched the old one would not know.
+    std::uint64_t serial = 0;
+
+    friend bool operator==(const Source&, const Source&) = default;
 };
 
 /// One virtio device, without its registers. It is a state machine that one thread drives: that thread watches the

@@ -502,7 +502,10 @@ void MmioTransport::become_reset() noexcept {
     for (std::size_t index = 0; index < queues_.size(); ++index) {
         queues_[index] = fresh_queue(index);
     }
-    config_ = device_config_;
+    if (config_ != device_config_) { // What the driver wrote is gone.
+        config_ = device_config_;
+        ++config_generation_;
+    }
     failure_.clear();
     stopped_.notify_all();
 }

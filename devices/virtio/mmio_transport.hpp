@@ -110,7 +110,7 @@ class MmioTransport final : public devices::Device {
     [[nodiscard]] std::vector<std::byte> config() const;
 
     /// The driver broke a rule: DEVICE_NEEDS_RESET, and a configuration change notification if the driver is ready.
-    /// Nothing more is to be taken from any queue. `why` is for people.
+    /// Nothing more is to be taken from the queue it was broken in; what was taken is given back. `why` is for people.
     void fail(std::string_view why);
     /// Why the device needs a reset; empty if it does not.
     [[nodiscard]] std::string failure() const;

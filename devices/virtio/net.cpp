@@ -32,7 +32,9 @@ constexpr std::uint16_t kReceive = 0;
 constexpr std::uint16_t kTransmit = 1;
 constexpr std::uint16_t kLinkUp = 1;
 constexpr std::size_t kStatusOffset = sizeof(MacAddress); ///< in the configuration space (5.1.4)
-constexpr std::size_t kBufferCountOffset = 10;            ///< num_buffers in the header (5.1.6)
+constexpr std::size_t kFlagsOffset = 0;                   ///< flags in the header (5.1.6)
+constexpr std::size_t kSegmentationOffset = 1;            ///< gso_type
+constexpr std::size_t kBufferCountOffset = 10;            ///< num_buffers
 constexpr int kMostFramesATurn = 256;
 
 } // namespace
@@ -58,6 +60,8 @@ Net::Net(std::string name, Tap tap, const MacAddress& mac)
 void Net::activate(Activation activation, MmioTransport& transport) {
     const auto has = [&](std::uint64_t feature) { return (activation.features & feature) != 0; };
     merges_ = has(kMergeBuffers);
+    checksums_ = has(kGuestChecksum);
+    segments_ = checksums_ && (has(kGuestTso4) || has(kGuestTso6));
     link_->set_offloads({has(kGuestChecksum), has(kGuestTso4), has(kGuestTso6), has(kGuestEcn)});
     queues_ = std::move(activation.queues);
     transport_ = &transport;
@@ -320,6 +324,18 @@ bool Net::deliver() {
     return true;
 }
 
+/// Takes out of the header what the guest did not agree to (5.1.6.4.1): the tap says of checksums that it has seen to
+/// be good, and what waited in it when the driver changed was made for the driver before.
+void Net::clean_header() {
+    constexpr std::byte kNothing{0};
+    if (!checksums_) {
+        copy_to(buffers_.front(), kFlagsOffset, std::span(&kNothing, 1));
+    }
+    if (!segments_) {
+        copy_to(buffers_.front(), kSegmentationOffset, std::span(&kNothing, 1));
+    }
+}
+
 /// Gives the buffers that hold `bytes` back: with `frame` in them, or with what the host wrote there, where it is
 /// empty.
 void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
@@ -332,6 +348,7 @@ void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
         }
         left -= here;
     }
+    clean_header();
     const auto count = static_cast<std::uint16_t>(needed);
     copy_to(buffers_.front(), kBufferCountOffset, std::as_bytes(std::span(&count, 1)));
     for (std::size_t i = 0, left = bytes; i < needed; ++i) {

@@ -60,6 +60,7 @@ class Net final : public Device {
     [[nodiscard]] bool deliver();
     [[nodiscard]] bool take_buffers(std::size_t bytes);
     [[nodiscard]] bool receive_into_buffers();
+    void clean_header();
     void hand_over(std::span<const std::byte> frame, std::size_t bytes);
     [[nodiscard]] bool send_some();
     [[nodiscard]] int send(const Chain& chain);
@@ -74,6 +75,8 @@ class Net final : public Device {
     AnotherTurn another_turn_;
     MmioTransport* transport_ = nullptr; ///< while it is active
     bool merges_ = false;                ///< a frame may take several buffers
+    bool checksums_ = false;             ///< the guest understands checksums that are not computed
+    bool segments_ = false;              ///< and frames that are to be cut into segments
     std::vector<std::optional<Queue>> queues_;
 
     std::vector<std::byte> frame_;  ///< one for the guest, that is not delivered yet

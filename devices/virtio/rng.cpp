@@ -94,7 +94,8 @@ void Rng::serve() {
         switch (queue_->pop(chain_)) {
         case Queue::Pop::kBroken:
             transport_->fail(queue_->why());
-            return;
+            empty = true; // What was answered before is told of.
+            break;
         case Queue::Pop::kEmpty:
             empty = !queue_->ask_for_doorbell();
             break;

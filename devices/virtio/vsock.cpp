@@ -49,6 +49,8 @@ constexpr std::size_t kLongestGreeting = 32; // "CONNECT 4294967295\n" and some 
 constexpr std::size_t kLongestPath = 96;
 /// How many packets are moved before other descriptors have their turn.
 constexpr int kMostAtOnce = 256;
+/// How many buffers without room for a packet are given back before that.
+constexpr int kMostUselessAtOnce = 64;
 
 sockaddr_un address_of(const std::string& path) {
     sockaddr_un address{};
@@ -165,6 +167,9 @@ Queue* Vsock::queue(std::uint16_t index) noexcept {
 }
 
 bool Vsock::is_readable(const Connection& connection) const noexcept {
+    if (queues_.size() != kQueues || !queues_[kToGuest] || queues_[kToGuest]->is_broken()) {
+        return false; // What is read goes nowhere.
+    }
     return connection.established && connection.host_sends && connection.guest_receives && !wants_room_ &&
            credit(connection) != 0;
 }
@@ -180,13 +185,13 @@ std::vector<Source> Vsock::sources() const {
         sources.push_back({listener_.get(), EPOLLIN});
     }
     for (const Greeting& greeting : greetings_) {
-        sources.push_back({greeting.fd.get(), EPOLLIN, greeting.source_id});
+        sources.push_back({greeting.fd.get(), EPOLLIN, greeting.serial});
     }
     for (const auto& [ports, connection] : connections_) {
         const std::uint32_t events = (is_readable(connection) ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
                                      (connection.to_host.empty() ? 0U : static_cast<std::uint32_t>(EPOLLOUT));
         if (events != 0) { // Otherwise a hang-up, which cannot be masked, would come again and again.
-            sources.push_back({connection.fd.get(), events, connection.source_id});
+            sources.push_back({connection.fd.get(), events, connection.serial});
         }
     }
     return sources;
@@ -228,9 +233,13 @@ void Vsock::ready(int fd, std::uint32_t /*events*/) {
 void Vsock::settle() {
     send_to_guest();
     take_packets();
+    const bool waited = replies_.size() >= kMostReplies;
     send_to_guest();
+    if (waited && replies_.size() < kMostReplies) {
+        another_turn_.ask(); // For packets that were left, of which no doorbell will tell.
+    }
     for (const std::uint16_t index : {kToGuest, kFromGuest}) {
-        if (Queue* const used = queue(index); used != nullptr && !used->is_broken() && used->wants_interrupt()) {
+        if (Queue* const used = queue(index); used != nullptr && used->wants_interrupt()) {
             transport_->notify_driver();
         }
     }
@@ -341,7 +350,7 @@ void Vsock::begin_connection(const Header& header) {
         reply(ports, kReset);
         return;
     }
-    Connection& connection = connections_.try_emplace(ports, std::move(fd), next_source_id_++).first->second;
+    Connection& connection = connections_.try_emplace(ports, std::move(fd), next_serial_++).first->second;
     connection.established = true;
     connection.guest_buffer_bytes = header.buffer_bytes;
     connection.guest_forwarded_bytes = header.forwarded_bytes;
@@ -406,8 +415,10 @@ void Vsock::flush(Connections::iterator connection) {
             ::shutdown(there.fd.get(), SHUT_WR);
         }
     }
-    // Told when half of it has been taken, so that a sender need not wait, and is not told of every byte.
+    // Told when half of it has been taken, so that a sender need not wait, and is not told of every byte: nor again
+    // while what it is to be told waits for a buffer of the guest's.
     if (there.forwarded_bytes - there.announced_bytes >= kBufferBytes / 2 && there.guest_sends) {
+        there.announced_bytes = there.forwarded_bytes;
         reply(ports, kCreditUpdate);
     }
 }
@@ -423,7 +434,7 @@ void Vsock::accept_programs() {
             out_of_descriptors_ = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
             return;
         }
-        greetings_.push_back({std::move(fd), next_source_id_++, {}});
+        greetings_.push_back({std::move(fd), next_serial_++, {}});
     }
 }
 
@@ -463,7 +474,7 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     }
     const Ports ports{next_port_, port};
     next_port_ = next_port_ == UINT32_MAX ? kFirstHostPort : next_port_ + 1;
-    connections_.try_emplace(ports, std::move(program), next_source_id_++);
+    connections_.try_emplace(ports, std::move(program), next_serial_++);
     reply(ports, kRequest);
 }
 
@@ -512,8 +523,13 @@ void Vsock::send_to_guest() {
     if (packets == nullptr || packets->is_broken()) {
         return;
     }
+    int useless = 0; // The guest may go on offering such for ever.
     const auto has_room = [&] {
         while (!has_room_) {
+            if (useless == kMostUselessAtOnce) {
+                another_turn_.ask();
+                return false;
+            }
             switch (packets->pop(room_)) {
             case Queue::Pop::kBroken:
                 transport_->fail(packets->why());
@@ -527,6 +543,7 @@ void Vsock::send_to_guest() {
             case Queue::Pop::kChain:
                 if (room_.writable_bytes <= sizeof(Header)) {
                     packets->push(room_.head, 0); // Of no use to anybody.
+                    ++useless;
                 } else {
                     has_room_ = true;
                 }

@@ -78,9 +78,9 @@ class Vsock final : public Device {
     using Ports = std::pair<std::uint32_t, std::uint32_t>;
 
     struct Connection {
-        Connection(UniqueFd socket, std::uint64_t id) : fd(std::move(socket)), source_id(id) {}
+        Connection(UniqueFd socket, std::uint64_t number) : fd(std::move(socket)), serial(number) {}
         UniqueFd fd;
-        std::uint64_t source_id;
+        std::uint64_t serial;
         ByteRing to_host{kBufferBytes + kMostOwnBytes}; ///< from the guest, not yet written
         /// How much of that, at its front, is not the guest's but our answer to the program. It does not count in
         /// forwarded_bytes: a guest that is told of more than it has sent believes that there is no room at all.
@@ -93,14 +93,14 @@ class Vsock final : public Device {
         std::uint32_t guest_forwarded_bytes = 0; ///< fwd_cnt: how much of ours its program has taken
         std::uint32_t sent_bytes = 0;            ///< tx_cnt: how much we have sent
         std::uint32_t forwarded_bytes = 0;       ///< our fwd_cnt: what the program has taken
-        std::uint32_t announced_bytes = 0;       ///< the fwd_cnt that the guest was last told
+        std::uint32_t announced_bytes = 0;       ///< the fwd_cnt that the guest was last told, or will be
     };
     using Connections = std::map<Ports, Connection>;
 
     /// A program that has connected and not yet said to which port.
     struct Greeting {
         UniqueFd fd;
-        std::uint64_t source_id = 0;
+        std::uint64_t serial = 0;
         std::string words;
     };
 
@@ -137,7 +137,7 @@ class Vsock final : public Device {
     Connections connections_;
     std::deque<Greeting> greetings_;
     std::deque<Header> replies_; ///< packets without payload for the guest, at most kMostReplies
-    std::uint64_t next_source_id_ = 1;
+    std::uint64_t next_serial_ = 1;
     std::uint32_t next_port_; ///< of the host's, for connections that a program begins
 };
 

@@ -246,6 +246,23 @@ TEST(VirtioBlock, WithoutAByteForTheStatusNeedsAReset) {
     EXPECT_EQ(disk.write(0, std::string(kSector, 'x')), kOk);
 }
 
+TEST(VirtioBlock, GivesBackWhatIsUnderWayWhenARequestBreaksARule) {
+    Disk disk({.queues = 2});
+    VirtioRig& rig = disk.rig();
+    const GuestAddress header = rig.allocate(sizeof(Header));
+    ASSERT_TRUE(rig.memory().store(header, Header{kIn, 0, 0}));
+    for (std::uint16_t queue = 0; queue < 2; ++queue) {
+        for (int i = 0; i < 20; ++i) {
+            rig.queue(queue).add({{header, sizeof(Header)}, {rig.allocate(513), 513, kWritable}});
+        }
+    }
+    rig.queue(0).add({{header, sizeof(Header)}}); // Without a byte for the status.
+    rig.driver().ring(1);
+    rig.driver().ring(0);
+    EXPECT_TRUE(rig.pump_until([&] { return rig.needs_reset() && disk.block().statistics().reads >= 20; }));
+    EXPECT_TRUE(rig.pump_until([&] { return rig.queue(0).used_index() == 21; })) << rig.queue(0).used_index();
+}
+
 TEST(VirtioBlock, WithAShortHeaderIsAnError) {
     Disk disk;
     const GuestAddress header = disk.rig().allocate(16);

@@ -840,6 +840,17 @@ TEST_F(MmioTransportTest, ConfigGenerationChangesWithTheConfiguration) {
     EXPECT_EQ(driver.read_config<std::uint32_t>(0), 0x13020110U);
 }
 
+TEST_F(MmioTransportTest, AResetThatUndoesWhatTheDriverWroteIsANewConfigGeneration) {
+    const std::uint32_t before = driver.read(reg::kConfigGeneration);
+    negotiate();
+    driver.write(reg::kStatus, 0);
+    EXPECT_EQ(driver.read(reg::kConfigGeneration), before); // It was not written.
+    negotiate();
+    driver.write_config(EchoDevice::kWritableByte, std::uint8_t{0xff});
+    driver.write(reg::kStatus, 0);
+    EXPECT_NE(driver.read(reg::kConfigGeneration), before);
+}
+
 // 3.2.1 of the driver's life: a notification when the configuration changes; 2.1.2 of none before DRIVER_OK.
 TEST_F(MmioTransportTest, AChangeOfTheConfigurationIsNotifiedOnceTheDriverIsReady) {
     transport.change_config(0, std::array{std::byte{1}});

@@ -158,6 +158,55 @@ TEST(VirtioNet, AFrameGoesStraightIntoBuffersThatHoldAny) { // 5.1.6.4
     EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + (3 * kBuffer + frame.size() - 1)), 0x22);
 }
 
+// 5.1.6.4.1: "If VIRTIO_NET_F_GUEST_CSUM is not negotiated, the device MUST set flags to zero", and without
+// segmentation "the device MUST set gso_type to VIRTIO_NET_HDR_GSO_NONE".
+TEST(VirtioNet, AHeaderSaysNothingThatTheGuestDidNotAgreeTo) {
+    constexpr std::uint64_t kGuestChecksum = 1ULL << 1;
+    constexpr std::uint64_t kTso = 1ULL << 7 | 1ULL << 8;
+    for (const bool direct : {false, true}) {
+        for (const std::uint64_t without : {std::uint64_t{0}, kTso, kTso | kGuestChecksum}) {
+            Cable cable;
+            Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+            VirtioRig rig(net);
+            ASSERT_TRUE(rig.start(~without));
+            std::vector<std::uint8_t> frame = frame_of(60, 0x11);
+            frame[0] = 2; // DATA_VALID
+            frame[1] = 1; // GSO_TCPV4
+            const std::uint32_t bytes = direct ? Tap::kMostBytes : 2048;
+            const GuestAddress at = rig.allocate(bytes);
+            rig.queue(kReceive).add({{at, bytes, kWritable}});
+            rig.ring(kReceive);
+            ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+            ASSERT_TRUE(rig.wait_for_used(kReceive));
+            EXPECT_EQ(*rig.memory().load<std::uint8_t>(at), (without & kGuestChecksum) == 0 ? 2 : 0);
+            EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + 1), without == 0 ? 1 : 0);
+        }
+    }
+}
+
+// A tap that was deleted is readable for ever, and there is nothing to be read.
+TEST(VirtioNet, ATapThatIsGoneIsLeftAlone) {
+    std::array<int, 2> fds{-1, -1};
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds.data()), 0);
+    UniqueFd host(fds[1]);
+    Net net("net0", Tap(UniqueFd(fds[0])), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    rig.queue(kReceive).add({{rig.allocate(2048), 2048, kWritable}});
+    rig.ring(kReceive);
+    rig.settle();
+    host.reset();
+    int turns = 0;
+    while (turns < 100 && rig.pump().turn()) {
+        ++turns;
+    }
+    EXPECT_LT(turns, 100) << "it spins";
+    // And what the guest sends does not wait for it.
+    rig.queue(kTransmit).add({{rig.allocate(128), 72}});
+    rig.ring(kTransmit);
+    EXPECT_TRUE(rig.wait_for_used(kTransmit));
+}
+
 TEST(VirtioNet, AFrameTooLargeForAllBuffersIsDropped) {
     Cable cable;
     Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));

@@ -91,6 +91,19 @@ TEST(VirtioRng, SaysSoWhereTheHostHasNone) {
     EXPECT_EQ(rig.wait_for_used(0)->length, 0U);
 }
 
+TEST(VirtioRng, TellsOfWhatItAnsweredBeforeARequestThatBreaksARule) {
+    Rng rng("rng0", all_ones());
+    VirtioRig rig(rng);
+    ASSERT_TRUE(rig.start());
+    rig.queue(0).add({{rig.allocate(16), 16, kWritable}});
+    rig.queue(0).publish(0xffff);
+    rig.driver().ring(0);
+    rig.settle();
+    EXPECT_TRUE(rig.needs_reset());
+    EXPECT_EQ(rig.queue(0).used_index(), 1U);
+    EXPECT_EQ(rig.driver().take_interrupts(), 3U); // a used buffer, and a change of the configuration
+}
+
 class RngHostile : public ::testing::TestWithParam<HostileCase> {};
 
 TEST_P(RngHostile, DriverIsAnsweredAndNothingElseIsTouched) {

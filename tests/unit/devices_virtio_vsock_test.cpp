@@ -444,6 +444,91 @@ TEST_F(VsockTest, ClosesAllConnectionsAtAReset) {
     EXPECT_EQ(receive()->bytes, "x");
 }
 
+TEST_F(VsockTest, SaysOnceHowMuchRoomThereIsWhileTheGuestDoesNotListen) {
+    const UniqueFd listener = listen_at(path_ + "_80");
+    const UniqueFd program = begin_from_guest(listener, 7, 80);
+    gives_buffers_back_ = false;
+    for (int i = 0; i < 32; ++i) { // What takes all its buffers.
+        send(from_guest(kCreditRequest, 7, 80));
+        ASSERT_EQ(receive_operation(), kCreditUpdate);
+    }
+    send(from_guest(kReadWrite, 7, 80), std::string(Vsock::kBufferBytes / 2, 'x'));
+    for (int i = 0; i < 50; ++i) {
+        send(from_guest(kReadWrite, 7, 80), "y");
+    }
+    offer_buffers(32);
+    EXPECT_EQ(receive_operation(), kCreditUpdate);
+    EXPECT_TRUE(is_quiet());
+}
+
+// 5.10.6.1: "MUST be processed even when the rx virtqueue is full so long as there are additional resources".
+TEST_F(VsockTest, TakesPacketsThoughTheGuestOffersNoBuffers) {
+    gives_buffers_back_ = false;
+    for (std::uint32_t i = 0; i < 100; ++i) { // There are 32 buffers.
+        send(from_guest(kReadWrite, i, 99));
+    }
+    EXPECT_EQ(rig_.queue(kFromGuest).used_index(), 100U);
+}
+
+// 5.10.6.3.1: "All packets associated with a stream flow MUST contain valid information in buf_alloc and fwd_cnt".
+TEST_F(VsockTest, EachPacketSaysHowMuchRoomThereIsAndWhatHasBeenTaken) {
+    const UniqueFd listener = listen_at(path_ + "_80");
+    const UniqueFd program = begin_from_guest(listener, 7, 80);
+    send(from_guest(kReadWrite, 7, 80), "12345");
+    EXPECT_EQ(heard(program, 5), "12345");
+    say(program, "hello");
+    const auto bytes = receive();
+    ASSERT_TRUE(bytes && bytes->header.operation == kReadWrite);
+    EXPECT_EQ(bytes->header.buffer_bytes, Vsock::kBufferBytes);
+    EXPECT_EQ(bytes->header.forwarded_bytes, 5U);
+    ::shutdown(program.get(), SHUT_WR);
+    const auto end = receive();
+    ASSERT_TRUE(end && end->header.operation == kShutdown);
+    EXPECT_EQ(end->header.buffer_bytes, Vsock::kBufferBytes);
+    EXPECT_EQ(end->header.forwarded_bytes, 5U);
+}
+
+// What a program says is always there to be read, and there is no way to the guest.
+TEST_F(VsockTest, ComesToRestWhereTheQueueToTheGuestIsBrokenOrStopped) {
+    for (const bool broken : {false, true}) {
+        ASSERT_TRUE(rig_.reset());
+        by_head_.clear();
+        ASSERT_TRUE(rig_.start());
+        offer_buffers(8);
+        const UniqueFd program = begin_from_host(1);
+        if (broken) {
+            rig_.queue(kToGuest).publish(0xffff);
+            say(program, std::string(Vsock::kBufferBytes, 'x')); // It needs more buffers than there are.
+        } else {
+            rig_.driver().write(reg::kQueueSel, kToGuest);
+            rig_.driver().write(reg::kQueueReady, 0);
+            rig_.settle();
+            say(program, "hello");
+        }
+        int turns = 0;
+        while (turns < 100 && rig_.pump().turn()) {
+            ++turns;
+        }
+        EXPECT_LT(turns, 100) << "it spins";
+        EXPECT_EQ(rig_.needs_reset(), broken);
+    }
+}
+
+// A driver may offer buffers too small for a packet again and again, while the device looks at them.
+TEST_F(VsockTest, BuffersOfNoUseDoNotKeepItForEver) {
+    ASSERT_TRUE(rig_.reset());
+    ASSERT_TRUE(rig_.start());
+    send(from_guest(kReadWrite, 1, 99)); // It is to be answered.
+    const GuestAddress small = rig_.allocate(kHeaderBytes);
+    for (int i = 0; i < 200; ++i) {
+        rig_.queue(kToGuest).add({{small, kHeaderBytes, kWritable}});
+    }
+    vsock_.doorbell(kToGuest);
+    EXPECT_LT(rig_.queue(kToGuest).used_index(), 200U) << "in one turn";
+    rig_.settle();
+    EXPECT_EQ(rig_.queue(kToGuest).used_index(), 200U);
+}
+
 class VsockHostile : public ::testing::TestWithParam<HostileCase> {};
 
 TEST_P(VsockHostile, DriverIsAnsweredAndNothingElseIsTouched) {

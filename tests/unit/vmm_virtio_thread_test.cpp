@@ -1,0 +1,104 @@
+// The thread of a virtio device, with a device that does nothing but open and close.
+#include "vmm/virtio_thread.hpp"
+
+#include <gtest/gtest.h>
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <thread>
+#include <vector>
+
+#include "devices/virtio/device.hpp"
+#include "devices/virtio/mmio_transport.hpp"
+#include "kvm/guest_memory.hpp"
+#include "kvm/unique_fd.hpp"
+#include "support/devices_recording_irq.hpp"
+#include "vmm/event_fd.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+namespace {
+
+using devices::virtio::Source;
+
+UniqueFd make_event() {
+    return UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+}
+void signal(int fd) {
+    const std::uint64_t one = 1;
+    ASSERT_EQ(::write(fd, &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
+}
+
+/// Closes its descriptor when it is ready and opens another one, as a socket of one connection follows that of the
+/// last.
+class Reopening final : public devices::virtio::Device {
+  public:
+    Reopening() {
+        identity_.id = devices::virtio::DeviceId::kEntropy;
+        identity_.name = "reopening0";
+        identity_.queue_sizes = {1};
+    }
+    [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
+    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override {}
+    void doorbell(std::uint16_t) override {}
+    [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN, serial_}}; }
+    void ready(int, std::uint32_t) override {
+        event_.reset();
+        event_ = make_event();
+        ++serial_;
+        same_number_ = event_.get() == number_;
+        ++times_;
+    }
+    void stop() override {}
+    [[nodiscard]] bool is_idle() const noexcept override { return true; }
+    void stop_queue(std::uint16_t) override {}
+    [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
+    void restart_queue(std::uint16_t, devices::virtio::Queue) override {}
+
+    [[nodiscard]] int number() const { return number_; }
+    [[nodiscard]] bool has_same_number() const { return same_number_; }
+    [[nodiscard]] bool waits_for(int times) const {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+        while (times_ < times && std::chrono::steady_clock::now() < end) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        return times_ == times;
+    }
+
+  private:
+    devices::virtio::Identity identity_;
+    UniqueFd event_ = make_event();
+    int number_ = event_.get();
+    std::uint64_t serial_ = 0;
+    std::atomic<bool> same_number_ = false;
+    std::atomic<int> times_ = 0;
+};
+
+TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
+    const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
+    const GuestMemory memory(layout, PageSize::k4K);
+    devices::testing::RecordingIrq irq;
+    StopRequest stop;
+    EventFd work;
+    std::deque<EventFd> doorbells(1);
+    Reopening device;
+    devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
+    VirtioThread thread({device, transport, doorbells, work, stop});
+    signal(device.number());
+    ASSERT_TRUE(device.waits_for(1));
+    ASSERT_TRUE(device.has_same_number()) << "not what this test is about";
+    signal(device.number());
+    EXPECT_TRUE(device.waits_for(2)) << "the new descriptor is not watched";
+    thread.join();
+    EXPECT_EQ(thread.failure(), nullptr);
+}
+
+} // namespace
+} // namespace vmm
