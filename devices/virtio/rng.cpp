@@ -100,7 +100,7 @@ void Rng::serve() {
             empty = !queue_->ask_for_doorbell();
             break;
         case Queue::Pop::kChain: {
-            // One byte at least, it says (5.4.6.1); a request without room for one has asked for none.
+            // One byte at least, it says (5.4.6.2); a request without room for one has asked for none.
             const std::uint64_t filled = fill(chain_);
             queue_->push(chain_.head, static_cast<std::uint32_t>(filled));
             bytes += filled;

@@ -165,6 +165,20 @@ TEST(VirtioBlock, SaysItsCapacityInSectors) { // 5.2.4
     EXPECT_EQ(capacity, kSectors);
 }
 
+// 5.2.5.2: "SHOULD always offer VIRTIO_BLK_F_FLUSH", "MUST initialize padding bytes unused0 and unused1 to 0".
+TEST(VirtioBlock, OffersFlushesAndPadsItsConfigurationWithZeros) {
+    constexpr std::uint64_t kUnused0 = 33; // Offsets in the configuration space (5.2.4).
+    constexpr std::uint64_t kUnused1 = 57;
+    Disk disk;
+    EXPECT_NE(disk.block().identity().features & kFeatureFlush, 0U);
+    EXPECT_EQ(disk.rig().driver().read_config<std::uint8_t>(kUnused0), 0);
+    for (std::uint64_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(disk.rig().driver().read_config<std::uint8_t>(kUnused1 + i), 0);
+    }
+    // CONFIG_WCE, of which more would be asked, is not offered; nor are the zoned, secure erase and lifetime features.
+    EXPECT_EQ(disk.block().identity().features & (1ULL << 11 | 1ULL << 15 | 1ULL << 16 | 1ULL << 17), 0U);
+}
+
 TEST(VirtioBlock, ReadsWhatTheFileHasAndWritesWhatTheGuestHas) {
     Disk disk;
     const std::string bytes = pattern(8 * kSector, 1);

@@ -5,10 +5,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -117,13 +119,12 @@ TEST(VirtioNet, SpreadsAFrameOverMergedBuffers) { // 5.1.6.4
     rig.ring(kReceive);
     const std::vector<std::uint8_t> frame = frame_of(1400, 0x11);
     ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
-    std::uint64_t total = 0;
-    for (int i = 0; i < 3; ++i) {
+    // 5.1.6.4.1: all but the last completely.
+    for (const std::size_t length : {std::size_t{500}, std::size_t{500}, frame.size() - 1000}) {
         const auto used = rig.wait_for_used(kReceive);
         ASSERT_TRUE(used);
-        total += used->length;
+        EXPECT_EQ(used->length, length);
     }
-    EXPECT_EQ(total, frame.size());
     EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 10), 3U);
 }
 
@@ -156,6 +157,67 @@ TEST(VirtioNet, AFrameGoesStraightIntoBuffersThatHoldAny) { // 5.1.6.4
     ASSERT_TRUE(rig.wait_for_used(kReceive));
     EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 3 * kBuffer + 10), 3U);
     EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + (3 * kBuffer + frame.size() - 1)), 0x22);
+}
+
+// 2.2.2: "MUST NOT offer a feature which requires another feature which was not offered", 5.1.3.1 which those are; and
+// no feature of which 5.1.4.1 or 5.1.6.5 ask more than is done: no mtu, no pairs of queues, no control queue.
+TEST(VirtioNet, OffersWhatItDoesWithAllThatThatRequires) {
+    Cable cable;
+    const Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    // CSUM, GUEST_CSUM, MAC, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, MRG_RXBUF, STATUS
+    std::uint64_t features = 0;
+    for (const unsigned bit : {0U, 1U, 5U, 7U, 8U, 9U, 11U, 12U, 13U, 15U, 16U}) {
+        features |= 1ULL << bit;
+    }
+    EXPECT_EQ(net.identity().features, features);
+    constexpr std::array<std::array<unsigned, 2>, 6> kRequires{
+        {{7, 1}, {8, 1}, {9, 7}, {11, 0}, {12, 0}, {13, 11}}}; // the first one the second one
+    for (const auto& [feature, required] : kRequires) {
+        EXPECT_LE(features >> feature & 1, features >> required & 1) << feature;
+    }
+}
+
+// 5.1.6.2.2: "MUST ignore flag bits that it does not recognize", "MUST NOT use the csum_start and csum_offset" without
+// NEEDS_CSUM, "MUST NOT rely on hdr_len to be correct": the device looks at none of them, the tap knows what they are.
+TEST(VirtioNet, LeavesTheHeaderOfWhatIsSentToTheTap) {
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    std::vector<std::uint8_t> frame = frame_of(60, 0x22);
+    std::fill_n(frame.begin(), kHeader, std::uint8_t{0xf8});
+    const GuestAddress at = rig.allocate(frame.size());
+    ASSERT_TRUE(rig.memory().copy_in(at, std::as_bytes(std::span(frame))));
+    rig.queue(kTransmit).add({{at, static_cast<std::uint32_t>(frame.size())}});
+    rig.ring(kTransmit);
+    ASSERT_TRUE(rig.wait_for_used(kTransmit));
+    std::vector<std::uint8_t> seen(200);
+    ASSERT_EQ(::read(cable.host.get(), seen.data(), seen.size()), static_cast<ssize_t>(frame.size()));
+    seen.resize(frame.size());
+    EXPECT_EQ(seen, frame);
+}
+
+// 5.1.6.3.2: "MUST use only a single descriptor if VIRTIO_NET_F_MRG_RXBUF was not negotiated"; num_buffers is 1 then.
+TEST(VirtioNet, WithoutMergingAFrameTakesOneBufferOrNone) {
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start(~kMergeBuffers));
+    const GuestAddress at = rig.allocate(4096);
+    rig.queue(kReceive).add({{at, 500, kWritable}});
+    rig.queue(kReceive).add({{at + 1024, 500, kWritable}});
+    rig.ring(kReceive);
+    const std::vector<std::uint8_t> large = frame_of(700, 0x11);
+    ASSERT_EQ(::write(cable.host.get(), large.data(), large.size()), static_cast<ssize_t>(large.size()));
+    rig.settle();
+    EXPECT_EQ(rig.queue(kReceive).used_index(), 0U);
+    EXPECT_EQ(net.statistics().dropped, 1U);
+    const std::vector<std::uint8_t> small = frame_of(60, 0x11);
+    ASSERT_EQ(::write(cable.host.get(), small.data(), small.size()), static_cast<ssize_t>(small.size()));
+    const auto used = rig.wait_for_used(kReceive);
+    ASSERT_TRUE(used);
+    EXPECT_EQ(used->length, small.size());
+    EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 10), 1U);
 }
 
 // 5.1.6.4.1: "If VIRTIO_NET_F_GUEST_CSUM is not negotiated, the device MUST set flags to zero", and without

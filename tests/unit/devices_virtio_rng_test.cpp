@@ -34,7 +34,7 @@ bool works(VirtioRig& rig) {
     return used && used->length == 64;
 }
 
-TEST(VirtioRng, FillsTheWholeBuffer) { // 5.4.6.1
+TEST(VirtioRng, FillsTheWholeBuffer) { // 5.4.6.2
     Rng rng("rng0", all_ones());
     VirtioRig rig(rng);
     ASSERT_TRUE(rig.start());

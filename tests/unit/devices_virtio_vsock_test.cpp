@@ -305,7 +305,7 @@ TEST_F(VsockTest, GivesAProgramAllBytesBeforeTheEndOfAConnectionThatTheGuestShut
     EXPECT_EQ(heard(program, 6), "bytes");
 }
 
-TEST_F(VsockTest, SendsNoMoreThanTheGuestHasRoomFor) { // 5.10.6.3
+TEST_F(VsockTest, SendsNoMoreThanTheGuestHasRoomFor) { // 5.10.6.3.2
     const UniqueFd program = begin_from_host(1);
     Header update = from_guest(kCreditUpdate, 1, host_port_);
     update.buffer_bytes = 10;
@@ -461,7 +461,7 @@ TEST_F(VsockTest, SaysOnceHowMuchRoomThereIsWhileTheGuestDoesNotListen) {
     EXPECT_TRUE(is_quiet());
 }
 
-// 5.10.6.1: "MUST be processed even when the rx virtqueue is full so long as there are additional resources".
+// 5.10.6.1.2: "MUST be processed even when the rx virtqueue is full so long as there are additional resources".
 TEST_F(VsockTest, TakesPacketsThoughTheGuestOffersNoBuffers) {
     gives_buffers_back_ = false;
     for (std::uint32_t i = 0; i < 100; ++i) { // There are 32 buffers.
@@ -470,7 +470,7 @@ TEST_F(VsockTest, TakesPacketsThoughTheGuestOffersNoBuffers) {
     EXPECT_EQ(rig_.queue(kFromGuest).used_index(), 100U);
 }
 
-// 5.10.6.3.1: "All packets associated with a stream flow MUST contain valid information in buf_alloc and fwd_cnt".
+// 5.10.6.3.2: "All packets associated with a stream flow MUST contain valid information in buf_alloc and fwd_cnt".
 TEST_F(VsockTest, EachPacketSaysHowMuchRoomThereIsAndWhatHasBeenTaken) {
     const UniqueFd listener = listen_at(path_ + "_80");
     const UniqueFd program = begin_from_guest(listener, 7, 80);
@@ -531,35 +531,70 @@ TEST_F(VsockTest, BuffersOfNoUseDoNotKeepItForEver) {
 
 class VsockHostile : public ::testing::TestWithParam<HostileCase> {};
 
+void ask_for_credit(VirtioRig& rig) {
+    Header header;
+    header.operation = kCreditRequest;
+    const GuestAddress at = rig.allocate(kHeaderBytes);
+    EXPECT_TRUE(rig.memory().copy_in(at, std::as_bytes(std::span(&header, 1)).first(kHeaderBytes)));
+    rig.queue(1).add({{at, kHeaderBytes}});
+}
+bool is_told_that_nobody_is_there(VirtioRig& rig) {
+    rig.queue(0).add({{rig.allocate(4096), 4096, kWritable}});
+    ask_for_credit(rig);
+    rig.ring(0);
+    rig.ring(1);
+    const auto used = rig.wait_for_used(0);
+    return used && used->length == kHeaderBytes;
+}
+
 TEST_P(VsockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
     const TemporaryDirectory directory;
-    const std::string path = directory.path().string() + "/v";
-    const auto ask_for_credit = [](VirtioRig& rig) {
-        Header header;
-        header.operation = kCreditRequest;
-        const GuestAddress at = rig.allocate(kHeaderBytes);
-        EXPECT_TRUE(rig.memory().copy_in(at, std::as_bytes(std::span(&header, 1)).first(kHeaderBytes)));
-        rig.queue(1).add({{at, kHeaderBytes}});
+    run_hostile_case(GetParam(),
+                     {.make =
+                          [&] {
+                              return std::make_unique<Vsock>("vsock0", VsockConfig{kGuestCid, directory / "v"});
+                          },
+                      .queue = 1,
+                      .looks_at_once = true,
+                      .request = ask_for_credit,
+                      .works = is_told_that_nobody_is_there});
+}
+
+// Programs wait for the guest, so that the queue to it is looked at.
+TEST_P(VsockHostile, DriverOfTheQueueToTheGuestIsAnsweredAndNothingElseIsTouched) {
+    const TemporaryDirectory directory;
+    std::vector<UniqueFd> programs;
+    const auto make = [&] {
+        auto vsock = std::make_unique<Vsock>("vsock0", VsockConfig{kGuestCid, directory / "v"});
+        for (int i = 0; i < 20; ++i) {
+            programs.push_back(connect_to(directory / "v"));
+            say(programs.back(), "CONNECT 1\n");
+        }
+        return vsock;
     };
-    run_hostile_case(GetParam(), {.make =
-                                      [&] {
-                                          return std::make_unique<Vsock>("vsock0", VsockConfig{kGuestCid, path});
+    run_hostile_case(GetParam(), {.make = make,
+                                  .queue = 0,
+                                  .looks_at_once = false,
+                                  .request =
+                                      [](VirtioRig& rig) {
+                                          rig.queue(0).add({{rig.allocate(64), 64, kWritable}});
                                       },
-                                  .queue = 1,
-                                  .looks_at_once = true,
-                                  .request = ask_for_credit,
-                                  .works =
-                                      [&](VirtioRig& rig) {
-                                          rig.queue(0).add({{rig.allocate(4096), 4096, kWritable}});
-                                          ask_for_credit(rig);
-                                          rig.ring(0);
-                                          rig.ring(1);
-                                          const auto used = rig.wait_for_used(0);
-                                          return used && used->length == kHeaderBytes;
-                                      }});
+                                  .works = is_told_that_nobody_is_there});
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, VsockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
+
+// 5.10.6.4.2: "guest_cid configuration field MUST NOT contain a reserved CID" (5.10.4).
+TEST(VsockSocket, IsNotMadeForAReservedCid) {
+    const TemporaryDirectory directory;
+    for (const std::uint32_t cid : {0U, 1U, 2U, UINT32_MAX}) {
+        EXPECT_TRUE(mentions(error_of([&] {
+                                 const Vsock vsock("vsock0", {cid, directory / "v"});
+                             }),
+                             "are for guests"))
+            << cid;
+    }
+}
 
 TEST(VsockSocket, ThatCannotBeMadeNamesThePath) {
     const TemporaryDirectory directory;
