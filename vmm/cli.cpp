@@ -13,6 +13,7 @@
 #include "kvm/error.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/numa.hpp"
+#include "vmm/cli_bench.hpp"
 #include "vmm/cli_values.hpp"
 #include "vmm/config_file.hpp"
 #include "vmm/config_schema.hpp"
@@ -37,8 +38,9 @@ constexpr const char* kExamples =
     "  vmm run --prefault=all                     the built-in guest, which measures its first touch of memory\n"
     "  vmm run --prefault=all -m 4G -c 4 vmlinuz --initrd initrd.img --cmdline \"root=/dev/ram0\"\n"
     "  vmm run --prefault=all --report r.json bzImage; jq .guest.second_level_faults_total r.json\n"
+    "  vmm bench quick                            what each method of populating costs and saves on this host\n"
     "\n"
-    "`vmm run --help` lists every option.";
+    "`vmm run --help` and `vmm bench --help` list every option.";
 
 constexpr const char* kRunNotes =
     "Sizes take K, M, G or T (powers of 1024); a number alone is bytes.\n"
@@ -405,6 +407,10 @@ Command parse_command_line(int argc, const char* const* argv) {
         app.add_subcommand("doctor", "Say what this host offers; status 1 if no guest can run");
     const CLI::App* const schema =
         app.add_subcommand("config-schema", "Print the schema of the configuration file")->group("");
+    BenchCommand bench_command;
+    BenchCompareCommand compare_command;
+    CLI::App* const bench = app.add_subcommand("bench", "Measure what populating memory costs and saves");
+    const CLI::App* const compare = add_bench_options(*bench, bench_command, compare_command);
 
     try {
         app.parse(argc, argv);
@@ -425,6 +431,12 @@ Command parse_command_line(int argc, const char* const* argv) {
     }
     if (schema->parsed()) {
         return TextCommand{schema_of(*run), 0};
+    }
+    if (compare->parsed()) {
+        return compare_command;
+    }
+    if (bench->parsed()) {
+        return bench_command;
     }
     if (quiet && verbosity != 0) {
         return usage_error(app, "--quiet and --verbose exclude each other");

@@ -1,9 +1,10 @@
-// The command line: from words to values. The only user of CLI11.
+// The command line: from words to values. Only cli.cpp and cli_bench.cpp use CLI11.
 #pragma once
 
 #include <string>
 #include <variant>
 
+#include "vmm/bench/command.hpp"
 #include "vmm/config.hpp"
 
 namespace vmm {
@@ -31,7 +32,7 @@ struct TextCommand {
     int exit_code; ///< 0: on standard output; 2: on standard error
 };
 
-using Command = std::variant<RunCommand, DoctorCommand, TextCommand>;
+using Command = std::variant<RunCommand, DoctorCommand, BenchCommand, BenchCompareCommand, TextCommand>;
 
 /// Understands the words a program was started with. Creates nothing; opens nothing but what --config names.
 [[nodiscard]] Command parse_command_line(int argc, const char* const* argv);

@@ -36,10 +36,25 @@ std::uint64_t FaultCounters::total() const {
     return std::accumulate(all.begin(), all.end(), std::uint64_t{0});
 }
 
+std::vector<std::uint64_t> FaultCounters::exits() const {
+    std::vector<std::uint64_t> exits;
+    for (std::size_t vcpu = 0; vcpu < exits_before_.size(); ++vcpu) {
+        exits.push_back(stats_[vcpu].value("exits").value_or(exits_before_[vcpu]) - exits_before_[vcpu]);
+    }
+    return exits;
+}
+
 void FaultCounters::reset() {
     before_.clear();
+    exits_before_.clear();
     for (const kvm::Stats& stats : stats_) {
         before_.push_back(read(stats));
+        if (const auto exits = stats.value("exits")) {
+            exits_before_.push_back(*exits);
+        }
+    }
+    if (exits_before_.size() != stats_.size()) {
+        exits_before_.clear();
     }
 }
 

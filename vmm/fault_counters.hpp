@@ -1,4 +1,4 @@
-// The second-level faults of a machine's vCPUs.
+// The second-level faults and the exits of a machine's vCPUs.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,10 @@ class FaultCounters {
     [[nodiscard]] std::vector<std::uint64_t> counts() const;
     [[nodiscard]] std::uint64_t total() const;
 
+    /// By vCPU: how often KVM left the guest since reset(), for itself or for us (exits). Empty where this kernel does
+    /// not count.
+    [[nodiscard]] std::vector<std::uint64_t> exits() const;
+
     /// Counts from zero again. Not while another thread counts.
     void reset();
 
@@ -31,6 +35,7 @@ class FaultCounters {
 
     std::vector<kvm::Stats> stats_;
     std::vector<std::uint64_t> before_;
+    std::vector<std::uint64_t> exits_before_; ///< empty where they are not counted
 };
 
 } // namespace vmm

@@ -374,6 +374,7 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
         report.seconds_to_first_instruction = seconds_between(started, *first_entry);
     }
     report.second_level_faults = faults->counts();
+    report.exits = faults->exits();
     report.mapped = prefaulter->mapped_at_rest();
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
         if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {

@@ -25,6 +25,7 @@
 
 #include "kvm/error.hpp"
 #include "kvm/unique_fd.hpp"
+#include "vmm/bench/command.hpp"
 #include "vmm/cli.hpp"
 #include "vmm/doctor.hpp"
 #include "vmm/machine.hpp"
@@ -282,6 +283,14 @@ int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_po
     const auto findings = examine_host();
     std::cout << to_text(findings);
     return can_run_guests(findings) ? kSuccess : kHostFailed;
+}
+
+int execute(const BenchCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_bench(command);
+}
+
+int execute(const BenchCompareCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_bench_compare(command);
 }
 
 int execute(const TextCommand& command, std::chrono::steady_clock::time_point /*started*/) {

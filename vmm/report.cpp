@@ -13,6 +13,10 @@ std::uint64_t RunReport::second_level_faults_total() const {
     return std::accumulate(second_level_faults.begin(), second_level_faults.end(), std::uint64_t{0});
 }
 
+std::uint64_t RunReport::exits_total() const {
+    return std::accumulate(exits.begin(), exits.end(), std::uint64_t{0});
+}
+
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -78,6 +82,8 @@ std::string to_json(const RunReport& report) {
                      {"exit", to_string(report.exit)},
                      {"second_level_faults", report.second_level_faults},
                      {"second_level_faults_total", report.second_level_faults_total()},
+                     {"exits", report.exits},
+                     {"exits_total", report.exits_total()},
                      {"mapped", mapped_json(report.mapped)}};
     json["vmm"] = {{"version", kVersion},
                    {"resident_overhead_bytes", report.resident_overhead_bytes},

@@ -44,6 +44,7 @@ struct RunReport {
     ExitReason exit = ExitReason::kStopped;
     /// By vCPU: KVM's pf_fixed since hand-over.
     std::vector<std::uint64_t> second_level_faults;
+    std::vector<std::uint64_t> exits;                  ///< by vCPU: KVM's exits since hand-over; may be empty
     prefault::MappedPages mapped;                      ///< of guest memory, at the end
     std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 
@@ -52,6 +53,7 @@ struct RunReport {
     double teardown_seconds = 0;
 
     [[nodiscard]] std::uint64_t second_level_faults_total() const;
+    [[nodiscard]] std::uint64_t exits_total() const;
 };
 
 /// The JSON text, ending in a newline.

@@ -52,6 +52,7 @@ RunReport whole_report() {
     report.guest_seconds = 2.5;
     report.exit = ExitReason::kPowerOff;
     report.second_level_faults = {5, 7};
+    report.exits = {11, 13};
     report.mapped = {18, 19, 20};
     report.resident_overhead_bytes = 9 * kMiB;
     report.teardown_seconds = 0.03125;
@@ -114,6 +115,9 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/guest/second_level_faults/0",
                                        "/guest/second_level_faults/1",
                                        "/guest/second_level_faults_total",
+                                       "/guest/exits/0",
+                                       "/guest/exits/1",
+                                       "/guest/exits_total",
                                        "/guest/mapped/4k",
                                        "/guest/mapped/2m",
                                        "/guest/mapped/1g",
@@ -158,6 +162,8 @@ TEST(ReportJson, HasEachValueInItsPlace) {
     EXPECT_EQ(report["guest"]["exit"], "poweroff");
     EXPECT_EQ(report["guest"]["second_level_faults"], (json{5, 7}));
     EXPECT_EQ(report["guest"]["second_level_faults_total"], 12);
+    EXPECT_EQ(report["guest"]["exits"], (json{11, 13}));
+    EXPECT_EQ(report["guest"]["exits_total"], 24);
     EXPECT_EQ(report["guest"]["mapped"], (json{{"4k", 18}, {"2m", 19}, {"1g", 20}}));
     EXPECT_EQ(report["vmm"],
               (json{{"version", kVersion}, {"resident_overhead_bytes", 9 * kMiB}, {"teardown_seconds", 0.03125}}));

@@ -1,0 +1,104 @@
+#include "vmm/bench/cell.hpp"
+
+#include <fmt/format.h>
+
+#include <array>
+
+namespace vmm::bench {
+
+namespace {
+
+template <typename Value, std::size_t size>
+std::optional<Value> find_by_name(std::string_view text, const std::array<Value, size>& values) {
+    for (const Value value : values) {
+        if (to_string(value) == text) {
+            return value;
+        }
+    }
+    return std::nullopt;
+}
+
+} // namespace
+
+std::string_view to_string(Method method) noexcept {
+    switch (method) {
+    case Method::kNone:
+        return "none";
+    case Method::kHost:
+        return "host";
+    case Method::kTouch:
+        return "touch";
+    case Method::kIoctl:
+        return "ioctl";
+    case Method::kReader:
+        return "reader";
+    }
+    return "";
+}
+
+std::string_view to_string(Contender contender) noexcept {
+    switch (contender) {
+    case Contender::kVmm:
+        return "vmm";
+    case Contender::kQemu:
+        return "qemu";
+    case Contender::kCommand:
+        return "command";
+    }
+    return "";
+}
+
+std::string_view to_string(Order order) noexcept {
+    return order == Order::kRandom ? "random" : "seq";
+}
+
+std::optional<Method> parse_method(std::string_view text) {
+    return find_by_name(text,
+                        std::array{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader});
+}
+
+std::optional<Contender> parse_contender(std::string_view text) {
+    return find_by_name(text, std::array{Contender::kVmm, Contender::kQemu, Contender::kCommand});
+}
+
+std::optional<Order> parse_order(std::string_view text) {
+    return find_by_name(text, std::array{Order::kSequential, Order::kRandom});
+}
+
+std::optional<PageSize> parse_page_size(std::string_view text) {
+    return find_by_name(text, std::array{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G});
+}
+
+bool uses_workers(Method method) noexcept {
+    return method != Method::kNone && method != Method::kReader;
+}
+
+std::string method_name(const Cell& cell, bool show_workers) {
+    std::string name(to_string(cell.method));
+    if (cell.contender != Contender::kVmm) {
+        name = to_string(cell.contender);
+        name += cell.method == Method::kHost ? " prealloc" : cell.method == Method::kReader ? " reader" : "";
+    }
+    if (show_workers && uses_workers(cell.method)) {
+        name += fmt::format(", {} worker{}", cell.workers, cell.workers == 1 ? "" : "s");
+    }
+    return name;
+}
+
+std::string shape_name(const Cell& cell) {
+    const std::string pages =
+        cell.page_size == PageSize::kThp ? "thp" : fmt::format("{} pages", vmm::to_string(cell.page_size));
+    return fmt::format("{}, {}, {} vCPU{}{}", pages, format_bytes(cell.memory_bytes), cell.vcpus,
+                       cell.vcpus == 1 ? "" : "s", cell.order == Order::kRandom ? ", random" : "");
+}
+
+std::string to_string(const Cell& cell) {
+    return shape_name(cell) + ", " + method_name(cell, true);
+}
+
+bool same_shape(const Cell& one, const Cell& other) noexcept {
+    return one.memory_bytes == other.memory_bytes && one.vcpus == other.vcpus && one.page_size == other.page_size &&
+           one.order == other.order;
+}
+
+} // namespace vmm::bench

@@ -1,0 +1,267 @@
+#include "vmm/bench/child.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <sstream>
+
+#include <fmt/format.h>
+
+#include "kvm/error.hpp"
+#include "kvm/unique_fd.hpp"
+
+namespace vmm::bench {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Pipe {
+    UniqueFd read;
+    UniqueFd write;
+
+    Pipe() {
+        std::array<int, 2> fds{};
+        if (::pipe2(fds.data(), O_CLOEXEC) != 0) {
+            throw_errno(errno, "make a pipe for a measured program");
+        }
+        read.reset(fds[0]);
+        write.reset(fds[1]);
+    }
+};
+
+double cpu_seconds() {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    const auto seconds = [](const timeval& time) {
+        return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+    };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+/// What happens between fork and exec: only what is safe there.
+[[noreturn]] void become(char* const* words, bool without_huge_pages, int in, int out, int err, pid_t parent) {
+    ::setpgid(0, 0);
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != parent) {
+        ::_exit(126); // It was gone before it could be asked for.
+    }
+    if (without_huge_pages) {
+        ::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+    for (const int signal : {SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
+        ::signal(signal, SIG_DFL);
+    }
+    if (::dup2(in, STDIN_FILENO) < 0 || ::dup2(out, STDOUT_FILENO) < 0 || ::dup2(err, STDERR_FILENO) < 0) {
+        ::_exit(126);
+    }
+    ::execvp(words[0], words);
+    const char* const reason = std::strerror(errno);
+    [[maybe_unused]] ssize_t written = ::write(STDERR_FILENO, "cannot run it: ", 15);
+    written = ::write(STDERR_FILENO, reason, std::strlen(reason));
+    ::_exit(127);
+}
+
+/// A child, which does not outlive this.
+class Process {
+  public:
+    Process(const ChildSpec& spec, int in, int out, int err) {
+        std::vector<std::string> words = spec.words;
+        std::vector<char*> pointers;
+        for (std::string& word : words) {
+            pointers.push_back(word.data());
+        }
+        pointers.push_back(nullptr);
+        const pid_t parent = ::getpid();
+        pid_ = ::fork();
+        if (pid_ < 0) {
+            throw_errno(errno, "start " + spec.words.front());
+        }
+        if (pid_ == 0) {
+            become(pointers.data(), spec.without_huge_pages, in, out, err, parent);
+        }
+        ::setpgid(pid_, pid_); // Both sides do it: whoever comes first.
+    }
+    ~Process() {
+        if (pid_ > 0) {
+            signal(SIGKILL);
+            ::waitpid(pid_, nullptr, 0);
+        }
+    }
+    Process(const Process&) = delete;
+    Process& operator=(const Process&) = delete;
+
+    [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+    void signal(int number) const noexcept { ::kill(-pid_, number); }
+    /// False while it runs.
+    [[nodiscard]] bool reap(int& status, bool wait) noexcept {
+        pid_t reaped = -1;
+        do {
+            reaped = ::waitpid(pid_, &status, wait ? 0 : WNOHANG);
+        } while (reaped < 0 && errno == EINTR);
+        if (reaped == 0) {
+            return false;
+        }
+        ::kill(-pid_, SIGKILL); // What it left running.
+        pid_ = -1;
+        return true;
+    }
+
+  private:
+    pid_t pid_ = -1;
+};
+
+/// Appends what there is to read. False at the end.
+bool read_more(UniqueFd& fd, std::string& text) {
+    std::array<char, 16384> buffer{};
+    const ssize_t count = ::read(fd.get(), buffer.data(), buffer.size());
+    if (count < 0) {
+        return errno == EINTR || errno == EAGAIN;
+    }
+    const std::size_t room = ChildEnd::kMaxOutputBytes - std::min(text.size(), ChildEnd::kMaxOutputBytes);
+    text.append(buffer.data(), std::min(static_cast<std::size_t>(count), room));
+    return count > 0;
+}
+
+/// Everything that is watched while it runs.
+class Watcher {
+  public:
+    Watcher(const ChildSpec& spec, Process& process, Pipe& in, Pipe& out, Pipe& err, ChildEnd& end)
+        : spec_(spec), process_(process), in_(in), out_(out), err_(err), end_(end),
+          deadline_(Clock::now() +
+                    std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(spec.timeout_seconds))) {}
+
+    void run() {
+        while (out_.read || err_.read) {
+            std::array<pollfd, 3> fds{pollfd{out_.read.get(), POLLIN, 0}, pollfd{err_.read.get(), POLLIN, 0},
+                                      pollfd{ending_ ? -1 : spec_.stop_fd, POLLIN, 0}};
+            const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - Clock::now()).count();
+            const int ready = ::poll(fds.data(), fds.size(), static_cast<int>(std::clamp<long>(left + 1, 0, 60'000)));
+            if (ready < 0) {
+                continue; // A signal: its handler makes stop_fd readable.
+            }
+            take(fds[0], out_.read, end_.output, true);
+            take(fds[1], err_.read, end_.errors, false);
+            if (fds[2].revents != 0) {
+                end_.stopped = true;
+                end_early();
+            }
+            if (Clock::now() >= deadline_) {
+                if (ending_) {
+                    process_.signal(SIGKILL);
+                    return;
+                }
+                end_.timed_out = true;
+                end_early();
+            }
+        }
+    }
+
+  private:
+    void take(const pollfd& ready, UniqueFd& fd, std::string& text, bool is_output) {
+        if (ready.revents == 0) {
+            return;
+        }
+        const std::size_t before = text.size();
+        if (!read_more(fd, text)) {
+            fd.reset();
+        }
+        if (is_output && text.size() > before && spec_.on_output) {
+            answer(spec_.on_output(process_.pid(), text));
+        }
+    }
+    void answer(std::string_view words) {
+        // A few words into an empty pipe: they fit, or the program has gone.
+        if (!words.empty() && in_.write) {
+            [[maybe_unused]] const ssize_t written = ::write(in_.write.get(), words.data(), words.size());
+        }
+    }
+    /// Asks it to end, and gives it some seconds.
+    void end_early() {
+        ending_ = true;
+        process_.signal(SIGTERM);
+        deadline_ = Clock::now() + std::chrono::seconds(10);
+    }
+
+    const ChildSpec& spec_;
+    Process& process_;
+    Pipe& in_;
+    Pipe& out_;
+    Pipe& err_;
+    ChildEnd& end_;
+    Clock::time_point deadline_;
+    bool ending_ = false;
+};
+
+} // namespace
+
+std::string ChildEnd::problem() const {
+    if (timed_out) {
+        return fmt::format("it did not end within {:.0f} s", seconds);
+    }
+    std::string last;
+    std::istringstream lines(errors);
+    for (std::string line; std::getline(lines, line);) {
+        last = line.empty() ? last : line;
+    }
+    for (const std::string_view prefix : {"vmm: error: ", "vmm: "}) {
+        if (last.starts_with(prefix)) {
+            last.erase(0, prefix.size());
+        }
+    }
+    if (!last.empty()) {
+        return last.substr(0, 500);
+    }
+    return WIFSIGNALED(status) ? fmt::format("it was killed by signal {}", WTERMSIG(status))
+                               : fmt::format("its exit status was {}", WEXITSTATUS(status));
+}
+
+ChildEnd run_child(const ChildSpec& spec) {
+    Pipe in;
+    Pipe out;
+    Pipe err;
+    UniqueFd null;
+    if (!spec.on_output) {
+        null.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    }
+    ChildEnd end;
+    const double cpu_before = cpu_seconds();
+    const auto started = Clock::now();
+    Process process(spec, null ? null.get() : in.read.get(), out.write.get(), err.write.get());
+    in.read.reset();
+    out.write.reset();
+    err.write.reset();
+    Watcher(spec, process, in, out, err, end).run();
+    while (!process.reap(end.status, true)) {
+    }
+    end.seconds = std::chrono::duration<double>(Clock::now() - started).count();
+    end.own_cpu_seconds = cpu_seconds() - cpu_before;
+    return end;
+}
+
+bool is_executable(const std::string& program) {
+    if (program.find('/') != std::string::npos) {
+        return ::access(program.c_str(), X_OK) == 0;
+    }
+    const char* const path = std::getenv("PATH");
+    std::istringstream folders(path != nullptr ? path : "/usr/bin:/bin");
+    for (std::string folder; std::getline(folders, folder, ':');) {
+        if (::access((folder + "/" + program).c_str(), X_OK) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+} // namespace vmm::bench

@@ -1,0 +1,334 @@
+#include "vmm/bench/command.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <set>
+
+#include "kvm/error.hpp"
+#include "kvm/system.hpp"
+#include "prefault/cpu_list.hpp"
+#include "prefault/huge_page_pool.hpp"
+#include "vmm/bench/child.hpp"
+#include "vmm/bench/compare.hpp"
+#include "vmm/bench/model.hpp"
+#include "vmm/bench/plot.hpp"
+#include "vmm/bench/results.hpp"
+#include "vmm/bench/run.hpp"
+#include "vmm/bench/table.hpp"
+#include "vmm/host_requirements.hpp"
+#include "vmm/report_file.hpp"
+#include "vmm/stop_on_signals.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using namespace bench;
+
+constexpr int kStoppedBySignal = 4;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// What is under way, on a terminal; nothing elsewhere.
+class ProgressText {
+  public:
+    void show(const std::string& text) {
+        if (terminal_) {
+            std::cerr << "\r\033[K" << text.substr(0, 110) << std::flush;
+        }
+    }
+    ~ProgressText() {
+        if (terminal_) {
+            std::cerr << "\r\033[K" << std::flush;
+        }
+    }
+
+  private:
+    bool terminal_ = ::isatty(STDERR_FILENO) == 1;
+};
+
+/// The files that results go to. Construction finds out whether they can be written.
+class Outputs {
+  public:
+    explicit Outputs(const BenchCommand& command) {
+        check_distinct({command.json, command.csv, command.plot});
+        if (!command.plot.empty()) {
+            format_ = plot_format(command.plot);
+            if (!format_) {
+                throw Error("cannot draw the plot to " + command.plot + ": its name must end in .svg or .png");
+            }
+            check_gnuplot(*format_);
+        }
+        open(json_, command.json);
+        open(csv_, command.csv);
+        open(plot_, command.plot);
+    }
+
+    void write(const Results& results) {
+        if (json_) {
+            json_->write(to_json(results));
+        }
+        if (csv_) {
+            csv_->write(to_csv(results));
+        }
+        if (plot_) {
+            if (const std::string script = plot_script(results, *format_); !script.empty()) {
+                plot_->write(draw_plot(script));
+            } else {
+                std::cerr << "vmm: warning: there is nothing to draw: no run came to its end\n";
+            }
+        }
+    }
+
+  private:
+    static void check_distinct(const std::vector<std::string>& paths) {
+        std::set<std::string> seen;
+        for (const std::string& path : paths) {
+            if (!path.empty() && !seen.insert(path).second) {
+                throw Error("cannot write two kinds of results to one file, " + path);
+            }
+        }
+    }
+    static void open(std::unique_ptr<ReportFile>& file, const std::string& path) {
+        if (!path.empty()) {
+            file = std::make_unique<ReportFile>(path);
+        }
+    }
+
+    std::unique_ptr<ReportFile> json_;
+    std::unique_ptr<ReportFile> csv_;
+    std::unique_ptr<ReportFile> plot_;
+    std::optional<PlotFormat> format_;
+};
+
+template <typename Value>
+void take_default(std::vector<Value>& list, const std::vector<Value>& preset) {
+    if (list.empty()) {
+        list = preset;
+    }
+}
+
+void complete_matrix(Matrix& matrix, const Matrix& preset) {
+    take_default(matrix.memory_bytes, preset.memory_bytes);
+    take_default(matrix.vcpus, preset.vcpus);
+    take_default(matrix.workers, preset.workers);
+    take_default(matrix.page_sizes, preset.page_sizes);
+    take_default(matrix.methods, preset.methods);
+    take_default(matrix.orders, preset.orders);
+}
+
+/// The pools of huge pages, raised for all runs at once: pages that stay in the pool stay backed by whoever is below
+/// us, and no run waits for them.
+class RaisedPools {
+  public:
+    RaisedPools(const std::vector<Cell>& cells, const HostRoom& room) {
+        for (const PageSize page_size : {PageSize::k2M, PageSize::k1G}) {
+            if (missing_pool_bytes(cells, page_size, room) == 0) {
+                continue;
+            }
+            const auto largest = std::max_element(cells.begin(), cells.end(), [&](const Cell& one, const Cell& other) {
+                return (one.page_size == page_size ? one.memory_bytes : 0) <
+                       (other.page_size == page_size ? other.memory_bytes : 0);
+            });
+            try {
+                reservations_.emplace_back(prefault::HugePageDemand{
+                    page_size, {prefault::HugePageShare{std::nullopt, largest->memory_bytes}}, true});
+            } catch (const Error& error) {
+                throw Error("cannot measure " + to_string(*largest) + ": " + error.what());
+            }
+            reservations_.back().release_turn();
+        }
+    }
+
+  private:
+    std::vector<prefault::HugePageReservation> reservations_;
+};
+
+/// Refuses what `vmm run` would refuse, before the first run.
+void check_cells(const std::vector<Cell>& cells) {
+    const kvm::System system;
+    for (const Cell& cell : cells) {
+        if (cell.contender != Contender::kVmm) {
+            continue;
+        }
+        try {
+            const Config config = config_of(cell);
+            validate(config);
+            check_host(system, config);
+        } catch (const Error& error) {
+            throw Error("cannot measure " + to_string(cell) + ": " + error.what());
+        }
+    }
+}
+
+std::string qemu_version(const RunSettings& settings) {
+    ChildSpec spec;
+    spec.words = {settings.qemu, "--version"};
+    spec.timeout_seconds = 60;
+    const ChildEnd end = run_child(spec);
+    if (!end.succeeded()) {
+        throw Error("cannot measure against QEMU: " + settings.qemu + ": " + end.problem() +
+                    " (install the package qemu-system-x86, or name it with --qemu)");
+    }
+    return end.output.substr(0, end.output.find('\n'));
+}
+
+/// All runs of all cells, round by round, so that a drift of the host hits all cells alike.
+class Benchmark {
+  public:
+    Benchmark(const BenchCommand& command, Results& results, unsigned runs, StopRequest& stop)
+        : command_(command), results_(results), runs_(runs), stop_(stop),
+          runner_(command.settings, "/proc/self/exe", stop.fd()) {}
+
+    void run() {
+        const auto started = Clock::now();
+        if (command_.warm) {
+            warm();
+        }
+        double longest_round = 0;
+        for (unsigned round = 0; round < runs_ && !stop_.is_requested(); ++round) {
+            const auto& limit = results_.settings.time_limit_seconds;
+            if (round > 0 && limit && seconds_since(started) + longest_round > *limit) {
+                break;
+            }
+            const auto round_started = Clock::now();
+            run_round(round);
+            longest_round = std::max(longest_round, seconds_since(round_started));
+            left_seconds_ = longest_round * (runs_ - round - 1);
+        }
+        results_.complete = !stop_.is_requested() &&
+                            std::all_of(results_.cells.begin(), results_.cells.end(), [](const CellResult& cell) {
+                                return cell.failure.empty() && !cell.samples.empty();
+                            });
+        results_.harness.run_seconds = runner_.cost().runs;
+        results_.harness.own_cpu_seconds = runner_.cost().own_cpu;
+        if (!stop_.is_requested()) {
+            results_.harness.empty_run_seconds = runner_.measure_empty_run(5);
+        }
+        results_.harness.seconds = seconds_since(started);
+    }
+
+  private:
+    /// Makes whoever is below us back the memory: one run of each size that is not counted.
+    void warm() {
+        std::vector<Cell> warmed;
+        for (const CellResult& result : results_.cells) {
+            Cell cell = result.cell;
+            cell.contender = Contender::kVmm;
+            cell.method = Method::kHost;
+            cell.vcpus = 1;
+            cell.workers = results_.host.cpus;
+            cell.order = Order::kSequential;
+            if (std::find(warmed.begin(), warmed.end(), cell) == warmed.end() && !stop_.is_requested()) {
+                warmed.push_back(cell);
+                progress_.show("warming " + shape_name(cell));
+                // What fails here will fail when it counts.
+                static_cast<void>(runner_.run(cell));
+            }
+        }
+    }
+
+    void run_round(unsigned round) {
+        for (std::size_t i = 0; i < results_.cells.size() && !stop_.is_requested(); ++i) {
+            CellResult& result = results_.cells[i];
+            if (!result.failure.empty()) {
+                continue;
+            }
+            progress_.show(
+                fmt::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, i + 1, results_.cells.size(),
+                            to_string(result.cell),
+                            left_seconds_ > 0 ? fmt::format(", {:.0f} s left after this round", left_seconds_) : ""));
+            const Outcome outcome = runner_.run(result.cell);
+            if (outcome.sample) {
+                result.samples.push_back(*outcome.sample);
+            } else if (!outcome.stopped) {
+                result.failure = outcome.failure;
+            }
+        }
+    }
+
+    const BenchCommand& command_;
+    Results& results_;
+    unsigned runs_;
+    StopRequest& stop_;
+    Runner runner_;
+    ProgressText progress_;
+    double left_seconds_ = 0;
+};
+
+} // namespace
+
+int run_bench(const BenchCommand& command) {
+    Outputs outputs(command);
+    Results results;
+    results.version = kVersion;
+    results.host = read_host_facts();
+    const HostRoom room = read_host_room();
+    const bool prefault_ioctl = results.host.prefault_ioctl && results.host.second_level != "shadow";
+    const PresetFacts preset = preset_facts(command.preset, room, results.host.cpus, prefault_ioctl, command.full);
+    Matrix matrix = command.matrix;
+    complete_matrix(matrix, preset.matrix);
+    const std::vector<Cell> cells = cells_of(matrix);
+    check_fits(cells, room);
+
+    results.settings.preset = to_string(command.preset);
+    results.settings.runs = command.runs.value_or(preset.runs);
+    results.settings.passes = command.settings.passes;
+    results.settings.warm = command.warm;
+    results.settings.time_limit_seconds =
+        command.time_limit_seconds ? command.time_limit_seconds : preset.time_limit_seconds;
+    if (matrix.qemu) {
+        results.settings.qemu_version = qemu_version(command.settings);
+    }
+    if (matrix.command) {
+        results.settings.command = command.settings.command;
+        static_cast<void>(expand_template(cells.front(), command.settings, "guest.elf"));
+    }
+    for (const Cell& cell : cells) {
+        results.cells.push_back({cell, {}, {}});
+    }
+
+    StopRequest stop;
+    const StopOnSignals stop_on_signals(stop);
+    {
+        const RaisedPools pools(cells, room);
+        check_cells(cells);
+        if (command.model) {
+            results.settings.bandwidth = measure_bandwidth();
+        }
+        Benchmark(command, results, results.settings.runs, stop).run();
+    }
+    derive_prealloc(results);
+    std::cout << to_table(results);
+    if (command.preset == Preset::kScale || command.model) {
+        const std::vector<PageCosts> costs = fit_costs(results);
+        std::cout << '\n' << fit_table(costs);
+        if (command.model) {
+            std::cout << '\n' << model_table(costs, results);
+        }
+    }
+    std::cout << std::flush;
+    outputs.write(results);
+    if (stop.is_requested()) {
+        return kStoppedBySignal;
+    }
+    return results.any_failed() ? 1 : 0;
+}
+
+int run_bench_compare(const BenchCompareCommand& command) {
+    const Comparison comparison = compare(read_results(command.before), read_results(command.after), command.threshold);
+    std::cout << to_text(comparison, command.threshold);
+    return comparison.any_worse() ? 1 : 0;
+}
+
+} // namespace vmm

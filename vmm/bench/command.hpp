@@ -1,0 +1,45 @@
+// `vmm bench`, from its options to its exit status.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "vmm/bench/contenders.hpp"
+#include "vmm/bench/matrix.hpp"
+#include "vmm/bench/presets.hpp"
+
+namespace vmm {
+
+/// `vmm bench [PRESET]`
+struct BenchCommand {
+    bench::Preset preset = bench::Preset::kNone;
+    bench::Matrix matrix = {};    ///< lists that are empty are the preset's; `orders`, too
+    std::optional<unsigned> runs; ///< 1 to kMaxRuns
+    std::optional<double> time_limit_seconds;
+    bool full = false; ///< the preset at its full size
+    bool warm = true;
+    bool model = false; ///< print what larger guests would take
+    std::string json;   ///< files; empty: none
+    std::string csv;
+    std::string plot;
+    bench::RunSettings settings;
+
+    static constexpr unsigned kMaxRuns = 1000;
+};
+
+/// `vmm bench compare BEFORE AFTER`
+struct BenchCompareCommand {
+    std::string before;
+    std::string after;
+    double threshold = 0.1; ///< a tenth
+};
+
+/// Measures and prints. Returns the program's exit status: 0; 1 if a cell failed; 4 if a signal stopped it, with what
+/// was done by then printed and written. Throws Error before the first run: the matrix does not fit this host, an
+/// output cannot be written, a program is missing.
+[[nodiscard]] int run_bench(const BenchCommand& command);
+
+/// Prints what changed. Returns 0, or 1 where something got worse. Throws Error: a file cannot be read, or is none.
+[[nodiscard]] int run_bench_compare(const BenchCompareCommand& command);
+
+} // namespace vmm

@@ -1,0 +1,136 @@
+#include "vmm/bench/compare.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "vmm/bench/table.hpp"
+
+namespace vmm::bench {
+
+namespace {
+
+/// The figures that are what a change is for; of all, smaller is better.
+constexpr std::array kCompared{Figure::kPrefault, Figure::kReader, Figure::kFirst, Figure::kSteady,
+                               Figure::kTotal,    Figure::kFaults, Figure::kExits};
+constexpr std::size_t kLeastRuns = 3;
+
+bool are_apart(const std::vector<double>& one, const std::vector<double>& other) {
+    const auto [one_least, one_most] = std::minmax_element(one.begin(), one.end());
+    const auto [other_least, other_most] = std::minmax_element(other.begin(), other.end());
+    return *one_most < *other_least || *other_most < *one_least;
+}
+
+std::optional<Change> change_of(const Cell& cell, Figure figure, const std::vector<double>& before,
+                                const std::vector<double>& after, double threshold) {
+    Change change{cell, figure, median(before), median(after), ratio_interval(before, after, 0.99), false};
+    const double difference = std::abs(change.after - change.before);
+    const double smaller = std::min(change.before, change.after);
+    if (difference <= threshold * smaller || !are_apart(before, after) ||
+        (change.ratio.low <= 1 && change.ratio.high >= 1)) {
+        return std::nullopt;
+    }
+    if (kFigures[index_of(figure)].is_time && difference <= kResolutionSeconds) {
+        return std::nullopt;
+    }
+    change.worse = change.after > change.before;
+    return change;
+}
+
+void warn_of_hosts(const Results& before, const Results& after, std::vector<std::string>& warnings) {
+    const auto warn = [&](const char* what, const std::string& one, const std::string& other) {
+        if (one != other) {
+            warnings.push_back(fmt::format("these are different hosts: {} was '{}', and is '{}'", what, one, other));
+        }
+    };
+    warn("its name", before.host.node, after.host.node);
+    warn("the kernel", before.host.kernel, after.host.kernel);
+    warn("the processor", before.host.cpu, after.host.cpu);
+    warn("the number of CPUs", std::to_string(before.host.cpus), std::to_string(after.host.cpus));
+    warn("memory", format_bytes(before.host.memory_bytes), format_bytes(after.host.memory_bytes));
+    warn("the second level", before.host.second_level, after.host.second_level);
+}
+
+std::string value_text(Figure figure, double value) {
+    return kFigures[index_of(figure)].is_time ? format_seconds(value) : format_count(value);
+}
+
+} // namespace
+
+bool Comparison::any_worse() const noexcept {
+    return std::any_of(changes.begin(), changes.end(), [](const Change& change) { return change.worse; });
+}
+
+Comparison compare(const Results& before, const Results& after, double threshold) {
+    Comparison comparison;
+    warn_of_hosts(before, after, comparison.warnings);
+    if (before.settings.passes != after.settings.passes || before.settings.warm != after.settings.warm) {
+        comparison.warnings.emplace_back("the two were measured in different ways (--passes, --no-warm)");
+    }
+    bool few_runs = false;
+    std::size_t alone = 0;
+    for (const CellResult& old : before.cells) {
+        const CellResult* const now = after.find(old.cell);
+        if (now == nullptr || now->samples.empty() || old.samples.empty()) {
+            ++alone;
+            continue;
+        }
+        for (const Figure figure : kCompared) {
+            const std::vector<double> old_values = old.values(figure);
+            const std::vector<double> new_values = now->values(figure);
+            if (old_values.empty() || new_values.empty()) {
+                continue;
+            }
+            if (kFigures[index_of(figure)].is_time && std::min(old_values.size(), new_values.size()) < kLeastRuns) {
+                few_runs = true;
+                continue;
+            }
+            ++comparison.compared;
+            if (const auto change = change_of(old.cell, figure, old_values, new_values, threshold)) {
+                comparison.changes.push_back(*change);
+            }
+        }
+    }
+    if (few_runs) {
+        comparison.warnings.push_back(fmt::format("times of fewer than {} runs are not compared: what is noise cannot "
+                                                  "be told (--runs)",
+                                                  kLeastRuns));
+    }
+    alone += static_cast<std::size_t>(std::count_if(
+        after.cells.begin(), after.cells.end(), [&](const auto& cell) { return before.find(cell.cell) == nullptr; }));
+    if (alone != 0) {
+        comparison.warnings.push_back(fmt::format("{} cell{} without a counterpart {} left out", alone,
+                                                  alone == 1 ? "" : "s", alone == 1 ? "is" : "are"));
+    }
+    return comparison;
+}
+
+std::string to_text(const Comparison& comparison, double threshold) {
+    std::string text;
+    for (const std::string& warning : comparison.warnings) {
+        text += "warning: " + warning + "\n";
+    }
+    for (const Change& change : comparison.changes) {
+        const std::string factor =
+            std::isfinite(change.ratio.high)
+                ? fmt::format(" ({:+.0f}%, 99% interval {:.2f} .. {:.2f} times)",
+                              (change.after / change.before - 1) * 100, change.ratio.low, change.ratio.high)
+                : "";
+        text += fmt::format("{} {}: {} {} -> {}{}\n", change.worse ? "WORSE " : "better", to_string(change.cell),
+                            kFigures[index_of(change.figure)].name, value_text(change.figure, change.before),
+                            value_text(change.figure, change.after), factor);
+    }
+    if (comparison.compared == 0) {
+        return text + "nothing to compare\n";
+    }
+    if (comparison.changes.empty()) {
+        return text + fmt::format("no change: none of {} figures differs by more than {:g}% and beyond noise\n",
+                                  comparison.compared, threshold * 100);
+    }
+    return text + fmt::format("{} of {} figures changed by more than {:g}% and beyond noise\n",
+                              comparison.changes.size(), comparison.compared, threshold * 100);
+}
+
+} // namespace vmm::bench

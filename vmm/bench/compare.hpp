@@ -1,0 +1,38 @@
+// Two results beside each other.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "vmm/bench/results.hpp"
+
+namespace vmm::bench {
+
+/// One figure of one cell that changed.
+struct Change {
+    Cell cell;
+    Figure figure = Figure::kTotal;
+    double before = 0; ///< medians
+    double after = 0;
+    Interval ratio; ///< of the medians, after to before, 99%
+    bool worse = false;
+};
+
+struct Comparison {
+    std::vector<Change> changes;
+    std::size_t compared = 0;          ///< figures of cells that both have
+    std::vector<std::string> warnings; ///< why it may say little
+
+    [[nodiscard]] bool any_worse() const noexcept;
+};
+
+/// A figure has changed where its median differs by more than `threshold` (0.1: a tenth) and that is beyond noise: the
+/// 99% interval of the ratio does not reach 1, and no value of one side lies among those of the other. Times must
+/// differ by more than kResolutionSeconds, too. With fewer than three runs on a side only counts are compared.
+[[nodiscard]] Comparison compare(const Results& before, const Results& after, double threshold);
+
+inline constexpr double kResolutionSeconds = 0.0002;
+
+[[nodiscard]] std::string to_text(const Comparison& comparison, double threshold);
+
+} // namespace vmm::bench

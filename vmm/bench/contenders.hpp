@@ -1,0 +1,47 @@
+// How each contender is started for a cell, as words; pure.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmm/bench/cell.hpp"
+#include "vmm/config.hpp"
+
+namespace vmm::bench {
+
+/// What holds for every run.
+struct RunSettings {
+    unsigned passes = 5; ///< of the guest over its memory; at least 2
+    double timeout_seconds = 600;
+    std::string qemu = "qemu-system-x86_64";
+    std::string qemu_machine = "microvm";
+    /// Some hosts refuse the register that this feature stands for.
+    std::string qemu_cpu = "host,-arch-capabilities";
+    std::string command; ///< the template of Contender::kCommand
+};
+
+/// The options of the built-in guest.
+[[nodiscard]] std::string guest_options(const Cell& cell, const RunSettings& settings);
+
+/// What a machine of this cell is made from: for checks before the first run.
+[[nodiscard]] Config config_of(const Cell& cell);
+
+/// `vmm run ...`; the report and the console go to these files.
+[[nodiscard]] std::vector<std::string> vmm_words(const Cell& cell, const RunSettings& settings,
+                                                 const std::string& program, const std::string& report,
+                                                 const std::string& console);
+
+/// QEMU with the same guest; QMP (QEMU's docs/interop/qmp-spec) on its standard input and output.
+[[nodiscard]] std::vector<std::string> qemu_words(const Cell& cell, const RunSettings& settings,
+                                                  const std::string& kernel, const std::string& console);
+
+/// The names in braces that a template may have, for people.
+inline constexpr std::string_view kTemplateNames =
+    "{kernel} {cmdline} {memory_mib} {memory_bytes} {vcpus} {workers} {page_size}";
+
+/// A shell command from the user's template: {kernel} is replaced, and so on. Throws Error: an unknown name, or no
+/// {kernel}.
+[[nodiscard]] std::string expand_template(const Cell& cell, const RunSettings& settings, const std::string& kernel);
+
+} // namespace vmm::bench

@@ -1,0 +1,68 @@
+// From what was measured here to what larger guests take (docs/scale.md).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "vmm/bench/results.hpp"
+
+namespace vmm::bench {
+
+/// A cost that grows with memory and is shared by workers: one worker's seconds for a GiB, and the share of it that
+/// more workers do not make shorter (Amdahl).
+struct ParallelCost {
+    double seconds_per_gib = 0; ///< of one worker
+    double serial = 0;          ///< 0 to 1
+    double r2 = 0;              ///< of the line through the sizes of memory
+    unsigned most_workers = 1;  ///< that it was measured with
+
+    /// With `workers`, each as fast as here. `perfect`: as if nothing were serial.
+    [[nodiscard]] double seconds(double gib, unsigned workers, bool perfect) const noexcept;
+};
+
+/// What one page size costs. Nothing: not measured.
+struct PageCosts {
+    PageSize page_size = PageSize::k4K;
+    std::optional<ParallelCost> host;   ///< populating the host side
+    std::optional<ParallelCost> touch;  ///< filling the second level by touch
+    std::optional<ParallelCost> ioctl;  ///< by KVM_PRE_FAULT_MEMORY
+    std::optional<ParallelCost> cold;   ///< the guest's faults on memory that nobody populated
+    std::optional<ParallelCost> warm;   ///< the guest's faults where the host side is populated
+    std::optional<ParallelCost> steady; ///< a pass that takes no fault
+    std::optional<double> reader_seconds_per_gib;
+    std::optional<double> seconds_per_cold_fault; ///< of one vCPU
+    std::optional<double> seconds_per_warm_fault;
+};
+
+/// Fits the costs to `results`, by page size. Empty where there is nothing to fit.
+[[nodiscard]] std::vector<PageCosts> fit_costs(const Results& results);
+
+struct TargetShape {
+    std::uint64_t memory_bytes;
+    unsigned vcpus; ///< and as many CPUs and prefault workers
+};
+inline constexpr TargetShape kTargets[] = {{64 * kGiB, 32}, {kTiB, 128}, {16 * kTiB, 896}};
+
+/// What a method takes for a shape: everything until the guest's first pass is over.
+struct Prediction {
+    double prefault_seconds = 0; ///< reading, for the reader
+    double first_seconds = 0;
+
+    [[nodiscard]] double total() const noexcept { return prefault_seconds + first_seconds; }
+};
+
+/// Nothing where what it takes was not measured.
+[[nodiscard]] std::optional<Prediction> predict(const PageCosts& costs, Method method, const TargetShape& shape,
+                                                bool perfect);
+
+/// The fit: seconds for a GiB and for a fault.
+[[nodiscard]] std::string fit_table(const std::vector<PageCosts>& costs);
+/// The shapes above, by every method and page size, and how far each is from writing memory once.
+[[nodiscard]] std::string model_table(const std::vector<PageCosts>& costs, const Results& results);
+
+/// Bytes a second that all CPUs this process may use write together to memory they have touched before.
+[[nodiscard]] double measure_bandwidth();
+
+} // namespace vmm::bench

@@ -1,0 +1,177 @@
+#include "vmm/bench/plot.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <vector>
+
+#include "kvm/error.hpp"
+#include "vmm/bench/child.hpp"
+#include "vmm/bench/run.hpp"
+#include "vmm/bench/table.hpp"
+
+namespace vmm::bench {
+
+namespace {
+
+constexpr const char* kProgram = "gnuplot";
+constexpr unsigned kBarWidth = 92; // pixels, with the space beside it
+constexpr unsigned kPanelHeight = 440;
+
+struct Panel {
+    Cell shape;
+    std::vector<const CellResult*> bars;
+    double highest = 0; ///< seconds
+};
+
+bool is_larger(const Cell& one, const Cell& other) {
+    return one.memory_bytes != other.memory_bytes ? one.memory_bytes > other.memory_bytes : one.vcpus > other.vcpus;
+}
+
+/// One for each page size; of several shapes, the largest.
+std::vector<Panel> panels_of(const Results& results) {
+    std::vector<Panel> panels;
+    for (const CellResult& result : results.cells) {
+        const auto most = result.statistics(Figure::kTotal);
+        if (!most) {
+            continue;
+        }
+        auto panel = std::find_if(panels.begin(), panels.end(),
+                                  [&](const Panel& each) { return each.shape.page_size == result.cell.page_size; });
+        if (panel == panels.end()) {
+            panel = panels.insert(panels.end(), Panel{result.cell, {}, 0});
+        } else if (!same_shape(panel->shape, result.cell)) {
+            if (!is_larger(result.cell, panel->shape)) {
+                continue;
+            }
+            *panel = Panel{result.cell, {}, 0};
+        }
+        // Of several numbers of workers, the largest.
+        const auto same = std::find_if(panel->bars.begin(), panel->bars.end(), [&](const CellResult* bar) {
+            return bar->cell.method == result.cell.method && bar->cell.contender == result.cell.contender;
+        });
+        if (same == panel->bars.end()) {
+            panel->bars.push_back(&result);
+        } else if (result.cell.workers > (*same)->cell.workers) {
+            *same = &result;
+        }
+    }
+    for (Panel& panel : panels) {
+        for (const CellResult* bar : panel.bars) {
+            panel.highest = std::max(panel.highest, bar->statistics(Figure::kTotal)->most);
+        }
+    }
+    return panels;
+}
+
+/// One bar: name, host side, second level, reading, first pass, total, least, most, text.
+std::string bar_line(const CellResult& bar, double unit) {
+    const double prefault = bar.median_of(Figure::kPrefault).value_or(0);
+    const double second_level = bar.median_of(Figure::kSecondLevel).value_or(0);
+    const double reader = bar.median_of(Figure::kReader).value_or(0);
+    const double first = bar.median_of(Figure::kFirst).value_or(0);
+    const Statistics total = *bar.statistics(Figure::kTotal);
+    const auto faults = bar.median_of(Figure::kFaults);
+    const double host = std::max(0.0, prefault - second_level);
+    std::string name = method_name(bar.cell);
+    std::replace(name.begin(), name.end(), ' ', '\n');
+    std::string label = format_seconds(total.median);
+    label += faults ? fmt::format("\n{} fault{}", format_count(*faults), *faults == 1 ? "" : "s") : "";
+    const auto escaped = [](std::string text) {
+        for (std::size_t at = 0; (at = text.find('\n', at)) != std::string::npos;) {
+            text.replace(at, 1, "\\n");
+        }
+        return "\"" + text + "\"";
+    };
+    return fmt::format("{} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {}\n", escaped(name), host / unit,
+                       second_level / unit, reader / unit, first / unit, total.median / unit, total.least / unit,
+                       total.most / unit, escaped(label));
+}
+
+} // namespace
+
+std::optional<PlotFormat> plot_format(const std::string& path) {
+    return path.ends_with(".svg")   ? std::optional(PlotFormat::kSvg)
+           : path.ends_with(".png") ? std::optional(PlotFormat::kPng)
+                                    : std::nullopt;
+}
+
+std::string plot_script(const Results& results, PlotFormat format) {
+    const std::vector<Panel> panels = panels_of(results);
+    if (panels.empty()) {
+        return "";
+    }
+    std::size_t bars = 0;
+    std::size_t runs = 0;
+    for (const Panel& panel : panels) {
+        bars = std::max(bars, panel.bars.size());
+        for (const CellResult* bar : panel.bars) {
+            runs = std::max(runs, bar->samples.size());
+        }
+    }
+    const std::size_t width = panels.size() * (bars * kBarWidth + 90);
+    std::string script =
+        format == PlotFormat::kSvg
+            ? fmt::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, kPanelHeight)
+            : fmt::format("set terminal pngcairo size {},{} font 'sans,10' background '#ffffff'\n", width,
+                          kPanelHeight);
+    script += "set encoding utf8\nset style data histograms\nset style histogram rowstacked\n"
+              "set style fill solid 0.9 noborder\nset boxwidth 0.6\nset grid ytics lc rgb '#dddddd'\nset border 3\n"
+              "set xtics nomirror scale 0\nset ytics nomirror\nset key below\n";
+    for (std::size_t i = 0; i < panels.size(); ++i) {
+        const double unit = panels[i].highest < 0.5 ? 1e-3 : 1;
+        script += fmt::format("$bars{} << END\n", i);
+        for (const CellResult* bar : panels[i].bars) {
+            script += bar_line(*bar, unit);
+        }
+        script += "END\n";
+    }
+    script += fmt::format("set multiplot layout 1,{} title \"Time until a guest has touched all its memory once "
+                          "(median of {} run{}; whiskers: all runs)\" font ',14'\n",
+                          panels.size(), runs, runs == 1 ? "" : "s");
+    for (std::size_t i = 0; i < panels.size(); ++i) {
+        const bool small = panels[i].highest < 0.5;
+        const double top = std::max(panels[i].highest, 1e-6) * 1.25 / (small ? 1e-3 : 1);
+        script += fmt::format("set title \"{}\"\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n",
+                              shape_name(panels[i].shape), small ? "milliseconds" : "seconds", top,
+                              panels[i].bars.size() - 1);
+        script += fmt::format(
+            "plot $bars{0} using 2:xtic(1) title 'host memory populated' lc rgb '#8da0cb', '' using 3 title 'second "
+            "level filled' lc rgb '#66c2a5', '' using 4 title 'one vCPU reads' lc rgb '#e5c494', '' using 5 title "
+            "'first pass of the guest' lc rgb '#fc8d62', '' using 0:6:7:8 with yerrorbars notitle lc rgb '#444444' pt "
+            "0 ps 0, '' using 0:8:9 with labels offset 0,1.4 notitle\n",
+            i);
+    }
+    return script + "unset multiplot\n";
+}
+
+void check_gnuplot(PlotFormat format) {
+    if (!is_executable(kProgram)) {
+        throw Error(
+            "cannot draw the plot: gnuplot is not there (install the package gnuplot-nox, or leave out --plot)");
+    }
+    ChildSpec spec;
+    const std::string terminal = format == PlotFormat::kSvg ? "svg" : "pngcairo";
+    spec.words = {kProgram, "-e", "set terminal " + terminal};
+    spec.timeout_seconds = 30;
+    if (const ChildEnd end = run_child(spec); !end.succeeded()) {
+        throw Error("cannot draw the plot: this gnuplot cannot write " + terminal + ": " + end.problem());
+    }
+}
+
+std::string draw_plot(const std::string& script) {
+    const WorkFolder folder;
+    const std::string file = folder.file("plot");
+    std::ofstream(file, std::ios::binary) << script;
+    ChildSpec spec;
+    spec.words = {kProgram, file};
+    spec.timeout_seconds = 60;
+    const ChildEnd end = run_child(spec);
+    if (!end.succeeded() || end.output.empty()) {
+        throw Error("cannot draw the plot: gnuplot failed: " + end.problem());
+    }
+    return end.output;
+}
+
+} // namespace vmm::bench

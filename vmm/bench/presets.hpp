@@ -1,0 +1,32 @@
+// What is measured where the user does not say.
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "vmm/bench/matrix.hpp"
+
+namespace vmm::bench {
+
+enum class Preset {
+    kNone,  ///< 512 MiB by every method
+    kQuick, ///< less than a minute
+    kRfc,   ///< 32 vCPUs and 64 GiB, scaled to the host
+    kScale, ///< memory doubling, workers doubling
+};
+
+/// "", "quick", "rfc", "scale".
+[[nodiscard]] std::string_view to_string(Preset preset) noexcept;
+
+struct PresetFacts {
+    Matrix matrix;
+    unsigned runs = 5;
+    std::optional<double> time_limit_seconds;
+};
+
+/// What a preset means on a host with `cpus` CPUs. `full`: kRfc is not scaled. Methods and page sizes that the host
+/// does not offer are not in it.
+[[nodiscard]] PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, bool prefault_ioctl,
+                                       bool full);
+
+} // namespace vmm::bench

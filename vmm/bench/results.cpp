@@ -1,0 +1,313 @@
+#include "vmm/bench/results.hpp"
+
+#include <fmt/format.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "kvm/error.hpp"
+#include "kvm/system.hpp"
+#include "prefault/cpu_list.hpp"
+#include "prefault/second_level.hpp"
+#include "vmm/host_memory.hpp"
+
+namespace vmm::bench {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string cpu_model() {
+    std::ifstream cpuinfo("/proc/cpuinfo");
+    for (std::string line; std::getline(cpuinfo, line);) {
+        if (line.starts_with("model name")) {
+            const std::size_t colon = line.find(':');
+            return colon == std::string::npos ? "" : line.substr(std::min(colon + 2, line.size()));
+        }
+    }
+    return "";
+}
+
+} // namespace
+
+HostFacts read_host_facts() {
+    HostFacts facts;
+    utsname names{};
+    ::uname(&names);
+    facts.node = names.nodename;
+    facts.kernel = names.release;
+    facts.cpu = cpu_model();
+    facts.cpus = static_cast<unsigned>(prefault::usable_cpu_list().size());
+    facts.memory_bytes = read_host_memory().total_bytes;
+    const prefault::SecondLevelHost second_level = prefault::detect_second_level();
+    facts.second_level = prefault::to_string(second_level.kind);
+    facts.tdp_mmu = second_level.tdp_mmu;
+    facts.prefault_ioctl = kvm::System().extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
+    return facts;
+}
+
+std::vector<double> CellResult::values(Figure figure) const {
+    std::vector<double> values;
+    for (const Sample& sample : samples) {
+        if (const auto value = sample[figure]) {
+            values.push_back(*value);
+        }
+    }
+    return values;
+}
+
+std::optional<Statistics> CellResult::statistics(Figure figure) const {
+    const std::vector<double> all = values(figure);
+    return all.empty() ? std::nullopt : std::optional(describe(all));
+}
+
+std::optional<double> CellResult::median_of(Figure figure) const {
+    const std::vector<double> all = values(figure);
+    return all.empty() ? std::nullopt : std::optional(median(all));
+}
+
+const CellResult* Results::find(const Cell& cell) const noexcept {
+    const auto found = std::find_if(cells.begin(), cells.end(), [&](const auto& each) { return each.cell == cell; });
+    return found == cells.end() ? nullptr : &*found;
+}
+
+bool Results::any_failed() const noexcept {
+    return std::any_of(cells.begin(), cells.end(), [](const CellResult& cell) { return !cell.failure.empty(); });
+}
+
+void derive_prealloc(Results& results) {
+    for (CellResult& result : results.cells) {
+        if (result.cell.contender != Contender::kQemu || result.cell.method != Method::kHost) {
+            continue;
+        }
+        const auto without = std::find_if(results.cells.begin(), results.cells.end(), [&](const CellResult& other) {
+            return other.cell.contender == Contender::kQemu && other.cell.method == Method::kNone &&
+                   same_shape(other.cell, result.cell);
+        });
+        const auto start = without == results.cells.end() ? std::nullopt : without->median_of(Figure::kReady);
+        for (Sample& sample : result.samples) {
+            if (start && sample[Figure::kReady]) {
+                sample[Figure::kPrefault] = std::max(0.0, *sample[Figure::kReady] - *start);
+                derive(sample);
+            }
+        }
+    }
+}
+
+namespace {
+
+Json cell_json(const Cell& cell) {
+    return {{"contender", to_string(cell.contender)},
+            {"memory_bytes", cell.memory_bytes},
+            {"vcpus", cell.vcpus},
+            {"workers", cell.workers},
+            {"page_size", vmm::to_string(cell.page_size)},
+            {"prefault", to_string(cell.method)},
+            {"order", to_string(cell.order)}};
+}
+
+template <typename Value>
+Json or_null(const std::optional<Value>& value) {
+    return value ? Json(*value) : Json(nullptr);
+}
+
+Json sample_json(const Sample& sample) {
+    Json json = Json::object();
+    for (std::size_t i = 0; i < kFigures.size(); ++i) {
+        json[std::string(kFigures[i].name)] = or_null(sample.values()[i]);
+    }
+    return json;
+}
+
+Json statistics_json(const CellResult& result) {
+    Json json = Json::object();
+    for (std::size_t i = 0; i < kFigures.size(); ++i) {
+        if (const auto statistics = result.statistics(static_cast<Figure>(i))) {
+            json[std::string(kFigures[i].name)] = {{"min", statistics->least},
+                                                   {"median", statistics->median},
+                                                   {"max", statistics->most},
+                                                   {"low", statistics->confidence.low},
+                                                   {"high", statistics->confidence.high}};
+        }
+    }
+    return json;
+}
+
+} // namespace
+
+std::string to_json(const Results& results) {
+    Json json;
+    json["schema"] = Results::kSchema;
+    json["kind"] = "vmm bench";
+    json["version"] = results.version;
+    json["host"] = {{"node", results.host.node},
+                    {"kernel", results.host.kernel},
+                    {"cpu", results.host.cpu},
+                    {"cpus", results.host.cpus},
+                    {"memory_bytes", results.host.memory_bytes},
+                    {"second_level", results.host.second_level},
+                    {"tdp_mmu", results.host.tdp_mmu},
+                    {"kvm_pre_fault_memory", results.host.prefault_ioctl}};
+    json["settings"] = {{"preset", results.settings.preset},
+                        {"runs", results.settings.runs},
+                        {"passes", results.settings.passes},
+                        {"warm", results.settings.warm},
+                        {"time_limit_seconds", or_null(results.settings.time_limit_seconds)},
+                        {"qemu_version", results.settings.qemu_version},
+                        {"command", results.settings.command},
+                        {"bandwidth_bytes_per_second", or_null(results.settings.bandwidth)}};
+    json["harness"] = {{"seconds", results.harness.seconds},
+                       {"run_seconds", results.harness.run_seconds},
+                       {"own_cpu_seconds", results.harness.own_cpu_seconds},
+                       {"share", results.harness.share()},
+                       {"empty_run_seconds", or_null(results.harness.empty_run_seconds)}};
+    json["complete"] = results.complete;
+    json["cells"] = Json::array();
+    for (const CellResult& result : results.cells) {
+        Json runs = Json::array();
+        for (const Sample& sample : result.samples) {
+            runs.push_back(sample_json(sample));
+        }
+        json["cells"].push_back({{"cell", cell_json(result.cell)},
+                                 {"failure", result.failure},
+                                 {"statistics", statistics_json(result)},
+                                 {"runs", runs}});
+    }
+    // What a host calls itself need not be UTF-8.
+    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string to_csv(const Results& results) {
+    std::string text = "contender,memory_bytes,vcpus,workers,page_size,prefault,order,run";
+    for (const FigureFacts& figure : kFigures) {
+        text += fmt::format(",{}", figure.name);
+    }
+    text += '\n';
+    for (const CellResult& result : results.cells) {
+        const Cell& cell = result.cell;
+        for (std::size_t run = 0; run < result.samples.size(); ++run) {
+            text += fmt::format("{},{},{},{},{},{},{},{}", to_string(cell.contender), cell.memory_bytes, cell.vcpus,
+                                cell.workers, vmm::to_string(cell.page_size), to_string(cell.method),
+                                to_string(cell.order), run + 1);
+            for (const auto& value : result.samples[run].values()) {
+                text += value ? fmt::format(",{:.9g}", *value) : ",";
+            }
+            text += '\n';
+        }
+    }
+    return text;
+}
+
+namespace {
+
+template <typename Value>
+std::optional<Value> optional_of(const Json& json, const char* name) {
+    const auto found = json.find(name);
+    return found == json.end() || found->is_null() ? std::nullopt : std::optional(found->get<Value>());
+}
+
+template <typename Value>
+Value known(const std::optional<Value>& value, const Json& text) {
+    if (!value) {
+        throw Error("'" + text.dump() + "' is not known to this version");
+    }
+    return *value;
+}
+
+Cell parse_cell(const Json& json) {
+    Cell cell;
+    cell.contender = known(parse_contender(json.at("contender").get<std::string>()), json.at("contender"));
+    cell.memory_bytes = json.at("memory_bytes").get<std::uint64_t>();
+    cell.vcpus = json.at("vcpus").get<unsigned>();
+    cell.workers = json.at("workers").get<unsigned>();
+    cell.page_size = known(parse_page_size(json.at("page_size").get<std::string>()), json.at("page_size"));
+    cell.method = known(parse_method(json.at("prefault").get<std::string>()), json.at("prefault"));
+    cell.order = known(parse_order(json.at("order").get<std::string>()), json.at("order"));
+    return cell;
+}
+
+CellResult parse_cell_result(const Json& json) {
+    CellResult result;
+    result.cell = parse_cell(json.at("cell"));
+    result.failure = json.at("failure").get<std::string>();
+    for (const Json& run : json.at("runs")) {
+        Sample sample;
+        for (std::size_t i = 0; i < kFigures.size(); ++i) {
+            sample.values()[i] = optional_of<double>(run, std::string(kFigures[i].name).c_str());
+        }
+        result.samples.push_back(sample);
+    }
+    return result;
+}
+
+Results parse_json(const Json& json) {
+    if (json.at("kind") != "vmm bench") {
+        throw Error("it is of another kind");
+    }
+    if (const int schema = json.at("schema").get<int>(); schema != Results::kSchema) {
+        throw Error(fmt::format("its schema is {}, and this version knows {}", schema, Results::kSchema));
+    }
+    Results results;
+    results.version = json.at("version").get<std::string>();
+    const Json& host = json.at("host");
+    results.host = {host.at("node").get<std::string>(),
+                    host.at("kernel").get<std::string>(),
+                    host.at("cpu").get<std::string>(),
+                    host.at("cpus").get<unsigned>(),
+                    host.at("memory_bytes").get<std::uint64_t>(),
+                    host.at("second_level").get<std::string>(),
+                    host.at("tdp_mmu").get<bool>(),
+                    host.at("kvm_pre_fault_memory").get<bool>()};
+    const Json& settings = json.at("settings");
+    results.settings = {settings.at("preset").get<std::string>(),
+                        settings.at("runs").get<unsigned>(),
+                        settings.at("passes").get<unsigned>(),
+                        settings.at("warm").get<bool>(),
+                        optional_of<double>(settings, "time_limit_seconds"),
+                        settings.at("qemu_version").get<std::string>(),
+                        settings.at("command").get<std::string>(),
+                        optional_of<double>(settings, "bandwidth_bytes_per_second")};
+    const Json& harness = json.at("harness");
+    results.harness = {harness.at("seconds").get<double>(), harness.at("run_seconds").get<double>(),
+                       harness.at("own_cpu_seconds").get<double>(), optional_of<double>(harness, "empty_run_seconds")};
+    results.complete = json.at("complete").get<bool>();
+    for (const Json& cell : json.at("cells")) {
+        results.cells.push_back(parse_cell_result(cell));
+    }
+    return results;
+}
+
+} // namespace
+
+Results parse_results(const std::string& text, const std::string& origin) {
+    const std::string tried = "cannot use " + origin + " as results of vmm bench: ";
+    const Json json = Json::parse(text, nullptr, false);
+    if (json.is_discarded()) {
+        throw Error(tried + "it is not JSON");
+    }
+    try {
+        return parse_json(json);
+    } catch (const Json::exception&) {
+        throw Error(tried + "it has not the members that --json writes");
+    } catch (const Error& error) {
+        throw Error(tried + error.what());
+    }
+}
+
+Results read_results(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) {
+        throw_errno(errno, "read " + path);
+    }
+    const std::string text{std::istreambuf_iterator(file), {}};
+    if (file.bad()) {
+        throw Error("cannot read " + path);
+    }
+    return parse_results(text, path);
+}
+
+} // namespace vmm::bench

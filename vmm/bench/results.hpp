@@ -1,0 +1,99 @@
+// What a benchmark found out, as values, as JSON (docs/bench.md) and as CSV.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "vmm/bench/cell.hpp"
+#include "vmm/bench/sample.hpp"
+#include "vmm/bench/statistics.hpp"
+
+namespace vmm::bench {
+
+/// What makes two files comparable, or not.
+struct HostFacts {
+    std::string node;   ///< its name
+    std::string kernel; ///< release
+    std::string cpu;    ///< model
+    unsigned cpus = 0;  ///< that we may use
+    std::uint64_t memory_bytes = 0;
+    std::string second_level; ///< "npt", "ept", "shadow"
+    bool tdp_mmu = false;
+    bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY
+
+    friend bool operator==(const HostFacts&, const HostFacts&) = default;
+};
+
+[[nodiscard]] HostFacts read_host_facts();
+
+struct Settings {
+    std::string preset; ///< empty: none
+    unsigned runs = 5;  ///< asked for
+    unsigned passes = 5;
+    bool warm = true;
+    std::optional<double> time_limit_seconds;
+    std::string qemu_version;        ///< empty: not against QEMU
+    std::string command;             ///< empty: not against a command
+    std::optional<double> bandwidth; ///< bytes a second that all CPUs together write; where it was measured
+
+    friend bool operator==(const Settings&, const Settings&) = default;
+};
+
+/// What the harness added.
+struct Harness {
+    double seconds = 0;                      ///< of the whole benchmark
+    double run_seconds = 0;                  ///< of these, in measured programs
+    double own_cpu_seconds = 0;              ///< of processor time of the harness while they ran
+    std::optional<double> empty_run_seconds; ///< a run that measures nothing: starting, ending and reading it
+
+    /// What the harness took from the programs it measured, as a share of their time.
+    [[nodiscard]] double share() const noexcept { return run_seconds > 0 ? own_cpu_seconds / run_seconds : 0; }
+
+    friend bool operator==(const Harness&, const Harness&) = default;
+};
+
+struct CellResult {
+    Cell cell;
+    std::vector<Sample> samples;
+    std::string failure; ///< why no further run was made; empty: none failed
+
+    /// The values of one figure, of the runs that have it.
+    [[nodiscard]] std::vector<double> values(Figure figure) const;
+    /// Nothing where no run has it.
+    [[nodiscard]] std::optional<Statistics> statistics(Figure figure) const;
+    [[nodiscard]] std::optional<double> median_of(Figure figure) const;
+
+    friend bool operator==(const CellResult&, const CellResult&) = default;
+};
+
+struct Results {
+    static constexpr int kSchema = 1;
+
+    std::string version; ///< of the program that wrote it
+    HostFacts host;
+    Settings settings;
+    Harness harness;
+    bool complete = false; ///< every cell had all its runs
+    std::vector<CellResult> cells;
+
+    [[nodiscard]] const CellResult* find(const Cell& cell) const noexcept;
+    [[nodiscard]] bool any_failed() const noexcept;
+
+    friend bool operator==(const Results&, const Results&) = default;
+};
+
+/// QEMU does not say how long its prealloc took: kPrefault of such a run is by how much its guest started later than
+/// that of the median run without it, at least 0. Fills that in.
+void derive_prealloc(Results& results);
+
+[[nodiscard]] std::string to_json(const Results& results);
+/// One line for each run, and a heading.
+[[nodiscard]] std::string to_csv(const Results& results);
+/// The reverse of to_json. Throws Error that names `origin` where `text` is no such file.
+[[nodiscard]] Results parse_results(const std::string& text, const std::string& origin);
+/// Throws Error.
+[[nodiscard]] Results read_results(const std::string& path);
+
+} // namespace vmm::bench

@@ -1,0 +1,45 @@
+// What a handful of runs says.
+#pragma once
+
+#include <span>
+#include <vector>
+
+namespace vmm::bench {
+
+/// The middle value, or the mean of the two in the middle. `values` is not empty.
+[[nodiscard]] double median(std::vector<double> values);
+
+/// From `low` to `high`.
+struct Interval {
+    double low = 0;
+    double high = 0;
+};
+
+struct Statistics {
+    double least = 0;
+    double median = 0;
+    double most = 0;
+    Interval confidence; ///< of the median, 95%
+};
+
+/// `values` is not empty. The interval is a percentile bootstrap (Efron and Tibshirani, "An Introduction to the
+/// Bootstrap", 13.3) of kResamples resamples from a fixed seed: the same values give the same interval.
+[[nodiscard]] Statistics describe(std::span<const double> values);
+
+/// The bootstrap interval of median(to) / median(from), with this confidence (0.99: 99%). Neither is empty; a ratio
+/// with a median of 0 below is infinite, or 1 where both are 0.
+[[nodiscard]] Interval ratio_interval(std::span<const double> from, std::span<const double> to, double confidence);
+
+inline constexpr unsigned kResamples = 2000;
+
+/// y = base + slope * x, fitted by least squares.
+struct Line {
+    double base = 0;
+    double slope = 0;
+    double r2 = 0; ///< how much of the variation it explains, 0 to 1
+};
+
+/// Through at least two points of different x; else the line is flat.
+[[nodiscard]] Line fit_line(std::span<const double> x, std::span<const double> y);
+
+} // namespace vmm::bench

@@ -1,0 +1,19 @@
+// Results as lines for people.
+#pragma once
+
+#include <string>
+
+#include "vmm/bench/results.hpp"
+
+namespace vmm::bench {
+
+/// "1.23 s", "45.6 ms", "789 us": three digits.
+[[nodiscard]] std::string format_seconds(double seconds);
+/// "261,867".
+[[nodiscard]] std::string format_count(double count);
+
+/// The whole terminal output: for each shape a table of its methods, then what they say about each other, then what
+/// failed and what the harness took. In lines of at most 120 characters, but for what failed.
+[[nodiscard]] std::string to_table(const Results& results);
+
+} // namespace vmm::bench
