@@ -17,7 +17,7 @@ namespace {
 
 constexpr const char* kProgram = "gnuplot";
 constexpr unsigned kBarWidth = 92; // pixels, with the space beside it
-constexpr unsigned kPanelHeight = 440;
+constexpr unsigned kPanelHeight = 480;
 
 struct Panel {
     Cell shape;
@@ -65,6 +65,32 @@ std::vector<Panel> panels_of(const Results& results) {
     return panels;
 }
 
+std::string panel_title(const Cell& shape) {
+    const std::string name = shape_name(shape);
+    return shape.page_size == PageSize::kThp ? "transparent huge pages" + name.substr(name.find(',')) : name;
+}
+
+/// For somebody who does not know our words, in two lines.
+std::string bar_name(const Cell& cell) {
+    if (cell.contender != Contender::kVmm) {
+        const std::string name = cell.contender == Contender::kQemu ? "QEMU" : "command";
+        return name + (cell.method == Method::kHost ? "\nprealloc" : "\n ");
+    }
+    switch (cell.method) {
+    case Method::kNone:
+        return "no\nprefault";
+    case Method::kHost:
+        return "host side\nonly";
+    case Method::kTouch:
+        return "both sides\n(touch)";
+    case Method::kIoctl:
+        return "both sides\n(ioctl)";
+    case Method::kReader:
+        return "one vCPU\nreads first";
+    }
+    return "";
+}
+
 /// One bar: name, host side, second level, reading, first pass, total, least, most, text.
 std::string bar_line(const CellResult& bar, double unit) {
     const double prefault = bar.median_of(Figure::kPrefault).value_or(0);
@@ -74,8 +100,6 @@ std::string bar_line(const CellResult& bar, double unit) {
     const Statistics total = *bar.statistics(Figure::kTotal);
     const auto faults = bar.median_of(Figure::kFaults);
     const double host = std::max(0.0, prefault - second_level);
-    std::string name = method_name(bar.cell);
-    std::replace(name.begin(), name.end(), ' ', '\n');
     std::string label = format_seconds(total.median);
     label += faults ? fmt::format("\n{} fault{}", format_count(*faults), *faults == 1 ? "" : "s") : "";
     const auto escaped = [](std::string text) {
@@ -84,9 +108,9 @@ std::string bar_line(const CellResult& bar, double unit) {
         }
         return "\"" + text + "\"";
     };
-    return fmt::format("{} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {}\n", escaped(name), host / unit,
-                       second_level / unit, reader / unit, first / unit, total.median / unit, total.least / unit,
-                       total.most / unit, escaped(label));
+    return fmt::format("{} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {}\n", escaped(bar_name(bar.cell)),
+                       host / unit, second_level / unit, reader / unit, first / unit, total.median / unit,
+                       total.least / unit, total.most / unit, escaped(label));
 }
 
 } // namespace
@@ -110,7 +134,8 @@ std::string plot_script(const Results& results, PlotFormat format) {
             runs = std::max(runs, bar->samples.size());
         }
     }
-    const std::size_t width = panels.size() * (bars * kBarWidth + 90);
+    const std::size_t width =
+        std::max<std::size_t>(panels.size() * std::max<std::size_t>(bars * kBarWidth + 90, 360), 860);
     std::string script =
         format == PlotFormat::kSvg
             ? fmt::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, kPanelHeight)
@@ -118,7 +143,7 @@ std::string plot_script(const Results& results, PlotFormat format) {
                           kPanelHeight);
     script += "set encoding utf8\nset style data histograms\nset style histogram rowstacked\n"
               "set style fill solid 0.9 noborder\nset boxwidth 0.6\nset grid ytics lc rgb '#dddddd'\nset border 3\n"
-              "set xtics nomirror scale 0\nset ytics nomirror\nset key below\n";
+              "set xtics nomirror scale 0\nset ytics nomirror\nset key below\nset xlabel \"\\n\"\n";
     for (std::size_t i = 0; i < panels.size(); ++i) {
         const double unit = panels[i].highest < 0.5 ? 1e-3 : 1;
         script += fmt::format("$bars{} << END\n", i);
@@ -134,13 +159,13 @@ std::string plot_script(const Results& results, PlotFormat format) {
         const bool small = panels[i].highest < 0.5;
         const double top = std::max(panels[i].highest, 1e-6) * 1.25 / (small ? 1e-3 : 1);
         script += fmt::format("set title \"{}\"\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n",
-                              shape_name(panels[i].shape), small ? "milliseconds" : "seconds", top,
+                              panel_title(panels[i].shape), small ? "milliseconds" : "seconds", top,
                               panels[i].bars.size() - 1);
         script += fmt::format(
             "plot $bars{0} using 2:xtic(1) title 'host memory populated' lc rgb '#8da0cb', '' using 3 title 'second "
             "level filled' lc rgb '#66c2a5', '' using 4 title 'one vCPU reads' lc rgb '#e5c494', '' using 5 title "
-            "'first pass of the guest' lc rgb '#fc8d62', '' using 0:6:7:8 with yerrorbars notitle lc rgb '#444444' pt "
-            "0 ps 0, '' using 0:8:9 with labels offset 0,1.4 notitle\n",
+            "'first pass of the guest' lc rgb '#fc8d62', '' using 0:7:(0):($8-$7) notitle with vectors heads size "
+            "screen 0.003,90 lc rgb '#444444', '' using 0:8:9 with labels offset 0,1.7 notitle\n",
             i);
     }
     return script + "unset multiplot\n";
