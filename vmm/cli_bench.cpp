@@ -23,7 +23,7 @@ constexpr const char* kNotes =
     "(needs root). docs/bench.md describes figures, files and presets.\n"
     "\n"
     "Presets (options given beside them count more):\n"
-    "  quick    256M by every method, in less than a minute\n"
+    "  quick    128M by every method, in less than a minute\n"
     "  rfc      32 vCPUs and 64 GiB scaled to this host; with --full, as they are\n"
     "  scale    memory doubling, workers doubling, and the costs for a GiB and for a fault fitted to them\n"
     "\n"
@@ -142,10 +142,13 @@ CLI::App* add_bench_options(CLI::App& bench, BenchCommand& command, BenchCompare
             "Begin no further round of runs that would end later")
         ->check(CLI::Range(1.0, 1e7).description(""))
         ->type_name("SECONDS");
-    bench.add_option("--timeout", command.settings.timeout_seconds, "End a run that takes longer; it has failed")
+    bench
+        .add_option_function<double>(
+            "--timeout", [&command](const double& limit) { command.timeout_seconds = limit; },
+            "End a run that takes longer; it has failed")
         ->check(CLI::Range(1.0, 1e6).description(""))
         ->type_name("SECONDS")
-        ->capture_default_str();
+        ->default_str("600");
     bench.add_option("--json", command.json, "Write everything as JSON")->type_name("FILE")->check(not_empty);
     bench.add_option("--csv", command.csv, "Write every run as CSV")->type_name("FILE")->check(not_empty);
     bench.add_option("--plot", command.plot, "Draw a picture, .svg or .png (needs gnuplot)")

@@ -259,6 +259,15 @@ TEST(BenchTable, NamesWhatFailed) {
     EXPECT_TRUE(mentions(table, "NOT COMPLETE")) << table;
 }
 
+TEST(BenchTable, WhatTookTooLongForThePresetIsNoFailure) {
+    Results results = some_results();
+    results.cells[1].failure = "it did not end within 10 s";
+    results.cells[1].left_out = true;
+    EXPECT_FALSE(results.any_failed());
+    EXPECT_TRUE(mentions(to_table(results), "LEFT OUT 4K pages")) << to_table(results);
+    EXPECT_EQ(parse_results(to_json(results), "x"), results);
+}
+
 TEST(BenchPlot, FormatIsTheNamesEnding) {
     EXPECT_EQ(plot_format("a.svg"), PlotFormat::kSvg);
     EXPECT_EQ(plot_format("b/a.png"), PlotFormat::kPng);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <numeric>
 #include <set>
 
 #include "kvm/error.hpp"
@@ -186,25 +187,24 @@ std::string qemu_version(const RunSettings& settings) {
 /// All runs of all cells, round by round, so that a drift of the host hits all cells alike.
 class Benchmark {
   public:
-    Benchmark(const BenchCommand& command, Results& results, unsigned runs, StopRequest& stop)
-        : command_(command), results_(results), runs_(runs), stop_(stop),
-          runner_(command.settings, "/proc/self/exe", stop.fd()) {}
+    /// `run_limited`: the settings' timeout is the preset's, and what exceeds it no failure.
+    Benchmark(const BenchCommand& command, const RunSettings& settings, bool run_limited, Results& results,
+              StopRequest& stop)
+        : command_(command), results_(results), runs_(results.settings.runs), stop_(stop),
+          runner_(settings, "/proc/self/exe", stop.fd()), run_limited_(run_limited),
+          cell_seconds_(results.cells.size()) {}
 
     void run() {
         const auto started = Clock::now();
         if (command_.warm) {
             warm();
         }
-        double longest_round = 0;
         for (unsigned round = 0; round < runs_ && !stop_.is_requested(); ++round) {
             const auto& limit = results_.settings.time_limit_seconds;
-            if (round > 0 && limit && seconds_since(started) + longest_round > *limit) {
+            if (round > 0 && limit && seconds_since(started) + round_seconds() > *limit) {
                 break;
             }
-            const auto round_started = Clock::now();
             run_round(round);
-            longest_round = std::max(longest_round, seconds_since(round_started));
-            left_seconds_ = longest_round * (runs_ - round - 1);
         }
         results_.complete = !stop_.is_requested() &&
                             std::all_of(results_.cells.begin(), results_.cells.end(), [](const CellResult& cell) {
@@ -238,21 +238,29 @@ class Benchmark {
         }
     }
 
+    /// What a round takes, by the last run of each cell that is still measured.
+    [[nodiscard]] double round_seconds() const {
+        return std::accumulate(cell_seconds_.begin(), cell_seconds_.end(), 0.0);
+    }
+
     void run_round(unsigned round) {
         for (std::size_t i = 0; i < results_.cells.size() && !stop_.is_requested(); ++i) {
             CellResult& result = results_.cells[i];
             if (!result.failure.empty()) {
                 continue;
             }
-            progress_.show(
-                fmt::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, i + 1, results_.cells.size(),
-                            to_string(result.cell),
-                            left_seconds_ > 0 ? fmt::format(", {:.0f} s left after this round", left_seconds_) : ""));
+            const double left = round > 0 ? round_seconds() * (runs_ - round) : 0;
+            progress_.show(fmt::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, i + 1,
+                                       results_.cells.size(), to_string(result.cell),
+                                       left > 0 ? fmt::format(", at most {:.0f} s left", left) : ""));
             const Outcome outcome = runner_.run(result.cell);
+            cell_seconds_[i] = outcome.seconds;
             if (outcome.sample) {
                 result.samples.push_back(*outcome.sample);
             } else if (!outcome.stopped) {
                 result.failure = outcome.failure;
+                result.left_out = outcome.timed_out && run_limited_;
+                cell_seconds_[i] = 0;
             }
         }
     }
@@ -263,7 +271,8 @@ class Benchmark {
     StopRequest& stop_;
     Runner runner_;
     ProgressText progress_;
-    double left_seconds_ = 0;
+    bool run_limited_;
+    std::vector<double> cell_seconds_;
 };
 
 } // namespace
@@ -306,7 +315,10 @@ int run_bench(const BenchCommand& command) {
         if (command.model) {
             results.settings.bandwidth = measure_bandwidth();
         }
-        Benchmark(command, results, results.settings.runs, stop).run();
+        RunSettings settings = command.settings;
+        settings.timeout_seconds = command.timeout_seconds.value_or(preset.run_limit_seconds.value_or(600));
+        const bool run_limited = !command.timeout_seconds && preset.run_limit_seconds;
+        Benchmark(command, settings, run_limited, results, stop).run();
     }
     derive_prealloc(results);
     std::cout << to_table(results);
@@ -326,7 +338,9 @@ int run_bench(const BenchCommand& command) {
 }
 
 int run_bench_compare(const BenchCompareCommand& command) {
-    const Comparison comparison = compare(read_results(command.before), read_results(command.after), command.threshold);
+    const Results before = read_results(command.before);
+    const Results after = read_results(command.after);
+    const Comparison comparison = compare(before, after, command.threshold);
     std::cout << to_text(comparison, command.threshold);
     return comparison.any_worse() ? 1 : 0;
 }

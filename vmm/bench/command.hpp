@@ -16,7 +16,8 @@ struct BenchCommand {
     bench::Matrix matrix = {};    ///< lists that are empty are the preset's; `orders`, too
     std::optional<unsigned> runs; ///< 1 to kMaxRuns
     std::optional<double> time_limit_seconds;
-    bool full = false; ///< the preset at its full size
+    std::optional<double> timeout_seconds; ///< of one run; 600 where neither this nor the preset says
+    bool full = false;                     ///< the preset at its full size
     bool warm = true;
     bool model = false; ///< print what larger guests would take
     std::string json;   ///< files; empty: none

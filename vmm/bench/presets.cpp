@@ -56,8 +56,9 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, boo
     case Preset::kNone:
         break;
     case Preset::kQuick:
-        memory = std::min(256 * kMiB, round_size(most));
-        facts.time_limit_seconds = 45;
+        memory = std::min(128 * kMiB, round_size(most));
+        facts.time_limit_seconds = 50;
+        facts.run_limit_seconds = 10;
         break;
     case Preset::kRfc:
         memory = std::min(vcpus * kRfcBytesPerVcpu, round_size(most));

@@ -22,6 +22,8 @@ struct PresetFacts {
     Matrix matrix;
     unsigned runs = 5;
     std::optional<double> time_limit_seconds;
+    /// What takes longer is left out, and no failure.
+    std::optional<double> run_limit_seconds;
 };
 
 /// What a preset means on a host with `cpus` CPUs. `full`: kRfc is not scaled. Methods and page sizes that the host

@@ -76,7 +76,8 @@ const CellResult* Results::find(const Cell& cell) const noexcept {
 }
 
 bool Results::any_failed() const noexcept {
-    return std::any_of(cells.begin(), cells.end(), [](const CellResult& cell) { return !cell.failure.empty(); });
+    return std::any_of(cells.begin(), cells.end(),
+                       [](const CellResult& cell) { return !cell.failure.empty() && !cell.left_out; });
 }
 
 void derive_prealloc(Results& results) {
@@ -174,6 +175,7 @@ std::string to_json(const Results& results) {
         }
         json["cells"].push_back({{"cell", cell_json(result.cell)},
                                  {"failure", result.failure},
+                                 {"left_out", result.left_out},
                                  {"statistics", statistics_json(result)},
                                  {"runs", runs}});
     }
@@ -234,6 +236,7 @@ CellResult parse_cell_result(const Json& json) {
     CellResult result;
     result.cell = parse_cell(json.at("cell"));
     result.failure = json.at("failure").get<std::string>();
+    result.left_out = json.at("left_out").get<bool>();
     for (const Json& run : json.at("runs")) {
         Sample sample;
         for (std::size_t i = 0; i < kFigures.size(); ++i) {

@@ -57,7 +57,8 @@ struct Harness {
 struct CellResult {
     Cell cell;
     std::vector<Sample> samples;
-    std::string failure; ///< why no further run was made; empty: none failed
+    std::string failure;   ///< why no further run was made; empty: none failed
+    bool left_out = false; ///< that was for taking too long for the preset, which is no failure
 
     /// The values of one figure, of the runs that have it.
     [[nodiscard]] std::vector<double> values(Figure figure) const;

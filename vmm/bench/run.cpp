@@ -29,6 +29,10 @@ std::string read_file(const std::string& path) {
     return {std::istreambuf_iterator(file), {}};
 }
 
+Outcome failed(const ChildEnd& end) {
+    return {std::nullopt, end.problem(), end.stopped, end.timed_out, end.seconds};
+}
+
 } // namespace
 
 CycleClock::CycleClock() : started_(std::chrono::steady_clock::now()), cycles_(__rdtsc()) {}
@@ -85,7 +89,7 @@ Outcome Runner::run(const Cell& cell) {
             return run_command(cell);
         }
     } catch (const Error& error) {
-        return {std::nullopt, error.what(), false};
+        return {std::nullopt, error.what()};
     }
     return {};
 }
@@ -99,12 +103,12 @@ Outcome Runner::run_vmm(const Cell& cell) {
     spec.stop_fd = stop_fd_;
     const ChildEnd end = run_child(spec);
     if (!end.succeeded()) {
-        return {std::nullopt, end.problem(), end.stopped};
+        return failed(end);
     }
     Sample sample;
     add_report_figures(read_file(report), sample);
     add_guest_figures(parse_guest_output(read_file(console)), clock_.seconds_per_cycle(), sample);
-    return {sample, {}, false};
+    return {sample, {}, false, false, end.seconds};
 }
 
 Outcome Runner::run_qemu(const Cell& cell) {
@@ -135,11 +139,11 @@ Outcome Runner::run_qemu(const Cell& cell) {
     };
     const ChildEnd end = run_child(spec);
     if (!end.succeeded()) {
-        return {std::nullopt, end.problem(), end.stopped};
+        return failed(end);
     }
     add_qmp_figures(end.output, sample);
     add_guest_figures(parse_guest_output(read_file(console)), clock_.seconds_per_cycle(), sample);
-    return {sample, {}, false};
+    return {sample, {}, false, false, end.seconds};
 }
 
 Outcome Runner::run_command(const Cell& cell) {
@@ -162,15 +166,15 @@ Outcome Runner::run_command(const Cell& cell) {
     };
     const ChildEnd end = run_child(spec);
     if (end.stopped || end.timed_out) {
-        return {std::nullopt, end.problem(), end.stopped};
+        return failed(end);
     }
     // Whatever its exit status: other programs have other ideas of it. What counts is what the guest says.
     try {
         add_guest_figures(parse_guest_output(end.output), clock_.seconds_per_cycle(), sample);
     } catch (const Error& error) {
-        return {std::nullopt, std::string(error.what()) + " (" + end.problem() + ")", false};
+        return {std::nullopt, std::string(error.what()) + " (" + end.problem() + ")"};
     }
-    return {sample, {}, false};
+    return {sample, {}, false, false, end.seconds};
 }
 
 std::optional<double> Runner::measure_empty_run(unsigned runs) {

@@ -47,6 +47,8 @@ struct Outcome {
     std::optional<Sample> sample;
     std::string failure;
     bool stopped = false;
+    bool timed_out = false;
+    double seconds = 0; ///< it took
 };
 
 /// What running cost, in seconds.

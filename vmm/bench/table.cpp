@@ -183,7 +183,8 @@ std::string to_table(const Results& results) {
             "count\n";
     for (const CellResult& result : results.cells) {
         if (!result.failure.empty()) {
-            text += fmt::format("FAILED {}: {}\n", to_string(result.cell), result.failure);
+            text += fmt::format("{} {}: {}\n", result.left_out ? "LEFT OUT" : "FAILED", to_string(result.cell),
+                                result.failure);
         }
     }
     text += fmt::format("harness: {:.2f}% of the time of what it measured", results.harness.share() * 100);
@@ -193,7 +194,8 @@ std::string to_table(const Results& results) {
     }
     text += '\n';
     if (!results.complete) {
-        text += results.any_failed() ? "NOT COMPLETE: see what failed\n" : "NOT COMPLETE: stopped, or out of time\n";
+        text += results.any_failed() ? "NOT COMPLETE: see what failed\n"
+                                     : "NOT COMPLETE: stopped, out of time, or something was left out\n";
     }
     return text;
 }

@@ -1,0 +1,154 @@
+// `vmm bench` from the outside: counts, files, and what it refuses.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "support/kvm_command.hpp"
+#include "support/kvm_require.hpp"
+
+namespace vmm::testing {
+namespace {
+
+using Json = nlohmann::json;
+
+class Bench : public KvmTest {
+  protected:
+    /// One line of error that names `part`, and nothing measured.
+    static void expect_refused(const std::vector<std::string>& arguments, int exit_status, const std::string& part) {
+        const CommandResult result = run_command(arguments);
+        EXPECT_EQ(result.exit_status, exit_status) << result.errors;
+        EXPECT_EQ(result.output, "");
+        EXPECT_NE(result.errors.find(part), std::string::npos) << result.errors;
+        EXPECT_EQ(std::count(result.errors.begin(), result.errors.end(), '\n'), 1) << result.errors;
+    }
+    TemporaryDirectory directory_;
+    const std::string json_ = directory_ / "a.json";
+    const std::string csv_ = directory_ / "a.csv";
+};
+
+TEST_F(Bench, CountsFaultsOfEachMethodAndWritesThemDown) {
+    const CommandResult result =
+        run_command({"bench", "--memory", "32M", "--vcpus", "2", "--page-size", "4K", "--prefault", "none,touch,reader",
+                     "--runs", "2", "--passes", "2", "--json", json_, "--csv", csv_});
+    ASSERT_EQ(result.exit_status, 0) << result.errors << result.output;
+    EXPECT_NE(result.output.find("touch against reader: first pass"), std::string::npos) << result.output;
+
+    const Json json = Json::parse(content_of(json_));
+    EXPECT_TRUE(json["complete"].get<bool>());
+    ASSERT_EQ(json["cells"].size(), 3U);
+    for (const Json& cell : json["cells"]) {
+        const std::string method = cell["cell"]["prefault"];
+        ASSERT_EQ(cell["runs"].size(), 2U) << method;
+        for (const Json& run : cell["runs"]) {
+            if (method == "touch") {
+                EXPECT_EQ(run["faults"], 0);
+                EXPECT_GT(run["second_level_seconds"], 0);
+            } else {
+                EXPECT_GT(run["faults"], 7000) << method << ": of 8192 pages";
+            }
+            EXPECT_EQ(run["reader_seconds"].is_null(), method != "reader");
+            EXPECT_GT(run["first_seconds"], 0);
+            EXPECT_GT(run["exits"], 0);
+        }
+    }
+    // What the harness itself takes while it measures (issue: under 2%).
+    EXPECT_LT(json["harness"]["share"], 0.02);
+
+    const std::string csv = content_of(csv_);
+    EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 1 + 6) << csv;
+
+    const CommandResult same = run_command({"bench", "compare", json_, json_});
+    EXPECT_EQ(same.exit_status, 0) << same.output;
+    EXPECT_NE(same.output.find("no change"), std::string::npos) << same.output;
+
+    Json worse = json;
+    for (Json& cell : worse["cells"]) {
+        for (Json& run : cell["runs"]) {
+            run["faults"] = run["faults"].get<double>() + 10'000;
+        }
+    }
+    const CommandResult regression = run_command({"bench", "compare", json_, directory_.write("b", worse.dump())});
+    EXPECT_EQ(regression.exit_status, 1) << regression.output;
+    EXPECT_NE(regression.output.find("WORSE"), std::string::npos) << regression.output;
+}
+
+TEST_F(Bench, AnotherVmmIsMeasuredByATemplateAndOneThatFailsIsReported) {
+    const std::string template_of_ours = command_under_test() + " run -q {kernel} --cmdline {cmdline} -m {memory_mib}M "
+                                                                "-c {vcpus} --page-size {page_size}";
+    const CommandResult ours =
+        run_command({"bench", "--memory", "16M", "--vcpus", "1", "--page-size", "4K", "--prefault", "touch", "--runs",
+                     "1", "--passes", "2", "--against", template_of_ours, "--json", json_});
+    ASSERT_EQ(ours.exit_status, 0) << ours.errors << ours.output;
+    EXPECT_GT(Json::parse(content_of(json_))["cells"][1]["runs"][0]["first_seconds"], 0);
+
+    const CommandResult failing = run_command({"bench", "--memory", "16M", "--vcpus", "1", "--page-size", "4K",
+                                               "--prefault", "touch", "--runs", "2", "--passes", "2", "--no-warm",
+                                               "--against", "echo no luck >&2; false {kernel}", "--json", json_});
+    EXPECT_EQ(failing.exit_status, 1) << failing.errors;
+    EXPECT_NE(failing.output.find("FAILED 4K pages, 16 MiB, 1 vCPU, command"), std::string::npos) << failing.output;
+    EXPECT_NE(failing.output.find("no luck"), std::string::npos) << failing.output;
+    const Json json = Json::parse(content_of(json_));
+    EXPECT_EQ(json["cells"][0]["runs"].size(), 2U) << "the rest goes on";
+    EXPECT_FALSE(json["complete"].get<bool>());
+}
+
+TEST_F(Bench, AStopWritesWhatIsDone) {
+    CommandBeside bench({"bench", "--memory", "16M", "--vcpus", "1", "--page-size", "4K", "--prefault", "touch",
+                         "--runs", "1000", "--json", json_});
+    ASSERT_TRUE(eventually([&] { return bench.catches(SIGINT); }));
+    bench.send(SIGINT);
+    EXPECT_EQ(bench.wait(), 4) << bench.errors();
+    const Json json = Json::parse(content_of(json_));
+    EXPECT_FALSE(json["complete"].get<bool>());
+    EXPECT_EQ(json["cells"].size(), 1U);
+}
+
+TEST_F(Bench, WhatDoesNotFitIsNamedBeforeTheFirstRun) {
+    expect_refused({"bench", "--memory", "32M,15T", "--page-size", "4K", "--json", json_}, 1, "4K pages, 15 TiB");
+    EXPECT_FALSE(std::filesystem::exists(json_));
+    expect_refused({"bench", "rfc", "--full", "--page-size", "thp", "--memory", "15T"}, 1, "32 vCPUs");
+}
+
+TEST_F(Bench, OutputsThatCannotBeWrittenAreFoundFirst) {
+    expect_refused({"bench", "--json", "/nowhere/a.json"}, 1, "/nowhere/a.json");
+    expect_refused({"bench", "--csv", "/nowhere/a.csv"}, 1, "/nowhere/a.csv");
+    expect_refused({"bench", "--plot", directory_ / "a.pdf"}, 1, ".svg or .png");
+    expect_refused({"bench", "--json", json_, "--csv", json_}, 1, "one file");
+    const CommandResult result =
+        run_command({"bench", "--plot", directory_ / "a.svg"}, [] { ::setenv("PATH", "/nowhere", 1); });
+    EXPECT_EQ(result.exit_status, 1);
+    // The command itself is not looked for by PATH where it was built beside the test.
+    EXPECT_NE(result.errors.find("gnuplot-nox"), std::string::npos) << result.errors;
+}
+
+TEST_F(Bench, ProgramsThatAreNotThereAreFoundFirst) {
+    expect_refused({"bench", "--memory", "16M", "--page-size", "4K", "--against", "qemu", "--qemu", "/nowhere/qemu"}, 1,
+                   "/nowhere/qemu");
+    expect_refused({"bench", "--memory", "16M", "--page-size", "4K", "--against", "other {image}"}, 1, "{image}");
+}
+
+TEST_F(Bench, WordsThatAreNoListsAreUsageErrors) {
+    expect_refused({"bench", "--memory", "32M,lots"}, 2, "lots");
+    expect_refused({"bench", "--memory", "1M"}, 2, "1M");
+    expect_refused({"bench", "--vcpus", "0"}, 2, "0");
+    expect_refused({"bench", "--vcpus", "1,255"}, 2, "255");
+    expect_refused({"bench", "--prefault", "all"}, 2, "reader");
+    expect_refused({"bench", "--page-size", "4K,"}, 2, "thp");
+    expect_refused({"bench", "--order", "down"}, 2, "random");
+    expect_refused({"bench", "--runs", "0"}, 2, "--runs");
+    expect_refused({"bench", "--passes", "1"}, 2, "--passes");
+    expect_refused({"bench", "slow"}, 2, "slow");
+    expect_refused({"bench", "compare", "/only-one"}, 2, "AFTER");
+}
+
+TEST_F(Bench, CompareNamesFilesThatAreNoResults) {
+    expect_refused({"bench", "compare", "/nowhere/a", "/nowhere/b"}, 1, "/nowhere/a");
+    const std::string text = directory_.write("notes", "no results");
+    expect_refused({"bench", "compare", text, text}, 1, "notes");
+}
+
+} // namespace
+} // namespace vmm::testing
