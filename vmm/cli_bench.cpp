@@ -23,7 +23,7 @@ constexpr const char* kNotes =
     "(needs root). docs/bench.md describes figures, files and presets.\n"
     "\n"
     "Presets (options given beside them count more):\n"
-    "  quick    128M by every method, in less than a minute\n"
+    "  quick    64M or 128M by every method, in less than a minute\n"
     "  rfc      32 vCPUs and 64 GiB scaled to this host; with --full, as they are\n"
     "  scale    memory doubling, workers doubling, and the costs for a GiB and for a fault fitted to them\n"
     "\n"

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -295,7 +296,8 @@ TEST(BenchPlot, OfNothingIsNothing) {
     EXPECT_EQ(plot_script(results, PlotFormat::kPng), "");
 }
 
-/// A host where the host side takes 1 s for a GiB and one worker, the second level 2 s, and half of either is serial.
+/// A host where the host side takes 1 s for a GiB and one worker, the second level 2 s, and two take 0.75 times as
+/// long.
 Results scaled_results() {
     Results results;
     results.host.cpus = 2;
@@ -324,11 +326,11 @@ Results scaled_results() {
     return results;
 }
 
-TEST(BenchModel, FindsCostsAndTheirSerialShare) {
+TEST(BenchModel, FindsCostsAndWhatADoublingGains) {
     const std::vector<PageCosts> costs = fit_costs(scaled_results());
     ASSERT_EQ(costs.size(), 1U);
     EXPECT_NEAR(costs[0].host->seconds_per_gib, 1, 1e-9);
-    EXPECT_NEAR(costs[0].host->serial, 0.5, 1e-9);
+    EXPECT_NEAR(costs[0].host->gain, 4 / 3.0, 1e-9);
     EXPECT_NEAR(costs[0].touch->seconds_per_gib, 2, 1e-9);
     EXPECT_NEAR(costs[0].touch->r2, 1, 1e-9);
     EXPECT_NEAR(costs[0].seconds_per_warm_fault.value(), 0.001, 1e-9) << "0.5 s of two CPUs for 1000 faults";
@@ -342,9 +344,34 @@ TEST(BenchModel, PredictsBetweenPerfectScalingAndWhatWasSeen) {
     const auto as_here = predict(costs[0], Method::kTouch, shape, false);
     ASSERT_TRUE(best && as_here);
     EXPECT_NEAR(best->prefault_seconds, 64 * 3 / 32.0, 1e-9);
-    EXPECT_NEAR(as_here->prefault_seconds, 64 * 3 * (0.5 + 0.5 / 32), 1e-9);
+    EXPECT_NEAR(as_here->prefault_seconds, 64 * 3 / std::pow(4 / 3.0, 5), 1e-9);
     EXPECT_FALSE(predict(costs[0], Method::kNone, shape, true).has_value());
     EXPECT_FALSE(predict(costs[0], Method::kIoctl, shape, true).has_value());
+}
+
+TEST(BenchModel, TimesTooShortSayNothingOfTheGain) {
+    Results results = scaled_results();
+    for (CellResult& result : results.cells) {
+        for (Sample& sample : result.samples) {
+            *sample[Figure::kSecondLevel] /= 1000;
+        }
+    }
+    const std::vector<PageCosts> costs = fit_costs(results);
+    EXPECT_FALSE(costs[0].touch->gain_known);
+    EXPECT_TRUE(costs[0].host->gain_known);
+}
+
+TEST(BenchModel, AReadersFirstPassIsWhatItWasHere) {
+    Results results = scaled_results();
+    Sample sample;
+    sample[Figure::kReader] = 4;
+    sample[Figure::kFirst] = 8.001;
+    sample[Figure::kSteady] = 0.001;
+    results.cells.push_back(result_of(Method::kReader, {sample}));
+    const auto prediction = predict(fit_costs(results)[0], Method::kReader, {kGiB, 4}, true);
+    ASSERT_TRUE(prediction.has_value());
+    EXPECT_NEAR(prediction->prefault_seconds, 4, 1e-9) << "one reads, however many there are";
+    EXPECT_NEAR(prediction->first_seconds, 4, 0.01) << "16 s of a CPU, by four";
 }
 
 TEST(BenchModel, TablesNameShapesAndFloor) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -57,16 +58,17 @@ class Fit {
             return std::nullopt;
         }
         const Line line = cost_line(most);
-        ParallelCost cost{line.slope, 0, line.r2, most_workers_};
+        ParallelCost cost;
+        cost.r2 = line.r2;
+        cost.seconds_per_gib = line.slope * most_workers_; // Unless more is known: as if all scaled.
         const Points one = points(1);
-        if (most_workers_ > 1 && !one.gib.empty()) {
-            const double single = cost_line(one).slope;
-            const double speedup = std::clamp(single / line.slope, 1.0, static_cast<double>(most_workers_));
-            // 1 / speedup = serial + (1 - serial) / workers
-            cost.serial = (most_workers_ / speedup - 1) / (most_workers_ - 1);
+        if (most_workers_ > 1 && !one.gib.empty() &&
+            *std::max_element(one.seconds.begin(), one.seconds.end()) >= kLeastTimeForGain) {
+            const double speedup =
+                std::clamp(cost_line(one).slope / line.slope, 1.0, static_cast<double>(most_workers_));
+            cost.gain = std::pow(speedup, 1 / std::log2(most_workers_));
+            cost.gain_known = true;
             cost.seconds_per_gib = line.slope * speedup;
-        } else {
-            cost.seconds_per_gib = line.slope * most_workers_; // Unknown: as if all scaled.
         }
         return cost;
     }
@@ -99,6 +101,7 @@ struct Collected {
     Fit ioctl;
     Fit cold;
     Fit warm;
+    Fit after_reader;
     Fit steady;
     Points reader;
     std::vector<double> cold_fault;
@@ -144,6 +147,9 @@ void collect(Collected& all, const CellResult& result, unsigned cpus) {
         if (const auto reader = result.median_of(Figure::kReader)) {
             all.reader.add(gib, *reader);
         }
+        if (first && steady) {
+            all.after_reader.add(at_once, gib, std::max(0.0, *first - *steady));
+        }
         break;
     }
 }
@@ -151,8 +157,8 @@ void collect(Collected& all, const CellResult& result, unsigned cpus) {
 } // namespace
 
 double ParallelCost::seconds(double gib, unsigned workers, bool perfect) const noexcept {
-    const double left = perfect ? 0 : serial;
-    return seconds_per_gib * gib * (left + (1 - left) / std::max(1U, workers));
+    const double doublings = std::log2(std::max(1U, workers));
+    return seconds_per_gib * gib / std::pow(perfect ? 2 : gain, doublings);
 }
 
 std::vector<PageCosts> fit_costs(const Results& results) {
@@ -177,13 +183,20 @@ std::vector<PageCosts> fit_costs(const Results& results) {
         page.ioctl = all.ioctl.cost();
         page.cold = all.cold.cost();
         page.warm = all.warm.cost();
+        page.after_reader = all.after_reader.cost();
         page.steady = all.steady.cost();
         // How the guest's faults scale was measured by the workers, which take the same locks.
-        if (page.cold && page.host) {
-            page.cold->serial = std::max(page.host->serial, page.touch ? page.touch->serial : 0);
-        }
-        if (page.warm && page.touch) {
-            page.warm->serial = page.touch->serial;
+        for (auto* const faults : {&page.cold, &page.after_reader, &page.warm}) {
+            const auto take_gain = [&](const std::optional<ParallelCost>& other) {
+                if (*faults && other && other->gain_known) {
+                    (*faults)->gain = std::min((*faults)->gain, other->gain);
+                    (*faults)->gain_known = true;
+                }
+            };
+            take_gain(page.touch);
+            if (faults != &page.warm) {
+                take_gain(page.host);
+            }
         }
         if (!all.reader.gib.empty()) {
             page.reader_seconds_per_gib = cost_line(all.reader).slope;
@@ -230,23 +243,24 @@ std::optional<Prediction> predict(const PageCosts& costs, Method method, const T
             return std::nullopt;
         }
         prediction.prefault_seconds = *costs.reader_seconds_per_gib * gib; // By one, whatever there is.
+        prediction.first_seconds += costs.after_reader ? of(costs.after_reader) : 0;
         return prediction;
     }
     return std::nullopt;
 }
 
 std::string fit_table(const std::vector<PageCosts>& costs) {
-    std::string text = "What one CPU takes, fitted to the medians (serial: the share that more workers do not shorten; "
-                       "R2: of the fit)\n";
-    text += fmt::format("  {:<6} {:<34} {:>12} {:>8} {:>6} {:>12}\n", "pages", "", "for a GiB", "serial", "R2",
+    std::string text =
+        "What one CPU takes, fitted to the medians (gain: by each doubling of workers; R2: of the fit)\n";
+    text += fmt::format("  {:<6} {:<34} {:>12} {:>8} {:>6} {:>12}\n", "pages", "", "for a GiB", "gain", "R2",
                         "for a fault");
     const auto add = [&](const PageCosts& page, const char* what, const std::optional<ParallelCost>& cost,
                          const std::optional<double>& fault) {
         if (cost) {
-            const std::string serial = cost->most_workers > 1 ? fmt::format("{:.2f}", cost->serial) : "?";
-            text += fmt::format("  {:<6} {:<34} {:>12} {:>8} {:>6.3f} {:>12}\n", vmm::to_string(page.page_size), what,
-                                format_seconds(cost->seconds_per_gib), serial, cost->r2,
-                                fault ? format_seconds(*fault) : "");
+            const std::string gain = cost->gain_known ? fmt::format("{:.2f}", cost->gain) : "?";
+            text +=
+                fmt::format("  {:<6} {:<34} {:>12} {:>8} {:>6.3f} {:>12}\n", vmm::to_string(page.page_size), what,
+                            format_seconds(cost->seconds_per_gib), gain, cost->r2, fault ? format_seconds(*fault) : "");
         }
     };
     for (const PageCosts& page : costs) {
@@ -255,6 +269,7 @@ std::string fit_table(const std::vector<PageCosts>& costs) {
         add(page, "second level, by ioctl", page.ioctl, std::nullopt);
         add(page, "the guest's faults", page.cold, page.seconds_per_cold_fault);
         add(page, "the same, host side populated", page.warm, page.seconds_per_warm_fault);
+        add(page, "the same, after one vCPU has read", page.after_reader, std::nullopt);
         add(page, "a pass without faults", page.steady, std::nullopt);
         if (page.reader_seconds_per_gib) {
             text += fmt::format("  {:<6} {:<34} {:>12}\n", vmm::to_string(page.page_size), "one vCPU reading",
@@ -268,10 +283,8 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
     const double bandwidth_of_cpu =
         results.settings.bandwidth ? *results.settings.bandwidth / std::max(1U, results.host.cpus) : 0;
     std::string text =
-        fmt::format("What larger guests would take with as many CPUs as vCPUs, each as fast as one here. "
-                    "Total: where all scales perfectly ..\nwhere it scales as from one worker to {} "
-                    "here. Floor: writing memory once",
-                    results.host.cpus);
+        "What larger guests would take with as many CPUs as vCPUs, each as fast as one here. Total: where each\n"
+        "doubling of workers halves the time .. where it gains what it gained here. Floor: writing memory once";
     text += bandwidth_of_cpu > 0
                 ? fmt::format(", {:.2f} GiB/s for each CPU as measured here.\n", bandwidth_of_cpu / kBytesPerGib)
                 : ": not measured.\n";

@@ -10,27 +10,31 @@
 
 namespace vmm::bench {
 
-/// A cost that grows with memory and is shared by workers: one worker's seconds for a GiB, and the share of it that
-/// more workers do not make shorter (Amdahl).
+/// A cost that grows with memory and is shared by workers: one worker's seconds for a GiB, and how much faster each
+/// doubling of the workers makes it.
 struct ParallelCost {
     double seconds_per_gib = 0; ///< of one worker
-    double serial = 0;          ///< 0 to 1
+    double gain = 2;            ///< 1 (a second worker is no help) to 2 (it halves the time)
+    bool gain_known = false;    ///< whether that was measured; else it is taken for 2
     double r2 = 0;              ///< of the line through the sizes of memory
-    unsigned most_workers = 1;  ///< that it was measured with
 
-    /// With `workers`, each as fast as here. `perfect`: as if nothing were serial.
+    /// With `workers`, each as fast as here. `perfect`: as if the gain were 2.
     [[nodiscard]] double seconds(double gib, unsigned workers, bool perfect) const noexcept;
 };
+
+/// A time below which the gain is not told from noise, in seconds.
+inline constexpr double kLeastTimeForGain = 0.02;
 
 /// What one page size costs. Nothing: not measured.
 struct PageCosts {
     PageSize page_size = PageSize::k4K;
-    std::optional<ParallelCost> host;   ///< populating the host side
-    std::optional<ParallelCost> touch;  ///< filling the second level by touch
-    std::optional<ParallelCost> ioctl;  ///< by KVM_PRE_FAULT_MEMORY
-    std::optional<ParallelCost> cold;   ///< the guest's faults on memory that nobody populated
-    std::optional<ParallelCost> warm;   ///< the guest's faults where the host side is populated
-    std::optional<ParallelCost> steady; ///< a pass that takes no fault
+    std::optional<ParallelCost> host;         ///< populating the host side
+    std::optional<ParallelCost> touch;        ///< filling the second level by touch
+    std::optional<ParallelCost> ioctl;        ///< by KVM_PRE_FAULT_MEMORY
+    std::optional<ParallelCost> cold;         ///< the guest's faults on memory that nobody populated
+    std::optional<ParallelCost> warm;         ///< the guest's faults where the host side is populated
+    std::optional<ParallelCost> steady;       ///< a pass that takes no fault
+    std::optional<ParallelCost> after_reader; ///< the guest's faults on memory that one of its vCPUs has read
     std::optional<double> reader_seconds_per_gib;
     std::optional<double> seconds_per_cold_fault; ///< of one vCPU
     std::optional<double> seconds_per_warm_fault;

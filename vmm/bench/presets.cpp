@@ -56,7 +56,7 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, boo
     case Preset::kNone:
         break;
     case Preset::kQuick:
-        memory = std::min(128 * kMiB, round_size(most));
+        memory = std::min(128 * kMiB, round_size(room.available_bytes / 24));
         facts.time_limit_seconds = 50;
         facts.run_limit_seconds = 10;
         break;

@@ -97,13 +97,18 @@ std::string against(const CellResult& result, const CellResult& base, bool show_
 
 std::string conclusions(const Shape& shape, bool show_workers) {
     std::string text;
+    unsigned most_workers = 0;
+    for (const CellResult* result : shape) {
+        most_workers = std::max(most_workers, uses_workers(result->cell.method) ? result->cell.workers : 0);
+    }
     for (const CellResult* base : shape) {
         if (base->cell.method != Method::kNone && base->cell.method != Method::kReader) {
             continue;
         }
         for (const CellResult* result : shape) {
             const bool ours = result->cell.contender == Contender::kVmm &&
-                              (result->cell.method == Method::kTouch || result->cell.method == Method::kIoctl);
+                              (result->cell.method == Method::kTouch || result->cell.method == Method::kIoctl) &&
+                              result->cell.workers == most_workers;
             if (ours) {
                 text += against(*result, *base, show_workers);
             }
