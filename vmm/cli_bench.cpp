@@ -168,6 +168,7 @@ CLI::App* add_bench_options(CLI::App& bench, BenchCommand& command, BenchCompare
             "Run the same guest on QEMU, with prealloc and without; or by a shell command with " +
                 std::string(bench::kTemplateNames) + ", whose output is the guest's serial port")
         ->type_name("qemu|CMD")
+        ->trigger_on_parse()
         ->check(not_empty);
     bench.add_option("--qemu", command.settings.qemu, "QEMU's program")->type_name("FILE")->check(not_empty);
     bench.add_option("--qemu-machine", command.settings.qemu_machine, "QEMU's -M")->type_name("NAME")->check(not_empty);

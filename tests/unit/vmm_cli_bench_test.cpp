@@ -1,0 +1,118 @@
+// The options of `vmm bench`.
+
+#include <gtest/gtest.h>
+
+#include <variant>
+#include <vector>
+
+#include "support/host_errors.hpp"
+#include "vmm/cli.hpp"
+
+namespace vmm {
+namespace {
+
+using bench::Method;
+using testing::mentions;
+using Words = std::vector<const char*>;
+
+Command parse(Words words) {
+    words.insert(words.begin(), {"vmm", "bench"});
+    return parse_command_line(static_cast<int>(words.size()), words.data());
+}
+
+BenchCommand understood(const Words& words) {
+    const Command command = parse(words);
+    if (const auto* const text = std::get_if<TextCommand>(&command)) {
+        ADD_FAILURE() << text->text;
+    }
+    const auto* const bench = std::get_if<BenchCommand>(&command);
+    return bench != nullptr ? *bench : BenchCommand{};
+}
+
+/// What is said of words that are not understood.
+std::string refusal(const Words& words) {
+    const Command command = parse(words);
+    const auto* const text = std::get_if<TextCommand>(&command);
+    return text != nullptr && text->exit_code == 2 ? text->text : "";
+}
+
+TEST(BenchCommandLine, WithoutWordsLeavesEverythingToThePreset) {
+    const BenchCommand bench = understood({});
+    EXPECT_EQ(bench.preset, bench::Preset::kNone);
+    EXPECT_TRUE(bench.matrix.memory_bytes.empty());
+    EXPECT_TRUE(bench.matrix.methods.empty());
+    EXPECT_TRUE(bench.matrix.orders.empty());
+    EXPECT_FALSE(bench.runs.has_value());
+    EXPECT_TRUE(bench.warm);
+}
+
+TEST(BenchCommandLine, TakesLists) {
+    const BenchCommand bench =
+        understood({"rfc", "--memory", "256M,1G", "--vcpus", "1,2", "--page-size", "4K,thp,2M,1G", "--prefault",
+                    "none,host,touch,ioctl,reader", "--order", "seq,random", "--workers", "1,4"});
+    EXPECT_EQ(bench.preset, bench::Preset::kRfc);
+    EXPECT_EQ(bench.matrix.memory_bytes, (std::vector<std::uint64_t>{256 * kMiB, kGiB}));
+    EXPECT_EQ(bench.matrix.vcpus, (std::vector<unsigned>{1, 2}));
+    EXPECT_EQ(bench.matrix.workers, (std::vector<unsigned>{1, 4}));
+    EXPECT_EQ(bench.matrix.page_sizes.size(), 4U);
+    EXPECT_EQ(bench.matrix.methods,
+              (std::vector{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader}));
+    EXPECT_EQ(bench.matrix.orders.size(), 2U);
+}
+
+TEST(BenchCommandLine, AnItemGivenTwiceCountsOnce) {
+    EXPECT_EQ(understood({"--vcpus", "2,1,2"}).matrix.vcpus, (std::vector<unsigned>{2, 1}));
+}
+
+TEST(BenchCommandLine, TakesTheRest) {
+    const BenchCommand bench = understood(
+        {"scale", "--runs", "3",     "--passes",  "4",    "--no-warm",    "--full", "--model",   "--json", "a", "--csv",
+         "b",     "--plot", "c.svg", "--against", "qemu", "--time-limit", "7",      "--timeout", "9"});
+    EXPECT_EQ(bench.runs, 3U);
+    EXPECT_EQ(bench.settings.passes, 4U);
+    EXPECT_FALSE(bench.warm);
+    EXPECT_TRUE(bench.full);
+    EXPECT_TRUE(bench.model);
+    EXPECT_EQ(bench.json, "a");
+    EXPECT_EQ(bench.csv, "b");
+    EXPECT_EQ(bench.plot, "c.svg");
+    EXPECT_TRUE(bench.matrix.qemu);
+    EXPECT_FALSE(bench.matrix.command);
+    EXPECT_EQ(bench.time_limit_seconds, 7);
+    EXPECT_EQ(bench.timeout_seconds, 9);
+}
+
+TEST(BenchCommandLine, AgainstIsQemuOrACommandOrBoth) {
+    const BenchCommand bench = understood({"--against", "other {kernel}", "--against", "qemu"});
+    EXPECT_TRUE(bench.matrix.qemu);
+    EXPECT_TRUE(bench.matrix.command);
+    EXPECT_EQ(bench.settings.command, "other {kernel}");
+}
+
+TEST(BenchCommandLine, CompareTakesTwoFilesAndAThreshold) {
+    const Command command = parse({"compare", "a.json", "b.json", "--threshold", "5"});
+    const auto* const compare = std::get_if<BenchCompareCommand>(&command);
+    ASSERT_NE(compare, nullptr);
+    EXPECT_EQ(compare->before, "a.json");
+    EXPECT_EQ(compare->after, "b.json");
+    EXPECT_DOUBLE_EQ(compare->threshold, 0.05);
+}
+
+TEST(BenchCommandLine, WhatCannotBeIsAUsageErrorThatNamesIt) {
+    EXPECT_TRUE(mentions(refusal({"slow"}), "slow"));
+    EXPECT_TRUE(mentions(refusal({"--memory", "1G,"}), "''"));
+    EXPECT_TRUE(mentions(refusal({"--memory", "1000001"}), "1000001"));
+    EXPECT_TRUE(mentions(refusal({"--vcpus", "1-3"}), "1-3"));
+    EXPECT_TRUE(mentions(refusal({"--vcpus", "99999999999"}), "99999999999"));
+    EXPECT_TRUE(mentions(refusal({"--prefault", "all"}), "none, host, touch, ioctl, reader"));
+    EXPECT_NE(refusal({"--runs", "0"}), "");
+    EXPECT_NE(refusal({"--passes", "1"}), "") << "there is no steady pass";
+    EXPECT_NE(refusal({"--time-limit", "0"}), "");
+    EXPECT_NE(refusal({"--json", ""}), "");
+    EXPECT_NE(refusal({"--against", ""}), "");
+    EXPECT_NE(refusal({"compare", "a"}), "");
+    EXPECT_NE(refusal({"compare", "a", "b", "--threshold", "-1"}), "");
+}
+
+} // namespace
+} // namespace vmm
