@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -33,9 +34,9 @@ TEST_P(FuzzCorpus, BreaksNothing) {
     std::ranges::sort(files);
     ASSERT_FALSE(files.empty());
     for (const auto& path : files) {
-        SCOPED_TRACE(path); // A target that finds something aborts: then the last line says which file it was.
         std::ifstream file(path, std::ios::binary);
         const std::string text{std::istreambuf_iterator(file), {}};
+        // A target that finds something aborts: then the last line says which file it was.
         std::fprintf(stderr, "%s\n", path.filename().c_str());
         GetParam().run(std::as_bytes(std::span(text)));
     }
@@ -44,7 +45,7 @@ TEST_P(FuzzCorpus, BreaksNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Of, FuzzCorpus, ::testing::ValuesIn(kTargets),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& target) { return std::string(target.param.name); });
 
 } // namespace
 } // namespace vmm::fuzz
