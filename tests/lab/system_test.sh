@@ -17,18 +17,14 @@ checks() {
         shift
     done
     shift
-    run_checks "${options[@]}" --file "$here/system_checks:/bin/system_checks" --timeout 800 -- system_checks "$@"
-}
-
-# run_checks LAB-ARGUMENT...: counts what they print.
-run_checks() {
-    "$here/lab" run --vmm "$vmm" "$@" </dev/null | tee "$output"
-    local status=${PIPESTATUS[0]} words="$*"
+    "$here/lab" run --vmm "$vmm" "${options[@]}" --file "$here/system_checks:/bin/system_checks" --timeout 800 \
+        -- system_checks "$@" </dev/null | tee "$output"
+    local status=${PIPESTATUS[0]}
     passed=$((passed + $(grep -c '^PASS' "$output")))
     failed=$((failed + $(grep -c '^FAIL' "$output")))
     sed -n 's/^FIRST-FILL //p' "$output" >>"$first_fills"
     if ((status != 0)); then
-        echo "FAIL the lab run of ${words##*-- } ended with status $status"
+        echo "FAIL the lab run of $* ended with status $status"
         failed=$((failed + 1))
     fi
 }
@@ -58,16 +54,6 @@ checks --memory 3G --hugepages-2m 256 -- first_fill speed scope background pins
 checks --memory 3G --hugepages-2m 128 --numa 2 -- first_fill split placement migration
 checks --memory 7G --hugepages-1g 2 -- large
 checks --guest-kernel 6.1 -- kernel
-
-# The devices, of a guest that has nearly all of them.
-device_tool=${DEVICE_TOOL:-$(dirname "$vmm")/../tests/lab_device_tool}
-if passt=$(command -v passt); then
-    run_checks --file "$here/device_checks:/bin/device_checks" --file "$device_tool:/bin/device_tool" \
-        --file "$passt:/bin/passt" --timeout 300 -- device_checks
-else
-    echo "FAIL devices: passt is not installed (scripts/setup installs it)"
-    failed=$((failed + 1))
-fi
 
 # In a lab just booted, as a host is that starts a guest: the median over the labs.
 name="512M of 4K by ioctl in a lab just booted, against the host side: at most 0.35"
