@@ -95,7 +95,7 @@ std::uint64_t missing_pool_bytes(const std::vector<Cell>& cells, PageSize page_s
 }
 
 void check_fits(std::vector<Cell> cells, const HostRoom& room) {
-    std::stable_sort(cells.begin(), cells.end(), [](const Cell& one, const Cell& other) {
+    std::sort(cells.begin(), cells.end(), [](const Cell& one, const Cell& other) {
         return one.memory_bytes != other.memory_bytes ? one.memory_bytes > other.memory_bytes : one.vcpus > other.vcpus;
     });
     const std::uint64_t missing_2m = missing_pool_bytes(cells, PageSize::k2M, room);

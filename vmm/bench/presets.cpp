@@ -58,7 +58,7 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, boo
     case Preset::kQuick:
         memory = std::min(128 * kMiB, round_size(room.available_bytes / 24));
         facts.time_limit_seconds = 50;
-        facts.run_limit_seconds = 10;
+        facts.run_limit_seconds = 6;
         break;
     case Preset::kRfc:
         memory = std::min(vcpus * kRfcBytesPerVcpu, round_size(most));
