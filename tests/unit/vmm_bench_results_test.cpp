@@ -250,6 +250,22 @@ TEST(BenchTable, SaysWhatTheMethodsSayAboutEachOther) {
     EXPECT_FALSE(mentions(table, "NOT COMPLETE")) << table;
 }
 
+TEST(BenchTable, SaysWhenMemoryIsReadyAgainstQemusPrealloc) {
+    Results results = some_results();
+    for (CellResult& result : results.cells) {
+        for (Sample& sample : result.samples) {
+            sample[Figure::kReady] = 0.6;
+        }
+    }
+    CellResult qemu = result_of(Method::kHost, {sample_of(1.1, 3, 0.01, 262144)});
+    qemu.cell.contender = Contender::kQemu;
+    qemu.samples[0][Figure::kReady] = 1.2;
+    results.cells.push_back(qemu);
+    EXPECT_TRUE(mentions(to_table(results), "touch against qemu prealloc: memory ready after 600 ms instead of 1.20 s "
+                                            "(0.50); populating alone 550 ms instead of 1.10 s (0.50)"))
+        << to_table(results);
+}
+
 TEST(BenchTable, NamesWhatFailed) {
     Results results = some_results();
     results.cells[1].samples.clear();

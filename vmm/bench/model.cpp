@@ -286,7 +286,7 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
         "What larger guests would take with as many CPUs as vCPUs, each as fast as one here. Total: where each\n"
         "doubling of workers halves the time .. where it gains what it gained here. Floor: writing memory once";
     text += bandwidth_of_cpu > 0
-                ? fmt::format(", {:.2f} GiB/s for each CPU as measured here.\n", bandwidth_of_cpu / kBytesPerGib)
+                ? fmt::format(",\n{:.2f} GiB/s for each CPU as measured here.\n", bandwidth_of_cpu / kBytesPerGib)
                 : ": not measured.\n";
     for (const TargetShape& shape : kTargets) {
         const double floor =

@@ -152,9 +152,11 @@ std::string plot_script(const Results& results, PlotFormat format) {
         }
         script += "END\n";
     }
-    script += fmt::format("set multiplot layout 1,{} title \"Time until a guest has touched all its memory once "
-                          "(median of {} run{}; whiskers: all runs)\" font ',14'\n",
-                          panels.size(), runs, runs == 1 ? "" : "s");
+    script +=
+        fmt::format("set multiplot layout 1,{} title \"Time until a guest has touched all its memory once (median "
+                    "of {} run{}, whiskers from the\\nfastest to the slowest), and the second-level faults it "
+                    "took meanwhile\" font ',13'\n",
+                    panels.size(), runs, runs == 1 ? "" : "s");
     for (std::size_t i = 0; i < panels.size(); ++i) {
         const bool small = panels[i].highest < 0.5;
         const double top = std::max(panels[i].highest, 1e-6) * 1.25 / (small ? 1e-3 : 1);

@@ -124,9 +124,16 @@ std::string conclusions(const Shape& shape, bool show_workers) {
             const auto theirs = base->median_of(Figure::kReady);
             if (result->cell.contender == Contender::kVmm && uses_workers(result->cell.method) && ours && theirs &&
                 *theirs > 0) {
-                text += fmt::format("  {} against {}: memory ready, start included, after {} instead of {} ({:.2f})\n",
+                const auto our_part = result->median_of(Figure::kPrefault);
+                const auto their_part = base->median_of(Figure::kPrefault);
+                const std::string parts =
+                    our_part && their_part && *their_part > 0
+                        ? fmt::format("; populating alone {} instead of {} ({:.2f})", format_seconds(*our_part),
+                                      format_seconds(*their_part), *our_part / *their_part)
+                        : "";
+                text += fmt::format("  {} against {}: memory ready after {} instead of {} ({:.2f}){}\n",
                                     method_name(result->cell, show_workers), method_name(base->cell),
-                                    format_seconds(*ours), format_seconds(*theirs), *ours / *theirs);
+                                    format_seconds(*ours), format_seconds(*theirs), *ours / *theirs, parts);
             }
         }
     }
