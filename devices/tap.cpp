@@ -94,8 +94,13 @@ Tap::Tap(const std::string& name) : is_tap_(true) {
     check_interface_name(name);
     fd_ = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
     if (!fd_) {
-        throw_errno(errno, "open /dev/net/tun for the tap interface " + name,
-                    errno == ENOENT || errno == ENODEV ? "load the module tun" : "");
+        std::string advice;
+        if (errno == ENOENT || errno == ENODEV) {
+            advice = "load the module tun";
+        } else if (errno == EACCES || errno == EPERM) {
+            advice = "let this user open it: `chmod 666 /dev/net/tun`";
+        }
+        throw_errno(errno, "open /dev/net/tun for the tap interface " + name, advice);
     }
     ifreq request{};
     name.copy(request.ifr_name, IFNAMSIZ - 1);
