@@ -18,12 +18,18 @@ namespace {
 constexpr std::uint32_t kLargestBlock = 4096;
 
 UniqueFd open_image(const std::string& path, const DiskImage::Options& options) {
-    const int flags =
-        (options.read_only ? O_RDONLY : O_RDWR) | (options.direct ? O_DIRECT : 0) | O_CLOEXEC | O_NONBLOCK;
+    // Without O_NONBLOCK a fifo would be waited for. With O_EXCL the kernel refuses a block device that it has mounted,
+    // or that is open so by another name (open(2)).
+    struct stat status {};
+    const bool is_device = ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
+    const int flags = (options.read_only ? O_RDONLY : O_RDWR | (is_device ? O_EXCL : 0)) |
+                      (options.direct ? O_DIRECT : 0) | O_CLOEXEC | O_NONBLOCK;
     UniqueFd fd(::open(path.c_str(), flags));
     if (!fd) {
         std::string advice;
-        if (!options.read_only && (errno == EACCES || errno == EROFS || errno == EPERM)) {
+        if (errno == EBUSY && is_device) {
+            advice = "it is mounted, or another program writes to it: unmount it, or end that program";
+        } else if (!options.read_only && (errno == EACCES || errno == EROFS || errno == EPERM)) {
             advice = "to read it only, write \"" + path + ",ro\"";
         } else if (options.direct && errno == EINVAL) {
             advice = "its file system knows no direct I/O: leave out \"direct\"";
@@ -39,6 +45,10 @@ DiskImage::DiskImage(std::string path, const Options& options)
     : path_(std::move(path)), options_(options), fd_(open_image(path_, options)) {
     measure();
     lock();
+    // With O_NONBLOCK io_uring may hand back what is not in the page cache, instead of waiting for it.
+    if (::fcntl(fd_.get(), F_SETFL, options_.direct ? O_DIRECT : 0) != 0) {
+        throw_errno(errno, "set up the disk " + path_);
+    }
 }
 
 void DiskImage::measure() {

@@ -94,6 +94,8 @@ constexpr std::chrono::microseconds kLinger{50};
 constexpr std::chrono::milliseconds kLongestTurn{2};
 /// What may be with the kernel at once, over all queues.
 constexpr unsigned kDepth = 256;
+/// How often an operation that the host did not get to (EINTR, EAGAIN) is given to it again.
+constexpr unsigned kMostRetries = 1000;
 
 /// Zeroes to be written where the file system cannot make a range zero by itself.
 constexpr std::size_t kZeroBytes = 64 * 1024;
@@ -116,6 +118,7 @@ struct Block::Request {
     std::uint64_t offset = 0;    ///< in the file, of what is next
     std::uint64_t left = 0;      ///< bytes still to be done
     std::uint64_t total = 0;     ///< bytes of the request
+    unsigned retries = 0;        ///< how often the host was interrupted, without a byte in between
     bool bounces = false;        ///< goes through bounce memory now
     bool by_hand = false;        ///< zeroes are being written
     int allocate_mode = 0;
@@ -381,6 +384,7 @@ void Block::begin(Request& request) {
     request.next_piece = 0;
     request.bounces = false;
     request.by_hand = false;
+    request.retries = 0;
     const Chain& chain = request.chain;
     const auto last = std::find_if(chain.writable.rbegin(), chain.writable.rend(),
                                    [](std::span<std::byte> buffer) { return !buffer.empty(); });
@@ -605,7 +609,8 @@ void Block::complete(Request& request, int result) {
     if (request.bounces) {
         end_bounce(request, result > 0 ? static_cast<std::size_t>(result) : 0);
     }
-    if (result == -EINTR || result == -EAGAIN) {
+    if ((result == -EINTR || result == -EAGAIN) && request.retries < kMostRetries) {
+        ++request.retries;
         switch (request.kind) {
         case Request::Kind::kFlush:
             io_->flush(request.token);
@@ -654,6 +659,7 @@ void Block::complete(Request& request, int result) {
             result = -EIO;
         }
         if (result > 0) {
+            request.retries = 0;
             advance(request, static_cast<std::size_t>(result));
             if (request.left != 0) {
                 proceed(request);

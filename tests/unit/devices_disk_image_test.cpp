@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <string>
+#include <utility>
 
 #include "devices/disk_image.hpp"
 #include "kvm/unique_fd.hpp"
@@ -86,6 +89,67 @@ TEST_F(DiskImageTest, WithDirectIoNamesWhatItsMemoryHasToBeAlignedTo) {
     const DiskImage image(path, {.direct = true});
     EXPECT_GE(image.logical_block_bytes(), 512U);
     EXPECT_EQ(image.memory_alignment() & (image.memory_alignment() - 1), 0U);
+}
+
+TEST_F(DiskImageTest, IsWaitedForAndNotAskedAgain) {
+    // io_uring hands back what it would have to wait for where a file is open with O_NONBLOCK.
+    const DiskImage image(file("a", 512), {});
+    EXPECT_EQ(::fcntl(image.fd(), F_GETFL) & O_NONBLOCK, 0);
+}
+
+/// A block device with the bytes of a file.
+class LoopDevice {
+  public:
+    explicit LoopDevice(const std::string& path) {
+        const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
+        const UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+        for (int tries = 0; tries < 8 && !device_; ++tries) { // Another may take the same one.
+            const int number = control ? ::ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
+            path_ = "/dev/loop" + std::to_string(number);
+            UniqueFd device(number < 0 ? -1 : ::open(path_.c_str(), O_RDWR | O_CLOEXEC));
+            if (!device) {
+                return;
+            }
+            if (::ioctl(device.get(), LOOP_SET_FD, file.get()) == 0) {
+                device_ = std::move(device);
+            }
+        }
+    }
+    ~LoopDevice() {
+        if (device_) {
+            ::ioctl(device_.get(), LOOP_CLR_FD, 0);
+        }
+    }
+    LoopDevice(const LoopDevice&) = delete;
+    LoopDevice& operator=(const LoopDevice&) = delete;
+
+    [[nodiscard]] bool is_there() const { return static_cast<bool>(device_); }
+    [[nodiscard]] const std::string& path() const { return path_; }
+
+  private:
+    std::string path_;
+    UniqueFd device_;
+};
+
+TEST_F(DiskImageTest, OfABlockDeviceHasItsSizeAndOneWriterByWhateverName) {
+    const LoopDevice device(file("a", 64 * 512));
+    if (!device.is_there()) {
+        GTEST_SKIP() << "no loop device can be made here: " << device.path();
+    }
+    {
+        const DiskImage image(device.path(), {});
+        EXPECT_EQ(image.sectors(), 64U);
+        EXPECT_EQ(image.logical_block_bytes(), 512U);
+        struct stat status {};
+        ASSERT_EQ(::stat(device.path().c_str(), &status), 0);
+        const std::string other_name = directory_ / "node";
+        if (::mknod(other_name.c_str(), S_IFBLK | 0600, status.st_rdev) == 0 &&
+            UniqueFd(::open(other_name.c_str(), O_RDONLY | O_CLOEXEC))) {
+            EXPECT_TRUE(mentions(refusal_of(other_name), "another program writes to it")) << refusal_of(other_name);
+        }
+        EXPECT_NE(refusal_of(device.path()), "");
+    }
+    EXPECT_EQ(refusal_of(device.path()), "");
 }
 
 } // namespace
