@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <thread>
 #include <utility>
 
 #include "kvm/error.hpp"
@@ -17,6 +18,17 @@ namespace {
 
 constexpr std::uint32_t kLargestBlock = 4096;
 
+/// Tries again and again as long as it is `busy`, for as long as `patience` says.
+template <typename Busy, typename Try>
+void wait_while(Busy busy, std::chrono::milliseconds patience, Try try_again) {
+    constexpr std::chrono::milliseconds kPause{10};
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (busy() && std::chrono::steady_clock::now() < end) {
+        std::this_thread::sleep_for(kPause);
+        try_again();
+    }
+}
+
 UniqueFd open_image(const std::string& path, const DiskImage::Options& options) {
     // Without O_NONBLOCK a fifo would be waited for. With O_EXCL the kernel refuses a block device that it has mounted,
     // or that is open so by another name (open(2)).
@@ -25,6 +37,8 @@ UniqueFd open_image(const std::string& path, const DiskImage::Options& options) 
     const int flags = (options.read_only ? O_RDONLY : O_RDWR | (is_device ? O_EXCL : 0)) |
                       (options.direct ? O_DIRECT : 0) | O_CLOEXEC | O_NONBLOCK;
     UniqueFd fd(::open(path.c_str(), flags));
+    wait_while([&] { return !fd && errno == EBUSY && is_device; }, options.patience,
+               [&] { fd = UniqueFd(::open(path.c_str(), flags)); });
     if (!fd) {
         std::string advice;
         if (errno == EBUSY && is_device) {
@@ -103,7 +117,11 @@ void DiskImage::lock() const {
     struct flock range {};
     range.l_type = options_.read_only ? F_RDLCK : F_WRLCK;
     range.l_whence = SEEK_SET; // From 0, and with length 0 to the end, wherever that is.
-    if (::fcntl(fd_.get(), F_OFD_SETLK, &range) == 0) {
+    const auto lock = [&] { return ::fcntl(fd_.get(), F_OFD_SETLK, &range) == 0; };
+    bool locked = lock();
+    wait_while([&] { return !locked && (errno == EAGAIN || errno == EACCES); }, options_.patience,
+               [&] { locked = lock(); });
+    if (locked) {
         return;
     }
     if (errno == EAGAIN || errno == EACCES) {

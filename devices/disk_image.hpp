@@ -1,6 +1,7 @@
 // A raw disk image or block device of the host's: opened, checked and locked.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -19,6 +20,9 @@ class DiskImage {
     struct Options {
         bool read_only = false;
         bool direct = false; ///< O_DIRECT: past the host's page cache
+        /// How long one that is in use is waited for. When a process is killed, the kernel takes its io_uring apart
+        /// later, and only then gives back what it had open; whoever restarts it at once is not to be refused.
+        std::chrono::milliseconds patience{0};
     };
 
     /// Throws Error: it cannot be opened so, is neither a regular file nor a block device, is empty or no whole number

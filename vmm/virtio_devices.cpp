@@ -25,6 +25,8 @@ namespace {
 /// How long a vCPU that resets a device waits for what the device has with the host. Linux's driver frees its rings as
 /// soon as it has written the reset.
 constexpr std::chrono::seconds kResetPatience{2};
+/// How long a disk that is in use is waited for.
+constexpr std::chrono::milliseconds kDiskPatience{500};
 
 void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services) {
     // In user mode nobody else is on that network: the same address for each guest does no harm.
@@ -53,7 +55,7 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;
     for (const DiskConfig& disk : config.disks) {
-        devices::DiskImage image(disk.path, {disk.read_only, disk.direct});
+        devices::DiskImage image(disk.path, {disk.read_only, disk.direct, kDiskPatience});
         devices.push_back(std::make_unique<devices::virtio::Block>(
             "blk" + std::to_string(devices.size()), std::move(image),
             devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn}));

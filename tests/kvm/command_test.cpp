@@ -232,6 +232,35 @@ TEST_F(Command, MistypedLogFileMakesNoFolders) {
     EXPECT_FALSE(std::filesystem::exists(directory_ / "no"));
 }
 
+TEST_F(Command, SecondGuestOnADiskIsRefusedAndReadersShareIt) {
+    const std::string disk = directory_.write("disk", std::string(4096, 'x'));
+    const std::vector<std::string> endless{"run", "-q", "-m", "16M", "--cmdline", "passes=1000000", "--disk"};
+    const auto with = [&](const std::string& option) {
+        std::vector<std::string> arguments = endless;
+        arguments.push_back(option);
+        return arguments;
+    };
+    {
+        const CommandBeside writer(with(disk));
+        ASSERT_TRUE(eventually([&] { return writer.has_thread("blk0"); })) << writer.errors();
+        expect_refused({"run", "--disk", disk}, 1, "cannot use the disk " + disk + ": another process");
+    }
+    CommandBeside reader(with(disk + ",ro"));
+    // The kernel gives the killed guest's lock back a moment after it is gone.
+    ASSERT_TRUE(eventually([&] { return reader.has_thread("blk0"); })) << reader.errors();
+    EXPECT_EQ(run_command({"run", "-q", "-m", "16M", "--disk", disk + ",ro"}).exit_status, 0);
+    expect_refused({"run", "--disk", disk}, 1, "only readers can share a disk");
+}
+
+TEST_F(Command, MoreDisksThanCanBeSayHowManyThereCanBe) {
+    std::vector<std::string> arguments{"run"};
+    for (int i = 0; i < 40; ++i) {
+        arguments.insert(arguments.end(),
+                         {"--disk", directory_.write("disk" + std::to_string(i), std::string(512, 0))});
+    }
+    expect_refused(arguments, 1, "there are interrupt lines for 17");
+}
+
 TEST_F(Command, ReportToStandardOutputComesAfterTheGuestsOutput) {
     const CommandResult run = run_command({"run", "-q", "-m", "16M", "--report", "/dev/stdout"});
     EXPECT_EQ(run.exit_status, 0);

@@ -3,18 +3,19 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
+#include <memory>
 #include <string>
-#include <utility>
+#include <thread>
 
 #include "devices/disk_image.hpp"
 #include "kvm/unique_fd.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_loop_device.hpp"
 #include "support/host_temporary_directory.hpp"
 
 namespace vmm::devices {
@@ -79,6 +80,17 @@ TEST_F(DiskImageTest, HasOneWriterOrManyReaders) {
     EXPECT_TRUE(mentions(refusal_of(path), ",ro"));
 }
 
+TEST_F(DiskImageTest, InUseIsWaitedForAsLongAsAsked) {
+    const std::string path = file("a", 512);
+    auto writer = std::make_unique<DiskImage>(path, DiskImage::Options{});
+    std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        writer.reset();
+    });
+    EXPECT_EQ(refusal_of(path, {.patience = std::chrono::seconds(10)}), "");
+    other.join();
+}
+
 TEST_F(DiskImageTest, WithDirectIoNamesWhatItsMemoryHasToBeAlignedTo) {
     const std::string path = file("a", 8192);
     const std::string refusal = refusal_of(path, {.direct = true});
@@ -97,42 +109,8 @@ TEST_F(DiskImageTest, IsWaitedForAndNotAskedAgain) {
     EXPECT_EQ(::fcntl(image.fd(), F_GETFL) & O_NONBLOCK, 0);
 }
 
-/// A block device with the bytes of a file.
-class LoopDevice {
-  public:
-    explicit LoopDevice(const std::string& path) {
-        const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
-        const UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-        for (int tries = 0; tries < 8 && !device_; ++tries) { // Another may take the same one.
-            const int number = control ? ::ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
-            path_ = "/dev/loop" + std::to_string(number);
-            UniqueFd device(number < 0 ? -1 : ::open(path_.c_str(), O_RDWR | O_CLOEXEC));
-            if (!device) {
-                return;
-            }
-            if (::ioctl(device.get(), LOOP_SET_FD, file.get()) == 0) {
-                device_ = std::move(device);
-            }
-        }
-    }
-    ~LoopDevice() {
-        if (device_) {
-            ::ioctl(device_.get(), LOOP_CLR_FD, 0);
-        }
-    }
-    LoopDevice(const LoopDevice&) = delete;
-    LoopDevice& operator=(const LoopDevice&) = delete;
-
-    [[nodiscard]] bool is_there() const { return static_cast<bool>(device_); }
-    [[nodiscard]] const std::string& path() const { return path_; }
-
-  private:
-    std::string path_;
-    UniqueFd device_;
-};
-
 TEST_F(DiskImageTest, OfABlockDeviceHasItsSizeAndOneWriterByWhateverName) {
-    const LoopDevice device(file("a", 64 * 512));
+    const vmm::testing::LoopDevice device(file("a", 64 * 512));
     if (!device.is_there()) {
         GTEST_SKIP() << "no loop device can be made here: " << device.path();
     }
