@@ -25,6 +25,7 @@
 #include "support/devices_hostile_driver.hpp"
 #include "support/devices_virtio_driver.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_loop_device.hpp"
 #include "support/host_temporary_directory.hpp"
 
 namespace vmm::devices::testing {
@@ -391,6 +392,39 @@ TEST(VirtioBlock, WhoseFileMayNotGrowAnswersWithAnErrorAndGoesOn) {
     std::signal(SIGXFSZ, handler);
     EXPECT_EQ(beyond, kIoError);
     EXPECT_EQ(within, kOk);
+}
+
+TEST(VirtioBlock, OnABlockDeviceThatFailsAnswersWithAnErrorAndGoesOn) {
+    const vmm::testing::TemporaryDirectory directory;
+    const std::string path = directory.write("disk", std::string(64 * kSector, 'x'));
+    const vmm::testing::LoopDevice device(path);
+    if (!device.is_there()) {
+        GTEST_SKIP() << "no loop device can be made here";
+    }
+    std::vector<std::string> warnings;
+    BlockConfig config;
+    config.warn = [&](const std::string& line) { warnings.push_back(line); };
+    Block block("blk0", DiskImage(device.path(), {.direct = true}), config);
+    VirtioRig rig(block);
+    ASSERT_TRUE(rig.start());
+    const auto status_of = [&](const Header& header, std::uint32_t bytes) {
+        const GuestAddress front = rig.allocate(sizeof(Header));
+        const GuestAddress data = rig.allocate(bytes);
+        const GuestAddress status = rig.allocate(1);
+        EXPECT_TRUE(rig.memory().store(front, header) && rig.memory().store(status, kUntouched));
+        rig.queue(0).add({{front, sizeof(Header)}, {data, bytes, header.type == kIn}, {status, 1, kWritable}});
+        rig.ring(0);
+        EXPECT_TRUE(rig.wait_for_used(0));
+        return *rig.memory().load<std::uint8_t>(status);
+    };
+    EXPECT_EQ(status_of({kIn, 0, 0}, 4096), kOk);
+    EXPECT_EQ(status_of({kOut, 0, 8}, 4096), kOk);
+    std::filesystem::resize_file(path, 0); // The device does not become smaller: its sectors cannot be read any more.
+    EXPECT_EQ(status_of({kIn, 0, 16}, 4096), kIoError);
+    ASSERT_EQ(warnings.size(), 1U);
+    EXPECT_TRUE(vmm::testing::mentions(warnings.front(), device.path())) << warnings.front();
+    std::filesystem::resize_file(path, 64 * kSector);
+    EXPECT_EQ(status_of({kIn, 0, 0}, 4096), kOk);
 }
 
 class VirtioBlockKinds : public ::testing::TestWithParam<DiskOptions> {};
