@@ -50,7 +50,7 @@ guest_under_qemu "pc, 1 CPU" -M pc -smp 1
 guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
 
 checks --memory 3G --hugepages-2m 256 -- first_fill linux guest life
-checks --memory 3G --hugepages-2m 256 -- first_fill speed scope background pins
+checks --memory 3G --hugepages-2m 256 -- first_fill speed scope background pins disks net
 checks --memory 3G --hugepages-2m 128 --numa 2 -- first_fill split placement migration
 checks --memory 7G --hugepages-1g 2 -- large
 checks --guest-kernel 6.1 -- kernel
