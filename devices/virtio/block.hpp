@@ -63,7 +63,8 @@ class Block final : public Device {
     };
     [[nodiscard]] Statistics statistics() const noexcept;
 
-    static constexpr std::uint16_t kQueueSize = 256;
+    /// Room for a request of 1 MiB in single pages, which Linux would otherwise cut in two (seg_max).
+    static constexpr std::uint16_t kQueueSize = 512;
     /// The largest discard and write-zeroes request, in sectors: 1 GiB.
     static constexpr std::uint32_t kMostSectors = 1U << 21;
 
