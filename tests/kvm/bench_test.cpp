@@ -30,8 +30,9 @@ class Bench : public KvmTest {
 };
 
 TEST_F(Bench, CountsFaultsOfEachMethodAndWritesThemDown) {
+    // One vCPU: in emulation, with two it takes a minute to replace 8192 pages of zeros, which a reader leaves.
     const CommandResult result =
-        run_command({"bench", "--memory", "32M", "--vcpus", "2", "--page-size", "4K", "--prefault", "none,touch,reader",
+        run_command({"bench", "--memory", "16M", "--vcpus", "1", "--page-size", "4K", "--prefault", "none,touch,reader",
                      "--runs", "2", "--passes", "2", "--json", json_, "--csv", csv_});
     ASSERT_EQ(result.exit_status, 0) << result.errors << result.output;
     EXPECT_NE(result.output.find("touch against reader: first pass"), std::string::npos) << result.output;
@@ -47,7 +48,7 @@ TEST_F(Bench, CountsFaultsOfEachMethodAndWritesThemDown) {
                 EXPECT_EQ(run["faults"], 0);
                 EXPECT_GT(run["second_level_seconds"], 0);
             } else {
-                EXPECT_GT(run["faults"], 7000) << method << ": of 8192 pages";
+                EXPECT_GT(run["faults"], 3000) << method << ": of 4096 pages";
             }
             EXPECT_EQ(run["reader_seconds"].is_null(), method != "reader");
             EXPECT_GT(run["first_seconds"], 0);
@@ -117,11 +118,12 @@ TEST_F(Bench, OutputsThatCannotBeWrittenAreFoundFirst) {
     expect_refused({"bench", "--csv", "/nowhere/a.csv"}, 1, "/nowhere/a.csv");
     expect_refused({"bench", "--plot", directory_ / "a.pdf"}, 1, ".svg or .png");
     expect_refused({"bench", "--json", json_, "--csv", json_}, 1, "one file");
-    const CommandResult result =
-        run_command({"bench", "--plot", directory_ / "a.svg"}, [] { ::setenv("PATH", "/nowhere", 1); });
-    EXPECT_EQ(result.exit_status, 1);
-    // The command itself is not looked for by PATH where it was built beside the test.
-    EXPECT_NE(result.errors.find("gnuplot-nox"), std::string::npos) << result.errors;
+    if (command_under_test().find('/') != std::string::npos) { // Else it would not be found itself.
+        const CommandResult result =
+            run_command({"bench", "--plot", directory_ / "a.svg"}, [] { ::setenv("PATH", "/nowhere", 1); });
+        EXPECT_EQ(result.exit_status, 1);
+        EXPECT_NE(result.errors.find("gnuplot-nox"), std::string::npos) << result.errors;
+    }
 }
 
 TEST_F(Bench, ProgramsThatAreNotThereAreFoundFirst) {
