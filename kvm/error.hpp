@@ -5,6 +5,9 @@
 #include <string>
 #include <string_view>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm {
 
 /// What went wrong on the host, or in what the user asked for. `what()` is one line, fit to be shown as it is: what we
@@ -12,6 +15,12 @@ namespace vmm {
 class Error : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
+};
+
+/// The embedding program used an object in a way that it does not allow at this moment: ran a machine twice, say.
+class UsageError : public Error {
+  public:
+    using Error::Error;
 };
 
 /// Throws Error "cannot <tried>: <reason of error_number> (<advice>)". The advice is left out where it is empty.
@@ -22,3 +31,4 @@ class Error : public std::runtime_error {
 std::string errno_reason(int error_number);
 
 } // namespace vmm
+VMM_API_END

@@ -6,6 +6,9 @@
 #include <optional>
 #include <string>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm {
 
 inline constexpr std::uint64_t kKiB = 1ULL << 10;
@@ -85,3 +88,4 @@ std::string to_string(GuestAddress address);
 std::string format_bytes(std::uint64_t bytes);
 
 } // namespace vmm
+VMM_API_END

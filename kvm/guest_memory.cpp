@@ -82,6 +82,15 @@ GuestMemory::GuestMemory(std::span<const GuestRange> layout, PageSize page_size)
     }
 }
 
+GuestMemory::GuestMemory(std::span<const MemoryRegion> loans, PageSize page_size) : page_size_(page_size) {
+    if (loans.size() > kMaxRegions) {
+        throw Error("cannot use " + std::to_string(loans.size()) + " regions of guest memory: at most " +
+                    std::to_string(kMaxRegions) + " are possible");
+    }
+    std::ranges::copy(loans, regions_.begin());
+    count_.store(loans.size(), std::memory_order_release);
+}
+
 std::uint64_t GuestMemory::region_alignment() const noexcept {
     return std::max(2 * kMiB, largest_page_bytes(page_size_));
 }

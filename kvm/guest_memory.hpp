@@ -13,9 +13,11 @@
 #include <type_traits>
 #include <utility>
 
+#include "kvm/export.hpp"
 #include "kvm/guest_address.hpp"
 #include "kvm/mapping.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
 
 /// What backs guest RAM on the host.
@@ -72,6 +74,10 @@ class GuestMemory {
     /// Maps one region for each range of `layout` (ascending, not overlapping, at most kMaxRegions; otherwise as
     /// `map`). Throws Error.
     GuestMemory(std::span<const GuestRange> layout, PageSize page_size);
+
+    /// Of memory that somebody else has mapped, and keeps mapped for longer than this lives: `loans` in ascending order
+    /// of address, not overlapping, each congruent as MemoryRegion says. Throws Error: more than kMaxRegions.
+    GuestMemory(std::span<const MemoryRegion> loans, PageSize page_size);
 
     /// Maps host memory for `range`: its base a multiple of `region_alignment`, its size of `certain_page_bytes`, not
     /// overlapping any region. No page is populated; the advice (huge page or not, no fork, no core dump) is given
@@ -135,3 +141,4 @@ class GuestMemory {
 };
 
 } // namespace vmm
+VMM_API_END

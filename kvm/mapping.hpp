@@ -5,6 +5,9 @@
 #include <span>
 #include <string_view>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm {
 
 /// Owns one mmap()ed range and unmaps it.
@@ -38,3 +41,4 @@ class Mapping {
 };
 
 } // namespace vmm
+VMM_API_END

@@ -7,8 +7,10 @@
 #include <string_view>
 #include <vector>
 
+#include "kvm/export.hpp"
 #include "kvm/unique_fd.hpp"
 
+VMM_API_BEGIN
 namespace vmm::kvm {
 
 /// The binary statistics of one VM or one vCPU, e.g. "pages_4k" of a VM, "pf_fixed" of a vCPU. The names are read once;
@@ -36,3 +38,4 @@ class Stats {
 };
 
 } // namespace vmm::kvm
+VMM_API_END

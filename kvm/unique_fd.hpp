@@ -5,6 +5,9 @@
 
 #include <utility>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm {
 
 /// Owns a file descriptor and closes it. A plain `int` descriptor elsewhere in the project is a loan.
@@ -41,3 +44,4 @@ class UniqueFd {
 };
 
 } // namespace vmm
+VMM_API_END

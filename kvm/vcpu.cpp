@@ -9,6 +9,8 @@
 #include <new>
 #include <vector>
 
+#include <utility>
+
 #include <fmt/format.h>
 
 #include "kvm/error.hpp"
@@ -47,8 +49,10 @@ void set_signal_mask_inside_run(int fd) {
 
 } // namespace
 
-Vcpu::Vcpu(const Vm& vm, unsigned id)
-    : id_(id), fd_(create_vcpu(vm, id)),
+Vcpu::Vcpu(const Vm& vm, unsigned id) : Vcpu(vm, create_vcpu(vm, id), id) {}
+
+Vcpu::Vcpu(const Vm& vm, UniqueFd vcpu, unsigned id)
+    : id_(id), fd_(std::move(vcpu)),
       shared_(Mapping::shared_file(fd_.get(), vm.vcpu_mmap_bytes(), "the shared area of vCPU " + std::to_string(id))),
       run_(std::launder(reinterpret_cast<kvm_run*>(shared_.data()))) {
     set_signal_mask_inside_run(fd_.get());

@@ -30,6 +30,8 @@ class Vcpu {
   public:
     /// KVM_CREATE_VCPU. `id` is the APIC id too. Throws Error.
     Vcpu(const Vm& vm, unsigned id);
+    /// A vCPU of `vm` that exists already; `id` is for messages. Throws Error.
+    Vcpu(const Vm& vm, UniqueFd vcpu, unsigned id);
 
     [[nodiscard]] unsigned id() const noexcept { return id_; }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kvm/guest_address.hpp"
 #include "kvm/stats.hpp"
@@ -26,6 +27,8 @@ class Vm {
   public:
     /// KVM_CREATE_VM. Throws Error.
     explicit Vm(const System& system);
+    /// A VM that exists already. `vcpu_mmap_bytes` is KVM_GET_VCPU_MMAP_SIZE.
+    Vm(UniqueFd vm, std::size_t vcpu_mmap_bytes) noexcept : fd_(std::move(vm)), vcpu_mmap_bytes_(vcpu_mmap_bytes) {}
 
     /// As System::extension, for this VM.
     [[nodiscard]] int extension(int capability) const noexcept;

@@ -7,6 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm::prefault {
 
 /// Numbers of CPUs (or of NUMA nodes, which the kernel lists alike): ascending, none twice, each below kMaxCpus.
@@ -36,3 +39,4 @@ void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option);
 void bind_this_thread(std::span<const unsigned> cpus);
 
 } // namespace vmm::prefault
+VMM_API_END

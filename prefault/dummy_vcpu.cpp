@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <string>
+#include <utility>
 #include <variant>
 
 #include "kvm/error.hpp"
@@ -83,6 +84,12 @@ DummyVcpu::DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_e
     if (address_space == kvm::AddressSpace::kSmm) {
         vcpu_.set_system_management_mode(true);
     }
+    vcpu_.set_mp_state(kvm::MpState::kUninitialized);
+}
+
+DummyVcpu::DummyVcpu(kvm::Vcpu vcpu, const Scratch& scratch)
+    : vcpu_(std::move(vcpu)), stats_(vcpu_.stats()), scratch_(scratch) {
+    take_state();
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
 }
 

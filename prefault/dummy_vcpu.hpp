@@ -24,6 +24,9 @@ class DummyVcpu {
     DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch,
               kvm::AddressSpace address_space = kvm::AddressSpace::kNormal);
 
+    /// Of a vCPU that exists already, has never run, and has its CPUID. Throws Error.
+    DummyVcpu(kvm::Vcpu vcpu, const Scratch& scratch);
+
     /// How a chunk ended.
     struct Outcome {
         enum class End {

@@ -11,6 +11,7 @@
 
 #include "kvm/guest_memory.hpp"
 #include "prefault/cpu_list.hpp"
+#include "prefault/numa_policy.hpp"
 
 namespace vmm::prefault {
 
@@ -45,26 +46,6 @@ struct NumaTopology {
     /// Where it is unknown, 10 for a node itself and 20 for any other, as the kernel has it.
     [[nodiscard]] unsigned distance(unsigned from, unsigned to) const noexcept;
 };
-
-/// On which nodes guest memory is to lie.
-struct NumaPolicy {
-    enum class Kind {
-        kDefault, ///< where the process's own policy puts it: without one, on the node of the thread that populates it
-        kNode,    ///< all on `node`
-        kInterleave, ///< page by page in turn over all nodes with memory
-        kSplit,      ///< cut into equal contiguous parts, one for each node with memory
-    };
-    Kind kind = Kind::kDefault;
-    unsigned node = 0; ///< for kNode
-
-    friend bool operator==(const NumaPolicy&, const NumaPolicy&) = default;
-};
-
-/// The command line's word: "default", "interleave", "split", or the number of the node.
-[[nodiscard]] std::string to_string(const NumaPolicy& policy);
-/// The reverse, or nothing where the text is no such word. A number is below kMaxNodes; whether there is such a node is
-/// for check_numa_policy to say.
-[[nodiscard]] std::optional<NumaPolicy> parse_numa_policy(std::string_view text);
 
 /// A range of guest memory and the node it is to lie on; without a node, on any.
 struct PlacedRange {

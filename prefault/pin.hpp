@@ -6,23 +6,13 @@
 #include <functional>
 #include <span>
 #include <stop_token>
-#include <string_view>
 #include <vector>
 
 #include "kvm/guest_memory.hpp"
 #include "prefault/longterm_pin.hpp"
+#include "prefault/pin_kind.hpp"
 
 namespace vmm::prefault {
-
-/// How guest memory is kept resident.
-enum class Pin {
-    kNone,
-    kMlock,    ///< mlock2(MLOCK_ONFAULT): never swapped out. It does not keep pages from being migrated or compacted.
-    kLongterm, ///< registered with io_uring as fixed buffers: neither swapped out, nor migrated, nor compacted
-};
-
-/// The name used on the command line and in the report: "none", "mlock", "longterm".
-[[nodiscard]] std::string_view to_string(Pin pin) noexcept;
 
 /// Throws Error where this process may not pin `bytes` more: says the limit, the need and how to raise it; for
 /// kLongterm also where there is no io_uring for it. To be called before anything is created.

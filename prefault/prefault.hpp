@@ -2,69 +2,18 @@
 #pragma once
 
 #include <atomic>
-#include <cstdint>
 #include <map>
 #include <stop_token>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include "kvm/guest_memory.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/numa.hpp"
+#include "prefault/options.hpp"
 #include "prefault/pin.hpp"
-#include "prefault/progress.hpp"
 #include "prefault/second_level_filler.hpp"
 
 namespace vmm::prefault {
-
-/// How far pre-population goes.
-enum class Scope {
-    kNone, ///< nothing: the guest's first touch of a page populates it
-    kHost, ///< host memory only, as other VMMs do
-    kAll,  ///< host memory and the second level
-};
-
-/// The name used on the command line and in the report: "none", "host", "all".
-[[nodiscard]] std::string_view to_string(Scope scope) noexcept;
-
-struct Options {
-    Scope scope = Scope::kAll;
-    /// The parts of guest memory it is about, whole pages of the backing, not overlapping; empty: all of it.
-    std::vector<GuestRange> ranges = {};
-    Method method = Method::kAuto;
-    /// Threads for the host side, and dummy vCPUs; at least 1. Of these, as many are used as there is work for.
-    unsigned workers = 1;
-    /// Where workers may run; empty: where the process may. Workers run on the CPUs of their memory's node.
-    CpuList cpus = {};
-    /// Beside a guest: workers at the lowest priority, and each chunk is populated on both sides before the next is
-    /// begun, so that what is done serves the guest at once.
-    bool background = false;
-    /// Whether the second level of system management mode is filled, too. Needs KVM_CAP_X86_SMM, and EPT or NPT.
-    bool smm = false;
-    ProgressSink progress = {};
-};
-
-/// What was done, and what KVM's counters say of it.
-struct Report {
-    Scope scope = Scope::kNone;
-    std::vector<GuestRange> ranges; ///< what was asked for; empty: all memory
-    std::uint64_t bytes = 0;        ///< the size of what it was about
-    Method method = Method::kNone;
-    std::string method_reason; ///< why this method
-    unsigned workers = 0;
-    double host_seconds = 0;
-    double pin_seconds = 0;
-    double second_level_seconds = 0; ///< in the background: both sides
-    double smm_seconds = 0;
-    double total_seconds = 0;
-    MappedPages mapped;         ///< of the guest's memory, all of it, when the run ended
-    MappedPages smm_mapped;     ///< what the second level of system management mode added
-    Proof proof = Proof::kNone; ///< what shows that the second level is full
-    unsigned top_up_passes = 0; ///< passes over every 4 KiB that found something to map
-    bool complete = false;      ///< what was asked for was done, and where the scope is kAll it is proven
-    std::string problem;        ///< why it is not complete; empty if it is, or if a stop was requested
-};
 
 /// What a run works on.
 struct Target {

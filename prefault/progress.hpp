@@ -5,6 +5,9 @@
 #include <functional>
 #include <string_view>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm::prefault {
 
 /// The parts of a prefault, in the order in which they run.
@@ -32,3 +35,4 @@ struct Progress {
 using ProgressSink = std::function<void(const Progress&)>;
 
 } // namespace vmm::prefault
+VMM_API_END

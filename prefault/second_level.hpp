@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <string_view>
 
+#include "kvm/export.hpp"
 #include "kvm/stats.hpp"
 
+VMM_API_BEGIN
 namespace vmm::prefault {
 
 /// How KVM translates guest-physical addresses on this host.
@@ -45,3 +47,4 @@ struct MappedPages {
 [[nodiscard]] MappedPages mapped_pages(const kvm::Stats& vm_stats);
 
 } // namespace vmm::prefault
+VMM_API_END

@@ -4,43 +4,23 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kvm/guest_memory.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/dummy_vcpu.hpp"
+#include "prefault/options.hpp"
 #include "prefault/scratch.hpp"
 #include "prefault/second_level.hpp"
 #include "prefault/work.hpp"
 
 namespace vmm::prefault {
-
-/// How the second level is filled.
-enum class Method {
-    kNone,  ///< not at all; in reports only
-    kAuto,  ///< by ioctl where that leaves nothing to fault, else by touch; in options only
-    kTouch, ///< dummy vCPUs write to every page
-    kIoctl, ///< KVM_PRE_FAULT_MEMORY on each dummy vCPU
-};
-
-/// The name used on the command line and in the report: "none", "auto", "touch", "ioctl".
-[[nodiscard]] std::string_view to_string(Method method) noexcept;
-
-/// What shows that the second level is full.
-enum class Proof {
-    kNone,     ///< nothing
-    kCounters, ///< KVM's counts of mappings cover what was to be filled
-    kTouch,    ///< prefault vCPUs wrote to every 4 KiB of it and took no fault, by KVM's count
-};
-
-/// The name used in the report: "none", "counters", "touch".
-[[nodiscard]] std::string_view to_string(Proof proof) noexcept;
 
 /// A method, and why it is the one.
 struct MethodChoice {
@@ -70,6 +50,8 @@ class SecondLevelFiller {
         unsigned first_vcpu_id;  ///< the lowest id of a dummy: above every real vCPU's
         SecondLevelHost host;    ///< what this host has
         bool smm = false;        ///< whether there are to be dummies in system management mode, too
+        /// Makes the vCPU of that id, with its CPUID set; empty: KVM_CREATE_VCPU and the CPUID given to the filler.
+        std::function<kvm::Vcpu(unsigned id)> make_vcpu = {};
     };
 
     /// What one fill is about.
@@ -132,6 +114,7 @@ class SecondLevelFiller {
     SecondLevelHost host_;
     bool smm_;
     std::vector<kvm_cpuid_entry2> cpuid_;
+    std::function<kvm::Vcpu(unsigned id)> make_vcpu_;
     unsigned next_vcpu_id_; ///< also that of a vCPU that could not be finished is used up
     Scratch scratch_;
     bool scratch_in_smm_ = false;

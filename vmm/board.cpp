@@ -8,7 +8,8 @@ namespace vmm {
 
 using devices::AcpiPower;
 
-Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, StopRequest& stop)
+Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
+             StopRequest& stop)
     : com1_line_(vm, memory_map::kCom1Gsi), serial_(com1_line_, std::move(serial_callbacks)),
       i8042_([&stop] { stop.request(ExitReason::kReboot); }),
       power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {
@@ -16,9 +17,10 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
     ports_.attach(memory_map::kAcpiPowerPort, AcpiPower::kSize, power_);
     ports_.attach(memory_map::kRtcPort, devices::Rtc::kSize, rtc_);
-    ports_.freeze();
     mmio_.attach(to_integer(memory_map::kPowerRegisters), AcpiPower::kSize, power_);
     virtio.attach_to(mmio_);
+    custom.attach_to(ports_, mmio_); // Last: where one is in the way, it is the one to be named.
+    ports_.freeze();
     mmio_.freeze();
 }
 

@@ -11,6 +11,7 @@
 #include "devices/serial_port.hpp"
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
+#include "vmm/custom_devices.hpp"
 #include "vmm/irqfd_line.hpp"
 #include "vmm/stop_request.hpp"
 #include "vmm/virtio_devices.hpp"
@@ -24,8 +25,9 @@ namespace vmm {
 class Board {
   public:
     /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
-    /// `virtio` does. After kvm::Vm::create_irqchip(). Throws Error.
-    Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, StopRequest& stop);
+    /// `virtio` and `custom` do. After kvm::Vm::create_irqchip(). Throws Error.
+    Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
+          StopRequest& stop);
 
     [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }

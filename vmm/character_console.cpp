@@ -42,7 +42,7 @@ void CharacterConsole::attach(devices::CharacterPort& port, EventLoop& loop) {
 CharacterConsole::Drained CharacterConsole::drain_output() {
     for (std::size_t taken = 0;;) {
         if (pending_start_ == pending_end_) {
-            if (output_ && taken >= kMostAtOnce) {
+            if ((output_ || config_.sink) && taken >= kMostAtOnce) {
                 return Drained::kMoreLeft;
             }
             pending_start_ = 0;
@@ -51,6 +51,9 @@ CharacterConsole::Drained CharacterConsole::drain_output() {
                 return Drained::kAll;
             }
             taken += pending_end_;
+            if (config_.sink) {
+                config_.sink(std::span(pending_output_).first(pending_end_));
+            }
         }
         const auto left = std::span(pending_output_).first(pending_end_).subspan(pending_start_);
         const NonblockingOutput::Result result =

@@ -10,6 +10,9 @@
 #include "devices/virtio/balloon.hpp"
 #include "kvm/error.hpp"
 #include "prefault/huge_page_pool.hpp"
+#include "prefault/numa.hpp"
+#include "prefault/pin.hpp"
+#include "vmm/custom_devices.hpp"
 #include "vmm/host_memory.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/user_network.hpp"
@@ -231,6 +234,7 @@ void validate(const Config& config) {
     validate_prefault(config);
     validate_balloon(config);
     validate_devices(config);
+    validate_custom_devices(config);
     const prefault::NumaTopology topology = prefault::NumaTopology::read();
     prefault::check_numa_policy(config.numa, topology, config.memory_bytes);
     if (is_from_pool(config.page_size)) { // Memory that is set aside already.

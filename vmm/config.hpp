@@ -1,32 +1,44 @@
 // What a machine is to be.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "devices/virtio/console.hpp"
+#include "devices/virtio/console_size.hpp"
+#include "kvm/export.hpp"
 #include "kvm/guest_memory.hpp"
 #include "prefault/cpu_list.hpp"
-#include "prefault/huge_page_pool.hpp"
-#include "prefault/numa.hpp"
-#include "prefault/pin.hpp"
-#include "prefault/prefault.hpp"
+#include "prefault/numa_policy.hpp"
+#include "prefault/options.hpp"
+#include "prefault/pin_kind.hpp"
+#include "vmm/device.hpp"
 #include "vmm/log.hpp"
 #include "vmm/stop_request.hpp"
 #include "vmm/watch.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
+
+namespace prefault {
+struct HugePageDemand;
+struct NumaTopology;
+} // namespace prefault
 
 /// Where the guest's serial port is connected. The descriptors are loans that outlive the machine; -1: not connected.
 /// The output descriptor's flags are left as they are, and a reader that does not read never stalls the guest.
 struct CharacterConfig {
     int input_fd = -1;
     int output_fd = -1;
+    /// Is given what the guest says, beside `output_fd` if that is there, too. Called on the thread of Machine::run(),
+    /// which it should not hold up. What it throws ends the run and comes out of run().
+    std::function<void(std::span<const std::byte>)> sink;
     /// Whether Ctrl-A is a prefix for commands to us (x: stop, h: help, Ctrl-A: itself). For a person at a terminal.
     bool escape_keys = false;
     /// The size of the terminal, where there is one; asked again when `resized_fd` (an eventfd) becomes readable. For a
@@ -138,8 +150,11 @@ struct Config {
     std::vector<NetConfig> nets;
     std::optional<VsockConfig> vsock;
     std::optional<BalloonConfig> balloon;
+    std::vector<DeviceConfig> devices; ///< the embedding program's own
     bool rng = false; ///< whether the guest has a source of entropy (virtio-rng)
     LogSink log;
+    /// Is told how the guest ended, on the thread of Machine::run(), when the report is whole. Not where run() throws.
+    std::function<void(ExitReason)> ended;
     /// A request to stop that exists before the machine does, so that it is heard during construction, too. Null: the
     /// machine has its own.
     std::shared_ptr<StopRequest> stop;
@@ -170,3 +185,4 @@ void validate_more_memory(const Config& config, std::uint64_t bytes);
 [[nodiscard]] prefault::HugePageDemand huge_page_demand(const Config& config, const prefault::NumaTopology& topology);
 
 } // namespace vmm
+VMM_API_END

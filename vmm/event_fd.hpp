@@ -1,8 +1,10 @@
 // An eventfd: how one thread wakes another's event loop, and how a device raises a line.
 #pragma once
 
+#include "kvm/export.hpp"
 #include "kvm/unique_fd.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
 
 /// A counter in the kernel that a file descriptor waits on. Threads: any. signal() may be called from a signal handler.
@@ -24,3 +26,4 @@ class EventFd {
 };
 
 } // namespace vmm
+VMM_API_END

@@ -7,6 +7,7 @@
 
 #include "kvm/error.hpp"
 #include "prefault/plan.hpp"
+#include "prefault/prefault.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/x86_cpuid.hpp"
 

@@ -4,11 +4,16 @@
 #include <functional>
 #include <string_view>
 
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
 namespace vmm {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
-/// Takes one line without its newline. May be called from any thread of ours, several at once. Empty: silence.
+/// Takes one line without its newline. May be called from any thread of ours, several at once. What it throws ends the
+/// run, or the construction. Empty: silence.
 using LogSink = std::function<void(LogLevel, std::string_view)>;
 
 } // namespace vmm
+VMM_API_END

@@ -6,9 +6,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cassert>
+#include <exception>
 #include <functional>
 #include <latch>
+#include <mutex>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -21,6 +24,7 @@
 #include "vmm/background_prefault.hpp"
 #include "vmm/board.hpp"
 #include "vmm/character_console.hpp"
+#include "vmm/custom_devices.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/fault_counters.hpp"
 #include "vmm/guest_images.hpp"
@@ -28,6 +32,7 @@
 #include "vmm/host_requirements.hpp"
 #include "vmm/interval_timer.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/pause_gate.hpp"
 #include "vmm/prefaulter.hpp"
 #include "vmm/stop_bridge.hpp"
 #include "vmm/vcpu_thread.hpp"
@@ -56,11 +61,11 @@ Config validated(Config config) {
 struct Machine::Parts {
     Parts(Config wanted, Clock::time_point started_at);
 
-    void log(LogLevel level, const std::string& line) const {
-        if (config.log) {
-            config.log(level, line);
-        }
-    }
+    void log(LogLevel level, const std::string& line);
+    /// Something that the embedding program gave us threw: the run ends, and the first of these comes out of it.
+    void note_failure(std::exception_ptr failure) noexcept;
+    void rethrow_failure();
+    void check_reader() const;
     [[nodiscard]] Prefaulter::Host prefault_host() const;
     /// Makes `virtio_console`, too, which the devices stand on.
     [[nodiscard]] DeviceServices device_services();
@@ -83,6 +88,11 @@ struct Machine::Parts {
     std::string crash;
     std::shared_ptr<StopRequest> shared_stop;
     StopRequest& stop;
+    std::mutex failure_lock;
+    std::exception_ptr failure;
+    PauseGate gate;
+    std::atomic<MachineState> state{MachineState::kReady};
+    std::atomic<std::thread::id> runner; ///< who is in run()
     GuestFiles files;
     std::optional<CharacterConsole> virtio_console;
     VirtioSet virtio_devices; ///< the devices themselves until `virtio` has them
@@ -91,10 +101,12 @@ struct Machine::Parts {
     kvm::Vm vm;
     CharacterConsole console;
     VirtioDevices virtio;
+    CustomDevices custom;
     Board board;
     std::vector<kvm_cpuid_entry2> supported_cpuid;
     bool tsc_deadline = false;
     std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
+    mutable std::mutex counting; ///< while the counters begin anew
     std::optional<FaultCounters> faults;
     std::vector<std::uint64_t> watched_faults; ///< the counts of the last sample
     std::optional<Prefaulter> prefaulter;
@@ -141,7 +153,9 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
       files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config, device_services())),
       system(open_checked_system(config)), ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
       console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
-      virtio(vm, ram.memory(), std::move(virtio_devices.devices)), board(vm, console.callbacks(), virtio, stop),
+      virtio(vm, ram.memory(), std::move(virtio_devices.devices)),
+      custom(vm, ram.memory(), config.devices, [this](std::exception_ptr thrown) { note_failure(std::move(thrown)); }),
+      board(vm, console.callbacks(), virtio, custom, stop),
       supported_cpuid(system.supported_cpuid()), tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
     report.host = prefault::detect_second_level();
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
@@ -160,6 +174,45 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
         prefaulter->prepare();
     }
     load();
+}
+
+void Machine::Parts::log(LogLevel level, const std::string& line) {
+    if (!config.log) {
+        return;
+    }
+    try {
+        config.log(level, line);
+    } catch (...) {
+        if (state == MachineState::kReady) {
+            throw;
+        }
+        note_failure(std::current_exception());
+    }
+}
+
+void Machine::Parts::note_failure(std::exception_ptr thrown) noexcept {
+    {
+        const std::lock_guard hold(failure_lock);
+        if (!failure) {
+            failure = std::move(thrown);
+        }
+    }
+    stop.request_for_failure();
+}
+
+void Machine::Parts::rethrow_failure() {
+    const std::lock_guard hold(failure_lock);
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+}
+
+void Machine::Parts::check_reader() const {
+    const MachineState now = state;
+    if ((now == MachineState::kRunning || now == MachineState::kPaused) && runner.load() != std::this_thread::get_id()) {
+        throw UsageError("cannot read the report of a machine that runs from another thread than the one that runs it "
+                         "(Machine::statistics() can be read from any)");
+    }
 }
 
 DeviceServices Machine::Parts::device_services() {
@@ -308,10 +361,15 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
             watch(loop, watch_timer.emplace(1.0));
         }
         virtio.start(stop);
-        const VcpuEnvironment environment{board.ports(), board.mmio(), stop, start};
+        const VcpuEnvironment environment{board.ports(), board.mmio(), stop, gate, start};
         for (kvm::Vcpu& vcpu : vcpus) {
             threads.emplace_back(vcpu, cpus_of(vcpu.id()), environment);
         }
+        gate.open(threads.size(), [&threads] {
+            for (VcpuThread& thread : threads) {
+                thread.kick();
+            }
+        });
         prefaulter->note_guest_runs();
         start.count_down(); // Not before every thread exists: a guest that has begun cannot be taken back.
         if (config.prefault_when == PrefaultWhen::kBackground) {
@@ -325,6 +383,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
         }
     } catch (...) {
         stop.request_for_failure();
+        gate.close();
         if (!start.try_wait()) {
             start.count_down();
         }
@@ -332,6 +391,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
         virtio.abandon();
         throw;
     }
+    gate.close();
     report.guest_ended = Clock::now();
     for (VcpuThread& thread : threads) {
         thread.kick();
@@ -454,9 +514,27 @@ void Machine::set_balloon(std::uint64_t bytes) {
 
 ExitReason Machine::run() {
     Parts& parts = *parts_;
-    [[maybe_unused]] const bool had_run = parts.has_run.exchange(true);
-    assert(!had_run);
-    parts.faults->reset();
+    if (parts.has_run.exchange(true)) {
+        throw UsageError("cannot run the machine: it runs or has run, and a machine runs once (make another one)");
+    }
+    struct Running {
+        explicit Running(Parts& of) : parts(of) {
+            parts.runner = std::this_thread::get_id();
+            parts.state = MachineState::kRunning;
+        }
+        ~Running() {
+            parts.gate.close();
+            parts.state = MachineState::kEnded;
+        }
+        Running(const Running&) = delete;
+        Running& operator=(const Running&) = delete;
+        Parts& parts;
+    };
+    const Running running(parts);
+    {
+        const std::lock_guard hold(parts.counting);
+        parts.faults->reset();
+    }
     std::deque<VcpuThread> threads;
     parts.run_threads(threads);
     constexpr int kFlushMilliseconds = 1000;
@@ -464,6 +542,7 @@ ExitReason Machine::run() {
     if (parts.virtio_console) {
         parts.virtio_console->flush(kFlushMilliseconds);
     }
+    parts.rethrow_failure();
     for (const VcpuThread& thread : threads) {
         if (thread.failure()) {
             std::rethrow_exception(thread.failure());
@@ -481,7 +560,44 @@ ExitReason Machine::run() {
                           "reads, {} MMIO writes",
                           parts.board.ports().unclaimed_reads(), parts.board.ports().unclaimed_writes(),
                           parts.board.mmio().unclaimed_reads(), parts.board.mmio().unclaimed_writes()));
+    if (parts.config.ended) {
+        parts.config.ended(parts.report.exit);
+    }
+    parts.rethrow_failure(); // The log's, perhaps.
     return parts.report.exit;
+}
+
+void Machine::pause() {
+    parts_->gate.pause();
+}
+
+void Machine::resume() {
+    parts_->gate.resume();
+}
+
+Statistics Machine::statistics() const {
+    const Parts& parts = *parts_;
+    Statistics statistics;
+    statistics.state = parts.state;
+    if (statistics.state == MachineState::kRunning && parts.gate.is_paused()) {
+        statistics.state = MachineState::kPaused;
+    }
+    std::vector<std::uint64_t> faults;
+    std::vector<std::uint64_t> exits;
+    {
+        const std::lock_guard hold(parts.counting);
+        faults = parts.faults->counts();
+        exits = parts.faults->exits();
+    }
+    for (std::size_t vcpu = 0; vcpu < faults.size(); ++vcpu) {
+        statistics.vcpus.push_back({vcpu < exits.size() ? exits[vcpu] : 0, faults[vcpu]});
+    }
+    statistics.mapped = parts.prefaulter->mapped();
+    return statistics;
+}
+
+const GuestMemory& Machine::memory() const noexcept {
+    return parts_->ram.memory();
 }
 
 void Machine::request_stop(ExitReason reason) noexcept {
@@ -496,11 +612,13 @@ std::span<const std::byte> Machine::device_tree() const noexcept {
     return parts_->device_tree;
 }
 
-const RunReport& Machine::report() const noexcept {
+const RunReport& Machine::report() const {
+    parts_->check_reader();
     return parts_->report;
 }
 
-const std::string& Machine::crash_description() const noexcept {
+const std::string& Machine::crash_description() const {
+    parts_->check_reader();
     return parts_->crash;
 }
 

@@ -3,15 +3,17 @@
 
 #include <chrono>
 #include <cstddef>
-#include <deque>
 #include <memory>
 #include <span>
 #include <string>
 
+#include "kvm/export.hpp"
 #include "vmm/config.hpp"
 #include "vmm/report.hpp"
+#include "vmm/statistics.hpp"
 #include "vmm/stop_request.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
 
 /// A guest: its memory, vCPUs and devices. Construction loads the kernel and creates everything, but populates nothing
@@ -22,11 +24,17 @@ namespace vmm {
 ///     ExitReason reason = machine.run();
 ///
 /// Threads: request_stop() and is_stop_requested() may be called from any thread and from a signal handler, also while
-/// prefault() or run() is under way, and so may set_balloon(), but for the signal handler. prefault(), add_memory() and
-/// log_dirty_pages() may be called from any thread, also while run() is under way; they are served one at a time, and
-/// none may be under way when the machine is destroyed. Everything else is for the thread that made it.
+/// prefault() or run() is under way. Everything else may be called from any thread: prefault(), add_memory() and
+/// log_dirty_pages() are served one at a time; pause(), resume(), statistics(), memory() and set_balloon() at once. While
+/// run() is under way, report() and crash_description() are for the thread that is in it (a sink, say); others get
+/// UsageError. Nothing may be under way when the machine is destroyed.
+///
+/// It installs no signal handler, ends no process, writes nowhere but to the descriptors and functions it was given, and
+/// knows of no other machine: any number may live in a process, on any threads. To vCPUs it sends the signal SIGRTMIN,
+/// which its own threads block and which is delivered nowhere.
 class Machine {
   public:
+    /// Either there is a machine, or Error, or what a DeviceConfig::make or the log threw; nothing is left behind then.
     /// `started` is when the clock of RunReport::seconds_to_first_instruction begins. Throws Error.
     explicit Machine(Config config, std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now());
     ~Machine();
@@ -55,8 +63,23 @@ class Machine {
     /// for it.
     void set_balloon(std::uint64_t bytes);
 
-    /// Runs the guest until it ends or is stopped. Once. Throws Error where the host fails.
+    /// Runs the guest until it ends or is stopped, on this thread and one for each vCPU. Throws Error where the host
+    /// fails; what a device, a sink or another function of the configuration threw; and UsageError the second time.
     ExitReason run();
+
+    /// Holds the guest: when it returns, no vCPU runs, nor will one until resume(); or the machine is about to end. Before
+    /// run(), the guest will not begin. Devices that have threads of their own, timers of KVM's and a prefault in the
+    /// background go on. Twice is as good as once. Throws UsageError: the machine has ended, or a device asks for it in
+    /// its own access.
+    void pause();
+    /// Lets it go on. Nothing happens if it is not paused.
+    void resume();
+
+    /// What it is doing. Also while it runs, and afterwards. Throws Error where KVM's counters cannot be read.
+    [[nodiscard]] Statistics statistics() const;
+
+    /// The guest's memory, as long as the machine lives. Its content is the guest's while it runs.
+    [[nodiscard]] const GuestMemory& memory() const noexcept;
 
     /// Ends prefault() and run() soon; the first request counts.
     void request_stop(ExitReason reason = ExitReason::kStopped) noexcept;
@@ -68,9 +91,9 @@ class Machine {
 
     /// What happened until now. After run() it is whole. Not while a prefault is under way. Its `prefault` is of the
     /// last call before run(), or of what run() did in the background.
-    [[nodiscard]] const RunReport& report() const noexcept;
+    [[nodiscard]] const RunReport& report() const;
     /// Where the guest crashed: the reason and the registers, as lines. Empty if it did not.
-    [[nodiscard]] const std::string& crash_description() const noexcept;
+    [[nodiscard]] const std::string& crash_description() const;
 
   private:
     struct Parts;
@@ -78,3 +101,4 @@ class Machine {
 };
 
 } // namespace vmm
+VMM_API_END

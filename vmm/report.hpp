@@ -7,12 +7,14 @@
 #include <string>
 #include <vector>
 
+#include "kvm/export.hpp"
 #include "kvm/guest_memory.hpp"
-#include "prefault/prefault.hpp"
+#include "prefault/options.hpp"
 #include "prefault/second_level.hpp"
 #include "vmm/config.hpp"
 #include "vmm/stop_request.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
 
 /// The report of one run (docs/report.md). Times are in seconds.
@@ -63,3 +65,4 @@ struct RunReport {
 [[nodiscard]] std::string to_summary(const RunReport& report);
 
 } // namespace vmm
+VMM_API_END

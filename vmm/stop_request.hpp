@@ -4,8 +4,10 @@
 #include <atomic>
 #include <string_view>
 
+#include "kvm/export.hpp"
 #include "vmm/event_fd.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
 
 /// Why a machine stopped.
@@ -48,3 +50,4 @@ class StopRequest {
 };
 
 } // namespace vmm
+VMM_API_END

@@ -53,7 +53,12 @@ void VcpuThread::body() noexcept {
 
 void VcpuThread::run_until_stopped() {
     environment_.start.wait();
-    while (!environment_.stop.is_requested()) {
+    environment_.gate.note_vcpu_thread();
+    for (;;) {
+        environment_.gate.pass();
+        if (environment_.stop.is_requested()) {
+            return;
+        }
         if (!first_entry_) {
             first_entry_ = std::chrono::steady_clock::now();
         }

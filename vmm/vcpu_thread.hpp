@@ -13,6 +13,7 @@
 #include "devices/bus.hpp"
 #include "kvm/vcpu.hpp"
 #include "prefault/cpu_list.hpp"
+#include "vmm/pause_gate.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -22,6 +23,7 @@ struct VcpuEnvironment {
     devices::Bus& ports;
     devices::Bus& mmio;
     StopRequest& stop;
+    PauseGate& gate;
     std::latch& start; ///< no vCPU enters the guest before it is open
 };
 

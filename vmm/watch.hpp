@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "kvm/export.hpp"
 #include "prefault/second_level.hpp"
 
+VMM_API_BEGIN
 namespace vmm {
 
 /// What KVM counts at one moment.
@@ -24,3 +26,4 @@ using WatchSink = std::function<void(const WatchSample&)>;
 [[nodiscard]] std::string to_line(const WatchSample& sample);
 
 } // namespace vmm
+VMM_API_END

@@ -12,17 +12,10 @@
 #include "devices/byte_ring.hpp"
 #include "devices/character_port.hpp"
 #include "devices/virtio/another_turn.hpp"
+#include "devices/virtio/console_size.hpp"
 #include "devices/virtio/device.hpp"
 
 namespace vmm::devices::virtio {
-
-/// The size of a terminal, in characters.
-struct ConsoleSize {
-    std::uint16_t columns = 0;
-    std::uint16_t rows = 0;
-
-    friend bool operator==(const ConsoleSize&, const ConsoleSize&) = default;
-};
 
 /// hvc0 in Linux. Output that nobody takes is dropped, as CharacterPort has it: Linux's driver waits for each of its
 /// buffers with a lock held.

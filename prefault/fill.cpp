@@ -1,0 +1,230 @@
+#include "prefault/fill.hpp"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "kvm/error.hpp"
+#include "kvm/uapi.hpp"
+#include "kvm/vm.hpp"
+#include "prefault/numa.hpp"
+#include "prefault/pin.hpp"
+#include "prefault/plan.hpp"
+#include "prefault/prefault.hpp"
+#include "prefault/scratch.hpp"
+#include "prefault/second_level_filler.hpp"
+
+namespace vmm::prefault {
+
+namespace {
+
+constexpr std::uint64_t kMostAddressBytes = 128 * kTiB;
+
+/// The end of the highest memslot, and of the scratch window's first page.
+std::uint64_t address_bytes(const ExistingVm& vm) {
+    std::uint64_t end = to_integer(vm.scratch_base) + 2 * kMiB;
+    for (const MemoryRegion& slot : vm.memslots) {
+        end = std::max(end, to_integer(slot.range.end()));
+    }
+    return end;
+}
+
+Scratch::Layout scratch_layout(const ExistingVm& vm) {
+    // Without 1 GiB pages: whether the vCPUs' CPUID has them is the caller's to know, and 2 MiB ones serve all.
+    const std::uint64_t bytes = *align_up(address_bytes(vm), kGiB);
+    return {vm.scratch_base, bytes, bytes, false};
+}
+
+void check_memslots(const ExistingVm& vm) {
+    const std::string tried = "cannot prefault the memslots of the VM: ";
+    if (vm.memslots.empty()) {
+        throw Error(tried + "there are none");
+    }
+    std::uint64_t last_end = 0;
+    for (const MemoryRegion& slot : vm.memslots) {
+        const std::uint64_t base = to_integer(slot.range.base);
+        const std::string which = tried + to_string(slot.range.base) + " and " + std::to_string(slot.range.size) +
+                                  " bytes from there on ";
+        const std::uint64_t page = certain_page_bytes(vm.page_size);
+        if (slot.range.size == 0 || !is_aligned(base, page) || !is_aligned(slot.range.size, page)) {
+            throw Error(which + "are not whole pages of " + format_bytes(page));
+        }
+        if (base > kMostAddressBytes || slot.range.size > kMostAddressBytes - base) {
+            throw Error(which + "pass " + format_bytes(kMostAddressBytes));
+        }
+        if (base < last_end) {
+            throw Error(which + "do not come after the memslot before it");
+        }
+        if (slot.host == nullptr) {
+            throw Error(which + "have no host memory");
+        }
+        last_end = to_integer(slot.range.end());
+    }
+}
+
+void check_scratch(const ExistingVm& vm) {
+    const std::string tried = "cannot put the prefault's own memslot at " + to_string(vm.scratch_base) + ": ";
+    if (!is_aligned(to_integer(vm.scratch_base), 2 * kMiB)) {
+        throw Error(tried + "ExistingVm::scratch_base must be a multiple of 2 MiB");
+    }
+    if (to_integer(vm.scratch_base) > kMostAddressBytes - 4 * kGiB) {
+        throw Error(tried + "ExistingVm::scratch_base is above the highest possible address");
+    }
+    const GuestRange scratch{vm.scratch_base, scratch_bytes(vm)};
+    for (const MemoryRegion& slot : vm.memslots) {
+        if (slot.range.overlaps(scratch)) {
+            throw Error(tried + "it takes " + to_string(scratch) + ", and a memslot is at " + to_string(slot.range));
+        }
+    }
+}
+
+void check_options(const ExistingVm& vm, const Options& options) {
+    if (options.smm) {
+        throw Error("cannot fill the second level of system management mode of a VM that somebody else made");
+    }
+    if (options.workers < 1) {
+        throw Error("cannot use 0 prefault workers: at least 1 is needed");
+    }
+    check_cpus_usable(options.cpus, "Options::cpus");
+    for (std::size_t i = 0; i < options.ranges.size(); ++i) {
+        const GuestRange range = options.ranges[i];
+        const std::uint64_t page = certain_page_bytes(vm.page_size);
+        if (range.size == 0 || !is_aligned(to_integer(range.base), page) || !is_aligned(range.size, page) ||
+            std::ranges::none_of(vm.memslots, [&](const MemoryRegion& slot) { return slot.range.contains(range); })) {
+            throw Error("cannot prefault " + std::to_string(range.size) + " bytes from " + to_string(range.base) +
+                        " on: it must be whole pages of one memslot");
+        }
+        for (std::size_t j = 0; j < i; ++j) {
+            if (options.ranges[j].overlaps(range)) {
+                throw Error("cannot prefault " + to_string(range) + ": it overlaps " + to_string(options.ranges[j]));
+            }
+        }
+    }
+}
+
+UniqueFd duplicate(int fd) {
+    UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (!copy) {
+        throw_errno(errno, "use the VM's descriptor " + std::to_string(fd), "is ExistingVm::vm_fd a VM?");
+    }
+    return copy;
+}
+
+std::size_t vcpu_mmap_bytes(int kvm_fd) {
+    const int size = ::ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+    if (size < 0 || static_cast<std::size_t>(size) < sizeof(kvm_run)) {
+        throw_errno(size < 0 ? errno : EINVAL, "ask KVM for the size of a vCPU's shared area",
+                    "is ExistingVm::kvm_fd /dev/kvm?");
+    }
+    return static_cast<std::size_t>(size);
+}
+
+ExistingVm checked(const ExistingVm& vm, const Options& options) {
+    check_memslots(vm);
+    check_scratch(vm);
+    check_options(vm, options);
+    if (!vm.create_vcpu) {
+        throw Error("cannot make prefault vCPUs: ExistingVm::create_vcpu is empty");
+    }
+    return vm;
+}
+
+std::vector<PlacedRange> placement_of(const ExistingVm& vm) {
+    std::vector<PlacedRange> placement;
+    for (const MemoryRegion& slot : vm.memslots) {
+        placement.push_back({slot.range, std::nullopt});
+    }
+    return placement;
+}
+
+} // namespace
+
+std::uint64_t scratch_bytes(const ExistingVm& vm) {
+    return Scratch::bytes_for(scratch_layout(vm));
+}
+
+/// The members stand in the order they depend on each other.
+struct Filled::Parts {
+    Parts(const ExistingVm& wanted, const Options& options)
+        : existing(checked(wanted, options)), memory(existing.memslots, existing.page_size),
+          placement(placement_of(existing)), pins(existing.pin),
+          vm(duplicate(existing.vm_fd), vcpu_mmap_bytes(existing.kvm_fd)) {
+        check_may_pin(existing.pin, memory.size_bytes());
+    }
+
+    kvm::Vcpu make_vcpu(unsigned id) {
+        UniqueFd fd(existing.create_vcpu());
+        if (!fd) {
+            throw Error("cannot make a prefault vCPU: ExistingVm::create_vcpu gave no descriptor");
+        }
+        return {vm, std::move(fd), id};
+    }
+
+    void run(const Options& options, const std::stop_token& stop) {
+        check_options(existing, options);
+        MethodChoice method;
+        if (options.scope == Scope::kAll) {
+            method = choose_method(options.method, host, vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0);
+            if (!filler) {
+                filler.emplace(vm,
+                               SecondLevelFiller::Place{existing.scratch_slot, scratch_layout(existing), 0, host, false,
+                                                        [this](unsigned id) { return make_vcpu(id); }},
+                               std::span<const kvm_cpuid_entry2>{});
+            }
+            filler->grow(Plan::useful_workers(memory.size_bytes(), options.workers, largest_page_bytes(existing.page_size)),
+                         stop);
+        }
+        const Target target{memory, placement, node_cpus, pins, filler ? &*filler : nullptr, std::move(method), &guest_runs};
+        report = prefault::run(target, options, stop);
+    }
+
+    ExistingVm existing;
+    GuestMemory memory;
+    std::vector<PlacedRange> placement;
+    std::map<unsigned, CpuList> node_cpus; ///< none: memory has no place
+    PinnedMemory pins;
+    SecondLevelHost host = detect_second_level();
+    kvm::Vm vm;
+    std::optional<SecondLevelFiller> filler;
+    std::atomic<bool> guest_runs{false};
+    Report report;
+};
+
+Filled::Filled(std::unique_ptr<Parts> parts) noexcept : parts_(std::move(parts)) {}
+Filled::Filled(Filled&&) noexcept = default;
+Filled& Filled::operator=(Filled&&) noexcept = default;
+Filled::~Filled() = default;
+
+const Report& Filled::report() const noexcept {
+    return parts_->report;
+}
+
+const Report& Filled::again(const Options& options, bool guest_runs, const std::stop_token& stop) {
+    parts_->guest_runs = guest_runs;
+    parts_->run(options, stop);
+    return parts_->report;
+}
+
+GuestAddress Filled::page_tables() const noexcept {
+    return parts_->filler ? parts_->filler->scratch().page_tables() : GuestAddress{};
+}
+
+MappedPages Filled::mapped() const {
+    return parts_->filler ? parts_->filler->mapped_guest_memory() : mapped_pages(parts_->vm.stats());
+}
+
+Filled fill(const ExistingVm& vm, const Options& options, const std::stop_token& stop) {
+    auto parts = std::make_unique<Filled::Parts>(vm, options);
+    parts->run(options, stop);
+    return Filled(std::move(parts));
+}
+
+} // namespace vmm::prefault

@@ -1,0 +1,59 @@
+// The embedding program's devices, on the buses.
+#pragma once
+
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "devices/bus.hpp"
+#include "devices/device.hpp"
+#include "kvm/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "vmm/config.hpp"
+#include "vmm/device.hpp"
+
+namespace vmm {
+
+/// Throws Error where a device of `config` cannot be where it is to be, or has no interrupt line of its own. Whether two
+/// devices overlap is found out by the bus.
+void validate_custom_devices(const Config& config);
+
+/// Owns the devices. Threads: the one that made it, but for what is on the buses.
+class CustomDevices {
+  public:
+    /// Is told what a device threw, by a vCPU's thread.
+    using Failed = std::function<void(std::exception_ptr)>;
+
+    /// Makes them. After kvm::Vm::create_irqchip(). `memory` outlives it. Throws Error, and what the makers throw.
+    CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs, const Failed& failed);
+
+    /// Puts each on its bus. Throws Error.
+    void attach_to(devices::Bus& ports, devices::Bus& mmio);
+
+  private:
+    /// Keeps what a device throws away from the bus, which knows no exceptions.
+    class Guarded final : public devices::Device {
+      public:
+        Guarded(const DeviceConfig& config, std::shared_ptr<CustomDevice> device, Failed failed);
+
+        [[nodiscard]] std::string_view name() const noexcept override { return name_; }
+        void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
+        void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
+
+        [[nodiscard]] const DeviceConfig& config() const noexcept { return config_; }
+
+      private:
+        const DeviceConfig& config_;
+        std::string name_;
+        std::shared_ptr<CustomDevice> device_;
+        Failed failed_;
+    };
+
+    std::deque<Guarded> devices_; ///< a deque: the buses know their addresses
+};
+
+} // namespace vmm

@@ -1,0 +1,4 @@
+// For embedding programs: see the header it names.
+#pragma once
+
+#include "kvm/error.hpp" // IWYU pragma: export

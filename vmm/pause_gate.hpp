@@ -1,0 +1,50 @@
+// Where the vCPUs of a paused machine wait.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <functional>
+#include <mutex>
+
+namespace vmm {
+
+/// Each vCPU passes the gate before it enters the guest. Threads: any; note_vcpu_thread() and pass() are for those of
+/// the vCPUs.
+class PauseGate {
+  public:
+    /// Kicks every vCPU's thread.
+    using KickAll = std::function<void()>;
+
+    /// From now on `vcpus` threads pass, and `kick_all` takes them out of the guest, until close().
+    void open(std::size_t vcpus, KickAll kick_all);
+    /// Lets everybody go for good: those who wait here, and those who wait for them.
+    void close();
+
+    /// Returns when no vCPU is in the guest any more, or resume() or close() was called. Before open() at once: the guest
+    /// then begins when it is resumed. Throws UsageError: after close(), or in the thread of a vCPU of this gate, which
+    /// would wait for itself.
+    void pause();
+    void resume();
+    [[nodiscard]] bool is_paused() const noexcept { return wanted_.load(); }
+
+    void note_vcpu_thread() noexcept;
+    void pass() {
+        if (wanted_.load(std::memory_order_acquire)) {
+            wait();
+        }
+    }
+
+  private:
+    void wait();
+
+    std::mutex lock_;
+    std::condition_variable changed_;
+    std::atomic<bool> wanted_{false};
+    bool closed_ = false;
+    std::size_t vcpus_ = 0;
+    std::size_t waiting_ = 0;
+    KickAll kick_all_;
+};
+
+} // namespace vmm

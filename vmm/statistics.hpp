@@ -1,0 +1,35 @@
+// What a machine is doing, at one moment.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kvm/export.hpp"
+#include "prefault/second_level.hpp"
+
+VMM_API_BEGIN
+namespace vmm {
+
+/// How far the life of a machine has come.
+enum class MachineState {
+    kReady,   ///< made, and not yet run
+    kRunning, ///< in Machine::run()
+    kPaused,  ///< in Machine::run(), with its vCPUs held by Machine::pause()
+    kEnded,   ///< run() has ended
+};
+
+/// One vCPU, by KVM's own counters, since run() began.
+struct VcpuStatistics {
+    std::uint64_t exits = 0;               ///< how often the guest was left; 0 where KVM does not count
+    std::uint64_t second_level_faults = 0; ///< mappings that KVM made on the vCPU's behalf (pf_fixed)
+};
+
+/// A machine. The parts are read one after the other, not at one instant.
+struct Statistics {
+    MachineState state = MachineState::kReady;
+    std::vector<VcpuStatistics> vcpus; ///< in order of their ids
+    prefault::MappedPages mapped;      ///< of guest memory
+};
+
+} // namespace vmm
+VMM_API_END
