@@ -373,6 +373,11 @@ TextCommand usage_error(const CLI::App& app, const std::string& what) {
     return {"vmm: error: " + what + " (see `" + command + " --help`)\n", kUsageError};
 }
 
+/// Whether a command is for users: one without a group is in no help.
+bool is_shown(const CLI::App* command) {
+    return !command->get_group().empty();
+}
+
 /// What is wrong with a command line. Where no command was found, the word that stands in its place is the answer.
 std::string describe_parse_error(const CLI::App& app, const CLI::ParseError& error) {
     const std::vector<std::string> strange = app.remaining();
@@ -380,37 +385,96 @@ std::string describe_parse_error(const CLI::App& app, const CLI::ParseError& err
         return error.what();
     }
     std::string commands;
-    for (const CLI::App* const command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    for (const CLI::App* const command : app.get_subcommands(is_shown)) {
         commands += (commands.empty() ? "" : " or ") + command->get_name();
     }
     return "'" + strange.front() + "' is no command: it is " + commands;
 }
 
-} // namespace
-
-Command parse_command_line(int argc, const char* const* argv) {
-    CLI::App app(kIntroduction, "vmm");
+void prepare(CLI::App& app) {
     app.set_version_flag("--version", std::string("vmm ") + kVersion);
     app.require_subcommand(1);
     app.footer(kExamples);
     app.get_formatter()->column_width(36);
+}
 
-    RunCommand run_command;
-    run_command.serial = "stdio";
-    run_command.config.prefault.workers = 0; // As many as there are CPUs for them; known when all is read.
+struct Commands {
+    CLI::App* run;
+    const CLI::App* doctor;
+    const CLI::App* schema;
+    const CLI::App* bench;
+    const CLI::App* compare;
+};
+
+/// What the options say goes here.
+struct Said {
+    RunCommand run;
     std::optional<prefault::Pin> pin;
     unsigned verbosity = 0;
     bool quiet = false;
+    BenchCommand bench;
+    BenchCompareCommand compare;
+};
+
+/// `into` outlives `app`.
+Commands add_commands(CLI::App& app, Said& into) {
+    into.run.serial = "stdio";
     CLI::App* const run = app.add_subcommand("run", "Run a guest");
-    add_run_options(*run, run_command, pin, verbosity, quiet);
+    add_run_options(*run, into.run, into.pin, into.verbosity, into.quiet);
     const CLI::App* const doctor =
         app.add_subcommand("doctor", "Say what this host offers; status 1 if no guest can run");
     const CLI::App* const schema =
         app.add_subcommand("config-schema", "Print the schema of the configuration file")->group("");
-    BenchCommand bench_command;
-    BenchCompareCommand compare_command;
     CLI::App* const bench = app.add_subcommand("bench", "Measure what populating memory costs and saves");
-    const CLI::App* const compare = add_bench_options(*bench, bench_command, compare_command);
+    const CLI::App* const compare = add_bench_options(*bench, into.bench, into.compare);
+    return {run, doctor, schema, bench, compare};
+}
+
+CommandText describe(const CLI::App& app) {
+    CommandText text{app.get_name(), app.get_description(), {}, app.get_footer()};
+    for (const CLI::Option* const option : app.get_options()) {
+        OptionText described;
+        for (const std::string& name : option->get_snames()) {
+            described.names.push_back("-" + name);
+        }
+        for (const std::string& name : option->get_lnames()) {
+            described.names.push_back("--" + name);
+        }
+        if (option->get_positional()) {
+            described.names.push_back(option->get_name(true, false));
+        }
+        if (option->get_expected_max() != 0 && option->get_type_size_max() != 0) {
+            described.value = option->get_type_name();
+        }
+        described.help = option->get_description();
+        described.standard = option->get_default_str();
+        text.options.push_back(std::move(described));
+    }
+    return text;
+}
+
+} // namespace
+
+std::vector<CommandText> describe_commands() {
+    CLI::App app(kIntroduction, "vmm");
+    prepare(app);
+    Said said;
+    add_commands(app, said);
+    std::vector<CommandText> commands{describe(app)};
+    for (const CLI::App* const command : app.get_subcommands(is_shown)) {
+        commands.push_back(describe(*command));
+    }
+    return commands;
+}
+
+Command parse_command_line(int argc, const char* const* argv) {
+    CLI::App app(kIntroduction, "vmm");
+    prepare(app);
+
+    Said into;
+    RunCommand& run_command = into.run;
+    run_command.config.prefault.workers = 0; // As many as there are CPUs for them; known when all is read.
+    const auto [run, doctor, schema, bench, compare] = add_commands(app, into);
 
     try {
         app.parse(argc, argv);
@@ -433,17 +497,17 @@ Command parse_command_line(int argc, const char* const* argv) {
         return TextCommand{schema_of(*run), 0};
     }
     if (compare->parsed()) {
-        return compare_command;
+        return into.compare;
     }
     if (bench->parsed()) {
-        return bench_command;
+        return into.bench;
     }
-    if (quiet && verbosity != 0) {
+    if (into.quiet && into.verbosity != 0) {
         return usage_error(app, "--quiet and --verbose exclude each other");
     }
     prefault::Options& prefault = run_command.config.prefault;
     run_command.config.pin =
-        pin.value_or(prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock);
+        into.pin.value_or(prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock);
     if (run_command.config.prefault.workers == 0 && run->count("--prefault-workers") == 0) {
         const std::size_t cpus = prefault.cpus.empty() ? prefault::usable_cpu_list().size() : prefault.cpus.size();
         prefault.workers = static_cast<unsigned>(std::clamp<std::size_t>(cpus, 1, Config::kMaxPrefaultWorkers));
@@ -476,8 +540,8 @@ Command parse_command_line(int argc, const char* const* argv) {
                                     "both");
         }
     }
-    run_command.log_level = log_level(verbosity, quiet);
-    run_command.summary = !quiet;
+    run_command.log_level = log_level(into.verbosity, into.quiet);
+    run_command.summary = !into.quiet;
     return run_command;
 }
 

@@ -3,6 +3,7 @@
 
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "vmm/bench/command.hpp"
 #include "vmm/config.hpp"
@@ -33,6 +34,25 @@ struct TextCommand {
 };
 
 using Command = std::variant<RunCommand, DoctorCommand, BenchCommand, BenchCompareCommand, TextCommand>;
+
+/// One option, as help, manual and completions tell of it.
+struct OptionText {
+    std::vector<std::string> names; ///< "-m", "--memory"; a positional has no dash
+    std::string value;              ///< what follows it: "FILE", "none|host|all"; empty: nothing
+    std::string help;
+    std::string standard; ///< what holds without it; empty: not said
+};
+
+/// A command of the program.
+struct CommandText {
+    std::string name; ///< "run"; "vmm" is the program itself
+    std::string help;
+    std::vector<OptionText> options;
+    std::string notes; ///< what stands below the options
+};
+
+/// The program first, then each of its commands.
+[[nodiscard]] std::vector<CommandText> describe_commands();
 
 /// Understands the words a program was started with. Creates nothing; opens nothing but what --config names.
 [[nodiscard]] Command parse_command_line(int argc, const char* const* argv);

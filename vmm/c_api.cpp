@@ -1,0 +1,390 @@
+// The C interface: handles, codes and messages around the C++ one.
+
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <new>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "kvm/error.hpp"
+#include "vmm/machine.hpp"
+#include "vmm/version.hpp"
+#include "vmm/vmm.h"
+
+struct vmm_config {
+    vmm::Config config;
+};
+
+namespace {
+
+using Interrupts = std::map<std::string, std::function<void()>>;
+
+thread_local std::string last_error;
+
+/// A failure that a callback reported, as opposed to a value that cannot be.
+class CallbackFailed : public vmm::Error {
+  public:
+    using Error::Error;
+};
+
+int fail(int code, const char* message) noexcept {
+    try {
+        last_error = message;
+    } catch (...) { // No memory for it.
+        last_error.clear();
+    }
+    return -code;
+}
+
+/// Runs `body`, and turns what it throws into a code. An Error is `code_of_errors`.
+template <typename Body>
+int guarded(int code_of_errors, Body body) noexcept {
+    try {
+        last_error.clear();
+        body();
+        return 0;
+    } catch (const vmm::UsageError& error) {
+        return fail(EBUSY, error.what());
+    } catch (const CallbackFailed& error) {
+        return fail(EIO, error.what());
+    } catch (const vmm::Error& error) {
+        return fail(code_of_errors, error.what());
+    } catch (const std::bad_alloc&) {
+        return fail(ENOMEM, "out of memory");
+    } catch (const std::exception& error) {
+        return fail(EIO, error.what());
+    } catch (...) {
+        return fail(EIO, "an exception of unknown type");
+    }
+}
+
+template <typename... Pointers>
+void need(const Pointers*... pointers) {
+    if (((pointers == nullptr) || ...)) {
+        throw vmm::Error("an argument that must not be NULL is NULL");
+    }
+}
+
+std::string text_or_empty(const char* text) {
+    return text == nullptr ? std::string() : std::string(text);
+}
+
+/// The value of a C enumeration, which may hold any number, by its place in `values`.
+template <typename Value, std::size_t count>
+Value chosen(int number, const Value (&values)[count], const char* what) {
+    if (number < 0 || static_cast<std::size_t>(number) >= count) {
+        throw vmm::Error(std::string(what) + " cannot be " + std::to_string(number) + ": 0 to " +
+                         std::to_string(count - 1) + " are possible");
+    }
+    return values[number];
+}
+
+class CallbackDevice final : public vmm::CustomDevice {
+  public:
+    CallbackDevice(std::string name, vmm_read_callback reader, vmm_write_callback writer, void* user)
+        : name_(std::move(name)), read_(reader), write_(writer), user_(user) {}
+
+    void read(std::uint64_t offset, std::span<std::byte> data) override {
+        // A byte is what C calls uint8_t.
+        check(read_(offset, reinterpret_cast<std::uint8_t*>(data.data()), data.size(), user_), "read");
+    }
+    void write(std::uint64_t offset, std::span<const std::byte> data) override {
+        check(write_(offset, reinterpret_cast<const std::uint8_t*>(data.data()), data.size(), user_), "write");
+    }
+
+  private:
+    void check(int code, const char* what) const {
+        if (code != 0) {
+            throw CallbackFailed("the device '" + name_ + "' failed to " + what + ": its callback returned " +
+                                 std::to_string(code));
+        }
+    }
+
+    std::string name_;
+    vmm_read_callback read_;
+    vmm_write_callback write_;
+    void* user_;
+};
+
+constexpr vmm::PageSize kPageSizes[] = {vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::PageSize::k2M,
+                                        vmm::PageSize::k1G};
+constexpr vmm::prefault::Scope kScopes[] = {vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost,
+                                            vmm::prefault::Scope::kAll};
+constexpr vmm::prefault::Pin kPins[] = {vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock,
+                                        vmm::prefault::Pin::kLongterm};
+constexpr vmm::DeviceSpace kSpaces[] = {vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
+
+static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
+static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
+static_assert(static_cast<int>(vmm::MachineState::kEnded) == VMM_STATE_ENDED);
+static_assert(static_cast<int>(vmm::MachineState::kPaused) == VMM_STATE_PAUSED);
+
+/// Has each device's interrupt kept in `interrupts`, beside what it did already.
+vmm::Config with_interrupts(vmm::Config config, Interrupts& interrupts) {
+    for (vmm::DeviceConfig& device : config.devices) {
+        device.make = [make = device.make, name = device.name, &interrupts](const vmm::DeviceHost& host) {
+            if (host.raise_interrupt) {
+                interrupts[name] = host.raise_interrupt;
+            }
+            return make(host);
+        };
+    }
+    return config;
+}
+
+} // namespace
+
+struct vmm_machine {
+    explicit vmm_machine(const vmm::Config& config) : machine(with_interrupts(config, interrupts)) {}
+
+    Interrupts interrupts;
+    vmm::Machine machine;
+};
+
+extern "C" {
+
+const char* vmm_version(void) {
+    return vmm::kVersion;
+}
+
+const char* vmm_last_error(void) {
+    return last_error.c_str();
+}
+
+int vmm_config_new(vmm_config** config) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        *config = new vmm_config;
+    });
+}
+
+void vmm_config_free(vmm_config* config) {
+    delete config;
+}
+
+int vmm_config_set_kernel(vmm_config* config, const char* path) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.kernel_path = text_or_empty(path);
+    });
+}
+
+int vmm_config_set_initrd(vmm_config* config, const char* path) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.initrd_path = text_or_empty(path);
+    });
+}
+
+int vmm_config_set_command_line(vmm_config* config, const char* text) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.command_line = text_or_empty(text);
+    });
+}
+
+int vmm_config_set_memory(vmm_config* config, uint64_t bytes, enum vmm_page_size page_size) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.page_size = chosen(static_cast<int>(page_size), kPageSizes, "the page size");
+        config->config.memory_bytes = bytes;
+    });
+}
+
+int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.vcpus = vcpus;
+    });
+}
+
+int vmm_config_set_pin(vmm_config* config, enum vmm_pin pin) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.pin = chosen(static_cast<int>(pin), kPins, "the pin");
+    });
+}
+
+int vmm_config_set_prefault(vmm_config* config, enum vmm_scope scope, unsigned workers) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.prefault.scope = chosen(static_cast<int>(scope), kScopes, "the prefault's scope");
+        config->config.prefault.workers = workers;
+    });
+}
+
+int vmm_config_add_disk(vmm_config* config, const char* path, int read_only) {
+    return guarded(EINVAL, [&] {
+        need(config, path);
+        vmm::DiskConfig disk;
+        disk.path = path;
+        disk.read_only = read_only != 0;
+        config->config.disks.push_back(std::move(disk));
+    });
+}
+
+int vmm_config_set_serial_fds(vmm_config* config, int input_fd, int output_fd) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.serial.input_fd = input_fd;
+        config->config.serial.output_fd = output_fd;
+    });
+}
+
+int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, void* user) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.serial.sink = nullptr;
+        if (sink != nullptr) {
+            config->config.serial.sink = [sink, user](std::span<const std::byte> bytes) {
+                // A byte is what C calls char.
+                sink(reinterpret_cast<const char*>(bytes.data()), bytes.size(), user);
+            };
+        }
+    });
+}
+
+int vmm_config_add_device(vmm_config* config, const char* name, enum vmm_space space, uint64_t base, uint64_t size,
+                          int interrupt, vmm_read_callback read, vmm_write_callback write, void* user) {
+    return guarded(EINVAL, [&] {
+        need(config, name);
+        if (read == nullptr || write == nullptr) {
+            throw vmm::Error("a device needs a callback to read and one to write");
+        }
+        vmm::DeviceConfig device;
+        device.name = name;
+        device.space = chosen(static_cast<int>(space), kSpaces, "a device's space");
+        device.base = base;
+        device.size = size;
+        if (interrupt >= 0) {
+            device.interrupt = static_cast<std::uint32_t>(interrupt);
+        }
+        device.make = [text = device.name, read, write, user](const vmm::DeviceHost&) {
+            return std::make_shared<CallbackDevice>(text, read, write, user);
+        };
+        config->config.devices.push_back(std::move(device));
+    });
+}
+
+int vmm_machine_new(const vmm_config* config, vmm_machine** machine) {
+    const int code = guarded(EINVAL, [&] {
+        need(config, machine);
+        vmm::validate(config->config);
+    });
+    return code != 0 ? code : guarded(EIO, [&] { *machine = new vmm_machine(config->config); });
+}
+
+void vmm_machine_free(vmm_machine* machine) {
+    delete machine;
+}
+
+int vmm_machine_prefault(vmm_machine* machine, struct vmm_prefault_report* report) {
+    return guarded(EIO, [&] {
+        need(machine);
+        const vmm::prefault::Report done = machine->machine.prefault();
+        if (report != nullptr) {
+            *report = {done.bytes, done.mapped.bytes(), done.total_seconds, done.complete ? 1 : 0};
+        }
+    });
+}
+
+int vmm_machine_run(vmm_machine* machine, enum vmm_exit* reason) {
+    return guarded(EIO, [&] {
+        need(machine);
+        const vmm::ExitReason ended = machine->machine.run();
+        if (reason != nullptr) {
+            *reason = static_cast<vmm_exit>(ended);
+        }
+    });
+}
+
+void vmm_machine_request_stop(vmm_machine* machine) {
+    if (machine != nullptr) {
+        machine->machine.request_stop();
+    }
+}
+
+int vmm_machine_pause(vmm_machine* machine) {
+    return guarded(EIO, [&] {
+        need(machine);
+        machine->machine.pause();
+    });
+}
+
+int vmm_machine_resume(vmm_machine* machine) {
+    return guarded(EIO, [&] {
+        need(machine);
+        machine->machine.resume();
+    });
+}
+
+int vmm_machine_raise_interrupt(vmm_machine* machine, const char* device) {
+    return guarded(EINVAL, [&] {
+        need(machine, device);
+        const auto found = machine->interrupts.find(device);
+        if (found == machine->interrupts.end()) {
+            throw vmm::Error("there is no device '" + std::string(device) + "' with an interrupt");
+        }
+        found->second();
+    });
+}
+
+int vmm_machine_statistics(const vmm_machine* machine, enum vmm_state* state, uint64_t* mapped_bytes,
+                           struct vmm_vcpu_statistics* vcpus, size_t room, size_t* count) {
+    return guarded(EIO, [&] {
+        need(machine);
+        const vmm::Statistics now = machine->machine.statistics();
+        if (state != nullptr) {
+            *state = static_cast<vmm_state>(now.state);
+        }
+        if (mapped_bytes != nullptr) {
+            *mapped_bytes = now.mapped.bytes();
+        }
+        for (std::size_t i = 0; vcpus != nullptr && i < room && i < now.vcpus.size(); ++i) {
+            vcpus[i] = {now.vcpus[i].exits, now.vcpus[i].second_level_faults};
+        }
+        if (count != nullptr) {
+            *count = now.vcpus.size();
+        }
+    });
+}
+
+int vmm_machine_read_memory(const vmm_machine* machine, uint64_t address, void* data, size_t size) {
+    return guarded(EINVAL, [&] {
+        need(machine, data);
+        if (!machine->machine.memory().copy_out(vmm::GuestAddress{address}, {static_cast<std::byte*>(data), size})) {
+            throw vmm::Error("cannot read guest memory: not all of it is RAM");
+        }
+    });
+}
+
+int vmm_machine_write_memory(vmm_machine* machine, uint64_t address, const void* data, size_t size) {
+    return guarded(EINVAL, [&] {
+        need(machine, data);
+        if (!machine->machine.memory().copy_in(vmm::GuestAddress{address},
+                                               {static_cast<const std::byte*>(data), size})) {
+            throw vmm::Error("cannot write guest memory: not all of it is RAM");
+        }
+    });
+}
+
+int vmm_machine_report(const vmm_machine* machine, char** json) {
+    return guarded(EIO, [&] {
+        need(machine, json);
+        const std::string text = vmm::to_json(machine->machine.report());
+        char* const copy = new char[text.size() + 1];
+        std::memcpy(copy, text.c_str(), text.size() + 1);
+        *json = copy;
+    });
+}
+
+void vmm_string_free(char* text) {
+    delete[] text;
+}
+
+} // extern "C"

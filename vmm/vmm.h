@@ -1,0 +1,108 @@
+/* The library for C, and for whatever calls C.
+ *
+ * Every function that can fail returns 0, or a negative errno:
+ *   -EINVAL  an argument, or what the configuration asks for, cannot be
+ *   -EBUSY   the object does not allow that now (a machine runs once)
+ *   -EIO     the host failed, or a callback reported a failure
+ *   -ENOMEM  no memory
+ * vmm_last_error() then says more. No exception leaves the library.
+ *
+ * Threads: a configuration is for one thread at a time. Of a machine, vmm_machine_request_stop() may be called from any
+ * thread and from a signal handler, everything else but vmm_machine_free() from any thread; see vmm/machine.hpp.
+ */
+#ifndef VMM_H
+#define VMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kvm/export.hpp" /* macros only */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct vmm_config vmm_config;
+typedef struct vmm_machine vmm_machine;
+
+enum vmm_page_size { VMM_PAGE_4K, VMM_PAGE_THP, VMM_PAGE_2M, VMM_PAGE_1G };
+enum vmm_scope { VMM_PREFAULT_NONE, VMM_PREFAULT_HOST, VMM_PREFAULT_ALL };
+enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM };
+enum vmm_exit { VMM_EXIT_POWER_OFF, VMM_EXIT_REBOOT, VMM_EXIT_CRASH, VMM_EXIT_SIGNAL, VMM_EXIT_STOPPED };
+enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE_ENDED };
+enum vmm_space { VMM_SPACE_PORT_IO, VMM_SPACE_MMIO };
+
+/* What a prefault did. Sizes are in bytes, times in seconds. */
+struct vmm_prefault_report {
+    uint64_t bytes;
+    uint64_t mapped_bytes; /* what KVM maps of guest memory, by its own count */
+    double seconds;
+    int complete; /* 1: done, and where the scope is all, proven */
+};
+
+/* One vCPU since vmm_machine_run() began, by KVM's own counters. */
+struct vmm_vcpu_statistics {
+    uint64_t exits;
+    uint64_t second_level_faults;
+};
+
+/* Called on a thread of the library's. `text` is not terminated; it is valid during the call. */
+typedef void (*vmm_output_callback)(const char* text, size_t size, void* user);
+/* Return 0, or anything else to end the run, which then fails with -EIO. `data` has 1 to 8 bytes, little endian. From
+ * any vCPU's thread, several at once. */
+typedef int (*vmm_read_callback)(uint64_t offset, uint8_t* data, size_t size, void* user);
+typedef int (*vmm_write_callback)(uint64_t offset, const uint8_t* data, size_t size, void* user);
+
+/* "0.1.0" */
+VMM_API const char* vmm_version(void);
+/* Why the last call of this thread that failed did so: one line, valid until the thread's next call. */
+VMM_API const char* vmm_last_error(void);
+
+/* A configuration with the defaults of the command line. */
+VMM_API int vmm_config_new(vmm_config** config);
+/* NULL is allowed. Machines made from it do not need it any more. */
+VMM_API void vmm_config_free(vmm_config* config);
+/* NULL or "": the built-in guest; no initrd; nothing added to the command line. */
+VMM_API int vmm_config_set_kernel(vmm_config* config, const char* path);
+VMM_API int vmm_config_set_initrd(vmm_config* config, const char* path);
+VMM_API int vmm_config_set_command_line(vmm_config* config, const char* text);
+VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, enum vmm_page_size page_size);
+VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
+VMM_API int vmm_config_set_pin(vmm_config* config, enum vmm_pin pin);
+VMM_API int vmm_config_set_prefault(vmm_config* config, enum vmm_scope scope, unsigned workers);
+VMM_API int vmm_config_add_disk(vmm_config* config, const char* path, int read_only);
+/* Descriptors are loans; -1: not connected. */
+VMM_API int vmm_config_set_serial_fds(vmm_config* config, int input_fd, int output_fd);
+/* What the guest says on its serial port. NULL: nobody hears it. */
+VMM_API int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, void* user);
+/* A device of the caller's: vmm/device.hpp. `interrupt` is -1 for none; see vmm_machine_raise_interrupt(). */
+VMM_API int vmm_config_add_device(vmm_config* config, const char* name, enum vmm_space space, uint64_t base,
+                                  uint64_t size, int interrupt, vmm_read_callback read, vmm_write_callback write,
+                                  void* user);
+
+VMM_API int vmm_machine_new(const vmm_config* config, vmm_machine** machine);
+/* Not while a call for the machine is under way. NULL is allowed. */
+VMM_API void vmm_machine_free(vmm_machine* machine);
+/* `report` may be NULL. */
+VMM_API int vmm_machine_prefault(vmm_machine* machine, struct vmm_prefault_report* report);
+/* Once. `reason` may be NULL. */
+VMM_API int vmm_machine_run(vmm_machine* machine, enum vmm_exit* reason);
+VMM_API void vmm_machine_request_stop(vmm_machine* machine);
+VMM_API int vmm_machine_pause(vmm_machine* machine);
+VMM_API int vmm_machine_resume(vmm_machine* machine);
+VMM_API int vmm_machine_raise_interrupt(vmm_machine* machine, const char* device);
+/* Fills at most `room` elements of `vcpus`, and says in `count` how many vCPUs there are. Any pointer may be NULL. */
+VMM_API int vmm_machine_statistics(const vmm_machine* machine, enum vmm_state* state, uint64_t* mapped_bytes,
+                                   struct vmm_vcpu_statistics* vcpus, size_t room, size_t* count);
+/* -EINVAL, with nothing copied, where not all of it is RAM. */
+VMM_API int vmm_machine_read_memory(const vmm_machine* machine, uint64_t address, void* data, size_t size);
+VMM_API int vmm_machine_write_memory(vmm_machine* machine, uint64_t address, const void* data, size_t size);
+/* The report as JSON (docs/report.md), after the run; to be given to vmm_string_free(). */
+VMM_API int vmm_machine_report(const vmm_machine* machine, char** json);
+VMM_API void vmm_string_free(char* text);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
