@@ -188,10 +188,10 @@ int vmm_config_set_command_line(vmm_config* config, const char* text) {
     });
 }
 
-int vmm_config_set_memory(vmm_config* config, uint64_t bytes, enum vmm_page_size page_size) {
+int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size) {
     return guarded(EINVAL, [&] {
         need(config);
-        config->config.page_size = chosen(static_cast<int>(page_size), kPageSizes, "the page size");
+        config->config.page_size = chosen(page_size, kPageSizes, "the page size");
         config->config.memory_bytes = bytes;
     });
 }
@@ -203,17 +203,17 @@ int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus) {
     });
 }
 
-int vmm_config_set_pin(vmm_config* config, enum vmm_pin pin) {
+int vmm_config_set_pin(vmm_config* config, int pin) {
     return guarded(EINVAL, [&] {
         need(config);
-        config->config.pin = chosen(static_cast<int>(pin), kPins, "the pin");
+        config->config.pin = chosen(pin, kPins, "the pin");
     });
 }
 
-int vmm_config_set_prefault(vmm_config* config, enum vmm_scope scope, unsigned workers) {
+int vmm_config_set_prefault(vmm_config* config, int scope, unsigned workers) {
     return guarded(EINVAL, [&] {
         need(config);
-        config->config.prefault.scope = chosen(static_cast<int>(scope), kScopes, "the prefault's scope");
+        config->config.prefault.scope = chosen(scope, kScopes, "the prefault's scope");
         config->config.prefault.workers = workers;
     });
 }
@@ -249,7 +249,7 @@ int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, voi
     });
 }
 
-int vmm_config_add_device(vmm_config* config, const char* name, enum vmm_space space, uint64_t base, uint64_t size,
+int vmm_config_add_device(vmm_config* config, const char* name, int space, uint64_t base, uint64_t size,
                           int interrupt, vmm_read_callback read, vmm_write_callback write, void* user) {
     return guarded(EINVAL, [&] {
         need(config, name);
@@ -258,7 +258,7 @@ int vmm_config_add_device(vmm_config* config, const char* name, enum vmm_space s
         }
         vmm::DeviceConfig device;
         device.name = name;
-        device.space = chosen(static_cast<int>(space), kSpaces, "a device's space");
+        device.space = chosen(space, kSpaces, "a device's space");
         device.base = base;
         device.size = size;
         if (interrupt >= 0) {

@@ -380,7 +380,7 @@ TEST_F(Embedding, CFunctionsAnswerWithACodeAndAMessage) {
     vmm_machine* machine = nullptr;
     ASSERT_EQ(vmm_config_new(&config), 0);
     EXPECT_EQ(vmm_config_set_vcpus(nullptr, 1), -EINVAL);
-    EXPECT_EQ(vmm_config_set_memory(config, 1, static_cast<vmm_page_size>(7)), -EINVAL);
+    EXPECT_EQ(vmm_config_set_memory(config, 1, 7), -EINVAL);
     ASSERT_EQ(vmm_config_set_memory(config, 16, VMM_PAGE_4K), 0);
     EXPECT_EQ(vmm_machine_new(config, &machine), -EINVAL);
     EXPECT_TRUE(mentions(vmm_last_error(), "at least 2 MiB")) << vmm_last_error();
