@@ -1,6 +1,7 @@
 // The library in somebody else's program: devices and observers of theirs, pause, statistics, many machines at once.
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <atomic>
@@ -329,7 +330,9 @@ std::size_t count_mappings() {
     return static_cast<std::size_t>(std::count(std::istreambuf_iterator<char>(maps), {}, '\n'));
 }
 
+/// Without what the C library keeps of the memory it was given back.
 std::uint64_t resident_kib() {
+    ::malloc_trim(0);
     std::ifstream statm("/proc/self/statm");
     std::uint64_t all = 0;
     std::uint64_t resident = 0;
