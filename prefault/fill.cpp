@@ -51,8 +51,8 @@ void check_memslots(const ExistingVm& vm) {
     std::uint64_t last_end = 0;
     for (const MemoryRegion& slot : vm.memslots) {
         const std::uint64_t base = to_integer(slot.range.base);
-        const std::string which = tried + to_string(slot.range.base) + " and " + std::to_string(slot.range.size) +
-                                  " bytes from there on ";
+        const std::string which =
+            tried + to_string(slot.range.base) + " and " + std::to_string(slot.range.size) + " bytes from there on ";
         const std::uint64_t page = certain_page_bytes(vm.page_size);
         if (slot.range.size == 0 || !is_aligned(base, page) || !is_aligned(slot.range.size, page)) {
             throw Error(which + "are not whole pages of " + format_bytes(page));
@@ -179,10 +179,12 @@ struct Filled::Parts {
                                                         [this](unsigned id) { return make_vcpu(id); }},
                                std::span<const kvm_cpuid_entry2>{});
             }
-            filler->grow(Plan::useful_workers(memory.size_bytes(), options.workers, largest_page_bytes(existing.page_size)),
-                         stop);
+            filler->grow(
+                Plan::useful_workers(memory.size_bytes(), options.workers, largest_page_bytes(existing.page_size)),
+                stop);
         }
-        const Target target{memory, placement, node_cpus, pins, filler ? &*filler : nullptr, std::move(method), &guest_runs};
+        const Target target{memory,     placement, node_cpus, pins, filler ? &*filler : nullptr, std::move(method),
+                            &guest_runs};
         report = prefault::run(target, options, stop);
     }
 

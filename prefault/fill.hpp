@@ -27,14 +27,14 @@ struct ExistingVm {
     Pin pin = Pin::kNone;
 
     /// A number of a memslot that is free, for page tables and a few instructions of ours, and where it may lie: a
-    /// multiple of 2 MiB, with scratch_bytes() from there on that are in no memslot. Adding it drops no mapping; it stays
-    /// as long as the VM, because taking a memslot away drops all of them.
+    /// multiple of 2 MiB, with scratch_bytes() from there on that are in no memslot. Adding it drops no mapping; it
+    /// stays as long as the VM, because taking a memslot away drops all of them.
     std::uint32_t scratch_slot = 0;
     GuestAddress scratch_base{};
 
     /// Makes a vCPU (KVM_CREATE_VCPU) and gives us its descriptor to keep: with an id above all others', and the same
-    /// CPUID as theirs, for the width of addresses decides which vCPUs share a second level. It is never run as a vCPU of
-    /// the guest. Called on the thread of fill(), which throws what it throws.
+    /// CPUID as theirs, for the width of addresses decides which vCPUs share a second level. It is never run as a vCPU
+    /// of the guest. Called on the thread of fill(), which throws what it throws.
     std::function<int()> create_vcpu;
 };
 
@@ -43,8 +43,8 @@ struct ExistingVm {
 [[nodiscard]] std::uint64_t scratch_bytes(const ExistingVm& vm);
 
 /// A second level that was filled, and what keeps it so: the prefault vCPUs, parked, and the scratch memslot's memory.
-/// To be destroyed after the last vCPU of the VM has run: before, the guest could reach whatever takes the place of that
-/// memory.
+/// To be destroyed after the last vCPU of the VM has run: before, the guest could reach whatever takes the place of
+/// that memory.
 ///
 /// Threads: one at a time; the guest may run meanwhile.
 class Filled {
@@ -72,10 +72,10 @@ class Filled {
     std::unique_ptr<Parts> parts_;
 };
 
-/// Fills what `options` ask for; `smm` is not possible. If `stop` is requested the report says what was done. Before the
-/// first vCPU of the VM runs; Filled::again() is for later. Throws Error: `vm` or `options` ask for what cannot be, or
-/// the host fails; and what the progress sink and `create_vcpu` throw. Then the VM may be left with prefault vCPUs, which
-/// it cannot lose: it is to be given up.
+/// Fills what `options` ask for; `smm` is not possible. If `stop` is requested the report says what was done. Before
+/// the first vCPU of the VM runs; Filled::again() is for later. Throws Error: `vm` or `options` ask for what cannot be,
+/// or the host fails; and what the progress sink and `create_vcpu` throw. Then the VM may be left with prefault vCPUs,
+/// which it cannot lose: it is to be given up.
 [[nodiscard]] Filled fill(const ExistingVm& vm, const Options& options, const std::stop_token& stop = {});
 
 } // namespace vmm::prefault

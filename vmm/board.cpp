@@ -8,8 +8,8 @@ namespace vmm {
 
 using devices::AcpiPower;
 
-Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
-             StopRequest& stop)
+Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio,
+             CustomDevices& custom, StopRequest& stop)
     : com1_line_(vm, memory_map::kCom1Gsi), serial_(com1_line_, std::move(serial_callbacks)),
       i8042_([&stop] { stop.request(ExitReason::kReboot); }),
       power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {

@@ -249,8 +249,8 @@ int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, voi
     });
 }
 
-int vmm_config_add_device(vmm_config* config, const char* name, int space, uint64_t base, uint64_t size,
-                          int interrupt, vmm_read_callback read, vmm_write_callback write, void* user) {
+int vmm_config_add_device(vmm_config* config, const char* name, int space, uint64_t base, uint64_t size, int interrupt,
+                          vmm_read_callback read, vmm_write_callback write, void* user) {
     return guarded(EINVAL, [&] {
         need(config, name);
         if (read == nullptr || write == nullptr) {

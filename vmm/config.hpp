@@ -151,7 +151,7 @@ struct Config {
     std::optional<VsockConfig> vsock;
     std::optional<BalloonConfig> balloon;
     std::vector<DeviceConfig> devices; ///< the embedding program's own
-    bool rng = false; ///< whether the guest has a source of entropy (virtio-rng)
+    bool rng = false;                  ///< whether the guest has a source of entropy (virtio-rng)
     LogSink log;
     /// Is told how the guest ended, on the thread of Machine::run(), when the report is whole. Not where run() throws.
     std::function<void(ExitReason)> ended;

@@ -66,8 +66,8 @@ void validate_custom_devices(const Config& config) {
     std::set<std::uint32_t> free(lines.begin() + static_cast<std::ptrdiff_t>(taken), lines.end());
     for (std::size_t i = 0; i < config.devices.size(); ++i) {
         const DeviceConfig& device = config.devices[i];
-        const std::string tried = "cannot add the device '" + device.name + "' (Config::devices[" + std::to_string(i) +
-                                  "])";
+        const std::string tried =
+            "cannot add the device '" + device.name + "' (Config::devices[" + std::to_string(i) + "])";
         if (device.name.empty()) {
             throw Error(tried + ": it needs a name");
         }

@@ -18,8 +18,8 @@
 
 namespace vmm {
 
-/// Throws Error where a device of `config` cannot be where it is to be, or has no interrupt line of its own. Whether two
-/// devices overlap is found out by the bus.
+/// Throws Error where a device of `config` cannot be where it is to be, or has no interrupt line of its own. Whether
+/// two devices overlap is found out by the bus.
 void validate_custom_devices(const Config& config);
 
 /// Owns the devices. Threads: the one that made it, but for what is on the buses.

@@ -48,8 +48,8 @@ enum class DeviceSpace {
 struct DeviceHost {
     /// The guest's memory, for as long as the machine lives.
     const GuestMemory& memory;
-    /// One edge on the device's interrupt line. From any thread, at any time, even when the machine is gone. Empty for a
-    /// device without interrupt.
+    /// One edge on the device's interrupt line. From any thread, at any time, even when the machine is gone. Empty for
+    /// a device without interrupt.
     std::function<void()> raise_interrupt;
 };
 
@@ -59,8 +59,8 @@ struct DeviceConfig {
     DeviceSpace space = DeviceSpace::kPortIo;
     std::uint64_t base = 0; ///< its first port or address
     std::uint64_t size = 0; ///< how many there are, at least 1
-    /// The input of the I/O APIC that it raises, edge-triggered. One that no other device has: 3, 5, 6, 7, 10, 11, 12 or
-    /// 14 to 23, of which virtio devices take the first, beginning with 5.
+    /// The input of the I/O APIC that it raises, edge-triggered. One that no other device has: 3, 5, 6, 7, 10, 11, 12
+    /// or 14 to 23, of which virtio devices take the first, beginning with 5.
     std::optional<std::uint32_t> interrupt;
     /// Makes the device, once for each machine, in the machine's constructor, which throws what it throws.
     std::function<std::shared_ptr<CustomDevice>(const DeviceHost&)> make;

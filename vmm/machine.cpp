@@ -155,8 +155,8 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
       console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
       virtio(vm, ram.memory(), std::move(virtio_devices.devices)),
       custom(vm, ram.memory(), config.devices, [this](std::exception_ptr thrown) { note_failure(std::move(thrown)); }),
-      board(vm, console.callbacks(), virtio, custom, stop),
-      supported_cpuid(system.supported_cpuid()), tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
+      board(vm, console.callbacks(), virtio, custom, stop), supported_cpuid(system.supported_cpuid()),
+      tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
     report.host = prefault::detect_second_level();
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     report.memory_bytes = config.memory_bytes;
@@ -209,7 +209,8 @@ void Machine::Parts::rethrow_failure() {
 
 void Machine::Parts::check_reader() const {
     const MachineState now = state;
-    if ((now == MachineState::kRunning || now == MachineState::kPaused) && runner.load() != std::this_thread::get_id()) {
+    if ((now == MachineState::kRunning || now == MachineState::kPaused) &&
+        runner.load() != std::this_thread::get_id()) {
         throw UsageError("cannot read the report of a machine that runs from another thread than the one that runs it "
                          "(Machine::statistics() can be read from any)");
     }

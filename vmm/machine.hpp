@@ -29,9 +29,9 @@ namespace vmm {
 /// run() is under way, report() and crash_description() are for the thread that is in it (a sink, say); others get
 /// UsageError. Nothing may be under way when the machine is destroyed.
 ///
-/// It installs no signal handler, ends no process, writes nowhere but to the descriptors and functions it was given, and
-/// knows of no other machine: any number may live in a process, on any threads. To vCPUs it sends the signal SIGRTMIN,
-/// which its own threads block and which is delivered nowhere.
+/// It installs no signal handler, ends no process, writes nowhere but to the descriptors and functions it was given,
+/// and knows of no other machine: any number may live in a process, on any threads. To vCPUs it sends the signal
+/// SIGRTMIN, which its own threads block and which is delivered nowhere.
 class Machine {
   public:
     /// Either there is a machine, or Error, or what a DeviceConfig::make or the log threw; nothing is left behind then.
@@ -67,10 +67,10 @@ class Machine {
     /// fails; what a device, a sink or another function of the configuration threw; and UsageError the second time.
     ExitReason run();
 
-    /// Holds the guest: when it returns, no vCPU runs, nor will one until resume(); or the machine is about to end. Before
-    /// run(), the guest will not begin. Devices that have threads of their own, timers of KVM's and a prefault in the
-    /// background go on. Twice is as good as once. Throws UsageError: the machine has ended, or a device asks for it in
-    /// its own access.
+    /// Holds the guest: when it returns, no vCPU runs, nor will one until resume(); or the machine is about to end.
+    /// Before run(), the guest will not begin. Devices that have threads of their own, timers of KVM's and a prefault
+    /// in the background go on. Twice is as good as once. Throws UsageError: the machine has ended, or a device asks
+    /// for it in its own access.
     void pause();
     /// Lets it go on. Nothing happens if it is not paused.
     void resume();

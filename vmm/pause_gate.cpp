@@ -29,8 +29,9 @@ void PauseGate::close() {
 
 void PauseGate::pause() {
     if (gate_of_this_thread == this) {
-        throw UsageError("cannot pause the machine from a device's own access: the vCPU would wait for itself (pause it "
-                         "from another thread)");
+        throw UsageError(
+            "cannot pause the machine from a device's own access: the vCPU would wait for itself (pause it "
+            "from another thread)");
     }
     std::unique_lock hold(lock_);
     if (closed_) {

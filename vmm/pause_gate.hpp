@@ -21,9 +21,9 @@ class PauseGate {
     /// Lets everybody go for good: those who wait here, and those who wait for them.
     void close();
 
-    /// Returns when no vCPU is in the guest any more, or resume() or close() was called. Before open() at once: the guest
-    /// then begins when it is resumed. Throws UsageError: after close(), or in the thread of a vCPU of this gate, which
-    /// would wait for itself.
+    /// Returns when no vCPU is in the guest any more, or resume() or close() was called. Before open() at once: the
+    /// guest then begins when it is resumed. Throws UsageError: after close(), or in the thread of a vCPU of this gate,
+    /// which would wait for itself.
     void pause();
     void resume();
     [[nodiscard]] bool is_paused() const noexcept { return wanted_.load(); }

@@ -53,12 +53,13 @@ int main(int argc, char** argv) {
         vmm::Config config;
         config.memory_bytes = 16 * vmm::kMiB;
         config.kernel_path = write_kernel(argc > 1 ? argv[1] : "counter.elf");
-        config.devices.push_back({.name = "counter",
-                                  .space = vmm::DeviceSpace::kPortIo,
-                                  .base = 0x5000,
-                                  .size = 4,
-                                  .interrupt = {},
-                                  .make = [&](const vmm::DeviceHost&) { return counter = std::make_shared<Counter>(); }});
+        config.devices.push_back(
+            {.name = "counter",
+             .space = vmm::DeviceSpace::kPortIo,
+             .base = 0x5000,
+             .size = 4,
+             .interrupt = {},
+             .make = [&](const vmm::DeviceHost&) { return counter = std::make_shared<Counter>(); }});
 
         vmm::Machine machine(config);
         std::thread observer([&] {

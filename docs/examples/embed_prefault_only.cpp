@@ -44,8 +44,8 @@ int main() {
         const vmm::prefault::Filled filled = fill(existing, {.workers = 2});
 
         // Our guest, in ring 3 on the prefault's page tables: writes to every 4 KiB, then to a port.
-        const unsigned char code[] = {0x48, 0x83, 0x0f, 0x00, 0x48, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00,
-                                      0x48, 0x39, 0xf7, 0x72, 0xf0, 0xe6, 0x80};
+        const unsigned char code[] = {0x48, 0x83, 0x0f, 0x00, 0x48, 0x81, 0xc7, 0x00, 0x10,
+                                      0x00, 0x00, 0x48, 0x39, 0xf7, 0x72, 0xf0, 0xe6, 0x80};
         std::memcpy(ram + 0x1000, code, sizeof code);
         kvm_sregs special{};
         ioctl(vcpu.get(), KVM_GET_SREGS, &special);
@@ -65,8 +65,8 @@ int main() {
         const int run = ioctl(vcpu.get(), KVM_RUN, 0);
         ioctl(vcpu.get(), KVM_GET_REGS, &registers);
         std::cout << "prefault " << (filled.report().complete ? "complete" : filled.report().problem) << ", touched "
-                  << (run == 0 ? registers.rdi >> 20 : 0) << " MiB, faults "
-                  << stats.value("pf_fixed").value_or(~0ULL) << '\n';
+                  << (run == 0 ? registers.rdi >> 20 : 0) << " MiB, faults " << stats.value("pf_fixed").value_or(~0ULL)
+                  << '\n';
         return registers.rdi == kBytes && filled.report().complete ? 0 : 1;
     } catch (const vmm::Error& error) {
         std::cerr << error.what() << '\n';

@@ -47,8 +47,8 @@ const kernels::Code kReadPortForEver{0x66, 0xba, 0x00, 0x50, 0xed, 0xeb, 0xfd};
 /// Reads 4 bytes at 0xd8000000, writes them to kPort, and so on: mov 0xd8000000, %eax; mov $0x5000, %dx; out %eax, %dx
 const kernels::Code kCopyMmioToPort{0xa1, 0x00, 0x00, 0x00, 0xd8, 0x66, 0xba, 0x00, 0x50, 0xef, 0xeb, 0xf4};
 /// Says '!' on the serial port and powers off.
-const kernels::Code kShoutThenPowerOff{0x66, 0xba, 0xf8, 0x03, 0xb0, 0x21, 0xee,
-                                       0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe};
+const kernels::Code kShoutThenPowerOff{0x66, 0xba, 0xf8, 0x03, 0xb0, 0x21, 0xee, 0x66,
+                                       0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe};
 
 /// A device of two functions.
 class FunctionDevice final : public CustomDevice {
@@ -65,7 +65,8 @@ class FunctionDevice final : public CustomDevice {
     Write on_write_;
 };
 
-DeviceConfig port_device(FunctionDevice::Read on_read, FunctionDevice::Write on_write = [](auto, auto) {}) {
+DeviceConfig port_device(
+    FunctionDevice::Read on_read, FunctionDevice::Write on_write = [](auto, auto) {}) {
     DeviceConfig config;
     config.name = "test";
     config.base = kPort;
@@ -145,9 +146,10 @@ TEST_F(Embedding, WhatTheMakerOfADeviceThrowsLeavesNothingBehind) {
     };
     EXPECT_THROW(Machine{config}, std::out_of_range);
     const std::size_t descriptors = testing::count_descriptors();
+    const std::size_t threads = testing::count_threads();
     EXPECT_THROW(Machine{config}, std::out_of_range);
     EXPECT_EQ(testing::count_descriptors(), descriptors);
-    EXPECT_EQ(testing::count_threads(), 1U);
+    EXPECT_EQ(testing::count_threads(), threads);
 }
 
 TEST_F(Embedding, SinkHearsTheGuestAndObserverOfTheEndIsTold) {

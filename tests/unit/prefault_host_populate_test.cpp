@@ -174,7 +174,7 @@ TEST(ReleaseHost, OfWhatWasNeverPopulatedDoesNothing) {
 }
 
 TEST(ReleaseHost, OfNoMemoryDoesNothing) {
-    release_host(GuestMemory({}, PageSize::k4K), 2);
+    release_host(GuestMemory(std::span<const GuestRange>{}, PageSize::k4K), 2);
 }
 
 } // namespace

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "prefault/cpu_list.hpp"
+#include "prefault/huge_page_pool.hpp"
 #include "prefault/numa.hpp"
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"

@@ -91,8 +91,7 @@ std::string literal(const std::string& text) {
 
 std::string man_of_program(const CommandText& program, const std::vector<CommandText>& commands) {
     std::string text = title("vmm", 1, "virtual machines whose memory is populated beforehand");
-    text += ".SH SYNOPSIS\n\\fBvmm\\fR COMMAND [OPTIONS]\n.SH DESCRIPTION\n" + roff(program.help) +
-            "\n.SH COMMANDS\n";
+    text += ".SH SYNOPSIS\n\\fBvmm\\fR COMMAND [OPTIONS]\n.SH DESCRIPTION\n" + roff(program.help) + "\n.SH COMMANDS\n";
     for (const CommandText& command : commands) {
         text += ".TP\n\\fBvmm " + roff(command.name) + "\\fR\n" + roff(command.help) + "\n";
     }
@@ -237,12 +236,17 @@ std::string zsh_of_options(const std::vector<OptionText>& options) {
     std::string text;
     for (const OptionText& option : options) {
         for (const std::string& name : dashed(option)) {
-            text += " \\\n        '*" + name + (option.value.empty() ? "" : name.starts_with("--") ? "=" : "+") + "[" +
-                    zsh_text(option.help) + "]";
+            text += " \\\n        '*" + name +
+                    (option.value.empty()     ? ""
+                     : name.starts_with("--") ? "="
+                                              : "+") +
+                    "[" + zsh_text(option.help) + "]";
             if (!option.value.empty()) {
                 const auto words = choices_of(option);
                 text += ":" + zsh_text(option.value) + ":" +
-                        (!words.empty() ? "(" + joined(words, " ") + ")" : takes_file(option) ? "_files" : "");
+                        (!words.empty()       ? "(" + joined(words, " ") + ")"
+                         : takes_file(option) ? "_files"
+                                              : "");
             }
             text += "'";
         }
@@ -259,7 +263,8 @@ std::string zsh(const CommandText& program, const std::vector<CommandText>& comm
     text += ")\n    _describe command commands\n    _arguments" + zsh_of_options(program.options) +
             "\n    return\nfi\nlocal command=$words[2]\nshift words\n(( CURRENT-- ))\ncase $command in\n";
     for (const CommandText& command : commands) {
-        text += command.name + ")\n    _arguments" + zsh_of_options(command.options) + " \\\n        '*:file:_files'\n    ;;\n";
+        text += command.name + ")\n    _arguments" + zsh_of_options(command.options) +
+                " \\\n        '*:file:_files'\n    ;;\n";
     }
     return text + "esac\n";
 }
