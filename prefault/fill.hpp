@@ -65,7 +65,7 @@ class Filled {
     [[nodiscard]] MappedPages mapped() const;
 
   private:
-    struct Parts;
+    struct __attribute__((visibility("hidden"))) Parts;
     friend Filled fill(const ExistingVm& vm, const Options& options, const std::stop_token& stop);
     explicit Filled(std::unique_ptr<Parts> parts) noexcept;
 

@@ -65,8 +65,10 @@ int guarded(int code_of_errors, Body body) noexcept {
 
 template <typename... Pointers>
 void need(const Pointers*... pointers) {
-    if (((pointers == nullptr) || ...)) {
-        throw vmm::Error("an argument that must not be NULL is NULL");
+    for (const void* const pointer : {static_cast<const void*>(pointers)...}) {
+        if (pointer == nullptr) {
+            throw vmm::Error("an argument that must not be NULL is NULL");
+        }
     }
 }
 

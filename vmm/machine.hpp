@@ -96,7 +96,7 @@ class Machine {
     [[nodiscard]] const std::string& crash_description() const;
 
   private:
-    struct Parts;
+    struct __attribute__((visibility("hidden"))) Parts;
     std::unique_ptr<Parts> parts_;
 };
 
