@@ -130,9 +130,8 @@ DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes
             const kvm_regs now = vcpu_.registers();
             outcome = {kicked ? Outcome::End::kHeld : Outcome::End::kFailed,
                        "a prefault vCPU failed on " + to_string(range) + ": " +
-                                                  (kicked ? "it did not come to an end" : why_it_failed(exit)) +
-                                                  " (RIP " + to_string(GuestAddress{now.rip}) + ", touching " +
-                                                  to_string(GuestAddress{now.rdi}) + ")"};
+                           (kicked ? "it did not come to an end" : why_it_failed(exit)) + " (RIP " +
+                           to_string(GuestAddress{now.rip}) + ", touching " + to_string(GuestAddress{now.rdi}) + ")"};
             recover();
             break;
         }

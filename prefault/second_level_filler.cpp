@@ -99,8 +99,8 @@ MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_
 }
 
 SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid)
-    : vm_(vm), vm_stats_(vm.stats()), host_(place.host), smm_(place.smm), cpuid_(cpuid.begin(), cpuid.end()), make_vcpu_(place.make_vcpu),
-      next_vcpu_id_(place.first_vcpu_id), scratch_(vm, place.memslot, place.scratch) {}
+    : vm_(vm), vm_stats_(vm.stats()), host_(place.host), smm_(place.smm), cpuid_(cpuid.begin(), cpuid.end()),
+      make_vcpu_(place.make_vcpu), next_vcpu_id_(place.first_vcpu_id), scratch_(vm, place.memslot, place.scratch) {}
 
 void SecondLevelFiller::grow(unsigned workers, const std::stop_token& stop) {
     while (dummies_.size() < workers) {

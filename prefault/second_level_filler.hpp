@@ -71,8 +71,8 @@ class SecondLevelFiller {
 
     /// Makes dummies until there are `workers`, and as many in system management mode if the place asks for them; the
     /// memslots of guest memory then exist in both address spaces. On shadow paging the first are best made before the
-    /// guest runs: what the scratch slot adds to KVM's counts is found out by looking at them. A guest may hold that up, `stop`
-    /// ends it. Throws Error; those that were made by then stay.
+    /// guest runs: what the scratch slot adds to KVM's counts is found out by looking at them. A guest may hold that
+    /// up, `stop` ends it. Throws Error; those that were made by then stay.
     void grow(unsigned workers, const std::stop_token& stop = {});
 
     [[nodiscard]] unsigned workers() const noexcept { return static_cast<unsigned>(dummies_.size()); }

@@ -16,6 +16,7 @@
 #include "vmm/host_memory.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/user_network.hpp"
+#include "vmm/virtio_devices.hpp"
 
 namespace vmm {
 
@@ -83,8 +84,7 @@ void validate_prefault(const Config& config) {
 }
 
 void validate_devices(const Config& config) {
-    const std::size_t devices = config.disks.size() + config.nets.size() + (config.vsock ? 1 : 0) +
-                                (config.balloon ? 1 : 0) + (config.rng ? 1 : 0) + (config.console ? 1 : 0);
+    const std::size_t devices = count_virtio_devices(config);
     if (devices > memory_map::kVirtioGsis.size()) {
         throw Error("cannot give the guest " + std::to_string(devices) +
                     " virtio devices: there are interrupt lines for " + std::to_string(memory_map::kVirtioGsis.size()));

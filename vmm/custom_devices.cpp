@@ -8,6 +8,7 @@
 #include "kvm/error.hpp"
 #include "vmm/irqfd_line.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/virtio_devices.hpp"
 
 namespace vmm {
 
@@ -51,11 +52,6 @@ void validate_place(const DeviceConfig& device, const std::string& tried) {
     } else {
         refuse(kTakenAddresses);
     }
-}
-
-std::size_t count_virtio_devices(const Config& config) {
-    return config.disks.size() + config.nets.size() + (config.vsock ? 1U : 0U) + (config.rng ? 1U : 0U) +
-           (config.console ? 1U : 0U);
 }
 
 } // namespace

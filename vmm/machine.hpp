@@ -25,9 +25,9 @@ namespace vmm {
 ///
 /// Threads: request_stop() and is_stop_requested() may be called from any thread and from a signal handler, also while
 /// prefault() or run() is under way. Everything else may be called from any thread: prefault(), add_memory() and
-/// log_dirty_pages() are served one at a time; pause(), resume(), statistics(), memory() and set_balloon() at once. While
-/// run() is under way, report() and crash_description() are for the thread that is in it (a sink, say); others get
-/// UsageError. Nothing may be under way when the machine is destroyed.
+/// log_dirty_pages() are served one at a time; pause(), resume(), statistics(), memory() and set_balloon() at once.
+/// While run() is under way, report() and crash_description() are for the thread that is in it (a sink, say); others
+/// get UsageError. Nothing may be under way when the machine is destroyed.
 ///
 /// It installs no signal handler, ends no process, writes nowhere but to the descriptors and functions it was given,
 /// and knows of no other machine: any number may live in a process, on any threads. To vCPUs it sends the signal

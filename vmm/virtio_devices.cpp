@@ -51,6 +51,11 @@ void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, cons
 
 } // namespace
 
+std::size_t count_virtio_devices(const Config& config) noexcept {
+    return config.disks.size() + config.nets.size() + (config.vsock ? 1U : 0U) + (config.balloon ? 1U : 0U) +
+           (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
+}
+
 VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services) {
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;

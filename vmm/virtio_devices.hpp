@@ -34,6 +34,9 @@ struct DeviceServices {
     devices::CharacterPort::Callbacks console;                        ///< on the console's thread
 };
 
+/// How many virtio devices the guest of `config` has.
+[[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;
+
 struct VirtioSet {
     std::vector<std::unique_ptr<devices::virtio::Device>> devices;
     devices::virtio::Console* console = nullptr; ///< one of them, if there is one

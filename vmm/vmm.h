@@ -69,17 +69,17 @@ VMM_API int vmm_config_set_initrd(vmm_config* config, const char* path);
 VMM_API int vmm_config_set_command_line(vmm_config* config, const char* text);
 VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
-VMM_API int vmm_config_set_pin(vmm_config* config, int pin); /* enum vmm_pin */
+VMM_API int vmm_config_set_pin(vmm_config* config, int pin);                          /* enum vmm_pin */
 VMM_API int vmm_config_set_prefault(vmm_config* config, int scope, unsigned workers); /* enum vmm_scope */
 VMM_API int vmm_config_add_disk(vmm_config* config, const char* path, int read_only);
 /* Descriptors are loans; -1: not connected. */
 VMM_API int vmm_config_set_serial_fds(vmm_config* config, int input_fd, int output_fd);
 /* What the guest says on its serial port. NULL: nobody hears it. */
 VMM_API int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, void* user);
-/* A device of the caller's: vmm/device.hpp. `space` is enum vmm_space, `interrupt` is -1 for none; see vmm_machine_raise_interrupt(). */
-VMM_API int vmm_config_add_device(vmm_config* config, const char* name, int space, uint64_t base,
-                                  uint64_t size, int interrupt, vmm_read_callback read, vmm_write_callback write,
-                                  void* user);
+/* A device of the caller's: vmm/device.hpp. `space` is enum vmm_space, `interrupt` is -1 for none; see
+ * vmm_machine_raise_interrupt(). */
+VMM_API int vmm_config_add_device(vmm_config* config, const char* name, int space, uint64_t base, uint64_t size,
+                                  int interrupt, vmm_read_callback read, vmm_write_callback write, void* user);
 
 VMM_API int vmm_machine_new(const vmm_config* config, vmm_machine** machine);
 /* Not while a call for the machine is under way. NULL is allowed. */
