@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 
 #include "prefault/second_level.hpp"
 #include "support/kvm_command.hpp"
@@ -275,6 +277,29 @@ TEST_F(Command, ReportToAPipeThatNobodyReadsIsRefused) {
     const std::string pipe = directory_ / "pipe";
     ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
     expect_refused({"run", "--report", pipe}, 1, "nobody reads");
+}
+
+TEST_F(Command, DisksThatCannotBeUsedAreRefusedByName) {
+    const std::string disk = directory_ / "disk";
+    expect_refused({"run", "--disk", disk}, 1, "cannot open the disk " + disk);
+    expect_refused({"run", "--disk", directory_ / ""}, 1, "Is a directory");
+    ASSERT_EQ(::mkfifo((directory_ / "pipe").c_str(), 0600), 0);
+    expect_refused({"run", "--disk", directory_ / "pipe"}, 1, "neither a regular file nor a block device");
+    std::ofstream(disk).flush();
+    expect_refused({"run", "--disk", disk}, 1, "it is empty");
+    std::filesystem::resize_file(disk, 100);
+    expect_refused({"run", "--disk", disk}, 1, "no whole sectors");
+}
+
+TEST_F(Command, FortyDisksAreRefusedWithTheLimit) {
+    std::vector<std::string> arguments{"run"};
+    for (int i = 0; i < 40; ++i) {
+        const std::string disk = directory_ / ("disk" + std::to_string(i));
+        std::ofstream(disk).flush();
+        std::filesystem::resize_file(disk, 4096);
+        arguments.insert(arguments.end(), {"--disk", disk});
+    }
+    expect_refused(arguments, 1, "there are interrupt lines for");
 }
 
 TEST_F(Command, RunsWithItsStandardInputClosed) {
