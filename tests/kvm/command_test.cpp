@@ -291,17 +291,6 @@ TEST_F(Command, DisksThatCannotBeUsedAreRefusedByName) {
     expect_refused({"run", "--disk", disk}, 1, "no whole sectors");
 }
 
-TEST_F(Command, FortyDisksAreRefusedWithTheLimit) {
-    std::vector<std::string> arguments{"run"};
-    for (int i = 0; i < 40; ++i) {
-        const std::string disk = directory_ / ("disk" + std::to_string(i));
-        std::ofstream(disk).flush();
-        std::filesystem::resize_file(disk, 4096);
-        arguments.insert(arguments.end(), {"--disk", disk});
-    }
-    expect_refused(arguments, 1, "there are interrupt lines for");
-}
-
 TEST_F(Command, RunsWithItsStandardInputClosed) {
     const CommandResult run = run_command({"run", "-q", "-m", "16M"}, [] { ::close(STDIN_FILENO); });
     EXPECT_EQ(run.exit_status, 0) << run.errors;
