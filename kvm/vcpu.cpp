@@ -11,9 +11,8 @@
 
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/kick.hpp"
 #include "kvm/kick_signal.hpp"
 
@@ -111,23 +110,23 @@ Exit Vcpu::decode_exit() {
         discard_pending_kicks();
         return KickedExit{};
     case KVM_EXIT_FAIL_ENTRY:
-        return FaultExit{fmt::format("the processor refused to enter the guest: hardware reason {:#x}",
+        return FaultExit{vmm::format("the processor refused to enter the guest: hardware reason {:#x}",
                                      run_->fail_entry.hardware_entry_failure_reason)};
     case KVM_EXIT_INTERNAL_ERROR: {
         const auto& internal = run_->internal;
-        std::string what = fmt::format("KVM internal error {}", internal.suberror);
+        std::string what = vmm::format("KVM internal error {}", internal.suberror);
         if (internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
             what += " (it could not emulate an instruction)";
         }
         for (std::size_t i = 0; i < std::min<std::size_t>(internal.ndata, std::size(internal.data)); ++i) {
-            what += fmt::format(" {:#x}", internal.data[i]);
+            what += vmm::format(" {:#x}", internal.data[i]);
         }
         return FaultExit{what};
     }
     case KVM_EXIT_MEMORY_FAULT:
         return FaultExit{"the guest used memory in a way its memslot does not allow"};
     default:
-        return FaultExit{fmt::format("unexpected exit reason {}", run_->exit_reason)};
+        return FaultExit{vmm::format("unexpected exit reason {}", run_->exit_reason)};
     }
 }
 
@@ -171,7 +170,7 @@ bool Vcpu::set_msr(std::uint32_t index, std::uint64_t value) {
     request.entry.data = value;
     const int count = ::ioctl(fd_.get(), KVM_SET_MSRS, &request);
     if (count < 0) {
-        throw_errno(errno, fmt::format("set MSR {:#x} of vCPU {}", index, id_));
+        throw_errno(errno, vmm::format("set MSR {:#x} of vCPU {}", index, id_));
     }
     return count == 1;
 }
@@ -229,18 +228,18 @@ Stats Vcpu::stats() const {
 }
 
 std::string describe_registers(const kvm_regs& r, const kvm_sregs& s) {
-    std::string text = fmt::format("rip {:016x}  rflags {:016x}\n", r.rip, r.rflags);
+    std::string text = vmm::format("rip {:016x}  rflags {:016x}\n", r.rip, r.rflags);
     const auto row = [&text](auto... name_value) {
-        text += fmt::format("{:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}\n", name_value...);
+        text += vmm::format("{:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}\n", name_value...);
     };
     row("rax", r.rax, "rbx", r.rbx, "rcx", r.rcx, "rdx", r.rdx);
     row("rsi", r.rsi, "rdi", r.rdi, "rbp", r.rbp, "rsp", r.rsp);
     row("r8", r.r8, "r9", r.r9, "r10", r.r10, "r11", r.r11);
     row("r12", r.r12, "r13", r.r13, "r14", r.r14, "r15", r.r15);
     row("cr0", s.cr0, "cr2", s.cr2, "cr3", s.cr3, "cr4", s.cr4);
-    text += fmt::format("efer {:016x}  gdt  {:016x}/{:04x}  idt {:016x}/{:04x}\n", s.efer, s.gdt.base, s.gdt.limit,
+    text += vmm::format("efer {:016x}  gdt  {:016x}/{:04x}  idt {:016x}/{:04x}\n", s.efer, s.gdt.base, s.gdt.limit,
                         s.idt.base, s.idt.limit);
-    text += fmt::format("cs {:04x} base {:x} dpl {} l {} db {}  ss {:04x}  ds {:04x}  es {:04x}  tr {:04x}\n",
+    text += vmm::format("cs {:04x} base {:x} dpl {} l {} db {}  ss {:04x}  ds {:04x}  es {:04x}  tr {:04x}\n",
                         s.cs.selector, s.cs.base, s.cs.dpl, s.cs.l, s.cs.db, s.ss.selector, s.ds.selector,
                         s.es.selector, s.tr.selector);
     return text;

@@ -1,5 +1,7 @@
 #include "loader/device_tree.hpp"
 
+#include "kvm/format.hpp"
+
 #include <libfdt.h>
 
 #include <algorithm>
@@ -8,8 +10,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
-
-#include <fmt/format.h>
 
 namespace vmm::loader {
 namespace {
@@ -76,7 +76,7 @@ void registers(TreeWriter& tree, GuestRange range) {
 }
 
 std::string unit(std::string_view name, std::uint64_t address) {
-    return fmt::format("{}@{:x}", name, address);
+    return vmm::format("{}@{:x}", name, address);
 }
 
 /// The second cell as x86 Linux reads it (of_ioapic_type in its arch/x86/kernel/devicetree.c).
@@ -98,7 +98,7 @@ void write_chosen(TreeWriter& tree, const Hardware& hardware, const DeviceTreeBo
     tree.node("chosen", [&] {
         tree.text("bootargs", boot.command_line);
         if (hardware.com1) {
-            tree.text("stdout-path", fmt::format("/{}/{}", kIsaBus, serial_node(*hardware.com1)));
+            tree.text("stdout-path", vmm::format("/{}/{}", kIsaBus, serial_node(*hardware.com1)));
         }
         if (boot.initrd) {
             const std::uint64_t start = to_integer(boot.initrd->base);

@@ -7,9 +7,8 @@
 #include <fstream>
 #include <optional>
 
-#include <fmt/format.h>
-
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/cpu_list.hpp"
@@ -37,7 +36,7 @@ std::optional<std::string> first_line(const std::string& path) {
 void examine_kvm(std::vector<Finding>& findings) {
     const kvm::System system;
     findings.push_back({Verdict::kGood, "KVM",
-                        fmt::format("API version {}, at most {} vCPUs a guest", KVM_API_VERSION, system.max_vcpus()),
+                        vmm::format("API version {}, at most {} vCPUs a guest", KVM_API_VERSION, system.max_vcpus()),
                         ""});
     const kvm::Vm vm(system);
     for (const HostCapability& capability : kHostCapabilities) {
@@ -50,14 +49,14 @@ void examine_kvm(std::vector<Finding>& findings) {
     const auto cpuid = system.supported_cpuid();
     findings.push_back(
         {Verdict::kGood, "guest addresses",
-         fmt::format("{} bits, 1 GiB pages {}", physical_address_bits(cpuid), has_one_gib_pages(cpuid) ? "yes" : "no"),
+         vmm::format("{} bits, 1 GiB pages {}", physical_address_bits(cpuid), has_one_gib_pages(cpuid) ? "yes" : "no"),
          ""});
 }
 
 void examine_second_level(std::vector<Finding>& findings) {
     const prefault::SecondLevelHost host = prefault::detect_second_level();
     Finding finding{Verdict::kGood, "second level",
-                    fmt::format("{}, TDP MMU {}", to_string(host.kind), host.tdp_mmu ? "on" : "off"), ""};
+                    vmm::format("{}, TDP MMU {}", to_string(host.kind), host.tdp_mmu ? "on" : "off"), ""};
     if (host.kind == prefault::SecondLevelKind::kShadow) {
         finding.verdict = Verdict::kAdvice;
         finding.advice =
@@ -74,7 +73,7 @@ void examine_memory(std::vector<Finding>& findings) {
     const HostMemory memory = read_host_memory();
     findings.push_back(
         {Verdict::kGood, "memory",
-         fmt::format("{} available of {}", format_bytes(memory.available_bytes), format_bytes(memory.total_bytes)),
+         vmm::format("{} available of {}", format_bytes(memory.available_bytes), format_bytes(memory.total_bytes)),
          ""});
     for (const std::uint64_t page_bytes : {2 * kMiB, kGiB}) {
         const std::string what = "huge pages of " + format_bytes(page_bytes);
@@ -84,9 +83,9 @@ void examine_memory(std::vector<Finding>& findings) {
             continue;
         }
         findings.push_back({pool->total != 0 ? Verdict::kGood : Verdict::kAdvice, what,
-                            fmt::format("{} available of {}", pool->available(), pool->total),
+                            vmm::format("{} available of {}", pool->available(), pool->total),
                             pool->total != 0 ? ""
-                                             : fmt::format("for --page-size={}: `echo N | sudo tee "
+                                             : vmm::format("for --page-size={}: `echo N | sudo tee "
                                                            "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages`",
                                                            page_bytes == kGiB ? "1G" : "2M", page_bytes / kKiB)});
     }
@@ -120,7 +119,7 @@ void examine_processors(std::vector<Finding>& findings) {
     const std::size_t nodes = prefault::NumaTopology::read().nodes.size();
     findings.push_back(
         {Verdict::kGood, "processors",
-         fmt::format("{} usable, on {} NUMA node{}", prefault::usable_cpu_list().size(), nodes, nodes > 1 ? "s" : ""),
+         vmm::format("{} usable, on {} NUMA node{}", prefault::usable_cpu_list().size(), nodes, nodes > 1 ? "s" : ""),
          ""});
 }
 
@@ -150,10 +149,10 @@ std::string to_text(const std::vector<Finding>& findings) {
     std::string text;
     for (const Finding& finding : findings) {
         static constexpr std::array kMarks{"ok    ", "advice", "FATAL "};
-        text += fmt::format("{}  {}: {}\n", kMarks.at(static_cast<std::size_t>(finding.verdict)), finding.what,
+        text += vmm::format("{}  {}: {}\n", kMarks.at(static_cast<std::size_t>(finding.verdict)), finding.what,
                             finding.value);
         if (!finding.advice.empty()) {
-            text += fmt::format("        {}\n", finding.advice);
+            text += vmm::format("        {}\n", finding.advice);
         }
     }
     text += can_run_guests(findings) ? "A guest can run here.\n" : "A guest cannot run here.\n";

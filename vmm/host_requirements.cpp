@@ -1,11 +1,10 @@
 #include "vmm/host_requirements.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <string>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "prefault/plan.hpp"
 #include "prefault/prefault.hpp"
 #include "vmm/memory_map.hpp"
@@ -46,7 +45,7 @@ void check_host(const kvm::System& system, const Config& config) {
     }
     const unsigned address_bits = physical_address_bits(system.supported_cpuid());
     if (!fits_address_bits(memory_map::address_space_bytes(config.memory_bytes), address_bits)) {
-        throw Error(fmt::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
+        throw Error(vmm::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
                                 format_bytes(config.memory_bytes), address_bits));
     }
     if (config.prefault.scope == prefault::Scope::kAll) {
@@ -58,10 +57,10 @@ void check_host(const kvm::System& system, const Config& config) {
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
     if (config.vcpus > most) {
         throw Error(
-            fmt::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
+            vmm::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
     }
     if (dummies > most - config.vcpus) {
-        throw Error(fmt::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
+        throw Error(vmm::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
                                 "(fewer with --prefault-workers)",
                                 dummies, config.vcpus, most));
     }

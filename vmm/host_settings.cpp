@@ -13,9 +13,8 @@
 #include <string_view>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "kvm/cgroup.hpp"
+#include "kvm/format.hpp"
 #include "kvm/guest_memory.hpp"
 #include "prefault/numa.hpp"
 #include "prefault/second_level.hpp"
@@ -60,7 +59,7 @@ std::string chosen_word(const fs::path& path) {
 
 /// What a person types to write `value` into `path`.
 std::string command_to_write(std::string_view value, const fs::path& path) {
-    return fmt::format("`echo {} | sudo tee {}`", value, path.native());
+    return vmm::format("`echo {} | sudo tee {}`", value, path.native());
 }
 
 Finding good(const std::string& what, const std::string& value) {
@@ -99,7 +98,7 @@ std::optional<Finding> examine_khugepaged(const SettingsSources& sources) {
     }
     const std::string defrag = chosen_word(thp / "defrag");
     if (defrag == "never" || defrag == "defer") {
-        return advice("khugepaged", fmt::format("on, and huge pages are not made on demand (defrag is {})", defrag),
+        return advice("khugepaged", vmm::format("on, and huge pages are not made on demand (defrag is {})", defrag),
                       "it replaces 4 KiB pages of a --page-size=thp guest while that runs; so that there are none: " +
                           command_to_write("madvise", thp / "defrag"));
     }
@@ -115,7 +114,7 @@ std::optional<Finding> examine_underused_huge_pages(const SettingsSources& sourc
     if (enabled.empty() || enabled == "never" || !is_on(thp / "shrink_underused") || allowed >= kNever) {
         return std::nullopt;
     }
-    return advice("splitting of unused huge pages", fmt::format("on, above {} pages of zeros in one", allowed),
+    return advice("splitting of unused huge pages", vmm::format("on, above {} pages of zeros in one", allowed),
                   "when memory is short it splits huge pages the guest has not written yet: --pin=longterm or "
                   "--page-size=2M, or " +
                       command_to_write("0", thp / "shrink_underused"));
@@ -147,8 +146,8 @@ std::optional<Finding> examine_compaction(const SettingsSources& sources) {
     if (!locked_too && proactiveness == 0) {
         return std::nullopt;
     }
-    const std::string value = fmt::format(
-        "{}, {}", proactiveness != 0 ? fmt::format("in the background (proactiveness {})", proactiveness) : "on demand",
+    const std::string value = vmm::format(
+        "{}, {}", proactiveness != 0 ? vmm::format("in the background (proactiveness {})", proactiveness) : "on demand",
         locked_too ? "locked pages, too" : "but not of locked pages");
     if (!locked_too) {
         return good("compaction", value);
@@ -158,7 +157,7 @@ std::optional<Finding> examine_compaction(const SettingsSources& sources) {
         commands += " vm.compaction_proactiveness=0";
     }
     return advice("compaction", value,
-                  fmt::format("it moves 4 KiB pages: huge ones, --pin=longterm, or --pin=mlock with `{}`", commands));
+                  vmm::format("it moves 4 KiB pages: huge ones, --pin=longterm, or --pin=mlock with `{}`", commands));
 }
 
 /// Documentation/admin-guide/hw-vuln/multihit.rst; arch/x86/kvm/mmu/mmu.c: kvm_recover_nx_huge_pages().
@@ -174,7 +173,7 @@ std::optional<Finding> examine_executable_huge_pages(const SettingsSources& sour
     const std::uint64_t every_ms = period_ms != 0 || ratio == 0 ? period_ms : kHourMs / std::min(ratio, kHourMs / 1000);
     const std::string value =
         ratio == 0 ? "on, for good where it has split"
-                   : fmt::format("on, and undone for 1/{} of the splits every {} s", ratio, (every_ms + 999) / 1000);
+                   : vmm::format("on, and undone for 1/{} of the splits every {} s", ratio, (every_ms + 999) / 1000);
     const auto vulnerability = first_line(sources.sys / "devices/system/cpu/vulnerabilities/itlb_multihit");
     if (vulnerability && vulnerability->starts_with("Not affected")) {
         return advice("splitting of executable huge pages (nx_huge_pages)", value,
@@ -205,7 +204,7 @@ std::optional<Finding> examine_swap(const SettingsSources& sources) {
     if (areas == 0) {
         return std::nullopt;
     }
-    return advice("swap", fmt::format("{} in {} area{}", format_bytes(bytes), areas, areas == 1 ? "" : "s"),
+    return advice("swap", vmm::format("{} in {} area{}", format_bytes(bytes), areas, areas == 1 ? "" : "s"),
                   "guest pages can be swapped out with --pin=none: leave it at mlock (2M and 1G pages never are), or "
                   "`sudo swapoff -a`");
 }
@@ -240,7 +239,7 @@ std::optional<Finding> examine_damon(const SettingsSources& sources) {
     if (monitors == 0) {
         return std::nullopt;
     }
-    return advice("access monitoring (DAMON)", fmt::format("{} running", monitors),
+    return advice("access monitoring (DAMON)", vmm::format("{} running", monitors),
                   "it may act on guest pages, as by paging them out: --pin=mlock" +
                       (stop.empty() ? "" : ", or " + stop));
 }

@@ -15,10 +15,9 @@
 #include <utility>
 #include <vector>
 
-#include <fmt/format.h>
-
 #include "devices/disk_io.hpp"
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/process_memory.hpp"
 #include "kvm/system.hpp"
 #include "vmm/background_prefault.hpp"
@@ -291,15 +290,15 @@ void Machine::Parts::load() {
     const loader::BootEntry& entry = loaded.entry;
     set_boot_state(vcpus.front(), entry, plan.layout());
     log(LogLevel::kInfo,
-        fmt::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(), files.kernel.format_name(),
+        vmm::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(), files.kernel.format_name(),
                     to_string(entry.kernel), to_string(entry.entry), to_string(entry.protocol)));
     if (entry.initrd) {
-        log(LogLevel::kInfo, fmt::format("initrd: {} at {}", config.initrd_path, to_string(*entry.initrd)));
+        log(LogLevel::kInfo, vmm::format("initrd: {} at {}", config.initrd_path, to_string(*entry.initrd)));
     }
     log(LogLevel::kInfo, "command line: " + line);
     if (!device_tree.empty()) {
         log(LogLevel::kInfo,
-            fmt::format("device tree: {} bytes at {}", device_tree.size(), to_string(kDeviceTreeAddress)));
+            vmm::format("device tree: {} bytes at {}", device_tree.size(), to_string(kDeviceTreeAddress)));
     }
 }
 
@@ -439,14 +438,14 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
     report.mapped = prefaulter->mapped_at_rest();
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
         if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
-            crash += fmt::format("vCPU {}: {}\n{}", i, threads[i].crash(),
+            crash += vmm::format("vCPU {}: {}\n{}", i, threads[i].crash(),
                                  kvm::describe_registers(vcpus[i].registers(), vcpus[i].special_registers()));
         }
     }
     report.resident_overhead_bytes = measure_resident_overhead();
     if (virtio_devices.balloon != nullptr) {
         const auto balloon = virtio_devices.balloon->statistics();
-        log(LogLevel::kInfo, fmt::format("balloon: the guest put {} in and took {} out, and reported {} as free",
+        log(LogLevel::kInfo, vmm::format("balloon: the guest put {} in and took {} out, and reported {} as free",
                                          format_bytes(balloon.inflated), format_bytes(balloon.deflated),
                                          format_bytes(balloon.reported)));
     }
@@ -554,10 +553,10 @@ ExitReason Machine::run() {
     if (const auto dropped = parts.board.serial().dropped_output_bytes() + parts.console.lost_output_bytes();
         dropped != 0) {
         parts.log(LogLevel::kWarning,
-                  fmt::format("{} bytes of serial output were dropped: nobody read them in time", dropped));
+                  vmm::format("{} bytes of serial output were dropped: nobody read them in time", dropped));
     }
     parts.log(LogLevel::kDebug,
-              fmt::format("accesses to addresses of no device: {} port reads, {} port writes, {} MMIO "
+              vmm::format("accesses to addresses of no device: {} port reads, {} port writes, {} MMIO "
                           "reads, {} MMIO writes",
                           parts.board.ports().unclaimed_reads(), parts.board.ports().unclaimed_writes(),
                           parts.board.mmio().unclaimed_reads(), parts.board.mmio().unclaimed_writes()));

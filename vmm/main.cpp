@@ -18,12 +18,12 @@
 #include <variant>
 #include <vector>
 
-#include <fmt/format.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/unique_fd.hpp"
 #include "vmm/bench/command.hpp"
 #include "vmm/cli.hpp"
@@ -158,7 +158,7 @@ void prefault_before(Machine& machine, const Config& config) {
     const prefault::Report report = machine.prefault();
     if (report.scope == prefault::Scope::kAll) {
         config.log(LogLevel::kInfo,
-                   fmt::format("prefault: method {} ({})", to_string(report.method), report.method_reason));
+                   vmm::format("prefault: method {} ({})", to_string(report.method), report.method_reason));
         if (!report.complete && !machine.is_stop_requested()) {
             config.log(LogLevel::kWarning,
                        "the second level is not complete, and the guest will take faults: " + report.problem);

@@ -6,8 +6,7 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
-
+#include "kvm/format.hpp"
 #include "kvm/guest_address.hpp"
 
 namespace vmm {
@@ -27,13 +26,13 @@ unsigned terminal_columns(int fd) {
 } // namespace
 
 std::string describe_progress(const prefault::Progress& progress) {
-    std::string text = fmt::format("{} {:.1f} of {:.1f} GiB", to_string(progress.stage), gib(progress.done_bytes),
+    std::string text = vmm::format("{} {:.1f} of {:.1f} GiB", to_string(progress.stage), gib(progress.done_bytes),
                                    gib(progress.total_bytes));
     if (progress.done_bytes != 0 && progress.seconds > 0) {
         const double per_second = gib(progress.done_bytes) / progress.seconds;
-        text += fmt::format(", {:.1f} GiB/s", per_second);
+        text += vmm::format(", {:.1f} GiB/s", per_second);
         if (progress.done_bytes < progress.total_bytes) {
-            text += fmt::format(", {:.0f} s left", gib(progress.total_bytes - progress.done_bytes) / per_second);
+            text += vmm::format(", {:.0f} s left", gib(progress.total_bytes - progress.done_bytes) / per_second);
         }
     }
     return text;

@@ -1,10 +1,9 @@
 #include "vmm/report.hpp"
 
-#include <fmt/format.h>
-
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "kvm/format.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {
@@ -97,7 +96,7 @@ std::string describe_mapped(const prefault::MappedPages& mapped) {
     std::string text;
     const auto append = [&text](std::uint64_t pages, const char* size) {
         if (pages != 0) {
-            text += fmt::format("{}{} x {}", text.empty() ? "" : " + ", pages, size);
+            text += vmm::format("{}{} x {}", text.empty() ? "" : " + ", pages, size);
         }
     };
     append(mapped.pages_1g, "1G");
@@ -113,11 +112,11 @@ std::string describe_prefault(const RunReport& report) {
     }
     const bool background = report.prefault_when == PrefaultWhen::kBackground;
     std::string text =
-        fmt::format("prefault: {}{} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s", scope_name(prefault),
+        vmm::format("prefault: {}{} in {:.3f} s with {} worker{} (host {:.3f} s, pin {:.3f} s", scope_name(prefault),
                     background ? ", in the background," : "", prefault.total_seconds, prefault.workers,
                     prefault.workers == 1 ? "" : "s", prefault.host_seconds, prefault.pin_seconds);
     if (prefault.scope == prefault::Scope::kAll) {
-        text += fmt::format(", second level {:.3f} s by {}): KVM maps {} ({})", prefault.second_level_seconds,
+        text += vmm::format(", second level {:.3f} s by {}): KVM maps {} ({})", prefault.second_level_seconds,
                             to_string(prefault.method), describe_mapped(prefault.mapped), to_string(report.host.kind));
     } else {
         text += ")";
@@ -127,7 +126,7 @@ std::string describe_prefault(const RunReport& report) {
         text += ": " + prefault.problem;
     }
     if (report.seconds_until_full && report.faults_until_full) {
-        text += fmt::format("; full {:.3f} s after the guest's start, which had taken {} faults by then",
+        text += vmm::format("; full {:.3f} s after the guest's start, which had taken {} faults by then",
                             *report.seconds_until_full, *report.faults_until_full);
     }
     return text;
@@ -137,11 +136,11 @@ std::string describe_prefault(const RunReport& report) {
 
 std::string to_summary(const RunReport& report) {
     const std::string guest = report.seconds_to_first_instruction == 0
-                                  ? fmt::format("{} before its first instruction", to_string(report.exit))
-                                  : fmt::format("{} after {:.3f} s on {} vCPU{}; first instruction after {:.3f} s",
+                                  ? vmm::format("{} before its first instruction", to_string(report.exit))
+                                  : vmm::format("{} after {:.3f} s on {} vCPU{}; first instruction after {:.3f} s",
                                                 to_string(report.exit), report.guest_seconds, report.vcpus,
                                                 report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction);
-    return fmt::format(
+    return vmm::format(
         "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {:.1f} MiB; all given "
         "back after {:.3f} s",
         describe_prefault(report), guest, report.second_level_faults_total(),

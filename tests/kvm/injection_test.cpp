@@ -27,8 +27,7 @@
 #include <string_view>
 #include <vector>
 
-#include <fmt/format.h>
-
+#include "kvm/format.hpp"
 #include "kvm/mapping.hpp"
 #include "kvm/uapi.hpp"
 #include "prefault/huge_page_pool.hpp"
@@ -113,7 +112,11 @@ bool is_of_kind(const SystemCall& call, const CallKind& kind) {
 }
 
 std::string describe(const SystemCall& call, const CallKind& kind) {
-    return fmt::format("{}({:#x})", kind.name, fmt::join(call.arguments, ", "));
+    std::string arguments;
+    for (const auto argument : call.arguments) {
+        arguments += vmm::format("{}{:#x}", arguments.empty() ? "" : ", ", argument);
+    }
+    return vmm::format("{}({})", kind.name, arguments);
 }
 
 /// The calls that `main` makes; what goes before is the C library's, which knows no way to go on. `main` begins by
@@ -283,7 +286,7 @@ class HostThatRefuses : public KvmTest {
     }
 
     [[nodiscard]] static std::string details(const Aftermath& aftermath) {
-        return fmt::format("status {}, standard error:\n{}\n{}", aftermath.run.exit_status, aftermath.run.errors,
+        return vmm::format("status {}, standard error:\n{}\n{}", aftermath.run.exit_status, aftermath.run.errors,
                            aftermath.run.stuck);
     }
 
@@ -405,7 +408,7 @@ TEST_P(EachCall, RefusedOnceEndsInOneClearLineOrAWholeRun) {
     }
     std::string told;
     for (const auto& [name, count] : wanted) {
-        told += fmt::format("{}{} {} of {}", told.empty() ? "" : ", ", name, refused[name], count);
+        told += vmm::format("{}{} {} of {}", told.empty() ? "" : ", ", name, refused[name], count);
     }
     std::cout << "refused: " << told << std::endl;
 }

@@ -1,6 +1,6 @@
 #include "vmm/bench/cell.hpp"
 
-#include <fmt/format.h>
+#include "kvm/format.hpp"
 
 #include <array>
 
@@ -80,15 +80,15 @@ std::string method_name(const Cell& cell, bool show_workers) {
         name += cell.method == Method::kHost ? " prealloc" : cell.method == Method::kReader ? " reader" : "";
     }
     if (show_workers && uses_workers(cell.method)) {
-        name += fmt::format(", {} worker{}", cell.workers, cell.workers == 1 ? "" : "s");
+        name += vmm::format(", {} worker{}", cell.workers, cell.workers == 1 ? "" : "s");
     }
     return name;
 }
 
 std::string shape_name(const Cell& cell) {
     const std::string pages =
-        cell.page_size == PageSize::kThp ? "thp" : fmt::format("{} pages", vmm::to_string(cell.page_size));
-    return fmt::format("{}, {}, {} vCPU{}{}", pages, format_bytes(cell.memory_bytes), cell.vcpus,
+        cell.page_size == PageSize::kThp ? "thp" : vmm::format("{} pages", vmm::to_string(cell.page_size));
+    return vmm::format("{}, {}, {} vCPU{}{}", pages, format_bytes(cell.memory_bytes), cell.vcpus,
                        cell.vcpus == 1 ? "" : "s", cell.order == Order::kRandom ? ", random" : "");
 }
 

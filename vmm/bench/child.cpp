@@ -16,9 +16,8 @@
 #include <cstring>
 #include <sstream>
 
-#include <fmt/format.h>
-
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/unique_fd.hpp"
 
 namespace vmm::bench {
@@ -208,7 +207,7 @@ class Watcher {
 
 std::string ChildEnd::problem() const {
     if (timed_out) {
-        return fmt::format("it did not end within {:.0f} s", seconds);
+        return vmm::format("it did not end within {:.0f} s", seconds);
     }
     std::string last;
     std::istringstream lines(errors);
@@ -223,8 +222,8 @@ std::string ChildEnd::problem() const {
     if (!last.empty()) {
         return last.substr(0, 500);
     }
-    return WIFSIGNALED(status) ? fmt::format("it was killed by signal {}", WTERMSIG(status))
-                               : fmt::format("its exit status was {}", WEXITSTATUS(status));
+    return WIFSIGNALED(status) ? vmm::format("it was killed by signal {}", WTERMSIG(status))
+                               : vmm::format("its exit status was {}", WEXITSTATUS(status));
 }
 
 ChildEnd run_child(const ChildSpec& spec) {

@@ -1,6 +1,5 @@
 #include "vmm/bench/command.hpp"
 
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <set>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/huge_page_pool.hpp"
@@ -250,9 +250,9 @@ class Benchmark {
                 continue;
             }
             const double left = round > 0 ? round_seconds() * (runs_ - round) : 0;
-            progress_.show(fmt::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, i + 1,
+            progress_.show(vmm::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, i + 1,
                                        results_.cells.size(), to_string(result.cell),
-                                       left > 0 ? fmt::format(", at most {:.0f} s left", left) : ""));
+                                       left > 0 ? vmm::format(", at most {:.0f} s left", left) : ""));
             const Outcome outcome = runner_.run(result.cell);
             cell_seconds_[i] = outcome.seconds;
             if (outcome.sample) {

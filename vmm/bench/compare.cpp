@@ -1,11 +1,10 @@
 #include "vmm/bench/compare.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 
+#include "kvm/format.hpp"
 #include "vmm/bench/table.hpp"
 
 namespace vmm::bench {
@@ -42,7 +41,7 @@ std::optional<Change> change_of(const Cell& cell, Figure figure, const std::vect
 void warn_of_hosts(const Results& before, const Results& after, std::vector<std::string>& warnings) {
     const auto warn = [&](const char* what, const std::string& one, const std::string& other) {
         if (one != other) {
-            warnings.push_back(fmt::format("these are different hosts: {} was '{}', and is '{}'", what, one, other));
+            warnings.push_back(vmm::format("these are different hosts: {} was '{}', and is '{}'", what, one, other));
         }
     };
     warn("its name", before.host.node, after.host.node);
@@ -94,14 +93,14 @@ Comparison compare(const Results& before, const Results& after, double threshold
         }
     }
     if (few_runs) {
-        comparison.warnings.push_back(fmt::format("times of fewer than {} runs are not compared: what is noise cannot "
+        comparison.warnings.push_back(vmm::format("times of fewer than {} runs are not compared: what is noise cannot "
                                                   "be told (--runs)",
                                                   kLeastRuns));
     }
     alone += static_cast<std::size_t>(std::count_if(
         after.cells.begin(), after.cells.end(), [&](const auto& cell) { return before.find(cell.cell) == nullptr; }));
     if (alone != 0) {
-        comparison.warnings.push_back(fmt::format("{} cell{} without a counterpart {} left out", alone,
+        comparison.warnings.push_back(vmm::format("{} cell{} without a counterpart {} left out", alone,
                                                   alone == 1 ? "" : "s", alone == 1 ? "is" : "are"));
     }
     return comparison;
@@ -115,10 +114,10 @@ std::string to_text(const Comparison& comparison, double threshold) {
     for (const Change& change : comparison.changes) {
         const std::string factor =
             std::isfinite(change.ratio.high)
-                ? fmt::format(" ({:+.0f}%, 99% interval {:.2f} .. {:.2f} times)",
+                ? vmm::format(" ({:+.0f}%, 99% interval {:.2f} .. {:.2f} times)",
                               (change.after / change.before - 1) * 100, change.ratio.low, change.ratio.high)
                 : "";
-        text += fmt::format("{} {}: {} {} -> {}{}\n", change.worse ? "WORSE " : "better", to_string(change.cell),
+        text += vmm::format("{} {}: {} {} -> {}{}\n", change.worse ? "WORSE " : "better", to_string(change.cell),
                             kFigures[index_of(change.figure)].name, value_text(change.figure, change.before),
                             value_text(change.figure, change.after), factor);
     }
@@ -126,10 +125,10 @@ std::string to_text(const Comparison& comparison, double threshold) {
         return text + "nothing to compare\n";
     }
     if (comparison.changes.empty()) {
-        return text + fmt::format("no change: none of {} figures differs by more than {:g}% and beyond noise\n",
+        return text + vmm::format("no change: none of {} figures differs by more than {:g}% and beyond noise\n",
                                   comparison.compared, threshold * 100);
     }
-    return text + fmt::format("{} of {} figures changed by more than {:g}% and beyond noise\n",
+    return text + vmm::format("{} of {} figures changed by more than {:g}% and beyond noise\n",
                               comparison.changes.size(), comparison.compared, threshold * 100);
 }
 

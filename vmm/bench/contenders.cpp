@@ -1,15 +1,14 @@
 #include "vmm/bench/contenders.hpp"
 
-#include <fmt/format.h>
-
 #include <map>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 
 namespace vmm::bench {
 
 std::string guest_options(const Cell& cell, const RunSettings& settings) {
-    return fmt::format("passes={} order={} reader={}", settings.passes, to_string(cell.order),
+    return vmm::format("passes={} order={} reader={}", settings.passes, to_string(cell.order),
                        cell.method == Method::kReader ? "one" : "none");
 }
 
@@ -60,13 +59,13 @@ std::vector<std::string> vmm_words(const Cell& cell, const RunSettings& settings
 
 std::vector<std::string> qemu_words(const Cell& cell, const RunSettings& settings, const std::string& kernel,
                                     const std::string& console) {
-    const std::string size = fmt::format("{}M", cell.memory_bytes / kMiB);
-    std::string backend = is_from_pool(cell.page_size) ? fmt::format("memory-backend-memfd,hugetlb=on,hugetlbsize={}",
+    const std::string size = vmm::format("{}M", cell.memory_bytes / kMiB);
+    std::string backend = is_from_pool(cell.page_size) ? vmm::format("memory-backend-memfd,hugetlb=on,hugetlbsize={}",
                                                                      vmm::to_string(cell.page_size))
                                                        : "memory-backend-ram";
     backend += ",id=ram,size=" + size;
     if (cell.method == Method::kHost) {
-        backend += fmt::format(",prealloc=on,prealloc-threads={}", cell.workers);
+        backend += vmm::format(",prealloc=on,prealloc-threads={}", cell.workers);
     }
     return {settings.qemu,
             "-accel",

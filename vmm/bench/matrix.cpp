@@ -1,11 +1,11 @@
 #include "vmm/bench/matrix.hpp"
 
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/huge_page_pool.hpp"
 #include "vmm/config.hpp"
@@ -103,14 +103,14 @@ void check_fits(std::vector<Cell> cells, const HostRoom& room) {
     for (const Cell& cell : cells) {
         const std::string tried = "cannot measure " + to_string(cell) + ": ";
         if (cell.vcpus > room.most_vcpus) {
-            throw Error(tried + fmt::format("this host's KVM takes at most {} vCPUs (--vcpus)", room.most_vcpus));
+            throw Error(tried + vmm::format("this host's KVM takes at most {} vCPUs (--vcpus)", room.most_vcpus));
         }
         // Pools are raised once, for all runs, so what they take is missing beside them.
         const std::uint64_t beside = bytes_beside_guest(cell.memory_bytes);
         if (!is_from_pool(cell.page_size)) {
             if (missing_2m + missing_1g + beside > room.available_bytes ||
                 cell.memory_bytes > room.available_bytes - missing_2m - missing_1g - beside) {
-                throw Error(tried + fmt::format("with tables and huge pages of other cells it needs {} of memory, and "
+                throw Error(tried + vmm::format("with tables and huge pages of other cells it needs {} of memory, and "
                                                 "this host has {} available (--memory)",
                                                 format_bytes(cell.memory_bytes + missing_2m + missing_1g + beside),
                                                 format_bytes(room.available_bytes)));
@@ -122,12 +122,12 @@ void check_fits(std::vector<Cell> cells, const HostRoom& room) {
             continue;
         }
         if (!room.may_raise_pools) {
-            throw Error(tried + fmt::format("the pool of {} pages has {} too little, and only root may raise it "
+            throw Error(tried + vmm::format("the pool of {} pages has {} too little, and only root may raise it "
                                             "(vm.nr_hugepages, or --page-size)",
                                             vmm::to_string(cell.page_size), format_bytes(missing)));
         }
         if (missing_2m + missing_1g + beside > room.available_bytes) {
-            throw Error(tried + fmt::format("the pool of {} pages has {} too little, and this host has {} available to "
+            throw Error(tried + vmm::format("the pool of {} pages has {} too little, and this host has {} available to "
                                             "raise it (--memory)",
                                             vmm::to_string(cell.page_size), format_bytes(missing),
                                             format_bytes(room.available_bytes)));

@@ -1,7 +1,5 @@
 #include "vmm/bench/model.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -10,6 +8,7 @@
 #include <memory>
 #include <thread>
 
+#include "kvm/format.hpp"
 #include "prefault/cpu_list.hpp"
 #include "vmm/bench/table.hpp"
 
@@ -252,14 +251,14 @@ std::optional<Prediction> predict(const PageCosts& costs, Method method, const T
 std::string fit_table(const std::vector<PageCosts>& costs) {
     std::string text =
         "What one CPU takes, fitted to the medians (gain: by each doubling of workers; R2: of the fit)\n";
-    text += fmt::format("  {:<6} {:<34} {:>12} {:>8} {:>6} {:>12}\n", "pages", "", "for a GiB", "gain", "R2",
+    text += vmm::format("  {:<6} {:<34} {:>12} {:>8} {:>6} {:>12}\n", "pages", "", "for a GiB", "gain", "R2",
                         "for a fault");
     const auto add = [&](const PageCosts& page, const char* what, const std::optional<ParallelCost>& cost,
                          const std::optional<double>& fault) {
         if (cost) {
-            const std::string gain = cost->gain_known ? fmt::format("{:.2f}", cost->gain) : "?";
+            const std::string gain = cost->gain_known ? vmm::format("{:.2f}", cost->gain) : "?";
             text +=
-                fmt::format("  {:<6} {:<34} {:>12} {:>8} {:>6.3f} {:>12}\n", vmm::to_string(page.page_size), what,
+                vmm::format("  {:<6} {:<34} {:>12} {:>8} {:>6.3f} {:>12}\n", vmm::to_string(page.page_size), what,
                             format_seconds(cost->seconds_per_gib), gain, cost->r2, fault ? format_seconds(*fault) : "");
         }
     };
@@ -272,7 +271,7 @@ std::string fit_table(const std::vector<PageCosts>& costs) {
         add(page, "the same, after one vCPU has read", page.after_reader, std::nullopt);
         add(page, "a pass without faults", page.steady, std::nullopt);
         if (page.reader_seconds_per_gib) {
-            text += fmt::format("  {:<6} {:<34} {:>12}\n", vmm::to_string(page.page_size), "one vCPU reading",
+            text += vmm::format("  {:<6} {:<34} {:>12}\n", vmm::to_string(page.page_size), "one vCPU reading",
                                 format_seconds(*page.reader_seconds_per_gib));
         }
     }
@@ -286,14 +285,14 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
         "What larger guests would take with as many CPUs as vCPUs, each as fast as one here. Total: where each\n"
         "doubling of workers halves the time .. where it gains what it gained here. Floor: writing memory once";
     text += bandwidth_of_cpu > 0
-                ? fmt::format(",\n{:.2f} GiB/s for each CPU as measured here.\n", bandwidth_of_cpu / kBytesPerGib)
+                ? vmm::format(",\n{:.2f} GiB/s for each CPU as measured here.\n", bandwidth_of_cpu / kBytesPerGib)
                 : ": not measured.\n";
     for (const TargetShape& shape : kTargets) {
         const double floor =
             bandwidth_of_cpu > 0 ? static_cast<double>(shape.memory_bytes) / (bandwidth_of_cpu * shape.vcpus) : 0;
-        text += fmt::format("\n{}, {} vCPUs{}\n", format_bytes(shape.memory_bytes), shape.vcpus,
+        text += vmm::format("\n{}, {} vCPUs{}\n", format_bytes(shape.memory_bytes), shape.vcpus,
                             floor > 0 ? ", floor " + format_seconds(floor) : "");
-        text += fmt::format("  {:<6} {:<8} {:>10} {:>12} {:>26} {:>18}\n", "pages", "method", "prefault", "first pass",
+        text += vmm::format("  {:<6} {:<8} {:>10} {:>12} {:>26} {:>18}\n", "pages", "method", "prefault", "first pass",
                             "total", "times the floor");
         for (const PageCosts& page : costs) {
             for (const Method method :
@@ -303,11 +302,11 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
                 if (!best || !as_here) {
                     continue;
                 }
-                text += fmt::format(
+                text += vmm::format(
                     "  {:<6} {:<8} {:>10} {:>12} {:>26} {:>18}\n", vmm::to_string(page.page_size), to_string(method),
                     format_seconds(best->prefault_seconds), format_seconds(best->first_seconds),
                     format_seconds(best->total()) + " .. " + format_seconds(as_here->total()),
-                    floor > 0 ? fmt::format("{:.1f} .. {:.1f}", best->total() / floor, as_here->total() / floor) : "-");
+                    floor > 0 ? vmm::format("{:.1f} .. {:.1f}", best->total() / floor, as_here->total() / floor) : "-");
             }
         }
     }

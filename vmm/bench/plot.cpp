@@ -1,12 +1,11 @@
 #include "vmm/bench/plot.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <fstream>
 #include <vector>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/table.hpp"
@@ -101,14 +100,14 @@ std::string bar_line(const CellResult& bar, double unit) {
     const auto faults = bar.median_of(Figure::kFaults);
     const double host = std::max(0.0, prefault - second_level);
     std::string label = format_seconds(total.median);
-    label += faults ? fmt::format("\n{} fault{}", format_count(*faults), *faults == 1 ? "" : "s") : "";
+    label += faults ? vmm::format("\n{} fault{}", format_count(*faults), *faults == 1 ? "" : "s") : "";
     const auto escaped = [](std::string text) {
         for (std::size_t at = 0; (at = text.find('\n', at)) != std::string::npos;) {
             text.replace(at, 1, "\\n");
         }
         return "\"" + text + "\"";
     };
-    return fmt::format("{} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {}\n", escaped(bar_name(bar.cell)),
+    return vmm::format("{} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {:.6g} {}\n", escaped(bar_name(bar.cell)),
                        host / unit, second_level / unit, reader / unit, first / unit, total.median / unit,
                        total.least / unit, total.most / unit, escaped(label));
 }
@@ -138,32 +137,32 @@ std::string plot_script(const Results& results, PlotFormat format) {
         std::max<std::size_t>(panels.size() * std::max<std::size_t>(bars * kBarWidth + 90, 360), 860);
     std::string script =
         format == PlotFormat::kSvg
-            ? fmt::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, kPanelHeight)
-            : fmt::format("set terminal pngcairo size {},{} font 'sans,10' background '#ffffff'\n", width,
+            ? vmm::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, kPanelHeight)
+            : vmm::format("set terminal pngcairo size {},{} font 'sans,10' background '#ffffff'\n", width,
                           kPanelHeight);
     script += "set encoding utf8\nset style data histograms\nset style histogram rowstacked\n"
               "set style fill solid 0.9 noborder\nset boxwidth 0.6\nset grid ytics lc rgb '#dddddd'\nset border 3\n"
               "set xtics nomirror scale 0\nset ytics nomirror\nset key below\nset xlabel \"\\n\"\n";
     for (std::size_t i = 0; i < panels.size(); ++i) {
         const double unit = panels[i].highest < 0.5 ? 1e-3 : 1;
-        script += fmt::format("$bars{} << END\n", i);
+        script += vmm::format("$bars{} << END\n", i);
         for (const CellResult* bar : panels[i].bars) {
             script += bar_line(*bar, unit);
         }
         script += "END\n";
     }
     script +=
-        fmt::format("set multiplot layout 1,{} title \"Time until a guest has touched all its memory once (median "
+        vmm::format("set multiplot layout 1,{} title \"Time until a guest has touched all its memory once (median "
                     "of {} run{}, whiskers from the\\nfastest to the slowest), and the second-level faults it "
                     "took meanwhile\" font ',13'\n",
                     panels.size(), runs, runs == 1 ? "" : "s");
     for (std::size_t i = 0; i < panels.size(); ++i) {
         const bool small = panels[i].highest < 0.5;
         const double top = std::max(panels[i].highest, 1e-6) * 1.25 / (small ? 1e-3 : 1);
-        script += fmt::format("set title \"{}\"\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n",
+        script += vmm::format("set title \"{}\"\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n",
                               panel_title(panels[i].shape), small ? "milliseconds" : "seconds", top,
                               panels[i].bars.size() - 1);
-        script += fmt::format(
+        script += vmm::format(
             "plot $bars{0} using 2:xtic(1) title 'host memory populated' lc rgb '#8da0cb', '' using 3 title 'second "
             "level filled' lc rgb '#66c2a5', '' using 4 title 'one vCPU reads' lc rgb '#e5c494', '' using 5 title "
             "'first pass of the guest' lc rgb '#fc8d62', '' using 0:7:(0):($8-$7) notitle with vectors heads size "

@@ -1,6 +1,5 @@
 #include "vmm/bench/results.hpp"
 
-#include <fmt/format.h>
 #include <sys/utsname.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/second_level.hpp"
@@ -186,17 +186,17 @@ std::string to_json(const Results& results) {
 std::string to_csv(const Results& results) {
     std::string text = "contender,memory_bytes,vcpus,workers,page_size,prefault,order,run";
     for (const FigureFacts& figure : kFigures) {
-        text += fmt::format(",{}", figure.name);
+        text += vmm::format(",{}", figure.name);
     }
     text += '\n';
     for (const CellResult& result : results.cells) {
         const Cell& cell = result.cell;
         for (std::size_t run = 0; run < result.samples.size(); ++run) {
-            text += fmt::format("{},{},{},{},{},{},{},{}", to_string(cell.contender), cell.memory_bytes, cell.vcpus,
+            text += vmm::format("{},{},{},{},{},{},{},{}", to_string(cell.contender), cell.memory_bytes, cell.vcpus,
                                 cell.workers, vmm::to_string(cell.page_size), to_string(cell.method),
                                 to_string(cell.order), run + 1);
             for (const auto& value : result.samples[run].values()) {
-                text += value ? fmt::format(",{:.9g}", *value) : ",";
+                text += value ? vmm::format(",{:.9g}", *value) : ",";
             }
             text += '\n';
         }
@@ -252,7 +252,7 @@ Results parse_json(const Json& json) {
         throw Error("it is of another kind");
     }
     if (const int schema = json.at("schema").get<int>(); schema != Results::kSchema) {
-        throw Error(fmt::format("its schema is {}, and this version knows {}", schema, Results::kSchema));
+        throw Error(vmm::format("its schema is {}, and this version knows {}", schema, Results::kSchema));
     }
     Results results;
     results.version = json.at("version").get<std::string>();

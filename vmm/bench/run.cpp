@@ -1,6 +1,5 @@
 #include "vmm/bench/run.hpp"
 
-#include <fmt/format.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
@@ -14,6 +13,7 @@
 #include <thread>
 
 #include "kvm/error.hpp"
+#include "kvm/format.hpp"
 #include "vmm/bench/guest_output.hpp"
 #include "vmm/bench/statistics.hpp"
 #include "vmm/guest/guest_image.hpp"

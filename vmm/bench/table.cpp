@@ -1,6 +1,6 @@
 #include "vmm/bench/table.hpp"
 
-#include <fmt/format.h>
+#include "kvm/format.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -48,7 +48,7 @@ std::string time_text(const CellResult& result, Figure figure, bool spread) {
     }
     std::string text = format_seconds(statistics->median);
     if (spread && result.samples.size() > 1) {
-        text += fmt::format(" [{} .. {}]", format_seconds(statistics->least), format_seconds(statistics->most));
+        text += vmm::format(" [{} .. {}]", format_seconds(statistics->least), format_seconds(statistics->most));
     }
     return text;
 }
@@ -59,16 +59,16 @@ std::string count_text(const CellResult& result, Figure figure) {
 }
 
 std::string factor_text(double factor) {
-    return factor >= 100  ? fmt::format("{:.0f}", factor)
-           : factor >= 10 ? fmt::format("{:.1f}", factor)
-                          : fmt::format("{:.2f}", factor);
+    return factor >= 100  ? vmm::format("{:.0f}", factor)
+           : factor >= 10 ? vmm::format("{:.1f}", factor)
+                          : vmm::format("{:.2f}", factor);
 }
 
 std::string row(const CellResult& result, bool show_workers) {
     const auto over = result.median_of(Figure::kFirstOverSteady);
     // A reader's reading stands where others have their prefault: it is what is paid before.
     const Figure before = result.cell.method == Method::kReader ? Figure::kReader : Figure::kPrefault;
-    return fmt::format("  {:<19} {:>8} {:>29} {:>8} {:>7} {:>8} {:>9} {:>9}\n", method_name(result.cell, show_workers),
+    return vmm::format("  {:<19} {:>8} {:>29} {:>8} {:>7} {:>8} {:>9} {:>9}\n", method_name(result.cell, show_workers),
                        uses_workers(result.cell.method) || result.cell.method == Method::kReader
                            ? time_text(result, before, false)
                            : "-",
@@ -88,10 +88,10 @@ std::string against(const CellResult& result, const CellResult& base, bool show_
     }
     const auto factor = [](const std::vector<double>& slow, const std::vector<double>& fast) {
         const Interval interval = ratio_interval(fast, slow, 0.95);
-        return fmt::format("{} times as fast [{} .. {}]", factor_text(median(slow) / median(fast)),
+        return vmm::format("{} times as fast [{} .. {}]", factor_text(median(slow) / median(fast)),
                            factor_text(interval.low), factor_text(interval.high));
     };
-    return fmt::format("  {} against {}: first pass {}, in total {}\n", method_name(result.cell, show_workers),
+    return vmm::format("  {} against {}: first pass {}, in total {}\n", method_name(result.cell, show_workers),
                        method_name(base.cell), factor(theirs, ours), factor(their_total, our_total));
 }
 
@@ -128,10 +128,10 @@ std::string conclusions(const Shape& shape, bool show_workers) {
                 const auto their_part = base->median_of(Figure::kPrefault);
                 const std::string parts =
                     our_part && their_part && *their_part > 0
-                        ? fmt::format("; populating alone {} instead of {} ({:.2f})", format_seconds(*our_part),
+                        ? vmm::format("; populating alone {} instead of {} ({:.2f})", format_seconds(*our_part),
                                       format_seconds(*their_part), *our_part / *their_part)
                         : "";
-                text += fmt::format("  {} against {}: memory ready after {} instead of {} ({:.2f}){}\n",
+                text += vmm::format("  {} against {}: memory ready after {} instead of {} ({:.2f}){}\n",
                                     method_name(result->cell, show_workers), method_name(base->cell),
                                     format_seconds(*ours), format_seconds(*theirs), *ours / *theirs, parts);
             }
@@ -146,9 +146,9 @@ std::string shape_table(const Shape& shape) {
         runs = std::max(runs, result->samples.size());
     }
     const bool show_workers = varies_in_workers(shape);
-    std::string text = fmt::format("{} ({} run{}: median [least .. most])\n", shape_name(shape.front()->cell), runs,
+    std::string text = vmm::format("{} ({} run{}: median [least .. most])\n", shape_name(shape.front()->cell), runs,
                                    runs == 1 ? "" : "s");
-    text += fmt::format("  {:<19} {:>8} {:>29} {:>8} {:>7} {:>8} {:>9} {:>9}\n", "method", "prefault", "first pass",
+    text += vmm::format("  {:<19} {:>8} {:>29} {:>8} {:>7} {:>8} {:>9} {:>9}\n", "method", "prefault", "first pass",
                         "steady", "f/s", "total", "faults", "exits");
     for (const CellResult* result : shape) {
         if (!result->samples.empty()) {
@@ -168,16 +168,16 @@ std::string format_seconds(double seconds) {
     for (const Unit unit : {Unit{1, "s"}, Unit{1e-3, "ms"}, Unit{1e-6, "us"}}) {
         const double value = seconds / unit.size;
         if (value >= 0.9995) {
-            return value >= 99.95   ? fmt::format("{:.0f} {}", value, unit.name)
-                   : value >= 9.995 ? fmt::format("{:.1f} {}", value, unit.name)
-                                    : fmt::format("{:.2f} {}", value, unit.name);
+            return value >= 99.95   ? vmm::format("{:.0f} {}", value, unit.name)
+                   : value >= 9.995 ? vmm::format("{:.1f} {}", value, unit.name)
+                                    : vmm::format("{:.2f} {}", value, unit.name);
         }
     }
-    return seconds == 0 ? "0" : fmt::format("{:.2f} us", seconds / 1e-6);
+    return seconds == 0 ? "0" : vmm::format("{:.2f} us", seconds / 1e-6);
 }
 
 std::string format_count(double count) {
-    std::string digits = fmt::format("{:.0f}", count);
+    std::string digits = vmm::format("{:.0f}", count);
     for (std::size_t at = digits.size(); at > 3 && digits[at - 4] != '-';) {
         at -= 3;
         digits.insert(at, ",");
@@ -195,13 +195,13 @@ std::string to_table(const Results& results) {
             "count\n";
     for (const CellResult& result : results.cells) {
         if (!result.failure.empty()) {
-            text += fmt::format("{} {}: {}\n", result.left_out ? "LEFT OUT" : "FAILED", to_string(result.cell),
+            text += vmm::format("{} {}: {}\n", result.left_out ? "LEFT OUT" : "FAILED", to_string(result.cell),
                                 result.failure);
         }
     }
-    text += fmt::format("harness: {:.2f}% of the time of what it measured", results.harness.share() * 100);
+    text += vmm::format("harness: {:.2f}% of the time of what it measured", results.harness.share() * 100);
     if (results.harness.empty_run_seconds) {
-        text += fmt::format("; starting, ending and reading a run takes {}, which no figure contains",
+        text += vmm::format("; starting, ending and reading a run takes {}, which no figure contains",
                             format_seconds(*results.harness.empty_run_seconds));
     }
     text += '\n';
