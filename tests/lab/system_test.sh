@@ -31,7 +31,7 @@ checks() {
 
 # The built-in guest is a kernel for any VMM with PVH: under QEMU it runs unchanged, and powers off.
 guest_under_qemu() { # NAME QEMU-ARGUMENT...
-    timeout 120 "$here/lab" qemu -accel tcg -m 128M -nographic -no-reboot "${@:2}" \
+    timeout 120 "$here/lab" qemu -accel tcg -m 128M -nodefaults -display none -serial stdio -no-reboot "${@:2}" \
         -kernel "$guest" -append "passes=2" </dev/null >"$output" 2>&1
     local status=$?
     if ((status == 0)) && grep -q '^summary ' "$output"; then
