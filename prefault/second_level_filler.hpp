@@ -106,7 +106,9 @@ class SecondLevelFiller {
     /// One pass over all of the job by touch. False if it was not finished.
     bool touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage, std::uint64_t stride_bytes,
                    const std::stop_token& stop);
-    bool heed(const Job& job, const DummyVcpu::Outcome& outcome);
+    /// Notes a dummy's failure. False unless it is done.
+    bool heed(const DummyVcpu::Outcome& outcome);
+    static void refuse_dummies_that_fail(const Job& job, const std::string& problem);
     std::string take_problem();
 
     kvm::Vm& vm_;
