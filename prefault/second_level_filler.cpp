@@ -218,20 +218,19 @@ bool SecondLevelFiller::fill_chunk(const Job& job, unsigned worker, GuestRange c
     }
     const std::uint64_t mapping_bytes = largest_page_bytes(job.memory.page_size());
     DummyVcpu& dummy = dummies_[worker];
-    return heed(job.method == Method::kIoctl
-                         ? dummy.pre_fault(chunk, mapping_bytes, stop)
-                         : touch_persistently(dummy, chunk, mapping_bytes, job.guest_runs, stop));
+    return heed(job.method == Method::kIoctl ? dummy.pre_fault(chunk, mapping_bytes, stop)
+                                             : touch_persistently(dummy, chunk, mapping_bytes, job.guest_runs, stop));
 }
 
 bool SecondLevelFiller::touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage,
                                   std::uint64_t stride_bytes, const std::stop_token& stop) {
     const std::uint64_t chunk_bytes =
         Plan::chunk_bytes_for(total_bytes(job.ranges), job.workforce.workers, stride_bytes);
-    return for_each_chunk(job.ranges, chunk_bytes, job.workforce, stage, "prefault", stop,
-                          [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
-                              return !held_ && heed(touch_persistently(dummies[worker], chunk, stride_bytes,
-                                                                            job.guest_runs, crew_stop));
-                          });
+    return for_each_chunk(
+        job.ranges, chunk_bytes, job.workforce, stage, "prefault", stop,
+        [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
+            return !held_ && heed(touch_persistently(dummies[worker], chunk, stride_bytes, job.guest_runs, crew_stop));
+        });
 }
 
 FillResult SecondLevelFiller::verify(const Job& job, const std::stop_token& stop) {

@@ -375,6 +375,15 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
         if (config.prefault_when == PrefaultWhen::kBackground) {
             prefault::Options options = config.prefault;
             options.background = true;
+            if (options.progress) { // What it throws is the embedding program's, not the prefault's.
+                options.progress = [this, sink = std::move(options.progress)](const prefault::Progress& now) {
+                    try {
+                        sink(now);
+                    } catch (...) {
+                        note_failure(std::current_exception());
+                    }
+                };
+            }
             background.emplace(*prefaulter, std::move(options), stop,
                                [this] { report.faults_until_full = faults->total(); });
         }

@@ -130,6 +130,16 @@ TEST_F(Embedding, WhatASinkThrowsEndsTheRunAndComesOutOfIt) {
     EXPECT_THROW(machine.run(), std::out_of_range);
 }
 
+TEST_F(Embedding, WhatTheProgressSinkOfABackgroundPrefaultThrowsEndsTheRunAndComesOutOfIt) {
+    const TestKernel kernel(kernels::kSpin);
+    Config config = kernel.config();
+    config.prefault.scope = prefault::Scope::kAll;
+    config.prefault_when = PrefaultWhen::kBackground;
+    config.prefault.progress = [](const prefault::Progress&) { throw std::out_of_range("the sink's own"); };
+    Machine machine(config);
+    EXPECT_THROW(machine.run(), std::out_of_range);
+}
+
 TEST_F(Embedding, WhatTheLogThrowsComesOutOfConstruction) {
     const TestKernel kernel(kernels::kSpin);
     Config config = kernel.config();
