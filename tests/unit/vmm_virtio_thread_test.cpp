@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -31,11 +33,6 @@ using devices::virtio::Source;
 UniqueFd make_event() {
     return UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
 }
-void signal(int fd) {
-    const std::uint64_t one = 1;
-    ASSERT_EQ(::write(fd, &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
-}
-
 /// Closes its descriptor when it is ready and opens another one, as a socket of one connection follows that of the
 /// last.
 class Reopening final : public devices::virtio::Device {
@@ -44,6 +41,7 @@ class Reopening final : public devices::virtio::Device {
         identity_.id = devices::virtio::DeviceId::kEntropy;
         identity_.name = "reopening0";
         identity_.queue_sizes = {1};
+        share();
     }
     [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
     void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override {}
@@ -52,6 +50,7 @@ class Reopening final : public devices::virtio::Device {
     void ready(int, std::uint32_t) override {
         event_.reset();
         event_ = make_event();
+        share();
         ++serial_;
         same_number_ = event_.get() == number_;
         ++times_;
@@ -62,7 +61,11 @@ class Reopening final : public devices::virtio::Device {
     [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
     void restart_queue(std::uint16_t, devices::virtio::Queue) override {}
 
-    [[nodiscard]] int number() const { return number_; }
+    /// Makes the descriptor ready that it has now. By another one for the same event: its own may be closed meanwhile.
+    void signal() const {
+        const std::uint64_t one = 1;
+        ASSERT_EQ(::write(shared_, &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
+    }
     [[nodiscard]] bool has_same_number() const { return same_number_; }
     [[nodiscard]] bool waits_for(int times) const {
         const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
@@ -73,9 +76,16 @@ class Reopening final : public devices::virtio::Device {
     }
 
   private:
+    void share() {
+        copies_.emplace_back(::fcntl(event_.get(), F_DUPFD_CLOEXEC, 0));
+        shared_ = copies_.back().get();
+    }
+
     devices::virtio::Identity identity_;
     UniqueFd event_ = make_event();
     int number_ = event_.get();
+    std::deque<UniqueFd> copies_; ///< one for each event so far
+    std::atomic<int> shared_ = -1;
     std::uint64_t serial_ = 0;
     std::atomic<bool> same_number_ = false;
     std::atomic<int> times_ = 0;
@@ -91,10 +101,10 @@ TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     Reopening device;
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
     VirtioThread thread({device, transport, doorbells, work, stop});
-    signal(device.number());
+    device.signal();
     ASSERT_TRUE(device.waits_for(1));
     ASSERT_TRUE(device.has_same_number()) << "not what this test is about";
-    signal(device.number());
+    device.signal();
     EXPECT_TRUE(device.waits_for(2)) << "the new descriptor is not watched";
     thread.join();
     EXPECT_EQ(thread.failure(), nullptr);
