@@ -1,6 +1,5 @@
 // A VMM of our own, without devices, whose second level is filled by vmm::prefault::fill().
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -10,6 +9,8 @@
 
 #include <vmm/error.hpp>
 #include <vmm/prefault.hpp>
+
+#include "kvm_uapi.h"
 
 int main() {
     constexpr std::size_t kBytes = 64 << 20;
