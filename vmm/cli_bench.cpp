@@ -133,7 +133,7 @@ CLI::App* add_bench_options(CLI::App& bench, BenchCommand& command, BenchCompare
         ->type_name("N")
         ->capture_default_str();
     bench.add_flag("--warm,!--no-warm", command.warm,
-                   "Populate memory of each size once before (default), or measure it cold");
+                   "Populate as much memory before each run (default), or measure it as it is");
     bench.add_flag("--full", command.full, "The preset at its full size");
     bench.add_flag("--model", command.model, "Print what 64 GiB, 1 TiB and 16 TiB would take, from the costs measured");
     bench

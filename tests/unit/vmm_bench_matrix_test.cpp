@@ -51,6 +51,19 @@ TEST(BenchMatrix, IsEveryCombinationOnce) {
     EXPECT_EQ(names.size(), cells.size());
 }
 
+TEST(BenchMatrix, IsMeasuredWholeInEachRoundAndInAnotherOrder) {
+    for (unsigned round = 0; round < 5; ++round) {
+        std::vector<std::size_t> order = round_order(12, round);
+        EXPECT_EQ(order, round_order(12, round));
+        EXPECT_NE(order, round_order(12, round + 1));
+        std::sort(order.begin(), order.end());
+        for (std::size_t i = 0; i < order.size(); ++i) {
+            EXPECT_EQ(order[i], i);
+        }
+    }
+    EXPECT_TRUE(round_order(0, 0).empty());
+}
+
 TEST(BenchMatrix, PutsOtherVmmsBesideEachShape) {
     Matrix matrix = small_matrix();
     matrix.workers = {2};

@@ -22,6 +22,7 @@
 #include "vmm/bench/results.hpp"
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/table.hpp"
+#include "vmm/bench/warm.hpp"
 #include "vmm/host_requirements.hpp"
 #include "vmm/report_file.hpp"
 #include "vmm/stop_on_signals.hpp"
@@ -196,9 +197,6 @@ class Benchmark {
 
     void run() {
         const auto started = Clock::now();
-        if (command_.warm) {
-            warm();
-        }
         for (unsigned round = 0; round < runs_ && !stop_.is_requested(); ++round) {
             const auto& limit = results_.settings.time_limit_seconds;
             if (round > 0 && limit && seconds_since(started) + round_seconds() > *limit) {
@@ -219,42 +217,32 @@ class Benchmark {
     }
 
   private:
-    /// Makes whoever is below us back the memory: one run of each size that is not counted.
-    void warm() {
-        std::vector<Cell> warmed;
-        for (const CellResult& result : results_.cells) {
-            Cell cell = result.cell;
-            cell.contender = Contender::kVmm;
-            cell.method = Method::kHost;
-            cell.vcpus = 1;
-            cell.workers = results_.host.cpus;
-            cell.order = Order::kSequential;
-            if (std::find(warmed.begin(), warmed.end(), cell) == warmed.end() && !stop_.is_requested()) {
-                warmed.push_back(cell);
-                progress_.show("warming " + shape_name(cell));
-                // What fails here will fail when it counts.
-                static_cast<void>(runner_.run(cell));
-            }
-        }
-    }
-
     /// What a round takes, by the last run of each cell that is still measured.
     [[nodiscard]] double round_seconds() const {
         return std::accumulate(cell_seconds_.begin(), cell_seconds_.end(), 0.0);
     }
 
     void run_round(unsigned round) {
-        for (std::size_t i = 0; i < results_.cells.size() && !stop_.is_requested(); ++i) {
+        std::size_t number = 0;
+        for (const std::size_t i : round_order(results_.cells.size(), round)) {
+            ++number;
             CellResult& result = results_.cells[i];
+            if (stop_.is_requested()) {
+                return;
+            }
             if (!result.failure.empty()) {
                 continue;
             }
             const double left = round > 0 ? round_seconds() * (runs_ - round) : 0;
-            progress_.show(vmm::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, i + 1,
+            progress_.show(vmm::format("run {} of {}, cell {} of {}: {}{}", round + 1, runs_, number,
                                        results_.cells.size(), to_string(result.cell),
                                        left > 0 ? vmm::format(", at most {:.0f} s left", left) : ""));
+            const auto started = Clock::now();
+            if (command_.warm) {
+                warm_memory(result.cell.memory_bytes, result.cell.page_size, stop_);
+            }
             const Outcome outcome = runner_.run(result.cell);
-            cell_seconds_[i] = outcome.seconds;
+            cell_seconds_[i] = seconds_since(started);
             if (outcome.sample) {
                 result.samples.push_back(*outcome.sample);
             } else if (!outcome.stopped) {

@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <numeric>
+#include <random>
 
 #include "kvm/error.hpp"
 #include "kvm/format.hpp"
@@ -133,6 +135,14 @@ void check_fits(std::vector<Cell> cells, const HostRoom& room) {
                                             format_bytes(room.available_bytes)));
         }
     }
+}
+
+std::vector<std::size_t> round_order(std::size_t cells, unsigned round) {
+    std::vector<std::size_t> order(cells);
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937 random(round);
+    std::shuffle(order.begin(), order.end(), random);
+    return order;
 }
 
 } // namespace vmm::bench

@@ -1,6 +1,7 @@
 // The cells of a benchmark, from lists of what is to vary.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct Matrix {
 
 /// The cells in the order in which they are shown: by page size, memory, vCPUs and order; none twice.
 [[nodiscard]] std::vector<Cell> cells_of(const Matrix& matrix);
+
+/// In which order the `cells` cells (their indices) are measured in round `round`: another in each, so that none always
+/// comes after the same one, and the same whenever it is asked for.
+[[nodiscard]] std::vector<std::size_t> round_order(std::size_t cells, unsigned round);
 
 /// What of a host a benchmark needs.
 struct HostRoom {
