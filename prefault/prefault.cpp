@@ -71,14 +71,19 @@ class Run {
 
   private:
     bool in_stages() {
-        // Locked is each page when it comes to exist, but a long-term pin is one of pages that do.
-        if (options_.scope == Scope::kNone && target_.pins.kind() != Pin::kLongterm) {
-            return pin();
-        }
+        // A long-term pin is one of pages that exist. What is locked while it is empty takes nothing: each page is locked
+        // when it comes to exist, by the worker that makes it. Locking what exists walks it all with one thread.
+        const bool populate_first = target_.pins.kind() == Pin::kLongterm;
+        const bool populate = options_.scope != Scope::kNone || populate_first;
+        return (populate_first || pin()) && (!populate || populate_host_side()) && (!populate_first || pin()) &&
+               (options_.scope != Scope::kAll || fill());
+    }
+
+    bool populate_host_side() {
         Stopwatch step;
         const bool populated = populate_host(target_.memory, ranges_, workforce_, stop_);
         report_.host_seconds = step.lap();
-        return populated && pin() && (options_.scope != Scope::kAll || fill());
+        return populated;
     }
 
     bool pin() {

@@ -193,6 +193,7 @@ void Block::activate(Activation activation, MmioTransport& transport) {
     transport_ = &transport;
     moderation_.reset();
     pushed_ = 0;
+    begun_bytes_ = 0;
     stopping_ = false;
     failed_ = false;
     if (!io_) {
@@ -209,7 +210,7 @@ void Block::activate(Activation activation, MmioTransport& transport) {
 }
 
 std::vector<Source> Block::sources() const {
-    std::vector<Source> sources{another_turn_.source()};
+    std::vector<Source> sources{another_turn_.source(), alarm_.source()};
     if (io_) {
         sources.push_back({io_->ring_fd(), EPOLLIN});
     }
@@ -224,6 +225,7 @@ void Block::doorbell(std::uint16_t index) {
 
 void Block::ready(int fd, std::uint32_t /*events*/) {
     another_turn_.take(fd);
+    alarm_.take(fd);
     if (io_) {
         serve();
     }
@@ -263,15 +265,16 @@ Block::Statistics Block::statistics() const noexcept {
 // --- Turns
 // ------------------------------------------------------------------------------------------------------------
 
-/// Serves all queues until nothing has come for a while: going to sleep and being woken costs more than looking a few
-/// times. Then the driver is asked for its next doorbell.
+/// Serves all queues until nothing has come for a while: where much comes, going to sleep and being woken costs more
+/// than looking a few times. Then the driver is asked for its next doorbell. Whatever takes long, above all the copying
+/// of large requests in threads of the kernel's, is slept through: they need the processor.
 void Block::serve() {
     const auto begin = Clock::now();
     auto last = begin;
     for (auto now = begin; now - begin < kLongestTurn; now = Clock::now()) {
         const unsigned taken = take_all();
         if (taken != 0) {
-            moderation_.took(now, taken);
+            moderation_.took(now, taken, std::exchange(begun_bytes_, 0));
         }
         submit();
         const bool completed = reap(); // What the page cache had is there already.
@@ -283,12 +286,19 @@ void Block::serve() {
         }
         if (taken != 0 || completed) {
             last = now;
-        } else if (!moderation_.holds_any() &&
-                   now - last >= std::max<Clock::duration>(kLinger, moderation_.patience()) && !ask_for_doorbells()) {
+        } else if (now - last >= linger() && !ask_for_doorbells()) {
+            if (moderation_.holds_any()) {
+                alarm_.set(moderation_.deadline());
+            }
             return;
         }
     }
     another_turn_.ask();
+}
+
+/// How long to look for more before sleeping; for small requests, as long as an interrupt may be held.
+Clock::duration Block::linger() const noexcept {
+    return moderation_.is_for_sleeping() ? kLinger : std::max<Clock::duration>(kLinger, moderation_.patience());
 }
 
 /// Whether there are requests that no doorbell will announce. There is none while all that can be under way is.
@@ -440,6 +450,7 @@ void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
     (write ? writes_ : reads_).fetch_add(1, std::memory_order_relaxed);
     request.offset = sector * kSector;
     request.left = request.total = bytes;
+    begun_bytes_ += bytes;
     std::uint64_t skip = write ? sizeof(Header) : 0;
     std::uint64_t left = bytes;
     for (const std::span<std::byte> buffer : write ? chain.readable : chain.writable) {

@@ -16,6 +16,7 @@
 
 #include "devices/disk_image.hpp"
 #include "devices/disk_io.hpp"
+#include "devices/virtio/alarm.hpp"
 #include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/interrupt_moderation.hpp"
@@ -75,6 +76,7 @@ class Block final : public Device {
 
     void build_config(const BlockConfig& config);
     void serve();
+    [[nodiscard]] std::chrono::steady_clock::duration linger() const noexcept;
     [[nodiscard]] unsigned take_all();
     [[nodiscard]] unsigned take_all_of(std::uint16_t index);
     [[nodiscard]] bool ask_for_doorbells();
@@ -100,6 +102,7 @@ class Block final : public Device {
     DiskImage image_;
     BlockConfig config_;
     AnotherTurn another_turn_;
+    Alarm alarm_;                        ///< for an interrupt that waits
     MmioTransport* transport_ = nullptr; ///< while it is active
     bool stopping_ = false;
     bool failed_ = false; ///< a rule was broken: nothing more is taken, and what was taken is given back
@@ -108,6 +111,7 @@ class Block final : public Device {
     std::vector<bool> queue_pushed_;        ///< something was given back since the driver was last notified
     InterruptModeration moderation_;        ///< of all queues: they have one interrupt
     unsigned pushed_ = 0;                   ///< requests given back of which moderation_ does not know yet
+    std::uint64_t begun_bytes_ = 0;         ///< what the requests begun, of which it does not know either, move
     std::vector<unsigned> queue_work_;      ///< requests of each queue that are with the host
     std::vector<std::uint32_t> queue_life_; ///< counts the stops of a queue: what began before is not given back
     std::unique_ptr<DiskIo> io_;            ///< made on the device's thread

@@ -7,14 +7,15 @@ namespace vmm::devices::virtio {
 namespace {
 
 constexpr InterruptModeration::Duration kShortestPatience = std::chrono::microseconds{20};
-constexpr int kGapWeight = 8; // The newest of the distances counts as one in so many.
+constexpr int kWeight = 8; // In a moving average the newest counts as one in so many.
 
 } // namespace
 
-void InterruptModeration::took(Clock::time_point now, unsigned count) noexcept {
+void InterruptModeration::took(Clock::time_point now, unsigned count, std::uint64_t bytes) noexcept {
+    bytes_ = (bytes_ * (kWeight - 1) + bytes / count) / kWeight;
     // Several at once came within the time since the last one, at distances nobody saw.
-    const Duration gap = std::min((now - last_taken_) / count, kLongestGap);
-    gap_ += (gap - gap_) / kGapWeight;
+    const Duration gap = std::min((now - last_taken_) / count, is_for_sleeping() ? kLongestLargeGap : kLongestGap);
+    gap_ += (gap - gap_) / kWeight;
     last_taken_ = last_event_ = now;
 }
 
@@ -36,8 +37,7 @@ bool InterruptModeration::is_due(Clock::time_point now, unsigned under_way) cons
         return false;
     }
     // With work at the host, half of it is enough: the driver gives more to do while the other half is being done.
-    return held_ >= goal() || (under_way != 0 && held_ >= under_way) || now - last_event_ >= patience() ||
-           now - first_held_ >= kLongestHold;
+    return held_ >= goal() || (under_way != 0 && held_ >= under_way) || now >= deadline();
 }
 
 void InterruptModeration::told() noexcept {
@@ -57,7 +57,12 @@ void InterruptModeration::told() noexcept {
 }
 
 InterruptModeration::Duration InterruptModeration::patience() const noexcept {
-    return std::clamp(2 * gap_, kShortestPatience, kLongestGap);
+    const Duration usual = std::max(2 * gap_, kShortestPatience);
+    return is_for_sleeping() ? usual : std::min(usual, kLongestGap);
+}
+
+InterruptModeration::Clock::time_point InterruptModeration::deadline() const noexcept {
+    return std::min(last_event_ + patience(), first_held_ + kLongestHold);
 }
 
 } // namespace vmm::devices::virtio

@@ -14,6 +14,9 @@ namespace vmm::devices::virtio {
 /// them, nor kLongestHold. A driver with one request at a time is told at once: how many come together is found by
 /// waiting for one more now and then, ever more rarely where none comes.
 ///
+/// For small requests looking again and again is cheaper than going to sleep. Large ones are copied meanwhile, by
+/// threads of the kernel's that need a processor: for those the device sleeps until deadline().
+///
 /// Time is given by the caller. Threads: one.
 class InterruptModeration {
   public:
@@ -21,12 +24,14 @@ class InterruptModeration {
     using Duration = Clock::duration;
 
     static constexpr unsigned kMostHeld = 32;
-    static constexpr Duration kLongestHold = std::chrono::milliseconds{2};
-    static constexpr Duration kLongestGap = std::chrono::microseconds{500};
+    static constexpr Duration kLongestHold = std::chrono::milliseconds{4};
+    static constexpr Duration kLongestGap = std::chrono::microseconds{500};    ///< between small requests
+    static constexpr Duration kLongestLargeGap = std::chrono::milliseconds{2}; ///< between large ones
+    static constexpr std::uint64_t kLargeBytes = 64 * 1024;
     static constexpr unsigned kRarestProbe = 256;
 
-    /// The device took `count` > 0 requests at `now`.
-    void took(Clock::time_point now, unsigned count) noexcept;
+    /// The device took `count` > 0 requests at `now`, which move `bytes` of data together.
+    void took(Clock::time_point now, unsigned count, std::uint64_t bytes) noexcept;
     /// `count` > 0 requests are done, and in the used ring.
     void finished(Clock::time_point now, unsigned count) noexcept;
 
@@ -39,8 +44,12 @@ class InterruptModeration {
     /// Nothing is held any more: the driver has reset the device.
     void reset() noexcept { *this = {}; }
 
+    /// Whether requests are so large that the time until the next one is for sleeping.
+    [[nodiscard]] bool is_for_sleeping() const noexcept { return bytes_ >= kLargeBytes; }
     /// How long it is worth to wait for another request.
     [[nodiscard]] Duration patience() const noexcept;
+    /// When is_due() if nothing happens before. Only where holds_any().
+    [[nodiscard]] Clock::time_point deadline() const noexcept;
 
   private:
     [[nodiscard]] unsigned goal() const noexcept;
@@ -54,6 +63,7 @@ class InterruptModeration {
     Clock::time_point last_event_{};
     Clock::time_point first_held_{};
     Duration gap_ = std::chrono::microseconds{10}; ///< between requests, a moving average
+    std::uint64_t bytes_ = 0;                      ///< of a request, likewise
 };
 
 } // namespace vmm::devices::virtio

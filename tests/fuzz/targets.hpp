@@ -17,6 +17,7 @@ void net(Bytes program);
 void rng(Bytes program);
 void console(Bytes program);
 void vsock(Bytes program);
+void balloon(Bytes program);
 void registers(Bytes program); ///< MmioTransport and Queue, behind a device that echoes
 void serial(Bytes program);
 void rtc(Bytes program);
@@ -27,9 +28,10 @@ struct Target {
     void (*run)(Bytes);
 };
 inline constexpr std::array kTargets{
-    Target{"block", block}, Target{"net", net},         Target{"rng", rng},
-    Target{"vsock", vsock}, Target{"console", console}, Target{"registers", registers},
-    Target{"rtc", rtc},     Target{"serial", serial},   Target{"kernel", kernel},
+    Target{"block", block},         Target{"net", net},         Target{"rng", rng},
+    Target{"vsock", vsock},         Target{"console", console}, Target{"balloon", balloon},
+    Target{"registers", registers}, Target{"rtc", rtc},         Target{"serial", serial},
+    Target{"kernel", kernel},
 };
 
 } // namespace vmm::fuzz

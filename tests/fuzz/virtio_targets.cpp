@@ -15,6 +15,7 @@
 
 #include "devices/disk_image.hpp"
 #include "devices/tap.hpp"
+#include "devices/virtio/balloon.hpp"
 #include "devices/virtio/block.hpp"
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/net.hpp"
@@ -332,6 +333,29 @@ void console(Bytes program) {
     subject.answered_queues = 0b10;
     subject.probe_queue = 1;
     subject.probe.resize(5);
+    run_virtio_program(program, subject);
+}
+
+void balloon(Bytes program) {
+    constexpr std::uint64_t kPage = devices::virtio::Balloon::kPageBytes;
+    devices::virtio::Balloon device("balloon0", 16 * kPage, true);
+    VirtioSubject subject;
+    subject.device = &device;
+    subject.host = [&](Input& input) { device.set_target(input.take<std::uint16_t>() * kPage); };
+    // Page numbers: some of RAM, behind the queues. Nothing says that a request comes back: a driver may well give away
+    // the pages its queues are in.
+    subject.front = [](Input& input) {
+        std::vector<std::byte> pages;
+        for (std::size_t count = 1 + input.below(16); count != 0; --count) {
+            const std::uint8_t choice = input.byte();
+            const std::uint32_t page = choice < 0xf0 ? 8U + choice : input.take<std::uint32_t>();
+            const std::vector<std::byte> bytes = bytes_of(page);
+            pages.insert(pages.end(), bytes.begin(), bytes.end());
+        }
+        return pages;
+    };
+    subject.probe_queue = 1;
+    subject.probe = bytes_of(std::uint32_t{8});
     run_virtio_program(program, subject);
 }
 

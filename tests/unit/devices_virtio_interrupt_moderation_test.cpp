@@ -12,6 +12,8 @@ namespace {
 using std::chrono::microseconds;
 using virtio::InterruptModeration;
 
+constexpr std::uint64_t kBytes = 4096; // of a request
+
 /// A driver that keeps `depth` requests under way, `gap` apart, each done at once. Returns the interrupts for
 /// `requests`.
 class Driver {
@@ -28,7 +30,7 @@ class Driver {
                     tell();
                     ++interrupts;
                 }
-                moderation_.took(now_, 1);
+                moderation_.took(now_, 1, 1 * kBytes);
                 moderation_.finished(now_, 1);
                 ++waiting_;
             }
@@ -82,30 +84,55 @@ TEST(InterruptModeration, HoldsNoMoreThanItMay) {
     InterruptModeration moderation;
     InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
     for (int i = 0; i < 100; ++i) { // However many came together before.
-        moderation.took(now, 200);
+        moderation.took(now, 200, 200 * kBytes);
         moderation.finished(now, 200);
         EXPECT_TRUE(moderation.is_due(now, 0));
         moderation.told();
     }
-    moderation.took(now, 1);
+    moderation.took(now, 1, 1 * kBytes);
     moderation.finished(now, 1);
     EXPECT_FALSE(moderation.is_due(now, 0));
     EXPECT_TRUE(moderation.is_due(now + InterruptModeration::kLongestGap, 0));
-    for (int i = 0; i < 30; ++i) { // One after the other, none of them late.
+    for (int i = 0; i < 40; ++i) { // One after the other, none of them late.
         now += microseconds{100};
-        moderation.took(now, 1);
+        moderation.took(now, 1, 1 * kBytes);
         moderation.finished(now, 1);
     }
     EXPECT_TRUE(moderation.is_due(now, 0));
 }
 
+TEST(InterruptModeration, SleepsUntilLargeRequestsAreDoneAndLooksForSmallOnes) {
+    InterruptModeration moderation;
+    InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
+    const auto serve = [&](std::uint64_t bytes) {
+        for (int i = 0; i < 100; ++i) { // Eight at a time, one a millisecond.
+            now += std::chrono::milliseconds{8};
+            moderation.took(now, 8, 8 * bytes);
+            moderation.finished(now, 8);
+            moderation.told();
+        }
+        moderation.took(now, 8, 8 * bytes);
+        moderation.finished(now, 1);
+    };
+    serve(1 << 20);
+    EXPECT_TRUE(moderation.is_for_sleeping());
+    EXPECT_GT(moderation.patience(), microseconds{1500}); // Until the next one is done, too.
+    EXPECT_FALSE(moderation.is_due(moderation.deadline() - microseconds{1}, 7));
+    EXPECT_TRUE(moderation.is_due(moderation.deadline(), 7));
+    EXPECT_LE(moderation.deadline() - now, InterruptModeration::kLongestHold);
+    moderation.told();
+    serve(512);
+    EXPECT_FALSE(moderation.is_for_sleeping());
+    EXPECT_LE(moderation.patience(), InterruptModeration::kLongestGap);
+}
+
 TEST(InterruptModeration, DoesNotWaitForTheLastWhileTheHostWorks) {
     InterruptModeration moderation;
     const InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
-    moderation.took(now, 32);
+    moderation.took(now, 32, 32 * kBytes);
     moderation.finished(now, 32);
     moderation.told();
-    moderation.took(now, 32);
+    moderation.took(now, 32, 32 * kBytes);
     moderation.finished(now, 15);
     EXPECT_FALSE(moderation.is_due(now, 17));
     moderation.finished(now, 1);
@@ -116,7 +143,7 @@ TEST(InterruptModeration, HasNothingToTellWhenNothingIsDone) {
     InterruptModeration moderation;
     const InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
     EXPECT_FALSE(moderation.is_due(now, 0));
-    moderation.took(now, 3);
+    moderation.took(now, 3, 3 * kBytes);
     EXPECT_FALSE(moderation.is_due(now + std::chrono::hours{1}, 3));
     EXPECT_FALSE(moderation.holds_any());
     moderation.finished(now, 1);
