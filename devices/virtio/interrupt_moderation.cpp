@@ -36,8 +36,10 @@ bool InterruptModeration::is_due(Clock::time_point now, unsigned under_way) cons
     if (held_ == 0) {
         return false;
     }
-    // With work at the host, half of it is enough: the driver gives more to do while the other half is being done.
-    return held_ >= goal() || (under_way != 0 && held_ >= under_way) || now >= deadline();
+    // With work at the host, half of it is enough: the driver gives more to do while the other half is being done. But a
+    // driver that is slower than the host has little there, and is in no hurry.
+    const bool half = under_way != 0 && held_ >= under_way && (!is_for_sleeping() || 2 * held_ > goal());
+    return held_ >= goal() || half || now >= deadline();
 }
 
 void InterruptModeration::told() noexcept {
