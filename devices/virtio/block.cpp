@@ -298,7 +298,8 @@ void Block::serve() {
 
 /// How long to look for more before sleeping; for small requests, as long as an interrupt may be held.
 Clock::duration Block::linger() const noexcept {
-    return moderation_.is_for_sleeping() ? kLinger : std::max<Clock::duration>(kLinger, moderation_.patience());
+    return moderation_.is_for_sleeping() ? Clock::duration::zero()
+                                         : std::max<Clock::duration>(kLinger, moderation_.patience());
 }
 
 /// Whether there are requests that no doorbell will announce. There is none while all that can be under way is.

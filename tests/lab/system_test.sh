@@ -9,6 +9,18 @@ first_fills=$(mktemp)
 trap 'rm -f "$output" "$first_fills"' EXIT
 passed=0 failed=0
 
+# in_lab LAB-OPTION... -- COMMAND...: counts the lines PASS and FAIL that the command prints.
+in_lab() {
+    "$here/lab" run --vmm "$vmm" "$@" </dev/null | tee "$output"
+    local status=${PIPESTATUS[0]}
+    passed=$((passed + $(grep -c '^PASS' "$output")))
+    failed=$((failed + $(grep -c '^FAIL' "$output")))
+    sed -n 's/^FIRST-FILL //p' "$output" >>"$first_fills"
+    if ((status != 0)); then
+        echo "FAIL the lab run ended with status $status: $*"
+        failed=$((failed + 1))
+    fi
+}
 # checks LAB-OPTION... -- GROUP...
 checks() {
     local options=()
@@ -17,16 +29,7 @@ checks() {
         shift
     done
     shift
-    "$here/lab" run --vmm "$vmm" "${options[@]}" --file "$here/system_checks:/bin/system_checks" --timeout 800 \
-        -- system_checks "$@" </dev/null | tee "$output"
-    local status=${PIPESTATUS[0]}
-    passed=$((passed + $(grep -c '^PASS' "$output")))
-    failed=$((failed + $(grep -c '^FAIL' "$output")))
-    sed -n 's/^FIRST-FILL //p' "$output" >>"$first_fills"
-    if ((status != 0)); then
-        echo "FAIL the lab run of $* ended with status $status"
-        failed=$((failed + 1))
-    fi
+    in_lab "${options[@]}" --file "$here/system_checks:/bin/system_checks" --timeout 800 -- system_checks "$@"
 }
 
 # The built-in guest is a kernel for any VMM with PVH: under QEMU it runs unchanged, and powers off.
@@ -46,6 +49,7 @@ guest_under_qemu() { # NAME QEMU-ARGUMENT...
 
 vmm=${VMM:-$(find "$here/../../build" -name vmm -type f -perm -u+x -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)}
 guest=$(dirname "$vmm")/guest/guest.elf
+tool=$(dirname "$vmm")/../tests/lab_device_tool
 guest_under_qemu "pc, 1 CPU" -M pc -smp 1
 guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
 
@@ -54,6 +58,8 @@ checks --memory 3G --hugepages-2m 256 -- first_fill speed scope background pins 
 checks --memory 3G --hugepages-2m 128 --numa 2 -- first_fill split placement migration
 checks --memory 7G --hugepages-1g 2 -- large
 checks --guest-kernel 6.1 -- kernel
+in_lab --timeout 300 --file "$here/device_checks:/bin/device_checks" --file "$tool:/bin/device_tool" \
+    --file "$(type -P passt):/bin/passt" -- device_checks
 
 # In a lab just booted, as a host is that starts a guest: the median over the labs.
 name="512M of 4K by ioctl in a lab just booted, against the host side: at most 0.35"
