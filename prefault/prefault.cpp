@@ -72,9 +72,11 @@ class Run {
   private:
     bool in_stages() {
         // A long-term pin is one of pages that exist. What is locked while it is empty takes nothing: each page is locked
-        // when it comes to exist, by the worker that makes it. Locking what exists walks it all with one thread.
-        const bool populate_first = target_.pins.kind() == Pin::kLongterm;
-        const bool populate = options_.scope != Scope::kNone || populate_first;
+        // when it comes to exist, by the worker that makes it. Locking what exists walks it all with one thread. Pages of
+        // a pool cannot be locked on fault: mlock2() would make them all, with one thread (mm/mlock.c, mlock_fixup()).
+        const bool needs_pages = target_.pins.kind() == Pin::kLongterm;
+        const bool populate = options_.scope != Scope::kNone || needs_pages;
+        const bool populate_first = needs_pages || (populate && is_from_pool(target_.memory.page_size()));
         return (populate_first || pin()) && (!populate || populate_host_side()) && (!populate_first || pin()) &&
                (options_.scope != Scope::kAll || fill());
     }

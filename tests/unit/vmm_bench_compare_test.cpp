@@ -64,6 +64,15 @@ TEST(BenchCompare, RunsThatOverlapAreNoise) {
     EXPECT_TRUE(compare(results_of({1, 1.5, 2, 1.2, 1.1}), results_of({1.9, 2.5, 1.4, 2.2, 2.1}), 0.1).changes.empty());
 }
 
+TEST(BenchCompare, RunsThatLieSideBySideByChanceAreNoise) {
+    // A machine that is slower in the afternoon.
+    EXPECT_TRUE(
+        compare(results_of({1, 1.04, 1.08, 1.1, 1.02}), results_of({1.13, 1.3, 1.25, 1.3, 1.2}), 0.1).changes.empty());
+    // Of three runs each, one in ten pairs is apart by chance.
+    EXPECT_TRUE(compare(results_of({1, 1.05, 1.1}), results_of({1.25, 1.3, 1.28}), 0.1).changes.empty());
+    EXPECT_EQ(compare(results_of({1, 1.05, 1.1}), results_of({2, 2.1, 2.2}), 0.1).changes.size(), 1U);
+}
+
 TEST(BenchCompare, DifferencesTooSmallToTellAreNone) {
     EXPECT_TRUE(compare(results_of({1e-5, 1.1e-5, 1e-5}), results_of({3e-5, 3.1e-5, 3e-5}), 0.1).changes.empty());
 }

@@ -16,10 +16,19 @@ constexpr std::array kCompared{Figure::kPrefault, Figure::kReader, Figure::kFirs
                                Figure::kTotal,    Figure::kFaults, Figure::kExits};
 constexpr std::size_t kLeastRuns = 3;
 
-bool are_apart(const std::vector<double>& one, const std::vector<double>& other) {
+/// From so many runs on it is unlikely that those of one side all lie beside those of the other by chance (1 in 126).
+constexpr std::size_t kManyRuns = 5;
+
+/// Whether every value of one side is more than `margin` times larger than every one of the other.
+bool are_apart(const std::vector<double>& one, const std::vector<double>& other, double margin) {
     const auto [one_least, one_most] = std::minmax_element(one.begin(), one.end());
     const auto [other_least, other_most] = std::minmax_element(other.begin(), other.end());
-    return *one_most < *other_least || *other_most < *one_least;
+    return *one_most * (1 + margin) < *other_least || *other_most * (1 + margin) < *one_least;
+}
+
+/// How far apart times must be: a machine is faster at one hour than at another, and few runs say little.
+double margin_for(const std::vector<double>& one, const std::vector<double>& other, double threshold) {
+    return std::min(one.size(), other.size()) >= kManyRuns ? threshold / 2 : 2 * threshold;
 }
 
 std::optional<Change> change_of(const Cell& cell, Figure figure, const std::vector<double>& before,
@@ -27,11 +36,13 @@ std::optional<Change> change_of(const Cell& cell, Figure figure, const std::vect
     Change change{cell, figure, median(before), median(after), ratio_interval(before, after, 0.99), false};
     const double difference = std::abs(change.after - change.before);
     const double smaller = std::min(change.before, change.after);
-    if (difference <= threshold * smaller || !are_apart(before, after) ||
+    const bool is_time = kFigures[index_of(figure)].is_time;
+    if (difference <= threshold * smaller ||
+        !are_apart(before, after, is_time ? margin_for(before, after, threshold) : 0) ||
         (change.ratio.low <= 1 && change.ratio.high >= 1)) {
         return std::nullopt;
     }
-    if (kFigures[index_of(figure)].is_time && difference <= kResolutionSeconds) {
+    if (is_time && difference <= kResolutionSeconds) {
         return std::nullopt;
     }
     change.worse = change.after > change.before;

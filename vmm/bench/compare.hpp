@@ -31,7 +31,7 @@ struct Comparison {
 /// differ by more than kResolutionSeconds, too. With fewer than three runs on a side only counts are compared.
 [[nodiscard]] Comparison compare(const Results& before, const Results& after, double threshold);
 
-inline constexpr double kResolutionSeconds = 0.0002;
+inline constexpr double kResolutionSeconds = 0.001;
 
 [[nodiscard]] std::string to_text(const Comparison& comparison, double threshold);
 

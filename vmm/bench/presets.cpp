@@ -56,8 +56,7 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, boo
     case Preset::kNone:
         break;
     case Preset::kQuick:
-        // Enough that a pass does not find all it writes in the caches of the one before, where that takes seconds.
-        memory = room.available_bytes >= 16 * kGiB ? kGiB : round_size(room.available_bytes / 24);
+        memory = std::min(512 * kMiB, round_size(room.available_bytes / 24));
         facts.time_limit_seconds = 50;
         facts.run_limit_seconds = 6;
         break;
