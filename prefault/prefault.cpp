@@ -63,22 +63,30 @@ class Run {
         // made of large pieces. So these runs have stages, in the background, too.
         const bool piecewise =
             options_.background && options_.scope == Scope::kAll && target_.pins.kind() != Pin::kLongterm;
-        report_.complete = piecewise ? pin() && fill_piecewise() : in_stages();
+        report_.complete = piecewise ? in_pieces() : in_stages();
         report_.complete = report_.complete && (!options_.smm || options_.scope != Scope::kAll || fill_smm());
         report_.total_seconds = total.lap();
         return std::move(report_);
     }
 
   private:
+    bool in_pieces() {
+        const bool pin_last = pins_what_exists();
+        return (pin_last || pin()) && fill_piecewise() && (!pin_last || pin());
+    }
+
     bool in_stages() {
-        // A long-term pin is one of pages that exist. What is locked while it is empty takes nothing: each page is locked
-        // when it comes to exist, by the worker that makes it. Locking what exists walks it all with one thread. Pages of
-        // a pool cannot be locked on fault: mlock2() would make them all, with one thread (mm/mlock.c, mlock_fixup()).
-        const bool needs_pages = target_.pins.kind() == Pin::kLongterm;
-        const bool populate = options_.scope != Scope::kNone || needs_pages;
-        const bool populate_first = needs_pages || (populate && is_from_pool(target_.memory.page_size()));
-        return (populate_first || pin()) && (!populate || populate_host_side()) && (!populate_first || pin()) &&
+        const bool populate = options_.scope != Scope::kNone || target_.pins.kind() == Pin::kLongterm;
+        const bool pin_last = populate && pins_what_exists();
+        return (pin_last || pin()) && (!populate || populate_host_side()) && (!pin_last || pin()) &&
                (options_.scope != Scope::kAll || fill());
+    }
+
+    /// A long-term pin is one of pages that exist. What is locked while it is empty takes nothing: each page is locked
+    /// when it comes to exist, by the worker that makes it; locking what exists walks it all with one thread. But pages
+    /// of a pool cannot be locked on fault: mlock2() would make them all, with one thread (mm/mlock.c, mlock_fixup()).
+    [[nodiscard]] bool pins_what_exists() const noexcept {
+        return target_.pins.kind() == Pin::kLongterm || is_from_pool(target_.memory.page_size());
     }
 
     bool populate_host_side() {

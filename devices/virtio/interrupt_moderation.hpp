@@ -15,7 +15,8 @@ namespace vmm::devices::virtio {
 /// waiting for one more now and then, ever more rarely where none comes.
 ///
 /// For small requests looking again and again is cheaper than going to sleep. Large ones are copied meanwhile, by
-/// threads of the kernel's that need a processor: for those the device sleeps until deadline().
+/// threads of the kernel's that need a processor: for those the device sleeps until deadline(), and half of what is
+/// under way is only enough where it is most of what came together before.
 ///
 /// Time is given by the caller. Threads: one.
 class InterruptModeration {

@@ -28,7 +28,8 @@ struct Comparison {
 
 /// A figure has changed where its median differs by more than `threshold` (0.1: a tenth) and that is beyond noise: the
 /// 99% interval of the ratio does not reach 1, and no value of one side lies among those of the other. Times must
-/// differ by more than kResolutionSeconds, too. With fewer than three runs on a side only counts are compared.
+/// be apart by half the threshold, with fewer than five runs on a side by twice the threshold, and their medians differ
+/// by more than kResolutionSeconds. With fewer than three runs on a side only counts are compared.
 [[nodiscard]] Comparison compare(const Results& before, const Results& after, double threshold);
 
 inline constexpr double kResolutionSeconds = 0.001;

@@ -30,7 +30,7 @@ std::string read_file(const std::string& path) {
 }
 
 Outcome failed(const ChildEnd& end) {
-    return {std::nullopt, end.problem(), end.stopped, end.timed_out, end.seconds};
+    return {std::nullopt, end.problem(), end.stopped, end.timed_out};
 }
 
 } // namespace
@@ -108,7 +108,7 @@ Outcome Runner::run_vmm(const Cell& cell) {
     Sample sample;
     add_report_figures(read_file(report), sample);
     add_guest_figures(parse_guest_output(read_file(console)), clock_.seconds_per_cycle(), sample);
-    return {sample, {}, false, false, end.seconds};
+    return {sample, {}};
 }
 
 Outcome Runner::run_qemu(const Cell& cell) {
@@ -143,7 +143,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     }
     add_qmp_figures(end.output, sample);
     add_guest_figures(parse_guest_output(read_file(console)), clock_.seconds_per_cycle(), sample);
-    return {sample, {}, false, false, end.seconds};
+    return {sample, {}};
 }
 
 Outcome Runner::run_command(const Cell& cell) {
@@ -174,7 +174,7 @@ Outcome Runner::run_command(const Cell& cell) {
     } catch (const Error& error) {
         return {std::nullopt, std::string(error.what()) + " (" + end.problem() + ")"};
     }
-    return {sample, {}, false, false, end.seconds};
+    return {sample, {}};
 }
 
 std::optional<double> Runner::measure_empty_run(unsigned runs) {

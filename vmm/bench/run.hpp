@@ -48,7 +48,6 @@ struct Outcome {
     std::string failure;
     bool stopped = false;
     bool timed_out = false;
-    double seconds = 0; ///< it took
 };
 
 /// What running cost, in seconds.
