@@ -193,6 +193,7 @@ void Block::activate(Activation activation, MmioTransport& transport) {
     transport_ = &transport;
     moderation_.reset();
     pushed_ = 0;
+    pushed_small_ = false;
     begun_bytes_ = 0;
     stopping_ = false;
     failed_ = false;
@@ -279,21 +280,30 @@ void Block::serve() {
         submit();
         const bool completed = reap(); // What the page cache had is there already.
         if (pushed_ != 0) {
-            moderation_.finished(now, std::exchange(pushed_, 0));
+            moderation_.finished(now, std::exchange(pushed_, 0), std::exchange(pushed_small_, false));
         }
-        if (moderation_.is_due(now, static_cast<unsigned>(requests_.size() - free_.size()))) {
-            notify();
+        if (moderation_.is_due(now, under_way())) {
+            notify(now);
         }
         if (taken != 0 || completed) {
             last = now;
-        } else if (now - last >= linger() && !ask_for_doorbells()) {
-            if (moderation_.holds_any()) {
-                alarm_.set(moderation_.deadline());
+        } else if (now - last >= linger()) {
+            // With several queues nobody knows which of them the next requests go to.
+            const unsigned requests = queues_.size() == 1 ? moderation_.doorbell_after(now) : 1;
+            if (!ask_for_doorbells(requests)) {
+                if (moderation_.holds_any() || requests > 1) {
+                    alarm_.set(moderation_.deadline());
+                }
+                return;
             }
-            return;
         }
     }
     another_turn_.ask();
+}
+
+/// Requests that are taken and not done.
+unsigned Block::under_way() const noexcept {
+    return static_cast<unsigned>(requests_.size() - free_.size());
 }
 
 /// How long to look for more before sleeping; for small requests, as long as an interrupt may be held.
@@ -302,12 +312,14 @@ Clock::duration Block::linger() const noexcept {
                                          : std::max<Clock::duration>(kLinger, moderation_.patience());
 }
 
-/// Whether there are requests that no doorbell will announce. There is none while all that can be under way is.
-bool Block::ask_for_doorbells() {
+/// Asks each queue for one with its `requests`-th. Whether there are requests that no doorbell will announce. There is
+/// none while all that can be under way is.
+bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
     for (std::optional<Queue>& queue : queues_) {
         if (!stopping_ && !failed_ && !free_.empty() && queue) {
-            more = queue->ask_for_doorbell() || more;
+            const auto within = static_cast<std::uint16_t>(std::min<unsigned>(requests, queue->size()));
+            more = queue->ask_for_doorbell(within) || more;
         }
     }
     return more;
@@ -356,8 +368,8 @@ void Block::submit() {
     }
 }
 
-void Block::notify() {
-    moderation_.told();
+void Block::notify(Clock::time_point now) {
+    moderation_.told(now, under_way());
     if (stopping_) {
         return;
     }
@@ -396,6 +408,7 @@ void Block::begin(Request& request) {
     request.bounces = false;
     request.by_hand = false;
     request.retries = 0;
+    request.total = 0;
     const Chain& chain = request.chain;
     const auto last = std::find_if(chain.writable.rbegin(), chain.writable.rend(),
                                    [](std::span<std::byte> buffer) { return !buffer.empty(); });
@@ -705,6 +718,7 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     queues_[request.queue]->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
     queue_pushed_[request.queue] = true;
     ++pushed_;
+    pushed_small_ = pushed_small_ || request.total < InterruptModeration::kLargeBytes;
 }
 
 void Block::warn(const Request& request, int error) {

@@ -79,7 +79,8 @@ class Block final : public Device {
     [[nodiscard]] std::chrono::steady_clock::duration linger() const noexcept;
     [[nodiscard]] unsigned take_all();
     [[nodiscard]] unsigned take_all_of(std::uint16_t index);
-    [[nodiscard]] bool ask_for_doorbells();
+    [[nodiscard]] bool ask_for_doorbells(unsigned requests);
+    [[nodiscard]] unsigned under_way() const noexcept;
     void begin(Request& request);
     void begin_transfer(Request& request, bool write, std::uint64_t sector);
     void begin_range(Request& request, std::uint32_t type);
@@ -90,7 +91,7 @@ class Block final : public Device {
     void finish(Request& request, Status status, std::uint64_t written = 0);
     bool reap();
     void submit();
-    void notify();
+    void notify(std::chrono::steady_clock::time_point now);
     void start_bounce(Request& request);
     void end_bounce(Request& request, std::size_t bytes);
     [[nodiscard]] bool needs_bounce(const Request& request) const noexcept;
@@ -111,6 +112,7 @@ class Block final : public Device {
     std::vector<bool> queue_pushed_;        ///< something was given back since the driver was last notified
     InterruptModeration moderation_;        ///< of all queues: they have one interrupt
     unsigned pushed_ = 0;                   ///< requests given back of which moderation_ does not know yet
+    bool pushed_small_ = false;             ///< one of them was small
     std::uint64_t begun_bytes_ = 0;         ///< what the requests begun, of which it does not know either, move
     std::vector<unsigned> queue_work_;      ///< requests of each queue that are with the host
     std::vector<std::uint32_t> queue_life_; ///< counts the stops of a queue: what began before is not given back

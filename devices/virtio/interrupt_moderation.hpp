@@ -1,4 +1,4 @@
-// When to tell a driver of what is done.
+// When to tell a driver of what is done, and when to be told of what is to be done.
 #pragma once
 
 #include <chrono>
@@ -7,16 +7,20 @@
 namespace vmm::devices::virtio {
 
 /// Interrupt moderation: an interrupt costs a guest several exits, of which a driver that has many requests under way
-/// needs one for many of them. The used ring is filled at once in any case; only the interrupt waits.
+/// needs one for many of them. The used ring is filled at once in any case; only the interrupt waits. And a doorbell is
+/// one exit, of which the device needs one for many requests.
 ///
-/// It waits while more is being done: until as many requests are done as came together the last times, or half of all
-/// that is under way, or kMostHeld; and no longer than two of the usual distances between requests after the last of
-/// them, nor kLongestHold. A driver with one request at a time is told at once: how many come together is found by
+/// Small requests are done sooner than a thread is woken, and looking again and again is cheaper than going to sleep. The
+/// interrupt waits while more is being done: until as many requests are done as came together the last times, or half of
+/// all that is under way, or kMostHeld; and no longer than two of the usual distances between requests after the last of
+/// them, nor the longest hold. A driver with one request at a time is told at once: how many come together is found by
 /// waiting for one more now and then, ever more rarely where none comes.
 ///
-/// For small requests looking again and again is cheaper than going to sleep. Large ones are copied meanwhile, by
-/// threads of the kernel's that need a processor: for those the device sleeps until deadline(), and half of what is
-/// under way is only enough where it is most of what came together before.
+/// Large ones are copied by threads of the kernel's that need a processor: for those the device sleeps. The interrupt is
+/// due when half is done of what the driver keeps under way, and the doorbell when half of it has come, so that the other
+/// half keeps whoever is the slower one busy. How much the driver keeps under way shows where the host is the slower one;
+/// where the driver is, it is found by telling it nothing for once, ever more rarely while that says the same. Who waits
+/// in vain does so until deadline() and no longer, and a small request among large ones is told at once.
 ///
 /// Time is given by the caller. Threads: one.
 class InterruptModeration {
@@ -25,7 +29,8 @@ class InterruptModeration {
     using Duration = Clock::duration;
 
     static constexpr unsigned kMostHeld = 32;
-    static constexpr Duration kLongestHold = std::chrono::milliseconds{4};
+    static constexpr Duration kLongestHold = std::chrono::milliseconds{4};       ///< of small requests
+    static constexpr Duration kLongestLargeHold = std::chrono::milliseconds{16}; ///< of large ones
     static constexpr Duration kLongestGap = std::chrono::microseconds{500};    ///< between small requests
     static constexpr Duration kLongestLargeGap = std::chrono::milliseconds{2}; ///< between large ones
     static constexpr std::uint64_t kLargeBytes = 64 * 1024;
@@ -33,15 +38,19 @@ class InterruptModeration {
 
     /// The device took `count` > 0 requests at `now`, which move `bytes` of data together.
     void took(Clock::time_point now, unsigned count, std::uint64_t bytes) noexcept;
-    /// `count` > 0 requests are done, and in the used ring.
-    void finished(Clock::time_point now, unsigned count) noexcept;
+    /// `count` > 0 requests are done, and in the used ring; `small`: one of them moved less than kLargeBytes.
+    void finished(Clock::time_point now, unsigned count, bool small) noexcept;
 
     /// Whether something is done of which the driver was not told.
     [[nodiscard]] bool holds_any() const noexcept { return held_ != 0; }
     /// Whether the driver is to be told now; `under_way` requests are not done yet.
     [[nodiscard]] bool is_due(Clock::time_point now, unsigned under_way) const noexcept;
     /// It was told.
-    void told() noexcept;
+    void told(Clock::time_point now, unsigned under_way) noexcept;
+
+    /// With how many more requests a doorbell is worth its exit: 1 or more. Where it is more, deadline() is the time to
+    /// look whether fewer have come.
+    [[nodiscard]] unsigned doorbell_after(Clock::time_point now) noexcept;
     /// Nothing is held any more: the driver has reset the device.
     void reset() noexcept { *this = {}; }
 
@@ -49,15 +58,19 @@ class InterruptModeration {
     [[nodiscard]] bool is_for_sleeping() const noexcept { return bytes_ >= kLargeBytes; }
     /// How long it is worth to wait for another request.
     [[nodiscard]] Duration patience() const noexcept;
-    /// When is_due() if nothing happens before. Only where holds_any().
+    /// When to look again if nothing happens before: is_due() then, if holds_any().
     [[nodiscard]] Clock::time_point deadline() const noexcept;
 
   private:
     [[nodiscard]] unsigned goal() const noexcept;
+    [[nodiscard]] bool learn_depth(Clock::time_point now, unsigned under_way) noexcept;
 
     unsigned held_ = 0;
+    bool urgent_ = false; ///< one of them is a small one among large ones
+    unsigned at_driver_ = 0;   ///< requests of which it was told and which it has not replaced
+    unsigned depth_ = 1;       ///< how many large ones the driver keeps under way
     unsigned batch_ = 1;       ///< how many came together the last time
-    bool probing_ = false;     ///< this time, more than that are waited for
+    bool probing_ = false;     ///< this time, more than usual are waited for
     unsigned probe_pause_ = 1; ///< from one probe to the next, in interrupts
     unsigned until_probe_ = 1;
     Clock::time_point last_taken_{};

@@ -369,11 +369,13 @@ void Queue::suppress_doorbells() noexcept {
     }
 }
 
-bool Queue::ask_for_doorbell() noexcept {
+bool Queue::ask_for_doorbell(std::uint16_t requests) noexcept {
+    assert(requests >= 1 && requests <= size());
     // Sequentially consistent: the driver reads this after it has stored its index, and we read the index after this.
     if (state_.event_idx) {
         const std::size_t event_offset = kRingOffset + (sizeof(UsedElement) * size());
-        field(device_area_, event_offset).store(state_.next_available, std::memory_order_seq_cst);
+        const auto event = static_cast<std::uint16_t>(state_.next_available + requests - 1);
+        field(device_area_, event_offset).store(event, std::memory_order_seq_cst);
     } else {
         field(device_area_, kFlagsOffset).store(0, std::memory_order_seq_cst);
     }

@@ -92,9 +92,9 @@ class Queue {
 
     /// Asks the driver for no more doorbells, as a hint. While requests are being taken anyway.
     void suppress_doorbells() noexcept;
-    /// Asks for one with the next request. Returns whether there are requests already, for which no doorbell may come:
-    /// look again then.
-    [[nodiscard]] bool ask_for_doorbell() noexcept;
+    /// Asks for one when `requests`, 1 to size(), more are there; without EVENT_IDX, with the next one. Returns whether
+    /// there are requests already, for which no doorbell may come: look again then.
+    [[nodiscard]] bool ask_for_doorbell(std::uint16_t requests = 1) noexcept;
 
     [[nodiscard]] bool is_broken() const noexcept { return !why_.empty(); }
     /// Which rule the driver broke, for people; empty if none.

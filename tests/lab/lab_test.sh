@@ -150,7 +150,7 @@ lab run --numa 2 --hugepages-2m 64 --get "/tmp/report:$work/report" -- sh -c '
     done >>/tmp/report
     grep -q "N[01]=" /proc/self/numa_maps && echo numa_maps=yes >>/tmp/report'
 check "a run with nodes succeeds" status_is 0
-for fact in online=0-1 has_cpu=0-1 has_memory=0-1 'node0 processors=0' 'node1 processors=1' \
+for fact in online=0-1 has_cpu=0-1 has_memory=0-1 'node0 processors=0-1' 'node1 processors=2' \
     'node0 distances=10 20' 'node1 distances=20 10' 'node0 pages=32' 'node1 pages=32' numa_maps=yes; do
     check "with two nodes there is $fact" reported "$fact"
 done

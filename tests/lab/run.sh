@@ -165,7 +165,7 @@ build_guest_initrd() { # FILE
 
 settings() {
     local argument quote=\'
-    echo "hugepages_2m=$hugepages_2m hugepages_1g=$hugepages_1g gets=${#gets[@]} disks=${#disks[@]}"
+    echo "cpus=$cpus hugepages_2m=$hugepages_2m hugepages_1g=$hugepages_1g gets=${#gets[@]} disks=${#disks[@]}"
     printf 'set --'
     for argument in "${command[@]}"; do
         printf " '%s'" "${argument//$quote/$quote\\$quote$quote}"
@@ -200,14 +200,15 @@ add_file() { # FILE ROOT PATH: and, for a dynamically linked ELF file, its libra
 }
 
 # Deals memory and processors to the nodes, in order, as evenly as whole memory blocks and processors allow.
-# Sets numa_options, and sockets: with nodes each processor has its own, for no socket may be in two nodes.
+# Sets numa_options, and sockets: with nodes each processor has its own, for no socket may be in two nodes. Processor 0,
+# which COMMAND does not get, is one more in the first node.
 deal_to_nodes() {
     local node other first_cpu next_cpu=0 first_mib next_mib=0
     numa_options=() sockets=1
     ((numa > 0)) || return 0
-    sockets=$cpus
+    sockets=$((cpus + 1))
     for ((node = 0; node < numa; node++)); do
-        first_cpu=$next_cpu next_cpu=$(((node + 1) * cpus / numa))
+        first_cpu=$next_cpu next_cpu=$(((node + 1) * cpus / numa + 1))
         first_mib=$next_mib next_mib=$(((node + 1) * memory_mib / numa / memory_block_mib * memory_block_mib))
         # What is less than a block goes to the last.
         ((node < numa - 1)) || next_mib=$memory_mib
@@ -223,6 +224,10 @@ deal_to_nodes() {
     done
 }
 
+# QEMU's FXRSTOR and XRSTOR, on whichever processor, change a word of processor 0 (env->hflags2, for IGNNE#) without any
+# lock. Where processor 0 enters or leaves a guest meanwhile, that word says the wrong thing afterwards, and is where
+# nested paging and the global interrupt flag are kept: the guest is given the host's state, or no interrupt ends it any
+# more. So processor 0 never runs a guest (QEMU 10 and 11: target/i386/tcg/system/fpu_helper.c, cpu_clear_ignne()).
 boot() {
     # Emulation's TSC is the host's clock: it is good, even when a busy host makes it look bad.
     local port disk machine timer ended kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
@@ -233,7 +238,7 @@ boot() {
     qemu+=(
         -nodefaults -no-reboot -display none
         -accel "tcg,thread=$(cat "$lab_dir/qemu/thread")" -cpu "EPYC,+svm,+npt" -M q35
-        -smp "$cpus,sockets=$sockets" -m "${memory_mib}M" "${numa_options[@]}"
+        -smp "$((cpus + 1)),sockets=$sockets" -m "${memory_mib}M" "${numa_options[@]}"
         -kernel "$lab_dir/kernel/$kernel/vmlinux" -initrd initramfs -append "${kernel_options[*]}"
         -serial file:console
         # Without ioeventfd, what the lab has written is in the file before it can power off.

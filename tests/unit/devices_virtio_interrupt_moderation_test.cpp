@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "devices/virtio/interrupt_moderation.hpp"
 
@@ -31,7 +35,7 @@ class Driver {
                     ++interrupts;
                 }
                 moderation_.took(now_, 1, 1 * kBytes);
-                moderation_.finished(now_, 1);
+                moderation_.finished(now_, 1, false);
                 ++waiting_;
             }
             while (!moderation_.is_due(now_, 0)) {
@@ -48,7 +52,7 @@ class Driver {
 
   private:
     void tell() {
-        moderation_.told();
+        moderation_.told(now_, 0);
         told_ += waiting_;
         waiting_ = 0;
         free_ += told_;
@@ -85,57 +89,224 @@ TEST(InterruptModeration, HoldsNoMoreThanItMay) {
     InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
     for (int i = 0; i < 100; ++i) { // However many came together before.
         moderation.took(now, 200, 200 * kBytes);
-        moderation.finished(now, 200);
+        moderation.finished(now, 200, false);
         EXPECT_TRUE(moderation.is_due(now, 0));
-        moderation.told();
+        moderation.told(now, 0);
     }
     moderation.took(now, 1, 1 * kBytes);
-    moderation.finished(now, 1);
+    moderation.finished(now, 1, false);
     EXPECT_FALSE(moderation.is_due(now, 0));
     EXPECT_TRUE(moderation.is_due(now + InterruptModeration::kLongestGap, 0));
     for (int i = 0; i < 40; ++i) { // One after the other, none of them late.
         now += microseconds{100};
         moderation.took(now, 1, 1 * kBytes);
-        moderation.finished(now, 1);
+        moderation.finished(now, 1, false);
     }
     EXPECT_TRUE(moderation.is_due(now, 0));
 }
 
-TEST(InterruptModeration, SleepsUntilLargeRequestsAreDoneAndLooksForSmallOnes) {
+/// A driver that keeps `depth` requests of 1 MiB under way and needs `driver_time` to replace one, and a host that works
+/// on one after the other, `host_time` each, in steps of 10 us.
+class LargeDriver {
+  public:
+    LargeDriver(unsigned depth, microseconds driver_time, microseconds host_time)
+        : depth_(depth), to_add_(depth), driver_time_(driver_time), host_time_(host_time) {}
+
+    /// For so many requests; what it took is in the members.
+    void run(unsigned requests) {
+        interrupts = doorbells = idle_steps = steps = 0;
+        for (unsigned done = 0; done < requests; ++steps) {
+            now_ += kStep;
+            done += step();
+        }
+    }
+
+    unsigned interrupts = 0;
+    unsigned doorbells = 0;
+    unsigned idle_steps = 0; ///< the driver and the host had nothing to do, at once
+    unsigned steps = 0;
+
+  private:
+    static constexpr microseconds kStep{10};
+
+    unsigned step() {
+        const bool driver_rests = to_add_ == 0;
+        const bool host_rests = taken_ == 0;
+        idle_steps += driver_rests && host_rests ? 1 : 0;
+        if (!driver_rests && (driver_did_ += kStep) >= driver_time_) {
+            driver_did_ = {};
+            --to_add_;
+            ++added_;
+            if (added_ == doorbell_at_) {
+                ++doorbells;
+                serve();
+            }
+        }
+        unsigned done = 0;
+        if (!host_rests && (host_did_ += kStep) >= host_time_) {
+            host_did_ = {};
+            --taken_;
+            ++done_;
+            done = 1;
+            serve();
+        }
+        if (alarm_ && now_ >= *alarm_) {
+            serve();
+        }
+        return done;
+    }
+    void serve() {
+        alarm_.reset();
+        if (added_ != 0) {
+            moderation_.took(now_, added_, std::uint64_t{added_} << 20);
+            taken_ += std::exchange(added_, 0);
+        }
+        if (done_ != 0) {
+            moderation_.finished(now_, std::exchange(done_, 0), false);
+        }
+        held_ = depth_ - to_add_ - taken_;
+        if (moderation_.is_due(now_, taken_)) {
+            moderation_.told(now_, taken_);
+            to_add_ += held_;
+            ++interrupts;
+        }
+        doorbell_at_ = moderation_.doorbell_after(now_);
+        if (moderation_.holds_any() || doorbell_at_ > 1) {
+            alarm_ = moderation_.deadline();
+        }
+    }
+
+    InterruptModeration moderation_;
+    InterruptModeration::Clock::time_point now_{std::chrono::seconds{1}};
+    unsigned depth_;
+    unsigned to_add_; ///< the driver may add them, and did not yet
+    unsigned added_ = 0;
+    unsigned taken_ = 0;
+    unsigned done_ = 0;
+    unsigned held_ = 0;
+    unsigned doorbell_at_ = 1;
+    microseconds driver_time_;
+    microseconds host_time_;
+    microseconds driver_did_{};
+    microseconds host_did_{};
+    std::optional<InterruptModeration::Clock::time_point> alarm_;
+};
+
+TEST(InterruptModeration, OfLargeRequestsTakesHalfOfThemTogetherAndNeitherSideWaits) {
+    constexpr unsigned kRequests = 4000;
+    for (const unsigned depth : {8U, 32U}) {
+        for (const auto& [driver_time, host_time] :
+             {std::pair{microseconds{900}, microseconds{300}}, {microseconds{300}, microseconds{900}}}) {
+            SCOPED_TRACE(::testing::Message() << "depth " << depth << ", " << driver_time.count() << " us a request");
+            LargeDriver driver(depth, driver_time, host_time);
+            driver.run(1000);
+            driver.run(kRequests);
+            EXPECT_LE(driver.interrupts, 3 * kRequests / depth + kRequests / 40);
+            EXPECT_LE(driver.doorbells, kRequests / 3);
+            EXPECT_LE(driver.idle_steps, driver.steps / 50);
+            const auto least = kRequests * std::max(driver_time, host_time) / microseconds{10};
+            EXPECT_LE(driver.steps, least + least / 20) << "the slower side is to be busy all the time";
+        }
+    }
+}
+
+TEST(InterruptModeration, OfOneLargeRequestAtATimeTellsAndIsToldAtOnce) {
+    LargeDriver driver(1, microseconds{100}, microseconds{300});
+    driver.run(1000);
+    driver.run(1000);
+    EXPECT_EQ(driver.interrupts, 1000U);
+    EXPECT_GE(driver.doorbells, 999U);
+    EXPECT_LE(driver.steps, 1000U * 41);
+}
+
+TEST(InterruptModeration, ForgetsALargeRequestThatTheDriverDoesNotReplace) {
+    InterruptModeration moderation;
+    InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
+    for (int i = 0; i < 100; ++i) { // Eight at a time, one a millisecond.
+        now += std::chrono::milliseconds{8};
+        moderation.took(now, 8, 8ULL << 20);
+        moderation.finished(now, 8, false);
+        now = moderation.is_due(now, 0) ? now : moderation.deadline(); // Now and then it finds out whether there are more.
+        ASSERT_TRUE(moderation.is_due(now, 0));
+        moderation.told(now, 0);
+    }
+    ASSERT_TRUE(moderation.is_for_sleeping());
+    int waits = 0;
+    EXPECT_EQ(moderation.doorbell_after(now), 4U);
+    EXPECT_LE(moderation.deadline() - now, 2 * InterruptModeration::kLongestLargeGap);
+    now = moderation.deadline();
+    EXPECT_EQ(moderation.doorbell_after(now), 1U);
+    // From now on one at a time: it waits in vain a few times, and then no more.
+    for (int i = 0; i < 100; ++i) {
+        now += std::chrono::milliseconds{1};
+        moderation.took(now, 1, 1 << 20);
+        moderation.finished(now, 1, false);
+        if (!moderation.is_due(now, 0)) {
+            ++waits;
+            EXPECT_LE(moderation.deadline() - now, 2 * InterruptModeration::kLongestLargeGap);
+            now = moderation.deadline();
+            ASSERT_TRUE(moderation.is_due(now, 0));
+        }
+        moderation.told(now, 0);
+    }
+    EXPECT_LE(waits, 12);
+}
+
+TEST(InterruptModeration, TellsOfASmallRequestAmongLargeOnesAtOnce) {
+    InterruptModeration moderation;
+    InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
+    for (int i = 0; i < 100; ++i) {
+        now += std::chrono::milliseconds{8};
+        moderation.took(now, 8, 8ULL << 20);
+        moderation.finished(now, 8, false);
+        moderation.told(now, 0);
+    }
+    moderation.took(now, 2, 1 << 20);
+    moderation.finished(now, 1, false);
+    EXPECT_FALSE(moderation.is_due(now, 1));
+    moderation.finished(now, 1, true);
+    EXPECT_TRUE(moderation.is_due(now, 0));
+    moderation.told(now, 0);
+    moderation.finished(now, 1, false);
+    EXPECT_FALSE(moderation.is_due(now, 0));
+}
+
+TEST(InterruptModeration, SleepsWhileLargeRequestsAreDoneAndLooksForSmallOnes) {
     InterruptModeration moderation;
     InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
     const auto serve = [&](std::uint64_t bytes) {
         for (int i = 0; i < 100; ++i) { // Eight at a time, one a millisecond.
             now += std::chrono::milliseconds{8};
             moderation.took(now, 8, 8 * bytes);
-            moderation.finished(now, 8);
-            moderation.told();
+            moderation.finished(now, 8, false);
+            moderation.told(now, 0);
         }
         moderation.took(now, 8, 8 * bytes);
-        moderation.finished(now, 1);
+        moderation.finished(now, 1, false);
     };
     serve(1 << 20);
     EXPECT_TRUE(moderation.is_for_sleeping());
     EXPECT_GT(moderation.patience(), microseconds{1500}); // Until the next one is done, too.
     EXPECT_FALSE(moderation.is_due(moderation.deadline() - microseconds{1}, 7));
     EXPECT_TRUE(moderation.is_due(moderation.deadline(), 7));
-    EXPECT_LE(moderation.deadline() - now, InterruptModeration::kLongestHold);
-    moderation.told();
+    EXPECT_LE(moderation.deadline() - now, InterruptModeration::kLongestLargeHold);
+    moderation.told(now, 0);
     serve(512);
     EXPECT_FALSE(moderation.is_for_sleeping());
     EXPECT_LE(moderation.patience(), InterruptModeration::kLongestGap);
+    EXPECT_EQ(moderation.doorbell_after(now), 1U);
 }
 
 TEST(InterruptModeration, DoesNotWaitForTheLastWhileTheHostWorks) {
     InterruptModeration moderation;
     const InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
     moderation.took(now, 32, 32 * kBytes);
-    moderation.finished(now, 32);
-    moderation.told();
+    moderation.finished(now, 32, false);
+    moderation.told(now, 0);
     moderation.took(now, 32, 32 * kBytes);
-    moderation.finished(now, 15);
+    moderation.finished(now, 15, false);
     EXPECT_FALSE(moderation.is_due(now, 17));
-    moderation.finished(now, 1);
+    moderation.finished(now, 1, false);
     EXPECT_TRUE(moderation.is_due(now, 16));
 }
 
@@ -146,7 +317,7 @@ TEST(InterruptModeration, HasNothingToTellWhenNothingIsDone) {
     moderation.took(now, 3, 3 * kBytes);
     EXPECT_FALSE(moderation.is_due(now + std::chrono::hours{1}, 3));
     EXPECT_FALSE(moderation.holds_any());
-    moderation.finished(now, 1);
+    moderation.finished(now, 1, false);
     moderation.reset();
     EXPECT_FALSE(moderation.holds_any());
 }

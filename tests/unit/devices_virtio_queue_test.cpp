@@ -440,6 +440,19 @@ TEST_F(QueueTest, WhatIsBrokenStaysSoWhateverTheDriverDoesThen) {
     EXPECT_FALSE(queue.ask_for_doorbell()) << "there is nothing to look at again";
 }
 
+// 2.7.10.2: the driver rings when its index passes avail_event.
+TEST_F(QueueTest, AsksForADoorbellWithTheRequestThatIsWorthOne) {
+    Queue queue = make(true);
+    driver->add({{kData, 1}});
+    ASSERT_EQ(queue.pop(chain), Pop::kChain);
+    EXPECT_FALSE(queue.ask_for_doorbell(3));
+    EXPECT_EQ(driver->avail_event(), 3);
+    EXPECT_FALSE(queue.ask_for_doorbell());
+    EXPECT_EQ(driver->avail_event(), 1);
+    driver->add({{kData, 1}});
+    EXPECT_TRUE(queue.ask_for_doorbell(3)) << "there is one already";
+}
+
 TEST_F(QueueTest, WhatWasTakenBeforeTheQueueBrokeMayStillBeGivenBack) {
     Queue queue = make(true);
     const std::uint16_t head = driver->add({{kData, 1}});
