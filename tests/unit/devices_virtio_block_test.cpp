@@ -532,6 +532,48 @@ TEST_P(BlockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
 
 INSTANTIATE_TEST_SUITE_P(Every, BlockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
+// The device asks for a doorbell with more than one request when it expects as many: none may wait for one that never comes.
+TEST(VirtioBlock, AnswersLargeRequestsHoweverManyComeTogether) {
+    constexpr std::uint32_t kBytes = 1 << 20;
+    Disk disk({.sectors = 65536});
+    VirtioRig& rig = disk.rig();
+    const GuestAddress header = rig.allocate(sizeof(Header));
+    const GuestAddress data = rig.allocate(kBytes);
+    const GuestAddress status = rig.allocate(1);
+    ASSERT_TRUE(rig.memory().store(header, Header{kIn, 0, 0}));
+    const auto add = [&](int count) {
+        for (int i = 0; i < count; ++i) {
+            rig.queue(0).add({{header, sizeof(Header)}, {data, kBytes, kWritable}, {status, 1, kWritable}});
+            rig.ring(0); // Where the device wants that.
+        }
+    };
+    const auto take = [&](int count) {
+        for (int i = 0; i < count; ++i) {
+            const auto used = rig.wait_for_used(0);
+            ASSERT_TRUE(used) << "after 5 s";
+            EXPECT_EQ(used->length, kBytes + 1);
+        }
+    };
+    constexpr int kDepth = 8;
+    constexpr int kRequests = 300;
+    add(kDepth);
+    for (int i = 0; i < kRequests; ++i) { // Eight under way all the time: few interrupts.
+        rig.queue(0).ask_for_interrupt();
+        take(1);
+        ASSERT_FALSE(HasFatalFailure());
+        add(1);
+    }
+    EXPECT_LT(rig.irq().take(), kRequests * 2U / 3);
+    take(kDepth);
+    std::mt19937 random(1); // NOLINT(cert-msc51-cpp): the same each time.
+    for (int round = 0; round < 100; ++round) {
+        const int count = std::uniform_int_distribution<int>(1, 2 * kDepth)(random);
+        add(count);
+        take(count);
+        ASSERT_FALSE(HasFatalFailure());
+    }
+}
+
 TEST(VirtioBlock, IsResetWithRequestsUnderWayAndServesAgain) {
     Disk disk({.sectors = 65536});
     VirtioRig& rig = disk.rig();
