@@ -10,17 +10,18 @@ namespace vmm::devices::virtio {
 /// needs one for many of them. The used ring is filled at once in any case; only the interrupt waits. And a doorbell is
 /// one exit, of which the device needs one for many requests.
 ///
-/// Small requests are done sooner than a thread is woken, and looking again and again is cheaper than going to sleep. The
-/// interrupt waits while more is being done: until as many requests are done as came together the last times, or half of
-/// all that is under way, or kMostHeld; and no longer than two of the usual distances between requests after the last of
-/// them, nor the longest hold. A driver with one request at a time is told at once: how many come together is found by
-/// waiting for one more now and then, ever more rarely where none comes.
+/// Small requests are done sooner than a thread is woken, and looking again and again is cheaper than going to sleep.
+/// The interrupt waits while more is being done: until as many requests are done as came together the last times, or
+/// half of all that is under way, or kMostHeld; and no longer than two of the usual distances between requests after
+/// the last of them, nor the longest hold. A driver with one request at a time is told at once: how many come together
+/// is found by waiting for one more now and then, ever more rarely where none comes.
 ///
-/// Large ones are copied by threads of the kernel's that need a processor: for those the device sleeps. The interrupt is
-/// due when half is done of what the driver keeps under way, and the doorbell when half of it has come, so that the other
-/// half keeps whoever is the slower one busy. How much the driver keeps under way shows where the host is the slower one;
-/// where the driver is, it is found by telling it nothing for once, ever more rarely while that says the same. Who waits
-/// in vain does so until deadline() and no longer, and a small request among large ones is told at once.
+/// Large ones are copied by threads of the kernel's that need a processor: for those the device sleeps. The interrupt
+/// is due when half is done of what the driver keeps under way, and the doorbell when half of it has come, so that the
+/// other half keeps whoever is the slower one busy. How much the driver keeps under way shows where the host is the
+/// slower one; where the driver is, it is found by telling it nothing for once, ever more rarely while that says the
+/// same. Who waits in vain does so until deadline() and no longer, and a small request among large ones is told at
+/// once.
 ///
 /// Time is given by the caller. Threads: one.
 class InterruptModeration {
@@ -31,8 +32,8 @@ class InterruptModeration {
     static constexpr unsigned kMostHeld = 32;
     static constexpr Duration kLongestHold = std::chrono::milliseconds{4};       ///< of small requests
     static constexpr Duration kLongestLargeHold = std::chrono::milliseconds{16}; ///< of large ones
-    static constexpr Duration kLongestGap = std::chrono::microseconds{500};    ///< between small requests
-    static constexpr Duration kLongestLargeGap = std::chrono::milliseconds{2}; ///< between large ones
+    static constexpr Duration kLongestGap = std::chrono::microseconds{500};      ///< between small requests
+    static constexpr Duration kLongestLargeGap = std::chrono::milliseconds{2};   ///< between large ones
     static constexpr std::uint64_t kLargeBytes = 64 * 1024;
     static constexpr unsigned kRarestProbe = 256;
 
@@ -66,7 +67,7 @@ class InterruptModeration {
     [[nodiscard]] bool learn_depth(Clock::time_point now, unsigned under_way) noexcept;
 
     unsigned held_ = 0;
-    bool urgent_ = false; ///< one of them is a small one among large ones
+    bool urgent_ = false;      ///< one of them is a small one among large ones
     unsigned at_driver_ = 0;   ///< requests of which it was told and which it has not replaced
     unsigned depth_ = 1;       ///< how many large ones the driver keeps under way
     unsigned batch_ = 1;       ///< how many came together the last time

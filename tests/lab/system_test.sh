@@ -66,8 +66,8 @@ part_devices() {
 }
 # In a lab just booted, as a host is that starts a guest: the median of three labs.
 part_first_fill() {
-    local name ratio fills='' lab
-    for lab in 1 2 3; do
+    local name ratio fills=''
+    for _ in 1 2 3; do
         checks --memory 3G -- first_fill
         fills+="$(sed -n 's/^FIRST-FILL //p' "$output") "
     done

@@ -532,7 +532,8 @@ TEST_P(BlockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
 
 INSTANTIATE_TEST_SUITE_P(Every, BlockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
-// The device asks for a doorbell with more than one request when it expects as many: none may wait for one that never comes.
+// The device asks for a doorbell with more than one request when it expects as many: none may wait for one that never
+// comes.
 TEST(VirtioBlock, AnswersLargeRequestsHoweverManyComeTogether) {
     constexpr std::uint32_t kBytes = 1 << 20;
     Disk disk({.sectors = 65536});

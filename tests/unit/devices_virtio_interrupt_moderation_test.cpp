@@ -105,8 +105,8 @@ TEST(InterruptModeration, HoldsNoMoreThanItMay) {
     EXPECT_TRUE(moderation.is_due(now, 0));
 }
 
-/// A driver that keeps `depth` requests of 1 MiB under way and needs `driver_time` to replace one, and a host that works
-/// on one after the other, `host_time` each, in steps of 10 us.
+/// A driver that keeps `depth` requests of 1 MiB under way and needs `driver_time` to replace one, and a host that
+/// works on one after the other, `host_time` each, in steps of 10 us.
 class LargeDriver {
   public:
     LargeDriver(unsigned depth, microseconds driver_time, microseconds host_time)
@@ -226,7 +226,8 @@ TEST(InterruptModeration, ForgetsALargeRequestThatTheDriverDoesNotReplace) {
         now += std::chrono::milliseconds{8};
         moderation.took(now, 8, 8ULL << 20);
         moderation.finished(now, 8, false);
-        now = moderation.is_due(now, 0) ? now : moderation.deadline(); // Now and then it finds out whether there are more.
+        now = moderation.is_due(now, 0) ? now
+                                        : moderation.deadline(); // Now and then it finds out whether there are more.
         ASSERT_TRUE(moderation.is_due(now, 0));
         moderation.told(now, 0);
     }
