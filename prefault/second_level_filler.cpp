@@ -25,9 +25,10 @@ std::uint64_t faults_of(const std::deque<DummyVcpu>& dummies) {
 }
 
 /// Touches a chunk, and again if that failed: what led the dummy astray may be over. Under QEMU's emulation of nested
-/// paging (10.0, thread=multi) a dummy takes a triple fault now and then where the host's processors are busy; why is
-/// not known. Once more where a guest runs, which may lead it astray each time, at up to kMostCpuSeconds; else twice.
-/// One that was held is let in again only where no guest runs: a guest would hold it as long.
+/// paging (10.0 and 11.1, thread=multi) a vCPU on the emulated machine's processor 0 takes a triple fault now and then:
+/// another processor that restores floating-point state corrupts it (tests/lab/run.sh). Once more where a guest runs,
+/// which may lead it astray each time, at up to kMostCpuSeconds; else twice. One that was held is let in again only
+/// where no guest runs: a guest would hold it as long.
 DummyVcpu::Outcome touch_persistently(DummyVcpu& dummy, GuestRange chunk, std::uint64_t stride_bytes, bool guest_runs,
                                       const std::stop_token& stop) {
     using End = DummyVcpu::Outcome::End;
