@@ -46,7 +46,7 @@ class InterruptModeration {
     [[nodiscard]] bool holds_any() const noexcept { return held_ != 0; }
     /// Whether the driver is to be told now; `under_way` requests are not done yet.
     [[nodiscard]] bool is_due(Clock::time_point now, unsigned under_way) const noexcept;
-    /// It was told.
+    /// It was told; `under_way` requests are not done yet.
     void told(Clock::time_point now, unsigned under_way) noexcept;
 
     /// With how many more requests a doorbell is worth its exit: 1 or more. Where it is more, deadline() is the time to
