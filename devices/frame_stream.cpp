@@ -56,8 +56,7 @@ FrameStream::FrameStream(UniqueFd socket) : socket_(std::move(socket)), input_(k
     rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
 }
 
-// --- From the host
-// ----------------------------------------------------------------------------------------------------
+// --- From the host -----------------------------------------------------------------------------------------------
 
 /// Returns whether there is more now than before.
 bool FrameStream::read_more() noexcept {
@@ -108,8 +107,7 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) noexcept {
     return up_ ? -EAGAIN : -ENOTCONN;
 }
 
-// --- To the host
-// ------------------------------------------------------------------------------------------------------
+// --- To the host -------------------------------------------------------------------------------------------------
 
 void FrameStream::send_rest() noexcept {
     while (has_rest()) {

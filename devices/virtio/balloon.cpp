@@ -56,8 +56,7 @@ Balloon::Statistics Balloon::statistics() const noexcept {
             reported_.load(std::memory_order_relaxed)};
 }
 
-// --- The device's life
-// ------------------------------------------------------------------------------------------------
+// --- The device's life -------------------------------------------------------------------------------------------
 
 void Balloon::activate(Activation activation, MmioTransport& transport) {
     transport_ = &transport;
@@ -127,8 +126,7 @@ void Balloon::tell_target() {
     }
 }
 
-// --- Pages
-// ------------------------------------------------------------------------------------------------------------
+// --- Pages -------------------------------------------------------------------------------------------------------
 
 /// Returns whether there may be more.
 bool Balloon::serve_queue(std::size_t index) {

@@ -180,8 +180,7 @@ void Block::build_config(const BlockConfig& config) {
     std::memcpy(identity_.config.data(), &space, kConfigBytes);
 }
 
-// --- The device's life
-// ------------------------------------------------------------------------------------------------
+// --- The device's life -------------------------------------------------------------------------------------------
 
 void Block::activate(Activation activation, MmioTransport& transport) {
     assert(is_idle());
@@ -263,8 +262,7 @@ Block::Statistics Block::statistics() const noexcept {
             flushes_.load(std::memory_order_relaxed), errors_.load(std::memory_order_relaxed)};
 }
 
-// --- Turns
-// ------------------------------------------------------------------------------------------------------------
+// --- Turns -------------------------------------------------------------------------------------------------------
 
 /// Serves all queues until nothing has come for a while: where much comes, going to sleep and being woken costs more
 /// than looking a few times. Then the driver is asked for its next doorbell. Whatever takes long, above all the copying
@@ -399,8 +397,7 @@ bool Block::reap() {
     return any;
 }
 
-// --- One request
-// ------------------------------------------------------------------------------------------------------
+// --- One request -------------------------------------------------------------------------------------------------
 
 void Block::begin(Request& request) {
     request.pieces.clear();

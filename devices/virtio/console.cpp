@@ -37,8 +37,7 @@ Console::Console(std::string name, Callbacks callbacks, std::optional<ConsoleSiz
     identity_.config.assign(config.begin(), config.end());
 }
 
-// --- The host's side
-// --------------------------------------------------------------------------------------------------
+// --- The host's side ---------------------------------------------------------------------------------------------
 
 void Console::resize(ConsoleSize size) noexcept {
     if (!has_size_) {
@@ -76,8 +75,7 @@ std::size_t Console::feed_input(std::span<const std::byte> bytes) noexcept {
     return count;
 }
 
-// --- The device's life
-// ------------------------------------------------------------------------------------------------
+// --- The device's life -------------------------------------------------------------------------------------------
 
 void Console::activate(Activation activation, MmioTransport& transport) {
     transport_ = &transport;
@@ -148,8 +146,7 @@ void Console::tell_size() {
     }
 }
 
-// --- Characters
-// -------------------------------------------------------------------------------------------------------
+// --- Characters --------------------------------------------------------------------------------------------------
 
 /// Returns whether there may be more.
 bool Console::take_from_guest() {

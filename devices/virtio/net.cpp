@@ -168,8 +168,7 @@ void Net::notify() {
     }
 }
 
-// --- To the host
-// ------------------------------------------------------------------------------------------------------
+// --- To the host -------------------------------------------------------------------------------------------------
 
 /// Returns whether there may be more that could be sent now.
 bool Net::send_some() {
@@ -216,8 +215,7 @@ int Net::send(const Chain& chain) {
     return link_->send(pieces_); // The kernel copies the header before it checks it.
 }
 
-// --- To the guest
-// -----------------------------------------------------------------------------------------------------
+// --- To the guest ------------------------------------------------------------------------------------------------
 
 /// Returns whether there may be more that could be received now.
 bool Net::receive_some() {

@@ -423,8 +423,7 @@ void Vsock::flush(Connections::iterator connection) {
     }
 }
 
-// --- From programs of the host
-// ----------------------------------------------------------------------------------------
+// --- From programs of the host -----------------------------------------------------------------------------------
 
 void Vsock::accept_programs() {
     while (connections_.size() + greetings_.size() < kMostConnections && greetings_.size() < kMostGreetings) {
@@ -478,8 +477,7 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     reply(ports, kRequest);
 }
 
-// --- To the guest
-// -----------------------------------------------------------------------------------------------------
+// --- To the guest ------------------------------------------------------------------------------------------------
 
 std::uint32_t Vsock::credit(const Connection& connection) const noexcept {
     const std::uint32_t on_the_way = connection.sent_bytes - connection.guest_forwarded_bytes;

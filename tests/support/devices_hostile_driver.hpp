@@ -220,8 +220,7 @@ inline void put_in_flight(Attack& a, unsigned count) {
 inline const std::vector<HostileCase>& hostile_cases() {
     using namespace hostile;
     static const std::vector<HostileCase> cases{
-        // --- Chains (2.7.5)
-        // ---------------------------------------------------------------------------------------------
+        // --- Chains (2.7.5) --------------------------------------------------------------------------------------
         {"ChainThatLoopsAtOnce", Outcome::kNeedsReset,
          [](Attack& a) {
              a.send({{a.buffer(), 16, kNext, 0}});
@@ -306,8 +305,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              a.ring();
          }},
 
-        // --- Addresses
-        // --------------------------------------------------------------------------------------------------
+        // --- Addresses -------------------------------------------------------------------------------------------
         {"BufferBehindTheEndOfMemory", Outcome::kNeedsReset,
          [](Attack& a) {
              a.send({{a.end_of_ram(), 16, 0, 0}});
@@ -370,8 +368,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              a.ring();
          }},
 
-        // --- Indirect tables (2.7.5.3)
-        // ----------------------------------------------------------------------------------
+        // --- Indirect tables (2.7.5.3) ---------------------------------------------------------------------------
         {"TableOfNoBytes", Outcome::kNeedsReset,
          [](Attack& a) {
              a.send({{a.table(), 0, kIndirect, 0}});
@@ -472,8 +469,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              a.send_table({{a.buffer(), 16, 0, 0}});
          }},
 
-        // --- Rings (2.7.6)
-        // ----------------------------------------------------------------------------------------------
+        // --- Rings (2.7.6) ---------------------------------------------------------------------------------------
         {"HeadBeyondTheQueue", Outcome::kNeedsReset, [](Attack& a) { a.send_head(a.queue().size()); }},
         {"HeadFarBeyondTheQueue", Outcome::kNeedsReset, [](Attack& a) { a.send_head(0xffff); }},
         {"IndexOneTooFarAhead", Outcome::kNeedsReset,
@@ -528,8 +524,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              a.ring();
          }},
 
-        // --- Geometry (2.7, 4.2.2)
-        // --------------------------------------------------------------------------------------
+        // --- Geometry (2.7, 4.2.2) -------------------------------------------------------------------------------
         {"SizesThatAreNone", Outcome::kEither,
          [](Attack& a) {
              negotiate(a);
@@ -662,8 +657,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              a.send_head(1);
          }},
 
-        // --- Status (2.1, 3.1.1)
-        // ----------------------------------------------------------------------------------------
+        // --- Status (2.1, 3.1.1) ---------------------------------------------------------------------------------
         {"StatusBitsOutOfOrder", Outcome::kEither,
          [](Attack& a) {
              ASSERT_TRUE(a.rig().reset());
@@ -730,8 +724,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              a.rig().settle();
          }},
 
-        // --- Resets (2.4, 2.6.1)
-        // ----------------------------------------------------------------------------------------
+        // --- Resets (2.4, 2.6.1) ---------------------------------------------------------------------------------
         {"ResetWithRequestsInFlight", Outcome::kEither,
          [](Attack& a) {
              put_in_flight(a, 16);
@@ -827,8 +820,7 @@ inline const std::vector<HostileCase>& hostile_cases() {
              }
          }},
 
-        // --- Registers (4.2.2)
-        // ------------------------------------------------------------------------------------------
+        // --- Registers (4.2.2) -----------------------------------------------------------------------------------
         {"WritesToReadOnlyRegisters", Outcome::kGoesOn,
          [](Attack& a) {
              for (const std::uint64_t offset :

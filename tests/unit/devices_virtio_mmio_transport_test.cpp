@@ -540,8 +540,7 @@ TEST_F(MmioTransportTest, ARestartNotYetTakenIsUndoneByAReset) {
     EXPECT_TRUE(is_empty(transport.take_work()));
 }
 
-// --- Reset of the device
-// -----------------------------------------------------------------------------------------------
+// --- Reset of the device -----------------------------------------------------------------------------------------
 
 // 2.4.1: "A device MUST reinitialize device status to 0 after receiving a reset".
 TEST_F(MmioTransportTest, BeforeDriverOkAResetIsImmediate) {
@@ -702,8 +701,7 @@ TEST_F(MmioTransportTest, PatienceHasAnEnd) {
     EXPECT_EQ(guest.status(), kRunning);
 }
 
-// --- Interrupts
-// --------------------------------------------------------------------------------------------------------
+// --- Interrupts --------------------------------------------------------------------------------------------------
 
 // 4.2.2.1: "MUST present each event by setting the corresponding bit in InterruptStatus from the moment it takes place,
 // until the driver acknowledges the interrupt". "Bits which do not represent events which took place MUST be zero."
@@ -754,8 +752,7 @@ TEST_F(MmioTransportTest, TheBitIsThereWhenTheLineRises) {
     EXPECT_EQ(line.seen, (std::vector<unsigned>{kUsedBuffer, kUsedBuffer | kConfigChange}));
 }
 
-// --- Doorbells
-// -----------------------------------------------------------------------------------------------------------
+// --- Doorbells ---------------------------------------------------------------------------------------------------
 
 TEST_F(MmioTransportTest, ADoorbellNamesItsQueue) {
     start_and_take();
@@ -770,8 +767,7 @@ TEST_F(MmioTransportTest, ADoorbellOfMoreThan16BitsIsIgnored) {
     EXPECT_TRUE(doorbells.empty());
 }
 
-// --- Configuration space
-// -------------------------------------------------------------------------------------------------
+// --- Configuration space -----------------------------------------------------------------------------------------
 
 // 2.5.2: "MUST allow reading of any device-specific configuration field before FEATURES_OK is set".
 TEST_F(MmioTransportTest, ConfigurationIsExactAtEveryWidthAndOffset) {
@@ -862,8 +858,7 @@ TEST_F(MmioTransportTest, AChangeOfTheConfigurationIsNotifiedOnceTheDriverIsRead
     EXPECT_EQ(driver.read(reg::kInterruptStatus), kConfigChange);
 }
 
-// --- Failure
-// -------------------------------------------------------------------------------------------------------------
+// --- Failure -----------------------------------------------------------------------------------------------------
 
 // 2.1.2: "If DRIVER_OK is set, after it sets DEVICE_NEEDS_RESET, the device MUST send a device configuration change
 // notification to the driver".
@@ -915,8 +910,7 @@ TEST_F(MmioTransportTest, AnActivationNotYetTakenIsNotHandedOutAfterAFailure) {
     EXPECT_EQ(driver.status(), 0U);
 }
 
-// --- With a device
-// -------------------------------------------------------------------------------------------------------
+// --- With a device -----------------------------------------------------------------------------------------------
 
 class VirtioDeviceTest : public ::testing::Test {
   protected:
@@ -1037,8 +1031,7 @@ TEST_F(VirtioDeviceTest, SuppressedInterruptsAreNotSent) {
     EXPECT_EQ(rig.irq().pulses(), 1U);
 }
 
-// --- Several threads
-// -----------------------------------------------------------------------------------------------------
+// --- Several threads ---------------------------------------------------------------------------------------------
 
 /// The device's side in a thread of its own.
 class DeviceThread {
