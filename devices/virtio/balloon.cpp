@@ -16,8 +16,8 @@ namespace {
 constexpr std::uint64_t kDeflateOnOom = 1ULL << 2;
 constexpr std::uint64_t kPageReporting = 1ULL << 5;
 
-constexpr std::size_t kInflate = 0;
-constexpr std::size_t kDeflate = 1;
+constexpr std::uint16_t kInflate = 0;
+constexpr std::uint16_t kDeflate = 1;
 constexpr std::uint16_t kQueueSize = 128;
 constexpr int kMostRequestsATurn = 64;
 constexpr std::uint64_t kMostPagesATurn = Balloon::kMostPages;
@@ -31,20 +31,25 @@ std::uint32_t pages_of(std::uint64_t bytes) noexcept {
     return static_cast<std::uint32_t>(bytes / Balloon::kPageBytes);
 }
 
+Identity identity_of(std::string name, std::uint32_t target, bool reporting) {
+    Identity identity;
+    identity.id = DeviceId::kBalloon;
+    identity.name = std::move(name);
+    // What is in the balloon is of no use to us: a guest that runs out of memory may have it back.
+    identity.features = kDeflateOnOom | (reporting ? kPageReporting : 0);
+    identity.queue_sizes.assign(reporting ? Balloon::kLastReportingQueue + 1U : 2U, kQueueSize);
+    identity.config.resize(kConfigBytes);
+    std::memcpy(identity.config.data(), &target, sizeof(target));
+    identity.config_writable.resize(kActualOffset + sizeof(std::uint32_t));
+    std::fill(identity.config_writable.begin() + kActualOffset, identity.config_writable.end(), std::byte{0xff});
+    return identity;
+}
+
 } // namespace
 
 Balloon::Balloon(std::string name, std::uint64_t target_bytes, bool reporting)
-    : told_target_(pages_of(target_bytes)), target_(told_target_) {
-    identity_.id = DeviceId::kBalloon;
-    identity_.name = std::move(name);
-    // What is in the balloon is of no use to us: a guest that runs out of memory may have it back.
-    identity_.features = kDeflateOnOom | (reporting ? kPageReporting : 0);
-    identity_.queue_sizes.assign(reporting ? kLastReportingQueue + 1U : 2U, kQueueSize);
-    identity_.config.resize(kConfigBytes);
-    std::memcpy(identity_.config.data(), &told_target_, sizeof(told_target_));
-    identity_.config_writable.resize(kActualOffset + sizeof(std::uint32_t));
-    std::fill(identity_.config_writable.begin() + kActualOffset, identity_.config_writable.end(), std::byte{0xff});
-}
+    : SynchronousDevice(identity_of(std::move(name), pages_of(target_bytes), reporting)),
+      told_target_(pages_of(target_bytes)), target_(told_target_) {}
 
 void Balloon::set_target(std::uint64_t target_bytes) noexcept {
     target_.store(pages_of(target_bytes), std::memory_order_relaxed);
@@ -56,65 +61,22 @@ Balloon::Statistics Balloon::statistics() const noexcept {
             reported_.load(std::memory_order_relaxed)};
 }
 
-// --- The device's life -------------------------------------------------------------------------------------------
+// --- Turns ----------------------------------------------------------------------------------------------------------
 
-void Balloon::activate(Activation activation, MmioTransport& transport) {
-    transport_ = &transport;
+void Balloon::begin(std::uint64_t /*features*/) {
     broken_ = false;
-    queues_ = std::move(activation.queues);
-    serve();
-}
-
-void Balloon::doorbell(std::uint16_t /*index*/) {
-    serve();
 }
 
 std::vector<Source> Balloon::sources() const {
-    return {another_turn_.source(), target_changed_.source()};
-}
-
-void Balloon::ready(int fd, std::uint32_t /*events*/) {
-    another_turn_.take(fd);
-    target_changed_.take(fd);
-    serve();
-}
-
-void Balloon::stop() {
-    queues_.clear();
-    transport_ = nullptr;
-}
-
-void Balloon::stop_queue(std::uint16_t index) {
-    if (index < queues_.size()) {
-        queues_[index].reset();
-    }
-}
-
-void Balloon::restart_queue(std::uint16_t index, Queue queue) {
-    if (index < queues_.size()) {
-        queues_[index] = std::move(queue);
-        serve();
-    }
+    std::vector<Source> sources = SynchronousDevice::sources();
+    sources.push_back(target_changed_.source());
+    return sources;
 }
 
 void Balloon::serve() {
-    if (transport_ == nullptr) {
-        return;
-    }
     tell_target();
-    bool more = false;
-    for (std::size_t index = 0; index < queues_.size(); ++index) {
-        more = serve_queue(index) || more;
-    }
-    bool wanted = false;
-    for (std::optional<Queue>& queue : queues_) {
-        wanted = (queue && queue->wants_interrupt()) || wanted;
-    }
-    if (wanted) {
-        transport_->notify_driver();
-    }
-    if (more) {
-        another_turn_.ask();
+    for (std::size_t index = 0; index < identity().queue_sizes.size(); ++index) {
+        serve_queue(static_cast<std::uint16_t>(index));
     }
 }
 
@@ -122,48 +84,32 @@ void Balloon::tell_target() {
     const std::uint32_t now = target_.load(std::memory_order_relaxed);
     if (now != told_target_) {
         told_target_ = now;
-        transport_->change_config(0, std::as_bytes(std::span(&now, 1)));
+        transport().change_config(0, std::as_bytes(std::span(&now, 1)));
     }
 }
 
 // --- Pages -------------------------------------------------------------------------------------------------------
 
-/// Returns whether there may be more.
-bool Balloon::serve_queue(std::size_t index) {
-    std::optional<Queue>& queue = queues_[index];
-    if (!queue || queue->is_broken() || broken_) {
-        return false;
-    }
+void Balloon::serve_queue(std::uint16_t index) {
     std::uint64_t bytes = 0;
-    for (int requests = 0; requests < kMostRequestsATurn && bytes < kMostPagesATurn * sizeof(std::uint32_t);) {
-        switch (queue->pop(chain_)) {
-        case Queue::Pop::kBroken:
-            transport_->fail(queue->why());
-            return false;
-        case Queue::Pop::kEmpty:
-            if (!queue->ask_for_doorbell()) {
-                return false;
-            }
-            break;
-        case Queue::Pop::kChain: {
-            const bool good = answer(index, chain_);
-            queue->push(chain_.head, 0);
-            if (!good) {
-                broken_ = true;
-                transport_->fail("a page of the balloon is no RAM (virtio 1.2, 5.5.6)");
-                return false;
-            }
-            bytes += chain_.readable_bytes;
-            ++requests;
-            break;
+    for (int requests = 0; requests < kMostRequestsATurn && bytes < kMostPagesATurn * sizeof(std::uint32_t);
+         ++requests) {
+        if (broken_ || !take(index, chain_)) {
+            return;
         }
+        const bool good = answer(index, chain_);
+        working_queue(index)->push(chain_.head, 0);
+        if (!good) {
+            broken_ = true;
+            transport().fail("a page of the balloon is no RAM (virtio 1.2, 5.5.6)");
         }
+        bytes += chain_.readable_bytes;
     }
-    return true;
+    ask_for_another_turn();
 }
 
 /// False where the driver named what is no RAM.
-bool Balloon::answer(std::size_t index, const Chain& chain) {
+bool Balloon::answer(std::uint16_t index, const Chain& chain) {
     if (index == kInflate) {
         return inflate(chain);
     }
@@ -192,7 +138,7 @@ bool Balloon::inflate(const Chain& chain) {
 
 /// Neighbours go together: each call costs the host a flush of what the vCPUs' processors know of the page tables.
 bool Balloon::release_pages(std::span<std::uint32_t> pages) {
-    const GuestMemory& memory = transport_->memory();
+    const GuestMemory& memory = transport().memory();
     const auto bytes_of = [&memory](std::uint64_t page, std::uint64_t count) {
         return memory.at({GuestAddress{page * kPageBytes}, count * kPageBytes});
     };
@@ -220,7 +166,7 @@ bool Balloon::release_pages(std::span<std::uint32_t> pages) {
 
 void Balloon::release_reported(const Chain& chain) {
     for (const std::span<std::byte> pages : chain.writable) { // Checked to be RAM when the chain was taken.
-        if (transport_->memory().discard(pages)) {
+        if (transport().memory().discard(pages)) {
             reported_.fetch_add(pages.size(), std::memory_order_relaxed);
         }
     }

@@ -4,13 +4,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "devices/virtio/another_turn.hpp"
-#include "devices/virtio/device.hpp"
+#include "devices/virtio/synchronous_device.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -22,7 +20,7 @@ namespace vmm::devices::virtio {
 /// makes no sense: what is taken into use again faults.
 ///
 /// Threads: one, but for identity(), set_target() and statistics(): any.
-class Balloon final : public Device {
+class Balloon final : public SynchronousDevice {
   public:
     static constexpr std::uint64_t kPageBytes = 4096; ///< of the guest's page numbers, on every machine (5.5.6)
     static constexpr std::uint64_t kMostTargetBytes = kPageBytes * UINT32_MAX;
@@ -48,32 +46,21 @@ class Balloon final : public Device {
     };
     [[nodiscard]] Statistics statistics() const noexcept;
 
-    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) override;
-    void doorbell(std::uint16_t index) override;
     [[nodiscard]] std::vector<Source> sources() const override;
-    void ready(int fd, std::uint32_t events) override;
-    void stop() override;
-    [[nodiscard]] bool is_idle() const noexcept override { return true; }
-    void stop_queue(std::uint16_t index) override;
-    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept override { return true; }
-    void restart_queue(std::uint16_t index, Queue queue) override;
 
   private:
-    void serve();
-    [[nodiscard]] bool serve_queue(std::size_t index);
-    [[nodiscard]] bool answer(std::size_t index, const Chain& chain);
+    void begin(std::uint64_t features) override;
+    void serve() override;
+    void look_at_source(int fd) override { target_changed_.take(fd); }
+    void serve_queue(std::uint16_t index);
+    [[nodiscard]] bool answer(std::uint16_t index, const Chain& chain);
     [[nodiscard]] bool inflate(const Chain& chain);
     [[nodiscard]] bool release_pages(std::span<std::uint32_t> pages);
     void release_reported(const Chain& chain);
     void tell_target();
 
-    Identity identity_;
-    AnotherTurn another_turn_;
     AnotherTurn target_changed_;
-    MmioTransport* transport_ = nullptr; ///< while it is active
-    bool broken_ = false;                ///< the driver named a page that is none
-    std::vector<std::optional<Queue>> queues_;
+    bool broken_ = false; ///< the driver named a page that is none
     Chain chain_;
     std::vector<std::uint32_t> pages_;
     std::uint32_t told_target_;

@@ -184,10 +184,10 @@ void Block::build_config(const BlockConfig& config) {
 
 void Block::activate(Activation activation, MmioTransport& transport) {
     assert(is_idle());
-    queues_ = std::move(activation.queues);
-    queue_pushed_.assign(queues_.size(), false);
-    queue_work_.assign(queues_.size(), 0);
-    queue_life_.assign(queues_.size(), 0);
+    queues_.clear();
+    for (std::optional<Queue>& queue : activation.queues) {
+        queues_.push_back({std::move(queue)});
+    }
     write_through_ = (activation.features & kFlush) == 0;
     transport_ = &transport;
     moderation_.reset();
@@ -241,18 +241,18 @@ bool Block::is_idle() const noexcept {
 
 void Block::stop_queue(std::uint16_t index) {
     if (index < queues_.size()) {
-        queues_[index].reset();
-        ++queue_life_[index];
+        queues_[index].queue.reset();
+        ++queues_[index].life;
     }
 }
 
 bool Block::is_queue_idle(std::uint16_t index) const noexcept {
-    return index >= queue_work_.size() || queue_work_[index] == 0;
+    return index >= queues_.size() || queues_[index].work == 0;
 }
 
 void Block::restart_queue(std::uint16_t index, Queue queue) {
     if (index < queues_.size()) {
-        queues_[index] = std::move(queue);
+        queues_[index].queue = std::move(queue);
         serve();
     }
 }
@@ -314,7 +314,7 @@ Clock::duration Block::linger() const noexcept {
 /// none while all that can be under way is.
 bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
-    for (std::optional<Queue>& queue : queues_) {
+    for (auto& [queue, work, life] : queues_) {
         if (!stopping_ && !failed_ && !free_.empty() && queue) {
             const auto within = static_cast<std::uint16_t>(std::min<unsigned>(requests, queue->size()));
             more = queue->ask_for_doorbell(within) || more;
@@ -327,7 +327,7 @@ bool Block::ask_for_doorbells(unsigned requests) {
 unsigned Block::take_all() {
     unsigned taken = 0;
     for (std::uint16_t index = 0; index < queues_.size() && !stopping_ && !failed_; ++index) {
-        if (queues_[index]) {
+        if (queues_[index].queue) {
             taken += take_all_of(index);
         }
     }
@@ -335,7 +335,7 @@ unsigned Block::take_all() {
 }
 
 unsigned Block::take_all_of(std::uint16_t index) {
-    Queue& queue = *queues_[index];
+    Queue& queue = *queues_[index].queue;
     queue.suppress_doorbells();
     unsigned taken = 0;
     while (taken < kDepth && !free_.empty() && !failed_) {
@@ -350,8 +350,8 @@ unsigned Block::take_all_of(std::uint16_t index) {
         case Queue::Pop::kChain:
             free_.pop_back();
             request.queue = index;
-            request.life = queue_life_[index];
-            ++queue_work_[index];
+            request.life = queues_[index].life;
+            ++queues_[index].work;
             ++taken;
             begin(request);
             break;
@@ -372,11 +372,8 @@ void Block::notify(Clock::time_point now) {
         return;
     }
     bool wanted = false;
-    for (std::size_t index = 0; index < queues_.size(); ++index) {
-        if (queue_pushed_[index] && queues_[index]) {
-            wanted = queues_[index]->wants_interrupt() || wanted;
-        }
-        queue_pushed_[index] = false;
+    for (auto& [queue, work, life] : queues_) {
+        wanted = (queue && queue->wants_interrupt()) || wanted;
     }
     if (wanted) {
         transport_->notify_driver();
@@ -702,9 +699,10 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     if (status != Status::kOk) {
         errors_.fetch_add(1, std::memory_order_relaxed);
     }
-    --queue_work_[request.queue];
+    auto& [queue, work, life] = queues_[request.queue];
+    --work;
     free_.push_back(&request);
-    if (stopping_ || request.life != queue_life_[request.queue] || !queues_[request.queue]) {
+    if (stopping_ || request.life != life || !queue) {
         return;
     }
     if (request.status != nullptr) {
@@ -712,8 +710,7 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     }
     // The length covers what is written from the front (2.7.8.2): with the status only if all before it is.
     const bool all = written + 1 == request.chain.writable_bytes;
-    queues_[request.queue]->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
-    queue_pushed_[request.queue] = true;
+    queue->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
     ++pushed_;
     pushed_small_ = pushed_small_ || request.total < InterruptModeration::kLargeBytes;
 }

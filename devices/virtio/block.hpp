@@ -73,6 +73,11 @@ class Block final : public Device {
     /// The statuses a request ends with (5.2.6).
     enum class Status : std::uint8_t { kOk = 0, kIoError = 1, kUnsupported = 2 };
     struct Request;
+    struct ServedQueue {
+        std::optional<Queue> queue; ///< empty while the driver has not enabled it
+        unsigned work = 0;          ///< its requests that are with the host
+        std::uint32_t life = 0;     ///< counts its stops: what began before one is not given back
+    };
 
     void build_config(const BlockConfig& config);
     void serve();
@@ -108,15 +113,12 @@ class Block final : public Device {
     bool stopping_ = false;
     bool failed_ = false; ///< a rule was broken: nothing more is taken, and what was taken is given back
     bool write_through_ = false;
-    std::vector<std::optional<Queue>> queues_;
-    std::vector<bool> queue_pushed_;        ///< something was given back since the driver was last notified
-    InterruptModeration moderation_;        ///< of all queues: they have one interrupt
-    unsigned pushed_ = 0;                   ///< requests given back of which moderation_ does not know yet
-    bool pushed_small_ = false;             ///< one of them was small
-    std::uint64_t begun_bytes_ = 0;         ///< what the requests begun, of which it does not know either, move
-    std::vector<unsigned> queue_work_;      ///< requests of each queue that are with the host
-    std::vector<std::uint32_t> queue_life_; ///< counts the stops of a queue: what began before is not given back
-    std::unique_ptr<DiskIo> io_;            ///< made on the device's thread
+    std::vector<ServedQueue> queues_;
+    InterruptModeration moderation_; ///< of all queues: they have one interrupt
+    unsigned pushed_ = 0;            ///< requests given back of which moderation_ does not know yet
+    bool pushed_small_ = false;      ///< one of them was small
+    std::uint64_t begun_bytes_ = 0;  ///< what the requests begun, of which it does not know either, move
+    std::unique_ptr<DiskIo> io_;     ///< made on the device's thread
     std::vector<std::unique_ptr<Request>> requests_;
     std::vector<Request*> free_;
     std::unique_ptr<Bounce> bounce_;

@@ -24,18 +24,23 @@ std::array<std::byte, 4> bytes_of(ConsoleSize size) { // cols, rows (5.3.4)
     return bytes;
 }
 
+Identity identity_of(std::string name, const std::optional<ConsoleSize>& size) {
+    Identity identity;
+    identity.id = DeviceId::kConsole;
+    identity.name = std::move(name);
+    identity.features = size ? kSize : 0;
+    identity.queue_sizes = {kQueueSize, kQueueSize};
+    const auto config = bytes_of(size.value_or(ConsoleSize{}));
+    identity.config.assign(config.begin(), config.end());
+    return identity;
+}
+
 } // namespace
 
 Console::Console(std::string name, Callbacks callbacks, std::optional<ConsoleSize> size, std::size_t output_capacity)
-    : callbacks_(std::move(callbacks)), has_size_(size.has_value()), told_size_(size.value_or(ConsoleSize{})),
-      output_(output_capacity), size_(told_size_) {
-    identity_.id = DeviceId::kConsole;
-    identity_.name = std::move(name);
-    identity_.features = has_size_ ? kSize : 0;
-    identity_.queue_sizes = {kQueueSize, kQueueSize};
-    const auto config = bytes_of(told_size_);
-    identity_.config.assign(config.begin(), config.end());
-}
+    : SynchronousDevice(identity_of(std::move(name), size)), callbacks_(std::move(callbacks)),
+      has_size_(size.has_value()), told_size_(size.value_or(ConsoleSize{})), output_(output_capacity),
+      size_(told_size_) {}
 
 // --- The host's side ---------------------------------------------------------------------------------------------
 
@@ -75,63 +80,18 @@ std::size_t Console::feed_input(std::span<const std::byte> bytes) noexcept {
     return count;
 }
 
-// --- The device's life -------------------------------------------------------------------------------------------
-
-void Console::activate(Activation activation, MmioTransport& transport) {
-    transport_ = &transport;
-    queues_ = std::move(activation.queues);
-    serve();
-}
-
-void Console::doorbell(std::uint16_t /*index*/) {
-    serve();
-}
+// --- Turns ----------------------------------------------------------------------------------------------------------
 
 std::vector<Source> Console::sources() const {
-    return {another_turn_.source(), host_spoke_.source()};
-}
-
-void Console::ready(int fd, std::uint32_t /*events*/) {
-    another_turn_.take(fd);
-    host_spoke_.take(fd);
-    serve();
-}
-
-void Console::stop() {
-    queues_.clear();
-    transport_ = nullptr;
-}
-
-void Console::stop_queue(std::uint16_t index) {
-    if (index < queues_.size()) {
-        queues_[index].reset();
-    }
-}
-
-void Console::restart_queue(std::uint16_t index, Queue queue) {
-    if (index < queues_.size()) {
-        queues_[index] = std::move(queue);
-        serve();
-    }
+    std::vector<Source> sources = SynchronousDevice::sources();
+    sources.push_back(host_spoke_.source());
+    return sources;
 }
 
 void Console::serve() {
-    if (transport_ == nullptr) {
-        return;
-    }
     tell_size();
-    const bool more_output = take_from_guest();
-    const bool more_input = give_to_guest();
-    bool wanted = false;
-    for (std::optional<Queue>& queue : queues_) {
-        wanted = (queue && queue->wants_interrupt()) || wanted;
-    }
-    if (wanted) {
-        transport_->notify_driver();
-    }
-    if (more_output || more_input) {
-        another_turn_.ask();
-    }
+    take_from_guest();
+    give_to_guest();
 }
 
 void Console::tell_size() {
@@ -142,38 +102,23 @@ void Console::tell_size() {
     }
     if (now != told_size_) {
         told_size_ = now;
-        transport_->change_config(0, bytes_of(now));
+        transport().change_config(0, bytes_of(now));
     }
 }
 
 // --- Characters --------------------------------------------------------------------------------------------------
 
-/// Returns whether there may be more.
-bool Console::take_from_guest() {
-    std::optional<Queue>& queue = queues_[kTransmit];
-    if (!queue || queue->is_broken()) {
-        return false;
-    }
+void Console::take_from_guest() {
     std::uint64_t bytes = 0;
-    for (int requests = 0; requests < kMostRequestsATurn && bytes < kMostBytesATurn;) {
-        switch (queue->pop(chain_)) {
-        case Queue::Pop::kBroken:
-            transport_->fail(queue->why());
-            return false;
-        case Queue::Pop::kEmpty:
-            if (!queue->ask_for_doorbell()) {
-                return false;
-            }
-            break;
-        case Queue::Pop::kChain:
-            print(chain_);
-            bytes += chain_.readable_bytes;
-            queue->push(chain_.head, 0);
-            ++requests;
-            break;
+    for (int requests = 0; requests < kMostRequestsATurn && bytes < kMostBytesATurn; ++requests) {
+        if (!take(kTransmit, chain_)) {
+            return;
         }
+        print(chain_);
+        bytes += chain_.readable_bytes;
+        working_queue(kTransmit)->push(chain_.head, 0);
     }
-    return true;
+    ask_for_another_turn();
 }
 
 void Console::print(const Chain& chain) {
@@ -193,49 +138,32 @@ void Console::print(const Chain& chain) {
     }
 }
 
-/// Returns whether there may be more.
-bool Console::give_to_guest() {
-    std::optional<Queue>& queue = queues_[kReceive];
-    if (!queue || queue->is_broken()) {
-        return false;
-    }
-    for (int requests = 0; requests < kMostRequestsATurn;) {
+bool Console::has_input() const {
+    const std::lock_guard lock(mutex_);
+    return !input_.empty();
+}
+
+void Console::give_to_guest() {
+    for (int requests = 0; requests < kMostRequestsATurn; ++requests) {
+        if (!has_input() || !take(kReceive, chain_)) {
+            return; // The guest says when it has room.
+        }
+        std::uint32_t count = 0;
         bool room = false;
         {
             const std::lock_guard lock(mutex_);
-            if (input_.empty()) {
-                return false;
+            for (const std::span<std::byte> buffer : chain_.writable) {
+                count += static_cast<std::uint32_t>(input_.pop(buffer));
             }
+            room = input_blocked_ && count != 0;
+            input_blocked_ = input_blocked_ && count == 0;
         }
-        switch (queue->pop(chain_)) {
-        case Queue::Pop::kBroken:
-            transport_->fail(queue->why());
-            return false;
-        case Queue::Pop::kEmpty:
-            if (!queue->ask_for_doorbell()) {
-                return false; // The guest says when it has room.
-            }
-            break;
-        case Queue::Pop::kChain: {
-            std::uint32_t count = 0;
-            {
-                const std::lock_guard lock(mutex_);
-                for (const std::span<std::byte> buffer : chain_.writable) {
-                    count += static_cast<std::uint32_t>(input_.pop(buffer));
-                }
-                room = std::exchange(input_blocked_, input_blocked_ && count == 0);
-                room = room && !input_blocked_;
-            }
-            queue->push(chain_.head, count);
-            ++requests;
-            break;
-        }
-        }
+        working_queue(kReceive)->push(chain_.head, count);
         if (room && callbacks_.input_room_ready) {
             callbacks_.input_room_ready();
         }
     }
-    return true;
+    ask_for_another_turn();
 }
 
 } // namespace vmm::devices::virtio

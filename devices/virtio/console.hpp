@@ -11,9 +11,8 @@
 
 #include "devices/byte_ring.hpp"
 #include "devices/character_port.hpp"
-#include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/console_size.hpp"
-#include "devices/virtio/device.hpp"
+#include "devices/virtio/synchronous_device.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -21,7 +20,7 @@ namespace vmm::devices::virtio {
 /// buffers with a lock held.
 ///
 /// Threads: one, but for identity(), what CharacterPort has, and resize(): any.
-class Console final : public Device, public CharacterPort {
+class Console final : public SynchronousDevice, public CharacterPort {
   public:
     static constexpr std::size_t kInputBytes = 4096;
     static constexpr std::uint64_t kMostBytesATurn = 1024 * 1024;
@@ -38,31 +37,20 @@ class Console final : public Device, public CharacterPort {
     [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept override;
     [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept override;
 
-    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) override;
-    void doorbell(std::uint16_t index) override;
     [[nodiscard]] std::vector<Source> sources() const override;
-    void ready(int fd, std::uint32_t events) override;
-    void stop() override;
-    [[nodiscard]] bool is_idle() const noexcept override { return true; }
-    void stop_queue(std::uint16_t index) override;
-    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept override { return true; }
-    void restart_queue(std::uint16_t index, Queue queue) override;
 
   private:
-    void serve();
-    [[nodiscard]] bool take_from_guest();
-    [[nodiscard]] bool give_to_guest();
+    void serve() override;
+    void look_at_source(int fd) override { host_spoke_.take(fd); }
+    void take_from_guest();
+    void give_to_guest();
+    [[nodiscard]] bool has_input() const;
     void print(const Chain& chain);
     void tell_size();
 
-    Identity identity_;
     const Callbacks callbacks_;
     const bool has_size_;
-    AnotherTurn another_turn_;
-    AnotherTurn host_spoke_;             ///< input has come, or another size
-    MmioTransport* transport_ = nullptr; ///< while it is active
-    std::vector<std::optional<Queue>> queues_;
+    AnotherTurn host_spoke_; ///< input has come, or another size
     Chain chain_;
     ConsoleSize told_size_;
 

@@ -37,77 +37,60 @@ constexpr std::size_t kSegmentationOffset = 1;            ///< gso_type
 constexpr std::size_t kBufferCountOffset = 10;            ///< num_buffers
 constexpr int kMostFramesATurn = 256;
 
+Identity identity_of(std::string name, const FrameLink& link, const MacAddress& mac) {
+    Identity identity;
+    identity.id = DeviceId::kNet;
+    identity.name = std::move(name);
+    identity.queue_sizes.assign(2, Net::kQueueSize);
+    identity.features = kMac | kMergeBuffers | kStatus;
+    if (link.has_offloads()) {
+        identity.features |=
+            kChecksum | kGuestChecksum | kGuestTso4 | kGuestTso6 | kGuestEcn | kHostTso4 | kHostTso6 | kHostEcn;
+    }
+    identity.config.resize(sizeof(mac) + sizeof(kLinkUp)); // mac, le16 status (5.1.4)
+    std::memcpy(identity.config.data(), mac.data(), mac.size());
+    std::memcpy(identity.config.data() + kStatusOffset, &kLinkUp, sizeof(kLinkUp));
+    return identity;
+}
+
 } // namespace
 
 Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost)
-    : link_(std::move(link)), link_lost_(std::move(link_lost)), frame_(FrameLink::kMostBytes) {
-    identity_.id = DeviceId::kNet;
-    identity_.name = std::move(name);
-    identity_.queue_sizes.assign(2, kQueueSize);
-    identity_.features = kMac | kMergeBuffers | kStatus;
-    if (link_->has_offloads()) {
-        identity_.features |=
-            kChecksum | kGuestChecksum | kGuestTso4 | kGuestTso6 | kGuestEcn | kHostTso4 | kHostTso6 | kHostEcn;
-    }
-    identity_.config.resize(sizeof(mac) + sizeof(kLinkUp)); // mac, le16 status (5.1.4)
-    std::memcpy(identity_.config.data(), mac.data(), mac.size());
-    std::memcpy(identity_.config.data() + kStatusOffset, &kLinkUp, sizeof(kLinkUp));
-}
+    : SynchronousDevice(identity_of(std::move(name), *link, mac)), link_(std::move(link)),
+      link_lost_(std::move(link_lost)), frame_(FrameLink::kMostBytes) {}
 
 Net::Net(std::string name, Tap tap, const MacAddress& mac)
     : Net(std::move(name), std::make_unique<Tap>(std::move(tap)), mac) {}
 
-void Net::activate(Activation activation, MmioTransport& transport) {
-    const auto has = [&](std::uint64_t feature) { return (activation.features & feature) != 0; };
+void Net::begin(std::uint64_t features) {
+    const auto has = [features](std::uint64_t feature) { return (features & feature) != 0; };
     merges_ = has(kMergeBuffers);
     checksums_ = has(kGuestChecksum);
     segments_ = checksums_ && (has(kGuestTso4) || has(kGuestTso6));
     link_->set_offloads({has(kGuestChecksum), has(kGuestTso4), has(kGuestTso6), has(kGuestEcn)});
-    queues_ = std::move(activation.queues);
-    transport_ = &transport;
-    serve();
 }
 
-void Net::stop() {
-    forget_receive_queue();
-    queues_.clear();
-    is_sending_ = false;
+void Net::end() noexcept {
     frame_bytes_ = 0;
-    transport_ = nullptr;
     link_->set_offloads({});
 }
 
-void Net::forget_receive_queue() {
-    buffers_taken_ = 0;
-    room_ = 0;
-    wants_buffers_ = false;
-}
-
-void Net::stop_queue(std::uint16_t index) {
-    if (index >= queues_.size()) {
-        return;
-    }
-    queues_[index].reset();
+void Net::forget_queue(std::uint16_t index) noexcept {
     if (index == kReceive) {
-        forget_receive_queue();
+        buffers_taken_ = 0;
+        room_ = 0;
+        wants_buffers_ = false;
     } else {
         is_sending_ = false;
     }
 }
 
-void Net::restart_queue(std::uint16_t index, Queue queue) {
-    if (index < queues_.size()) {
-        queues_[index] = std::move(queue);
-        serve();
-    }
-}
-
 std::vector<Source> Net::sources() const {
-    std::vector<Source> sources{another_turn_.source()};
-    if (transport_ == nullptr || !link_->is_up()) {
+    std::vector<Source> sources = SynchronousDevice::sources();
+    if (!is_active() || !link_->is_up()) {
         return sources;
     }
-    const bool receives = queues_[kReceive] && !queues_[kReceive]->is_broken() && !wants_buffers_;
+    const bool receives = has_working_queue(kReceive) && !wants_buffers_;
     const std::uint32_t events = (receives ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
                                  (is_sending_ || link_->has_rest() ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
     if (events != 0) {
@@ -116,14 +99,8 @@ std::vector<Source> Net::sources() const {
     return sources;
 }
 
-void Net::doorbell(std::uint16_t index) {
+void Net::look_at_doorbell(std::uint16_t index) {
     wants_buffers_ = wants_buffers_ && index != kReceive;
-    serve();
-}
-
-void Net::ready(int fd, std::uint32_t /*events*/) {
-    another_turn_.take(fd);
-    serve();
 }
 
 Net::Statistics Net::statistics() const noexcept {
@@ -132,17 +109,10 @@ Net::Statistics Net::statistics() const noexcept {
 }
 
 void Net::serve() {
-    if (transport_ == nullptr) {
-        return;
-    }
     link_->send_rest();
-    const bool more_to_send = send_some();
-    const bool more_to_receive = receive_some();
+    send_some();
+    receive_some();
     look_at_link();
-    notify();
-    if (more_to_send || more_to_receive) {
-        another_turn_.ask();
-    }
 }
 
 void Net::look_at_link() {
@@ -151,56 +121,34 @@ void Net::look_at_link() {
     }
     told_up_ = false;
     constexpr std::uint16_t kLinkDown = 0;
-    transport_->change_config(kStatusOffset, std::as_bytes(std::span(&kLinkDown, 1)));
-    another_turn_.ask(); // A frame that waited for room has to go, too.
+    transport().change_config(kStatusOffset, std::as_bytes(std::span(&kLinkDown, 1)));
+    ask_for_another_turn(); // A frame that waited for room has to go, too.
     if (link_lost_) {
         std::exchange(link_lost_, {})();
     }
 }
 
-void Net::notify() {
-    bool wanted = false;
-    for (std::optional<Queue>& queue : queues_) {
-        wanted = (queue && queue->wants_interrupt()) || wanted;
-    }
-    if (wanted) {
-        transport_->notify_driver();
-    }
-}
+// --- To the host ----------------------------------------------------------------------------------------------------
 
-// --- To the host -------------------------------------------------------------------------------------------------
-
-/// Returns whether there may be more that could be sent now.
-bool Net::send_some() {
-    std::optional<Queue>& queue = queues_[kTransmit];
-    if (!queue || queue->is_broken()) {
-        return false;
+void Net::send_some() {
+    Queue* const queue = working_queue(kTransmit);
+    if (queue == nullptr) {
+        return;
     }
     queue->suppress_doorbells();
     for (int frames = 0; frames < kMostFramesATurn; ++frames) {
-        if (!is_sending_) {
-            switch (queue->pop(sending_)) {
-            case Queue::Pop::kBroken:
-                transport_->fail(queue->why());
-                return false;
-            case Queue::Pop::kEmpty:
-                if (!queue->ask_for_doorbell()) {
-                    return false;
-                }
-                continue;
-            case Queue::Pop::kChain:
-                break;
-            }
+        if (!is_sending_ && !take(kTransmit, sending_)) {
+            return;
         }
         const int result = send(sending_);
         is_sending_ = result == -EAGAIN;
         if (is_sending_) {
-            return false; // EPOLLOUT says when.
+            return; // EPOLLOUT says when.
         }
         (result == 0 ? sent_ : dropped_).fetch_add(1, std::memory_order_relaxed);
         queue->push(sending_.head, 0);
     }
-    return true;
+    ask_for_another_turn();
 }
 
 int Net::send(const Chain& chain) {
@@ -217,25 +165,20 @@ int Net::send(const Chain& chain) {
 
 // --- To the guest ------------------------------------------------------------------------------------------------
 
-/// Returns whether there may be more that could be received now.
-bool Net::receive_some() {
-    std::optional<Queue>& queue = queues_[kReceive];
-    if (!queue || queue->is_broken()) {
-        return false;
-    }
+void Net::receive_some() {
     for (int frames = 0; frames < kMostFramesATurn; ++frames) {
-        if (wants_buffers_) {
-            return false;
+        if (wants_buffers_ || !has_working_queue(kReceive)) {
+            return;
         }
         if (frame_bytes_ == 0) {
             if (!take_buffers(FrameLink::kMostBytes)) {
-                return false;
+                return;
             }
             const bool direct = receive_into_buffers();
             const std::array<iovec, 1> frame{{{frame_.data(), frame_.size()}}};
             const std::ptrdiff_t bytes = link_->receive(direct ? std::span<const iovec>(pieces_) : frame);
             if (bytes <= static_cast<std::ptrdiff_t>(FrameLink::kHeaderBytes)) {
-                return false; // None, or the interface is down; what comes later wakes us.
+                return; // None, or the interface is down; what comes later wakes us.
             }
             if (direct) {
                 hand_over({}, static_cast<std::size_t>(bytes));
@@ -244,10 +187,10 @@ bool Net::receive_some() {
             frame_bytes_ = static_cast<std::size_t>(bytes);
         }
         if (!deliver()) {
-            return false;
+            return;
         }
     }
-    return true;
+    ask_for_another_turn();
 }
 
 /// Whether the host can write a frame of any size into the buffers taken, as pieces_ has them.
@@ -266,7 +209,7 @@ bool Net::receive_into_buffers() {
 
 /// Takes buffers from the guest until they hold `bytes`, as far as it has them. False where the queue is broken.
 bool Net::take_buffers(std::size_t bytes) {
-    Queue& queue = *queues_[kReceive];
+    Queue& queue = *working_queue(kReceive);
     // All it has, one by one, may still be too little.
     const std::size_t most = merges_ ? queue.size() : 1;
     while ((room_ < bytes || buffers_taken_ == 0) && buffers_taken_ < most) {
@@ -275,7 +218,7 @@ bool Net::take_buffers(std::size_t bytes) {
         }
         switch (queue.pop(buffers_[buffers_taken_])) {
         case Queue::Pop::kBroken:
-            transport_->fail(queue.why());
+            transport().fail(queue.why());
             return false;
         case Queue::Pop::kEmpty:
             return true;
@@ -290,7 +233,7 @@ bool Net::take_buffers(std::size_t bytes) {
 
 /// Gives the guest the frame that is there. False if that cannot be now.
 bool Net::deliver() {
-    Queue& queue = *queues_[kReceive];
+    Queue& queue = *working_queue(kReceive);
     const std::size_t most = merges_ ? queue.size() : 1;
     do {
         if (!take_buffers(frame_bytes_)) {
@@ -337,7 +280,7 @@ void Net::clean_header() {
 /// Gives the buffers that hold `bytes` back: with `frame` in them, or with what the host wrote there, where it is
 /// empty.
 void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
-    Queue& queue = *queues_[kReceive];
+    Queue& queue = *working_queue(kReceive);
     std::size_t needed = 0;
     for (std::size_t left = bytes; left != 0; ++needed) {
         const std::size_t here = std::min<std::size_t>(left, buffers_[needed].writable_bytes);

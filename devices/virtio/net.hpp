@@ -9,14 +9,12 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "devices/frame_link.hpp"
 #include "devices/tap.hpp"
-#include "devices/virtio/another_turn.hpp"
-#include "devices/virtio/device.hpp"
+#include "devices/virtio/synchronous_device.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -27,22 +25,13 @@ namespace vmm::devices::virtio {
 /// dropped from then on.
 ///
 /// Threads: one, but for identity() and statistics().
-class Net final : public Device {
+class Net final : public SynchronousDevice {
   public:
     /// `link_lost`, unless empty, is called on the device's thread when the host's end is gone, once.
     Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost = {});
     Net(std::string name, Tap tap, const MacAddress& mac);
 
-    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) override;
-    void doorbell(std::uint16_t index) override;
     [[nodiscard]] std::vector<Source> sources() const override;
-    void ready(int fd, std::uint32_t events) override;
-    void stop() override;
-    [[nodiscard]] bool is_idle() const noexcept override { return true; }
-    void stop_queue(std::uint16_t index) override;
-    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept override { return true; }
-    void restart_queue(std::uint16_t index, Queue queue) override;
 
     /// What it has done since it was made. Threads: any.
     struct Statistics {
@@ -55,29 +44,27 @@ class Net final : public Device {
     static constexpr std::uint16_t kQueueSize = 256;
 
   private:
-    void serve();
-    [[nodiscard]] bool receive_some();
+    void begin(std::uint64_t features) override;
+    void end() noexcept override;
+    void forget_queue(std::uint16_t index) noexcept override;
+    void look_at_doorbell(std::uint16_t index) override;
+    void serve() override;
+    void receive_some();
     [[nodiscard]] bool deliver();
     [[nodiscard]] bool take_buffers(std::size_t bytes);
     [[nodiscard]] bool receive_into_buffers();
     void clean_header();
     void hand_over(std::span<const std::byte> frame, std::size_t bytes);
-    [[nodiscard]] bool send_some();
+    void send_some();
     [[nodiscard]] int send(const Chain& chain);
-    void notify();
     void look_at_link();
-    void forget_receive_queue();
 
-    Identity identity_;
     std::unique_ptr<FrameLink> link_;
     std::function<void()> link_lost_; ///< empty once called
     bool told_up_ = true;             ///< what the guest knows of the link
-    AnotherTurn another_turn_;
-    MmioTransport* transport_ = nullptr; ///< while it is active
-    bool merges_ = false;                ///< a frame may take several buffers
-    bool checksums_ = false;             ///< the guest understands checksums that are not computed
-    bool segments_ = false;              ///< and frames that are to be cut into segments
-    std::vector<std::optional<Queue>> queues_;
+    bool merges_ = false;             ///< a frame may take several buffers
+    bool checksums_ = false;          ///< the guest understands checksums that are not computed
+    bool segments_ = false;           ///< and frames that are to be cut into segments
 
     std::vector<std::byte> frame_;  ///< one for the guest, that is not delivered yet
     std::size_t frame_bytes_ = 0;   ///< 0: there is none

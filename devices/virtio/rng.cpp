@@ -12,8 +12,17 @@ namespace vmm::devices::virtio {
 
 namespace {
 
+constexpr std::uint16_t kRequests = 0;
 constexpr std::uint16_t kQueueSize = 64;
 constexpr int kMostRequestsATurn = 256;
+
+Identity identity_of(std::string name) {
+    Identity identity;
+    identity.id = DeviceId::kEntropy;
+    identity.name = std::move(name);
+    identity.queue_sizes = {kQueueSize};
+    return identity;
+}
 
 } // namespace
 
@@ -30,46 +39,8 @@ Rng::Entropy Rng::host_entropy() {
     };
 }
 
-Rng::Rng(std::string name, Entropy entropy) : entropy_(std::move(entropy)) {
-    identity_.id = DeviceId::kEntropy;
-    identity_.name = std::move(name);
-    identity_.queue_sizes = {kQueueSize};
-}
-
-void Rng::activate(Activation activation, MmioTransport& transport) {
-    transport_ = &transport;
-    queue_ = std::move(activation.queues.front());
-    serve();
-}
-
-void Rng::doorbell(std::uint16_t index) {
-    if (index == 0) {
-        serve();
-    }
-}
-
-void Rng::ready(int fd, std::uint32_t /*events*/) {
-    another_turn_.take(fd);
-    serve();
-}
-
-void Rng::stop() {
-    queue_.reset();
-    transport_ = nullptr;
-}
-
-void Rng::stop_queue(std::uint16_t index) {
-    if (index == 0) {
-        queue_.reset();
-    }
-}
-
-void Rng::restart_queue(std::uint16_t index, Queue queue) {
-    if (index == 0) {
-        queue_ = std::move(queue);
-        serve();
-    }
-}
+Rng::Rng(std::string name, Entropy entropy)
+    : SynchronousDevice(identity_of(std::move(name))), entropy_(std::move(entropy)) {}
 
 std::uint64_t Rng::fill(const Chain& chain) {
     std::uint64_t filled = 0;
@@ -84,37 +55,17 @@ std::uint64_t Rng::fill(const Chain& chain) {
 }
 
 void Rng::serve() {
-    if (!queue_ || queue_->is_broken()) {
-        return;
-    }
     std::uint64_t bytes = 0;
-    int requests = 0;
-    bool empty = false;
-    while (!empty && bytes < kMostBytesATurn && requests < kMostRequestsATurn) {
-        switch (queue_->pop(chain_)) {
-        case Queue::Pop::kBroken:
-            transport_->fail(queue_->why());
-            empty = true; // What was answered before is told of.
-            break;
-        case Queue::Pop::kEmpty:
-            empty = !queue_->ask_for_doorbell();
-            break;
-        case Queue::Pop::kChain: {
-            // One byte at least, it says (5.4.6.2); a request without room for one has asked for none.
-            const std::uint64_t filled = fill(chain_);
-            queue_->push(chain_.head, static_cast<std::uint32_t>(filled));
-            bytes += filled;
-            ++requests;
-            break;
+    for (int requests = 0; bytes < kMostBytesATurn && requests < kMostRequestsATurn; ++requests) {
+        if (!take(kRequests, chain_)) {
+            return;
         }
-        }
+        // One byte at least, it says (5.4.6.2); a request without room for one has asked for none.
+        const std::uint64_t filled = fill(chain_);
+        working_queue(kRequests)->push(chain_.head, static_cast<std::uint32_t>(filled));
+        bytes += filled;
     }
-    if (!empty) {
-        another_turn_.ask();
-    }
-    if (requests != 0 && queue_->wants_interrupt()) {
-        transport_->notify_driver();
-    }
+    ask_for_another_turn();
 }
 
 } // namespace vmm::devices::virtio

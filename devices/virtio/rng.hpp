@@ -3,13 +3,10 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <span>
 #include <string>
-#include <vector>
 
-#include "devices/virtio/another_turn.hpp"
-#include "devices/virtio/device.hpp"
+#include "devices/virtio/synchronous_device.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -17,7 +14,7 @@ namespace vmm::devices::virtio {
 /// kMostBytesATurn before other descriptors have their turn.
 ///
 /// Threads: one, but for identity().
-class Rng final : public Device {
+class Rng final : public SynchronousDevice {
   public:
     static constexpr std::uint64_t kMostBytes = 64 * 1024;
     static constexpr std::uint64_t kMostBytesATurn = 1024 * 1024;
@@ -29,26 +26,11 @@ class Rng final : public Device {
 
     explicit Rng(std::string name, Entropy entropy = host_entropy());
 
-    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) override;
-    void doorbell(std::uint16_t index) override;
-    [[nodiscard]] std::vector<Source> sources() const override { return {another_turn_.source()}; }
-    void ready(int fd, std::uint32_t events) override;
-    void stop() override;
-    [[nodiscard]] bool is_idle() const noexcept override { return true; }
-    void stop_queue(std::uint16_t index) override;
-    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept override { return true; }
-    void restart_queue(std::uint16_t index, Queue queue) override;
-
   private:
-    void serve();
+    void serve() override;
     [[nodiscard]] std::uint64_t fill(const Chain& chain);
 
-    Identity identity_;
     Entropy entropy_;
-    AnotherTurn another_turn_;
-    MmioTransport* transport_ = nullptr; ///< while it is active
-    std::optional<Queue> queue_;
     Chain chain_;
 };
 

@@ -92,10 +92,17 @@ UniqueFd listen_at(const std::string& path) {
     return fd;
 }
 
-std::vector<std::byte> config_space(std::uint32_t guest_cid) {
-    std::vector<std::byte> space(sizeof(std::uint64_t)); // le64 guest_cid (5.10.4)
-    std::memcpy(space.data(), &guest_cid, sizeof(guest_cid));
-    return space;
+Identity identity_of(std::string name, std::uint32_t guest_cid) {
+    if (guest_cid < 3 || guest_cid == UINT32_MAX) {
+        throw Error("cannot give the guest the CID " + std::to_string(guest_cid) + ": 3 to 4294967294 are for guests");
+    }
+    Identity identity;
+    identity.id = DeviceId::kVsock;
+    identity.name = std::move(name);
+    identity.queue_sizes.assign(kQueues, kQueueSize);
+    identity.config.resize(sizeof(std::uint64_t)); // le64 guest_cid (5.10.4)
+    std::memcpy(identity.config.data(), &guest_cid, sizeof(guest_cid));
+    return identity;
 }
 
 // Copies, because nothing may refer to the fields of a packed structure.
@@ -114,17 +121,9 @@ bool would_block(int error) noexcept {
 
 } // namespace
 
-Vsock::Vsock(std::string name, const VsockConfig& config) : config_(config), next_port_(kFirstHostPort) {
-    if (config.guest_cid < 3 || config.guest_cid == UINT32_MAX) {
-        throw Error("cannot give the guest the CID " + std::to_string(config.guest_cid) +
-                    ": 3 to 4294967294 are for guests");
-    }
-    listener_ = listen_at(config.path);
-    identity_.id = DeviceId::kVsock;
-    identity_.name = std::move(name);
-    identity_.queue_sizes.assign(kQueues, kQueueSize);
-    identity_.config = config_space(config.guest_cid);
-}
+Vsock::Vsock(std::string name, const VsockConfig& config)
+    : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
+      listener_(listen_at(config.path)), next_port_(kFirstHostPort) {}
 
 Vsock::~Vsock() {
     if (listener_) {
@@ -132,42 +131,19 @@ Vsock::~Vsock() {
     }
 }
 
-void Vsock::activate(Activation activation, MmioTransport& transport) {
-    queues_ = std::move(activation.queues);
-    transport_ = &transport;
-    settle();
-}
-
-void Vsock::stop() {
+void Vsock::end() noexcept {
     connections_.clear();
     greetings_.clear();
     replies_.clear();
-    queues_.clear();
-    has_room_ = false;
     wants_room_ = false;
-    transport_ = nullptr;
 }
 
-void Vsock::stop_queue(std::uint16_t index) {
-    if (index < queues_.size()) {
-        queues_[index].reset();
-        has_room_ = has_room_ && index != kToGuest;
-    }
-}
-
-void Vsock::restart_queue(std::uint16_t index, Queue queue) {
-    if (index < queues_.size()) {
-        queues_[index] = std::move(queue);
-        settle();
-    }
-}
-
-Queue* Vsock::queue(std::uint16_t index) noexcept {
-    return index < queues_.size() && queues_[index] ? &*queues_[index] : nullptr;
+void Vsock::forget_queue(std::uint16_t index) noexcept {
+    has_room_ = has_room_ && index != kToGuest;
 }
 
 bool Vsock::is_readable(const Connection& connection) const noexcept {
-    if (queues_.size() != kQueues || !queues_[kToGuest] || queues_[kToGuest]->is_broken()) {
+    if (!has_working_queue(kToGuest)) {
         return false; // What is read goes nowhere.
     }
     return connection.established && connection.host_sends && connection.guest_receives && !wants_room_ &&
@@ -175,11 +151,10 @@ bool Vsock::is_readable(const Connection& connection) const noexcept {
 }
 
 std::vector<Source> Vsock::sources() const {
-    std::vector<Source> sources;
-    if (transport_ == nullptr) {
+    std::vector<Source> sources = SynchronousDevice::sources();
+    if (!is_active()) {
         return sources;
     }
-    sources.push_back(another_turn_.source());
     if (!out_of_descriptors_ && connections_.size() + greetings_.size() < kMostConnections &&
         greetings_.size() < kMostGreetings) {
         sources.push_back({listener_.get(), EPOLLIN});
@@ -197,20 +172,13 @@ std::vector<Source> Vsock::sources() const {
     return sources;
 }
 
-void Vsock::doorbell(std::uint16_t index) {
-    if (transport_ == nullptr) {
-        return;
-    }
-    if (index == kToGuest) {
-        wants_room_ = false;
-    }
+void Vsock::look_at_doorbell(std::uint16_t index) {
+    wants_room_ = wants_room_ && index != kToGuest;
     out_of_descriptors_ = false; // Perhaps some have been closed since.
-    settle();
 }
 
-void Vsock::ready(int fd, std::uint32_t /*events*/) {
-    another_turn_.take(fd);
-    if (transport_ == nullptr) {
+void Vsock::look_at_source(int fd) {
+    if (!is_active()) {
         return;
     }
     if (fd == listener_.get()) {
@@ -226,52 +194,30 @@ void Vsock::ready(int fd, std::uint32_t /*events*/) {
     if (connection != connections_.end() && !connection->second.to_host.empty()) {
         flush(connection);
     }
-    settle();
 }
 
-/// Moves what can be moved in both directions, and notifies the driver once.
-void Vsock::settle() {
+/// Moves what can be moved in both directions.
+void Vsock::serve() {
     send_to_guest();
     take_packets();
     const bool waited = replies_.size() >= kMostReplies;
     send_to_guest();
     if (waited && replies_.size() < kMostReplies) {
-        another_turn_.ask(); // For packets that were left, of which no doorbell will tell.
-    }
-    for (const std::uint16_t index : {kToGuest, kFromGuest}) {
-        if (Queue* const used = queue(index); used != nullptr && used->wants_interrupt()) {
-            transport_->notify_driver();
-        }
+        ask_for_another_turn(); // For packets that were left, of which no doorbell will tell.
     }
 }
 
 // --- From the guest -------------------------------------------------------------------------------------------------
 
 void Vsock::take_packets() {
-    Queue* const packets = queue(kFromGuest);
-    if (packets == nullptr || packets->is_broken()) {
-        return;
-    }
-    int budget = kMostAtOnce;
-    do {
-        while (replies_.size() < kMostReplies && budget-- > 0) {
-            switch (packets->pop(chain_)) {
-            case Queue::Pop::kBroken:
-                transport_->fail(packets->why());
-                return;
-            case Queue::Pop::kEmpty:
-                break;
-            case Queue::Pop::kChain:
-                take_packet(chain_);
-                packets->push(chain_.head, 0);
-                continue;
-            }
-            break;
+    for (int packets = 0; packets < kMostAtOnce; ++packets) {
+        if (replies_.size() >= kMostReplies || !take(kFromGuest, chain_)) {
+            return;
         }
-    } while (replies_.size() < kMostReplies && budget > 0 && packets->ask_for_doorbell());
-    if (budget <= 0) {
-        another_turn_.ask();
+        take_packet(chain_);
+        working_queue(kFromGuest)->push(chain_.head, 0);
     }
+    ask_for_another_turn();
 }
 
 void Vsock::take_packet(const Chain& chain) {
@@ -504,7 +450,6 @@ void Vsock::reply(const Ports& ports, std::uint16_t operation, std::uint32_t fla
 
 /// The next buffer of the guest's for a packet, in room_. False if there is none.
 bool Vsock::put_packet(const Header& header) {
-    Queue* const packets = queue(kToGuest);
     Header whole = header;
     if (const auto connection = connections_.find(ports_to_guest(header)); connection != connections_.end()) {
         whole.forwarded_bytes = connection->second.forwarded_bytes;
@@ -512,40 +457,29 @@ bool Vsock::put_packet(const Header& header) {
     }
     const std::size_t count = copy_to(room_, 0, std::as_bytes(std::span(&whole, 1)));
     has_room_ = false;
-    packets->push(room_.head, static_cast<std::uint32_t>(count + whole.length));
+    working_queue(kToGuest)->push(room_.head, static_cast<std::uint32_t>(count + whole.length));
     return count == sizeof(whole);
 }
 
 void Vsock::send_to_guest() {
-    Queue* const packets = queue(kToGuest);
-    if (packets == nullptr || packets->is_broken()) {
+    if (!has_working_queue(kToGuest)) {
         return;
     }
     int useless = 0; // The guest may go on offering such for ever.
     const auto has_room = [&] {
         while (!has_room_) {
             if (useless == kMostUselessAtOnce) {
-                another_turn_.ask();
+                ask_for_another_turn();
                 return false;
             }
-            switch (packets->pop(room_)) {
-            case Queue::Pop::kBroken:
-                transport_->fail(packets->why());
+            if (!take(kToGuest, room_)) {
+                wants_room_ = true;
                 return false;
-            case Queue::Pop::kEmpty:
-                if (!packets->ask_for_doorbell()) {
-                    wants_room_ = true;
-                    return false;
-                }
-                break;
-            case Queue::Pop::kChain:
-                if (room_.writable_bytes <= sizeof(Header)) {
-                    packets->push(room_.head, 0); // Of no use to anybody.
-                    ++useless;
-                } else {
-                    has_room_ = true;
-                }
-                break;
+            }
+            has_room_ = room_.writable_bytes > sizeof(Header);
+            if (!has_room_) {
+                working_queue(kToGuest)->push(room_.head, 0); // Of no use to anybody.
+                ++useless;
             }
         }
         wants_room_ = false;
@@ -587,7 +521,7 @@ bool Vsock::send_bytes(Connections::iterator connection) {
     }
     if (count == 0) { // In too many pieces to hold more than a header: given back.
         has_room_ = false;
-        queue(kToGuest)->push(room_.head, 0);
+        working_queue(kToGuest)->push(room_.head, 0);
         return true;
     }
     msghdr message{};

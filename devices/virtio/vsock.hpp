@@ -6,15 +6,13 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "devices/byte_ring.hpp"
-#include "devices/virtio/another_turn.hpp"
-#include "devices/virtio/device.hpp"
+#include "devices/virtio/synchronous_device.hpp"
 #include "kvm/unique_fd.hpp"
 
 namespace vmm::devices::virtio {
@@ -35,7 +33,7 @@ struct VsockConfig {
 /// that does not read wait in the unix socket.
 ///
 /// Threads: one, but for identity().
-class Vsock final : public Device {
+class Vsock final : public SynchronousDevice {
   public:
     static constexpr std::size_t kMostConnections = 256;
     static constexpr std::uint32_t kBufferBytes = 128 * 1024; ///< for each connection, what the guest may send ahead
@@ -45,16 +43,7 @@ class Vsock final : public Device {
     /// Removes the socket file.
     ~Vsock() override;
 
-    [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) override;
-    void doorbell(std::uint16_t index) override;
     [[nodiscard]] std::vector<Source> sources() const override;
-    void ready(int fd, std::uint32_t events) override;
-    void stop() override;
-    [[nodiscard]] bool is_idle() const noexcept override { return true; }
-    void stop_queue(std::uint16_t index) override;
-    [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
-    void restart_queue(std::uint16_t index, Queue queue) override;
 
   private:
     /// The header of every packet, little endian (5.10.6).
@@ -104,6 +93,11 @@ class Vsock final : public Device {
         std::string words;
     };
 
+    void end() noexcept override;
+    void forget_queue(std::uint16_t index) noexcept override;
+    void look_at_doorbell(std::uint16_t index) override;
+    void look_at_source(int fd) override;
+    void serve() override;
     void take_packets();
     void take_packet(const Chain& chain);
     void begin_connection(const Header& header);
@@ -119,16 +113,10 @@ class Vsock final : public Device {
     void reply(const Ports& ports, std::uint16_t operation, std::uint32_t flags = 0);
     [[nodiscard]] Header header_to_guest(const Ports& ports, std::uint16_t operation) const;
     [[nodiscard]] std::uint32_t credit(const Connection& connection) const noexcept;
-    [[nodiscard]] Queue* queue(std::uint16_t index) noexcept;
     [[nodiscard]] bool is_readable(const Connection& connection) const noexcept;
-    void settle();
 
-    Identity identity_;
     VsockConfig config_;
     UniqueFd listener_;
-    AnotherTurn another_turn_;
-    MmioTransport* transport_ = nullptr; ///< while it is active
-    std::vector<std::optional<Queue>> queues_;
     Chain chain_;             ///< of the queue of packets from the guest
     Chain room_;              ///< of the queue of packets to the guest
     bool has_room_ = false;   ///< room_ was popped and is not used yet

@@ -1,0 +1,94 @@
+#include "devices/virtio/synchronous_device.hpp"
+
+#include "devices/virtio/mmio_transport.hpp"
+
+namespace vmm::devices::virtio {
+
+void SynchronousDevice::activate(Activation activation, MmioTransport& transport) {
+    transport_ = &transport;
+    queues_ = std::move(activation.queues);
+    begin(activation.features);
+    turn();
+}
+
+void SynchronousDevice::doorbell(std::uint16_t index) {
+    look_at_doorbell(index);
+    turn();
+}
+
+void SynchronousDevice::ready(int fd, std::uint32_t /*events*/) {
+    another_turn_.take(fd);
+    look_at_source(fd);
+    turn();
+}
+
+void SynchronousDevice::stop() {
+    for (std::size_t index = 0; index < identity_.queue_sizes.size(); ++index) {
+        forget_queue(static_cast<std::uint16_t>(index));
+    }
+    queues_.clear();
+    end();
+    transport_ = nullptr;
+}
+
+void SynchronousDevice::stop_queue(std::uint16_t index) {
+    if (index < queues_.size()) {
+        queues_[index].reset();
+        forget_queue(index);
+    }
+}
+
+void SynchronousDevice::restart_queue(std::uint16_t index, Queue queue) {
+    if (index < queues_.size()) {
+        queues_[index] = std::move(queue);
+        turn();
+    }
+}
+
+void SynchronousDevice::turn() {
+    if (!is_active()) {
+        return;
+    }
+    serve();
+    bool wanted = false;
+    for (std::optional<Queue>& queue : queues_) { // Each of them: what was pushed before it broke counts, too.
+        wanted = (queue && queue->wants_interrupt()) || wanted;
+    }
+    if (wanted) {
+        transport_->notify_driver();
+    }
+}
+
+bool SynchronousDevice::has_working_queue(std::uint16_t index) const noexcept {
+    return index < queues_.size() && queues_[index] && !queues_[index]->is_broken();
+}
+
+Queue* SynchronousDevice::working_queue(std::uint16_t index) noexcept {
+    return has_working_queue(index) ? &*queues_[index] : nullptr;
+}
+
+bool SynchronousDevice::take(std::uint16_t index, Chain& chain) {
+    Queue* const queue = working_queue(index);
+    if (queue == nullptr) {
+        return false;
+    }
+    constexpr int kMostLooks = 4; // A driver may show a request and take it back, for ever.
+    for (int looks = 0; looks < kMostLooks; ++looks) {
+        switch (queue->pop(chain)) {
+        case Queue::Pop::kChain:
+            return true;
+        case Queue::Pop::kBroken:
+            transport_->fail(queue->why());
+            return false;
+        case Queue::Pop::kEmpty:
+            break;
+        }
+        if (!queue->ask_for_doorbell()) {
+            return false;
+        }
+    }
+    another_turn_.ask();
+    return false;
+}
+
+} // namespace vmm::devices::virtio
