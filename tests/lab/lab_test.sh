@@ -172,9 +172,14 @@ check "huge pages of 1 GiB are reserved" equal "$work/out" 1
 
 lab run --timeout 9 -- sh -c 'echo before; sleep 1000'
 check "timeout ends with 124" status_is 124
-check "timeout is on time" test "$seconds" -ge 9 -a "$seconds" -le 12
+check "timeout is on time" test "$seconds" -ge 9 -a "$seconds" -le 15
 check "output before the timeout arrives" equal "$work/out" before
 check "timeout is explained" says "$work/err" 'time was up after 9 s'
+
+VMM_LAB_BOOT_LIMIT=1 lab run -- true
+check "a boot that hangs is the lab's failure" status_is 125
+check "it is tried again, twice" equal <(grep -c 'did not boot within 1 s: once more' "$work/err") 2
+check "it is explained" says "$work/err" 'did not boot in 3 times 1 s'
 
 lab run -- sh -c 'echo c >/proc/sysrq-trigger'
 check "kernel panic ends with 125" status_is 125

@@ -230,7 +230,7 @@ deal_to_nodes() {
 # more. So processor 0 never runs a guest (QEMU 10 and 11: target/i386/tcg/system/fpu_helper.c, cpu_clear_ignne()).
 boot() {
     # Emulation's TSC is the host's clock: it is good, even when a busy host makes it look bad.
-    local port disk machine timer ended kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
+    local port disk failed_boots=0 kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
     deal_to_nodes
     find_qemu "$lab_dir/qemu"
@@ -246,7 +246,6 @@ boot() {
     )
     # The ports' numbers are known to lab_init.
     for port in 1 2 3 4; do
-        : >"$run_dir/port$port"
         qemu+=(-chardev "file,id=port$port,path=port$port" -device "virtserialport,nr=$port,chardev=port$port,name=lab$port")
     done
     for disk in "${!disks[@]}"; do
@@ -254,30 +253,52 @@ boot() {
         qemu+=(-drive "if=none,id=disk$disk,format=raw,cache=writeback,file=${disks[disk]//,/,,}"
             -device "virtio-blk-pci,drive=disk$disk")
     done
+    until start_machine; do
+        ((++failed_boots < most_boots)) || break
+        say "the lab's kernel did not boot within $boot_limit s: once more"
+    done
+}
+
+# Starts QEMU and waits for its end, or until time is up. Fails if its kernel has not come to the command within
+# boot_limit: in emulation a processor loses a timer interrupt at times, and waits for ever.
+start_machine() {
+    local port machine timer boot_timer ended
+    for port in 1 2 3 4; do
+        : >"$run_dir/port$port"
+    done
     # If lab is killed outright, nothing of it lives on; the copying ends with the machine.
     (cd "$run_dir" && exec setpriv --pdeathsig KILL "${qemu[@]}" </dev/null >qemu 2>&1) &
     machine=$!
-    processes+=("$machine")
     tail -s 0.1 -f -n +1 --pid="$machine" "$run_dir/port1" &
-    processes+=($!)
+    processes=("$machine" $!)
     tail -s 0.1 -f -n +1 --pid="$machine" "$run_dir/port2" >&2 &
     processes+=($!)
     setpriv --pdeathsig KILL sleep "$time_limit" &
     timer=$!
-    processes+=("$timer")
-    timed_out=
-    wait -n -p ended "$machine" "$timer" || true
-    [ "$ended" = "$machine" ] || timed_out=yes
-    kill -KILL "$machine" "$timer" 2>/dev/null || true
+    setpriv --pdeathsig KILL sleep "$boot_limit" &
+    boot_timer=$!
+    processes+=("$timer" "$boot_timer")
+    timed_out='' hung=''
+    wait -n -p ended "$machine" "$timer" "$boot_timer" || true
+    if [ "$ended" = "$boot_timer" ]; then
+        if [ -s "$run_dir/port4" ]; then
+            wait -n -p ended "$machine" "$timer" || true
+        else
+            hung=yes
+        fi
+    fi
+    [ "$ended" != "$timer" ] || timed_out=yes
+    kill -KILL "$machine" "$timer" "$boot_timer" 2>/dev/null || true
     wait_quietly
     processes=()
+    [ -z "$hung" ]
 }
 
 # Ends lab with the command's exit status, or says why there is none.
 report() {
     local outcome
     [ -z "$console_copy" ] || cp "$run_dir/console" "$console_copy"
-    outcome=$(cat "$run_dir/port4")
+    outcome=$(tail -n 1 "$run_dir/port4")
     case $outcome in
         'exit '*)
             fetch_files "${outcome#exit }"
@@ -290,6 +311,7 @@ report() {
         say "time was up after $time_limit s (--timeout)"
         exit "$exit_timeout"
     fi
+    [ -z "$hung" ] || die "the lab's kernel did not boot in $most_boots times $boot_limit s"
     # QEMU names what its EPYC lacks every time.
     sed -i "/TCG doesn't support requested feature/d" "$run_dir/qemu"
     show_tail qemu "the last QEMU said"

@@ -2,10 +2,11 @@
 # Whole systems in the lab: stock kernels boot under vmm on memory that is populated to the last page. The checks
 # themselves are in system_checks, which runs inside. VMM names the binary to test; without it the newest build is taken.
 #
-# system_test.sh [PART]...     parts: see below; all of them where none is named
+# system_test.sh [PART]...     parts: all of them where none is named
+# system_test.sh --parts       lists them
 
 set -uo pipefail
-readonly parts=(emulated guests figures nodes large kernel devices first_fill)
+readonly parts=(linux guest virtio nodes memory large devices kernel emulated figures first_fill)
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
@@ -55,8 +56,12 @@ part_emulated() {
     guest_under_qemu "pc, 1 CPU" -M pc -smp 1
     guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
 }
-part_guests() { checks --memory 3G --hugepages-2m 256 -- linux guest life; }
-part_figures() { checks --memory 3G --hugepages-2m 256 -- speed scope background pins disks net; }
+part_linux() { checks --memory 3G --hugepages-2m 256 -- linux; }
+part_guest() { checks --memory 3G --hugepages-2m 256 -- guest life; }
+part_memory() { checks --memory 3G -- scope pins; }
+part_virtio() { checks --memory 3G -- disks net; }
+# Of times: nothing else may run meanwhile.
+part_figures() { checks --memory 3G --hugepages-2m 256 -- speed background; }
 part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement migration; }
 part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
 part_kernel() { checks --guest-kernel 6.1 -- kernel; }
@@ -82,6 +87,10 @@ part_first_fill() {
     fi
 }
 
+if [[ ${1-} == --parts ]]; then
+    printf '%s\n' "${parts[@]}"
+    exit
+fi
 [[ $# -ne 0 ]] || set -- "${parts[@]}"
 for part in "$@"; do
     if ! [[ " ${parts[*]} " == *" $part "* ]]; then
