@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "support/host_errors.hpp"
-#include "vmm/cli.hpp"
+#include "vmm/cli/command_line.hpp"
 
 namespace vmm {
 namespace {

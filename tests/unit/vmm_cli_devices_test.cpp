@@ -10,7 +10,7 @@
 
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
-#include "vmm/cli.hpp"
+#include "vmm/cli/command_line.hpp"
 
 namespace vmm {
 namespace {

@@ -1,4 +1,4 @@
-#include "vmm/cli.hpp"
+#include "vmm/cli/command_line.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "vmm/cli_values.hpp"
+#include "vmm/cli/values.hpp"
 
 #include <gtest/gtest.h>
 

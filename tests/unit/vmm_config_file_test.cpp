@@ -7,7 +7,7 @@
 
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
-#include "vmm/config_file.hpp"
+#include "vmm/cli/config_file.hpp"
 
 namespace vmm {
 namespace {

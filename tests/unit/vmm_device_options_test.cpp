@@ -9,7 +9,7 @@
 
 #include "kvm/error.hpp"
 #include "support/host_errors.hpp"
-#include "vmm/device_options.hpp"
+#include "vmm/cli/device_options.hpp"
 
 namespace vmm {
 namespace {

@@ -1,4 +1,4 @@
-#include "vmm/doctor.hpp"
+#include "vmm/cli/doctor.hpp"
 
 #include <gtest/gtest.h>
 #include <sys/prctl.h>
@@ -8,7 +8,7 @@
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
-#include "vmm/host_settings.hpp"
+#include "vmm/cli/host_settings.hpp"
 
 namespace vmm {
 namespace {

@@ -1,4 +1,4 @@
-#include "vmm/progress_line.hpp"
+#include "vmm/cli/progress_line.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kvm/error.hpp"
-#include "vmm/cli.hpp"
+#include "vmm/cli/command_line.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {

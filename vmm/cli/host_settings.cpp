@@ -1,4 +1,4 @@
-#include "vmm/host_settings.hpp"
+#include "vmm/cli/host_settings.hpp"
 
 #include <sys/prctl.h>
 

@@ -1,8 +1,8 @@
-#include "vmm/config_schema.hpp"
+#include "vmm/cli/config_schema.hpp"
 
 #include <nlohmann/json.hpp>
 
-#include "vmm/device_options.hpp"
+#include "vmm/cli/device_options.hpp"
 
 namespace vmm {
 

@@ -26,16 +26,16 @@
 #include "kvm/format.hpp"
 #include "kvm/unique_fd.hpp"
 #include "vmm/bench/command.hpp"
-#include "vmm/cli.hpp"
-#include "vmm/doctor.hpp"
+#include "vmm/cli/command_line.hpp"
+#include "vmm/cli/doctor.hpp"
+#include "vmm/cli/progress_line.hpp"
+#include "vmm/cli/serial_file.hpp"
+#include "vmm/cli/terminal.hpp"
+#include "vmm/cli/window_size.hpp"
 #include "vmm/machine.hpp"
-#include "vmm/progress_line.hpp"
 #include "vmm/report_file.hpp"
-#include "vmm/serial_file.hpp"
 #include "vmm/stop_on_signals.hpp"
-#include "vmm/terminal.hpp"
 #include "vmm/watch.hpp"
-#include "vmm/window_size.hpp"
 
 namespace vmm {
 

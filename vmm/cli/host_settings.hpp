@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <vector>
 
-#include "vmm/doctor.hpp"
+#include "vmm/cli/doctor.hpp"
 
 namespace vmm {
 

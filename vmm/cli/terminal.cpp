@@ -1,4 +1,4 @@
-#include "vmm/terminal.hpp"
+#include "vmm/cli/terminal.hpp"
 
 #include <termios.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-#include "vmm/device_options.hpp"
+#include "vmm/cli/device_options.hpp"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kvm/error.hpp"
-#include "vmm/cli_values.hpp"
+#include "vmm/cli/values.hpp"
 
 namespace vmm {
 

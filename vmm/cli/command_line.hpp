@@ -1,4 +1,4 @@
-// The command line: from words to values. Only cli.cpp and cli_bench.cpp use CLI11.
+// The command line: from words to values. Only command_line.cpp and bench_options.cpp use CLI11.
 #pragma once
 
 #include <string>

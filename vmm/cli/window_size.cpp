@@ -1,4 +1,4 @@
-#include "vmm/window_size.hpp"
+#include "vmm/cli/window_size.hpp"
 
 #include <sys/ioctl.h>
 

@@ -1,4 +1,4 @@
-#include "vmm/cli_bench.hpp"
+#include "vmm/cli/bench_options.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "vmm/bench/cell.hpp"
-#include "vmm/cli_values.hpp"
+#include "vmm/cli/values.hpp"
 #include "vmm/config.hpp"
 
 namespace vmm {

@@ -1,4 +1,4 @@
-#include "vmm/cli.hpp"
+#include "vmm/cli/command_line.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -13,11 +13,11 @@
 #include "kvm/error.hpp"
 #include "prefault/cpu_list.hpp"
 #include "prefault/numa.hpp"
-#include "vmm/cli_bench.hpp"
-#include "vmm/cli_values.hpp"
-#include "vmm/config_file.hpp"
-#include "vmm/config_schema.hpp"
-#include "vmm/device_options.hpp"
+#include "vmm/cli/bench_options.hpp"
+#include "vmm/cli/config_file.hpp"
+#include "vmm/cli/config_schema.hpp"
+#include "vmm/cli/device_options.hpp"
+#include "vmm/cli/values.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {

@@ -1,4 +1,4 @@
-#include "vmm/config_file.hpp"
+#include "vmm/cli/config_file.hpp"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 
 #include "kvm/error.hpp"
 #include "kvm/unique_fd.hpp"
-#include "vmm/device_options.hpp"
+#include "vmm/cli/device_options.hpp"
 
 namespace vmm {
 

@@ -1,4 +1,4 @@
-#include "vmm/doctor.hpp"
+#include "vmm/cli/doctor.hpp"
 
 #include <sys/resource.h>
 
@@ -16,9 +16,9 @@
 #include "prefault/numa.hpp"
 #include "prefault/pin.hpp"
 #include "prefault/second_level.hpp"
+#include "vmm/cli/host_settings.hpp"
 #include "vmm/host_memory.hpp"
 #include "vmm/host_requirements.hpp"
-#include "vmm/host_settings.hpp"
 #include "vmm/x86_cpuid.hpp"
 
 namespace vmm {

@@ -1,4 +1,4 @@
-#include "vmm/serial_file.hpp"
+#include "vmm/cli/serial_file.hpp"
 
 #include <fcntl.h>
 #include <unistd.h>
