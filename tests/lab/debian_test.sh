@@ -20,7 +20,7 @@ check() { # NAME COMMAND...
 }
 
 member() { # NAME: of the report
-    sed -n "s/^ *\"$1\": \(.*[^,]\),\{0,1\}$/\1/p" "$work/report.json" | head -n 1
+    sed -n "s/^ *\"$1\": \(.*[^,]\),\{0,1\}$/\1/p" "$work/report.json" | sed -n 1p
 }
 
 is() { # WHAT EXPECTED
