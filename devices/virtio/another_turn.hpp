@@ -17,7 +17,7 @@ namespace vmm::devices::virtio {
 /// A guest may have more to say than a turn is long, for ever. A device bounds its turns, asks for another one, and its
 /// thread looks at everything else before that one comes: at a reset, above all.
 ///
-/// Threads: one.
+/// Threads: one, but for ask(): any.
 class AnotherTurn {
   public:
     /// Throws Error where the process has no descriptor left.

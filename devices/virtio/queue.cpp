@@ -212,7 +212,7 @@ Queue::Pop Queue::pop(Chain& chain) {
         // Acquire: what the driver wrote before the index must be visible (2.7.13).
         const std::uint16_t available = field(driver_area_, kIndexOffset).load(std::memory_order_acquire);
         if (available == state_.next_available) {
-            return Pop::kEmpty;
+            return seen_more_ ? broken("the available index went back (virtio 1.2, 2.7.6.1)") : Pop::kEmpty;
         }
         if (static_cast<std::uint16_t>(available - state_.next_available) > size()) {
             return broken("the available index is further ahead than the queue is long");
@@ -225,6 +225,7 @@ Queue::Pop Queue::pop(Chain& chain) {
         return broken(why);
     }
     ++state_.next_available;
+    seen_more_ = false;
     return Pop::kChain;
 }
 
@@ -379,7 +380,9 @@ bool Queue::ask_for_doorbell(std::uint16_t requests) noexcept {
     } else {
         field(device_area_, kFlagsOffset).store(0, std::memory_order_seq_cst);
     }
-    return !is_broken() && field(driver_area_, kIndexOffset).load(std::memory_order_seq_cst) != state_.next_available;
+    seen_more_ =
+        !is_broken() && field(driver_area_, kIndexOffset).load(std::memory_order_seq_cst) != state_.next_available;
+    return seen_more_;
 }
 
 } // namespace vmm::devices::virtio

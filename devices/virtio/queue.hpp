@@ -93,7 +93,8 @@ class Queue {
     /// Asks the driver for no more doorbells, as a hint. While requests are being taken anyway.
     void suppress_doorbells() noexcept;
     /// Asks for one when `requests`, 1 to size(), more are there; without EVENT_IDX, with the next one. Returns whether
-    /// there are requests already, for which no doorbell may come: look again then.
+    /// there are requests already, for which no doorbell may come: look again then. If pop() finds none after all, the
+    /// driver has taken its index back: the queue is broken, and who looks again is done after two looks.
     [[nodiscard]] bool ask_for_doorbell(std::uint16_t requests = 1) noexcept;
 
     [[nodiscard]] bool is_broken() const noexcept { return !why_.empty(); }
@@ -125,6 +126,7 @@ class Queue {
     std::span<std::byte> device_area_;
     MemoryRegion last_region_;      ///< where the last buffer was; the next one is likely to be there, too
     std::uint16_t known_available_; ///< up to here the available ring is known to be filled
+    bool seen_more_ = false;        ///< ask_for_doorbell() has, and nothing was popped since
     bool pushed_ = false;           ///< something was pushed since wants_interrupt() was last asked
     bool signalled_known_ = false;  ///< signalled_used is exact
     std::string_view why_;

@@ -72,8 +72,7 @@ bool SynchronousDevice::take(std::uint16_t index, Chain& chain) {
     if (queue == nullptr) {
         return false;
     }
-    constexpr int kMostLooks = 4; // A driver may show a request and take it back, for ever.
-    for (int looks = 0; looks < kMostLooks; ++looks) {
+    do {
         switch (queue->pop(chain)) {
         case Queue::Pop::kChain:
             return true;
@@ -83,11 +82,7 @@ bool SynchronousDevice::take(std::uint16_t index, Chain& chain) {
         case Queue::Pop::kEmpty:
             break;
         }
-        if (!queue->ask_for_doorbell()) {
-            return false;
-        }
-    }
-    another_turn_.ask();
+    } while (queue->ask_for_doorbell());
     return false;
 }
 

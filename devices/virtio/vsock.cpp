@@ -135,11 +135,13 @@ void Vsock::end() noexcept {
     connections_.clear();
     greetings_.clear();
     replies_.clear();
-    wants_room_ = false;
 }
 
 void Vsock::forget_queue(std::uint16_t index) noexcept {
-    has_room_ = has_room_ && index != kToGuest;
+    if (index == kToGuest) {
+        has_room_ = false;
+        wants_room_ = false;
+    }
 }
 
 bool Vsock::is_readable(const Connection& connection) const noexcept {

@@ -178,7 +178,7 @@ check "timeout is explained" says "$work/err" 'time was up after 9 s'
 
 VMM_LAB_BOOT_LIMIT=1 lab run -- true
 check "a boot that hangs is the lab's failure" status_is 125
-check "it is tried again, twice" equal <(grep -c 'did not boot within 1 s: once more' "$work/err") 2
+check "it is tried again, twice" equal <(grep -c 'it did not boot within 1 s: once more' "$work/err") 2
 check "it is explained" says "$work/err" 'did not boot in 3 times 1 s'
 
 lab run -- sh -c 'echo c >/proc/sysrq-trigger'

@@ -29,6 +29,7 @@ wait_quietly() { { wait; } 2>/dev/null || true; }
 
 parse_run_options() {
     local value
+    check_count VMM_LAB_BOOT_LIMIT "$boot_limit" 1 86400
     cpus='' memory=$default_memory time_limit=$default_timeout
     numa=0 hugepages_2m=0 hugepages_1g=0
     kernel=$default_kernel guest_kernel='' vmm='' console_copy=''
@@ -255,7 +256,8 @@ boot() {
     done
     until start_machine; do
         ((++failed_boots < most_boots)) || break
-        say "the lab's kernel did not boot within $boot_limit s: once more"
+        show_tail console "the last the lab's kernel said"
+        say "it did not boot within $boot_limit s: once more"
     done
 }
 
@@ -269,24 +271,23 @@ start_machine() {
     # If lab is killed outright, nothing of it lives on; the copying ends with the machine.
     (cd "$run_dir" && exec setpriv --pdeathsig KILL "${qemu[@]}" </dev/null >qemu 2>&1) &
     machine=$!
+    processes+=("$machine")
     tail -s 0.1 -f -n +1 --pid="$machine" "$run_dir/port1" &
-    processes=("$machine" $!)
+    processes+=($!)
     tail -s 0.1 -f -n +1 --pid="$machine" "$run_dir/port2" >&2 &
     processes+=($!)
     setpriv --pdeathsig KILL sleep "$time_limit" &
     timer=$!
+    processes+=("$timer")
     setpriv --pdeathsig KILL sleep "$boot_limit" &
     boot_timer=$!
-    processes+=("$timer" "$boot_timer")
+    processes+=("$boot_timer")
     timed_out='' hung=''
     wait -n -p ended "$machine" "$timer" "$boot_timer" || true
-    if [ "$ended" = "$boot_timer" ]; then
-        if [ -s "$run_dir/port4" ]; then
-            wait -n -p ended "$machine" "$timer" || true
-        else
-            hung=yes
-        fi
+    if [ "$ended" = "$boot_timer" ] && [ -s "$run_dir/port4" ]; then
+        wait -n -p ended "$machine" "$timer" || true
     fi
+    [ "$ended" != "$boot_timer" ] || ! kill -0 "$machine" 2>/dev/null || hung=yes
     [ "$ended" != "$timer" ] || timed_out=yes
     kill -KILL "$machine" "$timer" "$boot_timer" 2>/dev/null || true
     wait_quietly
@@ -311,7 +312,7 @@ report() {
         say "time was up after $time_limit s (--timeout)"
         exit "$exit_timeout"
     fi
-    [ -z "$hung" ] || die "the lab's kernel did not boot in $most_boots times $boot_limit s"
+    [ -z "$hung" ] || die "the lab's kernel did not boot in $most_boots times $boot_limit s (more time: VMM_LAB_BOOT_LIMIT)"
     # QEMU names what its EPYC lacks every time.
     sed -i "/TCG doesn't support requested feature/d" "$run_dir/qemu"
     show_tail qemu "the last QEMU said"

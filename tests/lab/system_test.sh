@@ -7,6 +7,10 @@
 
 set -uo pipefail
 readonly parts=(linux guest virtio nodes memory large devices kernel emulated figures first_fill)
+if [[ ${1-} == --parts ]]; then
+    printf '%s\n' "${parts[@]}"
+    exit
+fi
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
@@ -87,10 +91,6 @@ part_first_fill() {
     fi
 }
 
-if [[ ${1-} == --parts ]]; then
-    printf '%s\n' "${parts[@]}"
-    exit
-fi
 [[ $# -ne 0 ]] || set -- "${parts[@]}"
 for part in "$@"; do
     if ! [[ " ${parts[*]} " == *" $part "* ]]; then

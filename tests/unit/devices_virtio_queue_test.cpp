@@ -428,6 +428,16 @@ TEST_F(QueueTest, AnIndexThatGoesBackIsBroken) {
     expect_broken(queue, "available index");
 }
 
+// The same, where the device has seen the index and not yet taken anything.
+TEST_F(QueueTest, ARequestThatIsShownAndTakenBackIsBroken) {
+    Queue queue = make(true);
+    ASSERT_EQ(queue.pop(chain), Pop::kEmpty);
+    driver->add({{kData, 1}});
+    ASSERT_TRUE(queue.ask_for_doorbell());
+    driver->set_available_index(0);
+    expect_broken(queue, "went back");
+}
+
 TEST_F(QueueTest, WhatIsBrokenStaysSoWhateverTheDriverDoesThen) {
     Queue queue = make(true);
     driver->publish(kSize);
