@@ -29,7 +29,7 @@ wait_quietly() { { wait; } 2>/dev/null || true; }
 
 parse_run_options() {
     local value
-    check_count VMM_LAB_BOOT_LIMIT "$boot_limit" 1 86400
+    check_count VMM_LAB_BOOT_LIMIT "${VMM_LAB_BOOT_LIMIT:-1}" 1 86400
     cpus='' memory=$default_memory time_limit=$default_timeout
     numa=0 hugepages_2m=0 hugepages_1g=0
     kernel=$default_kernel guest_kernel='' vmm='' console_copy=''
@@ -231,6 +231,8 @@ deal_to_nodes() {
 # more. So processor 0 never runs a guest (QEMU 10 and 11: target/i386/tcg/system/fpu_helper.c, cpu_clear_ignne()).
 boot() {
     # Emulation's TSC is the host's clock: it is good, even when a busy host makes it look bad.
+    # A boot takes 4 s with two processors, on a busy machine three times as long.
+    boot_limit=${VMM_LAB_BOOT_LIMIT:-$((60 + 15 * cpus))}
     local port disk failed_boots=0 kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
     deal_to_nodes
