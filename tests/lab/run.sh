@@ -235,7 +235,7 @@ boot() {
     boot_limit=${VMM_LAB_BOOT_LIMIT:-$((60 + 15 * cpus))}
     local port disk failed_boots=0 kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable)
     # Where emulation loses an interrupt a processor is stuck for good: the kernel sees that, and ends after the second time
-    # it has (84 s), not when all the time is up.
+    # it has (a minute and a half), not when all the time is up.
     kernel_options+=(sysctl.kernel.panic_on_rcu_stall=1 sysctl.kernel.max_rcu_stall_to_panic=2)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
     deal_to_nodes
