@@ -15,12 +15,36 @@ std::string text_of(Arguments... arguments) {
 }
 
 TEST(ErrorText, SaysWhatWasTriedAndWhyItFailed) {
-    EXPECT_EQ(text_of(ENOENT, "open /dev/kvm"), "cannot open /dev/kvm: No such file or directory");
+    EXPECT_EQ(text_of(EINVAL, "open /dev/kvm"), "cannot open /dev/kvm: Invalid argument");
 }
 
 TEST(ErrorText, EndsWithTheAdvice) {
     EXPECT_EQ(text_of(EACCES, "open /dev/kvm", "join the group"),
               "cannot open /dev/kvm: Permission denied (join the group)");
+}
+
+std::string text_by_table(int error_number) {
+    return testing::error_of([&]() -> int {
+        throw_errno(error_number, "open /dev/kvm", {{ENOENT, "load kvm_amd"}, {EACCES, "join the group"}});
+    });
+}
+
+// "Too many open files (they came with Linux 5.14)": one piece of advice stood for every reason a call can fail for.
+TEST(ErrorText, AdviceBelongsToTheNumberAndNotToThePlace) {
+    EXPECT_EQ(text_by_table(ENOENT), "cannot open /dev/kvm: No such file or directory (load kvm_amd)");
+    EXPECT_EQ(text_by_table(EACCES), "cannot open /dev/kvm: Permission denied (join the group)");
+    const std::string text = text_by_table(EMFILE);
+    EXPECT_TRUE(testing::mentions(text, "ulimit -n")) << text;
+    EXPECT_FALSE(testing::mentions(text, "load kvm_amd")) << text;
+    EXPECT_EQ(text_by_table(EINVAL), "cannot open /dev/kvm: Invalid argument");
+}
+
+TEST(ErrorText, LimitsAreNamedWhateverCallRunsIntoThem) {
+    EXPECT_TRUE(testing::mentions(text_of(EMFILE, "make a timer"), "ulimit -n"));
+    EXPECT_TRUE(testing::mentions(text_of(ENFILE, "make a timer"), "fs.file-max"));
+    EXPECT_TRUE(testing::mentions(text_of(ENOMEM, "make a timer"), "memory"));
+    EXPECT_TRUE(testing::mentions(text_of(ENOSPC, "write a file"), "space"));
+    EXPECT_TRUE(testing::mentions(text_of(EROFS, "write a file"), "read-only"));
 }
 
 TEST(ErrorText, KnowsNumbersNobodyDefined) {
