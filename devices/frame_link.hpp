@@ -16,7 +16,7 @@ struct FrameOffloads {
     bool ecn = false;      ///< those with ECN, too
 };
 
-/// One frame a call, with a virtio_net_hdr_v1 of 12 bytes before it (virtio 1.2, 5.1.6). Nothing here blocks or throws.
+/// One frame a call, with a virtio_net_hdr_v1 of 12 bytes before it (virtio 1.2, 5.1.6). Nothing here blocks.
 ///
 /// Threads: one at a time.
 class FrameLink {
@@ -37,9 +37,9 @@ class FrameLink {
 
     /// One frame, its header first, into `buffers`, at most IOV_MAX; what does not fit is lost. Returns its bytes, or
     /// -errno: -EAGAIN where there is none now.
-    [[nodiscard]] virtual std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept = 0;
-    /// Sends one frame. Returns 0, or -errno: -EAGAIN where there is no room now.
-    [[nodiscard]] virtual int send(std::span<const iovec> frame) noexcept = 0;
+    [[nodiscard]] virtual std::ptrdiff_t receive(std::span<const iovec> buffers) = 0;
+    /// Sends one frame. Returns 0, or -errno: -EAGAIN where there is no room now, -EPERM where it may not go there.
+    [[nodiscard]] virtual int send(std::span<const iovec> frame) = 0;
 
     /// Whether the host's end is there. Once it is gone it does not come back, and fd() is not to be waited on.
     [[nodiscard]] virtual bool is_up() const noexcept = 0;

@@ -37,6 +37,21 @@ void scatter(std::span<const iovec> buffers, std::size_t offset, std::span<const
     }
 }
 
+/// Copies from the buffers from byte `offset` of them on, until `out` is full. Returns how much there was.
+std::size_t gather_some(std::span<std::byte> out, std::span<const iovec> buffers, std::size_t offset) noexcept {
+    std::size_t copied = 0;
+    for (const iovec& buffer : buffers) {
+        const std::size_t skipped = std::min(offset, buffer.iov_len);
+        offset -= skipped;
+        const std::size_t count = std::min(out.size() - copied, buffer.iov_len - skipped);
+        if (count != 0) {
+            std::memcpy(out.data() + copied, static_cast<const std::byte*>(buffer.iov_base) + skipped, count);
+            copied += count;
+        }
+    }
+    return copied;
+}
+
 /// Appends what lies in the buffers from byte `offset` on.
 void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::size_t offset) {
     for (const iovec& buffer : buffers) {
@@ -52,7 +67,9 @@ void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::si
 
 } // namespace
 
-FrameStream::FrameStream(UniqueFd socket) : socket_(std::move(socket)), input_(kInputBytes) {
+FrameStream::FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter,
+                         std::function<void(const std::string&)> kept)
+    : socket_(std::move(socket)), filter_(std::move(filter)), kept_(std::move(kept)), input_(kInputBytes) {
     rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
 }
 
@@ -76,7 +93,7 @@ bool FrameStream::read_more() noexcept {
     return false;
 }
 
-std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) noexcept {
+std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) {
     while (up_) {
         const std::size_t there = input_end_ - input_begin_;
         std::uint32_t length = 0;
@@ -98,6 +115,9 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) noexcept {
         input_begin_ += kLengthBytes + length;
         if (length < kLeastFrame) {
             continue;
+        }
+        if (filter_) {
+            filter_->to_guest(frame);
         }
         constexpr std::array<std::byte, kHeaderBytes> kNoHeader{};
         scatter(buffers, 0, kNoHeader);
@@ -123,7 +143,7 @@ void FrameStream::send_rest() noexcept {
     }
 }
 
-int FrameStream::send(std::span<const iovec> frame) noexcept {
+int FrameStream::send(std::span<const iovec> frame) {
     send_rest();
     if (!up_) {
         return -ENOTCONN;
@@ -135,15 +155,29 @@ int FrameStream::send(std::span<const iovec> frame) noexcept {
     for (const iovec& piece : frame) {
         bytes += piece.iov_len;
     }
-    // Their headers, the length, and what is left of the pieces.
-    if (bytes < kHeaderBytes + kLeastFrame || bytes > kMostBytes || frame.size() >= IOV_MAX) {
+    // Besides the pieces: the length, and the copy of the head.
+    if (bytes < kHeaderBytes + kLeastFrame || bytes > kMostBytes || frame.size() + 2 > IOV_MAX) {
         return -EMSGSIZE;
     }
-    std::uint32_t length = htonl(static_cast<std::uint32_t>(bytes - kHeaderBytes));
+    bytes -= kHeaderBytes;
+    std::uint32_t length = htonl(static_cast<std::uint32_t>(bytes));
     std::array<iovec, IOV_MAX> pieces;
     pieces[0] = {&length, kLengthBytes};
     std::size_t count = 1;
     std::size_t skip = kHeaderBytes;
+    std::array<std::byte, FrameFilter::kHeadBytes> head;
+    if (filter_) {
+        const std::size_t copied = gather_some(head, frame, skip);
+        const auto verdict = filter_->to_host(std::span(head).first(copied), bytes);
+        if (verdict != FrameFilter::Verdict::kPass) {
+            if (verdict == FrameFilter::Verdict::kHostsOwn && kept_) {
+                kept_(FrameFilter::destination(std::span(head).first(copied)));
+            }
+            return -EPERM;
+        }
+        pieces[count++] = {head.data(), copied};
+        skip += copied;
+    }
     for (const iovec& piece : frame) {
         const std::size_t skipped = std::min(skip, piece.iov_len);
         skip -= skipped;
@@ -151,9 +185,13 @@ int FrameStream::send(std::span<const iovec> frame) noexcept {
             pieces[count++] = {static_cast<std::byte*>(piece.iov_base) + skipped, piece.iov_len - skipped};
         }
     }
+    return send_pieces(std::span(pieces).first(count));
+}
+
+int FrameStream::send_pieces(std::span<iovec> pieces) {
     msghdr message{};
     message.msg_iov = pieces.data();
-    message.msg_iovlen = count;
+    message.msg_iovlen = pieces.size();
     ssize_t sent = 0;
     do {
         sent = ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -167,7 +205,7 @@ int FrameStream::send(std::span<const iovec> frame) noexcept {
     }
     rest_.clear();
     rest_begin_ = 0;
-    gather(rest_, std::span(pieces).first(count), static_cast<std::size_t>(sent));
+    gather(rest_, pieces, static_cast<std::size_t>(sent));
     return 0;
 }
 

@@ -4,9 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "devices/frame_filter.hpp"
 #include "devices/frame_link.hpp"
 #include "kvm/unique_fd.hpp"
 
@@ -15,25 +19,33 @@ namespace vmm::devices {
 /// Headers say nothing here: they are not sent, and are zero in what is received. The other side is a program that may
 /// end, or talk nonsense, at any time: the link is then down.
 ///
+/// With a filter only those frames are sent that it lets through. What it decides on is a copy, and that copy is sent:
+/// the guest may change its memory meanwhile.
+///
 /// Threads: one at a time.
 class FrameStream final : public FrameLink {
   public:
     /// A connected stream socket.
-    explicit FrameStream(UniqueFd socket);
+    explicit FrameStream(UniqueFd socket) : FrameStream(std::move(socket), nullptr, {}) {}
+    /// `kept` is told of each frame that `filter` keeps from the host itself, by where it was to go.
+    FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter, std::function<void(const std::string&)> kept);
 
     [[nodiscard]] int fd() const noexcept override { return socket_.get(); }
     [[nodiscard]] bool has_offloads() const noexcept override { return false; }
     void set_offloads(const FrameOffloads& /*offloads*/) noexcept override {}
-    [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept override;
-    [[nodiscard]] int send(std::span<const iovec> frame) noexcept override;
+    [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) override;
+    [[nodiscard]] int send(std::span<const iovec> frame) override;
     [[nodiscard]] bool is_up() const noexcept override { return up_; }
     [[nodiscard]] bool has_rest() const noexcept override { return up_ && rest_begin_ != rest_.size(); }
     void send_rest() noexcept override;
 
   private:
     [[nodiscard]] bool read_more() noexcept;
+    [[nodiscard]] int send_pieces(std::span<iovec> pieces);
 
     UniqueFd socket_;
+    std::unique_ptr<FrameFilter> filter_; ///< null: all pass
+    std::function<void(const std::string&)> kept_;
     bool up_ = true;
     std::vector<std::byte> input_; ///< what was read; frames are in [input_begin_, input_end_)
     std::size_t input_begin_ = 0;

@@ -452,6 +452,11 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
         }
     }
     report.resident_overhead_bytes = measure_resident_overhead();
+    for (const auto& kept : virtio_devices.kept_frames) {
+        if (kept && kept->count() > 1) { // Of a single one the user has heard.
+            log(LogLevel::kInfo, kept->summary());
+        }
+    }
     if (virtio_devices.balloon != nullptr) {
         const auto balloon = virtio_devices.balloon->statistics();
         log(LogLevel::kInfo, vmm::format("balloon: the guest put {} in and took {} out, and reported {} as free",

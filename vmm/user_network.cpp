@@ -16,6 +16,7 @@
 #include <sstream>
 
 #include "kvm/error.hpp"
+#include "vmm/host_addresses.hpp"
 
 namespace vmm {
 
@@ -77,8 +78,25 @@ void check_port(const PortForward& forward) {
 
 } // namespace
 
+std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net) {
+    if (net.host_loopback) {
+        return nullptr;
+    }
+    const auto number = [](const char* text) {
+        in_addr address{};
+        static_cast<void>(::inet_pton(AF_INET, text, &address)); // Of ours, and right.
+        return ntohl(address.s_addr);
+    };
+    return std::make_unique<devices::FrameFilter>(
+        devices::FrameFilter::Network{number(user_network::kGateway), number(user_network::kNameServer)},
+        [addresses = std::make_shared<HostAddresses>()](std::uint32_t address) {
+            return addresses->contains(address);
+        });
+}
+
 void check_user_network(const NetConfig& net) {
     static_cast<void>(program_or_throw());
+    static_cast<void>(make_frame_filter(net));
     for (const PortForward& forward : net.forwards) {
         check_port(forward);
     }

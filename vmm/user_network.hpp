@@ -4,9 +4,11 @@
 
 #include <sys/types.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "devices/frame_filter.hpp"
 #include "kvm/unique_fd.hpp"
 #include "vmm/config.hpp"
 
@@ -19,6 +21,11 @@ inline constexpr const char* kPrefixBits = "24";
 inline constexpr const char* kGateway = "10.0.2.2";
 inline constexpr const char* kNameServer = "10.0.2.3";
 } // namespace user_network
+
+/// What keeps the guest of `net` from the host itself; null where it may reach it (`host-loopback`). passt alone does
+/// not: it connects a guest to the host's loopback interface and addresses, whatever it is told of the gateway's.
+/// Throws Error: the host's addresses cannot be read.
+[[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net);
 
 /// Throws Error: passt is not installed, or a port that is to be forwarded cannot be had. Starts nothing.
 void check_user_network(const NetConfig& net);

@@ -39,10 +39,15 @@ void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, cons
             }));
         return;
     }
+    auto filter = make_frame_filter(net);
+    const auto kept = filter ? std::make_shared<KeptFrames>(name, services.warn) : nullptr;
     UserNetwork& network = *set.networks.emplace_back(std::make_unique<UserNetwork>(net));
+    set.kept_frames.push_back(kept);
     set.devices.push_back(std::make_unique<devices::virtio::Net>(
-        name, std::make_unique<devices::FrameStream>(network.take_socket()), mac,
-        [warn = services.warn, name, &network] {
+        name,
+        std::make_unique<devices::FrameStream>(network.take_socket(), std::move(filter),
+                                               [kept](const std::string& to) { kept->add(to); }),
+        mac, [warn = services.warn, name, &network] {
             const std::string words = network.last_words();
             warn(name + ": passt has ended" + (words.empty() ? "" : ", and said '" + words + "'") +
                  ": the guest's link is down");

@@ -21,6 +21,7 @@
 #include "vmm/config.hpp"
 #include "vmm/event_fd.hpp"
 #include "vmm/irqfd_line.hpp"
+#include "vmm/kept_frames.hpp"
 #include "vmm/stop_request.hpp"
 #include "vmm/user_network.hpp"
 #include "vmm/virtio_thread.hpp"
@@ -43,6 +44,8 @@ struct VirtioSet {
     devices::virtio::Balloon* balloon = nullptr; ///< likewise
     /// The programs that some of them stand on. They outlive the devices, which ask them for their last words.
     std::vector<std::unique_ptr<UserNetwork>> networks;
+    /// What such a network keeps from the host, in the order of `networks`; null where it keeps nothing.
+    std::vector<std::shared_ptr<KeptFrames>> kept_frames;
 };
 
 /// Opens what the devices of `config` stand on (images, taps), or starts it. Throws Error: one of them cannot be had.

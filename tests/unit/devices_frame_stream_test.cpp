@@ -5,12 +5,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "devices/frame_stream.hpp"
@@ -144,6 +146,62 @@ TEST(FrameStream, SendsAFrameAfterItsLengthWithoutTheHeader) {
     EXPECT_EQ(send(stream, Bytes(13, 1)), -EMSGSIZE);
     EXPECT_EQ(send(stream, Bytes(FrameLink::kMostBytes, 1)), -EMSGSIZE);
     EXPECT_TRUE(ends.heard().empty());
+}
+
+// --- With a filter
+// -----------------------------------------------------------------------------------------------------
+
+/// A TCP segment that opens a connection with 198.51.100.1, or wherever.
+Bytes opening(std::array<std::uint8_t, 4> to = {198, 51, 100, 1}) {
+    Bytes frame(12, 0x52);
+    const Bytes packet{8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, to[0], to[1], to[2], to[3]};
+    frame.insert(frame.end(), packet.begin(), packet.end());
+    frame.resize(54);
+    frame[47] = 2; // SYN
+    return frame;
+}
+
+TEST(FrameStreamWithAFilter, DecidesHoweverAFrameIsCut) {
+    Ends ends;
+    std::vector<std::string> kept;
+    FrameStream stream(std::move(ends.device),
+                       std::make_unique<FrameFilter>(FrameFilter::Network{}, [](std::uint32_t) { return false; }),
+                       [&kept](const std::string& to) { kept.push_back(to); });
+    for (const std::size_t piece : {1U, 2U, 3U, 7U, 12U, 13U, 46U, 100U}) {
+        for (const bool is_allowed : {true, false}) {
+            const Bytes frame = is_allowed ? opening() : opening({127, 0, 0, 1});
+            Bytes bytes(kHeader, 0xff);
+            bytes.insert(bytes.end(), frame.begin(), frame.end());
+            std::vector<iovec> pieces;
+            for (std::size_t at = 0; at < bytes.size(); at += piece) {
+                pieces.push_back({bytes.data() + at, std::min(piece, bytes.size() - at)});
+            }
+            kept.clear();
+            EXPECT_EQ(stream.send(pieces), is_allowed ? 0 : -EPERM) << piece;
+            EXPECT_EQ(ends.heard(), is_allowed ? with_length(frame) : Bytes{}) << piece;
+            EXPECT_EQ(kept.size(), is_allowed ? 0U : 1U);
+        }
+    }
+    EXPECT_EQ(kept, (std::vector<std::string>{"TCP port 0 of 127.0.0.1"}));
+}
+
+TEST(FrameStreamWithAFilter, SendsWhatItHasJudgedThoughTheGuestChangesItMeanwhile) {
+    Ends ends;
+    Bytes bytes(kHeader);
+    const Bytes frame = opening();
+    bytes.insert(bytes.end(), frame.begin(), frame.end());
+    FrameStream stream(std::move(ends.device),
+                       std::make_unique<FrameFilter>(FrameFilter::Network{},
+                                                     [&bytes](std::uint32_t) {
+                                                         const std::array<std::uint8_t, 4> loopback{127, 0, 0, 1};
+                                                         std::copy(loopback.begin(), loopback.end(),
+                                                                   bytes.begin() + kHeader + 30);
+                                                         return false;
+                                                     }),
+                       {});
+    const std::array<iovec, 1> pieces{{{bytes.data(), bytes.size()}}};
+    EXPECT_EQ(stream.send(pieces), 0);
+    EXPECT_EQ(ends.heard(), with_length(frame));
 }
 
 TEST(FrameStream, KeepsWhatTheSocketHasNoRoomForAndSendsItLater) {

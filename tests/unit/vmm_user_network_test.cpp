@@ -26,6 +26,7 @@
 #include "kvm/error.hpp"
 #include "support/devices_virtio_driver.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_network_namespace.hpp"
 #include "vmm/user_network.hpp"
 
 namespace vmm {
@@ -42,10 +43,10 @@ constexpr std::array<std::uint8_t, 6> kGuestMac{0x52, 0x54, 0, 0x12, 0x34, 0x56}
 /// A socket on the loopback interface that listens at a port which was free.
 class Listener {
   public:
-    Listener() : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    explicit Listener(std::uint32_t at = INADDR_LOOPBACK) : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
         sockaddr_in address{};
         address.sin_family = AF_INET;
-        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        address.sin_addr.s_addr = htonl(at);
         EXPECT_EQ(::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
         EXPECT_EQ(::listen(fd_.get(), 4), 0);
         socklen_t size = sizeof(address);
@@ -196,6 +197,7 @@ struct Segment {
     std::uint32_t acknowledged = 0;
     std::uint8_t flags = 0;
     std::string data{};
+    const char* address = user_network::kGateway;
 };
 constexpr std::uint8_t kSyn = 2;
 constexpr std::uint8_t kPush = 8;
@@ -203,7 +205,7 @@ constexpr std::uint8_t kAck = 16;
 
 Bytes tcp(const Bytes& gateway_mac, const Segment& segment) {
     const std::uint32_t from = address_of(user_network::kGuestAddress);
-    const std::uint32_t to = address_of(user_network::kGateway);
+    const std::uint32_t to = address_of(segment.address);
     Bytes bytes;
     put16(bytes, segment.from);
     put16(bytes, segment.to);
@@ -230,8 +232,11 @@ Bytes tcp(const Bytes& gateway_mac, const Segment& segment) {
 class Guest {
   public:
     explicit Guest(const NetConfig& config)
-        : network_(config), net_("net0", std::make_unique<devices::FrameStream>(network_.take_socket()),
-                                 {2, 0, 0, 0, 0, 1}, [this] { last_words_ = network_.last_words(); }),
+        : network_(config),
+          net_("net0",
+               std::make_unique<devices::FrameStream>(network_.take_socket(), make_frame_filter(config),
+                                                      [this](const std::string& to) { kept_.push_back(to); }),
+               {2, 0, 0, 0, 0, 1}, [this] { last_words_ = network_.last_words(); }),
           rig_(net_) {
         EXPECT_TRUE(rig_.start());
         for (unsigned i = 0; i < 16; ++i) {
@@ -276,6 +281,8 @@ class Guest {
 
     [[nodiscard]] VirtioRig& rig() noexcept { return rig_; }
     [[nodiscard]] pid_t passt() const noexcept { return network_.pid(); }
+    /// Where the frames were to go that were kept from the host.
+    [[nodiscard]] const std::vector<std::string>& kept() const noexcept { return kept_; }
 
   private:
     static constexpr std::uint32_t kHeader = devices::FrameLink::kHeaderBytes;
@@ -287,6 +294,7 @@ class Guest {
 
     UserNetwork network_;
     std::string last_words_;
+    std::vector<std::string> kept_;
     devices::virtio::Net net_;
     VirtioRig rig_;
     std::array<GuestAddress, 256> buffers_{}; ///< by head
@@ -350,13 +358,134 @@ TEST_F(UserNetworkOfPasst, ConnectsTheGuestToASocketAndHasItsLinkDownWhenPasstEn
     guest.send(arp_request(1, 2));
 }
 
+/// Returns once passt has done with all frames sent before: it answers ARP at once, and the rest of what it has read
+/// after that, so that the second answer comes when the first one's company is done with.
+void wait_for_passt(Guest& guest) {
+    mac_of_gateway(guest);
+    mac_of_gateway(guest);
+}
+
+bool has_connection(const Listener& listener) {
+    pollfd ready{listener.fd(), POLLIN, 0};
+    return ::poll(&ready, 1, 0) == 1;
+}
+
 TEST_F(UserNetworkOfPasst, KeepsTheGuestFromTheHostsLoopback) {
     const Listener listener;
     Guest guest({.user = true});
     guest.send(tcp(mac_of_gateway(guest), {.to = listener.port(), .sequence = 1000, .flags = kSyn}));
-    mac_of_gateway(guest); // It has been through what came before.
-    pollfd ready{listener.fd(), POLLIN, 0};
-    EXPECT_EQ(::poll(&ready, 1, 100), 0) << "a connection has come";
+    wait_for_passt(guest);
+    EXPECT_FALSE(has_connection(listener));
+}
+
+constexpr const char* kHostsAddress = "198.51.100.7";
+
+/// On a host that has kHostsAddress.
+class UserNetworkOnAHost : public UserNetworkOfPasst {
+  protected:
+    void SetUp() override {
+        UserNetworkOfPasst::SetUp();
+        if (!host_.why().empty()) {
+            GTEST_SKIP() << host_.why();
+        }
+        ASSERT_TRUE(host_.add_address(1, kHostsAddress));
+    }
+    testing::NetworkNamespace host_;
+};
+
+TEST_F(UserNetworkOnAHost, KeepsTheGuestFromTheHostWhateverAddressItTries) {
+    const Listener listener(INADDR_ANY);
+    Guest guest({.user = true});
+    const Bytes gateway = mac_of_gateway(guest);
+    for (const char* const address :
+         {"127.0.0.1", "127.0.0.53", "0.0.0.0", "0.0.0.1", kHostsAddress, "198.51.100.200"}) {
+        guest.send(tcp(gateway, {.to = listener.port(), .sequence = 1000, .flags = kSyn, .address = address}));
+        wait_for_passt(guest);
+        EXPECT_FALSE(has_connection(listener)) << address;
+    }
+    EXPECT_EQ(guest.kept().size(), 6U);
+    // One that the host gets while the guest runs, too.
+    ASSERT_TRUE(host_.add_address(2, "203.0.113.5"));
+    guest.send(tcp(gateway, {.to = listener.port(), .sequence = 1000, .flags = kSyn, .address = "203.0.113.5"}));
+    wait_for_passt(guest);
+    EXPECT_FALSE(has_connection(listener));
+    EXPECT_EQ(guest.kept().back(), "TCP port " + std::to_string(listener.port()) + " of 203.0.113.5");
+}
+
+TEST_F(UserNetworkOnAHost, LetsTheGuestReachTheHostWhereThatIsAskedFor) {
+    const Listener listener(INADDR_ANY);
+    Guest guest({.user = true, .host_loopback = true});
+    const Bytes gateway = mac_of_gateway(guest);
+    std::uint16_t from = 40000;
+    for (const char* const address : {"127.0.0.1", "0.0.0.0", kHostsAddress, user_network::kGateway}) {
+        guest.send(
+            tcp(gateway, {.from = ++from, .to = listener.port(), .sequence = 1000, .flags = kSyn, .address = address}));
+        EXPECT_TRUE(guest.wait_for_segment(kSyn | kAck)) << address;
+        const UniqueFd server(::accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        EXPECT_TRUE(server) << address;
+    }
+}
+
+TEST_F(UserNetworkOnAHost, KeepsDatagramsFromTheHost) {
+    const UniqueFd receiver(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    sockaddr_in any{};
+    any.sin_family = AF_INET;
+    ASSERT_EQ(::bind(receiver.get(), reinterpret_cast<const sockaddr*>(&any), sizeof(any)), 0);
+    socklen_t size = sizeof(any);
+    ASSERT_EQ(::getsockname(receiver.get(), reinterpret_cast<sockaddr*>(&any), &size), 0);
+    const auto datagram = [&](const char* to) {
+        Bytes udp;
+        put16(udp, 40001);
+        put16(udp, ntohs(any.sin_port));
+        put16(udp, 12);
+        put16(udp, 0);
+        put32(udp, 0x68656c6f);
+        return ipv4(17, address_of(user_network::kGuestAddress), address_of(to), udp);
+    };
+    std::array<char, 16> heard{};
+    for (const bool allowed : {false, true}) {
+        Guest guest({.user = true, .host_loopback = allowed});
+        const Bytes gateway = mac_of_gateway(guest);
+        for (const char* const to : {"127.0.0.1", "0.0.0.0", kHostsAddress}) {
+            guest.send(ethernet(gateway, 0x0800, datagram(to)));
+            wait_for_passt(guest);
+            EXPECT_EQ(::recv(receiver.get(), heard.data(), heard.size(), 0) == 4, allowed) << to;
+        }
+    }
+}
+
+TEST_F(UserNetworkOnAHost, AServerInTheGuestAnswersAClientOnTheHostsOwnAddress) {
+    std::uint16_t port = 0;
+    {
+        const Listener free(INADDR_ANY);
+        port = free.port();
+    }
+    Guest guest({.user = true, .forwards = {{false, "0.0.0.0", port, 80}}});
+    const Bytes gateway = mac_of_gateway(guest);
+    wait_for_passt(guest);
+    const UniqueFd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(address_of(kHostsAddress));
+    ASSERT_EQ(::connect(client.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    const auto asked = guest.wait_for_segment(kSyn);
+    ASSERT_TRUE(asked);
+    const std::uint32_t from = get32(*asked, 26);
+    EXPECT_EQ(from, address_of(kHostsAddress));
+    Segment answer{.from = 80,
+                   .to = static_cast<std::uint16_t>(get16(*asked, 34)),
+                   .sequence = 5000,
+                   .acknowledged = get32(*asked, 38) + 1,
+                   .flags = kSyn | kAck,
+                   .address = kHostsAddress};
+    guest.send(tcp(gateway, answer));
+    ASSERT_EQ(::write(client.get(), "to the guest", 12), 12);
+    EXPECT_TRUE(guest.wait_for([](const Bytes& frame) {
+        constexpr std::string_view kText = "to the guest";
+        return std::search(frame.begin(), frame.end(), kText.begin(), kText.end()) != frame.end();
+    })) << "the guest's answer has not come";
+    EXPECT_TRUE(guest.kept().empty()) << guest.kept().front();
 }
 
 } // namespace

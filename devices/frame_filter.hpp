@@ -1,0 +1,78 @@
+// Which of a guest's frames may go to a program that turns them into sockets of the host's.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <tuple>
+
+namespace vmm::devices {
+
+/// Keeps a guest from the host itself. A program like passt connects wherever a frame says, as the user who runs it: to
+/// the loopback interface and to the host's own addresses, too, where services trust whoever reaches them. This lets
+/// ARP and whole IPv4 packets to other machines through, DHCP with the gateway, DNS with the name server, and answers
+/// to what came from the host's addresses. All else is dropped: other protocols (IPv6, VLAN tags, LLC), fragments, and
+/// packets to a group.
+///
+/// It sees a copy of a frame's head and keeps no reference to it. Addresses are numbers, the first byte highest.
+///
+/// Threads: one.
+class FrameFilter {
+  public:
+    using Clock = std::chrono::steady_clock;
+    using Now = std::function<Clock::time_point()>;
+    /// Whether an address, or a group of them, is delivered to the host itself. Loopback need not be.
+    using IsHosts = std::function<bool(std::uint32_t address)>;
+
+    /// The addresses that the program on the other side answers for itself.
+    struct Network {
+        std::uint32_t gateway = 0;     ///< DHCP, UDP port 67
+        std::uint32_t name_server = 0; ///< DNS, UDP port 53
+    };
+
+    enum class Verdict {
+        kPass,
+        kMalformed, ///< no frame, or no packet
+        kNotServed, ///< a protocol that the other side has no use for
+        kBadSource, ///< from an address that no guest has
+        kGroup,     ///< to a multicast, broadcast or reserved address
+        kHostsOwn,  ///< to the host itself
+    };
+
+    /// So much of each frame decides: Ethernet, IPv4 with all its options, and TCP.
+    static constexpr std::size_t kHeadBytes = 14 + 60 + 20;
+    /// How many conversations that began at the host's own addresses are remembered.
+    static constexpr std::size_t kMostAnswers = 4096;
+    /// How long the guest may answer a datagram.
+    static constexpr std::chrono::seconds kAnswerTime{180};
+
+    FrameFilter(const Network& network, IsHosts is_hosts, Now now = &Clock::now);
+
+    /// Judges a frame of the guest's. `head` is its first kHeadBytes, or all of its `frame_bytes`.
+    [[nodiscard]] Verdict to_host(std::span<const std::byte> head, std::size_t frame_bytes) const;
+    /// Notes that `frame` is on its way to the guest, which may answer it.
+    void to_guest(std::span<const std::byte> frame);
+
+    /// Where a frame was to go, for people: "TCP port 22 of 127.0.0.1".
+    [[nodiscard]] static std::string destination(std::span<const std::byte> head);
+
+  private:
+    /// (protocol, host's address, host's port, guest's port)
+    using Conversation = std::tuple<std::uint8_t, std::uint32_t, std::uint16_t, std::uint16_t>;
+
+    [[nodiscard]] Verdict judge_packet(std::span<const std::byte> head, std::size_t frame_bytes) const;
+    [[nodiscard]] bool is_answer(const Conversation& conversation, bool opens) const;
+
+    const Network network_;
+    const IsHosts is_hosts_;
+    const Now now_;
+    std::map<Conversation, Clock::time_point> conversations_; ///< when the last frame of each went to the guest
+    std::deque<Conversation> oldest_first_;
+};
+
+} // namespace vmm::devices
