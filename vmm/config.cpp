@@ -8,6 +8,7 @@
 
 #include "devices/tap.hpp"
 #include "devices/virtio/balloon.hpp"
+#include "devices/virtio/vsock.hpp"
 #include "kvm/error.hpp"
 #include "prefault/huge_page_pool.hpp"
 #include "prefault/numa.hpp"
@@ -101,6 +102,9 @@ void validate_devices(const Config& config) {
             throw Error(tried + " with the id '" + disk.id + "': it has at most " +
                         std::to_string(DiskConfig::kMaxIdBytes) + " characters, printable ASCII without spaces");
         }
+    }
+    if (config.vsock) {
+        devices::virtio::check_vsock_path(config.vsock->path);
     }
     for (const NetConfig& net : config.nets) {
         if (!net.user) {

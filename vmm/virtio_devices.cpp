@@ -75,7 +75,8 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
     }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(
-            "vsock0", devices::virtio::VsockConfig{config.vsock->cid, config.vsock->path}));
+            "vsock0", devices::virtio::VsockConfig{
+                          .guest_cid = config.vsock->cid, .path = config.vsock->path, .warn = services.warn}));
     }
     if (config.balloon) {
         auto balloon = std::make_unique<devices::virtio::Balloon>("balloon0", config.balloon->target_bytes,

@@ -1,7 +1,12 @@
 #include "devices/virtio/vsock.hpp"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -10,6 +15,8 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <ctime>
+#include <optional>
 #include <string_view>
 
 #include "devices/virtio/mmio_transport.hpp"
@@ -44,11 +51,19 @@ constexpr std::uint32_t kSendsNoMore = 2;
 
 /// Beyond that no more packets are taken from the guest until it has taken some of these.
 constexpr std::size_t kMostReplies = 512;
-constexpr std::size_t kMostGreetings = 64;
 constexpr std::size_t kLongestGreeting = 32; // "CONNECT 4294967295\n" and some room.
 constexpr std::size_t kLongestPath = 96;
 /// How many packets are moved before other descriptors have their turn.
 constexpr int kMostAtOnce = 256;
+/// How many programs are accepted, or refused, before that.
+constexpr int kMostAcceptedAtOnce = 64;
+/// How many packets of one program's go to the guest before the next program has its turn.
+constexpr int kMostOfOneProgram = 16;
+/// How long nobody is accepted where the host has no descriptor or no memory left.
+constexpr std::chrono::seconds kAcceptPause{1};
+/// How long another process that makes its socket in the same directory is waited for.
+constexpr int kMostLockAttempts = 100;
+constexpr timespec kLockPause{0, 10'000'000};
 /// How many buffers without room for a packet are given back before that.
 constexpr int kMostUselessAtOnce = 64;
 
@@ -69,27 +84,71 @@ int connect_to(int fd, const std::string& path) {
     return ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
 }
 
-UniqueFd listen_at(const std::string& path) {
-    const std::string tried = "make the vsock's unix socket " + path;
-    if (path.empty() || path.size() > kLongestPath) {
-        throw Error("cannot " + tried + ": the path must have 1 to " + std::to_string(kLongestPath) + " bytes");
+std::string trying_to_make(const std::string& path) {
+    return "make the vsock's unix socket " + path;
+}
+
+/// Holds off other processes that make such a socket in the same directory, as far as that can be had.
+class DirectoryLock {
+  public:
+    explicit DirectoryLock(const std::string& file) {
+        const std::size_t slash = file.rfind('/');
+        const std::string directory = slash == std::string::npos ? "." : slash == 0 ? "/" : file.substr(0, slash);
+        fd_ = UniqueFd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        for (int attempt = 0; fd_ && ::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0; ++attempt) {
+            if ((errno != EWOULDBLOCK && errno != EINTR) || attempt == kMostLockAttempts) {
+                fd_.reset();
+            } else {
+                ::nanosleep(&kLockPause, nullptr);
+            }
+        }
     }
-    UniqueFd fd = make_socket();
-    if (!fd) {
-        throw_errno(errno, tried);
+
+  private:
+    UniqueFd fd_; ///< the lock goes with it
+};
+
+/// Whether the file at `path` is a socket that its process left behind, and may be removed. Throws Error: it is not.
+void check_is_stale(const std::string& path) {
+    const std::string tried = "cannot " + trying_to_make(path);
+    struct stat file {};
+    if (::lstat(path.c_str(), &file) != 0) {
+        if (errno == ENOENT) {
+            return; // It went at this moment.
+        }
+        throw_errno(errno, trying_to_make(path));
     }
-    const sockaddr_un address = address_of(path);
-    if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-        throw_errno(errno, tried,
-                    errno == EADDRINUSE ? "another process uses it, or one that ended left it behind: then delete it"
-                                        : "");
+    if (!S_ISSOCK(file.st_mode)) {
+        throw Error(tried +
+                    ": there is a file of that name that is no socket (take another path, or move the file away)");
     }
-    if (::listen(fd.get(), 64) != 0) {
-        const int error = errno;
-        ::unlink(path.c_str());
-        throw_errno(error, tried);
+    const UniqueFd probe = make_socket();
+    if (!probe) {
+        throw_errno(errno, trying_to_make(path), "raise the limit on open files: `ulimit -n`");
     }
-    return fd;
+    const int error = connect_to(probe.get(), path) == 0 ? 0 : errno;
+    if (error == 0 || error == EAGAIN || error == EINPROGRESS) {
+        throw Error(tried + ": another process uses it (take another path)");
+    }
+    if (error != ECONNREFUSED && error != ENOENT) { // EPROTOTYPE: a socket of another kind; EACCES: another user's.
+        throw_errno(
+            error, trying_to_make(path),
+            "there is a socket already, which cannot be told to be left behind: take another path, or delete it");
+    }
+    if (error == ECONNREFUSED && file.st_uid != ::geteuid()) {
+        throw Error(tried + ": a process of another user's left a socket there (have user " +
+                    std::to_string(file.st_uid) + " delete it, or take another path)");
+    }
+}
+
+bool is_hung_up(int fd) noexcept {
+    pollfd state{fd, 0, 0};
+    return ::poll(&state, 1, 0) == 1 && (state.revents & (POLLHUP | POLLERR)) != 0;
+}
+
+bool has_unread(int fd) noexcept {
+    int bytes = 0;
+    return ::ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0;
 }
 
 Identity identity_of(std::string name, std::uint32_t guest_cid) {
@@ -121,18 +180,84 @@ bool would_block(int error) noexcept {
 
 } // namespace
 
-Vsock::Vsock(std::string name, const VsockConfig& config)
-    : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
-      listener_(listen_at(config.path)), next_port_(kFirstHostPort) {}
+// --- The socket that programs connect to -------------------------------------------------------------------------
 
-Vsock::~Vsock() {
-    if (listener_) {
-        ::unlink(config_.path.c_str());
+void check_vsock_path(const std::string& path) {
+    if (path.find('\0') != std::string::npos) {
+        throw Error("cannot make the vsock's unix socket: its path has a byte of zero in it");
+    }
+    const std::string tried = "cannot " + trying_to_make(path);
+    if (path.empty() || path.size() > kLongestPath) {
+        throw Error(tried + ": the path must have 1 to " + std::to_string(kLongestPath) + " bytes");
+    }
+    const std::size_t digits = path.find_last_not_of("0123456789");
+    if (digits != std::string::npos && path[digits] == '_' && digits + 1 != path.size()) {
+        throw Error(tried + ": a path that ends in '_' and a number is that of port " + path.substr(digits + 1) +
+                    " of a vsock at " + path.substr(0, digits) +
+                    ", whose guest could connect to it (take another name)");
     }
 }
 
+VsockListener::VsockListener(std::string path, const std::function<void(const std::string&)>& warn)
+    : path_(std::move(path)) {
+    check_vsock_path(path_);
+    const DirectoryLock lock(path_);
+    UniqueFd fd = make_socket();
+    if (!fd) {
+        throw_errno(errno, trying_to_make(path_), "raise the limit on open files: `ulimit -n`");
+    }
+    const sockaddr_un address = address_of(path_);
+    const auto bind_it = [&] {
+        return ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+    };
+    bool bound = bind_it();
+    if (!bound && errno == EADDRINUSE) {
+        check_is_stale(path_);
+        if (::unlink(path_.c_str()) != 0 && errno != ENOENT) {
+            throw_errno(errno, "delete the unix socket " + path_ + ", which a process that ended left behind");
+        }
+        bound = bind_it();
+        if (bound && warn) {
+            warn("the unix socket " + path_ + " was left behind by a process that has ended: it is replaced");
+        }
+    }
+    if (!bound) {
+        throw_errno(errno, trying_to_make(path_),
+                    errno == EADDRINUSE                     ? "another process has just made it: take another path"
+                    : errno == ENOENT || errno == ENOTDIR   ? "its directory has to exist"
+                    : errno == EACCES || errno == EROFS     ? "take a directory that this user may write to"
+                    : errno == EPERM || errno == EOPNOTSUPP ? "that file system has no sockets: take another directory"
+                    : errno == ENOSPC || errno == EDQUOT    ? "make room there"
+                                                            : "");
+    }
+    struct stat file {};
+    if (::listen(fd.get(), 64) != 0 || ::lstat(path_.c_str(), &file) != 0) {
+        const int error = errno;
+        ::unlink(path_.c_str());
+        throw_errno(error, trying_to_make(path_));
+    }
+    device_ = file.st_dev;
+    inode_ = file.st_ino;
+    fd_ = std::move(fd);
+}
+
+VsockListener::~VsockListener() {
+    struct stat file {};
+    if (::lstat(path_.c_str(), &file) == 0 && file.st_dev == device_ && file.st_ino == inode_) {
+        ::unlink(path_.c_str());
+    }
+}
+
+// --- The device -----------------------------------------------------------------------------------------------------
+
+Vsock::Vsock(std::string name, const VsockConfig& config)
+    : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
+      listener_(config.path, config.warn), spare_(make_socket()), next_port_(kFirstHostPort) {}
+
 void Vsock::end() noexcept {
     connections_.clear();
+    begun_by_guest_ = 0;
+    alarm_at_ = Clock::time_point::max();
     greetings_.clear();
     replies_.clear();
 }
@@ -157,9 +282,9 @@ std::vector<Source> Vsock::sources() const {
     if (!is_active()) {
         return sources;
     }
-    if (!out_of_descriptors_ && connections_.size() + greetings_.size() < kMostConnections &&
-        greetings_.size() < kMostGreetings) {
-        sources.push_back({listener_.get(), EPOLLIN});
+    sources.push_back(alarm_.source());
+    if (accept_again_at_ == Clock::time_point::min()) {
+        sources.push_back({listener_.fd(), EPOLLIN});
     }
     for (const Greeting& greeting : greetings_) {
         sources.push_back({greeting.fd.get(), EPOLLIN, greeting.serial});
@@ -167,7 +292,8 @@ std::vector<Source> Vsock::sources() const {
     for (const auto& [ports, connection] : connections_) {
         const std::uint32_t events = (is_readable(connection) ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
                                      (connection.to_host.empty() ? 0U : static_cast<std::uint32_t>(EPOLLOUT));
-        if (events != 0) { // Otherwise a hang-up, which cannot be masked, would come again and again.
+        // A hang-up is told of whatever is asked for. Once it is known, it would come again and again.
+        if (events != 0 || !connection.left) {
             sources.push_back({connection.fd.get(), events, connection.serial});
         }
     }
@@ -176,14 +302,14 @@ std::vector<Source> Vsock::sources() const {
 
 void Vsock::look_at_doorbell(std::uint16_t index) {
     wants_room_ = wants_room_ && index != kToGuest;
-    out_of_descriptors_ = false; // Perhaps some have been closed since.
 }
 
 void Vsock::look_at_source(int fd) {
     if (!is_active()) {
         return;
     }
-    if (fd == listener_.get()) {
+    alarm_.take(fd);
+    if (fd == listener_.fd()) {
         accept_programs();
     }
     const auto greeting =
@@ -193,13 +319,19 @@ void Vsock::look_at_source(int fd) {
     }
     const auto connection = std::find_if(connections_.begin(), connections_.end(),
                                          [fd](const auto& entry) { return entry.second.fd.get() == fd; });
-    if (connection != connections_.end() && !connection->second.to_host.empty()) {
+    if (connection == connections_.end()) {
+        return;
+    }
+    if (!connection->second.left && is_hung_up(fd)) {
+        program_left(connection);
+    } else if (!connection->second.to_host.empty()) {
         flush(connection);
     }
 }
 
 /// Moves what can be moved in both directions.
 void Vsock::serve() {
+    expire();
     send_to_guest();
     take_packets();
     const bool waited = replies_.size() >= kMostReplies;
@@ -207,29 +339,128 @@ void Vsock::serve() {
     if (waited && replies_.size() < kMostReplies) {
         ask_for_another_turn(); // For packets that were left, of which no doorbell will tell.
     }
+    set_alarm();
+}
+
+// --- What takes too long ---------------------------------------------------------------------------------------------
+
+void Vsock::expire() {
+    const Clock::time_point now = config_.now();
+    if (accept_again_at_ <= now) {
+        accept_again_at_ = Clock::time_point::min();
+    }
+    while (!greetings_.empty() && greetings_.front().deadline <= now) { // The oldest is in front.
+        greetings_.pop_front();
+    }
+    for (auto connection = connections_.begin(); connection != connections_.end();) {
+        const auto next = std::next(connection);
+        if (connection->second.deadline <= now) {
+            give_up(connection);
+        }
+        connection = next;
+    }
+}
+
+void Vsock::set_alarm() {
+    Clock::time_point next = Clock::time_point::max();
+    if (accept_again_at_ != Clock::time_point::min()) {
+        next = accept_again_at_;
+    }
+    if (!greetings_.empty()) {
+        next = std::min(next, greetings_.front().deadline);
+    }
+    for (const auto& [ports, connection] : connections_) {
+        next = std::min(next, connection.deadline);
+    }
+    if (next != alarm_at_ && next != Clock::time_point::max()) {
+        alarm_.set(Clock::now() + (next - config_.now()));
+    }
+    alarm_at_ = next;
+}
+
+void Vsock::erase(Connections::iterator connection) {
+    begun_by_guest_ -= connection->second.by_guest ? 1 : 0;
+    connections_.erase(connection);
+}
+
+/// The program has closed its end. What it wrote before is for the guest; what the guest writes is for nobody.
+void Vsock::program_left(Connections::iterator connection) {
+    Connection& there = connection->second;
+    const Ports ports = connection->first;
+    there.forwarded_bytes += static_cast<std::uint32_t>(there.to_host.size() - there.own_bytes);
+    there.own_bytes = 0;
+    there.to_host.drop(there.to_host.size());
+    if (there.established && there.host_sends && there.guest_receives && has_unread(there.fd.get())) {
+        there.left = true;
+        there.deadline = config_.now() + kLeftTime;
+        return;
+    }
+    if (!there.established) {
+        give_up(connection);
+        return;
+    }
+    Header header = header_to_guest(ports, kShutdown);
+    header.flags = kReceivesNoMore | kSendsNoMore;
+    header.forwarded_bytes = there.forwarded_bytes;
+    replies_.push_back(header);
+    erase(connection);
+}
+
+/// Ends a connection that one side waits for in vain.
+void Vsock::give_up(Connections::iterator connection) {
+    const Ports ports = connection->first;
+    // The guest need not hear of a request that it has not seen.
+    const auto request = std::find_if(replies_.begin(), replies_.end(), [&](const Header& header) {
+        return header.operation == kRequest && ports_to_guest(header) == ports;
+    });
+    if (request != replies_.end()) {
+        replies_.erase(request);
+    } else {
+        reply(ports, kReset);
+    }
+    erase(connection);
+}
+
+bool Vsock::has_room_for_connection(bool by_guest) {
+    const auto begun = [&] { return by_guest ? begun_by_guest_ : connections_.size() - begun_by_guest_; };
+    if (begun() < kMostConnections) {
+        return true;
+    }
+    auto oldest = connections_.end();
+    for (auto each = connections_.begin(); each != connections_.end(); ++each) {
+        if (each->second.left && each->second.by_guest == by_guest &&
+            (oldest == connections_.end() || each->second.deadline < oldest->second.deadline)) {
+            oldest = each;
+        }
+    }
+    if (oldest != connections_.end()) {
+        give_up(oldest);
+    }
+    return begun() < kMostConnections;
 }
 
 // --- From the guest -------------------------------------------------------------------------------------------------
 
 void Vsock::take_packets() {
-    for (int packets = 0; packets < kMostAtOnce; ++packets) {
+    std::size_t bytes = 0;
+    for (int packets = 0; packets < kMostAtOnce && bytes < kMostBytesATurn; ++packets) {
         if (replies_.size() >= kMostReplies || !take(kFromGuest, chain_)) {
             return;
         }
-        take_packet(chain_);
+        bytes += take_packet(chain_);
         working_queue(kFromGuest)->push(chain_.head, 0);
     }
     ask_for_another_turn();
 }
 
-void Vsock::take_packet(const Chain& chain) {
+std::size_t Vsock::take_packet(const Chain& chain) {
     Header header{};
     if (copy_from(chain, 0, std::as_writable_bytes(std::span(&header, 1))) != sizeof(header)) {
-        return; // Nothing says to whom it would have to be answered.
+        return 0; // Nothing says to whom it would have to be answered.
     }
     // A guest may speak for itself only (5.10.6.4.2).
     if (header.source_cid != config_.guest_cid) {
-        return;
+        return 0;
     }
     const Ports ports = ports_from_guest(header);
     const auto refuse = [&] {
@@ -240,16 +471,16 @@ void Vsock::take_packet(const Chain& chain) {
     if (header.destination_cid != kHostCid || header.type != kStream ||
         header.length > chain.readable_bytes - sizeof(header)) {
         refuse();
-        return;
+        return 0;
     }
     if (header.operation == kRequest) {
         begin_connection(header);
-        return;
+        return 0;
     }
     const auto connection = connections_.find(ports);
     if (connection == connections_.end()) {
         refuse();
-        return;
+        return 0;
     }
     connection->second.guest_buffer_bytes = header.buffer_bytes;
     connection->second.guest_forwarded_bytes = header.forwarded_bytes;
@@ -257,36 +488,38 @@ void Vsock::take_packet(const Chain& chain) {
     case kResponse:
         if (!connection->second.established) {
             connection->second.established = true;
+            connection->second.deadline = Clock::time_point::max();
             const std::string words = "OK " + std::to_string(ports.first) + "\n";
             connection->second.own_bytes = connection->second.to_host.push(std::as_bytes(std::span(words)));
             flush(connection);
         }
         break;
     case kReset:
-        connections_.erase(connection);
+        erase(connection);
         break;
     case kShutdown:
         shut_down(connection, header.flags);
         break;
     case kReadWrite:
         take_bytes(connection, header, chain);
-        break;
+        return header.length;
     case kCreditUpdate:
         break;
     case kCreditRequest:
         reply(ports, kCreditUpdate);
         break;
     default:
-        connections_.erase(connection);
+        erase(connection);
         refuse();
         break;
     }
+    return 0;
 }
 
 void Vsock::begin_connection(const Header& header) {
     const Ports ports = ports_from_guest(header);
     UniqueFd fd;
-    if (connections_.size() < kMostConnections && !connections_.contains(ports)) {
+    if (!connections_.contains(ports) && has_room_for_connection(true)) {
         fd = make_socket();
         // The connection is there at once, or there is no listener, or it has too many to accept already.
         if (fd && connect_to(fd.get(), config_.path + "_" + std::to_string(ports.first)) != 0) {
@@ -294,11 +527,14 @@ void Vsock::begin_connection(const Header& header) {
         }
     }
     if (!fd) {
-        connections_.erase(ports); // A guest that begins one twice has lost the first one.
+        if (const auto first = connections_.find(ports); first != connections_.end()) {
+            erase(first); // A guest that begins one twice has lost the first one.
+        }
         reply(ports, kReset);
         return;
     }
-    Connection& connection = connections_.try_emplace(ports, std::move(fd), next_serial_++).first->second;
+    Connection& connection = connections_.try_emplace(ports, std::move(fd), next_serial_++, true).first->second;
+    ++begun_by_guest_;
     connection.established = true;
     connection.guest_buffer_bytes = header.buffer_bytes;
     connection.guest_forwarded_bytes = header.forwarded_bytes;
@@ -310,7 +546,7 @@ void Vsock::take_bytes(Connections::iterator connection, const Header& header, c
     // More than it was told there is room for, or after it said that there would be no more.
     if (header.length > there.to_host.room() || !there.guest_sends || !there.established) {
         const Ports ports = connection->first;
-        connections_.erase(connection);
+        erase(connection);
         reply(ports, kReset);
         return;
     }
@@ -330,6 +566,10 @@ void Vsock::shut_down(Connections::iterator connection, std::uint32_t flags) {
     Connection& there = connection->second;
     there.guest_receives = there.guest_receives && (flags & kReceivesNoMore) == 0;
     there.guest_sends = there.guest_sends && (flags & kSendsNoMore) == 0;
+    if (there.left && !there.guest_receives) {
+        give_up(connection); // Nobody is there any more for whom anything could be done.
+        return;
+    }
     flush(connection);
 }
 
@@ -337,6 +577,10 @@ void Vsock::shut_down(Connections::iterator connection, std::uint32_t flags) {
 void Vsock::flush(Connections::iterator connection) {
     Connection& there = connection->second;
     const Ports ports = connection->first;
+    if (there.left) { // For nobody, and the guest is not to wait for it.
+        there.forwarded_bytes += static_cast<std::uint32_t>(there.to_host.size());
+        there.to_host.drop(there.to_host.size());
+    }
     while (!there.to_host.empty()) {
         const std::span<const std::byte> piece = there.to_host.front();
         const ssize_t written = ::send(there.fd.get(), piece.data(), piece.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -344,8 +588,7 @@ void Vsock::flush(Connections::iterator connection) {
             if (would_block(errno)) {
                 break;
             }
-            connections_.erase(connection); // The program has gone.
-            reply(ports, kReset);
+            program_left(connection);
             return;
         }
         there.to_host.drop(static_cast<std::size_t>(written));
@@ -355,11 +598,11 @@ void Vsock::flush(Connections::iterator connection) {
     }
     if (there.to_host.empty()) {
         if (!there.guest_sends && !there.guest_receives) {
-            connections_.erase(connection);
+            erase(connection);
             reply(ports, kReset); // 5.10.6.5: the answer to a shutdown of both directions
             return;
         }
-        if (!there.guest_sends) {
+        if (!there.guest_sends && !there.left) {
             ::shutdown(there.fd.get(), SHUT_WR);
         }
     }
@@ -374,14 +617,30 @@ void Vsock::flush(Connections::iterator connection) {
 // --- From programs of the host -----------------------------------------------------------------------------------
 
 void Vsock::accept_programs() {
-    while (connections_.size() + greetings_.size() < kMostConnections && greetings_.size() < kMostGreetings) {
-        UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-        if (!fd) {
-            // Without descriptors left, it would be reported as ready again and again.
-            out_of_descriptors_ = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+    for (int accepted = 0; accepted < kMostAcceptedAtOnce; ++accepted) {
+        UniqueFd fd(::accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+        if (fd) {
+            if (greetings_.size() < kMostGreetings) {
+                greetings_.push_back({std::move(fd), next_serial_++, config_.now() + kGreetingTime});
+            } // Else it is closed: it hears at once that there is no room.
+        } else if (errno == EMFILE || errno == ENFILE) {
+            refuse_program();
+        } else {
+            if (errno == ENOBUFS || errno == ENOMEM) { // It would be reported as ready again and again.
+                accept_again_at_ = config_.now() + kAcceptPause;
+            }
             return;
         }
-        greetings_.push_back({std::move(fd), next_serial_++, {}});
+    }
+}
+
+/// Takes the next program out of the queue and closes it, where there is no descriptor left to speak to it.
+void Vsock::refuse_program() {
+    spare_.reset();
+    UniqueFd(::accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)).reset();
+    spare_ = make_socket();
+    if (!spare_) {
+        accept_again_at_ = config_.now() + kAcceptPause;
     }
 }
 
@@ -413,7 +672,7 @@ void Vsock::read_greeting(std::deque<Greeting>::iterator greeting) {
 }
 
 void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
-    if (replies_.size() >= kMostReplies || connections_.size() >= kMostConnections) {
+    if (replies_.size() >= kMostReplies || !has_room_for_connection(false)) {
         return; // Closes it.
     }
     while (connections_.contains({next_port_, port})) {
@@ -421,7 +680,8 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     }
     const Ports ports{next_port_, port};
     next_port_ = next_port_ == UINT32_MAX ? kFirstHostPort : next_port_ + 1;
-    connections_.try_emplace(ports, std::move(program), next_serial_++);
+    const auto connection = connections_.try_emplace(ports, std::move(program), next_serial_++, false).first;
+    connection->second.deadline = config_.now() + kAnswerTime;
     reply(ports, kRequest);
 }
 
@@ -494,18 +754,31 @@ void Vsock::send_to_guest() {
     if (!replies_.empty()) {
         return;
     }
+    // From where the last turn ended, so that nobody is left out.
     int budget = kMostAtOnce;
-    for (auto connection = connections_.begin(); connection != connections_.end();) {
-        const auto next = std::next(connection); // It may be over.
-        while (budget > 0 && is_readable(connection->second) && has_room() && send_bytes(connection)) {
-            --budget;
+    std::size_t bytes = 0;
+    for (std::size_t left = connections_.size(); left != 0 && budget > 0 && bytes < kMostBytesATurn; --left) {
+        auto connection = connections_.lower_bound(next_to_read_);
+        if (connection == connections_.end()) {
+            connection = connections_.begin();
         }
-        connection = next;
+        const auto next = std::next(connection); // It may be over.
+        next_to_read_ = next == connections_.end() ? Ports{} : next->first;
+        for (int packets = 0;
+             packets < kMostOfOneProgram && budget > 0 && is_readable(connection->second) && has_room(); ++packets) {
+            --budget;
+            const auto sent = send_bytes(connection);
+            if (!sent) {
+                break;
+            }
+            bytes += *sent;
+        }
     }
 }
 
-/// Reads from the program into the buffer that room_ is. False if there is nothing more to read now.
-bool Vsock::send_bytes(Connections::iterator connection) {
+/// Reads from the program into the buffer that room_ is. Returns how much; nothing where there is no more to read now,
+/// or the connection is over.
+std::optional<std::size_t> Vsock::send_bytes(Connections::iterator connection) {
     Connection& there = connection->second;
     // The header goes to the front of the buffer, the bytes straight behind it.
     std::array<iovec, 64> pieces{};
@@ -524,25 +797,34 @@ bool Vsock::send_bytes(Connections::iterator connection) {
     if (count == 0) { // In too many pieces to hold more than a header: given back.
         has_room_ = false;
         working_queue(kToGuest)->push(room_.head, 0);
-        return true;
+        return 0;
     }
     msghdr message{};
     message.msg_iov = pieces.data();
     message.msg_iovlen = count;
     const ssize_t received = ::recvmsg(there.fd.get(), &message, MSG_DONTWAIT);
     if (received < 0 && would_block(errno)) {
-        return false;
+        return std::nullopt;
     }
-    if (received <= 0) { // It sends no more; where it has gone altogether, writing to it will show.
+    if (received <= 0) { // It sends no more, or it has gone altogether.
         there.host_sends = false;
+        const bool has_gone = received < 0 || is_hung_up(there.fd.get());
         Header header = header_to_guest(connection->first, kShutdown);
-        header.flags = received < 0 ? kReceivesNoMore | kSendsNoMore : kSendsNoMore;
-        return put_packet(header);
+        header.flags = has_gone ? kReceivesNoMore | kSendsNoMore : kSendsNoMore;
+        static_cast<void>(put_packet(header));
+        if (has_gone) {
+            erase(connection);
+        }
+        return std::nullopt;
     }
     Header header = header_to_guest(connection->first, kReadWrite);
     header.length = static_cast<std::uint32_t>(received);
     there.sent_bytes += header.length;
-    return put_packet(header);
+    if (there.left) {
+        there.deadline = config_.now() + kLeftTime;
+    }
+    static_cast<void>(put_packet(header));
+    return static_cast<std::size_t>(received);
 }
 
 } // namespace vmm::devices::virtio

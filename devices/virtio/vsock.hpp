@@ -1,17 +1,23 @@
 // Stream sockets between guest and host (virtio 1.2, 5.10), carried over unix sockets of the host.
 #pragma once
 
+#include <sys/types.h>
+
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "devices/byte_ring.hpp"
+#include "devices/virtio/alarm.hpp"
 #include "devices/virtio/synchronous_device.hpp"
 #include "kvm/unique_fd.hpp"
 
@@ -24,24 +30,61 @@ namespace vmm::devices::virtio {
 /// - Guest to host: where the guest connects to port P of CID 2, the device connects to the unix socket `<path>_<P>`.
 struct VsockConfig {
     std::uint32_t guest_cid = 3; ///< 3 to 0xfffffffe: below are the hypervisor, loopback and the host
-    std::string path;            ///< at most 96 bytes, so that a port fits behind it
+    std::string path;            ///< see check_vsock_path()
+    std::function<void(const std::string&)> warn{}; ///< the user; may be empty
+    std::function<Alarm::Clock::time_point()> now = &Alarm::Clock::now;
 };
 
-/// The device. Nothing of a guest makes it hold more than kMostConnections connections of kBufferBytes each.
+/// Throws Error: no vsock can have its unix socket at `path`. It has 1 to 96 bytes, so that a port fits behind it, and
+/// does not end in '_' and digits: the guest of another vsock could connect to it as to a port.
+void check_vsock_path(const std::string& path);
+
+/// The unix socket that programs connect to. Its file goes with it, unless another one is there by then.
+///
+/// Threads: one at a time.
+class VsockListener {
+  public:
+    /// Listens at `path`. A socket of this user's that nobody listens on was left by a process that was killed: it is
+    /// replaced, and `warn` is told. Whatever else is there stays. Processes that do the same at once see one another.
+    /// Throws Error.
+    VsockListener(std::string path, const std::function<void(const std::string&)>& warn);
+    ~VsockListener();
+    VsockListener(const VsockListener&) = delete;
+    VsockListener& operator=(const VsockListener&) = delete;
+
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+
+  private:
+    const std::string path_;
+    UniqueFd fd_;
+    dev_t device_ = 0; ///< of the file that was made
+    ino_t inode_ = 0;
+};
+
+/// The device. Neither side makes it hold more than kMostConnections connections of kBufferBytes each; whoever comes
+/// when there is no room for another one is closed at once.
 ///
 /// Bytes for a program that does not read wait here, up to what the guest was told there is room for; bytes for a guest
-/// that does not read wait in the unix socket.
+/// that does not read wait in the unix socket. A program that goes away is noticed at any time, also while the guest
+/// neither answers nor reads.
 ///
 /// Threads: one, but for identity().
 class Vsock final : public SynchronousDevice {
   public:
-    static constexpr std::size_t kMostConnections = 256;
+    static constexpr std::size_t kMostConnections = 256;      ///< that programs began, and as many that the guest began
+    static constexpr std::size_t kMostGreetings = 64;         ///< programs that have not yet said to which port
     static constexpr std::uint32_t kBufferBytes = 128 * 1024; ///< for each connection, what the guest may send ahead
+    static constexpr std::size_t kMostBytesATurn = 4 * 1024 * 1024; ///< in each direction
 
-    /// Listens on `config.path`. Throws Error: the path is too long, in use, or cannot be created.
+    /// How long a program may take to say to which port,
+    static constexpr std::chrono::seconds kGreetingTime{30};
+    /// how long the guest may take to answer,
+    static constexpr std::chrono::seconds kAnswerTime{10};
+    /// and how long it may take none of what a program has left behind.
+    static constexpr std::chrono::seconds kLeftTime{60};
+
+    /// Listens on `config.path`. Throws Error: as check_vsock_path() and VsockListener have it.
     Vsock(std::string name, const VsockConfig& config);
-    /// Removes the socket file.
-    ~Vsock() override;
 
     [[nodiscard]] std::vector<Source> sources() const override;
 
@@ -66,11 +109,17 @@ class Vsock final : public SynchronousDevice {
     /// (port of the host's, port of the guest's)
     using Ports = std::pair<std::uint32_t, std::uint32_t>;
 
+    using Clock = Alarm::Clock;
+
     struct Connection {
-        Connection(UniqueFd socket, std::uint64_t number) : fd(std::move(socket)), serial(number) {}
+        Connection(UniqueFd socket, std::uint64_t number, bool of_guest)
+            : fd(std::move(socket)), serial(number), by_guest(of_guest) {}
         UniqueFd fd;
         std::uint64_t serial;
-        ByteRing to_host{kBufferBytes + kMostOwnBytes}; ///< from the guest, not yet written
+        bool by_guest;     ///< which side began it
+        bool left = false; ///< the program has gone, and left bytes for the guest behind
+        Clock::time_point deadline = Clock::time_point::max(); ///< when it ends
+        ByteRing to_host{kBufferBytes + kMostOwnBytes};        ///< from the guest, not yet written
         /// How much of that, at its front, is not the guest's but our answer to the program. It does not count in
         /// forwarded_bytes: a guest that is told of more than it has sent believes that there is no room at all.
         std::size_t own_bytes = 0;
@@ -90,7 +139,8 @@ class Vsock final : public SynchronousDevice {
     struct Greeting {
         UniqueFd fd;
         std::uint64_t serial = 0;
-        std::string words;
+        Clock::time_point deadline;
+        std::string words{};
     };
 
     void end() noexcept override;
@@ -99,15 +149,24 @@ class Vsock final : public SynchronousDevice {
     void look_at_source(int fd) override;
     void serve() override;
     void take_packets();
-    void take_packet(const Chain& chain);
+    /// Returns the bytes for a program that it had.
+    std::size_t take_packet(const Chain& chain);
     void begin_connection(const Header& header);
     void take_bytes(Connections::iterator connection, const Header& header, const Chain& chain);
     void shut_down(Connections::iterator connection, std::uint32_t flags);
     void flush(Connections::iterator connection);
+    void program_left(Connections::iterator connection);
+    void give_up(Connections::iterator connection);
+    void erase(Connections::iterator connection);
+    /// Whether another connection of that side may begin. One that was left behind makes room.
+    [[nodiscard]] bool has_room_for_connection(bool by_guest);
+    void expire();
+    void set_alarm();
     void accept_programs();
+    void refuse_program();
     void read_greeting(std::deque<Greeting>::iterator greeting);
     void begin_from_host(UniqueFd program, std::uint32_t port);
-    [[nodiscard]] bool send_bytes(Connections::iterator connection);
+    [[nodiscard]] std::optional<std::size_t> send_bytes(Connections::iterator connection);
     void send_to_guest();
     [[nodiscard]] bool put_packet(const Header& header);
     void reply(const Ports& ports, std::uint16_t operation, std::uint32_t flags = 0);
@@ -116,15 +175,20 @@ class Vsock final : public SynchronousDevice {
     [[nodiscard]] bool is_readable(const Connection& connection) const noexcept;
 
     VsockConfig config_;
-    UniqueFd listener_;
-    Chain chain_;             ///< of the queue of packets from the guest
-    Chain room_;              ///< of the queue of packets to the guest
-    bool has_room_ = false;   ///< room_ was popped and is not used yet
+    VsockListener listener_;
+    UniqueFd spare_; ///< given up to refuse a program where there is no other descriptor left
+    Alarm alarm_;
+    Clock::time_point alarm_at_ = Clock::time_point::max();
+    Clock::time_point accept_again_at_ = Clock::time_point::min(); ///< until then nobody can be accepted
+    Chain chain_;                                                  ///< of the queue of packets from the guest
+    Chain room_;                                                   ///< of the queue of packets to the guest
+    bool has_room_ = false;                                        ///< room_ was popped and is not used yet
     bool wants_room_ = false; ///< the guest has offered no buffer for what is there
-    bool out_of_descriptors_ = false;
     Connections connections_;
+    std::size_t begun_by_guest_ = 0; ///< how many of them
+    Ports next_to_read_{};           ///< whose turn it is to be read from
     std::deque<Greeting> greetings_;
-    std::deque<Header> replies_; ///< packets without payload for the guest, at most kMostReplies
+    std::deque<Header> replies_; ///< packets without payload for the guest
     std::uint64_t next_serial_ = 1;
     std::uint32_t next_port_; ///< of the host's, for connections that a program begins
 };

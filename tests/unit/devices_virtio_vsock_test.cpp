@@ -2,14 +2,19 @@
 
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,6 +28,7 @@
 #include "support/devices_hostile_driver.hpp"
 #include "support/devices_virtio_driver.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
 
 namespace vmm::devices::testing {
@@ -206,7 +212,8 @@ class VsockTest : public ::testing::Test {
 
     TemporaryDirectory directory_;
     std::string path_ = directory_.path().string() + "/v";
-    Vsock vsock_{"vsock0", VsockConfig{kGuestCid, path_}};
+    std::chrono::steady_clock::time_point now_ = std::chrono::steady_clock::now(); ///< the device's
+    Vsock vsock_{"vsock0", VsockConfig{kGuestCid, path_, {}, [this] { return now_; }}};
     VirtioRig rig_{vsock_};
     std::map<std::uint16_t, GuestAddress> by_head_;
     std::uint32_t host_port_ = 0;
@@ -529,6 +536,236 @@ TEST_F(VsockTest, BuffersOfNoUseDoNotKeepItForEver) {
     EXPECT_EQ(rig_.queue(kToGuest).used_index(), 200U);
 }
 
+// --- Whoever does not answer, does not read, or leaves
+// -----------------------------------------------------------------
+
+std::size_t open_descriptors() {
+    std::size_t count = 0;
+    for ([[maybe_unused]] const auto& each : std::filesystem::directory_iterator("/proc/self/fd")) {
+        ++count;
+    }
+    return count;
+}
+
+TEST_F(VsockTest, ProgramsThatLeaveBeforeTheGuestAnswersHoldNothing) {
+    const std::size_t before = open_descriptors();
+    for (std::size_t i = 0; i < Vsock::kMostConnections + 50; ++i) {
+        UniqueFd program = connect_to(path_);
+        say(program, "CONNECT 1\n");
+        ASSERT_EQ(receive_operation(), kRequest) << i;
+        program.reset();
+        ASSERT_EQ(receive_operation(), kReset) << i;
+    }
+    EXPECT_EQ(open_descriptors(), before);
+    const UniqueFd program = begin_from_host(1);
+}
+
+TEST_F(VsockTest, ProgramsThatLeaveAllAtOnceHoldNothing) {
+    const std::size_t before = open_descriptors();
+    {
+        std::vector<UniqueFd> programs;
+        for (std::size_t i = 0; i < Vsock::kMostConnections; ++i) {
+            programs.push_back(connect_to(path_));
+            say(programs.back(), "CONNECT 1\n");
+            ASSERT_EQ(receive_operation(), kRequest) << i;
+        }
+    }
+    for (std::size_t i = 0; i < Vsock::kMostConnections; ++i) {
+        ASSERT_EQ(receive_operation(), kReset) << i;
+    }
+    EXPECT_EQ(open_descriptors(), before);
+    const UniqueFd program = begin_from_host(1);
+}
+
+TEST_F(VsockTest, TheGuestHearsNothingOfARequestThatItHadNoBufferFor) {
+    ASSERT_TRUE(rig_.reset());
+    by_head_.clear();
+    ASSERT_TRUE(rig_.start());
+    for (int i = 0; i < 300; ++i) {
+        const UniqueFd program = connect_to(path_);
+        say(program, "CONNECT 1\n");
+        rig_.settle();
+    }
+    rig_.settle();
+    offer_buffers(32);
+    EXPECT_TRUE(is_quiet());
+}
+
+TEST_F(VsockTest, AGuestThatDoesNotAnswerIsNotWaitedForForEver) {
+    const UniqueFd program = connect_to(path_);
+    say(program, "CONNECT 1\n");
+    ASSERT_EQ(receive_operation(), kRequest);
+    now_ += Vsock::kAnswerTime - std::chrono::milliseconds{1};
+    rig_.driver().ring(kFromGuest);
+    EXPECT_TRUE(is_quiet());
+    now_ += std::chrono::milliseconds{1};
+    rig_.driver().ring(kFromGuest);
+    EXPECT_EQ(receive_operation(), kReset);
+    EXPECT_TRUE(is_closed(program));
+}
+
+TEST_F(VsockTest, AGuestThatAnswersHasAllTheTimeAfterwards) {
+    const UniqueFd program = begin_from_host(1);
+    now_ += 100 * (Vsock::kAnswerTime + Vsock::kGreetingTime + Vsock::kLeftTime);
+    rig_.driver().ring(kFromGuest);
+    EXPECT_TRUE(is_quiet());
+    say(program, "x");
+    EXPECT_EQ(receive()->bytes, "x");
+}
+
+TEST_F(VsockTest, AProgramThatDoesNotSayWhereIsClosedAfterAWhile) {
+    const UniqueFd program = connect_to(path_);
+    say(program, "CONN");
+    rig_.settle();
+    now_ += Vsock::kGreetingTime;
+    rig_.driver().ring(kFromGuest);
+    EXPECT_TRUE(is_closed(program));
+}
+
+TEST_F(VsockTest, AProgramForWhichThereIsNoRoomIsClosedAtOnce) {
+    std::vector<UniqueFd> silent;
+    for (std::size_t i = 0; i < Vsock::kMostGreetings; ++i) {
+        silent.push_back(connect_to(path_));
+        rig_.settle();
+    }
+    const UniqueFd one_more = connect_to(path_);
+    EXPECT_TRUE(is_closed(one_more));
+    silent.front().reset();
+    rig_.settle();
+    const UniqueFd program = begin_from_host(1);
+}
+
+TEST_F(VsockTest, NeitherSideTakesTheRoomOfTheOther) {
+    std::vector<UniqueFd> programs;
+    for (std::size_t i = 0; i < Vsock::kMostConnections; ++i) {
+        programs.push_back(begin_from_host(static_cast<std::uint32_t>(i)));
+    }
+    const UniqueFd refused = connect_to(path_);
+    say(refused, "CONNECT 1\n");
+    EXPECT_TRUE(is_closed(refused));
+    // The guest's own are others, and as many.
+    const UniqueFd listener = listen_at(path_ + "_80");
+    for (std::size_t i = 0; i < Vsock::kMostConnections; ++i) {
+        programs.push_back(begin_from_guest(listener, 1000 + static_cast<std::uint32_t>(i), 80));
+    }
+    send(from_guest(kRequest, 99, 80));
+    EXPECT_EQ(receive_operation(), kReset);
+    // One that ends makes room.
+    programs.front().reset();
+    EXPECT_EQ(receive_operation(), kShutdown);
+    const UniqueFd program = begin_from_host(7);
+}
+
+/// The guest has no room for what the program says, and the program leaves.
+void leave_behind(UniqueFd program, std::string_view text) {
+    say(program, text);
+}
+
+TEST_F(VsockTest, WhatAProgramLeavesBehindWaitsForTheGuest) {
+    UniqueFd program = begin_from_host(1);
+    Header header = from_guest(kCreditUpdate, 1, host_port_);
+    header.buffer_bytes = 0;
+    send(header);
+    leave_behind(std::move(program), "last words");
+    EXPECT_TRUE(is_quiet());
+    header.operation = kReadWrite;
+    send(header, "for nobody");
+    EXPECT_TRUE(is_quiet());
+    send(from_guest(kCreditUpdate, 1, host_port_));
+    EXPECT_EQ(receive()->bytes, "last words");
+    const auto end = receive();
+    ASSERT_TRUE(end);
+    EXPECT_EQ(end->header.operation, kShutdown);
+    EXPECT_EQ(end->header.flags, 3U);
+    EXPECT_EQ(end->header.forwarded_bytes, 10U) << "the guest is not to wait for room";
+}
+
+TEST_F(VsockTest, WhatAProgramLeavesBehindIsNotKeptForEver) {
+    const std::size_t before = open_descriptors();
+    UniqueFd program = begin_from_host(1);
+    Header header = from_guest(kCreditUpdate, 1, host_port_);
+    header.buffer_bytes = 0;
+    send(header);
+    leave_behind(std::move(program), "last words");
+    EXPECT_TRUE(is_quiet());
+    now_ += Vsock::kLeftTime;
+    rig_.driver().ring(kFromGuest);
+    EXPECT_EQ(receive_operation(), kReset);
+    EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST_F(VsockTest, WhatProgramsLeftBehindMakesRoomForOthers) {
+    for (std::size_t i = 0; i < Vsock::kMostConnections; ++i) {
+        UniqueFd program = begin_from_host(static_cast<std::uint32_t>(i));
+        Header header = from_guest(kCreditUpdate, static_cast<std::uint32_t>(i), host_port_);
+        header.buffer_bytes = 0;
+        send(header);
+        leave_behind(std::move(program), "last words");
+        rig_.settle();
+        now_ += std::chrono::milliseconds{1};
+    }
+    const UniqueFd program = connect_to(path_);
+    say(program, "CONNECT 1000\n");
+    const auto reset = receive();
+    ASSERT_TRUE(reset && reset->header.operation == kReset);
+    EXPECT_EQ(reset->header.destination_port, 0U) << "the oldest one";
+    EXPECT_EQ(receive_operation(), kRequest);
+}
+
+TEST_F(VsockTest, AProgramThatGoesAfterItsEndWasToldHoldsNothing) {
+    const std::size_t before = open_descriptors();
+    UniqueFd program = begin_from_host(1);
+    ::shutdown(program.get(), SHUT_WR);
+    const auto half = receive();
+    ASSERT_TRUE(half && half->header.operation == kShutdown);
+    EXPECT_EQ(half->header.flags, 2U);
+    program.reset(); // The guest says nothing to all that.
+    const auto whole = receive();
+    ASSERT_TRUE(whole && whole->header.operation == kShutdown);
+    EXPECT_EQ(whole->header.flags, 3U);
+    EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST_F(VsockTest, AProgramThatNeverAcceptsAndLeavesIsNoticed) {
+    UniqueFd listener = listen_at(path_ + "_80");
+    send(from_guest(kRequest, 7, 80));
+    EXPECT_EQ(receive_operation(), kResponse);
+    Header header = from_guest(kCreditUpdate, 7, 80);
+    header.buffer_bytes = 0; // Nor does the guest want to hear anything.
+    send(header);
+    listener.reset();
+    EXPECT_EQ(receive_operation(), kShutdown);
+}
+
+TEST_F(VsockTest, OneProgramThatSaysMuchDoesNotKeepOthersFromTheGuest) {
+    const UniqueFd loud = begin_from_host(1);
+    const std::uint32_t loud_port = host_port_;
+    const UniqueFd quiet = begin_from_host(2);
+    say(loud, std::string(kGuestRoom, 'x'));
+    say(quiet, "x");
+    bool heard_quiet = false;
+    for (int packets = 0; packets < 20 && !heard_quiet; ++packets) { // 4052 bytes each: 17 of the loud one's.
+        const auto packet = receive();
+        ASSERT_TRUE(packet);
+        heard_quiet = packet->header.source_port != loud_port;
+    }
+    EXPECT_TRUE(heard_quiet);
+}
+
+TEST_F(VsockTest, AProgramIsClosedWhereNoDescriptorIsLeft) {
+    const UniqueFd program = stream_socket();
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+    const UniqueFd next(::dup(program.get()));
+    const rlimit none{static_cast<rlim_t>(next.get()), before.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+    const sockaddr_un address = address_of(path_);
+    EXPECT_EQ(::connect(program.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    EXPECT_TRUE(is_closed(program));
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+    const UniqueFd again = begin_from_host(1);
+}
+
 class VsockHostile : public ::testing::TestWithParam<HostileCase> {};
 
 void ask_for_credit(VirtioRig& rig) {
@@ -612,6 +849,139 @@ TEST(VsockSocket, ThatCannotBeMadeNamesThePath) {
     }
     EXPECT_NE(::access(path.c_str(), F_OK), 0) << "the socket goes with the device";
     EXPECT_EQ(make(path), "");
+}
+
+TEST(VsockSocket, IsNotMadeWhereTheGuestOfAnotherOneCouldConnectTo) {
+    const TemporaryDirectory directory;
+    for (const char* const name : {"v_1", "v_0", "v_1024", "v_4294967295", "_7", "v_1_2", "v_99999999999"}) {
+        const std::string error = error_of([&] { const Vsock vsock("vsock0", {3, directory / name}); });
+        EXPECT_TRUE(mentions(error, "take another name")) << name << ": " << error;
+        EXPECT_NE(::access((directory / name).c_str(), F_OK), 0);
+    }
+    for (const char* const name : {"v", "v1", "v_", "v_1.sock", "1", "v_a1", "v-1"}) {
+        EXPECT_EQ(error_of([&] { const Vsock vsock("vsock0", {3, directory / name}); }), "") << name;
+    }
+    EXPECT_TRUE(mentions(error_of([&] { virtio::check_vsock_path(std::string("a\0b", 3)); }), "a byte of zero"));
+}
+
+/// A socket file that nobody listens on, as after SIGKILL.
+void leave_socket(const std::string& path) {
+    static_cast<void>(listen_at(path));
+    ASSERT_EQ(::access(path.c_str(), F_OK), 0);
+}
+
+TEST(VsockSocket, LeftBehindByAKilledProcessIsReplaced) {
+    const TemporaryDirectory directory;
+    const std::string path = directory / "v";
+    leave_socket(path);
+    std::vector<std::string> said;
+    const VsockConfig config{.path = path, .warn = [&said](const std::string& line) { said.push_back(line); }};
+    {
+        const Vsock vsock("vsock0", config);
+        EXPECT_TRUE(connect_to(path)) << "somebody listens now";
+        ASSERT_EQ(said.size(), 1U);
+        EXPECT_TRUE(mentions(said.front(), path)) << said.front();
+        EXPECT_TRUE(mentions(error_of([&] { const Vsock second("vsock1", config); }), "another process uses it"));
+        EXPECT_TRUE(connect_to(path)) << "the first one's is still there";
+    }
+    EXPECT_NE(::access(path.c_str(), F_OK), 0);
+    EXPECT_EQ(said.size(), 1U);
+}
+
+TEST(VsockSocket, ThatIsInUseIsNeverReplaced) {
+    const TemporaryDirectory directory;
+    const std::string path = directory / "v";
+    UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const sockaddr_un address = address_of(path);
+    ASSERT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    ASSERT_EQ(::listen(fd.get(), 0), 0);
+    std::vector<UniqueFd> waiting; // Until its queue is full, as that of a process that is stopped.
+    for (bool full = false; !full;) {
+        waiting.push_back(stream_socket());
+        full = ::connect(waiting.back().get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0;
+    }
+    EXPECT_TRUE(mentions(error_of([&] { const Vsock vsock("vsock0", {3, path}); }), "another process uses it"));
+    EXPECT_EQ(::access(path.c_str(), F_OK), 0);
+}
+
+TEST(VsockSocket, FilesThatAreNoSocketOfOursStay) {
+    const TemporaryDirectory directory;
+    const auto make = [](const std::string& path) { return error_of([&] { const Vsock vsock("vsock0", {3, path}); }); };
+    const std::string file = directory.write("file", "precious");
+    EXPECT_TRUE(mentions(make(file), "no socket")) << make(file);
+    EXPECT_EQ(vmm::testing::content_of(file), "precious");
+    leave_socket(directory / "stale");
+    const std::string link = directory / "link";
+    ASSERT_EQ(::symlink((directory / "stale").c_str(), link.c_str()), 0);
+    EXPECT_TRUE(mentions(make(link), "no socket")) << make(link);
+    EXPECT_EQ(::access((directory / "stale").c_str(), F_OK), 0);
+    const std::string datagrams = directory / "datagrams";
+    {
+        const UniqueFd other(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+        const sockaddr_un address = address_of(datagrams);
+        ASSERT_EQ(::bind(other.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+        EXPECT_NE(make(datagrams), "");
+        EXPECT_EQ(::access(datagrams.c_str(), F_OK), 0);
+    }
+    if (::geteuid() == 0) { // Only root can make one look like another user's.
+        const std::string others = directory / "others";
+        leave_socket(others);
+        ASSERT_EQ(::chown(others.c_str(), 12345, 12345), 0);
+        EXPECT_TRUE(mentions(make(others), "another user's")) << make(others);
+        EXPECT_EQ(::access(others.c_str(), F_OK), 0);
+    }
+}
+
+TEST(VsockSocket, ThatWasReplacedByAnotherIsLeftAlone) {
+    const TemporaryDirectory directory;
+    const std::string path = directory / "v";
+    UniqueFd another;
+    {
+        const Vsock vsock("vsock0", {3, path});
+        ASSERT_EQ(::unlink(path.c_str()), 0);
+        another = listen_at(path);
+    }
+    EXPECT_TRUE(connect_to(path));
+}
+
+TEST(VsockSocket, OfManyProcessesThatFindOneLeftBehindExactlyOneHasIt) {
+    const TemporaryDirectory directory;
+    const std::string path = directory / "v";
+    for (int round = 0; round < 20; ++round) {
+        leave_socket(path);
+        constexpr int kProcesses = 8;
+        const vmm::testing::Pipe made;
+        const vmm::testing::Pipe end;
+        std::vector<pid_t> children;
+        for (int i = 0; i < kProcesses; ++i) {
+            const pid_t child = ::fork();
+            if (child == 0) {
+                try {
+                    const Vsock vsock("vsock0", {3, path});
+                    static_cast<void>(::write(made.writer.get(), "+", 1));
+                    char byte = 0; // Until all have tried.
+                    static_cast<void>(::read(end.reader.get(), &byte, 1));
+                } catch (const Error&) {
+                    static_cast<void>(::write(made.writer.get(), "-", 1));
+                }
+                ::_exit(0);
+            }
+            children.push_back(child);
+        }
+        std::string results;
+        while (results.size() < kProcesses) {
+            std::array<char, kProcesses> piece{};
+            const ssize_t count = ::read(made.reader.get(), piece.data(), piece.size());
+            ASSERT_GT(count, 0);
+            results.append(piece.data(), static_cast<std::size_t>(count));
+        }
+        EXPECT_EQ(std::count(results.begin(), results.end(), '+'), 1) << results;
+        ASSERT_EQ(::write(end.writer.get(), "e", 1), 1);
+        for (const pid_t child : children) {
+            ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+        }
+        ::unlink(path.c_str());
+    }
 }
 
 } // namespace
