@@ -97,6 +97,14 @@ CustomDevices::CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<c
     }
 }
 
+bool CustomDevices::claims_ports(GuestRange ports) const {
+    return std::ranges::any_of(devices_, [&](const Guarded& device) {
+        const DeviceConfig& config = device.config();
+        return config.space == DeviceSpace::kPortIo &&
+               GuestRange{GuestAddress{config.base}, config.size}.overlaps(ports);
+    });
+}
+
 void CustomDevices::attach_to(devices::Bus& ports, devices::Bus& mmio) {
     for (Guarded& device : devices_) {
         const DeviceConfig& config = device.config();

@@ -31,6 +31,9 @@ class CustomDevices {
     /// Makes them. After kvm::Vm::create_irqchip(). `memory` outlives it. Throws Error, and what the makers throw.
     CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs, const Failed& failed);
 
+    /// Whether one of them is at one of these I/O ports.
+    [[nodiscard]] bool claims_ports(GuestRange ports) const;
+
     /// Puts each on its bus. Throws Error.
     void attach_to(devices::Bus& ports, devices::Bus& mmio);
 

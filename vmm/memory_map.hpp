@@ -43,8 +43,10 @@ inline constexpr GuestAddress kRealModePages{0xfeffc000}; ///< four pages for KV
 // I/O ports. KVM itself answers for the PICs (0x20, 0xa0, 0x4d0), the PIT (0x40-0x43) and the speaker (0x61).
 inline constexpr std::uint16_t kI8042Port = 0x60;
 inline constexpr std::uint16_t kRtcPort = 0x70;
+inline constexpr std::uint16_t kSystemControlPort = 0x92;
 inline constexpr std::uint16_t kCom1Port = 0x3f8;
 inline constexpr std::uint16_t kAcpiPowerPort = 0x600;
+inline constexpr std::uint16_t kResetControlPorts = 0xcf8; ///< the register itself is at 0xcf9
 
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
