@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -80,6 +81,16 @@ std::vector<kvm_cpuid_entry2> System::supported_cpuid() const {
         }
     }
     throw Error("cannot ask KVM which CPUID it supports: it has more than 4096 entries");
+}
+
+std::uint64_t System::machine_check_capabilities() const noexcept {
+    constexpr std::uint64_t kBankCount = 0xff;
+    std::uint64_t capabilities = 0;
+    const int banks = extension(KVM_CAP_MCE);
+    if (banks <= 0 || ::ioctl(fd_.get(), KVM_X86_GET_MCE_CAP_SUPPORTED, &capabilities) != 0) {
+        return 0;
+    }
+    return (capabilities & ~kBankCount) | std::min(static_cast<std::uint64_t>(banks), kBankCount);
 }
 
 std::size_t System::vcpu_mmap_bytes() const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,10 @@ class System {
 
     /// KVM_GET_SUPPORTED_CPUID: what a guest may be told.
     [[nodiscard]] std::vector<kvm_cpuid_entry2> supported_cpuid() const;
+
+    /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of MCG_CAP that Vcpu::set_up_machine_checks() may be given, with the
+    /// number of banks (KVM_CAP_MCE) in the low byte; 0 where there are none.
+    [[nodiscard]] std::uint64_t machine_check_capabilities() const noexcept;
 
     /// The size of the area shared with each vCPU, in bytes.
     [[nodiscard]] std::size_t vcpu_mmap_bytes() const;

@@ -158,13 +158,30 @@ void Vcpu::set_special_registers(const kvm_sregs& registers) {
     }
 }
 
+namespace {
+
+struct OneMsr {
+    std::uint32_t count;
+    std::uint32_t padding;
+    kvm_msr_entry entry;
+};
+static_assert(sizeof(OneMsr) == sizeof(kvm_msrs) + sizeof(kvm_msr_entry));
+
+} // namespace
+
+std::optional<std::uint64_t> Vcpu::msr(std::uint32_t index) const {
+    OneMsr request{};
+    request.count = 1;
+    request.entry.index = index;
+    const int count = ::ioctl(fd_.get(), KVM_GET_MSRS, &request);
+    if (count < 0) {
+        throw_errno(errno, vmm::format("read MSR {:#x} of vCPU {}", index, id_));
+    }
+    return count == 1 ? std::optional(request.entry.data) : std::nullopt;
+}
+
 bool Vcpu::set_msr(std::uint32_t index, std::uint64_t value) {
-    struct {
-        std::uint32_t count;
-        std::uint32_t padding;
-        kvm_msr_entry entry;
-    } request{};
-    static_assert(sizeof request == sizeof(kvm_msrs) + sizeof(kvm_msr_entry));
+    OneMsr request{};
     request.count = 1;
     request.entry.index = index;
     request.entry.data = value;
@@ -182,6 +199,26 @@ void Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
     std::memcpy(raw.data() + sizeof(kvm_cpuid2), entries.data(), entries.size_bytes());
     if (::ioctl(fd_.get(), KVM_SET_CPUID2, raw.data()) != 0) {
         throw_errno(errno, "set the CPUID of " + name());
+    }
+}
+
+void Vcpu::set_up_machine_checks(std::uint64_t mcg_cap) {
+    if (::ioctl(fd_.get(), KVM_X86_SETUP_MCE, &mcg_cap) != 0) {
+        throw_errno(errno, vmm::format("give {} machine-check banks (MCG_CAP {:#x})", name(), mcg_cap));
+    }
+}
+
+kvm_lapic_state Vcpu::local_apic() const {
+    kvm_lapic_state registers{};
+    if (::ioctl(fd_.get(), KVM_GET_LAPIC, &registers) != 0) {
+        throw_errno(errno, "read the local APIC of " + name());
+    }
+    return registers;
+}
+
+void Vcpu::set_local_apic(const kvm_lapic_state& registers) {
+    if (::ioctl(fd_.get(), KVM_SET_LAPIC, &registers) != 0) {
+        throw_errno(errno, "set the local APIC of " + name());
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -43,10 +44,18 @@ class Vcpu {
     void set_registers(const kvm_regs& registers);
     [[nodiscard]] kvm_sregs special_registers() const;
     void set_special_registers(const kvm_sregs& registers);
+    /// One model-specific register; nothing where KVM refuses that one.
+    [[nodiscard]] std::optional<std::uint64_t> msr(std::uint32_t index) const;
     /// Sets one model-specific register; false where KVM refuses that one.
     [[nodiscard]] bool set_msr(std::uint32_t index, std::uint64_t value);
     /// Before the first run(). At most 256 entries.
     void set_cpuid(std::span<const kvm_cpuid_entry2> entries);
+    /// KVM_X86_SETUP_MCE (api.rst, 4.104): the machine-check banks and what else MCG_CAP says, all of them enabled. At
+    /// most what System::machine_check_capabilities() has.
+    void set_up_machine_checks(std::uint64_t mcg_cap);
+    /// The registers of the in-kernel local APIC, 16 bytes each as in memory (api.rst, 4.57, KVM_GET_LAPIC).
+    [[nodiscard]] kvm_lapic_state local_apic() const;
+    void set_local_apic(const kvm_lapic_state& registers);
     void set_mp_state(MpState state);
     /// Into system management mode, or out of it, as far as memory is concerned: which address space the vCPU sees
     /// (KVM_SET_VCPU_EVENTS). Needs KVM_CAP_X86_SMM.

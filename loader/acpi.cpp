@@ -157,6 +157,10 @@ std::vector<std::byte> build_madt(const Hardware& hardware) {
     constexpr std::uint8_t kIoApicType = 1;
     constexpr std::uint8_t kIoApicBytes = 12;
     constexpr std::uint32_t kEnabled = 1;
+    constexpr std::uint8_t kLocalApicNmiType = 4;
+    constexpr std::uint8_t kLocalApicNmiBytes = 6;
+    constexpr std::uint8_t kAllProcessors = 0xff;
+    constexpr std::uint8_t kNmiInput = 1; // LINT1
 
     AcpiTable table{"APIC", kRevision};
     table.put(low_address(hardware.local_apic));
@@ -171,6 +175,10 @@ std::vector<std::byte> build_madt(const Hardware& hardware) {
     table.put_zeros(2); // its id, which KVM's has after reset, and a reserved byte
     table.put(low_address(hardware.io_apic));
     table.put(std::uint32_t{0}); // the GSI of its first input
+    table.put(kLocalApicNmiType).put(kLocalApicNmiBytes);
+    table.put(kAllProcessors);
+    table.put(std::uint16_t{0}); // polarity and trigger as the bus has them
+    table.put(kNmiInput);
     return std::move(table).finish();
 }
 

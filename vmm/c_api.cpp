@@ -205,6 +205,21 @@ int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus) {
     });
 }
 
+int vmm_config_set_cpu(vmm_config* config, const char* cpu) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        const std::string text = text_or_empty(cpu);
+        config->config.cpu = text.empty() ? vmm::Config().cpu : text;
+    });
+}
+
+int vmm_config_set_nested(vmm_config* config, int nested) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.nested = nested != 0;
+    });
+}
+
 int vmm_config_set_pin(vmm_config* config, int pin) {
     return guarded(EINVAL, [&] {
         need(config);

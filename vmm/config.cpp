@@ -18,6 +18,7 @@
 #include "vmm/memory_map.hpp"
 #include "vmm/user_network.hpp"
 #include "vmm/virtio_devices.hpp"
+#include "vmm/x86_cpu_model.hpp"
 
 namespace vmm {
 
@@ -235,6 +236,7 @@ void validate(const Config& config) {
         throw Error("cannot give the guest " + std::to_string(config.vcpus) + " vCPUs: 1 to " +
                     std::to_string(Config::kMaxVcpus) + " are possible");
     }
+    static_cast<void>(CpuModel::parse(config.cpu, config.nested));
     validate_prefault(config);
     validate_balloon(config);
     validate_devices(config);

@@ -130,6 +130,11 @@ struct Config {
     std::uint64_t memory_bytes = 512 * kMiB; ///< a multiple of the page size, at least kMinMemoryBytes
     PageSize page_size = PageSize::kThp;
     unsigned vcpus = 1; ///< 1 to kMaxVcpus
+    /// Which features of the host's processors the guest is offered: "host", or a level of the x86-64 psABI that is the
+    /// same on every host ("x86-64-v1" to "x86-64-v4"), then what is taken away or has to be there, by its name in
+    /// /proc/cpuinfo: "host,-x2apic,-avx512f", "x86-64-v2,+aes" (docs/cpu.md).
+    std::string cpu = "host";
+    bool nested = false; ///< whether the guest may have guests of its own: VMX or SVM, where the host offers it
     HardwareDescription hardware = HardwareDescription::kAcpi;
     /// By CPU list: vCPU i runs on the CPU at place i, and from the front again where there are more vCPUs than CPUs.
     /// Empty: where the process may run; with `numa` split, on the vCPU's node.

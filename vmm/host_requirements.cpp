@@ -8,6 +8,7 @@
 #include "prefault/plan.hpp"
 #include "prefault/prefault.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/x86_cpu_model.hpp"
 #include "vmm/x86_cpuid.hpp"
 
 namespace vmm {
@@ -43,7 +44,10 @@ void check_host(const kvm::System& system, const Config& config) {
             throw Error(std::string("cannot run a guest: this host's KVM lacks ") + capability.name);
         }
     }
-    const unsigned address_bits = physical_address_bits(system.supported_cpuid());
+    const auto supported = system.supported_cpuid();
+    const bool tsc_deadline = system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0;
+    CpuModel::parse(config.cpu, config.nested).check_offered(guest_cpuid(supported, config.vcpus, 0, tsc_deadline));
+    const unsigned address_bits = physical_address_bits(supported);
     if (!fits_address_bits(memory_map::address_space_bytes(config.memory_bytes), address_bits)) {
         throw Error(vmm::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
                                 format_bytes(config.memory_bytes), address_bits));

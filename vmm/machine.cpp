@@ -37,6 +37,7 @@
 #include "vmm/vcpu_thread.hpp"
 #include "vmm/virtio_devices.hpp"
 #include "vmm/x86_boot_state.hpp"
+#include "vmm/x86_cpu_model.hpp"
 #include "vmm/x86_cpuid.hpp"
 
 namespace vmm {
@@ -66,6 +67,8 @@ struct Machine::Parts {
     void rethrow_failure();
     void check_reader() const;
     [[nodiscard]] Prefaulter::Host prefault_host() const;
+    /// What vCPU `id` is told by CPUID; a prefault vCPU is told what vCPU 0 is.
+    [[nodiscard]] std::vector<kvm_cpuid_entry2> cpuid_of(unsigned id) const;
     /// Makes `virtio_console`, too, which the devices stand on.
     [[nodiscard]] DeviceServices device_services();
     void create_vcpus();
@@ -82,6 +85,7 @@ struct Machine::Parts {
     void note_end(const std::deque<VcpuThread>& threads);
 
     Config config;
+    CpuModel cpu;
     Clock::time_point started;
     RunReport report;
     std::string crash;
@@ -104,8 +108,9 @@ struct Machine::Parts {
     Board board;
     std::vector<kvm_cpuid_entry2> supported_cpuid;
     bool tsc_deadline = false;
-    std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
-    mutable std::mutex counting; ///< while the counters begin anew
+    std::uint64_t machine_check_capabilities = 0; ///< of KVM
+    std::deque<kvm::Vcpu> vcpus;                  ///< a deque: a vCPU's address never changes
+    mutable std::mutex counting;                  ///< while the counters begin anew
     std::optional<FaultCounters> faults;
     std::vector<std::uint64_t> watched_faults; ///< the counts of the last sample
     std::optional<Prefaulter> prefaulter;
@@ -147,15 +152,17 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 } // namespace
 
 Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
-    : config(validated(std::move(wanted))), started(started_at),
+    : config(validated(std::move(wanted))), cpu(CpuModel::parse(config.cpu, config.nested)), started(started_at),
       shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()), stop(*shared_stop),
       files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config, device_services())),
       system(open_checked_system(config)), ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
       console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
       virtio(vm, ram.memory(), std::move(virtio_devices.devices)),
       custom(vm, ram.memory(), config.devices, [this](std::exception_ptr thrown) { note_failure(std::move(thrown)); }),
-      board(vm, console.callbacks(), virtio, custom, stop), supported_cpuid(system.supported_cpuid()),
-      tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0) {
+      board(vm, console.callbacks(), virtio, custom, stop),
+      supported_cpuid(with_cpu_brand(system.supported_cpuid(), host_cpu_brand())),
+      tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0),
+      machine_check_capabilities(system.machine_check_capabilities()) {
     report.host = prefault::detect_second_level();
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     report.memory_bytes = config.memory_bytes;
@@ -164,9 +171,11 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     report.numa = config.numa;
     report.prefault_when = config.prefault_when;
     report.vcpus = config.vcpus;
+    report.cpu = config.cpu;
+    report.nested = config.nested;
     report.hardware = config.hardware;
     create_vcpus();
-    prefaulter.emplace(vm, ram, config, prefault_host(), guest_cpuid(supported_cpuid, config.vcpus, 0, tsc_deadline));
+    prefaulter.emplace(vm, ram, config, prefault_host(), cpuid_of(0));
     // In the background the dummies are made there, too, unless the guest is to be told of their page tables.
     if (config.prefault.scope == prefault::Scope::kAll &&
         (config.prefault_when == PrefaultWhen::kBefore || adopts_page_tables())) {
@@ -242,8 +251,12 @@ DeviceServices Machine::Parts::device_services() {
 }
 
 Prefaulter::Host Machine::Parts::prefault_host() const {
-    return {report.host, report.kvm_pre_fault_memory, has_one_gib_pages(supported_cpuid),
-            physical_address_bits(supported_cpuid)};
+    const auto cpuid = cpuid_of(0);
+    return {report.host, report.kvm_pre_fault_memory, has_one_gib_pages(cpuid), physical_address_bits(cpuid)};
+}
+
+std::vector<kvm_cpuid_entry2> Machine::Parts::cpuid_of(unsigned id) const {
+    return cpu.applied_to(guest_cpuid(supported_cpuid, config.vcpus, id, tsc_deadline));
 }
 
 bool Machine::Parts::adopts_page_tables() const {
@@ -256,8 +269,9 @@ bool Machine::Parts::adopts_page_tables() const {
 void Machine::Parts::create_vcpus() {
     for (unsigned id = 0; id < config.vcpus; ++id) {
         kvm::Vcpu& vcpu = vcpus.emplace_back(vm, id);
-        vcpu.set_cpuid(guest_cpuid(supported_cpuid, config.vcpus, id, tsc_deadline));
-        set_boot_msrs(vcpu);
+        const auto cpuid = cpuid_of(id);
+        vcpu.set_cpuid(cpuid);
+        set_reset_state(vcpu, cpuid, machine_check_capabilities);
     }
     faults.emplace(vcpus);
 }

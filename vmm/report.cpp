@@ -76,6 +76,8 @@ std::string to_json(const RunReport& report) {
                         {"faults_until_full", or_null(report.faults_until_full)}};
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
+                     {"cpu", report.cpu},
+                     {"nested", report.nested},
                      {"hardware", to_string(report.hardware)},
                      {"seconds", report.guest_seconds},
                      {"exit", to_string(report.exit)},

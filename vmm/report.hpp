@@ -41,6 +41,8 @@ struct RunReport {
     double seconds_to_first_instruction = 0;
 
     unsigned vcpus = 0;
+    std::string cpu; ///< as Config::cpu
+    bool nested = false;
     HardwareDescription hardware = HardwareDescription::kAcpi;
     double guest_seconds = 0;
     ExitReason exit = ExitReason::kStopped;

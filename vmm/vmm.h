@@ -69,6 +69,10 @@ VMM_API int vmm_config_set_initrd(vmm_config* config, const char* path);
 VMM_API int vmm_config_set_command_line(vmm_config* config, const char* text);
 VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
+/* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
+VMM_API int vmm_config_set_cpu(vmm_config* config, const char* cpu);
+/* 1: the guest may have guests of its own (VMX, SVM); 0, the default: it may not. */
+VMM_API int vmm_config_set_nested(vmm_config* config, int nested);
 VMM_API int vmm_config_set_pin(vmm_config* config, int pin);                          /* enum vmm_pin */
 VMM_API int vmm_config_set_prefault(vmm_config* config, int scope, unsigned workers); /* enum vmm_scope */
 VMM_API int vmm_config_add_disk(vmm_config* config, const char* path, int read_only);

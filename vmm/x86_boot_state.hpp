@@ -1,6 +1,10 @@
 // The registers a vCPU has when the kernel's first instruction runs.
 #pragma once
 
+#include <cstdint>
+#include <span>
+#include <vector>
+
 #include "kvm/vcpu.hpp"
 #include "loader/boot_images.hpp"
 
@@ -10,8 +14,28 @@ namespace vmm {
 /// (Documentation/arch/x86/boot.rst), or 32-bit protected mode without paging (PVH). Throws Error.
 void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loader::BootLayout& layout);
 
-/// What firmware would have set in every processor's model-specific registers. Refusals are ignored: the values are
-/// what most guests only look at.
-void set_boot_msrs(kvm::Vcpu& vcpu);
+/// The state in which firmware leaves every processor, before set_boot_state() of the first:
+///
+/// - Memory types: RAM is cached, the hole of the devices (memory_map::kHole) and the window of a VGA adapter are not.
+/// - Machine checks: ten banks, or as many as KVM has, all enabled.
+/// - Local APIC: LINT1 is NMI, and LINT0 of the first processor takes the interrupts of the PIC.
+/// - CR0 of all but the first: the cache is on. INIT, with which they are started, leaves it as it is.
+///
+/// `cpuid` is what the vCPU was given, `machine_check_capabilities` what KVM has (kvm::System). Refusals of MSRs are
+/// ignored: the values are what most guests only look at. Throws Error.
+void set_reset_state(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid,
+                     std::uint64_t machine_check_capabilities);
+
+/// A model-specific register and its value.
+struct MsrValue {
+    std::uint32_t index;
+    std::uint64_t value;
+
+    friend bool operator==(const MsrValue&, const MsrValue&) = default;
+};
+
+/// The memory type range registers as firmware leaves them, for physical addresses of so many bits (Intel SDM volume 3,
+/// 12.11; AMD64 volume 2, 7.7).
+[[nodiscard]] std::vector<MsrValue> memory_type_registers(unsigned address_bits);
 
 } // namespace vmm

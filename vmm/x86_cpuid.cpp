@@ -1,5 +1,7 @@
 #include "vmm/x86_cpuid.hpp"
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -8,11 +10,15 @@ namespace vmm {
 
 namespace {
 
+constexpr std::uint32_t kVendor = 0x0;
 constexpr std::uint32_t kFeatures = 0x1;
 constexpr std::uint32_t kIntelCaches = 0x4;
 constexpr std::uint32_t kExtendedTopology = 0xb;
 constexpr std::uint32_t kExtendedTopologyV2 = 0x1f;
+constexpr std::uint32_t kExtendedMaximum = 0x80000000;
 constexpr std::uint32_t kAmdFeatures = 0x80000001;
+constexpr std::uint32_t kFirstBrand = 0x80000002;
+constexpr std::uint32_t kLastBrand = 0x80000004;
 constexpr std::uint32_t kAddressSizes = 0x80000008;
 constexpr std::uint32_t kAmdCaches = 0x8000001d;
 constexpr std::uint32_t kAmdTopology = 0x8000001e;
@@ -33,6 +39,7 @@ std::uint32_t with_bits(std::uint32_t value, unsigned first, unsigned width, std
 struct Topology {
     unsigned cores;
     unsigned apic_id;
+    bool is_amd; ///< whether AMD's leaves count them, too; on Intel's processors their bits are reserved
 
     /// How many bits of an APIC id name the core.
     [[nodiscard]] unsigned core_bits() const { return static_cast<unsigned>(std::bit_width(cores - 1)); }
@@ -58,11 +65,11 @@ void set_topology(kvm_cpuid_entry2& entry, const Topology& topology) {
         }
         break;
     case kAmdFeatures:
-        entry.ecx = topology.cores > 1 ? entry.ecx | kCmpLegacyBit : entry.ecx & ~kCmpLegacyBit;
+        entry.ecx = topology.cores > 1 && topology.is_amd ? entry.ecx | kCmpLegacyBit : entry.ecx & ~kCmpLegacyBit;
         break;
     case kAddressSizes:
-        entry.ecx = with_bits(entry.ecx, 0, 8, topology.cores - 1);
-        entry.ecx = with_bits(entry.ecx, 12, 4, topology.core_bits());
+        entry.ecx = with_bits(entry.ecx, 0, 8, topology.is_amd ? topology.cores - 1 : 0);
+        entry.ecx = with_bits(entry.ecx, 12, 4, topology.is_amd ? topology.core_bits() : 0);
         break;
     case kAmdCaches:
         if ((entry.eax & 0x1f) != 0) {
@@ -105,11 +112,23 @@ const kvm_cpuid_entry2* find(std::span<const kvm_cpuid_entry2> cpuid, std::uint3
     return entry == cpuid.end() ? nullptr : &*entry;
 }
 
+/// Whether the processor counts its cores as AMD's do, by the vendor's name in leaf 0: Hygon's are of that kind.
+bool counts_cores_as_amd(std::span<const kvm_cpuid_entry2> cpuid) {
+    constexpr std::array<std::uint32_t, 3> kAuthenticAmd{0x68747541, 0x69746e65, 0x444d4163}; // EBX, EDX, ECX
+    constexpr std::array<std::uint32_t, 3> kHygonGenuine{0x6f677948, 0x6e65476e, 0x656e6975};
+    const kvm_cpuid_entry2* const vendor = find(cpuid, kVendor);
+    if (vendor == nullptr) {
+        return true;
+    }
+    const std::array<std::uint32_t, 3> name{vendor->ebx, vendor->edx, vendor->ecx};
+    return name == kAuthenticAmd || name == kHygonGenuine;
+}
+
 } // namespace
 
 std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supported, unsigned vcpus, unsigned apic_id,
                                           bool tsc_deadline) {
-    const Topology topology{vcpus, apic_id};
+    const Topology topology{vcpus, apic_id, counts_cores_as_amd(supported)};
     std::vector<kvm_cpuid_entry2> cpuid;
     bool has_version_2 = false;
     for (kvm_cpuid_entry2 entry : supported) {
@@ -127,6 +146,42 @@ std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supp
     append_topology_levels(cpuid, kExtendedTopology, topology);
     if (has_version_2) {
         append_topology_levels(cpuid, kExtendedTopologyV2, topology);
+    }
+    return cpuid;
+}
+
+CpuBrand host_cpu_brand() noexcept {
+    CpuBrand brand{};
+    for (std::uint32_t leaf = kFirstBrand; leaf <= kLastBrand; ++leaf) {
+        auto* const words = &brand.at(std::size_t{4} * (leaf - kFirstBrand));
+        if (__get_cpuid(leaf, &words[0], &words[1], &words[2], &words[3]) == 0) {
+            return {};
+        }
+    }
+    return brand;
+}
+
+std::vector<kvm_cpuid_entry2> with_cpu_brand(std::vector<kvm_cpuid_entry2> cpuid, const CpuBrand& brand) {
+    if (std::ranges::all_of(brand, [](std::uint32_t word) { return word == 0; })) {
+        return cpuid;
+    }
+    std::erase_if(cpuid, [](const kvm_cpuid_entry2& entry) {
+        return entry.function >= kFirstBrand && entry.function <= kLastBrand;
+    });
+    for (std::uint32_t leaf = kFirstBrand; leaf <= kLastBrand; ++leaf) {
+        const auto* const words = &brand.at(std::size_t{4} * (leaf - kFirstBrand));
+        kvm_cpuid_entry2 entry{};
+        entry.function = leaf;
+        entry.eax = words[0];
+        entry.ebx = words[1];
+        entry.ecx = words[2];
+        entry.edx = words[3];
+        cpuid.push_back(entry);
+    }
+    for (kvm_cpuid_entry2& entry : cpuid) {
+        if (entry.function == kExtendedMaximum) {
+            entry.eax = std::max(entry.eax, kLastBrand);
+        }
     }
     return cpuid;
 }

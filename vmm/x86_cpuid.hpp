@@ -1,6 +1,7 @@
 // What a vCPU is told by CPUID.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -14,6 +15,16 @@ namespace vmm {
 /// it reports. (AMD64 volume 3, appendix E; Intel SDM volume 2, CPUID.)
 [[nodiscard]] std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supported, unsigned vcpus,
                                                         unsigned apic_id, bool tsc_deadline);
+
+/// The processor's name, as leaves 0x80000002 to 0x80000004 have it: EAX, EBX, ECX and EDX of each.
+using CpuBrand = std::array<std::uint32_t, 12>;
+
+/// The name of the processor we run on; zeros where it has none.
+[[nodiscard]] CpuBrand host_cpu_brand() noexcept;
+
+/// `cpuid` with that name. KVM leaves it out of what it reports, and a guest without one calls its processor by
+/// numbers.
+[[nodiscard]] std::vector<kvm_cpuid_entry2> with_cpu_brand(std::vector<kvm_cpuid_entry2> cpuid, const CpuBrand& brand);
 
 /// Whether a CPUID offers 1 GiB pages to the guest.
 [[nodiscard]] bool has_one_gib_pages(std::span<const kvm_cpuid_entry2> cpuid);

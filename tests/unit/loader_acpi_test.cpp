@@ -189,7 +189,20 @@ TEST(Acpi, EveryVcpuHasItsLocalApic) {
     EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry), 1); // I/O APIC
     EXPECT_EQ(guest.field<std::uint32_t>("APIC", entry + 4), 0xfec00000U);
     EXPECT_EQ(guest.field<std::uint32_t>("APIC", entry + 8), 0U);
-    EXPECT_EQ(guest.table("APIC").size(), entry + 12);
+    EXPECT_EQ(guest.table("APIC").size(), entry + 12 + 6);
+}
+
+// Without this entry Linux leaves LINT1 masked, and no NMI from outside ever comes.
+TEST(Acpi, TheNmiOfEveryLocalApicIsLint1) {
+    for (const unsigned vcpus : {1U, 3U, 254U}) {
+        const Guest guest{full_config(vcpus)};
+        const std::size_t entry = 44 + 8 * vcpus + 12;
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry), 4); // local APIC NMI (ACPI 6.3, 5.2.12.7)
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 1), 6);
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 2), 0xff) << "all processors";
+        EXPECT_EQ(guest.field<std::uint16_t>("APIC", entry + 3), 0) << "polarity and trigger of the bus";
+        EXPECT_EQ(guest.field<std::uint8_t>("APIC", entry + 5), 1) << "LINT1";
+    }
 }
 
 TEST(Acpi, LargestMachineFitsBelowTheResetVector) {

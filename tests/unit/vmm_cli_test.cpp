@@ -137,6 +137,26 @@ TEST(CommandLine, TakesEveryOptionOfThePrefault) {
     EXPECT_TRUE(command.watch);
 }
 
+TEST(CommandLine, TakesTheProcessorOfTheGuest) {
+    EXPECT_EQ(run().config.cpu, "host");
+    EXPECT_FALSE(run().config.nested);
+    const RunCommand command = run({"--cpu", "x86-64-v2,+aes,-x2apic", "--nested", "on"});
+    EXPECT_EQ(command.config.cpu, "x86-64-v2,+aes,-x2apic");
+    EXPECT_TRUE(command.config.nested);
+    EXPECT_FALSE(run({"--nested=off"}).config.nested);
+    EXPECT_EQ(run({"--cpu=host,+vmx", "--nested=on"}).config.cpu, "host,+vmx");
+}
+
+TEST(CommandLine, RefusesAProcessorThatCannotBe) {
+    const std::string unknown = usage_error({"run", "--cpu", "host,-avx51f"});
+    EXPECT_TRUE(mentions(unknown, "--cpu")) << unknown;
+    EXPECT_TRUE(mentions(unknown, "did you mean avx512f")) << unknown;
+    EXPECT_TRUE(mentions(usage_error({"run", "--cpu", "host,+svm"}), "--nested on"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--cpu", "host,-lm"}), "no guest can do without lm"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--cpu", ""}), "--cpu"));
+    EXPECT_NE(usage_error({"run", "--nested", "maybe"}), "");
+}
+
 TEST(CommandLine, TakesRangesOfGuestMemory) {
     const RunCommand command = run({"--prefault=0-1G,4G-6G"});
     EXPECT_EQ(command.config.prefault.scope, Scope::kAll);
@@ -332,30 +352,13 @@ TEST(CommandLineHelp, MentionsEveryOption) {
     const auto help = text_for({"run", "--help"});
     ASSERT_TRUE(help);
     EXPECT_EQ(help->exit_code, 0);
-    for (const char* const option : {"KERNEL",
-                                     "-m,--memory",
-                                     "-c,--vcpus",
-                                     "--initrd",
-                                     "--cmdline",
-                                     "--prefault ",
-                                     "--prefault-workers",
-                                     "--page-size",
-                                     "--pin",
-                                     "--serial",
-                                     "--report",
-                                     "-v,--verbose",
-                                     "-q,--quiet",
-                                     "--log-file",
-                                     "-h,--help",
-                                     "--prefault-when",
-                                     "--prefault-method",
-                                     "--prefault-cpus",
-                                     "--prefault-smm",
-                                     "--vcpu-cpus",
-                                     "--numa-node",
-                                     "--numa ",
-                                     "--reserve-hugepages",
-                                     "--watch"}) {
+    for (const char* const option :
+         {"KERNEL",          "-m,--memory",        "-c,--vcpus",      "--initrd",       "--cmdline",
+          "--prefault ",     "--prefault-workers", "--page-size",     "--pin",          "--serial",
+          "--report",        "-v,--verbose",       "-q,--quiet",      "--log-file",     "-h,--help",
+          "--prefault-when", "--prefault-method",  "--prefault-cpus", "--prefault-smm", "--vcpu-cpus",
+          "--cpu ",          "--nested",           "--numa-node",     "--numa ",        "--reserve-hugepages",
+          "--watch"}) {
         EXPECT_TRUE(mentions(help->text, option)) << option << " is not in\n" << help->text;
     }
 }

@@ -48,6 +48,8 @@ RunReport whole_report() {
     report.faults_until_full = 17;
     report.seconds_to_first_instruction = 1.5;
     report.vcpus = 2;
+    report.cpu = "x86-64-v2";
+    report.nested = true;
     report.hardware = HardwareDescription::kBoth;
     report.guest_seconds = 2.5;
     report.exit = ExitReason::kPowerOff;
@@ -109,6 +111,8 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/prefault/faults_until_full",
                                        "/boot/seconds_to_first_instruction",
                                        "/guest/vcpus",
+                                       "/guest/cpu",
+                                       "/guest/nested",
                                        "/guest/hardware",
                                        "/guest/seconds",
                                        "/guest/exit",
@@ -157,6 +161,8 @@ TEST(ReportJson, HasEachValueInItsPlace) {
     EXPECT_EQ(report["prefault"]["faults_until_full"], 17);
     EXPECT_EQ(report["boot"]["seconds_to_first_instruction"], 1.5);
     EXPECT_EQ(report["guest"]["vcpus"], 2);
+    EXPECT_EQ(report["guest"]["cpu"], "x86-64-v2");
+    EXPECT_EQ(report["guest"]["nested"], true);
     EXPECT_EQ(report["guest"]["hardware"], "both");
     EXPECT_EQ(report["guest"]["seconds"], 2.5);
     EXPECT_EQ(report["guest"]["exit"], "poweroff");

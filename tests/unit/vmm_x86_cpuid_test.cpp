@@ -235,5 +235,65 @@ TEST(CpuidFacts, AddressesFitUpToTheLastBitAndNoFurther) {
     EXPECT_TRUE(fits_address_bits(UINT64_MAX, 64));
 }
 
+/// Leaf 0 with the vendor's name.
+kvm_cpuid_entry2 vendor(std::uint32_t ebx, std::uint32_t edx, std::uint32_t ecx) {
+    kvm_cpuid_entry2 entry = leaf(0);
+    entry.ebx = ebx;
+    entry.edx = edx;
+    entry.ecx = ecx;
+    return entry;
+}
+
+// Guests on Intel's processors were told so in bits that are reserved there.
+TEST(GuestCpuid, CountsCoresInAmdsLeavesOnAmdsProcessorsOnly) {
+    const struct {
+        const char* name;
+        kvm_cpuid_entry2 vendor;
+        bool is_amd;
+    } vendors[] = {{"GenuineIntel", vendor(0x756e6547, 0x49656e69, 0x6c65746e), false},
+                   {"CentaurHauls", vendor(0x746e6543, 0x48727561, 0x736c7561), false},
+                   {"AuthenticAMD", vendor(0x68747541, 0x69746e65, 0x444d4163), true},
+                   {"HygonGenuine", vendor(0x6f677948, 0x6e65476e, 0x656e6975), true}};
+    for (const auto& each : vendors) {
+        Cpuid host = host_cpuid();
+        host.push_back(each.vendor);
+        const Cpuid cpuid = guest_cpuid(host, 4, 1, false);
+        EXPECT_EQ(bits(find(cpuid, 0x80000001).ecx, 1, 1), each.is_amd ? 1U : 0U) << each.name << ": CmpLegacy";
+        EXPECT_EQ(bits(find(cpuid, 0x80000008).ecx, 0, 8), each.is_amd ? 3U : 0U) << each.name << ": cores, less one";
+        EXPECT_EQ(bits(find(cpuid, 0x80000008).ecx, 12, 4), each.is_amd ? 2U : 0U) << each.name << ": bits of the core";
+        EXPECT_EQ(bits(find(cpuid, 1).ebx, 16, 8), 4U) << each.name << ": leaf 1 counts for all";
+    }
+}
+
+constexpr CpuBrand kBrand{0x20444d41, 0x43595045, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+
+// KVM reports zeros, and Linux called the processor "17/01".
+TEST(GuestCpuid, HasTheNameOfTheHostsProcessor) {
+    Cpuid host = host_cpuid();
+    kvm_cpuid_entry2 most = leaf(0x80000000);
+    most.eax = 0x80000001;
+    host.push_back(most);
+    for (const std::uint32_t function : {0x80000002U, 0x80000003U, 0x80000004U}) {
+        host.push_back(leaf(function));
+    }
+    const Cpuid cpuid = with_cpu_brand(host, kBrand);
+    EXPECT_EQ(cpuid.size(), host.size());
+    EXPECT_EQ(find(cpuid, 0x80000002).eax, 0x20444d41U);
+    EXPECT_EQ(find(cpuid, 0x80000002).edx, 2U);
+    EXPECT_EQ(find(cpuid, 0x80000003).ecx, 5U);
+    EXPECT_EQ(find(cpuid, 0x80000004).edx, 10U);
+    EXPECT_EQ(find(cpuid, 0x80000000).eax, 0x80000004U) << "a guest asks no further than this";
+}
+
+TEST(GuestCpuid, HasThatNameWhereKvmHasNoSuchLeaves) {
+    const Cpuid cpuid = with_cpu_brand(host_cpuid(), kBrand);
+    EXPECT_EQ(cpuid.size(), host_cpuid().size() + 3);
+    EXPECT_EQ(find(cpuid, 0x80000003).eax, 3U);
+}
+
+TEST(GuestCpuid, IsLeftAsItIsWhereTheProcessorHasNoName) {
+    EXPECT_EQ(with_cpu_brand(host_cpuid(), CpuBrand{}).size(), host_cpuid().size());
+}
+
 } // namespace
 } // namespace vmm

@@ -19,6 +19,7 @@
 #include "vmm/cli/device_options.hpp"
 #include "vmm/cli/values.hpp"
 #include "vmm/version.hpp"
+#include "vmm/x86_cpu_model.hpp"
 
 namespace vmm {
 
@@ -64,6 +65,7 @@ const std::map<std::string, PrefaultWhen> kWhens{{"before", PrefaultWhen::kBefor
 const std::map<std::string, prefault::Pin> kPins{
     {"none", prefault::Pin::kNone}, {"mlock", prefault::Pin::kMlock}, {"longterm", prefault::Pin::kLongterm}};
 
+const std::map<std::string, bool> kSwitch{{"on", true}, {"off", false}};
 const std::map<std::string, HardwareDescription> kHardware{
     {"acpi", HardwareDescription::kAcpi}, {"fdt", HardwareDescription::kFdt}, {"both", HardwareDescription::kBoth}};
 
@@ -216,11 +218,10 @@ std::vector<std::string> names_of(const std::map<std::string, Value>& values) {
 
 /// What the configuration file may say of `option`.
 SchemaOption schema_option(const CLI::Option& option) {
-    static const std::map<std::string, std::vector<std::string>> choices{{"page-size", names_of(kPageSizes)},
-                                                                         {"prefault-method", names_of(kMethods)},
-                                                                         {"prefault-when", names_of(kWhens)},
-                                                                         {"pin", names_of(kPins)},
-                                                                         {"numa", {"interleave", "split"}}};
+    static const std::map<std::string, std::vector<std::string>> choices{
+        {"page-size", names_of(kPageSizes)}, {"prefault-method", names_of(kMethods)},
+        {"prefault-when", names_of(kWhens)}, {"pin", names_of(kPins)},
+        {"nested", names_of(kSwitch)},       {"numa", {"interleave", "split"}}};
     SchemaOption result;
     result.name = option.get_lnames().front();
     result.help = option.get_description();
@@ -271,6 +272,22 @@ void add_run_options(CLI::App& run, RunCommand& command, std::optional<prefault:
         ->type_name("N")
         ->check(kNotEmpty)
         ->capture_default_str();
+    run.add_option_function<std::string>(
+           "--cpu",
+           [&config](const std::string& text) {
+               try {
+                   static_cast<void>(CpuModel::parse(text, true)); // --nested may come yet.
+               } catch (const Error& error) {
+                   throw CLI::ValidationError("--cpu", error.what());
+               }
+               config.cpu = text;
+           },
+           "The processor of the guest: the host's, or what processors of a level of x86-64 have in common; with "
+           "features taken away, or asked for, by their names in /proc/cpuinfo (docs/cpu.md)")
+        ->type_name("host|x86-64-v1|...|x86-64-v4[,-FEATURE][,+FEATURE]...")
+        ->check(kNotEmpty)
+        ->default_str("host");
+    add_choice(run, "--nested", config.nested, kSwitch, "Whether the guest may have guests of its own (VMX, SVM)");
     run.add_option("--initrd", config.initrd_path, "Initial RAM disk")->type_name("FILE")->check(kNotEmpty);
     run.add_option("--cmdline", config.command_line,
                    std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"")
@@ -525,6 +542,7 @@ Command parse_command_line(int argc, const char* const* argv) {
         run_command.config.console.emplace(); // What it is connected to comes later; that there is one counts now.
     }
     try {
+        static_cast<void>(CpuModel::parse(run_command.config.cpu, run_command.config.nested));
         validate_balloon(run_command.config);
     } catch (const Error& error) {
         return usage_error(app, error.what());

@@ -1,0 +1,61 @@
+// Which features of the processor a guest is offered: `--cpu`.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvm/uapi.hpp"
+
+namespace vmm {
+
+/// What `--cpu` and Config::cpu say: where a guest's features start from, and which are taken away or asked for. A
+/// value that knows no host.
+///
+/// Features have the names that Linux gives them in /proc/cpuinfo.
+class CpuModel {
+  public:
+    /// Where the features start from.
+    enum class Base {
+        kHost, ///< all that the host's KVM offers
+        kV1,   ///< x86-64, the first level of the x86-64 psABI
+        kV2,
+        kV3,
+        kV4,
+    };
+
+    /// Understands "host,-x2apic,-avx512f" or "x86-64-v2,+aes". Throws Error for an unknown name, and names those that
+    /// are near it; for a feature that is both asked for and taken away, by itself or with one that it needs; and for
+    /// one that no guest can do without. `nested` is whether the guest may have guests of its own, without which it is
+    /// offered neither VMX nor SVM.
+    static CpuModel parse(std::string_view text, bool nested);
+
+    /// `cpuid` without what the guest is not to see. What builds on a feature goes with it: AVX2 with AVX, a part of
+    /// the processor's state (leaf 0xd) with the instructions that use it. Whoever does that twice gets the same.
+    [[nodiscard]] std::vector<kvm_cpuid_entry2> applied_to(std::vector<kvm_cpuid_entry2> cpuid) const;
+
+    /// Throws Error where `offered`, all that a guest of this host can have, lacks a feature that the model asks for.
+    void check_offered(std::span<const kvm_cpuid_entry2> offered) const;
+
+  private:
+    CpuModel() = default;
+
+    [[nodiscard]] bool hides(std::string_view feature) const;
+
+    std::string text_;
+    Base base_ = Base::kHost;
+    bool nested_ = false;
+    std::vector<std::string_view> hidden_; ///< what is taken away, and all that needs it; ascending
+    std::vector<std::string_view> kept_;   ///< of a base that is a list: all of it; ascending
+    std::vector<std::string_view> wanted_; ///< what a host has to have; ascending
+};
+
+/// Whether a CPUID has a feature of this name.
+[[nodiscard]] bool has_cpu_feature(std::span<const kvm_cpuid_entry2> cpuid, std::string_view feature);
+
+/// The names of all features that are known, ascending.
+[[nodiscard]] std::vector<std::string_view> cpu_feature_names();
+
+} // namespace vmm
