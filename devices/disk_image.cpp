@@ -53,12 +53,36 @@ UniqueFd open_image(const std::string& path, const DiskImage::Options& options) 
     return fd;
 }
 
+/// What to do where the lock itself failed.
+std::string lock_advice(int error_number, const std::string& path) {
+    const std::string without = "\"" + path + ",lock=off\" goes without the lock: then see to it yourself that nobody "
+                                               "else writes to it";
+    switch (error_number) {
+    case EINVAL: // also kernels before Linux 3.15
+    case EOPNOTSUPP:
+    case ENOSYS:
+        return "its file system has no locks; " + without;
+    case ENOLCK:
+        return "its file system has no locks, or its lock manager does not answer: on NFS start rpc.statd, or mount it "
+               "with version 4; " +
+               without;
+    case EIO:
+    case ESTALE:
+    case ETIMEDOUT:
+        return "the server of its file system does not answer; " + without;
+    default:
+        return without;
+    }
+}
+
 } // namespace
 
 DiskImage::DiskImage(std::string path, const Options& options)
     : path_(std::move(path)), options_(options), fd_(open_image(path_, options)) {
     measure();
-    lock();
+    if (options_.lock) {
+        lock();
+    }
     // With O_NONBLOCK io_uring may hand back what is not in the page cache, instead of waiting for it.
     if (::fcntl(fd_.get(), F_SETFL, options_.direct ? O_DIRECT : 0) != 0) {
         throw_errno(errno, "set up the disk " + path_);
@@ -129,7 +153,8 @@ void DiskImage::lock() const {
             "cannot use the disk " + path_ + ": another process, or another disk of this guest, " +
             (options_.read_only ? "writes to it" : "uses it (only readers can share a disk: \",ro\" for each)"));
     }
-    throw_errno(errno, "lock the disk " + path_);
+    const int error_number = errno;
+    throw_errno(error_number, "lock the disk " + path_, lock_advice(error_number, path_));
 }
 
 } // namespace vmm::devices

@@ -12,7 +12,8 @@ namespace vmm::devices {
 /// What is behind a disk of the guest's. Its content is never looked at: it has no format.
 ///
 /// As long as it lives it is locked (fcntl F_OFD_SETLK, on all of it), for reading where it is opened read-only, else
-/// for writing: a second writer, also in another process, is refused.
+/// for writing: a second writer, also in another process, is refused. A file system without such locks is refused, too,
+/// unless `Options::lock` says to go without.
 ///
 /// Threads: any.
 class DiskImage {
@@ -23,10 +24,12 @@ class DiskImage {
         /// How long one that is in use is waited for. When a process is killed, the kernel takes its io_uring apart
         /// later, and only then gives back what it had open; whoever restarts it at once is not to be refused.
         std::chrono::milliseconds patience{0};
+        /// Whether it is locked at all. A block device that is written to is opened with O_EXCL in any case.
+        bool lock = true;
     };
 
     /// Throws Error: it cannot be opened so, is neither a regular file nor a block device, is empty or no whole number
-    /// of sectors, or is in use.
+    /// of sectors, is in use, or cannot be locked.
     DiskImage(std::string path, const Options& options);
 
     [[nodiscard]] const std::string& path() const noexcept { return path_; }

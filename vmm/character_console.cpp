@@ -4,12 +4,33 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cassert>
 #include <cerrno>
-#include <chrono>
+#include <exception>
 #include <utility>
 
+#include "kvm/error.hpp"
+
 namespace vmm {
+
+std::string why_output_is_lost(int error_number) {
+    switch (error_number) {
+    case EPIPE:
+    case ECONNRESET:
+        return "whoever read them has gone";
+    case ENOSPC:
+        return "the disk is full (free some room)";
+    case EDQUOT:
+        return "the disk quota is used up (free some room)";
+    case EFBIG:
+        return "the file may not grow (raise `ulimit -f`)";
+    case EIO:
+        return "its terminal has hung up, or its disk has failed";
+    default:
+        return errno_reason(error_number);
+    }
+}
 
 CharacterConsole::CharacterConsole(const CharacterConfig& config, std::function<void()> stop)
     : config_(config), stop_(std::move(stop)) {
@@ -42,7 +63,7 @@ void CharacterConsole::attach(devices::CharacterPort& port, EventLoop& loop) {
 CharacterConsole::Drained CharacterConsole::drain_output() {
     for (std::size_t taken = 0;;) {
         if (pending_start_ == pending_end_) {
-            if ((output_ || config_.sink) && taken >= kMostAtOnce) {
+            if (is_connected() && taken >= kMostAtOnce) {
                 return Drained::kMoreLeft;
             }
             pending_start_ = 0;
@@ -51,11 +72,15 @@ CharacterConsole::Drained CharacterConsole::drain_output() {
                 return Drained::kAll;
             }
             taken += pending_end_;
-            if (config_.sink) {
-                config_.sink(std::span(pending_output_).first(pending_end_));
-            }
+            taken_bytes_ += pending_end_;
+            give_to_sink(std::span(pending_output_).first(pending_end_));
         }
         const auto left = std::span(pending_output_).first(pending_end_).subspan(pending_start_);
+        if (output_given_up_) {
+            write_off(left.size(), 0);
+            pending_start_ = pending_end_;
+            continue;
+        }
         const NonblockingOutput::Result result =
             output_ ? output_->write(left)
                     : NonblockingOutput::Result{NonblockingOutput::Status::kWritten, left.size()};
@@ -66,7 +91,7 @@ CharacterConsole::Drained CharacterConsole::drain_output() {
         case NonblockingOutput::Status::kWouldBlock:
             return Drained::kBlocked;
         case NonblockingOutput::Status::kClosed:
-            lost_output_bytes_ += left.size();
+            write_off(left.size(), result.error_number);
             pending_start_ = pending_end_;
             break;
         }
@@ -89,24 +114,90 @@ void CharacterConsole::pump_output() {
     }
 }
 
-void CharacterConsole::flush(int timeout_ms) {
+void CharacterConsole::give_to_sink(std::span<const std::byte> bytes) {
+    if (!config_.sink) {
+        return;
+    }
+    if (sink_failed_) {
+        lost_by_sink_.bytes += bytes.size();
+        return;
+    }
+    try {
+        config_.sink(bytes);
+    } catch (...) {
+        sink_failed_ = true;
+        lost_by_sink_.bytes += bytes.size();
+        throw;
+    }
+}
+
+void CharacterConsole::write_off(std::size_t bytes, int error_number) noexcept {
+    lost_.bytes += bytes;
+    if (lost_.error_number == 0) {
+        lost_.error_number = error_number;
+    }
+}
+
+void CharacterConsole::flush(Patience patience) {
     using Clock = std::chrono::steady_clock;
-    const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
-    for (Drained drained = drain_output(); drained != Drained::kAll; drained = drain_output()) {
+    const auto end = Clock::now() + patience.total;
+    auto quiet_end = std::min(end, Clock::now() + patience.quiet);
+    std::exception_ptr thrown;
+    for (;;) {
+        const std::size_t left_before = pending_end_ - pending_start_;
+        const std::uint64_t taken_before = taken_bytes_;
+        Drained drained = Drained::kMoreLeft;
+        try {
+            drained = drain_output();
+        } catch (...) { // The sink's. The descriptor still gets all.
+            thrown = std::current_exception();
+        }
+        if (drained == Drained::kAll) {
+            break;
+        }
         if (drained == Drained::kMoreLeft) {
             continue; // What is in the ring is bounded, and no guest adds to it now.
         }
-        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+        if (taken_bytes_ != taken_before || pending_end_ - pending_start_ != left_before) {
+            quiet_end = std::min(end, Clock::now() + patience.quiet);
+        }
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(quiet_end - Clock::now()).count();
         pollfd ready{output_->fd(), POLLOUT, 0};
         if (left <= 0 || ::poll(&ready, 1, static_cast<int>(left)) == 0) {
-            do {
-                lost_output_bytes_ += pending_end_ - pending_start_;
-                pending_start_ = 0;
-                pending_end_ = port_->take_output(pending_output_);
-            } while (pending_end_ != 0);
-            return;
+            write_off(pending_end_ - pending_start_, 0);
+            pending_start_ = pending_end_;
+            output_given_up_ = true;
         }
     }
+    if (config_.sink_lost && !sink_failed_) {
+        lost_by_sink_ = config_.sink_lost();
+    }
+    if (thrown) {
+        std::rethrow_exception(thrown);
+    }
+}
+
+std::uint64_t CharacterConsole::output_bytes() const {
+    return port_ == nullptr ? 0 : taken_bytes_ + port_->dropped_output_bytes();
+}
+
+LostOutput CharacterConsole::lost_output() const {
+    if (port_ == nullptr || !is_connected()) {
+        return {};
+    }
+    LostOutput lost;
+    lost.bytes = port_->dropped_output_bytes() + lost_.bytes + lost_by_sink_.bytes;
+    const auto add = [&lost](const std::string& why) { lost.why += (lost.why.empty() ? "" : "; ") + why; };
+    if (port_->dropped_output_bytes() != 0 || (lost_.bytes != 0 && lost_.error_number == 0)) {
+        add("nobody read them in time");
+    }
+    if (lost_.error_number != 0) {
+        add(why_output_is_lost(lost_.error_number));
+    }
+    if (lost_by_sink_.bytes != 0) {
+        add(lost_by_sink_.why.empty() ? "the function that was given them failed" : lost_by_sink_.why);
+    }
+    return lost;
 }
 
 void CharacterConsole::feed_input() {

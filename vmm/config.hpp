@@ -31,6 +31,12 @@ struct HugePageDemand;
 struct NumaTopology;
 } // namespace prefault
 
+/// Output of the guest's that reached nobody.
+struct LostOutput {
+    std::uint64_t bytes = 0;
+    std::string why{}; ///< for people; empty: not known
+};
+
 /// Where the guest's serial port is connected. The descriptors are loans that outlive the machine; -1: not connected.
 /// The output descriptor's flags are left as they are, and a reader that does not read never stalls the guest.
 struct CharacterConfig {
@@ -39,6 +45,9 @@ struct CharacterConfig {
     /// Is given what the guest says, beside `output_fd` if that is there, too. Called on the thread of Machine::run(),
     /// which it should not hold up. What it throws ends the run and comes out of run().
     std::function<void(std::span<const std::byte>)> sink;
+    /// How much of that `sink` could not pass on. Called once, when the guest has ended and `sink` has been given all;
+    /// it may wait a moment for a slow reader. On the thread of Machine::run(). Empty: nothing is lost there.
+    std::function<LostOutput()> sink_lost;
     /// Whether Ctrl-A is a prefix for commands to us (x: stop, h: help, Ctrl-A: itself). For a person at a terminal.
     bool escape_keys = false;
     /// The size of the terminal, where there is one; asked again when `resized_fd` (an eventfd) becomes readable. For a
@@ -75,6 +84,8 @@ struct DiskConfig {
     bool direct = false; ///< past the host's page cache (O_DIRECT)
     unsigned queues = 1; ///< 1 to kMaxQueues
     std::string id{};    ///< the serial number the guest sees, at most kMaxIdBytes; empty: none
+    /// Whether a second writer, of this or another process, is refused, and this disk where there is one already.
+    bool lock = true;
 
     static constexpr unsigned kMaxQueues = 16;
     static constexpr std::size_t kMaxIdBytes = 20;

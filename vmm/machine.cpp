@@ -82,6 +82,8 @@ struct Machine::Parts {
     void watch_terminal_size(EventLoop& loop);
     [[nodiscard]] std::uint64_t measure_resident_overhead() const;
     void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
+    void flush_output() noexcept;
+    void note_output(const char* device, const CharacterConsole& output);
     void note_end(const std::deque<VcpuThread>& threads);
 
     Config config;
@@ -451,6 +453,33 @@ void Machine::Parts::note_background(BackgroundPrefault::Outcome outcome, const 
     }
 }
 
+void Machine::Parts::flush_output() noexcept {
+    using std::chrono::milliseconds;
+    // Somebody who asked us to stop is not to wait for somebody else who reads slowly.
+    const CharacterConsole::Patience patience =
+        stop.is_requested_for(ExitReason::kSignal)
+            ? CharacterConsole::Patience{milliseconds(150), milliseconds(150)}
+            : CharacterConsole::Patience{milliseconds(1000), milliseconds(5000)};
+    for (CharacterConsole* const output : {&console, virtio_console ? &*virtio_console : nullptr}) {
+        if (output != nullptr) {
+            try {
+                output->flush(patience);
+            } catch (...) {
+                note_failure(std::current_exception());
+            }
+        }
+    }
+}
+
+void Machine::Parts::note_output(const char* device, const CharacterConsole& output) {
+    LostOutput lost = output.lost_output();
+    if (lost.bytes != 0) {
+        log(LogLevel::kWarning,
+            vmm::format("{} bytes of {} output were dropped: {}", lost.bytes, device, lost.why));
+    }
+    report.output.push_back({device, output.output_bytes(), lost.bytes, std::move(lost.why)});
+}
+
 void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
     if (const auto first_entry = threads.front().first_entry()) {
         report.guest_seconds = seconds_between(*first_entry, report.guest_ended);
@@ -565,11 +594,7 @@ ExitReason Machine::run() {
     }
     std::deque<VcpuThread> threads;
     parts.run_threads(threads);
-    constexpr int kFlushMilliseconds = 1000;
-    parts.console.flush(kFlushMilliseconds);
-    if (parts.virtio_console) {
-        parts.virtio_console->flush(kFlushMilliseconds);
-    }
+    parts.flush_output();
     parts.rethrow_failure();
     for (const VcpuThread& thread : threads) {
         if (thread.failure()) {
@@ -578,10 +603,9 @@ ExitReason Machine::run() {
     }
     parts.report.exit = parts.stop.reason();
     parts.note_end(threads);
-    if (const auto dropped = parts.board.serial().dropped_output_bytes() + parts.console.lost_output_bytes();
-        dropped != 0) {
-        parts.log(LogLevel::kWarning,
-                  vmm::format("{} bytes of serial output were dropped: nobody read them in time", dropped));
+    parts.note_output("serial", parts.console);
+    if (parts.virtio_console) {
+        parts.note_output("console", *parts.virtio_console);
     }
     parts.log(LogLevel::kDebug,
               vmm::format("accesses to addresses of no device: {} port reads, {} port writes, {} MMIO "

@@ -87,7 +87,7 @@ NonblockingOutput::Result NonblockingOutput::write(std::span<const std::byte> by
     if (written < 0 && (errno == EAGAIN || errno == EINTR)) {
         return {Status::kWouldBlock, 0};
     }
-    return {Status::kClosed, 0};
+    return {Status::kClosed, 0, written < 0 ? errno : EIO};
 }
 
 } // namespace vmm

@@ -19,11 +19,12 @@ class NonblockingOutput {
     enum class Status {
         kWritten,    ///< `written` bytes were taken, at least one
         kWouldBlock, ///< none for now: wait until fd() is writable
-        kClosed,     ///< nobody will ever read this, or the device is full
+        kClosed,     ///< it was refused, for the reason `error_number`: nobody will ever read this, or the disk is full
     };
     struct Result {
         Status status;
         std::size_t written;
+        int error_number = 0;
     };
     [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
 

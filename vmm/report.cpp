@@ -32,6 +32,17 @@ Json ranges_json(const std::vector<GuestRange>& ranges) {
     return list;
 }
 
+Json output_json(const std::vector<CharacterOutput>& outputs) {
+    Json list = Json::array();
+    for (const CharacterOutput& output : outputs) {
+        list.push_back({{"device", output.device},
+                        {"bytes", output.bytes},
+                        {"lost_bytes", output.lost_bytes},
+                        {"lost_because", output.lost_because}});
+    }
+    return list;
+}
+
 template <typename Value>
 Json or_null(const std::optional<Value>& value) {
     return value ? Json(*value) : Json(nullptr);
@@ -85,6 +96,7 @@ std::string to_json(const RunReport& report) {
                      {"second_level_faults_total", report.second_level_faults_total()},
                      {"exits", report.exits},
                      {"exits_total", report.exits_total()},
+                     {"output", output_json(report.output)},
                      {"mapped", mapped_json(report.mapped)}};
     json["vmm"] = {{"version", kVersion},
                    {"resident_overhead_bytes", report.resident_overhead_bytes},

@@ -17,6 +17,14 @@
 VMM_API_BEGIN
 namespace vmm {
 
+/// What became of the output of one character device.
+struct CharacterOutput {
+    std::string device;           ///< "serial", "console"
+    std::uint64_t bytes = 0;      ///< that the guest wrote
+    std::uint64_t lost_bytes = 0; ///< of these: that reached nobody, where the device is connected
+    std::string lost_because;     ///< for people; empty where nothing was lost
+};
+
 /// The report of one run (docs/report.md). Times are in seconds.
 struct RunReport {
     static constexpr int kSchema = 1;
@@ -49,6 +57,7 @@ struct RunReport {
     /// By vCPU: KVM's pf_fixed since hand-over.
     std::vector<std::uint64_t> second_level_faults;
     std::vector<std::uint64_t> exits;                  ///< by vCPU: KVM's exits since hand-over; may be empty
+    std::vector<CharacterOutput> output;               ///< of the serial port and, if there is one, of the console
     prefault::MappedPages mapped;                      ///< of guest memory, at the end
     std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 

@@ -65,7 +65,7 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;
     for (const DiskConfig& disk : config.disks) {
-        devices::DiskImage image(disk.path, {disk.read_only, disk.direct, kDiskPatience});
+        devices::DiskImage image(disk.path, {disk.read_only, disk.direct, kDiskPatience, disk.lock});
         devices.push_back(std::make_unique<devices::virtio::Block>(
             "blk" + std::to_string(devices.size()), std::move(image),
             devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn}));

@@ -3,10 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -14,6 +21,7 @@
 
 #include "devices/disk_image.hpp"
 #include "kvm/unique_fd.hpp"
+#include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_loop_device.hpp"
 #include "support/host_temporary_directory.hpp"
@@ -78,6 +86,49 @@ TEST_F(DiskImageTest, HasOneWriterOrManyReaders) {
     const DiskImage reader(path, {.read_only = true});
     EXPECT_EQ(refusal_of(path, {.read_only = true}), "");
     EXPECT_TRUE(mentions(refusal_of(path), ",ro"));
+}
+
+/// What opening the disk says where the kernel refuses every OFD lock with `error_number`.
+std::string refusal_without_locks(const std::string& path, int error_number, const DiskImage::Options& options = {}) {
+    return vmm::testing::in_child_process([&]() -> std::string {
+        std::array<sock_filter, 6> program{{
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 3),
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[1])),
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_OFD_SETLK, 0, 1),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<unsigned>(error_number)),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        }};
+        const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+        if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) {
+            return "no seccomp here";
+        }
+        return error_of([&] { const DiskImage image(path, options); });
+    });
+}
+
+TEST_F(DiskImageTest, OnAFileSystemWithoutLocksIsRefusedWithAdvice) {
+    const std::string path = file("a", 512);
+    struct Case {
+        int error_number;
+        const char* advice;
+    };
+    for (const auto& [error_number, advice] :
+         {Case{ENOLCK, "lock manager does not answer"}, Case{EOPNOTSUPP, "its file system has no locks"},
+          Case{EINVAL, "its file system has no locks"}, Case{ENOSYS, "its file system has no locks"},
+          Case{EIO, "does not answer"}, Case{EPERM, "goes without the lock"}}) {
+        const std::string refusal = refusal_without_locks(path, error_number);
+        EXPECT_TRUE(mentions(refusal, "cannot lock the disk " + path)) << refusal;
+        EXPECT_TRUE(mentions(refusal, advice)) << refusal;
+        EXPECT_TRUE(mentions(refusal, ",lock=off\"")) << refusal;
+    }
+}
+
+TEST_F(DiskImageTest, WithoutALockIsTakenWhereThereAreNoneAndBesideAnotherWriter) {
+    const std::string path = file("a", 512);
+    EXPECT_EQ(refusal_without_locks(path, ENOLCK, {.lock = false}), "");
+    const DiskImage writer(path, {});
+    EXPECT_EQ(refusal_of(path, {.lock = false}), "");
 }
 
 TEST_F(DiskImageTest, InUseIsWaitedForAsLongAsAsked) {

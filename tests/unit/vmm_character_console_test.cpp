@@ -9,6 +9,8 @@
 #include <csignal>
 #include <cstddef>
 #include <memory>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -90,9 +92,14 @@ class ConsoleUnderTest {
         port_.write(2, data);
     }
     void run_loop(int timeout_ms = 0) { loop_.run_once(timeout_ms); }
-    void flush(int timeout_ms) { console_.flush(timeout_ms); }
+    void flush(int timeout_ms) {
+        console_.flush({std::chrono::milliseconds(timeout_ms), std::chrono::seconds(60)});
+    }
     [[nodiscard]] std::uint64_t dropped() const { return port_.dropped_output_bytes(); }
-    [[nodiscard]] std::uint64_t lost() const { return console_.lost_output_bytes(); }
+    /// Beyond what the port dropped.
+    [[nodiscard]] std::uint64_t lost() const { return console_.lost_output().bytes - dropped(); }
+    [[nodiscard]] std::string why() const { return console_.lost_output().why; }
+    [[nodiscard]] std::uint64_t said() const { return console_.output_bytes(); }
 
     int stops = 0;
 
@@ -232,6 +239,70 @@ TEST(CharacterConsoleOutput, FlushThatGivesUpCountsAllThatIsLeft) {
     console.flush(20);
     const std::string arrived = read_available(pipe.reader.get());
     EXPECT_EQ(arrived.size() + console.lost() + console.dropped(), written);
+}
+
+TEST(CharacterConsoleOutput, ThatIsLostSaysWhy) {
+    {
+        const UniqueFd full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
+        ConsoleUnderTest console(output_to(full.get()));
+        console.guest_writes("nowhere");
+        console.run_loop();
+        console.flush(1000);
+        EXPECT_EQ(console.lost(), 7U);
+        EXPECT_EQ(console.said(), 7U);
+        EXPECT_EQ(console.why(), "the disk is full (free some room)");
+    }
+    {
+        const Pipe unread;
+        ConsoleUnderTest console(output_to(unread.writer.get()));
+        console.guest_writes(std::string(1'000'000, 'x'));
+        console.flush(1);
+        EXPECT_EQ(console.why(), "nobody read them in time");
+        EXPECT_EQ(console.said(), 1'000'000U);
+    }
+}
+
+TEST(CharacterConsoleOutput, ThatASinkLosesIsCountedAndItsReasonGiven) {
+    CharacterConfig config;
+    std::string passed_on;
+    config.sink = [&](std::span<const std::byte> bytes) { passed_on.append(bytes.size(), 'x'); };
+    config.sink_lost = [&] { return LostOutput{passed_on.size() - 1, "the line was cut"}; };
+    ConsoleUnderTest console(config);
+    console.guest_writes("four");
+    console.flush(1000);
+    EXPECT_EQ(console.lost(), 3U);
+    EXPECT_EQ(console.why(), "the line was cut");
+}
+
+TEST(CharacterConsoleOutput, OfASinkThatThrowsStillGoesToTheDescriptor) {
+    const Pipe pipe;
+    CharacterConfig config = output_to(pipe.writer.get());
+    config.sink = [](std::span<const std::byte>) { throw std::out_of_range("the sink's own"); };
+    ConsoleUnderTest console(config);
+    console.guest_writes(std::string(5000, 'x'));
+    EXPECT_THROW(console.flush(1000), std::out_of_range);
+    EXPECT_EQ(read_available(pipe.reader.get()).size(), 5000U);
+    EXPECT_EQ(console.lost(), 5000U) << "by the sink";
+}
+
+TEST(CharacterConsoleOutput, OfAReaderThatIsSlowAndLivingIsFlushedWhole) {
+    const std::size_t written = 300'000; // The pipe and the ring hold it; each read makes the wait begin anew.
+    const Pipe pipe;
+    ConsoleUnderTest console(output_to(pipe.writer.get()));
+    console.guest_writes(std::string(written, 'x'));
+    const std::size_t kept = written - console.dropped();
+    std::string arrived;
+    {
+        const std::jthread reader([&] {
+            while (arrived.size() < kept) {
+                arrived += read_available(pipe.reader.get());
+                std::this_thread::sleep_for(std::chrono::milliseconds(5));
+            }
+        });
+        console.flush(60'000);
+        ASSERT_EQ(console.lost(), 0U);
+    }
+    EXPECT_EQ(arrived.size(), kept);
 }
 
 TEST(CharacterConsoleInput, OfAHundredKilobytesArrivesInOrder) {

@@ -47,6 +47,17 @@ TEST(DiskOption, ThatIsNotUnderstoodNamesTheWord) {
     }
 }
 
+TEST(DiskOption, IsLockedUnlessSwitchedOff) {
+    EXPECT_TRUE(parse_disk_option("a.img").lock);
+    EXPECT_TRUE(parse_disk_option("a.img,lock=on").lock);
+    EXPECT_FALSE(parse_disk_option("a.img,lock=off").lock);
+    for (const char* const text : {"a.img,lock=", "a.img,lock=no", "a.img,lock"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_disk_option(text)); }).find("lock"),
+                  std::string::npos)
+            << text;
+    }
+}
+
 TEST(NetOption, NamesATapAndMayNameAMac) {
     EXPECT_EQ(parse_net_option("tap=tap0"), (NetConfig{.tap = "tap0"}));
     EXPECT_EQ(parse_net_option("mac=52:54:00:00:00:01,tap=tap0"),

@@ -55,6 +55,7 @@ RunReport whole_report() {
     report.exit = ExitReason::kPowerOff;
     report.second_level_faults = {5, 7};
     report.exits = {11, 13};
+    report.output = {{"serial", 25, 0, ""}, {"console", 26, 27, "the disk is full"}};
     report.mapped = {18, 19, 20};
     report.resident_overhead_bytes = 9 * kMiB;
     report.teardown_seconds = 0.03125;
@@ -122,6 +123,14 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/guest/exits/0",
                                        "/guest/exits/1",
                                        "/guest/exits_total",
+                                       "/guest/output/0/device",
+                                       "/guest/output/0/bytes",
+                                       "/guest/output/0/lost_bytes",
+                                       "/guest/output/0/lost_because",
+                                       "/guest/output/1/device",
+                                       "/guest/output/1/bytes",
+                                       "/guest/output/1/lost_bytes",
+                                       "/guest/output/1/lost_because",
                                        "/guest/mapped/4k",
                                        "/guest/mapped/2m",
                                        "/guest/mapped/1g",
@@ -170,6 +179,9 @@ TEST(ReportJson, HasEachValueInItsPlace) {
     EXPECT_EQ(report["guest"]["second_level_faults_total"], 12);
     EXPECT_EQ(report["guest"]["exits"], (json{11, 13}));
     EXPECT_EQ(report["guest"]["exits_total"], 24);
+    EXPECT_EQ(report["guest"]["output"],
+              (json{{{"device", "serial"}, {"bytes", 25}, {"lost_bytes", 0}, {"lost_because", ""}},
+                    {{"device", "console"}, {"bytes", 26}, {"lost_bytes", 27}, {"lost_because", "the disk is full"}}}));
     EXPECT_EQ(report["guest"]["mapped"], (json{{"4k", 18}, {"2m", 19}, {"1g", 20}}));
     EXPECT_EQ(report["vmm"],
               (json{{"version", kVersion}, {"resident_overhead_bytes", 9 * kMiB}, {"teardown_seconds", 0.03125}}));

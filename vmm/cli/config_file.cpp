@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <iterator>
@@ -207,7 +208,9 @@ class Member {
             if (has_first && key == first) {
                 continue;
             }
-            if (value.kind == Node::Kind::kBoolean) {
+            if (value.kind == Node::Kind::kBoolean && is_switch(key)) {
+                append(words, key + (value.flag ? "=on" : "=off"));
+            } else if (value.kind == Node::Kind::kBoolean) {
                 append(words, value.flag ? key : "");
             } else if (value.kind == Node::Kind::kArray) {
                 for (const Node& element : value.elements) {
@@ -218,6 +221,13 @@ class Member {
             }
         }
         return words;
+    }
+
+    /// Whether `key` is on where nothing is said, so that `false` is a word, too.
+    [[nodiscard]] bool is_switch(const std::string& key) const {
+        return std::any_of(syntax_->words.begin(), syntax_->words.end(), [&](const DeviceWord& word) {
+            return word.name == key && word.kind == DeviceWord::Kind::kSwitch;
+        });
     }
 
     static void append(std::string& words, const std::string& word) {

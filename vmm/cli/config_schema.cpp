@@ -24,6 +24,9 @@ Json schema_of(const DeviceWord& device_word) {
     case DeviceWord::Kind::kFlag:
         schema = {{"type", "boolean"}};
         break;
+    case DeviceWord::Kind::kSwitch:
+        schema = {{"enum", Json::array({true, false, "on", "off"})}};
+        break;
     case DeviceWord::Kind::kNumber:
         schema = {{"type", "integer"}, {"minimum", 0}};
         break;

@@ -24,6 +24,7 @@ constexpr std::array kDiskWords{
     DeviceWord{"direct", Kind::kFlag, "Past the host's page cache (O_DIRECT)"},
     DeviceWord{"queues", Kind::kNumber, "Request queues, 1 to 16"},
     DeviceWord{"id", Kind::kText, "The serial number the guest sees, at most 20 characters"},
+    DeviceWord{"lock", Kind::kSwitch, "Whether the file is locked against a second writer; on unless said otherwise"},
 };
 constexpr std::array kNetWords{
     DeviceWord{"tap", Kind::kText, "The tap interface of the host's it is connected to"},
@@ -42,7 +43,7 @@ constexpr std::array kBalloonWords{
     DeviceWord{"reporting", Kind::kFlag, "The guest also says which pages are free, again and again"},
 };
 constexpr std::array kSyntaxes{
-    DeviceSyntax{"disk", "PATH[,ro][,direct][,queues=N][,id=STR]", true, kDiskWords},
+    DeviceSyntax{"disk", "PATH[,ro][,direct][,queues=N][,id=STR][,lock=on|off]", true, kDiskWords},
     DeviceSyntax{"net", "tap=NAME|user[,mac=MAC][,tcp=[ADDR/]PORT[:PORT]][,udp=...][,host-loopback]", true, kNetWords},
     DeviceSyntax{"vsock", "PATH[,cid=N]", false, kVsockWords},
     DeviceSyntax{"balloon", "SIZE[,reporting]", false, kBalloonWords},
@@ -74,6 +75,14 @@ Number number_of(std::string_view text, const char* what) {
         throw Error("'" + std::string(text) + "' is no " + what);
     }
     return number;
+}
+
+/// The value of a word that is on or off. Throws Error.
+bool is_on(std::string_view text, const char* word) {
+    if (text != "on" && text != "off") {
+        throw Error("'" + std::string(text) + "' is no value of '" + word + "': on, off");
+    }
+    return text == "on";
 }
 
 /// The words of one device, each of them known, and there only as often as it may be.
@@ -169,6 +178,9 @@ DiskConfig parse_disk_option(const std::string& text) {
         disk.queues = number_of(words.value("queues"), "number of queues");
     }
     disk.id = words.value("id");
+    if (words.has("lock")) {
+        disk.lock = is_on(words.value("lock"), "lock");
+    }
     return disk;
 }
 

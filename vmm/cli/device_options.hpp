@@ -17,6 +17,7 @@ struct DeviceWord {
         kNumber, ///< name=N
         kText,   ///< name=TEXT
         kTexts,  ///< the same, any number of times
+        kSwitch, ///< name=on|off; in a configuration file also true and false
     };
     std::string_view name;
     Kind kind = Kind::kText;
