@@ -140,6 +140,9 @@ void CharacterConsole::write_off(std::size_t bytes, int error_number) noexcept {
 
 void CharacterConsole::flush(Patience patience) {
     using Clock = std::chrono::steady_clock;
+    if (port_ == nullptr) {
+        return;
+    }
     const auto end = Clock::now() + patience.total;
     auto quiet_end = std::min(end, Clock::now() + patience.quiet);
     std::exception_ptr thrown;

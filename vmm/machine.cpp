@@ -457,9 +457,8 @@ void Machine::Parts::flush_output() noexcept {
     using std::chrono::milliseconds;
     // Somebody who asked us to stop is not to wait for somebody else who reads slowly.
     const CharacterConsole::Patience patience =
-        stop.is_requested_for(ExitReason::kSignal)
-            ? CharacterConsole::Patience{milliseconds(150), milliseconds(150)}
-            : CharacterConsole::Patience{milliseconds(1000), milliseconds(5000)};
+        stop.is_requested_for(ExitReason::kSignal) ? CharacterConsole::Patience{milliseconds(150), milliseconds(150)}
+                                                   : CharacterConsole::Patience{milliseconds(1000), milliseconds(5000)};
     for (CharacterConsole* const output : {&console, virtio_console ? &*virtio_console : nullptr}) {
         if (output != nullptr) {
             try {
@@ -474,8 +473,7 @@ void Machine::Parts::flush_output() noexcept {
 void Machine::Parts::note_output(const char* device, const CharacterConsole& output) {
     LostOutput lost = output.lost_output();
     if (lost.bytes != 0) {
-        log(LogLevel::kWarning,
-            vmm::format("{} bytes of {} output were dropped: {}", lost.bytes, device, lost.why));
+        log(LogLevel::kWarning, vmm::format("{} bytes of {} output were dropped: {}", lost.bytes, device, lost.why));
     }
     report.output.push_back({device, output.output_bytes(), lost.bytes, std::move(lost.why)});
 }
@@ -593,7 +591,12 @@ ExitReason Machine::run() {
         parts.faults->reset();
     }
     std::deque<VcpuThread> threads;
-    parts.run_threads(threads);
+    try {
+        parts.run_threads(threads);
+    } catch (...) {
+        parts.flush_output();
+        throw;
+    }
     parts.flush_output();
     parts.rethrow_failure();
     for (const VcpuThread& thread : threads) {

@@ -44,7 +44,7 @@ ssize_t write_without_sigpipe(int fd, std::span<const std::byte> bytes) noexcept
 
 NonblockingOutput::NonblockingOutput(int fd) noexcept : shared_fd_(fd) {
     struct stat facts {};
-    if (::fstat(fd, &facts) != 0 || S_ISREG(facts.st_mode)) {
+    if (::fstat(fd, &facts) != 0 || S_ISREG(facts.st_mode) || S_ISBLK(facts.st_mode)) {
         return;
     }
     if (S_ISSOCK(facts.st_mode)) {

@@ -28,6 +28,10 @@ class NonblockingOutput {
     };
     [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
 
+    /// Whether write() may wait all the same: for the storage under a file, or for another writer of a terminal that we
+    /// may not open ourselves.
+    [[nodiscard]] bool may_wait() const noexcept { return way_ == Way::kWrite ? !reopened_ : way_ == Way::kPollFirst; }
+
     /// The descriptor to wait on: one of our own, so that it can be watched beside the one it was made from.
     [[nodiscard]] int fd() const noexcept { return reopened_ ? reopened_.get() : shared_fd_; }
 

@@ -2,32 +2,17 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <charconv>
-#include <filesystem>
 #include <optional>
 #include <utility>
 
 #include "kvm/error.hpp"
 
 namespace vmm {
-
-namespace {
-
-/// False with errno set where not everything was written.
-bool write_all(int fd, std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t written = ::write(fd, text.data(), text.size());
-        if (written < 0 && errno != EINTR) {
-            return false;
-        }
-        text.remove_prefix(written > 0 ? static_cast<std::size_t>(written) : 0);
-    }
-    return true;
-}
 
 /// The descriptor of ours that `path` is a name of. Opening such a name anew would begin at the start of a file that we
 /// are writing to already.
@@ -52,109 +37,160 @@ std::optional<int> named_descriptor(std::string_view path) {
     return std::nullopt;
 }
 
-/// The file that `path` leads to, so that a link still is one afterwards. It need not be there yet.
-std::string follow_links(std::string path) {
-    constexpr int kMostLinks = 40; // as the kernel's own limit (path_resolution(7))
-    std::error_code failed;
-    for (int i = 0; i < kMostLinks; ++i) {
-        const auto target = std::filesystem::read_symlink(path, failed);
-        if (failed) {
-            break;
-        }
-        path = (std::filesystem::path(path).parent_path() / target).string();
+namespace {
+
+/// Access control lists and the like, which a new file would not have. The label of SELinux it would.
+bool has_attributes(int fd) {
+    std::string names(4096, '\0');
+    const ssize_t size = ::flistxattr(fd, names.data(), names.size());
+    if (size < 0) {
+        return errno == ERANGE;
     }
-    return path;
+    names.resize(static_cast<std::size_t>(size));
+    std::size_t start = 0;
+    while (start < names.size()) {
+        const std::string name(names.c_str() + start);
+        if (name != "security.selinux") {
+            return true;
+        }
+        start += name.size() + 1;
+    }
+    return false;
 }
 
-std::string directory_of(const std::string& path) {
-    const auto directory = std::filesystem::path(path).parent_path();
-    return directory.empty() ? "." : directory.string();
+/// Whether a new file could not stand for this one.
+bool is_more_than_its_content(int fd, const struct stat& facts) {
+    return facts.st_nlink != 1 || has_attributes(fd);
 }
 
 } // namespace
 
 ReportFile::ReportFile(std::string path, std::string what) : path_(std::move(path)), what_(std::move(what)) {
-    const std::string tried = this->tried();
     if (const auto fd = named_descriptor(path_)) {
         direct_.reset(::fcntl(*fd, F_DUPFD_CLOEXEC, 0));
         if (!direct_) {
-            throw_errno(errno, tried);
+            throw_errno(errno, tried(), {{EBADF, "no such descriptor is open"}});
         }
         return;
     }
-    path_ = follow_links(path_);
+    examine();
+}
+
+void ReportFile::examine() {
+    place_.emplace(path_, tried());
     struct stat facts {};
-    const bool exists = ::stat(path_.c_str(), &facts) == 0;
-    if (!exists && errno != ENOENT) {
-        throw_errno(errno, tried);
+    // O_NONBLOCK: a pipe nobody reads is found now, and does not hold us up.
+    direct_ = place_->open(O_WRONLY | O_NONBLOCK);
+    exists_ = static_cast<bool>(direct_);
+    if (!exists_ && errno != ENOENT) {
+        throw_cannot_open(errno, tried());
     }
-    if (exists) {
-        // O_NONBLOCK: a pipe nobody reads is found now, and does not hold us up.
-        direct_.reset(::open(path_.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
-        if (!direct_) {
-            const int error_number = errno;
-            throw_errno(error_number, tried, error_number == ENXIO ? "it is a pipe that nobody reads yet" : "");
+    if (exists_) {
+        if (::fstat(direct_.get(), &facts) != 0) {
+            throw_errno(errno, tried());
         }
+        check_not_locked(direct_.get(), tried());
         if (!S_ISREG(facts.st_mode)) {
-            ::fcntl(direct_.get(), F_SETFL, 0); // From here on a slow reader is waited for.
             return;
         }
     }
     overwritable_ = true;
-    if (!prepare_replacement() && !exists) {
+    if (exists_ &&
+        (!place_->has_name() || !place_->is_named_itself() || is_more_than_its_content(direct_.get(), facts))) {
+        return;
+    }
+    if (!prepare_replacement(exists_ ? &facts : nullptr) && !exists_) {
         // Some file systems know no files without names (EOPNOTSUPP): there it is enough that one could be made.
         const int error_number = errno;
-        if (error_number != EOPNOTSUPP || ::access(directory_of(path_).c_str(), W_OK | X_OK) != 0) {
-            throw_errno(error_number, tried, "its directory must exist and be writable");
+        if (error_number != EOPNOTSUPP || ::faccessat(place_->directory(), ".", W_OK | X_OK, AT_EACCESS) != 0) {
+            throw_errno(error_number, tried(),
+                        {{ENOENT, "its directory must exist and be writable"},
+                         {EACCES, "its directory must exist and be writable"}});
         }
     }
 }
 
-bool ReportFile::prepare_replacement() {
+bool ReportFile::prepare_replacement(const struct stat* existing) {
     constexpr off_t kRoom = 64 * 1024; // more than a report of 254 vCPUs takes
-    replacement_.reset(::open(directory_of(path_).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
+    replacement_.reset(::openat(place_->directory(), ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666));
     if (!replacement_) {
         return false;
+    }
+    struct stat made {};
+    const auto give_up = [this](int error_number) {
+        replacement_.reset();
+        errno = error_number;
+        return false;
+    };
+    if (existing != nullptr) {
+        constexpr mode_t kMode = 07777;
+        if (::fstat(replacement_.get(), &made) != 0 ||
+            ((made.st_uid != existing->st_uid || made.st_gid != existing->st_gid) &&
+             ::fchown(replacement_.get(), existing->st_uid, existing->st_gid) != 0) ||
+            ::fchmod(replacement_.get(), existing->st_mode & kMode) != 0) {
+            return give_up(errno);
+        }
     }
     // Found now, and not when the guest has run: no room. Some file systems cannot promise any.
     if (const int error_number = ::posix_fallocate(replacement_.get(), 0, kRoom);
         error_number == ENOSPC || error_number == EDQUOT) {
-        errno = error_number;
-        replacement_.reset();
-        return false;
+        return give_up(error_number);
     }
     return true;
 }
 
 bool ReportFile::replace(std::string_view text) {
-    if (!replacement_ || ::ftruncate(replacement_.get(), 0) != 0 || !write_all(replacement_.get(), text)) {
+    if (!replacement_ || ::ftruncate(replacement_.get(), 0) != 0 ||
+        write_patiently(NonblockingOutput(replacement_.get()), text).bytes != text.size()) {
+        return false;
+    }
+    const int directory = place_->directory();
+    const std::string from = "/proc/self/fd/" + std::to_string(replacement_.get());
+    const auto link_as = [&](const std::string& name) {
+        return ::linkat(AT_FDCWD, from.c_str(), directory, name.c_str(), AT_SYMLINK_FOLLOW) == 0;
+    };
+    if (!exists_ && link_as(place_->name())) {
+        return true;
+    }
+    if (!place_->is_named_itself()) {
         return false;
     }
     // A file without a name gets one beside the old file, and then the old one's.
-    const std::string from = "/proc/self/fd/" + std::to_string(replacement_.get());
-    const std::string name = directory_of(path_) + "/.vmm-new." + std::to_string(::getpid());
-    ::unlink(name.c_str());
-    if (::linkat(AT_FDCWD, from.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+    const std::string beside = ".vmm-new." + std::to_string(::getpid());
+    ::unlinkat(directory, beside.c_str(), 0);
+    if (!link_as(beside)) {
         return false;
     }
-    if (::rename(name.c_str(), path_.c_str()) != 0) {
-        const int error_number = errno;
-        ::unlink(name.c_str());
-        errno = error_number;
+    if (::renameat(directory, beside.c_str(), directory, place_->name().c_str()) != 0) {
+        ::unlinkat(directory, beside.c_str(), 0);
         return false;
     }
     return true;
 }
 
-void ReportFile::write(std::string_view text) {
+void ReportFile::write(std::string_view text, const WritePatience& patience) {
+    if (place_) {
+        try { // Much may have happened to the file since.
+            *this = ReportFile(path_, what_);
+        } catch (const Error&) { // What was found at first has to do.
+        }
+    }
     if (replace(text)) {
         return;
     }
-    if (!direct_) {
-        direct_.reset(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666));
+    if (!direct_ && place_) {
+        direct_ = place_->open(O_WRONLY | O_CREAT);
+        if (!direct_) {
+            throw_cannot_open(errno, tried());
+        }
     }
-    if (!direct_ || (overwritable_ && ::ftruncate(direct_.get(), 0) != 0) || !write_all(direct_.get(), text)) {
+    check_not_locked(direct_.get(), tried());
+    if (overwritable_ && ::ftruncate(direct_.get(), 0) != 0) {
         throw_errno(errno, tried());
+    }
+    const Written written = write_patiently(NonblockingOutput(direct_.get()), text, patience);
+    if (written.bytes != text.size()) {
+        throw Error("cannot " + tried() + ": " + describe_failure(written, patience));
     }
 }
 

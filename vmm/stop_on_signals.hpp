@@ -4,6 +4,7 @@
 #include <array>
 #include <csignal>
 
+#include "vmm/event_fd.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -18,8 +19,14 @@ class StopOnSignals {
     StopOnSignals(const StopOnSignals&) = delete;
     StopOnSignals& operator=(const StopOnSignals&) = delete;
 
+    /// Readable from the first of these signals on, also where another reason to stop had come before it.
+    [[nodiscard]] int fd() const noexcept { return signalled_.fd(); }
+
   private:
+    static void on_signal(int signal);
     static constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    StopRequest& stop_;
+    EventFd signalled_;
     std::array<struct sigaction, kSignals.size()> before_{};
 };
 

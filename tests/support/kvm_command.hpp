@@ -209,6 +209,15 @@ class CommandAtTerminal {
         return ::waitpid(child_, &status, WUNTRACED | WNOHANG) == child_ && WIFSTOPPED(status);
     }
 
+    /// Whether it has ended, and its wait status. The screen is not read.
+    [[nodiscard]] bool has_ended(int& status) {
+        if (::waitpid(child_, &status, WNOHANG) != child_) {
+            return false;
+        }
+        child_ = -1;
+        return true;
+    }
+
     /// The wait status, as waitpid() gives it. The screen is read meanwhile, so that the command is never held up.
     int wait() {
         int status = -1;

@@ -92,9 +92,7 @@ class ConsoleUnderTest {
         port_.write(2, data);
     }
     void run_loop(int timeout_ms = 0) { loop_.run_once(timeout_ms); }
-    void flush(int timeout_ms) {
-        console_.flush({std::chrono::milliseconds(timeout_ms), std::chrono::seconds(60)});
-    }
+    void flush(int timeout_ms) { console_.flush({std::chrono::milliseconds(timeout_ms), std::chrono::seconds(60)}); }
     [[nodiscard]] std::uint64_t dropped() const { return port_.dropped_output_bytes(); }
     /// Beyond what the port dropped.
     [[nodiscard]] std::uint64_t lost() const { return console_.lost_output().bytes - dropped(); }

@@ -48,8 +48,9 @@ TEST(ConfigFile, HasSeveralOfADevice) {
     EXPECT_EQ(parse(R"({"balloon": {"reporting": true, "size": "64M"}, "vsock": {"cid": 7, "path": "v"}})"),
               (Entries{entry("balloon", {"64M,reporting"}), entry("vsock", {"v,cid=7"})}));
     EXPECT_EQ(parse(R"({"disk": []})"), Entries{});
-    EXPECT_EQ(parse(R"({"disk": [{"path": "a", "lock": false}, {"path": "b", "lock": true}, {"path": "c", "lock": "off"}]})"),
-              (Entries{entry("disk", {"a,lock=off", "b,lock=on", "c,lock=off"})}));
+    EXPECT_EQ(
+        parse(R"({"disk": [{"path": "a", "lock": false}, {"path": "b", "lock": true}, {"path": "c", "lock": "off"}]})"),
+        (Entries{entry("disk", {"a,lock=off", "b,lock=on", "c,lock=off"})}));
 }
 
 TEST(ConfigFile, MayHaveComments) {

@@ -44,6 +44,17 @@ TEST(ProgressText, LeavesOutWhatIsNotKnownYet) {
     EXPECT_EQ(describe_progress({Stage::kPin, kGiB, 2 * kGiB, 0.0}), "pin 1.0 of 2.0 GiB");
 }
 
+TEST(ProgressText, OfASmallGuestHasUnitsThatFit) {
+    EXPECT_EQ(describe_progress({Stage::kHost, 16 * kMiB, 64 * kMiB, 0.5}),
+              "host memory 16.0 of 64.0 MiB, 32.0 MiB/s, 2 s left");
+    EXPECT_EQ(describe_progress({Stage::kHost, 512 * kMiB, 512 * kMiB, 0.25}),
+              "host memory 512.0 of 512.0 MiB, 2.0 GiB/s");
+    EXPECT_EQ(describe_progress({Stage::kSecondLevel, 128 * kMiB, 4 * kGiB, 64.0}),
+              "second level 0.1 of 4.0 GiB, 2.0 MiB/s, 1984 s left");
+    EXPECT_EQ(describe_progress({Stage::kHost, 4 * kKiB, 512 * kKiB, 4.0}),
+              "host memory 4.0 of 512.0 KiB, 1.0 KiB/s, 508 s left");
+}
+
 TEST(ProgressText, OfNothingIsWhole) {
     EXPECT_EQ(describe_progress({Stage::kSmm, 0, 0, 0.0}), "second level of SMM 0.0 of 0.0 GiB");
 }

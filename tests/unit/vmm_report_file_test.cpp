@@ -127,6 +127,75 @@ TEST(ReportFile, ThatIsNotWritableIsAnErrorAtOnce) {
     EXPECT_TRUE(mentions(error, "report.json: Permission denied")) << error;
 }
 
+TEST(ReportFile, KeepsModeAndOwnerOfWhatIsReplaced) {
+    const TemporaryDirectory directory;
+    const std::string path = directory.write("report.json", "old\n");
+    fs::permissions(path, fs::perms(0640));
+    if (::geteuid() == 0) {
+        ASSERT_EQ(::chown(path.c_str(), 12345, 23456), 0);
+    }
+    struct stat before {};
+    struct stat after {};
+    ASSERT_EQ(::stat(path.c_str(), &before), 0);
+    ReportFile(path).write("new\n");
+    ASSERT_EQ(::stat(path.c_str(), &after), 0);
+    EXPECT_EQ(content_of(path), "new\n");
+    EXPECT_EQ(after.st_mode, before.st_mode);
+    EXPECT_EQ(after.st_uid, before.st_uid);
+    EXPECT_EQ(after.st_gid, before.st_gid);
+    EXPECT_NE(after.st_ino, before.st_ino) << "it was replaced as a whole";
+}
+
+TEST(ReportFile, IsWrittenInPlaceWhereItHasOtherNamesOrAnotherOwner) {
+    const TemporaryDirectory directory;
+    const std::string path = directory.write("report.json", "old\n");
+    fs::create_hard_link(path, directory / "other.json");
+    ReportFile(path).write("new\n");
+    EXPECT_EQ(content_of(directory / "other.json"), "new\n");
+    EXPECT_EQ(fs::hard_link_count(path), 2U);
+    if (::geteuid() != 0) {
+        GTEST_SKIP() << "only root can give files away";
+    }
+    const std::string given = directory.write("given.json", "old\n");
+    fs::permissions(given, fs::perms(0666));
+    fs::permissions(directory.path(), fs::perms(0777));
+    EXPECT_EQ(testing::in_child_process([&]() -> std::string {
+                  if (::setresuid(65534, 65534, 65534) != 0) {
+                      return "cannot become nobody";
+                  }
+                  ReportFile(given).write("new\n");
+                  return "written";
+              }),
+              "written");
+    struct stat after {};
+    ASSERT_EQ(::stat(given.c_str(), &after), 0);
+    EXPECT_EQ(after.st_uid, 0U);
+    EXPECT_EQ(content_of(given), "new\n");
+}
+
+TEST(ReportFile, BehindALinkIsWrittenInPlaceBecauseThatFolderWasNotNamed) {
+    const TemporaryDirectory directory;
+    const std::string target = directory.write("elsewhere/target.json", "old\n");
+    fs::create_symlink("elsewhere/target.json", directory / "report.json");
+    const auto inode = [&] {
+        struct stat facts {};
+        return ::stat(target.c_str(), &facts) == 0 ? facts.st_ino : 0;
+    };
+    const auto before = inode();
+    ReportFile(directory / "report.json").write("new\n");
+    EXPECT_EQ(inode(), before);
+    EXPECT_EQ(content_of(target), "new\n");
+}
+
+TEST(ReportFile, ThatChangedMeanwhileIsLookedAtAgain) {
+    const TemporaryDirectory directory;
+    const std::string path = directory.write("report.json", "old\n");
+    ReportFile report(path);
+    fs::create_hard_link(path, directory / "other.json");
+    report.write("new\n");
+    EXPECT_EQ(content_of(directory / "other.json"), "new\n");
+}
+
 TEST(ReportFile, MayBeADevice) {
     EXPECT_NO_THROW(ReportFile("/dev/null").write("text\n"));
     EXPECT_TRUE(fs::is_character_file("/dev/null"));

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <iostream>
 #include <memory>
 #include <numeric>
-#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
 
 #include "kvm/error.hpp"
 #include "kvm/format.hpp"
@@ -23,7 +25,10 @@
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/table.hpp"
 #include "vmm/bench/warm.hpp"
+#include "vmm/file_roles.hpp"
 #include "vmm/host_requirements.hpp"
+#include "vmm/nonblocking_output.hpp"
+#include "vmm/patient_write.hpp"
 #include "vmm/report_file.hpp"
 #include "vmm/stop_on_signals.hpp"
 #include "vmm/version.hpp"
@@ -41,29 +46,40 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// What is under way, on a terminal; nothing elsewhere.
+/// What is under way, on a terminal; nothing elsewhere. A terminal that nobody reads, or that is stopped, misses it.
 class ProgressText {
   public:
-    void show(const std::string& text) {
+    ProgressText() = default;
+    ProgressText(const ProgressText&) = delete;
+    ProgressText& operator=(const ProgressText&) = delete;
+    ~ProgressText() { write("\r\033[K"); }
+
+    void show(const std::string& text) { write("\r\033[K" + text.substr(0, 110)); }
+
+  private:
+    void write(std::string_view text) {
         if (terminal_) {
-            std::cerr << "\r\033[K" << text.substr(0, 110) << std::flush;
-        }
-    }
-    ~ProgressText() {
-        if (terminal_) {
-            std::cerr << "\r\033[K" << std::flush;
+            static_cast<void>(output_.write(std::as_bytes(std::span(text))));
         }
     }
 
-  private:
     bool terminal_ = ::isatty(STDERR_FILENO) == 1;
+    NonblockingOutput output_{STDERR_FILENO};
 };
 
 /// The files that results go to. Construction finds out whether they can be written.
 class Outputs {
   public:
     explicit Outputs(const BenchCommand& command) {
-        check_distinct({command.json, command.csv, command.plot});
+        FileRoles roles; // Before any is opened for writing.
+        roles.add_descriptor("standard output", STDOUT_FILENO);
+        roles.add_descriptor("standard error", STDERR_FILENO);
+        for (const auto& [role, path] :
+             {std::pair("--json", &command.json), {"--csv", &command.csv}, {"--plot", &command.plot}}) {
+            if (!path->empty()) {
+                roles.add(FileRoles::Use::kWrite, role, *path);
+            }
+        }
         if (!command.plot.empty()) {
             format_ = plot_format(command.plot);
             if (!format_) {
@@ -76,31 +92,23 @@ class Outputs {
         open(plot_, command.plot);
     }
 
-    void write(const Results& results) {
+    void write(const Results& results, const WritePatience& patience) {
         if (json_) {
-            json_->write(to_json(results));
+            json_->write(to_json(results), patience);
         }
         if (csv_) {
-            csv_->write(to_csv(results));
+            csv_->write(to_csv(results), patience);
         }
         if (plot_) {
             if (const std::string script = plot_script(results, *format_); !script.empty()) {
-                plot_->write(draw_plot(script));
+                plot_->write(draw_plot(script), patience);
             } else {
-                std::cerr << "vmm: warning: there is nothing to draw: no run came to its end\n";
+                print_message("vmm: warning: there is nothing to draw: no run came to its end\n");
             }
         }
     }
 
   private:
-    static void check_distinct(const std::vector<std::string>& paths) {
-        std::set<std::string> seen;
-        for (const std::string& path : paths) {
-            if (!path.empty() && !seen.insert(path).second) {
-                throw Error("cannot write two kinds of results to one file, " + path);
-            }
-        }
-    }
     static void open(std::unique_ptr<ReportFile>& file, const std::string& path) {
         if (!path.empty()) {
             file = std::make_unique<ReportFile>(path);
@@ -309,28 +317,29 @@ int run_bench(const BenchCommand& command) {
         Benchmark(command, settings, run_limited, results, stop).run();
     }
     derive_prealloc(results);
-    std::cout << to_table(results);
+    std::string text = to_table(results);
     if (command.preset == Preset::kScale || command.model) {
         const std::vector<PageCosts> costs = fit_costs(results);
-        std::cout << '\n' << fit_table(costs);
+        text += '\n' + fit_table(costs);
         if (command.model) {
-            std::cout << '\n' << model_table(costs, results);
+            text += '\n' + model_table(costs, results);
         }
     }
-    std::cout << std::flush;
-    outputs.write(results);
+    const WritePatience patience{.hurry_fd = stop_on_signals.fd()};
+    const bool printed = print_result(text, patience);
+    outputs.write(results, patience);
     if (stop.is_requested()) {
         return kStoppedBySignal;
     }
-    return results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? 1 : 0;
 }
 
 int run_bench_compare(const BenchCompareCommand& command) {
     const Results before = read_results(command.before);
     const Results after = read_results(command.after);
     const Comparison comparison = compare(before, after, command.threshold);
-    std::cout << to_text(comparison, command.threshold);
-    return comparison.any_worse() ? 1 : 0;
+    const bool printed = print_result(to_text(comparison, command.threshold));
+    return !printed || comparison.any_worse() ? 1 : 0;
 }
 
 } // namespace vmm

@@ -535,9 +535,6 @@ Command parse_command_line(int argc, const char* const* argv) {
         }
         run_command.serial = "none";
     }
-    if (run_command.console == run_command.serial && run_command.console != "none") {
-        return usage_error(app, "--serial and --console cannot both go to " + run_command.console);
-    }
     if (run_command.console != "none") {
         run_command.config.console.emplace(); // What it is connected to comes later; that there is one counts now.
     }

@@ -1,38 +1,41 @@
 // The program `vmm`.
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <cerrno>
+#include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <exception>
 #include <initializer_list>
-#include <iostream>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
-#include <spdlog/sinks/basic_file_sink.h>
-#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 
 #include "kvm/error.hpp"
 #include "kvm/format.hpp"
-#include "kvm/unique_fd.hpp"
 #include "vmm/bench/command.hpp"
+#include "vmm/character_console.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
+#include "vmm/cli/long_lived_file.hpp"
 #include "vmm/cli/progress_line.hpp"
-#include "vmm/cli/serial_file.hpp"
+#include "vmm/cli/queued_output.hpp"
 #include "vmm/cli/terminal.hpp"
 #include "vmm/cli/window_size.hpp"
+#include "vmm/file_roles.hpp"
 #include "vmm/machine.hpp"
+#include "vmm/patient_write.hpp"
 #include "vmm/report_file.hpp"
 #include "vmm/stop_on_signals.hpp"
 #include "vmm/watch.hpp"
@@ -46,6 +49,13 @@ constexpr int kSuccess = 0;
 constexpr int kHostFailed = 1;
 constexpr int kGuestFailed = 3;
 constexpr int kStoppedBySignal = 4;
+
+/// How long somebody who takes nothing is waited for at the end.
+constexpr std::chrono::milliseconds kMessagePatience{2000};
+
+constexpr const char* kNoMemory =
+    "cannot allocate memory for this program itself (free some, or raise `ulimit -v` or the "
+    "memory cgroup's memory.max)";
 
 constexpr const char* kKeysHelp = "\r\nCtrl-A x  stop the guest\r\nCtrl-A h  this help\r\n"
                                   "Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n";
@@ -78,66 +88,209 @@ spdlog::level::level_enum spdlog_level(LogLevel level) {
     return spdlog::level::err;
 }
 
-/// Standard error says what the user asked to hear; the log file has times and everything from info on.
-std::shared_ptr<spdlog::logger> make_logger(const RunCommand& command) {
-    auto terminal = std::make_shared<spdlog::sinks::stderr_sink_mt>();
-    terminal->set_level(spdlog_level(command.log_level));
-    terminal->set_pattern("vmm: %l: %v");
-    std::vector<spdlog::sink_ptr> sinks{terminal};
-    if (!command.log_file.empty()) {
-        // Tried first: spdlog would make the folders that a mistyped name mentions.
-        if (const UniqueFd probe(::open(command.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
-            !probe) {
-            throw_errno(errno, "write the log to " + command.log_file);
-        }
-        try {
-            auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(command.log_file);
+/// Hands lines to a queue, so that whoever logs never waits for whoever reads.
+class QueueSink final : public spdlog::sinks::base_sink<std::mutex> {
+  public:
+    explicit QueueSink(QueuedOutput& queue) : queue_(queue) {}
+
+  private:
+    void sink_it_(const spdlog::details::log_msg& message) override {
+        spdlog::memory_buf_t line;
+        formatter_->format(message, line);
+        queue_.write({line.data(), line.size()});
+    }
+    void flush_() override {}
+
+    QueuedOutput& queue_;
+};
+
+/// All that we say to people, on standard error and in the log file. Nobody who says something ever waits; what nobody
+/// reads is dropped, counted, and told where somebody reads again. Threads: any, but for construction and end().
+class Messages {
+  public:
+    Messages()
+        : terminal_(std::make_shared<DescriptorTarget>(STDERR_FILENO), {.gap = [](std::uint64_t texts) {
+                        return vmm::format("vmm: warning: {} messages were dropped here: nobody read them in time\n",
+                                           texts);
+                    }}) {}
+
+    /// Throws Error where the log file of `command` cannot be written.
+    void open_log(const RunCommand& command) {
+        auto terminal = std::make_shared<QueueSink>(terminal_);
+        terminal->set_level(spdlog_level(command.log_level));
+        terminal->set_pattern("vmm: %l: %v");
+        std::vector<spdlog::sink_ptr> sinks{terminal};
+        if (!command.log_file.empty()) {
+            auto opened = std::make_shared<LongLivedFile>(command.log_file, "write the log to " + command.log_file);
+            opened->keep();
+            // A full disk under the log is no reason to stop, nor to talk of anything else.
+            file_.emplace(
+                std::move(opened),
+                QueuedOutput::Options{
+                    .gap = [](std::uint64_t texts) { return vmm::format("{} lines were dropped here\n", texts); },
+                    .refused =
+                        [this](int error_number) {
+                            say("vmm: warning: cannot write the log: " + why_output_is_lost(error_number) + "\n");
+                        }});
+            auto file = std::make_shared<QueueSink>(*file_);
             file->set_level(std::min(spdlog::level::info, spdlog_level(command.log_level)));
             sinks.push_back(file);
-        } catch (const spdlog::spdlog_ex& error) {
-            throw Error("cannot write the log to " + command.log_file + ": " + error.what());
+        }
+        logger_ = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
+        logger_->set_level(spdlog::level::debug);
+        logger_->set_error_handler([](const std::string&) {}); // Its own words would wait for a reader.
+    }
+
+    void log(LogLevel level, std::string_view line) {
+        if (logger_) {
+            logger_->log(spdlog_level(level), "{}", line);
         }
     }
-    auto logger = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
-    logger->set_level(spdlog::level::debug);
-    logger->flush_on(spdlog::level::info);
-    // A full disk under the log is no reason to stop, nor to talk of anything else.
-    logger->set_error_handler([](const std::string& what) {
-        static std::atomic<bool> said{false};
-        if (!said.exchange(true)) {
-            std::fprintf(stderr, "vmm: warning: cannot write the log: %s\n", what.c_str());
+    /// As it is, on standard error only.
+    void say(std::string_view text) { terminal_.write(text); }
+    /// The same, unless something else still waits: for a picture that only counts now.
+    void show(std::string_view text) { terminal_.write_if_idle(text); }
+    void say_error(std::string_view what) {
+        say(vmm::format("vmm: error: {}\n", what));
+        if (file_ && logger_) {
+            logger_->sinks().back()->log(
+                spdlog::details::log_msg("vmm", spdlog::level::err, {what.data(), what.size()}));
         }
-    });
-    return logger;
+    }
+
+    /// Waits for slow readers, but not without end. Once, when all has been said.
+    void end(const WritePatience& patience) noexcept {
+        try {
+            if (file_) {
+                file_->finish(patience);
+                if (const QueuedOutput::Lost lost = file_->lost(); lost.bytes != 0) {
+                    say(vmm::format("vmm: warning: {} bytes of the log were lost: {}\n", lost.bytes,
+                                    lost.error_number != 0 ? why_output_is_lost(lost.error_number)
+                                                           : "it was written too slowly"));
+                }
+            }
+            terminal_.finish(patience);
+        } catch (const std::exception&) { // No memory even to say so.
+        }
+    }
+
+  private:
+    QueuedOutput terminal_;
+    std::optional<QueuedOutput> file_;
+    std::shared_ptr<spdlog::logger> logger_;
+};
+
+/// The guest's output on its way to a regular file: its storage may not answer, and the guest is not to wait for that.
+class FileOutput {
+  public:
+    /// `hurry_fd` as WritePatience has it.
+    FileOutput(std::shared_ptr<OutputTarget> target, int hurry_fd)
+        : queue_(std::move(target), {.capacity_bytes = 16 * kMiB, .overrun = QueuedOutput::Overrun::kDropNewest}),
+          patience_{.hurry_fd = hurry_fd} {}
+    /// A run that fails has output, too.
+    ~FileOutput() { queue_.finish(patience_); }
+    FileOutput(const FileOutput&) = delete;
+    FileOutput& operator=(const FileOutput&) = delete;
+
+    void connect(CharacterConfig& config) {
+        config.sink = [this](std::span<const std::byte> bytes) {
+            // Any bytes may be looked at as chars.
+            queue_.write({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+        };
+        config.sink_lost = [this] {
+            queue_.finish(patience_);
+            const QueuedOutput::Lost lost = queue_.lost();
+            return LostOutput{lost.bytes, lost.error_number != 0 ? why_output_is_lost(lost.error_number)
+                                                                 : "the file was written too slowly"};
+        };
+    }
+
+  private:
+    QueuedOutput queue_;
+    WritePatience patience_;
+};
+
+/// What a serial port or console is connected to, as long as the guest runs.
+struct Connection {
+    std::shared_ptr<LongLivedFile> file; ///< that was named, if any
+    std::optional<FileOutput> output;
+};
+
+bool is_regular(int fd) {
+    struct stat facts {};
+    return ::fstat(fd, &facts) == 0 && S_ISREG(facts.st_mode);
 }
 
-/// What `--serial` or `--console` names. The file it names, if any, is put into `file`.
-CharacterConfig connect_characters(const std::string& where, std::optional<SerialFile>& file) {
+/// What `--serial` or `--console` names.
+CharacterConfig connect_characters(const std::string& where, const char* what, Connection& connection, int hurry_fd,
+                                   Messages& messages) {
     CharacterConfig config;
     if (where == "none") {
         return config;
     }
     if (where == "stdio") {
-        config.output_fd = STDOUT_FILENO;
+        if (is_regular(STDOUT_FILENO)) {
+            connection.output.emplace(std::make_shared<DescriptorTarget>(STDOUT_FILENO), hurry_fd).connect(config);
+        } else {
+            config.output_fd = STDOUT_FILENO;
+        }
         // A terminal is only read while we are in the foreground: elsewhere reading it would stop us.
         const bool terminal = ::isatty(STDIN_FILENO) == 1;
         config.escape_keys = terminal && RawTerminal::is_available(STDIN_FILENO);
         config.input_fd = !terminal || config.escape_keys ? STDIN_FILENO : -1;
-        config.show_help = [] { std::fputs(kKeysHelp, stderr); };
+        config.show_help = [&messages] { messages.say(kKeysHelp); };
         return config;
     }
-    file.emplace(where);
-    config.output_fd = file->fd();
+    connection.file = std::make_shared<LongLivedFile>(where, std::string("write ") + what + " output to " + where);
+    if (connection.file->is_regular()) {
+        connection.output.emplace(connection.file, hurry_fd).connect(config);
+    } else {
+        config.output_fd = connection.file->fd();
+    }
     return config;
+}
+
+/// Refuses one file in two roles, before any is opened for writing.
+void check_files(const RunCommand& command) {
+    using Use = FileRoles::Use;
+    FileRoles roles;
+    const Config& config = command.config;
+    const auto add = [&roles](Use use, const char* role, const std::string& path) {
+        if (!path.empty()) {
+            roles.add(use, role, path);
+        }
+    };
+    add(Use::kRead, "--config", command.config_file);
+    add(Use::kRead, "--kernel", config.kernel_path);
+    add(Use::kRead, "--initrd", config.initrd_path);
+    for (const DiskConfig& disk : config.disks) {
+        add(disk.read_only ? Use::kRead : Use::kWrite, FileRoles::kDisk, disk.path);
+    }
+    const bool runs = command.dump_dtb.empty();
+    if (runs && (command.serial == "stdio" || command.console == "stdio")) {
+        roles.add_descriptor("standard output", STDOUT_FILENO);
+    }
+    roles.add_descriptor("standard error", STDERR_FILENO);
+    for (const auto& [role, where] : {std::pair("--serial", &command.serial), {"--console", &command.console}}) {
+        if (*where != "stdio" && *where != "none") {
+            add(Use::kWrite, role, *where);
+        }
+    }
+    add(Use::kWrite, "--report", command.report);
+    add(Use::kWrite, "--dump-dtb", command.dump_dtb);
+    add(Use::kAppend, "--log-file", command.log_file);
+    if (config.vsock) {
+        add(Use::kWrite, "--vsock", config.vsock->path);
+    }
 }
 
 /// Who is told how the prefault is doing: a person at a terminal by a bar, which goes when the prefault is done; else
 /// the log. Beside a guest, always the log: the terminal is the guest's.
 class ProgressDisplay {
   public:
-    ProgressDisplay(const RunCommand& command, const LogSink& log) : log_(log) {
+    ProgressDisplay(const RunCommand& command, const LogSink& log, Messages& messages) : log_(log) {
         if (command.summary && command.config.prefault_when == PrefaultWhen::kBefore && ::isatty(STDERR_FILENO) == 1) {
-            bar_.emplace(STDERR_FILENO);
+            bar_.emplace(STDERR_FILENO, [&messages](std::string_view text) { messages.show(text); });
         }
     }
 
@@ -188,13 +341,14 @@ struct Ending {
 };
 
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
-                      std::initializer_list<std::optional<SerialFile>*> files, ProgressDisplay& progress) {
+                      std::initializer_list<const Connection*> connections, ProgressDisplay& progress) {
     Ending ending;
     {
         Machine machine(config, started);
-        for (std::optional<SerialFile>* const file : files) {
-            if (*file) {
-                (*file)->keep();
+        for (const Connection* const connection : connections) {
+            if (connection->file) { // Only now: the disks are locked, and none of them is this file.
+                connection->file->empty();
+                connection->file->keep();
             }
         }
         ending.reason = run_machine(machine, config, progress);
@@ -214,19 +368,21 @@ void warn_of_background_prefault(const Ending& ending, const Config& config) {
 }
 
 /// `--dump-dtb`: makes the machine, all but running it.
-int write_device_tree(ReportFile& file, const Config& config, std::chrono::steady_clock::time_point started) {
+int write_device_tree(ReportFile& file, const Config& config, std::chrono::steady_clock::time_point started,
+                      const WritePatience& patience) {
     const Machine machine(config, started);
     const auto tree = machine.device_tree();
     // Any bytes may be looked at as chars.
-    file.write({reinterpret_cast<const char*>(tree.data()), tree.size()});
+    file.write({reinterpret_cast<const char*>(tree.data()), tree.size()}, patience);
     return kSuccess;
 }
 
-int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
-    validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
-    command.config.stop = std::make_shared<StopRequest>();
-    const StopOnSignals stop_on_signals(*command.config.stop); // As long as there is anything to give back.
-    const auto logger = make_logger(command);
+/// A run, up to the last word about it.
+int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
+        std::chrono::steady_clock::time_point started) {
+    const WritePatience patience{.hurry_fd = signals.fd()};
+    check_files(command);
+    messages.open_log(command);
     std::optional<ReportFile> report_file;
     if (!command.report.empty()) {
         report_file.emplace(command.report);
@@ -236,53 +392,67 @@ int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
         device_tree_file.emplace(command.dump_dtb, "the device tree");
     }
     Config& config = command.config;
-    config.log = [logger](LogLevel level, std::string_view line) { logger->log(spdlog_level(level), "{}", line); };
-    std::optional<SerialFile> serial_file;
-    config.serial = connect_characters(command.serial, serial_file);
-    std::optional<SerialFile> console_file;
+    config.log = [&messages](LogLevel level, std::string_view line) { messages.log(level, line); };
+    Connection serial;
+    config.serial = connect_characters(command.serial, "serial", serial, signals.fd(), messages);
+    Connection console;
     std::optional<WindowSizeSignal> window_size_signal;
     if (command.console != "none") {
-        config.console = connect_characters(command.console, console_file);
+        config.console = connect_characters(command.console, "console", console, signals.fd(), messages);
         if (config.console->escape_keys) {
             config.console->size = [] { return window_size(STDIN_FILENO); };
             config.console->resized_fd = window_size_signal.emplace().fd();
         }
     }
     if (command.watch) {
-        config.watch = [](const WatchSample& sample) { std::cerr << to_line(sample) << std::endl; };
+        config.watch = [&messages](const WatchSample& sample) { messages.say(to_line(sample) + "\n"); };
     }
-    ProgressDisplay progress(command, config.log);
+    ProgressDisplay progress(command, config.log, messages);
     config.prefault.progress = [&progress](const prefault::Progress& now) { progress.show(now); };
 
-    Ending ending;
-    try {
-        if (device_tree_file) {
-            return write_device_tree(*device_tree_file, config, started);
-        }
-        ending = run_to_the_end(config, started, {&serial_file, &console_file}, progress);
-    } catch (const Error&) {
-        if (config.stop->is_requested_for(ExitReason::kSignal)) {
-            return kStoppedBySignal; // Stopped in the middle of construction, which says so.
-        }
-        throw;
+    if (device_tree_file) {
+        return write_device_tree(*device_tree_file, config, started, patience);
     }
+    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress);
     warn_of_background_prefault(ending, config);
     if (!ending.crash.empty()) {
-        std::cerr << "vmm: the guest crashed\n" << ending.crash;
+        messages.say("vmm: the guest crashed\n" + ending.crash);
     }
     if (command.summary) {
-        std::cerr << to_summary(ending.report) << '\n';
+        messages.say(to_summary(ending.report) + "\n");
     }
     if (report_file) {
-        report_file->write(to_json(ending.report));
+        report_file->write(to_json(ending.report), patience);
     }
     return exit_code(ending.reason);
 }
 
+int execute(RunCommand command, std::chrono::steady_clock::time_point started) {
+    validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
+    command.config.stop = std::make_shared<StopRequest>();
+    const StopOnSignals signals(*command.config.stop); // As long as there is anything to give back.
+    Messages messages;
+    int status = kHostFailed;
+    try {
+        status = run(command, signals, messages, started);
+    } catch (const std::bad_alloc&) {
+        messages.say_error(kNoMemory);
+    } catch (const std::exception& error) {
+        if (dynamic_cast<const Error*>(&error) != nullptr &&
+            command.config.stop->is_requested_for(ExitReason::kSignal)) {
+            status = kStoppedBySignal; // Stopped in the middle of construction, which says so.
+        } else {
+            messages.say_error(error.what());
+        }
+    }
+    messages.end({.quiet = kMessagePatience, .hurry_fd = signals.fd()});
+    return status;
+}
+
 int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_point /*started*/) {
     const auto findings = examine_host();
-    std::cout << to_text(findings);
-    return can_run_guests(findings) ? kSuccess : kHostFailed;
+    const bool printed = print_result(to_text(findings));
+    return printed && can_run_guests(findings) ? kSuccess : kHostFailed;
 }
 
 int execute(const BenchCommand& command, std::chrono::steady_clock::time_point /*started*/) {
@@ -294,7 +464,10 @@ int execute(const BenchCompareCommand& command, std::chrono::steady_clock::time_
 }
 
 int execute(const TextCommand& command, std::chrono::steady_clock::time_point /*started*/) {
-    (command.exit_code == kSuccess ? std::cout : std::cerr) << command.text;
+    if (command.exit_code == kSuccess) {
+        return print_result(command.text) ? kSuccess : kHostFailed;
+    }
+    print_message(command.text);
     return command.exit_code;
 }
 
@@ -317,11 +490,12 @@ int main(int argc, char** argv) {
         const vmm::Command command = vmm::parse_command_line(argc, argv);
         return std::visit([&](const auto& chosen) { return vmm::execute(chosen, started); }, command);
     } catch (const std::bad_alloc&) {
-        std::cerr << "vmm: error: cannot allocate memory for this program itself (free some, or raise `ulimit -v` or "
-                     "the memory cgroup's memory.max)\n";
+        vmm::print_message("vmm: error: ");
+        vmm::print_message(vmm::kNoMemory);
+        vmm::print_message("\n");
         return vmm::kHostFailed;
     } catch (const std::exception& error) {
-        std::cerr << "vmm: error: " << error.what() << '\n';
+        vmm::print_message(std::string("vmm: error: ") + error.what() + "\n");
         return vmm::kHostFailed;
     }
 }

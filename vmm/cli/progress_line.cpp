@@ -1,20 +1,37 @@
 #include "vmm/cli/progress_line.hpp"
 
-#include <poll.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <memory>
+#include <span>
 
 #include "kvm/format.hpp"
 #include "kvm/guest_address.hpp"
+#include "vmm/nonblocking_output.hpp"
 
 namespace vmm {
 
 namespace {
 
-double gib(std::uint64_t bytes) {
-    return static_cast<double>(bytes) / static_cast<double>(kGiB);
+/// What amounts of about `bytes` are told in.
+struct Unit {
+    std::uint64_t bytes;
+    const char* name;
+};
+constexpr Unit unit_for(double bytes) {
+    constexpr std::array kUnits{Unit{kGiB, "GiB"}, Unit{kMiB, "MiB"}};
+    for (const Unit& unit : kUnits) {
+        if (bytes >= static_cast<double>(unit.bytes)) {
+            return unit;
+        }
+    }
+    return {kKiB, "KiB"};
+}
+
+double in_unit(double bytes, const Unit& unit) {
+    return bytes / static_cast<double>(unit.bytes);
 }
 
 unsigned terminal_columns(int fd) {
@@ -26,13 +43,17 @@ unsigned terminal_columns(int fd) {
 } // namespace
 
 std::string describe_progress(const prefault::Progress& progress) {
-    std::string text = vmm::format("{} {:.1f} of {:.1f} GiB", to_string(progress.stage), gib(progress.done_bytes),
-                                   gib(progress.total_bytes));
+    const auto done = static_cast<double>(progress.done_bytes);
+    const auto total = static_cast<double>(progress.total_bytes);
+    const Unit unit = unit_for(progress.total_bytes == 0 ? static_cast<double>(kGiB) : total);
+    std::string text = vmm::format("{} {:.1f} of {:.1f} {}", to_string(progress.stage), in_unit(done, unit),
+                                   in_unit(total, unit), unit.name);
     if (progress.done_bytes != 0 && progress.seconds > 0) {
-        const double per_second = gib(progress.done_bytes) / progress.seconds;
-        text += vmm::format(", {:.1f} GiB/s", per_second);
+        const double per_second = done / progress.seconds;
+        const Unit rate = unit_for(per_second);
+        text += vmm::format(", {:.1f} {}/s", in_unit(per_second, rate), rate.name);
         if (progress.done_bytes < progress.total_bytes) {
-            text += vmm::format(", {:.0f} s left", gib(progress.total_bytes - progress.done_bytes) / per_second);
+            text += vmm::format(", {:.0f} s left", (total - done) / per_second);
         }
     }
     return text;
@@ -54,26 +75,23 @@ std::string draw_progress(const prefault::Progress& progress, unsigned columns) 
     return text.substr(0, columns);
 }
 
-void ProgressBar::write(const std::string& text) const {
-    // A terminal that is stopped (Ctrl-S) would stop us: it misses a frame instead.
-    pollfd terminal{fd_, POLLOUT, 0};
-    if (::poll(&terminal, 1, 0) == 1 && (terminal.revents & POLLOUT) != 0) {
-        [[maybe_unused]] const ssize_t ignored = ::write(fd_, text.data(), text.size());
-    }
-}
+ProgressBar::ProgressBar(int fd)
+    : ProgressBar(fd, [output = std::make_shared<NonblockingOutput>(fd)](std::string_view text) {
+          static_cast<void>(output->write(std::as_bytes(std::span(text))));
+      }) {}
 
 void ProgressBar::show(const prefault::Progress& progress) {
     if (std::chrono::steady_clock::now() - started_ < std::chrono::seconds(1)) {
         return;
     }
     // Back to the first column, the line, and nothing behind it; the last column stays free, or some terminals wrap.
-    write("\r" + draw_progress(progress, terminal_columns(fd_) - 1) + "\x1b[K");
+    write_("\r" + draw_progress(progress, terminal_columns(fd_) - 1) + "\x1b[K");
     drawn_ = true;
 }
 
 ProgressBar::~ProgressBar() {
     if (drawn_) {
-        write("\r\x1b[K");
+        write_("\r\x1b[K");
     }
 }
 

@@ -3,14 +3,17 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "prefault/progress.hpp"
 #include "vmm/log.hpp"
 
 namespace vmm {
 
-/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left"; what is not known yet is left out.
+/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left", in units that fit; what is not known yet is left out.
 [[nodiscard]] std::string describe_progress(const prefault::Progress& progress);
 
 /// The same with a bar, in at most `columns` characters.
@@ -19,8 +22,10 @@ namespace vmm {
 /// Draws a bar on a terminal while something takes longer than a second, and leaves nothing behind. Threads: one.
 class ProgressBar {
   public:
-    /// `fd` is a terminal, on loan.
-    explicit ProgressBar(int fd) : fd_(fd) {}
+    /// `fd` is a terminal, on loan. It misses a frame rather than make us wait.
+    explicit ProgressBar(int fd);
+    /// The same where `write` puts text on that terminal.
+    ProgressBar(int fd, std::function<void(std::string_view)> write) : fd_(fd), write_(std::move(write)) {}
     ~ProgressBar();
     ProgressBar(const ProgressBar&) = delete;
     ProgressBar& operator=(const ProgressBar&) = delete;
@@ -28,9 +33,8 @@ class ProgressBar {
     void show(const prefault::Progress& progress);
 
   private:
-    void write(const std::string& text) const;
-
     int fd_;
+    std::function<void(std::string_view)> write_;
     std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
     bool drawn_ = false;
 };

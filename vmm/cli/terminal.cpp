@@ -34,11 +34,16 @@ constexpr std::array kJobControlSignals{SIGTSTP, SIGCONT};
 std::array<struct sigaction, 65> actions_before{};
 
 /// Only from the foreground: there the terminal is ours to set, and from the background the attempt would stop us. At
-/// once (TCSANOW), because a terminal that has stopped its output would keep us waiting.
-void set_mode(const termios& mode) noexcept {
+/// once (TCSANOW), because a terminal that has stopped its output would keep us waiting. With `discard_input`, what has
+/// not been read is thrown away as TCSAFLUSH would, which waits for the output, too: the guest was the reader that it
+/// was meant for, and a shell would take a terminal's answer to the guest's question for a command.
+void set_mode(const termios& mode, bool discard_input) noexcept {
     const int error_number = errno;
     if (::tcgetpgrp(taken_terminal.fd) == ::getpgrp()) {
         while (::tcsetattr(taken_terminal.fd, TCSANOW, &mode) != 0 && errno == EINTR) {
+        }
+        if (discard_input) {
+            ::tcflush(taken_terminal.fd, TCIFLUSH);
         }
     }
     errno = error_number;
@@ -46,7 +51,7 @@ void set_mode(const termios& mode) noexcept {
 
 void restore() noexcept {
     if (taken.load()) {
-        set_mode(taken_terminal.before);
+        set_mode(taken_terminal.before, true);
     }
 }
 
@@ -62,7 +67,7 @@ void on_job_control(int signal) {
         restore();
         ::raise(SIGSTOP);
     } else if (taken.load()) {
-        set_mode(taken_terminal.raw);
+        set_mode(taken_terminal.raw, false);
     }
 }
 

@@ -1,0 +1,50 @@
+// A file that is written to as long as a guest runs: its serial output, the log.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <optional>
+#include <string>
+
+#include "vmm/cli/queued_output.hpp"
+#include "vmm/output_place.hpp"
+
+namespace vmm {
+
+/// Always writes at the end of the file, so that whoever cuts it off (copytruncate of logrotate(8)) gets no hole; and
+/// where the file has been renamed or deleted meanwhile, goes on in a new one of the name. Threads: one at a time.
+class LongLivedFile final : public OutputTarget {
+  public:
+    /// Opens `path`, or makes it. What is in it stays for now. The name of a descriptor that we were started with
+    /// (/dev/stdout) is that descriptor: it is neither opened anew nor emptied. `tried` is for messages: "write the log
+    /// to vmm.log". Throws Error: it cannot be written, leads over another user's link (OutputPlace), or is locked as a
+    /// disk.
+    LongLivedFile(std::string path, std::string tried);
+    /// Takes a file away again that was made for nothing.
+    ~LongLivedFile() override;
+
+    /// It is wanted: a file that was made stays.
+    void keep() noexcept { kept_ = true; }
+    /// From now on it holds nothing but what comes. Throws Error: somebody has locked it since.
+    void empty();
+
+    [[nodiscard]] NonblockingOutput::Result write(std::span<const std::byte> bytes) override;
+    [[nodiscard]] int fd() const noexcept override { return file_.get(); }
+    [[nodiscard]] bool may_wait() const noexcept override { return is_regular(); }
+    [[nodiscard]] bool is_regular() const noexcept { return S_ISREG(facts_.st_mode); }
+
+  private:
+    void open_first();
+    void follow_name();
+
+    std::string path_;
+    std::string tried_;
+    std::optional<OutputPlace> place_; ///< nothing for a descriptor that we were started with
+    UniqueFd file_;
+    struct stat facts_ {};
+    std::optional<NonblockingOutput> output_;
+    bool created_ = false;
+    bool kept_ = false;
+};
+
+} // namespace vmm

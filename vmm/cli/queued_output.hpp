@@ -1,0 +1,95 @@
+// Text on its way to somebody who may not read it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "vmm/nonblocking_output.hpp"
+#include "vmm/patient_write.hpp"
+
+namespace vmm {
+
+/// Where queued text is written to. Threads: one at a time.
+class OutputTarget {
+  public:
+    OutputTarget() = default;
+    OutputTarget(const OutputTarget&) = delete;
+    OutputTarget& operator=(const OutputTarget&) = delete;
+    virtual ~OutputTarget() = default;
+
+    [[nodiscard]] virtual NonblockingOutput::Result write(std::span<const std::byte> bytes) = 0;
+    /// The descriptor to wait on after kWouldBlock.
+    [[nodiscard]] virtual int fd() const noexcept = 0;
+    /// Whether write() may wait, for a file's storage say: it is then left to a thread.
+    [[nodiscard]] virtual bool may_wait() const noexcept = 0;
+};
+
+/// A descriptor of the process, on loan.
+class DescriptorTarget final : public OutputTarget {
+  public:
+    explicit DescriptorTarget(int fd) : output_(fd) {}
+    [[nodiscard]] NonblockingOutput::Result write(std::span<const std::byte> bytes) override {
+        return output_.write(bytes);
+    }
+    [[nodiscard]] int fd() const noexcept override { return output_.fd(); }
+    [[nodiscard]] bool may_wait() const noexcept override { return output_.may_wait(); }
+
+  private:
+    NonblockingOutput output_;
+};
+
+/// Writes text to a target without ever making anybody wait who says something. What the target takes at once is
+/// written at once. The rest waits in a queue of a fixed size, from which a thread of its own writes it; what finds no
+/// room is dropped and counted. The thread exists only once something has had to wait.
+///
+/// Threads: any, but for finish() and destruction.
+class QueuedOutput {
+  public:
+    enum class Overrun {
+        kDropOldest, ///< for messages: the last ones count most
+        kDropNewest, ///< for a stream: its beginning stays whole
+    };
+    struct Options {
+        std::size_t capacity_bytes = 256 * 1024;
+        Overrun overrun = Overrun::kDropOldest;
+        /// What stands in the place of so many texts that were dropped. Empty: nothing.
+        std::function<std::string(std::uint64_t texts)> gap{};
+        /// Is told once, by any thread, that the target has refused something (a value of errno). Empty: nobody.
+        std::function<void(int error_number)> refused{};
+    };
+    struct Lost {
+        std::uint64_t bytes = 0;
+        std::uint64_t texts = 0; ///< of these: whole texts that found no room
+        int error_number = 0;    ///< of the first that the target refused; 0: it took them too slowly
+    };
+
+    QueuedOutput(std::shared_ptr<OutputTarget> target, Options options);
+    /// What is still waiting is lost: call finish() before.
+    ~QueuedOutput();
+    QueuedOutput(const QueuedOutput&) = delete;
+    QueuedOutput& operator=(const QueuedOutput&) = delete;
+
+    /// Never waits.
+    void write(std::string_view text);
+    /// The same, but nothing happens unless all that was said before has been written: for a picture that only counts
+    /// now.
+    void write_if_idle(std::string_view text);
+
+    /// Waits for what is queued as `patience` says, and gives the rest up. True if nothing was given up. What is said
+    /// afterwards is written if the target takes it at once.
+    bool finish(const WritePatience& patience = {});
+    [[nodiscard]] Lost lost() const;
+
+  private:
+    struct State;
+    void start_thread();
+
+    std::shared_ptr<State> state_; ///< shared with the thread, which may be stuck in the kernel when we end
+};
+
+} // namespace vmm
