@@ -108,7 +108,7 @@ struct NetConfig {
     std::string tap{};                   ///< the host's tap interface it is connected to
     std::string mac{};                   ///< "52:54:00:12:34:56"; empty: one made from the interface's name
     bool user = false;                   ///< through the program passt, which needs no privileges
-    bool host_loopback = false;          ///< with `user`: whether the gateway is the host's loopback interface
+    bool host_loopback = false;          ///< with `user`: whether the guest may reach the host itself
     std::vector<PortForward> forwards{}; ///< with `user`
 
     friend bool operator==(const NetConfig&, const NetConfig&) = default;

@@ -3,14 +3,11 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <spawn.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
-#include <csignal>
 #include <cstdlib>
 #include <optional>
 #include <sstream>
@@ -29,10 +26,14 @@ constexpr const char* kGatewayMac = "52:55:0a:00:02:02";
 /// Nobody. By number: passt looks a name up in /etc/passwd, which need not be there.
 constexpr const char* kNobody = "65534:65534";
 
+std::string search_path() {
+    const char* const path = std::getenv("PATH");
+    return path != nullptr ? path : "/usr/bin:/bin";
+}
+
 /// As execvp() would find it.
 std::optional<std::string> find_program(const std::string& name) {
-    const char* const path = std::getenv("PATH");
-    std::istringstream folders(path != nullptr ? path : "/usr/bin:/bin");
+    std::istringstream folders(search_path());
     for (std::string folder; std::getline(folders, folder, ':');) {
         const std::string file = (folder.empty() ? "." : folder) + "/" + name;
         if (::access(file.c_str(), X_OK) == 0) {
@@ -127,7 +128,6 @@ std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool 
 }
 
 UserNetwork::UserNetwork(const NetConfig& net) {
-    const std::string program = program_or_throw();
     std::array<int, 2> ends{-1, -1};
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
         throw_errno(errno, kTried, "raise the limit on open files: `ulimit -n`");
@@ -142,49 +142,15 @@ UserNetwork::UserNetwork(const NetConfig& net) {
     errors_ = UniqueFd(pipe[0]);
     const UniqueFd their_errors(pipe[1]);
 
-    std::vector<std::string> words = passt_arguments(net, theirs.get(), ::geteuid() == 0);
-    words.insert(words.begin(), kProgram);
-    std::vector<char*> arguments;
-    for (std::string& word : words) {
-        arguments.push_back(word.data());
-    }
-    arguments.push_back(nullptr);
-
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawnattr_init(&attributes);
-    ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    ::posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    ::posix_spawn_file_actions_adddup2(&actions, their_errors.get(), STDERR_FILENO);
-    // To itself: it is then not closed by exec.
-    ::posix_spawn_file_actions_adddup2(&actions, theirs.get(), theirs.get());
-    // In a group of its own: what a terminal sends to us is not for it. We ignore signals that it must not ignore.
-    sigset_t none;
-    sigset_t defaults;
-    ::sigemptyset(&none);
-    ::sigemptyset(&defaults);
-    ::sigaddset(&defaults, SIGPIPE);
-    ::sigaddset(&defaults, SIGXFSZ);
-    ::posix_spawnattr_setsigmask(&attributes, &none);
-    ::posix_spawnattr_setsigdefault(&attributes, &defaults);
-    ::posix_spawnattr_setpgroup(&attributes, 0);
-    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
-    const int error = ::posix_spawn(&pid_, program.c_str(), &actions, &attributes, arguments.data(), environ);
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::posix_spawnattr_destroy(&attributes);
-    if (error != 0) {
-        pid_ = -1;
-        throw_errno(error, std::string(kTried) + " (start " + program + ")");
-    }
-}
-
-UserNetwork::~UserNetwork() {
-    if (pid_ > 0) {
-        ::kill(pid_, SIGKILL); // It keeps nothing that would have to be written.
-        while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
-        }
-    }
+    ProgramSpec spec;
+    spec.program = program_or_throw();
+    spec.arguments = passt_arguments(net, ChildProcess::kKeptFd, ::geteuid() == 0);
+    spec.arguments.insert(spec.arguments.begin(), kProgram);
+    // passt reads none of it. PATH is for one that is a script.
+    spec.environment = {std::string("PATH=") + search_path()};
+    spec.errors = their_errors.get();
+    spec.kept = theirs.get();
+    process_.emplace(spec, kTried);
 }
 
 std::string UserNetwork::last_words() const {

@@ -5,11 +5,13 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "devices/frame_filter.hpp"
 #include "kvm/unique_fd.hpp"
+#include "vmm/child_process.hpp"
 #include "vmm/config.hpp"
 
 namespace vmm {
@@ -34,29 +36,26 @@ void check_user_network(const NetConfig& net);
 [[nodiscard]] std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool as_root);
 
 /// A passt of our own for one network interface. It is another process, confined by itself, and ends with its
-/// connection, however we end. Nothing waits for it to be ready: frames wait in the socket meanwhile.
+/// connection, however we end. Of what this process has it gets that connection and PATH. Nothing waits for it to be
+/// ready: frames wait in the socket meanwhile.
 ///
 /// Threads: one at a time.
 class UserNetwork {
   public:
     /// Throws Error: it cannot be started.
     explicit UserNetwork(const NetConfig& net);
-    /// Ends it.
-    ~UserNetwork();
-    UserNetwork(const UserNetwork&) = delete;
-    UserNetwork& operator=(const UserNetwork&) = delete;
 
     /// Our end of the connection (devices::FrameStream). Once.
     [[nodiscard]] UniqueFd take_socket() noexcept { return std::move(socket_); }
-    [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+    [[nodiscard]] pid_t pid() const noexcept { return process_->pid(); }
 
     /// The last line that it has said on its standard error, without the newline; empty if there is none.
     [[nodiscard]] std::string last_words() const;
 
   private:
     UniqueFd socket_;
-    UniqueFd errors_; ///< the pipe that its standard error goes to
-    pid_t pid_ = -1;
+    UniqueFd errors_;                     ///< the pipe that its standard error goes to
+    std::optional<ChildProcess> process_; ///< ends with this
 };
 
 } // namespace vmm

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,12 +12,12 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <cstring>
 #include <sstream>
 
 #include "kvm/error.hpp"
 #include "kvm/format.hpp"
 #include "kvm/unique_fd.hpp"
+#include "vmm/child_process.hpp"
 
 namespace vmm::bench {
 
@@ -49,78 +48,6 @@ double cpu_seconds() {
     return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-/// What happens between fork and exec: only what is safe there.
-[[noreturn]] void become(char* const* words, bool without_huge_pages, int in, int out, int err, pid_t parent) {
-    ::setpgid(0, 0);
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (::getppid() != parent) {
-        ::_exit(126); // It was gone before it could be asked for.
-    }
-    if (without_huge_pages) {
-        ::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-    }
-    for (const int signal : {SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
-        ::signal(signal, SIG_DFL);
-    }
-    if (::dup2(in, STDIN_FILENO) < 0 || ::dup2(out, STDOUT_FILENO) < 0 || ::dup2(err, STDERR_FILENO) < 0) {
-        ::_exit(126);
-    }
-    ::execvp(words[0], words);
-    const char* const reason = std::strerror(errno);
-    [[maybe_unused]] ssize_t written = ::write(STDERR_FILENO, "cannot run it: ", 15);
-    written = ::write(STDERR_FILENO, reason, std::strlen(reason));
-    ::_exit(127);
-}
-
-/// A child, which does not outlive this.
-class Process {
-  public:
-    Process(const ChildSpec& spec, int in, int out, int err) {
-        std::vector<std::string> words = spec.words;
-        std::vector<char*> pointers;
-        for (std::string& word : words) {
-            pointers.push_back(word.data());
-        }
-        pointers.push_back(nullptr);
-        const pid_t parent = ::getpid();
-        pid_ = ::fork();
-        if (pid_ < 0) {
-            throw_errno(errno, "start " + spec.words.front());
-        }
-        if (pid_ == 0) {
-            become(pointers.data(), spec.without_huge_pages, in, out, err, parent);
-        }
-        ::setpgid(pid_, pid_); // Both sides do it: whoever comes first.
-    }
-    ~Process() {
-        if (pid_ > 0) {
-            signal(SIGKILL);
-            ::waitpid(pid_, nullptr, 0);
-        }
-    }
-    Process(const Process&) = delete;
-    Process& operator=(const Process&) = delete;
-
-    [[nodiscard]] pid_t pid() const noexcept { return pid_; }
-    void signal(int number) const noexcept { ::kill(-pid_, number); }
-    /// False while it runs.
-    [[nodiscard]] bool reap(int& status, bool wait) noexcept {
-        pid_t reaped = -1;
-        do {
-            reaped = ::waitpid(pid_, &status, wait ? 0 : WNOHANG);
-        } while (reaped < 0 && errno == EINTR);
-        if (reaped == 0) {
-            return false;
-        }
-        ::kill(-pid_, SIGKILL); // What it left running.
-        pid_ = -1;
-        return true;
-    }
-
-  private:
-    pid_t pid_ = -1;
-};
-
 /// Appends what there is to read. False at the end.
 bool read_more(UniqueFd& fd, std::string& text) {
     std::array<char, 16384> buffer{};
@@ -136,7 +63,7 @@ bool read_more(UniqueFd& fd, std::string& text) {
 /// Everything that is watched while it runs.
 class Watcher {
   public:
-    Watcher(const ChildSpec& spec, Process& process, Pipe& in, Pipe& out, Pipe& err, ChildEnd& end)
+    Watcher(const ChildSpec& spec, const ChildProcess& process, Pipe& in, Pipe& out, Pipe& err, ChildEnd& end)
         : spec_(spec), process_(process), in_(in), out_(out), err_(err), end_(end),
           deadline_(Clock::now() +
                     std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(spec.timeout_seconds))) {}
@@ -158,7 +85,7 @@ class Watcher {
             }
             if (Clock::now() >= deadline_) {
                 if (ending_) {
-                    process_.signal(SIGKILL);
+                    process_.signal_group(SIGKILL);
                     return;
                 }
                 end_.timed_out = true;
@@ -189,12 +116,12 @@ class Watcher {
     /// Asks it to end, and gives it some seconds.
     void end_early() {
         ending_ = true;
-        process_.signal(SIGTERM);
+        process_.signal_group(SIGTERM);
         deadline_ = Clock::now() + std::chrono::seconds(10);
     }
 
     const ChildSpec& spec_;
-    Process& process_;
+    const ChildProcess& process_;
     Pipe& in_;
     Pipe& out_;
     Pipe& err_;
@@ -230,19 +157,27 @@ ChildEnd run_child(const ChildSpec& spec) {
     Pipe in;
     Pipe out;
     Pipe err;
-    UniqueFd null;
-    if (!spec.on_output) {
-        null.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-    }
+    ProgramSpec start;
+    start.program = spec.words.front();
+    start.arguments = spec.words;
+    start.in = spec.on_output ? in.read.get() : -1;
+    start.out = out.write.get();
+    start.errors = err.write.get();
+    start.without_huge_pages = spec.without_huge_pages;
+    start.ends_with_us = true;
     ChildEnd end;
     const double cpu_before = cpu_seconds();
     const auto started = Clock::now();
-    Process process(spec, null ? null.get() : in.read.get(), out.write.get(), err.write.get());
-    in.read.reset();
-    out.write.reset();
-    err.write.reset();
-    Watcher(spec, process, in, out, err, end).run();
-    while (!process.reap(end.status, true)) {
+    try {
+        ChildProcess process(start, "run it");
+        in.read.reset();
+        out.write.reset();
+        err.write.reset();
+        Watcher(spec, process, in, out, err, end).run();
+        end.status = process.wait();
+    } catch (const ProgramError& error) { // As a shell says it, so that the benchmark goes on with the next one.
+        end.errors = error.what();
+        end.status = 127 << 8;
     }
     end.seconds = std::chrono::duration<double>(Clock::now() - started).count();
     end.own_cpu_seconds = cpu_seconds() - cpu_before;
