@@ -146,6 +146,9 @@ void VirtioDevices::start(StopRequest& stop) {
 
 void VirtioDevices::join() {
     for (VirtioThread& thread : threads_) {
+        thread.end(); // All at once, not each after the other.
+    }
+    for (VirtioThread& thread : threads_) {
         thread.join();
     }
     const auto failed = std::find_if(threads_.begin(), threads_.end(),

@@ -1,5 +1,6 @@
 #include "vmm/virtio_thread.hpp"
 
+#include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 
@@ -21,9 +22,14 @@ VirtioThread::~VirtioThread() {
     join();
 }
 
+void VirtioThread::end() noexcept {
+    quitting_ = true;
+    quit_.signal();
+}
+
 void VirtioThread::join() noexcept {
     if (thread_.joinable()) {
-        quit_.signal();
+        end();
         thread_.join();
     }
 }
@@ -31,8 +37,7 @@ void VirtioThread::join() noexcept {
 void VirtioThread::body() noexcept {
     try {
         ::pthread_setname_np(::pthread_self(), wiring_.device.identity().name.c_str());
-        bool quit = false;
-        [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [&quit](std::uint32_t) { quit = true; });
+        [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();
             serve_transport();
@@ -40,15 +45,16 @@ void VirtioThread::body() noexcept {
         for (std::size_t index = 0; index < wiring_.doorbells.size(); ++index) {
             watched = loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
                 wiring_.doorbells[index].clear();
-                if (active_) {
+                if (active_ && !quitting_) {
                     wiring_.device.doorbell(static_cast<std::uint16_t>(index));
                 }
             }) && watched;
         }
         assert(watched);
-        while (!quit) {
+        while (!quitting_) {
             watch_sources();
             loop_.run_once(-1);
+            serve_resets_first();
             finish_resets();
         }
         drain();
@@ -69,10 +75,27 @@ void VirtioThread::watch_sources() {
     watched_.clear();
     for (const Source& source : wanted) {
         [[maybe_unused]] const bool pollable =
-            loop_.watch(source.fd, source.events,
-                        [this, fd = source.fd](std::uint32_t events) { wiring_.device.ready(fd, events); });
+            loop_.watch(source.fd, source.events, [this, fd = source.fd](std::uint32_t events) {
+                if (!quitting_ || draining_) {
+                    wiring_.device.ready(fd, events);
+                }
+            });
         assert(pollable); // Device::sources() promises it.
         watched_.push_back(source);
+    }
+}
+
+/// A device with many descriptors may have more of them ready than the loop takes at once: the driver's reset is not to
+/// wait for all of them.
+void VirtioThread::serve_resets_first() {
+    constexpr std::size_t kFew = 8;
+    if (watched_.size() <= kFew || quitting_) {
+        return;
+    }
+    pollfd work{wiring_.work.fd(), POLLIN, 0};
+    if (::poll(&work, 1, 0) == 1) {
+        wiring_.work.clear();
+        serve_transport();
     }
 }
 
@@ -123,6 +146,7 @@ void VirtioThread::drain() {
     if (!resetting_) {
         wiring_.device.stop();
     }
+    draining_ = true;
     loop_.unwatch(quit_.fd()); // It stays readable.
     while (!wiring_.device.is_idle()) {
         watch_sources();

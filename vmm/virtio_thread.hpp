@@ -1,6 +1,7 @@
 // The thread a virtio device runs on.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <exception>
@@ -16,7 +17,8 @@
 namespace vmm {
 
 /// Drives one device from construction until it is destroyed: doorbells, what the driver negotiates, and the device's
-/// own descriptors. Nothing is shared with the threads of other devices.
+/// own descriptors. Nothing is shared with the threads of other devices. However much the guest asks for, join() waits
+/// for the turn that is under way and no other one, and a reset for those that the thread has been told of already.
 ///
 /// Threads: the one that made it.
 class VirtioThread {
@@ -37,6 +39,8 @@ class VirtioThread {
     VirtioThread(const VirtioThread&) = delete;
     VirtioThread& operator=(const VirtioThread&) = delete;
 
+    /// No turn begins any more; what the device has with the host is still waited for. Threads: any.
+    void end() noexcept;
     /// As destruction does. Once.
     void join() noexcept;
     /// A failure of the host's that ended the thread; null if there was none. After join().
@@ -44,6 +48,7 @@ class VirtioThread {
 
   private:
     void body() noexcept;
+    void serve_resets_first();
     void watch_sources();
     void serve_transport();
     void finish_resets();
@@ -51,6 +56,8 @@ class VirtioThread {
 
     Wiring wiring_;
     EventFd quit_;
+    std::atomic<bool> quitting_ = false; ///< no turn begins any more, unless it ends what is with the host
+    bool draining_ = false;
     EventLoop loop_;
     std::vector<devices::virtio::Source> watched_;
     bool active_ = false;

@@ -20,7 +20,7 @@ constexpr std::uint16_t kInflate = 0;
 constexpr std::uint16_t kDeflate = 1;
 constexpr std::uint16_t kQueueSize = 128;
 constexpr int kMostRequestsATurn = 64;
-constexpr std::uint64_t kMostPagesATurn = Balloon::kMostPages;
+constexpr std::uint64_t kMostNumbersAtOnce = 1024;
 
 // The configuration space (5.5.4): num_pages, actual, and two that belong to features which are not offered.
 constexpr std::size_t kConfigBytes = 16;
@@ -49,7 +49,7 @@ Identity identity_of(std::string name, std::uint32_t target, bool reporting) {
 
 Balloon::Balloon(std::string name, std::uint64_t target_bytes, bool reporting)
     : SynchronousDevice(identity_of(std::move(name), pages_of(target_bytes), reporting)),
-      told_target_(pages_of(target_bytes)), target_(told_target_) {}
+      works_(identity().queue_sizes.size()), told_target_(pages_of(target_bytes)), target_(told_target_) {}
 
 void Balloon::set_target(std::uint64_t target_bytes) noexcept {
     target_.store(pages_of(target_bytes), std::memory_order_relaxed);
@@ -67,6 +67,10 @@ void Balloon::begin(std::uint64_t /*features*/) {
     broken_ = false;
 }
 
+void Balloon::forget_queue(std::uint16_t index) noexcept {
+    works_[index].is_under_way = false;
+}
+
 std::vector<Source> Balloon::sources() const {
     std::vector<Source> sources = SynchronousDevice::sources();
     sources.push_back(target_changed_.source());
@@ -75,6 +79,9 @@ std::vector<Source> Balloon::sources() const {
 
 void Balloon::serve() {
     tell_target();
+    pages_left_ = kMostPagesATurn;
+    pieces_left_ = kMostPiecesATurn;
+    reported_left_ = kMostReportedATurn;
     for (std::size_t index = 0; index < identity().queue_sizes.size(); ++index) {
         serve_queue(static_cast<std::uint16_t>(index));
     }
@@ -91,49 +98,62 @@ void Balloon::tell_target() {
 // --- Pages -------------------------------------------------------------------------------------------------------
 
 void Balloon::serve_queue(std::uint16_t index) {
-    std::uint64_t bytes = 0;
-    for (int requests = 0; requests < kMostRequestsATurn && bytes < kMostPagesATurn * sizeof(std::uint32_t);
-         ++requests) {
-        if (broken_ || !take(index, chain_)) {
+    Work& work = works_[index];
+    for (int requests = 0; requests < kMostRequestsATurn; ++requests) {
+        if (broken_ || working_queue(index) == nullptr) {
             return;
         }
-        const bool good = answer(index, chain_);
-        working_queue(index)->push(chain_.head, 0);
-        if (!good) {
+        if (!work.is_under_way) {
+            if (!take(index, work.chain)) {
+                return;
+            }
+            work.is_under_way = true;
+            work.done = 0;
+        }
+        const Progress progress = go_on(index, work);
+        if (progress == Progress::kMore) {
+            break;
+        }
+        work.is_under_way = false;
+        working_queue(index)->push(work.chain.head, 0);
+        if (progress == Progress::kBroken) {
             broken_ = true;
             transport().fail("a page of the balloon is no RAM (virtio 1.2, 5.5.6)");
         }
-        bytes += chain_.readable_bytes;
     }
     ask_for_another_turn();
 }
 
-/// False where the driver named what is no RAM.
-bool Balloon::answer(std::uint16_t index, const Chain& chain) {
+/// Does what this turn still has time for.
+Balloon::Progress Balloon::go_on(std::uint16_t index, Work& work) {
     if (index == kInflate) {
-        return inflate(chain);
+        return inflate(work);
     }
     if (index == kDeflate) { // The host gives the guest a new page when it touches one: nothing is to be done.
-        deflated_.fetch_add(chain.readable_bytes / sizeof(std::uint32_t) * kPageBytes, std::memory_order_relaxed);
-        return true;
+        deflated_.fetch_add(work.chain.readable_bytes / sizeof(std::uint32_t) * kPageBytes, std::memory_order_relaxed);
+        return Progress::kDone;
     }
-    release_reported(chain);
-    return true;
+    return release_reported(work);
 }
 
-/// Gives back the pages whose numbers are the readable bytes of `chain`. Of a number that is there in part only, or
+/// Gives back the pages whose numbers are the readable bytes of the request. Of a number that is there in part only, or
 /// beyond kMostPages, nothing is known.
-bool Balloon::inflate(const Chain& chain) {
-    constexpr std::uint64_t kMostAtOnce = 1024;
-    const std::uint64_t count = std::min(chain.readable_bytes / sizeof(std::uint32_t), kMostPages);
-    for (std::uint64_t done = 0; done < count; done += kMostAtOnce) {
-        pages_.resize(std::min(kMostAtOnce, count - done));
-        copy_from(chain, done * sizeof(std::uint32_t), std::as_writable_bytes(std::span(pages_)));
+Balloon::Progress Balloon::inflate(Work& work) {
+    const std::uint64_t count = std::min(work.chain.readable_bytes / sizeof(std::uint32_t), kMostPages);
+    while (work.done < count) {
+        const std::uint64_t now = std::min(kMostNumbersAtOnce, count - work.done);
+        if (now > pages_left_) {
+            return Progress::kMore;
+        }
+        pages_left_ -= now;
+        pages_.resize(now);
+        copy_from(work.chain, work.done * sizeof(std::uint32_t), std::as_writable_bytes(std::span(pages_)));
+        work.done += now;
         if (!release_pages(pages_)) {
-            return false;
+            return Progress::kBroken;
         }
     }
-    return true;
+    return Progress::kDone;
 }
 
 /// Neighbours go together: each call costs the host a flush of what the vCPUs' processors know of the page tables.
@@ -164,12 +184,25 @@ bool Balloon::release_pages(std::span<std::uint32_t> pages) {
     return true;
 }
 
-void Balloon::release_reported(const Chain& chain) {
-    for (const std::span<std::byte> pages : chain.writable) { // Checked to be RAM when the chain was taken.
-        if (transport().memory().discard(pages)) {
-            reported_.fetch_add(pages.size(), std::memory_order_relaxed);
+Balloon::Progress Balloon::release_reported(Work& work) {
+    std::uint64_t begin = 0;
+    for (const std::span<std::byte> pages : work.chain.writable) { // Checked to be RAM when the chain was taken.
+        while (work.done - begin < pages.size()) {
+            const std::uint64_t offset = work.done - begin;
+            const std::uint64_t now = std::min<std::uint64_t>(pages.size() - offset, reported_left_);
+            if (now == 0 || pieces_left_ == 0) {
+                return Progress::kMore;
+            }
+            reported_left_ -= now;
+            --pieces_left_;
+            if (transport().memory().discard(pages.subspan(offset, now))) {
+                reported_.fetch_add(now, std::memory_order_relaxed);
+            }
+            work.done += now;
         }
+        begin += pages.size();
     }
+    return Progress::kDone;
 }
 
 } // namespace vmm::devices::virtio

@@ -26,6 +26,12 @@ class Balloon final : public SynchronousDevice {
     static constexpr std::uint64_t kMostTargetBytes = kPageBytes * UINT32_MAX;
     /// How many page numbers of one request count. Linux has 256 in each.
     static constexpr std::uint64_t kMostPages = 16 * 1024;
+    /// How many page numbers are looked at in a turn, which is how often the host may be asked to take a page back,
+    static constexpr std::uint64_t kMostPagesATurn = 4 * 1024;
+    /// how many reported pieces are given back in one,
+    static constexpr unsigned kMostPiecesATurn = 512;
+    /// and how much they may be together.
+    static constexpr std::uint64_t kMostReportedATurn = 256ULL * 1024 * 1024;
     /// Which queues may be for reporting. The specification numbers it 4; Linux leaves out those before it that this
     /// device does not offer, and takes the first.
     static constexpr std::uint16_t kFirstReportingQueue = 2;
@@ -49,20 +55,33 @@ class Balloon final : public SynchronousDevice {
     [[nodiscard]] std::vector<Source> sources() const override;
 
   private:
+    /// A request that takes several turns.
+    struct Work {
+        Chain chain;
+        bool is_under_way = false;
+        std::uint64_t done = 0; ///< page numbers, or bytes of what is reported
+    };
+    enum class Progress { kDone, kMore, kBroken };
+
     void begin(std::uint64_t features) override;
+    void forget_queue(std::uint16_t index) noexcept override;
     void serve() override;
     void look_at_source(int fd) override { target_changed_.take(fd); }
     void serve_queue(std::uint16_t index);
-    [[nodiscard]] bool answer(std::uint16_t index, const Chain& chain);
-    [[nodiscard]] bool inflate(const Chain& chain);
+    [[nodiscard]] Progress go_on(std::uint16_t index, Work& work);
+    [[nodiscard]] Progress inflate(Work& work);
     [[nodiscard]] bool release_pages(std::span<std::uint32_t> pages);
-    void release_reported(const Chain& chain);
+    [[nodiscard]] Progress release_reported(Work& work);
     void tell_target();
 
     AnotherTurn target_changed_;
-    bool broken_ = false; ///< the driver named a page that is none
-    Chain chain_;
+    bool broken_ = false;     ///< the driver named a page that is none
+    std::vector<Work> works_; ///< by queue
     std::vector<std::uint32_t> pages_;
+    // What is left of this turn.
+    std::uint64_t pages_left_ = 0;
+    unsigned pieces_left_ = 0;
+    std::uint64_t reported_left_ = 0;
     std::uint32_t told_target_;
     std::atomic<std::uint32_t> target_; ///< in pages
 

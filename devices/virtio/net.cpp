@@ -35,7 +35,6 @@ constexpr std::size_t kStatusOffset = sizeof(MacAddress); ///< in the configurat
 constexpr std::size_t kFlagsOffset = 0;                   ///< flags in the header (5.1.6)
 constexpr std::size_t kSegmentationOffset = 1;            ///< gso_type
 constexpr std::size_t kBufferCountOffset = 10;            ///< num_buffers
-constexpr int kMostFramesATurn = 256;
 
 Identity identity_of(std::string name, const FrameLink& link, const MacAddress& mac) {
     Identity identity;
@@ -166,9 +165,13 @@ int Net::send(const Chain& chain) {
 // --- To the guest ------------------------------------------------------------------------------------------------
 
 void Net::receive_some() {
+    buffers_left_ = kMostBuffersATurn;
     for (int frames = 0; frames < kMostFramesATurn; ++frames) {
         if (wants_buffers_ || !has_working_queue(kReceive)) {
             return;
+        }
+        if (buffers_left_ == 0) {
+            break;
         }
         if (frame_bytes_ == 0) {
             if (!take_buffers(FrameLink::kMostBytes)) {
@@ -212,7 +215,7 @@ bool Net::take_buffers(std::size_t bytes) {
     Queue& queue = *working_queue(kReceive);
     // All it has, one by one, may still be too little.
     const std::size_t most = merges_ ? queue.size() : 1;
-    while ((room_ < bytes || buffers_taken_ == 0) && buffers_taken_ < most) {
+    while ((room_ < bytes || buffers_taken_ == 0) && buffers_taken_ < most && buffers_left_ > 0) {
         if (buffers_.size() == buffers_taken_) {
             buffers_.emplace_back();
         }
@@ -225,6 +228,7 @@ bool Net::take_buffers(std::size_t bytes) {
         case Queue::Pop::kChain:
             room_ += buffers_[buffers_taken_].writable_bytes;
             ++buffers_taken_;
+            --buffers_left_;
             break;
         }
     }
@@ -241,6 +245,10 @@ bool Net::deliver() {
         }
         if ((room_ >= frame_bytes_ && buffers_taken_ != 0) || buffers_taken_ == most) {
             break;
+        }
+        if (buffers_left_ == 0) {
+            ask_for_another_turn(); // The frame waits for it.
+            return false;
         }
         wants_buffers_ = !queue.ask_for_doorbell();
     } while (!wants_buffers_);

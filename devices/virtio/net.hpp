@@ -42,6 +42,8 @@ class Net final : public SynchronousDevice {
     [[nodiscard]] Statistics statistics() const noexcept;
 
     static constexpr std::uint16_t kQueueSize = 256;
+    static constexpr int kMostFramesATurn = 256;   ///< in each direction, of at most FrameLink::kMostBytes
+    static constexpr int kMostBuffersATurn = 4096; ///< of the guest's that are taken for frames, of any use or none
 
   private:
     void begin(std::uint64_t features) override;
@@ -72,6 +74,7 @@ class Net final : public SynchronousDevice {
     std::size_t buffers_taken_ = 0; ///< how many of them are; the others keep their memory for the next time
     std::uint64_t room_ = 0;        ///< bytes they hold
     bool wants_buffers_ = false;    ///< the guest has none for what is there
+    int buffers_left_ = 0;          ///< how many may still be taken in this turn
 
     Chain sending_;
     bool is_sending_ = false; ///< sending_ waits for room in the link

@@ -14,6 +14,8 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <future>
 #include <thread>
 #include <vector>
 
@@ -109,6 +111,74 @@ TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     device.signal();
     EXPECT_TRUE(device.waits_for(2)) << "the new descriptor is not watched";
     thread.join();
+    EXPECT_EQ(thread.failure(), nullptr);
+}
+
+/// One with more to do than it ever gets done, on many descriptors.
+class Flooded final : public devices::virtio::Device {
+  public:
+    static constexpr std::size_t kDescriptors = 200;
+
+    Flooded() {
+        identity_.id = devices::virtio::DeviceId::kVsock;
+        identity_.name = "flooded";
+        identity_.queue_sizes = {8};
+        for (std::size_t i = 0; i < kDescriptors; ++i) {
+            events_.push_back(make_event());
+            const std::uint64_t one = 1;
+            EXPECT_EQ(::write(events_.back().get(), &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
+        }
+    }
+
+    [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
+    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override {}
+    void doorbell(std::uint16_t) override {}
+    [[nodiscard]] std::vector<devices::virtio::Source> sources() const override {
+        std::vector<devices::virtio::Source> sources;
+        for (const UniqueFd& event : events_) {
+            sources.push_back({event.get(), EPOLLIN});
+        }
+        return sources;
+    }
+    void ready(int, std::uint32_t) override {
+        if (++turns_ == kTurns && on_last_turn) {
+            on_last_turn();
+        }
+    }
+    void stop() override {}
+    [[nodiscard]] bool is_idle() const noexcept override { return true; }
+    void stop_queue(std::uint16_t) override {}
+    [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
+    void restart_queue(std::uint16_t, devices::virtio::Queue) override {}
+
+    [[nodiscard]] int turns() const { return turns_; }
+    static constexpr int kTurns = 1000;
+    std::function<void()> on_last_turn; ///< called in it
+
+  private:
+    devices::virtio::Identity identity_;
+    std::vector<UniqueFd> events_;
+    std::atomic<int> turns_ = 0;
+};
+
+TEST(VirtioThread, NoTurnBeginsAfterTheEndOfTheRunHoweverMuchIsReady) {
+    const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
+    const GuestMemory memory(layout, PageSize::k4K);
+    devices::testing::RecordingIrq irq;
+    StopRequest stop;
+    EventFd work;
+    std::deque<EventFd> doorbells(1);
+    Flooded device;
+    devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
+    std::promise<VirtioThread*> made;
+    device.on_last_turn = [thread = made.get_future().share()] { thread.get()->end(); };
+    VirtioThread thread({device, transport, doorbells, work, stop});
+    made.set_value(&thread);
+    while (device.turns() < Flooded::kTurns) {
+        std::this_thread::yield();
+    }
+    thread.join();
+    EXPECT_EQ(device.turns(), Flooded::kTurns);
     EXPECT_EQ(thread.failure(), nullptr);
 }
 

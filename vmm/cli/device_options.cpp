@@ -32,10 +32,13 @@ constexpr std::array kNetWords{
     DeviceWord{"mac", Kind::kText, "The guest's address: 52:54:00:12:34:56"},
     DeviceWord{"tcp", Kind::kTexts, "With user: a port of the host's, and of the guest's: [ADDRESS/]PORT[:PORT]"},
     DeviceWord{"udp", Kind::kTexts, "The same for UDP"},
-    DeviceWord{"host-loopback", Kind::kFlag, "With user: the gateway's address reaches the host's loopback interface"},
+    DeviceWord{"host-loopback", Kind::kFlag,
+               "With user: the guest reaches the host itself, too: its addresses, and by the gateway's its loopback "
+               "interface"},
 };
 constexpr std::array kVsockWords{
-    DeviceWord{"path", Kind::kFirst, "The unix socket that programs on the host connect to"},
+    DeviceWord{"path", Kind::kFirst,
+               "The unix socket that programs on the host connect to; it does not end in '_' and a number"},
     DeviceWord{"cid", Kind::kNumber, "The guest's address, 3 to 4294967294"},
 };
 constexpr std::array kBalloonWords{
