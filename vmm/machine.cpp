@@ -147,6 +147,7 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
     assert(slot <= memory_map::kScratchMemslot);
     vm.reserve_real_mode_pages(memory_map::kRealModePages);
     vm.create_irqchip();
+    set_up_pics(vm);
     vm.create_pit();
     return vm;
 }

@@ -1,9 +1,13 @@
 #include "vmm/x86_boot_state.hpp"
 
+#include <sys/ioctl.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstring>
 
+#include "kvm/error.hpp"
 #include "loader/entry_tables.hpp"
 #include "vmm/memory_map.hpp"
 #include "vmm/x86_cpu_model.hpp"
@@ -83,6 +87,32 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
     }
     vcpu.set_special_registers(state);
     vcpu.set_registers(registers);
+}
+
+namespace {
+
+void set_up_pic(kvm::Vm& vm, std::uint32_t chip, std::uint8_t first_vector, std::uint8_t mask) {
+    kvm_irqchip state{};
+    state.chip_id = chip;
+    if (::ioctl(vm.fd(), KVM_GET_IRQCHIP, &state) != 0) {
+        throw_errno(errno, "read the state of the PIC");
+    }
+    // The structure is a union of what its identifier says.
+    state.chip.pic.irq_base = first_vector;
+    state.chip.pic.imr = mask;
+    state.chip.pic.init4 = 1; // It is initialised: ICW1 to ICW4 have come.
+    state.chip.pic.init_state = 0;
+    if (::ioctl(vm.fd(), KVM_SET_IRQCHIP, &state) != 0) {
+        throw_errno(errno, "set the state of the PIC");
+    }
+}
+
+} // namespace
+
+void set_up_pics(kvm::Vm& vm) {
+    constexpr std::uint8_t kAllButCascade = 0xfb;
+    set_up_pic(vm, KVM_IRQCHIP_PIC_MASTER, 0x08, kAllButCascade);
+    set_up_pic(vm, KVM_IRQCHIP_PIC_SLAVE, 0x70, 0xff);
 }
 
 std::vector<MsrValue> memory_type_registers(unsigned address_bits) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kvm/vcpu.hpp"
+#include "kvm/vm.hpp"
 #include "loader/boot_images.hpp"
 
 namespace vmm {
@@ -25,6 +26,12 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
 /// ignored: the values are what most guests only look at. Throws Error.
 void set_reset_state(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid,
                      std::uint64_t machine_check_capabilities);
+
+/// The two 8259s as firmware leaves them: their interrupts are vectors 0x08 to 0x0f and 0x70 to 0x77, and all but the
+/// cascade are masked. After power-on nothing is masked and the vectors begin at 0: a kernel that never looks at the
+/// 8259s, as Linux with hardware-reduced ACPI, took the interrupt of the serial port for an overflow exception (vector
+/// 4) as soon as it had no I/O APIC (`noapic`). After kvm::Vm::create_irqchip(). Throws Error.
+void set_up_pics(kvm::Vm& vm);
 
 /// A model-specific register and its value.
 struct MsrValue {

@@ -249,6 +249,35 @@ TEST_F(X86StateTest, CachesAreOn) {
     }
 }
 
+/// Reads the masks of both PICs, writes them to the serial port, and powers off.
+TEST_F(X86StateTest, PicsAreMasked) {
+    Code code{0xe4, 0x21, 0x66, 0xba, 0xf8, 0x03, 0xee, // in $0x21, %al; mov $0x3f8, %dx; out %al, %dx
+              0xe4, 0xa1, 0xee};                        // in $0xa1, %al; out %al, %dx
+    code.insert(code.end(), testing::kernels::kPowerOff.begin(), testing::kernels::kPowerOff.end());
+    const TestKernel kernel(code);
+    Config config = kernel.config();
+    std::vector<std::byte> output;
+    config.serial.sink = [&output](std::span<const std::byte> bytes) {
+        output.insert(output.end(), bytes.begin(), bytes.end());
+    };
+    Machine machine(config);
+    EXPECT_EQ(machine.run(), ExitReason::kPowerOff);
+    EXPECT_EQ(output, (std::vector{std::byte{0xfb}, std::byte{0xff}}));
+}
+
+// Linux with `noapic` never looks at the PICs here. The serial port's interrupt came as vector 4, an overflow
+// exception.
+TEST_F(X86StateTest, GuestThatNeverSetUpThePicsIsNotInterruptedByThem) {
+    Code code{0x66, 0xba, 0xfc, 0x03, 0xb0, 0x0b, 0xee, // mov $0x3fc, %dx; mov $0x0b, %al; out: interrupts go out
+              0x66, 0xba, 0xf9, 0x03, 0xb0, 0x02, 0xee, // mov $0x3f9, %dx; mov $2, %al; out: one at once
+              0xfb, 0x90, 0xb9, 0x00, 0x10, 0x00, 0x00, // sti; nop; mov $0x1000, %ecx
+              0xec, 0xe2, 0xfd};                        // again: in %dx, %al; loop again
+    code.insert(code.end(), testing::kernels::kPowerOff.begin(), testing::kernels::kPowerOff.end());
+    const TestKernel kernel(code);
+    Machine machine(kernel.config());
+    EXPECT_EQ(machine.run(), ExitReason::kPowerOff) << machine.crash_description();
+}
+
 /// mov $port, %dx; mov $value, %al; out %al, %dx, for each; then hlt for ever.
 Code writes(std::initializer_list<std::pair<std::uint16_t, std::uint8_t>> all) {
     Code code;
