@@ -26,6 +26,7 @@
 #include "kvm/format.hpp"
 #include "vmm/bench/command.hpp"
 #include "vmm/character_console.hpp"
+#include "vmm/cli/broken_memory.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
 #include "vmm/cli/long_lived_file.hpp"
@@ -345,6 +346,7 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
     Ending ending;
     {
         Machine machine(config, started);
+        const BrokenMemoryReport broken_memory(machine.memory());
         for (const Connection* const connection : connections) {
             if (connection->file) { // Only now: the disks are locked, and none of them is this file.
                 connection->file->empty();
