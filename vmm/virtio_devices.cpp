@@ -99,14 +99,25 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
 VirtioDevices::Slot::Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<Device> owned, GuestRange window,
                           std::uint32_t interrupt)
     : device(std::move(owned)), registers(window), gsi(interrupt), line(vm, interrupt),
-      doorbells(device->identity().queue_sizes.size()), transport(device->identity(), memory, line,
-                                                                  {[this] { work.signal(); },
-                                                                   [this](std::uint16_t index) {
-                                                                       if (index < doorbells.size()) {
-                                                                           doorbells[index].signal();
-                                                                       }
-                                                                   },
-                                                                   kResetPatience}) {
+      doorbells(device->identity().queue_sizes.size()),
+      transport(device->identity(), memory, line,
+                {[this] { work.signal(); },
+                 [this](std::uint16_t index) {
+                     if (index < doorbells.size()) {
+                         doorbells[index].signal();
+                     }
+                 },
+                 kResetPatience,
+                 [this] {
+                     is_overdue = true;
+                     if (StopRequest* const to = stop.load(); to != nullptr) {
+                         to->request_for_failure();
+                     }
+                 },
+                 [this] {
+                     const StopRequest* const to = stop.load();
+                     return to != nullptr && to->is_requested();
+                 }}) {
     for (std::uint32_t index = 0; index < doorbells.size(); ++index) {
         vm.attach_ioeventfd(doorbells[index].fd(),
                             GuestAddress{to_integer(window.base) + MmioTransport::kQueueNotifyOffset}, index);
@@ -140,6 +151,7 @@ std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
 
 void VirtioDevices::start(StopRequest& stop) {
     for (Slot& slot : slots_) {
+        slot.stop = &stop;
         threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport, slot.doorbells, slot.work, stop});
     }
 }
@@ -157,6 +169,14 @@ void VirtioDevices::join() {
     threads_.clear();
     if (failure) {
         std::rethrow_exception(failure);
+    }
+    for (const Slot& slot : slots_) {
+        if (slot.is_overdue) {
+            throw Error("cannot reset the guest's device " + slot.device->identity().name +
+                        ": the host did not finish what it was given within " + std::to_string(kResetPatience.count()) +
+                        " s, and would write to memory that the guest's driver uses for something else by then (see "
+                        "whether what the device stands on still answers)");
+        }
     }
 }
 

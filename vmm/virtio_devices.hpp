@@ -1,6 +1,7 @@
 // The virtio devices of a machine: which there are, where they lie, and what connects them to KVM and to their threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -69,7 +70,7 @@ class VirtioDevices {
     /// Starts the devices' threads, before the first vCPU runs. Throws Error.
     void start(StopRequest& stop);
     /// Ends them, when no vCPU runs any more; waits for the devices' work with the host. Rethrows the failure of the
-    /// first that failed.
+    /// first that failed. Throws Error where a reset took longer than a driver waits: the machine was stopped for it.
     void join();
 
     /// As join(), for when something else has failed already.
@@ -89,6 +90,8 @@ class VirtioDevices {
         IrqfdLine line;
         EventFd work;
         std::deque<EventFd> doorbells;
+        std::atomic<StopRequest*> stop{nullptr}; ///< from start() on, before the guest runs
+        std::atomic<bool> is_overdue{false};     ///< the device was not done when the patience with a reset ended
         devices::virtio::MmioTransport transport;
     };
 

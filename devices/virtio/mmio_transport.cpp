@@ -204,10 +204,21 @@ void MmioTransport::follow_up(After after) {
     if (hooks_.work) {
         hooks_.work();
     }
-    if (after == After::kWorkAndWait && hooks_.patience.count() > 0) {
-        std::unique_lock lock(mutex_);
-        stopped_.wait_for(lock, hooks_.patience, [this] { return !is_stopping(); });
+    if (after == After::kWorkAndWait && hooks_.patience.count() > 0 && !wait_until_stopped() && hooks_.overdue) {
+        hooks_.overdue();
     }
+}
+
+bool MmioTransport::wait_until_stopped() {
+    constexpr std::chrono::milliseconds kLookUpEvery{50};
+    const auto is_ending = [this] { return hooks_.is_ending && hooks_.is_ending(); };
+    std::unique_lock lock(mutex_);
+    for (auto left = hooks_.patience; left.count() > 0 && !is_ending(); left -= kLookUpEvery) {
+        if (stopped_.wait_for(lock, std::min(left, kLookUpEvery), [this] { return !is_stopping(); })) {
+            return true;
+        }
+    }
+    return !is_stopping() || is_ending();
 }
 
 MmioTransport::After MmioTransport::write_register(std::uint64_t offset, std::uint32_t value) {

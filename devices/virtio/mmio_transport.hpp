@@ -70,6 +70,11 @@ class MmioTransport final : public devices::Device {
         /// Version 2 of this transport has drivers go on as soon as the write is done: Linux' reads no Status back, and
         /// frees the queues. With a time here the device is out of them by then; the vCPU stands still so long.
         std::chrono::milliseconds patience{0};
+        /// The patience is at its end and the device is not: what the driver frees next is still written to. Whoever is
+        /// told must not let the guest run on. Called without a lock held, on the thread of whoever wrote.
+        std::function<void()> overdue = {};
+        /// Whether the guest is not to run on anyway, for which nobody waits.
+        std::function<bool()> is_ending = {};
     };
 
     /// `memory` and `interrupt` outlive it.
@@ -157,6 +162,8 @@ class MmioTransport final : public devices::Device {
     [[nodiscard]] After write_queue(QueueRegisters& queue, std::uint64_t offset, std::uint32_t value);
     [[nodiscard]] After write_queue_ready(QueueRegisters& queue, std::uint32_t value);
     [[nodiscard]] After reset_queue(QueueRegisters& queue);
+    /// False if the patience came to its end first, and somebody has to be told.
+    [[nodiscard]] bool wait_until_stopped();
     [[nodiscard]] bool are_features_acceptable() const noexcept;
     [[nodiscard]] bool has_status(std::uint32_t bits) const noexcept { return (status_ & bits) == bits; }
     [[nodiscard]] QueueRegisters fresh_queue(std::size_t index) const noexcept;

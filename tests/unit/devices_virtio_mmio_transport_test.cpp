@@ -701,6 +701,69 @@ TEST_F(MmioTransportTest, PatienceHasAnEnd) {
     EXPECT_EQ(guest.status(), kRunning);
 }
 
+/// A transport with a driver that has it running, and is about to reset it.
+struct ImpatientDriver {
+    ImpatientDriver(const Identity& identity, const GuestMemory& memory, IrqLine& irq, bool is_ending)
+        : transport(identity, memory, irq,
+                    {.work = {},
+                     .doorbell = {},
+                     .patience = 1ms,
+                     .overdue = [this] { ++told; },
+                     .is_ending = [is_ending] { return is_ending; }}) {
+        EXPECT_TRUE(guest.negotiate(kFeatureVersion1));
+        guest.add_status(kStatusDriverOk);
+        EXPECT_TRUE(transport.take_work().activation);
+    }
+    int told = 0;
+    MmioTransport transport;
+    RegisterDriver guest{transport};
+};
+
+TEST_F(MmioTransportTest, AResetThatRunsOutOfPatienceIsTold) {
+    ImpatientDriver impatient(device.identity(), memory, irq, false);
+    impatient.guest.write(reg::kStatus, 0);
+    EXPECT_EQ(impatient.told, 1);
+}
+
+TEST_F(MmioTransportTest, AStopOfAQueueThatRunsOutOfPatienceIsTold) {
+    ImpatientDriver impatient(device.identity(), memory, irq, false);
+    ASSERT_TRUE(impatient.guest.enable_queue(0, geometry()));
+    ASSERT_FALSE(impatient.transport.take_work().restarts.empty());
+    impatient.guest.write(reg::kQueueReady, 0);
+    EXPECT_EQ(impatient.told, 1);
+}
+
+TEST_F(MmioTransportTest, AResetWhileTheMachineEndsWaitsForNobodyAndTellsNobody) {
+    ImpatientDriver impatient(device.identity(), memory, irq, true);
+    impatient.guest.write(reg::kStatus, 0);
+    EXPECT_EQ(impatient.told, 0);
+}
+
+TEST_F(MmioTransportTest, AResetOfADeviceThatIsDoneTellsNobody) {
+    int told = 0;
+    MmioTransport* made = nullptr;
+    MmioTransport prompt{device.identity(),
+                         memory,
+                         irq,
+                         {.work =
+                              [&] {
+                                  if (made->take_work().reset) {
+                                      made->finish_reset();
+                                  }
+                              },
+                          .doorbell = {},
+                          .patience = 10s,
+                          .overdue = [&] { ++told; },
+                          .is_ending = {}}};
+    made = &prompt;
+    RegisterDriver guest{prompt};
+    ASSERT_TRUE(guest.negotiate(kFeatureVersion1));
+    guest.add_status(kStatusDriverOk);
+    guest.write(reg::kStatus, 0);
+    EXPECT_EQ(guest.status(), 0U);
+    EXPECT_EQ(told, 0);
+}
+
 // --- Interrupts --------------------------------------------------------------------------------------------------
 
 // 4.2.2.1: "MUST present each event by setting the corresponding bit in InterruptStatus from the moment it takes place,
