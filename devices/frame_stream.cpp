@@ -10,9 +10,16 @@
 #include <cstring>
 #include <utility>
 
+#include "kvm/retry.hpp"
+
 namespace vmm::devices {
 
 namespace {
+
+/// Whether a try that failed with `error_number` is to be made another time.
+bool is_for_later(int error_number) noexcept {
+    return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
+}
 
 constexpr std::size_t kLengthBytes = sizeof(std::uint32_t);
 constexpr std::size_t kLeastFrame = 14; ///< Ethernet's own header
@@ -81,15 +88,13 @@ bool FrameStream::read_more() noexcept {
         std::memmove(input_.data(), input_.data() + input_begin_, input_end_ - input_begin_);
         input_end_ -= std::exchange(input_begin_, 0);
     }
-    ssize_t count = 0;
-    do {
-        count = ::recv(socket_.get(), input_.data() + input_end_, input_.size() - input_end_, MSG_DONTWAIT);
-    } while (count < 0 && errno == EINTR);
+    const ssize_t count = uninterrupted(
+        [&] { return ::recv(socket_.get(), input_.data() + input_end_, input_.size() - input_end_, MSG_DONTWAIT); });
     if (count > 0) {
         input_end_ += static_cast<std::size_t>(count);
         return true;
     }
-    up_ = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+    up_ = count < 0 && is_for_later(errno);
     return false;
 }
 
@@ -131,15 +136,15 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) {
 
 void FrameStream::send_rest() noexcept {
     while (has_rest()) {
-        const ssize_t count =
-            ::send(socket_.get(), rest_.data() + rest_begin_, rest_.size() - rest_begin_, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (count >= 0) {
-            rest_begin_ += static_cast<std::size_t>(count);
-        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        const ssize_t count = uninterrupted([&] {
+            return ::send(socket_.get(), rest_.data() + rest_begin_, rest_.size() - rest_begin_,
+                          MSG_DONTWAIT | MSG_NOSIGNAL);
+        });
+        if (count < 0) {
+            up_ = is_for_later(errno);
             return;
-        } else if (errno != EINTR) {
-            up_ = false;
         }
+        rest_begin_ += static_cast<std::size_t>(count);
     }
 }
 
@@ -192,12 +197,9 @@ int FrameStream::send_pieces(std::span<iovec> pieces) {
     msghdr message{};
     message.msg_iov = pieces.data();
     message.msg_iovlen = pieces.size();
-    ssize_t sent = 0;
-    do {
-        sent = ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
+    const ssize_t sent = uninterrupted([&] { return ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL); });
     if (sent < 0) {
-        if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        if (is_for_later(errno)) {
             return -EAGAIN;
         }
         up_ = false;

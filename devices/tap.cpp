@@ -12,10 +12,16 @@
 #include <utility>
 
 #include "kvm/error.hpp"
+#include "kvm/retry.hpp"
 
 namespace vmm::devices {
 
 namespace {
+
+/// What a try that failed with `error_number` is for our caller: one that was interrupted all the time is for later.
+int error_of_try(int error_number) noexcept {
+    return error_number == EINTR ? EAGAIN : error_number;
+}
 
 constexpr std::uint8_t kGroup = 1;
 constexpr std::uint8_t kLocallyAdministered = 2;
@@ -128,22 +134,18 @@ void Tap::set_offloads(const FrameOffloads& offloads) noexcept {
 }
 
 std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {
-    ssize_t count = 0;
-    do {
-        count = ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size()));
-    } while (count < 0 && errno == EINTR);
-    const int error = count < 0 ? errno : 0;
+    const ssize_t count =
+        uninterrupted([&] { return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size())); });
+    const int error = count < 0 ? error_of_try(errno) : 0;
     // The interface is deleted (linux: tun_chr_read_iter), or a socket's peer has gone.
     up_ = up_ && count != 0 && error != EBADFD;
     return count < 0 ? -error : count;
 }
 
 int Tap::send(std::span<const iovec> frame) noexcept {
-    ssize_t count = 0;
-    do {
-        count = ::writev(fd_.get(), frame.data(), static_cast<int>(frame.size()));
-    } while (count < 0 && errno == EINTR);
-    const int error = count < 0 ? errno : 0;
+    const ssize_t count =
+        uninterrupted([&] { return ::writev(fd_.get(), frame.data(), static_cast<int>(frame.size())); });
+    const int error = count < 0 ? error_of_try(errno) : 0;
     up_ = up_ && error != EBADFD;
     return -error;
 }

@@ -45,23 +45,21 @@ void kick(pthread_t thread) noexcept {
     ::pthread_kill(thread, kick_signal());
 }
 
-CpuTimeKicks::CpuTimeKicks(double cpu_seconds) {
+RegularKicks::RegularKicks(std::chrono::seconds interval) {
     sigevent event{};
     event.sigev_notify = SIGEV_THREAD_ID;
     event.sigev_signo = kick_signal();
     event._sigev_un._tid = static_cast<pid_t>(::syscall(SYS_gettid)); // glibc before 2.38 has no better name for it
-    if (::timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_) != 0) {
+    if (::timer_create(CLOCK_MONOTONIC, &event, &timer_) != 0) {
         throw_errno(errno, "make a timer for a vCPU's thread", "raise the limit on pending signals: `ulimit -i`");
     }
-    itimerspec interval{};
-    interval.it_interval.tv_sec = static_cast<time_t>(cpu_seconds);
-    interval.it_interval.tv_nsec =
-        static_cast<long>((cpu_seconds - static_cast<double>(interval.it_interval.tv_sec)) * 1e9);
-    interval.it_value = interval.it_interval;
-    ::timer_settime(timer_, 0, &interval, nullptr);
+    itimerspec times{};
+    times.it_interval.tv_sec = interval.count();
+    times.it_value = times.it_interval;
+    ::timer_settime(timer_, 0, &times, nullptr);
 }
 
-CpuTimeKicks::~CpuTimeKicks() {
+RegularKicks::~RegularKicks() {
     ::timer_delete(timer_);
 }
 
@@ -71,12 +69,20 @@ double cpu_seconds_of_this_thread() noexcept {
     return static_cast<double>(used.tv_sec) + static_cast<double>(used.tv_nsec) / 1e9;
 }
 
-void discard_pending_kicks() noexcept {
+bool was_kicked_within(std::chrono::milliseconds time) noexcept {
     sigset_t only_kick;
     sigemptyset(&only_kick);
     sigaddset(&only_kick, kick_signal());
-    const timespec no_wait{};
-    while (::sigtimedwait(&only_kick, nullptr, &no_wait) >= 0) {
+    timespec wait{};
+    wait.tv_sec = static_cast<time_t>(time.count() / 1000);
+    wait.tv_nsec = static_cast<long>(time.count() % 1000 * 1'000'000);
+    return ::sigtimedwait(&only_kick, nullptr, &wait) >= 0;
+}
+
+void discard_pending_kicks() noexcept {
+    // Of a real-time signal several may be queued; a bound, because others may go on sending.
+    constexpr int kMost = 1000;
+    for (int i = 0; i < kMost && was_kicked_within(std::chrono::milliseconds(0)); ++i) {
     }
 }
 

@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 
+#include <chrono>
 #include <csignal>
 #include <ctime>
 
@@ -36,16 +37,15 @@ class AllSignalsBlocked {
 /// joined. Any thread may call it.
 void kick(pthread_t thread) noexcept;
 
-/// Kicks the thread that made it whenever it has used another `cpu_seconds` (more than 0) of processor time, its
-/// guest's included, for as long as it lives: so that whatever a guest makes of its vCPU, its thread looks up now and
-/// then.
-class CpuTimeKicks {
+/// Kicks the thread that made it every `interval` for as long as it lives: so that whatever a guest makes of its vCPU,
+/// one that waits in HLT and uses no processor time included, its thread looks up now and then.
+class RegularKicks {
   public:
     /// Throws Error where the host has no timer left.
-    explicit CpuTimeKicks(double cpu_seconds);
-    ~CpuTimeKicks();
-    CpuTimeKicks(const CpuTimeKicks&) = delete;
-    CpuTimeKicks& operator=(const CpuTimeKicks&) = delete;
+    explicit RegularKicks(std::chrono::seconds interval);
+    ~RegularKicks();
+    RegularKicks(const RegularKicks&) = delete;
+    RegularKicks& operator=(const RegularKicks&) = delete;
 
   private:
     timer_t timer_{};
@@ -56,5 +56,8 @@ class CpuTimeKicks {
 
 /// Forgets kicks that wait for the calling thread.
 void discard_pending_kicks() noexcept;
+
+/// Waits for a kick of the calling thread, and forgets it. False if none comes within `time`.
+[[nodiscard]] bool was_kicked_within(std::chrono::milliseconds time) noexcept;
 
 } // namespace vmm::kvm

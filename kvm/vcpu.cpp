@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -15,22 +17,33 @@
 #include "kvm/format.hpp"
 #include "kvm/kick.hpp"
 #include "kvm/kick_signal.hpp"
+#include "kvm/own_thread.hpp"
+#include "kvm/retry.hpp"
 
 namespace vmm::kvm {
 
 namespace {
 
+constexpr std::chrono::milliseconds kLongPause{10};
+/// Where kvm_run's union has the guest-physical address of KVM_EXIT_MEMORY_FAULT (api.rst, 5): after the flags.
+constexpr std::size_t kMemoryFaultAddress = 8;
+
 UniqueFd create_vcpu(const Vm& vm, unsigned id) {
-    const int fd = ::ioctl(vm.fd(), KVM_CREATE_VCPU, id);
+    Retries retries;
+    int fd = -1;
+    do {
+        fd = ::ioctl(vm.fd(), KVM_CREATE_VCPU, id);
+    } while (fd < 0 && (errno == EINTR || errno == EAGAIN) && retries.again());
     if (fd < 0) {
         const int error_number = errno;
         throw_errno(error_number, "create vCPU " + std::to_string(id),
-                    error_number == EMFILE ? "raise the limit on open files: `ulimit -n`" : "");
+                    error_number == EAGAIN ? own_thread_advice() : "");
     }
     return UniqueFd(fd);
 }
 
-/// KVM_RUN is entered with every signal blocked but the kick.
+/// KVM_RUN is entered with every signal blocked but the kick, and SIGBUS: by that KVM says that a page of the guest is
+/// broken, and without it the vCPU would run into that page for ever.
 void set_signal_mask_inside_run(int fd) {
     constexpr std::uint32_t kKernelSigsetBytes = 8; // the kernel's own type, shorter than the C library's sigset_t
     struct {
@@ -38,9 +51,9 @@ void set_signal_mask_inside_run(int fd) {
         std::array<std::uint8_t, kKernelSigsetBytes> mask;
     } request{};
     static_assert(sizeof request == sizeof(kvm_signal_mask) + kKernelSigsetBytes);
-    const std::uint64_t all_but_kick = ~(1ULL << (kick_signal() - 1));
+    const std::uint64_t all_but_these = ~(1ULL << (kick_signal() - 1) | 1ULL << (SIGBUS - 1));
     request.length = kKernelSigsetBytes;
-    std::memcpy(request.mask.data(), &all_but_kick, kKernelSigsetBytes);
+    std::memcpy(request.mask.data(), &all_but_these, kKernelSigsetBytes);
     if (::ioctl(fd, KVM_SET_SIGNAL_MASK, &request) != 0) {
         throw_errno(errno, "set the signal mask of a vCPU");
     }
@@ -62,6 +75,7 @@ std::string Vcpu::name() const {
 }
 
 Exit Vcpu::run() {
+    Retries retries;
     for (;;) {
         if (::ioctl(fd_.get(), KVM_RUN, 0) == 0) {
             return decode_exit();
@@ -70,18 +84,60 @@ Exit Vcpu::run() {
         case EINTR:
             discard_pending_kicks();
             return KickedExit{};
-        case EAGAIN: // An application processor got its SIPI: it is ready to run now.
+        case EAGAIN: {
+            // KVM answers this to an application processor that got an INIT or a start-up interrupt, which then may
+            // run; and to any vCPU as long as KVM cannot start its own thread. In the second case it looks at no
+            // signal.
+            auto pause = retries.next();
+            if (!pause && waits_for_startup()) {
+                // A guest may send interrupts that start nothing as long as it likes. If KVM had no thread, the vCPUs
+                // that are ready to run would say so.
+                retries.forget();
+                pause = kLongPause;
+            }
+            if (!pause) {
+                throw_errno(EAGAIN, "run " + name(), own_thread_advice());
+            }
+            if (was_kicked_within(*pause)) {
+                return KickedExit{};
+            }
             continue;
+        }
         case EFAULT:
             if (run_->exit_reason == KVM_EXIT_MEMORY_FAULT) {
                 return decode_exit();
             }
             throw_errno(EFAULT, "run " + name(),
                         "the host has no memory for a page of the guest: free memory, or enough huge pages");
+        case EHWPOISON:
+            throw_errno(EHWPOISON, "run " + name(), broken_page_advice());
+        case ENOMEM: // Linux 6.13 says so, too, where there is no thread.
+            throw_errno(ENOMEM, "run " + name(),
+                        "free memory of the host, or of the memory cgroup; or " + own_thread_advice());
         default:
             throw_errno(errno, "run " + name());
         }
     }
+}
+
+bool Vcpu::waits_for_startup() const noexcept {
+    const auto state = mp_state();
+    return state == KVM_MP_STATE_UNINITIALIZED;
+}
+
+std::optional<std::uint32_t> Vcpu::mp_state() const noexcept {
+    kvm_mp_state state{};
+    return ::ioctl(fd_.get(), KVM_GET_MP_STATE, &state) == 0 ? std::optional(state.mp_state) : std::nullopt;
+}
+
+std::string Vcpu::broken_page_advice() const {
+    std::string where = "a page of the guest's memory";
+    if (run_->exit_reason == KVM_EXIT_MEMORY_FAULT) {
+        std::uint64_t address = 0;
+        std::memcpy(&address, &run_->padding[kMemoryFaultAddress], sizeof address);
+        where += ", the one at " + to_string(GuestAddress{address}) + ",";
+    }
+    return where + " lies in host memory that is broken: start the guest again, and look into the host's kernel log";
 }
 
 Exit Vcpu::decode_exit() {
@@ -242,16 +298,30 @@ void Vcpu::set_system_management_mode(bool on) {
     }
 }
 
-Vcpu::PreFaulted Vcpu::pre_fault(GuestRange range) {
+void Vcpu::forget_events() {
+    kvm_vcpu_events none{};
+    none.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+    if (::ioctl(fd_.get(), KVM_SET_VCPU_EVENTS, &none) != 0) {
+        throw_errno(errno, "take back the pending events of " + name());
+    }
+}
+
+Vcpu::PreFaulted Vcpu::pre_fault(GuestRange range, const std::stop_token& stop) {
     kvm_pre_fault_memory request{};
     request.gpa = to_integer(range.base);
     request.size = range.size;
+    Retries retries;
     // The kernel moves gpa and size on by what it has done, whatever it answers.
     while (request.size != 0) {
-        if (::ioctl(fd_.get(), KVM_PRE_FAULT_MEMORY, &request) == 0 || errno == EINTR || errno == EAGAIN) {
-            continue;
+        const std::uint64_t before = request.size;
+        const bool failed = ::ioctl(fd_.get(), KVM_PRE_FAULT_MEMORY, &request) != 0;
+        const int error_number = failed ? errno : EAGAIN;
+        if (request.size < before) {
+            retries.forget();
         }
-        return {range.size - request.size, errno};
+        if ((error_number != EINTR && error_number != EAGAIN) || (request.size == before && !retries.again(stop))) {
+            return {range.size - request.size, error_number};
+        }
     }
     return {range.size};
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 
 #include "kvm/exit.hpp"
@@ -37,7 +38,8 @@ class Vcpu {
     [[nodiscard]] unsigned id() const noexcept { return id_; }
 
     /// Runs the guest until something needs us. Memory an exit refers to is valid until the next run(). Throws Error
-    /// where the *host* fails, e.g. memory behind a memslot that cannot be had.
+    /// where the *host* fails: memory behind a memslot that cannot be had or is broken; KVM that cannot start its own
+    /// thread, after less than a second of trying. A kick is heard meanwhile, too.
     [[nodiscard]] Exit run();
 
     [[nodiscard]] kvm_regs registers() const;
@@ -57,9 +59,13 @@ class Vcpu {
     [[nodiscard]] kvm_lapic_state local_apic() const;
     void set_local_apic(const kvm_lapic_state& registers);
     void set_mp_state(MpState state);
+    /// KVM's own number for it (KVM_MP_STATE_HALTED, ...); nothing where KVM does not say.
+    [[nodiscard]] std::optional<std::uint32_t> mp_state() const noexcept;
     /// Into system management mode, or out of it, as far as memory is concerned: which address space the vCPU sees
     /// (KVM_SET_VCPU_EVENTS). Needs KVM_CAP_X86_SMM.
     void set_system_management_mode(bool on);
+    /// Forgets exceptions, interrupts and NMIs that are injected or pending, and that NMIs are blocked.
+    void forget_events();
 
     /// How far pre_fault() came.
     struct PreFaulted {
@@ -67,9 +73,10 @@ class Vcpu {
         int error_number = 0; ///< why no further, a value of errno; 0 if all was done
     };
     /// KVM_PRE_FAULT_MEMORY (api.rst, 4.143): maps `range` (page-aligned) in this vCPU's second level, as a read would.
-    /// Repeats the call where KVM was interrupted or has done a part. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or
-    /// where there is no memslot, the error is EOPNOTSUPP or ENOENT.
-    [[nodiscard]] PreFaulted pre_fault(GuestRange range);
+    /// Repeats the call where KVM was interrupted or has done a part; where it does nothing for a second, or `stop` is
+    /// requested, the error is the last call's, EINTR or EAGAIN. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or where
+    /// there is no memslot, the error is EOPNOTSUPP or ENOENT.
+    [[nodiscard]] PreFaulted pre_fault(GuestRange range, const std::stop_token& stop = {});
 
     /// Opens the counters of this vCPU, e.g. "pf_fixed", "exits". While run() is under way this waits for its end;
     /// reading what was opened before does not. Throws Error where the kernel (before 5.14) has none.
@@ -81,6 +88,8 @@ class Vcpu {
   private:
     [[nodiscard]] Exit decode_exit();
     [[nodiscard]] std::string name() const;
+    [[nodiscard]] bool waits_for_startup() const noexcept;
+    [[nodiscard]] std::string broken_page_advice() const;
 
     unsigned id_;
     UniqueFd fd_;

@@ -6,23 +6,38 @@
 #include <string>
 
 #include "kvm/error.hpp"
+#include "kvm/own_thread.hpp"
+#include "kvm/retry.hpp"
 
 namespace vmm::kvm {
 
 namespace {
 
+std::string creation_advice(int error_number) {
+    switch (error_number) {
+    case EBUSY:
+        return "another hypervisor uses the processor's virtualisation";
+    case EINTR:
+        return "signals interrupt this program all the time: stop whoever sends them, a profiler for example";
+    case EAGAIN:
+        return own_thread_advice();
+    default:
+        return {};
+    }
+}
+
 UniqueFd create_vm(const System& system) {
     // KVM answers EINTR where a signal came while it was registering with the memory manager; nothing was created then.
-    for (;;) {
-        const int fd = ::ioctl(system.fd(), KVM_CREATE_VM, 0);
-        if (fd >= 0) {
-            return UniqueFd(fd);
-        }
-        if (errno != EINTR) {
-            throw_errno(errno, "create a virtual machine",
-                        errno == EBUSY ? "another hypervisor uses the processor's virtualisation" : "");
-        }
+    Retries retries;
+    int fd = -1;
+    do {
+        fd = ::ioctl(system.fd(), KVM_CREATE_VM, 0);
+    } while (fd < 0 && (errno == EINTR || errno == EAGAIN) && retries.again());
+    if (fd < 0) {
+        const int error_number = errno;
+        throw_errno(error_number, "create a virtual machine", creation_advice(error_number));
     }
+    return UniqueFd(fd);
 }
 
 } // namespace
@@ -79,8 +94,11 @@ void Vm::set_memslot(const kvm_userspace_memory_region& region, const char* trie
     }
 }
 
-void Vm::add_memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space) {
-    set_memslot(memslot(slot, range, host, address_space), "add");
+void Vm::add_memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space,
+                     MemslotAccess access) {
+    kvm_userspace_memory_region region = memslot(slot, range, host, address_space);
+    region.flags = access == MemslotAccess::kReadOnly ? KVM_MEM_READONLY : 0;
+    set_memslot(region, "add");
 }
 
 void Vm::log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on, AddressSpace address_space) {

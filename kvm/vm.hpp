@@ -19,6 +19,12 @@ enum class AddressSpace : std::uint32_t {
     kSmm = 1, ///< what a vCPU sees in system management mode; needs KVM_CAP_X86_SMM
 };
 
+/// What a guest may do with a memslot.
+enum class MemslotAccess {
+    kWritable,
+    kReadOnly, ///< its writes leave KVM as MMIO (KVM_MEM_READONLY); needs KVM_CAP_READONLY_MEM
+};
+
 /// A VM: memslots, the in-kernel interrupt controllers and timer. Outlives its vCPUs and whatever memory its memslots
 /// name is unmapped only after it.
 ///
@@ -45,7 +51,8 @@ class Vm {
     /// run. There is no way to take a memslot away: deleting or moving one drops every second-level mapping of the VM.
     /// Throws Error.
     void add_memslot(std::uint32_t slot, GuestRange range, std::byte* host,
-                     AddressSpace address_space = AddressSpace::kNormal);
+                     AddressSpace address_space = AddressSpace::kNormal,
+                     MemslotAccess access = MemslotAccess::kWritable);
 
     /// Switches dirty logging of a memslot on or off (api.rst, 4.35, KVM_MEM_LOG_DIRTY_PAGES); the other arguments are
     /// those it was added with. On splits large mappings, off drops the small ones: to be prefaulted again. Throws

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <string>
 #include <utility>
 #include <variant>
@@ -55,10 +56,10 @@ kvm_sregs stub_state(kvm_sregs state, const Scratch& scratch) {
     return state;
 }
 
-/// True where the stub says that it is done.
+/// True where a stub says that it is done.
 bool is_done(const kvm::Exit& exit) {
     const auto* const port = std::get_if<kvm::PioExit>(&exit);
-    return port != nullptr && port->is_write && port->port == Scratch::kDonePort;
+    return port != nullptr && port->is_write && port->port == Scratch::kDonePort && port->data.size() == 1;
 }
 
 std::string why_it_failed(const kvm::Exit& exit) {
@@ -71,6 +72,9 @@ std::string why_it_failed(const kvm::Exit& exit) {
     if (const auto* const mmio = std::get_if<kvm::MmioExit>(&exit)) {
         return "there is no memory behind " + to_string(GuestAddress{mmio->address});
     }
+    if (const auto* const port = std::get_if<kvm::PioExit>(&exit)) {
+        return "it used port " + to_string(GuestAddress{port->port}) + ", which it must not or not there";
+    }
     return "it came back for an unexpected reason";
 }
 
@@ -78,37 +82,64 @@ std::string why_it_failed(const kvm::Exit& exit) {
 
 DummyVcpu::DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch,
                      kvm::AddressSpace address_space)
-    : vcpu_(vm, id), stats_(vcpu_.stats()), scratch_(scratch) {
+    : vcpu_(vm, id), stats_(vcpu_.stats()), scratch_(scratch), address_space_(address_space) {
     vcpu_.set_cpuid(cpuid);
     take_state();
-    if (address_space == kvm::AddressSpace::kSmm) {
-        vcpu_.set_system_management_mode(true);
-    }
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
 }
 
 DummyVcpu::DummyVcpu(kvm::Vcpu vcpu, const Scratch& scratch)
-    : vcpu_(std::move(vcpu)), stats_(vcpu_.stats()), scratch_(scratch) {
+    : vcpu_(std::move(vcpu)), stats_(vcpu_.stats()), scratch_(scratch), address_space_(kvm::AddressSpace::kNormal) {
     take_state();
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
 }
 
 void DummyVcpu::take_state() {
     vcpu_.set_special_registers(stub_state(vcpu_.special_registers(), scratch_));
+    if (address_space_ == kvm::AddressSpace::kSmm) {
+        vcpu_.set_system_management_mode(true);
+    }
 }
 
 void DummyVcpu::recover() {
-    // An exit half done (a port, MMIO) is completed by the next run, which the kick keeps from going any further.
+    // An exit half done (a port, MMIO) is completed by the next run, and may exit again: once more for an access to two
+    // pages, and a string instruction at each element, of which KVM's emulator does up to 1024 before it looks up. Only
+    // when the kick has taken the vCPU out nothing is left that could move its registers later.
+    constexpr unsigned kMostExits = 16384;
     kvm::kick(::pthread_self());
-    static_cast<void>(vcpu_.run());
+    bool is_out = false;
+    for (unsigned exits = 0; exits < kMostExits && !is_out; ++exits) {
+        is_out = std::holds_alternative<kvm::KickedExit>(vcpu_.run());
+    }
     kvm::discard_pending_kicks();
+    lost_ = !is_out;
+    vcpu_.forget_events();
+    // `rsm` may have taken it out of system management mode, and anything after that into HLT.
     take_state();
 }
 
-DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop) {
-    constexpr double kLookUpEverySeconds = 1;
+std::optional<DummyVcpu::Outcome> DummyVcpu::verdict(const kvm::Exit& exit, double deadline) const {
+    if (!std::holds_alternative<kvm::KickedExit>(exit)) {
+        return Outcome{Outcome::End::kFailed, why_it_failed(exit)};
+    }
+    if (vcpu_.mp_state().value_or(KVM_MP_STATE_RUNNABLE) != KVM_MP_STATE_RUNNABLE) {
+        return Outcome{Outcome::End::kHeld, "it stands still, as after HLT"};
+    }
+    if (kvm::cpu_seconds_of_this_thread() > deadline) {
+        return Outcome{Outcome::End::kHeld, "it did not come to an end"};
+    }
+    return std::nullopt;
+}
+
+DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop,
+                                    Access access) {
+    constexpr std::chrono::seconds kLookUpEvery{1};
+    if (lost_) {
+        return {Outcome::End::kFailed, "a prefault vCPU is of no use any more: the guest had it begin an instruction "
+                                       "that does not end"};
+    }
     kvm_regs registers{};
-    registers.rip = to_integer(scratch_.stub());
+    registers.rip = to_integer(access == Access::kWrite ? scratch_.stub() : scratch_.reading_stub());
     registers.rflags = kFlagsRing3Io;
     registers.rdi = to_integer(range.base);
     registers.rsi = to_integer(range.end());
@@ -116,22 +147,20 @@ DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes
     vcpu_.set_registers(registers);
     vcpu_.set_mp_state(kvm::MpState::kRunnable);
     const std::stop_callback kick_out(stop, [thread = ::pthread_self()] { kvm::kick(thread); });
-    const kvm::CpuTimeKicks look_up(kLookUpEverySeconds);
+    const kvm::RegularKicks look_up(kLookUpEvery);
     const double deadline = kvm::cpu_seconds_of_this_thread() + kMostCpuSeconds;
     Outcome outcome{Outcome::End::kStopped, ""};
     while (!stop.stop_requested()) {
         const kvm::Exit exit = vcpu_.run();
-        if (is_done(exit)) {
+        const kvm_regs now = vcpu_.registers();
+        if (is_done(exit) && scratch_.is_end_of_stub(now.rip) && now.rdi >= registers.rsi) {
             outcome.end = Outcome::End::kDone;
             break;
         }
-        const bool kicked = std::holds_alternative<kvm::KickedExit>(exit);
-        if (!kicked || kvm::cpu_seconds_of_this_thread() > deadline) {
-            const kvm_regs now = vcpu_.registers();
-            outcome = {kicked ? Outcome::End::kHeld : Outcome::End::kFailed,
-                       "a prefault vCPU failed on " + to_string(range) + ": " +
-                           (kicked ? "it did not come to an end" : why_it_failed(exit)) + " (RIP " +
-                           to_string(GuestAddress{now.rip}) + ", touching " + to_string(GuestAddress{now.rdi}) + ")"};
+        if (auto failure = verdict(exit, deadline)) {
+            outcome = {failure->end, "a prefault vCPU failed on " + to_string(range) + ": " + failure->why + " (RIP " +
+                                         to_string(GuestAddress{now.rip}) + ", touching " +
+                                         to_string(GuestAddress{now.rdi}) + ")"};
             recover();
             break;
         }
@@ -150,13 +179,15 @@ DummyVcpu::Outcome DummyVcpu::pre_fault(GuestRange range, std::uint64_t mapping_
             return {Outcome::End::kStopped, ""};
         }
         const GuestRange piece{GuestAddress{to_integer(range.base) + done}, std::min(call_bytes, range.size - done)};
-        const kvm::Vcpu::PreFaulted result = vcpu_.pre_fault(piece);
+        const kvm::Vcpu::PreFaulted result = vcpu_.pre_fault(piece, stop);
         done += result.bytes;
-        if (result.error_number != 0) {
+        if (result.error_number != 0 && !stop.stop_requested()) {
             const std::string tried = "fill the second level of " + to_string(piece) + " by KVM_PRE_FAULT_MEMORY";
             switch (result.error_number) {
             case ENOENT:
                 throw_errno(ENOENT, tried, "no memslot is there");
+            case EHWPOISON:
+                throw_errno(EHWPOISON, tried, "a page of this host's memory is broken: look into its kernel log");
             case EOPNOTSUPP:
                 throw_errno(EOPNOTSUPP, tried, "KVM does this with EPT or NPT only: take --prefault-method=touch");
             default:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -32,17 +33,24 @@ class DummyVcpu {
         enum class End {
             kDone,
             kStopped,
-            kFailed, ///< it came back before its end
-            kHeld,   ///< it did not come back in kMostCpuSeconds
+            kFailed, ///< it came back before its end, or from elsewhere
+            kHeld,   ///< it did not come back in kMostCpuSeconds, or stands still
         };
         End end = End::kDone;
         std::string why; ///< of kFailed and kHeld, for people
     };
 
-    /// Writes, without changing it, one word every `stride_bytes` of `range`, in the guest. If the stub does not run to
-    /// its end (kFailed), or not within kMostCpuSeconds of processor time (kHeld), that is the guest's doing where one
-    /// runs, for it can write to the scratch slot, and else the host's. Throws Error where KVM refuses to run the vCPU.
-    [[nodiscard]] Outcome touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop);
+    enum class Access {
+        kWrite, ///< a write that changes nothing
+        kRead,
+    };
+
+    /// Touches, in the guest, one word every `stride_bytes` of `range`. If the stub does not run to its end (kFailed),
+    /// not within kMostCpuSeconds of processor time, or stands still (kHeld), that is the guest's doing where one runs,
+    /// for it may be able to write to the scratch slot, and else the host's. Throws Error where KVM refuses to run the
+    /// vCPU.
+    [[nodiscard]] Outcome touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop,
+                                Access access = Access::kWrite);
 
     /// Has KVM map `range` (KVM_PRE_FAULT_MEMORY), without entering the guest. A stop is heard between two system
     /// calls, each of at most some milliseconds. Throws Error where KVM refuses: kFailed does not happen.
@@ -56,12 +64,16 @@ class DummyVcpu {
 
   private:
     void take_state();
-    /// After a failure: as new.
+    /// Why the vCPU that came back with `exit` is not to be let in again; nothing if it is.
+    [[nodiscard]] std::optional<Outcome> verdict(const kvm::Exit& exit, double deadline) const;
+    /// After a failure: as new, whatever the guest has had it do.
     void recover();
 
     kvm::Vcpu vcpu_;
     kvm::Stats stats_;
     const Scratch& scratch_;
+    kvm::AddressSpace address_space_;
+    bool lost_ = false; ///< an instruction that it began cannot be brought to its end: it is never let in again
 };
 
 } // namespace vmm::prefault

@@ -176,7 +176,7 @@ struct Filled::Parts {
             if (!filler) {
                 filler.emplace(vm,
                                SecondLevelFiller::Place{existing.scratch_slot, scratch_layout(existing), 0, host, false,
-                                                        [this](unsigned id) { return make_vcpu(id); }},
+                                                        true, [this](unsigned id) { return make_vcpu(id); }},
                                std::span<const kvm_cpuid_entry2>{});
             }
             filler->grow(

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvm/error.hpp"
+#include "kvm/retry.hpp"
 #include "prefault/plan.hpp"
 
 #ifndef MADV_POPULATE_WRITE
@@ -44,15 +45,16 @@ namespace {
 
 } // namespace
 
-void populate_chunk(const GuestMemory& memory, GuestRange chunk) {
+void populate_chunk(const GuestMemory& memory, GuestRange chunk, const std::stop_token& stop) {
     const auto bytes = memory.at(chunk);
     assert(bytes);
-    int result = 0;
+    Retries retries;
+    int error_number = 0;
     do {
-        result = ::madvise(bytes->data(), bytes->size(), MADV_POPULATE_WRITE);
-    } while (result != 0 && (errno == EINTR || errno == EAGAIN));
-    if (result != 0) {
-        throw_populate_error(errno, chunk, memory.page_size());
+        error_number = ::madvise(bytes->data(), bytes->size(), MADV_POPULATE_WRITE) == 0 ? 0 : errno;
+    } while ((error_number == EINTR || error_number == EAGAIN) && retries.again(stop));
+    if (error_number != 0 && !stop.stop_requested()) {
+        throw_populate_error(error_number, chunk, memory.page_size());
     }
 }
 
@@ -66,8 +68,8 @@ bool populate_host(const GuestMemory& memory, std::span<const PlacedRange> range
                    const std::stop_token& stop) {
     const std::uint64_t chunk_bytes = host_chunk_bytes(memory.page_size(), total_bytes(ranges), workforce.workers);
     return for_each_chunk(ranges, chunk_bytes, workforce, Stage::kHost, "populate", stop,
-                          [&](unsigned, GuestRange chunk, const std::stop_token&) {
-                              populate_chunk(memory, chunk);
+                          [&](unsigned, GuestRange chunk, const std::stop_token& crew_stop) {
+                              populate_chunk(memory, chunk, crew_stop);
                               return true;
                           });
 }

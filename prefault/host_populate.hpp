@@ -14,7 +14,7 @@ namespace vmm::prefault {
 /// Populates `chunk` (a part of one region of `memory`, whole pages of its backing) from the calling thread, by
 /// MADV_POPULATE_WRITE: a read would map the shared zero page, and the first write of the guest would fault all the
 /// same. Content is preserved. Throws Error that says what is missing: memory, huge pages, Linux 5.14.
-void populate_chunk(const GuestMemory& memory, GuestRange chunk);
+void populate_chunk(const GuestMemory& memory, GuestRange chunk, const std::stop_token& stop = {});
 
 /// How large a chunk is to be for populate_chunk(): one system call, which is how long a stop may wait. At most 16 MiB
 /// (some 5 ms with 4 KiB pages), unless one page is larger.

@@ -146,7 +146,7 @@ class Run {
             host_chunk_bytes(target_.memory.page_size(), report_.bytes, workforce_.workers);
         for_each_chunk(ranges_, chunk_bytes, workforce_, Stage::kSecondLevel, "prefault", stop_,
                        [&](unsigned worker, GuestRange chunk, const std::stop_token& stop) {
-                           populate_chunk(target_.memory, chunk);
+                           populate_chunk(target_.memory, chunk, stop);
                            return filler.fill_chunk(whole, worker, chunk, stop);
                        });
         const bool filled = note(filler.verify(whole, stop_));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cassert>
 #include <cstring>
 
@@ -39,7 +40,18 @@ constexpr std::array<std::uint8_t, 19> kStub = {
     0xee,                                                                    // out %al, %dx
     0xf4,                                                                    // hlt
 };
+// The same with a read, for the scratch slot itself where it is read-only.
+constexpr std::array<std::uint8_t, 17> kReadingStub = {
+    0x48, 0x8b, 0x07,                                                        // read: mov (%rdi), %rax
+    0x48, 0x01, 0xd7,                                                        // add %rdx, %rdi
+    0x48, 0x39, 0xf7,                                                        // cmp %rsi, %rdi
+    0x72, 0xf5,                                                              // jb read
+    0x66, 0xba, Scratch::kDonePort & 0xff, (Scratch::kDonePort >> 8) & 0xff, // mov $kDonePort, %dx
+    0xee,                                                                    // out %al, %dx
+    0xf4,                                                                    // hlt
+};
 // clang-format on
+constexpr std::uint64_t kEndOfStub = 2; // from the `out` to the end
 
 // All of it is zero but the offset of the I/O bitmap (AMD64 volume 2, 12.2.5): a bit that is 0 permits its port.
 constexpr auto kTaskState = [] {
@@ -52,7 +64,8 @@ constexpr auto kTaskState = [] {
 
 // The pages of the slot, in order.
 constexpr std::uint64_t kStubPage = 0;
-constexpr std::uint64_t kTaskStateOffset = 0x800; // within the stub's page
+constexpr std::uint64_t kReadingStubOffset = 0x40; // within the stub's page
+constexpr std::uint64_t kTaskStateOffset = 0x800;
 constexpr std::uint64_t kRootPage = 1;
 constexpr std::uint64_t kFirstPointerPage = 2;
 
@@ -67,8 +80,8 @@ std::uint64_t Scratch::bytes_for(const Layout& layout, std::uint64_t mapped_byte
     return (kFirstPointerPage + pointer_tables(layout) + directories) * kPageBytes;
 }
 
-Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout)
-    : layout_(layout), slot_(slot),
+Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout, Protection protection)
+    : layout_(layout), slot_(slot), protection_(protection),
       mapping_(Mapping::anonymous(bytes_for(layout), 2 * kMiB, 0, "the prefault scratch slot")) {
     assert(is_aligned(to_integer(layout.base), 2 * kMiB) && is_aligned(layout.mapped_bytes, kGiB));
     assert(is_aligned(layout.largest_bytes, kGiB) && layout.largest_bytes <= 128 * kTiB);
@@ -77,11 +90,12 @@ Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout)
     ::madvise(mapping_.data(), mapping_.size(), MADV_NOHUGEPAGE); // Advice; small pages keep the count exact.
     ::madvise(mapping_.data(), mapping_.size(), MADV_DONTFORK);
     refresh();
-    vm.add_memslot(slot, range(), mapping_.data());
+    add_to(vm, kvm::AddressSpace::kNormal);
 }
 
 void Scratch::add_to(kvm::Vm& vm, kvm::AddressSpace address_space) const {
-    vm.add_memslot(slot_, range(), mapping_.data(), address_space);
+    vm.add_memslot(slot_, range(), mapping_.data(), address_space,
+                   is_read_only() ? kvm::MemslotAccess::kReadOnly : kvm::MemslotAccess::kWritable);
 }
 
 void Scratch::map_up_to(std::uint64_t bytes) {
@@ -102,6 +116,16 @@ GuestAddress Scratch::stub() const noexcept {
     return page(kStubPage);
 }
 
+GuestAddress Scratch::reading_stub() const noexcept {
+    return GuestAddress{to_integer(page(kStubPage)) + kReadingStubOffset};
+}
+
+bool Scratch::is_end_of_stub(std::uint64_t rip) const noexcept {
+    const std::uint64_t written = to_integer(stub()) + kStub.size() - kEndOfStub;
+    const std::uint64_t read = to_integer(reading_stub()) + kReadingStub.size() - kEndOfStub;
+    return rip == written || rip == written + 1 || rip == read || rip == read + 1;
+}
+
 GuestAddress Scratch::task_state() const noexcept {
     return GuestAddress{to_integer(page(kStubPage)) + kTaskStateOffset};
 }
@@ -110,33 +134,63 @@ GuestAddress Scratch::page_tables() const noexcept {
     return page(kRootPage);
 }
 
-void Scratch::write(std::uint64_t offset, std::span<const std::byte> bytes) {
-    std::byte* const target = mapping_.data() + offset;
+Scratch::Words Scratch::content_of_page(std::uint64_t index) const noexcept {
+    Words words{};
+    const std::uint64_t gibs = layout_.mapped_bytes / kGiB;
+    const std::uint64_t first_directory_page = kFirstPointerPage + pointer_tables(layout_);
+    if (index == kStubPage) {
+        std::array<std::uint8_t, kPageBytes> bytes{};
+        static_assert(kStub.size() <= kReadingStubOffset);
+        static_assert(kReadingStubOffset + kReadingStub.size() <= kTaskStateOffset);
+        static_assert(kTaskStateOffset + kTaskState.size() <= kPageBytes);
+        std::ranges::copy(kStub, bytes.begin());
+        std::ranges::copy(kReadingStub, bytes.begin() + kReadingStubOffset);
+        std::ranges::copy(kTaskState, bytes.begin() + kTaskStateOffset);
+        return std::bit_cast<Words>(bytes);
+    }
+    if (index == kRootPage) {
+        for (std::uint64_t table = 0; table * kEntriesPerTable < gibs; ++table) {
+            words[table] = to_integer(page(kFirstPointerPage + table)) | kTableEntry;
+        }
+    } else if (index < first_directory_page) {
+        const std::uint64_t first_gib = (index - kFirstPointerPage) * kEntriesPerTable;
+        for (std::uint64_t entry = 0; entry < kEntriesPerTable && first_gib + entry < gibs; ++entry) {
+            const std::uint64_t gib = first_gib + entry;
+            words[entry] = layout_.one_gib_pages ? gib * kGiB | kLeafEntry
+                                                 : to_integer(page(first_directory_page + gib)) | kTableEntry;
+        }
+    } else {
+        const std::uint64_t gib = index - first_directory_page;
+        for (std::uint64_t entry = 0; entry < kEntriesPerTable; ++entry) {
+            words[entry] = (gib * kGiB + entry * 2 * kMiB) | kLeafEntry;
+        }
+    }
+    return words;
+}
+
+void Scratch::write_page(std::uint64_t index, const Words& words) noexcept {
+    std::byte* const target = mapping_.data() + index * kPageBytes;
     // Compared first: on a shadow-paging host these tables may be in use, and then they must not even be rewritten.
-    if (std::memcmp(target, bytes.data(), bytes.size()) != 0) {
-        std::memcpy(target, bytes.data(), bytes.size());
+    for (std::size_t i = 0; i < words.size(); ++i) {
+        if (std::memcmp(target + i * sizeof words[i], &words[i], sizeof words[i]) != 0) {
+            std::memcpy(target + i * sizeof words[i], &words[i], sizeof words[i]);
+        }
     }
 }
 
-void Scratch::write_entry(std::uint64_t page_index, std::uint64_t entry_index, std::uint64_t value) {
-    write(page_index * kPageBytes + entry_index * sizeof value, std::as_bytes(std::span(&value, 1)));
-}
-
 void Scratch::refresh() {
-    write(0, std::as_bytes(std::span(kStub)));
-    write(kTaskStateOffset, std::as_bytes(std::span(kTaskState)));
-    const std::uint64_t first_directory_page = kFirstPointerPage + pointer_tables(layout_);
-    for (std::uint64_t gib = 0; gib < layout_.mapped_bytes / kGiB; ++gib) {
-        const std::uint64_t pointer_page = kFirstPointerPage + gib / kEntriesPerTable;
-        write_entry(kRootPage, gib / kEntriesPerTable, to_integer(page(pointer_page)) | kTableEntry);
-        if (layout_.one_gib_pages) {
-            write_entry(pointer_page, gib % kEntriesPerTable, gib * kGiB | kLeafEntry);
-            continue;
-        }
-        const std::uint64_t directory_page = first_directory_page + gib;
-        write_entry(pointer_page, gib % kEntriesPerTable, to_integer(page(directory_page)) | kTableEntry);
-        for (std::uint64_t entry = 0; entry < kEntriesPerTable; ++entry) {
-            write_entry(directory_page, entry, (gib * kGiB + entry * 2 * kMiB) | kLeafEntry);
+    const std::uint64_t used_pages = used_range().size / kPageBytes;
+    for (std::uint64_t index = 0; index < used_pages; ++index) {
+        write_page(index, content_of_page(index));
+    }
+    const std::uint64_t used_bytes = used_pages * kPageBytes;
+    if (is_read_only() || used_bytes == mapping_.size()) {
+        return;
+    }
+    // What the guest may have put into the pages after these is dropped with the pages.
+    if (::madvise(mapping_.data() + used_bytes, mapping_.size() - used_bytes, MADV_DONTNEED) != 0) {
+        for (std::uint64_t index = used_pages; index < mapping_.size() / kPageBytes; ++index) {
+            write_page(index, Words{}); // They are locked: the embedding program has locked all it has.
         }
     }
 }

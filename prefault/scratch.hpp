@@ -1,6 +1,7 @@
-// The scratch memslot: the code and the page tables that dummy vCPUs run on.
+// The scratch memslot: the code and the page tables that prefault vCPUs run on.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -14,11 +15,12 @@ namespace vmm::prefault {
 /// Guest page tables that map [0, mapped_bytes()) to itself, writable and for ring 3, and the stub that touches. The
 /// memslot lives as long as its VM, because deleting a memslot drops every second-level mapping.
 ///
-/// The guest can write this memory: it is in its address space, though in no memory map. It gains nothing: whatever it
-/// writes there runs, if ever, as a vCPU of its own VM, and refresh() puts it right before each use.
+/// The memslot is in the guest's address space, though in no memory map. Unless it is read-only (Protection), the guest
+/// can write it. It gains nothing: whatever it writes there runs, if ever, as a vCPU of its own VM, and refresh() puts
+/// all of it right before each use.
 ///
 /// On a shadow-paging host the second level belongs to the guest's page tables: there a guest that adopts these tables
-/// (built-in guest, option `tables=`), with the same CR0, CR4 and EFER, shares what the dummies filled.
+/// (built-in guest, option `tables=`), with the same CR0, CR4 and EFER, shares what the prefault vCPUs filled.
 ///
 /// Threads: const after construction but for refresh() and map_up_to(), which nobody else may accompany.
 class Scratch {
@@ -35,6 +37,12 @@ class Scratch {
     /// The size of the task state segment, up to and with the part of its I/O bitmap that covers kDonePort.
     static constexpr std::uint32_t kTaskStateBytes = 104 + kDonePort / 8 + 2;
 
+    /// Whether the guest can write the memslot. kReadOnly is for shadow paging alone: there KVM's software walks these
+    /// tables, and a read-only memslot serves it (the guest's writes leave as MMIO that no device claims). The hardware
+    /// walkers of NPT, and of EPT with Accessed and Dirty bits, take each look at a page table for a write (AMD64
+    /// volume 2, 15.25.5; Intel SDM volume 3, 29.3.3.2): tables in a read-only memslot cannot be walked at all.
+    enum class Protection { kWritable, kReadOnly };
+
     struct Layout {
         GuestAddress base; ///< where the memslot lies: 2 MiB-aligned, below `mapped_bytes`, in no other memslot
         std::uint64_t mapped_bytes;  ///< what the tables map at first, from 0 on: a multiple of 1 GiB
@@ -48,9 +56,10 @@ class Scratch {
     }
 
     /// Adds memslot `slot` to `vm`. Throws Error.
-    Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout);
+    Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout, Protection protection = Protection::kWritable);
 
-    /// Writes tables and stub again where they differ from what they must be.
+    /// Makes every byte of the slot what it must be again, wherever the guest may have written: the stub, the tables,
+    /// what lies between them, and the pages that are not in use yet.
     void refresh();
     /// The tables map [0, bytes) from now on, if they did not already; at most Layout::largest_bytes.
     void map_up_to(std::uint64_t bytes);
@@ -63,8 +72,13 @@ class Scratch {
     [[nodiscard]] GuestRange used_range() const noexcept;
     [[nodiscard]] std::uint64_t largest_bytes() const noexcept { return layout_.largest_bytes; }
     [[nodiscard]] std::uint64_t mapped_bytes() const noexcept { return layout_.mapped_bytes; }
-    /// The stub's first instruction. RDI: address, RSI: end, RDX: stride.
+    [[nodiscard]] bool is_read_only() const noexcept { return protection_ == Protection::kReadOnly; }
+    /// The first instruction of the stub that writes. RDI: address, RSI: end, RDX: stride.
     [[nodiscard]] GuestAddress stub() const noexcept;
+    /// The same, of the stub that reads; it uses RAX.
+    [[nodiscard]] GuestAddress reading_stub() const noexcept;
+    /// Whether `rip` is where a stub says that it is done: at the instruction, or behind it.
+    [[nodiscard]] bool is_end_of_stub(std::uint64_t rip) const noexcept;
     /// A task state segment whose I/O bitmap permits kDonePort to ring 3. IOPL 3 alone permits it on hardware; where
     /// software runs ring 3 natively (kvm_pvm), the flags lose their IOPL on the way.
     [[nodiscard]] GuestAddress task_state() const noexcept;
@@ -74,11 +88,14 @@ class Scratch {
   private:
     [[nodiscard]] GuestAddress page(std::uint64_t index) const noexcept;
     [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout, std::uint64_t mapped_bytes);
-    void write(std::uint64_t offset, std::span<const std::byte> bytes);
-    void write_entry(std::uint64_t page_index, std::uint64_t entry_index, std::uint64_t value);
+    using Words = std::array<std::uint64_t, 512>;
+    /// What a page in use must hold.
+    [[nodiscard]] Words content_of_page(std::uint64_t index) const noexcept;
+    void write_page(std::uint64_t index, const Words& words) noexcept;
 
     Layout layout_;
     std::uint32_t slot_;
+    Protection protection_;
     Mapping mapping_;
 };
 

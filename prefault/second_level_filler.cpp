@@ -40,6 +40,13 @@ DummyVcpu::Outcome touch_persistently(DummyVcpu& dummy, GuestRange chunk, std::u
     return outcome.end == End::kHeld && !guest_runs ? dummy.touch(chunk, stride_bytes, stop) : outcome;
 }
 
+/// See Scratch::Protection.
+Scratch::Protection protection_of(const kvm::Vm& vm, const SecondLevelFiller::Place& place) {
+    const bool read_only =
+        place.protect_scratch && place.host.kind == SecondLevelKind::kShadow && vm.extension(KVM_CAP_READONLY_MEM) != 0;
+    return read_only ? Scratch::Protection::kReadOnly : Scratch::Protection::kWritable;
+}
+
 std::uint64_t difference(std::uint64_t after, std::uint64_t before) {
     return after > before ? after - before : 0;
 }
@@ -106,7 +113,8 @@ MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_
 
 SecondLevelFiller::SecondLevelFiller(kvm::Vm& vm, const Place& place, std::span<const kvm_cpuid_entry2> cpuid)
     : vm_(vm), vm_stats_(vm.stats()), host_(place.host), smm_(place.smm), cpuid_(cpuid.begin(), cpuid.end()),
-      make_vcpu_(place.make_vcpu), next_vcpu_id_(place.first_vcpu_id), scratch_(vm, place.memslot, place.scratch) {}
+      make_vcpu_(place.make_vcpu), next_vcpu_id_(place.first_vcpu_id),
+      scratch_(vm, place.memslot, place.scratch, protection_of(vm, place)) {}
 
 void SecondLevelFiller::grow(unsigned workers, const std::stop_token& stop) {
     while (dummies_.size() < workers) {
@@ -139,10 +147,13 @@ GuestRange SecondLevelFiller::touched_part_of_scratch() const noexcept {
     return range;
 }
 
-DummyVcpu::Outcome SecondLevelFiller::touch_scratch(DummyVcpu& dummy, const std::stop_token& stop) {
+DummyVcpu::Outcome SecondLevelFiller::touch_scratch(DummyVcpu& dummy, const std::stop_token& stop,
+                                                    const std::function<void()>& tick) {
+    using Access = DummyVcpu::Access;
     DummyVcpu::Outcome outcome{DummyVcpu::Outcome::End::kStopped, ""};
-    run_in_parallel({1, "prefault", {}, false, {}}, stop, [&](unsigned, const std::stop_token& crew_stop) {
-        outcome = dummy.touch(touched_part_of_scratch(), kSmallPage, crew_stop);
+    run_in_parallel({1, "prefault", {}, false, tick}, stop, [&](unsigned, const std::stop_token& crew_stop) {
+        outcome = dummy.touch(touched_part_of_scratch(), kSmallPage, crew_stop,
+                              scratch_.is_read_only() ? Access::kRead : Access::kWrite);
     });
     return outcome;
 }
@@ -154,11 +165,19 @@ std::uint64_t SecondLevelFiller::count_scratch_mappings(const std::stop_token& s
     }
     // Here KVM maps some neighbours of the stub's page along with it; how many, only its counters say.
     const std::uint64_t before = mapped_pages(vm_stats_).pages_4k;
-    if (touch_scratch(dummies_.front(), stop).end != DummyVcpu::Outcome::End::kDone) {
+    if (!heed(touch_scratch(dummies_.front(), stop))) {
         return 0;
     }
     const std::uint64_t after = mapped_pages(vm_stats_).pages_4k;
     return std::clamp<std::uint64_t>(difference(after, before), 1, all);
+}
+
+std::uint64_t SecondLevelFiller::exits() const {
+    std::uint64_t sum = 0;
+    for (const DummyVcpu& dummy : dummies_) {
+        sum += dummy.stats().value("exits").value_or(0);
+    }
+    return sum;
 }
 
 MappedPages SecondLevelFiller::mapped_guest_memory() const {
@@ -168,8 +187,18 @@ MappedPages SecondLevelFiller::mapped_guest_memory() const {
 }
 
 void SecondLevelFiller::map_scratch_again() {
+    if (has_failed_) { // A count is not worth letting in again what a guest has led astray.
+        return;
+    }
+    constexpr unsigned kMostTicks = 20; // ten a second
     scratch_.refresh();
-    static_cast<void>(touch_scratch(dummies_.front(), {}));
+    std::stop_source patience;
+    unsigned ticks = 0;
+    heed(touch_scratch(dummies_.front(), patience.get_token(), [&] {
+        if (++ticks == kMostTicks) {
+            patience.request_stop();
+        }
+    }));
 }
 
 void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
@@ -206,6 +235,7 @@ bool SecondLevelFiller::heed(const DummyVcpu::Outcome& outcome) {
         held_ = true;
     }
     if (outcome.end == End::kFailed || outcome.end == End::kHeld) {
+        has_failed_ = true;
         const std::lock_guard hold(problem_lock_);
         if (problem_.empty()) {
             problem_ = outcome.why;

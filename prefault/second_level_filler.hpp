@@ -50,6 +50,8 @@ class SecondLevelFiller {
         unsigned first_vcpu_id;  ///< the lowest id of a dummy: above every real vCPU's
         SecondLevelHost host;    ///< what this host has
         bool smm = false;        ///< whether there are to be dummies in system management mode, too
+        /// Whether the guest is kept from writing to the scratch memslot where that can be (Scratch::Protection).
+        bool protect_scratch = false;
         /// Makes the vCPU of that id, with its CPUID set; empty: KVM_CREATE_VCPU and the CPUID given to the filler.
         std::function<kvm::Vcpu(unsigned id)> make_vcpu = {};
     };
@@ -75,6 +77,9 @@ class SecondLevelFiller {
     /// up, `stop` ends it. Throws Error; those that were made by then stay.
     void grow(unsigned workers, const std::stop_token& stop = {});
 
+    /// How often prefault vCPUs have left the guest's side, in all (KVM's count). Threads: any, but not beside grow().
+    [[nodiscard]] std::uint64_t exits() const;
+
     [[nodiscard]] unsigned workers() const noexcept { return static_cast<unsigned>(dummies_.size()); }
     /// What the page tables of the dummies are; for a guest that adopts them.
     [[nodiscard]] const Scratch& scratch() const noexcept { return scratch_; }
@@ -93,7 +98,8 @@ class SecondLevelFiller {
     FillResult fill_smm(const Job& job, const std::stop_token& stop);
 
     /// Maps the scratch slot again, of whose pages the host may have moved some: mapped_guest_memory() is exact then.
-    /// While no vCPU of the guest runs, and after grow(). Throws Error.
+    /// Does nothing where a prefault vCPU has failed before, and gives up after two seconds. While no vCPU of the guest
+    /// runs, and after grow(). Throws Error.
     void map_scratch_again();
 
     /// What KVM has mapped of guest memory now. Threads: any.
@@ -102,7 +108,8 @@ class SecondLevelFiller {
   private:
     [[nodiscard]] std::uint64_t count_scratch_mappings(const std::stop_token& stop);
     [[nodiscard]] GuestRange touched_part_of_scratch() const noexcept;
-    [[nodiscard]] DummyVcpu::Outcome touch_scratch(DummyVcpu& dummy, const std::stop_token& stop);
+    [[nodiscard]] DummyVcpu::Outcome touch_scratch(DummyVcpu& dummy, const std::stop_token& stop,
+                                                   const std::function<void()>& tick = {});
     /// One pass over all of the job by touch. False if it was not finished.
     bool touch_all(std::deque<DummyVcpu>& dummies, const Job& job, Stage stage, std::uint64_t stride_bytes,
                    const std::stop_token& stop);
@@ -128,6 +135,8 @@ class SecondLevelFiller {
     /// A dummy did not come back in time during the present fill, which is given up: a guest must not hold it up once
     /// for every chunk.
     std::atomic<bool> held_{false};
+    /// A prefault vCPU has failed, at any time: somebody leads them astray.
+    std::atomic<bool> has_failed_{false};
     std::mutex problem_lock_;
     std::string problem_; ///< what went wrong first in the present pass
 };

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kvm/error.hpp"
+#include "kvm/retry.hpp"
 
 namespace vmm {
 
@@ -238,11 +239,8 @@ void CharacterConsole::feed_input() {
 void CharacterConsole::read_input() {
     constexpr std::size_t kMostPending = 4096; // what a person may type ahead of a guest that does not read
     std::array<std::byte, 256> buffer{};
-    ssize_t count = 0;
-    do {
-        count = ::read(config_.input_fd, buffer.data(), buffer.size());
-    } while (count < 0 && errno == EINTR);
-    if (count < 0 && errno == EAGAIN) {
+    const ssize_t count = uninterrupted([&] { return ::read(config_.input_fd, buffer.data(), buffer.size()); });
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
         return;
     }
     if (count <= 0) {

@@ -182,7 +182,8 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     // In the background the dummies are made there, too, unless the guest is to be told of their page tables.
     if (config.prefault.scope == prefault::Scope::kAll &&
         (config.prefault_when == PrefaultWhen::kBefore || adopts_page_tables())) {
-        prefaulter->prepare();
+        const StopBridge bridge(stop); // Prefault vCPUs may run already, to be counted.
+        prefaulter->prepare(bridge.token());
     }
     load();
 }
@@ -404,7 +405,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
             background.emplace(*prefaulter, std::move(options), stop,
                                [this] { report.faults_until_full = faults->total(); });
         }
-        while (!stopping) {
+        while (!stopping && !stop.is_requested()) { // Both: the loop may be interrupted all the time.
             loop.run_once(-1);
         }
     } catch (...) {

@@ -12,6 +12,8 @@
 #include <csignal>
 #include <cstdio>
 
+#include "kvm/retry.hpp"
+
 namespace vmm {
 
 namespace {
@@ -26,10 +28,7 @@ ssize_t write_without_sigpipe(int fd, std::span<const std::byte> bytes) noexcept
     sigaddset(&pipe_signal, SIGPIPE);
     ::sigpending(&pending);
     ::pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    ssize_t written = 0;
-    do {
-        written = ::write(fd, bytes.data(), bytes.size());
-    } while (written < 0 && errno == EINTR);
+    const ssize_t written = uninterrupted([&] { return ::write(fd, bytes.data(), bytes.size()); });
     const int error_number = errno;
     if (written < 0 && error_number == EPIPE && sigismember(&pending, SIGPIPE) == 0) {
         const timespec no_wait{};

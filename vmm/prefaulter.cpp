@@ -34,7 +34,7 @@ void Prefaulter::add_filler() {
     assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
     filler_.emplace(vm_,
                     prefault::SecondLevelFiller::Place{memory_map::kScratchMemslot, scratch, config_.vcpus,
-                                                       host_.second_level, config_.prefault.smm},
+                                                       host_.second_level, config_.prefault.smm, true},
                     cpuid_);
 }
 

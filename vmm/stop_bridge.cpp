@@ -3,6 +3,7 @@
 #include <poll.h>
 
 #include <array>
+#include <chrono>
 
 #include "vmm/vcpu_thread.hpp"
 
@@ -11,7 +12,9 @@ namespace vmm {
 StopBridge::StopBridge(const StopRequest& request)
     : watcher_(start_thread("the prefault", [this, &request] {
           std::array<pollfd, 2> events{{{request.fd(), POLLIN, 0}, {finished_.fd(), POLLIN, 0}}};
-          while (::poll(events.data(), events.size(), -1) < 0) {
+          // Whatever poll() answers, a request and our own end are heard.
+          while (::poll(events.data(), events.size(), -1) < 0 && !request.is_requested() && !is_finished_.load()) {
+              std::this_thread::sleep_for(std::chrono::milliseconds(10));
           }
           if (request.is_requested()) {
               source_.request_stop();
@@ -23,6 +26,7 @@ StopBridge::StopBridge(const StopRequest& request)
 }
 
 StopBridge::~StopBridge() {
+    is_finished_.store(true);
     finished_.signal();
     watcher_.join();
 }

@@ -1,6 +1,7 @@
 // From a machine's request to stop to a stop token.
 #pragma once
 
+#include <atomic>
 #include <stop_token>
 #include <thread>
 
@@ -23,6 +24,7 @@ class StopBridge {
 
   private:
     EventFd finished_;
+    std::atomic<bool> is_finished_{false};
     std::stop_source source_;
     std::thread watcher_; // last: it uses all of the above
 };

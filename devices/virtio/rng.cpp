@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "devices/virtio/mmio_transport.hpp"
+#include "kvm/retry.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -29,11 +30,11 @@ Identity identity_of(std::string name) {
 Rng::Entropy Rng::host_entropy() {
     return [](std::span<std::byte> bytes) {
         while (!bytes.empty()) {
-            const ssize_t count = ::getrandom(bytes.data(), bytes.size(), 0);
-            if (count < 0 && errno != EINTR) {
+            const ssize_t count = uninterrupted([&] { return ::getrandom(bytes.data(), bytes.size(), 0); });
+            if (count < 0) {
                 return false;
             }
-            bytes = bytes.subspan(count < 0 ? 0 : static_cast<std::size_t>(count));
+            bytes = bytes.subspan(static_cast<std::size_t>(count));
         }
         return true;
     };

@@ -559,6 +559,97 @@ INSTANTIATE_TEST_SUITE_P(By, Interrupted,
                                            Interruption{"PopulationByRace", EAGAIN, is_population}),
                          [](const auto& interruption) { return std::string(interruption.param.name); });
 
+/// A call that answers for ever that it is to be made again.
+struct EndlessCall {
+    const char* name;
+    int error_number;
+    bool (*is_it)(const SystemCall&);
+    std::string_view advice; ///< a part of what the line says
+    std::vector<std::string> options = {"--prefault=none"};
+    bool needs_second_level = false;
+};
+
+// NOLINTNEXTLINE(readability-identifier-naming): the name GoogleTest looks for.
+void PrintTo(const EndlessCall& refusal, std::ostream* out) {
+    *out << refusal.name;
+}
+
+class ForEver : public HostThatRefuses, public ::testing::WithParamInterface<EndlessCall> {};
+
+TEST_P(ForEver, CallThatIsToBeMadeAgainEndsInOneClearLine) {
+    const EndlessCall& refusal = GetParam();
+    std::vector<std::string> options{"-m", "32M", "--page-size=4K", "-c", "2"};
+    options.insert(options.end(), refusal.options.begin(), refusal.options.end());
+    unsigned refused = 0;
+    const int number = refusal.is_it({SYS_madvise, {0, 0, MADV_POPULATE_WRITE}, 0}) ? SYS_madvise : SYS_ioctl;
+    const Aftermath aftermath = run(options, {number}, [&](const SystemCall& call) {
+        refused += refusal.is_it(call) ? 1 : 0;
+        return refusal.is_it(call) ? refusal.error_number : 0;
+    });
+    if (refused == 0 && refusal.needs_second_level) {
+        GTEST_SKIP() << "this host's KVM has no KVM_PRE_FAULT_MEMORY";
+    }
+    EXPECT_GT(refused, 1U) << "it was not tried again";
+    EXPECT_EQ(complaint(aftermath, false, false), "") << details(aftermath);
+    EXPECT_EQ(aftermath.run.exit_status, 1) << details(aftermath);
+    EXPECT_TRUE(mentions(aftermath.run.errors, refusal.advice)) << aftermath.run.errors;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    By, ForEver,
+    ::testing::Values(
+        EndlessCall{"CreateVmBySignal", EINTR, is_ioctl<KVM_CREATE_VM>, "create a virtual machine"},
+        EndlessCall{"CreateVmByLimit", EAGAIN, is_ioctl<KVM_CREATE_VM>, "pids.max"},
+        EndlessCall{"CreateVcpuBySignal", EINTR, is_ioctl<KVM_CREATE_VCPU>, "create vCPU 0"},
+        EndlessCall{"CreateVcpuByLimit", EAGAIN, is_ioctl<KVM_CREATE_VCPU>, "create vCPU 0"},
+        EndlessCall{"RunByLimit", EAGAIN, is_ioctl<KVM_RUN>, "pids.max"},
+        EndlessCall{"RunOfAPrefaultVcpuByLimit",
+                    EAGAIN,
+                    is_ioctl<KVM_RUN>,
+                    "pids.max",
+                    {"--prefault=all", "--prefault-method=touch"}},
+        EndlessCall{"PreFaultBySignal",
+                    EINTR,
+                    is_ioctl<KVM_PRE_FAULT_MEMORY>,
+                    "KVM_PRE_FAULT_MEMORY",
+                    {"--prefault=all"},
+                    true},
+        EndlessCall{
+            "PreFaultByRace", EAGAIN, is_ioctl<KVM_PRE_FAULT_MEMORY>, "KVM_PRE_FAULT_MEMORY", {"--prefault=all"}, true},
+        EndlessCall{"PopulationBySignal", EINTR, is_population, "populate guest memory", {"--prefault=host"}},
+        EndlessCall{"PopulationByRace", EAGAIN, is_population, "populate guest memory", {"--prefault=host"}}),
+    [](const auto& refusal) { return std::string(refusal.param.name); });
+
+/// Where a call never gets to its end, SIGTERM is obeyed all the same.
+class StopWhileAgain : public HostThatRefuses, public ::testing::WithParamInterface<EndlessCall> {};
+
+TEST_P(StopWhileAgain, IsObeyed) {
+    constexpr unsigned kCallsBefore = 5;
+    const EndlessCall& refusal = GetParam();
+    std::vector<std::string> options{"-m", "32M", "--page-size=4K", "-c", "2"};
+    options.insert(options.end(), refusal.options.begin(), refusal.options.end());
+    unsigned refused = 0;
+    const Aftermath aftermath = run(options, {SYS_ioctl}, [&](const SystemCall& call) {
+        if (!refusal.is_it(call)) {
+            return 0;
+        }
+        if (++refused == kCallsBefore) {
+            ::kill(call.thread, SIGTERM);
+        }
+        return refusal.error_number;
+    });
+    EXPECT_FALSE(aftermath.run.timed_out) << details(aftermath);
+    EXPECT_EQ(aftermath.run.exit_status, 4) << details(aftermath);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Of, StopWhileAgain,
+    ::testing::Values(
+        EndlessCall{"CreateVm", EINTR, is_ioctl<KVM_CREATE_VM>, ""}, EndlessCall{"Run", EINTR, is_ioctl<KVM_RUN>, ""},
+        EndlessCall{"RunByLimit", EAGAIN, is_ioctl<KVM_RUN>, ""},
+        EndlessCall{"RunOfAPrefaultVcpu", EINTR, is_ioctl<KVM_RUN>, "", {"--prefault=all", "--prefault-method=touch"}}),
+    [](const auto& refusal) { return std::string(refusal.param.name); });
+
 class HostThatForbids : public HostThatRefuses {
   protected:
     [[nodiscard]] Aftermath run_without(int number, const std::vector<std::string>& options) const {

@@ -2,13 +2,16 @@
 
 #include "prefault/prefault.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <iostream>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -17,6 +20,7 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -318,24 +322,42 @@ TEST_F(PrefaultTest, AfterOneThatWasStoppedIsExact) {
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
-/// What a hostile guest does to the scratch slot: writes ones over the stub and the tables, from real mode.
-void scribble_over(const GuestRange& scratch, PrefaultVm& machine) {
+/// A vCPU of a hostile guest, in real mode, that is about to run `code` with ES:DI at the scratch slot and DS:SI at
+/// address 0x2000.
+kvm::Vcpu hostile_vcpu(PrefaultVm& machine, const testing::Code& code, std::uint64_t count) {
     constexpr GuestAddress kCode{0x1000};
-    const testing::Code code{0xf3, 0xab, 0xe6, 0x80}; // rep stosw; out %al, $0x80
-    ASSERT_TRUE(machine.memory.copy_in(kCode, std::as_bytes(std::span(code))));
+    EXPECT_TRUE(machine.memory.copy_in(kCode, std::as_bytes(std::span(code))));
     kvm::Vcpu vcpu(machine.vm, 1);
     kvm_sregs special = vcpu.special_registers();
     special.cs.base = 0;
     special.cs.selector = 0;
-    special.es.base = to_integer(scratch.base);
+    special.es.base = to_integer(machine.filler->scratch().range().base);
     vcpu.set_special_registers(special);
     kvm_regs registers{};
     registers.rip = to_integer(kCode);
     registers.rax = 0xffff;
-    registers.rcx = scratch.size / 2;
+    registers.rsi = 0x2000;
+    registers.rcx = count;
     registers.rflags = 2;
     vcpu.set_registers(registers);
     vcpu.set_mp_state(kvm::MpState::kRunnable);
+    return vcpu;
+}
+
+/// What a hostile guest does to the scratch slot: writes ones over the stub and the tables, from real mode.
+void scribble_over(PrefaultVm& machine) {
+    const std::uint64_t bytes = machine.filler->scratch().range().size;
+    ASSERT_LE(bytes, 64 * kKiB) << "what real mode reaches";
+    kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xab, 0xe6, 0x80}, bytes / 2); // rep stosw; out %al, $0x80
+    const kvm::AllSignalsBlocked for_this_thread;
+    const kvm::Exit exit = vcpu.run();
+    ASSERT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
+}
+
+/// Another thing it does: puts `stub` in the place of the stub.
+void replace_stub(PrefaultVm& machine, const testing::Code& stub) {
+    EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0x2000}, std::as_bytes(std::span(stub))));
+    kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xa4, 0xe6, 0x80}, stub.size()); // rep movsb; out %al, $0x80
     const kvm::AllSignalsBlocked for_this_thread;
     const kvm::Exit exit = vcpu.run();
     ASSERT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
@@ -343,8 +365,7 @@ void scribble_over(const GuestRange& scratch, PrefaultVm& machine) {
 
 TEST_F(PrefaultTest, RepairsTheScratchSlotThatAGuestWroteOver) {
     PrefaultVm machine(PageSize::k4K);
-    ASSERT_LE(machine.filler->scratch().range().size, 64 * kKiB) << "what real mode reaches";
-    scribble_over(machine.filler->scratch().range(), machine);
+    scribble_over(machine);
     const Report report = machine.prefault(Scope::kAll);
     EXPECT_TRUE(report.complete);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
@@ -353,9 +374,203 @@ TEST_F(PrefaultTest, RepairsTheScratchSlotThatAGuestWroteOver) {
 TEST_F(PrefaultTest, RepairsTheScratchSlotThatAGuestWroteOverBetweenTwoFills) {
     PrefaultVm machine(PageSize::k4K);
     ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
-    scribble_over(machine.filler->scratch().range(), machine);
+    scribble_over(machine);
     EXPECT_NE(machine.fill().proof, Proof::kNone);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
+}
+
+TEST_F(PrefaultTest, RepairsEveryByteOfTheScratchSlotThatAGuestWroteOver) {
+    PrefaultVm machine(PageSize::k4K);
+    // A slot of which not all is in use: there are no tables for the memory above 5 GiB yet.
+    const Scratch::Layout layout{GuestAddress{0xe8000000}, PrefaultVm::kHighBase + kGiB,
+                                 PrefaultVm::kHighBase + 4 * kGiB, false};
+    Scratch scratch(machine.vm, 9, layout);
+    ASSERT_LT(scratch.used_range().size, scratch.range().size);
+    ASSERT_LE(scratch.range().size, 64 * kKiB) << "what real mode reaches";
+    constexpr GuestAddress kCopy{0x20000};
+    unsigned id = 10;
+    const auto run_guest = [&](const testing::Code& code, std::uint64_t from, std::uint64_t to) {
+        EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0x1000}, std::as_bytes(std::span(code))));
+        kvm::Vcpu vcpu(machine.vm, id++);
+        kvm_sregs special = vcpu.special_registers();
+        special.cs.base = 0;
+        special.cs.selector = 0;
+        special.ds.base = from;
+        special.es.base = to;
+        vcpu.set_special_registers(special);
+        kvm_regs registers{};
+        registers.rip = 0x1000;
+        registers.rax = 0xffff;
+        registers.rcx = scratch.range().size / 2;
+        registers.rflags = 2;
+        vcpu.set_registers(registers);
+        vcpu.set_mp_state(kvm::MpState::kRunnable);
+        const kvm::AllSignalsBlocked for_this_thread;
+        const kvm::Exit exit = vcpu.run();
+        EXPECT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
+    };
+    const auto copy_of_slot = [&] {
+        run_guest({0xf3, 0xa5, 0xe6, 0x80}, to_integer(layout.base), to_integer(kCopy)); // rep movsw; out
+        std::vector<std::byte> bytes(scratch.range().size);
+        EXPECT_TRUE(machine.memory.copy_out(kCopy, bytes));
+        return bytes;
+    };
+    const std::vector<std::byte> before = copy_of_slot();
+    run_guest({0xf3, 0xab, 0xe6, 0x80}, 0, to_integer(layout.base)); // rep stosw; out
+    EXPECT_NE(copy_of_slot(), before);
+    scratch.refresh();
+    EXPECT_EQ(copy_of_slot(), before);
+}
+
+TEST_F(PrefaultTest, PrefaultVcpuLedToPortsMemoryAndSpinsTouchesEveryPageAfterwards) {
+    // Each in the place of the stub; what follows it in the slot is the rest of that.
+    const std::vector<std::pair<const char*, testing::Code>> stubs{
+        {"an access across two pages of no memory",
+         {0x48, 0x8b, 0x04, 0x25, 0xfc, 0x0f, 0x00, 0x40}},                              // mov 0x40000ffc, %rax
+        {"an atomic one", {0xf0, 0x48, 0x83, 0x0c, 0x25, 0xfc, 0x0f, 0x00, 0x40, 0x00}}, // lock orq $0, 0x40000ffc
+        {"a string from no memory to no memory",
+         {0xbe, 0x00, 0x10, 0x00, 0x40, 0xbf, 0x00, 0x20, 0x00, 0x40, 0xb9, 0x00, 0x02, 0x00, 0x00, 0xf3, 0x48, 0xa5}},
+        {"a string from a port",
+         {0xbf, 0x00, 0x20, 0x00, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0x99, 0x09, 0xf3, 0x6c}},
+        {"the end, too early", {0x66, 0xba, 0x01, 0x05, 0xee}},
+        {"a string to the port of the end",
+         {0xbe, 0x00, 0x20, 0x00, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0x01, 0x05, 0xf3, 0x6e}},
+        {"hlt", {0xf4}},
+        {"ud2", {0x0f, 0x0b}},
+        {"int3", {0xcc}},
+        {"syscall", {0x0f, 0x05}},
+        {"sysenter", {0x0f, 0x34}},
+        {"vmcall", {0x0f, 0x01, 0xc1, 0xf4}},
+        {"vmmcall", {0x0f, 0x01, 0xd9, 0xf4}},
+        {"monitor", {0x0f, 0x01, 0xc8}},
+        {"mwait", {0x0f, 0x01, 0xc9}},
+        {"wrmsr", {0x0f, 0x30}},
+        {"rdpmc", {0x0f, 0x33}},
+        {"rsm", {0x0f, 0xaa}},
+        {"xbegin", {0xc7, 0xf8, 0x00, 0x00, 0x00, 0x00, 0xf4}},
+        {"a far return", {0x48, 0xcb}},
+        {"iretq", {0x48, 0xcf}},
+    };
+    for (const auto& [name, stub] : stubs) {
+        PrefaultVm machine(PageSize::k4K);
+        replace_stub(machine, stub);
+        DummyVcpu::Outcome outcome;
+        std::jthread([&] {
+            kvm::block_signals_in_this_thread();
+            outcome = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
+        }).join();
+        EXPECT_NE(outcome.end, DummyVcpu::Outcome::End::kStopped) << name;
+        ASSERT_TRUE(machine.prefault(Scope::kHost).complete) << name;
+        EXPECT_NE(machine.fill().proof, Proof::kNone) << name; // Puts the slot right.
+        const kvm::AllSignalsBlocked for_this_thread;
+        const auto after = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
+        EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << name << ": " << after.why;
+        EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U) << name;
+    }
+}
+
+TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
+    PrefaultVm machine(PageSize::k4K);
+    kvm::Vcpu vcpu(machine.vm, 7);
+    vcpu.set_cpuid(machine.cpuid);
+    const UniqueFd its(::fcntl(vcpu.fd(), F_DUPFD_CLOEXEC, 0));
+    DummyVcpu halted(std::move(vcpu), machine.filler->scratch());
+    replace_stub(machine, {0xeb, 0xfe}); // jmp .
+    std::atomic<bool> over{false};
+    DummyVcpu::Outcome outcome;
+    std::jthread toucher([&] {
+        kvm::block_signals_in_this_thread();
+        outcome = halted.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
+        over = true;
+    });
+    while (!over) { // As `rsm` and then `hlt` do it. KVM lets us in when the vCPU's thread looks up.
+        kvm_mp_state state{KVM_MP_STATE_HALTED};
+        ::ioctl(its.get(), KVM_SET_MP_STATE, &state);
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    toucher.join();
+    EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kHeld) << outcome.why;
+    EXPECT_TRUE(testing::mentions(outcome.why, "stands still")) << outcome.why;
+    EXPECT_NE(machine.fill().proof, Proof::kNone);
+    const kvm::AllSignalsBlocked for_this_thread;
+    const auto after = halted.touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
+    EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << after.why;
+}
+
+TEST_F(PrefaultTest, OnceOneFailedTheScratchSlotIsNotTouchedAtTheEnd) {
+    PrefaultVm machine(PageSize::k4K);
+    ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
+    const std::atomic<bool> guest_runs{true};
+    Workforce workforce;
+    const SecondLevelFiller::Job job{machine.memory, machine.placement, true, Method::kTouch, guest_runs, workforce};
+    machine.filler->begin(job, {});
+    replace_stub(machine, {0x0f, 0x0b}); // ud2
+    std::jthread([&] {
+        kvm::block_signals_in_this_thread();
+        EXPECT_FALSE(machine.filler->fill_chunk(job, 0, {GuestAddress{0}, 2 * kMiB}, {}));
+    }).join();
+    const std::uint64_t exits = machine.filler->exits();
+    machine.filler->map_scratch_again();
+    EXPECT_EQ(machine.filler->exits(), exits);
+}
+
+/// A machine whose guest is kept from writing to the scratch slot, where that can be.
+struct ProtectedVm : PrefaultVm {
+    explicit ProtectedVm(PageSize page_size) : PrefaultVm(page_size, 2, kDefaultBytes, false, true) {}
+};
+
+TEST_F(PrefaultTest, WithAProtectedScratchSlotIsCompleteAndLeavesTheGuestNoFault) {
+    for (const PageSize page_size : {PageSize::k4K, PageSize::kThp}) {
+        ProtectedVm machine(page_size);
+        EXPECT_TRUE(machine.prefault(Scope::kAll).complete) << to_string(page_size);
+        EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U) << to_string(page_size);
+        machine.filler->map_scratch_again();
+        if (page_size == PageSize::k4K) {
+            EXPECT_EQ(machine.filler->mapped_guest_memory().bytes(), machine.memory.size_bytes());
+        }
+    }
+}
+
+TEST_F(PrefaultTest, ScratchSlotThatIsProtectedTakesNoWriteOfTheGuests) {
+    ProtectedVm machine(PageSize::k4K);
+    if (!machine.filler->scratch().is_read_only()) {
+        GTEST_SKIP() << "the hardware's walker, or this KVM, has no use for tables in a read-only memslot";
+    }
+    kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xab, 0xe6, 0x80}, 16); // rep stosw; out %al, $0x80
+    const kvm::AllSignalsBlocked for_this_thread;
+    const kvm::Exit exit = vcpu.run();
+    const auto* const write = std::get_if<kvm::MmioExit>(&exit);
+    ASSERT_NE(write, nullptr) << testing::name_of(exit);
+    EXPECT_TRUE(write->is_write);
+    EXPECT_EQ(write->address, to_integer(machine.filler->scratch().range().base));
+    EXPECT_TRUE(machine.prefault(Scope::kAll).complete);
+}
+
+TEST_F(PrefaultTest, PageTablesInAReadOnlySlotServeShadowPagingAlone) {
+    // NPT's walker takes each look at a page table of the guest's for a write.
+    PrefaultVm machine(PageSize::k4K);
+    const Scratch::Layout layout{GuestAddress{0xe8000000}, PrefaultVm::kHighBase + kGiB, PrefaultVm::kHighBase + kGiB,
+                                 false};
+    const Scratch scratch(machine.vm, 9, layout, Scratch::Protection::kReadOnly);
+    DummyVcpu vcpu(machine.vm, 7, machine.cpuid, scratch);
+    std::stop_source source;
+    DummyVcpu::Outcome outcome{DummyVcpu::Outcome::End::kStopped, ""};
+    std::jthread toucher([&] {
+        kvm::block_signals_in_this_thread();
+        outcome = vcpu.touch({GuestAddress{8 * kMiB}, 4096}, 4096, source.get_token());
+    });
+    if (machine.host.kind == SecondLevelKind::kNpt) {
+        std::this_thread::sleep_for(std::chrono::seconds(2)); // It never comes to its end.
+        source.request_stop();
+    }
+    toucher.join();
+    std::cout << to_string(machine.host.kind) << ": " << static_cast<int>(outcome.end) << " " << outcome.why
+              << std::endl;
+    if (machine.is_shadow()) {
+        EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kDone) << outcome.why;
+    } else if (machine.host.kind == SecondLevelKind::kNpt) {
+        EXPECT_NE(outcome.end, DummyVcpu::Outcome::End::kDone);
+    }
 }
 
 TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
@@ -529,6 +744,25 @@ TEST_F(PrefaultOfSmm, IsNeededThere) {
     ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
     DummyVcpu guest(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
     EXPECT_GT(PrefaultVm::faults_of_touching(guest, machine.all_ranges()), 0U);
+}
+
+TEST_F(PrefaultOfSmm, OfAPrefaultVcpuThatLeftTheModeAndHaltedIsCompleteAfterwards) {
+    PrefaultVm machine(PageSize::k4K, 2, PrefaultVm::kDefaultBytes, true);
+    DummyVcpu vcpu(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    // What `rsm` loads is all zeros: real mode, at address 0, where a `hlt` is.
+    const testing::Code halt{0xf4, 0xeb, 0xfd}; // hlt; again
+    EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0}, std::as_bytes(std::span(halt))));
+    replace_stub(machine, {0x0f, 0xaa}); // rsm
+    DummyVcpu::Outcome outcome;
+    std::jthread([&] {
+        kvm::block_signals_in_this_thread();
+        outcome = vcpu.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
+    }).join();
+    std::cout << "rsm, hlt: " << outcome.why << std::endl;
+    EXPECT_TRUE(outcome.end == DummyVcpu::Outcome::End::kFailed || outcome.end == DummyVcpu::Outcome::End::kHeld)
+        << outcome.why;
+    EXPECT_TRUE(machine.prefault({.scope = Scope::kAll, .workers = 2, .smm = true}).complete);
+    EXPECT_EQ(machine.faults_of_touching(vcpu, machine.all_ranges()), 0U);
 }
 
 TEST_F(PrefaultOfSmm, MayBeDoneAgain) {

@@ -34,7 +34,7 @@ struct PrefaultVm {
 
     /// Half of `memory_bytes` lies below the hole. With `smm` the memory is there in system management mode, too.
     explicit PrefaultVm(PageSize page_size, unsigned workers = 2, std::uint64_t memory_bytes = kDefaultBytes,
-                        bool smm = false)
+                        bool smm = false, bool protect_scratch = false)
         : memory(std::array{GuestRange{GuestAddress{0}, memory_bytes / 2},
                             GuestRange{GuestAddress{kHighBase}, memory_bytes / 2}},
                  page_size),
@@ -50,7 +50,8 @@ struct PrefaultVm {
         }
         vm.create_irqchip();
         const prefault::Scratch::Layout scratch{kScratchBase, kHighBase + kGiB, kHighBase + kGiB, false};
-        filler.emplace(vm, prefault::SecondLevelFiller::Place{slot, scratch, kGuestVcpus, host, smm}, cpuid);
+        filler.emplace(vm, prefault::SecondLevelFiller::Place{slot, scratch, kGuestVcpus, host, smm, protect_scratch},
+                       cpuid);
         filler->grow(workers);
         guest_vcpu.emplace(vm, 0, cpuid, filler->scratch());
     }
@@ -80,15 +81,19 @@ struct PrefaultVm {
 
     /// How many second-level faults the guest's vCPU takes while it writes to every page of `ranges`.
     std::uint64_t faults_of_guest_touching(std::span<const GuestRange> ranges) {
-        return faults_of_touching(*guest_vcpu, ranges);
+        using Access = prefault::DummyVcpu::Access;
+        return faults_of_touching(*guest_vcpu, ranges,
+                                  filler->scratch().is_read_only() ? Access::kRead : Access::kWrite);
     }
     std::uint64_t faults_of_guest_touching_all_memory() { return faults_of_guest_touching(all_ranges()); }
 
-    /// The same for any vCPU on the dummies' page tables.
-    static std::uint64_t faults_of_touching(prefault::DummyVcpu& vcpu, std::span<const GuestRange> ranges) {
+    /// The same for any vCPU on the prefault vCPUs' page tables, which may touch the scratch slot by `scratch_access`.
+    static std::uint64_t
+    faults_of_touching(prefault::DummyVcpu& vcpu, std::span<const GuestRange> ranges,
+                       prefault::DummyVcpu::Access scratch_access = prefault::DummyVcpu::Access::kWrite) {
         const kvm::AllSignalsBlocked for_this_thread;
         // Its first entry loads the page tables, which is none of the memory's faults.
-        touch(vcpu, {kScratchBase, 4096});
+        touch(vcpu, {kScratchBase, 4096}, scratch_access);
         const std::uint64_t before = vcpu.stats().value("pf_fixed").value();
         for (const GuestRange& range : ranges) {
             touch(vcpu, range);
@@ -130,8 +135,9 @@ struct PrefaultVm {
     [[nodiscard]] prefault::MethodChoice choose(prefault::Method method) const {
         return prefault::choose_method(method, host, has_ioctl());
     }
-    static void touch(prefault::DummyVcpu& vcpu, GuestRange range) {
-        const auto outcome = vcpu.touch(range, 4096, {});
+    static void touch(prefault::DummyVcpu& vcpu, GuestRange range,
+                      prefault::DummyVcpu::Access access = prefault::DummyVcpu::Access::kWrite) {
+        const auto outcome = vcpu.touch(range, 4096, {}, access);
         EXPECT_EQ(outcome.end, prefault::DummyVcpu::Outcome::End::kDone) << outcome.why;
     }
 };

@@ -40,7 +40,11 @@ std::array<struct sigaction, 65> actions_before{};
 void set_mode(const termios& mode, bool discard_input) noexcept {
     const int error_number = errno;
     if (::tcgetpgrp(taken_terminal.fd) == ::getpgrp()) {
-        while (::tcsetattr(taken_terminal.fd, TCSANOW, &mode) != 0 && errno == EINTR) {
+        constexpr int kMostTries = 100;
+        for (int tries = 0; tries < kMostTries; ++tries) {
+            if (::tcsetattr(taken_terminal.fd, TCSANOW, &mode) == 0 || errno != EINTR) {
+                break;
+            }
         }
         if (discard_input) {
             ::tcflush(taken_terminal.fd, TCIFLUSH);
@@ -56,13 +60,21 @@ void restore() noexcept {
 }
 
 /// Gives the terminal back, then lets the signal do what it would have done without us.
-void on_fatal_signal(int signal) {
-    restore();
-    ::sigaction(signal, &actions_before[static_cast<std::size_t>(signal)], nullptr);
+void on_fatal_signal(int signal, siginfo_t* info, void* context) {
+    const struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
+    const bool has_details = (before.sa_flags & SA_SIGINFO) != 0;
+    if (!has_details || signal != SIGBUS || info->si_code != BUS_MCEERR_AO) { // With that BrokenMemoryReport goes on.
+        restore();
+    }
+    if (has_details) { // Raised anew, a fault would have lost its address.
+        before.sa_sigaction(signal, info, context);
+        return;
+    }
+    ::sigaction(signal, &before, nullptr);
     ::raise(signal);
 }
 
-void on_job_control(int signal) {
+void on_job_control(int signal, siginfo_t* /*info*/, void* /*context*/) {
     if (signal == SIGTSTP) {
         restore();
         ::raise(SIGSTOP);
@@ -86,15 +98,15 @@ void for_each_signal(Change change) {
 }
 
 /// A signal that our parent had us ignore stays ignored.
-void install(int signal, void (*handler)(int)) {
+void install(int signal, void (*handler)(int, siginfo_t*, void*)) {
     struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
     ::sigaction(signal, nullptr, &before);
     if (before.sa_handler == SIG_IGN) {
         return;
     }
     struct sigaction action {};
-    action.sa_handler = handler;
-    action.sa_flags = SA_ONSTACK | SA_RESTART;
+    action.sa_sigaction = handler;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
     sigemptyset(&action.sa_mask);
     ::sigaction(signal, &action, nullptr);
 }
@@ -138,7 +150,7 @@ RawTerminal::RawTerminal(int fd) {
 RawTerminal::~RawTerminal() {
     restore();
     taken.store(false);
-    for_each_signal([](int signal, void (*)(int)) {
+    for_each_signal([](int signal, void (*)(int, siginfo_t*, void*)) {
         ::sigaction(signal, &actions_before[static_cast<std::size_t>(signal)], nullptr);
     });
 }

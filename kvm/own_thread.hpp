@@ -1,0 +1,15 @@
+// Why KVM could not start the thread that it keeps for each VM.
+#pragma once
+
+#include <string>
+
+#include "kvm/cgroup.hpp"
+
+namespace vmm::kvm {
+
+/// What to do where KVM answers EAGAIN to a vCPU that is ready to run: it cannot start its own thread (the one that
+/// recovers huge pages, arch/x86/kvm/mmu/mmu.c), which the kernel counts among those of this process. Names the control
+/// group whose limit is reached, if one is.
+[[nodiscard]] std::string own_thread_advice(const CgroupRoots& roots = {});
+
+} // namespace vmm::kvm
