@@ -177,6 +177,27 @@ TEST_F(Background, ForWhichTheHostHasNotEnoughIsReportedAndTheGuestGoesOn) {
         << machine.report().prefault.problem;
 }
 
+TEST_F(Background, OfAGuestThatWritesOverTheScratchSlotAllTheTimeComesToItsEnd) {
+    const TestKernel kernel({0xbf, 0x00, 0x00, 0x00, 0xe0,       // mov $0xe0000000, %edi
+                             0x89, 0x07, 0x83, 0xc7, 0x04,       // again: mov %eax, (%edi); add $4, %edi
+                             0x81, 0xe7, 0xff, 0xff, 0x00, 0xe0, // and $0xe000ffff, %edi
+                             0xeb, 0xf3});                       // jmp again
+    std::atomic<bool> begun{false};
+    Config config = in_the_background(kernel.config(), 64 * kMiB);
+    config.prefault.progress = notes(begun);
+    Machine machine(config);
+    const ExitReason reason = run_beside(machine, [&] {
+        wait_for_its_end(begun);
+        machine.request_stop();
+    });
+    EXPECT_EQ(reason, ExitReason::kStopped);
+    const prefault::Report& report = machine.report().prefault;
+    EXPECT_EQ(report.complete, report.problem.empty()) << report.problem;
+    if (machine.report().host.kind == prefault::SecondLevelKind::kShadow) {
+        EXPECT_TRUE(report.complete) << report.problem; // There the slot is read-only.
+    }
+}
+
 TEST_F(Background, MayBeFollowedByAnotherPrefaultWhileTheGuestRuns) {
     const TestKernel kernel(kernels::kSpin);
     std::atomic<bool> begun{false};
