@@ -54,10 +54,10 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
 
 /// The headers of kvm/ that make no KVM call.
 [[nodiscard]] inline bool is_host_side(std::string_view path) {
-    constexpr std::array<std::string_view, 9> kHostSide{
-        "kvm/export.hpp",        "kvm/format.hpp",         "kvm/error.hpp",
-        "kvm/unique_fd.hpp",     "kvm/mapping.hpp",        "kvm/guest_memory.hpp",
-        "kvm/guest_address.hpp", "kvm/process_memory.hpp", "kvm/cgroup.hpp"};
+    constexpr std::array<std::string_view, 10> kHostSide{
+        "kvm/export.hpp",  "kvm/format.hpp",       "kvm/error.hpp",         "kvm/unique_fd.hpp",
+        "kvm/mapping.hpp", "kvm/guest_memory.hpp", "kvm/guest_address.hpp", "kvm/process_memory.hpp",
+        "kvm/cgroup.hpp",  "kvm/retry.hpp"};
     return std::ranges::find(kHostSide, path) != kHostSide.end();
 }
 
