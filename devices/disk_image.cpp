@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <thread>
 #include <utility>
@@ -16,7 +17,10 @@ namespace vmm::devices {
 
 namespace {
 
-constexpr std::uint32_t kLargestBlock = 4096;
+/// What every file system and device takes that does not say what it demands of direct I/O.
+constexpr std::uint32_t kSafeAlignment = 4096;
+/// The largest block of a host that is served: the kernel's limit for block devices.
+constexpr std::uint32_t kLargestBlock = 65536;
 
 /// Tries again and again as long as it is `busy`, for as long as `patience` says.
 template <typename Busy, typename Try>
@@ -26,6 +30,37 @@ void wait_while(Busy busy, std::chrono::milliseconds patience, Try try_again) {
     while (busy() && std::chrono::steady_clock::now() < end) {
         std::this_thread::sleep_for(kPause);
         try_again();
+    }
+}
+
+/// What the reader can do where the image cannot be opened.
+std::string open_advice(int error, const std::string& path, const DiskImage::Options& options, bool is_device) {
+    const std::string read_only = "to read it only, write \"" + path + ",ro\"";
+    switch (error) {
+    case EBUSY:
+        return is_device ? "it is mounted, or another program writes to it: unmount it, or end that program" : "";
+    case EACCES:
+        return options.read_only ? "give this user the right to read it"
+               : is_device       ? "the device is read-only, or this user may not write it; " + read_only
+                                 : "give this user the right to write it; " + read_only;
+    case EROFS:
+        return "it is on a file system that is mounted read-only, or is a read-only device: " + read_only;
+    case EPERM:
+        return options.read_only ? "" : "it is immutable, append-only or write-protected (see lsattr): " + read_only;
+    case ETXTBSY:
+        return "it is in use as a program or as swap space; " + read_only;
+    case ENOENT:
+        return "make it (truncate -s 10G " + path + "), or correct its name";
+    case ENOMEDIUM:
+        return "put the medium into the drive";
+    case EMFILE:
+        return "raise the number of open files with `ulimit -n`";
+    case ENFILE:
+        return "the host has too many open files: raise fs.file-max";
+    case EINVAL:
+        return options.direct ? "its file system knows no direct I/O: leave out \"direct\"" : "";
+    default:
+        return "";
     }
 }
 
@@ -40,15 +75,9 @@ UniqueFd open_image(const std::string& path, const DiskImage::Options& options) 
     wait_while([&] { return !fd && errno == EBUSY && is_device; }, options.patience,
                [&] { fd = UniqueFd(::open(path.c_str(), flags)); });
     if (!fd) {
-        std::string advice;
-        if (errno == EBUSY && is_device) {
-            advice = "it is mounted, or another program writes to it: unmount it, or end that program";
-        } else if (!options.read_only && (errno == EACCES || errno == EROFS || errno == EPERM)) {
-            advice = "to read it only, write \"" + path + ",ro\"";
-        } else if (options.direct && errno == EINVAL) {
-            advice = "its file system knows no direct I/O: leave out \"direct\"";
-        }
-        throw_errno(errno, "open the disk " + path + (options.read_only ? "" : " for writing"), advice);
+        const int error = errno;
+        throw_errno(error, "open the disk " + path + (options.read_only ? "" : " for writing"),
+                    open_advice(error, path, options, is_device));
     }
     return fd;
 }
@@ -96,46 +125,91 @@ void DiskImage::measure() {
     if (::fstat(fd_.get(), &status) != 0) {
         throw_errno(errno, "look at the disk " + path_);
     }
-    if (S_ISBLK(status.st_mode)) {
+    const bool is_device = S_ISBLK(status.st_mode);
+    if (is_device) {
         int logical = 0;
-        unsigned physical = 0;
+        int read_only = 0;
         if (::ioctl(fd_.get(), BLKGETSIZE64, &bytes_) != 0 || ::ioctl(fd_.get(), BLKSSZGET, &logical) != 0 ||
-            ::ioctl(fd_.get(), BLKPBSZGET, &physical) != 0) {
+            ::ioctl(fd_.get(), BLKROGET, &read_only) != 0) {
             throw_errno(errno, "ask for the size of the block device " + path_);
         }
-        logical_block_bytes_ = static_cast<std::uint32_t>(logical);
-        physical_block_bytes_ = physical;
+        if (read_only != 0 && !options_.read_only) { // Linux lets it be opened for writing, and then refuses to write.
+            throw Error(tried + "the block device cannot be written (to read it only, write \"" + path_ + ",ro\")");
+        }
+        device_block_bytes_ = static_cast<std::uint32_t>(logical);
     } else if (S_ISREG(status.st_mode)) {
         bytes_ = static_cast<std::uint64_t>(status.st_size);
     } else {
         throw Error(tried + "it is neither a regular file nor a block device");
     }
     if (bytes_ == 0) {
-        throw Error(tried + "it is empty (make it larger: truncate -s 10G " + path_ + ")");
+        throw Error(tried + "it is empty (" +
+                    (is_device ? "attach a medium to it" : "make it larger: truncate -s 10G " + path_) + ")");
     }
-    if (bytes_ % kSectorBytes != 0) {
-        throw Error(tried + "it has " + std::to_string(bytes_) +
-                    " bytes, which are no whole sectors of 512 (make it larger: truncate -s %512 " + path_ + ")");
+    if (bytes_ % options_.sector_bytes != 0) {
+        const std::string size = std::to_string(options_.sector_bytes);
+        const std::string smaller = "write \"" + path_ + ",sector=512\"";
+        throw Error(tried + "it has " + std::to_string(bytes_) + " bytes, which are no whole sectors of " + size +
+                    " (" +
+                    (is_device ? smaller
+                               : "make it larger: truncate -s %" + size + " " + path_ +
+                                     (bytes_ % kSectorBytes == 0 ? ", or " + smaller : "")) +
+                    ")");
     }
-    if (options_.direct) {
-        // What every disk takes, where the file system does not say better.
-        logical_block_bytes_ = S_ISBLK(status.st_mode) ? logical_block_bytes_ : kLargestBlock;
-        memory_alignment_ = kLargestBlock;
+    find_alignment(is_device);
+    open_tail();
+}
+
+/// Direct I/O has rules that differ from host to host. Without O_DIRECT the page cache hides them, but for fallocate()
+/// on a block device.
+void DiskImage::find_alignment(bool is_device) {
+    allocate_alignment_ = device_block_bytes_;
+    if (!options_.direct) {
+        return;
+    }
+    offset_alignment_ = is_device ? device_block_bytes_ : kSafeAlignment;
+    memory_alignment_ = std::max(kSafeAlignment, device_block_bytes_);
 #ifdef STATX_DIOALIGN
-        struct statx extended {};
-        if (::statx(fd_.get(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &extended) == 0 &&
-            (extended.stx_mask & STATX_DIOALIGN) != 0 && extended.stx_dio_offset_align != 0) {
-            logical_block_bytes_ = std::max<std::uint32_t>(512, extended.stx_dio_offset_align);
-            memory_alignment_ = extended.stx_dio_mem_align;
+    struct statx extended {};
+    if (::statx(fd_.get(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &extended) == 0 &&
+        (extended.stx_mask & STATX_DIOALIGN) != 0) {
+        if (extended.stx_dio_offset_align == 0) {
+            throw Error("cannot use " + path_ +
+                        " as a disk: its file system knows no direct I/O on it (leave out \"direct\")");
         }
-#endif
-        if (bytes_ % logical_block_bytes_ != 0) {
-            throw Error(tried + "with \"direct\" its size has to be a multiple of " +
-                        std::to_string(logical_block_bytes_) + " bytes (truncate -s %" +
-                        std::to_string(logical_block_bytes_) + " " + path_ + ", or leave out \"direct\")");
-        }
+        offset_alignment_ = extended.stx_dio_offset_align;
+        memory_alignment_ = std::max<std::uint32_t>(1, extended.stx_dio_mem_align);
     }
-    physical_block_bytes_ = std::max(physical_block_bytes_, logical_block_bytes_);
+#endif
+    // The smallest piece of an image is a sector: what is finer than that needs no thought.
+    offset_alignment_ = std::max(offset_alignment_, static_cast<std::uint32_t>(kSectorBytes));
+    if (!std::has_single_bit(offset_alignment_) || offset_alignment_ > kLargestBlock ||
+        !std::has_single_bit(memory_alignment_) || memory_alignment_ > kLargestBlock) {
+        throw Error("cannot use " + path_ + " as a disk: its file system wants direct I/O in pieces of " +
+                    std::to_string(offset_alignment_) + " bytes, at addresses that are multiples of " +
+                    std::to_string(memory_alignment_) + " (leave out \"direct\")");
+    }
+}
+
+/// Direct I/O cannot write what is shorter than its alignment, nor leave the file's size as it is.
+void DiskImage::open_tail() {
+    if (tail_begins() == bytes_) {
+        return;
+    }
+    const std::string tried = "open the disk " + path_ + " for its last part, which is too short for direct I/O";
+    tail_fd_ = UniqueFd(::open(path_.c_str(), (options_.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC));
+    if (!tail_fd_) {
+        const int error = errno;
+        throw_errno(error, tried, open_advice(error, path_, options_, false));
+    }
+    struct stat one {};
+    struct stat other {};
+    if (::fstat(fd_.get(), &one) != 0 || ::fstat(tail_fd_.get(), &other) != 0) {
+        throw_errno(errno, tried);
+    }
+    if (one.st_dev != other.st_dev || one.st_ino != other.st_ino) {
+        throw Error("cannot " + tried + ": another file has taken its name meanwhile (try again)");
+    }
 }
 
 void DiskImage::lock() const {

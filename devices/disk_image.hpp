@@ -26,37 +26,57 @@ class DiskImage {
         std::chrono::milliseconds patience{0};
         /// Whether it is locked at all. A block device that is written to is opened with O_EXCL in any case.
         bool lock = true;
+        /// The size of the guest's sectors, in bytes: 512 or 4096.
+        std::uint32_t sector_bytes = 512;
     };
 
-    /// Throws Error: it cannot be opened so, is neither a regular file nor a block device, is empty or no whole number
-    /// of sectors, is in use, or cannot be locked.
+    /// Throws Error: it cannot be opened so, cannot be written (unless `read_only`), is neither a regular file nor a
+    /// block device, is empty or no whole number of sectors, knows no direct I/O, is in use, or cannot be locked.
     DiskImage(std::string path, const Options& options);
 
     [[nodiscard]] const std::string& path() const noexcept { return path_; }
     [[nodiscard]] int fd() const noexcept { return fd_.get(); } ///< on loan
     [[nodiscard]] bool is_read_only() const noexcept { return options_.read_only; }
     [[nodiscard]] bool is_direct() const noexcept { return options_.direct; }
-    [[nodiscard]] std::uint64_t sectors() const noexcept { return bytes_ / kSectorBytes; }
-    /// What offsets and lengths of I/O should be multiples of, in bytes; with `direct` they must be. 512 to 4096.
-    [[nodiscard]] std::uint32_t logical_block_bytes() const noexcept { return logical_block_bytes_; }
-    /// The smallest write that needs no read before it, in bytes; a multiple of logical_block_bytes().
-    [[nodiscard]] std::uint32_t physical_block_bytes() const noexcept { return physical_block_bytes_; }
-    /// What addresses of memory must be multiples of, in bytes: 1 unless `direct`.
+
+    // What the guest sees. It follows from the image and the options alone, so that an image can move between hosts.
+
+    [[nodiscard]] std::uint64_t sectors() const noexcept { return bytes_ / kSectorBytes; } ///< of 512 bytes
+    /// The size of the guest's sectors, in bytes: what its I/O is a multiple of.
+    [[nodiscard]] std::uint32_t logical_block_bytes() const noexcept { return options_.sector_bytes; }
+    /// The smallest write that the guest is to think of as cheap, in bytes.
+    [[nodiscard]] static constexpr std::uint32_t physical_block_bytes() noexcept { return 4096; }
+
+    // What the host demands of I/O on fd(), in bytes; each is a power of two. The guest never hears of it.
+
+    /// What offsets and lengths must be multiples of: 1 unless `direct`.
+    [[nodiscard]] std::uint32_t offset_alignment() const noexcept { return offset_alignment_; }
+    /// What addresses of memory must be multiples of: 1 unless `direct`.
     [[nodiscard]] std::uint32_t memory_alignment() const noexcept { return memory_alignment_; }
+    /// What fallocate()'s offset and length must be multiples of: 1 for a file, a block of the host's for a device.
+    [[nodiscard]] std::uint32_t allocate_alignment() const noexcept { return allocate_alignment_; }
+    /// Where the last part of the image begins, which is shorter than offset_alignment(), and the descriptor for it,
+    /// which is without O_DIRECT. Without such a part: the image's end, and -1.
+    [[nodiscard]] std::uint64_t tail_begins() const noexcept { return bytes_ - bytes_ % offset_alignment_; }
+    [[nodiscard]] int tail_fd() const noexcept { return tail_fd_.get(); } ///< on loan
 
     static constexpr std::uint64_t kSectorBytes = 512;
 
   private:
     void lock() const;
     void measure();
+    void find_alignment(bool is_device);
+    void open_tail();
 
     std::string path_;
     Options options_;
     UniqueFd fd_;
+    UniqueFd tail_fd_;
     std::uint64_t bytes_ = 0;
-    std::uint32_t logical_block_bytes_ = 512;
-    std::uint32_t physical_block_bytes_ = 4096;
+    std::uint32_t device_block_bytes_ = 1; ///< of a block device: its logical blocks
+    std::uint32_t offset_alignment_ = 1;
     std::uint32_t memory_alignment_ = 1;
+    std::uint32_t allocate_alignment_ = 1;
 };
 
 } // namespace vmm::devices

@@ -1,188 +1,62 @@
 #include "devices/disk_io.hpp"
 
-#include <liburing.h>
+#include <sys/eventfd.h>
 
-#include <array>
-#include <cassert>
-#include <cerrno>
-#include <string>
+#include <utility>
 
+#include "devices/aligned_disk_io.hpp"
+#include "devices/thread_disk_io.hpp"
+#include "devices/uring_disk_io.hpp"
 #include "kvm/error.hpp"
+#include "kvm/unique_fd.hpp"
 
 namespace vmm::devices {
 
-namespace {
+std::string_view to_string(DiskIoKind kind) noexcept {
+    switch (kind) {
+    case DiskIoKind::kAuto:
+        return "auto";
+    case DiskIoKind::kUring:
+        return "uring";
+    case DiskIoKind::kThreads:
+        return "threads";
+    }
+    return "auto";
+}
 
-constexpr std::array<std::uint8_t, 6> kOperations{IORING_OP_READV,       IORING_OP_WRITEV, IORING_OP_READ_FIXED,
-                                                  IORING_OP_WRITE_FIXED, IORING_OP_FSYNC,  IORING_OP_FALLOCATE};
+DiskIoChoice make_disk_io(const DiskImage& image, unsigned depth, DiskIoKind kind) {
+    const DiskFiles files{image.fd(), image.tail_fd(), image.tail_begins()};
+    DiskIoChoice choice;
+    if (kind != DiskIoKind::kThreads) {
+        try {
+            choice.io = std::make_unique<UringDiskIo>(files, depth);
+        } catch (const UringRefused& refused) {
+            if (kind == DiskIoKind::kUring) {
+                throw Error(std::string(refused.what()) + ", which \"io=uring\" of the disk " + image.path() +
+                            " asks for: without it, threads do the I/O");
+            }
+            choice.why_threads = refused.what();
+        }
+    }
+    if (!choice.io) {
+        choice.io = std::make_unique<ThreadDiskIo>(files, depth, !image.is_direct());
+    }
+    if (image.offset_alignment() > 1 || image.memory_alignment() > 1) {
+        choice.io = std::make_unique<AlignedDiskIo>(
+            std::move(choice.io), depth,
+            DiskAlignment{image.offset_alignment(), image.memory_alignment(), image.tail_begins()});
+    }
+    return choice;
+}
 
-std::string advice_for(int error) {
-    switch (error) {
-    case ENOSYS:
-        return "this kernel has no io_uring, or a seccomp filter hides it: allow it";
-    case EPERM:
-    case EACCES:
-        return "kernel.io_uring_disabled, a seccomp filter or a security module forbids io_uring: allow it";
-    case EMFILE:
-        return "raise the number of open files with `ulimit -n`";
-    case ENOMEM:
-        return "raise `ulimit -l`, or give this process more memory";
-    default:
+std::string why_no_uring() {
+    try {
+        const UniqueFd any(::eventfd(0, EFD_CLOEXEC)); // A ring takes every kind of descriptor.
+        const UringDiskIo probe({any.get(), -1, UINT64_MAX}, 1);
         return {};
+    } catch (const Error& error) {
+        return error.what();
     }
-}
-
-} // namespace
-
-struct DiskIo::Ring {
-    explicit Ring(unsigned entries) {
-        io_uring_params parameters{};
-        // Only a disabled ring takes restrictions. Its completions are handled where this thread enters the kernel
-        // anyway.
-        parameters.flags = IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-                           IORING_SETUP_SINGLE_ISSUER;
-        int result = ::io_uring_queue_init_params(entries, &ring, &parameters);
-        if (result == -EINVAL) { // Linux before 6.0.
-            parameters = {};
-            parameters.flags = IORING_SETUP_R_DISABLED;
-            result = ::io_uring_queue_init_params(entries, &ring, &parameters);
-        }
-        if (result < 0) {
-            throw_errno(-result, "make an io_uring for a disk", advice_for(-result));
-        }
-    }
-    ~Ring() { ::io_uring_queue_exit(&ring); }
-    Ring(const Ring&) = delete;
-    Ring& operator=(const Ring&) = delete;
-
-    io_uring ring{};
-};
-
-DiskIo::DiskIo(int fd, unsigned depth, std::span<const std::span<std::byte>> buffers)
-    : depth_(depth), ring_(std::make_unique<Ring>(depth)) {
-    io_uring& ring = ring_->ring;
-    if (const int result = ::io_uring_register_files(&ring, &fd, 1); result < 0) {
-        throw_errno(-result, "register a disk with its io_uring");
-    }
-    assert(buffers.size() <= kMostBuffers);
-    for (const std::span<std::byte> buffer : buffers) {
-        assert(buffer.size() <= kMostBufferBytes);
-        buffers_.push_back({buffer.data(), buffer.size()});
-    }
-    if (!buffers_.empty() &&
-        ::io_uring_register_buffers(&ring, buffers_.data(), static_cast<unsigned>(buffers_.size())) < 0) {
-        buffers_.clear();
-    }
-    std::array<io_uring_restriction, kOperations.size() + 1> restrictions{};
-    for (std::size_t i = 0; i < kOperations.size(); ++i) {
-        restrictions[i].opcode = IORING_RESTRICTION_SQE_OP;
-        restrictions[i].sqe_op = kOperations[i];
-    }
-    restrictions.back().opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
-    restrictions.back().sqe_flags = IOSQE_FIXED_FILE;
-    // As system calls: the shared library of liburing 2.3 does not export the functions for these two.
-    const auto ring_number = static_cast<unsigned>(ring.ring_fd);
-    int result =
-        ::io_uring_register(ring_number, IORING_REGISTER_RESTRICTIONS, restrictions.data(), restrictions.size());
-    if (result >= 0) {
-        result = ::io_uring_register(ring_number, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
-    }
-    if (result < 0) {
-        throw_errno(-result, "restrict the io_uring of a disk", "it needs Linux 5.10");
-    }
-}
-
-DiskIo::~DiskIo() = default;
-
-int DiskIo::ring_fd() const noexcept {
-    return ring_->ring.ring_fd;
-}
-
-int DiskIo::buffer_of(const iovec& piece) const noexcept {
-    const auto* const begin = static_cast<const std::byte*>(piece.iov_base);
-    for (std::size_t i = 0; i < buffers_.size(); ++i) {
-        const auto* const base = static_cast<const std::byte*>(buffers_[i].iov_base);
-        if (begin >= base && piece.iov_len <= buffers_[i].iov_len &&
-            static_cast<std::size_t>(begin - base) <= buffers_[i].iov_len - piece.iov_len) {
-            return static_cast<int>(i);
-        }
-    }
-    return -1;
-}
-
-void DiskIo::transfer(bool write, std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces, int flags) {
-    assert(has_room() && !pieces.empty() && pieces.size() <= kMostPieces);
-    io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_->ring);
-    assert(entry != nullptr); // There are as many as operations that may be in flight.
-    constexpr int kFileIndex = 0;
-    if (const int buffer = pieces.size() == 1 ? buffer_of(pieces.front()) : -1; buffer >= 0) {
-        const auto length = static_cast<unsigned>(pieces.front().iov_len);
-        if (write) {
-            ::io_uring_prep_write_fixed(entry, kFileIndex, pieces.front().iov_base, length, offset, buffer);
-        } else {
-            ::io_uring_prep_read_fixed(entry, kFileIndex, pieces.front().iov_base, length, offset, buffer);
-        }
-        entry->rw_flags = flags;
-    } else if (write) {
-        ::io_uring_prep_writev2(entry, kFileIndex, pieces.data(), static_cast<unsigned>(pieces.size()), offset, flags);
-    } else {
-        ::io_uring_prep_readv2(entry, kFileIndex, pieces.data(), static_cast<unsigned>(pieces.size()), offset, flags);
-    }
-    entry->flags |= IOSQE_FIXED_FILE;
-    ::io_uring_sqe_set_data64(entry, token);
-    ++in_flight_;
-}
-
-void DiskIo::read(std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces) {
-    transfer(false, token, offset, pieces, 0);
-}
-
-void DiskIo::write(std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces, bool durable) {
-    transfer(true, token, offset, pieces, durable ? RWF_DSYNC : 0);
-}
-
-void DiskIo::flush(std::uint64_t token) {
-    assert(has_room());
-    io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_->ring);
-    assert(entry != nullptr);
-    ::io_uring_prep_fsync(entry, 0, IORING_FSYNC_DATASYNC);
-    entry->flags |= IOSQE_FIXED_FILE;
-    ::io_uring_sqe_set_data64(entry, token);
-    ++in_flight_;
-}
-
-void DiskIo::allocate(std::uint64_t token, int mode, std::uint64_t offset, std::uint64_t bytes) {
-    assert(has_room());
-    io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_->ring);
-    assert(entry != nullptr);
-    ::io_uring_prep_fallocate(entry, 0, mode, static_cast<off_t>(offset), static_cast<off_t>(bytes));
-    entry->flags |= IOSQE_FIXED_FILE;
-    ::io_uring_sqe_set_data64(entry, token);
-    ++in_flight_;
-}
-
-bool DiskIo::submit() {
-    while (::io_uring_sq_ready(&ring_->ring) != 0) {
-        const int result = ::io_uring_submit(&ring_->ring);
-        if (result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY) {
-            throw_errno(-result, "give the kernel the I/O of a disk");
-        }
-        if (result == -EAGAIN || result == -EBUSY) {
-            return false;
-        }
-    }
-    return true;
-}
-
-std::size_t DiskIo::reap(std::span<Completion> completions) noexcept {
-    std::size_t count = 0;
-    io_uring_cqe* entry = nullptr;
-    while (count < completions.size() && ::io_uring_peek_cqe(&ring_->ring, &entry) == 0 && entry != nullptr) {
-        completions[count++] = {::io_uring_cqe_get_data64(entry), entry->res};
-        ::io_uring_cqe_seen(&ring_->ring, entry);
-        --in_flight_;
-    }
-    return count;
 }
 
 } // namespace vmm::devices

@@ -97,6 +97,10 @@ void validate_devices(const Config& config) {
             throw Error(tried + " with " + std::to_string(disk.queues) + " queues: 1 to " +
                         std::to_string(DiskConfig::kMaxQueues) + " are possible");
         }
+        if (disk.sector_bytes != 512 && disk.sector_bytes != 4096) {
+            throw Error(tried + " with sectors of " + std::to_string(disk.sector_bytes) +
+                        " bytes: 512 and 4096 are possible");
+        }
         const bool printable =
             std::all_of(disk.id.begin(), disk.id.end(), [](char c) { return c > ' ' && c < '\x7f'; });
         if (disk.id.size() > DiskConfig::kMaxIdBytes || !printable) {

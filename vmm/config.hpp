@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "devices/disk_io_kind.hpp"
 #include "devices/virtio/console_size.hpp"
 #include "kvm/export.hpp"
 #include "kvm/guest_memory.hpp"
@@ -86,6 +87,9 @@ struct DiskConfig {
     std::string id{};    ///< the serial number the guest sees, at most kMaxIdBytes; empty: none
     /// Whether a second writer, of this or another process, is refused, and this disk where there is one already.
     bool lock = true;
+    /// The size of the sectors that the guest sees, in bytes: 512 or 4096, whatever the host's are.
+    unsigned sector_bytes = 512;
+    devices::DiskIoKind io = devices::DiskIoKind::kAuto;
 
     static constexpr unsigned kMaxQueues = 16;
     static constexpr std::size_t kMaxIdBytes = 20;

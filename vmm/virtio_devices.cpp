@@ -65,10 +65,14 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;
     for (const DiskConfig& disk : config.disks) {
-        devices::DiskImage image(disk.path, {disk.read_only, disk.direct, kDiskPatience, disk.lock});
+        devices::DiskImage image(disk.path, {.read_only = disk.read_only,
+                                             .direct = disk.direct,
+                                             .patience = kDiskPatience,
+                                             .lock = disk.lock,
+                                             .sector_bytes = disk.sector_bytes});
         devices.push_back(std::make_unique<devices::virtio::Block>(
             "blk" + std::to_string(devices.size()), std::move(image),
-            devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn}));
+            devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io}));
     }
     for (std::size_t i = 0; i < config.nets.size(); ++i) {
         add_net(set, config.nets[i], "net" + std::to_string(i), services);

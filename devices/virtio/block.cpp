@@ -9,13 +9,11 @@
 #include <bit>
 #include <cassert>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
-#include <new>
-#include <system_error>
 #include <utility>
 
 #include "devices/virtio/mmio_transport.hpp"
+#include "kvm/error.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -86,14 +84,14 @@ static_assert(sizeof(Config) == 64);
 constexpr std::size_t kConfigBytes = 60; // Without what alignment adds.
 
 constexpr std::uint64_t kSector = DiskImage::kSectorBytes;
-constexpr std::size_t kBounceBytes = 1 << 20;
 using Clock = std::chrono::steady_clock;
 /// How long the thread looks for more before it goes to sleep, and how long it does all that at most before other
 /// descriptors have their turn.
 constexpr std::chrono::microseconds kLinger{50};
 constexpr std::chrono::milliseconds kLongestTurn{2};
-/// What may be with the kernel at once, over all queues.
-constexpr unsigned kDepth = 256;
+/// How many requests each queue may have, whatever the others have.
+constexpr unsigned kCertainRequests = 8;
+static_assert(16 * kCertainRequests <= Block::kMostOperations);
 /// How often an operation that the host did not get to (EINTR, EAGAIN) is given to it again.
 constexpr unsigned kMostRetries = 1000;
 
@@ -104,7 +102,7 @@ alignas(4096) std::array<std::byte, kZeroBytes> g_zeroes{}; // Never written; no
 
 } // namespace
 
-/// One request of the driver's, while it is with the host.
+/// One request of the driver's, while it is with us.
 struct Block::Request {
     enum class Kind { kRead, kWrite, kFlush, kDiscard, kWriteZeroes };
     Kind kind = Kind::kFlush;
@@ -112,46 +110,41 @@ struct Block::Request {
     std::uint16_t queue = 0;
     std::uint32_t life = 0; ///< of its queue
     Chain chain;
-    std::byte* status = nullptr; ///< the last writable byte
-    std::vector<iovec> pieces;   ///< what is still to be transferred
-    std::size_t next_piece = 0;  ///< the first of them that is not done
-    std::uint64_t offset = 0;    ///< in the file, of what is next
-    std::uint64_t left = 0;      ///< bytes still to be done
-    std::uint64_t total = 0;     ///< bytes of the request
-    unsigned retries = 0;        ///< how often the host was interrupted, without a byte in between
-    bool bounces = false;        ///< goes through bounce memory now
-    bool by_hand = false;        ///< zeroes are being written
+    std::byte* status = nullptr;       ///< the last writable byte
+    std::vector<iovec> pieces;         ///< what is still to be transferred; none is longer than an operation may be
+    std::size_t next_piece = 0;        ///< the first of them that is not done
+    std::uint64_t offset = 0;          ///< in the file, of what is next
+    std::uint64_t left = 0;            ///< bytes still to be done
+    std::uint64_t total = 0;           ///< bytes of the request
+    std::uint64_t operation_bytes = 0; ///< of the operation that is with the host
+    unsigned retries = 0;              ///< how often the host was interrupted, without a byte in between
+    bool by_hand = false;              ///< zeroes are written, because the host cannot make them
+    bool writes_zeroes = false;        ///< so does the operation that is with the host
     int allocate_mode = 0;
     std::array<iovec, kZeroPieces> zeroes{};
 };
 
-struct Block::Bounce {
-    explicit Bounce(std::size_t alignment)
-        : bytes(static_cast<std::byte*>(std::aligned_alloc(alignment, kBounceBytes))) {
-        if (bytes == nullptr) {
-            throw std::bad_alloc();
+Block::Block(std::string name, DiskImage image, BlockConfig config)
+    : Block(std::move(name), std::move(image), nullptr, std::move(config)) {}
+
+Block::Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config)
+    : image_(std::move(image)), config_(std::move(config)), io_(std::move(io)) {
+    assert(config_.queues >= 1 && config_.queues <= 16 && config_.id.size() <= kIdBytes);
+    if (!io_) {
+        DiskIoChoice choice = make_disk_io(image_, kMostOperations, config_.io);
+        io_ = std::move(choice.io);
+        if (!choice.why_threads.empty() && config_.warn) {
+            config_.warn("the disk " + image_.path() + " goes without io_uring, through threads, which is slower: " +
+                         choice.why_threads);
         }
     }
-    ~Bounce() { std::free(bytes); }
-    Bounce(const Bounce&) = delete;
-    Bounce& operator=(const Bounce&) = delete;
-
-    std::byte* bytes;
-    iovec piece{};
-    Request* user = nullptr;
-};
-
-Block::Block(std::string name, DiskImage image, BlockConfig config)
-    : image_(std::move(image)), config_(std::move(config)) {
-    const DiskIo probe(image_.fd(), 1, {}); // Before a guest runs that would miss its disk.
-    assert(config_.queues >= 1 && config_.queues <= 16 && config_.id.size() <= kIdBytes);
     identity_.id = DeviceId::kBlock;
     identity_.name = std::move(name);
     identity_.queue_sizes.assign(config_.queues, kQueueSize);
     identity_.features = kSegMax | kBlkSize | kFlush | kTopology | (config_.queues > 1 ? kMultiQueue : 0) |
                          (image_.is_read_only() ? kReadOnly : kDiscard | kWriteZeroes);
     build_config(config_);
-    for (unsigned i = 0; i < kDepth; ++i) {
+    for (unsigned i = 0; i < kMostOperations; ++i) {
         free_.push_back(requests_.emplace_back(std::make_unique<Request>()).get());
         free_.back()->token = i;
     }
@@ -196,25 +189,20 @@ void Block::activate(Activation activation, MmioTransport& transport) {
     begun_bytes_ = 0;
     stopping_ = false;
     failed_ = false;
-    if (!io_) {
-        const std::vector<std::span<std::byte>> pinned =
-            config_.pinned_memory ? config_.pinned_memory() : std::vector<std::span<std::byte>>{};
-        io_ = std::make_unique<DiskIo>(image_.fd(), kDepth, pinned);
-        if (!pinned.empty() && !io_->has_buffers() && config_.warn) {
-            config_.warn("the disk " + image_.path() +
-                         " does without fixed buffers: the kernel does not register guest memory with its io_uring "
-                         "(raise `ulimit -l`)");
+    if (!std::exchange(buffers_offered_, true) && config_.pinned_memory) {
+        const std::vector<std::span<std::byte>> pinned = config_.pinned_memory();
+        if (!pinned.empty() && !io_->register_buffers(pinned) && config_.warn) {
+            config_.warn("the disk " + image_.path() + " does without fixed buffers: " +
+                         (io_->kind() == DiskIoKind::kThreads
+                              ? "its I/O goes through threads, which know none"
+                              : "the kernel does not register guest memory with its io_uring (raise `ulimit -l`)"));
         }
     }
     serve();
 }
 
 std::vector<Source> Block::sources() const {
-    std::vector<Source> sources{another_turn_.source(), alarm_.source()};
-    if (io_) {
-        sources.push_back({io_->ring_fd(), EPOLLIN});
-    }
-    return sources;
+    return {another_turn_.source(), alarm_.source(), {io_->fd(), EPOLLIN}};
 }
 
 void Block::doorbell(std::uint16_t index) {
@@ -226,13 +214,18 @@ void Block::doorbell(std::uint16_t index) {
 void Block::ready(int fd, std::uint32_t /*events*/) {
     another_turn_.take(fd);
     alarm_.take(fd);
-    if (io_) {
+    if (transport_ != nullptr) {
         serve();
     }
 }
 
 void Block::stop() {
-    stopping_ = true;
+    if (std::exchange(stopping_, true) || transport_ == nullptr) {
+        return;
+    }
+    drop_unwanted();
+    io_->abandon();
+    reap();
 }
 
 bool Block::is_idle() const noexcept {
@@ -243,6 +236,7 @@ void Block::stop_queue(std::uint16_t index) {
     if (index < queues_.size()) {
         queues_[index].queue.reset();
         ++queues_[index].life;
+        drop_unwanted();
     }
 }
 
@@ -259,7 +253,8 @@ void Block::restart_queue(std::uint16_t index, Queue queue) {
 
 Block::Statistics Block::statistics() const noexcept {
     return {reads_.load(std::memory_order_relaxed), writes_.load(std::memory_order_relaxed),
-            flushes_.load(std::memory_order_relaxed), errors_.load(std::memory_order_relaxed)};
+            flushes_.load(std::memory_order_relaxed), errors_.load(std::memory_order_relaxed),
+            operations_.load(std::memory_order_relaxed)};
 }
 
 // --- Turns -------------------------------------------------------------------------------------------------------
@@ -314,13 +309,26 @@ Clock::duration Block::linger() const noexcept {
 /// none while all that can be under way is.
 bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
-    for (auto& [queue, work, life] : queues_) {
-        if (!stopping_ && !failed_ && !free_.empty() && queue) {
+    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+        std::optional<Queue>& queue = queues_[index].queue;
+        if (!stopping_ && !failed_ && queue && may_take(index)) {
             const auto within = static_cast<std::uint16_t>(std::min<unsigned>(requests, queue->size()));
             more = queue->ask_for_doorbell(within) || more;
         }
     }
     return more;
+}
+
+/// Whether there is room for one more request of that queue: what the others are sure of is kept for them.
+bool Block::may_take(std::uint16_t index) const noexcept {
+    std::size_t kept = 0;
+    for (std::uint16_t other = 0; other < queues_.size(); ++other) {
+        const ServedQueue& served = queues_[other];
+        if (other != index && served.queue && served.work < kCertainRequests) {
+            kept += kCertainRequests - served.work;
+        }
+    }
+    return free_.size() > kept;
 }
 
 /// Begins what is in the queues, as far as there is room. Returns how many requests that were.
@@ -338,7 +346,7 @@ unsigned Block::take_all_of(std::uint16_t index) {
     Queue& queue = *queues_[index].queue;
     queue.suppress_doorbells();
     unsigned taken = 0;
-    while (taken < kDepth && !free_.empty() && !failed_) {
+    while (taken < kMostOperations && may_take(index) && !failed_) {
         Request& request = *free_.back();
         switch (queue.pop(request.chain)) {
         case Queue::Pop::kBroken:
@@ -372,8 +380,8 @@ void Block::notify(Clock::time_point now) {
         return;
     }
     bool wanted = false;
-    for (auto& [queue, work, life] : queues_) {
-        wanted = (queue && queue->wants_interrupt()) || wanted;
+    for (ServedQueue& served : queues_) {
+        wanted = (served.queue && served.queue->wants_interrupt()) || wanted;
     }
     if (wanted) {
         transport_->notify_driver();
@@ -399,8 +407,8 @@ bool Block::reap() {
 void Block::begin(Request& request) {
     request.pieces.clear();
     request.next_piece = 0;
-    request.bounces = false;
     request.by_hand = false;
+    request.writes_zeroes = false;
     request.retries = 0;
     request.total = 0;
     const Chain& chain = request.chain;
@@ -429,7 +437,7 @@ void Block::begin(Request& request) {
     case kTypeFlush:
         flushes_.fetch_add(1, std::memory_order_relaxed);
         request.kind = Request::Kind::kFlush;
-        io_->flush(request.token);
+        flush(request);
         return;
     case kTypeGetId:
         give_id(request);
@@ -468,22 +476,30 @@ void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
         if (count == 0) {
             continue;
         }
+        add_memory(request, bytes - left, {buffer.data() + skipped, count});
         left -= count;
-        std::byte* const start = buffer.data() + skipped;
-        if (!request.pieces.empty()) {
-            iovec& previous = request.pieces.back();
-            if (static_cast<std::byte*>(previous.iov_base) + previous.iov_len == start) {
-                previous.iov_len += count; // Neighbours in the guest are neighbours here.
-                continue;
-            }
-        }
-        request.pieces.push_back({start, count});
     }
     if (bytes == 0) {
         finish(request, Status::kOk);
         return;
     }
     proceed(request);
+}
+
+/// Adds memory to a transfer, of which `before` bytes have their memory already.
+void Block::add_memory(Request& request, std::uint64_t before, std::span<std::byte> memory) {
+    while (!memory.empty()) {
+        const std::uint64_t within = before % kMostOperationBytes;
+        const std::size_t count = std::min<std::uint64_t>(memory.size(), kMostOperationBytes - within);
+        iovec* const previous = within != 0 && !request.pieces.empty() ? &request.pieces.back() : nullptr;
+        if (previous != nullptr && static_cast<std::byte*>(previous->iov_base) + previous->iov_len == memory.data()) {
+            previous->iov_len += count; // Neighbours in the guest are neighbours here.
+        } else {
+            request.pieces.push_back({memory.data(), count});
+        }
+        before += count;
+        memory = memory.subspan(count);
+    }
 }
 
 void Block::begin_range(Request& request, std::uint32_t type) {
@@ -517,7 +533,17 @@ void Block::begin_range(Request& request, std::uint32_t type) {
     request.allocate_mode = FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
     request.offset = segment.sector * kSector;
     request.left = request.total = segment.sectors * kSector;
-    io_->allocate(request.token, request.allocate_mode, request.offset, request.left);
+    if (request.kind == Request::Kind::kDiscard) { // Of a block that is only partly in the range, nothing is discarded.
+        const std::uint64_t block = image_.allocate_alignment();
+        const std::uint64_t end = (request.offset + request.left) / block * block;
+        request.offset = (request.offset + block - 1) / block * block;
+        if (request.offset >= end) {
+            finish(request, Status::kOk);
+            return;
+        }
+        request.left = end - request.offset;
+    }
+    proceed(request);
 }
 
 void Block::give_id(Request& request) {
@@ -528,54 +554,100 @@ void Block::give_id(Request& request) {
     finish(request, Status::kOk, count);
 }
 
-bool Block::needs_bounce(const Request& request) const noexcept {
-    const std::uintptr_t alignment = image_.memory_alignment();
-    if (alignment <= 1) {
-        return false;
-    }
-    // Only whether they are multiples of the alignment is of interest, never where they are.
-    return std::any_of(request.pieces.begin() + static_cast<std::ptrdiff_t>(request.next_piece), request.pieces.end(),
-                       [alignment](const iovec& piece) {
-                           return reinterpret_cast<std::uintptr_t>(piece.iov_base) % alignment != 0 ||
-                                  piece.iov_len % alignment != 0;
-                       });
+/// Whether the driver still waits for it.
+bool Block::is_wanted(const Request& request) const noexcept {
+    return !stopping_ && request.life == queues_[request.queue].life;
 }
 
-/// Gives the host the next part of a transfer.
+bool Block::has_room(const ServedQueue& queue, std::uint64_t bytes) const noexcept {
+    const std::uint64_t part = std::max(kMostBytesAtOnce / queues_.size(), kMostOperationBytes);
+    return queue.bytes == 0 || (queue.bytes < part && bytes <= part - queue.bytes);
+}
+
+/// Gives the host the next part of a request, when it is its turn.
 void Block::proceed(Request& request) {
-    if (request.by_hand) {
-        std::size_t count = 0;
-        for (std::uint64_t left = request.left; left != 0 && count < request.zeroes.size(); ++count) {
-            request.zeroes[count] = {g_zeroes.data(), std::min<std::uint64_t>(left, g_zeroes.size())};
-            left -= request.zeroes[count].iov_len;
-        }
-        io_->write(request.token, request.offset, std::span(request.zeroes).first(count), write_through_);
+    ServedQueue& queue = queues_[request.queue];
+    if (!queue.waiting.empty() || !has_room(queue, std::min(request.left, kMostOperationBytes))) {
+        queue.waiting.push_back(&request);
         return;
     }
-    if (needs_bounce(request)) {
-        if (bounce_ && bounce_->user != nullptr) {
-            bounce_waiters_.push_back(&request);
-        } else {
-            start_bounce(request);
-        }
-        return;
-    }
-    const std::span<const iovec> left = std::span(request.pieces).subspan(request.next_piece);
-    const auto now = left.first(std::min(left.size(), DiskIo::kMostPieces));
-    if (request.kind == Request::Kind::kWrite) {
-        io_->write(request.token, request.offset, now, write_through_);
-    } else {
-        io_->read(request.token, request.offset, now);
+    start_operation(request);
+}
+
+void Block::start_waiting(ServedQueue& queue) {
+    while (!queue.waiting.empty() && has_room(queue, std::min(queue.waiting.front()->left, kMostOperationBytes))) {
+        Request& next = *queue.waiting.front();
+        queue.waiting.pop_front();
+        start_operation(next);
     }
 }
 
-/// Moves on past `bytes` of a transfer.
-void Block::advance(Request& request, std::size_t bytes) {
+void Block::start_operation(Request& request) {
+    operations_.fetch_add(1, std::memory_order_relaxed);
+    std::uint64_t bytes = 0;
+    request.writes_zeroes = false;
+    if (request.kind == Request::Kind::kRead || request.kind == Request::Kind::kWrite) {
+        const std::span<const iovec> left = std::span(request.pieces).subspan(request.next_piece);
+        std::size_t count = 0;
+        while (count < std::min(left.size(), DiskIo::kMostPieces) &&
+               left[count].iov_len <= kMostOperationBytes - bytes) {
+            bytes += left[count++].iov_len;
+        }
+        if (request.kind == Request::Kind::kWrite) {
+            io_->write(request.token, request.offset, left.first(count));
+        } else {
+            io_->read(request.token, request.offset, left.first(count));
+        }
+    } else {
+        const std::uint64_t block = image_.allocate_alignment();
+        const std::uint64_t within = request.offset % block;
+        bytes = std::min(request.left, kMostOperationBytes);
+        if (request.by_hand || within != 0 || bytes < block) {
+            request.writes_zeroes = true;
+            bytes = std::min(bytes, request.by_hand ? kZeroBytes * kZeroPieces : block - within);
+            std::size_t count = 0;
+            for (std::uint64_t left = bytes; left != 0; ++count) {
+                request.zeroes[count] = {g_zeroes.data(), std::min<std::uint64_t>(left, g_zeroes.size())};
+                left -= request.zeroes[count].iov_len;
+            }
+            io_->write(request.token, request.offset, std::span(request.zeroes).first(count));
+        } else {
+            bytes = bytes / block * block;
+            io_->allocate(request.token, request.allocate_mode, request.offset, bytes);
+        }
+    }
+    request.operation_bytes = bytes;
+    queues_[request.queue].bytes += bytes;
+    if (request.kind != Request::Kind::kRead) {
+        changed_.add({request.offset, request.offset + bytes});
+    }
+}
+
+/// Forgets what has not begun and is not waited for any more.
+void Block::drop_unwanted() {
+    std::vector<Request*> dropped;
+    const auto take_from = [&](auto& list) {
+        const auto rest = std::stable_partition(list.begin(), list.end(),
+                                                [this](const Request* request) { return is_wanted(*request); });
+        dropped.insert(dropped.end(), rest, list.end());
+        list.erase(rest, list.end());
+    };
+    for (ServedQueue& queue : queues_) {
+        take_from(queue.waiting);
+    }
+    take_from(flush_waiters_);
+    for (Request* const request : dropped) {
+        finish(*request, Status::kOk);
+    }
+}
+
+/// Moves on past `bytes` of a request.
+void Block::advance(Request& request, std::uint64_t bytes) {
     request.offset += bytes;
     request.left -= bytes;
-    while (!request.by_hand && bytes != 0) {
+    while (!request.pieces.empty() && bytes != 0) {
         iovec& piece = request.pieces[request.next_piece];
-        const std::size_t count = std::min(bytes, piece.iov_len);
+        const std::size_t count = std::min<std::uint64_t>(bytes, piece.iov_len);
         piece.iov_base = static_cast<std::byte*>(piece.iov_base) + count;
         piece.iov_len -= count;
         bytes -= count;
@@ -583,126 +655,131 @@ void Block::advance(Request& request, std::size_t bytes) {
     }
 }
 
-void Block::start_bounce(Request& request) {
-    if (!bounce_) {
-        bounce_ = std::make_unique<Bounce>(image_.memory_alignment());
-    }
-    bounce_->user = &request;
-    request.bounces = true;
-    bounce_->piece = {bounce_->bytes, std::min<std::uint64_t>(request.left, kBounceBytes)};
-    if (request.kind != Request::Kind::kWrite) {
-        io_->read(request.token, request.offset, std::span(&bounce_->piece, 1));
+/// The host has answered.
+void Block::complete(Request& request, int result) {
+    if (!flushing_.empty() && flushing_.front() == &request) {
+        complete_flush(result);
         return;
     }
-    std::byte* to = bounce_->bytes;
-    std::size_t left = bounce_->piece.iov_len;
-    for (std::size_t i = request.next_piece; left != 0; ++i) {
-        const std::size_t count = std::min(left, request.pieces[i].iov_len);
-        to = std::copy_n(static_cast<const std::byte*>(request.pieces[i].iov_base), count, to);
-        left -= count;
+    ServedQueue& queue = queues_[request.queue];
+    queue.bytes -= request.operation_bytes;
+    if (request.kind != Request::Kind::kRead) { // Once more: a flush may have begun meanwhile.
+        changed_.add({request.offset, request.offset + request.operation_bytes});
     }
-    io_->write(request.token, request.offset, std::span(&bounce_->piece, 1), write_through_);
-}
-
-/// What was read through bounce memory goes to the guest; the next one may have the memory.
-void Block::end_bounce(Request& request, std::size_t bytes) {
-    if (request.kind == Request::Kind::kRead) {
-        const std::byte* from = bounce_->bytes;
-        for (std::size_t i = request.next_piece, left = bytes; left != 0; ++i) {
-            const std::size_t count = std::min(left, request.pieces[i].iov_len);
-            std::copy_n(from, count, static_cast<std::byte*>(request.pieces[i].iov_base));
-            from += count;
-            left -= count;
-        }
+    if (is_wanted(request)) {
+        complete_operation(request, result);
+    } else {
+        finish(request, Status::kOk); // Nobody is told of that.
     }
-    request.bounces = false;
-    bounce_->user = nullptr;
-    if (!bounce_waiters_.empty()) {
-        Request& next = *bounce_waiters_.front();
-        bounce_waiters_.erase(bounce_waiters_.begin());
-        start_bounce(next);
+    if (!stopping_) {
+        start_waiting(queue);
     }
 }
 
-void Block::complete(Request& request, int result) {
-    if (request.bounces) {
-        end_bounce(request, result > 0 ? static_cast<std::size_t>(result) : 0);
-    }
+void Block::complete_operation(Request& request, int result) {
     if ((result == -EINTR || result == -EAGAIN) && request.retries < kMostRetries) {
         ++request.retries;
-        switch (request.kind) {
-        case Request::Kind::kFlush:
-            io_->flush(request.token);
-            break;
-        case Request::Kind::kDiscard:
-            io_->allocate(request.token, request.allocate_mode, request.offset, request.left);
-            break;
-        case Request::Kind::kWriteZeroes:
-            if (!request.by_hand) {
-                io_->allocate(request.token, request.allocate_mode, request.offset, request.left);
-                break;
-            }
-            [[fallthrough]];
-        case Request::Kind::kRead:
-        case Request::Kind::kWrite:
+        proceed(request);
+        return;
+    }
+    const bool ranges = request.kind == Request::Kind::kDiscard ||
+                        (request.kind == Request::Kind::kWriteZeroes && !request.writes_zeroes);
+    const bool unable = result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV || result == -EINVAL;
+    if (ranges && unable) {
+        if (request.kind == Request::Kind::kDiscard) {
+            done(request); // A hint: doing nothing is one way to take it.
+        } else {
+            request.by_hand = true;
             proceed(request);
-            break;
         }
         return;
     }
-    const bool unable = result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV || result == -EINVAL;
-    switch (request.kind) {
-    case Request::Kind::kFlush:
-        break;
-    case Request::Kind::kDiscard:
-        result = unable ? 0 : result; // A hint: doing nothing is one way to take it.
-        break;
-    case Request::Kind::kWriteZeroes:
-        if (!request.by_hand) {
-            if (unable) {
-                request.by_hand = true;
-                proceed(request);
-                return;
-            }
-            if (result == 0 && write_through_) { // The range is to be on stable storage, too.
-                request.kind = Request::Kind::kFlush;
-                io_->flush(request.token);
-                return;
-            }
-            break;
-        }
-        [[fallthrough]];
-    case Request::Kind::kRead:
-    case Request::Kind::kWrite:
-        if (result == 0) { // The end of the file, though the disk goes on: somebody made it shorter.
-            result = -EIO;
-        }
-        if (result > 0) {
-            request.retries = 0;
-            advance(request, static_cast<std::size_t>(result));
-            if (request.left != 0) {
-                proceed(request);
-                return;
-            }
-        }
-        break;
+    if (ranges && result == 0) {
+        result = static_cast<int>(request.operation_bytes);
+    } else if (result == 0) { // The end of the file, though the disk goes on: somebody made it shorter.
+        result = -EIO;
     }
     if (result < 0) {
         warn(request, -result);
         finish(request, Status::kIoError);
         return;
     }
-    finish(request, Status::kOk, request.kind == Request::Kind::kRead ? request.total : 0);
+    request.retries = 0;
+    advance(request, static_cast<std::uint64_t>(result));
+    if (request.left != 0) {
+        proceed(request);
+        return;
+    }
+    done(request);
+}
+
+/// All of a request has been done.
+void Block::done(Request& request) {
+    if (request.kind == Request::Kind::kRead) {
+        finish(request, Status::kOk, request.total);
+    } else if (write_through_ && request.kind != Request::Kind::kDiscard) { // It is to be on stable storage, too.
+        flush(request);
+    } else {
+        finish(request, Status::kOk);
+    }
+}
+
+// --- Flushes -----------------------------------------------------------------------------------------------------
+
+/// Finishes a request with a flush that begins after now.
+void Block::flush(Request& request) {
+    if (data_lost_) {
+        finish(request, Status::kIoError);
+        return;
+    }
+    flush_waiters_.push_back(&request);
+    if (flushing_.empty()) {
+        start_flush();
+    }
+}
+
+void Block::start_flush() {
+    flushing_.swap(flush_waiters_);
+    flushing_.front()->retries = 0;
+    being_flushed_.add(std::exchange(changed_, ByteRange{}));
+    operations_.fetch_add(1, std::memory_order_relaxed);
+    io_->flush(flushing_.front()->token);
+}
+
+/// Its error counts whoever still waits for it: the kernel says it once.
+void Block::complete_flush(int result) {
+    Request& first = *flushing_.front();
+    if ((result == -EINTR || result == -EAGAIN) && first.retries < kMostRetries && !stopping_) {
+        ++first.retries;
+        io_->flush(first.token);
+        return;
+    }
+    if (result == 0) {
+        being_flushed_ = {};
+    } else if (result != -ECANCELED && !std::exchange(data_lost_, true)) {
+        being_flushed_.add(changed_);
+        warn_of_lost_data(-result);
+    }
+    for (Request* const request : std::exchange(flushing_, {})) {
+        finish(*request, result == 0 ? Status::kOk : Status::kIoError);
+    }
+    if (data_lost_) {
+        for (Request* const request : std::exchange(flush_waiters_, {})) {
+            finish(*request, Status::kIoError);
+        }
+    } else if (!flush_waiters_.empty()) {
+        start_flush();
+    }
 }
 
 void Block::finish(Request& request, Status status, std::uint64_t written) {
     if (status != Status::kOk) {
         errors_.fetch_add(1, std::memory_order_relaxed);
     }
-    auto& [queue, work, life] = queues_[request.queue];
-    --work;
+    std::optional<Queue>& queue = queues_[request.queue].queue;
+    --queues_[request.queue].work;
     free_.push_back(&request);
-    if (stopping_ || request.life != life || !queue) {
+    if (!is_wanted(request) || !queue) {
         return;
     }
     if (request.status != nullptr) {
@@ -741,13 +818,32 @@ void Block::warn(const Request& request, int error) {
         break;
     }
     std::string line = "the disk " + image_.path() + " failed " + what + " at byte " + std::to_string(request.offset) +
-                       ": " + std::generic_category().message(error) + "; the guest sees an I/O error";
+                       ": " + errno_reason(error) + "; the guest sees an I/O error";
+    if (error == ENOSPC || error == EDQUOT) {
+        line += " (make room on its file system)";
+    }
     if (warnings_left_out_ != 0) {
         line += " (and " + std::to_string(warnings_left_out_) + " more since the last time)";
     }
     last_warning_ = now;
     warnings_left_out_ = 0;
     config_.warn(line);
+}
+
+/// Said whatever was said before: it comes once.
+void Block::warn_of_lost_data(int error) {
+    if (!config_.warn) {
+        return;
+    }
+    const ByteRange& range = being_flushed_;
+    const std::string where = range.begin < range.end ? "at most bytes " + std::to_string(range.begin) + " to " +
+                                                            std::to_string(range.end - 1)
+                                                      : "it is not known where";
+    config_.warn(
+        "the disk " + image_.path() + " failed flushing: " + errno_reason(error) +
+        "; what the guest wrote since its last good flush may be lost (" + where +
+        "). The kernel does not try again, so every further flush fails, also after a reset of the device, until "
+        "the guest is run anew: check its file system then");
 }
 
 } // namespace vmm::devices::virtio

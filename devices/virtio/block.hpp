@@ -3,10 +3,12 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -30,18 +32,27 @@ struct BlockConfig {
     std::function<std::vector<std::span<std::byte>>()> pinned_memory;
     /// Is told what went wrong on the host, on the device's thread, at most once a second. Empty: nobody.
     std::function<void(const std::string&)> warn;
+    DiskIoKind io = DiskIoKind::kAuto;
 };
 
-/// The device. Requests of all its queues go through one io_uring, as many at once as the kernel takes at once, and
-/// complete in any order. Without VIRTIO_BLK_F_FLUSH each write is on stable storage before it completes (5.2.6.2).
+/// The device. Requests of all its queues go through one DiskIo, many at once, and complete in any order. Without
+/// VIRTIO_BLK_F_FLUSH each write is on stable storage before it completes (5.2.6.2).
 ///
-/// It has no state of its own between requests.
+/// A long request is done in operations of at most kMostOperationBytes, and the operations of a queue that are with the
+/// host move a bounded number of bytes together: what is left when the driver resets is never begun.
+///
+/// Once the host has failed to flush, every flush fails, whatever the guest does: the kernel forgets what it could not
+/// write, and would call the next flush a success.
+///
+/// Beside that it has no state of its own between requests.
 ///
 /// Threads: one, but for identity() and statistics().
 class Block final : public Device {
   public:
-    /// Throws Error: this process may not use io_uring.
+    /// All that its I/O needs of the host exists from here on. Throws Error.
     Block(std::string name, DiskImage image, BlockConfig config);
+    /// With another way to do I/O, for kMostOperations at once.
+    Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config);
     ~Block() override;
 
     [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
@@ -60,7 +71,8 @@ class Block final : public Device {
         std::uint64_t reads = 0;
         std::uint64_t writes = 0;
         std::uint64_t flushes = 0;
-        std::uint64_t errors = 0; ///< requests that ended with another status than OK
+        std::uint64_t errors = 0;     ///< requests that ended with another status than OK
+        std::uint64_t operations = 0; ///< what the host was asked to do for them
     };
     [[nodiscard]] Statistics statistics() const noexcept;
 
@@ -68,15 +80,33 @@ class Block final : public Device {
     static constexpr std::uint16_t kQueueSize = 512;
     /// The largest discard and write-zeroes request, in sectors: 1 GiB.
     static constexpr std::uint32_t kMostSectors = 1U << 21;
+    /// What may be with the host at once, over all queues.
+    static constexpr unsigned kMostOperations = 256;
+    /// The most that one operation reads, writes, zeroes or discards, in bytes.
+    static constexpr std::uint64_t kMostOperationBytes = std::uint64_t{4} << 20;
+    /// The most that the operations of all queues together are to move at once; a queue has its part of it, but may
+    /// always have one operation.
+    static constexpr std::uint64_t kMostBytesAtOnce = std::uint64_t{32} << 20;
 
   private:
     /// The statuses a request ends with (5.2.6).
     enum class Status : std::uint8_t { kOk = 0, kIoError = 1, kUnsupported = 2 };
     struct Request;
     struct ServedQueue {
-        std::optional<Queue> queue; ///< empty while the driver has not enabled it
-        unsigned work = 0;          ///< its requests that are with the host
-        std::uint32_t life = 0;     ///< counts its stops: what began before one is not given back
+        std::optional<Queue> queue;     ///< empty while the driver has not enabled it
+        unsigned work = 0;              ///< its requests that are with the host
+        std::uint32_t life = 0;         ///< counts its stops: what began before one is not given back
+        std::uint64_t bytes = 0;        ///< what its operations move that are with the host
+        std::deque<Request*> waiting{}; ///< for these to become fewer
+    };
+    /// A range of the disk, in bytes; empty where `end` is not greater.
+    struct ByteRange {
+        std::uint64_t begin = UINT64_MAX;
+        std::uint64_t end = 0;
+        void add(const ByteRange& other) noexcept {
+            begin = std::min(begin, other.begin);
+            end = std::max(end, other.end);
+        }
     };
 
     void build_config(const BlockConfig& config);
@@ -88,21 +118,29 @@ class Block final : public Device {
     [[nodiscard]] unsigned under_way() const noexcept;
     void begin(Request& request);
     void begin_transfer(Request& request, bool write, std::uint64_t sector);
+    static void add_memory(Request& request, std::uint64_t before, std::span<std::byte> memory);
     void begin_range(Request& request, std::uint32_t type);
     void give_id(Request& request);
+    [[nodiscard]] bool may_take(std::uint16_t index) const noexcept;
+    [[nodiscard]] bool is_wanted(const Request& request) const noexcept;
+    [[nodiscard]] bool has_room(const ServedQueue& queue, std::uint64_t bytes) const noexcept;
     void proceed(Request& request);
-    void advance(Request& request, std::size_t bytes);
+    void start_operation(Request& request);
+    void start_waiting(ServedQueue& queue);
+    void drop_unwanted();
+    void advance(Request& request, std::uint64_t bytes);
     void complete(Request& request, int result);
+    void complete_operation(Request& request, int result);
+    void done(Request& request);
+    void flush(Request& request);
+    void start_flush();
+    void complete_flush(int result);
     void finish(Request& request, Status status, std::uint64_t written = 0);
     bool reap();
     void submit();
     void notify(std::chrono::steady_clock::time_point now);
-    void start_bounce(Request& request);
-    void end_bounce(Request& request, std::size_t bytes);
-    [[nodiscard]] bool needs_bounce(const Request& request) const noexcept;
     void warn(const Request& request, int error);
-
-    struct Bounce;
+    void warn_of_lost_data(int error);
 
     Identity identity_;
     DiskImage image_;
@@ -118,16 +156,22 @@ class Block final : public Device {
     unsigned pushed_ = 0;            ///< requests given back of which moderation_ does not know yet
     bool pushed_small_ = false;      ///< one of them was small
     std::uint64_t begun_bytes_ = 0;  ///< what the requests begun, of which it does not know either, move
-    std::unique_ptr<DiskIo> io_;     ///< made on the device's thread
+    std::unique_ptr<DiskIo> io_;
+    bool buffers_offered_ = false; ///< pinned memory was, to io_
     std::vector<std::unique_ptr<Request>> requests_;
     std::vector<Request*> free_;
-    std::unique_ptr<Bounce> bounce_;
-    std::vector<Request*> bounce_waiters_;
+    /// One flush at a time is with the host, so that none can take another one's error; it is for all of these.
+    std::vector<Request*> flushing_;
+    std::vector<Request*> flush_waiters_; ///< for the next one
+    ByteRange changed_;                   ///< since the last flush began
+    ByteRange being_flushed_;             ///< between the last one that succeeded and that
+    bool data_lost_ = false;              ///< a flush failed
 
     std::atomic<std::uint64_t> reads_{0};
     std::atomic<std::uint64_t> writes_{0};
     std::atomic<std::uint64_t> flushes_{0};
     std::atomic<std::uint64_t> errors_{0};
+    std::atomic<std::uint64_t> operations_{0};
     std::chrono::steady_clock::time_point last_warning_{};
     std::uint64_t warnings_left_out_ = 0;
 };

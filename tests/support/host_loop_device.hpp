@@ -2,9 +2,11 @@
 #pragma once
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -12,20 +14,30 @@
 
 namespace vmm::testing {
 
-/// A block device with the bytes of a file.
+/// A block device with the bytes of a file, of sectors of `sector_bytes`, that can be written. It is so whatever the one who had
+/// the device before has left of it.
 class LoopDevice {
   public:
-    explicit LoopDevice(const std::string& path) {
+    explicit LoopDevice(const std::string& path, std::uint32_t sector_bytes = 512) {
         const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
         const UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-        for (int tries = 0; tries < 8 && !device_; ++tries) { // Another may take the same one.
+        for (int tries = 0; tries < kMostTries && !device_; ++tries) { // Another may take the same one.
             const int number = control ? ::ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
             path_ = "/dev/loop" + std::to_string(number);
-            UniqueFd device(number < 0 ? -1 : ::open(path_.c_str(), O_RDWR | O_CLOEXEC));
+            // Read-only is a property of the device, which outlives its files, and keeps it from being opened to write.
+            const UniqueFd reader(number < 0 ? -1 : ::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+            const int read_only = 0;
+            if (!reader || ::ioctl(reader.get(), BLKROSET, &read_only) != 0) {
+                return;
+            }
+            UniqueFd device(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
             if (!device) {
                 return;
             }
-            if (::ioctl(device.get(), LOOP_SET_FD, file.get()) == 0) {
+            loop_config config{};
+            config.fd = static_cast<std::uint32_t>(file.get());
+            config.block_size = sector_bytes;
+            if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) {
                 device_ = std::move(device);
             }
         }
@@ -40,8 +52,15 @@ class LoopDevice {
 
     [[nodiscard]] bool is_there() const { return static_cast<bool>(device_); }
     [[nodiscard]] const std::string& path() const { return path_; }
+    /// Whoever sets it takes it back.
+    void set_read_only(bool read_only) const {
+        const int value = read_only ? 1 : 0;
+        ::ioctl(device_.get(), BLKROSET, &value);
+    }
 
   private:
+    static constexpr int kMostTries = 8;
+
     std::string path_;
     UniqueFd device_;
 };

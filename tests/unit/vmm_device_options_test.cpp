@@ -27,6 +27,26 @@ TEST(DiskOption, TakesItsWordsInAnyOrder) {
     EXPECT_EQ(parse_disk_option("/x/a.img,id=root,queues=4,direct,ro"), wanted);
 }
 
+TEST(DiskOption, SaysHowLargeTheGuestsSectorsAre) {
+    EXPECT_EQ(parse_disk_option("a.img").sector_bytes, 512U);
+    EXPECT_EQ(parse_disk_option("a.img,sector=4096").sector_bytes, 4096U);
+    EXPECT_EQ(parse_disk_option("a.img,direct,sector=512").sector_bytes, 512U);
+    for (const char* const text : {"a.img,sector=", "a.img,sector=1024", "a.img,sector=4K", "a.img,sector=0512"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_disk_option(text)); }).find("512, 4096"),
+                  std::string::npos)
+            << text;
+    }
+}
+
+TEST(DiskOption, SaysHowItsIoIsDone) {
+    EXPECT_EQ(parse_disk_option("a.img").io, devices::DiskIoKind::kAuto);
+    EXPECT_EQ(parse_disk_option("a.img,io=uring").io, devices::DiskIoKind::kUring);
+    EXPECT_EQ(parse_disk_option("a.img,io=threads").io, devices::DiskIoKind::kThreads);
+    EXPECT_NE(testing::error_of([] { static_cast<void>(parse_disk_option("a.img,io=native")); })
+                  .find("auto, uring, threads"),
+              std::string::npos);
+}
+
 TEST(DiskOption, HasACommaInItsPathWhereTwoAreWritten) {
     EXPECT_EQ(parse_disk_option("a,,b.img,ro").path, "a,b.img");
     EXPECT_EQ(parse_disk_option("ro").path, "ro") << "the first word is the path, whatever it is";

@@ -22,6 +22,9 @@ constexpr std::array kDiskWords{
     DeviceWord{"path", Kind::kFirst, "A raw image or a block device"},
     DeviceWord{"ro", Kind::kFlag, "The guest may only read it"},
     DeviceWord{"direct", Kind::kFlag, "Past the host's page cache (O_DIRECT)"},
+    DeviceWord{"sector", Kind::kNumber,
+               "The size of the guest's sectors in bytes: 512 or 4096; 512 unless said otherwise"},
+    DeviceWord{"io", Kind::kText, "How the host does its I/O: auto, uring or threads; auto unless said otherwise"},
     DeviceWord{"queues", Kind::kNumber, "Request queues, 1 to 16"},
     DeviceWord{"id", Kind::kText, "The serial number the guest sees, at most 20 characters"},
     DeviceWord{"lock", Kind::kSwitch, "Whether the file is locked against a second writer; on unless said otherwise"},
@@ -46,7 +49,9 @@ constexpr std::array kBalloonWords{
     DeviceWord{"reporting", Kind::kFlag, "The guest also says which pages are free, again and again"},
 };
 constexpr std::array kSyntaxes{
-    DeviceSyntax{"disk", "PATH[,ro][,direct][,queues=N][,id=STR][,lock=on|off]", true, kDiskWords},
+    DeviceSyntax{"disk",
+                 "PATH[,ro][,direct][,sector=512|4096][,io=auto|uring|threads][,queues=N][,id=STR][,lock=on|off]", true,
+                 kDiskWords},
     DeviceSyntax{"net", "tap=NAME|user[,mac=MAC][,tcp=[ADDR/]PORT[:PORT]][,udp=...][,host-loopback]", true, kNetWords},
     DeviceSyntax{"vsock", "PATH[,cid=N]", false, kVsockWords},
     DeviceSyntax{"balloon", "SIZE[,reporting]", false, kBalloonWords},
@@ -86,6 +91,24 @@ bool is_on(std::string_view text, const char* word) {
         throw Error("'" + std::string(text) + "' is no value of '" + word + "': on, off");
     }
     return text == "on";
+}
+
+/// Throws Error.
+unsigned sector_bytes_of(std::string_view text) {
+    if (text != "512" && text != "4096") {
+        throw Error("'" + std::string(text) + "' is no size of a disk's sectors: 512, 4096");
+    }
+    return text == "512" ? 512 : 4096;
+}
+
+/// Throws Error.
+devices::DiskIoKind disk_io_kind_of(std::string_view text) {
+    for (const auto kind : {devices::DiskIoKind::kAuto, devices::DiskIoKind::kUring, devices::DiskIoKind::kThreads}) {
+        if (text == to_string(kind)) {
+            return kind;
+        }
+    }
+    throw Error("'" + std::string(text) + "' is no way of doing a disk's I/O: auto, uring, threads");
 }
 
 /// The words of one device, each of them known, and there only as often as it may be.
@@ -177,6 +200,12 @@ DiskConfig parse_disk_option(const std::string& text) {
     }
     disk.read_only = words.has("ro");
     disk.direct = words.has("direct");
+    if (words.has("sector")) {
+        disk.sector_bytes = sector_bytes_of(words.value("sector"));
+    }
+    if (words.has("io")) {
+        disk.io = disk_io_kind_of(words.value("io"));
+    }
     if (words.has("queues")) {
         disk.queues = number_of(words.value("queues"), "number of queues");
     }

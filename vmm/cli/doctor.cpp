@@ -7,6 +7,7 @@
 #include <fstream>
 #include <optional>
 
+#include "devices/disk_io.hpp"
 #include "kvm/error.hpp"
 #include "kvm/format.hpp"
 #include "kvm/system.hpp"
@@ -123,6 +124,13 @@ void examine_processors(std::vector<Finding>& findings) {
          ""});
 }
 
+/// By trying.
+void examine_disk_io(std::vector<Finding>& findings) {
+    const std::string why_not = devices::why_no_uring();
+    findings.push_back(why_not.empty() ? Finding{Verdict::kGood, "disk I/O", "by io_uring", ""}
+                                       : Finding{Verdict::kAdvice, "disk I/O", "by threads, which is slower", why_not});
+}
+
 } // namespace
 
 std::vector<Finding> examine_host() {
@@ -136,6 +144,7 @@ std::vector<Finding> examine_host() {
     examine_memory(findings);
     examine_limits(findings);
     examine_processors(findings);
+    examine_disk_io(findings);
     const std::vector<Finding> settings = examine_settings();
     findings.insert(findings.end(), settings.begin(), settings.end());
     return findings;

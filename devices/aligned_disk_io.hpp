@@ -1,0 +1,80 @@
+// A disk's I/O where the host demands more than the guest has to obey (O_DIRECT).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "devices/disk_io.hpp"
+
+namespace vmm::devices {
+
+/// What the host demands of an operation, in bytes; powers of two.
+struct DiskAlignment {
+    std::uint32_t offset = 1;             ///< of offsets, lengths, and of the length of each piece
+    std::uint32_t memory = 1;             ///< of the address of each piece
+    std::uint64_t free_from = UINT64_MAX; ///< from this offset on, a multiple of the first, there is no demand
+};
+
+/// Passes on what fits, and sends the rest through memory of its own, of which there is a bounded amount. A write that
+/// begins or ends within a block of the host's is a read of that block, a change, and a write; meanwhile no other write
+/// to the block goes on. Where an operation is only partly fit, the fit part is done: the result says how much that
+/// was.
+///
+/// Threads: as DiskIo.
+class AlignedDiskIo final : public DiskIo {
+  public:
+    /// For at most `depth` operations at once, as `host`.
+    AlignedDiskIo(std::unique_ptr<DiskIo> host, unsigned depth, const DiskAlignment& alignment);
+    ~AlignedDiskIo() override;
+
+    [[nodiscard]] DiskIoKind kind() const noexcept override { return host_->kind(); }
+    [[nodiscard]] bool register_buffers(std::span<const std::span<std::byte>> buffers) override {
+        return host_->register_buffers(buffers);
+    }
+    [[nodiscard]] int fd() const noexcept override { return host_->fd(); }
+    [[nodiscard]] bool has_room() const noexcept override { return !free_.empty(); }
+    void read(std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces) override;
+    void write(std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces) override;
+    void flush(std::uint64_t token) override;
+    void allocate(std::uint64_t token, int mode, std::uint64_t offset, std::uint64_t bytes) override;
+    [[nodiscard]] bool submit() override { return host_->submit(); }
+    [[nodiscard]] std::size_t reap(std::span<Completion> completions) override;
+    void abandon() override;
+
+    /// The size of each piece of its own memory, in bytes, and the most of them there are.
+    static constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
+    static constexpr std::size_t kMostBuffers = 4;
+
+  private:
+    struct Operation;
+    class Buffer;
+
+    [[nodiscard]] Operation& begin(std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces);
+    void plan(Operation& operation) const;
+    void start(Operation& operation);
+    void start_in_turn(Operation& operation);
+    void start_with_buffer(Operation& operation);
+    [[nodiscard]] bool must_wait(const Operation& operation) const;
+    [[nodiscard]] bool is_fit(const iovec& piece) const noexcept;
+    [[nodiscard]] bool go_on(Operation& operation, int& result);
+    void end(Operation& operation);
+    void start_waiting();
+
+    std::unique_ptr<DiskIo> host_;
+    DiskAlignment alignment_;
+    std::vector<std::unique_ptr<Operation>> operations_; ///< by the token that the host has
+    std::vector<Operation*> free_;
+    std::vector<Operation*> changing_;           ///< what has begun to change the disk
+    std::vector<Operation*> waiting_for_range_;  ///< in the order in which they came
+    std::vector<Operation*> waiting_for_buffer_; ///< likewise
+    std::vector<std::unique_ptr<Buffer>> buffers_;
+    std::vector<Buffer*> free_buffers_;
+    std::vector<Completion> done_; ///< what came back without the host
+};
+
+} // namespace vmm::devices

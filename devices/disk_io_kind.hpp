@@ -1,0 +1,22 @@
+// The ways in which a disk's I/O reaches the kernel.
+#pragma once
+
+#include <string_view>
+
+#include "kvm/export.hpp"
+
+VMM_API_BEGIN
+namespace vmm::devices {
+
+/// How the I/O of a disk reaches the kernel.
+enum class DiskIoKind {
+    kAuto,    ///< by io_uring where this process may use it, else by threads
+    kUring,   ///< by io_uring
+    kThreads, ///< by threads that make system calls
+};
+
+/// The name used on the command line: "auto", "uring", "threads".
+[[nodiscard]] std::string_view to_string(DiskIoKind kind) noexcept;
+
+} // namespace vmm::devices
+VMM_API_END
