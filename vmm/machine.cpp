@@ -65,6 +65,11 @@ struct Machine::Parts {
     /// Something that the embedding program gave us threw: the run ends, and the first of these comes out of it.
     void note_failure(std::exception_ptr failure) noexcept;
     void rethrow_failure();
+    /// Devices that go on when the machine is gone have nobody any more whom they could tell of it.
+    void part_from_user() {
+        const std::lock_guard hold(warning);
+        parted_from_user = true;
+    }
     void check_reader() const;
     [[nodiscard]] Prefaulter::Host prefault_host() const;
     /// What vCPU `id` is told by CPUID; a prefault vCPU is told what vCPU 0 is.
@@ -93,6 +98,8 @@ struct Machine::Parts {
     std::string crash;
     std::shared_ptr<StopRequest> shared_stop;
     StopRequest& stop;
+    std::mutex warning; ///< while a device tells the user something
+    bool parted_from_user = false;
     std::mutex failure_lock;
     std::exception_ptr failure;
     PauseGate gate;
@@ -233,7 +240,12 @@ DeviceServices Machine::Parts::device_services() {
         virtio_console.emplace(*config.console, [this] { stop.request(ExitReason::kStopped); });
     }
     DeviceServices services;
-    services.warn = [this](const std::string& line) { log(LogLevel::kWarning, line); };
+    services.warn = [this](const std::string& line) {
+        const std::lock_guard hold(warning);
+        if (!parted_from_user) {
+            log(LogLevel::kWarning, line);
+        }
+    };
     if (virtio_console) {
         services.console = virtio_console->callbacks();
     }
@@ -528,7 +540,12 @@ std::uint64_t Machine::Parts::measure_resident_overhead() const {
 Machine::Machine(Config config, Clock::time_point started)
     : parts_(std::make_unique<Parts>(std::move(config), started)) {}
 
-Machine::~Machine() = default;
+Machine::~Machine() {
+    if (parts_ && parts_->virtio.has_left_work()) {
+        parts_->part_from_user();
+        static_cast<void>(parts_.release()); // The host still writes to the guest's memory: all of it stays.
+    }
+}
 
 prefault::Report Machine::Parts::prefault(const prefault::Options& options) {
     const StopBridge bridge(stop);

@@ -25,6 +25,8 @@ namespace {
 /// How long a vCPU that resets a device waits for what the device has with the host. Linux's driver frees its rings as
 /// soon as it has written the reset.
 constexpr std::chrono::seconds kResetPatience{2};
+/// How long the end of the machine waits for what its devices have with the host, of which there is little.
+constexpr std::chrono::milliseconds kStopPatience{700};
 /// How long a disk that is in use is waited for.
 constexpr std::chrono::milliseconds kDiskPatience{500};
 
@@ -160,18 +162,35 @@ void VirtioDevices::start(StopRequest& stop) {
     }
 }
 
-void VirtioDevices::join() {
+/// Returns the failure of the first that failed.
+std::exception_ptr VirtioDevices::end_threads() noexcept {
+    const auto deadline = std::chrono::steady_clock::now() + kStopPatience;
     for (VirtioThread& thread : threads_) {
         thread.end(); // All at once, not each after the other.
     }
-    for (VirtioThread& thread : threads_) {
-        thread.join();
+    std::exception_ptr failure;
+    for (std::size_t i = 0; i < threads_.size(); ++i) {
+        const Device& device = *slots_[i].device;
+        const bool joined = threads_[i].join_until(deadline);
+        if (joined && !failure) {
+            failure = threads_[i].failure();
+        }
+        if (!joined || !device.is_idle()) {
+            left_.push_back(device.identity().name);
+        }
     }
-    const auto failed = std::find_if(threads_.begin(), threads_.end(),
-                                     [](const VirtioThread& thread) { return thread.failure() != nullptr; });
-    const std::exception_ptr failure = failed != threads_.end() ? failed->failure() : nullptr;
-    threads_.clear();
-    if (failure) {
+    if (left_.empty()) {
+        threads_.clear();
+    }
+    return failure;
+}
+
+void VirtioDevices::abandon() noexcept {
+    static_cast<void>(end_threads());
+}
+
+void VirtioDevices::join() {
+    if (const std::exception_ptr failure = end_threads()) {
         std::rethrow_exception(failure);
     }
     for (const Slot& slot : slots_) {
@@ -190,6 +209,10 @@ std::vector<std::string> VirtioDevices::failures() const {
         if (const std::string why = slot.transport.failure(); !why.empty()) {
             lines.push_back(slot.device->identity().name + ": its driver broke a rule: " + why);
         }
+    }
+    for (const std::string& name : left_) {
+        lines.push_back(name + ": the host still has work of it that does not end (see whether what it stands on still "
+                               "answers): its memory and its files stay in use until this process has ended");
     }
     return lines;
 }

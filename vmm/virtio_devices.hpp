@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -69,17 +70,24 @@ class VirtioDevices {
 
     /// Starts the devices' threads, before the first vCPU runs. Throws Error.
     void start(StopRequest& stop);
-    /// Ends them, when no vCPU runs any more; waits for the devices' work with the host. Rethrows the failure of the
-    /// first that failed. Throws Error where a reset took longer than a driver waits: the machine was stopped for it.
+    /// Ends them, when no vCPU runs any more; waits for the devices' work with the host, but not for ever: see
+    /// has_left_work(). Rethrows the failure of the first that failed. Throws Error where a reset took longer than a
+    /// driver waits: the machine was stopped for it.
     void join();
 
     /// As join(), for when something else has failed already.
-    void abandon() noexcept { threads_.clear(); }
+    void abandon() noexcept;
 
-    /// A line for each device whose driver broke a rule.
+    /// After join() or abandon(): whether the host still works for a device, and writes to guest memory. Then neither
+    /// this nor anything that it was made from may ever be destroyed.
+    [[nodiscard]] bool has_left_work() const noexcept { return !left_.empty(); }
+
+    /// A line for each device whose driver broke a rule, or whose work with the host does not end.
     [[nodiscard]] std::vector<std::string> failures() const;
 
   private:
+    [[nodiscard]] std::exception_ptr end_threads() noexcept;
+
     struct Slot {
         Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<devices::virtio::Device> owned, GuestRange window,
              std::uint32_t interrupt);
@@ -96,6 +104,7 @@ class VirtioDevices {
     };
 
     std::deque<Slot> slots_;
+    std::vector<std::string> left_;    ///< the names of the devices whose work goes on
     std::deque<VirtioThread> threads_; // last: they use the slots
 };
 

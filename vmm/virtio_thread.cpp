@@ -34,6 +34,18 @@ void VirtioThread::join() noexcept {
     }
 }
 
+bool VirtioThread::join_until(std::chrono::steady_clock::time_point deadline) noexcept {
+    if (!thread_.joinable()) {
+        return true;
+    }
+    end();
+    if (!ended_.try_acquire_until(deadline)) {
+        return false;
+    }
+    thread_.join();
+    return true;
+}
+
 void VirtioThread::body() noexcept {
     try {
         ::pthread_setname_np(::pthread_self(), wiring_.device.identity().name.c_str());
@@ -57,11 +69,12 @@ void VirtioThread::body() noexcept {
             serve_resets_first();
             finish_resets();
         }
-        drain();
     } catch (...) {
         failure_ = std::current_exception();
         wiring_.stop.request_for_failure();
     }
+    drain();
+    ended_.release();
 }
 
 void VirtioThread::watch_sources() {
@@ -139,18 +152,25 @@ void VirtioThread::finish_resets() {
                             resetting_queues_.end());
 }
 
-void VirtioThread::drain() {
-    if (!active_) {
-        return;
-    }
-    if (!resetting_) {
-        wiring_.device.stop();
-    }
-    draining_ = true;
-    loop_.unwatch(quit_.fd()); // It stays readable.
-    while (!wiring_.device.is_idle()) {
-        watch_sources();
-        loop_.run_once(-1);
+/// The machine has ended, or ends because of a failure: nothing is asked of it any more.
+void VirtioThread::drain() noexcept {
+    try {
+        if (!active_) {
+            return;
+        }
+        if (!resetting_) {
+            wiring_.device.stop();
+        }
+        draining_ = true;
+        loop_.unwatch(quit_.fd()); // It stays readable.
+        while (!wiring_.device.is_idle()) {
+            watch_sources();
+            loop_.run_once(-1);
+        }
+    } catch (...) {
+        if (!failure_) {
+            failure_ = std::current_exception();
+        }
     }
 }
 

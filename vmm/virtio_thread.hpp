@@ -2,9 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <semaphore>
 #include <thread>
 #include <vector>
 
@@ -41,8 +43,11 @@ class VirtioThread {
 
     /// No turn begins any more; what the device has with the host is still waited for. Threads: any.
     void end() noexcept;
-    /// As destruction does. Once.
+    /// As destruction does.
     void join() noexcept;
+    /// As join(), but no longer than until `deadline`. False where the device still has work with the host then: its
+    /// thread goes on, and with it everything that it uses has to stay where it is.
+    [[nodiscard]] bool join_until(std::chrono::steady_clock::time_point deadline) noexcept;
     /// A failure of the host's that ended the thread; null if there was none. After join().
     [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
 
@@ -52,7 +57,7 @@ class VirtioThread {
     void watch_sources();
     void serve_transport();
     void finish_resets();
-    void drain();
+    void drain() noexcept;
 
     Wiring wiring_;
     EventFd quit_;
@@ -64,7 +69,8 @@ class VirtioThread {
     bool resetting_ = false;
     std::vector<std::uint16_t> resetting_queues_;
     std::exception_ptr failure_;
-    std::thread thread_; // last: it uses all of the above
+    std::binary_semaphore ended_{0}; ///< the thread has nothing more to do
+    std::thread thread_;             // last: it uses all of the above
 };
 
 } // namespace vmm

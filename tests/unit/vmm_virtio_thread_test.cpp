@@ -24,6 +24,7 @@
 #include "kvm/guest_memory.hpp"
 #include "kvm/unique_fd.hpp"
 #include "support/devices_recording_irq.hpp"
+#include "support/devices_virtio_driver.hpp"
 #include "vmm/event_fd.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -94,6 +95,71 @@ class Reopening final : public devices::virtio::Device {
     std::atomic<bool> same_number_ = false;
     std::atomic<int> times_ = 0;
 };
+
+/// Has work with the host that ends when the test says so.
+class Busy final : public devices::virtio::Device {
+  public:
+    Busy() {
+        identity_.id = devices::virtio::DeviceId::kEntropy;
+        identity_.name = "busy0";
+        identity_.queue_sizes = {1};
+    }
+    [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
+    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override { active_ = true; }
+    void doorbell(std::uint16_t) override {}
+    [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN}}; }
+    void ready(int, std::uint32_t) override {
+        std::uint64_t count = 0;
+        EXPECT_EQ(::read(event_.get(), &count, sizeof(count)), static_cast<ssize_t>(sizeof(count)));
+        idle_ = true;
+    }
+    void stop() override { stopped_ = true; }
+    [[nodiscard]] bool is_idle() const noexcept override { return idle_; }
+    void stop_queue(std::uint16_t) override {}
+    [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
+    void restart_queue(std::uint16_t, devices::virtio::Queue) override {}
+
+    void end_work() const {
+        const std::uint64_t one = 1;
+        ASSERT_EQ(::write(event_.get(), &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
+    }
+    [[nodiscard]] bool is_active() const { return active_; }
+    [[nodiscard]] bool is_stopped() const { return stopped_; }
+
+  private:
+    devices::virtio::Identity identity_;
+    UniqueFd event_ = make_event();
+    std::atomic<bool> active_ = false;
+    std::atomic<bool> stopped_ = false;
+    std::atomic<bool> idle_ = false;
+};
+
+// What broke: the end of a machine waited for a disk's work, however long that took.
+TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
+    const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
+    const GuestMemory memory(layout, PageSize::k4K);
+    devices::testing::RecordingIrq irq;
+    StopRequest stop;
+    EventFd work;
+    std::deque<EventFd> doorbells(1);
+    Busy device;
+    devices::virtio::MmioTransport transport(device.identity(), memory, irq, {[&work] { work.signal(); }, {}});
+    devices::testing::RegisterDriver driver(transport);
+    VirtioThread thread({device, transport, doorbells, work, stop});
+    ASSERT_TRUE(driver.negotiate(driver.device_features()));
+    driver.add_status(devices::virtio::kStatusDriverOk);
+    while (!device.is_active()) {
+        std::this_thread::yield();
+    }
+    EXPECT_FALSE(thread.join_until(std::chrono::steady_clock::now()));
+    while (!device.is_stopped()) {
+        std::this_thread::yield();
+    }
+    EXPECT_FALSE(thread.join_until(std::chrono::steady_clock::now()));
+    device.end_work();
+    EXPECT_TRUE(thread.join_until(std::chrono::steady_clock::now() + std::chrono::seconds(60)));
+    EXPECT_EQ(thread.failure(), nullptr);
+}
 
 TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
