@@ -9,9 +9,14 @@
 
 namespace vmm {
 
+/// What is done before a second signal ends the process: giving something back that would outlive it. It runs in a
+/// signal handler. Null: nothing. Threads: any.
+void set_last_act(void (*act)()) noexcept;
+
 /// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT request a stop instead of ending the process;
-/// afterwards they do what they did before. One that our parent had us ignore (nohup) stays ignored. For programs, not
-/// for the library: dispositions belong to the process. At most one exists at a time. Threads: the main one.
+/// afterwards they do what they did before. A second one, a tenth of a second or more after the first, ends the process
+/// at once, with status 4. One that our parent had us ignore (nohup) stays ignored. For programs, not for the library:
+/// dispositions belong to the process. At most one exists at a time. Threads: the main one.
 class StopOnSignals {
   public:
     explicit StopOnSignals(StopRequest& stop);

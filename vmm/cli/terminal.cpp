@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "kvm/error.hpp"
+#include "vmm/stop_on_signals.hpp"
 
 namespace vmm {
 
@@ -138,6 +139,7 @@ RawTerminal::RawTerminal(int fd) {
     taken.store(true);
     use_alternate_stack();
     for_each_signal(install);
+    set_last_act([] { restore(); });
     static const int registered = std::atexit(restore);
     static_cast<void>(registered);
     if (::tcsetattr(fd, TCSANOW, &taken_terminal.raw) != 0) {
@@ -149,6 +151,7 @@ RawTerminal::RawTerminal(int fd) {
 
 RawTerminal::~RawTerminal() {
     restore();
+    set_last_act(nullptr);
     taken.store(false);
     for_each_signal([](int signal, void (*)(int, siginfo_t*, void*)) {
         ::sigaction(signal, &actions_before[static_cast<std::size_t>(signal)], nullptr);
