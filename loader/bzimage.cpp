@@ -29,6 +29,7 @@ constexpr std::uint16_t kHasCommandLinePointer = 0x202;
 constexpr std::uint16_t kHasInitrdAddrMax = 0x203;
 constexpr std::uint16_t kHasRelocation = 0x205;
 constexpr std::uint16_t kHasCommandLineSize = 0x206;
+constexpr std::uint16_t kHasSetupData = 0x209;
 constexpr std::uint16_t kHasInitSize = 0x20a;
 constexpr std::uint16_t kHasXLoadFlags = 0x20c;
 
@@ -119,6 +120,8 @@ BzImage BzImage::parse(const ImageFile& file) {
     }
     const auto flags = header.at<std::uint16_t>(setup_header::kXLoadFlags, kHasXLoadFlags, 0);
     image.protocol_ = (flags & kXlfKernel64) != 0 ? EntryProtocol::linux64 : EntryProtocol::linux32;
+
+    image.takes_setup_data_ = header.at<std::uint16_t>(setup_header::kVersion) >= kHasSetupData;
 
     const unsigned setup_sectors = header.at<std::uint8_t>(setup_header::kSetupSectors);
     // The boot sector comes before the setup sectors and is not counted.

@@ -26,6 +26,8 @@ class BzImage {
 
     /// linux64 or linux32.
     [[nodiscard]] EntryProtocol protocol() const noexcept { return protocol_; }
+    /// Whether the kernel reads the list of setup_data, by which it is handed a device tree: since protocol 2.09.
+    [[nodiscard]] bool takes_setup_data() const noexcept { return takes_setup_data_; }
     /// The setup header as it is in the file, from 0x1f1 on.
     [[nodiscard]] std::span<const std::byte> setup_header() const noexcept { return setup_header_; }
     /// In bytes, without the terminating NUL.
@@ -44,6 +46,7 @@ class BzImage {
 
     std::vector<std::byte> setup_header_;
     EntryProtocol protocol_ = EntryProtocol::linux64;
+    bool takes_setup_data_ = false;
     std::uint64_t max_command_line_bytes_ = 0;
     GuestAddress initrd_limit_{};
     std::uint64_t file_offset_ = 0;  // of the protected-mode part

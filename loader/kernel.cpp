@@ -37,11 +37,18 @@ bool Kernel::takes_page_tables() const noexcept {
 }
 
 DeviceTreeHandOver Kernel::device_tree_hand_over() const noexcept {
+    if (const auto* const bzimage = std::get_if<BzImage>(&image_)) {
+        return bzimage->takes_setup_data() ? DeviceTreeHandOver::setup_data : DeviceTreeHandOver::none;
+    }
     if (protocol() == EntryProtocol::linux64 || linux64_entry()) {
         return DeviceTreeHandOver::setup_data;
     }
-    return std::get<ElfImage>(image_).takes_device_tree_address() ? DeviceTreeHandOver::command_line
-                                                                  : DeviceTreeHandOver::none;
+    const auto* const elf = std::get_if<ElfImage>(&image_);
+    if (elf != nullptr && elf->takes_device_tree_address()) {
+        return DeviceTreeHandOver::command_line;
+    }
+    // A vmlinux that is entered by linux32 gets a zero page of protocol 2.12, which has the list.
+    return protocol() == EntryProtocol::linux32 ? DeviceTreeHandOver::setup_data : DeviceTreeHandOver::none;
 }
 
 std::optional<GuestAddress> Kernel::linux64_entry() const noexcept {

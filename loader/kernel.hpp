@@ -22,7 +22,7 @@ namespace vmm::loader {
 /// How a kernel is told of a device tree.
 enum class DeviceTreeHandOver {
     none,         ///< not at all
-    setup_data,   ///< SETUP_DTB in the list that begins in the zero page; it is entered by linux64
+    setup_data,   ///< SETUP_DTB in the list that begins in the zero page; it is entered by linux64 or linux32
     command_line, ///< the word fdt=ADDRESS
 };
 

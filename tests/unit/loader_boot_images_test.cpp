@@ -206,5 +206,16 @@ TEST_F(BootImagesTest, KernelInReservedMemoryIsRefused) {
     EXPECT_TRUE(mentions(error(kernel, nullptr, ""), "does not fit into guest memory"));
 }
 
+TEST_F(BootImagesTest, KernelOf32BitsFindsSetupDataInItsZeroPage) {
+    testing::TestBzImage image = make_bzimage();
+    image.set(0x236, std::uint16_t{0});
+    const Kernel kernel = Kernel::parse(image.file());
+    BootLayout layout = kLayout;
+    layout.setup_data = GuestAddress{0xc0000};
+    const BootEntry entry = load_boot_images(memory_, {kernel, nullptr, ""}, layout);
+    EXPECT_EQ(entry.protocol, EntryProtocol::linux32);
+    EXPECT_EQ(memory_.load<std::uint64_t>(GuestAddress{to_integer(layout.zero_page) + 0x250}), 0xc0000U);
+}
+
 } // namespace
 } // namespace vmm::loader

@@ -213,6 +213,21 @@ TEST(BzImage, KernelWithout64BitEntryIsEnteredAtItsFirstByteByThe32BitProtocol) 
     }
 }
 
+TEST(BzImage, Of32BitsIsHandedADeviceTreeInsteadOfAborting) {
+    const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x236, std::uint16_t{0}); });
+    ASSERT_EQ(kernel.protocol(), EntryProtocol::linux32);
+    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+}
+
+TEST(BzImage, IsHandedADeviceTreeIfItsProtocolHasTheList) {
+    for (const std::uint16_t version : std::to_array<std::uint16_t>({0x206, 0x208, 0x209, 0x20b, 0x20c, 0x20f})) {
+        const Kernel kernel = kernel_after([version](TestBzImage& image) { image.set(0x206, version); });
+        EXPECT_EQ(kernel.device_tree_hand_over(),
+                  version >= 0x209 ? DeviceTreeHandOver::setup_data : DeviceTreeHandOver::none)
+            << version;
+    }
+}
+
 TEST(BzImage, FieldsThatAnOldProtocolDoesNotHaveAreNotRead) {
     const Kernel kernel = kernel_after([](TestBzImage& image) {
         image.set(0x201, std::uint8_t{0x2a}); // up to 0x22c

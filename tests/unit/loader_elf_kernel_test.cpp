@@ -140,6 +140,13 @@ TEST(ElfKernel, WithoutPvhNoteGetsADeviceTreeAsSetupData) {
     EXPECT_EQ(Kernel::parse(make_elf().file()).device_tree_hand_over(), DeviceTreeHandOver::setup_data);
 }
 
+TEST(ElfKernel, Of32BitsGetsADeviceTreeAsSetupDataOrAsItsNoteSays) {
+    TestElf elf = make_elf();
+    EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+    add_notes(elf, make_note("vmm", 2, {}));
+    EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::command_line);
+}
+
 TEST(ElfKernel, LinuxWithPvhEntryHasThe64BitEntryForADeviceTree) {
     TestElf elf = make_elf();
     add_notes(elf, notes_of({make_note("Linux", 257, testing::bytes_of("x")), pvh_note()}));
