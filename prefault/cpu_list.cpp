@@ -3,7 +3,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cassert>
 #include <cerrno>
 #include <charconv>
 #include <cstddef>
@@ -66,8 +65,21 @@ std::optional<CpuList> parse_cpu_list(std::string_view text) {
     return cpus;
 }
 
-std::string format_cpu_list(std::span<const unsigned> cpus) {
-    assert(std::ranges::adjacent_find(cpus, std::ranges::greater_equal{}) == cpus.end());
+namespace {
+
+/// In ascending order, each once: an embedding program's list may have any order.
+CpuList in_order(std::span<const unsigned> cpus) {
+    CpuList sorted(cpus.begin(), cpus.end());
+    std::ranges::sort(sorted);
+    const auto doubles = std::ranges::unique(sorted);
+    sorted.erase(doubles.begin(), doubles.end());
+    return sorted;
+}
+
+} // namespace
+
+std::string format_cpu_list(std::span<const unsigned> list) {
+    const CpuList cpus = in_order(list);
     std::string text;
     for (std::size_t first = 0; first < cpus.size();) {
         std::size_t last = first;
@@ -106,7 +118,7 @@ void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option) 
     }
     const CpuList usable = usable_cpu_list();
     CpuList refused;
-    std::ranges::set_difference(cpus, usable, std::back_inserter(refused));
+    std::ranges::set_difference(in_order(cpus), usable, std::back_inserter(refused));
     if (!refused.empty()) {
         throw Error("cannot use CPU" + std::string(refused.size() > 1 ? "s " : " ") + format_cpu_list(refused) +
                     " for " + std::string(option) + ": this process may use " + format_cpu_list(usable) +
@@ -120,7 +132,10 @@ void bind_this_thread(std::span<const unsigned> cpus) {
     }
     // No longer than needed: what a kernel's own mask has no room for it ignores.
     const unsigned highest = *std::ranges::max_element(cpus);
-    assert(highest < kMaxCpus);
+    if (highest >= kMaxCpus) {
+        throw Error("cannot run a thread on CPU " + std::to_string(highest) + ": the highest one possible is " +
+                    std::to_string(kMaxCpus - 1));
+    }
     CpuMask mask(highest / CPU_SETSIZE + 1);
     for (const unsigned cpu : cpus) {
         CPU_SET_S(cpu, size_in_bytes(mask), mask.data());

@@ -28,19 +28,41 @@ namespace {
 
 constexpr std::uint64_t kMostAddressBytes = 128 * kTiB;
 
-/// The end of the highest memslot, and of the scratch window's first page.
+/// The end of the highest memslot, and of the scratch window's first page. Throws Error where one is above the highest
+/// possible address.
 std::uint64_t address_bytes(const ExistingVm& vm) {
-    std::uint64_t end = to_integer(vm.scratch_base) + 2 * kMiB;
+    std::uint64_t last = 0;
+    const auto take = [&last](GuestRange range) {
+        const GuestRange all{GuestAddress{0}, kMostAddressBytes};
+        if (!all.contains(range)) {
+            throw Error("cannot prefault the VM: " + to_string(range.base) + " and " + std::to_string(range.size) +
+                        " bytes from there on pass " + format_bytes(kMostAddressBytes));
+        }
+        last = std::max(last, to_integer(range.end()));
+    };
+    take({vm.scratch_base, 2 * kMiB});
     for (const MemoryRegion& slot : vm.memslots) {
-        end = std::max(end, to_integer(slot.range.end()));
+        take(slot.range);
     }
-    return end;
+    return last;
 }
 
 Scratch::Layout scratch_layout(const ExistingVm& vm) {
     // Without 1 GiB pages: whether the vCPUs' CPUID has them is the caller's to know, and 2 MiB ones serve all.
-    const std::uint64_t bytes = *align_up(address_bytes(vm), kGiB);
-    return {vm.scratch_base, bytes, bytes, false};
+    // What the window itself takes grows with what it maps, of which it is a part.
+    std::uint64_t bytes = *align_up(address_bytes(vm), kGiB);
+    for (;;) {
+        const Scratch::Layout layout{vm.scratch_base, bytes, bytes, false};
+        const std::uint64_t end = to_integer(vm.scratch_base) + Scratch::bytes_for(layout);
+        if (end <= bytes) {
+            return layout;
+        }
+        if (end > kMostAddressBytes) {
+            throw Error("cannot put the prefault's own memslot at " + to_string(vm.scratch_base) + ": it would pass " +
+                        format_bytes(kMostAddressBytes));
+        }
+        bytes = *align_up(end, kGiB);
+    }
 }
 
 void check_memslots(const ExistingVm& vm) {

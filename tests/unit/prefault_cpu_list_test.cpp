@@ -161,5 +161,18 @@ TEST(BindThisThread, ToCpusThatAreNotThereIsAnErrorThatNamesThem) {
     });
 }
 
+TEST(CpuList, OfAnEmbeddingProgramMayHaveAnyOrder) {
+    // A list in disorder once ended the process by an assertion.
+    EXPECT_EQ(format_cpu_list(CpuList{3, 1, 2, 2, 8}), "1-3,8");
+    const std::string error = refusal({8191, 8190, 8191});
+    EXPECT_TRUE(mentions(error, "8190-8191")) << error;
+    const unsigned usable = usable_cpu_list().front();
+    EXPECT_EQ(refusal({usable, usable}), "");
+    in_a_thread([] {
+        EXPECT_TRUE(mentions(bind_error({kMaxCpus}), "highest one possible"));
+        EXPECT_TRUE(mentions(bind_error({0xffffffff}), "highest one possible"));
+    });
+}
+
 } // namespace
 } // namespace vmm::prefault
