@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <variant>
@@ -10,6 +11,7 @@
 #include "prefault/cpu_list.hpp"
 #include "prefault/numa.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_temporary_directory.hpp"
 
 namespace vmm {
 namespace {
@@ -391,6 +393,36 @@ TEST(CommandLineHelp, SaysTheVersion) {
     ASSERT_TRUE(version);
     EXPECT_EQ(version->exit_code, 0);
     EXPECT_TRUE(version->text.starts_with("vmm ")) << version->text;
+}
+
+TEST(CommandLine, ErrorOfAFileNamesTheHelpAtMostOnce) {
+    const testing::TemporaryDirectory directory;
+    const auto error_of = [&](const std::string& text) {
+        const std::string path = directory.write("c.json", text);
+        return usage_error({"run", "--config", path.c_str()});
+    };
+    for (const char* const text :
+         {R"({"no-such": 1})", R"({"vcpus": "x"})", R"({"memory": 1.5})", "{", R"({"disk": {"path": "a", "x": 1}})",
+          R"({"vcpus": -1})", R"({"vcpus": 18446744073709551615})", R"({"config": "c"})"}) {
+        const std::string error = error_of(text);
+        const std::size_t first = error.find("--help");
+        EXPECT_TRUE(first == std::string::npos || error.find("--help", first + 1) == std::string::npos) << error;
+        EXPECT_TRUE(mentions(error, "c.json")) << error;
+    }
+    EXPECT_FALSE(mentions(usage_error({"run", "--config", "/no/such/file"}), "--help"));
+}
+
+TEST(CommandLine, ErrorIsOneLineWhateverItQuotes) {
+    const testing::TemporaryDirectory directory;
+    const std::string path = directory.write("c.json", R"({"memory": "1\u001b[2J\n)" + std::string(100'000, 'G') + "\"}");
+    for (const std::string& error : {usage_error({"run", "--config", path.c_str()}),
+                                     usage_error({"run", "--memory", "1\x1b[2J\n\x7f"})}) {
+        EXPECT_EQ(std::count(error.begin(), error.end(), '\n'), 1) << error;
+        EXPECT_EQ(error.back(), '\n');
+        EXPECT_FALSE(mentions(error, "\x1b")) << error;
+        EXPECT_TRUE(mentions(error, "\\x1b[2J\\x0a")) << error;
+        EXPECT_LT(error.size(), 3000U);
+    }
 }
 
 } // namespace

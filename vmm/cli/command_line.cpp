@@ -195,8 +195,7 @@ void apply_config_file(CLI::App& run, const std::string& path) {
     for (const ConfigFileEntry& entry : read_config_file(path)) {
         CLI::Option* const option = run.get_option_no_throw("--" + entry.option);
         if (option == nullptr || entry.option == "config" || entry.option == "help") {
-            throw Error(config_file_error(path, entry.lines.front()) + "there is no option '" + entry.option +
-                        "' (see `vmm run --help`)");
+            throw Error(config_file_error(path, entry.lines.front()) + "there is no option '" + entry.option + "'");
         }
         const auto& excluded = option->get_excludes();
         const bool overridden = option->count() != 0 || std::any_of(excluded.begin(), excluded.end(),
@@ -384,10 +383,27 @@ LogLevel log_level(unsigned verbosity, bool quiet) {
     return verbosity == 0 ? LogLevel::kWarning : verbosity == 1 ? LogLevel::kInfo : LogLevel::kDebug;
 }
 
+/// What may quote what a user or a file said: on one line, of a length that can be read, and nothing in it that a
+/// terminal would obey.
+std::string on_one_line(const std::string& text) {
+    constexpr std::size_t kMostBytes = 2000;
+    constexpr std::string_view kDigits = "0123456789abcdef";
+    std::string line;
+    for (const char c : std::string_view(text).substr(0, kMostBytes)) {
+        const auto value = static_cast<unsigned char>(c);
+        if (value < ' ' || value == 0x7f) {
+            line += {'\\', 'x', kDigits[value >> 4U], kDigits[value & 0xfU]};
+        } else {
+            line += c;
+        }
+    }
+    return text.size() > kMostBytes ? line + "..." : line;
+}
+
 TextCommand usage_error(const CLI::App& app, const std::string& what) {
     const auto subcommands = app.get_subcommands();
     const std::string command = subcommands.empty() ? "vmm" : "vmm " + subcommands.front()->get_name();
-    return {"vmm: error: " + what + " (see `" + command + " --help`)\n", kUsageError};
+    return {"vmm: error: " + on_one_line(what) + " (see `" + command + " --help`)\n", kUsageError};
 }
 
 /// Whether a command is for users: one without a group is in no help.
@@ -504,8 +520,8 @@ Command parse_command_line(int argc, const char* const* argv) {
         return TextCommand{text.str(), 0};
     } catch (const CLI::ParseError& error) {
         return usage_error(app, describe_parse_error(app, error));
-    } catch (const Error& error) {
-        return usage_error(app, error.what());
+    } catch (const Error& error) { // Of a file, of which the help says nothing.
+        return TextCommand{"vmm: error: " + on_one_line(error.what()) + "\n", kUsageError};
     }
     if (doctor->parsed()) {
         return DoctorCommand{};

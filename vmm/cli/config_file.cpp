@@ -1,17 +1,16 @@
 #include "vmm/cli/config_file.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <iterator>
+#include <map>
+#include <span>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "kvm/error.hpp"
+#include "kvm/stoppable_read.hpp"
 #include "kvm/unique_fd.hpp"
 #include "vmm/cli/device_options.hpp"
 
@@ -82,33 +81,47 @@ class Builder final : public json::json_sax_t {
     bool number_float(number_float_t /*value*/, const string_t& text) override {
         return add(Node::Kind::kFraction, text);
     }
-    bool string(string_t& value) override { return add(Node::Kind::kString, value); }
+    bool string(string_t& value) override {
+        check_no_nul(value);
+        return add(Node::Kind::kString, std::move(value));
+    }
     bool binary(binary_t& /*value*/) override { return false; } // Not in JSON.
     bool start_object(std::size_t /*elements*/) override { return open(Node::Kind::kObject); }
     bool start_array(std::size_t /*elements*/) override { return open(Node::Kind::kArray); }
     bool end_object() override { return close(); }
     bool end_array() override { return close(); }
     bool key(string_t& name) override {
-        auto& members = open_.back()->members;
-        for (const auto& [other, value] : members) {
-            if (other == name) {
-                throw Error(config_file_error(name_, line_) + "it says '" + name + "' twice, first in line " +
-                            std::to_string(value.line));
-            }
+        check_no_nul(name);
+        if (const auto [first, is_new] = names_.back().emplace(name, line_); !is_new) {
+            throw Error(config_file_error(name_, line_) + "it says '" + name + "' twice, first in line " +
+                        std::to_string(first->second));
         }
-        members.push_back({name, Node{}});
+        auto& members = open_.back()->members;
+        members.push_back({std::move(name), Node{}});
         members.back().value.line = line_;
         return true;
     }
     bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
                      const nlohmann::detail::exception& error) override {
+        // It quotes what it has read last, however long that is.
+        constexpr std::size_t kMostReasonBytes = 200;
         const std::string reason = error.what();
         const std::size_t at = reason.find("at line");
-        throw Error("cannot use the configuration in " + name_ + ": it is not JSON" +
-                    (at == std::string::npos ? "" : ": " + reason.substr(at)));
+        if (at == std::string::npos) { // E.g. a number that no floating-point number holds.
+            throw Error(config_file_error(name_, line_) + "it is not JSON that can be read");
+        }
+        throw Error("cannot use the configuration in " + name_ + ": it is not JSON: " +
+                    reason.substr(at, kMostReasonBytes) + (reason.size() - at > kMostReasonBytes ? "..." : ""));
     }
 
   private:
+    /// A path with a NUL in it would name another file than it seems to.
+    void check_no_nul(const std::string& text) const {
+        if (text.find('\0') != std::string::npos) {
+            throw Error(config_file_error(name_, line_) + "there is a NUL character (\\u0000) in a string: remove it");
+        }
+    }
+
     /// Where the value that comes now belongs.
     Node& place() {
         if (open_.empty()) {
@@ -135,10 +148,12 @@ class Builder final : public json::json_sax_t {
         Node& node = place();
         node.kind = kind;
         open_.push_back(&node); // Its parent does not grow before it is closed.
+        names_.emplace_back();
         return true;
     }
     bool close() {
         open_.pop_back();
+        names_.pop_back();
         return true;
     }
 
@@ -146,6 +161,8 @@ class Builder final : public json::json_sax_t {
     const std::size_t& line_;
     Node root_;
     std::vector<Node*> open_;
+    /// The names in each of open_, and where they stand.
+    std::vector<std::map<std::string, std::size_t>> names_;
 };
 
 /// What is made of one member, and how it is called in messages.
@@ -255,6 +272,10 @@ std::string config_file_error(const std::string& name, std::size_t line) {
 
 std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const std::string& name) {
     std::size_t line = 1;
+    if (const std::size_t nul = text.find('\0'); nul != std::string::npos) { // The parser takes it for the end.
+        line += static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(nul), '\n'));
+        throw Error(config_file_error(name, line) + "there is a NUL character: it is no text");
+    }
     Builder builder(name, line);
     const bool parsed = json::sax_parse(LineIterator(text.data(), line), LineIterator(text.data() + text.size(), line),
                                         &builder, json::input_format_t::json, true, true); // Comments are welcome.
@@ -272,19 +293,14 @@ std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const st
     return entries;
 }
 
-std::vector<ConfigFileEntry> read_config_file(const std::string& path) {
+std::vector<ConfigFileEntry> read_config_file(const std::string& path, int stop_fd) {
     const std::string tried = "read the configuration in " + path;
-    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!file) {
-        throw_errno(errno, tried);
-    }
+    const UniqueFd file = open_for_reading(path, tried);
     std::string text;
     std::array<char, 4096> piece{};
-    for (ssize_t count = 0; (count = ::read(file.get(), piece.data(), piece.size())) != 0;) {
-        if (count < 0 && errno != EINTR) {
-            throw_errno(errno, tried);
-        }
-        text.append(piece.data(), count < 0 ? 0 : static_cast<std::size_t>(count));
+    while (const std::size_t count =
+               read_some(file.get(), std::as_writable_bytes(std::span(piece)), stop_fd, tried)) {
+        text.append(piece.data(), count);
         if (text.size() > kMostBytes) {
             throw Error("cannot " + tried + ": it is larger than 1 MiB");
         }
