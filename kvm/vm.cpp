@@ -116,6 +116,13 @@ void Vm::attach_irqfd(int event_fd, std::uint32_t gsi) {
     }
 }
 
+bool Vm::set_interrupt_line(std::uint32_t gsi, bool up) const noexcept {
+    kvm_irq_level line{};
+    line.irq = gsi;
+    line.level = up ? 1 : 0;
+    return ::ioctl(fd_.get(), KVM_IRQ_LINE, &line) == 0;
+}
+
 void Vm::attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t value) {
     kvm_ioeventfd doorbell{};
     doorbell.addr = to_integer(address);

@@ -63,6 +63,10 @@ class Vm {
     /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD). Throws Error.
     void attach_irqfd(int event_fd, std::uint32_t gsi);
 
+    /// Puts interrupt line `gsi` up or down (KVM_IRQ_LINE); an input of the I/O APIC that is level-triggered interrupts
+    /// as long as it is up. False where KVM refuses. Threads: any.
+    [[nodiscard]] bool set_interrupt_line(std::uint32_t gsi, bool up) const noexcept;
+
     /// Each 4-byte write of `value` to `address`, which is no RAM, becomes a write to `event_fd` from now on, without
     /// an exit to user space (api.rst, 4.59). Throws Error.
     void attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t value);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cerrno>
 #include <cstring>
@@ -14,24 +15,27 @@
 #include <vector>
 
 #include "kvm/error.hpp"
+#include "kvm/stoppable_read.hpp"
 
 namespace vmm::loader {
 namespace {
 
-/// Bytes handed to the kernel at once when a file is read.
-constexpr std::uint64_t kChunkBytes = 4 * kMiB;
+/// Bytes handed to the kernel at once when a file is read: what a slow host gives well within a second.
+constexpr std::uint64_t kChunkBytes = kMiB;
 
-[[noreturn]] void throw_unreadable(int error_number, const std::string& name) {
-    throw_errno(error_number, "read " + name);
+std::string reading(const std::string& name) {
+    return "read " + name;
 }
 
 /// Reads until `out` is full or the file ends; gives the number of bytes read.
-std::size_t read_fully(int fd, std::uint64_t offset, std::span<std::byte> out, const std::string& name) {
+std::size_t read_fully(int fd, std::uint64_t offset, std::span<std::byte> out, int stop_fd, const std::string& name) {
     std::size_t done = 0;
     while (done < out.size()) {
-        const ssize_t count = ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+        check_not_stopped(stop_fd, reading(name));
+        const std::size_t wanted = std::min<std::size_t>(out.size() - done, kChunkBytes);
+        const ssize_t count = ::pread(fd, out.data() + done, wanted, static_cast<off_t>(offset + done));
         if (count < 0 && errno != EINTR) {
-            throw_unreadable(errno, name);
+            throw_errno(errno, reading(name));
         }
         if (count == 0) {
             break;
@@ -77,19 +81,11 @@ void refuse_unfit_kinds(mode_t mode, const std::string& name) {
 }
 
 /// Reads a pipe to its end into an anonymous file, and gives that.
-UniqueFd drain(int pipe, std::uint64_t max_bytes, const std::string& name) {
+UniqueFd drain(int pipe, std::uint64_t max_bytes, int stop_fd, const std::string& name) {
     UniqueFd copy = anonymous_file(name);
     std::vector<std::byte> buffer(static_cast<std::size_t>(kChunkBytes));
     std::uint64_t total = 0;
-    for (;;) {
-        const ssize_t count = ::read(pipe, buffer.data(), buffer.size());
-        if (count < 0 && errno != EINTR) {
-            throw_unreadable(errno, name);
-        }
-        if (count == 0) {
-            return copy;
-        }
-        const auto bytes = count > 0 ? static_cast<std::size_t>(count) : 0;
+    while (const std::size_t bytes = read_some(pipe, buffer, stop_fd, reading(name))) {
         if (bytes > max_bytes - total) {
             throw Error("cannot use " + name + ": it is a pipe that gives more than " + format_bytes(max_bytes) +
                         " (write it to a file first)");
@@ -97,6 +93,7 @@ UniqueFd drain(int pipe, std::uint64_t max_bytes, const std::string& name) {
         total += bytes;
         write_fully(copy.get(), std::span{buffer}.first(bytes), name);
     }
+    return copy;
 }
 
 std::uint64_t size_of(int fd, const std::string& name) {
@@ -130,39 +127,41 @@ GuestRange without_first(GuestRange range, std::uint64_t bytes) {
 
 } // namespace
 
-ImageFile::ImageFile(std::string name, UniqueFd fd, std::uint64_t size) noexcept
-    : name_(std::move(name)), fd_(std::move(fd)), size_(size) {}
-
-ImageFile::ImageFile(std::string path, std::uint64_t max_stream_bytes) : name_(std::move(path)) {
+ImageFile::ImageFile(std::string path, std::uint64_t max_stream_bytes, int stop_fd)
+    : name_(std::move(path)), stop_fd_(stop_fd) {
     // Looked at before it is opened, because opening a device can have effects, and once more after, because the path
     // can name something else by then.
     struct stat before = {};
     if (::stat(name_.c_str(), &before) == 0) {
         refuse_unfit_kinds(before.st_mode, name_);
     }
-    fd_.reset(::open(name_.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
-    if (!fd_) {
-        throw_errno(errno, "open " + name_);
-    }
+    fd_ = open_for_reading(name_, "open " + name_);
     const struct stat status = status_of(fd_.get(), name_);
     refuse_unfit_kinds(status.st_mode, name_);
     if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
-        fd_ = drain(fd_.get(), max_stream_bytes, name_);
+        fd_ = drain(fd_.get(), max_stream_bytes, stop_fd, name_);
     }
     size_ = size_of(fd_.get(), name_);
 }
 
+ImageFile::ImageFile(std::string name, std::shared_ptr<const std::vector<std::byte>> owner) noexcept
+    : name_(std::move(name)), bytes_(std::move(owner)), size_(bytes_ ? bytes_->size() : 0) {}
+
 ImageFile ImageFile::from_bytes(std::string name, std::span<const std::byte> bytes) {
-    UniqueFd fd = anonymous_file(name);
-    write_fully(fd.get(), bytes, name);
-    return ImageFile{std::move(name), std::move(fd), bytes.size()};
+    return {std::move(name), std::make_shared<const std::vector<std::byte>>(bytes.begin(), bytes.end())};
 }
 
 bool ImageFile::read_at(std::uint64_t offset, std::span<std::byte> out) const {
     if (offset > size_ || out.size() > size_ - offset) {
         return false;
     }
-    return read_fully(fd_.get(), offset, out, name_) == out.size();
+    if (!fd_) {
+        if (!out.empty()) {
+            std::memcpy(out.data(), bytes_->data() + offset, out.size());
+        }
+        return true;
+    }
+    return read_fully(fd_.get(), offset, out, stop_fd_, name_) == out.size();
 }
 
 void ImageFile::read_into(const GuestMemory& memory, GuestAddress target, std::uint64_t offset,

@@ -5,10 +5,13 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "kvm/guest_address.hpp"
 #include "kvm/guest_memory.hpp"
@@ -17,19 +20,26 @@
 namespace vmm::loader {
 
 /// An open file that is read and never mapped: one that is cut short while we use it is an error, not a SIGBUS. A pipe
-/// is read to its end at once, into anonymous memory, and is a file like any other from then on.
+/// is read to its end at once, into anonymous memory, and is a file like any other from then on. So are bytes that are
+/// in memory already.
 ///
 /// Threads: const after construction; reads carry their own offset, so any thread may read.
 class ImageFile {
   public:
-    /// More than this is not taken from a pipe, which may have no end. In bytes.
-    static constexpr std::uint64_t kMaxStreamBytes = 4 * kGiB;
+    /// More than this is not taken from a pipe, which may have no end. In bytes; more than any kernel has, with all that
+    /// debuggers want to know of it.
+    static constexpr std::uint64_t kMaxStreamBytes = kGiB;
 
-    /// Opens `path` for reading: a regular file, a block device or a pipe. Throws Error: cannot open or read it, a
-    /// directory, a character device, a pipe that gives more than `max_stream_bytes`.
-    explicit ImageFile(std::string path, std::uint64_t max_stream_bytes = kMaxStreamBytes);
+    /// Opens `path` for reading: a regular file, a block device or a pipe, whose writer is waited for. `stop_fd` is
+    /// readable from a request to stop on, which ends all waiting and reading; it is a loan that outlives the file, and
+    /// negative where there is none. Throws Error: cannot open or read it, a directory, a character device, a pipe that
+    /// gives more than `max_stream_bytes`. Throws StoppedError.
+    explicit ImageFile(std::string path, std::uint64_t max_stream_bytes = kMaxStreamBytes, int stop_fd = -1);
 
-    /// A file made of `bytes`, called `name` in messages. Throws Error where the host has no memory for it.
+    /// The bytes of `owner`, called `name` in messages; they are not copied. Null: none.
+    ImageFile(std::string name, std::shared_ptr<const std::vector<std::byte>> owner) noexcept;
+
+    /// A copy of `bytes`, called `name` in messages.
     static ImageFile from_bytes(std::string name, std::span<const std::byte> bytes);
 
     /// The path it was opened by, for messages.
@@ -38,7 +48,7 @@ class ImageFile {
     [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
 
     /// Fills `out` from `offset` on; false where that is not wholly inside the file. Holds for every value of `offset`.
-    /// Throws Error where the host cannot read the file.
+    /// Throws Error where the host cannot read the file, and StoppedError.
     [[nodiscard]] bool read_at(std::uint64_t offset, std::span<std::byte> out) const;
 
     /// A copy of the object at `offset`, or nothing where it is not wholly inside the file. Throws as `read_at`.
@@ -57,11 +67,11 @@ class ImageFile {
     void read_into(const GuestMemory& memory, GuestAddress target, std::uint64_t offset, std::uint64_t length) const;
 
   private:
-    ImageFile(std::string name, UniqueFd fd, std::uint64_t size) noexcept;
-
     std::string name_;
     UniqueFd fd_;
+    std::shared_ptr<const std::vector<std::byte>> bytes_; ///< instead of fd_
     std::uint64_t size_ = 0;
+    int stop_fd_ = -1;
 };
 
 /// Writes zeros over `range` of guest memory, which must be RAM.

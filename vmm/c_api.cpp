@@ -4,12 +4,13 @@
 #include <cstring>
 #include <exception>
 #include <functional>
-#include <map>
 #include <memory>
 #include <new>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "kvm/error.hpp"
 #include "vmm/machine.hpp"
@@ -22,7 +23,14 @@ struct vmm_config {
 
 namespace {
 
-using Interrupts = std::map<std::string, std::function<void()>>;
+/// The interrupt line of one device.
+struct Interrupt {
+    std::string name; ///< the device's, which others may have, too
+    std::function<void()> raise;
+    std::function<void()> lower;
+};
+/// By the number of the device; its address does not change.
+using Interrupts = std::vector<Interrupt>;
 
 thread_local std::string last_error;
 
@@ -119,6 +127,7 @@ constexpr vmm::prefault::Scope kScopes[] = {vmm::prefault::Scope::kNone, vmm::pr
                                             vmm::prefault::Scope::kAll};
 constexpr vmm::prefault::Pin kPins[] = {vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock,
                                         vmm::prefault::Pin::kLongterm};
+constexpr vmm::InterruptTrigger kTriggers[] = {vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
 constexpr vmm::DeviceSpace kSpaces[] = {vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 
 static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
@@ -128,15 +137,59 @@ static_assert(static_cast<int>(vmm::MachineState::kPaused) == VMM_STATE_PAUSED);
 
 /// Has each device's interrupt kept in `interrupts`, beside what it did already.
 vmm::Config with_interrupts(vmm::Config config, Interrupts& interrupts) {
-    for (vmm::DeviceConfig& device : config.devices) {
-        device.make = [make = device.make, name = device.name, &interrupts](const vmm::DeviceHost& host) {
-            if (host.raise_interrupt) {
-                interrupts[name] = host.raise_interrupt;
-            }
+    for (std::size_t i = 0; i < config.devices.size(); ++i) {
+        vmm::DeviceConfig& device = config.devices[i];
+        interrupts.push_back({device.name, {}, {}});
+        device.make = [make = device.make, i, &interrupts](const vmm::DeviceHost& host) {
+            interrupts[i].raise = host.raise_interrupt;
+            interrupts[i].lower = host.lower_interrupt;
             return make(host);
         };
     }
     return config;
+}
+
+/// The one device of that name that has an interrupt.
+const Interrupt& find_interrupt(const Interrupts& interrupts, std::string_view name) {
+    const Interrupt* found = nullptr;
+    for (const Interrupt& interrupt : interrupts) {
+        if (interrupt.name != name || !interrupt.raise) {
+            continue;
+        }
+        if (found != nullptr) {
+            throw vmm::Error("there are several devices '" + std::string(name) +
+                             "' with an interrupt (name the one that is meant by its number: "
+                             "vmm_machine_raise_interrupt_of, vmm_machine_lower_interrupt_of)");
+        }
+        found = &interrupt;
+    }
+    if (found == nullptr) {
+        throw vmm::Error("there is no device '" + std::string(name) + "' with an interrupt");
+    }
+    return *found;
+}
+
+const Interrupt& find_interrupt(const Interrupts& interrupts, std::size_t device) {
+    if (device >= interrupts.size() || !interrupts[device].raise) {
+        throw vmm::Error("there is no device number " + std::to_string(device) + " with an interrupt");
+    }
+    return interrupts[device];
+}
+
+void lower(const Interrupt& interrupt) {
+    if (!interrupt.lower) {
+        throw vmm::Error("the interrupt of the device '" + interrupt.name +
+                         "' cannot be lowered: it is edge-triggered (vmm_config_set_device_trigger)");
+    }
+    interrupt.lower();
+}
+
+std::shared_ptr<const std::vector<std::byte>> copy_of(const void* data, std::size_t size) {
+    if (data == nullptr) {
+        return nullptr;
+    }
+    const auto* const begin = static_cast<const std::byte*>(data);
+    return std::make_shared<const std::vector<std::byte>>(begin, begin + size);
 }
 
 } // namespace
@@ -187,6 +240,20 @@ int vmm_config_set_command_line(vmm_config* config, const char* text) {
     return guarded(EINVAL, [&] {
         need(config);
         config->config.command_line = text_or_empty(text);
+    });
+}
+
+int vmm_config_set_kernel_image(vmm_config* config, const void* data, size_t size) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.kernel_image = copy_of(data, size);
+    });
+}
+
+int vmm_config_set_initrd_image(vmm_config* config, const void* data, size_t size) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.initrd_image = copy_of(data, size);
     });
 }
 
@@ -288,6 +355,16 @@ int vmm_config_add_device(vmm_config* config, const char* name, int space, uint6
     });
 }
 
+int vmm_config_set_device_trigger(vmm_config* config, size_t device, int trigger) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        if (device >= config->config.devices.size()) {
+            throw vmm::Error("there is no device number " + std::to_string(device));
+        }
+        config->config.devices[device].trigger = chosen(trigger, kTriggers, "a device's trigger");
+    });
+}
+
 int vmm_machine_new(const vmm_config* config, vmm_machine** machine) {
     const int code = guarded(EINVAL, [&] {
         need(config, machine);
@@ -343,11 +420,28 @@ int vmm_machine_resume(vmm_machine* machine) {
 int vmm_machine_raise_interrupt(vmm_machine* machine, const char* device) {
     return guarded(EINVAL, [&] {
         need(machine, device);
-        const auto found = machine->interrupts.find(device);
-        if (found == machine->interrupts.end()) {
-            throw vmm::Error("there is no device '" + std::string(device) + "' with an interrupt");
-        }
-        found->second();
+        find_interrupt(machine->interrupts, std::string_view(device)).raise();
+    });
+}
+
+int vmm_machine_lower_interrupt(vmm_machine* machine, const char* device) {
+    return guarded(EINVAL, [&] {
+        need(machine, device);
+        lower(find_interrupt(machine->interrupts, std::string_view(device)));
+    });
+}
+
+int vmm_machine_raise_interrupt_of(vmm_machine* machine, size_t device) {
+    return guarded(EINVAL, [&] {
+        need(machine);
+        find_interrupt(machine->interrupts, device).raise();
+    });
+}
+
+int vmm_machine_lower_interrupt_of(vmm_machine* machine, size_t device) {
+    return guarded(EINVAL, [&] {
+        need(machine);
+        lower(find_interrupt(machine->interrupts, device));
     });
 }
 

@@ -10,6 +10,7 @@
 #include "devices/virtio/balloon.hpp"
 #include "devices/virtio/vsock.hpp"
 #include "kvm/error.hpp"
+#include "loader/acpi_numa.hpp"
 #include "prefault/huge_page_pool.hpp"
 #include "prefault/numa.hpp"
 #include "prefault/pin.hpp"
@@ -124,6 +125,53 @@ void validate_devices(const Config& config) {
     }
 }
 
+/// The kernel and the programs behind sockets take a text to its first NUL: it would be another file then, or another
+/// address, than was meant.
+void refuse_nul(std::string_view text, const std::string& what) {
+    if (text.find('\0') != std::string_view::npos) {
+        throw Error("cannot use " + what + ": it has a NUL character in it (remove that)");
+    }
+}
+
+void validate_texts(const Config& config) {
+    refuse_nul(config.kernel_path, "the path of the kernel");
+    refuse_nul(config.initrd_path, "the path of the initrd");
+    refuse_nul(config.command_line, "the kernel command line");
+    for (const DiskConfig& disk : config.disks) {
+        refuse_nul(disk.path, "the path of a disk");
+        refuse_nul(disk.id, "the id of a disk");
+    }
+    for (const NetConfig& net : config.nets) {
+        refuse_nul(net.tap, "the name of a tap interface");
+        refuse_nul(net.mac, "a MAC address");
+        for (const PortForward& forward : net.forwards) {
+            refuse_nul(forward.host_address, "the address of a forwarded port");
+        }
+    }
+    if (config.vsock) {
+        refuse_nul(config.vsock->path, "the path of the vsock");
+    }
+    for (const DeviceConfig& device : config.devices) {
+        refuse_nul(device.name, "the name of a device");
+    }
+}
+
+void validate_images(const Config& config) {
+    const auto check = [](const auto& image, const std::string& path, const std::string& what) {
+        if (!image) {
+            return;
+        }
+        if (!path.empty()) {
+            throw Error("cannot use " + path + " as the " + what + ": there is one in memory, too (leave one of them out)");
+        }
+        if (image->empty()) {
+            throw Error("cannot use the " + what + " in memory: it is empty");
+        }
+    };
+    check(config.kernel_image, config.kernel_path, "kernel");
+    check(config.initrd_image, config.initrd_path, "initrd");
+}
+
 /// Places are "0xc0000000 (3G)": what a person wrote, and what it means.
 std::string list_of(std::span<const GuestRange> ranges) {
     std::string text;
@@ -235,6 +283,8 @@ prefault::HugePageDemand huge_page_demand(const Config& config, const prefault::
 }
 
 void validate(const Config& config) {
+    validate_texts(config);
+    validate_images(config);
     validate_memory_size(config);
     if (config.vcpus < 1 || config.vcpus > Config::kMaxVcpus) {
         throw Error("cannot give the guest " + std::to_string(config.vcpus) + " vCPUs: 1 to " +
@@ -247,6 +297,11 @@ void validate(const Config& config) {
     validate_custom_devices(config);
     const prefault::NumaTopology topology = prefault::NumaTopology::read();
     prefault::check_numa_policy(config.numa, topology, config.memory_bytes);
+    if (config.numa.kind == prefault::NumaPolicy::Kind::kSplit && topology.nodes.size() > loader::kMaxAcpiNodes) {
+        throw Error("cannot split guest memory over " + std::to_string(topology.nodes.size()) +
+                    " NUMA nodes: a guest can be told of " + std::to_string(loader::kMaxAcpiNodes) +
+                    " (take --numa=interleave or --numa-node)");
+    }
     if (is_from_pool(config.page_size)) { // Memory that is set aside already.
         prefault::check_huge_page_pool(huge_page_demand(config, topology));
     } else {

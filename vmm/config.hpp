@@ -139,6 +139,10 @@ struct Config {
     /// An ELF vmlinux, a bzImage or any PVH kernel; empty: the guest built into this program.
     std::string kernel_path;
     std::string initrd_path; ///< empty: none
+    /// The same, in memory instead of a file; null: not there. Copies of the configuration share the bytes, which nobody
+    /// may change before the machine's constructor has come back; the machine does not need them any more then.
+    std::shared_ptr<const std::vector<std::byte>> kernel_image{};
+    std::shared_ptr<const std::vector<std::byte>> initrd_image{};
     /// Appended to kDefaultCommandLine.
     std::string command_line;
 
@@ -175,8 +179,8 @@ struct Config {
     LogSink log;
     /// Is told how the guest ended, on the thread of Machine::run(), when the report is whole. Not where run() throws.
     std::function<void(ExitReason)> ended;
-    /// A request to stop that exists before the machine does, so that it is heard during construction, too. Null: the
-    /// machine has its own.
+    /// A request to stop that exists before the machine does, so that it is heard during construction, too: what the
+    /// constructor waits for ends at once, and it throws Error. Null: the machine has its own.
     std::shared_ptr<StopRequest> stop;
 
     static constexpr std::uint64_t kMinMemoryBytes = 2 * kMiB;

@@ -70,6 +70,15 @@ void validate_custom_devices(const Config& config) {
         if (!device.make) {
             throw Error(tried + ": it has no `make`");
         }
+        if (device.trigger != InterruptTrigger::kEdge && device.trigger != InterruptTrigger::kLevel) {
+            throw Error(tried + ": its trigger is neither edge nor level");
+        }
+        if (device.trigger == InterruptTrigger::kLevel && !device.interrupt) {
+            throw Error(tried + ": it is level-triggered, but has no interrupt (name one, or take kEdge)");
+        }
+        if (device.space != DeviceSpace::kPortIo && device.space != DeviceSpace::kMmio) {
+            throw Error(tried + ": its space is neither port I/O nor MMIO");
+        }
         validate_place(device, tried);
         if (device.interrupt && free.erase(*device.interrupt) == 0) {
             std::string names;
@@ -82,19 +91,62 @@ void validate_custom_devices(const Config& config) {
     }
 }
 
+namespace {
+
+/// The device's name; with its place, where others have that name, too.
+std::string name_in_messages(std::span<const DeviceConfig> configs, std::size_t place) {
+    const std::string& name = configs[place].name;
+    const auto of_that_name = std::ranges::count(configs, name, &DeviceConfig::name);
+    return of_that_name == 1 ? name : name + " (Config::devices[" + std::to_string(place) + "])";
+}
+
+} // namespace
+
 CustomDevices::CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs,
                              const Failed& failed) {
-    for (const DeviceConfig& config : configs) {
-        DeviceHost host{memory, {}};
-        if (config.interrupt) {
-            host.raise_interrupt = [line = std::make_shared<IrqfdLine>(vm, *config.interrupt)] { line->raise(); };
+    // The destructor does not run for an object whose constructor throws, but a maker may have handed the line on.
+    struct Disconnect {
+        ~Disconnect() {
+            if (devices != nullptr) {
+                devices->disconnect();
+            }
         }
-        auto device = config.make(host);
+        CustomDevices* devices;
+    } on_failure{this};
+    for (std::size_t i = 0; i < configs.size(); ++i) {
+        const DeviceConfig& config = configs[i];
+        auto device = config.make(host_for(config, vm, memory));
         if (!device) {
-            throw Error("cannot add the device '" + config.name + "': its `make` made none");
+            throw Error("cannot add the device '" + name_in_messages(configs, i) + "': its `make` made none");
         }
-        devices_.emplace_back(config, std::move(device), failed);
+        devices_.emplace_back(config, name_in_messages(configs, i), std::move(device), failed);
     }
+    on_failure.devices = nullptr;
+}
+
+CustomDevices::~CustomDevices() {
+    disconnect();
+}
+
+void CustomDevices::disconnect() noexcept {
+    for (const auto& line : level_lines_) {
+        line->disconnect();
+    }
+}
+
+DeviceHost CustomDevices::host_for(const DeviceConfig& config, kvm::Vm& vm, const GuestMemory& memory) {
+    DeviceHost host{memory, {}, {}};
+    if (!config.interrupt) {
+        return host;
+    }
+    if (config.trigger == InterruptTrigger::kLevel) {
+        const auto line = level_lines_.emplace_back(std::make_shared<LevelLine>(vm, *config.interrupt));
+        host.raise_interrupt = [line] { line->set(true); };
+        host.lower_interrupt = [line] { line->set(false); };
+    } else {
+        host.raise_interrupt = [line = std::make_shared<IrqfdLine>(vm, *config.interrupt)] { line->raise(); };
+    }
+    return host;
 }
 
 bool CustomDevices::claims_ports(GuestRange ports) const {
@@ -112,8 +164,9 @@ void CustomDevices::attach_to(devices::Bus& ports, devices::Bus& mmio) {
     }
 }
 
-CustomDevices::Guarded::Guarded(const DeviceConfig& config, std::shared_ptr<CustomDevice> device, Failed failed)
-    : config_(config), name_(config.name), device_(std::move(device)), failed_(std::move(failed)) {}
+CustomDevices::Guarded::Guarded(const DeviceConfig& config, std::string name, std::shared_ptr<CustomDevice> device,
+                                Failed failed)
+    : config_(config), name_(std::move(name)), device_(std::move(device)), failed_(std::move(failed)) {}
 
 void CustomDevices::Guarded::read(std::uint64_t offset, std::span<std::byte> data) noexcept {
     std::ranges::fill(data, std::byte{0xff});

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "devices/bus.hpp"
 #include "devices/device.hpp"
@@ -15,6 +16,7 @@
 #include "kvm/vm.hpp"
 #include "vmm/config.hpp"
 #include "vmm/device.hpp"
+#include "vmm/level_line.hpp"
 
 namespace vmm {
 
@@ -31,6 +33,10 @@ class CustomDevices {
     /// Makes them. After kvm::Vm::create_irqchip(). `memory` outlives it. Throws Error, and what the makers throw.
     CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs, const Failed& failed);
 
+    ~CustomDevices();
+    CustomDevices(const CustomDevices&) = delete;
+    CustomDevices& operator=(const CustomDevices&) = delete;
+
     /// Whether one of them is at one of these I/O ports.
     [[nodiscard]] bool claims_ports(GuestRange ports) const;
 
@@ -41,7 +47,7 @@ class CustomDevices {
     /// Keeps what a device throws away from the bus, which knows no exceptions.
     class Guarded final : public devices::Device {
       public:
-        Guarded(const DeviceConfig& config, std::shared_ptr<CustomDevice> device, Failed failed);
+        Guarded(const DeviceConfig& config, std::string name, std::shared_ptr<CustomDevice> device, Failed failed);
 
         [[nodiscard]] std::string_view name() const noexcept override { return name_; }
         void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
@@ -56,7 +62,11 @@ class CustomDevices {
         Failed failed_;
     };
 
-    std::deque<Guarded> devices_; ///< a deque: the buses know their addresses
+    void disconnect() noexcept;
+    [[nodiscard]] DeviceHost host_for(const DeviceConfig& config, kvm::Vm& vm, const GuestMemory& memory);
+
+    std::deque<Guarded> devices_;                         ///< a deque: the buses know their addresses
+    std::vector<std::shared_ptr<LevelLine>> level_lines_; ///< which those who raise them may have for longer
 };
 
 } // namespace vmm

@@ -44,24 +44,35 @@ enum class DeviceSpace {
     kMmio,   ///< guest-physical addresses between 3 and 4 GiB, where no RAM is
 };
 
+/// How a device uses its interrupt line. The guest's driver has to set up the input of the I/O APIC in the same way,
+/// active high.
+enum class InterruptTrigger {
+    kEdge,  ///< each raise is one interrupt
+    kLevel, ///< the line stays up until it is lowered; until then the guest is interrupted again after each EOI
+};
+
 /// What a device gets of the machine that it is made for.
 struct DeviceHost {
     /// The guest's memory, for as long as the machine lives.
     const GuestMemory& memory;
-    /// One edge on the device's interrupt line. From any thread, at any time, even when the machine is gone. Empty for
-    /// a device without interrupt.
+    /// With InterruptTrigger::kEdge, one edge on the device's interrupt line; with kLevel, the line goes up and stays
+    /// there. From any thread, at any time, even when the machine is gone. Empty for a device without interrupt.
     std::function<void()> raise_interrupt;
+    /// The line goes down: the device has no reason for an interrupt any more. In the same terms; empty unless the
+    /// device's trigger is kLevel.
+    std::function<void()> lower_interrupt{};
 };
 
 /// A device, and where the guest finds it. No table tells the guest of it: its driver has to know.
 struct DeviceConfig {
-    std::string name; ///< for messages
+    std::string name; ///< for messages; need not be another than that of other devices
     DeviceSpace space = DeviceSpace::kPortIo;
     std::uint64_t base = 0; ///< its first port or address
     std::uint64_t size = 0; ///< how many there are, at least 1
-    /// The input of the I/O APIC that it raises, edge-triggered. One that no other device has: 3, 5, 6, 7, 10, 11, 12
-    /// or 14 to 23, of which virtio devices take the first, beginning with 5.
+    /// The input of the I/O APIC that it raises. One that no other device has: 3, 5, 6, 7, 10, 11, 12 or 14 to 23, of
+    /// which virtio devices take the first, beginning with 5.
     std::optional<std::uint32_t> interrupt;
+    InterruptTrigger trigger = InterruptTrigger::kEdge; ///< kLevel needs an interrupt
     /// Makes the device, once for each machine, in the machine's constructor, which throws what it throws.
     std::function<std::shared_ptr<CustomDevice>(const DeviceHost&)> make;
 };

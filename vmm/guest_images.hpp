@@ -22,9 +22,10 @@ struct GuestFiles {
     loader::Kernel kernel;
     std::optional<loader::ImageFile> initrd;
 
-    /// Throws Error: a file is missing, is not a kernel, is damaged, or has no way to be told of the hardware as
-    /// `config.hardware` says.
-    static GuestFiles open(const Config& config);
+    /// `stop_fd` is readable from a request to stop on, which ends the wait for a pipe; a loan that outlives this, and
+    /// negative where there is none. Throws Error: a file is missing, is not a kernel, is damaged, or has no way to be
+    /// told of the hardware as `config.hardware` says. Throws StoppedError.
+    static GuestFiles open(const Config& config, int stop_fd = -1);
 };
 
 /// What the guest is told of its memory, and where its boot information lies.

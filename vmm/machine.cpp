@@ -164,7 +164,7 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     : config(validated(std::move(wanted))), cpu(CpuModel::parse(config.cpu, config.nested)), started(started_at),
       shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()), stop(*shared_stop),
-      files(GuestFiles::open(config)), virtio_devices(make_virtio_devices(config, device_services())),
+      files(GuestFiles::open(config, stop.fd())), virtio_devices(make_virtio_devices(config, device_services())),
       system(open_checked_system(config)), ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
       console(config.serial, [this] { stop.request(ExitReason::kStopped); }),
       virtio(vm, ram.memory(), std::move(virtio_devices.devices)),
@@ -323,7 +323,7 @@ void Machine::Parts::load() {
         vmm::format("kernel: {} ({}) at {}, entry {} by {}", files.kernel.name(), files.kernel.format_name(),
                     to_string(entry.kernel), to_string(entry.entry), to_string(entry.protocol)));
     if (entry.initrd) {
-        log(LogLevel::kInfo, vmm::format("initrd: {} at {}", config.initrd_path, to_string(*entry.initrd)));
+        log(LogLevel::kInfo, vmm::format("initrd: {} at {}", files.initrd->name(), to_string(*entry.initrd)));
     }
     log(LogLevel::kInfo, "command line: " + line);
     if (!device_tree.empty()) {

@@ -43,10 +43,50 @@ void end_if_second() {
     ::_exit(kStatusOfSecond);
 }
 
+std::atomic<int> status_to_exit_with{0};
+static_assert(std::atomic<int>::is_always_lock_free, "for use in a signal handler");
+
+void on_exit_signal(int /*signal*/) {
+    ::_exit(status_to_exit_with.load());
+}
+
+using Actions = std::array<struct sigaction, kStopSignals.size()>;
+
+/// Has `handler` called, but for a signal that is ignored; gives what was done before.
+Actions handle(void (*handler)(int)) {
+    Actions before{};
+    struct sigaction action {};
+    action.sa_handler = handler;
+    action.sa_flags = SA_RESTART;
+    sigemptyset(&action.sa_mask);
+    for (std::size_t i = 0; i < kStopSignals.size(); ++i) {
+        ::sigaction(kStopSignals[i], nullptr, &before[i]);
+        if (before[i].sa_handler != SIG_IGN) {
+            ::sigaction(kStopSignals[i], &action, nullptr);
+        }
+    }
+    return before;
+}
+
+void restore(const Actions& before) {
+    for (std::size_t i = 0; i < kStopSignals.size(); ++i) {
+        ::sigaction(kStopSignals[i], &before[i], nullptr);
+    }
+}
+
 } // namespace
 
 void set_last_act(void (*act)()) noexcept {
     last_act.store(act);
+}
+
+ExitOnSignals::ExitOnSignals(int status) {
+    status_to_exit_with.store(status);
+    before_ = handle(on_exit_signal);
+}
+
+ExitOnSignals::~ExitOnSignals() {
+    restore(before_);
 }
 
 void StopOnSignals::on_signal(int /*signal*/) {
@@ -62,22 +102,11 @@ void StopOnSignals::on_signal(int /*signal*/) {
 StopOnSignals::StopOnSignals(StopRequest& stop) : stop_(stop) {
     first_signal_ms.store(0);
     current.store(this);
-    struct sigaction action {};
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART;
-    sigemptyset(&action.sa_mask);
-    for (std::size_t i = 0; i < kSignals.size(); ++i) {
-        ::sigaction(kSignals[i], nullptr, &before_[i]);
-        if (before_[i].sa_handler != SIG_IGN) {
-            ::sigaction(kSignals[i], &action, nullptr);
-        }
-    }
+    before_ = handle(on_signal);
 }
 
 StopOnSignals::~StopOnSignals() {
-    for (std::size_t i = 0; i < kSignals.size(); ++i) {
-        ::sigaction(kSignals[i], &before_[i], nullptr);
-    }
+    restore(before_);
     current.store(nullptr);
 }
 

@@ -13,6 +13,23 @@ namespace vmm {
 /// signal handler. Null: nothing. Threads: any.
 void set_last_act(void (*act)()) noexcept;
 
+/// The signals that end a program.
+inline constexpr std::array kStopSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+
+/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT end the process at once, with a status: for the time in which
+/// there is nothing yet to give back, whatever is waited for meanwhile. One that our parent had us ignore (nohup) stays
+/// ignored. For programs, not for the library. At most one exists at a time. Threads: the main one.
+class ExitOnSignals {
+  public:
+    explicit ExitOnSignals(int status);
+    ~ExitOnSignals();
+    ExitOnSignals(const ExitOnSignals&) = delete;
+    ExitOnSignals& operator=(const ExitOnSignals&) = delete;
+
+  private:
+    std::array<struct sigaction, kStopSignals.size()> before_{};
+};
+
 /// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT request a stop instead of ending the process;
 /// afterwards they do what they did before. A second one, a tenth of a second or more after the first, ends the process
 /// at once, with status 4. One that our parent had us ignore (nohup) stays ignored. For programs, not for the library:
@@ -29,10 +46,9 @@ class StopOnSignals {
 
   private:
     static void on_signal(int signal);
-    static constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
     StopRequest& stop_;
     EventFd signalled_;
-    std::array<struct sigaction, kSignals.size()> before_{};
+    std::array<struct sigaction, kStopSignals.size()> before_{};
 };
 
 } // namespace vmm

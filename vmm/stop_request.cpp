@@ -1,7 +1,5 @@
 #include "vmm/stop_request.hpp"
 
-#include <cassert>
-
 namespace vmm {
 
 std::string_view to_string(ExitReason reason) noexcept {
@@ -37,8 +35,7 @@ void StopRequest::request_for_failure() noexcept {
 
 ExitReason StopRequest::reason() const noexcept {
     const int state = state_.load(std::memory_order_acquire);
-    assert(state >= 0);
-    return static_cast<ExitReason>(state);
+    return state >= 0 ? static_cast<ExitReason>(state) : ExitReason::kStopped;
 }
 
 } // namespace vmm

@@ -33,7 +33,7 @@ class StopRequest {
     [[nodiscard]] bool is_requested_for(ExitReason reason) const noexcept {
         return state_.load(std::memory_order_acquire) == static_cast<int>(reason);
     }
-    /// Only where is_requested(), and not for a failure.
+    /// kStopped also where nothing was requested, or a failure of the host's was.
     [[nodiscard]] ExitReason reason() const noexcept;
 
     /// Readable from the first request on.

@@ -31,6 +31,7 @@ enum vmm_scope { VMM_PREFAULT_NONE, VMM_PREFAULT_HOST, VMM_PREFAULT_ALL };
 enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM };
 enum vmm_exit { VMM_EXIT_POWER_OFF, VMM_EXIT_REBOOT, VMM_EXIT_CRASH, VMM_EXIT_SIGNAL, VMM_EXIT_STOPPED };
 enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE_ENDED };
+enum vmm_trigger { VMM_TRIGGER_EDGE, VMM_TRIGGER_LEVEL };
 enum vmm_space { VMM_SPACE_PORT_IO, VMM_SPACE_MMIO };
 
 /* What a prefault did. Sizes are in bytes, times in seconds. */
@@ -67,6 +68,9 @@ VMM_API void vmm_config_free(vmm_config* config);
 VMM_API int vmm_config_set_kernel(vmm_config* config, const char* path);
 VMM_API int vmm_config_set_initrd(vmm_config* config, const char* path);
 VMM_API int vmm_config_set_command_line(vmm_config* config, const char* text);
+/* The same, from memory instead of a file, which there must not be, too. The bytes are copied. NULL: none. */
+VMM_API int vmm_config_set_kernel_image(vmm_config* config, const void* data, size_t size);
+VMM_API int vmm_config_set_initrd_image(vmm_config* config, const void* data, size_t size);
 VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
 /* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
@@ -81,9 +85,11 @@ VMM_API int vmm_config_set_serial_fds(vmm_config* config, int input_fd, int outp
 /* What the guest says on its serial port. NULL: nobody hears it. */
 VMM_API int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, void* user);
 /* A device of the caller's: vmm/device.hpp. `space` is enum vmm_space, `interrupt` is -1 for none; see
- * vmm_machine_raise_interrupt(). */
+ * vmm_machine_raise_interrupt(). The first one added is device 0, the next one 1, and so on. */
 VMM_API int vmm_config_add_device(vmm_config* config, const char* name, int space, uint64_t base, uint64_t size,
                                   int interrupt, vmm_read_callback read, vmm_write_callback write, void* user);
+/* How device number `device` uses its interrupt: enum vmm_trigger, which is VMM_TRIGGER_EDGE unless this is called. */
+VMM_API int vmm_config_set_device_trigger(vmm_config* config, size_t device, int trigger);
 
 VMM_API int vmm_machine_new(const vmm_config* config, vmm_machine** machine);
 /* Not while a call for the machine is under way. NULL is allowed. */
@@ -95,7 +101,13 @@ VMM_API int vmm_machine_run(vmm_machine* machine, enum vmm_exit* reason);
 VMM_API void vmm_machine_request_stop(vmm_machine* machine);
 VMM_API int vmm_machine_pause(vmm_machine* machine);
 VMM_API int vmm_machine_resume(vmm_machine* machine);
+/* VMM_TRIGGER_EDGE: one interrupt. VMM_TRIGGER_LEVEL: the line goes up, and stays there until it is lowered, which only
+ * such a device can do. -EINVAL where no device with an interrupt has the name, or several have it: then the next two
+ * serve, which take the device's number. */
 VMM_API int vmm_machine_raise_interrupt(vmm_machine* machine, const char* device);
+VMM_API int vmm_machine_lower_interrupt(vmm_machine* machine, const char* device);
+VMM_API int vmm_machine_raise_interrupt_of(vmm_machine* machine, size_t device);
+VMM_API int vmm_machine_lower_interrupt_of(vmm_machine* machine, size_t device);
 /* Fills at most `room` elements of `vcpus`, and says in `count` how many vCPUs there are. Any pointer may be NULL. */
 VMM_API int vmm_machine_statistics(const vmm_machine* machine, enum vmm_state* state, uint64_t* mapped_bytes,
                                    struct vmm_vcpu_statistics* vcpus, size_t room, size_t* count);

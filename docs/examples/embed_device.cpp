@@ -2,32 +2,41 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <fstream>
+#include <functional>
 #include <iostream>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <vmm/device.hpp>
 #include <vmm/error.hpp>
 #include <vmm/machine.hpp>
 
-/// Counts: each read gives the next number.
+/// Counts: each read gives the next number. From the hundredth on its interrupt line is up, until something is written.
 class Counter : public vmm::CustomDevice {
   public:
+    explicit Counter(const vmm::DeviceHost& host) : raise_(host.raise_interrupt), lower_(host.lower_interrupt) {}
+
     void read(std::uint64_t, std::span<std::byte> data) override {
         const std::uint32_t value = ++count_;
         std::memcpy(data.data(), &value, std::min(data.size(), sizeof value));
+        if (value == 100) {
+            raise_();
+        }
     }
-    void write(std::uint64_t, std::span<const std::byte>) override {}
+    void write(std::uint64_t, std::span<const std::byte>) override { lower_(); }
     std::uint32_t count() const { return count_; }
 
   private:
+    std::function<void()> raise_;
+    std::function<void()> lower_;
     std::atomic<std::uint32_t> count_{0};
 };
 
 /// A PVH kernel at 1 MiB: a 32-bit ELF file with its entry in a note.
-std::string write_kernel(const std::string& path) {
+std::shared_ptr<const std::vector<std::byte>> make_kernel() {
     // again: mov $0x5000, %dx; in %dx, %eax; jmp again
     const std::string code("\x66\xba\x00\x50\xed\xeb\xf9", 7);
     std::string file(4096, '\0');
@@ -43,23 +52,24 @@ std::string write_kernel(const std::string& path) {
     put(0x100, 4, 4), put(0x104, 4, 4), put(0x108, 18, 4), std::memcpy(&file[0x10c], "Xen", 4);
     put(0x110, 0x100000, 4);
     std::memcpy(&file[0x200], code.data(), code.size());
-    std::ofstream(path, std::ios::binary) << file;
-    return path;
+    const auto bytes = std::as_bytes(std::span(file));
+    return std::make_shared<const std::vector<std::byte>>(bytes.begin(), bytes.end());
 }
 
-int main(int argc, char** argv) {
+int main() {
     try {
         std::shared_ptr<Counter> counter;
         vmm::Config config;
         config.memory_bytes = 16 * vmm::kMiB;
-        config.kernel_path = write_kernel(argc > 1 ? argv[1] : "counter.elf");
+        config.kernel_image = make_kernel();
         config.devices.push_back(
             {.name = "counter",
              .space = vmm::DeviceSpace::kPortIo,
              .base = 0x5000,
              .size = 4,
-             .interrupt = {},
-             .make = [&](const vmm::DeviceHost&) { return counter = std::make_shared<Counter>(); }});
+             .interrupt = 20,
+             .trigger = vmm::InterruptTrigger::kLevel,
+             .make = [&](const vmm::DeviceHost& host) { return counter = std::make_shared<Counter>(host); }});
 
         vmm::Machine machine(config);
         std::thread observer([&] {

@@ -8,8 +8,10 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <thread>
 
+#include "kvm/stoppable_read.hpp"
 #include "kvm/unique_fd.hpp"
 #include "support/loader_images.hpp"
 
@@ -124,6 +126,65 @@ TEST_F(ImageFileTest, PipeThatGivesTooMuchIsRefused) {
     const PipeWithWriter beyond{pattern(1001)};
     const std::string error = error_of([&] { return ImageFile{beyond.path, 1000}; });
     EXPECT_TRUE(mentions(error, "it is a pipe that gives more than 1000 bytes")) << error;
+}
+
+/// A pipe with room for no more, and a request to stop.
+class Stop {
+  public:
+    Stop() {
+        std::array<int, 2> ends{};
+        EXPECT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+        reader_.reset(ends[0]);
+        writer_.reset(ends[1]);
+    }
+    [[nodiscard]] int fd() const { return reader_.get(); }
+    void request() const { EXPECT_EQ(::write(writer_.get(), "", 1), 1); }
+
+  private:
+    UniqueFd reader_;
+    UniqueFd writer_;
+};
+
+TEST_F(ImageFileTest, FifoThatNobodyWritesToIsWaitedForUntilAStop) {
+    const std::string path = (directory_ / "fifo").string();
+    ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    const Stop stop;
+    std::string error;
+    std::jthread reader{[&] { error = error_of([&] { return ImageFile{path, 1000, stop.fd()}; }); }};
+    UniqueFd writer;
+    while (!writer) { // Until it is open for reading.
+        writer.reset(::open(path.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+    }
+    stop.request();
+    reader.join();
+    EXPECT_EQ(error, "cannot read " + path + ": a stop was requested");
+}
+
+TEST_F(ImageFileTest, PipeThatHasMoreEndsAtAStop) {
+    const PipeWithWriter endless{pattern(1000)};
+    const Stop stop;
+    stop.request();
+    const std::string error = error_of([&] { return ImageFile{endless.path, kGiB, stop.fd()}; });
+    EXPECT_TRUE(mentions(error, "a stop was requested")) << error;
+}
+
+TEST_F(ImageFileTest, FileIsNotReadOnAfterAStop) {
+    const std::string path = write("image", pattern(100));
+    const Stop stop;
+    const ImageFile file{path, 1000, stop.fd()};
+    EXPECT_EQ(file.load<std::uint8_t>(99), 100);
+    stop.request();
+    EXPECT_THROW(static_cast<void>(file.load<std::uint8_t>(99)), StoppedError);
+}
+
+TEST_F(ImageFileTest, BytesInMemoryAreSharedAndNotCopied) {
+    const auto owner = std::make_shared<const std::vector<std::byte>>(pattern(100));
+    const ImageFile file{"image", owner};
+    EXPECT_EQ(owner.use_count(), 2);
+    EXPECT_EQ(file.size(), 100U);
+    EXPECT_EQ(file.load<std::uint16_t>(98), 0x6463);
+    EXPECT_FALSE(file.load<std::uint16_t>(99));
+    EXPECT_EQ(ImageFile("image", nullptr).size(), 0U);
 }
 
 TEST_F(ImageFileTest, FileCutShortAfterOpeningIsAnErrorAndNoSignal) {

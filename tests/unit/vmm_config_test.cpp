@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -346,6 +347,55 @@ TEST(ConfigDevices, WithABalloonOfMemoryThatIsToStayAreRefused) {
     EXPECT_NO_THROW(validate(config));
     config.prefault.scope = prefault::Scope::kHost;
     EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "balloon with --prefault"));
+}
+
+TEST(Config, WithANulInAnyOfItsTextsIsRefused) {
+    using namespace std::string_literals;
+    const std::string nul = "a\0b"s;
+    const std::vector<std::pair<const char*, void (*)(Config&, const std::string&)>> cases{
+        {"path of the kernel", [](Config& config, const std::string& text) { config.kernel_path = text; }},
+        {"path of the initrd", [](Config& config, const std::string& text) { config.initrd_path = text; }},
+        {"command line", [](Config& config, const std::string& text) { config.command_line = text; }},
+        {"path of a disk", [](Config& config, const std::string& text) { config.disks.push_back({.path = text}); }},
+        {"id of a disk",
+         [](Config& config, const std::string& text) { config.disks.push_back({.path = "p", .id = text}); }},
+        {"tap interface", [](Config& config, const std::string& text) { config.nets.push_back({.tap = text}); }},
+        {"MAC address",
+         [](Config& config, const std::string& text) { config.nets.push_back({.tap = "tap0", .mac = text}); }},
+        {"forwarded port",
+         [](Config& config, const std::string& text) {
+             NetConfig net;
+             net.user = true;
+             net.forwards.push_back({.host_address = text, .host_port = 1, .guest_port = 1});
+             config.nets.push_back(net);
+         }},
+        {"path of the vsock", [](Config& config, const std::string& text) { config.vsock.emplace().path = text; }},
+        {"name of a device",
+         [](Config& config, const std::string& text) { config.devices.emplace_back().name = text; }},
+    };
+    for (const auto& [what, set] : cases) {
+        Config config = small_config();
+        set(config, nul);
+        const std::string error = refusal(config);
+        EXPECT_TRUE(mentions(error, "NUL")) << what << ": " << error;
+        EXPECT_TRUE(mentions(error, what)) << error;
+    }
+}
+
+TEST(Config, HasOneKernelAndOneInitrd) {
+    const auto bytes = std::make_shared<const std::vector<std::byte>>(10);
+    Config config = small_config();
+    config.kernel_image = bytes;
+    config.initrd_image = bytes;
+    EXPECT_EQ(refusal(config), "");
+    config.kernel_path = "vmlinuz";
+    EXPECT_TRUE(mentions(refusal(config), "cannot use vmlinuz as the kernel: there is one in memory, too"));
+    config.kernel_path.clear();
+    config.initrd_path = "initrd";
+    EXPECT_TRUE(mentions(refusal(config), "cannot use initrd as the initrd"));
+    config.initrd_path.clear();
+    config.initrd_image = std::make_shared<const std::vector<std::byte>>();
+    EXPECT_TRUE(mentions(refusal(config), "the initrd in memory: it is empty"));
 }
 
 } // namespace

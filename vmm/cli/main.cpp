@@ -488,6 +488,8 @@ int main(int argc, char** argv) {
     // A reader that goes away is an error of that write, not the end of the guest.
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);
+    // Until a machine or a benchmark has something to give back.
+    const vmm::ExitOnSignals exit_on_signals(vmm::kStoppedBySignal);
     try {
         const vmm::Command command = vmm::parse_command_line(argc, argv);
         return std::visit([&](const auto& chosen) { return vmm::execute(chosen, started); }, command);
