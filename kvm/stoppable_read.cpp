@@ -9,20 +9,27 @@
 
 namespace vmm {
 
-UniqueFd open_for_reading(const std::string& path, const std::string& tried) {
-    UniqueFd fd;
-    do {
-        fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
-    } while (!fd && errno == EINTR);
-    if (!fd) {
-        throw_errno(errno, tried);
+UniqueFd open_for_reading(const std::string& path, int stop_fd, const std::string& tried) {
+    constexpr int kPauseMs = 20;
+    constexpr int kMostPauses = 60'000 / kPauseMs; // The kernel ends a lease after 45 s (/proc/sys/fs/lease-break-time).
+    for (int pauses = 0;;) {
+        UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+        if (fd) {
+            return fd;
+        }
+        if (errno == EINTR) {
+            continue;
+        }
+        if (errno != EWOULDBLOCK || ++pauses > kMostPauses) {
+            throw_errno(errno, tried);
+        }
+        check_not_stopped(stop_fd, tried, kPauseMs);
     }
-    return fd;
 }
 
-void check_not_stopped(int stop_fd, const std::string& tried) {
+void check_not_stopped(int stop_fd, const std::string& tried, int wait_ms) {
     pollfd stop{stop_fd, POLLIN, 0}; // poll() passes over negative descriptors.
-    if (::poll(&stop, 1, 0) > 0) {
+    if (::poll(&stop, 1, wait_ms) > 0) {
         throw StoppedError("cannot " + tried + ": a stop was requested");
     }
 }

@@ -17,11 +17,12 @@ class StoppedError : public Error {
 };
 
 /// Opens `path` for reading and never waits for a writer: a fifo that nobody has opened for writing is open at once, and
-/// read_some() waits. Throws Error "cannot <tried>: ...".
-[[nodiscard]] UniqueFd open_for_reading(const std::string& path, const std::string& tried);
+/// read_some() waits. Who holds a lease on the file (fcntl(2)) is waited for, no longer than until `stop_fd` is readable.
+/// Throws Error "cannot <tried>: ...", and StoppedError.
+[[nodiscard]] UniqueFd open_for_reading(const std::string& path, int stop_fd, const std::string& tried);
 
-/// Throws StoppedError where `stop_fd` is readable. A negative one never is.
-void check_not_stopped(int stop_fd, const std::string& tried);
+/// Throws StoppedError where `stop_fd` is readable within `wait_ms`. A negative one never is.
+void check_not_stopped(int stop_fd, const std::string& tried, int wait_ms = 0);
 
 /// Waits until `fd` has something to read, and reads up to out.size() bytes of it; 0 only at its end. Throws
 /// StoppedError as soon as `stop_fd` is readable; a negative one never is. Throws Error where the host cannot read.

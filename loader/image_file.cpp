@@ -135,7 +135,7 @@ ImageFile::ImageFile(std::string path, std::uint64_t max_stream_bytes, int stop_
     if (::stat(name_.c_str(), &before) == 0) {
         refuse_unfit_kinds(before.st_mode, name_);
     }
-    fd_ = open_for_reading(name_, "open " + name_);
+    fd_ = open_for_reading(name_, stop_fd, "open " + name_);
     const struct stat status = status_of(fd_.get(), name_);
     refuse_unfit_kinds(status.st_mode, name_);
     if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {

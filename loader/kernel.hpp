@@ -28,7 +28,7 @@ enum class DeviceTreeHandOver {
 
 /// A kernel file that has been read and checked; nothing of it is in guest memory yet.
 ///
-/// Threads: const after construction.
+/// Threads: const after construction, but for close_file().
 class Kernel {
   public:
     /// Tells an ELF vmlinux from a bzImage by content. Throws Error where the file is neither, is damaged, or is a
@@ -57,6 +57,9 @@ class Kernel {
     /// Claims the kernel's place in `placement` (which must hold no more than what `memory` has) and reads it there.
     /// Throws Error where the place is taken or is not RAM, or the file cannot be read.
     [[nodiscard]] LoadedKernel load(const GuestMemory& memory, Placement& placement) const;
+
+    /// Gives the file back; load() must not be called any more. For when the kernel is in guest memory.
+    void close_file() { file_ = ImageFile(file_.name(), nullptr); }
 
   private:
     using Image = std::variant<ElfImage, BzImage>;

@@ -1,6 +1,7 @@
 // The C interface: handles, codes and messages around the C++ one.
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <functional>
@@ -187,6 +188,9 @@ void lower(const Interrupt& interrupt) {
 std::shared_ptr<const std::vector<std::byte>> copy_of(const void* data, std::size_t size) {
     if (data == nullptr) {
         return nullptr;
+    }
+    if (size > PTRDIFF_MAX) {
+        throw vmm::Error("an image cannot have " + std::to_string(size) + " bytes");
     }
     const auto* const begin = static_cast<const std::byte*>(data);
     return std::make_shared<const std::vector<std::byte>>(begin, begin + size);

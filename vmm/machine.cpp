@@ -326,6 +326,10 @@ void Machine::Parts::load() {
         log(LogLevel::kInfo, vmm::format("initrd: {} at {}", files.initrd->name(), to_string(*entry.initrd)));
     }
     log(LogLevel::kInfo, "command line: " + line);
+    files.kernel.close_file(); // What the files held is in guest memory.
+    files.initrd.reset();
+    config.kernel_image.reset();
+    config.initrd_image.reset();
     if (!device_tree.empty()) {
         log(LogLevel::kInfo,
             vmm::format("device tree: {} bytes at {}", device_tree.size(), to_string(kDeviceTreeAddress)));

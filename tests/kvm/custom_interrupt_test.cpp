@@ -271,8 +271,19 @@ TEST_F(CustomInterrupt, KernelAndInitrdInMemoryAreBooted) {
     Machine machine(config);
     EXPECT_TRUE(mentions(log, "the kernel in memory")) << log;
     EXPECT_TRUE(mentions(log, "the initrd in memory")) << log;
-    config.kernel_image.reset(); // It is in guest memory.
+    EXPECT_EQ(config.kernel_image.use_count(), 1); // It is in guest memory.
+    EXPECT_EQ(config.initrd_image.use_count(), 1);
     EXPECT_EQ(machine.run(), ExitReason::kPowerOff);
+}
+
+TEST_F(CustomInterrupt, FailureThatTheEmbeddingProgramRequestsIsAStop) {
+    // It has no reason of its own: asking for one once ended the process by an assertion.
+    const TestKernel kernel(kernels::kSpin);
+    Config config = kernel.config();
+    config.stop = std::make_shared<StopRequest>();
+    Machine machine(config);
+    config.stop->request_for_failure();
+    EXPECT_EQ(machine.run(), ExitReason::kStopped);
 }
 
 } // namespace

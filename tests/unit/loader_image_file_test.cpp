@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -175,6 +176,21 @@ TEST_F(ImageFileTest, FileIsNotReadOnAfterAStop) {
     EXPECT_EQ(file.load<std::uint8_t>(99), 100);
     stop.request();
     EXPECT_THROW(static_cast<void>(file.load<std::uint8_t>(99)), StoppedError);
+}
+
+TEST_F(ImageFileTest, FileWithALeaseIsWaitedForAndAStopEndsThat) {
+    const std::string path = write("image", pattern(100));
+    std::signal(SIGIO, SIG_IGN); // What the holder of the lease is told by.
+    UniqueFd holder{::open(path.c_str(), O_RDWR | O_CLOEXEC)};
+    if (::fcntl(holder.get(), F_SETLEASE, F_WRLCK) != 0) {
+        GTEST_SKIP() << "this file system has no leases";
+    }
+    const Stop stop;
+    stop.request();
+    const std::string error = error_of([&] { return ImageFile{path, 1000, stop.fd()}; });
+    EXPECT_EQ(error, "cannot open " + path + ": a stop was requested");
+    holder.reset();
+    EXPECT_EQ(ImageFile{path}.size(), 100U);
 }
 
 TEST_F(ImageFileTest, BytesInMemoryAreSharedAndNotCopied) {

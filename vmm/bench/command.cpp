@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,6 +31,7 @@
 #include "vmm/nonblocking_output.hpp"
 #include "vmm/patient_write.hpp"
 #include "vmm/report_file.hpp"
+#include "vmm/stop_bridge.hpp"
 #include "vmm/stop_on_signals.hpp"
 #include "vmm/version.hpp"
 
@@ -138,10 +140,10 @@ void complete_matrix(Matrix& matrix, const Matrix& preset) {
 }
 
 /// The pools of huge pages, raised for all runs at once: pages that stay in the pool stay backed by whoever is below
-/// us, and no run waits for them.
+/// us, and no run waits for them. Not all of them where `stop` is requested meanwhile.
 class RaisedPools {
   public:
-    RaisedPools(const std::vector<Cell>& cells, const HostRoom& room) {
+    RaisedPools(const std::vector<Cell>& cells, const HostRoom& room, const std::stop_token& stop) {
         for (const PageSize page_size : {PageSize::k2M, PageSize::k1G}) {
             if (missing_pool_bytes(cells, page_size, room) == 0) {
                 continue;
@@ -151,8 +153,13 @@ class RaisedPools {
                        (other.page_size == page_size ? other.memory_bytes : 0);
             });
             try {
-                reservations_.emplace_back(prefault::HugePageDemand{
-                    page_size, {prefault::HugePageShare{std::nullopt, largest->memory_bytes}}, true});
+                auto reservation = prefault::HugePageReservation::unless_stopped(
+                    stop, prefault::HugePageDemand{
+                              page_size, {prefault::HugePageShare{std::nullopt, largest->memory_bytes}}, true});
+                if (!reservation) {
+                    return;
+                }
+                reservations_.push_back(std::move(*reservation));
             } catch (const Error& error) {
                 throw Error("cannot measure " + to_string(*largest) + ": " + error.what());
             }
@@ -306,10 +313,14 @@ int run_bench(const BenchCommand& command) {
     StopRequest stop;
     const StopOnSignals stop_on_signals(stop);
     {
-        const RaisedPools pools(cells, room);
+        const StopBridge bridge(stop); // Raising a pool may take long.
+        const RaisedPools pools(cells, room, bridge.token());
+        if (stop.is_requested()) {
+            return kStoppedBySignal;
+        }
         check_cells(cells);
         if (command.model) {
-            results.settings.bandwidth = measure_bandwidth();
+            results.settings.bandwidth = measure_bandwidth(bridge.token());
         }
         RunSettings settings = command.settings;
         settings.timeout_seconds = command.timeout_seconds.value_or(preset.run_limit_seconds.value_or(600));

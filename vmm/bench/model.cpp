@@ -313,16 +313,19 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
     return text;
 }
 
-double measure_bandwidth() {
+double measure_bandwidth(const std::stop_token& stop) {
     constexpr std::size_t kBytesEach = 128 << 20; // far beyond any cache's share
     constexpr int kPasses = 5;
     const std::size_t threads = std::min<std::size_t>(prefault::usable_cpu_list().size(), 64);
     std::vector<std::unique_ptr<char[]>> buffers(threads);
     for (auto& buffer : buffers) {
+        if (stop.stop_requested()) {
+            return 0;
+        }
         buffer = std::make_unique<char[]>(kBytesEach); // Zeroed, and so touched.
     }
     double best = 0;
-    for (int pass = 0; pass < kPasses; ++pass) {
+    for (int pass = 0; pass < kPasses && !stop.stop_requested(); ++pass) {
         const auto started = std::chrono::steady_clock::now();
         {
             std::vector<std::jthread> workers;

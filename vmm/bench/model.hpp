@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,6 @@ struct Prediction {
 [[nodiscard]] std::string model_table(const std::vector<PageCosts>& costs, const Results& results);
 
 /// Bytes a second that all CPUs this process may use write together to memory they have touched before.
-[[nodiscard]] double measure_bandwidth();
+[[nodiscard]] double measure_bandwidth(const std::stop_token& stop = {});
 
 } // namespace vmm::bench

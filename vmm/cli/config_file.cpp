@@ -295,7 +295,7 @@ std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const st
 
 std::vector<ConfigFileEntry> read_config_file(const std::string& path, int stop_fd) {
     const std::string tried = "read the configuration in " + path;
-    const UniqueFd file = open_for_reading(path, tried);
+    const UniqueFd file = open_for_reading(path, stop_fd, tried);
     std::string text;
     std::array<char, 4096> piece{};
     while (const std::size_t count =
