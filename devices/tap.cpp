@@ -34,20 +34,6 @@ int digit(char c) noexcept {
     return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
 }
 
-std::string advice_for(int error, const std::string& name) {
-    switch (error) {
-    case EPERM:
-    case EACCES:
-        return "make it for this user beforehand: `ip tuntap add " + name + " mode tap user $USER`";
-    case EBUSY:
-        return "another process has it";
-    case EINVAL:
-        return "is there an interface of that name that is no tap, or one of several queues?";
-    default:
-        return {};
-    }
-}
-
 } // namespace
 
 void check_interface_name(const std::string& name) {
@@ -100,24 +86,32 @@ Tap::Tap(const std::string& name) : is_tap_(true) {
     check_interface_name(name);
     fd_ = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
     if (!fd_) {
-        std::string advice;
-        if (errno == ENOENT || errno == ENODEV) {
-            advice = "load the module tun";
-        } else if (errno == EACCES || errno == EPERM) {
-            advice = "let this user open it: `chmod 666 /dev/net/tun`";
-        }
-        throw_errno(errno, "open /dev/net/tun for the tap interface " + name, advice);
+        throw_errno(
+            errno, "open /dev/net/tun for the tap interface " + name,
+            {{ENOENT, "load the module tun"},
+             {ENODEV, "load the module tun"},
+             {ENXIO, "load the module tun"},
+             {EACCES, "let this user open it: `chmod 666 /dev/net/tun`"},
+             {EPERM, "the device rules of a container forbid it: allow it there, as by --device /dev/net/tun"}});
     }
     ifreq request{};
     name.copy(request.ifr_name, IFNAMSIZ - 1);
     request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
     if (::ioctl(fd_.get(), TUNSETIFF, &request) != 0) {
         const int error = errno;
-        throw_errno(error, tried, advice_for(error, name));
+        const std::string make = "make it for this user beforehand: `ip tuntap add " + name + " mode tap user $USER`";
+        throw_errno(
+            error, tried,
+            {{EPERM, make},
+             {EACCES, make},
+             {EBUSY, "another process has it: end that one, or take another interface"},
+             {EINVAL, "there is an interface of that name that is no tap, or one of several queues: take another "
+                      "name, or make it anew"}});
     }
     const int header_bytes = kHeaderBytes;
     if (::ioctl(fd_.get(), TUNSETVNETHDRSZ, &header_bytes) != 0) {
-        throw_errno(errno, "set the header size of the tap interface " + name);
+        throw_errno(errno, "set the header size of the tap interface " + name,
+                    {{EINVAL, "this kernel's taps do not know it: a newer kernel is needed"}});
     }
     set_offloads({});
 }

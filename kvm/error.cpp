@@ -19,7 +19,8 @@ constexpr std::array kGeneralAdvice{
     ErrnoAdvice{ENOMEM, "the host, or the control group of this process, is short of memory: free some, or raise "
                         "memory.max"},
     ErrnoAdvice{ENOBUFS, "the kernel is short of memory for buffers: free some"},
-    ErrnoAdvice{EAGAIN, "the host is short of something just now, or a limit is reached: try again, and see `ulimit -a`"},
+    ErrnoAdvice{EAGAIN,
+                "the host is short of something just now, or a limit is reached: try again, and see `ulimit -a`"},
     ErrnoAdvice{ENOSPC, "no space is left there: free some"},
     ErrnoAdvice{EDQUOT, "the quota of this user is used up: free some space, or raise the quota"},
     ErrnoAdvice{EFBIG, "the file would be larger than it may be: see `ulimit -f` and the limits of its file system"},
@@ -41,6 +42,8 @@ constexpr std::array kGeneralAdvice{
     ErrnoAdvice{ETIMEDOUT, "the other side did not answer in time: see that it runs"},
     ErrnoAdvice{ENOSYS, "this kernel lacks the call, or a container's seccomp filter hides it"},
     ErrnoAdvice{EOPNOTSUPP, "this kernel, or this file system, does not do that"},
+    ErrnoAdvice{EINVAL, "this host does not take that: `vmm doctor` shows what it lacks"},
+    ErrnoAdvice{ENOTTY, "this host does not take that: `vmm doctor` shows what it lacks"},
 };
 
 } // namespace

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cerrno>
 #include <string>
@@ -58,9 +59,13 @@ int hugetlb_flags(PageSize page_size) {
     return 0;
 }
 
+constexpr std::array kAdviseAdvice{
+    ErrnoAdvice{ENOMEM, "the kernel is short of memory, or this process of mappings: see vm.max_map_count"},
+    ErrnoAdvice{EINVAL, "this kernel does not know that advice: a newer one is needed"}};
+
 void advise(std::span<std::byte> memory, int advice, const char* what) {
     if (::madvise(memory.data(), memory.size(), advice) != 0) {
-        throw_errno(errno, std::string("advise ") + what + " for guest memory");
+        throw_errno(errno, std::string("advise ") + what + " for guest memory", kAdviseAdvice);
     }
 }
 
@@ -71,7 +76,8 @@ void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
         ::madvise(memory.data(), memory.size(), wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0 || errno == EINVAL) {
         return;
     }
-    throw_errno(errno, wanted ? "advise huge pages for guest memory" : "advise small pages for guest memory");
+    throw_errno(errno, wanted ? "advise huge pages for guest memory" : "advise small pages for guest memory",
+                kAdviseAdvice);
 }
 
 } // namespace

@@ -51,7 +51,8 @@ RegularKicks::RegularKicks(std::chrono::seconds interval) {
     event.sigev_signo = kick_signal();
     event._sigev_un._tid = static_cast<pid_t>(::syscall(SYS_gettid)); // glibc before 2.38 has no better name for it
     if (::timer_create(CLOCK_MONOTONIC, &event, &timer_) != 0) {
-        throw_errno(errno, "make a timer for a vCPU's thread", "raise the limit on pending signals: `ulimit -i`");
+        throw_errno(errno, "make a timer for a vCPU's thread",
+                    {{EAGAIN, "raise the limit on pending signals: `ulimit -i`"}});
     }
     itimerspec times{};
     times.it_interval.tv_sec = interval.count();

@@ -32,9 +32,15 @@ namespace {
 std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags, int fd, std::string_view purpose) {
     void* const address = ::mmap(hint, size, protection, flags, fd, 0);
     if (address == MAP_FAILED) {
-        throw_errno(errno, "map " + format_bytes(size) + " for " + std::string(purpose),
-                    errno == ENOMEM ? "less memory, or raise `ulimit -v`, vm.overcommit_memory or the huge page pool"
-                                    : "");
+        const bool from_pool = (flags & MAP_HUGETLB) != 0;
+        throw_errno(
+            errno, "map " + format_bytes(size) + " for " + std::string(purpose),
+            {{ENOMEM, from_pool ? "the pool of huge pages has too few: raise vm.nr_hugepages, take less memory, "
+                                  "or --page-size=thp"
+                                : "less memory, or raise `ulimit -v`, `ulimit -d`, vm.overcommit_memory or "
+                                  "vm.max_map_count"},
+             {EINVAL, from_pool ? "this host has no pages of that size: take another --page-size" : ""},
+             {EAGAIN, "it would be locked at once, and the limit on locked memory is lower: `ulimit -l`"}});
     }
     return static_cast<std::byte*>(address);
 }

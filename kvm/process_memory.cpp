@@ -28,8 +28,9 @@ struct MappingFacts {
     }
 };
 
-void for_each_mapping(const std::function<void(const MappingFacts&)>& visit) {
-    std::ifstream smaps("/proc/self/smaps");
+/// False where there is nothing to read: a process has at least one mapping.
+bool for_each_mapping(const std::string& proc, const std::function<void(const MappingFacts&)>& visit) {
+    std::ifstream smaps(proc + "/smaps");
     MappingFacts facts;
     std::string line;
     while (std::getline(smaps, line)) {
@@ -46,18 +47,20 @@ void for_each_mapping(const std::function<void(const MappingFacts&)>& visit) {
             facts.huge_bytes = first * 1024;
         }
     }
-    if (facts.end != 0) {
-        visit(facts);
+    if (facts.end == 0) {
+        return false;
     }
+    visit(facts);
+    return true;
 }
 
 } // namespace
 
-ResidentMemory resident_memory_of(std::span<const std::byte> piece) {
+std::optional<ResidentMemory> resident_memory_of(std::span<const std::byte> piece, const std::string& proc) {
     ResidentMemory result;
     bool any = false;
     bool all_huge = true;
-    for_each_mapping([&](const MappingFacts& facts) {
+    const bool known = for_each_mapping(proc, [&](const MappingFacts& facts) {
         if (facts.overlaps(piece)) {
             any = true;
             result.bytes += facts.resident_bytes;
@@ -65,50 +68,53 @@ ResidentMemory resident_memory_of(std::span<const std::byte> piece) {
         }
     });
     result.all_transparent_huge = any && all_huge;
-    return result;
+    return known ? std::optional(result) : std::nullopt;
 }
 
 namespace {
 
-/// A member of /proc/self/status that is a number of KiB, in bytes; 0 where there is none.
-std::uint64_t status_bytes(std::string_view name) {
-    std::ifstream status("/proc/self/status");
+/// A member of status that is a number of KiB, in bytes; nothing where there is none.
+std::optional<std::uint64_t> status_bytes(const std::string& proc, std::string_view name) {
+    std::ifstream status(proc + "/status");
     std::string word;
     std::uint64_t kib = 0;
     while (status >> word) {
-        if (word == name && status >> kib) {
-            break;
+        if (word == name) {
+            return status >> kib ? std::optional(kib * 1024) : std::nullopt;
         }
         status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
     }
-    return kib * 1024;
+    return std::nullopt;
 }
 
 } // namespace
 
-std::uint64_t locked_bytes() {
-    return status_bytes("VmLck:");
+std::optional<std::uint64_t> locked_bytes(const std::string& proc) {
+    return status_bytes(proc, "VmLck:");
 }
 
-std::uint64_t pinned_bytes() {
-    return status_bytes("VmPin:");
+std::optional<std::uint64_t> pinned_bytes(const std::string& proc) {
+    return status_bytes(proc, "VmPin:");
 }
 
-std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded) {
+std::optional<std::uint64_t> resident_bytes_outside(std::span<const std::span<std::byte>> excluded,
+                                                    const std::string& proc) {
     std::uint64_t total = 0;
-    for_each_mapping([&](const MappingFacts& facts) {
+    const bool known = for_each_mapping(proc, [&](const MappingFacts& facts) {
         const bool skip = std::any_of(excluded.begin(), excluded.end(),
                                       [&](std::span<std::byte> piece) { return facts.overlaps(piece); });
         total += skip ? 0 : facts.resident_bytes;
     });
-    return total;
+    return known ? std::optional(total) : std::nullopt;
 }
 
-std::uint64_t resident_bytes() {
-    std::ifstream statm("/proc/self/statm");
+std::optional<std::uint64_t> resident_bytes(const std::string& proc) {
+    std::ifstream statm(proc + "/statm");
     std::uint64_t size_pages = 0;
     std::uint64_t resident_pages = 0;
-    statm >> size_pages >> resident_pages;
+    if (!(statm >> size_pages >> resident_pages)) {
+        return std::nullopt;
+    }
     return resident_pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 
 namespace vmm {
 
@@ -13,21 +15,25 @@ struct ResidentMemory {
     bool all_transparent_huge = false; ///< true if every page of those mappings is a transparent huge page
 };
 
-/// Reads /proc/self/smaps for the mappings that have part in `piece`. Nothing resident is reported where it cannot be
-/// read.
-[[nodiscard]] ResidentMemory resident_memory_of(std::span<const std::byte> piece);
+/// Where the kernel says it. What follows returns nothing where it cannot be read: unknown is not zero.
+inline constexpr const char* kOwnProc = "/proc/self";
+
+/// Reads smaps for the mappings that have part in `piece`.
+[[nodiscard]] std::optional<ResidentMemory> resident_memory_of(std::span<const std::byte> piece,
+                                                               const std::string& proc = kOwnProc);
 
 /// What this process has locked (VmLck) and what is pinned in it for the long term (VmPin), in bytes
 /// (proc_pid_status(5)).
-[[nodiscard]] std::uint64_t locked_bytes();
-[[nodiscard]] std::uint64_t pinned_bytes();
+[[nodiscard]] std::optional<std::uint64_t> locked_bytes(const std::string& proc = kOwnProc);
+[[nodiscard]] std::optional<std::uint64_t> pinned_bytes(const std::string& proc = kOwnProc);
 
 /// Everything resident in this process but the mappings that have part in one of `excluded`, in bytes. The kernel walks
 /// every page that is resident: some 20 ms for each GiB of 4 KiB pages.
-[[nodiscard]] std::uint64_t resident_bytes_outside(std::span<const std::span<std::byte>> excluded);
+[[nodiscard]] std::optional<std::uint64_t> resident_bytes_outside(std::span<const std::span<std::byte>> excluded,
+                                                                  const std::string& proc = kOwnProc);
 
 /// All that is resident in this process, in bytes, hugetlb not counted (proc_pid_statm(5)). Quick, and exact to some
 /// 100 KiB.
-[[nodiscard]] std::uint64_t resident_bytes();
+[[nodiscard]] std::optional<std::uint64_t> resident_bytes(const std::string& proc = kOwnProc);
 
 } // namespace vmm

@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -13,31 +14,28 @@ namespace vmm::kvm {
 
 namespace {
 
-std::string open_advice(int error_number) {
-    switch (error_number) {
-    case ENOENT:
-        return "load kvm_amd or kvm_intel, switch virtualisation on in the firmware, or enable nested virtualisation";
-    case EACCES:
-    case EPERM:
-        return "join the group that owns it: `sudo usermod -aG kvm $USER`, then log in again";
-    case ENODEV:
-    case ENXIO:
-        return "the KVM module is not loaded";
-    default:
-        return {};
-    }
-}
+constexpr std::array kOpenAdvice{
+    ErrnoAdvice{ENOENT,
+                "load kvm_amd or kvm_intel, switch virtualisation on in the firmware, or enable nested virtualisation"},
+    ErrnoAdvice{EACCES, "join the group that owns it: `sudo usermod -aG kvm $USER`, then log in again"},
+    ErrnoAdvice{EPERM, "the device rules of a container forbid it: allow it there, as by --device /dev/kvm"},
+    ErrnoAdvice{ENODEV, "the KVM module is not loaded: load kvm_amd or kvm_intel"},
+    ErrnoAdvice{ENXIO, "the KVM module is not loaded: load kvm_amd or kvm_intel"}};
+
+/// For what is asked of the device once it is open.
+constexpr std::array kAskAdvice{ErrnoAdvice{ENOTTY, "it is not the KVM device: take /dev/kvm"},
+                                ErrnoAdvice{EINVAL, "it is not the KVM device, or its KVM is too old: take /dev/kvm"}};
 
 } // namespace
 
 System::System(const std::string& path) : fd_(::open(path.c_str(), O_RDWR | O_CLOEXEC)) {
     if (!fd_) {
         const int error_number = errno;
-        throw_errno(error_number, "open " + path, open_advice(error_number));
+        throw_errno(error_number, "open " + path, kOpenAdvice);
     }
     const int version = ::ioctl(fd_.get(), KVM_GET_API_VERSION, 0);
     if (version < 0) {
-        throw_errno(errno, "use " + path + " as KVM", "is it the KVM device?");
+        throw_errno(errno, "use " + path + " as KVM", kAskAdvice);
     }
     if (version != KVM_API_VERSION) {
         throw Error("cannot use " + path + ": it speaks KVM API version " + std::to_string(version) + ", we speak " +
@@ -77,7 +75,7 @@ std::vector<kvm_cpuid_entry2> System::supported_cpuid() const {
             return entries;
         }
         if (errno != E2BIG) {
-            throw_errno(errno, "ask KVM which CPUID it supports");
+            throw_errno(errno, "ask KVM which CPUID it supports", kAskAdvice);
         }
     }
     throw Error("cannot ask KVM which CPUID it supports: it has more than 4096 entries");
@@ -96,7 +94,7 @@ std::uint64_t System::machine_check_capabilities() const noexcept {
 std::size_t System::vcpu_mmap_bytes() const {
     const int size = ::ioctl(fd_.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
     if (size < 0 || static_cast<std::size_t>(size) < sizeof(kvm_run)) {
-        throw_errno(size < 0 ? errno : EINVAL, "ask KVM for the size of a vCPU's shared area");
+        throw_errno(size < 0 ? errno : EINVAL, "ask KVM for the size of a vCPU's shared area", kAskAdvice);
     }
     return static_cast<std::size_t>(size);
 }

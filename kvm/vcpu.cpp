@@ -19,6 +19,7 @@
 #include "kvm/kick_signal.hpp"
 #include "kvm/own_thread.hpp"
 #include "kvm/retry.hpp"
+#include "kvm/stats_advice.hpp"
 
 namespace vmm::kvm {
 
@@ -329,7 +330,7 @@ Vcpu::PreFaulted Vcpu::pre_fault(GuestRange range, const std::stop_token& stop) 
 Stats Vcpu::stats() const {
     UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
     if (!fd) {
-        throw_errno(errno, "open KVM's statistics of " + name(), "they came with Linux 5.14");
+        throw_errno(errno, "open KVM's statistics of " + name(), kStatsAdvice);
     }
     return Stats(std::move(fd));
 }

@@ -8,6 +8,7 @@
 #include "kvm/error.hpp"
 #include "kvm/own_thread.hpp"
 #include "kvm/retry.hpp"
+#include "kvm/stats_advice.hpp"
 
 namespace vmm::kvm {
 
@@ -138,7 +139,7 @@ void Vm::attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t valu
 Stats Vm::stats() const {
     UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
     if (!fd) {
-        throw_errno(errno, "open KVM's statistics of the VM", "they came with Linux 5.14");
+        throw_errno(errno, "open KVM's statistics of the VM", kStatsAdvice);
     }
     return Stats(std::move(fd));
 }

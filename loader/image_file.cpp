@@ -49,7 +49,8 @@ void write_fully(int fd, std::span<const std::byte> bytes, const std::string& na
     while (!bytes.empty()) {
         const ssize_t count = ::write(fd, bytes.data(), bytes.size());
         if (count < 0 && errno != EINTR) {
-            throw_errno(errno, "keep " + name + " in memory");
+            throw_errno(errno, "keep " + name + " in memory",
+                        {{ENOSPC, "memory is short: free some, or write it to a file first"}});
         }
         bytes = bytes.subspan(count > 0 ? static_cast<std::size_t>(count) : 0);
     }

@@ -141,11 +141,10 @@ void bind_this_thread(std::span<const unsigned> cpus) {
         CPU_SET_S(cpu, size_in_bytes(mask), mask.data());
     }
     if (::sched_setaffinity(0, size_in_bytes(mask), mask.data()) != 0) {
-        const int error_number = errno;
-        throw_errno(error_number, "run a thread on CPUs " + format_cpu_list(cpus),
-                    error_number == EINVAL ? "none of them is online and allowed to this process: see taskset and the "
-                                             "cpuset of its cgroup"
-                                           : "a seccomp filter may forbid it: see that of the container");
+        throw_errno(errno, "run a thread on CPUs " + format_cpu_list(cpus),
+                    {{EINVAL, "none of them is online and allowed to this process: see taskset and the cpuset of its "
+                              "cgroup"},
+                     {EPERM, "a seccomp filter may forbid it: see that of the container"}});
     }
 }
 

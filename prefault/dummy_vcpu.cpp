@@ -183,16 +183,13 @@ DummyVcpu::Outcome DummyVcpu::pre_fault(GuestRange range, std::uint64_t mapping_
         done += result.bytes;
         if (result.error_number != 0 && !stop.stop_requested()) {
             const std::string tried = "fill the second level of " + to_string(piece) + " by KVM_PRE_FAULT_MEMORY";
-            switch (result.error_number) {
-            case ENOENT:
-                throw_errno(ENOENT, tried, "no memslot is there");
-            case EHWPOISON:
-                throw_errno(EHWPOISON, tried, "a page of this host's memory is broken: look into its kernel log");
-            case EOPNOTSUPP:
-                throw_errno(EOPNOTSUPP, tried, "KVM does this with EPT or NPT only: take --prefault-method=touch");
-            default:
-                throw_errno(result.error_number, tried, "or take --prefault-method=touch");
-            }
+            throw_errno(result.error_number, tried,
+                        {{ENOENT, "no memslot is there"},
+                         {EHWPOISON, "a page of this host's memory is broken: look into its kernel log"},
+                         {EOPNOTSUPP, "KVM does this with EPT or NPT only: take --prefault-method=touch"},
+                         {ENOTTY, "it came with Linux 6.11: take --prefault-method=touch"},
+                         {EINVAL, "this KVM does not take it: take --prefault-method=touch"},
+                         {EFAULT, "the host has no memory for a page of it: free some, or enough huge pages"}});
         }
     }
     return {};

@@ -135,7 +135,7 @@ void check_options(const ExistingVm& vm, const Options& options) {
 UniqueFd duplicate(int fd) {
     UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     if (!copy) {
-        throw_errno(errno, "use the VM's descriptor " + std::to_string(fd), "is ExistingVm::vm_fd a VM?");
+        throw_errno(errno, "use the VM's descriptor " + std::to_string(fd), {{EBADF, "ExistingVm::vm_fd is not open"}});
     }
     return copy;
 }
@@ -144,7 +144,9 @@ std::size_t vcpu_mmap_bytes(int kvm_fd) {
     const int size = ::ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
     if (size < 0 || static_cast<std::size_t>(size) < sizeof(kvm_run)) {
         throw_errno(size < 0 ? errno : EINVAL, "ask KVM for the size of a vCPU's shared area",
-                    "is ExistingVm::kvm_fd /dev/kvm?");
+                    {{EBADF, "ExistingVm::kvm_fd is not open"},
+                     {ENOTTY, "ExistingVm::kvm_fd is not /dev/kvm"},
+                     {EINVAL, "ExistingVm::kvm_fd is not /dev/kvm"}});
     }
     return static_cast<std::size_t>(size);
 }
@@ -215,8 +217,8 @@ struct Filled::Parts {
     std::vector<PlacedRange> placement;
     std::map<unsigned, CpuList> node_cpus; ///< none: memory has no place
     PinnedMemory pins;
-    SecondLevelHost host = detect_second_level();
     kvm::Vm vm;
+    SecondLevelHost host = detect_second_level(vm);
     std::optional<SecondLevelFiller> filler;
     std::atomic<bool> guest_runs{false};
     Report report;

@@ -27,20 +27,12 @@ namespace {
 [[noreturn]] void throw_populate_error(int error_number, GuestRange range, PageSize page_size) {
     const std::string tried =
         "populate guest memory " + to_string(range) + " (" + std::string(to_string(page_size)) + " pages)";
-    switch (error_number) {
-    case EINVAL:
-        throw_errno(error_number, tried, "MADV_POPULATE_WRITE needs Linux 5.14");
-    case EFAULT: // A huge page that another process took between our check and now.
-    case ENOMEM:
-        throw_errno(ENOMEM, tried,
-                    certain_page_bytes(page_size) > 4 * kKiB
-                        ? "the huge page pool ran dry: raise vm.nr_hugepages, or take --page-size=thp"
-                        : "less memory with -m, or a larger memory cgroup");
-    case EHWPOISON:
-        throw_errno(error_number, tried, "a page of this host's memory is broken");
-    default:
-        throw_errno(error_number, tried);
-    }
+    // EFAULT: a huge page that another process took between our check and now.
+    throw_errno(error_number == EFAULT ? ENOMEM : error_number, tried,
+                {{EINVAL, "MADV_POPULATE_WRITE needs Linux 5.14"},
+                 {ENOMEM, certain_page_bytes(page_size) > 4 * kKiB
+                              ? "the huge page pool ran dry: raise vm.nr_hugepages, or take --page-size=thp"
+                              : "less memory with -m, or a larger memory cgroup"}});
 }
 
 } // namespace

@@ -193,8 +193,8 @@ void check_cgroup(std::uint64_t pages, const HugePagePool& pool, const HugePageR
                 "`, or take --page-size=thp)");
 }
 
-/// What can be had without swapping, in bytes; as much as there may be where it cannot be read.
-std::uint64_t available_memory_bytes(const HugePageRoots& roots) {
+/// What can be had without swapping, in bytes; nothing where it cannot be read.
+std::optional<std::uint64_t> available_memory_bytes(const HugePageRoots& roots) {
     std::ifstream meminfo(roots.meminfo);
     std::string name;
     std::uint64_t kib = 0;
@@ -204,10 +204,16 @@ std::uint64_t available_memory_bytes(const HugePageRoots& roots) {
             return kib * kKiB;
         }
     }
-    return UINT64_MAX;
+    return std::nullopt;
 }
 
-constexpr const char* kMayNotRaise = "--reserve-hugepages needs root and a sysfs that can be written";
+constexpr std::array kRaiseAdvice{
+    ErrnoAdvice{EACCES, "--reserve-hugepages needs root of the host: let root raise the pool, or take --page-size=thp"},
+    ErrnoAdvice{EPERM, "--reserve-hugepages needs root of the host: let root raise the pool, or take --page-size=thp"},
+    ErrnoAdvice{EROFS, "sysfs is mounted read-only here, as containers have it: raise the pool outside, or take "
+                       "--page-size=thp"},
+    ErrnoAdvice{EINVAL, "this kernel makes pages of that size only when it boots: hugepagesz= and hugepages="},
+    ErrnoAdvice{ENOENT, "this host has no pool of that size there: take another --page-size"}};
 
 /// Refuses what raising cannot bring. The kernel would try, and starve everybody else of memory meanwhile.
 void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, const HugePageRoots& roots) {
@@ -216,38 +222,41 @@ void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, c
         missing += need.missing;
         const std::string path = pool_directory(pool.page_bytes, need.node, roots) + "nr_hugepages";
         if (need.missing != 0 && ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) != 0) {
-            throw_errno(errno, "raise the pool of huge pages: write " + path, kMayNotRaise);
+            throw_errno(errno, "raise the pool of huge pages: write " + path, kRaiseAdvice);
         }
     }
-    if (const std::uint64_t bytes = available_memory_bytes(roots); missing > bytes / pool.page_bytes) {
+    if (const auto bytes = available_memory_bytes(roots); bytes && missing > *bytes / pool.page_bytes) {
         throw Error("cannot raise the pool by " + std::to_string(missing) + " huge pages of " +
-                    format_bytes(pool.page_bytes) + ": this host has " + format_bytes(bytes) +
+                    format_bytes(pool.page_bytes) + ": this host has " + format_bytes(*bytes) +
                     " of memory available (less memory with -m, or free some)");
     }
 }
 
-/// Locks `fd`'s file against all other processes; false if `patience` ran out or `stop` was requested.
-bool lock_exclusively(int fd, std::chrono::milliseconds patience, const std::stop_token& stop) {
+/// Locks `fd`'s file against all other processes. Returns 0; or a value of errno, which is EWOULDBLOCK if `patience`
+/// ran out or `stop` was requested.
+int lock_exclusively(int fd, std::chrono::milliseconds patience, const std::stop_token& stop) {
     // Polled, not waited for: any user may lock a file that can be read, and a blocking wait hears no stop.
     constexpr std::chrono::milliseconds kPause{5};
     const auto deadline = std::chrono::steady_clock::now() + patience;
     while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        if ((errno != EWOULDBLOCK && errno != EINTR) || stop.stop_requested() ||
-            std::chrono::steady_clock::now() >= deadline) {
-            return false;
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            return errno;
+        }
+        if (stop.stop_requested() || std::chrono::steady_clock::now() >= deadline) {
+            return EWOULDBLOCK;
         }
         std::this_thread::sleep_for(kPause);
     }
-    return true;
+    return 0;
 }
 
 /// A lock that others wait for only while one count is read and written.
 class UpdateLock {
   public:
     UpdateLock(int fd, std::chrono::milliseconds patience) noexcept
-        : fd_(fd), held_(lock_exclusively(fd, patience, {})) {}
+        : fd_(fd), error_(lock_exclusively(fd, patience, {})) {}
     ~UpdateLock() {
-        if (held_) {
+        if (is_held()) {
             ::flock(fd_, LOCK_UN);
         }
     }
@@ -255,17 +264,19 @@ class UpdateLock {
     UpdateLock(UpdateLock&&) = delete;
     UpdateLock& operator=(const UpdateLock&) = delete;
     UpdateLock& operator=(UpdateLock&&) = delete;
-    [[nodiscard]] bool is_held() const noexcept { return held_; }
+    [[nodiscard]] bool is_held() const noexcept { return error_ == 0; }
+    /// Why it is not held: EWOULDBLOCK if another process has the lock.
+    [[nodiscard]] int error() const noexcept { return error_; }
 
   private:
     int fd_;
-    bool held_;
+    int error_;
 };
 
-UniqueFd open_or_throw(const std::string& path, int flags, const char* advice = "") {
+UniqueFd open_or_throw(const std::string& path, int flags) {
     UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC));
     if (!fd) {
-        throw_errno(errno, "raise the pool of huge pages: open " + path, advice);
+        throw_errno(errno, "raise the pool of huge pages: open " + path, kRaiseAdvice);
     }
     return fd;
 }
@@ -314,6 +325,11 @@ std::optional<HugePagePool> read_huge_page_pool(std::uint64_t page_bytes, const 
     return pool;
 }
 
+bool may_raise_huge_page_pool(std::uint64_t page_bytes, const HugePageRoots& roots) {
+    const std::string path = pool_directory(page_bytes, std::nullopt, roots) + "nr_hugepages";
+    return ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) == 0;
+}
+
 std::vector<HugePagePool> read_huge_page_pools(const HugePageRoots& roots) {
     std::vector<HugePagePool> pools;
     for (const std::uint64_t kib : numbered_entries(roots.mm + "/hugepages", "hugepages-", "kB")) {
@@ -359,6 +375,16 @@ void check_huge_page_pool(const HugePageDemand& demand, const HugePageRoots& roo
     const std::uint64_t page_bytes = certain_page_bytes(demand.page_size);
     std::vector<Need> needs = needs_of(demand, page_bytes);
     const auto pool = read_huge_page_pool(page_bytes, roots);
+    std::error_code ignored;
+    if (!pool && !std::filesystem::exists(roots.mm, ignored)) {
+        // No sysfs, as in some containers: what the pool has is not known. The kernel says it when memory is mapped.
+        if (!demand.will_be_raised) {
+            return;
+        }
+        throw Error(tried_to_reserve(total_pages(needs), page_bytes, std::nullopt) + ": " + roots.mm +
+                    " is not there to raise the pool by (mount sysfs, or raise the pool outside and leave out "
+                    "--reserve-hugepages)");
+    }
     if (!pool) {
         throw Error(tried_to_reserve(total_pages(needs), page_bytes, std::nullopt) +
                     ": this host has no pages of that size (take --page-size=2M or thp)");
@@ -386,7 +412,7 @@ class HugePageReservation::Pool {
   public:
     Pool(std::uint64_t page_bytes, std::optional<unsigned> node, const HugePageRoots& roots)
         : node_(node), path_(pool_directory(page_bytes, node, roots) + "nr_hugepages"),
-          file_(open_or_throw(path_, O_RDWR, kMayNotRaise)),
+          file_(open_or_throw(path_, O_RDWR)),
           surplus_(open_or_throw(pool_directory(page_bytes, node, roots) + "surplus_hugepages", O_RDONLY)),
           lock_(open_or_throw(pool_directory(page_bytes, std::nullopt, roots) + "nr_hugepages", O_RDONLY)),
           write_count_(roots.write_count) {}
@@ -394,6 +420,9 @@ class HugePageReservation::Pool {
     /// Asks for `pages` more and returns by how many the pool grew, which may be fewer. Throws Error.
     std::uint64_t raise(std::uint64_t pages, std::chrono::milliseconds patience) {
         const UpdateLock lock(lock_.get(), patience);
+        if (!lock.is_held() && lock.error() != EWOULDBLOCK) {
+            throw_errno(lock.error(), "lock " + path_ + " to raise the pool of huge pages");
+        }
         if (!lock.is_held()) {
             throw Error("cannot raise the pool of huge pages: another process keeps " + path_ +
                         " locked (see lslocks)");
@@ -404,7 +433,7 @@ class HugePageReservation::Pool {
         // Surplus pages that became lasting ones are given back, too, but did not make the pool larger.
         added_ += after.lasting() > before.lasting() ? after.lasting() - before.lasting() : 0;
         if (error != 0 && error != EINTR) {
-            throw_errno(error, "raise the pool of huge pages: write " + path_, kMayNotRaise);
+            throw_errno(error, "raise the pool of huge pages: write " + path_, kRaiseAdvice);
         }
         return after.total > before.total ? after.total - before.total : 0;
     }
@@ -499,7 +528,10 @@ bool HugePageReservation::reserve(const HugePageDemand& demand, const HugePageRo
     const std::uint64_t page_bytes = certain_page_bytes(demand.page_size);
     const std::string directory = pool_directory(page_bytes, std::nullopt, roots);
     turn_ = open_or_throw(directory, O_RDONLY | O_DIRECTORY);
-    if (!lock_exclusively(turn_.get(), patience, stop)) {
+    if (const int error = lock_exclusively(turn_.get(), patience, stop); error != 0) {
+        if (error != EWOULDBLOCK) {
+            throw_errno(error, "lock " + directory + " to raise the pool of huge pages");
+        }
         if (stop.stop_requested()) {
             return false;
         }

@@ -46,6 +46,8 @@ struct HugePagePool {
 
     /// What a new mapping can have for certain.
     [[nodiscard]] std::uint64_t available() const noexcept { return free > reserved ? free - reserved : 0; }
+    /// The same with what the kernel may make on demand, if it finds the memory.
+    [[nodiscard]] std::uint64_t available_on_demand() const noexcept { return available() + overcommit; }
     /// What a new mapping can have from one node, 0 where there is no such node. From which node a reserved page will
     /// be taken is not known: only those that the other nodes have no room for count against this one.
     [[nodiscard]] std::uint64_t available_on(unsigned node) const noexcept;
@@ -59,6 +61,10 @@ struct HugePagePool {
 
 /// The pools of every size this host has, smallest pages first.
 [[nodiscard]] std::vector<HugePagePool> read_huge_page_pools(const HugePageRoots& roots = {});
+
+/// Whether this process may change the size of that pool: asked of the kernel, for whom it is not enough to be root of
+/// a user namespace.
+[[nodiscard]] bool may_raise_huge_page_pool(std::uint64_t page_bytes, const HugePageRoots& roots = {});
 
 /// A control group's limit on huge pages of one size (Documentation/admin-guide/cgroup-v2.rst, HugeTLB; v1:
 /// cgroup-v1/hugetlb.rst), in bytes.

@@ -44,7 +44,9 @@ void make_buffer_table(int ring, unsigned buffers) {
     table.flags = IORING_RSRC_REGISTER_SPARSE;
     if (const int error = register_with(ring, IORING_REGISTER_BUFFERS2, &table, sizeof table); error != 0) {
         throw_errno(error, "make an io_uring's table of " + std::to_string(buffers) + " buffers",
-                    error == EINVAL ? std::string("--pin=longterm needs Linux 5.19: ") + kOtherwise : "");
+                    {{EINVAL, "--pin=longterm needs Linux 5.19, or take --pin=mlock"},
+                     {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"},
+                     {EACCES, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"}});
     }
 }
 
@@ -61,7 +63,10 @@ void restrict_to_buffers(int ring) {
         error = register_with(ring, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
     }
     if (error != 0) {
-        throw_errno(error, "restrict an io_uring to registering buffers");
+        throw_errno(error, "restrict an io_uring to registering buffers",
+                    {{EINVAL, "--pin=longterm needs Linux 5.19, or take --pin=mlock"},
+                     {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"},
+                     {EACCES, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"}});
     }
 }
 
@@ -96,14 +101,23 @@ std::string ring_advice(int error_number, std::string_view sysctl_kernel) {
     if (error_number == ENOSYS) {
         return std::string("this kernel has no io_uring, or a seccomp filter hides it: allow it, ") + kOtherwise;
     }
-    if (error_number == EMFILE) {
-        return "raise the number of open files with `ulimit -n` or LimitNOFILE=";
+    if (error_number == EINVAL) {
+        return std::string("--pin=longterm needs Linux 5.19, ") + kOtherwise;
+    }
+    if (error_number == ENOMEM) { // Before Linux 5.12 a ring itself counted.
+        return std::string("free memory, raise the limit on locked memory with `ulimit -l`, ") + kOtherwise;
     }
     if (error_number != EPERM && error_number != EACCES) {
         return {};
     }
+    std::ifstream setting(std::string(sysctl_kernel) + "/io_uring_disabled"); // Linux 6.6
     int disabled = 0;
-    std::ifstream(std::string(sysctl_kernel) + "/io_uring_disabled") >> disabled; // Linux 6.6; absent means 0.
+    if (!(setting >> disabled)) {
+        return std::string(
+                   "the sysctl kernel.io_uring_disabled, a seccomp filter, as containers have them, or a security "
+                   "module forbids it: allow it, ") +
+               kOtherwise;
+    }
     switch (disabled) {
     case 0:
         return std::string("a seccomp filter, as containers have them, or a security module forbids it: allow it, ") +

@@ -2,6 +2,7 @@
 
 #include <linux/mempolicy.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -63,8 +64,8 @@ std::optional<CpuList> read_allowed_nodes(const std::string& status_path) {
 NumaTopology one_node_host() {
     NumaNode node;
     node.cpus = usable_cpu_list();
-    node.memory_bytes =
-        static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    struct sysinfo host {}; // A system call: it needs no /proc.
+    node.memory_bytes = ::sysinfo(&host) == 0 ? std::uint64_t{host.totalram} * host.mem_unit : UINT64_MAX;
     return {{node}, {}};
 }
 

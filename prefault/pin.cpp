@@ -1,17 +1,13 @@
 #include "prefault/pin.hpp"
 
-#include <linux/capability.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cassert>
 #include <cerrno>
-#include <fstream>
 #include <iterator>
 #include <mutex>
 #include <optional>
@@ -19,6 +15,8 @@
 #include <utility>
 
 #include "kvm/error.hpp"
+#include "kvm/mapping.hpp"
+#include "kvm/process_memory.hpp"
 #include "prefault/parallel.hpp"
 #include "prefault/plan.hpp"
 
@@ -26,41 +24,51 @@ namespace vmm::prefault {
 
 namespace {
 
-constexpr const char* kAdvice = "raise it with `ulimit -l` or LimitMEMLOCK=, give CAP_IPC_LOCK, or take --pin=none";
+constexpr const char* kAdvice =
+    "raise it with `ulimit -l` or LimitMEMLOCK=, give CAP_IPC_LOCK outside of user namespaces, or take --pin=none";
 
 /// What one system call pins, and so how long a stop may wait: some 10 ms for 4 KiB pages that exist, 0.1 s for others.
 constexpr std::uint64_t kPieceBytes = 256 * kMiB;
 
-bool has_ipc_lock_capability() {
-    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    std::array<__user_cap_data_struct, 2> data{};
-    if (::syscall(SYS_capget, &header, data.data()) != 0) {
-        return false;
+/// Whether RLIMIT_MEMLOCK, which is `limit` bytes, binds this process. Capabilities lift it in the initial user
+/// namespace only, and security modules have their say, so the kernel is asked: a page more than the limit is marked to
+/// be locked when its pages come to exist, which none does.
+bool limit_binds(std::uint64_t limit) {
+    constexpr std::uint64_t kMostToTry = 16 * kTiB; // Address space ends not far above.
+    const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    if (limit > kMostToTry) {
+        return true;
     }
-    static_assert(CAP_IPC_LOCK < 32);
-    return (data[0].effective & (1U << CAP_IPC_LOCK)) != 0;
+    const std::uint64_t bytes = align_down(limit, page_bytes) + page_bytes;
+    void* const address =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (address == MAP_FAILED) {
+        return true;
+    }
+    const Mapping owned(static_cast<std::byte*>(address), bytes);
+    return ::mlock2(address, bytes, MLOCK_ONFAULT) != 0;
 }
 
-/// RLIMIT_MEMLOCK in bytes, or nothing where it does not bind this process.
-std::optional<std::uint64_t> memlock_limit() {
+/// RLIMIT_MEMLOCK in bytes, or nothing where `needed_bytes` are within it or it does not bind this process.
+std::optional<std::uint64_t> memlock_limit(std::uint64_t needed_bytes) {
     rlimit limit{};
-    if (has_ipc_lock_capability() || ::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || needed_bytes <= limit.rlim_cur ||
+        !limit_binds(limit.rlim_cur)) {
         return std::nullopt;
     }
     return limit.rlim_cur;
 }
 
 /// What this process has pinned in this way already; the limit is on all of it together. The kernel counts long-term
-/// pins by user (io_uring/rsrc.c, __io_account_mem), but tells only those of a process.
+/// pins by user (io_uring/rsrc.c, __io_account_mem), but tells only those of a process. Where it tells nothing (no
+/// /proc), nothing is counted, and the kernel refuses what is too much.
 std::uint64_t bytes_in_use(Pin pin) {
-    const std::string field = pin == Pin::kMlock ? "VmLck:" : "VmPin:";
-    std::ifstream status("/proc/self/status");
-    std::string word;
-    std::uint64_t kib = 0;
-    while (status >> word && word != field) {
-    }
-    status >> kib;
-    return kib * kKiB;
+    return (pin == Pin::kMlock ? locked_bytes() : pinned_bytes()).value_or(0);
+}
+
+/// `more` on top of `used`, or as much as there can be.
+std::uint64_t sum_of(std::uint64_t used, std::uint64_t more) {
+    return more > UINT64_MAX - used ? UINT64_MAX : used + more;
 }
 
 std::string describe_limit(Pin pin, std::uint64_t limit, std::uint64_t used) {
@@ -161,23 +169,29 @@ class Batch {
 
     [[noreturn]] void throw_error(int error_number, GuestRange range) const {
         const std::string tried = std::string(verb(kind_)) + " guest memory " + to_string(range);
-        const auto limit = memlock_limit();
+        const auto limit = memlock_limit(UINT64_MAX);
         if (limit && (error_number == ENOMEM || error_number == EPERM)) {
             throw_errno(error_number, tried,
                         describe_limit(kind_, *limit, used_before_) + "; " + format_bytes(total_bytes_) +
                             " are needed: " + kAdvice);
         }
-        if (kind_ == Pin::kLongterm && error_number == ENOMEM) {
+        if (kind_ == Pin::kLongterm) {
             // Pages in ZONE_MOVABLE and in CMA areas are moved out of them first (mm/gup.c).
-            throw_errno(error_number, tried,
-                        "long-term pins need free memory outside of movable zones: take less memory with -m, or "
-                        "--pin=mlock");
+            throw_errno(
+                error_number, tried,
+                {{ENOMEM, "long-term pins need free memory outside of movable zones: take less memory with -m, or "
+                          "--pin=mlock"},
+                 {EFAULT, "not all of its pages exist, and they cannot be made: free memory for them"},
+                 {EOPNOTSUPP, "memory of that kind cannot be pinned for good: take --pin=mlock"},
+                 {EINVAL, "this kernel does not pin it: take --pin=mlock"}});
         }
-        if (kind_ == Pin::kLongterm && error_number == EFAULT) {
-            throw_errno(error_number, tried,
-                        "not all of its pages exist, and they cannot be made: free memory for them");
-        }
-        throw_errno(error_number, tried);
+        throw_errno(error_number, tried,
+                    {{ENOMEM, "the host, or the control group of this process, is short of memory, or the process of "
+                              "mappings (vm.max_map_count): free some, or take --pin=none"},
+                     {EAGAIN, "the host is short of memory: free some, or take --pin=none"},
+                     {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=none"},
+                     {ENOSYS, "mlock2() needs Linux 4.4, or a seccomp filter hides it: take --pin=none"},
+                     {EINVAL, "this kernel does not lock memory on fault: take --pin=none"}});
     }
 
     Pin kind_;
@@ -211,12 +225,8 @@ void check_may_pin(Pin pin, std::uint64_t bytes) {
     if (pin == Pin::kLongterm) {
         const BufferRing probe(1);
     }
-    const auto limit = memlock_limit();
-    if (!limit) {
-        return;
-    }
     const std::uint64_t used = bytes_in_use(pin);
-    if (used > *limit || bytes > *limit - used) {
+    if (const auto limit = memlock_limit(sum_of(used, bytes))) {
         throw Error("cannot " + std::string(verb(pin)) + " " + format_bytes(bytes) +
                     " of guest memory: " + describe_limit(pin, *limit, used) + " (" + kAdvice + ")");
     }

@@ -86,9 +86,11 @@ std::string_view to_string(Proof proof) noexcept {
 
 MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_pre_fault_memory) {
     const bool shadow = host.kind == SecondLevelKind::kShadow;
-    const std::string why_not = shadow                  ? "shadow paging: KVM_PRE_FAULT_MEMORY needs EPT or NPT"
-                                : !has_pre_fault_memory ? "this KVM has no KVM_PRE_FAULT_MEMORY (Linux 6.11)"
-                                                        : "";
+    const std::string why_not = shadow                 ? "shadow paging: KVM_PRE_FAULT_MEMORY needs EPT or NPT"
+                                : has_pre_fault_memory ? ""
+                                : host.may_be_shadow()
+                                    ? "this KVM has no KVM_PRE_FAULT_MEMORY (Linux 6.11, and EPT or NPT)"
+                                    : "this KVM has no KVM_PRE_FAULT_MEMORY (Linux 6.11)";
     switch (wanted) {
     case Method::kTouch:
         return {Method::kTouch, "asked for"};
@@ -105,6 +107,11 @@ MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_
         return {Method::kTouch, why_not};
     }
     if (!host.accessed_dirty) {
+        return {Method::kIoctl,
+                "this KVM has KVM_PRE_FAULT_MEMORY; whether the host keeps Accessed and Dirty bits is not "
+                "known, so every page is touched afterwards"};
+    }
+    if (!*host.accessed_dirty) {
         return {Method::kTouch, "this host keeps no Accessed and Dirty bits in the second level (eptad=N): what "
                                 "KVM_PRE_FAULT_MEMORY maps would fault at its first access"};
     }
@@ -141,7 +148,7 @@ GuestRange SecondLevelFiller::touched_part_of_scratch() const noexcept {
     // "Every page of every memslot", ours too, so that what it adds to KVM's totals is known. On shadow paging only the
     // stub's page: the tables are write-protected there, and writing to them makes KVM drop what it has shadowed.
     GuestRange range = scratch_.used_range();
-    if (host_.kind == SecondLevelKind::kShadow) {
+    if (host_.may_be_shadow()) {
         range.size = kSmallPage;
     }
     return range;
@@ -160,7 +167,7 @@ DummyVcpu::Outcome SecondLevelFiller::touch_scratch(DummyVcpu& dummy, const std:
 
 std::uint64_t SecondLevelFiller::count_scratch_mappings(const std::stop_token& stop) {
     const std::uint64_t all = scratch_.used_range().size / kSmallPage;
-    if (host_.kind != SecondLevelKind::kShadow) {
+    if (!host_.may_be_shadow()) {
         return all;
     }
     // Here KVM maps some neighbours of the stub's page along with it; how many, only its counters say.
@@ -210,7 +217,7 @@ void SecondLevelFiller::begin(const Job& job, const std::stop_token& stop) {
     }
     scratch_.map_up_to(end);
     scratch_.refresh();
-    if (host_.kind != SecondLevelKind::kShadow) {
+    if (!host_.may_be_shadow()) {
         scratch_mappings_ = scratch_.used_range().size / kSmallPage * (smm_filled_ ? 2 : 1);
     }
     take_problem();
@@ -269,10 +276,10 @@ FillResult SecondLevelFiller::verify(const Job& job, const std::stop_token& stop
     // The counts are of the whole VM. They tell of this job if it is about all memory, and if nothing else is mapped:
     // no second address space, and on shadow paging no page tables of a running guest's own.
     const auto counters_tell = [&] {
-        return job.all_memory && !smm_filled_ && !(job.guest_runs && host_.kind == SecondLevelKind::kShadow);
+        return job.all_memory && !smm_filled_ && !(job.guest_runs && host_.may_be_shadow());
     };
     // Mapped is not enough where the first access of what was mapped for no access faults all the same.
-    const bool is_certain = job.method == Method::kTouch || host_.accessed_dirty;
+    const bool is_certain = job.method == Method::kTouch || host_.accessed_dirty.value_or(false);
     const std::uint64_t wanted_bytes = total_bytes(job.ranges);
     FillResult result;
     result.problem = take_problem();

@@ -11,8 +11,10 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <optional>
 
 #include "kvm/error.hpp"
+#include "vmm/process_limits.hpp"
 
 namespace vmm {
 
@@ -65,6 +67,7 @@ struct Start {
     int go;     ///< a byte comes when it may begin
     int failed; ///< an errno goes here
     pid_t parent;
+    std::optional<rlimit> open_files; ///< as it was before we raised it for ourselves
 };
 
 [[noreturn]] void fail(const Start& start) noexcept {
@@ -113,13 +116,16 @@ struct Start {
         }
     }
     const int failed = ::fcntl(start.failed, F_DUPFD_CLOEXEC, kAbove);
-    const Start moved{start.spec, start.arguments, start.environment, start.go, failed, start.parent};
+    const Start moved{start.spec, start.arguments, start.environment, start.go, failed, start.parent, start.open_files};
     for (std::size_t place = 0; place < from.size(); ++place) {
         if (from[place] >= 0 && ::dup2(from[place], static_cast<int>(place)) < 0) {
             fail(moved);
         }
     }
     close_on_exec_from(start.spec.kept >= 0 ? kAbove : ChildProcess::kKeptFd);
+    if (start.open_files) {
+        ::setrlimit(RLIMIT_NOFILE, &*start.open_files);
+    }
     if (start.spec.program.find('/') != std::string::npos) {
         ::execve(start.spec.program.c_str(), start.arguments, start.environment);
     } else {
@@ -155,7 +161,7 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
     Pipe failed(tried);
     const Start start{
         spec,      words.data(), spec.environment ? variables.data() : environ, go.reader.get(), failed.writer.get(),
-        ::getpid()};
+        ::getpid(), inherited_open_file_limit()};
     // No handler of ours runs in the child.
     sigset_t all;
     sigset_t before;
@@ -186,7 +192,9 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
     } while (count < 0 && errno == EINTR);
     if (count == static_cast<ssize_t>(sizeof(why))) {
         wait();
-        throw ProgramError("cannot " + tried + " (start " + spec.program + "): " + errno_reason(why));
+        const std::string_view advice = errno_advice(why);
+        throw ProgramError("cannot " + tried + " (start " + spec.program + "): " + errno_reason(why) +
+                           (advice.empty() ? "" : " (" + std::string(advice) + ")"));
     }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -15,8 +16,8 @@
 #include "prefault/numa.hpp"
 #include "prefault/pin.hpp"
 #include "vmm/custom_devices.hpp"
-#include "vmm/host_memory.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/memory_need.hpp"
 #include "vmm/user_network.hpp"
 #include "vmm/virtio_devices.hpp"
 #include "vmm/x86_cpu_model.hpp"
@@ -37,22 +38,6 @@ void validate_memory_size(const Config& config) {
     }
     if (config.memory_bytes > memory_map::kMaxMemoryBytes) {
         throw Error(tried + ": the most this program can give is " + format_bytes(memory_map::kMaxMemoryBytes));
-    }
-}
-
-/// Refuses what the kernel would only find out by killing somebody. `populated_bytes` are populated ahead of time.
-void validate_against_host_memory(const std::string& tried, std::uint64_t bytes, std::uint64_t populated_bytes) {
-    const HostMemory host = read_host_memory();
-    if (bytes > host.total_bytes) {
-        throw Error(tried + ": this host has " + format_bytes(host.total_bytes));
-    }
-    if (const auto limit = read_memory_cgroup_limit(); limit && bytes > *limit) {
-        throw Error(tried + ": the control group of this process may use " + format_bytes(*limit) +
-                    " (raise its memory.max)");
-    }
-    if (populated_bytes > host.available_bytes) {
-        throw Error(tried + " ahead of time: this host has " + format_bytes(host.available_bytes) + " available of " +
-                    format_bytes(host.total_bytes) + " (free some, or take --prefault=none)");
     }
 }
 
@@ -112,9 +97,14 @@ void validate_devices(const Config& config) {
     if (config.vsock) {
         devices::virtio::check_vsock_path(config.vsock->path);
     }
+    std::set<std::string> taps;
     for (const NetConfig& net : config.nets) {
         if (!net.user) {
             devices::check_interface_name(net.tap);
+            if (!taps.insert(net.tap).second) {
+                throw Error("cannot connect two networks of the guest to the tap interface " + net.tap +
+                            ": it takes one (make another: `ip tuntap add NAME mode tap`)");
+            }
         }
         if (!net.mac.empty()) {
             static_cast<void>(devices::parse_mac_address(net.mac));
@@ -260,9 +250,8 @@ void validate_ranges(std::span<const GuestRange> ranges, std::span<const GuestRa
 void validate_more_memory(const Config& config, std::uint64_t bytes) {
     if (is_from_pool(config.page_size)) {
         prefault::check_huge_page_pool(config.page_size, bytes);
-    } else {
-        validate_against_host_memory("cannot give the guest " + format_bytes(bytes) + " more memory", bytes, bytes);
     }
+    check_room_for_more(config, bytes);
     prefault::check_may_pin(config.pin, bytes);
 }
 
@@ -304,14 +293,11 @@ void validate(const Config& config) {
     }
     if (is_from_pool(config.page_size)) { // Memory that is set aside already.
         prefault::check_huge_page_pool(huge_page_demand(config, topology));
-    } else {
-        if (config.reserve_huge_pages) {
-            throw Error("cannot reserve huge pages for --page-size=" + std::string(to_string(config.page_size)) +
-                        ": only 2M and 1G come from a pool");
-        }
-        validate_against_host_memory("cannot give the guest " + format_bytes(config.memory_bytes) + " of memory",
-                                     config.memory_bytes, populated_bytes(config));
+    } else if (config.reserve_huge_pages) {
+        throw Error("cannot reserve huge pages for --page-size=" + std::string(to_string(config.page_size)) +
+                    ": only 2M and 1G come from a pool");
     }
+    check_host_room(config);
     prefault::check_may_pin(config.pin,
                             config.prefault.ranges.empty() || config.prefault.scope == prefault::Scope::kNone
                                 ? config.memory_bytes

@@ -12,7 +12,7 @@ namespace vmm {
 
 EventFd::EventFd() : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (!fd_) {
-        throw_errno(errno, "create an event descriptor", "raise the limit on open files: `ulimit -n`");
+        throw_errno(errno, "create an event descriptor");
     }
 }
 

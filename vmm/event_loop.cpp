@@ -12,7 +12,7 @@ namespace vmm {
 
 EventLoop::EventLoop() : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
     if (!epoll_) {
-        throw_errno(errno, "create an event loop", "raise the limit on open files: `ulimit -n`");
+        throw_errno(errno, "create an event loop");
     }
 }
 
@@ -24,7 +24,8 @@ bool EventLoop::watch(int fd, std::uint32_t events, Handler handler) {
         if (errno == EPERM) {
             return false;
         }
-        throw_errno(errno, "watch a file descriptor");
+        throw_errno(errno, "watch a file descriptor",
+                    {{ENOSPC, "this user watches as many descriptors as it may: raise fs.epoll.max_user_watches"}});
     }
     handlers_[fd] = std::make_shared<Handler>(std::move(handler));
     return true;

@@ -12,7 +12,7 @@ namespace vmm {
 
 IntervalTimer::IntervalTimer(double seconds) : fd_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) {
     if (!fd_) {
-        throw_errno(errno, "make a timer", "raise the limit on open files: `ulimit -n`");
+        throw_errno(errno, "make a timer");
     }
     itimerspec interval{};
     interval.it_interval.tv_sec = static_cast<time_t>(seconds);

@@ -31,6 +31,7 @@
 #include "vmm/host_requirements.hpp"
 #include "vmm/interval_timer.hpp"
 #include "vmm/memory_map.hpp"
+#include "vmm/memory_need.hpp"
 #include "vmm/pause_gate.hpp"
 #include "vmm/prefaulter.hpp"
 #include "vmm/stop_bridge.hpp"
@@ -85,7 +86,7 @@ struct Machine::Parts {
     void run_threads(std::deque<VcpuThread>& threads);
     void watch(EventLoop& loop, IntervalTimer& timer);
     void watch_terminal_size(EventLoop& loop);
-    [[nodiscard]] std::uint64_t measure_resident_overhead() const;
+    [[nodiscard]] std::optional<std::uint64_t> measure_resident_overhead() const;
     void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
     void flush_output() noexcept;
     void note_output(const char* device, const CharacterConsole& output);
@@ -173,7 +174,10 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
       supported_cpuid(with_cpu_brand(system.supported_cpuid(), host_cpu_brand())),
       tsc_deadline(system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0),
       machine_check_capabilities(system.machine_check_capabilities()) {
-    report.host = prefault::detect_second_level();
+    report.host = prefault::detect_second_level(vm);
+    for (const std::string& line : host_room_warnings(config)) {
+        log(LogLevel::kWarning, line);
+    }
     report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     report.memory_bytes = config.memory_bytes;
     report.page_size = config.page_size;
@@ -279,7 +283,7 @@ bool Machine::Parts::adopts_page_tables() const {
     // Without a second level in hardware, what the dummies filled belongs to their page tables: a guest that says so
     // (the built-in one does) adopts them.
     return files.kernel.takes_page_tables() && config.prefault.scope == prefault::Scope::kAll &&
-           report.host.kind == prefault::SecondLevelKind::kShadow;
+           report.host.may_be_shadow();
 }
 
 void Machine::Parts::create_vcpus() {
@@ -524,15 +528,15 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
     }
 }
 
-std::uint64_t Machine::Parts::measure_resident_overhead() const {
+std::optional<std::uint64_t> Machine::Parts::measure_resident_overhead() const {
     // Where it is known how much of guest memory is resident, the quick way; else the kernel has to look at each page.
     const bool from_pool = is_from_pool(config.page_size);
     const bool all_resident =
         report.prefault.scope != prefault::Scope::kNone && report.prefault.complete && report.prefault.ranges.empty();
     if (from_pool || all_resident) {
-        const std::uint64_t resident = resident_bytes();
+        const std::optional<std::uint64_t> resident = resident_bytes();
         const std::uint64_t guest_bytes = from_pool ? 0 : ram.memory().size_bytes();
-        return resident > guest_bytes ? resident - guest_bytes : 0;
+        return resident ? std::optional(*resident > guest_bytes ? *resident - guest_bytes : 0) : std::nullopt;
     }
     std::vector<std::span<std::byte>> guest;
     for (const MemoryRegion& region : ram.memory().regions()) {

@@ -59,11 +59,14 @@ std::string to_json(const RunReport& report) {
     Json json;
     json["schema"] = RunReport::kSchema;
     json["host"] = {{"second_level", to_string(report.host.kind)},
-                    {"tdp_mmu", report.host.tdp_mmu},
+                    {"tdp_mmu", or_null(report.host.tdp_mmu)},
                     {"kvm_pre_fault_memory", report.kvm_pre_fault_memory}};
-    json["memory"] = {{"bytes", report.memory_bytes},        {"page_size", to_string(report.page_size)},
-                      {"pin", to_string(report.pin)},        {"locked_bytes", report.locked_bytes},
-                      {"pinned_bytes", report.pinned_bytes}, {"numa", to_string(report.numa)}};
+    json["memory"] = {{"bytes", report.memory_bytes},
+                      {"page_size", to_string(report.page_size)},
+                      {"pin", to_string(report.pin)},
+                      {"locked_bytes", or_null(report.locked_bytes)},
+                      {"pinned_bytes", or_null(report.pinned_bytes)},
+                      {"numa", to_string(report.numa)}};
     json["prefault"] = {{"scope", scope_name(prefault)},
                         {"bytes", prefault.bytes},
                         {"ranges", ranges_json(prefault.ranges)},
@@ -99,7 +102,7 @@ std::string to_json(const RunReport& report) {
                      {"output", output_json(report.output)},
                      {"mapped", mapped_json(report.mapped)}};
     json["vmm"] = {{"version", kVersion},
-                   {"resident_overhead_bytes", report.resident_overhead_bytes},
+                   {"resident_overhead_bytes", or_null(report.resident_overhead_bytes)},
                    {"teardown_seconds", report.teardown_seconds}};
     return json.dump(2) + "\n";
 }
@@ -155,10 +158,14 @@ std::string to_summary(const RunReport& report) {
                                                 to_string(report.exit), report.guest_seconds, report.vcpus,
                                                 report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction);
     return vmm::format(
-        "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {:.1f} MiB; all given "
+        "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {}; all given "
         "back after {:.3f} s",
         describe_prefault(report), guest, report.second_level_faults_total(),
-        static_cast<double>(report.resident_overhead_bytes) / static_cast<double>(kMiB), report.teardown_seconds);
+        report.resident_overhead_bytes
+            ? vmm::format("{:.1f} MiB",
+                          static_cast<double>(*report.resident_overhead_bytes) / static_cast<double>(kMiB))
+            : "unknown",
+        report.teardown_seconds);
 }
 
 } // namespace vmm

@@ -36,8 +36,9 @@ struct RunReport {
     PageSize page_size = PageSize::kThp;
     prefault::Pin pin = prefault::Pin::kNone;
     prefault::NumaPolicy numa;
-    std::uint64_t locked_bytes = 0; ///< the process's VmLck after the prefault
-    std::uint64_t pinned_bytes = 0; ///< the process's VmPin after the prefault
+    /// The process's VmLck and VmPin after the prefault; nothing where they are not known (no /proc).
+    std::optional<std::uint64_t> locked_bytes;
+    std::optional<std::uint64_t> pinned_bytes;
 
     PrefaultWhen prefault_when = PrefaultWhen::kBefore;
     prefault::Report prefault;
@@ -61,7 +62,7 @@ struct RunReport {
     prefault::MappedPages mapped;                      ///< of guest memory, at the end
     std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 
-    std::uint64_t resident_overhead_bytes = 0;
+    std::optional<std::uint64_t> resident_overhead_bytes; ///< nothing where it is not known (no /proc)
     /// From the guest's end until everything was given back; measured by whoever destroys the machine.
     double teardown_seconds = 0;
 

@@ -70,10 +70,11 @@ void check_port(const PortForward& forward) {
     if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
         ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
         throw_errno(errno, "forward " + to_string(forward) + " to the guest",
-                    errno == EADDRINUSE      ? "another program has it: take another port"
-                    : errno == EADDRNOTAVAIL ? "that is no address of this host"
-                    : errno == EACCES        ? "ports below 1024 take root: take another port"
-                                             : "");
+                    {{EADDRINUSE, "another program has it: take another port"},
+                     {EADDRNOTAVAIL, "that is no address of this host"},
+                     {EACCES, "ports below 1024 take root, or as sysctl net.ipv4.ip_unprivileged_port_start says: take "
+                              "another port"},
+                     {EAFNOSUPPORT, "this host has no IPv4"}});
     }
 }
 
@@ -130,14 +131,14 @@ std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool 
 UserNetwork::UserNetwork(const NetConfig& net) {
     std::array<int, 2> ends{-1, -1};
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
-        throw_errno(errno, kTried, "raise the limit on open files: `ulimit -n`");
+        throw_errno(errno, kTried);
     }
     socket_ = UniqueFd(ends[0]);
     const UniqueFd theirs(ends[1]);
     // Neither side ever waits for this one: what does not fit in it is lost.
     std::array<int, 2> pipe{-1, -1};
     if (::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
-        throw_errno(errno, kTried, "raise the limit on open files: `ulimit -n`");
+        throw_errno(errno, kTried);
     }
     errors_ = UniqueFd(pipe[0]);
     const UniqueFd their_errors(pipe[1]);

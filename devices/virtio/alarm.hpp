@@ -24,7 +24,7 @@ class Alarm {
     /// Throws Error where the process has no descriptor left.
     Alarm() : timer_(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) {
         if (!timer_) {
-            throw_errno(errno, "make a timer for a device", "raise the limit on open files: `ulimit -n`");
+            throw_errno(errno, "make a timer for a device");
         }
     }
 

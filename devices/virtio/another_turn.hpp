@@ -23,7 +23,7 @@ class AnotherTurn {
     /// Throws Error where the process has no descriptor left.
     AnotherTurn() : event_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
         if (!event_) {
-            throw_errno(errno, "make an event for a device", "raise the limit on open files: `ulimit -n`");
+            throw_errno(errno, "make an event for a device");
         }
     }
 

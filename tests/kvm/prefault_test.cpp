@@ -668,7 +668,8 @@ TEST_F(PrefaultTest, DummyThatFailedLeavesNoKickBehind) {
 TEST_F(PrefaultTest, OfTheMethodThatIsBestTakesTouchOnShadowPagingAndSaysSo) {
     PrefaultVm machine(PageSize::k4K);
     const Report report = machine.prefault({.scope = Scope::kAll, .method = Method::kAuto});
-    EXPECT_EQ(report.method, machine.has_ioctl() && machine.host.accessed_dirty ? Method::kIoctl : Method::kTouch);
+    EXPECT_EQ(report.method,
+              machine.has_ioctl() && machine.host.accessed_dirty != false ? Method::kIoctl : Method::kTouch);
     EXPECT_TRUE(testing::mentions(report.method_reason, machine.is_shadow() ? "shadow paging" : "KVM_PRE_FAULT_MEMORY"))
         << report.method_reason;
 }

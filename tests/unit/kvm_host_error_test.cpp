@@ -15,7 +15,7 @@ std::string text_of(Arguments... arguments) {
 }
 
 TEST(ErrorText, SaysWhatWasTriedAndWhyItFailed) {
-    EXPECT_EQ(text_of(EINVAL, "open /dev/kvm"), "cannot open /dev/kvm: Invalid argument");
+    EXPECT_EQ(text_of(ENOTEMPTY, "open /dev/kvm"), "cannot open /dev/kvm: Directory not empty");
 }
 
 TEST(ErrorText, EndsWithTheAdvice) {
@@ -36,7 +36,7 @@ TEST(ErrorText, AdviceBelongsToTheNumberAndNotToThePlace) {
     const std::string text = text_by_table(EMFILE);
     EXPECT_TRUE(testing::mentions(text, "ulimit -n")) << text;
     EXPECT_FALSE(testing::mentions(text, "load kvm_amd")) << text;
-    EXPECT_EQ(text_by_table(EINVAL), "cannot open /dev/kvm: Invalid argument");
+    EXPECT_EQ(text_by_table(ENOTEMPTY), "cannot open /dev/kvm: Directory not empty");
 }
 
 TEST(ErrorText, LimitsAreNamedWhateverCallRunsIntoThem) {

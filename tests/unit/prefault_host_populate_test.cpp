@@ -64,7 +64,7 @@ TEST_P(HostPopulate, LeavesNoPageSharedWithTheZeroPage) {
     }
     EXPECT_TRUE(populate(memory_, kLayout, 1));
     for (const MemoryRegion& region : memory_.regions()) {
-        EXPECT_EQ(resident_memory_of(region.bytes()).bytes,
+        EXPECT_EQ(resident_memory_of(region.bytes()).value().bytes,
                   region.range.size); // The zero page does not count as resident.
     }
 }

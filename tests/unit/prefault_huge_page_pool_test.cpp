@@ -207,6 +207,19 @@ TEST(HugePagePool, ThatDoesNotExistIsAnErrorThatSaysSo) {
     EXPECT_TRUE(mentions(error, "no pages of that size")) << error;
 }
 
+// "This host has no pages of that size" was said where /sys could not be read.
+TEST(HugePagePool, ThatCannotBeSeenIsNoReasonToRefuse) {
+    EXPECT_NO_THROW(check_huge_page_pool(from_any_node(8), nowhere()));
+    HugePageDemand raised = from_any_node(8);
+    raised.will_be_raised = true;
+    const std::string refusal = error_of([&]() -> int {
+        check_huge_page_pool(raised, nowhere());
+        return 0;
+    });
+    EXPECT_TRUE(mentions(refusal, "/nonexistent is not there")) << refusal;
+    EXPECT_FALSE(may_raise_huge_page_pool(kPage, nowhere()));
+}
+
 TEST(HugePagePool, IsNotAskedForOrdinaryPages) {
     const FakePool fake("0", "0", "0");
     EXPECT_EQ(shortage(fake, kTiB, PageSize::kThp), "");

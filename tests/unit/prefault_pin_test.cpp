@@ -5,7 +5,10 @@
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
+#include <sched.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -103,6 +106,34 @@ TEST(PinLimit, TooLowSaysLimitNeedAndRemedy) {
     EXPECT_TRUE(mentions(error, "64 KiB")) << error;
     EXPECT_TRUE(mentions(error, "ulimit -l")) << error;
     EXPECT_TRUE(mentions(error, "--pin=none")) << error;
+}
+
+// Root of a user namespace has every capability and may lock no more than others: it got "Cannot allocate memory".
+TEST(PinLimit, BindsRootOfAUserNamespace) {
+    const std::string error = testing::in_child_process([]() -> std::string {
+        testing::set_limit(RLIMIT_MEMLOCK, 64 * kKiB);
+        return ::unshare(CLONE_NEWUSER) != 0 ? "none" : pin_refusal(Pin::kMlock, 512 * kMiB);
+    });
+    if (error == "none") {
+        GTEST_SKIP() << "no user namespace can be made here";
+    }
+    EXPECT_TRUE(mentions(error, "cannot lock 512 MiB")) << error;
+    EXPECT_TRUE(mentions(error, "RLIMIT_MEMLOCK")) << error;
+}
+
+TEST(PinLimit, ThatDoesNotBindIsNoError) {
+    const std::string error = testing::in_child_process([]() -> std::string {
+        rlimit limit{64 * kKiB, 64 * kKiB};
+        if (::setrlimit(RLIMIT_MEMLOCK, &limit) != 0) {
+            return "cannot set a limit";
+        }
+        const Mapping memory = Mapping::anonymous(kMiB, 4 * kKiB, 0, "a test");
+        // Whether the capability counts here is the kernel's to say, for the question and for the check alike.
+        const bool may = ::mlock2(memory.data(), memory.size(), MLOCK_ONFAULT) == 0;
+        ::munlock(memory.data(), memory.size());
+        return (pin_refusal(Pin::kMlock, kMiB).empty() == may) ? "" : "the kernel and the check do not agree";
+    });
+    EXPECT_EQ(error, "");
 }
 
 TEST(PinLimit, ThatJustSufficesIsNoError) {

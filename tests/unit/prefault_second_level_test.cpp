@@ -35,7 +35,7 @@ TEST(DetectSecondLevel, FindsExtendedPageTables) {
 }
 
 TEST(DetectSecondLevel, TakesWhatIsSwitchedOffForShadowPaging) {
-    for (const char* const off : {"N\n", "0\n", ""}) {
+    for (const char* const off : {"N\n", "0\n"}) {
         const TemporaryDirectory sysfs;
         sysfs.write("kvm_amd/parameters/npt", off);
         sysfs.write("kvm_intel/parameters/ept", off);
@@ -43,52 +43,115 @@ TEST(DetectSecondLevel, TakesWhatIsSwitchedOffForShadowPaging) {
     }
 }
 
-TEST(DetectSecondLevel, TakesNoModuleForShadowPaging) {
-    EXPECT_EQ(detect(TemporaryDirectory()).kind, SecondLevelKind::kShadow);
-    EXPECT_FALSE(detect(TemporaryDirectory()).tdp_mmu);
+// Without /sys/module NPT passed for shadow paging: what cannot be read was taken for what is switched off.
+TEST(DetectSecondLevel, DoesNotTakeWhatCannotBeReadForShadowPaging) {
+    const TemporaryDirectory empty;
+    TemporaryDirectory malformed;
+    malformed.write("kvm_amd/parameters/npt", "");
+    malformed.write("kvm_intel/parameters/ept", "perhaps\n");
+    for (const TemporaryDirectory* sysfs : {&empty, static_cast<const TemporaryDirectory*>(&malformed)}) {
+        EXPECT_EQ(detect(*sysfs).kind, SecondLevelKind::kUnknown);
+        EXPECT_FALSE(detect(*sysfs).tdp_mmu.has_value());
+        EXPECT_FALSE(detect(*sysfs).accessed_dirty.has_value());
+        EXPECT_TRUE(detect(*sysfs).may_be_shadow());
+    }
+}
+
+/// What KVM answers on Linux 6.11 and later, and on 5.14 to 6.10.
+constexpr PagingAnswers new_kernel(bool nested, bool amd) {
+    return {nested, true, !nested, amd};
+}
+constexpr PagingAnswers old_kernel(bool nested, bool amd) {
+    return {false, false, !nested, amd};
+}
+
+TEST(DetectSecondLevel, IsToldByKvmItselfWithoutSysfs) {
+    const std::string nowhere = "/nonexistent";
+    for (const bool amd : {false, true}) {
+        const SecondLevelKind nested = amd ? SecondLevelKind::kNpt : SecondLevelKind::kEpt;
+        EXPECT_EQ(detect_second_level(new_kernel(true, amd), nowhere).kind, nested);
+        EXPECT_EQ(detect_second_level(old_kernel(true, amd), nowhere).kind, nested);
+        EXPECT_EQ(detect_second_level(new_kernel(false, amd), nowhere).kind, SecondLevelKind::kShadow);
+    }
+    EXPECT_EQ(detect_second_level(old_kernel(false, true), nowhere).kind, SecondLevelKind::kShadow);
+    // kvm_intel has a parameter of its own for that capability, so before Linux 6.11 it leaves the question open.
+    EXPECT_EQ(detect_second_level(old_kernel(false, false), nowhere).kind, SecondLevelKind::kUnknown);
+    EXPECT_EQ(detect_second_level(PagingAnswers{true, true, true, false}, nowhere).kind, SecondLevelKind::kEpt);
+}
+
+TEST(DetectSecondLevel, AsksTheParametersWhereKvmLeavesItOpen) {
+    const TemporaryDirectory sysfs;
+    sysfs.write("kvm_intel/parameters/ept", "Y\n");
+    EXPECT_EQ(detect_second_level(old_kernel(false, false), sysfs.path().native()).kind, SecondLevelKind::kEpt);
+    sysfs.write("kvm_intel/parameters/ept", "N\n");
+    EXPECT_EQ(detect_second_level(old_kernel(false, false), sysfs.path().native()).kind, SecondLevelKind::kShadow);
+}
+
+TEST(DetectSecondLevel, KnowsNothingOfTheRestWithoutSysfsButWhatTheProcessorSays) {
+    const SecondLevelHost npt = detect_second_level(new_kernel(true, true), "/nonexistent");
+    EXPECT_FALSE(npt.tdp_mmu.has_value());
+    EXPECT_EQ(npt.accessed_dirty, true);
+    const SecondLevelHost ept = detect_second_level(new_kernel(true, false), "/nonexistent");
+    EXPECT_FALSE(ept.accessed_dirty.has_value());
 }
 
 TEST(DetectSecondLevel, ReadsWhetherFaultsAreHandledInParallel) {
     const TemporaryDirectory sysfs;
     sysfs.write("kvm_amd/parameters/npt", "Y\n");
-    EXPECT_FALSE(detect(sysfs).tdp_mmu);
+    EXPECT_FALSE(detect(sysfs).tdp_mmu.has_value());
+    sysfs.write("kvm/parameters/tdp_mmu", "N\n");
+    EXPECT_EQ(detect(sysfs).tdp_mmu, false);
     sysfs.write("kvm/parameters/tdp_mmu", "Y\n");
-    EXPECT_TRUE(detect(sysfs).tdp_mmu);
+    EXPECT_EQ(detect(sysfs).tdp_mmu, true);
 }
 
 TEST(DetectSecondLevel, HasNoParallelFaultsWithoutASecondLevel) {
     const TemporaryDirectory sysfs;
+    sysfs.write("kvm_amd/parameters/npt", "N\n");
     sysfs.write("kvm/parameters/tdp_mmu", "Y\n");
-    EXPECT_FALSE(detect(sysfs).tdp_mmu);
+    EXPECT_EQ(detect(sysfs).tdp_mmu, false);
 }
 
 TEST(DetectSecondLevel, KnowsThatNestedPagingKeepsAccessedAndDirtyBits) {
     const TemporaryDirectory sysfs;
     sysfs.write("kvm_amd/parameters/npt", "Y\n");
-    EXPECT_TRUE(detect(sysfs).accessed_dirty);
+    EXPECT_EQ(detect(sysfs).accessed_dirty, true);
 }
 
 TEST(DetectSecondLevel, ReadsWhetherExtendedPageTablesKeepAccessedAndDirtyBits) {
     const TemporaryDirectory sysfs;
     sysfs.write("kvm_intel/parameters/ept", "Y\n");
-    EXPECT_FALSE(detect(sysfs).accessed_dirty) << "the parameter is not there";
+    EXPECT_FALSE(detect(sysfs).accessed_dirty.has_value()) << "the parameter is not there";
     sysfs.write("kvm_intel/parameters/eptad", "N\n");
-    EXPECT_FALSE(detect(sysfs).accessed_dirty);
+    EXPECT_EQ(detect(sysfs).accessed_dirty, false);
     sysfs.write("kvm_intel/parameters/eptad", "Y\n");
-    EXPECT_TRUE(detect(sysfs).accessed_dirty);
+    EXPECT_EQ(detect(sysfs).accessed_dirty, true);
 }
 
 TEST(DetectSecondLevel, HasNoAccessedAndDirtyBitsWithoutASecondLevel) {
     const TemporaryDirectory sysfs;
     sysfs.write("kvm_intel/parameters/ept", "N\n");
     sysfs.write("kvm_intel/parameters/eptad", "Y\n");
-    EXPECT_FALSE(detect(sysfs).accessed_dirty);
+    EXPECT_EQ(detect(sysfs).accessed_dirty, false);
 }
 
 constexpr SecondLevelHost kNestedPaging{SecondLevelKind::kNpt, true, true};
 constexpr SecondLevelHost kExtendedPageTables{SecondLevelKind::kEpt, true, true};
 constexpr SecondLevelHost kWithoutAccessedDirty{SecondLevelKind::kEpt, true, false};
 constexpr SecondLevelHost kShadowPaging{SecondLevelKind::kShadow, false, false};
+constexpr SecondLevelHost kUnknownPaging{SecondLevelKind::kUnknown, std::nullopt, std::nullopt};
+
+// `--prefault-method=ioctl` was refused with a false reason where /sys/module could not be read.
+TEST(ChooseMethod, TriesTheIoctlWhereKvmHasItWhateverElseIsUnknown) {
+    for (const SecondLevelHost& host :
+         {kUnknownPaging, SecondLevelHost{SecondLevelKind::kEpt, std::nullopt, std::nullopt}}) {
+        EXPECT_EQ(choose_method(Method::kAuto, host, true).method, Method::kIoctl);
+        EXPECT_EQ(choose_method(Method::kIoctl, host, true).method, Method::kIoctl);
+    }
+    EXPECT_EQ(choose_method(Method::kAuto, kUnknownPaging, false).method, Method::kTouch);
+    const std::string error = error_of([&] { return choose_method(Method::kIoctl, kUnknownPaging, false).reason; });
+    EXPECT_FALSE(mentions(error, "shadow paging")) << error;
+}
 
 TEST(ChooseMethod, GrantsTouchOnEveryHost) {
     for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty, kShadowPaging}) {
@@ -173,6 +236,7 @@ TEST(SecondLevelKind, HasTheNamesOfTheReport) {
     EXPECT_EQ(to_string(SecondLevelKind::kNpt), "npt");
     EXPECT_EQ(to_string(SecondLevelKind::kEpt), "ept");
     EXPECT_EQ(to_string(SecondLevelKind::kShadow), "shadow");
+    EXPECT_EQ(to_string(SecondLevelKind::kUnknown), "unknown");
 }
 
 TEST(MappedPages, AddUpToBytes) {

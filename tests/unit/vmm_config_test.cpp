@@ -74,7 +74,7 @@ TEST(Config, RefusesMoreMemoryThanTheMachineCanHave) {
 }
 
 TEST(Config, RefusesMoreMemoryThanTheHostHas) {
-    const std::uint64_t more = align_down(read_host_memory().total_bytes, 4096) + 4096;
+    const std::uint64_t more = align_down(read_host_memory().total_bytes.value(), 4096) + 4096;
     if (more > memory_map::kMaxMemoryBytes) {
         GTEST_SKIP() << "this host has more memory than a guest can have";
     }
@@ -83,10 +83,11 @@ TEST(Config, RefusesMoreMemoryThanTheHostHas) {
 
 TEST(Config, RefusesMoreMemoryThanIsAvailableOnlyWhenPopulatingIt) {
     const HostMemory host = read_host_memory();
+    const std::uint64_t total = host.total_bytes.value();
+    const std::uint64_t available = host.available_bytes.value();
     // In the middle between available and all, so that what others do meanwhile does not matter.
-    const std::uint64_t bytes =
-        align_down(host.available_bytes + (host.total_bytes - host.available_bytes) / 2, 4096) + 4096;
-    if (host.total_bytes - host.available_bytes < 64 * kMiB || bytes > memory_map::kMaxMemoryBytes) {
+    const std::uint64_t bytes = align_down(available + (total - available) / 2, 4096) + 4096;
+    if (total - available < 64 * kMiB || bytes > memory_map::kMaxMemoryBytes) {
         GTEST_SKIP() << "nearly all memory of this host is available, so the two cannot be told apart";
     }
     Config config;
@@ -99,6 +100,16 @@ TEST(Config, RefusesMoreMemoryThanIsAvailableOnlyWhenPopulatingIt) {
 TEST(Config, RefusesMoreHugePagesThanThePoolHas) {
     const std::string error = refusal_of_memory(memory_map::kMaxMemoryBytes, PageSize::k2M);
     EXPECT_TRUE(mentions(error, "cannot reserve 8388608 huge pages of 2 MiB")) << error;
+}
+
+// EBUSY of our own second use was called "another process has it".
+TEST(Config, RefusesOneTapTwice) {
+    Config config = small_config();
+    NetConfig net;
+    net.tap = "tap7";
+    config.nets = {net, net};
+    EXPECT_TRUE(mentions(refusal(config), "two networks")) << refusal(config);
+    EXPECT_TRUE(mentions(refusal(config), "tap7")) << refusal(config);
 }
 
 TEST(Config, RefusesImpossibleNumbersOfVcpus) {

@@ -63,9 +63,8 @@ class FakeHost {
         return *this;
     }
     [[nodiscard]] std::string path(const std::string& name) const { return root_ / name.substr(1); }
-    [[nodiscard]] std::vector<Finding> findings() const {
-        return examine_settings({root_ / "proc", root_ / "sys", merges_own_memory_});
-    }
+    [[nodiscard]] SettingsSources sources() const { return {root_ / "proc", root_ / "sys", merges_own_memory_, ""}; }
+    [[nodiscard]] std::vector<Finding> findings() const { return examine_settings(sources()); }
     /// The finding whose name begins with `what`; one called "none" if there is none.
     [[nodiscard]] Finding finding(const std::string& what) const {
         for (const Finding& finding : findings()) {
@@ -320,6 +319,69 @@ TEST(HostSettings, TakeOneLineAndOneOfAdviceEach) {
         EXPECT_FALSE(mentions(finding.value + finding.advice, "\n")) << finding.what;
         EXPECT_EQ(finding.verdict == Verdict::kGood, finding.advice.empty()) << finding.what;
     }
+}
+
+Finding finding_of(const std::vector<Finding>& findings, const std::string& what) {
+    for (const Finding& finding : findings) {
+        if (finding.what.starts_with(what)) {
+            return finding;
+        }
+    }
+    return {Verdict::kGood, "none", "", ""};
+}
+
+// Without /proc/meminfo, doctor showed 16777216 TiB.
+TEST(Doctor, CallsUnknownWhatItCannotRead) {
+    const auto findings = examine_host(FakeHost().sources());
+    EXPECT_EQ(finding_of(findings, "memory").value, "unknown available of unknown");
+    EXPECT_EQ(finding_of(findings, "memory").verdict, Verdict::kAdvice);
+    EXPECT_EQ(finding_of(findings, "huge pages of 2 MiB").value, "unknown");
+    EXPECT_EQ(finding_of(findings, "transparent huge pages").value, "unknown");
+    EXPECT_TRUE(mentions(finding_of(findings, "processors").value, "unknown number of NUMA nodes"));
+    EXPECT_FALSE(mentions(to_text(findings), "TiB"));
+}
+
+TEST(Doctor, SaysWhichSettingsItCannotSee) {
+    const FakeHost host;
+    EXPECT_EQ(finding_of(examine_host(host.sources()), "settings in " + host.path("/sys/module")).value, "unknown");
+    FakeHost seen;
+    seen.set("/sys/module/kvm/parameters/nx_huge_pages", "N");
+    EXPECT_EQ(finding_of(examine_host(seen.sources()), "settings in " + seen.path("/sys/module")).what, "none");
+}
+
+TEST(Doctor, TellsAMissingPageSizeFromOneItCannotSee) {
+    FakeHost host;
+    host.set("/sys/kernel/mm/ksm/run", "0");
+    const auto findings = examine_host(host.sources());
+    EXPECT_EQ(finding_of(findings, "huge pages of 2 MiB").value, "not on this host");
+    EXPECT_EQ(finding_of(findings, "transparent huge pages").value, "not in this kernel");
+}
+
+// Pages that the kernel makes on demand serve a guest as well, and doctor did not see them.
+TEST(Doctor, CountsSurplusHugePages) {
+    const std::string pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+    FakeHost host;
+    host.set(pool + "nr_hugepages", "0").set(pool + "free_hugepages", "0").set(pool + "nr_overcommit_hugepages", "100");
+    Finding finding = finding_of(examine_host(host.sources()), "huge pages of 2 MiB");
+    EXPECT_EQ(finding.verdict, Verdict::kGood);
+    EXPECT_TRUE(mentions(finding.value, "up to 100 more on demand")) << finding.value;
+    host.set(pool + "nr_hugepages", "30").set(pool + "surplus_hugepages", "30");
+    finding = finding_of(examine_host(host.sources()), "huge pages of 2 MiB");
+    EXPECT_TRUE(mentions(finding.value, "30 are surplus")) << finding.value;
+    EXPECT_TRUE(mentions(finding.value, "up to 70 more on demand")) << finding.value;
+    host.set(pool + "nr_overcommit_hugepages", "0")
+        .set(pool + "nr_hugepages", "0")
+        .set(pool + "surplus_hugepages", "0");
+    EXPECT_EQ(finding_of(examine_host(host.sources()), "huge pages of 2 MiB").verdict, Verdict::kAdvice);
+}
+
+TEST(HostSettings, SayThatIoUringIsForbiddenWhateverTheSwitchSays) {
+    const FakeHost host;
+    SettingsSources sources = host.sources();
+    sources.why_no_io_uring = "cannot make an io_uring for pinning guest memory: Operation not permitted";
+    const Finding finding = finding_of(examine_settings(sources), "io_uring");
+    EXPECT_EQ(finding.verdict, Verdict::kAdvice);
+    EXPECT_TRUE(mentions(finding.advice, "Operation not permitted")) << finding.advice;
 }
 
 } // namespace

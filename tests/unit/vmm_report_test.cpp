@@ -284,6 +284,21 @@ TEST(ReportSummary, SaysThatTheGuestNeverRan) {
     EXPECT_TRUE(mentions(to_summary(report), "before its first instruction")) << to_summary(report);
 }
 
+// In a root without /proc the summary said "resident beyond guest memory: 0.0 MiB".
+TEST(ReportSummary, CallsUnknownWhatCouldNotBeRead) {
+    RunReport report = whole_report();
+    report.resident_overhead_bytes.reset();
+    EXPECT_TRUE(mentions(to_summary(report), "resident beyond guest memory: unknown;")) << to_summary(report);
+    report.locked_bytes.reset();
+    report.pinned_bytes.reset();
+    report.host.tdp_mmu.reset();
+    const json text = json::parse(to_json(report));
+    EXPECT_TRUE(text["vmm"]["resident_overhead_bytes"].is_null());
+    EXPECT_TRUE(text["memory"]["locked_bytes"].is_null());
+    EXPECT_TRUE(text["memory"]["pinned_bytes"].is_null());
+    EXPECT_TRUE(text["host"]["tdp_mmu"].is_null());
+}
+
 TEST(ReportSummary, SaysThatThereWasNoPrefault) {
     EXPECT_TRUE(to_summary(RunReport{}).starts_with("prefault: none\n"));
 }

@@ -195,7 +195,9 @@ std::string qemu_version(const RunSettings& settings) {
     const ChildEnd end = run_child(spec);
     if (!end.succeeded()) {
         throw Error("cannot measure against QEMU: " + settings.qemu + ": " + end.problem() +
-                    " (install the package qemu-system-x86, or name it with --qemu)");
+                    (end.problem().find(errno_reason(ENOENT)) != std::string::npos
+                         ? " (install the package qemu-system-x86, or name it with --qemu)"
+                         : " (name another with --qemu)"));
     }
     return end.output.substr(0, end.output.find('\n'));
 }

@@ -1,7 +1,5 @@
 #include "vmm/bench/matrix.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <numeric>
 #include <random>
@@ -68,17 +66,16 @@ std::vector<Cell> cells_of(const Matrix& matrix) {
 HostRoom read_host_room() {
     const kvm::System system;
     HostRoom room;
-    room.available_bytes = read_host_memory().available_bytes;
-    if (const auto limit = read_memory_cgroup_limit()) {
-        room.available_bytes = std::min(room.available_bytes, *limit);
-    }
+    // What is not known cannot be compared: then the kernel has the last word.
+    room.available_bytes = available_bytes(read_memory_facts()).value_or(UINT64_MAX);
     const auto free_bytes = [](std::uint64_t page_bytes) -> std::uint64_t {
         const auto pool = prefault::read_huge_page_pool(page_bytes);
         return pool ? pool->available() * page_bytes : 0;
     };
     room.free_2m_bytes = free_bytes(2 * kMiB);
     room.free_1g_bytes = free_bytes(kGiB);
-    room.may_raise_pools = ::geteuid() == 0;
+    // Asked by trying: to be root of a user namespace is not enough, nor is it with a sysfs that is mounted read-only.
+    room.may_raise_pools = prefault::may_raise_huge_page_pool(2 * kMiB) || prefault::may_raise_huge_page_pool(kGiB);
     room.most_vcpus = std::min({system.max_vcpus(), system.max_vcpu_ids(), Config::kMaxVcpus});
     return room;
 }

@@ -42,7 +42,7 @@ HostFacts read_host_facts() {
     facts.kernel = names.release;
     facts.cpu = cpu_model();
     facts.cpus = static_cast<unsigned>(prefault::usable_cpu_list().size());
-    facts.memory_bytes = read_host_memory().total_bytes;
+    facts.memory_bytes = read_host_memory().total_bytes.value_or(0);
     const prefault::SecondLevelHost second_level = prefault::detect_second_level();
     facts.second_level = prefault::to_string(second_level.kind);
     facts.tdp_mmu = second_level.tdp_mmu;
@@ -151,7 +151,7 @@ std::string to_json(const Results& results) {
                     {"cpus", results.host.cpus},
                     {"memory_bytes", results.host.memory_bytes},
                     {"second_level", results.host.second_level},
-                    {"tdp_mmu", results.host.tdp_mmu},
+                    {"tdp_mmu", results.host.tdp_mmu ? Json(*results.host.tdp_mmu) : Json(nullptr)},
                     {"kvm_pre_fault_memory", results.host.prefault_ioctl}};
     json["settings"] = {{"preset", results.settings.preset},
                         {"runs", results.settings.runs},
@@ -263,7 +263,7 @@ Results parse_json(const Json& json) {
                     host.at("cpus").get<unsigned>(),
                     host.at("memory_bytes").get<std::uint64_t>(),
                     host.at("second_level").get<std::string>(),
-                    host.at("tdp_mmu").get<bool>(),
+                    host.at("tdp_mmu").is_null() ? std::nullopt : std::optional(host.at("tdp_mmu").get<bool>()),
                     host.at("kvm_pre_fault_memory").get<bool>()};
     const Json& settings = json.at("settings");
     results.settings = {settings.at("preset").get<std::string>(),
@@ -306,9 +306,10 @@ Results read_results(const std::string& path) {
     if (!file) {
         throw_errno(errno, "read " + path);
     }
+    errno = 0;
     const std::string text{std::istreambuf_iterator(file), {}};
     if (file.bad()) {
-        throw Error("cannot read " + path);
+        throw_errno(errno != 0 ? errno : EIO, "read " + path);
     }
     return parse_results(text, path);
 }

@@ -19,8 +19,8 @@ struct HostFacts {
     std::string cpu;    ///< model
     unsigned cpus = 0;  ///< that we may use
     std::uint64_t memory_bytes = 0;
-    std::string second_level; ///< "npt", "ept", "shadow"
-    bool tdp_mmu = false;
+    std::string second_level;    ///< "npt", "ept", "shadow"
+    std::optional<bool> tdp_mmu; ///< nothing: not known
     bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY
 
     friend bool operator==(const HostFacts&, const HostFacts&) = default;

@@ -49,7 +49,13 @@ WorkFolder::WorkFolder() {
     const auto parent = std::filesystem::temp_directory_path(failed);
     path_ = (failed ? std::filesystem::path("/tmp") : parent) / "vmm-bench.XXXXXX";
     if (::mkdtemp(path_.data()) == nullptr) {
-        throw_errno(errno, "make a temporary folder " + path_, "$TMPDIR says where");
+        throw_errno(errno, "make a temporary folder " + path_,
+                    {{ENOENT, "name a folder that exists in $TMPDIR"},
+                     {ENOTDIR, "name a folder in $TMPDIR"},
+                     {EACCES, "name a folder that can be written in $TMPDIR"},
+                     {EROFS, "name a folder that can be written in $TMPDIR"},
+                     {ENOSPC, "free some room, or name another folder in $TMPDIR"},
+                     {EDQUOT, "free some room, or name another folder in $TMPDIR"}});
     }
 }
 

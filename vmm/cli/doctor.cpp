@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 
@@ -54,49 +55,122 @@ void examine_kvm(std::vector<Finding>& findings) {
          ""});
 }
 
+constexpr const char* kUnknown = "unknown";
+
+std::string describe_tdp_mmu(const std::optional<bool>& on) {
+    return on ? (*on ? "on" : "off") : kUnknown;
+}
+
 void examine_second_level(std::vector<Finding>& findings) {
     const prefault::SecondLevelHost host = prefault::detect_second_level();
     Finding finding{Verdict::kGood, "second level",
-                    vmm::format("{}, TDP MMU {}", to_string(host.kind), host.tdp_mmu ? "on" : "off"), ""};
+                    vmm::format("{}, TDP MMU {}", to_string(host.kind), describe_tdp_mmu(host.tdp_mmu)), ""};
     if (host.kind == prefault::SecondLevelKind::kShadow) {
         finding.verdict = Verdict::kAdvice;
         finding.advice =
             "shadow paging: only a guest that uses the prefault's own page tables (the built-in guest does) "
             "runs without faults; with kvm_amd npt=1 or kvm_intel ept=1 every guest does";
-    } else if (!host.tdp_mmu) {
+    } else if (host.kind == prefault::SecondLevelKind::kUnknown) {
+        finding.verdict = Verdict::kAdvice;
+        finding.advice = "neither KVM nor /sys/module says whether there is nested paging: mount sysfs";
+    } else if (host.tdp_mmu == false) {
         finding.verdict = Verdict::kAdvice;
         finding.advice = "faults are handled one at a time: load kvm with tdp_mmu=1 (Linux 5.15 and later have it on)";
     }
     findings.push_back(finding);
 }
 
-void examine_memory(std::vector<Finding>& findings) {
-    const HostMemory memory = read_host_memory();
-    findings.push_back(
-        {Verdict::kGood, "memory",
-         vmm::format("{} available of {}", format_bytes(memory.available_bytes), format_bytes(memory.total_bytes)),
-         ""});
-    for (const std::uint64_t page_bytes : {2 * kMiB, kGiB}) {
-        const std::string what = "huge pages of " + format_bytes(page_bytes);
-        const auto pool = prefault::read_huge_page_pool(page_bytes);
-        if (!pool) {
-            findings.push_back({Verdict::kGood, what, "not on this host", ""});
-            continue;
-        }
-        findings.push_back({pool->total != 0 ? Verdict::kGood : Verdict::kAdvice, what,
-                            vmm::format("{} available of {}", pool->available(), pool->total),
-                            pool->total != 0 ? ""
-                                             : vmm::format("for --page-size={}: `echo N | sudo tee "
-                                                           "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages`",
-                                                           page_bytes == kGiB ? "1G" : "2M", page_bytes / kKiB)});
+std::string format_or_unknown(const std::optional<std::uint64_t>& bytes) {
+    return bytes ? format_bytes(*bytes) : kUnknown;
+}
+
+bool is_there(const std::filesystem::path& path) {
+    std::error_code ignored;
+    return std::filesystem::exists(path, ignored);
+}
+
+/// What is shown of a pool, with the pages that are made on demand, which a guest can have as well.
+Finding describe_pool(const prefault::HugePagePool& pool) {
+    const std::uint64_t size = pool.page_bytes;
+    Finding finding{Verdict::kGood, "huge pages of " + format_bytes(size),
+                    vmm::format("{} available of {}", pool.available(), pool.total), ""};
+    if (pool.surplus != 0) {
+        finding.value += vmm::format(", of which {} are surplus and go when they are freed", pool.surplus);
     }
-    const auto thp = first_line("/sys/kernel/mm/transparent_hugepage/enabled");
+    if (pool.overcommit != 0) {
+        finding.value += vmm::format(", and up to {} more on demand, if there is memory", pool.overcommit);
+    }
+    if (pool.total == 0 && pool.overcommit == 0) {
+        finding.verdict = Verdict::kAdvice;
+        finding.advice = vmm::format("for --page-size={}: `echo N | sudo tee "
+                                     "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages`",
+                                     size == kGiB ? "1G" : "2M", size / kKiB);
+    }
+    return finding;
+}
+
+void examine_huge_pages(const SettingsSources& sources, std::vector<Finding>& findings) {
+    const std::filesystem::path mm = sources.sys / "kernel/mm";
+    prefault::HugePageRoots roots;
+    roots.mm = mm.native();
+    roots.nodes = (sources.sys / "devices/system/node").native();
+    roots.meminfo = (sources.proc / "meminfo").native();
+    for (const std::uint64_t page_bytes : {2 * kMiB, kGiB}) {
+        if (const auto pool = prefault::read_huge_page_pool(page_bytes, roots)) {
+            findings.push_back(describe_pool(*pool));
+        } else if (is_there(mm)) {
+            findings.push_back({Verdict::kGood, "huge pages of " + format_bytes(page_bytes), "not on this host", ""});
+        } else {
+            findings.push_back({Verdict::kAdvice, "huge pages of " + format_bytes(page_bytes), kUnknown,
+                                mm.native() + " cannot be read: mount sysfs"});
+        }
+    }
+    const auto thp = first_line((mm / "transparent_hugepage/enabled").native());
+    if (!thp && !is_there(mm)) {
+        findings.push_back(
+            {Verdict::kAdvice, "transparent huge pages", kUnknown, mm.native() + " cannot be read: mount sysfs"});
+        return;
+    }
     const bool thp_off = !thp || thp->find("[never]") != std::string::npos;
     findings.push_back({thp_off ? Verdict::kAdvice : Verdict::kGood, "transparent huge pages",
                         thp.value_or("not in this kernel"),
                         thp_off ? "--page-size=thp gives 4 KiB pages: `echo madvise | sudo tee "
                                   "/sys/kernel/mm/transparent_hugepage/enabled`"
                                 : ""});
+}
+
+void examine_memory(const SettingsSources& sources, std::vector<Finding>& findings) {
+    const MemoryFacts facts =
+        read_memory_facts({sources.proc.native(), {sources.proc / "self/cgroup", sources.sys / "fs/cgroup"}});
+    const HostMemory& memory = facts.host;
+    Finding finding{Verdict::kGood, "memory",
+                    vmm::format("{} available of {}", format_or_unknown(memory.available_bytes),
+                                format_or_unknown(memory.total_bytes)),
+                    ""};
+    if (!memory.available_bytes) {
+        finding.verdict = Verdict::kAdvice;
+        finding.advice = (sources.proc / "meminfo").native() +
+                         " does not say it: whether there is enough for a guest cannot be checked";
+    }
+    findings.push_back(finding);
+    for (const MappingLimit& limit : facts.mapping_limits) {
+        findings.push_back(
+            {Verdict::kAdvice, vmm::format("mappings of this process ({})", limit.name),
+             vmm::format("at most {}, of which {} are in use", format_bytes(limit.limit), format_bytes(limit.used)),
+             vmm::format("a larger guest is refused: `{} unlimited`", limit.command)});
+    }
+    examine_huge_pages(sources, findings);
+}
+
+/// What is not read is not found: better said than passed over.
+void examine_what_can_be_read(const SettingsSources& sources, std::vector<Finding>& findings) {
+    for (const std::filesystem::path& path :
+         {sources.proc / "self", sources.proc / "sys/kernel", sources.sys / "kernel/mm", sources.sys / "module"}) {
+        if (!is_there(path)) {
+            findings.push_back({Verdict::kAdvice, "settings in " + path.native(), kUnknown,
+                                "it cannot be read here, so nothing of it is said below"});
+        }
+    }
 }
 
 void examine_limits(std::vector<Finding>& findings) {
@@ -107,7 +181,7 @@ void examine_limits(std::vector<Finding>& findings) {
     try {
         prefault::check_may_pin(prefault::Pin::kMlock, UINT64_MAX);
         if (limit.rlim_cur != RLIM_INFINITY) {
-            finding.value += ", which does not bind this process (CAP_IPC_LOCK)";
+            finding.value += ", which does not bind this process (it was tried)";
         }
     } catch (const Error&) {
         finding.verdict = Verdict::kAdvice;
@@ -116,12 +190,22 @@ void examine_limits(std::vector<Finding>& findings) {
     findings.push_back(finding);
 }
 
-void examine_processors(std::vector<Finding>& findings) {
-    const std::size_t nodes = prefault::NumaTopology::read().nodes.size();
+void examine_open_files(std::vector<Finding>& findings) {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    findings.push_back({Verdict::kGood, "open files",
+                        limit.rlim_max == RLIM_INFINITY ? "no limit" : vmm::format("at most {}", limit.rlim_max), ""});
+}
+
+void examine_processors(const SettingsSources& sources, std::vector<Finding>& findings) {
+    const std::filesystem::path node = sources.sys / "devices/system/node";
+    const std::size_t nodes =
+        prefault::NumaTopology::read(node.native(), (sources.proc / "self/status").native()).nodes.size();
+    const std::string where = is_there(sources.sys / "devices/system")
+                                  ? vmm::format("{} NUMA node{}", nodes, nodes > 1 ? "s" : "")
+                                  : "an unknown number of NUMA nodes";
     findings.push_back(
-        {Verdict::kGood, "processors",
-         vmm::format("{} usable, on {} NUMA node{}", prefault::usable_cpu_list().size(), nodes, nodes > 1 ? "s" : ""),
-         ""});
+        {Verdict::kGood, "processors", vmm::format("{} usable, on {}", prefault::usable_cpu_list().size(), where), ""});
 }
 
 /// By trying.
@@ -134,6 +218,10 @@ void examine_disk_io(std::vector<Finding>& findings) {
 } // namespace
 
 std::vector<Finding> examine_host() {
+    return examine_host(SettingsSources());
+}
+
+std::vector<Finding> examine_host(const SettingsSources& sources) {
     std::vector<Finding> findings;
     try {
         examine_kvm(findings);
@@ -141,11 +229,13 @@ std::vector<Finding> examine_host() {
         findings.push_back({Verdict::kFatal, "KVM", "unusable", error.what()});
     }
     examine_second_level(findings);
-    examine_memory(findings);
+    examine_memory(sources, findings);
     examine_limits(findings);
-    examine_processors(findings);
+    examine_open_files(findings);
+    examine_processors(sources, findings);
     examine_disk_io(findings);
-    const std::vector<Finding> settings = examine_settings();
+    examine_what_can_be_read(sources, findings);
+    const std::vector<Finding> settings = examine_settings(sources);
     findings.insert(findings.end(), settings.begin(), settings.end());
     return findings;
 }

@@ -15,9 +15,14 @@ struct Finding {
     std::string advice; ///< what to do; empty for kGood
 };
 
+struct SettingsSources;
+
 /// Looks at KVM, the second level, huge pages, limits, nodes and the settings that undo a prefault. Changes nothing;
 /// what is missing becomes a finding, so it does not throw for it. Never empty.
 [[nodiscard]] std::vector<Finding> examine_host();
+
+/// The same with files of other places than /proc and /sys.
+[[nodiscard]] std::vector<Finding> examine_host(const SettingsSources& sources);
 
 /// Whether a guest can run.
 [[nodiscard]] bool can_run_guests(const std::vector<Finding>& findings);

@@ -14,8 +14,10 @@
 #include <utility>
 
 #include "kvm/cgroup.hpp"
+#include "kvm/error.hpp"
 #include "kvm/format.hpp"
 #include "kvm/guest_memory.hpp"
+#include "prefault/longterm_pin.hpp"
 #include "prefault/numa.hpp"
 #include "prefault/second_level.hpp"
 #include "vmm/host_memory.hpp"
@@ -247,7 +249,7 @@ std::optional<Finding> examine_damon(const SettingsSources& sources) {
 /// arch/x86/kvm/mmu/tdp_mmu.c: without the bits, ageing a page takes its access rights away.
 std::optional<Finding> examine_accessed_bits(const SettingsSources& sources) {
     const prefault::SecondLevelHost host = prefault::detect_second_level((sources.sys / "module").native());
-    if (host.kind != prefault::SecondLevelKind::kEpt || host.accessed_dirty) {
+    if (host.kind != prefault::SecondLevelKind::kEpt || host.accessed_dirty.value_or(true)) {
         return std::nullopt;
     }
     const std::string generations = first_line(sources.sys / "kernel/mm/lru_gen/enabled").value_or("0x0000");
@@ -269,8 +271,15 @@ std::optional<Finding> examine_avic(const SettingsSources& sources) {
 /// Documentation/admin-guide/sysctl/kernel.rst.
 std::optional<Finding> examine_io_uring(const SettingsSources& sources) {
     const std::uint64_t disabled = number(sources.proc / "sys/kernel/io_uring_disabled").value_or(0);
-    if (disabled == 0) {
+    if (disabled == 0 && sources.why_no_io_uring.empty()) {
         return std::nullopt;
+    }
+    if (disabled == 0 || (disabled == 1 && sources.why_no_io_uring.empty())) {
+        return sources.why_no_io_uring.empty()
+                   ? std::optional(good("io_uring", "for CAP_SYS_ADMIN and the group kernel.io_uring_group only, which "
+                                                    "this process may use"))
+                   : std::optional(advice("io_uring", "cannot be used here",
+                                          "--pin=longterm needs it: " + sources.why_no_io_uring));
     }
     return advice("io_uring", disabled == 1 ? "for CAP_SYS_ADMIN and the group kernel.io_uring_group only" : "disabled",
                   "--pin=longterm needs it: `sudo sysctl kernel.io_uring_disabled=0`");
@@ -315,6 +324,15 @@ constexpr std::array kExaminations{
     &examine_accessed_bits,         &examine_avic, &examine_io_uring};
 
 } // namespace
+
+std::string why_no_io_uring() {
+    try {
+        const prefault::BufferRing probe(1);
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return {};
+}
 
 bool merges_own_memory() noexcept {
     return ::prctl(PR_GET_MEMORY_MERGE, 0UL, 0UL, 0UL, 0UL) == 1;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "vmm/cli/doctor.hpp"
@@ -12,11 +13,15 @@ namespace vmm {
 /// in prctl(2), since Linux 6.4).
 [[nodiscard]] bool merges_own_memory() noexcept;
 
+/// Why no io_uring for a pin can be made, which is tried; empty if one can.
+[[nodiscard]] std::string why_no_io_uring();
+
 /// Where settings are read.
 struct SettingsSources {
     std::filesystem::path proc = "/proc";
     std::filesystem::path sys = "/sys";
     bool merges_own_memory = vmm::merges_own_memory();
+    std::string why_no_io_uring = vmm::why_no_io_uring();
 };
 
 /// Looks for what can undo a prefault, or stand in the way of a pin (docs/prefault.md, "Undoing"). A setting that

@@ -37,6 +37,7 @@
 #include "vmm/file_roles.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/patient_write.hpp"
+#include "vmm/process_limits.hpp"
 #include "vmm/report_file.hpp"
 #include "vmm/stop_on_signals.hpp"
 #include "vmm/watch.hpp"
@@ -490,6 +491,7 @@ int main(int argc, char** argv) {
     std::signal(SIGXFSZ, SIG_IGN);
     // Until a machine or a benchmark has something to give back.
     const vmm::ExitOnSignals exit_on_signals(vmm::kStoppedBySignal);
+    vmm::raise_open_file_limit();
     try {
         const vmm::Command command = vmm::parse_command_line(argc, argv);
         return std::visit([&](const auto& chosen) { return vmm::execute(chosen, started); }, command);
