@@ -422,52 +422,65 @@ TEST_F(PrefaultTest, RepairsEveryByteOfTheScratchSlotThatAGuestWroteOver) {
     EXPECT_EQ(copy_of_slot(), before);
 }
 
-TEST_F(PrefaultTest, PrefaultVcpuLedToPortsMemoryAndSpinsTouchesEveryPageAfterwards) {
-    // Each in the place of the stub; what follows it in the slot is the rest of that.
-    const std::vector<std::pair<const char*, testing::Code>> stubs{
-        {"an access across two pages of no memory",
-         {0x48, 0x8b, 0x04, 0x25, 0xfc, 0x0f, 0x00, 0x40}},                              // mov 0x40000ffc, %rax
-        {"an atomic one", {0xf0, 0x48, 0x83, 0x0c, 0x25, 0xfc, 0x0f, 0x00, 0x40, 0x00}}, // lock orq $0, 0x40000ffc
-        {"a string from no memory to no memory",
-         {0xbe, 0x00, 0x10, 0x00, 0x40, 0xbf, 0x00, 0x20, 0x00, 0x40, 0xb9, 0x00, 0x02, 0x00, 0x00, 0xf3, 0x48, 0xa5}},
-        {"a string from a port",
-         {0xbf, 0x00, 0x20, 0x00, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0x99, 0x09, 0xf3, 0x6c}},
-        {"the end, too early", {0x66, 0xba, 0x01, 0x05, 0xee}},
-        {"a string to the port of the end",
-         {0xbe, 0x00, 0x20, 0x00, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0x01, 0x05, 0xf3, 0x6e}},
-        {"hlt", {0xf4}},
-        {"ud2", {0x0f, 0x0b}},
-        {"int3", {0xcc}},
-        {"syscall", {0x0f, 0x05}},
-        {"sysenter", {0x0f, 0x34}},
-        {"vmcall", {0x0f, 0x01, 0xc1, 0xf4}},
-        {"vmmcall", {0x0f, 0x01, 0xd9, 0xf4}},
-        {"monitor", {0x0f, 0x01, 0xc8}},
-        {"mwait", {0x0f, 0x01, 0xc9}},
-        {"wrmsr", {0x0f, 0x30}},
-        {"rdpmc", {0x0f, 0x33}},
-        {"rsm", {0x0f, 0xaa}},
-        {"xbegin", {0xc7, 0xf8, 0x00, 0x00, 0x00, 0x00, 0xf4}},
-        {"a far return", {0x48, 0xcb}},
-        {"iretq", {0x48, 0xcf}},
-    };
-    for (const auto& [name, stub] : stubs) {
-        PrefaultVm machine(PageSize::k4K);
-        replace_stub(machine, stub);
-        DummyVcpu::Outcome outcome;
-        std::jthread([&] {
-            kvm::block_signals_in_this_thread();
-            outcome = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
-        }).join();
-        EXPECT_NE(outcome.end, DummyVcpu::Outcome::End::kStopped) << name;
-        ASSERT_TRUE(machine.prefault(Scope::kHost).complete) << name;
-        EXPECT_NE(machine.fill().proof, Proof::kNone) << name; // Puts the slot right.
-        const kvm::AllSignalsBlocked for_this_thread;
-        const auto after = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
-        EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << name << ": " << after.why;
-        EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U) << name;
-    }
+/// What a hostile guest puts in the place of the stub; what follows in the slot is the rest of that.
+struct HostileStub {
+    const char* name;
+    testing::Code code;
+};
+
+// NOLINTNEXTLINE(readability-identifier-naming): the name GoogleTest looks for.
+void PrintTo(const HostileStub& stub, std::ostream* out) {
+    *out << stub.name;
 }
+
+class PrefaultVcpuLedTo : public PrefaultTest, public ::testing::WithParamInterface<HostileStub> {};
+
+TEST_P(PrefaultVcpuLedTo, ComesBackAndTouchesEveryPageAfterwards) {
+    PrefaultVm machine(PageSize::k4K);
+    replace_stub(machine, GetParam().code);
+    std::stop_source source;
+    std::atomic<bool> over{false};
+    DummyVcpu::Outcome outcome;
+    std::jthread toucher([&] {
+        kvm::block_signals_in_this_thread();
+        outcome = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, source.get_token());
+        over = true;
+    });
+    for (int i = 0; i < 1000 && !over; ++i) { // One that spins has 20 s of processor time: too much for a test.
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    source.request_stop();
+    toucher.join();
+    std::cout << GetParam().name << ": " << static_cast<int>(outcome.end) << " " << outcome.why << std::endl;
+    ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
+    EXPECT_NE(machine.fill().proof, Proof::kNone); // Puts the slot right.
+    const kvm::AllSignalsBlocked for_this_thread;
+    const auto after = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
+    EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << after.why;
+    EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Instruction, PrefaultVcpuLedTo,
+    ::testing::Values(
+        HostileStub{"AnAccessAcrossTwoPagesOfNoMemory", {0x48, 0x8b, 0x04, 0x25, 0xfc, 0x0f, 0x00, 0x40}},
+        HostileStub{"AnAtomicOne", {0xf0, 0x48, 0x83, 0x0c, 0x25, 0xfc, 0x0f, 0x00, 0x40, 0x00}},
+        HostileStub{"AStringFromNoMemoryToNoMemory",
+                    {0xbe, 0x00, 0x10, 0x00, 0x40, 0xbf, 0x00, 0x20, 0x00, 0x40, 0xb9, 0x00, 0x02, 0x00, 0x00, 0xf3,
+                     0x48, 0xa5}},
+        HostileStub{"AStringFromAPort",
+                    {0xbf, 0x00, 0x20, 0x00, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0x99, 0x09, 0xf3, 0x6c}},
+        HostileStub{"TheEndTooEarly", {0x66, 0xba, 0x01, 0x05, 0xee}},
+        HostileStub{"AStringToThePortOfTheEnd",
+                    {0xbe, 0x00, 0x20, 0x00, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0x01, 0x05, 0xf3, 0x6e}},
+        HostileStub{"Hlt", {0xf4}}, HostileStub{"Ud2", {0x0f, 0x0b}}, HostileStub{"Int3", {0xcc}},
+        HostileStub{"Syscall", {0x0f, 0x05}}, HostileStub{"Sysenter", {0x0f, 0x34}},
+        HostileStub{"Vmcall", {0x0f, 0x01, 0xc1, 0xf4}}, HostileStub{"Vmmcall", {0x0f, 0x01, 0xd9, 0xf4}},
+        HostileStub{"Monitor", {0x0f, 0x01, 0xc8}}, HostileStub{"Mwait", {0x0f, 0x01, 0xc9}},
+        HostileStub{"Wrmsr", {0x0f, 0x30}}, HostileStub{"Rdpmc", {0x0f, 0x33}}, HostileStub{"Rsm", {0x0f, 0xaa}},
+        HostileStub{"Xbegin", {0xc7, 0xf8, 0x00, 0x00, 0x00, 0x00, 0xf4}}, HostileStub{"AFarReturn", {0x48, 0xcb}},
+        HostileStub{"Iretq", {0x48, 0xcf}}),
+    [](const auto& stub) { return std::string(stub.param.name); });
 
 TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
     PrefaultVm machine(PageSize::k4K);
@@ -749,7 +762,8 @@ TEST_F(PrefaultOfSmm, IsNeededThere) {
 
 TEST_F(PrefaultOfSmm, OfAPrefaultVcpuThatLeftTheModeAndHaltedIsCompleteAfterwards) {
     PrefaultVm machine(PageSize::k4K, 2, PrefaultVm::kDefaultBytes, true);
-    DummyVcpu vcpu(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    constexpr unsigned kFree = 9; // The hostile vCPU has number 1.
+    DummyVcpu vcpu(machine.vm, kFree, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
     // What `rsm` loads is all zeros: real mode, at address 0, where a `hlt` is.
     const testing::Code halt{0xf4, 0xeb, 0xfd}; // hlt; again
     EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0}, std::as_bytes(std::span(halt))));
