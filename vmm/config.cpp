@@ -127,6 +127,7 @@ void validate_texts(const Config& config) {
     refuse_nul(config.kernel_path, "the path of the kernel");
     refuse_nul(config.initrd_path, "the path of the initrd");
     refuse_nul(config.command_line, "the kernel command line");
+    refuse_nul(config.cpu, "the guest's processor (Config::cpu)");
     for (const DiskConfig& disk : config.disks) {
         refuse_nul(disk.path, "the path of a disk");
         refuse_nul(disk.id, "the id of a disk");

@@ -367,6 +367,7 @@ TEST(Config, WithANulInAnyOfItsTextsIsRefused) {
         {"path of the kernel", [](Config& config, const std::string& text) { config.kernel_path = text; }},
         {"path of the initrd", [](Config& config, const std::string& text) { config.initrd_path = text; }},
         {"command line", [](Config& config, const std::string& text) { config.command_line = text; }},
+        {"guest's processor", [](Config& config, const std::string& text) { config.cpu = text; }},
         {"path of a disk", [](Config& config, const std::string& text) { config.disks.push_back({.path = text}); }},
         {"id of a disk",
          [](Config& config, const std::string& text) { config.disks.push_back({.path = "p", .id = text}); }},
