@@ -6,7 +6,7 @@
 # system_test.sh --parts       lists them
 
 set -uo pipefail
-readonly parts=(linux guest virtio nodes memory large devices kernel emulated figures first_fill)
+readonly parts=(linux options guest virtio nodes memory large devices kernel emulated figures first_fill)
 if [[ ${1-} == --parts ]]; then
     printf '%s\n' "${parts[@]}"
     exit
@@ -61,6 +61,7 @@ part_emulated() {
     guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
 }
 part_linux() { checks --memory 3G --hugepages-2m 256 -- linux; }
+part_options() { checks --memory 2G -- options cpu; }
 part_guest() { checks --memory 3G --hugepages-2m 256 -- guest life; }
 part_memory() { checks --memory 3G -- scope pins; }
 part_virtio() { checks --memory 3G -- disks net; }
