@@ -1,5 +1,6 @@
 #include "vmm/event_loop.hpp"
 
+#include <poll.h>
 #include <sys/epoll.h>
 
 #include <array>
@@ -51,6 +52,11 @@ void EventLoop::run_once(int timeout_ms) {
             (*handler)(event.events);
         }
     }
+}
+
+bool EventLoop::has_events() const {
+    pollfd ready{epoll_.get(), POLLIN, 0};
+    return ::poll(&ready, 1, 0) == 1;
 }
 
 } // namespace vmm

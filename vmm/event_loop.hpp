@@ -25,6 +25,8 @@ class EventLoop {
 
     /// Waits at most `timeout_ms` (-1: for ever) and calls the handlers of what is ready. Throws what they throw.
     void run_once(int timeout_ms);
+    /// Whether something is ready now, so that run_once() would not wait.
+    [[nodiscard]] bool has_events() const;
 
   private:
     UniqueFd epoll_;

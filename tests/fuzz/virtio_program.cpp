@@ -27,7 +27,7 @@ constexpr std::uint16_t kLargestQueue = 16;
 /// Turns without the driver or the host doing anything. Devices bound a turn to a MiB or 256 requests of 16 queue
 /// entries, so that this is plenty.
 constexpr int kMostTurns = 3000;
-constexpr int kMostWaits = 500; // of 10 ms each
+constexpr int kMostWaits = 30000; // of 10 ms each: a bound against hanging alone
 
 // Where things lie. The second region begins where the first one ends.
 constexpr std::uint64_t kQueueBase = 0x1000;

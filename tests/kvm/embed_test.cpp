@@ -77,15 +77,6 @@ DeviceConfig port_device(
     return config;
 }
 
-/// Waits until `holds`, for at most 20 seconds.
-template <typename Condition>
-bool wait_until(Condition holds) {
-    for (int i = 0; i < 20'000 && !holds(); ++i) {
-        std::this_thread::sleep_for(1ms);
-    }
-    return holds();
-}
-
 TEST_F(Embedding, DeviceIsReadAndWritten) {
     const TestKernel kernel(kCopyMmioToPort);
     Config config = kernel.config();
@@ -188,7 +179,7 @@ TEST_F(Embedding, PausedGuestStandsStillAndGoesOn) {
     const ExitReason reason = testing::run_beside(machine, [&] {
         for (int round = 0; round < 5; ++round) {
             const std::uint64_t before = reads;
-            EXPECT_TRUE(wait_until([&] { return reads > before + 10; }));
+            EXPECT_TRUE(testing::eventually([&] { return reads > before + 10; }));
             machine.pause();
             EXPECT_EQ(machine.statistics().state, MachineState::kPaused);
             const std::uint64_t held = reads;
@@ -211,11 +202,11 @@ TEST_F(Embedding, PausedBeforeItRunsBeginsWhenResumed) {
     Machine machine(config);
     machine.pause();
     testing::run_beside(machine, [&] {
-        EXPECT_TRUE(wait_until([&] { return machine.statistics().state == MachineState::kPaused; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == MachineState::kPaused; }));
         std::this_thread::sleep_for(5ms);
         EXPECT_EQ(reads, 0U);
         machine.resume();
-        EXPECT_TRUE(wait_until([&] { return reads > 0; }));
+        EXPECT_TRUE(testing::eventually([&] { return reads > 0; }));
         machine.request_stop();
     });
 }
@@ -224,7 +215,7 @@ TEST_F(Embedding, PausedGuestIsStopped) {
     const TestKernel kernel(kernels::kSpin);
     Machine machine(kernel.config());
     const ExitReason reason = testing::run_beside(machine, [&] {
-        EXPECT_TRUE(wait_until([&] { return machine.statistics().state == MachineState::kRunning; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == MachineState::kRunning; }));
         machine.pause();
         machine.request_stop();
     });
@@ -257,7 +248,7 @@ TEST_F(Embedding, ReportOfAnotherThreadsRunIsAnErrorUntilItHasEnded) {
     const TestKernel kernel(kernels::kSpin);
     Machine machine(kernel.config());
     testing::run_beside(machine, [&] {
-        EXPECT_TRUE(wait_until([&] { return machine.statistics().state == MachineState::kRunning; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == MachineState::kRunning; }));
         EXPECT_THROW(static_cast<void>(machine.report()), UsageError);
         EXPECT_THROW(static_cast<void>(machine.crash_description()), UsageError);
         machine.request_stop();
@@ -271,7 +262,7 @@ TEST_F(Embedding, StatisticsCountExitsWhileTheGuestRuns) {
     config.devices.push_back(port_device([](auto, auto) {}));
     Machine machine(config);
     testing::run_beside(machine, [&] {
-        EXPECT_TRUE(wait_until([&] { return machine.statistics().vcpus.at(0).exits > 100; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().vcpus.at(0).exits > 100; }));
         machine.request_stop();
     });
 }

@@ -14,6 +14,7 @@
 #include <thread>
 #include <variant>
 
+#include "support/host_waiting.hpp"
 #include "support/kvm_guest.hpp"
 #include "support/kvm_require.hpp"
 
@@ -51,7 +52,7 @@ std::optional<Exit> kick_while_running(Vcpu& vcpu) {
     OneRun run(vcpu);
     EXPECT_FALSE(run.wait_for(50ms)) << "it came back by itself";
     run.kick();
-    auto exit = run.wait_for(10s);
+    auto exit = run.wait_for(testing::kPatience);
     if (!exit) {
         ADD_FAILURE() << "a kick was lost: this test cannot end";
         std::terminate();
@@ -72,10 +73,8 @@ class Kick : public testing::KvmTest {
 TEST_F(Kick, TakesOutAGuestThatSpinsForEver) {
     SmallVm small;
     Vcpu vcpu = small.vcpu_with(testing::kSpin);
-    const auto start = std::chrono::steady_clock::now();
     const auto exit = kick_while_running(vcpu);
     EXPECT_TRUE(std::holds_alternative<KickedExit>(*exit)) << name_of(*exit);
-    EXPECT_LT(std::chrono::steady_clock::now() - start, 2s);
 }
 
 TEST_F(Kick, TakesOutAGuestThatHasHalted) {

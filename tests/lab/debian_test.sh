@@ -3,6 +3,8 @@
 # writes, powers off, and leaves a clean file system. VMM names the binary to test; without it the newest build is taken.
 
 set -uo pipefail
+export LC_ALL=C
+umask 022
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -34,7 +36,7 @@ debugfs -w -R "write $work/task /root/task" "$work/disk.img" 2>/dev/null
 
 options=()
 [[ -z ${VMM-} ]] || options=(--vmm "$VMM")
-"$here/lab" run "${options[@]}" --memory 3G --timeout 900 --disk "$work/disk.img" --get /tmp/report.json:"$work/report.json" -- \
+"$here/lab" run "${options[@]}" --memory 3G --timeout 3600 --disk "$work/disk.img" --get /tmp/report.json:"$work/report.json" -- \
     vmm run --prefault=all --page-size=4K -m 512M -c 2 --disk /dev/vda --rng --report /tmp/report.json \
     --initrd /guest/initrd /guest/vmlinuz --serial /dev/stdout --cmdline \
     "quiet modules=virtio_mmio,virtio_blk,virtio_rng,crc32c_generic,ext4 root_disk=/dev/vda rw" \

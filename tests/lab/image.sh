@@ -11,9 +11,10 @@ readonly image_mib=1200
 
 lab_image() {
     [ $# -eq 0 ] || refuse "lab image: unknown option '$1'"
+    value_only
     local image=$lab_dir/debian.img sources
     if [ -e "$image" ]; then
-        echo "$image"
+        echo "$image" >&"$value"
         return
     fi
     require_tools mmdebstrap mke2fs
@@ -37,7 +38,7 @@ lab_image() {
     set_up_image "$new/root"
     mke2fs -q -t ext4 -L root -d "$new/root" "$new/debian.img" "${image_mib}M" || die "mke2fs failed"
     mv "$new/debian.img" "$image"
-    echo "$image"
+    echo "$image" >&"$value"
 }
 
 # The files in which apt has its sources.

@@ -11,7 +11,7 @@
 //     rig.memory().store(header, Header{...});
 //     const auto head = queue.add({{header, 16}, {status, 1, kWritable}});    // a chain, made and published
 //     rig.ring(0);                                           // the doorbell, if the device wants it
-//     const auto used = rig.wait_for_used(0);                // pumps until something is used; nothing after 5 s
+//     const auto used = rig.wait_for_used(0);                // pumps until something is used; nothing if none comes
 //     EXPECT_EQ(used->id, head);
 //     EXPECT_EQ(rig.irq().take(), 1U);
 //
@@ -47,6 +47,7 @@
 #include "kvm/guest_memory.hpp"
 #include "kvm/unique_fd.hpp"
 #include "support/devices_recording_irq.hpp"
+#include "support/host_waiting.hpp"
 
 namespace vmm::devices::testing {
 
@@ -419,12 +420,13 @@ class VirtioPump {
     VirtioPump(VirtioPump&&) = delete;
     VirtioPump& operator=(const VirtioPump&) = delete;
     VirtioPump& operator=(VirtioPump&&) = delete;
-    /// Stops the device and lets it come to rest, for at most 5 s.
+    /// Stops the device and lets it come to rest.
     ~VirtioPump() {
         if (!stopping_) {
             device_.stop();
         }
-        for (int turns = 0; turns < 500 && !device_.is_idle(); ++turns) {
+        const auto give_up = std::chrono::steady_clock::now() + vmm::testing::kPatience;
+        while (!device_.is_idle() && std::chrono::steady_clock::now() < give_up) {
             poll_sources(std::chrono::milliseconds(10));
         }
         assert(device_.is_idle());
@@ -536,8 +538,6 @@ class VirtioPump {
 /// Threads: one.
 class VirtioRig {
   public:
-    static constexpr std::chrono::seconds kPatience{5};
-
     struct Options {
         std::uint64_t memory_bytes = 32 * kMiB; ///< guest RAM, from address 0 on
         std::uint16_t largest_queue = 256;      ///< queues are no longer than this
@@ -585,7 +585,7 @@ class VirtioRig {
         settle();
         return is_alive();
     }
-    /// Resets the device by its Status register. False if that takes longer than 5 s.
+    /// Resets the device by its Status register. False if that never ends.
     bool reset() {
         driver_.write(reg::kStatus, 0);
         return pump_until([this] { return driver_.status() == 0; });
@@ -603,17 +603,17 @@ class VirtioRig {
         }
     }
 
-    /// Lets the device's side run until nothing is left to do at once. At most 5 s: a device that goes on for ever is
-    /// one that a test has to find by what it asks next.
+    /// Lets the device's side run until nothing is left to do at once. At most kMostTurns turns: a device that goes on
+    /// for ever is one that a test has to find by what it asks next.
     void settle() {
-        const auto end = std::chrono::steady_clock::now() + kPatience;
-        while (pump_.turn() && std::chrono::steady_clock::now() < end) {
+        constexpr int kMostTurns = 100'000;
+        for (int turns = 0; turns < kMostTurns && pump_.turn(); ++turns) {
         }
     }
-    /// Lets the device's side run until `condition` holds. False if that takes longer than 5 s.
+    /// Lets the device's side run until `condition` holds. False if it never does.
     template <typename Condition>
     bool pump_until(Condition condition) {
-        const auto end = std::chrono::steady_clock::now() + kPatience;
+        const auto end = std::chrono::steady_clock::now() + vmm::testing::kPatience;
         while (!condition()) {
             if (std::chrono::steady_clock::now() > end) {
                 return false;
@@ -622,7 +622,7 @@ class VirtioRig {
         }
         return true;
     }
-    /// The next request that queue `index` got back; nothing after 5 s.
+    /// The next request that queue `index` got back; nothing if none comes.
     std::optional<Used> wait_for_used(std::uint16_t index) {
         std::optional<Used> used;
         pump_until([&] { return (used = queue(index).take_used()).has_value(); });

@@ -13,6 +13,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "kvm/guest_address.hpp"
@@ -27,6 +28,17 @@ namespace vmm::testing {
 }
 [[nodiscard]] inline std::size_t count_threads() {
     return count_entries("/proc/self/task");
+}
+
+/// The threads of another process; those that end meanwhile may be counted or not.
+[[nodiscard]] inline std::size_t count_threads(const std::string& process) {
+    std::error_code gone;
+    std::size_t count = 0;
+    for (std::filesystem::directory_iterator task("/proc/" + process + "/task", gone), end; !gone && task != end;
+         task.increment(gone)) {
+        ++count;
+    }
+    return count;
 }
 
 /// The address space in use, in bytes.

@@ -36,6 +36,7 @@
 #include "kvm/unique_fd.hpp"
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
+#include "support/host_waiting.hpp"
 
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5) // Linux 5.19
@@ -81,10 +82,6 @@ class SyscallInjector {
         }
         return {};
     }
-
-    /// Enough for what does not hang: each call that is intercepted takes two turns of the scheduler, and in the lab on
-    /// a busy machine a run of two seconds has been seen to take twenty.
-    static constexpr std::chrono::seconds kPatience{80};
 
     /// Runs `words`, the first of which is a program (looked up in PATH), with nothing to read and for at most
     /// `patience`. Throws std::runtime_error where calls cannot be intercepted.
@@ -268,7 +265,6 @@ class SyscallInjector {
     static void supervise(Child& child, UniqueFd listener, const CallDecision& decide, Clock::time_point deadline,
                           InjectedRun& result) {
         // When all who have the filter are gone, the listener says so (Linux 5.9): that is how we know of children.
-        constexpr std::chrono::seconds kLingering{2};
         Mailbox mailbox(listener.get());
         for (;;) {
             std::array<pollfd, 2> events{
@@ -286,7 +282,7 @@ class SyscallInjector {
                 result.timed_out = true;
                 result.stuck = threads_of(child.pid());
                 child.kill();
-                deadline = Clock::now() + kLingering;
+                deadline = Clock::now() + kPatience;
                 continue;
             }
             if ((events[0].revents & POLLIN) != 0) {
@@ -296,7 +292,7 @@ class SyscallInjector {
                 const int status = child.reap();
                 result.exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
                 result.signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-                deadline = Clock::now() + kLingering;
+                deadline = Clock::now() + kPatience;
             } else if ((events[0].revents & POLLHUP) != 0 && !child.is_there()) {
                 return;
             } else if (events[0].revents == POLLHUP) {

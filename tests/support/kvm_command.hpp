@@ -8,7 +8,6 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -22,6 +21,7 @@
 
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
+#include "support/host_waiting.hpp"
 
 namespace vmm::testing {
 
@@ -74,18 +74,6 @@ inline CommandResult run_command(
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(directory / "out"), content_of(directory / "err")};
 }
 
-/// Whether `condition` comes true within ten seconds.
-template <typename Condition>
-bool eventually(Condition condition) {
-    for (int i = 0; i < 1000; ++i) {
-        if (condition()) {
-            return true;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return false;
-}
-
 /// Whether process `process` has a thread called `name` now.
 [[nodiscard]] inline bool has_thread(const std::string& process, const std::string& name) {
     std::error_code gone; // Threads end while they are listed.
@@ -102,7 +90,9 @@ bool eventually(Condition condition) {
 /// `vmm ARGUMENTS...` that goes on beside the test, with nothing to read.
 class CommandBeside {
   public:
-    explicit CommandBeside(const std::vector<std::string>& arguments) {
+    /// `prepare` is called in the new process before.
+    explicit CommandBeside(
+        const std::vector<std::string>& arguments, void (*prepare)() = [] {}) {
         child_ = ::fork();
         if (child_ < 0) {
             throw std::runtime_error("cannot fork");
@@ -111,6 +101,7 @@ class CommandBeside {
             redirect(STDIN_FILENO, "/dev/null", O_RDONLY);
             redirect(STDOUT_FILENO, "/dev/null", O_WRONLY);
             redirect(STDERR_FILENO, errors_, O_WRONLY | O_CREAT);
+            prepare();
             exec_command(arguments);
         }
     }
@@ -137,6 +128,12 @@ class CommandBeside {
         return !status.fail() && (std::stoull(word, nullptr, 16) >> (signal - 1) & 1) != 0;
     }
     [[nodiscard]] std::string errors() const { return content_of(errors_); }
+    /// Whether it has ended. wait() says how.
+    [[nodiscard]] bool has_ended() const {
+        siginfo_t info{};
+        return ::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+               info.si_pid == child_;
+    }
     /// Its exit status; -1: killed by a signal.
     int wait() {
         int status = 0;

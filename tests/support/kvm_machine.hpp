@@ -16,6 +16,7 @@
 
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
+#include "support/host_waiting.hpp"
 #include "support/loader_images.hpp"
 #include "vmm/machine.hpp"
 
@@ -148,11 +149,12 @@ inline const Code kToucherCode{
 
 } // namespace kernels
 
-/// The next byte, or nothing if there is none within `time`.
-[[nodiscard]] inline std::optional<char> read_one(int fd, std::chrono::milliseconds time) {
+/// The next byte; nothing if none comes.
+[[nodiscard]] inline std::optional<char> read_one(int fd) {
     pollfd ready{fd, POLLIN, 0};
     char byte = 0;
-    if (::poll(&ready, 1, static_cast<int>(time.count())) <= 0 || ::read(fd, &byte, 1) != 1) {
+    constexpr std::chrono::milliseconds kPatienceOfPoll = kPatience;
+    if (::poll(&ready, 1, static_cast<int>(kPatienceOfPoll.count())) <= 0 || ::read(fd, &byte, 1) != 1) {
         return std::nullopt;
     }
     return byte;
@@ -172,10 +174,10 @@ class TouchingGuest {
         return config;
     }
 
-    /// Returns when the guest has written to each 4 KiB of `range`; false if it has not within 20 seconds.
+    /// Returns when the guest has written to each 4 KiB of `range`; false if it never has.
     [[nodiscard]] bool touch(GuestRange range) const {
         tell(to_integer(range.base), to_integer(range.end()));
-        return read_one(screen_.reader.get(), std::chrono::seconds(20)) == '.';
+        return read_one(screen_.reader.get()) == '.';
     }
     void power_off() const { tell(0, 0); }
 

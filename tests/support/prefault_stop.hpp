@@ -1,10 +1,10 @@
 // Requests to stop.
 #pragma once
 
-#include <chrono>
 #include <memory>
 #include <stop_token>
-#include <thread>
+
+#include "support/host_waiting.hpp"
 
 namespace vmm::testing {
 
@@ -15,13 +15,9 @@ namespace vmm::testing {
     return source->get_token();
 }
 
-/// Waits for a stop to be requested; false if that does not happen within a time far beyond what it can take.
-[[nodiscard]] inline bool is_stopped_soon(const std::stop_token& stop) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-    while (!stop.stop_requested() && std::chrono::steady_clock::now() < deadline) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return stop.stop_requested();
+/// Waits for a stop to be requested; false if that does not happen.
+[[nodiscard]] inline bool is_stopped_at_last(const std::stop_token& stop) {
+    return eventually([&stop] { return stop.stop_requested(); });
 }
 
 } // namespace vmm::testing

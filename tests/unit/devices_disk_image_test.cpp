@@ -4,7 +4,9 @@
 
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/seccomp.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -25,6 +27,7 @@
 #include "support/host_errors.hpp"
 #include "support/host_loop_device.hpp"
 #include "support/host_temporary_directory.hpp"
+#include "support/host_waiting.hpp"
 
 namespace vmm::devices {
 namespace {
@@ -139,7 +142,7 @@ TEST_F(DiskImageTest, InUseIsWaitedForAsLongAsAsked) {
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
         writer.reset();
     });
-    EXPECT_EQ(refusal_of(path, {.patience = std::chrono::seconds(10)}), "");
+    EXPECT_EQ(refusal_of(path, {.patience = vmm::testing::kPatience}), "");
     other.join();
 }
 
@@ -159,6 +162,21 @@ TEST_F(DiskImageTest, IsWaitedForAndNotAskedAgain) {
     // io_uring hands back what it would have to wait for where a file is open with O_NONBLOCK.
     const DiskImage image(file("a", 512), {});
     EXPECT_EQ(::fcntl(image.fd(), F_GETFL) & O_NONBLOCK, 0);
+}
+
+TEST_F(DiskImageTest, OfALoopDeviceThatSomebodyHasLeftReadOnlyCanBeWritten) {
+    {
+        const vmm::testing::LoopDevice left(file("a", 64 * 512));
+        if (!left.is_there()) {
+            GTEST_SKIP() << "no loop device can be made here: " << left.path();
+        }
+        const UniqueFd device(::open(left.path().c_str(), O_RDONLY | O_CLOEXEC));
+        const int read_only = 1;
+        ASSERT_EQ(::ioctl(device.get(), BLKROSET, &read_only), 0);
+    }
+    const vmm::testing::LoopDevice device(file("b", 64 * 512)); // The same, if nobody took it meanwhile.
+    ASSERT_TRUE(device.is_there()) << device.path();
+    EXPECT_EQ(refusal_of(device.path()), "");
 }
 
 TEST_F(DiskImageTest, OfABlockDeviceHasItsSizeAndOneWriterByWhateverName) {

@@ -117,7 +117,7 @@ TEST(HostileMemory, ThatChangesWhileItIsLookedAtBreaksNothing) {
     });
     unsigned broken = 0;
     // Until both outcomes were seen: where there is one processor the other thread has to get its turn first.
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    const auto end = std::chrono::steady_clock::now() + vmm::testing::kPatience;
     for (unsigned i = 0;
          i < 3000 || ((broken == 0 || device.answered() == 0) && std::chrono::steady_clock::now() < end); ++i) {
         for (unsigned j = 0; j < 8; ++j) {

@@ -673,7 +673,7 @@ TEST_F(MmioTransportTest, WithPatienceAWriteOfStatusReturnsAfterTheReset) {
                                    asked.notify_one();
                                },
                            .doorbell = {},
-                           .patience = 10s}};
+                           .patience = vmm::testing::kPatience}};
     RegisterDriver guest{patient};
     ASSERT_TRUE(guest.negotiate(kFeatureVersion1));
     ASSERT_TRUE(guest.enable_queue(0, geometry()));
@@ -1099,7 +1099,7 @@ TEST_F(VirtioDeviceTest, SuppressedInterruptsAreNotSent) {
 /// The device's side in a thread of its own.
 class DeviceThread {
   public:
-    DeviceThread(Device& device, const GuestMemory& memory, IrqLine& irq) : pump_(device, memory, irq, 10s) {}
+    DeviceThread(Device& device, const GuestMemory& memory, IrqLine& irq) : pump_(device, memory, irq, vmm::testing::kPatience) {}
     DeviceThread(const DeviceThread&) = delete;
     DeviceThread(DeviceThread&&) = delete;
     DeviceThread& operator=(const DeviceThread&) = delete;

@@ -22,6 +22,7 @@
 #include "support/host_errors.hpp"
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
+#include "support/host_waiting.hpp"
 #include "support/prefault_stop.hpp"
 
 namespace vmm::prefault {
@@ -551,7 +552,7 @@ TEST(HugePageReservation, OfSeveralProcessesLosesNoUpdate) {
         if (child == 0) {
             try {
                 for (unsigned turn = 0; turn < 20; ++turn) {
-                    HugePageReservation reservation(from_any_node(pages), roots);
+                    HugePageReservation reservation(from_any_node(pages), roots, testing::kPatience);
                     reservation.release_turn();
                 }
                 ::_exit(0);
@@ -624,24 +625,13 @@ std::string why_no_host_pool() {
         GTEST_SKIP() << reason;                                                                                        \
     }
 
-/// Whether `attempt` is true at least once.
-bool eventually(const std::function<bool()>& attempt) {
-    for (int left = 20; left != 0; --left) {
-        if (attempt()) {
-            return true;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    }
-    return false;
-}
-
 std::uint64_t host_total() {
     return read_huge_page_pool(kPage)->total;
 }
 
 TEST(HugePageReservation, RaisesThePoolOfThisHostAndGivesItBack) {
     VMM_NEEDS_HOST_POOL();
-    EXPECT_TRUE(eventually([] {
+    EXPECT_TRUE(testing::eventually([] {
         const auto before = read_huge_page_pool(kPage);
         std::uint64_t during = 0;
         std::uint64_t added = 0;
@@ -659,7 +649,7 @@ TEST(HugePageReservation, RaisesOneNodeOfThisHost) {
     if (read_huge_page_pool(kPage)->nodes.empty()) {
         GTEST_SKIP() << "this host does not count huge pages by node";
     }
-    EXPECT_TRUE(eventually([] {
+    EXPECT_TRUE(testing::eventually([] {
         const auto before = read_huge_page_pool(kPage);
         const NodeHugePages& node = before->nodes.front();
         std::uint64_t during = 0;
@@ -673,7 +663,7 @@ TEST(HugePageReservation, RaisesOneNodeOfThisHost) {
 
 TEST(HugePageReservation, GivenBackWhilePagesAreMappedLeavesThemToTheirUser) {
     VMM_NEEDS_HOST_POOL();
-    EXPECT_TRUE(eventually([] {
+    EXPECT_TRUE(testing::eventually([] {
         constexpr std::uint64_t kPages = 4;
         const auto before = read_huge_page_pool(kPage);
         if (before->available() > kMostHostPages) {
@@ -698,7 +688,7 @@ TEST(HugePageReservation, GivenBackWhilePagesAreMappedLeavesThemToTheirUser) {
 
 TEST(HugePageReservation, OfTwoProcessesHasPagesForBoth) {
     VMM_NEEDS_HOST_POOL();
-    EXPECT_TRUE(eventually([] {
+    EXPECT_TRUE(testing::eventually([] {
         const std::uint64_t before = host_total();
         const std::uint64_t pages = read_huge_page_pool(kPage)->available() + 3;
         if (pages > kMostHostPages) {

@@ -127,7 +127,7 @@ TEST(RunInParallel, StopsTheOthersWhenOneFails) {
                                      if (index == 0) {
                                          throw std::runtime_error("early");
                                      }
-                                     stopped += testing::is_stopped_soon(stop) ? 1U : 0U;
+                                     stopped += testing::is_stopped_at_last(stop) ? 1U : 0U;
                                  }),
                  std::runtime_error);
     EXPECT_EQ(stopped, 3U);
@@ -140,7 +140,7 @@ TEST(RunInParallel, PassesARequestToStopOn) {
         if (index == 0) {
             source.request_stop();
         }
-        stopped += testing::is_stopped_soon(stop) ? 1U : 0U;
+        stopped += testing::is_stopped_at_last(stop) ? 1U : 0U;
     });
     EXPECT_EQ(stopped, 3U);
 }
@@ -284,7 +284,7 @@ TEST(RunInParallelTick, ThatThrowsStopsTheWorkersAndComesOut) {
     crew.tick = [] { throw std::out_of_range("the observer has seen enough"); };
     EXPECT_THROW(run_in_parallel(crew, {},
                                  [&](unsigned, const std::stop_token& stop) {
-                                     stopped += testing::is_stopped_soon(stop) ? 1U : 0U;
+                                     stopped += testing::is_stopped_at_last(stop) ? 1U : 0U;
                                  }),
                  std::out_of_range);
     EXPECT_EQ(stopped, 2U) << "it comes out when the workers are done";

@@ -6,7 +6,6 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
-#include <ctime>
 #include <mutex>
 #include <new>
 #include <random>
@@ -18,6 +17,7 @@
 namespace {
 
 thread_local std::uint64_t allocated_bytes = 0; // by this thread, from operator new
+thread_local std::uint64_t allocations = 0;
 
 } // namespace
 
@@ -25,6 +25,7 @@ thread_local std::uint64_t allocated_bytes = 0; // by this thread, from operator
 // and warn of the other.
 [[gnu::noinline]] void* operator new(std::size_t size) {
     allocated_bytes += size;
+    ++allocations;
     if (void* const memory = std::malloc(size != 0 ? size : 1); memory != nullptr) {
         return memory;
     }
@@ -137,20 +138,20 @@ TEST(Plan, OfRandomRangesCoversThemExactly) {
     }
 }
 
-/// What this thread has used of the processor.
-double cpu_seconds() {
-    timespec now{};
-    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
+/// What was allocated since it was made.
+struct Allocated {
+    std::uint64_t bytes_before = allocated_bytes;
+    std::uint64_t allocations_before = allocations;
+    [[nodiscard]] std::uint64_t bytes() const { return allocated_bytes - bytes_before; }
+    [[nodiscard]] std::uint64_t times() const { return allocations - allocations_before; }
+};
 
 TEST(Plan, OfSixteenTebibytesIsMadeAtOnceAndTakesNextToNoMemory) {
     const Ranges ranges{range(0, 3 * kGiB), range(4 * kGiB, 16 * kTiB - 3 * kGiB)};
-    const std::uint64_t allocated_before = allocated_bytes;
-    const double start = cpu_seconds();
+    const Allocated allocated;
     const Plan plan(ranges, 2 * kMiB);
-    EXPECT_LT(cpu_seconds() - start, 0.010);
-    EXPECT_LT(allocated_bytes - allocated_before, kMiB);
+    EXPECT_LE(allocated.times(), 8U) << "for two ranges, of eight million chunks";
+    EXPECT_LT(allocated.bytes(), 4 * kKiB);
     EXPECT_EQ(plan.chunk_count(), 16 * kTiB / (2 * kMiB));
     EXPECT_EQ(plan.chunk(plan.chunk_count() - 1).end(), GuestAddress{16 * kTiB + kGiB});
 }
@@ -162,11 +163,10 @@ TEST(Plan, OfSixteenTebibytesOnManyNodesIsMadeAtOnceAndTakesNextToNoMemory) {
     for (unsigned node = 0; node < kNodes; ++node) {
         placed.push_back({range(4 * kGiB + node * node_bytes, node_bytes), node});
     }
-    const std::uint64_t allocated_before = allocated_bytes;
-    const double start = cpu_seconds();
+    const Allocated allocated;
     const ChunkQueues queues(placed, 2 * kMiB, 512);
-    EXPECT_LT(cpu_seconds() - start, 0.010);
-    EXPECT_LT(allocated_bytes - allocated_before, kMiB);
+    EXPECT_LE(allocated.times(), 16U * kNodes) << "for each node, of eight million chunks";
+    EXPECT_LT(allocated.bytes(), kMiB);
     EXPECT_EQ(queues.total_bytes(), 16 * kTiB);
 }
 

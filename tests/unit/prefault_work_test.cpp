@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <latch>
 #include <mutex>
@@ -22,6 +21,7 @@
 
 #include "kvm/error.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_waiting.hpp"
 #include "support/prefault_stop.hpp"
 
 namespace vmm::prefault {
@@ -293,40 +293,45 @@ TEST(ForEachChunk, WorksAtLowPriorityIfAskedTo) {
 
 /// Everything an observer was told.
 struct Told {
+    static constexpr unsigned kOften = 3;
+
     std::vector<Progress> calls;
     std::set<std::thread::id> threads;
+    std::atomic<unsigned> times{0};
 
     [[nodiscard]] ProgressSink sink() {
         return [this](const Progress& progress) {
             calls.push_back(progress);
             threads.insert(std::this_thread::get_id());
+            ++times;
+        };
+    }
+    /// Work that does not end before the observer was called often.
+    [[nodiscard]] ChunkWork until_told_often() {
+        return [this](unsigned /*worker*/, GuestRange /*chunk*/, const std::stop_token& /*stop*/) {
+            EXPECT_TRUE(testing::eventually([this] { return times >= kOften; }));
+            return true;
         };
     }
 };
 
-/// Long enough for several calls of the observer.
-bool take_a_while(unsigned /*worker*/, GuestRange /*chunk*/, const std::stop_token& /*stop*/) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    return true;
-}
-
 TEST(ForEachChunkProgress, IsToldOnTheCallersThread) {
     Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), take_a_while));
+    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), told.until_told_often()));
     EXPECT_EQ(told.threads, std::set{std::this_thread::get_id()});
 }
 
 TEST(ForEachChunkProgress, NeverGoesBack) {
     Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), take_a_while));
-    EXPECT_GE(told.calls.size(), 3U) << "it took 320 ms, and it is told some ten times a second";
+    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), told.until_told_often()));
+    EXPECT_GT(told.calls.size(), Told::kOften) << "while it works, and when it is done";
     EXPECT_TRUE(std::ranges::is_sorted(told.calls, {}, &Progress::done_bytes));
     EXPECT_TRUE(std::ranges::is_sorted(told.calls, {}, &Progress::seconds));
 }
 
 TEST(ForEachChunkProgress, SaysWhichStageItIsAndHowMuchThereIs) {
     Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), take_a_while));
+    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), told.until_told_often()));
     for (const Progress& progress : told.calls) {
         EXPECT_EQ(progress.stage, Stage::kSecondLevel);
         EXPECT_EQ(progress.total_bytes, 64 * kChunk);
@@ -379,7 +384,7 @@ TEST(ForEachChunkFailure, OfOneWorkerStopsTheOthers) {
                              if (first.exchange(false)) {
                                  throw std::out_of_range("one of the two");
                              }
-                             stopped = testing::is_stopped_soon(stop);
+                             stopped = testing::is_stopped_at_last(stop);
                              return true;
                          }),
                  std::out_of_range);
@@ -391,7 +396,7 @@ TEST(ForEachChunkFailure, OfTheObserverEndsItAndComesOut) {
     const Workforce workforce = force_of(1, [](const Progress&) { throw std::out_of_range("the observer"); });
     EXPECT_THROW(do_each(kManyChunks, workforce,
                          [&](unsigned, GuestRange, const std::stop_token& stop) {
-                             stopped = testing::is_stopped_soon(stop);
+                             stopped = testing::is_stopped_at_last(stop);
                              return true;
                          }),
                  std::out_of_range);

@@ -53,6 +53,17 @@ TEST(EventLoop, CallsAgainAsLongAsItIsReady) {
     EXPECT_EQ(calls, 2);
 }
 
+TEST(EventLoop, KnowsWhetherItWouldWait) {
+    EventLoop loop;
+    const EventFd event;
+    ASSERT_TRUE(loop.watch(event.fd(), EPOLLIN, [&](std::uint32_t) { event.clear(); }));
+    EXPECT_FALSE(loop.has_events());
+    event.signal();
+    EXPECT_TRUE(loop.has_events());
+    loop.run_once(0);
+    EXPECT_FALSE(loop.has_events());
+}
+
 TEST(EventLoop, ReturnsWhenTimeIsUp) {
     EventLoop loop;
     loop.run_once(0);

@@ -12,7 +12,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "kvm/unique_fd.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_pipe.hpp"
+#include "support/host_waiting.hpp"
 
 namespace vmm {
 namespace {
@@ -105,51 +105,59 @@ class Terminal {
     }
 
     [[nodiscard]] int fd() const { return line_.get(); }
-    [[nodiscard]] std::string read() const { return testing::read_available(screen_.get(), 20); }
+    /// What appears: as much of it as `expected` has, or more.
+    [[nodiscard]] std::string read(std::string_view expected) const {
+        std::string text;
+        testing::eventually([&] {
+            text += testing::read_available(screen_.get());
+            return text.size() >= expected.size();
+        });
+        return text;
+    }
 
   private:
     UniqueFd screen_;
     UniqueFd line_;
 };
 
-void wait_until_bars_are_drawn() {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1010));
+void expect_shown(const Terminal& terminal, const std::string& expected) {
+    EXPECT_EQ(terminal.read(expected), expected);
 }
 
-TEST(ProgressBar, DrawsNothingInTheFirstSecondAndLeavesNothing) {
+constexpr std::chrono::milliseconds kAtOnce{0};
+
+TEST(ProgressBar, DrawsNothingAtFirstAndLeavesNothing) {
     const Terminal terminal;
     {
-        ProgressBar bar(terminal.fd());
+        ProgressBar bar(terminal.fd(), std::chrono::hours(1));
         bar.show(kQuarter);
         bar.show(kWhole);
     }
-    EXPECT_EQ(terminal.read(), "");
+    testing::write_text(terminal.fd(), "what comes next");
+    expect_shown(terminal, "what comes next");
 }
 
 TEST(ProgressBar, DrawsOverTheSameLineAndClearsItInTheEnd) {
     const Terminal terminal(60);
     {
-        ProgressBar bar(terminal.fd());
-        wait_until_bars_are_drawn();
+        ProgressBar bar(terminal.fd(), kAtOnce);
         bar.show(kQuarter);
-        EXPECT_EQ(terminal.read(), "\r" + draw_progress(kQuarter, 59) + "\x1b[K") << "the last column stays free";
+        expect_shown(terminal, "\r" + draw_progress(kQuarter, 59) + "\x1b[K"); // The last column stays free.
         bar.show(kWhole);
-        EXPECT_EQ(terminal.read(), "\r" + draw_progress(kWhole, 59) + "\x1b[K");
+        expect_shown(terminal, "\r" + draw_progress(kWhole, 59) + "\x1b[K");
     }
-    EXPECT_EQ(terminal.read(), "\r\x1b[K");
+    expect_shown(terminal, "\r\x1b[K");
 }
 
 TEST(ProgressBar, TakesATerminalWithoutASizeForAUsualOne) {
     const Terminal terminal(0);
-    ProgressBar bar(terminal.fd());
-    wait_until_bars_are_drawn();
+    ProgressBar bar(terminal.fd(), kAtOnce);
     bar.show(kQuarter);
-    EXPECT_EQ(terminal.read(), "\r" + draw_progress(kQuarter, 79) + "\x1b[K");
+    expect_shown(terminal, "\r" + draw_progress(kQuarter, 79) + "\x1b[K");
 }
 
 TEST(ProgressBar, BearsATerminalThatHasGone) {
-    ProgressBar bar(-1);
-    wait_until_bars_are_drawn();
+    ProgressBar bar(-1, kAtOnce);
     EXPECT_NO_THROW(bar.show(kQuarter));
 }
 

@@ -252,7 +252,7 @@ class Guest {
         rig_.ring(kTransmit);
         ASSERT_TRUE(rig_.wait_for_used(kTransmit));
     }
-    /// The next frame that `wanted` says yes to; nothing after 5 s, which is no time in which passt answers nothing.
+    /// The next frame that `wanted` says yes to; nothing if none comes.
     std::optional<Bytes> wait_for(const std::function<bool(const Bytes&)>& wanted) {
         std::optional<Bytes> found;
         rig_.pump_until([&] {

@@ -25,6 +25,7 @@
 #include "kvm/unique_fd.hpp"
 #include "support/devices_recording_irq.hpp"
 #include "support/devices_virtio_driver.hpp"
+#include "support/host_waiting.hpp"
 #include "vmm/event_fd.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -73,11 +74,7 @@ class Reopening final : public devices::virtio::Device {
     }
     [[nodiscard]] bool has_same_number() const { return same_number_; }
     [[nodiscard]] bool waits_for(int times) const {
-        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
-        while (times_ < times && std::chrono::steady_clock::now() < end) {
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        }
-        return times_ == times;
+        return vmm::testing::eventually([&] { return times_ >= times; }) && times_ == times;
     }
 
   private:

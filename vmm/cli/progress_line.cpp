@@ -75,13 +75,16 @@ std::string draw_progress(const prefault::Progress& progress, unsigned columns) 
     return text.substr(0, columns);
 }
 
-ProgressBar::ProgressBar(int fd)
-    : ProgressBar(fd, [output = std::make_shared<NonblockingOutput>(fd)](std::string_view text) {
-          static_cast<void>(output->write(std::as_bytes(std::span(text))));
-      }) {}
+ProgressBar::ProgressBar(int fd, std::chrono::milliseconds quiet)
+    : ProgressBar(
+          fd,
+          [output = std::make_shared<NonblockingOutput>(fd)](std::string_view text) {
+              static_cast<void>(output->write(std::as_bytes(std::span(text))));
+          },
+          quiet) {}
 
 void ProgressBar::show(const prefault::Progress& progress) {
-    if (std::chrono::steady_clock::now() - started_ < std::chrono::seconds(1)) {
+    if (std::chrono::steady_clock::now() < begin_) {
         return;
     }
     // Back to the first column, the line, and nothing behind it; the last column stays free, or some terminals wrap.

@@ -22,10 +22,14 @@ namespace vmm {
 /// Draws a bar on a terminal while something takes longer than a second, and leaves nothing behind. Threads: one.
 class ProgressBar {
   public:
+    /// Nothing is drawn at first, for as long as this.
+    static constexpr std::chrono::milliseconds kQuiet{1000};
+
     /// `fd` is a terminal, on loan. It misses a frame rather than make us wait.
-    explicit ProgressBar(int fd);
+    explicit ProgressBar(int fd, std::chrono::milliseconds quiet = kQuiet);
     /// The same where `write` puts text on that terminal.
-    ProgressBar(int fd, std::function<void(std::string_view)> write) : fd_(fd), write_(std::move(write)) {}
+    ProgressBar(int fd, std::function<void(std::string_view)> write, std::chrono::milliseconds quiet = kQuiet)
+        : fd_(fd), write_(std::move(write)), begin_(std::chrono::steady_clock::now() + quiet) {}
     ~ProgressBar();
     ProgressBar(const ProgressBar&) = delete;
     ProgressBar& operator=(const ProgressBar&) = delete;
@@ -35,7 +39,7 @@ class ProgressBar {
   private:
     int fd_;
     std::function<void(std::string_view)> write_;
-    std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+    std::chrono::steady_clock::time_point begin_; ///< of drawing
     bool drawn_ = false;
 };
 

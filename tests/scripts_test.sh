@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Scripts of which the standard output is taken as a value print that value alone, whatever the tools say that they run: a
+# folder of chattering stand-ins comes first in PATH.
+set -uo pipefail
+export LC_ALL=C
+umask 022
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/bin"
+export PATH=$work/bin:$PATH
+passed=0 failed=0
+
+# stand_in NAME: a program that chatters, and does what is on standard input (bash).
+stand_in() {
+    { echo '#!/usr/bin/env bash'; echo 'echo "Creating regular file"'; cat; } >"$work/bin/$1"
+    chmod +x "$work/bin/$1"
+}
+
+# prints NAME VALUE COMMAND...: the command succeeds, and VALUE is all of its standard output.
+prints() {
+    local name=$1 value=$2 output
+    output=$("${@:3}" 2>"$work/errors")
+    local status=$?
+    if ((status == 0)) && [[ $output == "$value" ]]; then
+        echo "PASS $name"
+        passed=$((passed + 1))
+    else
+        echo "FAIL $name: status $status; it printed '$output', not '$value'"
+        sed 's/^/  | /' "$work/errors"
+        failed=$((failed + 1))
+    fi
+}
+
+if ((EUID == 0)); then
+    # mmdebstrap ... SUITE FOLDER SOURCES...: the folder is the one that ends in /root.
+    stand_in mmdebstrap <<'END'
+for word; do
+    [[ $word != */root ]] || mkdir -p "$word"/{etc/systemd/system,usr/local/sbin}
+done
+END
+    stand_in mke2fs <<'END'
+for word; do
+    [[ $word != *.img ]] || : >"$word"
+done
+END
+    export VMM_LAB_DIR=$work/lab
+    prints "the image's name alone, when it is made (compare died of what mke2fs printed)" "$work/lab/debian.img" \
+        "$root/tests/lab/lab" image
+    prints "the image's name alone, when it is there" "$work/lab/debian.img" "$root/tests/lab/lab" image
+else
+    echo "SKIPPED: lab image needs root"
+fi
+
+stand_in dpkg-query <<<'exit 1'
+stand_in apt-get <<<''
+prints "scripts/setup prints nothing: what it is run for does" "" "$root/scripts/setup"
+rm "$work/bin/dpkg-query" "$work/bin/apt-get"
+
+stand_in doxygen <<<''
+mkdir -p "$work/build/vmm/package/include"
+prints "scripts/api-docs prints the name of the first page" "$work/build/api/html/index.html" \
+    "$root/scripts/api-docs" "$work/build"
+
+echo "$passed passed, $failed failed"
+((failed == 0))
