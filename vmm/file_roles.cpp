@@ -18,7 +18,13 @@ std::optional<FileRoles::File> FileRoles::look_at(const std::string& path, const
     struct stat facts {};
     std::optional<OutputPlace> place;
     if (use != Use::kRead) {
-        place.emplace(path, "write to " + path + " (" + role + ")");
+        try {
+            place.emplace(path, "write to " + path + " (" + role + ")");
+        } catch (const ForeignLink&) {
+            throw;
+        } catch (const Error&) { // Whoever is to write it says what is wrong.
+            return std::nullopt;
+        }
     }
     if (::stat(path.c_str(), &facts) == 0) {
         file.mode = facts.st_mode;

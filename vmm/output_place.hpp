@@ -5,9 +5,16 @@
 
 #include <string>
 
+#include "kvm/error.hpp"
 #include "kvm/unique_fd.hpp"
 
 namespace vmm {
+
+/// A path leads over a link that belongs to somebody else.
+class ForeignLink : public Error {
+  public:
+    using Error::Error;
+};
 
 /// A directory, and a name in it. The kernel follows the links of a path; a link that belongs to somebody else than
 /// this user or root is refused, wherever it stands in the path: whoever owns it could lead us to any file of ours.
@@ -15,7 +22,7 @@ namespace vmm {
 class OutputPlace {
   public:
     /// `tried` is for messages: "write the report to r.json". Throws Error: a directory of the path is not there or not
-    /// ours to enter, or a link is refused. What is named need not be there.
+    /// ours to enter; ForeignLink: a link is refused. What is named need not be there.
     OutputPlace(const std::string& path, const std::string& tried);
 
     /// open(2) with `flags` and, where it makes the file, `mode`. Sets errno where the result is empty.

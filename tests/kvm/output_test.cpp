@@ -36,6 +36,17 @@ struct FullPipe : Pipe {
     }
 };
 
+/// Whether `condition` comes true: a bound against hanging only, on a machine however busy.
+template <typename Condition>
+bool comes_true(Condition condition) {
+    for (int i = 0; i < 12; ++i) {
+        if (eventually(condition)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /// `vmm ARGUMENTS...` with its standard output and error where a test says.
 class CommandWith {
   public:
@@ -64,13 +75,11 @@ class CommandWith {
     /// Its exit status; -1: a signal ended it; -2: it did not come to its end.
     int wait() {
         int status = 0;
-        for (int i = 0; i < 12; ++i) { // two minutes
-            if (eventually([&] { return ::waitpid(child_, &status, WNOHANG) == child_; })) {
-                child_ = -1;
-                return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-            }
+        if (!comes_true([&] { return ::waitpid(child_, &status, WNOHANG) == child_; })) {
+            return -2;
         }
-        return -2;
+        child_ = -1;
+        return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     }
 
   private:
@@ -127,7 +136,7 @@ TEST_F(Output, OnFullPipesThatNobodyReadsIsStoppedBySignals) {
         const FullPipe output;
         const FullPipe errors;
         CommandWith command(endless(), output.writer.get(), errors.writer.get());
-        ASSERT_TRUE(eventually([&] { return command.has_thread("vcpu0"); }));
+        ASSERT_TRUE(comes_true([&] { return command.has_thread("vcpu0"); }));
         command.send(signal);
         EXPECT_EQ(command.wait(), 4);
     }
@@ -188,7 +197,7 @@ TEST_F(Output, AtATerminalThatIsNotReadEndsWithTheGuest) {
     CommandAtTerminal command({"run", "-m", "16M", "-vv", "--watch"});
     // Nobody reads the screen until it has ended: what it says finds no room.
     int status = 0;
-    EXPECT_TRUE(eventually([&] { return command.has_ended(status); }));
+    EXPECT_TRUE(comes_true([&] { return command.has_ended(status); }));
     EXPECT_TRUE(WIFEXITED(status)) << status;
 }
 
@@ -214,7 +223,7 @@ TEST_F(Output, IntoAFileThatTheGuestUsesIsRefused) {
 TEST_F(Output, IntoTheDiskOfAnotherGuestIsRefused) {
     const std::string disk = directory_.write("disk", std::string(512, 'd'));
     CommandBeside guest({"run", "-q", "-m", "16M", "--cmdline", "passes=1000000", "--disk", disk});
-    ASSERT_TRUE(eventually([&] { return guest.has_thread("blk0"); })) << guest.errors();
+    ASSERT_TRUE(comes_true([&] { return guest.has_thread("blk0"); })) << guest.errors();
     for (const char* const option : {"--serial", "--console", "--report", "--log-file", "--dump-dtb"}) {
         expect_refused({"run", "-q", "-m", "16M", option, disk}, disk + ": it is locked by");
     }
@@ -229,11 +238,11 @@ TEST_F(Output, OfSeveralKindsMayGoToOneDevice) {
 TEST_F(Output, OfTheSerialPortFollowsItsNameThroughARotation) {
     const std::string serial = directory_ / "serial";
     CommandBeside guest({"run", "-q", "-m", "16M", "--cmdline", "passes=1000000 verbose", "--serial", serial});
-    if (!eventually([&] { return !content_of(serial).empty(); })) {
+    if (!comes_true([&] { return !content_of(serial).empty(); })) {
         GTEST_SKIP() << "the built-in guest says nothing while it runs";
     }
     fs::rename(serial, serial + ".1");
-    EXPECT_TRUE(eventually([&] { return !content_of(serial).empty(); })) << "it goes on under the old name";
+    EXPECT_TRUE(comes_true([&] { return !content_of(serial).empty(); })) << "it goes on under the old name";
 }
 
 TEST_F(Output, OfTheLogIsAppendedAndHoldsTheErrorOfARefusal) {

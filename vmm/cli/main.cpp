@@ -168,7 +168,7 @@ class Messages {
                 if (const QueuedOutput::Lost lost = file_->lost(); lost.bytes != 0) {
                     say(vmm::format("vmm: warning: {} bytes of the log were lost: {}\n", lost.bytes,
                                     lost.error_number != 0 ? why_output_is_lost(lost.error_number)
-                                                           : "it was written too slowly"));
+                                                           : "it was taken too slowly"));
                 }
             }
             terminal_.finish(patience);
@@ -187,8 +187,8 @@ class FileOutput {
   public:
     /// `hurry_fd` as WritePatience has it.
     FileOutput(std::shared_ptr<OutputTarget> target, int hurry_fd)
-        : queue_(std::move(target), {.capacity_bytes = 16 * kMiB, .overrun = QueuedOutput::Overrun::kDropNewest}),
-          patience_{.hurry_fd = hurry_fd} {}
+        : queue_(std::move(target), {.capacity_bytes = 4 * kMiB, .overrun = QueuedOutput::Overrun::kDropNewest}),
+          patience_{.hurry_fd = hurry_fd, .hurried = std::chrono::milliseconds(500)} {}
     /// A run that fails has output, too.
     ~FileOutput() { queue_.finish(patience_); }
     FileOutput(const FileOutput&) = delete;
