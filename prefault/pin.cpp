@@ -46,7 +46,11 @@ bool limit_binds(std::uint64_t limit) {
         return true;
     }
     const Mapping owned(static_cast<std::byte*>(address), bytes);
-    return ::mlock2(address, bytes, MLOCK_ONFAULT) != 0;
+    if (::mlock2(address, bytes, MLOCK_ONFAULT) == 0) {
+        return false;
+    }
+    // Other errors are not the limit's: who locks memory in earnest will say what they are.
+    return errno == ENOMEM || (errno == EPERM && limit < page_bytes);
 }
 
 /// RLIMIT_MEMLOCK in bytes, or nothing where `needed_bytes` are within it or it does not bind this process.
@@ -185,13 +189,15 @@ class Batch {
                  {EOPNOTSUPP, "memory of that kind cannot be pinned for good: take --pin=mlock"},
                  {EINVAL, "this kernel does not pin it: take --pin=mlock"}});
         }
-        throw_errno(error_number, tried,
-                    {{ENOMEM, "the host, or the control group of this process, is short of memory, or the process of "
-                              "mappings (vm.max_map_count): free some, or take --pin=none"},
-                     {EAGAIN, "the host is short of memory: free some, or take --pin=none"},
-                     {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=none"},
-                     {ENOSYS, "mlock2() needs Linux 4.4, or a seccomp filter hides it: take --pin=none"},
-                     {EINVAL, "this kernel does not lock memory on fault: take --pin=none"}});
+        throw_errno(
+            error_number, tried,
+            {{ENOMEM, "the host, or the control group of this process, is short of memory, or the process of "
+                      "mappings (vm.max_map_count): free some, or take --pin=none"},
+             {EAGAIN, "the host is short of memory: free some, or take --pin=none"},
+             {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=none"},
+             {ENOSYS, "mlock2() needs Linux 4.4, or a seccomp filter hides it: take --pin=none"},
+             {EINVAL,
+              "this kernel does not lock memory on fault, or a seccomp filter hides the call: take --pin=none"}});
     }
 
     Pin kind_;
