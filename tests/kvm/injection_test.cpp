@@ -73,7 +73,8 @@ bool is_precaution(const SystemCall& call) {
 
 /// Questions about what there is. "No" is an answer.
 bool is_question(const SystemCall& call) {
-    constexpr std::array<std::uint64_t, 3> kQuestions{KVM_CHECK_EXTENSION, TCGETS, TIOCGWINSZ};
+    // KVM is opened an extra time to be asked for its second level; module parameters answer that as well.
+    constexpr std::array<std::uint64_t, 4> kQuestions{KVM_CHECK_EXTENSION, KVM_GET_API_VERSION, TCGETS, TIOCGWINSZ};
     return std::find(kQuestions.begin(), kQuestions.end(), call.arguments[1]) != kQuestions.end();
 }
 
