@@ -10,10 +10,12 @@
 #include <ctime>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "prefault/plan.hpp"
@@ -174,7 +176,8 @@ void print_all(int runs) {
         {"512M of 4K, in the background", {"-m", "512M", "--page-size=4K", "--prefault-when=background"}},
     };
     for (const auto& [name, options] : commands) {
-        print(std::string("vmm run ends after SIGTERM: ") + name, "0.2", std::max(runs, 15), StoppedCommand(options));
+        StoppedCommand command(options);
+        print(std::string("vmm run ends after SIGTERM: ") + name, "0.2", std::max(runs, 15), [&] { return command(); });
     }
 }
 
