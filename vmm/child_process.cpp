@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "kvm/error.hpp"
+#include "kvm/retry.hpp"
 #include "vmm/process_limits.hpp"
 
 namespace vmm {
@@ -186,10 +187,7 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
     [[maybe_unused]] const ssize_t written = ::write(go.writer.get(), "", 1);
     failed.writer.reset();
     int why = 0;
-    ssize_t count = 0;
-    do {
-        count = ::read(failed.reader.get(), &why, sizeof(why));
-    } while (count < 0 && errno == EINTR);
+    const ssize_t count = uninterrupted([&] { return ::read(failed.reader.get(), &why, sizeof(why)); });
     if (count == static_cast<ssize_t>(sizeof(why))) {
         wait();
         const std::string_view advice = errno_advice(why);
@@ -244,11 +242,10 @@ int ChildProcess::wait() noexcept {
     }
     signal_group(SIGKILL);
     siginfo_t info{};
-    int result = 0;
-    do {
-        result = pidfd_ ? ::waitid(kByPidfd, static_cast<id_t>(pidfd_.get()), &info, WEXITED)
-                        : ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
-    } while (result != 0 && errno == EINTR);
+    int result = uninterrupted([&] {
+        return pidfd_ ? ::waitid(kByPidfd, static_cast<id_t>(pidfd_.get()), &info, WEXITED)
+                      : ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
+    });
     if (result != 0 && pidfd_ && errno == EINVAL) { // Linux 5.3 has pidfds, but does not wait by them.
         result = ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
     }
