@@ -38,9 +38,10 @@ struct ErrnoAdvice {
 /// What `table` says of `error_number`; if it says nothing, what errno_advice(error_number) says.
 [[nodiscard]] std::string_view errno_advice(int error_number, std::span<const ErrnoAdvice> table) noexcept;
 
-/// Throws Error "cannot <tried>: <reason of error_number> (<advice>)", with the advice that `table` has for this number,
-/// or else the general one. There are no brackets where there is no advice. `error_number` is a value of errno, taken by
-/// the caller before anything can change it. Advice belongs to the number: the same call fails for different reasons.
+/// Throws Error "cannot <tried>: <reason of error_number> (<advice>)", with the advice that `table` has for this
+/// number, or else the general one. There are no brackets where there is no advice. `error_number` is a value of errno,
+/// taken by the caller before anything can change it. Advice belongs to the number: the same call fails for different
+/// reasons.
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::span<const ErrnoAdvice> table);
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::initializer_list<ErrnoAdvice> table);
 

@@ -11,7 +11,8 @@ namespace vmm {
 
 UniqueFd open_for_reading(const std::string& path, int stop_fd, const std::string& tried) {
     constexpr int kPauseMs = 20;
-    constexpr int kMostPauses = 60'000 / kPauseMs; // The kernel ends a lease after 45 s (/proc/sys/fs/lease-break-time).
+    constexpr int kMostPauses =
+        60'000 / kPauseMs; // The kernel ends a lease after 45 s (/proc/sys/fs/lease-break-time).
     for (int pauses = 0;;) {
         UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
         if (fd) {

@@ -16,9 +16,9 @@ class StoppedError : public Error {
     using Error::Error;
 };
 
-/// Opens `path` for reading and never waits for a writer: a fifo that nobody has opened for writing is open at once, and
-/// read_some() waits. Who holds a lease on the file (fcntl(2)) is waited for, no longer than until `stop_fd` is readable.
-/// Throws Error "cannot <tried>: ...", and StoppedError.
+/// Opens `path` for reading and never waits for a writer: a fifo that nobody has opened for writing is open at once,
+/// and read_some() waits. Who holds a lease on the file (fcntl(2)) is waited for, no longer than until `stop_fd` is
+/// readable. Throws Error "cannot <tried>: ...", and StoppedError.
 [[nodiscard]] UniqueFd open_for_reading(const std::string& path, int stop_fd, const std::string& tried);
 
 /// Throws StoppedError where `stop_fd` is readable within `wait_ms`. A negative one never is.

@@ -26,8 +26,8 @@ namespace vmm::loader {
 /// Threads: const after construction; reads carry their own offset, so any thread may read.
 class ImageFile {
   public:
-    /// More than this is not taken from a pipe, which may have no end. In bytes; more than any kernel has, with all that
-    /// debuggers want to know of it.
+    /// More than this is not taken from a pipe, which may have no end. In bytes; more than any kernel has, with all
+    /// that debuggers want to know of it.
     static constexpr std::uint64_t kMaxStreamBytes = kGiB;
 
     /// Opens `path` for reading: a regular file, a block device or a pipe, whose writer is waited for. `stop_fd` is

@@ -160,9 +160,13 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
     const std::vector<char*> variables = pointers_to(environment);
     Pipe go(tried);
     Pipe failed(tried);
-    const Start start{
-        spec,      words.data(), spec.environment ? variables.data() : environ, go.reader.get(), failed.writer.get(),
-        ::getpid(), inherited_open_file_limit()};
+    const Start start{spec,
+                      words.data(),
+                      spec.environment ? variables.data() : environ,
+                      go.reader.get(),
+                      failed.writer.get(),
+                      ::getpid(),
+                      inherited_open_file_limit()};
     // No handler of ours runs in the child.
     sigset_t all;
     sigset_t before;

@@ -153,7 +153,8 @@ void validate_images(const Config& config) {
             return;
         }
         if (!path.empty()) {
-            throw Error("cannot use " + path + " as the " + what + ": there is one in memory, too (leave one of them out)");
+            throw Error("cannot use " + path + " as the " + what +
+                        ": there is one in memory, too (leave one of them out)");
         }
         if (image->empty()) {
             throw Error("cannot use the " + what + " in memory: it is empty");

@@ -139,8 +139,8 @@ struct Config {
     /// An ELF vmlinux, a bzImage or any PVH kernel; empty: the guest built into this program.
     std::string kernel_path;
     std::string initrd_path; ///< empty: none
-    /// The same, in memory instead of a file; null: not there. Copies of the configuration share the bytes, which nobody
-    /// may change before the machine's constructor has come back; the machine does not need them any more then.
+    /// The same, in memory instead of a file; null: not there. Copies of the configuration share the bytes, which
+    /// nobody may change before the machine's constructor has come back; the machine does not need them any more then.
     std::shared_ptr<const std::vector<std::byte>> kernel_image{};
     std::shared_ptr<const std::vector<std::byte>> initrd_image{};
     /// Appended to kDefaultCommandLine.

@@ -49,18 +49,19 @@ loader::ImageFile open_kernel(const Config& config, int stop_fd) {
 
 /// Throws Error where `kernel` has no way to get a device tree.
 void check_takes_device_tree(const loader::Kernel& kernel, HardwareDescription hardware) {
-    if (hardware == HardwareDescription::kAcpi ||
-        kernel.device_tree_hand_over() != loader::DeviceTreeHandOver::none) {
+    if (hardware == HardwareDescription::kAcpi || kernel.device_tree_hand_over() != loader::DeviceTreeHandOver::none) {
         return;
     }
     const std::string tried = "cannot tell " + kernel.name() +
-                              " of its hardware by a device tree (--hardware=" + std::string(to_string(hardware)) + "): ";
+                              " of its hardware by a device tree (--hardware=" + std::string(to_string(hardware)) +
+                              "): ";
     if (kernel.protocol() != loader::EntryProtocol::pvh) {
         throw Error(tried + "its boot protocol is older than 2.09 (Linux 2.6.26), which brought the list that hands "
                             "trees over (take a newer kernel, or --hardware=acpi)");
     }
-    throw Error(tried + "it is a PVH kernel other than Linux, and PVH hands no tree over (use a bzImage or a vmlinux of "
-                        "Linux with CONFIG_OF, or --hardware=acpi)");
+    throw Error(tried +
+                "it is a PVH kernel other than Linux, and PVH hands no tree over (use a bzImage or a vmlinux of "
+                "Linux with CONFIG_OF, or --hardware=acpi)");
 }
 
 } // namespace

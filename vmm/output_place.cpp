@@ -128,10 +128,11 @@ void OutputPlace::walk(const std::string& path, const std::string& tried) {
             }
             const std::string target = target_of(entry.get());
             if (!is_trusted(facts.st_uid)) {
-                throw ForeignLink("cannot " + tried + ": the link '" + part + "' in that path belongs to another user (uid " +
-                            std::to_string(facts.st_uid) +
-                            "), who may lead it anywhere at any time (if it leads where you want, name that itself: " +
-                            target + ")");
+                throw ForeignLink(
+                    "cannot " + tried + ": the link '" + part + "' in that path belongs to another user (uid " +
+                    std::to_string(facts.st_uid) +
+                    "), who may lead it anywhere at any time (if it leads where you want, name that itself: " + target +
+                    ")");
             }
             if (target.empty()) {
                 throw_errno(errno, tried);

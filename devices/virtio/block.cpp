@@ -134,8 +134,8 @@ Block::Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, Bloc
         DiskIoChoice choice = make_disk_io(image_, kMostOperations, config_.io);
         io_ = std::move(choice.io);
         if (!choice.why_threads.empty() && config_.warn) {
-            config_.warn("the disk " + image_.path() + " goes without io_uring, through threads, which is slower: " +
-                         choice.why_threads);
+            config_.warn("the disk " + image_.path() +
+                         " goes without io_uring, through threads, which is slower: " + choice.why_threads);
         }
     }
     identity_.id = DeviceId::kBlock;

@@ -39,7 +39,8 @@ void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
             continue;
         }
         try {
-            const loader::BootEntry entry = loader::load_boot_images(memory, {kernel, &initrd, "console=ttyS0"}, layout);
+            const loader::BootEntry entry =
+                loader::load_boot_images(memory, {kernel, &initrd, "console=ttyS0"}, layout);
             require(memory.at(entry.kernel).has_value(), "a kernel is where there is no memory");
             require(entry.initrd && memory.at(*entry.initrd), "an initrd is where there is no memory");
         } catch (const Error& error) {

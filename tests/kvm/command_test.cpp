@@ -247,7 +247,8 @@ TEST_F(Command, SecondGuestOnADiskIsRefusedAndReadersShareIt) {
         ASSERT_TRUE(eventually([&] { return writer.has_thread("blk0"); })) << writer.errors();
         expect_refused({"run", "--disk", disk}, 1, "cannot use the disk " + disk + ": another process");
     }
-    // The kernel gives the killed guest's lock back some time after it is gone, for which a command waits, but not long.
+    // The kernel gives the killed guest's lock back some time after it is gone, for which a command waits, but not
+    // long.
     std::optional<CommandBeside> reader;
     ASSERT_TRUE(eventually([&] {
         if (!reader || reader->has_ended()) {

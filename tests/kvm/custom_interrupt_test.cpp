@@ -81,8 +81,8 @@ kernels::Code listener() {
     return code;
 }
 
-/// Keeps its line up until the guest was interrupted often enough, and ends the machine when the guest has gone on for a
-/// while after that.
+/// Keeps its line up until the guest was interrupted often enough, and ends the machine when the guest has gone on for
+/// a while after that.
 class Pulling final : public CustomDevice {
   public:
     static constexpr int kTimes = 5;

@@ -99,7 +99,8 @@ const std::vector<CallKind> kKinds{
     {"epoll_create1", SYS_epoll_create1, EMFILE},
     {"epoll_ctl", SYS_epoll_ctl, ENOMEM},
     {"openat", SYS_openat, EMFILE, always}, // Most of these are questions, too.
-    {"fallocate", SYS_fallocate, ENOSPC, nullptr, 1}, // When the report is written, the room promised at first serves, too.
+    {"fallocate", SYS_fallocate, ENOSPC, nullptr,
+     1},                                 // When the report is written, the room promised at first serves, too.
     {"linkat", SYS_linkat, EIO, always}, // A report can be written in place as well.
     {"renameat", SYS_renameat, EIO, always},
     {"KVM_RUN", SYS_ioctl, ENOMEM},
@@ -154,19 +155,10 @@ void PrintTo(const Scenario& scenario, std::ostream* out) {
 }
 
 const std::vector<Scenario> kScenarios{
-    {"SmallPagesLocked",
-     {"--prefault=all", "-m", "32M", "--page-size=4K", "--pin=mlock", "-c", "2"},
-     150},
-    {"TransparentHugePagesPinned",
-     {"--prefault=all", "-m", "32M", "--page-size=thp", "--pin=longterm"},
-     60},
-    {"HugePagesReserved",
-     {"--prefault=all", "-m", "16M", "--page-size=2M", "--reserve-hugepages"},
-     60,
-     true},
-    {"InTheBackground",
-     {"--prefault=all", "-m", "32M", "--prefault-when=background", "--cmdline", "passes=10"},
-     60},
+    {"SmallPagesLocked", {"--prefault=all", "-m", "32M", "--page-size=4K", "--pin=mlock", "-c", "2"}, 150},
+    {"TransparentHugePagesPinned", {"--prefault=all", "-m", "32M", "--page-size=thp", "--pin=longterm"}, 60},
+    {"HugePagesReserved", {"--prefault=all", "-m", "16M", "--page-size=2M", "--reserve-hugepages"}, 60, true},
+    {"InTheBackground", {"--prefault=all", "-m", "32M", "--prefault-when=background", "--cmdline", "passes=10"}, 60},
     {"Interleaved", {"--prefault=all", "-m", "32M", "--numa", "interleave"}, 60},
 };
 
@@ -383,9 +375,8 @@ class EachCall : public HostThatRefuses, public ::testing::WithParamInterface<Sc
             pool_before_ = pool_state();
             aftermath = run_refusing(refusal, refused);
         }
-        const bool may_succeed =
-            !refused || refusal.place >= refusal.kind->needed ||
-            (refusal.kind->can_do_without != nullptr && refusal.kind->can_do_without(*refused));
+        const bool may_succeed = !refused || refusal.place >= refusal.kind->needed ||
+                                 (refusal.kind->can_do_without != nullptr && refusal.kind->can_do_without(*refused));
         const std::string what = complaint(aftermath, GetParam().in_background(), may_succeed);
         EXPECT_EQ(what, "") << (refused ? describe(*refused, *refusal.kind) : refusal.kind->name) << ", number "
                             << refusal.place << " of its kind, failed with " << errno_reason(refusal.kind->error_number)

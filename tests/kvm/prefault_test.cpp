@@ -280,8 +280,8 @@ TEST_F(PrefaultTest, ThatIsStoppedBeforeItBeginsMapsNothing) {
     EXPECT_EQ(report.mapped.bytes(), 0U);
 }
 
-/// Stops a prefault by one worker and expects that it does no chunk which had not begun by then. False if it came to its
-/// end before the stop.
+/// Stops a prefault by one worker and expects that it does no chunk which had not begun by then. False if it came to
+/// its end before the stop.
 bool stops_in_the_middle() {
     constexpr std::uint64_t kMemory = 128 * kMiB;
     PrefaultVm machine(PageSize::k4K, 1, kMemory);

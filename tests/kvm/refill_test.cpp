@@ -326,9 +326,7 @@ class GuestThatAttacks {
         config.serial.output_fd = screen_.writer.get();
         return config;
     }
-    [[nodiscard]] bool wait_until_it_has_begun() const {
-        return testing::read_one(screen_.reader.get()).has_value();
-    }
+    [[nodiscard]] bool wait_until_it_has_begun() const { return testing::read_one(screen_.reader.get()).has_value(); }
 
   private:
     TestKernel kernel_;

@@ -78,12 +78,12 @@ TEST_F(StopWhileBlocked, OnResultsThatAreAFifoItEnds) {
 }
 
 TEST_F(StopWhileBlocked, OnAFifoThatNobodyOpensForWritingItEnds) {
-    for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
-             {"run", fifo("kernel")},
-             {"run", "--initrd", fifo("initrd")},
-             {"run", "--config", fifo("config")},
-             {"run", "--dump-dtb", directory_ / "tree", fifo("for-the-tree")},
-             {"bench", "compare", fifo("results"), "/dev/null"}}) {
+    for (const std::vector<std::string>& arguments :
+         std::vector<std::vector<std::string>>{{"run", fifo("kernel")},
+                                               {"run", "--initrd", fifo("initrd")},
+                                               {"run", "--config", fifo("config")},
+                                               {"run", "--dump-dtb", directory_ / "tree", fifo("for-the-tree")},
+                                               {"bench", "compare", fifo("results"), "/dev/null"}}) {
         CommandBeside command(arguments);
         EXPECT_TRUE(eventually([&] { return command.catches(SIGTERM); }));
         command.send(SIGTERM);

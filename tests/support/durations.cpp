@@ -102,8 +102,7 @@ double time_to_end_of_prefault() {
     std::optional<Clock::time_point> requested;
     double seconds = 0;
     testing::run_beside(machine, [&] {
-        prefault::Options options{
-            .scope = prefault::Scope::kAll, .method = prefault::Method::kTouch, .workers = 2};
+        prefault::Options options{.scope = prefault::Scope::kAll, .method = prefault::Method::kTouch, .workers = 2};
         options.progress = [&](const prefault::Progress&) {
             if (!requested) {
                 requested = Clock::now();
@@ -161,7 +160,8 @@ void print_all(int runs) {
     using std::chrono::milliseconds;
     print("a plan of 16 TiB (processor time)", "0.010", runs, [] { return time_of_plan(1); });
     print("the same on 1024 nodes (processor time)", "0.010", runs, [] { return time_of_plan(1024); });
-    print("a machine whose guest spins stops", "2", runs, [] { return time_to_stop(kernels::kSpin, milliseconds(50)); });
+    print("a machine whose guest spins stops", "2", runs,
+          [] { return time_to_stop(kernels::kSpin, milliseconds(50)); });
     print("a machine whose guest has halted stops", "2", runs,
           [] { return time_to_stop(kernels::kHalt, milliseconds(50)); });
     print("a machine that floods a serial port which nobody reads stops", "4 (1 is for a slow reader)", runs,

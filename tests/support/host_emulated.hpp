@@ -1,4 +1,5 @@
-// Whether the processor is emulated: then everything takes twenty times as long, and tests that repeat do so less often.
+// Whether the processor is emulated: then everything takes twenty times as long, and tests that repeat do so less
+// often.
 #pragma once
 
 #include <cpuid.h>

@@ -14,8 +14,8 @@
 
 namespace vmm::testing {
 
-/// A block device with the bytes of a file, of sectors of `sector_bytes`, that can be written. It is so whatever the one who had
-/// the device before has left of it.
+/// A block device with the bytes of a file, of sectors of `sector_bytes`, that can be written. It is so whatever the
+/// one who had the device before has left of it.
 class LoopDevice {
   public:
     explicit LoopDevice(const std::string& path, std::uint32_t sector_bytes = 512) {

@@ -1099,7 +1099,8 @@ TEST_F(VirtioDeviceTest, SuppressedInterruptsAreNotSent) {
 /// The device's side in a thread of its own.
 class DeviceThread {
   public:
-    DeviceThread(Device& device, const GuestMemory& memory, IrqLine& irq) : pump_(device, memory, irq, vmm::testing::kPatience) {}
+    DeviceThread(Device& device, const GuestMemory& memory, IrqLine& irq)
+        : pump_(device, memory, irq, vmm::testing::kPatience) {}
     DeviceThread(const DeviceThread&) = delete;
     DeviceThread(DeviceThread&&) = delete;
     DeviceThread& operator=(const DeviceThread&) = delete;

@@ -32,10 +32,12 @@ TEST(ExistingVm, WhoseScratchWindowIsAboveAllElseIsMappedToTheWindowsEnd) {
 
 TEST(ExistingVm, WithImpossibleAddressesIsRefused) {
     for (const std::uint64_t base : {UINT64_MAX, UINT64_MAX - 2 * kMiB + 1, 128 * kTiB, 128 * kTiB - 2 * kMiB}) {
-        EXPECT_TRUE(mentions(error_of([&] { return scratch_bytes(vm_with(GuestAddress{base}, kGiB)); }), "pass 128 TiB"))
+        EXPECT_TRUE(
+            mentions(error_of([&] { return scratch_bytes(vm_with(GuestAddress{base}, kGiB)); }), "pass 128 TiB"))
             << base;
     }
-    EXPECT_TRUE(mentions(error_of([&] { return scratch_bytes(vm_with(GuestAddress{0}, UINT64_MAX)); }), "pass 128 TiB"));
+    EXPECT_TRUE(
+        mentions(error_of([&] { return scratch_bytes(vm_with(GuestAddress{0}, UINT64_MAX)); }), "pass 128 TiB"));
 }
 
 } // namespace

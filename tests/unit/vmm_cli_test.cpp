@@ -414,9 +414,10 @@ TEST(CommandLine, ErrorOfAFileNamesTheHelpAtMostOnce) {
 
 TEST(CommandLine, ErrorIsOneLineWhateverItQuotes) {
     const testing::TemporaryDirectory directory;
-    const std::string path = directory.write("c.json", R"({"memory": "1\u001b[2J\n)" + std::string(100'000, 'G') + "\"}");
-    for (const std::string& error : {usage_error({"run", "--config", path.c_str()}),
-                                     usage_error({"run", "--memory", "1\x1b[2J\n\x7f"})}) {
+    const std::string path =
+        directory.write("c.json", R"({"memory": "1\u001b[2J\n)" + std::string(100'000, 'G') + "\"}");
+    for (const std::string& error :
+         {usage_error({"run", "--config", path.c_str()}), usage_error({"run", "--memory", "1\x1b[2J\n\x7f"})}) {
         EXPECT_EQ(std::count(error.begin(), error.end(), '\n'), 1) << error;
         EXPECT_EQ(error.back(), '\n');
         EXPECT_FALSE(mentions(error, "\x1b")) << error;

@@ -116,10 +116,12 @@ TEST(ConfigFile, ThatCannotBeReadOrIsNoneNamesIt) {
 }
 
 TEST(ConfigFile, WithANulInAStringIsRefused) {
-    for (const char* const text : {R"({"report": "a\u0000b"})", R"({"disk": {"path": "a\u0000b"}})", R"({"a\u0000b": 1})",
-                                   R"({"net": {"tcp": ["1\u00002"]}})", R"({"disk": {"id\u0000": "x"}})"}) {
-        EXPECT_EQ(error_of(text), "cannot use the configuration in c.json, line 1: there is a NUL character (\\u0000) in "
-                                  "a string: remove it")
+    for (const char* const text :
+         {R"({"report": "a\u0000b"})", R"({"disk": {"path": "a\u0000b"}})", R"({"a\u0000b": 1})",
+          R"({"net": {"tcp": ["1\u00002"]}})", R"({"disk": {"id\u0000": "x"}})"}) {
+        EXPECT_EQ(error_of(text),
+                  "cannot use the configuration in c.json, line 1: there is a NUL character (\\u0000) in "
+                  "a string: remove it")
             << text;
     }
 }
@@ -127,8 +129,9 @@ TEST(ConfigFile, WithANulInAStringIsRefused) {
 TEST(ConfigFile, ThatHasANulAnywhereIsNoText) {
     // The parser would take it for the end, and what follows for nothing.
     using namespace std::string_literals;
-    EXPECT_EQ(error_of("{}\n\0{"s), "cannot use the configuration in c.json, line 2: there is a NUL character: it is no "
-                                    "text");
+    EXPECT_EQ(error_of("{}\n\0{"s),
+              "cannot use the configuration in c.json, line 2: there is a NUL character: it is no "
+              "text");
     EXPECT_TRUE(error_of("{\"memory\": \"1\0G\"}"s).find("NUL") != std::string::npos);
 }
 
@@ -150,8 +153,9 @@ TEST(ConfigFile, OfAMebibyteOfDistinctNamesTakesTimeInProportion) {
 }
 
 TEST(ConfigFile, ErrorQuotesNoMoreThanCanBeRead) {
-    for (const std::string& text : {"{\"a\": \"" + std::string(500'000, 'x') + "\n", "{\"a\": " + std::string(500'000, '9') + "x",
-                                    std::string(500'000, '/'), "{\"a\": tru" + std::string(500'000, 'e')}) {
+    for (const std::string& text :
+         {"{\"a\": \"" + std::string(500'000, 'x') + "\n", "{\"a\": " + std::string(500'000, '9') + "x",
+          std::string(500'000, '/'), "{\"a\": tru" + std::string(500'000, 'e')}) {
         const std::string error = error_of(text);
         EXPECT_NE(error, "");
         EXPECT_LT(error.size(), 500U) << text.substr(0, 20);
@@ -160,15 +164,15 @@ TEST(ConfigFile, ErrorQuotesNoMoreThanCanBeRead) {
 
 TEST(ConfigFile, ThatIsOddIsRefusedOrUnderstoodButNeverAnAccident) {
     EXPECT_EQ(parse("\xef\xbb\xbf{\"memory\": \"1G\"}"), (Entries{entry("memory", {"1G"})})); // a byte order mark
-    EXPECT_EQ(parse("{\"vcpus\": -1}"), (Entries{entry("vcpus", {"-1"})})); // The option refuses it.
+    EXPECT_EQ(parse("{\"vcpus\": -1}"), (Entries{entry("vcpus", {"-1"})}));                   // The option refuses it.
     EXPECT_EQ(parse("{\"vcpus\": 18446744073709551615}"), (Entries{entry("vcpus", {"18446744073709551615"})}));
     for (const std::string& text :
          {std::string(), std::string(" "), std::string("{"), std::string("{}{}"), std::string("{} x"),
           std::string("{\"vcpus\": 1e3}"), std::string("{\"vcpus\": 1e400}"), std::string("{\"vcpus\": NaN}"),
           std::string("{\"vcpus\": 18446744073709551616}"), std::string("{\"vcpus\": Infinity}"),
           std::string("{\"kernel\": \"\xff\xfe\"}"), std::string("{\"kernel\": \"\\ud800\"}"),
-          std::string("\xff\xfe{\x00}", 5), std::string("{\"a\": 1,}"), std::string("{'a': 1}"),
-          std::string("/* {}"), std::string(900'000, '['), std::string(900'000, '{')}) {
+          std::string("\xff\xfe{\x00}", 5), std::string("{\"a\": 1,}"), std::string("{'a': 1}"), std::string("/* {}"),
+          std::string(900'000, '['), std::string(900'000, '{')}) {
         const std::string error = error_of(text);
         EXPECT_TRUE(error.starts_with("cannot use the configuration in c.json")) << text.substr(0, 40) << error;
     }

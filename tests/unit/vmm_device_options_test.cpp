@@ -42,9 +42,9 @@ TEST(DiskOption, SaysHowItsIoIsDone) {
     EXPECT_EQ(parse_disk_option("a.img").io, devices::DiskIoKind::kAuto);
     EXPECT_EQ(parse_disk_option("a.img,io=uring").io, devices::DiskIoKind::kUring);
     EXPECT_EQ(parse_disk_option("a.img,io=threads").io, devices::DiskIoKind::kThreads);
-    EXPECT_NE(testing::error_of([] { static_cast<void>(parse_disk_option("a.img,io=native")); })
-                  .find("auto, uring, threads"),
-              std::string::npos);
+    EXPECT_NE(
+        testing::error_of([] { static_cast<void>(parse_disk_option("a.img,io=native")); }).find("auto, uring, threads"),
+        std::string::npos);
 }
 
 TEST(DiskOption, HasACommaInItsPathWhereTwoAreWritten) {

@@ -273,7 +273,8 @@ std::string config_file_error(const std::string& name, std::size_t line) {
 std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const std::string& name) {
     std::size_t line = 1;
     if (const std::size_t nul = text.find('\0'); nul != std::string::npos) { // The parser takes it for the end.
-        line += static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(nul), '\n'));
+        line +=
+            static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(nul), '\n'));
         throw Error(config_file_error(name, line) + "there is a NUL character: it is no text");
     }
     Builder builder(name, line);
@@ -298,8 +299,7 @@ std::vector<ConfigFileEntry> read_config_file(const std::string& path, int stop_
     const UniqueFd file = open_for_reading(path, stop_fd, tried);
     std::string text;
     std::array<char, 4096> piece{};
-    while (const std::size_t count =
-               read_some(file.get(), std::as_writable_bytes(std::span(piece)), stop_fd, tried)) {
+    while (const std::size_t count = read_some(file.get(), std::as_writable_bytes(std::span(piece)), stop_fd, tried)) {
         text.append(piece.data(), count);
         if (text.size() > kMostBytes) {
             throw Error("cannot " + tried + ": it is larger than 1 MiB");
