@@ -116,7 +116,7 @@ TEST_F(Bench, OutputsThatCannotBeWrittenAreFoundFirst) {
     expect_refused({"bench", "--json", "/nowhere/a.json"}, 1, "/nowhere/a.json");
     expect_refused({"bench", "--csv", "/nowhere/a.csv"}, 1, "/nowhere/a.csv");
     expect_refused({"bench", "--plot", directory_ / "a.pdf"}, 1, ".svg or .png");
-    expect_refused({"bench", "--json", json_, "--csv", json_}, 1, "one file");
+    expect_refused({"bench", "--json", json_, "--csv", json_}, 1, "same file");
     if (command_under_test().find('/') != std::string::npos) { // Else it would not be found itself.
         const CommandResult result =
             run_command({"bench", "--plot", directory_ / "a.svg"}, [] { ::setenv("PATH", "/nowhere", 1); });

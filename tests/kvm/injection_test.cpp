@@ -76,7 +76,8 @@ bool is_precaution(const SystemCall& call) {
 /// Questions about what there is. "No" is an answer.
 bool is_question(const SystemCall& call) {
     // KVM is opened an extra time to be asked for its second level; module parameters answer that as well.
-    constexpr std::array<std::uint64_t, 4> kQuestions{KVM_CHECK_EXTENSION, KVM_GET_API_VERSION, TCGETS, TIOCGWINSZ};
+    constexpr std::array<std::uint64_t, 5> kQuestions{KVM_CHECK_EXTENSION, KVM_GET_API_VERSION,
+                                                      KVM_X86_GET_MCE_CAP_SUPPORTED, TCGETS, TIOCGWINSZ};
     return std::find(kQuestions.begin(), kQuestions.end(), call.arguments[1]) != kQuestions.end();
 }
 

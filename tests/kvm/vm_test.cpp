@@ -47,7 +47,7 @@ TEST_F(SystemTest, SupportsTheFirstLeavesOfCpuid) {
 
 TEST_F(SystemTest, RefusesADeviceThatIsNotKvm) {
     EXPECT_TRUE(mentions(error_of([] { return System("/dev/null"); }), "/dev/null"));
-    EXPECT_TRUE(mentions(error_of([] { return System("/dev/null"); }), "is it the KVM device?"));
+    EXPECT_TRUE(mentions(error_of([] { return System("/dev/null"); }), "it is not the KVM device"));
 }
 
 TEST_F(SystemTest, SaysWhatToDoWhereTheDeviceIsMissing) {

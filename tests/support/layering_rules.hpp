@@ -54,10 +54,10 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
 
 /// The headers of kvm/ that make no KVM call.
 [[nodiscard]] inline bool is_host_side(std::string_view path) {
-    constexpr std::array<std::string_view, 10> kHostSide{
+    constexpr std::array<std::string_view, 11> kHostSide{
         "kvm/export.hpp",  "kvm/format.hpp",       "kvm/error.hpp",         "kvm/unique_fd.hpp",
         "kvm/mapping.hpp", "kvm/guest_memory.hpp", "kvm/guest_address.hpp", "kvm/process_memory.hpp",
-        "kvm/cgroup.hpp",  "kvm/retry.hpp"};
+        "kvm/cgroup.hpp",  "kvm/retry.hpp",        "kvm/stoppable_read.hpp"};
     return std::ranges::find(kHostSide, path) != kHostSide.end();
 }
 
@@ -93,7 +93,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     constexpr std::array kPlaces{Place{"linux/kvm.h", {"kvm/uapi.hpp", "kvm/uapi.hpp"}},
                                  Place{"CLI/", {"vmm/cli/command_line.cpp", "vmm/cli/bench_options.cpp"}},
                                  Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
-                                 Place{"liburing", {"devices/disk_io.", "prefault/longterm_pin."}},
+                                 Place{"liburing", {"devices/uring_disk_io.", "prefault/longterm_pin."}},
                                  Place{"numa.h", {"prefault/numa.", "prefault/numa."}},
                                  Place{"numaif.h", {"prefault/numa.", "prefault/numa."}}};
     for (const Place& place : kPlaces) {
