@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "prefault/second_level.hpp"
 #include "support/host_errors.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
@@ -120,6 +121,12 @@ DeviceConfig device_at(std::uint64_t port, std::function<std::shared_ptr<CustomD
     return device;
 }
 
+/// How many interrupts more than the line says a guest may take. Where KVM has nested paging there is none. On kvm_pvm,
+/// which emulates ring 0, one more was seen; its cause is not known.
+int extra_interrupts() {
+    return prefault::detect_second_level().may_be_shadow() ? 1 : 0;
+}
+
 TEST_F(CustomInterrupt, LevelStaysUntilItIsLoweredHoweverOftenTheGuestEndsIt) {
     const TestKernel kernel(listener());
     Config config = kernel.config();
@@ -136,9 +143,8 @@ TEST_F(CustomInterrupt, LevelStaysUntilItIsLoweredHoweverOftenTheGuestEndsIt) {
     Machine made(config);
     machine = &made;
     EXPECT_EQ(made.run(), ExitReason::kStopped) << made.crash_description();
-    // One may be under way to the guest when the line is lowered; the guest then goes on undisturbed.
     EXPECT_GE(device->interrupts, Pulling::kTimes);
-    EXPECT_LE(device->interrupts, Pulling::kTimes + 1);
+    EXPECT_LE(device->interrupts, Pulling::kTimes + extra_interrupts());
     EXPECT_GE(device->quiet, Pulling::kQuiet);
 }
 
@@ -242,7 +248,9 @@ int interrupts_if(std::size_t raised) {
 }
 
 TEST_F(CustomInterrupt, TwoDevicesOfOneNameHaveAnInterruptEach) {
-    EXPECT_GE(interrupts_if(1), 1);
+    const int interrupts = interrupts_if(1);
+    EXPECT_GE(interrupts, 1);
+    EXPECT_LE(interrupts, 1 + extra_interrupts());
     EXPECT_EQ(interrupts_if(0), 0) << "the other one's";
 }
 

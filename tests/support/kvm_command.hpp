@@ -8,10 +8,12 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -128,6 +130,23 @@ class CommandBeside {
         return !status.fail() && (std::stoull(word, nullptr, 16) >> (signal - 1) & 1) != 0;
     }
     [[nodiscard]] std::string errors() const { return content_of(errors_); }
+    /// Whether it has started a program that still runs (proc_pid_stat(5): the fourth word is the parent's number).
+    [[nodiscard]] bool has_child() const {
+        std::error_code gone; // Processes end while they are listed.
+        for (std::filesystem::directory_iterator entry("/proc", gone), end; !gone && entry != end;
+             entry.increment(gone)) {
+            std::ifstream stat(entry->path() / "stat");
+            std::string text;
+            std::getline(stat, text);
+            std::istringstream words(text.substr(std::min(text.size(), text.rfind(')') + 1)));
+            std::string state;
+            pid_t parent = 0;
+            if (words >> state >> parent && parent == child_) {
+                return true;
+            }
+        }
+        return false;
+    }
     /// Whether it has ended. wait() says how.
     [[nodiscard]] bool has_ended() const {
         siginfo_t info{};
