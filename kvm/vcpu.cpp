@@ -76,24 +76,25 @@ std::string Vcpu::name() const {
 }
 
 Exit Vcpu::run() {
-    Retries retries;
     for (;;) {
         if (::ioctl(fd_.get(), KVM_RUN, 0) == 0) {
+            retries_.forget();
             return decode_exit();
         }
         switch (errno) {
         case EINTR:
+            retries_.forget();
             discard_pending_kicks();
             return KickedExit{};
         case EAGAIN: {
             // KVM answers this to an application processor that got an INIT or a start-up interrupt, which then may
             // run; and to any vCPU as long as KVM cannot start its own thread. In the second case it looks at no
             // signal.
-            auto pause = retries.next();
+            auto pause = retries_.next();
             if (!pause && waits_for_startup()) {
                 // A guest may send interrupts that start nothing as long as it likes. If KVM had no thread, the vCPUs
                 // that are ready to run would say so.
-                retries.forget();
+                retries_.forget();
                 pause = kLongPause;
             }
             if (!pause) {

@@ -9,6 +9,7 @@
 
 #include "kvm/exit.hpp"
 #include "kvm/mapping.hpp"
+#include "kvm/retry.hpp"
 #include "kvm/stats.hpp"
 #include "kvm/uapi.hpp"
 #include "kvm/unique_fd.hpp"
@@ -95,6 +96,8 @@ class Vcpu {
     UniqueFd fd_;
     Mapping shared_;
     kvm_run* run_; ///< the start of shared_, whose size System::vcpu_mmap_bytes() has checked
+    /// Of KVM_RUN, since KVM last got to it. Kicks do not end the count: some come regularly.
+    Retries retries_;
 };
 
 /// The registers as lines for people, for the report of a guest's crash.
