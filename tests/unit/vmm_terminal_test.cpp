@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -31,6 +32,8 @@ constexpr std::string_view kReply = "\x1b[12;34R"; // a terminal's answer to "wh
 /// bytes a shell would find there afterwards.
 int left_after(void (*ending)(std::optional<RawTerminal>& taken)) {
     int screen = -1;
+    // ThreadSanitizer writes out at _exit(), too, what is buffered: here, to a terminal that may be stopped.
+    std::fflush(nullptr);
     const pid_t child = ::forkpty(&screen, nullptr, nullptr, nullptr);
     if (child == 0) {
         std::optional<RawTerminal> taken(std::in_place, STDIN_FILENO);
