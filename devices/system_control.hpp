@@ -11,9 +11,9 @@
 
 namespace vmm::devices {
 
-/// Port 0x92. Bit 0 resets the machine when it goes from 0 to 1; it reads as it was written, which only a guest that is
-/// about to end sees. Bit 1 is the A20 gate: it can be read and written, and it is open at first; closing it changes
-/// nothing, as no address line of KVM's guests can be switched off. The other bits are zero.
+/// This is port 0x92. Bit 0 resets the machine when it goes from 0 to 1, and reads as it was written. Bit 1 is the A20
+/// gate: it is open at first, and it can be read and written. Closing it changes nothing, because no address line of a
+/// guest of KVM can be switched off. The other bits are zero.
 ///
 /// Threads: any, at once.
 class SystemControl final : public Device {

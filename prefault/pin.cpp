@@ -30,9 +30,9 @@ constexpr const char* kAdvice =
 /// What one system call pins, and so how long a stop may wait: some 10 ms for 4 KiB pages that exist, 0.1 s for others.
 constexpr std::uint64_t kPieceBytes = 256 * kMiB;
 
-/// Whether RLIMIT_MEMLOCK, which is `limit` bytes, binds this process. Capabilities lift it in the initial user
-/// namespace only, and security modules have their say, so the kernel is asked: a page more than the limit is marked to
-/// be locked when its pages come to exist, which none does.
+/// True if RLIMIT_MEMLOCK, which is `limit` bytes, binds this process. Capabilities lift it in the initial user
+/// namespace only, and a security module may forbid even that. So the kernel is asked: it is to lock one page more than
+/// the limit. Memory is locked when its pages come to exist (MLOCK_ONFAULT), and none of these ever does.
 bool limit_binds(std::uint64_t limit) {
     constexpr std::uint64_t kMostToTry = 16 * kTiB; // Address space ends not far above.
     const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));

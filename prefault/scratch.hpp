@@ -16,8 +16,8 @@ namespace vmm::prefault {
 /// memslot lives as long as its VM, because deleting a memslot drops every second-level mapping.
 ///
 /// The memslot is in the guest's address space, though in no memory map. Unless it is read-only (Protection), the guest
-/// can write it. It gains nothing: whatever it writes there runs, if ever, as a vCPU of its own VM, and refresh() puts
-/// all of it right before each use.
+/// can write it. The guest gains nothing by that: what it writes there can only run as a vCPU of its own VM, and
+/// refresh() puts all of it right before each use.
 ///
 /// On a shadow-paging host the second level belongs to the guest's page tables: there a guest that adopts these tables
 /// (built-in guest, option `tables=`), with the same CR0, CR4 and EFER, shares what the prefault vCPUs filled.

@@ -28,8 +28,8 @@ class NonblockingOutput {
     };
     [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
 
-    /// Whether write() may wait all the same: for the storage under a file, or for another writer of a terminal that we
-    /// may not open ourselves.
+    /// True if write() may wait all the same. It waits for the storage under a file, and for another writer of a
+    /// terminal that we may not open ourselves.
     [[nodiscard]] bool may_wait() const noexcept { return way_ == Way::kWrite ? !reopened_ : way_ == Way::kPollFirst; }
 
     /// The descriptor to wait on: one of our own, so that it can be watched beside the one it was made from.

@@ -38,10 +38,10 @@ struct BlockConfig {
 /// The device. Requests of all its queues go through one DiskIo, many at once, and complete in any order. Without
 /// VIRTIO_BLK_F_FLUSH each write is on stable storage before it completes (5.2.6.2).
 ///
-/// A long request is done in operations of at most kMostOperationBytes, and the operations of a queue that are with the
-/// host move a bounded number of bytes together: what is left when the driver resets is never begun.
+/// A long request is done in operations of at most kMostOperationBytes. The host has a bounded number of bytes of each
+/// queue at a time. What it does not have yet when the driver resets is never begun.
 ///
-/// Once the host has failed to flush, every flush fails, whatever the guest does: the kernel forgets what it could not
+/// Once the host has failed to flush, every flush fails, whatever the guest does. The kernel forgets what it could not
 /// write, and would call the next flush a success.
 ///
 /// Beside that it has no state of its own between requests.

@@ -35,8 +35,8 @@ struct VsockConfig {
     std::function<Alarm::Clock::time_point()> now = &Alarm::Clock::now;
 };
 
-/// Throws Error: no vsock can have its unix socket at `path`. It has 1 to 96 bytes, so that a port fits behind it, and
-/// does not end in '_' and digits: the guest of another vsock could connect to it as to a port.
+/// Checks that a vsock can have its unix socket at `path`. A path has 1 to 96 bytes, so that a port fits behind it. It
+/// does not end in '_' and digits, because the guest of another vsock could connect to it as to a port. Throws Error.
 void check_vsock_path(const std::string& path);
 
 /// The unix socket that programs connect to. Its file goes with it, unless another one is there by then.
