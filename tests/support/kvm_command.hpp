@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
+#include <utmp.h>
 
 #include <algorithm>
 #include <csignal>
@@ -171,17 +172,26 @@ class CommandAtTerminal {
   public:
     explicit CommandAtTerminal(const std::vector<std::string>& arguments) {
         int terminal = -1;
-        child_ = ::forkpty(&terminal, nullptr, nullptr, nullptr);
-        if (child_ < 0) {
+        int terminal_side = -1;
+        if (::openpty(&terminal, &terminal_side, nullptr, nullptr, nullptr) != 0) {
             throw std::runtime_error("cannot make a terminal");
         }
+        terminal_.reset(terminal);
+        // It is kept open, so that the terminal's mode can still be read when the command is gone.
+        terminal_side_.reset(terminal_side);
+        ::fcntl(terminal, F_SETFD, FD_CLOEXEC);
+        ::fcntl(terminal_side, F_SETFD, FD_CLOEXEC);
+        before_ = mode(); // It is read before the command runs, because the command may change it at once.
+        child_ = ::fork();
+        if (child_ < 0) {
+            throw std::runtime_error("cannot fork");
+        }
         if (child_ == 0) {
+            if (::login_tty(terminal_side) != 0) {
+                ::_exit(126);
+            }
             exec_command(arguments);
         }
-        terminal_.reset(terminal);
-        // Kept open, so that the terminal's mode can still be read when the command is gone.
-        terminal_side_.reset(::open(::ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC));
-        before_ = mode();
     }
     ~CommandAtTerminal() {
         if (child_ > 0) {
