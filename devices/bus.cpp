@@ -4,8 +4,8 @@
 #include <cassert>
 #include <string>
 
-#include "kvm/error.hpp"
-#include "kvm/guest_address.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::devices {
 namespace {

@@ -11,7 +11,7 @@
 #include <thread>
 #include <utility>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices {
 

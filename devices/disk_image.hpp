@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices {
 

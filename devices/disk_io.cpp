@@ -7,8 +7,8 @@
 #include "devices/aligned_disk_io.hpp"
 #include "devices/thread_disk_io.hpp"
 #include "devices/uring_disk_io.hpp"
-#include "kvm/error.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices {
 

@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include "kvm/export.hpp"
+#include "kvm/host/export.hpp"
 
 VMM_API_BEGIN
 namespace vmm::devices {

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kvm/retry.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::devices {
 

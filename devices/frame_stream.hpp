@@ -12,7 +12,7 @@
 
 #include "devices/frame_filter.hpp"
 #include "devices/frame_link.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices {
 

@@ -4,7 +4,7 @@
 #include <cassert>
 #include <utility>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices {
 namespace {

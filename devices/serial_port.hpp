@@ -12,7 +12,7 @@
 #include "devices/byte_ring.hpp"
 #include "devices/character_port.hpp"
 #include "devices/device.hpp"
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::devices {
 

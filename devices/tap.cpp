@@ -11,8 +11,8 @@
 #include <cstdlib>
 #include <utility>
 
-#include "kvm/error.hpp"
-#include "kvm/retry.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::devices {
 

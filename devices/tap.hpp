@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "devices/frame_link.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices {
 

@@ -17,7 +17,7 @@
 #include <thread>
 #include <utility>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "devices/disk_io.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices {
 

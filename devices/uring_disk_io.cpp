@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <string>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices {
 

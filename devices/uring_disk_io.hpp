@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "devices/disk_io.hpp"
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices {
 

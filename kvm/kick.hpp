@@ -16,23 +16,6 @@
 
 namespace vmm::kvm {
 
-/// Blocks every signal but faults in the calling thread, the kick among them. A thread calls it once before its first
-/// Vcpu::run(), so that signals of the process go to threads that expect them.
-void block_signals_in_this_thread();
-
-/// Blocks every signal but faults in the calling thread as long as it lives. Threads made meanwhile inherit that, so
-/// that a kick cannot reach one before it has blocked signals for itself.
-class AllSignalsBlocked {
-  public:
-    AllSignalsBlocked();
-    ~AllSignalsBlocked();
-    AllSignalsBlocked(const AllSignalsBlocked&) = delete;
-    AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
-
-  private:
-    sigset_t before_;
-};
-
 /// Makes the thread's Vcpu::run(), the present one or else the next, return KickedExit. `thread` must not have been
 /// joined. Any thread may call it.
 void kick(pthread_t thread) noexcept;

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "kvm/cgroup.hpp"
+#include "kvm/host/cgroup.hpp"
 
 namespace vmm::kvm {
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "kvm/uapi.hpp"
 
 namespace vmm::kvm {

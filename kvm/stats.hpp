@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/export.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/export.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 VMM_API_BEGIN
 namespace vmm::kvm {

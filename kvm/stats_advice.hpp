@@ -4,7 +4,7 @@
 #include <array>
 #include <cerrno>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::kvm {
 

@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::kvm {
 

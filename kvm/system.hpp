@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "kvm/host/unique_fd.hpp"
 #include "kvm/uapi.hpp"
-#include "kvm/unique_fd.hpp"
 
 namespace vmm::kvm {
 

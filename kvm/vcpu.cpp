@@ -13,12 +13,12 @@
 
 #include <utility>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/retry.hpp"
 #include "kvm/kick.hpp"
 #include "kvm/kick_signal.hpp"
 #include "kvm/own_thread.hpp"
-#include "kvm/retry.hpp"
 #include "kvm/stats_advice.hpp"
 
 namespace vmm::kvm {

@@ -8,11 +8,11 @@
 #include <string>
 
 #include "kvm/exit.hpp"
-#include "kvm/mapping.hpp"
-#include "kvm/retry.hpp"
+#include "kvm/host/mapping.hpp"
+#include "kvm/host/retry.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "kvm/stats.hpp"
 #include "kvm/uapi.hpp"
-#include "kvm/unique_fd.hpp"
 #include "kvm/vm.hpp"
 
 namespace vmm::kvm {

@@ -5,9 +5,9 @@
 #include <cerrno>
 #include <string>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 #include "kvm/own_thread.hpp"
-#include "kvm/retry.hpp"
 #include "kvm/stats_advice.hpp"
 
 namespace vmm::kvm {

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <utility>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "kvm/stats.hpp"
 #include "kvm/system.hpp"
 #include "kvm/uapi.hpp"
-#include "kvm/unique_fd.hpp"
 
 namespace vmm::kvm {
 

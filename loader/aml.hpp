@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 /// Each function gives the bytes of one term; terms are put together by passing them to the next function (ACPI 6.3,
 /// chapter 20, and 6.4 for the resource descriptors). Names are written as they are in ASL.

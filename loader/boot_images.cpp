@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "loader/boot_params.hpp"
 #include "loader/entry_tables.hpp"
 #include "loader/placement.hpp"

@@ -4,7 +4,7 @@
 #include <optional>
 #include <span>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 #include "loader/memory_map_entry.hpp"
 
 namespace vmm::loader {

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 #include "loader/boot_info.hpp"
 
 namespace vmm::loader {

@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "loader/image_file.hpp"
 #include "loader/loaded_kernel.hpp"
 #include "loader/placement.hpp"

@@ -1,6 +1,6 @@
 #include "loader/device_tree.hpp"
 
-#include "kvm/format.hpp"
+#include "kvm/host/format.hpp"
 
 #include <libfdt.h>
 

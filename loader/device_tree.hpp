@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 #include "loader/hardware.hpp"
 #include "loader/memory_map_entry.hpp"
 

@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "loader/image_file.hpp"
 #include "loader/loaded_kernel.hpp"
 #include "loader/placement.hpp"

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::loader {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::loader {
 namespace {

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 #include "loader/acpi_numa.hpp"
 
 namespace vmm::loader {

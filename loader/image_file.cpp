@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "kvm/error.hpp"
-#include "kvm/stoppable_read.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/stoppable_read.hpp"
 
 namespace vmm::loader {
 namespace {

@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
-#include "kvm/guest_memory.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::loader {
 

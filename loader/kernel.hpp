@@ -9,8 +9,8 @@
 #include <string_view>
 #include <variant>
 
-#include "kvm/guest_address.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "loader/bzimage.hpp"
 #include "loader/elf_image.hpp"
 #include "loader/image_file.hpp"

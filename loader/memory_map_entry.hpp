@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::loader {
 

@@ -5,7 +5,7 @@
 #include <ranges>
 #include <utility>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::loader {
 namespace {

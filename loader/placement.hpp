@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::loader {
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 #include "loader/boot_info.hpp"
 
 namespace vmm::loader {

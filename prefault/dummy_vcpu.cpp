@@ -9,7 +9,7 @@
 #include <utility>
 #include <variant>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "kvm/kick.hpp"
 
 namespace vmm::prefault {

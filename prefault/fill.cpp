@@ -12,11 +12,11 @@
 #include <string>
 #include <utility>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "kvm/uapi.hpp"
 #include "kvm/vm.hpp"
-#include "prefault/numa.hpp"
-#include "prefault/pin.hpp"
+#include "prefault/host/numa.hpp"
+#include "prefault/host/pin.hpp"
 #include "prefault/plan.hpp"
 #include "prefault/prefault.hpp"
 #include "prefault/scratch.hpp"

@@ -8,10 +8,10 @@
 #include <stop_token>
 #include <vector>
 
-#include "kvm/export.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/export.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "prefault/host/pin_kind.hpp"
 #include "prefault/options.hpp"
-#include "prefault/pin_kind.hpp"
 
 VMM_API_BEGIN
 namespace vmm::prefault {

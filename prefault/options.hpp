@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/export.hpp"
-#include "kvm/guest_address.hpp"
-#include "prefault/cpu_list.hpp"
+#include "kvm/host/export.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "prefault/host/cpu_list.hpp"
 #include "prefault/progress.hpp"
 #include "prefault/second_level.hpp"
 

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::prefault {
 

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <utility>
 
-#include "prefault/host_populate.hpp"
+#include "prefault/host/populate.hpp"
 #include "prefault/work.hpp"
 
 namespace vmm::prefault {

@@ -6,11 +6,11 @@
 #include <stop_token>
 #include <vector>
 
-#include "kvm/guest_memory.hpp"
-#include "prefault/cpu_list.hpp"
-#include "prefault/numa.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/numa.hpp"
+#include "prefault/host/pin.hpp"
 #include "prefault/options.hpp"
-#include "prefault/pin.hpp"
 #include "prefault/second_level_filler.hpp"
 
 namespace vmm::prefault {

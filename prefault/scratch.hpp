@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <span>
 
-#include "kvm/guest_address.hpp"
-#include "kvm/mapping.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/mapping.hpp"
 #include "kvm/vm.hpp"
 
 namespace vmm::prefault {

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <string>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "kvm/system.hpp"
 #include "kvm/uapi.hpp"
 #include "kvm/vm.hpp"

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string_view>
 
-#include "kvm/export.hpp"
+#include "kvm/host/export.hpp"
 #include "kvm/stats.hpp"
 
 namespace vmm::kvm {

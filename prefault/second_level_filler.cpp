@@ -4,8 +4,8 @@
 #include <cassert>
 #include <utility>
 
-#include "kvm/error.hpp"
-#include "prefault/parallel.hpp"
+#include "kvm/host/error.hpp"
+#include "prefault/host/parallel.hpp"
 
 namespace vmm::prefault {
 

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/dummy_vcpu.hpp"
 #include "prefault/options.hpp"

@@ -5,7 +5,7 @@
 #include <cassert>
 #include <chrono>
 
-#include "prefault/parallel.hpp"
+#include "prefault/host/parallel.hpp"
 
 namespace vmm::prefault {
 

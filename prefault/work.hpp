@@ -11,9 +11,9 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
-#include "prefault/cpu_list.hpp"
-#include "prefault/numa.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/numa.hpp"
 #include "prefault/plan.hpp"
 #include "prefault/progress.hpp"
 

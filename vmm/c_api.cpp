@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/version.hpp"
 #include "vmm/vmm.h"

@@ -9,8 +9,8 @@
 #include <span>
 #include <string>
 
-#include "kvm/export.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/export.hpp"
+#include "kvm/host/guest_memory.hpp"
 
 VMM_API_BEGIN
 namespace vmm {

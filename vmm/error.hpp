@@ -1,4 +1,4 @@
 // For embedding programs: see the header it names.
 #pragma once
 
-#include "kvm/error.hpp" // IWYU pragma: export
+#include "kvm/host/error.hpp" // IWYU pragma: export

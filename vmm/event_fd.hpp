@@ -1,29 +1,4 @@
-// An eventfd: how one thread wakes another's event loop, and how a device raises a line.
+// For embedding programs: how a device raises a line, and how one thread wakes another's event loop.
 #pragma once
 
-#include "kvm/export.hpp"
-#include "kvm/unique_fd.hpp"
-
-VMM_API_BEGIN
-namespace vmm {
-
-/// A counter in the kernel that a file descriptor waits on. Threads: any. signal() may be called from a signal handler.
-class EventFd {
-  public:
-    /// Throws Error where the process has no descriptor left.
-    EventFd();
-
-    /// Makes the descriptor readable. Never blocks.
-    void signal() const noexcept;
-    /// Makes it unreadable again. Never blocks.
-    void clear() const noexcept;
-
-    /// The descriptor, on loan.
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-
-  private:
-    UniqueFd fd_;
-};
-
-} // namespace vmm
-VMM_API_END
+#include "kvm/host/event_fd.hpp"

@@ -1,4 +1,4 @@
 // For embedding programs: see the header it names.
 #pragma once
 
-#include "kvm/guest_memory.hpp" // IWYU pragma: export
+#include "kvm/host/guest_memory.hpp" // IWYU pragma: export

@@ -4,7 +4,7 @@
 #include <functional>
 #include <string_view>
 
-#include "kvm/export.hpp"
+#include "kvm/host/export.hpp"
 
 VMM_API_BEGIN
 namespace vmm {

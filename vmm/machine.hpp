@@ -7,7 +7,7 @@
 #include <span>
 #include <string>
 
-#include "kvm/export.hpp"
+#include "kvm/host/export.hpp"
 #include "vmm/config.hpp"
 #include "vmm/report.hpp"
 #include "vmm/statistics.hpp"

@@ -1,7 +1,7 @@
 // For embedding programs: pre-population of a VM of their own, without a Machine.
 #pragma once
 
-#include "kvm/stats.hpp"         // IWYU pragma: export
-#include "prefault/fill.hpp"     // IWYU pragma: export
-#include "prefault/options.hpp"  // IWYU pragma: export
-#include "prefault/pin_kind.hpp" // IWYU pragma: export
+#include "kvm/stats.hpp"              // IWYU pragma: export
+#include "prefault/fill.hpp"          // IWYU pragma: export
+#include "prefault/host/pin_kind.hpp" // IWYU pragma: export
+#include "prefault/options.hpp"       // IWYU pragma: export

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "kvm/format.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "kvm/export.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/export.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "prefault/options.hpp"
 #include "prefault/second_level.hpp"
 #include "vmm/config.hpp"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvm/export.hpp"
+#include "kvm/host/export.hpp"
 #include "prefault/second_level.hpp"
 
 VMM_API_BEGIN

@@ -4,8 +4,8 @@
 #include <atomic>
 #include <string_view>
 
-#include "kvm/export.hpp"
-#include "vmm/event_fd.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "kvm/host/export.hpp"
 
 VMM_API_BEGIN
 namespace vmm {

@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "kvm/export.hpp" /* macros only */
+#include "kvm/host/export.hpp" /* macros only */
 
 #ifdef __cplusplus
 extern "C" {

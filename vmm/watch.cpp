@@ -1,6 +1,6 @@
 #include "vmm/watch.hpp"
 
-#include "kvm/format.hpp"
+#include "kvm/host/format.hpp"
 
 #include <numeric>
 

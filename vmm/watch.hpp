@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "kvm/export.hpp"
+#include "kvm/host/export.hpp"
 #include "prefault/second_level.hpp"
 
 VMM_API_BEGIN

@@ -11,8 +11,8 @@
 #include <cstdint>
 
 #include "devices/virtio/device.hpp"
-#include "kvm/error.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices::virtio {
 

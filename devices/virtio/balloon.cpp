@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "devices/virtio/mmio_transport.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 
 namespace vmm::devices::virtio {
 

@@ -13,7 +13,7 @@
 #include <utility>
 
 #include "devices/virtio/mmio_transport.hpp"
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {
 

@@ -17,7 +17,7 @@
 
 #include "devices/device.hpp"
 #include "devices/virtio/device.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 
 namespace vmm::devices::virtio {
 

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 
 namespace vmm::devices::virtio {
 

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "devices/virtio/mmio_transport.hpp"
-#include "kvm/retry.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::devices::virtio {
 

@@ -20,7 +20,7 @@
 #include <string_view>
 
 #include "devices/virtio/mmio_transport.hpp"
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {
 

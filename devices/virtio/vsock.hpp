@@ -19,7 +19,7 @@
 #include "devices/byte_ring.hpp"
 #include "devices/virtio/alarm.hpp"
 #include "devices/virtio/synchronous_device.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices::virtio {
 

@@ -6,8 +6,8 @@
 
 #include "fuzz/require.hpp"
 #include "fuzz/targets.hpp"
-#include "kvm/error.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "loader/boot_images.hpp"
 #include "loader/image_file.hpp"
 #include "loader/kernel.hpp"

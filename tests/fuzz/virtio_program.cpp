@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "fuzz/require.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "support/devices_recording_irq.hpp"
 #include "support/devices_virtio_driver.hpp"
 

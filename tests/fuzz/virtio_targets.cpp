@@ -25,7 +25,7 @@
 #include "fuzz/require.hpp"
 #include "fuzz/targets.hpp"
 #include "fuzz/virtio_program.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "support/devices_echo_device.hpp"
 #include "support/host_temporary_directory.hpp"
 

@@ -11,7 +11,7 @@
 #include "support/kvm_huge_pages.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
-#include "vmm/memory_map.hpp"
+#include "vmm/machine/memory_map.hpp"
 
 namespace vmm {
 namespace {

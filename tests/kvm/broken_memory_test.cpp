@@ -13,8 +13,8 @@
 #include <span>
 #include <string>
 
-#include "kvm/error.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "prefault/second_level.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_pipe.hpp"

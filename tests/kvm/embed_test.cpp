@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_process_facts.hpp"
 #include "support/kvm_machine.hpp"

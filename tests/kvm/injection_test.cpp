@@ -27,11 +27,11 @@
 #include <string_view>
 #include <vector>
 
-#include "kvm/format.hpp"
-#include "kvm/mapping.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/mapping.hpp"
 #include "kvm/uapi.hpp"
-#include "prefault/huge_page_pool.hpp"
-#include "prefault/numa.hpp"
+#include "prefault/host/huge_page_pool.hpp"
+#include "prefault/host/numa.hpp"
 #include "support/host_emulated.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_syscall_injector.hpp"

@@ -1,5 +1,6 @@
 // Taking a vCPU out of the guest.
 
+#include "kvm/host/blocked_signals.hpp"
 #include "kvm/kick.hpp"
 
 #include <gtest/gtest.h>

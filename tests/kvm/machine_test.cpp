@@ -23,7 +23,7 @@
 #include "support/host_process_facts.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
-#include "vmm/memory_map.hpp"
+#include "vmm/machine/memory_map.hpp"
 
 namespace vmm {
 namespace {

@@ -10,8 +10,8 @@
 #include <string>
 #include <system_error>
 
-#include "kvm/cgroup.hpp"
-#include "kvm/error.hpp"
+#include "kvm/host/cgroup.hpp"
+#include "kvm/host/error.hpp"
 #include "support/host_errors.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_require.hpp"

@@ -23,7 +23,7 @@
 #include <variant>
 #include <vector>
 
-#include "kvm/kick.hpp"
+#include "kvm/host/blocked_signals.hpp"
 #include "kvm/kick_signal.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_page_size.hpp"
@@ -350,7 +350,7 @@ void scribble_over(PrefaultVm& machine) {
     const std::uint64_t bytes = machine.filler->scratch().range().size;
     ASSERT_LE(bytes, 64 * kKiB) << "what real mode reaches";
     kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xab, 0xe6, 0x80}, bytes / 2); // rep stosw; out %al, $0x80
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const kvm::Exit exit = vcpu.run();
     ASSERT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
 }
@@ -359,7 +359,7 @@ void scribble_over(PrefaultVm& machine) {
 void replace_stub(PrefaultVm& machine, const testing::Code& stub) {
     EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0x2000}, std::as_bytes(std::span(stub))));
     kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xa4, 0xe6, 0x80}, stub.size()); // rep movsb; out %al, $0x80
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const kvm::Exit exit = vcpu.run();
     ASSERT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
 }
@@ -406,7 +406,7 @@ TEST_F(PrefaultTest, RepairsEveryByteOfTheScratchSlotThatAGuestWroteOver) {
         registers.rflags = 2;
         vcpu.set_registers(registers);
         vcpu.set_mp_state(kvm::MpState::kRunnable);
-        const kvm::AllSignalsBlocked for_this_thread;
+        const AllSignalsBlocked for_this_thread;
         const kvm::Exit exit = vcpu.run();
         EXPECT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
     };
@@ -443,7 +443,7 @@ TEST_P(PrefaultVcpuLedTo, ComesBackAndTouchesEveryPageAfterwards) {
     std::atomic<bool> over{false};
     DummyVcpu::Outcome outcome;
     std::jthread toucher([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         outcome = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, source.get_token());
         over = true;
     });
@@ -455,7 +455,7 @@ TEST_P(PrefaultVcpuLedTo, ComesBackAndTouchesEveryPageAfterwards) {
     std::cout << GetParam().name << ": " << static_cast<int>(outcome.end) << " " << outcome.why << std::endl;
     ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
     EXPECT_NE(machine.fill().proof, Proof::kNone); // Puts the slot right.
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const auto after = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
     EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << after.why;
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
@@ -493,7 +493,7 @@ TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
     std::atomic<bool> over{false};
     DummyVcpu::Outcome outcome;
     std::jthread toucher([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         outcome = halted.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
         over = true;
     });
@@ -506,7 +506,7 @@ TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
     EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kHeld) << outcome.why;
     EXPECT_TRUE(testing::mentions(outcome.why, "stands still")) << outcome.why;
     EXPECT_NE(machine.fill().proof, Proof::kNone);
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const auto after = halted.touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
     EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << after.why;
 }
@@ -520,7 +520,7 @@ TEST_F(PrefaultTest, OnceOneFailedTheScratchSlotIsNotTouchedAtTheEnd) {
     machine.filler->begin(job, {});
     replace_stub(machine, {0x0f, 0x0b}); // ud2
     std::jthread([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         EXPECT_FALSE(machine.filler->fill_chunk(job, 0, {GuestAddress{0}, 2 * kMiB}, {}));
     }).join();
     const std::uint64_t exits = machine.filler->exits();
@@ -551,7 +551,7 @@ TEST_F(PrefaultTest, ScratchSlotThatIsProtectedTakesNoWriteOfTheGuests) {
         GTEST_SKIP() << "the hardware's walker, or this KVM, has no use for tables in a read-only memslot";
     }
     kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xab, 0xe6, 0x80}, 16); // rep stosw; out %al, $0x80
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const kvm::Exit exit = vcpu.run();
     const auto* const write = std::get_if<kvm::MmioExit>(&exit);
     ASSERT_NE(write, nullptr) << testing::name_of(exit);
@@ -570,7 +570,7 @@ TEST_F(PrefaultTest, PageTablesInAReadOnlySlotServeShadowPagingAlone) {
     std::stop_source source;
     DummyVcpu::Outcome outcome{DummyVcpu::Outcome::End::kStopped, ""};
     std::jthread toucher([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         outcome = vcpu.touch({GuestAddress{8 * kMiB}, 4096}, 4096, source.get_token());
     });
     if (machine.host.kind == SecondLevelKind::kNpt) {
@@ -642,7 +642,7 @@ TEST_F(PrefaultTest, TimesItsStages) {
 DummyVcpu::Outcome touch_nowhere(DummyVcpu& vcpu) {
     DummyVcpu::Outcome outcome;
     std::jthread([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         outcome = vcpu.touch({GuestAddress{kGiB}, 4096}, 4096, {});
     }).join();
     return outcome;
@@ -659,7 +659,7 @@ TEST_F(PrefaultTest, DummyThatFailedTouchesEveryPageOfTheNext) {
     PrefaultVm machine(PageSize::k4K);
     ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
     touch_nowhere(*machine.guest_vcpu);
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const std::uint64_t before = machine.guest_vcpu->stats().value("pf_fixed").value();
     const auto outcome = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
     EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kDone) << outcome.why;
@@ -670,7 +670,7 @@ TEST_F(PrefaultTest, DummyThatFailedLeavesNoKickBehind) {
     PrefaultVm machine(PageSize::k4K);
     bool pending = false;
     std::jthread([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         static_cast<void>(machine.guest_vcpu->touch({GuestAddress{kGiB}, 4096}, 4096, {}));
         sigset_t signals;
         ::sigpending(&signals);
@@ -693,7 +693,7 @@ TEST_F(PrefaultTest, ByIoctlWhereNoMemslotIsSaysSo) {
     if (!machine.has_ioctl()) {
         GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";
     }
-    const kvm::AllSignalsBlocked for_this_thread;
+    const AllSignalsBlocked for_this_thread;
     const std::string error = testing::error_of([&]() -> int {
         static_cast<void>(machine.guest_vcpu->pre_fault({GuestAddress{kGiB}, 4096}, 4096, {}));
         return 0;
@@ -771,7 +771,7 @@ TEST_F(PrefaultOfSmm, OfAPrefaultVcpuThatLeftTheModeAndHaltedIsCompleteAfterward
     replace_stub(machine, {0x0f, 0xaa}); // rsm
     DummyVcpu::Outcome outcome;
     std::jthread([&] {
-        kvm::block_signals_in_this_thread();
+        block_signals_in_this_thread();
         outcome = vcpu.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
     }).join();
     std::cout << "rsm, hlt: " << outcome.why << std::endl;

@@ -18,14 +18,14 @@
 #include <thread>
 #include <vector>
 
+#include "kvm/host/unique_fd.hpp"
 #include "kvm/system.hpp"
-#include "kvm/unique_fd.hpp"
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
-#include "vmm/memory_map.hpp"
+#include "vmm/machine/memory_map.hpp"
 
 namespace vmm {
 namespace {

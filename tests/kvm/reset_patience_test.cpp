@@ -14,17 +14,17 @@
 
 #include "devices/bus.hpp"
 #include "devices/virtio/device.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
 #include "support/devices_virtio_driver.hpp"
 #include "support/host_errors.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_require.hpp"
-#include "vmm/event_fd.hpp"
-#include "vmm/memory_map.hpp"
+#include "vmm/machine/memory_map.hpp"
+#include "vmm/machine/virtio_devices.hpp"
 #include "vmm/stop_request.hpp"
-#include "vmm/virtio_devices.hpp"
 
 namespace vmm {
 namespace {

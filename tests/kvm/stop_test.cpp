@@ -17,7 +17,7 @@
 #include <thread>
 #include <vector>
 
-#include "prefault/huge_page_pool.hpp"
+#include "prefault/host/huge_page_pool.hpp"
 #include "support/host_emulated.hpp"
 #include "support/host_process_facts.hpp"
 #include "support/host_syscall_injector.hpp"

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "support/host_errors.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_machine.hpp"

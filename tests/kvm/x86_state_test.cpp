@@ -19,9 +19,9 @@
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
 #include "vmm/machine.hpp"
-#include "vmm/x86_boot_state.hpp"
-#include "vmm/x86_cpu_model.hpp"
-#include "vmm/x86_cpuid.hpp"
+#include "vmm/machine/x86/boot_state.hpp"
+#include "vmm/machine/x86/cpu_model.hpp"
+#include "vmm/machine/x86/cpuid.hpp"
 
 namespace vmm {
 namespace {

@@ -18,7 +18,7 @@
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
 #include "devices/virtio/queue.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::devices::testing {
 

@@ -44,8 +44,8 @@
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
 #include "devices/virtio/queue.hpp"
-#include "kvm/guest_memory.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "support/devices_recording_irq.hpp"
 #include "support/host_waiting.hpp"
 

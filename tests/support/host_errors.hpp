@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::testing {
 

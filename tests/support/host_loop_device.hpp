@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::testing {
 

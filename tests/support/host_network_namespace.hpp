@@ -12,7 +12,7 @@
 #include <cstring>
 #include <string>
 
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::testing {
 

@@ -3,7 +3,7 @@
 
 #include <ostream>
 
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 
 namespace vmm {
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <string_view>
 
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::testing {
 

@@ -16,7 +16,7 @@
 #include <system_error>
 #include <vector>
 
-#include "kvm/guest_address.hpp"
+#include "kvm/host/guest_address.hpp"
 
 namespace vmm::testing {
 

@@ -32,8 +32,8 @@
 #include <system_error>
 #include <vector>
 
-#include "kvm/error.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "support/host_waiting.hpp"

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kvm/exit.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"

@@ -5,8 +5,8 @@
 #include <fstream>
 #include <string>
 
-#include "kvm/guest_address.hpp"
-#include "prefault/huge_page_pool.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "prefault/host/huge_page_pool.hpp"
 
 namespace vmm::testing {
 

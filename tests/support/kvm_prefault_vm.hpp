@@ -16,8 +16,8 @@
 
 #include <gtest/gtest.h>
 
-#include "kvm/guest_memory.hpp"
-#include "kvm/kick.hpp"
+#include "kvm/host/blocked_signals.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/dummy_vcpu.hpp"
@@ -91,7 +91,7 @@ struct PrefaultVm {
     static std::uint64_t
     faults_of_touching(prefault::DummyVcpu& vcpu, std::span<const GuestRange> ranges,
                        prefault::DummyVcpu::Access scratch_access = prefault::DummyVcpu::Access::kWrite) {
-        const kvm::AllSignalsBlocked for_this_thread;
+        const AllSignalsBlocked for_this_thread;
         // Its first entry loads the page tables, which is none of the memory's faults.
         touch(vcpu, {kScratchBase, 4096}, scratch_access);
         const std::uint64_t before = vcpu.stats().value("pf_fixed").value();

@@ -7,8 +7,8 @@
 #include <cerrno>
 #include <cstdlib>
 
-#include "kvm/error.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::testing {
 

@@ -13,8 +13,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "kvm/error.hpp"
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "loader/image_file.hpp"
 #include "loader/kernel.hpp"
 

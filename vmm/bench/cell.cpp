@@ -1,6 +1,6 @@
 #include "vmm/bench/cell.hpp"
 
-#include "kvm/format.hpp"
+#include "kvm/host/format.hpp"
 
 #include <array>
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include "kvm/guest_memory.hpp"
+#include "kvm/host/guest_memory.hpp"
 
 namespace vmm::bench {
 

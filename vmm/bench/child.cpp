@@ -14,10 +14,10 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
-#include "kvm/unique_fd.hpp"
-#include "vmm/child_process.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/unique_fd.hpp"
+#include "vmm/host/child_process.hpp"
 
 namespace vmm::bench {
 

@@ -13,11 +13,11 @@
 #include <string_view>
 #include <utility>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
-#include "prefault/cpu_list.hpp"
-#include "prefault/huge_page_pool.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/huge_page_pool.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/compare.hpp"
 #include "vmm/bench/model.hpp"
@@ -26,13 +26,13 @@
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/table.hpp"
 #include "vmm/bench/warm.hpp"
-#include "vmm/file_roles.hpp"
-#include "vmm/host_requirements.hpp"
-#include "vmm/nonblocking_output.hpp"
-#include "vmm/patient_write.hpp"
-#include "vmm/report_file.hpp"
-#include "vmm/stop_bridge.hpp"
-#include "vmm/stop_on_signals.hpp"
+#include "vmm/host/capabilities.hpp"
+#include "vmm/machine/stop_bridge.hpp"
+#include "vmm/output/file_roles.hpp"
+#include "vmm/output/nonblocking_output.hpp"
+#include "vmm/output/patient_write.hpp"
+#include "vmm/output/report_file.hpp"
+#include "vmm/output/stop_on_signals.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {

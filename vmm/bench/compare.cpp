@@ -4,7 +4,7 @@
 #include <array>
 #include <cmath>
 
-#include "kvm/format.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/bench/table.hpp"
 
 namespace vmm::bench {

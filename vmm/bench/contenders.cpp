@@ -2,8 +2,8 @@
 
 #include <map>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 
 namespace vmm::bench {
 

@@ -4,7 +4,7 @@
 #include <charconv>
 #include <string>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "vmm/bench/statistics.hpp"
 
 namespace vmm::bench {

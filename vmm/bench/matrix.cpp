@@ -4,12 +4,12 @@
 #include <numeric>
 #include <random>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
-#include "prefault/huge_page_pool.hpp"
+#include "prefault/host/huge_page_pool.hpp"
 #include "vmm/config.hpp"
-#include "vmm/host_memory.hpp"
+#include "vmm/host/memory_facts.hpp"
 
 namespace vmm::bench {
 

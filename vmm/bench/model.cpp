@@ -8,8 +8,8 @@
 #include <memory>
 #include <thread>
 
-#include "kvm/format.hpp"
-#include "prefault/cpu_list.hpp"
+#include "kvm/host/format.hpp"
+#include "prefault/host/cpu_list.hpp"
 #include "vmm/bench/table.hpp"
 
 namespace vmm::bench {

@@ -4,8 +4,8 @@
 #include <fstream>
 #include <vector>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/table.hpp"

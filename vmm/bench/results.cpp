@@ -8,12 +8,12 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
-#include "prefault/cpu_list.hpp"
+#include "prefault/host/cpu_list.hpp"
 #include "prefault/second_level.hpp"
-#include "vmm/host_memory.hpp"
+#include "vmm/host/memory_facts.hpp"
 
 namespace vmm::bench {
 

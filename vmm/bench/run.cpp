@@ -12,8 +12,8 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/bench/guest_output.hpp"
 #include "vmm/bench/statistics.hpp"
 #include "vmm/guest/guest_image.hpp"

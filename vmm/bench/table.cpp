@@ -1,6 +1,6 @@
 #include "vmm/bench/table.hpp"
 
-#include "kvm/format.hpp"
+#include "kvm/host/format.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -2,10 +2,10 @@
 
 #include <exception>
 
-#include "prefault/cpu_list.hpp"
-#include "prefault/host_populate.hpp"
-#include "vmm/guest_ram.hpp"
-#include "vmm/stop_bridge.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/populate.hpp"
+#include "vmm/machine/guest_ram.hpp"
+#include "vmm/machine/stop_bridge.hpp"
 
 namespace vmm::bench {
 

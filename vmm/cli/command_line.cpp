@@ -10,16 +10,16 @@
 #include <utility>
 #include <vector>
 
-#include "kvm/error.hpp"
-#include "prefault/cpu_list.hpp"
-#include "prefault/numa.hpp"
+#include "kvm/host/error.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/numa.hpp"
 #include "vmm/cli/bench_options.hpp"
 #include "vmm/cli/config_file.hpp"
 #include "vmm/cli/config_schema.hpp"
 #include "vmm/cli/device_options.hpp"
 #include "vmm/cli/values.hpp"
+#include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/version.hpp"
-#include "vmm/x86_cpu_model.hpp"
 
 namespace vmm {
 

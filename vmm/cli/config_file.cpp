@@ -9,9 +9,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "kvm/error.hpp"
-#include "kvm/stoppable_read.hpp"
-#include "kvm/unique_fd.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "vmm/cli/device_options.hpp"
 
 namespace vmm {

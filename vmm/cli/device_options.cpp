@@ -9,7 +9,7 @@
 #include <system_error>
 #include <vector>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "vmm/cli/values.hpp"
 
 namespace vmm {

@@ -9,19 +9,19 @@
 #include <optional>
 
 #include "devices/disk_io.hpp"
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
-#include "prefault/cpu_list.hpp"
-#include "prefault/huge_page_pool.hpp"
-#include "prefault/numa.hpp"
-#include "prefault/pin.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/huge_page_pool.hpp"
+#include "prefault/host/numa.hpp"
+#include "prefault/host/pin.hpp"
 #include "prefault/second_level.hpp"
 #include "vmm/cli/host_settings.hpp"
-#include "vmm/host_memory.hpp"
-#include "vmm/host_requirements.hpp"
-#include "vmm/x86_cpuid.hpp"
+#include "vmm/host/capabilities.hpp"
+#include "vmm/host/memory_facts.hpp"
+#include "vmm/machine/x86/cpuid.hpp"
 
 namespace vmm {
 

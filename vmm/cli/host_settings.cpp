@@ -13,14 +13,14 @@
 #include <string_view>
 #include <utility>
 
-#include "kvm/cgroup.hpp"
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
-#include "kvm/guest_memory.hpp"
-#include "prefault/longterm_pin.hpp"
-#include "prefault/numa.hpp"
+#include "kvm/host/cgroup.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "prefault/host/longterm_pin.hpp"
+#include "prefault/host/numa.hpp"
 #include "prefault/second_level.hpp"
-#include "vmm/host_memory.hpp"
+#include "vmm/host/memory_facts.hpp"
 
 #ifndef PR_GET_MEMORY_MERGE
 #define PR_GET_MEMORY_MERGE 68 // Linux 6.4

@@ -6,8 +6,8 @@
 #include <cerrno>
 #include <utility>
 
-#include "kvm/error.hpp"
-#include "vmm/report_file.hpp"
+#include "kvm/host/error.hpp"
+#include "vmm/output/report_file.hpp"
 
 namespace vmm {
 

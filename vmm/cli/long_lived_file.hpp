@@ -7,7 +7,7 @@
 #include <string>
 
 #include "vmm/cli/queued_output.hpp"
-#include "vmm/output_place.hpp"
+#include "vmm/output/output_place.hpp"
 
 namespace vmm {
 

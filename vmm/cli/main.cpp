@@ -22,10 +22,9 @@
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 
-#include "kvm/error.hpp"
-#include "kvm/format.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/bench/command.hpp"
-#include "vmm/character_console.hpp"
 #include "vmm/cli/broken_memory.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
@@ -34,12 +33,13 @@
 #include "vmm/cli/queued_output.hpp"
 #include "vmm/cli/terminal.hpp"
 #include "vmm/cli/window_size.hpp"
-#include "vmm/file_roles.hpp"
+#include "vmm/host/process_limits.hpp"
 #include "vmm/machine.hpp"
-#include "vmm/patient_write.hpp"
-#include "vmm/process_limits.hpp"
-#include "vmm/report_file.hpp"
-#include "vmm/stop_on_signals.hpp"
+#include "vmm/machine/character_console.hpp"
+#include "vmm/output/file_roles.hpp"
+#include "vmm/output/patient_write.hpp"
+#include "vmm/output/report_file.hpp"
+#include "vmm/output/stop_on_signals.hpp"
 #include "vmm/watch.hpp"
 
 namespace vmm {

@@ -7,9 +7,9 @@
 #include <memory>
 #include <span>
 
-#include "kvm/format.hpp"
-#include "kvm/guest_address.hpp"
-#include "vmm/nonblocking_output.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "vmm/output/nonblocking_output.hpp"
 
 namespace vmm {
 

@@ -13,8 +13,8 @@
 #include <thread>
 #include <utility>
 
-#include "kvm/kick.hpp"
-#include "vmm/event_fd.hpp"
+#include "kvm/host/blocked_signals.hpp"
+#include "kvm/host/event_fd.hpp"
 
 namespace vmm {
 
@@ -179,7 +179,7 @@ void QueuedOutput::start_thread() {
         return;
     }
     try {
-        const kvm::AllSignalsBlocked signals_are_for_others;
+        const AllSignalsBlocked signals_are_for_others;
         state.thread = std::thread([shared = state_] {
             ::pthread_setname_np(::pthread_self(), "output");
             shared->run();

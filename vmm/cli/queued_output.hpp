@@ -9,8 +9,8 @@
 #include <string>
 #include <string_view>
 
-#include "vmm/nonblocking_output.hpp"
-#include "vmm/patient_write.hpp"
+#include "vmm/output/nonblocking_output.hpp"
+#include "vmm/output/patient_write.hpp"
 
 namespace vmm {
 

@@ -10,8 +10,8 @@
 #include <csignal>
 #include <cstdlib>
 
-#include "kvm/error.hpp"
-#include "vmm/stop_on_signals.hpp"
+#include "kvm/host/error.hpp"
+#include "vmm/output/stop_on_signals.hpp"
 
 namespace vmm {
 

@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "devices/virtio/console.hpp"
-#include "vmm/event_fd.hpp"
+#include "kvm/host/event_fd.hpp"
 
 namespace vmm {
 

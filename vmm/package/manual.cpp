@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "kvm/error.hpp"
+#include "kvm/host/error.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/version.hpp"
 

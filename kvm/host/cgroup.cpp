@@ -1,0 +1,66 @@
+#include "kvm/host/cgroup.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <system_error>
+
+namespace vmm {
+
+namespace {
+
+/// `group` (absolute within the hierarchy) and all above it, down to `mount`.
+std::vector<std::filesystem::path> folders_of(const std::filesystem::path& mount, const std::filesystem::path& group) {
+    std::vector<std::filesystem::path> folders{mount};
+    // A group outside of the process's cgroup namespace is told as "/../name": of that nothing can be seen.
+    if (std::ranges::find(group, "..") == group.end()) {
+        for (const std::filesystem::path& name : group.relative_path()) {
+            if (!name.empty()) {
+                folders.push_back(folders.back() / name);
+            }
+        }
+    }
+    std::ranges::reverse(folders);
+    return folders;
+}
+
+/// Where version 2 is: beside version 1 it has a folder of its own.
+std::filesystem::path version_2_mount(const std::filesystem::path& mount) {
+    std::error_code ignored;
+    const std::filesystem::path unified = mount / "unified";
+    return std::filesystem::exists(unified / "cgroup.controllers", ignored) ? unified : mount;
+}
+
+} // namespace
+
+std::vector<CgroupLineage> cgroup_lineages(std::string_view controller, const CgroupRoots& roots) {
+    // A line is "number:controllers:group"; of version 2 "0::group".
+    std::ifstream groups(roots.self);
+    std::vector<CgroupLineage> lineages;
+    const std::string wanted = "," + std::string(controller) + ",";
+    const std::filesystem::path mount = roots.mount;
+    std::string line;
+    while (std::getline(groups, line)) {
+        const std::size_t first = line.find(':');
+        const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+        if (second == std::string::npos) {
+            continue;
+        }
+        const std::string controllers = line.substr(first + 1, second - first - 1);
+        const std::string group = line.substr(second + 1);
+        if (controllers.empty()) {
+            lineages.push_back({CgroupLineage::Version::k2, folders_of(version_2_mount(mount), group)});
+        } else if (("," + controllers + ",").find(wanted) != std::string::npos) {
+            lineages.push_back({CgroupLineage::Version::k1, folders_of(mount / controller, group)});
+        }
+    }
+    return lineages;
+}
+
+std::optional<std::uint64_t> read_cgroup_number(const std::filesystem::path& file) {
+    constexpr std::uint64_t kNoLimit = 1ULL << 62;
+    std::ifstream stream(file);
+    std::uint64_t number = 0;
+    return stream >> number && number < kNoLimit ? std::optional(number) : std::nullopt;
+}
+
+} // namespace vmm

@@ -1,0 +1,12 @@
+#define FMT_HEADER_ONLY // Here, and nowhere else.
+#include "kvm/host/format.hpp"
+
+#include <fmt/format.h>
+
+namespace vmm::detail {
+
+std::string format(fmt::string_view text, fmt::format_args values) {
+    return fmt::vformat(text, values);
+}
+
+} // namespace vmm::detail

@@ -1,0 +1,144 @@
+// Guest RAM: its regions, what backs them, and the only bounds check of the project.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "kvm/host/export.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/host/mapping.hpp"
+
+VMM_API_BEGIN
+namespace vmm {
+
+/// What backs guest RAM on the host.
+enum class PageSize {
+    k4K,  ///< 4 KiB pages; transparent huge pages are advised against.
+    kThp, ///< Transparent huge pages where the host can give them, 4 KiB pages elsewhere.
+    k2M,  ///< 2 MiB pages of the hugetlb pool.
+    k1G,  ///< 1 GiB pages of the hugetlb pool.
+};
+
+/// The name used on the command line and in the report: "4K", "thp", "2M", "1G".
+[[nodiscard]] std::string_view to_string(PageSize page_size) noexcept;
+/// Bytes of one host page that is certain: 4 KiB for k4K and kThp, else the hugetlb size.
+[[nodiscard]] std::uint64_t certain_page_bytes(PageSize page_size) noexcept;
+/// Bytes of the largest host page there may be: 2 MiB for kThp, else as `certain_page_bytes`.
+[[nodiscard]] std::uint64_t largest_page_bytes(PageSize page_size) noexcept;
+
+/// Whether the pages come from a pool of the host's (hugetlb): set aside before, never swapped or moved.
+[[nodiscard]] constexpr bool is_from_pool(PageSize page_size) noexcept {
+    return page_size == PageSize::k2M || page_size == PageSize::k1G;
+}
+
+/// One piece of guest RAM: a memslot's worth, contiguous in guest-physical and in host-virtual addresses.
+struct MemoryRegion {
+    GuestRange range;
+    std::byte* host = nullptr; ///< congruent to `range.base` modulo the largest page of the backing
+
+    [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {host, range.size}; }
+};
+
+/// Owns guest RAM on the host side; knows nothing of KVM. Every access to guest memory by address goes through `at`.
+/// Regions may be added while it is used; none is ever moved or taken away.
+///
+/// Threads: every const member may be called from any thread, also while a region is added; add() from one thread at a
+/// time. The *content* is the guest's: it changes at any time, so what decides anything is copied first (`load`,
+/// `copy_out`) and the copy is checked.
+class GuestMemory {
+  public:
+    /// The most regions there can be.
+    static constexpr std::size_t kMaxRegions = 16;
+
+    /// A region that is mapped, and not yet part of the memory.
+    class NewRegion {
+      public:
+        [[nodiscard]] const MemoryRegion& region() const noexcept { return region_; }
+
+      private:
+        friend GuestMemory;
+        NewRegion(GuestRange range, Mapping mapping) : region_{range, mapping.data()}, mapping_(std::move(mapping)) {}
+        MemoryRegion region_;
+        Mapping mapping_;
+    };
+
+    /// Maps one region for each range of `layout` (ascending, not overlapping, at most kMaxRegions; otherwise as
+    /// `map`). Throws Error.
+    GuestMemory(std::span<const GuestRange> layout, PageSize page_size);
+
+    /// Of memory that somebody else has mapped, and keeps mapped for longer than this lives: `loans` in ascending order
+    /// of address, not overlapping, each congruent as MemoryRegion says. Throws Error: more than kMaxRegions.
+    GuestMemory(std::span<const MemoryRegion> loans, PageSize page_size);
+
+    /// Maps host memory for `range`: its base a multiple of `region_alignment`, its size of `certain_page_bytes`, not
+    /// overlapping any region. No page is populated; the advice (huge page or not, no fork, no core dump) is given
+    /// before any page exists, because later it would change nothing. Throws Error: not aligned, overlapping, too many
+    /// regions, no address space, no huge pages.
+    [[nodiscard]] NewRegion map(GuestRange range) const;
+    /// Makes `region`, which map() of this object returned, part of the memory.
+    void add(NewRegion region) noexcept;
+
+    /// What the base of a region must be a multiple of, in bytes: at least 2 MiB, and the largest page of the backing.
+    /// It makes host and guest addresses congruent modulo the largest mapping KVM could make, without which it maps
+    /// 4 KiB pages only.
+    [[nodiscard]] std::uint64_t region_alignment() const noexcept;
+
+    /// In the order in which they were added; those of construction in ascending order.
+    [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept {
+        return std::span(regions_).first(count_.load(std::memory_order_acquire));
+    }
+    [[nodiscard]] PageSize page_size() const noexcept { return page_size_; }
+    /// Sum over all regions, in bytes.
+    [[nodiscard]] std::uint64_t size_bytes() const noexcept;
+
+    /// The host bytes of `range`, or nothing unless all of it lies in one region. Holds for every value of `range`.
+    [[nodiscard]] std::optional<std::span<std::byte>> at(GuestRange range) const noexcept;
+
+    /// A copy of the object at `address`, or nothing where it is not wholly RAM. Needs no alignment.
+    template <typename T>
+    [[nodiscard]] std::optional<T> load(GuestAddress address) const noexcept {
+        static_assert(std::is_trivially_copyable_v<T>);
+        std::array<std::byte, sizeof(T)> raw;
+        if (!copy_out(address, raw)) {
+            return std::nullopt;
+        }
+        return std::bit_cast<T>(raw);
+    }
+
+    /// Writes `value` at `address`; false, with nothing written, where it is not wholly RAM.
+    template <typename T>
+    [[nodiscard]] bool store(GuestAddress address, const T& value) const noexcept {
+        static_assert(std::is_trivially_copyable_v<T>);
+        return copy_in(address, std::as_bytes(std::span{&value, 1}));
+    }
+
+    /// Copies guest memory out; false, with nothing copied, where the range is not wholly RAM.
+    [[nodiscard]] bool copy_out(GuestAddress address, std::span<std::byte> out) const noexcept;
+    /// Copies `in` to guest memory; false, with nothing copied, where the range is not wholly RAM.
+    [[nodiscard]] bool copy_in(GuestAddress address, std::span<const std::byte> in) const noexcept;
+
+    /// Gives the host's pages behind `bytes` back, whole pages of 4 KiB only; they read as zeros then, and come back
+    /// one by one when they are touched. `bytes` are as at() returns them. False, with nothing done, where that cannot
+    /// be: pages of a pool of huge pages, which stay the guest's, locked ones, or where `bytes` is not all of one
+    /// region. KVM drops its mappings by itself (MMU notifier).
+    [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
+
+  private:
+    PageSize page_size_;
+    std::array<Mapping, kMaxRegions> mappings_;
+    std::array<MemoryRegion, kMaxRegions> regions_;
+    /// How many of the regions there are. Released after a region is written, so that whoever sees it sees all of it.
+    std::atomic<std::size_t> count_{0};
+};
+
+} // namespace vmm
+VMM_API_END

@@ -1,0 +1,121 @@
+#include "kvm/host/process_memory.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <string>
+#include <string_view>
+
+namespace vmm {
+
+namespace {
+
+/// One mapping as smaps tells of it.
+struct MappingFacts {
+    std::uintptr_t start = 0;
+    std::uintptr_t end = 0;
+    std::uint64_t resident_bytes = 0;
+    std::uint64_t huge_bytes = 0;
+
+    [[nodiscard]] bool overlaps(std::span<const std::byte> piece) const {
+        const auto piece_start = reinterpret_cast<std::uintptr_t>(piece.data());
+        return start < piece_start + piece.size() && piece_start < end;
+    }
+};
+
+/// False where there is nothing to read: a process has at least one mapping.
+bool for_each_mapping(const std::string& proc, const std::function<void(const MappingFacts&)>& visit) {
+    std::ifstream smaps(proc + "/smaps");
+    MappingFacts facts;
+    std::string line;
+    while (std::getline(smaps, line)) {
+        std::uint64_t first = 0;
+        std::uint64_t second = 0;
+        if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " ", &first, &second) == 2) {
+            if (facts.end != 0) {
+                visit(facts);
+            }
+            facts = {first, second};
+        } else if (std::sscanf(line.c_str(), "Rss: %" SCNu64, &first) == 1) {
+            facts.resident_bytes = first * 1024;
+        } else if (std::sscanf(line.c_str(), "AnonHugePages: %" SCNu64, &first) == 1) {
+            facts.huge_bytes = first * 1024;
+        }
+    }
+    if (facts.end == 0) {
+        return false;
+    }
+    visit(facts);
+    return true;
+}
+
+} // namespace
+
+std::optional<ResidentMemory> resident_memory_of(std::span<const std::byte> piece, const std::string& proc) {
+    ResidentMemory result;
+    bool any = false;
+    bool all_huge = true;
+    const bool known = for_each_mapping(proc, [&](const MappingFacts& facts) {
+        if (facts.overlaps(piece)) {
+            any = true;
+            result.bytes += facts.resident_bytes;
+            all_huge = all_huge && facts.huge_bytes == facts.end - facts.start;
+        }
+    });
+    result.all_transparent_huge = any && all_huge;
+    return known ? std::optional(result) : std::nullopt;
+}
+
+namespace {
+
+/// A member of status that is a number of KiB, in bytes; nothing where there is none.
+std::optional<std::uint64_t> status_bytes(const std::string& proc, std::string_view name) {
+    std::ifstream status(proc + "/status");
+    std::string word;
+    std::uint64_t kib = 0;
+    while (status >> word) {
+        if (word == name) {
+            return status >> kib ? std::optional(kib * 1024) : std::nullopt;
+        }
+        status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+    }
+    return std::nullopt;
+}
+
+} // namespace
+
+std::optional<std::uint64_t> locked_bytes(const std::string& proc) {
+    return status_bytes(proc, "VmLck:");
+}
+
+std::optional<std::uint64_t> pinned_bytes(const std::string& proc) {
+    return status_bytes(proc, "VmPin:");
+}
+
+std::optional<std::uint64_t> resident_bytes_outside(std::span<const std::span<std::byte>> excluded,
+                                                    const std::string& proc) {
+    std::uint64_t total = 0;
+    const bool known = for_each_mapping(proc, [&](const MappingFacts& facts) {
+        const bool skip = std::any_of(excluded.begin(), excluded.end(),
+                                      [&](std::span<std::byte> piece) { return facts.overlaps(piece); });
+        total += skip ? 0 : facts.resident_bytes;
+    });
+    return known ? std::optional(total) : std::nullopt;
+}
+
+std::optional<std::uint64_t> resident_bytes(const std::string& proc) {
+    std::ifstream statm(proc + "/statm");
+    std::uint64_t size_pages = 0;
+    std::uint64_t resident_pages = 0;
+    if (!(statm >> size_pages >> resident_pages)) {
+        return std::nullopt;
+    }
+    return resident_pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+} // namespace vmm

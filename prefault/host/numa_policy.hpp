@@ -1,0 +1,34 @@
+// On which of the host's NUMA nodes guest memory is to lie, as words.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "kvm/host/export.hpp"
+
+VMM_API_BEGIN
+namespace vmm::prefault {
+
+/// On which nodes guest memory is to lie.
+struct NumaPolicy {
+    enum class Kind {
+        kDefault, ///< where the process's own policy puts it: without one, on the node of the thread that populates it
+        kNode,    ///< all on `node`
+        kInterleave, ///< page by page in turn over all nodes with memory
+        kSplit,      ///< cut into equal contiguous parts, one for each node with memory
+    };
+    Kind kind = Kind::kDefault;
+    unsigned node = 0; ///< for kNode
+
+    friend bool operator==(const NumaPolicy&, const NumaPolicy&) = default;
+};
+
+/// The command line's word: "default", "interleave", "split", or the number of the node.
+[[nodiscard]] std::string to_string(const NumaPolicy& policy);
+/// The reverse, or nothing where the text is no such word. A number is below kMaxNodes; whether there is such a node is
+/// for check_numa_policy to say.
+[[nodiscard]] std::optional<NumaPolicy> parse_numa_policy(std::string_view text);
+
+} // namespace vmm::prefault
+VMM_API_END

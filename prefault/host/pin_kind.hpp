@@ -1,0 +1,22 @@
+// The ways of keeping guest memory resident.
+#pragma once
+
+#include <string_view>
+
+#include "kvm/host/export.hpp"
+
+VMM_API_BEGIN
+namespace vmm::prefault {
+
+/// How guest memory is kept resident.
+enum class Pin {
+    kNone,
+    kMlock,    ///< mlock2(MLOCK_ONFAULT): never swapped out. It does not keep pages from being migrated or compacted.
+    kLongterm, ///< registered with io_uring as fixed buffers: neither swapped out, nor migrated, nor compacted
+};
+
+/// The name used on the command line and in the report: "none", "mlock", "longterm".
+[[nodiscard]] std::string_view to_string(Pin pin) noexcept;
+
+} // namespace vmm::prefault
+VMM_API_END

@@ -1,0 +1,164 @@
+// Real tap interfaces, in a network namespace of the test's own: whom they are refused to, and one that goes away.
+
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "devices/tap.hpp"
+#include "devices/virtio/net.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
+#include "support/devices_virtio_driver.hpp"
+#include "support/host_errors.hpp"
+
+namespace vmm::devices::testing {
+namespace {
+
+using virtio::Net;
+using vmm::testing::error_of;
+using vmm::testing::mentions;
+
+constexpr const char* kName = "vmmtest0";
+constexpr uid_t kNobody = 65534;
+
+/// Calls `body` in a network namespace that ends with it. Returns why there is none, or an empty text.
+std::string in_own_network(const std::function<void()>& body) {
+    std::string reason;
+    std::thread thread([&] {
+        if (::unshare(CLONE_NEWNET) != 0) {
+            reason = "no network namespace can be made: " + errno_reason(errno);
+        } else if (::access("/dev/net/tun", R_OK | W_OK) != 0) {
+            reason = "/dev/net/tun cannot be opened: " + errno_reason(errno);
+        } else {
+            body();
+        }
+    });
+    thread.join();
+    return reason;
+}
+
+/// What `ip link set NAME up` and `ip link delete NAME` do.
+void set_up(const std::string& name) {
+    const UniqueFd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    ifreq request{};
+    name.copy(request.ifr_name, IFNAMSIZ - 1);
+    request.ifr_flags = IFF_UP;
+    EXPECT_EQ(::ioctl(socket.get(), SIOCSIFFLAGS, &request), 0);
+}
+bool erase(const std::string& name) {
+    const UniqueFd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+    struct {
+        nlmsghdr header;
+        ifinfomsg info;
+    } request{};
+    const UniqueFd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    ifreq named{};
+    name.copy(named.ifr_name, IFNAMSIZ - 1);
+    if (::ioctl(socket.get(), SIOCGIFINDEX, &named) != 0) {
+        return false;
+    }
+    request.header.nlmsg_len = sizeof(request);
+    request.header.nlmsg_type = RTM_DELLINK;
+    request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.info.ifi_family = AF_UNSPEC;
+    request.info.ifi_index = named.ifr_ifindex;
+    struct {
+        nlmsghdr header;
+        nlmsgerr error;
+    } answer{};
+    return ::send(netlink.get(), &request, sizeof(request), 0) == sizeof(request) &&
+           ::recv(netlink.get(), &answer, sizeof(answer), MSG_TRUNC) > 0 && answer.error.error == 0;
+}
+
+TEST(TapInterface, ThatSomebodyHasIsRefused) {
+    const std::string reason = in_own_network([] {
+        const Tap first(kName);
+        const std::string refusal = error_of([] { const Tap second(kName); });
+        EXPECT_TRUE(mentions(refusal, kName)) << refusal;
+        EXPECT_TRUE(mentions(refusal, "another process has it")) << refusal;
+    });
+    if (!reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+}
+
+TEST(TapInterface, ThatIsNoTapIsRefused) {
+    const std::string reason = in_own_network([] {
+        const std::string refusal = error_of([] { const Tap tap("lo"); });
+        EXPECT_TRUE(mentions(refusal, "lo")) << refusal;
+        EXPECT_TRUE(mentions(refusal, "is no tap")) << refusal;
+    });
+    if (!reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+}
+
+TEST(TapInterface, ThatThisUserMayNotMakeSaysHowItIsMadeForHim) {
+    if (::geteuid() != 0) {
+        GTEST_SKIP() << "only root can become another user";
+    }
+    const std::string reason = in_own_network([] {
+        const pid_t child = ::fork();
+        if (child == 0) {
+            // Whether /dev/net/tun may be opened is this machine's business; either way the line says what to do.
+            const bool other =
+                ::setresgid(kNobody, kNobody, kNobody) == 0 && ::setresuid(kNobody, kNobody, kNobody) == 0;
+            const std::string refusal = error_of([] { const Tap tap(kName); });
+            const bool good = mentions(refusal, kName) && (mentions(refusal, "ip tuntap add vmmtest0 mode tap user") ||
+                                                           mentions(refusal, "chmod 666 /dev/net/tun"));
+            ::_exit(other && good ? 0 : 1);
+        }
+        int status = 0;
+        ::waitpid(child, &status, 0);
+        EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    });
+    if (!reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+}
+
+TEST(TapInterface, ThatIsDeletedTakesTheLinkDownAndIsNotLookedAtAgain) {
+    const std::string reason = in_own_network([] {
+        unsigned losses = 0;
+        Net net("net0", std::make_unique<Tap>(kName), make_mac_address("t"), [&] { ++losses; });
+        set_up(kName);
+        VirtioRig rig(net);
+        ASSERT_TRUE(rig.start());
+        EXPECT_EQ(rig.driver().read_config<std::uint16_t>(6), 1U);
+        ASSERT_TRUE(erase(kName));
+        EXPECT_TRUE(rig.pump_until([&] { return losses != 0; }));
+        EXPECT_EQ(rig.driver().read_config<std::uint16_t>(6), 0U); // 5.1.4: VIRTIO_NET_S_LINK_UP is not set
+        EXPECT_EQ(net.sources().size(), 1U) << "it is not polled: it would be ready for ever";
+        // What is sent comes back, and goes nowhere.
+        const GuestAddress at = rig.allocate(128);
+        rig.queue(1).add({{at, 72}});
+        rig.ring(1);
+        EXPECT_TRUE(rig.wait_for_used(1));
+        EXPECT_EQ(net.statistics().dropped, 1U);
+        EXPECT_EQ(losses, 1U);
+    });
+    if (!reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+}
+
+} // namespace
+} // namespace vmm::devices::testing

@@ -1,0 +1,126 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "support/layering_rules.hpp"
+
+namespace vmm::layering {
+namespace {
+
+using Files = std::vector<std::filesystem::path>;
+
+Files sources_below(const std::filesystem::path& folder) {
+    Files files;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+        const auto extension = entry.path().extension();
+        if (extension == ".hpp" || extension == ".cpp" || extension == ".h" || extension == ".S") {
+            files.push_back(entry.path());
+        }
+    }
+    return files;
+}
+
+std::string content_of(const std::filesystem::path& path) {
+    std::ifstream file(path);
+    return {std::istreambuf_iterator(file), {}};
+}
+
+/// How many wrong includes `file` has if it includes `header`, given as it stands in the line.
+std::size_t count_violations(const std::string& file, const std::string& header) {
+    return violations(file, "#pragma once\n#include " + header + "\n").size();
+}
+
+TEST(IncludeArrows, SourceTreeFollowsThem) {
+    const std::filesystem::path root = VMM_SOURCE_DIR;
+    std::size_t includes_seen = 0;
+    for (const std::string_view folder : kFolders) {
+        const Files files = sources_below(root / folder);
+        EXPECT_FALSE(files.empty()) << folder << "/ has no sources: was it renamed?";
+        for (const auto& file : files) {
+            const std::string text = content_of(file);
+            includes_seen += text.find("#include") != std::string::npos ? 1 : 0;
+            for (const std::string& wrong : violations(std::filesystem::relative(file, root), text)) {
+                ADD_FAILURE() << wrong;
+            }
+        }
+    }
+    EXPECT_GT(includes_seen, 50U);
+}
+
+TEST(IncludeArrows, KvmKnowsNobody) {
+    EXPECT_EQ(count_violations("kvm/vm.cpp", "\"kvm/vm.hpp\""), 0U);
+    EXPECT_EQ(count_violations("kvm/vm.cpp", "\"prefault/plan.hpp\""), 1U);
+    EXPECT_EQ(count_violations("kvm/vm.cpp", "\"devices/bus.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, PrefaultKnowsKvmOnly) {
+    EXPECT_EQ(count_violations("prefault/scratch.hpp", "\"kvm/vm.hpp\""), 0U);
+    EXPECT_EQ(count_violations("prefault/scratch.hpp", "\"loader/acpi.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, DevicesAndLoaderKnowOnlyTheHostSideOfKvm) {
+    EXPECT_EQ(count_violations("devices/bus.cpp", "\"kvm/host/guest_memory.hpp\""), 0U);
+    EXPECT_EQ(count_violations("devices/bus.cpp", "\"kvm/vm.hpp\""), 1U);
+    EXPECT_EQ(count_violations("loader/acpi.cpp", "\"kvm/host/process_memory.hpp\""), 0U);
+    EXPECT_EQ(count_violations("loader/acpi.cpp", "\"kvm/uapi.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, DevicesAndLoaderDoNotKnowEachOther) {
+    EXPECT_EQ(count_violations("devices/virtio/queue.cpp", "\"loader/elf_image.hpp\""), 1U);
+    EXPECT_EQ(count_violations("loader/acpi.cpp", "\"devices/device.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, NobodyBelowKnowsTheMachine) {
+    EXPECT_EQ(count_violations("vmm/machine.cpp", "\"vmm/config.hpp\""), 0U);
+    for (const std::string file : {"kvm/vm.cpp", "prefault/plan.cpp", "devices/bus.cpp", "loader/acpi.cpp"}) {
+        EXPECT_EQ(count_violations(file, "\"vmm/config.hpp\""), 1U) << file;
+    }
+}
+
+TEST(IncludeArrows, MachineDoesNotKnowTheCommand) {
+    EXPECT_EQ(count_violations("vmm/cli/main.cpp", "\"vmm/cli/terminal.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/cli/main.cpp", "\"vmm/machine.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/machine.cpp", "\"vmm/cli/terminal.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/bench/run.cpp", "\"vmm/cli/values.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, BuiltInGuestSharesNoHeaderWithTheHost) {
+    EXPECT_EQ(count_violations("vmm/guest/main.cpp", "\"vmm/guest/text.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/guest/main.cpp", "\"kvm/host/error.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, ForeignHeadersHaveOnePlace) {
+    EXPECT_EQ(count_violations("kvm/uapi.hpp", "<linux/kvm.h>"), 0U);
+    EXPECT_EQ(count_violations("kvm/vm.cpp", "<linux/kvm.h>"), 1U);
+    EXPECT_EQ(count_violations("vmm/cli/command_line.cpp", "<CLI/CLI.hpp>"), 0U);
+    EXPECT_EQ(count_violations("vmm/cli/values.cpp", "<CLI/CLI.hpp>"), 1U);
+    EXPECT_EQ(count_violations("vmm/cli/main.cpp", "<CLI/CLI.hpp>"), 1U);
+    EXPECT_EQ(count_violations("loader/device_tree.cpp", "<libfdt.h>"), 0U);
+    EXPECT_EQ(count_violations("loader/acpi.cpp", "<libfdt.h>"), 1U);
+    EXPECT_EQ(count_violations("devices/uring_disk_io.cpp", "<liburing.h>"), 0U);
+    EXPECT_EQ(count_violations("prefault/host/longterm_pin.cpp", "<liburing.h>"), 0U);
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "<liburing.h>"), 1U);
+    EXPECT_EQ(count_violations("vmm/machine/event_loop.cpp", "<liburing.h>"), 1U);
+    for (const std::string header : {"<numa.h>", "<numaif.h>"}) {
+        EXPECT_EQ(count_violations("prefault/host/numa.cpp", header), 0U) << header;
+        EXPECT_EQ(count_violations("prefault/host/populate.cpp", header), 1U) << header;
+    }
+}
+
+TEST(IncludeArrows, PathsThatHideTheFolderAreRefused) {
+    EXPECT_EQ(count_violations("kvm/vm.cpp", "\"vm.hpp\""), 1U);
+    EXPECT_EQ(count_violations("devices/bus.cpp", "\"../vmm/config.hpp\""), 1U);
+    EXPECT_EQ(count_violations("devices/bus.cpp", "<vmm/config.hpp>"), 1U);
+}
+
+TEST(IncludeArrows, OddSpellingsOfIncludeAreSeen) {
+    EXPECT_EQ(violations("kvm/vm.cpp", "  #  include\t\"vmm/config.hpp\" // why\n").size(), 1U);
+    EXPECT_TRUE(violations("kvm/vm.cpp", "// #include \"vmm/config.hpp\"\n").empty());
+}
+
+} // namespace
+} // namespace vmm::layering

@@ -1,0 +1,414 @@
+#include "vmm/config.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/huge_page_pool.hpp"
+#include "prefault/host/numa.hpp"
+#include "support/host_child_process.hpp"
+#include "support/host_errors.hpp"
+#include "vmm/host/memory_facts.hpp"
+#include "vmm/machine/memory_map.hpp"
+
+namespace vmm {
+namespace {
+
+using testing::error_of;
+using testing::mentions;
+
+Config small_config() {
+    Config config;
+    config.memory_bytes = 16 * kMiB;
+    return config;
+}
+
+std::string refusal(const Config& config) {
+    return error_of([&]() -> int {
+        validate(config);
+        return 0;
+    });
+}
+
+std::string refusal_of_memory(std::uint64_t bytes, PageSize page_size = PageSize::kThp) {
+    Config config;
+    config.memory_bytes = bytes;
+    config.page_size = page_size;
+    return refusal(config);
+}
+
+TEST(Config, OfDefaultsIsValid) {
+    EXPECT_EQ(refusal(Config{}), "");
+}
+
+TEST(Config, TakesTheLeastMemory) {
+    EXPECT_EQ(refusal_of_memory(Config::kMinMemoryBytes), "");
+}
+
+TEST(Config, RefusesTooLittleMemory) {
+    EXPECT_TRUE(mentions(refusal_of_memory(0), "at least 2 MiB"));
+    EXPECT_TRUE(mentions(refusal_of_memory(Config::kMinMemoryBytes - 4096), "at least 2 MiB"));
+}
+
+TEST(Config, SuggestsAUnitForABareNumber) {
+    EXPECT_TRUE(mentions(refusal_of_memory(512), "write e.g. 512M")) << refusal_of_memory(512);
+}
+
+TEST(Config, RefusesMemoryThatIsNoMultipleOfThePage) {
+    EXPECT_TRUE(mentions(refusal_of_memory(16 * kMiB + 1), "a multiple of the page size, 4 KiB"));
+    EXPECT_TRUE(mentions(refusal_of_memory(15 * kMiB, PageSize::k2M), "a multiple of the page size, 2 MiB"));
+    EXPECT_TRUE(mentions(refusal_of_memory(1536 * kMiB, PageSize::k1G), "a multiple of the page size, 1 GiB"));
+}
+
+TEST(Config, RefusesMoreMemoryThanTheMachineCanHave) {
+    EXPECT_TRUE(mentions(refusal_of_memory(memory_map::kMaxMemoryBytes + 4096), "16 TiB"));
+    EXPECT_TRUE(mentions(refusal_of_memory(UINT64_MAX - 4095), "16 TiB"));
+}
+
+TEST(Config, RefusesMoreMemoryThanTheHostHas) {
+    const std::uint64_t more = align_down(read_host_memory().total_bytes.value(), 4096) + 4096;
+    if (more > memory_map::kMaxMemoryBytes) {
+        GTEST_SKIP() << "this host has more memory than a guest can have";
+    }
+    EXPECT_TRUE(mentions(refusal_of_memory(more), "this host has ")) << refusal_of_memory(more);
+}
+
+TEST(Config, RefusesMoreMemoryThanIsAvailableOnlyWhenPopulatingIt) {
+    const HostMemory host = read_host_memory();
+    const std::uint64_t total = host.total_bytes.value();
+    const std::uint64_t available = host.available_bytes.value();
+    // In the middle between available and all, so that what others do meanwhile does not matter.
+    const std::uint64_t bytes = align_down(available + (total - available) / 2, 4096) + 4096;
+    if (total - available < 64 * kMiB || bytes > memory_map::kMaxMemoryBytes) {
+        GTEST_SKIP() << "nearly all memory of this host is available, so the two cannot be told apart";
+    }
+    Config config;
+    config.memory_bytes = bytes;
+    EXPECT_EQ(refusal(config), "");
+    config.prefault.scope = prefault::Scope::kHost;
+    EXPECT_TRUE(mentions(refusal(config), "--prefault=none")) << refusal(config);
+}
+
+TEST(Config, RefusesMoreHugePagesThanThePoolHas) {
+    const std::string error = refusal_of_memory(memory_map::kMaxMemoryBytes, PageSize::k2M);
+    EXPECT_TRUE(mentions(error, "cannot reserve 8388608 huge pages of 2 MiB")) << error;
+}
+
+// EBUSY of our own second use was called "another process has it".
+TEST(Config, RefusesOneTapTwice) {
+    Config config = small_config();
+    NetConfig net;
+    net.tap = "tap7";
+    config.nets = {net, net};
+    EXPECT_TRUE(mentions(refusal(config), "two networks")) << refusal(config);
+    EXPECT_TRUE(mentions(refusal(config), "tap7")) << refusal(config);
+}
+
+TEST(Config, RefusesImpossibleNumbersOfVcpus) {
+    Config config = small_config();
+    for (const unsigned vcpus : {0U, 255U, std::numeric_limits<unsigned>::max()}) {
+        config.vcpus = vcpus;
+        EXPECT_TRUE(mentions(refusal(config), "1 to 254")) << refusal(config);
+    }
+    config.vcpus = 254;
+    EXPECT_EQ(refusal(config), "");
+}
+
+TEST(Config, RefusesImpossibleNumbersOfWorkers) {
+    Config config = small_config();
+    for (const unsigned workers : {0U, Config::kMaxPrefaultWorkers + 1}) {
+        config.prefault.workers = workers;
+        EXPECT_TRUE(mentions(refusal(config), "prefault workers: 1 to 512")) << refusal(config);
+    }
+    config.prefault.workers = Config::kMaxPrefaultWorkers;
+    EXPECT_EQ(refusal(config), "");
+}
+
+TEST(Config, RefusesToPinMoreThanTheLimit) {
+    const std::string error = testing::in_child_process([]() -> std::string {
+        testing::drop_capabilities();
+        testing::set_limit(RLIMIT_MEMLOCK, kMiB);
+        Config config = small_config();
+        config.pin = prefault::Pin::kMlock;
+        return refusal(config);
+    });
+    EXPECT_TRUE(mentions(error, "RLIMIT_MEMLOCK")) << error;
+}
+
+TEST(Config, CountsOnlyWhatIsPrefaultedAgainstTheLimitOfPinnedMemory) {
+    const std::string error = testing::in_child_process([]() -> std::string {
+        testing::drop_capabilities();
+        testing::set_limit(RLIMIT_MEMLOCK, 4 * kMiB);
+        Config config = small_config();
+        config.pin = prefault::Pin::kMlock;
+        config.prefault.scope = prefault::Scope::kAll;
+        config.prefault.ranges = {{GuestAddress{0}, 2 * kMiB}};
+        return refusal(config);
+    });
+    EXPECT_EQ(error, "");
+}
+
+/// A guest with memory on both sides of the hole, of which `ranges` are to be populated.
+std::string refusal_of_ranges(std::vector<GuestRange> ranges, PageSize page_size = PageSize::k4K) {
+    const std::vector<GuestRange> ram = memory_map::ram_layout(4 * kGiB);
+    return error_of([&]() -> int {
+        validate_ranges(ranges, ram, page_size);
+        return 0;
+    });
+}
+
+GuestRange range(std::uint64_t base, std::uint64_t size) {
+    return {GuestAddress{base}, size};
+}
+
+TEST(PrefaultRanges, MayBeAnyPagesOfMemory) {
+    EXPECT_EQ(refusal_of_ranges({}), "");
+    EXPECT_EQ(refusal_of_ranges({range(0, 3 * kGiB), range(4 * kGiB, kGiB)}), "");
+    EXPECT_EQ(refusal_of_ranges({range(4 * kGiB, 4096), range(8192, 4096), range(4096, 4096)}), "");
+    EXPECT_EQ(refusal_of_ranges({range(2 * kMiB, 4 * kMiB)}, PageSize::k2M), "");
+}
+
+TEST(PrefaultRanges, AreNotEmpty) {
+    EXPECT_TRUE(mentions(refusal_of_ranges({range(4096, 0)}), "it is empty"));
+}
+
+TEST(PrefaultRanges, AreWholePages) {
+    EXPECT_TRUE(mentions(refusal_of_ranges({range(1, 4096)}), "a multiple of the page size, 4 KiB"));
+    EXPECT_TRUE(mentions(refusal_of_ranges({range(0, 4097)}), "a multiple of the page size, 4 KiB"));
+    EXPECT_TRUE(mentions(refusal_of_ranges({range(0, 4096)}, PageSize::k2M), "a multiple of the page size, 2 MiB"));
+    EXPECT_TRUE(
+        mentions(refusal_of_ranges({range(kMiB, 2 * kMiB)}, PageSize::k2M), "a multiple of the page size, 2 MiB"));
+    EXPECT_TRUE(
+        mentions(refusal_of_ranges({range(0, 512 * kMiB)}, PageSize::k1G), "a multiple of the page size, 1 GiB"));
+}
+
+TEST(PrefaultRanges, MayCutTransparentHugePages) {
+    EXPECT_EQ(refusal_of_ranges({range(4096, 4096)}, PageSize::kThp), "");
+}
+
+class RangeThatIsNotAllRam : public ::testing::TestWithParam<GuestRange> {};
+
+TEST_P(RangeThatIsNotAllRam, IsRefusedWithWhatThereIs) {
+    const std::string error = refusal_of_ranges({GetParam()});
+    EXPECT_TRUE(mentions(error, "it is not all RAM")) << error;
+    EXPECT_TRUE(mentions(error, "3 GiB")) << error;
+    EXPECT_TRUE(mentions(error, "5 GiB")) << error;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranges, RangeThatIsNotAllRam,
+                         ::testing::Values(range(3 * kGiB, 4096),                // in the hole
+                                           range(3 * kGiB - 4096, 8192),         // into it
+                                           range(4 * kGiB - 4096, 8192),         // out of it
+                                           range(0, 5 * kGiB),                   // across it
+                                           range(5 * kGiB, 4096),                // behind all
+                                           range(4 * kGiB, kGiB + 4096),         // beyond the end
+                                           range(UINT64_MAX - 4095, 4096),       // at the top of all addresses
+                                           range(UINT64_MAX - 4095, 8192),       // around it
+                                           range(4 * kGiB, UINT64_MAX - 4095))); // nearly all there is
+
+TEST(PrefaultRanges, DoNotOverlap) {
+    const std::string error = refusal_of_ranges({range(0, 8192), range(kMiB, 4096), range(4096, 8192)});
+    EXPECT_TRUE(mentions(error, "cannot prefault 0x1000-0x2fff: it overlaps 0x0-0x1fff")) << error;
+    EXPECT_TRUE(mentions(refusal_of_ranges({range(0, 4096), range(0, 4096)}), "it overlaps"));
+}
+
+TEST(Config, ChecksTheRangesAgainstItsMemory) {
+    Config config = small_config();
+    config.prefault.scope = prefault::Scope::kAll;
+    config.prefault.ranges = {range(0, 16 * kMiB)};
+    EXPECT_EQ(refusal(config), "");
+    config.prefault.ranges = {range(16 * kMiB, 4096)};
+    EXPECT_TRUE(mentions(refusal(config), "it is not all RAM")) << refusal(config);
+}
+
+TEST(Config, RefusesRangesWithoutAPrefault) {
+    Config config = small_config();
+    config.prefault.ranges = {range(0, 4096)};
+    EXPECT_TRUE(mentions(refusal(config), "--prefault=none")) << refusal(config);
+}
+
+TEST(Config, RefusesToPrefaultNothingInTheBackground) {
+    Config config = small_config();
+    config.prefault_when = PrefaultWhen::kBackground;
+    EXPECT_TRUE(mentions(refusal(config), "--prefault-when=background")) << refusal(config);
+    config.prefault.scope = prefault::Scope::kAll;
+    EXPECT_EQ(refusal(config), "");
+}
+
+TEST(Config, RefusesSystemManagementModeWithoutASecondLevel) {
+    Config config = small_config();
+    config.prefault.smm = true;
+    for (const prefault::Scope scope : {prefault::Scope::kNone, prefault::Scope::kHost}) {
+        config.prefault.scope = scope;
+        EXPECT_TRUE(mentions(refusal(config), "--prefault=all with --prefault-smm")) << refusal(config);
+    }
+    config.prefault.scope = prefault::Scope::kAll;
+    EXPECT_EQ(refusal(config), "");
+}
+
+TEST(Config, RefusesCpusThatThisProcessMayNotUse) {
+    const prefault::CpuList usable = prefault::usable_cpu_list();
+    if (usable.back() == prefault::kMaxCpus - 1) {
+        GTEST_SKIP() << "this host has every CPU there can be";
+    }
+    Config for_workers = small_config();
+    for_workers.prefault.cpus = {usable.front(), prefault::kMaxCpus - 1};
+    EXPECT_TRUE(mentions(refusal(for_workers), "--prefault-cpus")) << refusal(for_workers);
+    Config for_vcpus = small_config();
+    for_vcpus.vcpu_cpus = {prefault::kMaxCpus - 1};
+    EXPECT_TRUE(mentions(refusal(for_vcpus), "--vcpu-cpus")) << refusal(for_vcpus);
+}
+
+TEST(Config, TakesCpusThatThisProcessMayUse) {
+    Config config = small_config();
+    config.prefault.cpus = prefault::usable_cpu_list();
+    config.vcpu_cpus = {prefault::usable_cpu_list().back()};
+    EXPECT_EQ(refusal(config), "");
+}
+
+TEST(Config, RefusesANodeThatDoesNotExist) {
+    if (prefault::NumaTopology::read().find(prefault::kMaxNodes - 1) != nullptr) {
+        GTEST_SKIP() << "this host has the highest node there can be";
+    }
+    Config config = small_config();
+    config.numa = {prefault::NumaPolicy::Kind::kNode, prefault::kMaxNodes - 1};
+    EXPECT_TRUE(mentions(refusal(config), "node 1023")) << refusal(config);
+}
+
+TEST(Config, TakesEveryPlacementThatThisHostHas) {
+    Config config = small_config();
+    const unsigned node = prefault::NumaTopology::read().memory_nodes().front();
+    for (const prefault::NumaPolicy& policy : {prefault::NumaPolicy{prefault::NumaPolicy::Kind::kNode, node},
+                                               prefault::NumaPolicy{prefault::NumaPolicy::Kind::kInterleave},
+                                               prefault::NumaPolicy{prefault::NumaPolicy::Kind::kSplit}}) {
+        config.numa = policy;
+        EXPECT_EQ(refusal(config), "") << to_string(policy);
+    }
+}
+
+TEST(Config, RefusesToReserveHugePagesThatComeFromNoPool) {
+    Config config = small_config();
+    config.reserve_huge_pages = true;
+    for (const PageSize page_size : {PageSize::k4K, PageSize::kThp}) {
+        config.page_size = page_size;
+        EXPECT_TRUE(mentions(refusal(config), "only 2M and 1G come from a pool")) << refusal(config);
+    }
+}
+
+TEST(PrefaultWhen, HasTheNamesOfTheCommandLine) {
+    EXPECT_EQ(to_string(PrefaultWhen::kBefore), "before");
+    EXPECT_EQ(to_string(PrefaultWhen::kBackground), "background");
+}
+
+prefault::NumaTopology two_nodes() {
+    return {{{0, {0}, 8 * kGiB}, {3, {1}, 8 * kGiB}}, {}};
+}
+
+TEST(HugePageDemand, OfMemoryThatMayLieAnywhereNamesNoNode) {
+    Config config = small_config();
+    config.memory_bytes = 4 * kGiB;
+    config.page_size = PageSize::k2M;
+    const prefault::HugePageDemand demand = huge_page_demand(config, two_nodes());
+    EXPECT_EQ(demand.page_size, PageSize::k2M);
+    EXPECT_FALSE(demand.will_be_raised);
+    ASSERT_EQ(demand.shares.size(), 1U);
+    EXPECT_EQ(demand.shares[0].node, std::nullopt);
+    EXPECT_EQ(demand.shares[0].bytes, 4 * kGiB);
+}
+
+TEST(HugePageDemand, OfSplitMemoryNamesEachNodesShare) {
+    Config config = small_config();
+    config.memory_bytes = 4 * kGiB;
+    config.page_size = PageSize::k1G;
+    config.numa.kind = prefault::NumaPolicy::Kind::kSplit;
+    config.reserve_huge_pages = true;
+    const prefault::HugePageDemand demand = huge_page_demand(config, two_nodes());
+    EXPECT_TRUE(demand.will_be_raised);
+    ASSERT_EQ(demand.shares.size(), 2U);
+    EXPECT_EQ(demand.shares[0].node, 0U);
+    EXPECT_EQ(demand.shares[0].bytes, 2 * kGiB);
+    EXPECT_EQ(demand.shares[1].node, 3U);
+    EXPECT_EQ(demand.shares[1].bytes, 2 * kGiB);
+}
+
+TEST(ConfigDevices, AreAsManyAsThereAreInterruptLines) {
+    Config config;
+    config.disks.resize(40, {.path = "a.img"});
+    EXPECT_EQ(testing::error_of([&] { validate(config); }),
+              "cannot give the guest 40 virtio devices: there are interrupt lines for 17");
+    config.disks.resize(16);
+    config.rng = true;
+    EXPECT_NO_THROW(validate(config));
+    config.console.emplace();
+    EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "18 virtio devices"))
+        << "a console is one of them";
+}
+
+TEST(ConfigDevices, WithABalloonOfMemoryThatIsToStayAreRefused) {
+    Config config;
+    config.balloon = BalloonConfig{16 * kMiB, true};
+    EXPECT_NO_THROW(validate(config));
+    config.prefault.scope = prefault::Scope::kHost;
+    EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "balloon with --prefault"));
+}
+
+TEST(Config, WithANulInAnyOfItsTextsIsRefused) {
+    using namespace std::string_literals;
+    const std::string nul = "a\0b"s;
+    const std::vector<std::pair<const char*, void (*)(Config&, const std::string&)>> cases{
+        {"path of the kernel", [](Config& config, const std::string& text) { config.kernel_path = text; }},
+        {"path of the initrd", [](Config& config, const std::string& text) { config.initrd_path = text; }},
+        {"command line", [](Config& config, const std::string& text) { config.command_line = text; }},
+        {"guest's processor", [](Config& config, const std::string& text) { config.cpu = text; }},
+        {"path of a disk", [](Config& config, const std::string& text) { config.disks.push_back({.path = text}); }},
+        {"id of a disk",
+         [](Config& config, const std::string& text) { config.disks.push_back({.path = "p", .id = text}); }},
+        {"tap interface", [](Config& config, const std::string& text) { config.nets.push_back({.tap = text}); }},
+        {"MAC address",
+         [](Config& config, const std::string& text) { config.nets.push_back({.tap = "tap0", .mac = text}); }},
+        {"forwarded port",
+         [](Config& config, const std::string& text) {
+             NetConfig net;
+             net.user = true;
+             net.forwards.push_back({.host_address = text, .host_port = 1, .guest_port = 1});
+             config.nets.push_back(net);
+         }},
+        {"path of the vsock", [](Config& config, const std::string& text) { config.vsock.emplace().path = text; }},
+        {"name of a device",
+         [](Config& config, const std::string& text) { config.devices.emplace_back().name = text; }},
+    };
+    for (const auto& [what, set] : cases) {
+        Config config = small_config();
+        set(config, nul);
+        const std::string error = refusal(config);
+        EXPECT_TRUE(mentions(error, "NUL")) << what << ": " << error;
+        EXPECT_TRUE(mentions(error, what)) << error;
+    }
+}
+
+TEST(Config, HasOneKernelAndOneInitrd) {
+    const auto bytes = std::make_shared<const std::vector<std::byte>>(10);
+    Config config = small_config();
+    config.kernel_image = bytes;
+    config.initrd_image = bytes;
+    EXPECT_EQ(refusal(config), "");
+    config.kernel_path = "vmlinuz";
+    EXPECT_TRUE(mentions(refusal(config), "cannot use vmlinuz as the kernel: there is one in memory, too"));
+    config.kernel_path.clear();
+    config.initrd_path = "initrd";
+    EXPECT_TRUE(mentions(refusal(config), "cannot use initrd as the initrd"));
+    config.initrd_path.clear();
+    config.initrd_image = std::make_shared<const std::vector<std::byte>>();
+    EXPECT_TRUE(mentions(refusal(config), "the initrd in memory: it is empty"));
+}
+
+} // namespace
+} // namespace vmm

@@ -1,0 +1,93 @@
+// How much memory this host has for us: what the host itself, control groups and limits of the process leave.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kvm/host/cgroup.hpp"
+
+namespace vmm {
+
+/// From /proc/meminfo, in bytes. Nothing where it cannot be read: unknown is neither zero nor without limit.
+struct HostMemory {
+    std::optional<std::uint64_t> total_bytes;
+    std::optional<std::uint64_t> available_bytes; ///< what can be had without swapping (MemAvailable)
+    std::optional<std::uint64_t> free_swap_bytes;
+};
+
+[[nodiscard]] HostMemory read_host_memory(const std::string& meminfo = "/proc/meminfo");
+
+/// What one control group allows, in bytes (Documentation/admin-guide/cgroup-v2.rst, "Memory";
+/// cgroup-v1/memory.rst). A limit is nothing where there is none or none can be read.
+struct MemoryGroup {
+    std::string limit_file; ///< memory.max, or memory.limit_in_bytes
+    std::optional<std::uint64_t> limit;
+    std::string high_file;
+    std::optional<std::uint64_t> high;       ///< above it, the group is throttled; version 2 only
+    std::optional<std::uint64_t> swap_limit; ///< of swap alone, whatever the version
+    std::uint64_t used = 0;                  ///< less what the kernel takes back when it needs it: the cache of files
+    std::uint64_t swap_used = 0;
+
+    /// What is left of the smaller limit, and of memory.high; nothing where there is no such limit.
+    [[nodiscard]] std::optional<std::uint64_t> left() const noexcept;
+    [[nodiscard]] std::optional<std::uint64_t> left_below_high() const noexcept;
+};
+
+/// The memory groups this process is in, its own first; those without any limit are left out.
+[[nodiscard]] std::vector<MemoryGroup> read_memory_groups(const CgroupRoots& roots = {});
+
+/// The smallest limit on memory among the control groups this process is in, in bytes; nothing where there is none.
+[[nodiscard]] std::optional<std::uint64_t> read_memory_cgroup_limit(const CgroupRoots& roots = {});
+
+/// A limit of the process's own on mappings (setrlimit(2)), and what counts against it now, in bytes.
+struct MappingLimit {
+    const char* name = "";    ///< "RLIMIT_AS"
+    const char* command = ""; ///< "ulimit -v"
+    std::uint64_t limit = 0;
+    std::uint64_t used = 0;
+};
+
+/// All that decides whether there is memory for a guest.
+struct MemoryFacts {
+    HostMemory host;
+    std::vector<MemoryGroup> groups;
+    std::vector<MappingLimit> mapping_limits; ///< those that are set
+};
+
+/// Where the facts are read.
+struct MemorySources {
+    std::string proc = "/proc";
+    CgroupRoots cgroups;
+};
+
+[[nodiscard]] MemoryFacts read_memory_facts(const MemorySources& sources = {});
+
+/// What a guest takes of the host's memory, in bytes, beside pages of a pool, which are set aside already.
+struct MemoryNeed {
+    std::uint64_t guest = 0;       ///< all of its memory
+    std::uint64_t guest_ahead = 0; ///< how much of it is made resident before the guest runs
+    std::uint64_t beside = 0;      ///< tables, the kernel's own and this program, by the time the guest starts
+    std::uint64_t beside_all = 0;  ///< the same when all of the guest's memory is resident
+    std::uint64_t mapped = 0;      ///< address space, pages of a pool included
+    bool locked = false;           ///< whether guest memory is never swapped out
+
+    [[nodiscard]] std::uint64_t ahead() const noexcept { return guest_ahead + beside; }
+    [[nodiscard]] std::uint64_t all() const noexcept { return guest + beside_all; }
+};
+
+struct MemoryVerdict {
+    std::string refusal;               ///< why it cannot be, and what to do, after "cannot ...: "; empty: it can
+    std::vector<std::string> warnings; ///< what the guest may run into later, a sentence each
+};
+
+/// Decides. What is made resident ahead of time must fit without swapping, else the kernel kills or throttles the
+/// process, and says nothing to us; what the guest may touch later is worth a warning. A fact that is not known is no
+/// reason for either.
+[[nodiscard]] MemoryVerdict judge_memory(const MemoryNeed& need, const MemoryFacts& facts);
+
+/// How much more memory can be had without swapping, by the host and the groups together, in bytes; nothing: not known.
+[[nodiscard]] std::optional<std::uint64_t> available_bytes(const MemoryFacts& facts) noexcept;
+
+} // namespace vmm

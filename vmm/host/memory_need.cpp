@@ -1,0 +1,171 @@
+#include "vmm/host/memory_need.hpp"
+
+#include <algorithm>
+#include <bit>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "prefault/second_level.hpp"
+#include "vmm/host/capabilities.hpp"
+#include "vmm/machine/virtio_devices.hpp"
+
+namespace vmm {
+
+namespace {
+
+/// This program without a guest, its libraries' data and its first threads. Measured: 2.5 MiB of a group's memory.
+constexpr std::uint64_t kProgramBytes = 3 * kMiB;
+/// What the kernel keeps for a vCPU, its thread's stacks included. Measured: 470 KiB, and 220 for one that only fills
+/// the second level (shadow paging, which takes more).
+constexpr std::uint64_t kVcpuBytes = 512 * kKiB;
+constexpr std::uint64_t kPrefaultVcpuBytes = 256 * kKiB;
+constexpr std::uint64_t kDeviceBytes = kMiB;
+/// The stack of a thread as it is mapped, with its guard. The C library reserves as much by default.
+constexpr std::uint64_t kStackBytes = 8 * kMiB + 64 * kKiB;
+
+/// Prefault vCPUs, those for system management mode included.
+unsigned all_prefault_vcpus(const Config& config) {
+    if (config.prefault.scope != prefault::Scope::kAll) {
+        return 0;
+    }
+    return (config.prefault.smm ? 2 : 1) * prefault_vcpus(config);
+}
+
+unsigned user_networks(const Config& config) {
+    return static_cast<unsigned>(std::ranges::count_if(config.nets, [](const NetConfig& net) { return net.user; }));
+}
+
+unsigned workers(const Config& config) {
+    const bool any = config.prefault.scope != prefault::Scope::kNone || config.pin == prefault::Pin::kLongterm;
+    return any ? prefault_vcpus(config) : 0;
+}
+
+std::uint64_t fixed_bytes(const Config& config) {
+    return kProgramBytes + config.vcpus * kVcpuBytes + all_prefault_vcpus(config) * kPrefaultVcpuBytes +
+           count_virtio_devices(config) * kDeviceBytes;
+}
+
+/// How much of guest memory exists before the guest runs.
+std::uint64_t ahead_bytes(const Config& config) {
+    if (config.pin == prefault::Pin::kLongterm && config.prefault.ranges.empty()) {
+        return config.memory_bytes; // A pin of pages makes those that do not exist.
+    }
+    if (config.prefault.scope == prefault::Scope::kNone) {
+        return 0;
+    }
+    std::uint64_t bytes = config.prefault.ranges.empty() ? config.memory_bytes : 0;
+    for (const GuestRange& range : config.prefault.ranges) {
+        bytes += range.size;
+    }
+    return bytes;
+}
+
+/// What KVM keeps for each page of a memslot from its creation on, whether the page exists or not.
+std::uint64_t memslot_bytes(std::uint64_t bytes, bool may_be_shadow) {
+    // A pointer for each 4 KiB, and two bytes that count who tracks writes (struct kvm_arch_memory_slot).
+    return may_be_shadow ? bytes / 512 + bytes / 2048 : bytes / 65536;
+}
+
+MemoryNeed need_of(std::uint64_t bytes, std::uint64_t ahead, const Config& config, bool may_be_shadow) {
+    const bool from_pool = is_from_pool(config.page_size);
+    const std::uint64_t slots = memslot_bytes(bytes, may_be_shadow);
+    MemoryNeed need;
+    need.guest = from_pool ? 0 : bytes;
+    need.guest_ahead = from_pool ? 0 : ahead;
+    need.beside = slots + table_bytes(ahead, config.page_size, may_be_shadow);
+    need.beside_all = slots + table_bytes(bytes, config.page_size, may_be_shadow);
+    need.mapped = bytes;
+    need.locked = config.pin != prefault::Pin::kNone;
+    return need;
+}
+
+bool kvm_may_shadow() {
+    return prefault::detect_second_level().may_be_shadow();
+}
+
+std::string tried(const Config& config, const MemoryNeed& need) {
+    return "cannot give the guest " + format_bytes(config.memory_bytes) + " of memory" +
+           (need.guest_ahead != 0 ? " ahead of time" : "") + ": ";
+}
+
+} // namespace
+
+std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_shadow) noexcept {
+    // A table of 4 KiB for each 2 MiB. The kernel keeps one for each transparent huge page, too, in case it splits it.
+    const std::uint64_t level = bytes / 512;
+    if (is_from_pool(page_size)) {
+        return level / 256; // Tables of 2 MiB entries, on both sides.
+    }
+    // The host's, and KVM's with the page that describes each of them. Where it shadows the guest's tables it also
+    // notes for each entry which guest page it is of.
+    return level + level + level / 16 + (may_be_shadow ? level : 0);
+}
+
+MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
+    MemoryNeed need = need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow);
+    const std::uint64_t fixed = fixed_bytes(config);
+    need.beside += fixed;
+    need.beside_all += fixed;
+    need.mapped += fixed + process_need(config).threads * kStackBytes;
+    return need;
+}
+
+MemoryNeed more_memory_need(const Config& config, std::uint64_t bytes, bool may_be_shadow) {
+    return need_of(bytes, bytes, config, may_be_shadow);
+}
+
+ProcessNeed process_need(const Config& config) {
+    const std::uint64_t devices = count_virtio_devices(config);
+    const std::uint64_t prefault_vcpus = all_prefault_vcpus(config);
+    ProcessNeed need;
+    // KVM, the VM and its counters, the event loop, stops, timers, terminals, logs and reports.
+    constexpr std::uint64_t kFixedDescriptors = 40;
+    // A device's interrupt, work, timers, event loop and end of its thread; two queues' doorbells.
+    constexpr std::uint64_t kPerDevice = 10;
+    need.descriptors =
+        kFixedDescriptors + 2 * (config.vcpus + prefault_vcpus) + kPerDevice * devices + 2 * config.devices.size();
+    for (const DiskConfig& disk : config.disks) {
+        need.descriptors += 3 + 2ULL * disk.queues; // The image, its ring, and a doorbell for each queue.
+    }
+    if (config.pin == prefault::Pin::kLongterm) {
+        need.descriptors += std::min<std::uint64_t>(config.memory_bytes / kGiB + 2, 130);
+    }
+    // Those that fill the second level are gone when the guest starts, but in the background. With them goes one that
+    // hears a request to stop. One more is KVM's own.
+    const std::uint64_t of_guest = config.vcpus + devices;
+    const std::uint64_t of_prefault = workers(config) != 0 ? workers(config) + 1 : 0;
+    need.threads =
+        1 + user_networks(config) +
+        (config.prefault_when == PrefaultWhen::kBackground ? of_guest + of_prefault : std::max(of_guest, of_prefault));
+    // A stack with its guard for each thread and an arena of the C library's; the shared area of each vCPU; rings.
+    need.mappings = 64 + 4 * need.threads + config.vcpus + prefault_vcpus + 8 * devices;
+    return need;
+}
+
+void check_host_room(const Config& config) {
+    const MemoryNeed need = memory_need(config, kvm_may_shadow());
+    const MemoryFacts facts = read_memory_facts();
+    if (!is_from_pool(config.page_size) && facts.host.total_bytes && config.memory_bytes > *facts.host.total_bytes) {
+        throw Error("cannot give the guest " + format_bytes(config.memory_bytes) + " of memory: this host has " +
+                    format_bytes(*facts.host.total_bytes));
+    }
+    if (const MemoryVerdict verdict = judge_memory(need, facts); !verdict.refusal.empty()) {
+        throw Error(tried(config, need) + verdict.refusal);
+    }
+    if (const std::string refusal = judge_process(process_need(config), read_process_facts()); !refusal.empty()) {
+        throw Error(refusal);
+    }
+}
+
+void check_room_for_more(const Config& config, std::uint64_t bytes) {
+    const MemoryVerdict verdict = judge_memory(more_memory_need(config, bytes, kvm_may_shadow()), read_memory_facts());
+    if (!verdict.refusal.empty()) {
+        throw Error("cannot give the guest " + format_bytes(bytes) + " more memory: " + verdict.refusal);
+    }
+}
+
+std::vector<std::string> host_room_warnings(const Config& config) {
+    return judge_memory(memory_need(config, kvm_may_shadow()), read_memory_facts()).warnings;
+}
+
+} // namespace vmm

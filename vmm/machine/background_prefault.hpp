@@ -1,0 +1,45 @@
+// Prefault beside a guest that runs.
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <thread>
+
+#include "vmm/machine/prefaulter.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// A thread that prefaults what `options` ask for, until it is done or the machine stops. Destruction waits for it, so
+/// it must be preceded by a request to stop, or by the end of the work.
+///
+/// Threads: the one that made it.
+class BackgroundPrefault {
+  public:
+    /// What it came to.
+    struct Outcome {
+        prefault::Report report;
+        std::exception_ptr failure; ///< then the report says nothing
+        /// When the second level was full; nothing if it was not.
+        std::optional<std::chrono::steady_clock::time_point> full_at;
+    };
+
+    /// `when_full` is called on the thread when the second level is full. Both outlive it. Throws Error where there is
+    /// no thread to be had.
+    BackgroundPrefault(Prefaulter& prefaulter, prefault::Options options, const StopRequest& stop,
+                       std::function<void()> when_full);
+    ~BackgroundPrefault();
+    BackgroundPrefault(const BackgroundPrefault&) = delete;
+    BackgroundPrefault& operator=(const BackgroundPrefault&) = delete;
+
+    /// Waits for the end, once.
+    [[nodiscard]] Outcome join();
+
+  private:
+    Outcome outcome_;
+    std::thread thread_; // last: it uses the above
+};
+
+} // namespace vmm

@@ -1,0 +1,55 @@
+#include "vmm/machine/board.hpp"
+
+#include <utility>
+
+#include "vmm/machine/memory_map.hpp"
+
+namespace vmm {
+
+using devices::AcpiPower;
+
+Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio,
+             CustomDevices& custom, StopRequest& stop)
+    : com1_line_(vm, memory_map::kCom1Gsi), serial_(com1_line_, std::move(serial_callbacks)),
+      i8042_([&stop] { stop.request(ExitReason::kReboot); }),
+      system_control_([&stop] { stop.request(ExitReason::kReboot); }),
+      reset_control_([&stop] { stop.request(ExitReason::kReboot); }),
+      power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {
+    ports_.attach(memory_map::kCom1Port, devices::SerialPort::kSize, serial_);
+    ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
+    ports_.attach(memory_map::kSystemControlPort, devices::SystemControl::kSize, system_control_);
+    // An embedding program that brings PCI of its own has that port with the others.
+    if (!custom.claims_ports({GuestAddress{memory_map::kResetControlPorts}, devices::ResetControl::kSize})) {
+        ports_.attach(memory_map::kResetControlPorts, devices::ResetControl::kSize, reset_control_);
+    }
+    ports_.attach(memory_map::kAcpiPowerPort, AcpiPower::kSize, power_);
+    ports_.attach(memory_map::kRtcPort, devices::Rtc::kSize, rtc_);
+    mmio_.attach(to_integer(memory_map::kPowerRegisters), AcpiPower::kSize, power_);
+    virtio.attach_to(mmio_);
+    custom.attach_to(ports_, mmio_); // Last: where one is in the way, it is the one to be named.
+    ports_.freeze();
+    mmio_.freeze();
+}
+
+loader::Hardware Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
+                                 std::vector<loader::VirtioMmioHardware> virtio) {
+    loader::Hardware hardware;
+    hardware.vcpus = vcpus;
+    hardware.numa = std::move(numa);
+    hardware.virtio_mmio = std::move(virtio);
+    hardware.local_apic = memory_map::kLocalApic;
+    hardware.io_apic = memory_map::kIoApic;
+    hardware.sleep_control_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepControlOffset;
+    hardware.sleep_status_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepStatusOffset;
+    hardware.power_off_sleep_type = AcpiPower::kS5SleepType;
+    hardware.reset_port = memory_map::kAcpiPowerPort + AcpiPower::kResetOffset;
+    hardware.reset_value = AcpiPower::kResetValue;
+    hardware.power_registers = GuestRange{memory_map::kPowerRegisters, AcpiPower::kSize};
+    static_assert(AcpiPower::kSleepControlOffset == 0);
+    hardware.com1 = loader::SerialPortHardware{memory_map::kCom1Port, memory_map::kCom1Gsi};
+    hardware.cmos_rtc_port = memory_map::kRtcPort;
+    hardware.cmos_century_index = devices::Rtc::kCenturyIndex;
+    return hardware;
+}
+
+} // namespace vmm

@@ -1,0 +1,55 @@
+// The devices of the machine, on their buses.
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "devices/acpi_power.hpp"
+#include "devices/bus.hpp"
+#include "devices/i8042.hpp"
+#include "devices/reset_control.hpp"
+#include "devices/rtc.hpp"
+#include "devices/serial_port.hpp"
+#include "devices/system_control.hpp"
+#include "kvm/vm.hpp"
+#include "loader/hardware.hpp"
+#include "vmm/machine/custom_devices.hpp"
+#include "vmm/machine/irqfd_line.hpp"
+#include "vmm/machine/virtio_devices.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// Everything the guest finds at its ports and addresses beyond what KVM emulates. Construction attaches every device
+/// and freezes the buses.
+///
+/// Threads: the buses may be used from any thread.
+class Board {
+  public:
+    /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
+    /// `virtio` and `custom` do. After kvm::Vm::create_irqchip(). Throws Error.
+    Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
+          StopRequest& stop);
+
+    [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
+    [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
+    [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
+
+    /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices is told of this
+    /// board.
+    [[nodiscard]] static loader::Hardware describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
+                                                   std::vector<loader::VirtioMmioHardware> virtio);
+
+  private:
+    IrqfdLine com1_line_;
+    devices::SerialPort serial_;
+    devices::I8042 i8042_;
+    devices::SystemControl system_control_;
+    devices::ResetControl reset_control_;
+    devices::AcpiPower power_;
+    devices::Rtc rtc_;
+    devices::Bus ports_{devices::AddressSpace::kPortIo};
+    devices::Bus mmio_{devices::AddressSpace::kMmio};
+};
+
+} // namespace vmm

@@ -1,0 +1,98 @@
+// Between a guest's serial port or console and the descriptors of this process.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "devices/character_port.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/escape_keys.hpp"
+#include "vmm/machine/event_loop.hpp"
+#include "vmm/output/nonblocking_output.hpp"
+
+namespace vmm {
+
+/// Why bytes that the guest wrote reached nobody, and what to do about it: "the disk is full (free some room)".
+[[nodiscard]] std::string why_output_is_lost(int error_number);
+
+/// Moves the guest's output to a descriptor and what arrives at another one to the guest, without ever waiting: where
+/// the reader is slow, the port's ring fills and then drops; where the guest is slow, we stop reading.
+///
+/// Threads: one (the event loop's), but for the callbacks in `callbacks()`, which are for vCPU threads.
+class CharacterConsole {
+  public:
+    /// `stop` is what the stop key does.
+    CharacterConsole(const CharacterConfig& config, std::function<void()> stop);
+
+    /// What the port is to be made with.
+    [[nodiscard]] devices::CharacterPort::Callbacks callbacks();
+
+    /// Connects `port` and the descriptors to `loop`. All three outlive each other's use. Once.
+    void attach(devices::CharacterPort& port, EventLoop& loop);
+
+    /// How long a slow reader is waited for.
+    struct Patience {
+        std::chrono::milliseconds quiet; ///< while it takes nothing
+        std::chrono::milliseconds total;
+    };
+    /// Writes what is left of the output. What is not taken in time is lost. Once, at the end; nothing is written
+    /// afterwards.
+    void flush(Patience patience);
+
+    /// Output that the port dropped, that could not be written, or that the sink could not pass on. Nothing where the
+    /// port is not connected. After flush().
+    [[nodiscard]] LostOutput lost_output() const;
+    /// All that the guest wrote.
+    [[nodiscard]] std::uint64_t output_bytes() const;
+
+  private:
+    enum class Drained { kAll, kBlocked, kMoreLeft };
+    /// Output that was taken from the port and reached nobody.
+    struct Lost {
+        std::uint64_t bytes = 0;
+        int error_number = 0; ///< of the first that was refused; 0: nobody took it in time
+    };
+    /// A guest that floods the port must not keep the loop from hearing anything else. In bytes.
+    static constexpr std::size_t kMostAtOnce = 64 * kKiB;
+
+    [[nodiscard]] bool is_connected() const noexcept { return output_.has_value() || config_.sink != nullptr; }
+    Drained drain_output();
+    void give_to_sink(std::span<const std::byte> bytes);
+    void write_off(std::size_t bytes, int error_number) noexcept;
+    void pump_output();
+    void read_input();
+    void feed_input();
+
+    CharacterConfig config_;
+    std::function<void()> stop_;
+    EventFd output_ready_;
+    EventFd input_room_;
+    std::optional<NonblockingOutput> output_;
+    EscapeKeys escape_keys_;
+
+    devices::CharacterPort* port_ = nullptr;
+    EventLoop* loop_ = nullptr;
+    std::array<std::byte, 4096> pending_output_{}; ///< taken from the port, not yet written
+    std::size_t pending_start_ = 0;
+    std::size_t pending_end_ = 0;
+    bool waiting_for_writable_ = false;
+    std::vector<std::byte> pending_input_; ///< read, not yet taken by the guest; at most one read's worth
+    bool input_watched_ = false;
+    bool input_always_ready_ = false; ///< a regular file
+    bool input_ended_ = false;
+    std::uint64_t taken_bytes_ = 0;
+    Lost lost_;
+    bool output_given_up_ = false; ///< nobody has read in time: what is left is lost
+    bool sink_failed_ = false;
+    LostOutput lost_by_sink_;
+};
+
+} // namespace vmm

@@ -1,0 +1,72 @@
+// The embedding program's devices, on the buses.
+#pragma once
+
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "devices/bus.hpp"
+#include "devices/device.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "vmm/config.hpp"
+#include "vmm/device.hpp"
+#include "vmm/machine/level_line.hpp"
+
+namespace vmm {
+
+/// Throws Error where a device of `config` cannot be where it is to be, or has no interrupt line of its own. Whether
+/// two devices overlap is found out by the bus.
+void validate_custom_devices(const Config& config);
+
+/// Owns the devices. Threads: the one that made it, but for what is on the buses.
+class CustomDevices {
+  public:
+    /// Is told what a device threw, by a vCPU's thread.
+    using Failed = std::function<void(std::exception_ptr)>;
+
+    /// Makes them. After kvm::Vm::create_irqchip(). `memory` outlives it. Throws Error, and what the makers throw.
+    CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs, const Failed& failed);
+
+    ~CustomDevices();
+    CustomDevices(const CustomDevices&) = delete;
+    CustomDevices& operator=(const CustomDevices&) = delete;
+
+    /// Whether one of them is at one of these I/O ports.
+    [[nodiscard]] bool claims_ports(GuestRange ports) const;
+
+    /// Puts each on its bus. Throws Error.
+    void attach_to(devices::Bus& ports, devices::Bus& mmio);
+
+  private:
+    /// Keeps what a device throws away from the bus, which knows no exceptions.
+    class Guarded final : public devices::Device {
+      public:
+        Guarded(const DeviceConfig& config, std::string name, std::shared_ptr<CustomDevice> device, Failed failed);
+
+        [[nodiscard]] std::string_view name() const noexcept override { return name_; }
+        void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
+        void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
+
+        [[nodiscard]] const DeviceConfig& config() const noexcept { return config_; }
+
+      private:
+        const DeviceConfig& config_;
+        std::string name_;
+        std::shared_ptr<CustomDevice> device_;
+        Failed failed_;
+    };
+
+    void disconnect() noexcept;
+    [[nodiscard]] DeviceHost host_for(const DeviceConfig& config, kvm::Vm& vm, const GuestMemory& memory);
+
+    std::deque<Guarded> devices_;                         ///< a deque: the buses know their addresses
+    std::vector<std::shared_ptr<LevelLine>> level_lines_; ///< which those who raise them may have for longer
+};
+
+} // namespace vmm

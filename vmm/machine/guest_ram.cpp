@@ -1,0 +1,146 @@
+#include "vmm/machine/guest_ram.hpp"
+
+#include <algorithm>
+
+#include "kvm/host/error.hpp"
+#include "prefault/host/populate.hpp"
+#include "vmm/machine/memory_map.hpp"
+
+namespace vmm {
+
+namespace {
+
+using prefault::NumaPolicy;
+
+bool binds_to_nodes(const NumaPolicy& policy) {
+    return policy.kind == NumaPolicy::Kind::kNode || policy.kind == NumaPolicy::Kind::kSplit;
+}
+
+/// A distance as ACPI wants it, whatever the host's firmware says: 10 to oneself, more to others, 255 for no way.
+std::uint8_t acpi_distance(bool same, unsigned distance) {
+    constexpr unsigned kNearest = loader::kAcpiLocalDistance + 1;
+    return same ? loader::kAcpiLocalDistance : static_cast<std::uint8_t>(std::clamp(distance, kNearest, 255U));
+}
+
+std::optional<prefault::HugePageReservation>
+reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology, const std::stop_token& stop) {
+    if (!config.reserve_huge_pages) {
+        return std::nullopt;
+    }
+    auto reservation = prefault::HugePageReservation::unless_stopped(stop, huge_page_demand(config, topology));
+    if (!reservation) {
+        throw Error("cannot raise the pool of huge pages: a stop was requested");
+    }
+    return reservation;
+}
+
+} // namespace
+
+GuestRam::PageRelease::~PageRelease() {
+    // Pages of a pool are few, and of little memory even small ones are: one munmap() is as fast.
+    constexpr std::uint64_t kLittle = 256 * kMiB;
+    if (!is_from_pool(memory_.page_size()) && memory_.size_bytes() > kLittle) {
+        prefault::release_host(memory_, workers_);
+    }
+}
+
+GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
+    : policy_(config.numa), topology_(prefault::NumaTopology::read()),
+      reservation_(reserve_huge_pages(config, topology_, stop)),
+      memory_(memory_map::ram_layout(config.memory_bytes), config.page_size),
+      release_(memory_, config.prefault.workers), pins_(config.pin) {
+    std::vector<GuestRange> ranges;
+    for (const MemoryRegion& region : memory_.regions()) {
+        ranges.push_back(region.range);
+    }
+    placement_ = place(ranges);
+    prefault::bind_memory(memory_.regions(), placement_, policy_, topology_);
+    for (const prefault::NumaNode& node : topology_.nodes) {
+        node_cpus_[node.id] = node.cpus;
+    }
+    // The kernel reserves pages of the pool for a mapping, but not those of one node, nor those of a control group.
+    // Whoever is confined to some nodes from outside (numactl, cpuset) is as good as bound.
+    if (is_from_pool(config.page_size) &&
+        (binds_to_nodes(policy_) || prefault::is_confined(topology_) ||
+         prefault::read_huge_page_cgroup_limit(certain_page_bytes(config.page_size)).has_value())) {
+        prefault::Workforce workforce;
+        workforce.workers = config.prefault.workers;
+        workforce.cpus = config.prefault.cpus;
+        workforce.node_cpus = node_cpus_;
+        if (!prefault::populate_host(memory_, placement_, workforce, stop)) {
+            throw Error("cannot populate guest memory: a stop was requested");
+        }
+    }
+    if (reservation_) {
+        reservation_->release_turn();
+    }
+}
+
+std::vector<prefault::PlacedRange> GuestRam::place(std::span<const GuestRange> ranges) const {
+    return prefault::place(ranges, policy_, topology_, memory_.region_alignment());
+}
+
+std::vector<unsigned> GuestRam::used_nodes() const {
+    std::vector<unsigned> nodes;
+    for (const prefault::PlacedRange& placed : placement_) {
+        if (placed.node && std::find(nodes.begin(), nodes.end(), *placed.node) == nodes.end()) {
+            nodes.push_back(*placed.node);
+        }
+    }
+    std::sort(nodes.begin(), nodes.end());
+    return nodes;
+}
+
+GuestMemory::NewRegion GuestRam::map(GuestRange range) {
+    GuestMemory::NewRegion region = memory_.map(range);
+    new_placement_ = place(std::span(&range, 1));
+    prefault::bind_memory(std::span(&region.region(), 1), new_placement_, policy_, topology_);
+    placement_.reserve(placement_.size() + new_placement_.size()); // So that add() cannot fail.
+    return region;
+}
+
+void GuestRam::add(GuestMemory::NewRegion region) noexcept {
+    memory_.add(std::move(region));
+    placement_.insert(placement_.end(), new_placement_.begin(), new_placement_.end());
+}
+
+std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
+    if (policy_.kind != NumaPolicy::Kind::kSplit) {
+        return std::nullopt;
+    }
+    // The guest's nodes are numbered from 0, whatever ours are called.
+    const std::vector<unsigned> nodes = used_nodes();
+    const auto guest_node = [&nodes](unsigned node) {
+        return static_cast<unsigned>(std::lower_bound(nodes.begin(), nodes.end(), node) - nodes.begin());
+    };
+    loader::AcpiNuma numa;
+    for (const prefault::PlacedRange& placed : placement_) {
+        numa.memory.push_back({placed.range, guest_node(*placed.node)});
+    }
+    for (unsigned vcpu = 0; vcpu < vcpus; ++vcpu) {
+        numa.vcpu_nodes.push_back(guest_node(prefault::node_of_vcpu(vcpu, vcpus, nodes)));
+    }
+    for (const unsigned from : nodes) {
+        for (const unsigned to : nodes) {
+            numa.distances.push_back(acpi_distance(from == to, topology_.distance(from, to)));
+        }
+    }
+    return numa;
+}
+
+prefault::CpuList GuestRam::vcpu_cpus(unsigned vcpu, unsigned vcpus) const {
+    if (policy_.kind != NumaPolicy::Kind::kSplit) {
+        return {};
+    }
+    const auto cpus = node_cpus_.find(prefault::node_of_vcpu(vcpu, vcpus, used_nodes()));
+    if (cpus == node_cpus_.end()) {
+        return {};
+    }
+    const prefault::CpuList usable = prefault::usable_cpu_list();
+    prefault::CpuList result;
+    std::set_intersection(cpus->second.begin(), cpus->second.end(), usable.begin(), usable.end(),
+                          std::back_inserter(result));
+    return result;
+}
+
+} // namespace vmm

@@ -1,0 +1,74 @@
+// Guest RAM on the host: reserved, placed on nodes, mapped, pinned, and given back.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <stop_token>
+#include <vector>
+
+#include "kvm/host/guest_memory.hpp"
+#include "loader/acpi.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/huge_page_pool.hpp"
+#include "prefault/host/numa.hpp"
+#include "prefault/host/pin.hpp"
+#include "vmm/config.hpp"
+
+namespace vmm {
+
+/// Everything about guest RAM that KVM does not know. It outlives the VM.
+///
+/// Threads: memory() any; the rest one at a time.
+class GuestRam {
+  public:
+    /// Raises the pool of huge pages if the configuration says so, maps and places memory. Where a shortage of huge
+    /// pages would otherwise only be found by the first access to them, they are populated at once. Throws Error, also
+    /// where `stop` was requested before it was done.
+    GuestRam(const Config& config, const std::stop_token& stop);
+
+    [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
+    [[nodiscard]] prefault::PinnedMemory& pins() noexcept { return pins_; }
+    /// Where each part lies, in the order of memory().regions().
+    [[nodiscard]] const std::vector<prefault::PlacedRange>& placement() const noexcept { return placement_; }
+    /// The CPUs of each node of the host.
+    [[nodiscard]] const std::map<unsigned, prefault::CpuList>& node_cpus() const noexcept { return node_cpus_; }
+
+    /// Maps and places one more region, which is not part of the memory before add(). Throws Error.
+    [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
+    void add(GuestMemory::NewRegion region) noexcept;
+
+    /// What the guest is told of its nodes; nothing unless memory is split.
+    [[nodiscard]] std::optional<loader::AcpiNuma> describe_nodes(unsigned vcpus) const;
+    /// Where vCPU `vcpu` of `vcpus` runs unless the user says otherwise: on its node; empty: anywhere.
+    [[nodiscard]] prefault::CpuList vcpu_cpus(unsigned vcpu, unsigned vcpus) const;
+
+  private:
+    /// Frees the pages with several threads, after what refers to them and before their mappings.
+    class PageRelease {
+      public:
+        PageRelease(const GuestMemory& memory, unsigned workers) : memory_(memory), workers_(workers) {}
+        ~PageRelease();
+        PageRelease(const PageRelease&) = delete;
+        PageRelease& operator=(const PageRelease&) = delete;
+
+      private:
+        const GuestMemory& memory_;
+        unsigned workers_;
+    };
+
+    [[nodiscard]] std::vector<prefault::PlacedRange> place(std::span<const GuestRange> ranges) const;
+    /// The nodes that hold memory, in ascending order.
+    [[nodiscard]] std::vector<unsigned> used_nodes() const;
+
+    prefault::NumaPolicy policy_;
+    prefault::NumaTopology topology_;
+    std::optional<prefault::HugePageReservation> reservation_; ///< given back when the memory is gone
+    GuestMemory memory_;
+    PageRelease release_;
+    std::vector<prefault::PlacedRange> placement_;
+    std::vector<prefault::PlacedRange> new_placement_; ///< of the region that map() made last
+    std::map<unsigned, prefault::CpuList> node_cpus_;
+    prefault::PinnedMemory pins_;
+};
+
+} // namespace vmm

@@ -1,0 +1,34 @@
+#include "vmm/machine/memory_map.hpp"
+
+#include <algorithm>
+
+namespace vmm::memory_map {
+
+std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes) {
+    const std::uint64_t hole_start = to_integer(kHole.base);
+    std::vector<GuestRange> layout{{GuestAddress{0}, std::min(memory_bytes, hole_start)}};
+    if (memory_bytes > hole_start) {
+        layout.push_back({kHole.end(), memory_bytes - hole_start});
+    }
+    return layout;
+}
+
+std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes) {
+    using loader::MemoryKind;
+    std::vector<loader::MemoryMapEntry> map{{kLowRam, MemoryKind::ram}};
+    const std::uint64_t high_start = to_integer(kHighRamStart);
+    map.push_back({{kLowRam.end(), high_start - to_integer(kLowRam.end())}, MemoryKind::reserved});
+    for (const GuestRange& ram : ram_layout(memory_bytes)) {
+        const std::uint64_t start = std::max(to_integer(ram.base), high_start);
+        if (start < to_integer(ram.end())) {
+            map.push_back({{GuestAddress{start}, to_integer(ram.end()) - start}, MemoryKind::ram});
+        }
+    }
+    return map;
+}
+
+std::uint64_t address_space_bytes(std::uint64_t memory_bytes) {
+    return std::max(to_integer(kHole.end()), to_integer(ram_layout(memory_bytes).back().end()));
+}
+
+} // namespace vmm::memory_map

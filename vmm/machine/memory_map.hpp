@@ -1,0 +1,78 @@
+// The one table of guest-physical addresses, I/O ports, interrupt lines and memslots.
+//
+//   0x0000'0000   RAM                   boot information, see below
+//   0x0009'fc00   reserved              what a PC keeps for BIOS data and video; backed by memory all the same
+//   0x000c'0000   reserved              the device tree
+//   0x000e'0000   reserved              ACPI tables, where guests that scan for them look
+//   0x000f'fff0   reserved              the reset vector's stand-in
+//   0x0010'0000   RAM                   up to 3 GiB
+//   0xc000'0000   hole                  devices and KVM's own pages; begins on a 1 GiB boundary so that RAM below it
+//                                       can be mapped in 1 GiB pages
+//   0x1'0000'0000 RAM                   the rest
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "kvm/host/guest_address.hpp"
+#include "loader/memory_map_entry.hpp"
+
+namespace vmm::memory_map {
+
+// Boot information, in RAM below 1 MiB.
+inline constexpr GuestAddress kGdt{0x500};
+inline constexpr GuestAddress kBootPageTables{0x1000};
+inline constexpr GuestAddress kZeroPage{0x7000};
+inline constexpr GuestRange kStartInfo{GuestAddress{0x8000}, 0x1000};
+inline constexpr GuestRange kCommandLine{GuestAddress{0x10000}, 0x10000};
+inline constexpr GuestRange kLowRam{GuestAddress{0}, 0x9fc00};
+inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x20000}; ///< with what the boot protocol puts before it
+inline constexpr GuestRange kAcpiTables{GuestAddress{0xe0000}, 0x1f000};
+inline constexpr GuestAddress kHighRamStart{0x100000};
+
+// The hole below 4 GiB.
+inline constexpr GuestRange kHole{GuestAddress{3 * kGiB}, kGiB};
+inline constexpr GuestRange kScratchWindow{GuestAddress{0xe0000000}, 256 * kMiB};
+inline constexpr GuestRange kVirtioWindow{GuestAddress{0xd0000000}, 0x20000}; ///< one page of registers a device
+inline constexpr GuestAddress kPowerRegisters{0xd0020000};                    ///< those of kAcpiPowerPort, once more
+inline constexpr GuestAddress kIoApic{0xfec00000};
+inline constexpr GuestAddress kLocalApic{0xfee00000};
+inline constexpr GuestAddress kRealModePages{0xfeffc000}; ///< four pages for KVM, see kvm::Vm::reserve_real_mode_pages
+
+// I/O ports. KVM itself answers for the PICs (0x20, 0xa0, 0x4d0), the PIT (0x40-0x43) and the speaker (0x61).
+inline constexpr std::uint16_t kI8042Port = 0x60;
+inline constexpr std::uint16_t kRtcPort = 0x70;
+inline constexpr std::uint16_t kSystemControlPort = 0x92;
+inline constexpr std::uint16_t kCom1Port = 0x3f8;
+inline constexpr std::uint16_t kAcpiPowerPort = 0x600;
+inline constexpr std::uint16_t kResetControlPorts = 0xcf8; ///< the register itself is at 0xcf9
+
+// Interrupt lines (GSIs).
+inline constexpr std::uint32_t kCom1Gsi = 4;
+/// One for each virtio device, not shared: they are edge-triggered. What is left of the 24 inputs of the I/O APIC
+/// without those a PC has fixed uses for (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
+inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
+                                                           17, 18, 19, 20, 21, 22, 23, 3};
+
+// Memslots: one for each region of RAM from 0 on, and the scratch slot of the prefault.
+inline constexpr std::uint32_t kScratchMemslot = 16;
+
+/// The most RAM a guest can have: what keeps the scratch slot's page tables within their window.
+inline constexpr std::uint64_t kMaxMemoryBytes = 16 * kTiB;
+
+/// How far above the RAM it starts with a running guest can be given more.
+inline constexpr std::uint64_t kRoomForMoreMemory = 512 * kGiB;
+/// No RAM lies above.
+inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
+
+/// Where `memory_bytes` of RAM go: below the hole, the rest from 4 GiB on.
+[[nodiscard]] std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes);
+
+/// What the guest is told of that memory.
+[[nodiscard]] std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes);
+
+/// The end of the highest RAM, but at least 4 GiB.
+[[nodiscard]] std::uint64_t address_space_bytes(std::uint64_t memory_bytes);
+
+} // namespace vmm::memory_map

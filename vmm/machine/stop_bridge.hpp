@@ -1,0 +1,32 @@
+// From a machine's request to stop to a stop token.
+#pragma once
+
+#include <atomic>
+#include <stop_token>
+#include <thread>
+
+#include "kvm/host/event_fd.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// As long as it lives, a request to stop also requests it of token(). A thread does that, because a request may come
+/// from a signal handler, where a stop source must not be used. Threads: one; the token any.
+class StopBridge {
+  public:
+    /// `request` outlives the bridge. Throws Error where the host cannot make a thread.
+    explicit StopBridge(const StopRequest& request);
+    ~StopBridge();
+    StopBridge(const StopBridge&) = delete;
+    StopBridge& operator=(const StopBridge&) = delete;
+
+    [[nodiscard]] std::stop_token token() const { return source_.get_token(); }
+
+  private:
+    EventFd finished_;
+    std::atomic<bool> is_finished_{false};
+    std::stop_source source_;
+    std::thread watcher_; // last: it uses all of the above
+};
+
+} // namespace vmm

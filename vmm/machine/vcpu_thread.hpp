@@ -1,0 +1,73 @@
+// The thread a real vCPU runs on.
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <latch>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "devices/bus.hpp"
+#include "kvm/vcpu.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "vmm/machine/pause_gate.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// What all vCPU threads of a machine share. The buses are frozen.
+struct VcpuEnvironment {
+    devices::Bus& ports;
+    devices::Bus& mmio;
+    StopRequest& stop;
+    PauseGate& gate;
+    std::latch& start; ///< no vCPU enters the guest before it is open
+};
+
+/// A thread whose signals are blocked from its first instruction on. `whose` goes into the message of the Error that is
+/// thrown where the host cannot make one: "vCPU 3".
+std::thread start_thread(std::string_view whose, std::function<void()> body);
+
+/// Runs a vCPU from construction until a stop is requested: by the guest, by somebody else, or by this thread because
+/// its vCPU failed. join() before reading how it ended. Destruction kicks and joins, so it must be preceded by a
+/// request to stop.
+///
+/// Threads: kick() any; the rest the one that made it.
+class VcpuThread {
+  public:
+    /// `cpus` is where it runs; empty: where the process may.
+    VcpuThread(kvm::Vcpu& vcpu, prefault::CpuList cpus, const VcpuEnvironment& environment);
+    ~VcpuThread();
+    VcpuThread(const VcpuThread&) = delete;
+    VcpuThread& operator=(const VcpuThread&) = delete;
+
+    /// Takes the vCPU out of the guest. Not after join().
+    void kick() noexcept;
+    void join();
+
+    /// When the vCPU entered the guest for the first time; nothing if it never did. After join().
+    [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> first_entry() const noexcept {
+        return first_entry_;
+    }
+    /// Why the vCPU crashed; empty if it did not. After join().
+    [[nodiscard]] const std::string& crash() const noexcept { return crash_; }
+    /// A failure of the host's that ended the thread; null if there was none. After join().
+    [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
+
+  private:
+    void body() noexcept;
+    void run_until_stopped();
+
+    kvm::Vcpu& vcpu_;
+    prefault::CpuList cpus_;
+    VcpuEnvironment environment_;
+    std::optional<std::chrono::steady_clock::time_point> first_entry_;
+    std::string crash_;
+    std::exception_ptr failure_;
+    std::thread thread_; // last: it uses all of the above
+};
+
+} // namespace vmm

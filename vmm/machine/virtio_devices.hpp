@@ -1,0 +1,111 @@
+// The virtio devices of a machine: which there are, where they lie, and what connects them to KVM and to their threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "devices/bus.hpp"
+#include "devices/character_port.hpp"
+#include "devices/virtio/balloon.hpp"
+#include "devices/virtio/console.hpp"
+#include "devices/virtio/device.hpp"
+#include "devices/virtio/mmio_transport.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "loader/hardware.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/irqfd_line.hpp"
+#include "vmm/machine/virtio_thread.hpp"
+#include "vmm/network/kept_frames.hpp"
+#include "vmm/network/user_network.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// What devices ask of the machine, on their own threads, once its guest runs.
+struct DeviceServices {
+    std::function<std::vector<std::span<std::byte>>()> pinned_memory; ///< guest memory that is pinned in place
+    std::function<void(const std::string&)> warn;                     ///< the user
+    devices::CharacterPort::Callbacks console;                        ///< on the console's thread
+};
+
+/// How many virtio devices the guest of `config` has.
+[[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;
+
+struct VirtioSet {
+    std::vector<std::unique_ptr<devices::virtio::Device>> devices;
+    devices::virtio::Console* console = nullptr; ///< one of them, if there is one
+    devices::virtio::Balloon* balloon = nullptr; ///< likewise
+    /// The programs that some of them stand on. They outlive the devices, which ask them for their last words.
+    std::vector<std::unique_ptr<UserNetwork>> networks;
+    /// What such a network keeps from the host, in the order of `networks`; null where it keeps nothing.
+    std::vector<std::shared_ptr<KeptFrames>> kept_frames;
+};
+
+/// Opens what the devices of `config` stand on (images, taps), or starts it. Throws Error: one of them cannot be had.
+[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services);
+
+/// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
+///
+/// Threads: the one that made it, but for what is on the bus.
+class VirtioDevices {
+  public:
+    /// At most memory_map::kVirtioGsis.size() of them. After kvm::Vm::create_irqchip(). `vm` and `memory` outlive it.
+    /// Throws Error.
+    VirtioDevices(kvm::Vm& vm, const GuestMemory& memory,
+                  std::vector<std::unique_ptr<devices::virtio::Device>> devices);
+
+    /// Puts every device's registers on the bus, which outlives its use. Throws Error.
+    void attach_to(devices::Bus& mmio);
+    /// Where the guest finds them.
+    [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
+
+    /// Starts the devices' threads, before the first vCPU runs. Throws Error.
+    void start(StopRequest& stop);
+    /// Ends them, when no vCPU runs any more; waits for the devices' work with the host, but not for ever: see
+    /// has_left_work(). Rethrows the failure of the first that failed. Throws Error where a reset took longer than a
+    /// driver waits: the machine was stopped for it.
+    void join();
+
+    /// As join(), for when something else has failed already.
+    void abandon() noexcept;
+
+    /// After join() or abandon(): whether the host still works for a device, and writes to guest memory. Then neither
+    /// this nor anything that it was made from may ever be destroyed.
+    [[nodiscard]] bool has_left_work() const noexcept { return !left_.empty(); }
+
+    /// A line for each device whose driver broke a rule, or whose work with the host does not end.
+    [[nodiscard]] std::vector<std::string> failures() const;
+
+  private:
+    [[nodiscard]] std::exception_ptr end_threads() noexcept;
+
+    struct Slot {
+        Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<devices::virtio::Device> owned, GuestRange window,
+             std::uint32_t interrupt);
+
+        std::unique_ptr<devices::virtio::Device> device;
+        GuestRange registers;
+        std::uint32_t gsi;
+        IrqfdLine line;
+        EventFd work;
+        std::deque<EventFd> doorbells;
+        std::atomic<StopRequest*> stop{nullptr}; ///< from start() on, before the guest runs
+        std::atomic<bool> is_overdue{false};     ///< the device was not done when the patience with a reset ended
+        devices::virtio::MmioTransport transport;
+    };
+
+    std::deque<Slot> slots_;
+    std::vector<std::string> left_;    ///< the names of the devices whose work goes on
+    std::deque<VirtioThread> threads_; // last: they use the slots
+};
+
+} // namespace vmm

@@ -1,0 +1,177 @@
+#include "vmm/machine/virtio_thread.hpp"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "vmm/machine/vcpu_thread.hpp"
+
+namespace vmm {
+
+using devices::virtio::MmioTransport;
+using devices::virtio::Source;
+
+VirtioThread::VirtioThread(const Wiring& wiring)
+    : wiring_(wiring), thread_(start_thread(wiring.device.identity().name, [this] { body(); })) {}
+
+VirtioThread::~VirtioThread() {
+    join();
+}
+
+void VirtioThread::end() noexcept {
+    quitting_ = true;
+    quit_.signal();
+}
+
+void VirtioThread::join() noexcept {
+    if (thread_.joinable()) {
+        end();
+        thread_.join();
+    }
+}
+
+bool VirtioThread::join_until(std::chrono::steady_clock::time_point deadline) noexcept {
+    if (!thread_.joinable()) {
+        return true;
+    }
+    end();
+    if (!ended_.try_acquire_until(deadline)) {
+        return false;
+    }
+    thread_.join();
+    return true;
+}
+
+void VirtioThread::body() noexcept {
+    try {
+        ::pthread_setname_np(::pthread_self(), wiring_.device.identity().name.c_str());
+        [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
+        watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
+            wiring_.work.clear();
+            serve_transport();
+        }) && watched;
+        for (std::size_t index = 0; index < wiring_.doorbells.size(); ++index) {
+            watched = loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
+                wiring_.doorbells[index].clear();
+                if (active_ && !quitting_) {
+                    wiring_.device.doorbell(static_cast<std::uint16_t>(index));
+                }
+            }) && watched;
+        }
+        assert(watched);
+        while (!quitting_) {
+            watch_sources();
+            loop_.run_once(-1);
+            serve_resets_first();
+            finish_resets();
+        }
+    } catch (...) {
+        failure_ = std::current_exception();
+        wiring_.stop.request_for_failure();
+    }
+    drain();
+    ended_.release();
+}
+
+void VirtioThread::watch_sources() {
+    std::vector<Source> wanted = wiring_.device.sources();
+    if (wanted == watched_) {
+        return;
+    }
+    for (const Source& source : watched_) {
+        loop_.unwatch(source.fd);
+    }
+    watched_.clear();
+    for (const Source& source : wanted) {
+        [[maybe_unused]] const bool pollable =
+            loop_.watch(source.fd, source.events, [this, fd = source.fd](std::uint32_t events) {
+                if (!quitting_ || draining_) {
+                    wiring_.device.ready(fd, events);
+                }
+            });
+        assert(pollable); // Device::sources() promises it.
+        watched_.push_back(source);
+    }
+}
+
+/// A device with many descriptors may have more of them ready than the loop takes at once: the driver's reset is not to
+/// wait for all of them.
+void VirtioThread::serve_resets_first() {
+    constexpr std::size_t kFew = 8;
+    if (watched_.size() <= kFew || quitting_) {
+        return;
+    }
+    pollfd work{wiring_.work.fd(), POLLIN, 0};
+    if (::poll(&work, 1, 0) == 1) {
+        wiring_.work.clear();
+        serve_transport();
+    }
+}
+
+void VirtioThread::serve_transport() {
+    MmioTransport::Work work = wiring_.transport.take_work();
+    if (work.reset) {
+        if (active_) {
+            wiring_.device.stop();
+        }
+        resetting_ = true;
+        resetting_queues_.clear();
+        finish_resets();
+    }
+    if (work.activation) {
+        active_ = true;
+        wiring_.device.activate(*std::move(work.activation), wiring_.transport);
+    }
+    for (const std::uint16_t index : work.queue_resets) {
+        wiring_.device.stop_queue(index);
+        resetting_queues_.push_back(index);
+    }
+    for (auto& [index, queue] : work.restarts) {
+        wiring_.device.restart_queue(index, std::move(queue));
+    }
+}
+
+void VirtioThread::finish_resets() {
+    if (resetting_ && (!active_ || wiring_.device.is_idle())) {
+        resetting_ = false;
+        active_ = false;
+        wiring_.transport.finish_reset();
+    }
+    const auto idle = [this](std::uint16_t index) {
+        if (!wiring_.device.is_queue_idle(index)) {
+            return false;
+        }
+        wiring_.transport.finish_queue_reset(index);
+        return true;
+    };
+    resetting_queues_.erase(std::remove_if(resetting_queues_.begin(), resetting_queues_.end(), idle),
+                            resetting_queues_.end());
+}
+
+/// The machine has ended, or ends because of a failure: nothing is asked of it any more.
+void VirtioThread::drain() noexcept {
+    try {
+        if (!active_) {
+            return;
+        }
+        if (!resetting_) {
+            wiring_.device.stop();
+        }
+        draining_ = true;
+        loop_.unwatch(quit_.fd()); // It stays readable.
+        while (!wiring_.device.is_idle()) {
+            watch_sources();
+            loop_.run_once(-1);
+        }
+    } catch (...) {
+        if (!failure_) {
+            failure_ = std::current_exception();
+        }
+    }
+}
+
+} // namespace vmm

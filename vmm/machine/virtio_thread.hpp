@@ -1,0 +1,76 @@
+// The thread a virtio device runs on.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <semaphore>
+#include <thread>
+#include <vector>
+
+#include "devices/virtio/device.hpp"
+#include "devices/virtio/mmio_transport.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "vmm/machine/event_loop.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// Drives one device from construction until it is destroyed: doorbells, what the driver negotiates, and the device's
+/// own descriptors. Nothing is shared with the threads of other devices. However much the guest asks for, join() waits
+/// for the turn that is under way and no other one, and a reset for those that the thread has been told of already.
+///
+/// Threads: the one that made it.
+class VirtioThread {
+  public:
+    /// How the device is reached. All of it outlives the thread.
+    struct Wiring {
+        devices::virtio::Device& device;
+        devices::virtio::MmioTransport& transport;
+        std::deque<EventFd>& doorbells; ///< by queue
+        EventFd& work;                  ///< MmioTransport::Hooks::work
+        StopRequest& stop;              ///< for a failure of the host's
+    };
+
+    /// Throws Error where the host cannot make one.
+    explicit VirtioThread(const Wiring& wiring);
+    /// Waits for the device's work with the host. Once no vCPU runs any more.
+    ~VirtioThread();
+    VirtioThread(const VirtioThread&) = delete;
+    VirtioThread& operator=(const VirtioThread&) = delete;
+
+    /// No turn begins any more; what the device has with the host is still waited for. Threads: any.
+    void end() noexcept;
+    /// As destruction does.
+    void join() noexcept;
+    /// As join(), but no longer than until `deadline`. False where the device still has work with the host then: its
+    /// thread goes on, and with it everything that it uses has to stay where it is.
+    [[nodiscard]] bool join_until(std::chrono::steady_clock::time_point deadline) noexcept;
+    /// A failure of the host's that ended the thread; null if there was none. After join().
+    [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
+
+  private:
+    void body() noexcept;
+    void serve_resets_first();
+    void watch_sources();
+    void serve_transport();
+    void finish_resets();
+    void drain() noexcept;
+
+    Wiring wiring_;
+    EventFd quit_;
+    std::atomic<bool> quitting_ = false; ///< no turn begins any more, unless it ends what is with the host
+    bool draining_ = false;
+    EventLoop loop_;
+    std::vector<devices::virtio::Source> watched_;
+    bool active_ = false;
+    bool resetting_ = false;
+    std::vector<std::uint16_t> resetting_queues_;
+    std::exception_ptr failure_;
+    std::binary_semaphore ended_{0}; ///< the thread has nothing more to do
+    std::thread thread_;             // last: it uses all of the above
+};
+
+} // namespace vmm

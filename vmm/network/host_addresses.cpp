@@ -1,0 +1,246 @@
+#include "vmm/network/host_addresses.hpp"
+
+#include <arpa/inet.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+
+namespace vmm {
+
+namespace {
+
+constexpr std::chrono::seconds kWithoutNews{1};
+/// How many notifications are looked at before the rest counts as a change.
+constexpr int kMostNews = 64;
+/// How often a table is read that changes meanwhile.
+constexpr int kMostAttempts = 8;
+
+#ifndef NETLINK_GET_STRICT_CHK
+#define NETLINK_GET_STRICT_CHK 12
+#endif
+
+UniqueFd open_netlink(std::uint32_t groups) {
+    UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE));
+    sockaddr_nl address{};
+    address.nl_family = AF_NETLINK;
+    address.nl_groups = groups;
+    // The socket API takes every kind of address as a sockaddr; the size says which it is.
+    if (fd && ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+        const int error = errno;
+        fd.reset();
+        errno = error;
+    }
+    return fd;
+}
+
+std::uint32_t mask_of(unsigned bits) noexcept {
+    return bits == 0 ? 0 : ~std::uint32_t{0} << (32 - std::min(bits, 32U));
+}
+
+bool is_delivered_here(std::uint8_t route_type) noexcept {
+    return route_type == RTN_LOCAL || route_type == RTN_BROADCAST || route_type == RTN_ANYCAST;
+}
+
+/// The messages of one datagram of the kernel's, each as its type and what follows its header.
+template <typename Take>
+void for_each_message(std::span<const std::byte> bytes, Take take) {
+    while (bytes.size() >= sizeof(nlmsghdr)) {
+        nlmsghdr header{};
+        std::memcpy(&header, bytes.data(), sizeof(header));
+        if (header.nlmsg_len < sizeof(header) || header.nlmsg_len > bytes.size()) {
+            return;
+        }
+        take(header, bytes.first(header.nlmsg_len).subspan(sizeof(header)));
+        bytes = bytes.subspan(std::min<std::size_t>(NLMSG_ALIGN(header.nlmsg_len), bytes.size()));
+    }
+}
+
+/// The attributes of a message, each as its type and content.
+template <typename Take>
+void for_each_attribute(std::span<const std::byte> bytes, Take take) {
+    while (bytes.size() >= sizeof(rtattr)) {
+        rtattr header{};
+        std::memcpy(&header, bytes.data(), sizeof(header));
+        if (header.rta_len < sizeof(header) || header.rta_len > bytes.size()) {
+            return;
+        }
+        take(header.rta_type, bytes.first(header.rta_len).subspan(sizeof(header)));
+        bytes = bytes.subspan(std::min<std::size_t>(RTA_ALIGN(header.rta_len), bytes.size()));
+    }
+}
+
+template <typename Value>
+bool load(std::span<const std::byte> bytes, Value& value) noexcept {
+    if (bytes.size() < sizeof(value)) {
+        return false;
+    }
+    std::memcpy(&value, bytes.data(), sizeof(value));
+    return true;
+}
+
+std::uint32_t address_in(std::span<const std::byte> bytes) noexcept {
+    std::uint32_t address = 0;
+    static_cast<void>(load(bytes, address));
+    return ntohl(address);
+}
+
+} // namespace
+
+HostAddresses::HostAddresses()
+    : queries_(open_netlink(0)), changes_(open_netlink(RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE)) {
+    int error = queries_ ? 0 : errno;
+    if (queries_) {
+        const int on = 1; // So that it sends local routes only, however many others there are. Older kernels send all.
+        static_cast<void>(::setsockopt(queries_.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof(on)));
+        error = read_all();
+    }
+    if (error != 0) {
+        throw_errno(error, "find out the host's own addresses, from which a guest of --net user is kept",
+                    error == EMFILE || error == ENFILE
+                        ? "raise the limit on open files: `ulimit -n`"
+                        : "the word host-loopback lets the guest reach them, and needs none of this");
+    }
+}
+
+bool HostAddresses::contains(std::uint32_t address) {
+    if (has_changed()) {
+        stale_ = read_all() != 0; // Then the ones before count, and the next call tries again.
+    }
+    return std::any_of(prefixes_.begin(), prefixes_.end(),
+                       [address](const Prefix& prefix) { return (address & prefix.mask) == prefix.address; });
+}
+
+bool HostAddresses::has_changed() {
+    if (!changes_) {
+        return stale_ || std::chrono::steady_clock::now() - read_at_ >= kWithoutNews;
+    }
+    bool changed = stale_;
+    std::array<std::byte, 8192> buffer;
+    for (int news = 0; news < kMostNews; ++news) {
+        const ssize_t count = ::recv(changes_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+        if (count < 0 && errno != ENOBUFS && errno != EINTR) {
+            return changed;
+        }
+        if (count < 0) { // Some were lost, perhaps.
+            changed = true;
+            continue;
+        }
+        for_each_message(std::span(buffer).first(static_cast<std::size_t>(count)),
+                         [&](const nlmsghdr& header, std::span<const std::byte> body) {
+                             rtmsg route{};
+                             const bool is_route =
+                                 header.nlmsg_type == RTM_NEWROUTE || header.nlmsg_type == RTM_DELROUTE;
+                             changed = changed || !is_route || !load(body, route) || is_delivered_here(route.rtm_type);
+                         });
+    }
+    return true;
+}
+
+int HostAddresses::read_all() {
+    std::vector<Prefix> prefixes;
+    int error = dump(RTM_GETADDR, RTN_UNSPEC, prefixes);
+    for (const std::uint8_t type : {RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST}) {
+        error = error != 0 ? error : dump(RTM_GETROUTE, type, prefixes);
+    }
+    if (error == 0) {
+        prefixes_ = std::move(prefixes);
+        read_at_ = std::chrono::steady_clock::now();
+        ++readings_;
+    }
+    return error;
+}
+
+int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes) {
+    std::array<std::byte, 32768> buffer;
+    for (int attempts = 0; attempts < kMostAttempts; ++attempts) {
+        while (::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) > 0) { // What an attempt left.
+        }
+        const int error = dump_once(request, route_type, prefixes, buffer);
+        if (error != EINTR && error != EBUSY) {
+            return error;
+        }
+    }
+    return EAGAIN;
+}
+
+/// EINTR where the table changed under it.
+int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes,
+                             std::span<std::byte> buffer) {
+    struct {
+        nlmsghdr header;
+        union {
+            rtmsg route;
+            ifaddrmsg address;
+        };
+    } query{};
+    query.header.nlmsg_type = request;
+    query.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+    query.header.nlmsg_seq = ++sequence_;
+    if (request == RTM_GETROUTE) {
+        query.header.nlmsg_len = NLMSG_LENGTH(sizeof(rtmsg));
+        query.route.rtm_family = AF_INET;
+        query.route.rtm_type = route_type;
+    } else {
+        query.header.nlmsg_len = NLMSG_LENGTH(sizeof(ifaddrmsg));
+        query.address.ifa_family = AF_INET;
+    }
+    if (::send(queries_.get(), &query, query.header.nlmsg_len, 0) < 0) {
+        return errno;
+    }
+    int result = 0;
+    for (bool done = false; !done;) {
+        // The kernel has the next part ready before this asks for it.
+        const ssize_t count = ::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC);
+        if (count <= 0 || static_cast<std::size_t>(count) > buffer.size()) {
+            return count < 0 ? errno : EMSGSIZE;
+        }
+        for_each_message(buffer.first(static_cast<std::size_t>(count)),
+                         [&](const nlmsghdr& header, std::span<const std::byte> body) {
+                             if (header.nlmsg_seq != sequence_) {
+                                 return;
+                             }
+                             result = (header.nlmsg_flags & NLM_F_DUMP_INTR) != 0 ? EINTR : result;
+                             done = done || header.nlmsg_type == NLMSG_DONE || header.nlmsg_type == NLMSG_ERROR;
+                             nlmsgerr failure{};
+                             if (header.nlmsg_type == NLMSG_ERROR && load(body, failure)) {
+                                 result = -failure.error;
+                             }
+                             add(header.nlmsg_type, body, prefixes);
+                         });
+    }
+    return result;
+}
+
+void HostAddresses::add(std::uint16_t type, std::span<const std::byte> body, std::vector<Prefix>& prefixes) {
+    rtmsg route{};
+    ifaddrmsg interface {};
+    if (type == RTM_NEWROUTE && load(body, route) && is_delivered_here(route.rtm_type)) {
+        Prefix prefix{0, mask_of(route.rtm_dst_len)};
+        for_each_attribute(body.subspan(sizeof(route)), [&](std::uint16_t attribute, std::span<const std::byte> value) {
+            prefix.address = attribute == RTA_DST ? address_in(value) & prefix.mask : prefix.address;
+        });
+        prefixes.push_back(prefix);
+    } else if (type == RTM_NEWADDR && load(body, interface)) {
+        // Of a point-to-point interface IFA_ADDRESS is the other end's, and IFA_LOCAL is there, too.
+        std::uint32_t own = 0;
+        std::uint32_t other = 0;
+        for_each_attribute(body.subspan(sizeof(interface)),
+                           [&](std::uint16_t attribute, std::span<const std::byte> value) {
+                               own = attribute == IFA_LOCAL ? address_in(value) : own;
+                               other = attribute == IFA_ADDRESS ? address_in(value) : other;
+                           });
+        if (own != 0 || other != 0) {
+            prefixes.push_back({own != 0 ? own : other, mask_of(32)});
+        }
+    }
+}
+
+} // namespace vmm

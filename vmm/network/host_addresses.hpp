@@ -1,0 +1,53 @@
+// The IPv4 addresses at which this host is reached.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kvm/host/unique_fd.hpp"
+
+namespace vmm {
+
+/// What the kernel delivers to the host itself: its own addresses, the broadcast addresses of its networks, and
+/// whatever else its routes call local. It is the kernel's own answer (rtnetlink), of the network namespace this was
+/// made in, and follows what changes later.
+///
+/// Threads: one at a time.
+class HostAddresses {
+  public:
+    /// Throws Error: the kernel does not say.
+    HostAddresses();
+
+    /// `address` as a number, its first byte the highest. No system call but one that looks for changes.
+    [[nodiscard]] bool contains(std::uint32_t address);
+
+    /// How often they were read. For tests.
+    [[nodiscard]] std::size_t readings() const noexcept { return readings_; }
+
+  private:
+    struct Prefix {
+        std::uint32_t address = 0;
+        std::uint32_t mask = 0;
+    };
+
+    [[nodiscard]] bool has_changed();
+    /// Returns 0, or an errno: prefixes_ are then what they were.
+    [[nodiscard]] int read_all();
+    [[nodiscard]] int dump(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes);
+    [[nodiscard]] int dump_once(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes,
+                                std::span<std::byte> buffer);
+    static void add(std::uint16_t type, std::span<const std::byte> body, std::vector<Prefix>& prefixes);
+
+    UniqueFd queries_;
+    UniqueFd changes_; ///< without one they are read again once a second
+    std::vector<Prefix> prefixes_;
+    bool stale_ = false;
+    std::chrono::steady_clock::time_point read_at_;
+    std::uint32_t sequence_ = 0;
+    std::size_t readings_ = 0;
+};
+
+} // namespace vmm

@@ -1,0 +1,171 @@
+#include "vmm/network/user_network.hpp"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <optional>
+#include <sstream>
+
+#include "kvm/host/error.hpp"
+#include "vmm/network/host_addresses.hpp"
+
+namespace vmm {
+
+namespace {
+
+constexpr const char* kProgram = "passt";
+constexpr const char* kTried = "give the guest a network by --net user";
+/// The gateway's. Any would do; without one passt takes that of an interface with a route, which need not be there.
+constexpr const char* kGatewayMac = "52:55:0a:00:02:02";
+/// Nobody. By number: passt looks a name up in /etc/passwd, which need not be there.
+constexpr const char* kNobody = "65534:65534";
+
+std::string search_path() {
+    const char* const path = std::getenv("PATH");
+    return path != nullptr ? path : "/usr/bin:/bin";
+}
+
+/// As execvp() would find it.
+std::optional<std::string> find_program(const std::string& name) {
+    std::istringstream folders(search_path());
+    for (std::string folder; std::getline(folders, folder, ':');) {
+        const std::string file = (folder.empty() ? "." : folder) + "/" + name;
+        if (::access(file.c_str(), X_OK) == 0) {
+            return file;
+        }
+    }
+    return std::nullopt;
+}
+
+std::string program_or_throw() {
+    auto program = find_program(kProgram);
+    if (!program) {
+        throw Error(std::string("cannot ") + kTried + ": the program passt is not in PATH (install the package passt)");
+    }
+    return *std::move(program);
+}
+
+std::string to_string(const PortForward& forward) {
+    return std::string(forward.udp ? "UDP" : "TCP") + " port " + std::to_string(forward.host_port) + " of " +
+           forward.host_address;
+}
+
+/// passt would only say so once the guest runs.
+void check_port(const PortForward& forward) {
+    const int type = forward.udp ? SOCK_DGRAM : SOCK_STREAM;
+    const UniqueFd socket(::socket(AF_INET, type | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(forward.host_port);
+    if (::inet_pton(AF_INET, forward.host_address.c_str(), &address.sin_addr) != 1) {
+        throw Error("cannot forward " + to_string(forward) + " to the guest: that is no IPv4 address");
+    }
+    const int on = 1; // As passt does: connections of the last one that are still being closed do not count.
+    if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
+        ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+        throw_errno(errno, "forward " + to_string(forward) + " to the guest",
+                    {{EADDRINUSE, "another program has it: take another port"},
+                     {EADDRNOTAVAIL, "that is no address of this host"},
+                     {EACCES, "ports below 1024 take root, or as sysctl net.ipv4.ip_unprivileged_port_start says: take "
+                              "another port"},
+                     {EAFNOSUPPORT, "this host has no IPv4"}});
+    }
+}
+
+} // namespace
+
+std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net) {
+    if (net.host_loopback) {
+        return nullptr;
+    }
+    const auto number = [](const char* text) {
+        in_addr address{};
+        static_cast<void>(::inet_pton(AF_INET, text, &address)); // Of ours, and right.
+        return ntohl(address.s_addr);
+    };
+    return std::make_unique<devices::FrameFilter>(
+        devices::FrameFilter::Network{number(user_network::kGateway), number(user_network::kNameServer)},
+        [addresses = std::make_shared<HostAddresses>()](std::uint32_t address) {
+            return addresses->contains(address);
+        });
+}
+
+void check_user_network(const NetConfig& net) {
+    static_cast<void>(program_or_throw());
+    static_cast<void>(make_frame_filter(net));
+    for (const PortForward& forward : net.forwards) {
+        check_port(forward);
+    }
+}
+
+std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool as_root) {
+    std::vector<std::string> words{"--foreground", "--quiet", "--fd", std::to_string(socket)};
+    const auto add = [&words](std::initializer_list<std::string> more) {
+        words.insert(words.end(), more.begin(), more.end());
+    };
+    if (as_root) {
+        add({"--runas", kNobody});
+    }
+    // Addresses of our own, and the loopback interface as the one they are copied from where none is given: so it works
+    // without a route, too, and the guest learns no address of the host's. Its connections go by the host's routes.
+    add({"--ipv4-only", "--address", user_network::kGuestAddress, "--netmask", user_network::kPrefixBits, "--gateway",
+         user_network::kGateway, "--mac-addr", kGatewayMac, "--interface", "lo", "--dns-forward",
+         user_network::kNameServer});
+    if (!net.host_loopback) {
+        add({"--no-map-gw"});
+    }
+    for (const PortForward& forward : net.forwards) {
+        add({forward.udp ? "--udp-ports" : "--tcp-ports", forward.host_address + "/" +
+                                                              std::to_string(forward.host_port) + ":" +
+                                                              std::to_string(forward.guest_port)});
+    }
+    return words;
+}
+
+UserNetwork::UserNetwork(const NetConfig& net) {
+    std::array<int, 2> ends{-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+        throw_errno(errno, kTried);
+    }
+    socket_ = UniqueFd(ends[0]);
+    const UniqueFd theirs(ends[1]);
+    // Neither side ever waits for this one: what does not fit in it is lost.
+    std::array<int, 2> pipe{-1, -1};
+    if (::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
+        throw_errno(errno, kTried);
+    }
+    errors_ = UniqueFd(pipe[0]);
+    const UniqueFd their_errors(pipe[1]);
+
+    ProgramSpec spec;
+    spec.program = program_or_throw();
+    spec.arguments = passt_arguments(net, ChildProcess::kKeptFd, ::geteuid() == 0);
+    spec.arguments.insert(spec.arguments.begin(), kProgram);
+    // passt reads none of it. PATH is for one that is a script.
+    spec.environment = {std::string("PATH=") + search_path()};
+    spec.errors = their_errors.get();
+    spec.kept = theirs.get();
+    process_.emplace(spec, kTried);
+}
+
+std::string UserNetwork::last_words() const {
+    std::string text;
+    std::array<char, 4096> piece{};
+    for (ssize_t count = 0; (count = ::read(errors_.get(), piece.data(), piece.size())) > 0;) {
+        text.append(piece.data(), static_cast<std::size_t>(count));
+    }
+    std::istringstream lines(text);
+    std::string last;
+    for (std::string line; std::getline(lines, line);) {
+        last = line.empty() ? last : line;
+    }
+    return last;
+}
+
+} // namespace vmm

@@ -1,0 +1,45 @@
+// Writing to somebody else's descriptor without ever waiting for it.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "kvm/host/unique_fd.hpp"
+
+namespace vmm {
+
+/// Writes to a descriptor that others share, without changing its flags: O_NONBLOCK belongs to the open file, and
+/// setting it on our standard output would set it for the shell, too. A terminal or pipe is opened a second time; a
+/// socket has a flag for each call; a file never waits. Threads: one.
+class NonblockingOutput {
+  public:
+    /// `fd` is a loan. Never throws: where the second opening is not allowed, short writes after poll() have to do.
+    explicit NonblockingOutput(int fd) noexcept;
+
+    enum class Status {
+        kWritten,    ///< `written` bytes were taken, at least one
+        kWouldBlock, ///< none for now: wait until fd() is writable
+        kClosed,     ///< it was refused, for the reason `error_number`: nobody will ever read this, or the disk is full
+    };
+    struct Result {
+        Status status;
+        std::size_t written;
+        int error_number = 0;
+    };
+    [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
+
+    /// True if write() may wait all the same. It waits for the storage under a file, and for another writer of a
+    /// terminal that we may not open ourselves.
+    [[nodiscard]] bool may_wait() const noexcept { return way_ == Way::kWrite ? !reopened_ : way_ == Way::kPollFirst; }
+
+    /// The descriptor to wait on: one of our own, so that it can be watched beside the one it was made from.
+    [[nodiscard]] int fd() const noexcept { return reopened_ ? reopened_.get() : shared_fd_; }
+
+  private:
+    enum class Way { kWrite, kSend, kPollFirst };
+    int shared_fd_;
+    UniqueFd reopened_;
+    Way way_ = Way::kWrite;
+};
+
+} // namespace vmm
