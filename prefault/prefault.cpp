@@ -6,8 +6,8 @@
 #include <chrono>
 #include <utility>
 
+#include "prefault/host/crew.hpp"
 #include "prefault/host/populate.hpp"
-#include "prefault/work.hpp"
 
 namespace vmm::prefault {
 

@@ -15,10 +15,10 @@
 #include "kvm/host/guest_memory.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/dummy_vcpu.hpp"
+#include "prefault/host/crew.hpp"
 #include "prefault/options.hpp"
 #include "prefault/scratch.hpp"
 #include "prefault/second_level.hpp"
-#include "prefault/work.hpp"
 
 namespace vmm::prefault {
 

@@ -6,8 +6,8 @@
 #include <stop_token>
 
 #include "kvm/host/guest_memory.hpp"
+#include "prefault/host/crew.hpp"
 #include "prefault/host/numa.hpp"
-#include "prefault/work.hpp"
 
 namespace vmm::prefault {
 

@@ -18,8 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "prefault/host/crew.hpp"
 #include "prefault/plan.hpp"
-#include "prefault/work.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "support/host_waiting.hpp"
 #include "support/kvm_command.hpp"

@@ -57,6 +57,20 @@ TEST(IncludeArrows, KvmKnowsNobody) {
     EXPECT_EQ(count_violations("kvm/vm.cpp", "\"devices/bus.hpp\""), 1U);
 }
 
+TEST(IncludeArrows, HostUnderKvmKnowsNobody) {
+    EXPECT_EQ(count_violations("kvm/host/mapping.cpp", "\"kvm/host/error.hpp\""), 0U);
+    EXPECT_EQ(count_violations("kvm/host/mapping.cpp", "\"kvm/vm.hpp\""), 1U);
+    EXPECT_EQ(count_violations("kvm/host/mapping.cpp", "\"kvm/uapi.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, HostSideOfPrefaultMakesNoKvmCall) {
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"prefault/host/numa.hpp\""), 0U);
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"prefault/plan.hpp\""), 0U);
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"kvm/host/mapping.hpp\""), 0U);
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"kvm/vm.hpp\""), 1U);
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"prefault/scratch.hpp\""), 1U);
+}
+
 TEST(IncludeArrows, PrefaultKnowsKvmOnly) {
     EXPECT_EQ(count_violations("prefault/scratch.hpp", "\"kvm/vm.hpp\""), 0U);
     EXPECT_EQ(count_violations("prefault/scratch.hpp", "\"loader/acpi.hpp\""), 1U);

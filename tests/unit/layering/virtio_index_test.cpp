@@ -24,12 +24,10 @@ std::set<std::string> tests_of_devices() {
     static const std::regex test(R"(\nTEST(?:_F|_P)?\(\s*(\w+),\s*(\w+)\s*\))");
     std::set<std::string> names;
     for (const auto& entry :
-         std::filesystem::directory_iterator(std::filesystem::path(VMM_SOURCE_DIR) / "tests/unit")) {
-        if (entry.path().filename().string().starts_with("devices_virtio_")) {
-            const std::string text = content_of(entry.path());
-            for (std::sregex_iterator match(text.begin(), text.end(), test), end; match != end; ++match) {
-                names.insert((*match)[1].str() + "." + (*match)[2].str());
-            }
+         std::filesystem::directory_iterator(std::filesystem::path(VMM_SOURCE_DIR) / "tests/unit/devices/virtio")) {
+        const std::string text = content_of(entry.path());
+        for (std::sregex_iterator match(text.begin(), text.end(), test), end; match != end; ++match) {
+            names.insert((*match)[1].str() + "." + (*match)[2].str());
         }
     }
     return names;

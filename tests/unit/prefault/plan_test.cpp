@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "prefault/work.hpp"
+#include "prefault/host/crew.hpp"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "prefault/work.hpp"
+#include "prefault/host/crew.hpp"
 
 #include <algorithm>
 #include <atomic>
