@@ -62,5 +62,34 @@ mkdir -p "$work/build/vmm/package/include"
 prints "scripts/api-docs prints the name of the first page" "$work/build/api/html/index.html" \
     "$root/scripts/api-docs" "$work/build"
 
+# finds NAME FILE: scripts/lint fails in a tree that has this file besides itself, and names the file.
+finds() {
+    local name=$1 file=$2
+    if output=$("$work/tree/scripts/lint" 2>&1) || [[ $output != *"$file"* ]]; then
+        echo "FAIL $name: scripts/lint printed '$output'"
+        failed=$((failed + 1))
+    else
+        echo "PASS $name"
+        passed=$((passed + 1))
+    fi
+    rm "$work/tree/$file"
+}
+if command -v clang-format >/dev/null && command -v shellcheck >/dev/null; then
+    mkdir -p "$work/tree/scripts"
+    cp "$root/scripts/lint" "$work/tree/scripts"
+    cp "$root/.clang-format" "$work/tree"
+    prints "scripts/lint prints nothing about a tree that is as it should be" "" "$work/tree/scripts/lint"
+    echo 'int  x;' >"$work/tree/spaces.hpp"
+    finds "scripts/lint finds a C++ file that is not formatted" spaces.hpp
+    # shellcheck disable=SC2016 # It is written as it stands.
+    printf '#!/bin/sh\nrm $1\n' >"$work/tree/unquoted"
+    finds "scripts/lint knows a shell script by its first line" unquoted
+    # shellcheck disable=SC2016 # It is written as it stands.
+    printf '# shellcheck shell=bash\nrm $1\n' >"$work/tree/sourced.sh"
+    finds "scripts/lint checks what scripts read in" sourced.sh
+else
+    echo "SKIPPED: scripts/lint needs clang-format and shellcheck"
+fi
+
 echo "$passed passed, $failed failed"
 ((failed == 0))
