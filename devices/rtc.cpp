@@ -137,7 +137,10 @@ Time decode_time(const Memory& memory, Format format) noexcept {
 }
 
 Rtc::State checked(const Rtc::State& state) {
-    if (state.index > kIndexMask || state.offset > kLargestOffset || state.offset < -kLargestOffset) {
+    const bool possible = state.index <= kIndexMask && state.offset <= kLargestOffset &&
+                          state.offset >= -kLargestOffset && (state.memory[kRegisterA] & kUpdateInProgress) == 0 &&
+                          state.memory[kRegisterC] == 0 && state.memory[kRegisterD] == kValidRamAndTime;
+    if (!possible) {
         throw Error("cannot restore rtc: no clock can be in the state saved (the snapshot is damaged)");
     }
     return state;

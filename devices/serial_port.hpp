@@ -33,8 +33,8 @@ class SerialPort final : public Device, public CharacterPort {
     static constexpr std::uint64_t kSize = 8;
     /// The receiver's FIFO, in bytes.
     static constexpr std::size_t kReceiveFifoBytes = 16;
-    /// All that the guest can see, as after a hardware reset. Output not yet taken is no part of it: those bytes have
-    /// left the UART and are the host's to print.
+    /// All that the guest can see; the values here are those after a hardware reset. Output that nobody has taken yet
+    /// is not part of it: those bytes have left the UART, and the host that has them prints them.
     struct State {
         std::uint16_t divisor = 1;    ///< DLM:DLL; 1 is 115,200 baud
         std::uint8_t ier = 0;         ///< bits 0 to 3

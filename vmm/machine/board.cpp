@@ -12,15 +12,15 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
              CustomDevices& custom, StopRequest& stop)
     : com1_line_(vm, memory_map::kCom1Gsi), serial_(com1_line_, std::move(serial_callbacks)),
       i8042_([&stop] { stop.request(ExitReason::kReboot); }),
-      system_control_([&stop] { stop.request(ExitReason::kReboot); }),
-      reset_control_([&stop] { stop.request(ExitReason::kReboot); }),
+      system_control_(devices::system_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }),
+      reset_control_(devices::reset_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }),
       power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {
     ports_.attach(memory_map::kCom1Port, devices::SerialPort::kSize, serial_);
     ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
-    ports_.attach(memory_map::kSystemControlPort, devices::SystemControl::kSize, system_control_);
+    ports_.attach(memory_map::kSystemControlPort, devices::system_control::kLayout.size, system_control_);
     // An embedding program that brings PCI of its own has that port with the others.
-    if (!custom.claims_ports({GuestAddress{memory_map::kResetControlPorts}, devices::ResetControl::kSize})) {
-        ports_.attach(memory_map::kResetControlPorts, devices::ResetControl::kSize, reset_control_);
+    if (!custom.claims_ports({GuestAddress{memory_map::kResetControlPorts}, devices::reset_control::kLayout.size})) {
+        ports_.attach(memory_map::kResetControlPorts, devices::reset_control::kLayout.size, reset_control_);
     }
     ports_.attach(memory_map::kAcpiPowerPort, AcpiPower::kSize, power_);
     ports_.attach(memory_map::kRtcPort, devices::Rtc::kSize, rtc_);

@@ -7,10 +7,9 @@
 #include "devices/acpi_power.hpp"
 #include "devices/bus.hpp"
 #include "devices/i8042.hpp"
-#include "devices/reset_control.hpp"
+#include "devices/reset_register.hpp"
 #include "devices/rtc.hpp"
 #include "devices/serial_port.hpp"
-#include "devices/system_control.hpp"
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
 #include "vmm/machine/custom_devices.hpp"
@@ -44,8 +43,8 @@ class Board {
     IrqfdLine com1_line_;
     devices::SerialPort serial_;
     devices::I8042 i8042_;
-    devices::SystemControl system_control_;
-    devices::ResetControl reset_control_;
+    devices::ResetRegister system_control_;
+    devices::ResetRegister reset_control_;
     devices::AcpiPower power_;
     devices::Rtc rtc_;
     devices::Bus ports_{devices::AddressSpace::kPortIo};

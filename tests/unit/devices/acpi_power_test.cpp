@@ -84,6 +84,14 @@ TEST_F(AcpiPowerTest, StateSurvivesARestore) {
     EXPECT_EQ(restored.state(), device.state());
 }
 
+TEST_F(AcpiPowerTest, GuestThatHasChosenASleepTypeGoesOnWithARestoredDevice) {
+    outb(device, AcpiPower::kSleepControlOffset, sleep_type(AcpiPower::kS5SleepType));
+    AcpiPower restored(callbacks(), device.state());
+    outb(restored, AcpiPower::kSleepControlOffset, inb(restored, AcpiPower::kSleepControlOffset) | kSleepEnable);
+    EXPECT_EQ(power_offs, 1);
+    EXPECT_EQ(resets, 0);
+}
+
 TEST_F(AcpiPowerTest, DamagedStateIsRefused) {
     EXPECT_THROW(AcpiPower(callbacks(), AcpiPower::State{.sleep_type = 8}), Error);
 }

@@ -75,5 +75,15 @@ TEST_F(I8042Test, HostileGuestCanOnlyReset) {
     EXPECT_EQ(I8042::state(), I8042::State{});
 }
 
+TEST_F(I8042Test, RebootingGuestGoesOnWithARestoredController) {
+    inb(device, I8042::kCommandOffset); // It has seen the input buffer empty, and sends the command next.
+    int resets_of_restored = 0;
+    I8042 restored{[&resets_of_restored] { ++resets_of_restored; }, I8042::state()};
+    EXPECT_EQ(inb(restored, I8042::kCommandOffset), inb(device, I8042::kCommandOffset));
+    outb(restored, I8042::kCommandOffset, 0xfe);
+    EXPECT_EQ(resets_of_restored, 1);
+    EXPECT_EQ(resets, 0);
+}
+
 } // namespace
 } // namespace vmm::devices

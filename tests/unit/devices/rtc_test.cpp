@@ -269,6 +269,55 @@ TEST_F(RtcTest, DamagedStateIsRefused) {
     EXPECT_THROW(Rtc{Rtc::State{.offset = std::chrono::microseconds::min()}}, Error);
 }
 
+TEST_F(RtcTest, RegistersThatNoGuestCanWriteAreRefusedInAState) {
+    const auto refused = [this](unsigned index, std::uint8_t value) {
+        Rtc::State state = rtc.state();
+        state.memory[index] = value;
+        EXPECT_THROW(Rtc{state}, Error) << index;
+    };
+    refused(kA, kUpdateInProgress | kNormalA);
+    refused(kC, 0x80);
+    refused(kD, 0x00);
+}
+
+TEST_F(RtcTest, SettingTheClockGoesOnWithARestoredClock) {
+    // The writes of set(), after each of which the guest may be saved. Half of one is that of the index alone.
+    struct Write {
+        std::uint64_t offset;
+        unsigned value;
+    };
+    std::vector<Write> writes;
+    const auto add = [&writes](unsigned index, unsigned value) {
+        writes.push_back({Rtc::kIndexOffset, index});
+        writes.push_back({Rtc::kDataOffset, value});
+    };
+    constexpr Shown kNoonIn2030 = {0x00, 0x00, 0x12, 0x01, 0x01, 0x30, 0x20};
+    add(kB, kSet | k24Hours);
+    add(kA, kDividerReset);
+    for (std::size_t i = 0; i < kNoonIn2030.size(); ++i) {
+        add(kShown[i], kNoonIn2030[i]);
+    }
+    add(kB, k24Hours);
+    add(kA, kNormalA);
+
+    for (std::size_t saved = 0; saved <= writes.size(); ++saved) {
+        Rtc original([this] { return now; });
+        for (std::size_t i = 0; i < saved; ++i) {
+            outb(original, writes[i].offset, writes[i].value);
+        }
+        now += 700ms;
+        Rtc restored(original.state(), [this] { return now; });
+        for (std::size_t i = saved; i < writes.size(); ++i) {
+            outb(original, writes[i].offset, writes[i].value);
+            outb(restored, writes[i].offset, writes[i].value);
+            ASSERT_EQ(inb(restored, Rtc::kDataOffset), inb(original, Rtc::kDataOffset)) << saved << ", then " << i;
+        }
+        ASSERT_EQ(restored.state(), original.state()) << saved;
+        now += 90s;
+        ASSERT_EQ(show(restored), show(original)) << saved;
+    }
+}
+
 TEST_F(RtcTest, HostileGuestLeavesItInAStateThatCanBeRestored) {
     HostileGuest guest(19);
     for (int step = 0; step < 300'000; ++step) {

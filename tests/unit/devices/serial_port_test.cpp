@@ -560,25 +560,61 @@ TEST_F(SerialPortTest, HostileGuestLeavesItInAStateThatCanBeRestored) {
 }
 
 TEST_F(SerialPortTest, RestoredPortGoesOnLikeTheOriginal) {
+    const auto traffic = [](SerialPort& target, HostileGuest& guest) {
+        guest.access(target, SerialPort::kSize);
+        return guest.below(4) == 0 ? feed(target, "typed") : 0;
+    };
     for (std::uint64_t seed = 0; seed < 200; ++seed) {
         HostileGuest before(seed);
         SerialPort original(irq, {}, 64);
         for (int step = 0; step < 100; ++step) {
-            before.access(original, SerialPort::kSize);
+            traffic(original, before);
         }
-        RecordingIrq irq_a;
-        RecordingIrq irq_b;
-        SerialPort a(irq_a, {}, original.state(), 64);
-        SerialPort b(irq_b, {}, original.state(), 64);
-        HostileGuest guest_a(seed + 1000);
-        HostileGuest guest_b(seed + 1000);
+        take(original);
+        irq.take();
+
+        RecordingIrq restored_irq;
+        SerialPort restored(restored_irq, {}, original.state(), 64);
+        HostileGuest guest(seed + 1000);
+        HostileGuest same_guest(seed + 1000);
         for (int step = 0; step < 100; ++step) {
-            guest_a.access(a, SerialPort::kSize);
-            guest_b.access(b, SerialPort::kSize);
-            ASSERT_EQ(a.state(), b.state());
-            ASSERT_EQ(irq_a.pulses(), irq_b.pulses());
+            ASSERT_EQ(traffic(restored, same_guest), traffic(original, guest));
+            ASSERT_EQ(restored.state(), original.state());
+            ASSERT_EQ(restored_irq.pulses(), irq.pulses());
         }
+        EXPECT_EQ(take(restored), take(original));
     }
+}
+
+TEST_F(SerialPortTest, DriverInTheMiddleOfAnInterruptGoesOnWithARestoredPort) {
+    outb(port, kFcr, kFcrEnable | kFcrTrigger8);
+    outb(port, kIer, kIerReceive | kIerTransmit);
+    feed(port, "login");
+    print(port, "ok");
+    EXPECT_EQ(inb(port, kIir), kIirFifo | kIirTimeout);
+    EXPECT_EQ(inb(port, kRbr), unsigned{'l'});
+
+    RecordingIrq restored_irq;
+    SerialPort restored(restored_irq, callbacks(), port.state());
+    EXPECT_EQ(read_all(restored), "ogin");
+    EXPECT_EQ(inb(restored, kIir), kIirFifo | kIirTransmit);
+    EXPECT_EQ(inb(restored, kIir), kIirFifo | kIirNone);
+    print(restored, "!");
+    EXPECT_EQ(restored_irq.take(), 1U);
+    EXPECT_EQ(take(restored), "!");
+    EXPECT_EQ(feed(restored, "12345678"), 8U);
+    EXPECT_EQ(inb(restored, kIir), kIirFifo | kIirReceive);
+}
+
+TEST_F(SerialPortTest, DriverInTheMiddleOfSettingTheSpeedGoesOnWithARestoredPort) {
+    outb(port, kLcr, kLcrDlab | 0x03U);
+    outb(port, kDll, 0x0c);
+
+    SerialPort restored(irq, {}, port.state());
+    outb(restored, kDlm, 0x01);
+    outb(restored, kLcr, 0x03);
+    EXPECT_EQ(restored.state().divisor, 0x010cU);
+    EXPECT_EQ(inb(restored, kIer), 0U);
 }
 
 TEST(SerialPortThreads, EveryByteOfAFloodIsTakenOrCounted) {

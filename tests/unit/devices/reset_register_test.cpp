@@ -1,11 +1,11 @@
 // The ways of a PC to reset itself that are ports of their own: 0x92 and 0xcf9. Such guests stood in HLT for ever.
 
+#include "devices/reset_register.hpp"
+
 #include <gtest/gtest.h>
 
 #include <array>
 
-#include "devices/reset_control.hpp"
-#include "devices/system_control.hpp"
 #include "kvm/host/error.hpp"
 #include "support/devices_guest_access.hpp"
 
@@ -19,56 +19,68 @@ using testing::outb;
 class SystemControlTest : public ::testing::Test {
   protected:
     int resets = 0;
-    SystemControl device{[this] { ++resets; }};
+    ResetRegister device{system_control::kLayout, [this] { ++resets; }};
 };
 
 TEST_F(SystemControlTest, FastResetResetsOnce) {
-    outb(device, 0, inb(device, 0) | SystemControl::kFastReset); // As SeaBIOS and Linux's boot code write it.
+    outb(device, 0, inb(device, 0) | system_control::kFastReset); // As SeaBIOS and Linux's boot code write it.
     EXPECT_EQ(resets, 1);
-    outb(device, 0, SystemControl::kFastReset);
+    outb(device, 0, system_control::kFastReset);
     EXPECT_EQ(resets, 1) << "the bit was set before";
     outb(device, 0, 0);
-    outb(device, 0, SystemControl::kFastReset);
+    outb(device, 0, system_control::kFastReset);
     EXPECT_EQ(resets, 2);
 }
 
 TEST_F(SystemControlTest, A20IsOpenAtFirstAndReadsAsItWasWritten) {
-    EXPECT_EQ(inb(device, 0), SystemControl::kA20);
+    EXPECT_EQ(inb(device, 0), system_control::kA20);
     outb(device, 0, 0);
     EXPECT_EQ(inb(device, 0), 0);
-    outb(device, 0, SystemControl::kA20);
-    EXPECT_EQ(inb(device, 0), SystemControl::kA20);
+    outb(device, 0, system_control::kA20);
+    EXPECT_EQ(inb(device, 0), system_control::kA20);
     EXPECT_EQ(resets, 0);
 }
 
 TEST_F(SystemControlTest, OtherBitsAreZeroAndDoNotReset) {
     outb(device, 0, 0xfe);
-    EXPECT_EQ(inb(device, 0), SystemControl::kA20);
+    EXPECT_EQ(inb(device, 0), system_control::kA20);
     EXPECT_EQ(resets, 0);
 }
 
 TEST_F(SystemControlTest, StateSurvivesARestore) {
     outb(device, 0, 0);
-    SystemControl restored{[] {}, device.state()};
+    ResetRegister restored{system_control::kLayout, [] {}, device.state()};
+    EXPECT_EQ(restored.state(), device.state());
     EXPECT_EQ(inb(restored, 0), 0);
-    EXPECT_THROW(SystemControl([] {}, SystemControl::State{0x10}), Error);
+    EXPECT_THROW(ResetRegister(system_control::kLayout, [] {}, {.value = 0x10}), Error);
+}
+
+TEST_F(SystemControlTest, RestoredAfterAResetItWaitsForTheBitToFall) {
+    outb(device, 0, system_control::kFastReset);
+    int resets_of_restored = 0;
+    ResetRegister restored{system_control::kLayout, [&] { ++resets_of_restored; }, device.state()};
+    outb(restored, 0, system_control::kFastReset);
+    EXPECT_EQ(resets_of_restored, 0);
+    outb(restored, 0, 0);
+    outb(restored, 0, system_control::kFastReset);
+    EXPECT_EQ(resets_of_restored, 1);
 }
 
 TEST_F(SystemControlTest, HostileGuestCanOnlyReset) {
     HostileGuest guest(92);
     for (int step = 0; step < 100'000; ++step) {
-        guest.access(device, SystemControl::kSize);
+        guest.access(device, system_control::kLayout.size);
     }
-    EXPECT_EQ(inb(device, 0) & ~(SystemControl::kA20 | SystemControl::kFastReset), 0);
+    EXPECT_EQ(inb(device, 0) & ~(system_control::kA20 | system_control::kFastReset), 0);
 }
 
 class ResetControlTest : public ::testing::Test {
   protected:
-    void write(unsigned value) { outb(device, ResetControl::kRegisterOffset, value); }
-    unsigned read() { return inb(device, ResetControl::kRegisterOffset); }
+    void write(unsigned value) { outb(device, reset_control::kLayout.offset, value); }
+    unsigned read() { return inb(device, reset_control::kLayout.offset); }
 
     int resets = 0;
-    ResetControl device{[this] { ++resets; }};
+    ResetRegister device{reset_control::kLayout, [this] { ++resets; }};
 };
 
 // Linux, native_machine_emergency_restart(): BOOT_CF9_FORCE.
@@ -122,15 +134,25 @@ TEST_F(ResetControlTest, PortsAroundItAreNotItsOwn) {
 
 TEST_F(ResetControlTest, StateSurvivesARestore) {
     write(0x0a);
-    ResetControl restored{[] {}, device.state()};
-    EXPECT_EQ(inb(restored, ResetControl::kRegisterOffset), 0x0a);
-    EXPECT_THROW(ResetControl([] {}, ResetControl::State{0x01}), Error);
+    ResetRegister restored{reset_control::kLayout, [] {}, device.state()};
+    EXPECT_EQ(restored.state(), device.state());
+    EXPECT_EQ(inb(restored, reset_control::kLayout.offset), 0x0a);
+    EXPECT_THROW(ResetRegister(reset_control::kLayout, [] {}, {.value = 0x01}), Error);
+}
+
+TEST_F(ResetControlTest, HardResetInTwoStepsGoesOnWithARestoredRegister) {
+    write(0x02);
+    int resets_of_restored = 0;
+    ResetRegister restored{reset_control::kLayout, [&] { ++resets_of_restored; }, device.state()};
+    outb(restored, reset_control::kLayout.offset, 0x06);
+    EXPECT_EQ(resets_of_restored, 1);
+    EXPECT_EQ(resets, 0);
 }
 
 TEST_F(ResetControlTest, HostileGuestCanOnlyReset) {
     HostileGuest guest(0xcf9);
     for (int step = 0; step < 100'000; ++step) {
-        guest.access(device, ResetControl::kSize);
+        guest.access(device, reset_control::kLayout.size);
     }
     EXPECT_EQ(read() & ~0x0eU, 0U);
 }
