@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 #include "kvm/host/guest_memory.hpp"
 
 namespace vmm::devices::virtio {
@@ -91,7 +91,7 @@ void Balloon::tell_target() {
     const std::uint32_t now = target_.load(std::memory_order_relaxed);
     if (now != told_target_) {
         told_target_ = now;
-        transport().change_config(0, std::as_bytes(std::span(&now, 1)));
+        driver().change_config(0, std::as_bytes(std::span(&now, 1)));
     }
 }
 
@@ -118,7 +118,7 @@ void Balloon::serve_queue(std::uint16_t index) {
         working_queue(index)->push(work.chain.head, 0);
         if (progress == Progress::kBroken) {
             broken_ = true;
-            transport().fail("a page of the balloon is no RAM (virtio 1.2, 5.5.6)");
+            driver().fail("a page of the balloon is no RAM (virtio 1.2, 5.5.6)");
         }
     }
     ask_for_another_turn();
@@ -158,7 +158,7 @@ Balloon::Progress Balloon::inflate(Work& work) {
 
 /// Neighbours go together: each call costs the host a flush of what the vCPUs' processors know of the page tables.
 bool Balloon::release_pages(std::span<std::uint32_t> pages) {
-    const GuestMemory& memory = transport().memory();
+    const GuestMemory& memory = driver().memory();
     const auto bytes_of = [&memory](std::uint64_t page, std::uint64_t count) {
         return memory.at({GuestAddress{page * kPageBytes}, count * kPageBytes});
     };
@@ -195,7 +195,7 @@ Balloon::Progress Balloon::release_reported(Work& work) {
             }
             reported_left_ -= now;
             --pieces_left_;
-            if (transport().memory().discard(pages.subspan(offset, now))) {
+            if (driver().memory().discard(pages.subspan(offset, now))) {
                 reported_.fetch_add(now, std::memory_order_relaxed);
             }
             work.done += now;

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 #include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {
@@ -175,14 +175,14 @@ void Block::build_config(const BlockConfig& config) {
 
 // --- The device's life -------------------------------------------------------------------------------------------
 
-void Block::activate(Activation activation, MmioTransport& transport) {
+void Block::activate(Activation activation, DriverLink& driver) {
     assert(is_idle());
     queues_.clear();
     for (std::optional<Queue>& queue : activation.queues) {
         queues_.push_back({std::move(queue)});
     }
     write_through_ = (activation.features & kFlush) == 0;
-    transport_ = &transport;
+    driver_ = &driver;
     moderation_.reset();
     pushed_ = 0;
     pushed_small_ = false;
@@ -206,7 +206,7 @@ std::vector<Source> Block::sources() const {
 }
 
 void Block::doorbell(std::uint16_t index) {
-    if (transport_ != nullptr && !stopping_ && index < queues_.size()) {
+    if (driver_ != nullptr && !stopping_ && index < queues_.size()) {
         serve();
     }
 }
@@ -214,13 +214,13 @@ void Block::doorbell(std::uint16_t index) {
 void Block::ready(int fd, std::uint32_t /*events*/) {
     another_turn_.take(fd);
     alarm_.take(fd);
-    if (transport_ != nullptr) {
+    if (driver_ != nullptr) {
         serve();
     }
 }
 
 void Block::stop() {
-    if (std::exchange(stopping_, true) || transport_ == nullptr) {
+    if (std::exchange(stopping_, true) || driver_ == nullptr) {
         return;
     }
     drop_unwanted();
@@ -350,7 +350,7 @@ unsigned Block::take_all_of(std::uint16_t index) {
         Request& request = *free_.back();
         switch (queue.pop(request.chain)) {
         case Queue::Pop::kBroken:
-            transport_->fail(queue.why());
+            driver_->fail(queue.why());
             failed_ = true;
             return taken;
         case Queue::Pop::kEmpty:
@@ -379,13 +379,13 @@ void Block::notify(Clock::time_point now) {
     if (stopping_) {
         return;
     }
-    bool wanted = false;
-    for (ServedQueue& served : queues_) {
-        wanted = (served.queue && served.queue->wants_interrupt()) || wanted;
+    QueueSet wanted;
+    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+        if (queues_[index].queue && queues_[index].queue->wants_interrupt()) {
+            wanted.add(index);
+        }
     }
-    if (wanted) {
-        transport_->notify_driver();
-    }
+    driver_->notify(wanted);
 }
 
 bool Block::reap() {
@@ -416,7 +416,7 @@ void Block::begin(Request& request) {
                                    [](std::span<std::byte> buffer) { return !buffer.empty(); });
     if (last == chain.writable.rend()) { // No byte to say anything in.
         request.status = nullptr;
-        transport_->fail("a request without a writable byte for its status (virtio 1.2, 5.2.6)");
+        driver_->fail("a request without a writable byte for its status (virtio 1.2, 5.2.6)");
         failed_ = true;
         finish(request, Status::kIoError);
         return;

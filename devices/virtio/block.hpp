@@ -56,7 +56,7 @@ class Block final : public Device {
     ~Block() override;
 
     [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) override;
+    void activate(Activation activation, DriverLink& driver) override;
     void doorbell(std::uint16_t index) override;
     [[nodiscard]] std::vector<Source> sources() const override;
     void ready(int fd, std::uint32_t events) override;
@@ -146,8 +146,8 @@ class Block final : public Device {
     DiskImage image_;
     BlockConfig config_;
     AnotherTurn another_turn_;
-    Alarm alarm_;                        ///< for an interrupt that waits
-    MmioTransport* transport_ = nullptr; ///< while it is active
+    Alarm alarm_;                  ///< for an interrupt that waits
+    DriverLink* driver_ = nullptr; ///< while it is active
     bool stopping_ = false;
     bool failed_ = false; ///< a rule was broken: nothing more is taken, and what was taken is given back
     bool write_through_ = false;

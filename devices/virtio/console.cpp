@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -102,7 +102,7 @@ void Console::tell_size() {
     }
     if (now != told_size_) {
         told_size_ = now;
-        transport().change_config(0, bytes_of(now));
+        driver().change_config(0, bytes_of(now));
     }
 }
 

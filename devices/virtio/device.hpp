@@ -12,7 +12,7 @@
 
 namespace vmm::devices::virtio {
 
-class MmioTransport;
+class DriverLink;
 
 /// Feature bits that belong to no type of device (virtio 1.2, chapter 6), as masks.
 inline constexpr std::uint64_t kFeatureIndirectDescriptors = 1ULL << 28;
@@ -34,7 +34,7 @@ enum class DeviceId : std::uint32_t {
 struct Identity {
     DeviceId id{};
     std::string name;                       ///< for messages and threads, at most 15 bytes: "blk0"
-    std::uint64_t features = 0;             ///< offered by the type; the transport adds those above
+    std::uint64_t features = 0;             ///< offered by the type; Negotiation adds those above
     std::vector<std::uint16_t> queue_sizes; ///< the largest of each queue
     std::vector<std::byte> config;          ///< the configuration space as it is at first
     std::vector<std::byte> config_writable; ///< by byte, which bits of it the driver may write; shorter: none
@@ -60,7 +60,7 @@ struct Source {
 /// One virtio device, without its registers. It is a state machine that one thread drives: that thread watches the
 /// doorbells and sources() and calls what they mean. None of these functions blocks, but for short system calls.
 ///
-/// The guest is hostile: a driver that breaks a rule is answered by MmioTransport::fail(), and nothing is thrown for
+/// The guest is hostile: a driver that breaks a rule is answered by DriverLink::fail(), and nothing is thrown for
 /// it. What the host refuses (a disk that is full) is answered to the guest as its type has it.
 ///
 /// Threads: one, but for identity().
@@ -75,9 +75,9 @@ class Device {
 
     [[nodiscard]] virtual const Identity& identity() const noexcept = 0;
 
-    /// The driver is ready. `transport` is where notifications go; it outlives this activation, which ends with
-    /// stop() and is_idle().
-    virtual void activate(Activation activation, MmioTransport& transport) = 0;
+    /// The driver is ready. `driver` is the way to it; it outlives this activation, which ends with stop() and
+    /// is_idle().
+    virtual void activate(Activation activation, DriverLink& driver) = 0;
 
     /// There is something in queue `index`, or was. Also called for queues that do not exist or are not enabled.
     virtual void doorbell(std::uint16_t index) = 0;

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -120,7 +120,7 @@ void Net::look_at_link() {
     }
     told_up_ = false;
     constexpr std::uint16_t kLinkDown = 0;
-    transport().change_config(kStatusOffset, std::as_bytes(std::span(&kLinkDown, 1)));
+    driver().change_config(kStatusOffset, std::as_bytes(std::span(&kLinkDown, 1)));
     ask_for_another_turn(); // A frame that waited for room has to go, too.
     if (link_lost_) {
         std::exchange(link_lost_, {})();
@@ -221,7 +221,7 @@ bool Net::take_buffers(std::size_t bytes) {
         }
         switch (queue.pop(buffers_[buffers_taken_])) {
         case Queue::Pop::kBroken:
-            transport().fail(queue.why());
+            driver().fail(queue.why());
             return false;
         case Queue::Pop::kEmpty:
             return true;

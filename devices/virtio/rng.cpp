@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "devices/virtio/mmio_transport.hpp"
 #include "kvm/host/retry.hpp"
 
 namespace vmm::devices::virtio {

@@ -1,11 +1,11 @@
 #include "devices/virtio/synchronous_device.hpp"
 
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 
 namespace vmm::devices::virtio {
 
-void SynchronousDevice::activate(Activation activation, MmioTransport& transport) {
-    transport_ = &transport;
+void SynchronousDevice::activate(Activation activation, DriverLink& driver) {
+    driver_ = &driver;
     queues_ = std::move(activation.queues);
     begin(activation.features);
     turn();
@@ -28,7 +28,7 @@ void SynchronousDevice::stop() {
     }
     queues_.clear();
     end();
-    transport_ = nullptr;
+    driver_ = nullptr;
 }
 
 void SynchronousDevice::stop_queue(std::uint16_t index) {
@@ -50,13 +50,13 @@ void SynchronousDevice::turn() {
         return;
     }
     serve();
-    bool wanted = false;
-    for (std::optional<Queue>& queue : queues_) { // Each of them: what was pushed before it broke counts, too.
-        wanted = (queue && queue->wants_interrupt()) || wanted;
+    QueueSet wanted;
+    for (std::uint16_t index = 0; index < queues_.size(); ++index) { // What was pushed before it broke counts, too.
+        if (queues_[index] && queues_[index]->wants_interrupt()) {
+            wanted.add(index);
+        }
     }
-    if (wanted) {
-        transport_->notify_driver();
-    }
+    driver_->notify(wanted);
 }
 
 bool SynchronousDevice::has_working_queue(std::uint16_t index) const noexcept {
@@ -77,7 +77,7 @@ bool SynchronousDevice::take(std::uint16_t index, Chain& chain) {
         case Queue::Pop::kChain:
             return true;
         case Queue::Pop::kBroken:
-            transport_->fail(queue->why());
+            driver_->fail(queue->why());
             return false;
         case Queue::Pop::kEmpty:
             break;

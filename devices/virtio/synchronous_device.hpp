@@ -20,7 +20,7 @@ namespace vmm::devices::virtio {
 class SynchronousDevice : public Device {
   public:
     [[nodiscard]] const Identity& identity() const noexcept final { return identity_; }
-    void activate(Activation activation, MmioTransport& transport) final;
+    void activate(Activation activation, DriverLink& driver) final;
     void doorbell(std::uint16_t index) final;
     [[nodiscard]] std::vector<Source> sources() const override { return {another_turn_.source()}; }
     void ready(int fd, std::uint32_t events) final;
@@ -51,9 +51,9 @@ class SynchronousDevice : public Device {
 
     // --- What it does that with -----------------------------------------------------------------------------------
 
-    /// Whether there is a driver. Only then is there a transport().
-    [[nodiscard]] bool is_active() const noexcept { return transport_ != nullptr; }
-    [[nodiscard]] MmioTransport& transport() const noexcept { return *transport_; }
+    /// Whether there is a driver. Only then is there a driver().
+    [[nodiscard]] bool is_active() const noexcept { return driver_ != nullptr; }
+    [[nodiscard]] DriverLink& driver() const noexcept { return *driver_; }
     /// Null where the driver did not enable it, or has broken it.
     [[nodiscard]] Queue* working_queue(std::uint16_t index) noexcept;
     [[nodiscard]] bool has_working_queue(std::uint16_t index) const noexcept;
@@ -68,7 +68,7 @@ class SynchronousDevice : public Device {
 
     const Identity identity_;
     AnotherTurn another_turn_;
-    MmioTransport* transport_ = nullptr;
+    DriverLink* driver_ = nullptr;
     std::vector<std::optional<Queue>> queues_;
 };
 

@@ -19,7 +19,7 @@
 #include <optional>
 #include <string_view>
 
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 #include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {

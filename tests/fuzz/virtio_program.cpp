@@ -71,7 +71,7 @@ class VirtioProgram {
             require(!driver_.is_queue_ready(index), "a queue is ready after a reset");
         }
         require(driver_.read(reg::kInterruptStatus) == 0, "an event outlived the reset");
-        require(pump_.transport().failure().empty(), "a failure outlived the reset");
+        require(pump_.transport().negotiation().failure().empty(), "a failure outlived the reset");
         probe();
         reset();
     }
@@ -334,7 +334,7 @@ class VirtioProgram {
         } else {
             driver_.write(reg::kQueueReady, 0);
         }
-        if (driver_.status() != 0 && !pump_.transport().failure().empty()) {
+        if (driver_.status() != 0 && !pump_.transport().negotiation().failure().empty()) {
             return; // Whatever it is, the device is to be reset.
         }
         if ((choice & 0x40) == 0) {

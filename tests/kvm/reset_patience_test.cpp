@@ -42,7 +42,7 @@ class BusyDevice final : public Device {
         identity_.queue_sizes = {8};
     }
     [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
-    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override { active_ = true; }
+    void activate(devices::virtio::Activation, devices::virtio::DriverLink&) override { active_ = true; }
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<devices::virtio::Source> sources() const override { return {{done_.fd(), EPOLLIN, 0}}; }
     void ready(int, std::uint32_t) override { done_.clear(); }

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "devices/virtio/device.hpp"
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
 #include "devices/virtio/queue.hpp"
 #include "kvm/host/unique_fd.hpp"
 
@@ -61,7 +61,7 @@ class EchoDevice final : public virtio::Device {
         [[maybe_unused]] const auto written = ::write(release_.get(), &one, sizeof(one));
     }
     [[nodiscard]] std::size_t held() const noexcept { return held_.size(); }
-    [[nodiscard]] bool is_active() const noexcept { return transport_ != nullptr; }
+    [[nodiscard]] bool is_active() const noexcept { return driver_ != nullptr; }
     [[nodiscard]] std::uint64_t features() const noexcept { return features_; }
     [[nodiscard]] bool has_queue(std::size_t index) const { return queues_.at(index).has_value(); }
     [[nodiscard]] std::uint64_t answered() const noexcept { return answered_; }
@@ -70,17 +70,17 @@ class EchoDevice final : public virtio::Device {
     // --- virtio::Device ---------------------------------------------------------------------------------------------
 
     [[nodiscard]] const virtio::Identity& identity() const noexcept override { return identity_; }
-    void activate(virtio::Activation activation, virtio::MmioTransport& transport) override {
-        assert(transport_ == nullptr && held_.empty());
+    void activate(virtio::Activation activation, virtio::DriverLink& driver) override {
+        assert(driver_ == nullptr && held_.empty());
         features_ = activation.features;
         queues_ = std::move(activation.queues);
-        transport_ = &transport;
+        driver_ = &driver;
         for (std::size_t index = 0; index < queues_.size(); ++index) {
             doorbell(static_cast<std::uint16_t>(index));
         }
     }
     void doorbell(std::uint16_t index) override {
-        if (transport_ == nullptr || index >= queues_.size() || !queues_[index] || is_stopping(index)) {
+        if (driver_ == nullptr || index >= queues_.size() || !queues_[index] || is_stopping(index)) {
             return;
         }
         virtio::Queue& queue = *queues_[index];
@@ -89,7 +89,7 @@ class EchoDevice final : public virtio::Device {
             queue.suppress_doorbells();
             for (auto popped = queue.pop(chain); popped != virtio::Queue::Pop::kEmpty; popped = queue.pop(chain)) {
                 if (popped == virtio::Queue::Pop::kBroken) {
-                    transport_->fail(queue.why());
+                    driver_->fail(queue.why());
                     return;
                 }
                 if (holds_) {
@@ -100,7 +100,7 @@ class EchoDevice final : public virtio::Device {
             }
         } while (queue.ask_for_doorbell());
         if (queue.wants_interrupt()) {
-            transport_->notify_driver();
+            driver_->notify(virtio::QueueSet::of(index));
         }
     }
     [[nodiscard]] std::vector<virtio::Source> sources() const override { return {{release_.get(), EPOLLIN}}; }
@@ -109,24 +109,24 @@ class EchoDevice final : public virtio::Device {
         [[maybe_unused]] const auto got = ::read(fd, &count, sizeof(count));
         holds_ = false;
         for (const auto& [index, chain] : std::exchange(held_, {})) {
-            if (transport_ != nullptr && !is_stopping(index)) {
+            if (driver_ != nullptr && !is_stopping(index)) {
                 answer(*queues_[index], chain);
             }
         }
         for (std::size_t index = 0; index < queues_.size(); ++index) {
             doorbell(static_cast<std::uint16_t>(index));
-            if (transport_ != nullptr && queues_[index] && !is_stopping(static_cast<std::uint16_t>(index)) &&
+            if (driver_ != nullptr && queues_[index] && !is_stopping(static_cast<std::uint16_t>(index)) &&
                 queues_[index]->wants_interrupt()) {
-                transport_->notify_driver();
+                driver_->notify(virtio::QueueSet::of(static_cast<std::uint16_t>(index)));
             }
         }
     }
     void stop() override {
         ++stops_;
-        transport_ = nullptr;
+        driver_ = nullptr;
         stopping_.clear();
     }
-    [[nodiscard]] bool is_idle() const noexcept override { return transport_ == nullptr && held_.empty(); }
+    [[nodiscard]] bool is_idle() const noexcept override { return driver_ == nullptr && held_.empty(); }
     void stop_queue(std::uint16_t index) override { stopping_.push_back(index); }
     [[nodiscard]] bool is_queue_idle(std::uint16_t index) const noexcept override {
         return std::ranges::none_of(held_, [index](const auto& each) { return each.first == index; });
@@ -161,7 +161,7 @@ class EchoDevice final : public virtio::Device {
 
     virtio::Identity identity_;
     UniqueFd release_;
-    virtio::MmioTransport* transport_ = nullptr; ///< while it is active
+    virtio::DriverLink* driver_ = nullptr; ///< while it is active
     std::uint64_t features_ = 0;
     std::vector<std::optional<virtio::Queue>> queues_;
     std::vector<std::uint16_t> stopping_;

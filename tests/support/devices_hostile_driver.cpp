@@ -679,7 +679,7 @@ const std::vector<HostileCase>& hostile_cases() {
              put_in_flight(a, 4);
              a.send_head(0xffff);
              ASSERT_TRUE(a.rig().reset());
-             EXPECT_EQ(a.rig().transport().failure(), "");
+             EXPECT_EQ(a.rig().transport().negotiation().failure(), "");
          }},
         {"ManyResets", Outcome::kEither,
          [](Attack& a) {
@@ -804,7 +804,7 @@ const std::vector<HostileCase>& hostile_cases() {
          }},
         {"ConfigurationWrittenEverywhere", Outcome::kEither,
          [](Attack& a) {
-             const auto size = a.rig().transport().config().size();
+             const auto size = a.rig().transport().negotiation().config().size();
              for (std::size_t width = 0; width <= 8; ++width) {
                  for (const unsigned value : {0x00U, 0xffU, 0x5aU}) {
                      const std::vector<std::byte> data(width, static_cast<std::byte>(value));
@@ -814,7 +814,7 @@ const std::vector<HostileCase>& hostile_cases() {
                      a.rig().pump().turn();
                  }
              }
-             EXPECT_EQ(a.rig().transport().config().size(), size);
+             EXPECT_EQ(a.rig().transport().negotiation().config().size(), size);
          }},
         {"RegistersAtRandom", Outcome::kEither,
          [](Attack& a) {
@@ -864,10 +864,10 @@ void run_hostile_case(const HostileCase& hostile_case, const HostileTarget& targ
     }
     rig.settle();
     if (hostile_case.outcome == Outcome::kGoesOn) {
-        EXPECT_TRUE(rig.is_alive()) << rig.transport().failure();
+        EXPECT_TRUE(rig.is_alive()) << rig.transport().negotiation().failure();
     } else if (hostile_case.outcome == Outcome::kNeedsReset && target.looks_at_once) {
         EXPECT_TRUE(rig.needs_reset());
-        EXPECT_NE(rig.transport().failure(), "");
+        EXPECT_NE(rig.transport().negotiation().failure(), "");
         EXPECT_EQ(rig.driver().take_interrupts() & kConfigChange, kConfigChange);
     }
     attack.expect_guards_untouched();

@@ -452,7 +452,7 @@ class VirtioPump {
 
   private:
     bool do_work() {
-        virtio::MmioTransport::Work work = transport_.take_work();
+        virtio::Negotiation::Work work = transport_.negotiation().take_work();
         const bool any = work.reset || work.activation || !work.queue_resets.empty() || !work.restarts.empty();
         if (work.reset) {
             device_.stop();
@@ -508,7 +508,7 @@ class VirtioPump {
         bool any = false;
         if (stopping_ && device_.is_idle()) {
             stopping_ = false;
-            transport_.finish_reset();
+            transport_.negotiation().finish_reset();
             any = true;
         }
         any = std::erase_if(stopping_queues_,
@@ -516,7 +516,7 @@ class VirtioPump {
                                 if (!device_.is_queue_idle(index)) {
                                     return false;
                                 }
-                                transport_.finish_queue_reset(index);
+                                transport_.negotiation().finish_queue_reset(index);
                                 return true;
                             }) > 0 ||
               any;

@@ -158,7 +158,8 @@ std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
 void VirtioDevices::start(StopRequest& stop) {
     for (Slot& slot : slots_) {
         slot.stop = &stop;
-        threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport, slot.doorbells, slot.work, stop});
+        threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport.negotiation(), slot.transport,
+                                                   slot.doorbells, slot.work, stop});
     }
 }
 
@@ -206,7 +207,7 @@ void VirtioDevices::join() {
 std::vector<std::string> VirtioDevices::failures() const {
     std::vector<std::string> lines;
     for (const Slot& slot : slots_) {
-        if (const std::string why = slot.transport.failure(); !why.empty()) {
+        if (const std::string why = slot.transport.negotiation().failure(); !why.empty()) {
             lines.push_back(slot.device->identity().name + ": its driver broke a rule: " + why);
         }
     }

@@ -12,7 +12,7 @@
 
 namespace vmm {
 
-using devices::virtio::MmioTransport;
+using devices::virtio::Negotiation;
 using devices::virtio::Source;
 
 VirtioThread::VirtioThread(const Wiring& wiring)
@@ -52,7 +52,7 @@ void VirtioThread::body() noexcept {
         [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();
-            serve_transport();
+            serve_negotiation();
         }) && watched;
         for (std::size_t index = 0; index < wiring_.doorbells.size(); ++index) {
             watched = loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
@@ -108,12 +108,12 @@ void VirtioThread::serve_resets_first() {
     pollfd work{wiring_.work.fd(), POLLIN, 0};
     if (::poll(&work, 1, 0) == 1) {
         wiring_.work.clear();
-        serve_transport();
+        serve_negotiation();
     }
 }
 
-void VirtioThread::serve_transport() {
-    MmioTransport::Work work = wiring_.transport.take_work();
+void VirtioThread::serve_negotiation() {
+    Negotiation::Work work = wiring_.negotiation.take_work();
     if (work.reset) {
         if (active_) {
             wiring_.device.stop();
@@ -124,7 +124,7 @@ void VirtioThread::serve_transport() {
     }
     if (work.activation) {
         active_ = true;
-        wiring_.device.activate(*std::move(work.activation), wiring_.transport);
+        wiring_.device.activate(*std::move(work.activation), wiring_.driver);
     }
     for (const std::uint16_t index : work.queue_resets) {
         wiring_.device.stop_queue(index);
@@ -139,13 +139,13 @@ void VirtioThread::finish_resets() {
     if (resetting_ && (!active_ || wiring_.device.is_idle())) {
         resetting_ = false;
         active_ = false;
-        wiring_.transport.finish_reset();
+        wiring_.negotiation.finish_reset();
     }
     const auto idle = [this](std::uint16_t index) {
         if (!wiring_.device.is_queue_idle(index)) {
             return false;
         }
-        wiring_.transport.finish_queue_reset(index);
+        wiring_.negotiation.finish_queue_reset(index);
         return true;
     };
     resetting_queues_.erase(std::remove_if(resetting_queues_.begin(), resetting_queues_.end(), idle),

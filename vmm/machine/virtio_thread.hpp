@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "devices/virtio/device.hpp"
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/driver_link.hpp"
+#include "devices/virtio/negotiation.hpp"
 #include "kvm/host/event_fd.hpp"
 #include "vmm/machine/event_loop.hpp"
 #include "vmm/stop_request.hpp"
@@ -28,9 +29,10 @@ class VirtioThread {
     /// How the device is reached. All of it outlives the thread.
     struct Wiring {
         devices::virtio::Device& device;
-        devices::virtio::MmioTransport& transport;
+        devices::virtio::Negotiation& negotiation;
+        devices::virtio::DriverLink& driver;
         std::deque<EventFd>& doorbells; ///< by queue
-        EventFd& work;                  ///< MmioTransport::Hooks::work
+        EventFd& work;                  ///< Negotiation::Hooks::work
         StopRequest& stop;              ///< for a failure of the host's
     };
 
@@ -55,7 +57,7 @@ class VirtioThread {
     void body() noexcept;
     void serve_resets_first();
     void watch_sources();
-    void serve_transport();
+    void serve_negotiation();
     void finish_resets();
     void drain() noexcept;
 

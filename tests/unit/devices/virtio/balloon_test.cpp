@@ -161,7 +161,7 @@ TEST_P(BalloonPages, ThatAreNoRamBreakTheRules) {
     rig.settle();
     EXPECT_EQ(rig.queue(kInflate).take_used(), std::nullopt) << "nor another one taken";
     EXPECT_EQ(resident_pages(rig, kPages), 256U) << "nothing of a request that is wrong in part is done";
-    EXPECT_NE(rig.transport().failure().find("balloon"), std::string::npos);
+    EXPECT_NE(rig.transport().negotiation().failure().find("balloon"), std::string::npos);
     ASSERT_TRUE(rig.start());
     EXPECT_TRUE(sends(rig, kInflate, numbers_of(kPages)));
 }

@@ -47,9 +47,9 @@ TEST_P(EchoHostile, IsSurvivedByAQueueOfFewEntries) {
 class SlowEcho final : public virtio::Device {
   public:
     [[nodiscard]] const virtio::Identity& identity() const noexcept override { return echo_.identity(); }
-    void activate(virtio::Activation activation, virtio::MmioTransport& transport) override {
+    void activate(virtio::Activation activation, virtio::DriverLink& driver) override {
         hold();
-        echo_.activate(std::move(activation), transport);
+        echo_.activate(std::move(activation), driver);
         release();
     }
     void doorbell(std::uint16_t index) override {

@@ -52,10 +52,10 @@ class MmioTransportTest : public ::testing::Test {
     }
     void start_and_take() {
         start();
-        ASSERT_TRUE(transport.take_work().activation);
+        ASSERT_TRUE(transport.negotiation().take_work().activation);
         works = 0;
     }
-    static bool is_empty(const MmioTransport::Work& work) {
+    static bool is_empty(const Negotiation::Work& work) {
         return !work.reset && !work.activation && work.queue_resets.empty() && work.restarts.empty();
     }
 
@@ -172,7 +172,7 @@ TEST_F(MmioTransportTest, ADriverComesUpStepByStep) {
     EXPECT_EQ(driver.status(), kRunning);
     EXPECT_EQ(works, 1);
 
-    MmioTransport::Work work = transport.take_work();
+    Negotiation::Work work = transport.negotiation().take_work();
     ASSERT_TRUE(work.activation);
     EXPECT_FALSE(work.reset);
     EXPECT_EQ(work.activation->features, kFeatureVersion1 | EchoDevice::kFeatureB);
@@ -182,14 +182,14 @@ TEST_F(MmioTransportTest, ADriverComesUpStepByStep) {
     EXPECT_EQ(work.activation->queues[1]->state().geometry, geometry(4));
     EXPECT_FALSE(work.activation->queues[1]->state().event_idx);
     EXPECT_FALSE(work.activation->queues[1]->state().indirect);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
 }
 
 TEST_F(MmioTransportTest, QueuesKnowWhatWasNegotiated) {
     negotiate(kFeatureVersion1 | kFeatureEventIdx | kFeatureIndirectDescriptors);
     ASSERT_TRUE(driver.enable_queue(0, geometry()));
     driver.add_status(kStatusDriverOk);
-    const auto activation = transport.take_work().activation;
+    const auto activation = transport.negotiation().take_work().activation;
     ASSERT_TRUE(activation && activation->queues[0]);
     EXPECT_TRUE(activation->queues[0]->state().event_idx);
     EXPECT_TRUE(activation->queues[0]->state().indirect);
@@ -209,7 +209,7 @@ TEST_F(MmioTransportTest, StatusBitsBeforeTheirTimeAreIgnored) {
     EXPECT_EQ(driver.status(), kStatusAcknowledge);
     driver.write(reg::kStatus, kStatusAcknowledge | kStatusDriver | kStatusDriverOk);
     EXPECT_EQ(driver.status(), std::uint32_t{kStatusAcknowledge | kStatusDriver});
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
 }
 
 // 2.1.1: the driver may not clear a bit.
@@ -244,10 +244,10 @@ TEST_F(MmioTransportTest, NothingHappensBeforeDriverOk) {
     negotiate();
     ASSERT_TRUE(driver.enable_queue(0, geometry()));
     driver.ring(0);
-    transport.notify_driver();
+    transport.notify(QueueSet::of(0));
     EXPECT_TRUE(doorbells.empty());
     EXPECT_EQ(works, 0);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
     EXPECT_EQ(irq.pulses(), 0U);
     EXPECT_EQ(driver.read(reg::kInterruptStatus), 0U);
 }
@@ -308,7 +308,7 @@ TEST_F(MmioTransportTest, FeaturesAreFrozenByFeaturesOk) {
     negotiate(kFeatureVersion1);
     driver.set_features(kTransportFeatures | 2);
     driver.add_status(kStatusDriverOk);
-    EXPECT_EQ(transport.take_work().activation->features, kFeatureVersion1);
+    EXPECT_EQ(transport.negotiation().take_work().activation->features, kFeatureVersion1);
 }
 
 // --- Queues ----------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ TEST_F(MmioTransportTest, GeometryIsFrozenWhileTheQueueIsReady) {
     driver.set_geometry(0, {16, GuestAddress{0x100000}, GuestAddress{0x120000}, GuestAddress{0x140000}});
     driver.add_status(kStatusDriverOk);
     driver.set_geometry(0, {4, GuestAddress{0x100000}, GuestAddress{0x120000}, GuestAddress{0x140000}});
-    const auto activation = transport.take_work().activation;
+    const auto activation = transport.negotiation().take_work().activation;
     ASSERT_TRUE(activation && activation->queues[0]);
     EXPECT_EQ(activation->queues[0]->state().geometry, geometry(8));
 }
@@ -395,7 +395,7 @@ TEST_F(MmioTransportTest, AddressesHave64Bits) {
                               GuestAddress{5 * kGiB + 0x2000}};
     ASSERT_TRUE(high_driver.enable_queue(0, where));
     high_driver.add_status(kStatusDriverOk);
-    EXPECT_EQ(high.take_work().activation->queues[0]->state().geometry, where);
+    EXPECT_EQ(high.negotiation().take_work().activation->queues[0]->state().geometry, where);
 }
 
 // 4.2.2.1: "MUST NOT access virtual queue contents when QueueReady is zero".
@@ -404,7 +404,7 @@ TEST_F(MmioTransportTest, AQueueDisabledBeforeItWasTakenIsNotHandedOut) {
     driver.write(reg::kQueueSel, 0);
     driver.write(reg::kQueueReady, 0);
     EXPECT_EQ(driver.read(reg::kQueueReady), 0U);
-    const auto activation = transport.take_work().activation;
+    const auto activation = transport.negotiation().take_work().activation;
     ASSERT_TRUE(activation);
     EXPECT_FALSE(activation->queues[0]);
 }
@@ -412,7 +412,7 @@ TEST_F(MmioTransportTest, AQueueDisabledBeforeItWasTakenIsNotHandedOut) {
 TEST_F(MmioTransportTest, AQueueEnabledBetweenDriverOkAndTakingComesWithTheActivation) {
     start();
     ASSERT_TRUE(driver.enable_queue(1, geometry(4)));
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     ASSERT_TRUE(work.activation);
     EXPECT_TRUE(work.activation->queues[0]);
     EXPECT_TRUE(work.activation->queues[1]);
@@ -423,11 +423,11 @@ TEST_F(MmioTransportTest, AQueueEnabledAfterDriverOkIsARestart) {
     start_and_take();
     ASSERT_TRUE(driver.enable_queue(1, geometry(4)));
     EXPECT_EQ(works, 1);
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     ASSERT_EQ(work.restarts.size(), 1U);
     EXPECT_EQ(work.restarts[0].first, 1);
     EXPECT_EQ(work.restarts[0].second.state().geometry, geometry(4));
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
 }
 
 // 4.2.2.2: to stop using a queue the driver writes 0 to QueueReady and reads it back.
@@ -438,14 +438,14 @@ TEST_F(MmioTransportTest, QueueReadyReads1UntilTheDeviceHasLetGo) {
     EXPECT_EQ(works, 1);
     EXPECT_EQ(driver.read(reg::kQueueReady), 1U);
     EXPECT_EQ(driver.read(reg::kQueueReset), 0U);
-    EXPECT_EQ(transport.take_work().queue_resets, (std::vector<std::uint16_t>{0}));
-    EXPECT_TRUE(is_empty(transport.take_work())) << "told once";
+    EXPECT_EQ(transport.negotiation().take_work().queue_resets, (std::vector<std::uint16_t>{0}));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work())) << "told once";
     EXPECT_EQ(driver.read(reg::kQueueReady), 1U);
-    transport.finish_queue_reset(0);
+    transport.negotiation().finish_queue_reset(0);
     EXPECT_EQ(driver.read(reg::kQueueReady), 0U);
     driver.write(reg::kQueueReady, 1);
     EXPECT_EQ(driver.read(reg::kQueueReady), 1U);
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     ASSERT_EQ(work.restarts.size(), 1U);
     EXPECT_EQ(work.restarts[0].second.state().geometry, geometry()) << "it remains";
 }
@@ -461,9 +461,9 @@ TEST_F(MmioTransportTest, QueueResetReads1WhileItIsUnderWay) {
     driver.write(reg::kQueueReset, 1);
     EXPECT_EQ(works, 1);
     EXPECT_EQ(driver.read(reg::kQueueReset), 1U);
-    EXPECT_EQ(transport.take_work().queue_resets, (std::vector<std::uint16_t>{0}));
+    EXPECT_EQ(transport.negotiation().take_work().queue_resets, (std::vector<std::uint16_t>{0}));
     EXPECT_EQ(driver.read(reg::kQueueReset), 1U);
-    transport.finish_queue_reset(0);
+    transport.negotiation().finish_queue_reset(0);
     EXPECT_EQ(driver.read(reg::kQueueReset), 0U);
     EXPECT_EQ(driver.read(reg::kQueueReady), 0U);
     EXPECT_EQ(driver.status(), kRunning) << "the rest of the device goes on";
@@ -475,12 +475,12 @@ TEST_F(MmioTransportTest, AQueueThatWasResetComesBackFreshWithWhatTheDriverWrote
     start_and_take();
     driver.write(reg::kQueueSel, 0);
     driver.write(reg::kQueueReset, 1);
-    (void)transport.take_work();
-    transport.finish_queue_reset(0);
+    (void)transport.negotiation().take_work();
+    transport.negotiation().finish_queue_reset(0);
     const QueueGeometry other{16, GuestAddress{0x100000}, GuestAddress{0x120000}, GuestAddress{0x140000}};
     ASSERT_TRUE(driver.enable_queue(0, other));
     EXPECT_EQ(driver.read(reg::kQueueReset), 0U);
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     ASSERT_EQ(work.restarts.size(), 1U);
     const Queue::State state = work.restarts[0].second.state();
     EXPECT_EQ(state.geometry, other);
@@ -514,10 +514,10 @@ TEST_F(MmioTransportTest, AQueueIsResetOnceHoweverOftenTheDriverAsks) {
     driver.write(reg::kQueueReset, 1);
     driver.write(reg::kQueueReset, 1);
     EXPECT_EQ(driver.read(reg::kQueueReset), 1U);
-    EXPECT_EQ(transport.take_work().queue_resets.size(), 1U);
+    EXPECT_EQ(transport.negotiation().take_work().queue_resets.size(), 1U);
     driver.write(reg::kQueueReset, 1);
     driver.write(reg::kQueueReady, 0);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
 }
 
 TEST_F(MmioTransportTest, AQueueIsNotEnabledWhileItIsReset) {
@@ -525,10 +525,10 @@ TEST_F(MmioTransportTest, AQueueIsNotEnabledWhileItIsReset) {
     driver.write(reg::kQueueSel, 0);
     driver.write(reg::kQueueReset, 1);
     driver.write(reg::kQueueReady, 1);
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     EXPECT_EQ(work.queue_resets.size(), 1U);
     EXPECT_TRUE(work.restarts.empty());
-    transport.finish_queue_reset(0);
+    transport.negotiation().finish_queue_reset(0);
     EXPECT_FALSE(driver.is_queue_ready(0));
 }
 
@@ -537,7 +537,7 @@ TEST_F(MmioTransportTest, ARestartNotYetTakenIsUndoneByAReset) {
     ASSERT_TRUE(driver.enable_queue(1, geometry(4)));
     driver.write(reg::kQueueReset, 1);
     EXPECT_EQ(driver.read(reg::kQueueReady), 0U);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
 }
 
 // --- Reset of the device -----------------------------------------------------------------------------------------
@@ -557,16 +557,16 @@ TEST_F(MmioTransportTest, BeforeDriverOkAResetIsImmediate) {
 // 4.2.2.1: "Upon reset, the device MUST clear all bits in InterruptStatus and ready bits in the QueueReady register".
 TEST_F(MmioTransportTest, AResetTakesUntilTheDeviceIsDone) {
     start_and_take();
-    transport.notify_driver();
+    transport.notify(QueueSet::of(0));
     driver.write(reg::kStatus, 0);
     EXPECT_EQ(works, 1);
     EXPECT_EQ(driver.status(), kRunning);
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     EXPECT_TRUE(work.reset);
     EXPECT_FALSE(work.activation);
-    EXPECT_TRUE(is_empty(transport.take_work())) << "told once";
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work())) << "told once";
     EXPECT_EQ(driver.status(), kRunning);
-    transport.finish_reset();
+    transport.negotiation().finish_reset();
     EXPECT_EQ(driver.status(), 0U);
     EXPECT_EQ(driver.read(reg::kInterruptStatus), 0U);
     EXPECT_FALSE(driver.is_queue_ready(0));
@@ -576,10 +576,10 @@ TEST_F(MmioTransportTest, AResetTakesUntilTheDeviceIsDone) {
 TEST_F(MmioTransportTest, AnActivationThatWasNotTakenIsGoneAfterAReset) {
     start();
     driver.write(reg::kStatus, 0);
-    EXPECT_TRUE(is_empty(transport.take_work())) << "the device has nothing to stop";
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work())) << "the device has nothing to stop";
     EXPECT_EQ(driver.status(), 0U);
     start();
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     EXPECT_FALSE(work.reset);
     EXPECT_TRUE(work.activation);
 }
@@ -589,7 +589,7 @@ TEST_F(MmioTransportTest, WhatIsWrittenDuringAResetIsIgnored) {
     driver.write(reg::kStatus, 0);
     for (const bool taken : {false, true}) {
         if (taken) {
-            ASSERT_TRUE(transport.take_work().reset);
+            ASSERT_TRUE(transport.negotiation().take_work().reset);
         }
         driver.set_features(kFeatureVersion1);
         driver.write(reg::kStatus, kStatusAcknowledge);
@@ -603,25 +603,25 @@ TEST_F(MmioTransportTest, WhatIsWrittenDuringAResetIsIgnored) {
         (void)driver.enable_queue(1, geometry(4));
         EXPECT_EQ(driver.status(), kRunning);
     }
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
     EXPECT_TRUE(doorbells.empty());
-    transport.finish_reset();
+    transport.negotiation().finish_reset();
     EXPECT_EQ(driver.status(), 0U);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
     start();
-    EXPECT_TRUE(transport.take_work().activation);
+    EXPECT_TRUE(transport.negotiation().take_work().activation);
 }
 
 TEST_F(MmioTransportTest, AQueueResetUnderWayEndsWithTheDevices) {
     start_and_take();
     driver.write(reg::kQueueSel, 0);
     driver.write(reg::kQueueReset, 1);
-    ASSERT_EQ(transport.take_work().queue_resets.size(), 1U);
+    ASSERT_EQ(transport.negotiation().take_work().queue_resets.size(), 1U);
     driver.write(reg::kStatus, 0);
-    ASSERT_TRUE(transport.take_work().reset);
-    transport.finish_reset();
+    ASSERT_TRUE(transport.negotiation().take_work().reset);
+    transport.negotiation().finish_reset();
     start_and_take();
-    transport.finish_queue_reset(0); // Late, and of the life before.
+    transport.negotiation().finish_queue_reset(0); // Late, and of the life before.
     EXPECT_TRUE(driver.is_queue_ready(0));
 }
 
@@ -630,7 +630,7 @@ TEST_F(MmioTransportTest, AQueueResetNotYetTakenEndsWithTheDevices) {
     driver.write(reg::kQueueSel, 0);
     driver.write(reg::kQueueReset, 1);
     driver.write(reg::kStatus, 0);
-    const MmioTransport::Work work = transport.take_work();
+    const Negotiation::Work work = transport.negotiation().take_work();
     EXPECT_TRUE(work.reset);
     EXPECT_TRUE(work.queue_resets.empty());
 }
@@ -639,11 +639,11 @@ TEST_F(MmioTransportTest, AQueueResetNotYetTakenEndsWithTheDevices) {
 TEST_F(MmioTransportTest, AfterAResetThereAreNoNotifications) {
     start_and_take();
     driver.write(reg::kStatus, 0);
-    transport.notify_driver(); // Harmless: Status does not read 0 yet.
-    ASSERT_TRUE(transport.take_work().reset);
-    transport.finish_reset();
+    transport.notify(QueueSet::of(0)); // Harmless: Status does not read 0 yet.
+    ASSERT_TRUE(transport.negotiation().take_work().reset);
+    transport.negotiation().finish_reset();
     (void)irq.take();
-    transport.notify_driver();
+    transport.notify(QueueSet::of(0));
     transport.change_config(0, std::array{std::byte{1}});
     transport.fail("late");
     EXPECT_EQ(irq.pulses(), 0U);
@@ -678,13 +678,13 @@ TEST_F(MmioTransportTest, WithPatienceAWriteOfStatusReturnsAfterTheReset) {
     ASSERT_TRUE(guest.negotiate(kFeatureVersion1));
     ASSERT_TRUE(guest.enable_queue(0, geometry()));
     guest.add_status(kStatusDriverOk);
-    ASSERT_TRUE(patient.take_work().activation);
+    ASSERT_TRUE(patient.negotiation().take_work().activation);
     asked = false;
     std::thread thread([&] {
         asked.wait(false);
-        ASSERT_TRUE(patient.take_work().reset);
+        ASSERT_TRUE(patient.negotiation().take_work().reset);
         std::this_thread::sleep_for(5ms);
-        patient.finish_reset();
+        patient.negotiation().finish_reset();
     });
     guest.write(reg::kStatus, 0);
     EXPECT_EQ(guest.status(), 0U);
@@ -696,7 +696,7 @@ TEST_F(MmioTransportTest, PatienceHasAnEnd) {
     RegisterDriver guest{patient};
     ASSERT_TRUE(guest.negotiate(kFeatureVersion1));
     guest.add_status(kStatusDriverOk);
-    ASSERT_TRUE(patient.take_work().activation);
+    ASSERT_TRUE(patient.negotiation().take_work().activation);
     guest.write(reg::kStatus, 0);
     EXPECT_EQ(guest.status(), kRunning);
 }
@@ -712,7 +712,7 @@ struct ImpatientDriver {
                      .is_ending = [is_ending] { return is_ending; }}) {
         EXPECT_TRUE(guest.negotiate(kFeatureVersion1));
         guest.add_status(kStatusDriverOk);
-        EXPECT_TRUE(transport.take_work().activation);
+        EXPECT_TRUE(transport.negotiation().take_work().activation);
     }
     int told = 0;
     MmioTransport transport;
@@ -728,7 +728,7 @@ TEST_F(MmioTransportTest, AResetThatRunsOutOfPatienceIsTold) {
 TEST_F(MmioTransportTest, AStopOfAQueueThatRunsOutOfPatienceIsTold) {
     ImpatientDriver impatient(device.identity(), memory, irq, false);
     ASSERT_TRUE(impatient.guest.enable_queue(0, geometry()));
-    ASSERT_FALSE(impatient.transport.take_work().restarts.empty());
+    ASSERT_FALSE(impatient.transport.negotiation().take_work().restarts.empty());
     impatient.guest.write(reg::kQueueReady, 0);
     EXPECT_EQ(impatient.told, 1);
 }
@@ -747,8 +747,8 @@ TEST_F(MmioTransportTest, AResetOfADeviceThatIsDoneTellsNobody) {
                          irq,
                          {.work =
                               [&] {
-                                  if (made->take_work().reset) {
-                                      made->finish_reset();
+                                  if (made->negotiation().take_work().reset) {
+                                      made->negotiation().finish_reset();
                                   }
                               },
                           .doorbell = {},
@@ -771,7 +771,7 @@ TEST_F(MmioTransportTest, AResetOfADeviceThatIsDoneTellsNobody) {
 TEST_F(MmioTransportTest, AnEventShowsUntilItIsAcknowledged) {
     start_and_take();
     EXPECT_EQ(driver.read(reg::kInterruptStatus), 0U);
-    transport.notify_driver();
+    transport.notify(QueueSet::of(0));
     EXPECT_EQ(irq.take(), 1U);
     EXPECT_EQ(driver.read(reg::kInterruptStatus), kUsedBuffer);
     EXPECT_EQ(driver.read(reg::kInterruptStatus), kUsedBuffer);
@@ -787,8 +787,8 @@ TEST_F(MmioTransportTest, AnEventShowsUntilItIsAcknowledged) {
 
 TEST_F(MmioTransportTest, EveryEventRaisesTheLineEvenIfItsBitIsSet) {
     start_and_take();
-    transport.notify_driver();
-    transport.notify_driver();
+    transport.notify(QueueSet::of(0));
+    transport.notify(QueueSet::of(0));
     EXPECT_EQ(irq.take(), 2U);
     EXPECT_EQ(transport.interrupts(), 2U);
 }
@@ -809,8 +809,8 @@ TEST_F(MmioTransportTest, TheBitIsThereWhenTheLineRises) {
     RegisterDriver guest{looked_at};
     ASSERT_TRUE(guest.negotiate(kFeatureVersion1));
     guest.add_status(kStatusDriverOk);
-    (void)looked_at.take_work();
-    looked_at.notify_driver();
+    (void)looked_at.negotiation().take_work();
+    looked_at.notify(QueueSet::of(0));
     looked_at.fail("for the test"); // The line is raised without the lock held: reading Status here would hang else.
     EXPECT_EQ(line.seen, (std::vector<unsigned>{kUsedBuffer, kUsedBuffer | kConfigChange}));
 }
@@ -865,17 +865,17 @@ TEST_F(MmioTransportTest, OnlyWritableBitsOfTheConfigurationAreWritten) {
         transport.write(reg::kConfig + offset, zeros);
     }
     expected[EchoDevice::kWritableByte] &= ~EchoDevice::kWritableBits;
-    EXPECT_EQ(transport.config(), expected);
+    EXPECT_EQ(transport.negotiation().config(), expected);
     driver.write_config(EchoDevice::kWritableByte, std::uint8_t{0xff});
     expected[EchoDevice::kWritableByte] |= EchoDevice::kWritableBits;
-    EXPECT_EQ(transport.config(), expected);
+    EXPECT_EQ(transport.negotiation().config(), expected);
     EXPECT_EQ(driver.read_config<std::uint8_t>(EchoDevice::kWritableByte), 0x1f);
 }
 
 // 3.1.1, step 4: until FEATURES_OK the driver must not write the configuration.
 TEST_F(MmioTransportTest, ConfigurationIsNotWrittenBeforeFeaturesOk) {
     driver.write_config(EchoDevice::kWritableByte, std::uint8_t{0xff});
-    EXPECT_EQ(transport.config(), device.identity().config);
+    EXPECT_EQ(transport.negotiation().config(), device.identity().config);
 }
 
 TEST_F(MmioTransportTest, WhatTheDriverWroteToTheConfigurationGoesWithAReset) {
@@ -885,7 +885,7 @@ TEST_F(MmioTransportTest, WhatTheDriverWroteToTheConfigurationGoesWithAReset) {
     driver.write(reg::kStatus, 0);
     std::vector<std::byte> expected = device.identity().config;
     expected[0] = std::byte{0xee};
-    EXPECT_EQ(transport.config(), expected);
+    EXPECT_EQ(transport.negotiation().config(), expected);
 }
 
 // 4.2.2: the same as long as nothing changes. 4.2.2.1: "MUST change value returned in ConfigGeneration if there is any
@@ -927,14 +927,14 @@ TEST_F(MmioTransportTest, AChangeOfTheConfigurationIsNotifiedOnceTheDriverIsRead
 // notification to the driver".
 TEST_F(MmioTransportTest, AFailureIsNotified) {
     start_and_take();
-    EXPECT_EQ(transport.failure(), "");
+    EXPECT_EQ(transport.negotiation().failure(), "");
     transport.fail("a chain loops");
     EXPECT_EQ(driver.status(), std::uint32_t{kRunning | kStatusNeedsReset});
     EXPECT_EQ(driver.read(reg::kInterruptStatus), kConfigChange);
     EXPECT_EQ(irq.pulses(), 1U);
-    EXPECT_EQ(transport.failure(), "a chain loops");
+    EXPECT_EQ(transport.negotiation().failure(), "a chain loops");
     transport.fail("and something else");
-    EXPECT_EQ(transport.failure(), "a chain loops") << "the first one is the reason";
+    EXPECT_EQ(transport.negotiation().failure(), "a chain loops") << "the first one is the reason";
     EXPECT_EQ(irq.pulses(), 1U);
 }
 
@@ -950,26 +950,26 @@ TEST_F(MmioTransportTest, AfterAFailureNothingIsActivatedUntilReset) {
     transport.fail("for the test");
     driver.add_status(kStatusDriverOk);
     EXPECT_EQ(driver.status() & kStatusDriverOk, 0U);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
     driver.write(reg::kStatus, 0);
     EXPECT_EQ(driver.status(), 0U);
-    EXPECT_EQ(transport.failure(), "");
+    EXPECT_EQ(transport.negotiation().failure(), "");
     start_and_take();
 
     transport.fail("again");
     (void)driver.enable_queue(1, geometry(4));
-    EXPECT_TRUE(is_empty(transport.take_work())) << "nor restarted";
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work())) << "nor restarted";
     driver.write(reg::kQueueSel, 0);
     driver.write(reg::kQueueReset, 1);
-    EXPECT_EQ(transport.take_work().queue_resets.size(), 1U) << "but a queue is still let go of";
+    EXPECT_EQ(transport.negotiation().take_work().queue_resets.size(), 1U) << "but a queue is still let go of";
 }
 
 TEST_F(MmioTransportTest, AnActivationNotYetTakenIsNotHandedOutAfterAFailure) {
     start();
     transport.fail("for the test");
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
     driver.write(reg::kStatus, 0);
-    EXPECT_TRUE(is_empty(transport.take_work()));
+    EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
     EXPECT_EQ(driver.status(), 0U);
 }
 
@@ -1076,7 +1076,7 @@ TEST_F(VirtioDeviceTest, ABrokenQueueNeedsAReset) {
     rig.driver().ring(0);
     rig.settle();
     EXPECT_TRUE(rig.needs_reset());
-    EXPECT_NE(rig.transport().failure(), "");
+    EXPECT_NE(rig.transport().negotiation().failure(), "");
     EXPECT_EQ(rig.driver().take_interrupts(), kConfigChange);
     EXPECT_TRUE(rig.start());
     echo();

@@ -48,7 +48,7 @@ class Reopening final : public devices::virtio::Device {
         share();
     }
     [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
-    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override {}
+    void activate(devices::virtio::Activation, devices::virtio::DriverLink&) override {}
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN, serial_}}; }
     void ready(int, std::uint32_t) override {
@@ -102,7 +102,7 @@ class Busy final : public devices::virtio::Device {
         identity_.queue_sizes = {1};
     }
     [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
-    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override { active_ = true; }
+    void activate(devices::virtio::Activation, devices::virtio::DriverLink&) override { active_ = true; }
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN}}; }
     void ready(int, std::uint32_t) override {
@@ -142,7 +142,7 @@ TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
     Busy device;
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {[&work] { work.signal(); }, {}});
     devices::testing::RegisterDriver driver(transport);
-    VirtioThread thread({device, transport, doorbells, work, stop});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop});
     ASSERT_TRUE(driver.negotiate(driver.device_features()));
     driver.add_status(devices::virtio::kStatusDriverOk);
     while (!device.is_active()) {
@@ -167,7 +167,7 @@ TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     std::deque<EventFd> doorbells(1);
     Reopening device;
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
-    VirtioThread thread({device, transport, doorbells, work, stop});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop});
     device.signal();
     ASSERT_TRUE(device.waits_for(1));
     ASSERT_TRUE(device.has_same_number()) << "not what this test is about";
@@ -194,7 +194,7 @@ class Flooded final : public devices::virtio::Device {
     }
 
     [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
-    void activate(devices::virtio::Activation, devices::virtio::MmioTransport&) override {}
+    void activate(devices::virtio::Activation, devices::virtio::DriverLink&) override {}
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<devices::virtio::Source> sources() const override {
         std::vector<devices::virtio::Source> sources;
@@ -235,7 +235,7 @@ TEST(VirtioThread, NoTurnBeginsAfterTheEndOfTheRunHoweverMuchIsReady) {
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
     std::promise<VirtioThread*> made;
     device.on_last_turn = [thread = made.get_future().share()] { thread.get()->end(); };
-    VirtioThread thread({device, transport, doorbells, work, stop});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop});
     made.set_value(&thread);
     while (device.turns() < Flooded::kTurns) {
         std::this_thread::yield();
