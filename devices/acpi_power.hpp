@@ -12,8 +12,8 @@
 namespace vmm::devices {
 
 /// The sleep control and sleep status registers (ACPI 6.4, 4.8.3.7) and the reset register (4.8.3.6), one byte each.
-/// The FADT names them by the base of the device and the offsets below; nothing else in the tables tells a guest where
-/// they are. S5, soft off, is the only sleep state there is.
+/// The FADT names them by the base of the device and the offsets below. Nothing else in the tables tells a guest where
+/// they are. S5, soft off, is the only sleep state.
 ///
 /// Threads: any, at once.
 class AcpiPower final : public Device {
@@ -24,9 +24,9 @@ class AcpiPower final : public Device {
     /// I/O ports or bytes of address space it takes.
     static constexpr std::uint64_t kSize = 3;
 
-    /// The sleep type (SLP_TYP) that means S5: what the `_S5` package of the DSDT has to say.
+    /// The sleep type (SLP_TYP) that means S5. The `_S5` package of the DSDT has to say the same.
     static constexpr std::uint8_t kS5SleepType = 5;
-    /// What resets the machine when written to the reset register: RESET_VALUE of the FADT.
+    /// The value that resets the machine when it is written to the reset register: RESET_VALUE of the FADT.
     static constexpr std::uint8_t kResetValue = 0x06;
 
     struct Callbacks {
@@ -40,10 +40,11 @@ class AcpiPower final : public Device {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// The callbacks are called from the thread of the vCPU that asked, as often as it asks. Neither may be empty or
-    /// throw.
+    /// The callbacks are called on the thread of the vCPU that asked, as often as it asks. Neither may be empty, and
+    /// neither may throw.
     explicit AcpiPower(Callbacks callbacks);
-    /// Continues from `state`. Throws Error if no device can be in that state.
+    /// Continues from `state`.
+    /// Throws Error if no device can be in that state.
     AcpiPower(Callbacks callbacks, const State& state);
 
     [[nodiscard]] std::string_view name() const noexcept override { return "acpi-power"; }

@@ -12,23 +12,23 @@ namespace vmm::devices {
 
 struct AlignedDiskIo::Operation {
     enum class Kind { kRead, kWrite, kFlush, kAllocate };
-    /// What is with the host.
+    /// The part of the operation that is with the host.
     enum class Step {
         kWhole,    ///< the operation itself
-        kThrough,  ///< through a buffer
-        kReadOld,  ///< the block that a write changes a part of
-        kWriteNew, ///< that block, changed
+        kThrough,  ///< the operation, through a buffer
+        kReadOld,  ///< reading the block of which a write changes a part
+        kWriteNew, ///< writing that block, changed
     };
     Kind kind = Kind::kFlush;
     Step step = Step::kWhole;
     std::uint64_t host_token = 0; ///< its place in operations_
     std::uint64_t token = 0;
     std::uint64_t offset = 0;
-    std::uint64_t bytes = 0; ///< of what is done of it
+    std::uint64_t bytes = 0; ///< the length of the part that is done
     int mode = 0;
     std::span<const iovec> pieces;
-    std::vector<iovec> cut;  ///< the pieces, where the last one is shorter than it came
-    std::uint64_t begin = 0; ///< in the file, of what goes through the buffer, or of what is changed
+    std::vector<iovec> cut;  ///< the pieces, if the last one had to be made shorter
+    std::uint64_t begin = 0; ///< the range in the file that goes through the buffer, or that is changed
     std::uint64_t end = 0;
     bool abandoned = false;
     Buffer* buffer = nullptr;
@@ -36,7 +36,7 @@ struct AlignedDiskIo::Operation {
 
     [[nodiscard]] bool changes() const noexcept { return kind == Kind::kWrite || kind == Kind::kAllocate; }
     [[nodiscard]] bool rewrites() const noexcept { return step == Step::kReadOld || step == Step::kWriteNew; }
-    /// Copies `count` bytes of its memory from its front on.
+    /// Copies the first `count` bytes of the operation's memory.
     void copy_from_guest(std::byte* to, std::uint64_t count) const {
         for (const iovec& piece : pieces) {
             const std::uint64_t now = std::min<std::uint64_t>(count, piece.iov_len);
@@ -96,7 +96,7 @@ AlignedDiskIo::Operation& AlignedDiskIo::begin(std::uint64_t token, std::uint64_
 }
 
 bool AlignedDiskIo::is_fit(const iovec& piece) const noexcept {
-    // Only whether the address is a multiple of the alignment is of interest, never where it is.
+    // Only the remainder of the address is used, so no address is made of the number.
     return reinterpret_cast<std::uintptr_t>(piece.iov_base) % alignment_.memory == 0 &&
            piece.iov_len % alignment_.offset == 0;
 }
@@ -122,7 +122,7 @@ void AlignedDiskIo::plan(Operation& operation) const {
                fit + operation.pieces[count].iov_len <= bytes) {
             fit += operation.pieces[count++].iov_len;
         }
-        std::uint64_t more = 0; // Of the next piece, which is too long or ends within a block.
+        std::uint64_t more = 0; // The part of the next piece, which is too long or ends within a block.
         if (count < operation.pieces.size() && is_fit({operation.pieces[count].iov_base, 0})) {
             more = std::min<std::uint64_t>(bytes - fit, operation.pieces[count].iov_len) / block * block;
         }
@@ -190,7 +190,8 @@ void AlignedDiskIo::allocate(std::uint64_t token, int mode, std::uint64_t offset
     start(operation);
 }
 
-/// Whether it changes a block that another one rewrites, or the other way round. What came first goes first.
+/// True if `operation` changes a block that another one rewrites, or rewrites a block that another one changes. The one
+/// that came first goes first.
 bool AlignedDiskIo::must_wait(const Operation& operation) const {
     const auto collides = [&operation](const Operation* other) {
         return operation.begin < other->end && other->begin < operation.end &&
@@ -210,7 +211,7 @@ void AlignedDiskIo::start(Operation& operation) {
     start_in_turn(operation);
 }
 
-/// Starts what nothing that changes the disk stands against.
+/// Starts an operation that need not wait for a change of the disk.
 void AlignedDiskIo::start_in_turn(Operation& operation) {
     if (operation.changes()) {
         changing_.push_back(&operation);
@@ -258,7 +259,7 @@ void AlignedDiskIo::start_with_buffer(Operation& operation) {
     host_->write(operation.host_token, operation.begin, std::span(&operation.buffer_piece, 1));
 }
 
-/// What the host's answer means. True: there is more to do for it before it is done; it is with the host.
+/// Goes on after the host's answer. Returns true if there was more to do, and that is with the host now.
 bool AlignedDiskIo::go_on(Operation& operation, int& result) {
     if (result < 0 || operation.step == Operation::Step::kWhole) {
         return false;
@@ -307,7 +308,7 @@ void AlignedDiskIo::end(Operation& operation) {
     free_.push_back(&operation);
 }
 
-/// Starts what can go on now.
+/// Starts the waiting operations that need not wait any longer.
 void AlignedDiskIo::start_waiting() {
     while (!waiting_for_buffer_.empty() && !free_buffers_.empty()) {
         Operation& next = *waiting_for_buffer_.front();

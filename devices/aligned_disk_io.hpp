@@ -1,4 +1,4 @@
-// A disk's I/O where the host demands more than the guest has to obey (O_DIRECT).
+// A disk's I/O if the host demands more than the guest has to obey (O_DIRECT).
 #pragma once
 
 #include <sys/uio.h>
@@ -13,22 +13,22 @@
 
 namespace vmm::devices {
 
-/// What the host demands of an operation, in bytes; powers of two.
+/// What the host demands of an operation, in bytes. All are powers of two, but for `free_from`.
 struct DiskAlignment {
     std::uint32_t offset = 1;             ///< of offsets, lengths, and of the length of each piece
     std::uint32_t memory = 1;             ///< of the address of each piece
-    std::uint64_t free_from = UINT64_MAX; ///< from this offset on, a multiple of the first, there is no demand
+    std::uint64_t free_from = UINT64_MAX; ///< a multiple of `offset`; nothing is demanded from there on
 };
 
-/// Passes on what fits, and sends the rest through memory of its own, of which there is a bounded amount. A write that
-/// begins or ends within a block of the host's is a read of that block, a change, and a write; meanwhile no other write
-/// to the block goes on. Where an operation is only partly fit, the fit part is done: the result says how much that
-/// was.
+/// Passes on what meets the demands, and sends the rest through memory of its own, of which there is a bounded amount.
+/// If a write begins or ends within a block of the host, the block is read, changed and written, and no other write to
+/// the block goes on meanwhile. If an operation meets the demands only in part, that part is done, and the result says
+/// how much it was.
 ///
 /// Threads: as DiskIo.
 class AlignedDiskIo final : public DiskIo {
   public:
-    /// For at most `depth` operations at once, as `host`.
+    /// `host` takes `depth` operations at once, and so does this.
     AlignedDiskIo(std::unique_ptr<DiskIo> host, unsigned depth, const DiskAlignment& alignment);
     ~AlignedDiskIo() override;
 
@@ -46,7 +46,7 @@ class AlignedDiskIo final : public DiskIo {
     [[nodiscard]] std::size_t reap(std::span<Completion> completions) override;
     void abandon() override;
 
-    /// The size of each piece of its own memory, in bytes, and the most of them there are.
+    /// The size of each piece of its own memory, in bytes, and the largest number of pieces.
     static constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
     static constexpr std::size_t kMostBuffers = 4;
 
@@ -67,14 +67,14 @@ class AlignedDiskIo final : public DiskIo {
 
     std::unique_ptr<DiskIo> host_;
     DiskAlignment alignment_;
-    std::vector<std::unique_ptr<Operation>> operations_; ///< by the token that the host has
+    std::vector<std::unique_ptr<Operation>> operations_; ///< by the token given to the host
     std::vector<Operation*> free_;
-    std::vector<Operation*> changing_;           ///< what has begun to change the disk
-    std::vector<Operation*> waiting_for_range_;  ///< in the order in which they came
+    std::vector<Operation*> changing_;           ///< those that have begun to change the disk
+    std::vector<Operation*> waiting_for_range_;  ///< in order of arrival
     std::vector<Operation*> waiting_for_buffer_; ///< likewise
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<Buffer*> free_buffers_;
-    std::vector<Completion> done_; ///< what came back without the host
+    std::vector<Completion> done_; ///< those that came back without the host
 };
 
 } // namespace vmm::devices

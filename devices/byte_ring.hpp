@@ -7,10 +7,10 @@
 
 namespace vmm::devices {
 
-/// First in, first out, never more than `capacity()` bytes. The memory is reserved at construction and not touched
-/// until bytes arrive, so a large ring that stays nearly empty costs next to nothing.
+/// First in, first out, never more than `capacity()` bytes. Construction reserves the memory, but does not touch it
+/// before bytes arrive. So a large ring that stays nearly empty costs next to nothing.
 ///
-/// Threads: none of its own business; the owner locks.
+/// Threads: one at a time; the owner locks.
 class ByteRing {
   public:
     /// `capacity` in bytes, at least 1.
@@ -21,13 +21,14 @@ class ByteRing {
     [[nodiscard]] std::size_t room() const noexcept { return capacity_ - size_; }
     [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
 
-    /// Appends as much of the front of `bytes` as there is room for, and says how much that was.
+    /// Appends as much of the front of `bytes` as there is room for, and returns how many bytes that was.
     std::size_t push(std::span<const std::byte> bytes) noexcept;
 
-    /// Moves up to `out.size()` of the oldest bytes to the front of `out`, and says how many.
+    /// Moves up to `out.size()` of the oldest bytes to the front of `out`, and returns how many.
     std::size_t pop(std::span<std::byte> out) noexcept;
 
-    /// The oldest bytes, as far as they lie in one piece; empty only if the ring is. Valid until the next change.
+    /// The oldest bytes, as far as they lie in one piece. The span is empty only if the ring is. It is valid until the
+    /// next change.
     [[nodiscard]] std::span<const std::byte> front() const noexcept;
     /// Forgets the oldest `count` bytes, at most size().
     void drop(std::size_t count) noexcept;

@@ -8,20 +8,21 @@
 
 namespace vmm::devices {
 
-/// What the guest says is kept until the event loop takes it, and dropped where there is no more room for it: a guest
-/// never waits for a reader. What it is to hear waits with the event loop until there is room.
+/// Output is kept until the event loop takes it. If there is no more room, output is dropped, so that a guest never
+/// waits for a reader. Input waits with the event loop until there is room.
 ///
 /// Threads: any.
 class CharacterPort {
   public:
     static constexpr std::size_t kDefaultOutputBytes = 256 * 1024;
 
-    /// How it wakes the event loop. Either may be empty, neither may throw. They are called without a lock, from the
-    /// thread that serves the guest, and should do no more than signal an eventfd.
+    /// How the port wakes the event loop. Either may be empty, and neither may throw. They are called without a lock,
+    /// from the thread that serves the guest, and should do no more than signal an eventfd.
     struct Callbacks {
-        /// There is output where there was none. It is not called again before `take_output` has taken everything.
+        /// There is output, and there was none before. It is not called again before `take_output` has taken
+        /// everything.
         std::function<void()> output_ready;
-        /// The guest has taken input after there was no room for more: `feed_input` may go on.
+        /// The guest has taken input, and before that there was no room for more: `feed_input` may go on.
         std::function<void()> input_room_ready;
     };
 
@@ -32,15 +33,15 @@ class CharacterPort {
     CharacterPort& operator=(CharacterPort&&) = delete;
     virtual ~CharacterPort() = default;
 
-    /// Moves up to `out.size()` bytes of output to the front of `out`, and says how many. Take until it gives 0: only
-    /// then will `output_ready` be called again.
+    /// Moves up to `out.size()` bytes of output to the front of `out`, and returns how many. Call it until it returns
+    /// 0: only then will `output_ready` be called again.
     [[nodiscard]] virtual std::size_t take_output(std::span<std::byte> out) noexcept = 0;
 
-    /// Bytes of output that found no room.
+    /// The number of output bytes that were dropped because there was no room.
     [[nodiscard]] virtual std::uint64_t dropped_output_bytes() const noexcept = 0;
 
-    /// Receives as much of the front of `bytes` as there is room for, and says how much; the rest stays with the caller
-    /// until `input_room_ready`.
+    /// Receives as much of the front of `bytes` as there is room for, and returns how many bytes that was. The rest
+    /// stays with the caller until `input_room_ready`.
     [[nodiscard]] virtual std::size_t feed_input(std::span<const std::byte> bytes) noexcept = 0;
 };
 

@@ -8,8 +8,10 @@
 
 namespace vmm::devices {
 
-/// Registers the guest can reach, as one state machine: no file descriptor, no thread of its own. What it needs of the
-/// host it asks for through callbacks given at construction, and it calls them without holding its lock.
+/// Registers the guest can reach, as one state machine. A device has no file descriptor and no thread of its own. It
+/// reaches the host through callbacks that it was given at construction, and calls them without holding its lock.
+///
+/// Each device of this program says its state as a value (`state()`), and can be made from one.
 ///
 /// Threads: `read` and `write` may come from any vCPU thread, several at once. Each device locks itself, and holds the
 /// lock for a bounded time.
@@ -29,10 +31,10 @@ class Device {
     [[nodiscard]] virtual std::string_view name() const noexcept = 0;
 
     /// Fills all of `data` with what the guest reads at `offset` bytes from the base of the device, little endian.
-    /// Where there is no register, all bits are one.
+    /// Bytes where there is no register are 0xff.
     virtual void read(std::uint64_t offset, std::span<std::byte> data) noexcept = 0;
 
-    /// Takes what the guest writes, in the same terms. Where there is no register it is ignored.
+    /// Takes what the guest writes at `offset`, little endian. Bytes where there is no register are ignored.
     virtual void write(std::uint64_t offset, std::span<const std::byte> data) noexcept = 0;
 };
 
@@ -48,11 +50,11 @@ class IrqLine {
     IrqLine& operator=(IrqLine&&) = delete;
     virtual ~IrqLine() = default;
 
-    /// One pulse: the pin rises and falls again, as when an irqfd is signalled. The pin must be edge-triggered.
+    /// Makes one pulse: the pin rises and falls again, as when an irqfd is signalled. The pin must be edge-triggered.
     ///
-    /// Pulses that come before the guest has taken the first one may merge into one. That loses nothing if both sides
-    /// keep their part: a device makes its registers show the reason first and pulses afterwards, each time a reason
-    /// appears that was not there before; a driver looks at the registers until they show no reason.
+    /// Pulses that come before the guest has taken the first one may merge into one. Nothing is lost by that if both
+    /// sides do their part. A device makes its registers show a new reason first, and pulses afterwards. A driver reads
+    /// the registers until they show no reason.
     virtual void raise() noexcept = 0;
 };
 

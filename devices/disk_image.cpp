@@ -17,12 +17,12 @@ namespace vmm::devices {
 
 namespace {
 
-/// What every file system and device takes that does not say what it demands of direct I/O.
+/// Every file system and device takes this alignment if it does not say what it demands of direct I/O.
 constexpr std::uint32_t kSafeAlignment = 4096;
-/// The largest block of a host that is served: the kernel's limit for block devices.
+/// The largest block of a host that is served. It is the kernel's limit for block devices.
 constexpr std::uint32_t kLargestBlock = 65536;
 
-/// Tries again and again as long as it is `busy`, for as long as `patience` says.
+/// Tries again as long as it is `busy`, and no longer than `patience`.
 template <typename Busy, typename Try>
 void wait_while(Busy busy, std::chrono::milliseconds patience, Try try_again) {
     constexpr std::chrono::milliseconds kPause{10};
@@ -33,7 +33,7 @@ void wait_while(Busy busy, std::chrono::milliseconds patience, Try try_again) {
     }
 }
 
-/// What the reader can do where the image cannot be opened.
+/// What the reader can do if the image cannot be opened.
 std::string open_advice(int error, const std::string& path, const DiskImage::Options& options, bool is_device) {
     const std::string read_only = "to read it only, write \"" + path + ",ro\"";
     switch (error) {
@@ -65,8 +65,8 @@ std::string open_advice(int error, const std::string& path, const DiskImage::Opt
 }
 
 UniqueFd open_image(const std::string& path, const DiskImage::Options& options) {
-    // Without O_NONBLOCK a fifo would be waited for. With O_EXCL the kernel refuses a block device that it has mounted,
-    // or that is open so by another name (open(2)).
+    // O_NONBLOCK keeps open() from waiting for a fifo. With O_EXCL the kernel refuses a block device that it has
+    // mounted, or that is open exclusively by another name (open(2)).
     struct stat status {};
     const bool is_device = ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
     const int flags = (options.read_only ? O_RDONLY : O_RDWR | (is_device ? O_EXCL : 0)) |
@@ -82,7 +82,7 @@ UniqueFd open_image(const std::string& path, const DiskImage::Options& options) 
     return fd;
 }
 
-/// What to do where the lock itself failed.
+/// What the reader can do if the lock itself failed.
 std::string lock_advice(int error_number, const std::string& path) {
     const std::string without = "\"" + path +
                                 ",lock=off\" goes without the lock: then see to it yourself that nobody "
@@ -113,7 +113,7 @@ DiskImage::DiskImage(std::string path, const Options& options)
     if (options_.lock) {
         lock();
     }
-    // With O_NONBLOCK io_uring may hand back what is not in the page cache, instead of waiting for it.
+    // O_NONBLOCK is taken off: with it, io_uring may refuse what is not in the page cache instead of waiting for it.
     if (::fcntl(fd_.get(), F_SETFL, options_.direct ? O_DIRECT : 0) != 0) {
         throw_errno(errno, "set up the disk " + path_);
     }
@@ -133,7 +133,7 @@ void DiskImage::measure() {
             ::ioctl(fd_.get(), BLKROGET, &read_only) != 0) {
             throw_errno(errno, "ask for the size of the block device " + path_);
         }
-        if (read_only != 0 && !options_.read_only) { // Linux lets it be opened for writing, and then refuses to write.
+        if (read_only != 0 && !options_.read_only) { // Linux opens it for writing, and then refuses to write.
             throw Error(tried + "the block device cannot be written (to read it only, write \"" + path_ + ",ro\")");
         }
         device_block_bytes_ = static_cast<std::uint32_t>(logical);
@@ -160,8 +160,8 @@ void DiskImage::measure() {
     open_tail();
 }
 
-/// Direct I/O has rules that differ from host to host. Without O_DIRECT the page cache hides them, but for fallocate()
-/// on a block device.
+/// Finds the rules of direct I/O, which differ from host to host. Without O_DIRECT the page cache hides them, except
+/// for fallocate() on a block device.
 void DiskImage::find_alignment(bool is_device) {
     allocate_alignment_ = device_block_bytes_;
     if (!options_.direct) {
@@ -181,7 +181,7 @@ void DiskImage::find_alignment(bool is_device) {
         memory_alignment_ = std::max<std::uint32_t>(1, extended.stx_dio_mem_align);
     }
 #endif
-    // The smallest piece of an image is a sector: what is finer than that needs no thought.
+    // The smallest piece of an image is a sector, so finer rules need not be followed.
     offset_alignment_ = std::max(offset_alignment_, static_cast<std::uint32_t>(kSectorBytes));
     if (!std::has_single_bit(offset_alignment_) || offset_alignment_ > kLargestBlock ||
         !std::has_single_bit(memory_alignment_) || memory_alignment_ > kLargestBlock) {
@@ -191,7 +191,7 @@ void DiskImage::find_alignment(bool is_device) {
     }
 }
 
-/// Direct I/O cannot write what is shorter than its alignment, nor leave the file's size as it is.
+/// Direct I/O can neither write what is shorter than its alignment, nor leave the file's size as it is.
 void DiskImage::open_tail() {
     if (tail_begins() == bytes_) {
         return;
@@ -215,7 +215,7 @@ void DiskImage::open_tail() {
 void DiskImage::lock() const {
     struct flock range {};
     range.l_type = options_.read_only ? F_RDLCK : F_WRLCK;
-    range.l_whence = SEEK_SET; // From 0, and with length 0 to the end, wherever that is.
+    range.l_whence = SEEK_SET; // The lock begins at 0. Its length 0 means up to the end, wherever that is.
     const auto lock = [&] { return ::fcntl(fd_.get(), F_OFD_SETLK, &range) == 0; };
     bool locked = lock();
     wait_while([&] { return !locked && (errno == EAGAIN || errno == EACCES); }, options_.patience,

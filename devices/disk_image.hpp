@@ -1,4 +1,4 @@
-// A raw disk image or block device of the host's: opened, checked and locked.
+// A raw disk image or a block device of the host, opened, checked and locked.
 #pragma once
 
 #include <chrono>
@@ -9,11 +9,11 @@
 
 namespace vmm::devices {
 
-/// What is behind a disk of the guest's. Its content is never looked at: it has no format.
+/// What is behind a disk of the guest. Its content is never looked at, because it has no format.
 ///
-/// As long as it lives it is locked (fcntl F_OFD_SETLK, on all of it), for reading where it is opened read-only, else
-/// for writing: a second writer, also in another process, is refused. A file system without such locks is refused, too,
-/// unless `Options::lock` says to go without.
+/// It is locked as long as it lives (fcntl F_OFD_SETLK, on all of it): for reading if it is opened read-only, otherwise
+/// for writing. So a second writer is refused, also one in another process. A file system without such locks is
+/// refused, too, unless `Options::lock` says to do without.
 ///
 /// Threads: any.
 class DiskImage {
@@ -21,17 +21,19 @@ class DiskImage {
     struct Options {
         bool read_only = false;
         bool direct = false; ///< O_DIRECT: past the host's page cache
-        /// How long one that is in use is waited for. When a process is killed, the kernel takes its io_uring apart
-        /// later, and only then gives back what it had open; whoever restarts it at once is not to be refused.
+        /// How long a disk that is in use is waited for. When a process is killed, the kernel takes its io_uring apart
+        /// later, and only then releases the files it had open. So a process that is restarted at once has to wait.
         std::chrono::milliseconds patience{0};
-        /// Whether it is locked at all. A block device that is written to is opened with O_EXCL in any case.
+        /// False: there is no lock. A block device that is written to is opened with O_EXCL in any case.
         bool lock = true;
         /// The size of the guest's sectors, in bytes: 512 or 4096.
         std::uint32_t sector_bytes = 512;
     };
 
-    /// Throws Error: it cannot be opened so, cannot be written (unless `read_only`), is neither a regular file nor a
-    /// block device, is empty or no whole number of sectors, knows no direct I/O, is in use, or cannot be locked.
+    /// Opens, checks and locks `path`.
+    /// Throws Error if the file cannot be opened, cannot be written (unless `read_only`), is neither a regular file nor
+    /// a block device, is empty or has no whole number of sectors, knows no direct I/O although that is asked for, is
+    /// in use, or cannot be locked.
     DiskImage(std::string path, const Options& options);
 
     [[nodiscard]] const std::string& path() const noexcept { return path_; }
@@ -39,15 +41,15 @@ class DiskImage {
     [[nodiscard]] bool is_read_only() const noexcept { return options_.read_only; }
     [[nodiscard]] bool is_direct() const noexcept { return options_.direct; }
 
-    // What the guest sees. It follows from the image and the options alone, so that an image can move between hosts.
+    // What the guest sees follows from the image and the options alone, so that an image can move between hosts.
 
     [[nodiscard]] std::uint64_t sectors() const noexcept { return bytes_ / kSectorBytes; } ///< of 512 bytes
-    /// The size of the guest's sectors, in bytes: what its I/O is a multiple of.
+    /// The size of the guest's sectors, in bytes. The guest's I/O is a multiple of it.
     [[nodiscard]] std::uint32_t logical_block_bytes() const noexcept { return options_.sector_bytes; }
-    /// The smallest write that the guest is to think of as cheap, in bytes.
+    /// The smallest write that the guest should take for cheap, in bytes.
     [[nodiscard]] static constexpr std::uint32_t physical_block_bytes() noexcept { return 4096; }
 
-    // What the host demands of I/O on fd(), in bytes; each is a power of two. The guest never hears of it.
+    // What the host demands of I/O on fd(), in bytes. Each is a power of two, and the guest never hears of it.
 
     /// What offsets and lengths must be multiples of: 1 unless `direct`.
     [[nodiscard]] std::uint32_t offset_alignment() const noexcept { return offset_alignment_; }
@@ -55,8 +57,8 @@ class DiskImage {
     [[nodiscard]] std::uint32_t memory_alignment() const noexcept { return memory_alignment_; }
     /// What fallocate()'s offset and length must be multiples of: 1 for a file, a block of the host's for a device.
     [[nodiscard]] std::uint32_t allocate_alignment() const noexcept { return allocate_alignment_; }
-    /// Where the last part of the image begins, which is shorter than offset_alignment(), and the descriptor for it,
-    /// which is without O_DIRECT. Without such a part: the image's end, and -1.
+    /// If the last part of the image is shorter than offset_alignment(), this is where it begins, and tail_fd() is a
+    /// descriptor without O_DIRECT for it. Otherwise this is the image's end, and tail_fd() is -1.
     [[nodiscard]] std::uint64_t tail_begins() const noexcept { return bytes_ - bytes_ % offset_alignment_; }
     [[nodiscard]] int tail_fd() const noexcept { return tail_fd_.get(); } ///< on loan
 

@@ -51,7 +51,7 @@ DiskIoChoice make_disk_io(const DiskImage& image, unsigned depth, DiskIoKind kin
 
 std::string why_no_uring() {
     try {
-        const UniqueFd any(::eventfd(0, EFD_CLOEXEC)); // A ring takes every kind of descriptor.
+        const UniqueFd any(::eventfd(0, EFD_CLOEXEC)); // Any descriptor will do: a ring takes every kind.
         const UringDiskIo probe({any.get(), -1, UINT64_MAX}, 1);
         return {};
     } catch (const Error& error) {

@@ -10,7 +10,7 @@ namespace vmm::devices {
 
 /// How the I/O of a disk reaches the kernel.
 enum class DiskIoKind {
-    kAuto,    ///< by io_uring where this process may use it, else by threads
+    kAuto,    ///< by io_uring if this process may use it, otherwise by threads
     kUring,   ///< by io_uring
     kThreads, ///< by threads that make system calls
 };

@@ -69,7 +69,8 @@ std::pair<Verdict, Packet> parse(Bytes head, std::size_t frame_bytes) noexcept {
         packet_bytes > frame_bytes - kIp) {
         return {Verdict::kMalformed, packet};
     }
-    // A fragment, the first one included: the other side puts none together, and may take one for a whole packet.
+    // This is a fragment, or the first one of several. The other side does not put them together, and may take one for
+    // a whole packet.
     if ((get16(head, kIp + 6) & 0x3fff) != 0) {
         return {Verdict::kNotServed, packet};
     }
@@ -94,7 +95,7 @@ Verdict judge_arp(Bytes head, std::size_t frame_bytes) noexcept {
     if (frame_bytes < kEthernetBytes + kArpBytes) {
         return Verdict::kMalformed;
     }
-    // Ethernet, IPv4, their lengths; a request or an answer (RFC 826).
+    // It must be about Ethernet and IPv4, with their lengths, and be a request or an answer (RFC 826).
     const std::uint16_t operation = get16(head, kEthernetBytes + 6);
     if (get16(head, kEthernetBytes) != 1 || get16(head, kEthernetBytes + 2) != kTypeIpv4 ||
         get16(head, kEthernetBytes + 4) != 0x0604 || operation < 1 || operation > 2) {
@@ -150,7 +151,7 @@ FrameFilter::Verdict FrameFilter::judge_packet(std::span<const std::byte> head, 
                          (to == kBroadcast || to == network_.gateway);
     const bool is_dns = packet.protocol == kUdp && packet.destination_port == kDnsPort && to == network_.name_server;
     if (is_dhcp) {
-        return Verdict::kPass; // The one thing that is asked without an address of one's own.
+        return Verdict::kPass; // A guest asks for this alone without an address of its own.
     }
     if (is_zero_net(packet.source)) {
         return Verdict::kBadSource;
@@ -162,7 +163,7 @@ FrameFilter::Verdict FrameFilter::judge_packet(std::span<const std::byte> head, 
         return Verdict::kHostsOwn;
     }
     if (is_group(to)) {
-        return Verdict::kGroup; // The host's own members of a multicast group hear what the host sends to it.
+        return Verdict::kGroup; // The host's members of a multicast group hear what the host sends to it.
     }
     if (!is_hosts_(to)) {
         return Verdict::kPass;
@@ -176,7 +177,7 @@ bool FrameFilter::is_answer(const Conversation& conversation, bool opens) const 
     if (found == conversations_.end() || opens) {
         return false;
     }
-    // Without SYN a TCP segment opens nothing, however late it comes. A datagram would find whoever has the port now.
+    // A TCP segment without SYN opens nothing, however late it comes. A datagram would reach whoever has the port now.
     return std::get<0>(conversation) == kTcp || now_() - found->second <= kAnswerTime;
 }
 

@@ -1,4 +1,4 @@
-// Which of a guest's frames may go to a program that turns them into sockets of the host's.
+// Decides which of a guest's frames may go to a program that turns them into sockets of the host.
 #pragma once
 
 #include <chrono>
@@ -13,20 +13,22 @@
 
 namespace vmm::devices {
 
-/// Keeps a guest from the host itself. A program like passt connects wherever a frame says, as the user who runs it: to
-/// the loopback interface and to the host's own addresses, too, where services trust whoever reaches them. This lets
-/// ARP and whole IPv4 packets to other machines through, DHCP with the gateway, DNS with the name server, and answers
-/// to what came from the host's addresses. All else is dropped: other protocols (IPv6, VLAN tags, LLC), fragments, and
-/// packets to a group.
+/// Keeps a guest from the host itself. A program like passt connects wherever a frame says, as the user who runs it.
+/// That includes the loopback interface and the host's own addresses, where services trust whoever reaches them.
 ///
-/// It sees a copy of a frame's head and keeps no reference to it. Addresses are numbers, the first byte highest.
+/// These pass: ARP and whole IPv4 packets to other machines, DHCP with the gateway, DNS with the name server, and
+/// answers to what came from the host's addresses. All else is dropped: other protocols (IPv6, VLAN tags, LLC),
+/// fragments, and packets to a group.
+///
+/// The filter sees a copy of a frame's head and keeps no reference to it. Addresses are numbers, the first byte
+/// highest.
 ///
 /// Threads: one.
 class FrameFilter {
   public:
     using Clock = std::chrono::steady_clock;
     using Now = std::function<Clock::time_point()>;
-    /// Whether an address, or a group of them, is delivered to the host itself. Loopback need not be.
+    /// Returns true if the host itself receives what goes to an address or to a group. It need not know of loopback.
     using IsHosts = std::function<bool(std::uint32_t address)>;
 
     /// The addresses that the program on the other side answers for itself.
@@ -38,27 +40,27 @@ class FrameFilter {
     enum class Verdict {
         kPass,
         kMalformed, ///< no frame, or no packet
-        kNotServed, ///< a protocol that the other side has no use for
+        kNotServed, ///< a protocol that the other side does not serve
         kBadSource, ///< from an address that no guest has
         kGroup,     ///< to a multicast, broadcast or reserved address
         kHostsOwn,  ///< to the host itself
     };
 
-    /// So much of each frame decides: Ethernet, IPv4 with all its options, and TCP.
+    /// The filter looks at this much of each frame: Ethernet, IPv4 with all its options, and TCP.
     static constexpr std::size_t kHeadBytes = 14 + 60 + 20;
-    /// How many conversations that began at the host's own addresses are remembered.
+    /// The number of conversations that are remembered, of those that began at the host's own addresses.
     static constexpr std::size_t kMostAnswers = 4096;
     /// How long the guest may answer a datagram.
     static constexpr std::chrono::seconds kAnswerTime{180};
 
     FrameFilter(const Network& network, IsHosts is_hosts, Now now = &Clock::now);
 
-    /// Judges a frame of the guest's. `head` is its first kHeadBytes, or all of its `frame_bytes`.
+    /// Judges a frame of the guest. `head` is its first kHeadBytes, or all of its `frame_bytes` if it is shorter.
     [[nodiscard]] Verdict to_host(std::span<const std::byte> head, std::size_t frame_bytes) const;
     /// Notes that `frame` is on its way to the guest, which may answer it.
     void to_guest(std::span<const std::byte> frame);
 
-    /// Where a frame was to go, for people: "TCP port 22 of 127.0.0.1".
+    /// The place where a frame was to go, for people: "TCP port 22 of 127.0.0.1".
     [[nodiscard]] static std::string destination(std::span<const std::byte> head);
 
   private:

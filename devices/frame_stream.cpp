@@ -16,18 +16,18 @@ namespace vmm::devices {
 
 namespace {
 
-/// Whether a try that failed with `error_number` is to be made another time.
+/// True if a try that failed with `error_number` is to be repeated later.
 bool is_for_later(int error_number) noexcept {
     return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
 }
 
 constexpr std::size_t kLengthBytes = sizeof(std::uint32_t);
-constexpr std::size_t kLeastFrame = 14; ///< Ethernet's own header
+constexpr std::size_t kLeastFrame = 14; ///< the Ethernet header
 constexpr std::size_t kMostFrame = FrameLink::kMostBytes - FrameLink::kHeaderBytes;
-/// As many frames of the largest size as are read at once.
+/// The buffer holds this many frames of the largest size.
 constexpr std::size_t kInputBytes = 4 * (kLengthBytes + kMostFrame);
 
-/// Copies into the buffers from byte `offset` of them on; what does not fit is left out.
+/// Copies `bytes` into the buffers, from byte `offset` of them on. What does not fit is left out.
 void scatter(std::span<const iovec> buffers, std::size_t offset, std::span<const std::byte> bytes) noexcept {
     for (const iovec& buffer : buffers) {
         if (bytes.empty()) {
@@ -44,7 +44,7 @@ void scatter(std::span<const iovec> buffers, std::size_t offset, std::span<const
     }
 }
 
-/// Copies from the buffers from byte `offset` of them on, until `out` is full. Returns how much there was.
+/// Copies from the buffers, from byte `offset` of them on, until `out` is full. Returns the number of bytes copied.
 std::size_t gather_some(std::span<std::byte> out, std::span<const iovec> buffers, std::size_t offset) noexcept {
     std::size_t copied = 0;
     for (const iovec& buffer : buffers) {
@@ -59,7 +59,7 @@ std::size_t gather_some(std::span<std::byte> out, std::span<const iovec> buffers
     return copied;
 }
 
-/// Appends what lies in the buffers from byte `offset` on.
+/// Appends what the buffers hold from byte `offset` on.
 void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::size_t offset) {
     for (const iovec& buffer : buffers) {
         if (offset >= buffer.iov_len) {
@@ -77,12 +77,12 @@ void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::si
 FrameStream::FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter,
                          std::function<void(const std::string&)> kept)
     : socket_(std::move(socket)), filter_(std::move(filter)), kept_(std::move(kept)), input_(kInputBytes) {
-    rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
+    rest_.reserve(kLengthBytes + kMostFrame); // So keeping a rest cannot fail.
 }
 
 // --- From the host -----------------------------------------------------------------------------------------------
 
-/// Returns whether there is more now than before.
+/// Returns true if something was read.
 bool FrameStream::read_more() noexcept {
     if (input_begin_ != 0) {
         std::memmove(input_.data(), input_.data() + input_begin_, input_end_ - input_begin_);
@@ -105,7 +105,7 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) {
         if (there >= kLengthBytes) {
             std::memcpy(&length, input_.data() + input_begin_, kLengthBytes);
             length = ntohl(length);
-            if (length > kMostFrame) { // Where the next frame begins is anybody's guess.
+            if (length > kMostFrame) { // Nobody can know where the next frame begins.
                 up_ = false;
                 break;
             }
@@ -160,7 +160,7 @@ int FrameStream::send(std::span<const iovec> frame) {
     for (const iovec& piece : frame) {
         bytes += piece.iov_len;
     }
-    // Besides the pieces: the length, and the copy of the head.
+    // The length and the copy of the head take a piece each.
     if (bytes < kHeaderBytes + kLeastFrame || bytes > kMostBytes || frame.size() + 2 > IOV_MAX) {
         return -EMSGSIZE;
     }

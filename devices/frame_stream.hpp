@@ -1,5 +1,5 @@
-// Ethernet frames over a stream socket, each after its length in 4 bytes, the highest first: what passt speaks, and
-// QEMU's `-netdev stream`.
+// Ethernet frames over a stream socket. Each frame follows its length in 4 bytes, the highest first. passt and QEMU's
+// `-netdev stream` speak this.
 #pragma once
 
 #include <cstddef>
@@ -16,18 +16,19 @@
 
 namespace vmm::devices {
 
-/// Headers say nothing here: they are not sent, and are zero in what is received. The other side is a program that may
-/// end, or talk nonsense, at any time: the link is then down.
+/// Headers have no meaning here: they are not sent, and are zero in what is received. The other side is a program that
+/// may end, or send nonsense, at any time; the link is then down.
 ///
-/// With a filter only those frames are sent that it lets through. What it decides on is a copy, and that copy is sent:
-/// the guest may change its memory meanwhile.
+/// If there is a filter, only those frames are sent that it lets through. It judges a copy, and that copy is sent,
+/// because the guest may change its memory meanwhile.
 ///
 /// Threads: one at a time.
 class FrameStream final : public FrameLink {
   public:
-    /// A connected stream socket.
+    /// `socket` is a connected stream socket.
     explicit FrameStream(UniqueFd socket) : FrameStream(std::move(socket), nullptr, {}) {}
-    /// `kept` is told of each frame that `filter` keeps from the host itself, by where it was to go.
+    /// `kept` is called for each frame that `filter` keeps from the host itself, with the place where the frame was to
+    /// go. It may be empty.
     FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter, std::function<void(const std::string&)> kept);
 
     [[nodiscard]] int fd() const noexcept override { return socket_.get(); }
@@ -44,13 +45,13 @@ class FrameStream final : public FrameLink {
     [[nodiscard]] int send_pieces(std::span<iovec> pieces);
 
     UniqueFd socket_;
-    std::unique_ptr<FrameFilter> filter_; ///< null: all pass
+    std::unique_ptr<FrameFilter> filter_; ///< null: every frame passes
     std::function<void(const std::string&)> kept_;
     bool up_ = true;
-    std::vector<std::byte> input_; ///< what was read; frames are in [input_begin_, input_end_)
+    std::vector<std::byte> input_; ///< what was read; unread frames are in [input_begin_, input_end_)
     std::size_t input_begin_ = 0;
     std::size_t input_end_ = 0;
-    std::vector<std::byte> rest_; ///< of a frame, from rest_begin_ on; at most a frame
+    std::vector<std::byte> rest_; ///< from rest_begin_ on, the part of a frame that is still to be sent
     std::size_t rest_begin_ = 0;
 };
 

@@ -13,22 +13,22 @@ namespace vmm::devices {
 /// The 8042 keyboard controller of a PC without keyboard or mouse. It knows one command, 0xFE, "pulse the reset line".
 /// Everything else is ignored.
 ///
-/// The status register always reads "output buffer full, input buffer empty". The empty input buffer is what a guest
-/// waits for before it sends the reset command. The output buffer that no amount of reading empties is what tells a
-/// probing driver at once that there is no controller: Linux's gives up after 17 looks, under a millisecond; with an
-/// empty output buffer it would send a command and poll 10,000 times for the answer. The FADT should say "no 8042"
-/// (IAPC_BOOT_ARCH, bit 1 clear), then Linux does not even look.
+/// The status register always reads "output buffer full, input buffer empty". A guest waits for the empty input buffer
+/// before it sends the reset command. The output buffer, which no amount of reading empties, tells a probing driver at
+/// once that there is no controller: Linux gives up after 17 looks, in under a millisecond. With an empty output buffer
+/// it would send a command and poll 10,000 times for the answer. If the FADT says "no 8042" (IAPC_BOOT_ARCH, bit 1
+/// clear), Linux does not even look.
 ///
 /// Threads: any; nothing changes after construction.
 class I8042 final : public Device {
   public:
     static constexpr std::uint64_t kDataOffset = 0;    ///< port 0x60
     static constexpr std::uint64_t kCommandOffset = 4; ///< port 0x64: status when read, command when written
-    /// I/O ports it takes. Those between data and command are none of its own: they read as ones.
+    /// I/O ports it takes. The ports between data and command belong to no register: they read as ones.
     static constexpr std::uint64_t kSize = 5;
     static constexpr std::uint8_t kResetCommand = 0xfe;
 
-    /// It has none; here so that all devices save and restore alike.
+    /// It is empty. It exists so that all devices are saved and restored alike.
     struct State {
         friend bool operator==(const State&, const State&) = default;
     };

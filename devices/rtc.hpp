@@ -16,12 +16,12 @@ namespace vmm::devices {
 
 /// The Motorola MC146818 real-time clock with 128 bytes of memory, behind an index port and a data port (0x70, 0x71).
 ///
-/// The time is the host's, in UTC, plus an offset that is 0 until the guest sets its clock. It is computed when it is
-/// read: nothing ticks, and if the host's clock is set, the guest's moves along. A date the guest makes up (month 13)
-/// is carried over into a real one when the clock starts to run.
+/// The time is the host's, in UTC, plus an offset that is 0 until the guest sets its clock. It is computed when the
+/// guest reads it: nothing ticks, and if the host's clock is set, the guest's moves along. If a guest sets a date that
+/// does not exist (month 13), the excess is carried when the clock starts to run.
 ///
-/// What differs from the chip: there are no interrupts. Alarm time and interrupt enables are kept as memory, register C
-/// reads 0. Guests set timers elsewhere; a driver that waits for the update interrupt times out.
+/// It differs from the chip in that there are no interrupts. The alarm time and the interrupt enables are kept as
+/// memory, and register C reads 0. Guests set timers elsewhere. A driver that waits for the update interrupt times out.
 ///
 /// Threads: any, at once.
 class Rtc final : public Device {
@@ -34,30 +34,32 @@ class Rtc final : public Device {
     static constexpr std::uint8_t kCenturyIndex = 0x32;
     static constexpr std::size_t kMemoryBytes = 128;
 
-    /// Says the time. Called under the lock of the clock, from any thread; it may not throw.
+    /// Returns the time. It is called with the clock's lock held, from any thread, and may not throw.
     using Clock = std::function<std::chrono::system_clock::time_point()>;
 
     struct State {
-        /// What the guest's clock is ahead of the host's. At most 30,000 years either way.
+        /// How far the guest's clock is ahead of the host's. At most 30,000 years either way.
         std::chrono::microseconds offset{0};
         std::uint8_t index = 0; ///< the register selected, 0 to 127
-        /// By index. The time of day and the date in it count only while the clock is stopped.
+        /// By index. The time of day and the date in it count only while the clock is stopped. Register C is 0,
+        /// register D says that the battery is good, and bit 7 of register A is clear.
         std::array<std::uint8_t, kMemoryBytes> memory = power_on_memory();
 
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// The clock of the host.
+    /// The host's clock.
     [[nodiscard]] static Clock host_clock();
 
     /// Shows the time of `clock`, which may not be empty.
     explicit Rtc(Clock clock = host_clock());
-    /// Continues from `state`. Throws Error if no clock can be in that state.
+    /// Continues from `state`.
+    /// Throws Error if no clock can be in that state.
     explicit Rtc(const State& state, Clock clock = host_clock());
 
     [[nodiscard]] std::string_view name() const noexcept override { return "rtc"; }
-    /// A wide access is one access for each byte, at rising offsets: a word written to the index port selects and
-    /// writes.
+    /// A wide access is one access for each byte, at rising offsets. So a word written to the index port selects a
+    /// register and writes it.
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
@@ -76,9 +78,9 @@ class Rtc final : public Device {
     [[nodiscard]] Time host_time() const noexcept;
     [[nodiscard]] Time guest_time() const noexcept;
     [[nodiscard]] bool is_stopped() const noexcept;
-    /// Puts the running time into the memory, in the format the guest has chosen.
+    /// Writes the running time into the memory, in the format that the guest has chosen.
     void latch_time() noexcept;
-    /// Lets the clock run on from the time in the memory, `fraction` into that second.
+    /// Lets the clock run on from the time in the memory. `fraction` is how far that second has gone.
     void resume(std::chrono::microseconds fraction) noexcept;
 
     const Clock clock_;

@@ -9,7 +9,7 @@
 namespace vmm::devices {
 namespace {
 
-// Register offsets (PC16550D, table II). DLAB puts the divisor latch in place of the first two.
+// Register offsets (PC16550D, table II). If DLAB is set, the divisor latch takes the place of the first two.
 constexpr std::uint64_t kData = 0;                        // RBR when read, THR when written; DLL
 constexpr std::uint64_t kInterruptEnable = 1;             // IER; DLM
 constexpr std::uint64_t kInterruptIdentOrFifoControl = 2; // IIR when read, FCR when written
@@ -37,7 +37,7 @@ constexpr std::uint8_t kIdentLineStatus = 0x06;
 constexpr std::uint8_t kIdentCharacterTimeout = 0x0c;
 constexpr std::uint8_t kIdentFifosEnabled = 0xc0;
 
-// FIFO control register. The transmitter's FIFO is always empty, so clearing it is nothing.
+// FIFO control register. The transmitter's FIFO is always empty, so nothing is to be done to clear it.
 constexpr std::uint8_t kFifoEnable = 0x01;
 constexpr std::uint8_t kFifoClearReceiver = 0x02;
 constexpr unsigned kFifoTriggerShift = 6;
@@ -58,7 +58,7 @@ constexpr std::uint8_t kDataReady = 0x01;
 constexpr std::uint8_t kOverrun = 0x02;
 constexpr std::uint8_t kTransmitterEmptyStatus = 0x60; // THRE and TEMT
 
-// Modem status register: the inputs, and below each, four bits down, its change.
+// Modem status register. The upper four bits are the inputs. The lower four bits are their changes, in the same order.
 constexpr std::uint8_t kCts = 0x10;
 constexpr std::uint8_t kDsr = 0x20;
 constexpr std::uint8_t kRi = 0x40;
@@ -147,8 +147,8 @@ std::size_t SerialPort::feed_input(std::span<const std::byte> bytes) noexcept {
             receive(std::to_integer<std::uint8_t>(byte));
         }
         settle(effects);
-        // Every arrival is a reason of its own: should a pulse get lost in a guest that masks the pin for a while, the
-        // next key wakes the console again.
+        // Every arrival interrupts. If a pulse gets lost in a guest that masks the pin for a while, the next key wakes
+        // the console again.
         effects.raise_irq |= accepted > 0 && (state_.ier & kReceived) != 0;
     }
     perform(effects);
@@ -215,8 +215,8 @@ void SerialPort::write_register(std::uint64_t offset, std::uint8_t value, Effect
         if (divisor_latch) {
             state_.divisor = static_cast<std::uint16_t>((state_.divisor & 0x00ffU) | (unsigned{value} << 8U));
         } else {
-            // Enabling the transmitter interrupt while the transmitter is empty, as it always is, causes one: drivers
-            // start to send that way.
+            // If the transmitter interrupt becomes enabled while the transmitter is empty, as it always is, it is
+            // raised once: drivers start to send that way.
             state_.transmit_interrupt |= (value & ~state_.ier & kTransmitterEmpty) != 0;
             state_.ier = value & kInterruptEnableMask;
         }
@@ -233,7 +233,7 @@ void SerialPort::write_register(std::uint64_t offset, std::uint8_t value, Effect
     case kScratch:
         state_.scr = value;
         break;
-    default: // The status registers are for reading.
+    default: // The status registers cannot be written.
         break;
     }
 }
@@ -257,7 +257,8 @@ void SerialPort::receive(std::uint8_t value) noexcept {
         state_.received[state_.received_bytes++] = value;
         return;
     }
-    // A full FIFO keeps what it has; without FIFO the new byte replaces the one nobody read (data sheet, LSR bit 1).
+    // A full FIFO keeps what it has. Without the FIFO, the new byte replaces the one that nobody read (data sheet, LSR
+    // bit 1).
     state_.overrun = true;
     if (!state_.fifo_enabled) {
         state_.received[0] = value;
@@ -292,7 +293,7 @@ void SerialPort::write_modem_control(std::uint8_t value) noexcept {
     const std::uint8_t before = modem_inputs();
     state_.mcr = value & kModemControlMask;
     const std::uint8_t after = modem_inputs();
-    // Every input counts when it changes, but the ring indicator only when it ends (TERI, MSR bit 2).
+    // Every input reports each change, but the ring indicator reports only its end (TERI, MSR bit 2).
     const unsigned changes = (before ^ after) & ~unsigned{bits(after & kRi)};
     state_.msr_changes |= bits(changes >> kModemChangeShift);
 }
@@ -333,7 +334,7 @@ std::uint8_t SerialPort::pending_interrupts() const noexcept {
 }
 
 std::uint8_t SerialPort::identify_interrupt() const noexcept {
-    // In order of priority (data sheet, table IV).
+    // The reasons are looked at in order of priority (data sheet, table IV).
     const std::uint8_t pending = pending_interrupts();
     if ((pending & kLineStatusChange) != 0) {
         return kIdentLineStatus;
@@ -355,7 +356,8 @@ void SerialPort::settle(Effects& effects) noexcept {
     if (room() == 0) {
         input_blocked_ = true;
     } else if (input_blocked_ && state_.received_bytes == 0) {
-        // Not at the first free byte: then the event loop would be woken for each.
+        // Room is announced when the receiver is empty, not at the first free byte: otherwise each byte would wake the
+        // event loop.
         input_blocked_ = false;
         effects.input_room_ready = true;
     }

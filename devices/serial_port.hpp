@@ -16,15 +16,19 @@
 
 namespace vmm::devices {
 
-/// The UART of the National Semiconductor PC16550D data sheet, section 8, with an infinitely fast line: what the guest
+/// The UART of the National Semiconductor PC16550D data sheet, section 8, with an infinitely fast line. What the guest
 /// transmits has left at once, so the transmitter is always empty (LSR: THRE and TEMT) and never makes a vCPU wait.
 ///
-/// Output goes into a ring that the event loop empties. Once it is full, further bytes are dropped and counted. Input
-/// is taken only as far as the receiver has room, so the host never causes an overrun; the loopback test can.
+/// Output goes into a ring that the event loop empties. If the ring is full, further bytes are dropped and counted.
+/// Input is taken only as far as the receiver has room, so that the host never causes an overrun; the loopback test
+/// can.
 ///
-/// What differs from the chip: a break and a receive error never happen; the character timeout interrupt comes at once
-/// instead of after four character times; the other side always asserts CTS, DSR and DCD. OUT2 (MCR bit 3) does not
-/// gate the interrupt as it does on a PC board, so that a guest which forgets it is not left without interrupts.
+/// It differs from the chip in these points:
+/// - A break and a receive error never happen.
+/// - The character timeout interrupt comes at once instead of after four character times.
+/// - The other side always asserts CTS, DSR and DCD.
+/// - OUT2 (MCR bit 3) does not gate the interrupt as it does on a PC board, so that a guest which forgets it still gets
+///   interrupts.
 ///
 /// Threads: every member may be called from any thread.
 class SerialPort final : public Device, public CharacterPort {
@@ -33,7 +37,7 @@ class SerialPort final : public Device, public CharacterPort {
     static constexpr std::uint64_t kSize = 8;
     /// The receiver's FIFO, in bytes.
     static constexpr std::size_t kReceiveFifoBytes = 16;
-    /// All that the guest can see; the values here are those after a hardware reset. Output that nobody has taken yet
+    /// All that the guest can see. The values here are those after a hardware reset. Output that nobody has taken yet
     /// is not part of it: those bytes have left the UART, and the host that has them prints them.
     struct State {
         std::uint16_t divisor = 1;    ///< DLM:DLL; 1 is 115,200 baud
@@ -54,7 +58,8 @@ class SerialPort final : public Device, public CharacterPort {
 
     /// `output_capacity` in bytes, at least 1. `irq` must outlive the port.
     SerialPort(IrqLine& irq, Callbacks callbacks, std::size_t output_capacity = kDefaultOutputBytes);
-    /// Continues from `state`. Throws Error if no port can be in that state.
+    /// Continues from `state`. A pulse may have been on its way when the state was taken: see reassert_interrupt().
+    /// Throws Error if no port can be in that state.
     SerialPort(IrqLine& irq, Callbacks callbacks, const State& state,
                std::size_t output_capacity = kDefaultOutputBytes);
 
@@ -64,23 +69,24 @@ class SerialPort final : public Device, public CharacterPort {
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
     [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept override;
-    /// Bytes the guest has transmitted that found the output ring full.
+    /// The number of bytes that the guest has transmitted while the output ring was full.
     [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept override;
 
-    /// How many bytes `feed_input` would accept now. Nothing while the guest has the port in loopback: its receiver is
-    /// then disconnected from the line.
+    /// How many bytes `feed_input` would accept now. It accepts none while the guest has the port in loopback, because
+    /// the receiver is disconnected from the line then.
     [[nodiscard]] std::size_t input_room() const noexcept;
-    /// The interrupt is raised from the calling thread.
+    /// The interrupt is raised on the calling thread.
     [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept override;
 
-    /// A copy of the state, for a snapshot. Consistent at any time.
+    /// A copy of the state, for a snapshot. It is consistent at any time.
     [[nodiscard]] State state() const noexcept;
-    /// Raises the interrupt again if a reason for it is pending. Once, after a restore, when the interrupt controller
-    /// is in place: a pulse may have been on its way when the state was taken. One too many does no harm.
+    /// Raises the interrupt again if a reason for it is pending. Call it once after a restore, when the interrupt
+    /// controller is in place, because a pulse may have been on its way when the state was taken. One pulse too many
+    /// does no harm.
     void reassert_interrupt() noexcept;
 
   private:
-    /// What an access asks of the outside, done once the lock is free.
+    /// What an access asks of the outside. It is done after the lock is released.
     struct Effects {
         bool raise_irq = false;
         bool output_ready = false;
@@ -105,7 +111,7 @@ class SerialPort final : public Device, public CharacterPort {
     [[nodiscard]] std::uint8_t pending_interrupts() const noexcept;
     [[nodiscard]] std::uint8_t identify_interrupt() const noexcept;
 
-    /// Compares with the last time and notes what the outside has to be told.
+    /// Notes what the outside has to be told since the last call.
     void settle(Effects& effects) noexcept;
     void perform(const Effects& effects) noexcept;
 
@@ -115,7 +121,7 @@ class SerialPort final : public Device, public CharacterPort {
     mutable std::mutex mutex_; ///< guards all below
     State state_;
     std::uint8_t seen_interrupts_ = 0; ///< the pending interrupts that have been raised
-    bool input_blocked_ = false;       ///< there was no room, and input_room_ready has not been called since
+    bool input_blocked_ = false;       ///< there was no room, and input_room_ready has not been called yet
     ByteRing output_;
     std::uint64_t dropped_output_bytes_ = 0;
 };

@@ -18,7 +18,7 @@ namespace vmm::devices {
 
 namespace {
 
-/// What a try that failed with `error_number` is for our caller: one that was interrupted all the time is for later.
+/// Turns the error of a try into the caller's: a try that was interrupted again and again is to be repeated later.
 int error_of_try(int error_number) noexcept {
     return error_number == EINTR ? EAGAIN : error_number;
 }
@@ -131,7 +131,7 @@ std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {
     const ssize_t count =
         uninterrupted([&] { return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size())); });
     const int error = count < 0 ? error_of_try(errno) : 0;
-    // The interface is deleted (linux: tun_chr_read_iter), or a socket's peer has gone.
+    // Then the interface is deleted (linux: tun_chr_read_iter), or the socket's peer is gone.
     up_ = up_ && count != 0 && error != EBADFD;
     return count < 0 ? -error : count;
 }

@@ -1,4 +1,4 @@
-// A tap interface of the host's: Ethernet frames by read and write.
+// A tap interface of the host. Ethernet frames go through it by read and write.
 #pragma once
 
 #include <array>
@@ -16,23 +16,25 @@ namespace vmm::devices {
 
 using MacAddress = std::array<std::uint8_t, 6>;
 
-/// "52:54:00:12:34:56". Throws Error: it is none, or one for groups or of nobody.
+/// Parses text like "52:54:00:12:34:56".
+/// Throws Error if it is no address, an address of a group, or an address that nobody can have.
 [[nodiscard]] MacAddress parse_mac_address(const std::string& text);
-/// An address of local administration that is always the same for the same text.
+/// A locally administered address that is always the same for the same text.
 [[nodiscard]] MacAddress make_mac_address(std::string_view text) noexcept;
 
-/// Throws Error: no network interface can have that name (linux: dev_valid_name).
+/// Throws Error if no network interface can have that name (linux: dev_valid_name).
 void check_interface_name(const std::string& name);
 
-/// The kernel reads and writes headers as they are. An interface that is deleted is a link that is down.
+/// The kernel reads and writes headers as they are. If the interface is deleted, the link is down.
 ///
 /// Threads: one at a time.
 class Tap final : public FrameLink {
   public:
-    /// The interface `name`, which is made if it is not there. Throws Error: it is no valid name, is in use, or this
-    /// process may not.
+    /// Attaches to the interface `name`, and makes it if it is not there.
+    /// Throws Error if the name is not valid, if the interface is in use, or if this process may not attach to it.
     explicit Tap(const std::string& name);
-    /// Something else that moves one frame with its header a call, a datagram socket; without offloads. Non-blocking.
+    /// Takes something else that moves one frame with its header a call, such as a datagram socket that does not block.
+    /// It has no offloads to set.
     explicit Tap(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
 
     [[nodiscard]] int fd() const noexcept override { return fd_.get(); }

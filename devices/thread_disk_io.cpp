@@ -34,7 +34,7 @@ struct ThreadDiskIo::Operation {
 
 namespace {
 
-/// Signals are for other threads; faults are not held back, so that whoever handles them hears of them.
+/// Blocks signals, which are for other threads. Faults are not blocked, so that their handler hears of them.
 class SignalsBlocked {
   public:
     SignalsBlocked() {
@@ -55,7 +55,7 @@ class SignalsBlocked {
 
 } // namespace
 
-/// The threads, and what they share with the caller's.
+/// The threads, and what they share with the caller's thread.
 class ThreadDiskIo::Crew {
   public:
     Crew() : came_back_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
@@ -98,7 +98,7 @@ class ThreadDiskIo::Crew {
         }
         for (; busy_for != 0 && threads_.size() < kMostThreads; --busy_for) {
             if (start_thread() != 0) {
-                break; // Those that are there do it all.
+                break; // The threads that exist do all of it.
             }
         }
         if (operations.size() == 1) {
@@ -137,7 +137,7 @@ class ThreadDiskIo::Crew {
     }
 
   private:
-    /// 0 or an errno.
+    /// Returns 0 or an errno.
     int start_thread() {
         try {
             const SignalsBlocked inherited;
@@ -189,7 +189,7 @@ class ThreadDiskIo::Crew {
         return result < 0 ? -errno : static_cast<int>(result);
     }
 
-    /// With the lock held.
+    /// To be called with the lock held.
     void note(const Completion& completion) {
         done_.push_back(completion);
         finished_.store(done_.size(), std::memory_order_release);
@@ -204,7 +204,7 @@ class ThreadDiskIo::Crew {
     std::condition_variable work_;
     std::deque<Operation> waiting_;
     std::deque<Completion> done_;
-    std::atomic<std::size_t> finished_{0}; ///< the size of done_, to be looked at without the lock
+    std::atomic<std::size_t> finished_{0}; ///< the size of done_, which is read without the lock
     std::size_t idle_ = 0;
     bool ending_ = false;
     std::vector<std::thread> threads_; // last: they use all of the above
@@ -251,7 +251,7 @@ void ThreadDiskIo::allocate(std::uint64_t token, int mode, std::uint64_t offset,
     queue({Operation::Kind::kAllocate, fd_of(offset), mode, token, offset, bytes, {}});
 }
 
-/// What the page cache has needs no thread, nor a switch to one.
+/// What the page cache has needs neither a thread nor a switch to one.
 bool ThreadDiskIo::read_at_once(const Operation& operation, Completion& completion) {
     if (!cached_ || operation.kind != Operation::Kind::kRead) {
         return false;
@@ -259,7 +259,7 @@ bool ThreadDiskIo::read_at_once(const Operation& operation, Completion& completi
     const ssize_t result = ::preadv2(operation.fd, operation.pieces.data(), static_cast<int>(operation.pieces.size()),
                                      static_cast<off_t>(operation.offset), RWF_NOWAIT);
     if (result <= 0) {
-        // Not there, or this file system cannot say; a thread finds out what is wrong, if anything is.
+        // It is not in the cache, or this file system cannot say. If something is wrong, a thread finds out.
         cached_ = result == 0 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL);
         return false;
     }

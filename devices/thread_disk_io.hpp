@@ -1,4 +1,4 @@
-// A disk's I/O by threads that make system calls, for hosts without io_uring.
+// A disk's I/O by threads that make system calls, for a host without io_uring.
 #pragma once
 
 #include <sys/uio.h>
@@ -14,18 +14,18 @@
 
 namespace vmm::devices {
 
-/// At most kMostThreads threads, started as they are needed, which make one call at a time (preadv2(), pwritev2(),
-/// fdatasync(), fallocate()). What the page cache has is read at once, on the caller's thread.
+/// At most kMostThreads threads, which are started as they are needed, make one system call at a time (preadv2(),
+/// pwritev2(), fdatasync(), fallocate()). What the page cache has is read at once, on the caller's thread.
 ///
 /// Threads: one at a time.
 class ThreadDiskIo final : public DiskIo {
   public:
     static constexpr unsigned kMostThreads = 8;
 
-    /// With its first thread. `cached`: files.fd is without O_DIRECT. Throws Error: the host has no descriptor or no
-    /// thread for it.
+    /// Starts the first thread. `cached` is true if files.fd is without O_DIRECT.
+    /// Throws Error if the host has no descriptor or no thread for it.
     ThreadDiskIo(const DiskFiles& files, unsigned depth, bool cached);
-    /// Waits for its threads, which are idle when nothing is in flight.
+    /// Waits for its threads, which are idle if nothing is in flight.
     ~ThreadDiskIo() override;
 
     [[nodiscard]] DiskIoKind kind() const noexcept override { return DiskIoKind::kThreads; }
@@ -40,7 +40,7 @@ class ThreadDiskIo final : public DiskIo {
     [[nodiscard]] std::size_t reap(std::span<Completion> completions) override;
     void abandon() override;
 
-    /// How many threads it has.
+    /// The number of its threads.
     [[nodiscard]] unsigned threads() const noexcept;
 
   private:
@@ -54,7 +54,7 @@ class ThreadDiskIo final : public DiskIo {
     DiskFiles files_;
     unsigned depth_;
     unsigned in_flight_ = 0;
-    bool cached_; ///< whether it is worth asking the page cache
+    bool cached_; ///< true if the page cache may be asked
     std::vector<Operation> queued_;
     std::unique_ptr<Crew> crew_;
 };

@@ -12,10 +12,11 @@ namespace vmm::devices {
 /// A ring for one disk. It is restricted (IORING_REGISTER_RESTRICTIONS): it can do nothing but the operations of
 /// DiskIo, on the descriptors that it was made with.
 ///
-/// Threads: one at a time; what is in flight when the thread that queued it ends is cancelled by the kernel.
+/// Threads: one at a time. If the thread that queued an operation ends, the kernel cancels it.
 class UringDiskIo final : public DiskIo {
   public:
-    /// The whole ring exists and is at work from here on. Throws UringRefused or Error.
+    /// The whole ring exists and is at work afterwards.
+    /// Throws UringRefused or Error.
     UringDiskIo(const DiskFiles& files, unsigned depth);
     ~UringDiskIo() override;
 
@@ -29,7 +30,7 @@ class UringDiskIo final : public DiskIo {
     void allocate(std::uint64_t token, int mode, std::uint64_t offset, std::uint64_t bytes) override;
     [[nodiscard]] bool submit() override;
     [[nodiscard]] std::size_t reap(std::span<Completion> completions) override;
-    /// All that is queued has begun once submit() is through.
+    /// Does nothing, because all that is queued has begun once submit() returns true.
     void abandon() override {}
 
   private:
@@ -45,7 +46,7 @@ class UringDiskIo final : public DiskIo {
     std::unique_ptr<Ring> ring_;
 };
 
-/// This process, or this kernel, may not have what UringDiskIo needs: there are other ways.
+/// This process or this kernel cannot have what UringDiskIo needs. There are other ways.
 class UringRefused : public Error {
   public:
     using Error::Error;
