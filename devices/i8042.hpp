@@ -14,10 +14,11 @@ namespace vmm::devices {
 /// Everything else is ignored.
 ///
 /// The status register always reads "output buffer full, input buffer empty". A guest waits for the empty input buffer
-/// before it sends the reset command. The output buffer, which no amount of reading empties, tells a probing driver at
-/// once that there is no controller: Linux gives up after 17 looks, in under a millisecond. With an empty output buffer
-/// it would send a command and poll 10,000 times for the answer. If the FADT says "no 8042" (IAPC_BOOT_ARCH, bit 1
-/// clear), Linux does not even look.
+/// before it sends the reset command. An output buffer that no amount of reading empties tells Linux after 17 looks, in
+/// under a millisecond, that there is no controller; if it were empty, Linux would send a command and poll 10,000 times
+/// for the answer.
+///
+/// If the FADT says "no 8042" (IAPC_BOOT_ARCH, bit 1 clear), Linux does not even look.
 ///
 /// Threads: any; nothing changes after construction.
 class I8042 final : public Device {

@@ -160,7 +160,7 @@ SerialPort::State SerialPort::state() const noexcept {
     return state_;
 }
 
-void SerialPort::reassert_interrupt() noexcept {
+void SerialPort::repeat_interrupt() noexcept {
     Effects effects;
     {
         const std::lock_guard lock(mutex_);

@@ -58,7 +58,7 @@ class SerialPort final : public Device, public CharacterPort {
 
     /// `output_capacity` in bytes, at least 1. `irq` must outlive the port.
     SerialPort(IrqLine& irq, Callbacks callbacks, std::size_t output_capacity = kDefaultOutputBytes);
-    /// Continues from `state`. A pulse may have been on its way when the state was taken: see reassert_interrupt().
+    /// Continues from `state`. A pulse may have been on its way when the state was taken: see repeat_interrupt().
     /// Throws Error if no port can be in that state.
     SerialPort(IrqLine& irq, Callbacks callbacks, const State& state,
                std::size_t output_capacity = kDefaultOutputBytes);
@@ -83,7 +83,7 @@ class SerialPort final : public Device, public CharacterPort {
     /// Raises the interrupt again if a reason for it is pending. Call it once after a restore, when the interrupt
     /// controller is in place, because a pulse may have been on its way when the state was taken. One pulse too many
     /// does no harm.
-    void reassert_interrupt() noexcept;
+    void repeat_interrupt() noexcept;
 
   private:
     /// What an access asks of the outside. It is done after the lock is released.

@@ -501,7 +501,7 @@ TEST_F(SerialPortTest, StateSurvivesARestore) {
     SerialPort restored(other_irq, {}, port.state());
     EXPECT_EQ(restored.state(), port.state());
     EXPECT_EQ(other_irq.take(), 0U);
-    restored.reassert_interrupt();
+    restored.repeat_interrupt();
     EXPECT_EQ(other_irq.take(), 1U);
     EXPECT_EQ(inb(restored, kIir), kIirFifo | kIirReceive);
     EXPECT_EQ(read_all(restored), "typed ahead");
@@ -519,7 +519,7 @@ TEST_F(SerialPortTest, PortRestoredFullAnnouncesRoom) {
 }
 
 TEST_F(SerialPortTest, NothingPendingIsNotRaisedAfterARestore) {
-    port.reassert_interrupt();
+    port.repeat_interrupt();
     EXPECT_EQ(irq.take(), 0U);
 }
 
