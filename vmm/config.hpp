@@ -121,7 +121,10 @@ struct NetConfig {
 /// Stream sockets between guest and host, carried over unix sockets (docs/devices.md).
 struct VsockConfig {
     std::string path{};    ///< of the unix socket that programs connect to, at most 96 bytes
-    std::uint32_t cid = 3; ///< the guest's, 3 to 4294967294
+    std::uint32_t cid = 3; ///< the guest's, kMinCid to kMaxCid
+
+    static constexpr std::uint32_t kMinCid = 3; ///< below are the hypervisor, loopback and the host
+    static constexpr std::uint32_t kMaxCid = 0xfffffffe;
 
     friend bool operator==(const VsockConfig&, const VsockConfig&) = default;
 };

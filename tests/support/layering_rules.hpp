@@ -90,7 +90,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
         std::array<std::string_view, 2> allowed; ///< what a file that may include it begins with
     };
     constexpr std::array kPlaces{Place{"linux/kvm.h", {"kvm/uapi.hpp", "kvm/uapi.hpp"}},
-                                 Place{"CLI/", {"vmm/cli/command_line.cpp", "vmm/cli/bench_options.cpp"}},
+                                 Place{"CLI/", {"vmm/cli/command_line.cpp", "vmm/cli/command_line.cpp"}},
                                  Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
                                  Place{"liburing", {"devices/uring_disk_io.", "prefault/host/longterm_pin."}},
                                  Place{"numa.h", {"prefault/host/numa.", "prefault/host/numa."}},

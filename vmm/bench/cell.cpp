@@ -53,20 +53,19 @@ std::string_view to_string(Order order) noexcept {
 }
 
 std::optional<Method> parse_method(std::string_view text) {
-    return find_by_name(text,
-                        std::array{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader});
+    return find_by_name(text, kMethods);
 }
 
 std::optional<Contender> parse_contender(std::string_view text) {
-    return find_by_name(text, std::array{Contender::kVmm, Contender::kQemu, Contender::kCommand});
+    return find_by_name(text, kContenders);
 }
 
 std::optional<Order> parse_order(std::string_view text) {
-    return find_by_name(text, std::array{Order::kSequential, Order::kRandom});
+    return find_by_name(text, kOrders);
 }
 
 std::optional<PageSize> parse_page_size(std::string_view text) {
-    return find_by_name(text, std::array{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G});
+    return find_by_name(text, kPageSizes);
 }
 
 bool uses_workers(Method method) noexcept {

@@ -1,6 +1,7 @@
 // One cell of a benchmark: a guest of a certain shape, and what is done to its memory before it runs.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,6 +25,12 @@ enum class Contender { kVmm, kQemu, kCommand };
 
 /// In which order each of the guest's CPUs visits its pages.
 enum class Order { kSequential, kRandom };
+
+// All of each, in the order in which people are told of them.
+inline constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
+inline constexpr std::array kMethods{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader};
+inline constexpr std::array kContenders{Contender::kVmm, Contender::kQemu, Contender::kCommand};
+inline constexpr std::array kOrders{Order::kSequential, Order::kRandom};
 
 /// "none", "host", "touch", "ioctl", "reader".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;

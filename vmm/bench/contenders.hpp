@@ -12,13 +12,16 @@ namespace vmm::bench {
 
 /// What holds for every run.
 struct RunSettings {
-    unsigned passes = 5; ///< of the guest over its memory; at least 2
+    unsigned passes = 5; ///< of the guest over its memory, kMinPasses to kMaxPasses
     double timeout_seconds = 600;
     std::string qemu = "qemu-system-x86_64";
     std::string qemu_machine = "microvm";
     /// Some hosts refuse the register that this feature stands for.
     std::string qemu_cpu = "host,-arch-capabilities";
     std::string command; ///< the template of Contender::kCommand
+
+    static constexpr unsigned kMinPasses = 2; ///< the first pass takes the faults
+    static constexpr unsigned kMaxPasses = 1000;
 };
 
 /// The options of the built-in guest.

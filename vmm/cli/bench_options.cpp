@@ -1,35 +1,28 @@
 #include "vmm/cli/bench_options.hpp"
 
-#include <CLI/CLI.hpp>
-
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <functional>
-#include <map>
+#include <optional>
 #include <string>
-#include <vector>
+#include <system_error>
+#include <utility>
 
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/bench/cell.hpp"
+#include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
-#include "vmm/config.hpp"
 
 namespace vmm {
 
 namespace {
 
-constexpr const char* kNotes =
-    "Lists have commas: --memory 256M,1G --vcpus 1,2,4. Every combination is measured, each run in a process of its\n"
-    "own, round by round over all combinations. Huge pages that the pool lacks are added for the time of the "
-    "benchmark\n"
-    "(needs root). docs/bench.md describes figures, files and presets.\n"
-    "\n"
-    "Presets (options given beside them count more):\n"
-    "  quick    64M or 128M by every method, in less than a minute\n"
-    "  rfc      32 vCPUs and 64 GiB scaled to this host; with --full, as they are\n"
-    "  scale    memory doubling, workers doubling, and the costs for a GiB and for a fault fitted to them\n"
-    "\n"
-    "Exit status: 0; 1 if something could not be measured, or compare finds something worse; 2 if the command line "
-    "was\n"
-    "not understood; 4 if a signal stopped it, with what was done by then printed and written.";
+using Words = std::vector<std::string>;
+
+constexpr std::uint64_t kMinMemoryBytes = 16 * kMiB;
+constexpr std::uint64_t kMemoryStepBytes = 2 * kMiB;
 
 std::vector<std::string> split(const std::string& text) {
     std::vector<std::string> items;
@@ -41,150 +34,221 @@ std::vector<std::string> split(const std::string& text) {
     return items;
 }
 
-/// An option whose value is a list; `parse` gives an optional for each item.
-template <typename Value, typename Parse>
-CLI::Option* add_list(CLI::App& app, const std::string& option, std::vector<Value>& target, Parse parse,
-                      const std::string& what, const std::string& help) {
-    return app
-        .add_option_function<std::string>(
-            option,
-            [option, &target, parse, what](const std::string& text) {
-                target.clear();
-                for (const std::string& item : split(text)) {
-                    const auto value = parse(item);
-                    if (!value) {
-                        throw CLI::ValidationError(option, "'" + item + "' is " + what);
-                    }
-                    if (std::find(target.begin(), target.end(), *value) == target.end()) {
-                        target.push_back(*value);
-                    }
-                }
-            },
-            help)
-        ->type_name("LIST");
+std::string format_number(double number) {
+    return vmm::format("{}", number);
 }
 
-std::optional<unsigned> parse_count(const std::string& text, unsigned most) {
-    if (text.empty() || text.size() > 6 ||
-        !std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) {
-        return std::nullopt;
+/// A positive number without a sign, in decimal; nothing if it is none, or beyond `limits`.
+std::optional<unsigned> parse_count(const std::string& word, Limits limits) {
+    unsigned value = 0;
+    const char* const end = word.data() + word.size();
+    const auto [rest, error] = std::from_chars(word.data(), end, value);
+    return error == std::errc{} && rest == end && value >= limits.least && value <= limits.most ? std::optional(value)
+                                                                                                : std::nullopt;
+}
+
+/// A memory size that a guest can have here.
+std::optional<std::uint64_t> parse_memory(const std::string& word) {
+    const auto size = parse_size(word);
+    return size && *size >= kMinMemoryBytes && *size % kMemoryStepBytes == 0 ? size : std::nullopt;
+}
+
+/// An option that takes items between commas. `what` completes "'x' is ...". `set` is given each item once.
+template <typename Value>
+Option list(std::string names, std::function<std::optional<Value>(const std::string&)> parse, std::string what,
+            std::string help, std::function<void(Given&, std::vector<Value>)> set) {
+    OptionValue value{.kind = OptionValue::Kind::kText, .form = "LIST"};
+    value.may_be_empty = true; // `parse` refuses it as an item.
+    return text(std::move(names), std::move(value), std::move(help),
+                [parse = std::move(parse), what = std::move(what), set = std::move(set)](Given& given,
+                                                                                         const std::string& word) {
+                    std::vector<Value> values;
+                    for (const std::string& item : split(word)) {
+                        const auto parsed = parse(item);
+                        if (!parsed) {
+                            throw Error("'" + item + "' is " + what);
+                        }
+                        if (std::ranges::find(values, *parsed) == values.end()) {
+                            values.push_back(*parsed);
+                        }
+                    }
+                    set(given, std::move(values));
+                });
+}
+
+Option count_list(std::string names, Limits limits, std::string help,
+                  std::function<void(Given&, std::vector<unsigned>)> set) {
+    return list<unsigned>(
+        std::move(names), [limits](const std::string& item) { return parse_count(item, limits); },
+        "not a number from " + to_string(limits), std::move(help), std::move(set));
+}
+
+/// The items are names of `values`.
+template <typename Value, std::size_t size>
+Option choice_list(std::string names, const std::array<Value, size>& values, std::string help,
+                   std::type_identity_t<std::function<void(Given&, std::vector<Value>)>> set) {
+    const std::vector<std::string> choices = names_of(values);
+    std::string what = "not one of";
+    for (const std::string& choice : choices) {
+        what += (choice == choices.front() ? " " : ", ") + choice;
     }
-    const unsigned long value = std::stoul(text);
-    return value >= 1 && value <= most ? std::optional(static_cast<unsigned>(value)) : std::nullopt;
+    Option option = list<Value>(
+        std::move(names),
+        [choices, values](const std::string& item) {
+            const auto found = std::ranges::find(choices, item);
+            return found != choices.end() ? std::optional(values.at(static_cast<std::size_t>(found - choices.begin())))
+                                          : std::nullopt;
+        },
+        std::move(what), std::move(help), std::move(set));
+    option.value.choices = choices;
+    return option;
 }
 
-/// A memory size a guest can have, in whole MiB.
-std::optional<std::uint64_t> parse_memory(const std::string& text) {
-    const auto size = parse_size(text);
-    return size && *size >= 16 * kMiB && *size % (2 * kMiB) == 0 ? size : std::nullopt;
+Option count(std::string names, Limits limits, std::string help, std::function<void(Given&, unsigned)> set) {
+    Option option{.names = std::move(names), .help = std::move(help)};
+    option.value = {.kind = OptionValue::Kind::kNumber, .form = "N", .limits = limits};
+    option.take = [limits, set = std::move(set)](Given& given, const Words& words) {
+        const auto value = parse_count(words.back(), limits);
+        if (!value) {
+            throw Error("'" + words.back() + "' is not a number from " + to_string(limits));
+        }
+        set(given, *value);
+    };
+    return option;
 }
 
-void add_matrix_options(CLI::App& bench, bench::Matrix& matrix) {
-    add_list(bench, "-m,--memory", matrix.memory_bytes, parse_memory,
-             "no size of at least 16M, in steps of 2M (a whole number and K, M, G or T)", "Memory of the guest");
-    add_list(
-        bench, "-c,--vcpus", matrix.vcpus, [](const std::string& text) { return parse_count(text, Config::kMaxVcpus); },
-        "not a number from 1 to 254", "Virtual CPUs");
-    add_list(
-        bench, "--workers", matrix.workers,
-        [](const std::string& text) { return parse_count(text, Config::kMaxPrefaultWorkers); },
-        "not a number from 1 to 512", "Prefault workers, and QEMU's prealloc-threads (default: the CPUs)");
-    add_list(
-        bench, "--page-size", matrix.page_sizes, [](const std::string& text) { return bench::parse_page_size(text); },
-        "not one of 4K, thp, 2M, 1G", "Pages behind guest memory");
-    add_list(
-        bench, "--prefault", matrix.methods, [](const std::string& text) { return bench::parse_method(text); },
-        "not one of none, host, touch, ioctl, reader",
-        "Methods: none, host, touch, ioctl, reader (none; one vCPU reads every page first)");
-    matrix.orders.clear();
-    add_list(
-        bench, "--order", matrix.orders, [](const std::string& text) { return bench::parse_order(text); },
-        "not seq or random", "In which order a vCPU visits its pages: seq, random (default: seq)");
+/// An option that takes a number, which may be a fraction.
+Option quantity(std::string names, std::string form, double least, double most, std::string help,
+                std::function<void(Given&, double)> set) {
+    return text(std::move(names), {.kind = OptionValue::Kind::kText, .form = std::move(form)}, std::move(help),
+                [least, most, set = std::move(set)](Given& given, const std::string& word) {
+                    double value = 0;
+                    const char* const end = word.data() + word.size();
+                    const auto [rest, error] = std::from_chars(word.data(), end, value);
+                    if (error != std::errc{} || rest != end || !(value >= least && value <= most)) {
+                        throw Error("'" + word + "' is not a number from " + format_number(least) + " to " +
+                                    format_number(most));
+                    }
+                    set(given, value);
+                });
+}
+
+Option preset_option() {
+    static constexpr std::array kPresets{bench::Preset::kQuick, bench::Preset::kRfc, bench::Preset::kScale};
+    OptionValue value{.kind = OptionValue::Kind::kText, .choices = names_of(kPresets)};
+    value.form = form_of(value.choices);
+    return text("PRESET", std::move(value), "What to measure where the options do not say",
+                [](Given& given, const std::string& word) {
+                    const auto names = names_of(kPresets);
+                    const auto found = std::ranges::find(names, word);
+                    if (found == names.end()) {
+                        throw Error("'" + word + "' is none of quick, rfc, scale, nor compare");
+                    }
+                    given.bench.preset = kPresets.at(static_cast<std::size_t>(found - names.begin()));
+                });
+}
+
+std::vector<Option> matrix_options() {
+    return {
+        preset_option(),
+        list<std::uint64_t>(
+            "-m,--memory", parse_memory,
+            "no size of at least " + format_bytes(kMinMemoryBytes) + ", in steps of " + format_bytes(kMemoryStepBytes) +
+                " (a whole number and K, M, G or T)",
+            "Memory of the guest",
+            [](Given& given, std::vector<std::uint64_t> sizes) { given.bench.matrix.memory_bytes = std::move(sizes); }),
+        count_list("-c,--vcpus", {1, Config::kMaxVcpus}, "Virtual CPUs",
+                   [](Given& given, std::vector<unsigned> counts) { given.bench.matrix.vcpus = std::move(counts); }),
+        count_list("--workers", {1, Config::kMaxPrefaultWorkers},
+                   "Prefault workers, and QEMU's prealloc-threads (default: the CPUs)",
+                   [](Given& given, std::vector<unsigned> counts) { given.bench.matrix.workers = std::move(counts); }),
+        choice_list("--page-size", bench::kPageSizes, "Pages behind guest memory",
+                    [](Given& given, auto sizes) { given.bench.matrix.page_sizes = std::move(sizes); }),
+        choice_list("--prefault", bench::kMethods,
+                    "Methods: none, host, touch, ioctl, reader (none; one vCPU reads every page first)",
+                    [](Given& given, auto methods) { given.bench.matrix.methods = std::move(methods); }),
+        choice_list("--order", bench::kOrders, "In which order a vCPU visits its pages: seq, random (default: seq)",
+                    [](Given& given, auto orders) { given.bench.matrix.orders = std::move(orders); }),
+    };
+}
+
+std::vector<Option> run_settings() {
+    return {
+        count("--runs", {1, BenchCommand::kMaxRuns}, "Runs of each combination",
+              [](Given& given, unsigned runs) { given.bench.runs = runs; })
+            .with_standard(std::to_string(bench::PresetFacts{}.runs)),
+        count("--passes", {bench::RunSettings::kMinPasses, bench::RunSettings::kMaxPasses},
+              "Passes of the guest over its memory",
+              [](Given& given, unsigned passes) { given.bench.settings.passes = passes; })
+            .with_standard(std::to_string(bench::RunSettings{}.passes)),
+        flag("--warm,!--no-warm", "Populate as much memory before each run (default), or measure it as it is",
+             [](Given& given, bool warm) { given.bench.warm = warm; }),
+        flag("--full", "The preset at its full size", [](Given& given, bool full) { given.bench.full = full; }),
+        flag("--model", "Print what 64 GiB, 1 TiB and 16 TiB would take, from the costs measured",
+             [](Given& given, bool model) { given.bench.model = model; }),
+        quantity("--time-limit", "SECONDS", 1, 1e7, "Begin no further round of runs that would end later",
+                 [](Given& given, double seconds) { given.bench.time_limit_seconds = seconds; }),
+        quantity("--timeout", "SECONDS", 1, 1e6, "End a run that takes longer; it has failed",
+                 [](Given& given, double seconds) { given.bench.timeout_seconds = seconds; })
+            .with_standard(format_number(bench::RunSettings{}.timeout_seconds)),
+    };
+}
+
+void take_contender(Given& given, const std::string& word) {
+    if (word == "qemu") {
+        given.bench.matrix.qemu = true;
+    } else {
+        given.bench.matrix.command = true;
+        given.bench.settings.command = word;
+    }
+}
+
+std::vector<Option> output_and_contender_options() {
+    return {
+        file("--json", "Write everything as JSON",
+             [](Given& given, const std::string& path) { given.bench.json = path; }),
+        file("--csv", "Write every run as CSV", [](Given& given, const std::string& path) { given.bench.csv = path; }),
+        file("--plot", "Draw a picture, .svg or .png (needs gnuplot)",
+             [](Given& given, const std::string& path) { given.bench.plot = path; }),
+        text("--against", {.kind = OptionValue::Kind::kText, .form = "qemu|CMD", .choices = {"qemu"}},
+             "Run the same guest on QEMU, with prealloc and without; or by a shell command with " +
+                 std::string(bench::kTemplateNames) + ", whose output is the guest's serial port",
+             take_contender)
+            .repeated(),
+        file("--qemu", "QEMU's program",
+             [](Given& given, const std::string& path) { given.bench.settings.qemu = path; }),
+        text("--qemu-machine", {.kind = OptionValue::Kind::kText, .form = "NAME"}, "QEMU's -M",
+             [](Given& given, const std::string& name) { given.bench.settings.qemu_machine = name; }),
+    };
+}
+
+std::vector<Option> compare_options() {
+    return {
+        file("BEFORE", "A file of --json", [](Given& given, const std::string& path) { given.compare.before = path; })
+            .required(),
+        file("AFTER", "Another one", [](Given& given, const std::string& path) { given.compare.after = path; })
+            .required(),
+        quantity("--threshold", "PERCENT", 0, 10000, "What counts as a change, in percent",
+                 [](Given& given, double percent) { given.compare.threshold = percent / 100; })
+            .with_standard(format_number(BenchCompareCommand{}.threshold * 100)),
+    };
 }
 
 } // namespace
 
-CLI::App* add_bench_options(CLI::App& bench, BenchCommand& command, BenchCompareCommand& compare) {
-    static const std::map<std::string, bench::Preset> kPresets{
-        {"quick", bench::Preset::kQuick}, {"rfc", bench::Preset::kRfc}, {"scale", bench::Preset::kScale}};
-    const CLI::Validator not_empty(
-        [](std::string& text) { return text.empty() ? std::string("is empty") : std::string(); }, "");
-    bench
-        .add_option_function<std::string>(
-            "PRESET",
-            [&command](const std::string& name) {
-                const auto preset = kPresets.find(name);
-                if (preset == kPresets.end()) {
-                    throw CLI::ValidationError("PRESET", "'" + name + "' is none of quick, rfc, scale, nor compare");
-                }
-                command.preset = preset->second;
-            },
-            "What to measure where the options do not say")
-        ->type_name("quick|rfc|scale");
-    add_matrix_options(bench, command.matrix);
-    bench
-        .add_option_function<unsigned>(
-            "--runs", [&command](const unsigned& runs) { command.runs = runs; }, "Runs of each combination")
-        ->check(CLI::Range(1U, BenchCommand::kMaxRuns).description(""))
-        ->type_name("N")
-        ->default_str("5");
-    bench.add_option("--passes", command.settings.passes, "Passes of the guest over its memory")
-        ->check(CLI::Range(2U, 1000U).description(""))
-        ->type_name("N")
-        ->capture_default_str();
-    bench.add_flag("--warm,!--no-warm", command.warm,
-                   "Populate as much memory before each run (default), or measure it as it is");
-    bench.add_flag("--full", command.full, "The preset at its full size");
-    bench.add_flag("--model", command.model, "Print what 64 GiB, 1 TiB and 16 TiB would take, from the costs measured");
-    bench
-        .add_option_function<double>(
-            "--time-limit", [&command](const double& limit) { command.time_limit_seconds = limit; },
-            "Begin no further round of runs that would end later")
-        ->check(CLI::Range(1.0, 1e7).description(""))
-        ->type_name("SECONDS");
-    bench
-        .add_option_function<double>(
-            "--timeout", [&command](const double& limit) { command.timeout_seconds = limit; },
-            "End a run that takes longer; it has failed")
-        ->check(CLI::Range(1.0, 1e6).description(""))
-        ->type_name("SECONDS")
-        ->default_str("600");
-    bench.add_option("--json", command.json, "Write everything as JSON")->type_name("FILE")->check(not_empty);
-    bench.add_option("--csv", command.csv, "Write every run as CSV")->type_name("FILE")->check(not_empty);
-    bench.add_option("--plot", command.plot, "Draw a picture, .svg or .png (needs gnuplot)")
-        ->type_name("FILE")
-        ->check(not_empty);
-    bench
-        .add_option_function<std::string>(
-            "--against",
-            [&command](const std::string& text) {
-                if (text == "qemu") {
-                    command.matrix.qemu = true;
-                } else {
-                    command.matrix.command = true;
-                    command.settings.command = text;
-                }
-            },
-            "Run the same guest on QEMU, with prealloc and without; or by a shell command with " +
-                std::string(bench::kTemplateNames) + ", whose output is the guest's serial port")
-        ->type_name("qemu|CMD")
-        ->trigger_on_parse()
-        ->check(not_empty);
-    bench.add_option("--qemu", command.settings.qemu, "QEMU's program")->type_name("FILE")->check(not_empty);
-    bench.add_option("--qemu-machine", command.settings.qemu_machine, "QEMU's -M")->type_name("NAME")->check(not_empty);
-    bench.footer(kNotes);
-
-    CLI::App* const sub = bench.add_subcommand("compare", "Say what changed beyond noise between two files of --json; "
-                                                          "status 1 if something got worse");
-    sub->add_option("BEFORE", compare.before, "A file of --json")->required()->check(not_empty)->type_name("FILE");
-    sub->add_option("AFTER", compare.after, "Another one")->required()->check(not_empty)->type_name("FILE");
-    sub->add_option_function<double>(
-           "--threshold", [&compare](const double& percent) { compare.threshold = percent / 100; },
-           "What counts as a change, in percent")
-        ->check(CLI::Range(0.0, 10000.0).description(""))
-        ->type_name("PERCENT")
-        ->default_str("10");
-    return sub;
+std::vector<Option> bench_options() {
+    std::vector<Option> rows;
+    const auto add = [&rows](std::vector<Option> part, Place place) {
+        for (Option& row : part) {
+            row.places = {place};
+            rows.push_back(std::move(row));
+        }
+    };
+    add(matrix_options(), Place::kBench);
+    add(run_settings(), Place::kBench);
+    add(output_and_contender_options(), Place::kBench);
+    add(compare_options(), Place::kCompare);
+    return rows;
 }
 
 } // namespace vmm

@@ -1,16 +1,13 @@
-// The options of `vmm bench`.
+// The options of `vmm bench` and `vmm bench compare`.
 #pragma once
 
-#include "vmm/bench/command.hpp"
+#include <vector>
 
-namespace CLI {
-class App;
-}
+#include "vmm/cli/option.hpp"
 
 namespace vmm {
 
-/// Adds them to `bench`, and the subcommand `compare`, which is returned. What is parsed goes into the commands, which
-/// outlive `bench`.
-CLI::App* add_bench_options(CLI::App& bench, BenchCommand& command, BenchCompareCommand& compare);
+/// The rows of the table that `vmm bench` has, then those of `vmm bench compare`, in the order of their help.
+[[nodiscard]] std::vector<Option> bench_options();
 
 } // namespace vmm

@@ -211,7 +211,7 @@ class Member {
             refuse(object, option_, "there has to be a string or a whole number: it is no device");
         }
         const bool has_first = syntax_->words.front().kind == DeviceWord::Kind::kFirst;
-        const std::string first(has_first ? syntax_->words.front().name : "");
+        const std::string first = has_first ? syntax_->words.front().name : "";
         std::string words;
         for (const auto& [key, value] : object.members) {
             if (has_first && key == first) {

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <cctype>
 #include <charconv>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <system_error>
@@ -18,44 +20,137 @@ namespace {
 
 using Kind = DeviceWord::Kind;
 
-constexpr std::array kDiskWords{
-    DeviceWord{"path", Kind::kFirst, "A raw image or a block device"},
-    DeviceWord{"ro", Kind::kFlag, "The guest may only read it"},
-    DeviceWord{"direct", Kind::kFlag, "Past the host's page cache (O_DIRECT)"},
-    DeviceWord{"sector", Kind::kNumber,
-               "The size of the guest's sectors in bytes: 512 or 4096; 512 unless said otherwise"},
-    DeviceWord{"io", Kind::kText, "How the host does its I/O: auto, uring or threads; auto unless said otherwise"},
-    DeviceWord{"queues", Kind::kNumber, "Request queues, 1 to 16"},
-    DeviceWord{"id", Kind::kText, "The serial number the guest sees, at most 20 characters"},
-    DeviceWord{"lock", Kind::kSwitch, "Whether the file is locked against a second writer; on unless said otherwise"},
-};
-constexpr std::array kNetWords{
-    DeviceWord{"tap", Kind::kText, "The tap interface of the host's it is connected to"},
-    DeviceWord{"user", Kind::kFlag, "Instead of a tap: through the program passt, without privileges"},
-    DeviceWord{"mac", Kind::kText, "The guest's address: 52:54:00:12:34:56"},
-    DeviceWord{"tcp", Kind::kTexts, "With user: a port of the host's, and of the guest's: [ADDRESS/]PORT[:PORT]"},
-    DeviceWord{"udp", Kind::kTexts, "The same for UDP"},
-    DeviceWord{"host-loopback", Kind::kFlag,
-               "With user: the guest reaches the host itself, too: its addresses, and by the gateway's its loopback "
-               "interface"},
-};
-constexpr std::array kVsockWords{
-    DeviceWord{"path", Kind::kFirst,
-               "The unix socket that programs on the host connect to; it does not end in '_' and a number"},
-    DeviceWord{"cid", Kind::kNumber, "The guest's address, 3 to 4294967294"},
-};
-constexpr std::array kBalloonWords{
-    DeviceWord{"size", Kind::kFirst, "How much memory the guest is asked to do without"},
-    DeviceWord{"reporting", Kind::kFlag, "The guest also says which pages are free, again and again"},
-};
-constexpr std::array kSyntaxes{
-    DeviceSyntax{"disk",
-                 "PATH[,ro][,direct][,sector=512|4096][,io=auto|uring|threads][,queues=N][,id=STR][,lock=on|off]", true,
-                 kDiskWords},
-    DeviceSyntax{"net", "tap=NAME|user[,mac=MAC][,tcp=[ADDR/]PORT[:PORT]][,udp=...][,host-loopback]", true, kNetWords},
-    DeviceSyntax{"vsock", "PATH[,cid=N]", false, kVsockWords},
-    DeviceSyntax{"balloon", "SIZE[,reporting]", false, kBalloonWords},
-};
+constexpr std::array kSectorBytes{512U, 4096U};
+constexpr std::array kDiskIoKinds{devices::DiskIoKind::kAuto, devices::DiskIoKind::kUring,
+                                  devices::DiskIoKind::kThreads};
+
+std::vector<std::string> sector_names() {
+    std::vector<std::string> names;
+    for (const unsigned bytes : kSectorBytes) {
+        names.push_back(std::to_string(bytes));
+    }
+    return names;
+}
+
+std::vector<DeviceWord> disk_words() {
+    constexpr Limits kQueues{1, DiskConfig::kMaxQueues};
+    return {
+        {.name = "path", .kind = Kind::kFirst, .help = "A raw image or a block device"},
+        {.name = "ro", .kind = Kind::kFlag, .help = "The guest may only read it"},
+        {.name = "direct", .kind = Kind::kFlag, .help = "Past the host's page cache (O_DIRECT)"},
+        {.name = "sector",
+         .kind = Kind::kNumber,
+         .help = "The size of the guest's sectors in bytes: 512 or 4096; 512 unless said otherwise",
+         .choices = sector_names()},
+        {.name = "io",
+         .help = "How the host does its I/O: auto, uring or threads; auto unless said otherwise",
+         .choices = names_of(kDiskIoKinds)},
+        {.name = "queues", .kind = Kind::kNumber, .help = "Request queues, " + to_string(kQueues), .limits = kQueues},
+        {.name = "id",
+         .help = "The serial number the guest sees, at most " + std::to_string(DiskConfig::kMaxIdBytes) + " characters",
+         .form = "STR",
+         .most_bytes = DiskConfig::kMaxIdBytes},
+        {.name = "lock",
+         .kind = Kind::kSwitch,
+         .help = "Whether the file is locked against a second writer; on unless said otherwise",
+         .choices = {"on", "off"}},
+    };
+}
+
+std::vector<DeviceWord> net_words() {
+    constexpr const char* kForward = "([0-9.]+/)?[0-9]{1,5}(:[0-9]{1,5})?";
+    return {
+        {.name = "tap",
+         .help = "The tap interface of the host that it is connected to",
+         .form = "NAME",
+         .pattern = "[^,]+",
+         .is_kind = true},
+        {.name = "user",
+         .kind = Kind::kFlag,
+         .help = "Instead of a tap: through the program passt, without privileges",
+         .is_kind = true},
+        {.name = "mac",
+         .help = "The guest's address: 52:54:00:12:34:56",
+         .form = "MAC",
+         .pattern = "[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"},
+        {.name = "tcp",
+         .kind = Kind::kTexts,
+         .help = "With user: a port of the host, and of the guest: [ADDRESS/]PORT[:PORT]",
+         .form = "[ADDR/]PORT[:PORT]",
+         .pattern = kForward},
+        {.name = "udp", .kind = Kind::kTexts, .help = "The same for UDP", .form = "...", .pattern = kForward},
+        {.name = "host-loopback",
+         .kind = Kind::kFlag,
+         .help = "With user: the guest reaches the host itself, too: its addresses, and by the gateway's its loopback "
+                 "interface"},
+    };
+}
+
+std::vector<DeviceWord> vsock_words() {
+    constexpr Limits kCids{VsockConfig::kMinCid, VsockConfig::kMaxCid};
+    return {
+        {.name = "path",
+         .kind = Kind::kFirst,
+         .help = "The unix socket that programs on the host connect to; it does not end in '_' and a number"},
+        {.name = "cid", .kind = Kind::kNumber, .help = "The guest's address, " + to_string(kCids), .limits = kCids},
+    };
+}
+
+std::vector<DeviceWord> balloon_words() {
+    return {
+        {.name = "size",
+         .kind = Kind::kFirst,
+         .help = "How much memory the guest is asked to do without",
+         .pattern = std::string(kSizePattern)},
+        {.name = "reporting", .kind = Kind::kFlag, .help = "The guest also says which pages are free, again and again"},
+    };
+}
+
+/// "=512|4096", or nothing for a flag.
+std::string usage_of_value(const DeviceWord& word) {
+    if (word.kind == Kind::kFlag) {
+        return {};
+    }
+    return "=" + (word.choices.empty() ? word.form.empty() ? "N" : word.form : form_of(word.choices));
+}
+
+/// "PATH[,ro][,queues=N]"
+std::string usage_of(const std::vector<DeviceWord>& words) {
+    std::string usage;
+    for (const DeviceWord& word : words) {
+        if (word.kind == Kind::kFirst) {
+            std::ranges::transform(word.name, std::back_inserter(usage),
+                                   [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+        } else if (word.is_kind) {
+            usage += (usage.empty() ? "" : "|") + word.name + usage_of_value(word);
+        } else {
+            usage += "[," + word.name + usage_of_value(word) + "]";
+        }
+    }
+    return usage;
+}
+
+DeviceSyntax syntax(std::string option, bool is_repeated, std::vector<DeviceWord> words) {
+    std::string usage = usage_of(words);
+    return {std::move(option), is_repeated, std::move(words), std::move(usage)};
+}
+
+/// An expression for the value of one word. A comma within it is written twice.
+std::string value_pattern(const DeviceWord& word) {
+    if (!word.choices.empty()) {
+        return "(" + form_of(word.choices) + ")";
+    }
+    if (word.kind == Kind::kNumber) {
+        return "[0-9]+";
+    }
+    if (!word.pattern.empty()) {
+        return word.pattern;
+    }
+    const std::string times = word.most_bytes != 0        ? "{0," + std::to_string(word.most_bytes) + "}"
+                              : word.kind == Kind::kFirst ? "+"
+                                                          : "*";
+    return "([^,]|,,)" + times;
+}
 
 /// The words between single commas; of two commas one stays.
 std::vector<std::string> split_words(std::string_view text) {
@@ -95,15 +190,17 @@ bool is_on(std::string_view text, const char* word) {
 
 /// Throws Error.
 unsigned sector_bytes_of(std::string_view text) {
-    if (text != "512" && text != "4096") {
-        throw Error("'" + std::string(text) + "' is no size of a disk's sectors: 512, 4096");
+    for (const unsigned bytes : kSectorBytes) {
+        if (text == std::to_string(bytes)) {
+            return bytes;
+        }
     }
-    return text == "512" ? 512 : 4096;
+    throw Error("'" + std::string(text) + "' is no size of a disk's sectors: 512, 4096");
 }
 
 /// Throws Error.
 devices::DiskIoKind disk_io_kind_of(std::string_view text) {
-    for (const auto kind : {devices::DiskIoKind::kAuto, devices::DiskIoKind::kUring, devices::DiskIoKind::kThreads}) {
+    for (const devices::DiskIoKind kind : kDiskIoKinds) {
         if (text == to_string(kind)) {
             return kind;
         }
@@ -144,7 +241,7 @@ class Words {
         });
         if (known == syntax.words.end()) {
             const bool escapes = syntax.words.front().kind == Kind::kFirst && syntax.words.front().name == "path";
-            throw Error("'" + word + "' is not known here (" + std::string(syntax.usage) +
+            throw Error("'" + word + "' is not known here (" + syntax.usage +
                         (escapes ? "; a comma in PATH is written twice)" : ")"));
         }
         std::vector<std::string>& values = values_[known->name];
@@ -181,14 +278,35 @@ PortForward parse_port_forward(const std::string& text, bool udp) {
 
 } // namespace
 
-std::span<const DeviceSyntax> device_syntaxes() noexcept {
-    return kSyntaxes;
+std::string device_pattern(const DeviceSyntax& syntax) {
+    std::string first;
+    std::string others;
+    for (const DeviceWord& word : syntax.words) {
+        if (word.kind == Kind::kFirst) {
+            first = value_pattern(word);
+        } else {
+            others += (others.empty() ? "" : "|") + word.name;
+            others += word.kind == Kind::kFlag ? "" : "=" + value_pattern(word);
+        }
+    }
+    others = "(" + others + ")";
+    return "^" + (first.empty() ? others : first) + "(," + others + ")*$";
 }
 
-const DeviceSyntax* find_device_syntax(std::string_view option) noexcept {
-    const auto* const found = std::find_if(kSyntaxes.begin(), kSyntaxes.end(),
-                                           [&](const DeviceSyntax& syntax) { return syntax.option == option; });
-    return found != kSyntaxes.end() ? found : nullptr;
+std::span<const DeviceSyntax> device_syntaxes() {
+    static const std::array syntaxes{
+        syntax("disk", true, disk_words()),
+        syntax("net", true, net_words()),
+        syntax("vsock", false, vsock_words()),
+        syntax("balloon", false, balloon_words()),
+    };
+    return syntaxes;
+}
+
+const DeviceSyntax* find_device_syntax(std::string_view option) {
+    const auto syntaxes = device_syntaxes();
+    const auto found = std::ranges::find_if(syntaxes, [&](const DeviceSyntax& each) { return each.option == option; });
+    return found != syntaxes.end() ? &*found : nullptr;
 }
 
 DiskConfig parse_disk_option(const std::string& text) {

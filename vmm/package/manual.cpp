@@ -1,4 +1,4 @@
-// Writes the manual pages and the completions of three shells, from the options' own definitions and docs/report.md.
+// Writes the manual pages and the completions of three shells, from the table of options and docs/report.md.
 //
 // vmm_manual FOLDER docs/report.md
 
@@ -66,17 +66,17 @@ std::string title(const std::string& name, int section, const std::string& summa
            " \\- " + roff(summary) + "\n";
 }
 
-std::string words_of(const OptionText& option) {
+std::string words_of(const Option& option) {
     std::string words;
-    for (const std::string& name : option.names) {
+    for (const std::string& name : option.written_names()) {
         words += (words.empty() ? "" : ", ") + name;
     }
-    return option.value.empty() ? words : words + " " + option.value;
+    return option.value.form.empty() ? words : words + " " + option.value.form;
 }
 
-std::string man_of_options(const std::vector<OptionText>& options) {
+std::string man_of_options(const std::vector<Option>& options) {
     std::string text;
-    for (const OptionText& option : options) {
+    for (const Option& option : options) {
         text += ".TP\n\\fB" + roff(words_of(option)) + "\\fR\n" + roff(option.help) + "\n";
         if (!option.standard.empty()) {
             text += "Default: " + roff(option.standard) + ".\n";
@@ -150,26 +150,6 @@ std::string man_of_report(std::istream& markdown) {
     return text;
 }
 
-/// The words an option takes, where it takes one of a few; empty for others.
-std::vector<std::string> choices_of(const OptionText& option) {
-    std::vector<std::string> words;
-    if (option.value.find('|') == std::string::npos) {
-        return words;
-    }
-    std::istringstream in(option.value);
-    for (std::string word; std::getline(in, word, '|');) {
-        // What is written in capitals stands for something.
-        if (word.find_first_of("abcdefghijklmnopqrstuvwxyz0123456789") != std::string::npos) {
-            words.push_back(word);
-        }
-    }
-    return words;
-}
-
-bool takes_file(const OptionText& option) {
-    return option.value.find("FILE") != std::string::npos || option.value.find("PATH") != std::string::npos;
-}
-
 std::string joined(const std::vector<std::string>& words, const std::string& between) {
     std::string text;
     for (const std::string& word : words) {
@@ -179,9 +159,9 @@ std::string joined(const std::vector<std::string>& words, const std::string& bet
 }
 
 /// The names that begin with a dash.
-std::vector<std::string> dashed(const OptionText& option) {
+std::vector<std::string> dashed(const Option& option) {
     std::vector<std::string> names;
-    for (const std::string& name : option.names) {
+    for (const std::string& name : option.written_names()) {
         if (name.starts_with('-')) {
             names.push_back(name);
         }
@@ -190,7 +170,7 @@ std::vector<std::string> dashed(const OptionText& option) {
 }
 
 std::string bash(const CommandText& program, const std::vector<CommandText>& commands) {
-    std::string text = "# bash completion for vmm; made from the options' definitions\n_vmm() {\n"
+    std::string text = "# bash completion for vmm; made from the table of options\n_vmm() {\n"
                        "    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}\n"
                        "    local command=${COMP_WORDS[1]}\n    COMPREPLY=()\n"
                        "    if [[ $current == = ]]; then current=; fi\n"
@@ -199,23 +179,23 @@ std::string bash(const CommandText& program, const std::vector<CommandText>& com
     for (const CommandText& command : commands) {
         text += command.name + " ";
     }
-    for (const OptionText& option : program.options) {
+    for (const Option& option : program.options) {
         text += joined(dashed(option), " ") + " ";
     }
     text += "\" -- \"$current\"))\n        return\n    fi\n    case $command in\n";
     for (const CommandText& command : commands) {
         text += "    " + command.name + ")\n        case $previous in\n";
         std::vector<std::string> all;
-        for (const OptionText& option : command.options) {
+        for (const Option& option : command.options) {
             const std::vector<std::string> names = dashed(option);
             all.insert(all.end(), names.begin(), names.end());
-            if (names.empty() || option.value.empty()) {
+            if (names.empty() || option.value.form.empty()) {
                 continue;
             }
             text += "        " + joined(names, "|") + ") COMPREPLY=(";
-            const auto words = choices_of(option);
+            const std::vector<std::string>& words = option.value.choices;
             text += words.empty() ? "" : "$(compgen -W \"" + joined(words, " ") + "\" -- \"$current\")";
-            text += takes_file(option) ? " $(compgen -f -- \"$current\")" : "";
+            text += option.value.is_file ? " $(compgen -f -- \"$current\")" : "";
             text += "); return ;;\n";
         }
         text += "        esac\n        if [[ $current == -* ]]; then COMPREPLY=($(compgen -W \"" + joined(all, " ") +
@@ -232,21 +212,21 @@ std::string zsh_text(std::string text) {
     return replaced(std::move(text), "'", "'\\''");
 }
 
-std::string zsh_of_options(const std::vector<OptionText>& options) {
+std::string zsh_of_options(const std::vector<Option>& options) {
     std::string text;
-    for (const OptionText& option : options) {
+    for (const Option& option : options) {
         for (const std::string& name : dashed(option)) {
             text += " \\\n        '*" + name +
-                    (option.value.empty()     ? ""
-                     : name.starts_with("--") ? "="
-                                              : "+") +
+                    (option.value.form.empty() ? ""
+                     : name.starts_with("--")  ? "="
+                                               : "+") +
                     "[" + zsh_text(option.help) + "]";
-            if (!option.value.empty()) {
-                const auto words = choices_of(option);
-                text += ":" + zsh_text(option.value) + ":" +
-                        (!words.empty()       ? "(" + joined(words, " ") + ")"
-                         : takes_file(option) ? "_files"
-                                              : "");
+            if (!option.value.form.empty()) {
+                const std::vector<std::string>& words = option.value.choices;
+                text += ":" + zsh_text(option.value.form) + ":" +
+                        (!words.empty()         ? "(" + joined(words, " ") + ")"
+                         : option.value.is_file ? "_files"
+                                                : "");
             }
             text += "'";
         }
@@ -255,7 +235,7 @@ std::string zsh_of_options(const std::vector<OptionText>& options) {
 }
 
 std::string zsh(const CommandText& program, const std::vector<CommandText>& commands) {
-    std::string text = "#compdef vmm\n# made from the options' definitions\nif (( CURRENT == 2 )); then\n"
+    std::string text = "#compdef vmm\n# made from the table of options\nif (( CURRENT == 2 )); then\n"
                        "    local -a commands=(";
     for (const CommandText& command : commands) {
         text += "\n        '" + command.name + ":" + replaced(command.help, "'", "'\\''") + "'";
@@ -269,9 +249,9 @@ std::string zsh(const CommandText& program, const std::vector<CommandText>& comm
     return text + "esac\n";
 }
 
-std::string fish_of_options(const std::vector<OptionText>& options, const std::string& when) {
+std::string fish_of_options(const std::vector<Option>& options, const std::string& when) {
     std::string text;
-    for (const OptionText& option : options) {
+    for (const Option& option : options) {
         const std::vector<std::string> names = dashed(option);
         if (names.empty()) {
             continue;
@@ -280,9 +260,9 @@ std::string fish_of_options(const std::vector<OptionText>& options, const std::s
         for (const std::string& name : names) {
             text += name.starts_with("--") ? " -l " + name.substr(2) : " -s " + name.substr(1);
         }
-        if (!option.value.empty()) {
-            text += takes_file(option) ? " -r -F" : " -x";
-            const auto words = choices_of(option);
+        if (!option.value.form.empty()) {
+            text += option.value.is_file ? " -r -F" : " -x";
+            const std::vector<std::string>& words = option.value.choices;
             text += words.empty() ? "" : " -a '" + joined(words, " ") + "'";
         }
         text += " -d '" + replaced(replaced(option.help, "\\", "\\\\"), "'", "\\'") + "'\n";
@@ -291,7 +271,7 @@ std::string fish_of_options(const std::vector<OptionText>& options, const std::s
 }
 
 std::string fish(const CommandText& program, const std::vector<CommandText>& commands) {
-    std::string text = "# fish completion for vmm; made from the options' definitions\n";
+    std::string text = "# fish completion for vmm; made from the table of options\n";
     for (const CommandText& command : commands) {
         text += "complete -c vmm -n __fish_use_subcommand -f -a " + command.name + " -d '" +
                 replaced(command.help, "'", "\\'") + "'\n";

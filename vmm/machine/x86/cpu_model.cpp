@@ -251,14 +251,12 @@ Change parse_change(const std::string& word, const std::string& tried) {
 }
 
 CpuModel::Base parse_base(const std::string& word, const std::string& tried) {
-    std::vector<std::string_view> names;
     for (const auto& [name, base] : kBases) {
         if (name == word) {
             return base;
         }
-        names.push_back(name);
     }
-    throw Error(tried + ": '" + word + "' is no processor: it is " + list_of(names, "or"));
+    throw Error(tried + ": '" + word + "' is no processor: it is " + list_of(cpu_base_names(), "or"));
 }
 
 std::vector<std::string> split(std::string_view text) {
@@ -274,6 +272,14 @@ std::vector<std::string> split(std::string_view text) {
 }
 
 } // namespace
+
+std::vector<std::string_view> cpu_base_names() {
+    std::vector<std::string_view> names;
+    for (const BaseName& base : kBases) {
+        names.push_back(base.name);
+    }
+    return names;
+}
 
 std::vector<std::string_view> cpu_feature_names() {
     Names names;

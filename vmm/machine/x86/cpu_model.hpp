@@ -52,6 +52,9 @@ class CpuModel {
     std::vector<std::string_view> wanted_; ///< what a host has to have; ascending
 };
 
+/// The names that a model can begin with: "host", and the levels of x86-64.
+[[nodiscard]] std::vector<std::string_view> cpu_base_names();
+
 /// Whether a CPUID has a feature of this name.
 [[nodiscard]] bool has_cpu_feature(std::span<const kvm_cpuid_entry2> cpuid, std::string_view feature);
 

@@ -4,7 +4,6 @@
 
 #include <cctype>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kvm/host/error.hpp"
@@ -145,7 +144,7 @@ TEST(DeviceSyntax, NamesEveryWordInItsUsage) {
                     c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
                 }
             }
-            EXPECT_NE(syntax.usage.find(shown), std::string_view::npos) << syntax.option << " " << word.name;
+            EXPECT_NE(syntax.usage.find(shown), std::string::npos) << syntax.option << " " << word.name;
         }
     }
 }

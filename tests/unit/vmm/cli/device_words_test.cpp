@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <variant>
 #include <vector>
@@ -203,22 +201,6 @@ TEST(CommandLineDevices, BalloonIsRefusedWithMemoryThatIsToStay) {
 TEST(CommandLineDevices, ConsoleCountsAsOne) {
     EXPECT_TRUE(config_of({"--console", "stdio"}).console.has_value());
     EXPECT_FALSE(config_of({"--console", "none"}).console.has_value());
-}
-
-/// The file is what users are pointed to. If this fails: `vmm config-schema > docs/config.schema.json`.
-TEST(ConfigSchema, InTheDocumentationIsThatOfTheOptions) {
-    const std::vector<const char*> words{"vmm", "config-schema"};
-    const Command command = parse_command_line(static_cast<int>(words.size()), words.data());
-    const auto* const schema = std::get_if<TextCommand>(&command);
-    ASSERT_NE(schema, nullptr);
-    EXPECT_EQ(schema->exit_code, 0);
-    std::ifstream file(VMM_SOURCE_DIR "/docs/config.schema.json");
-    const std::string documented((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    EXPECT_EQ(schema->text, documented);
-    for (const char* const word : {"\"memory\"", "\"disk\"", "\"host-loopback\"", "\"balloon\"", "\"prefault\""}) {
-        EXPECT_TRUE(mentions(schema->text, word)) << word;
-    }
-    EXPECT_FALSE(mentions(schema->text, "\"config\""));
 }
 
 } // namespace

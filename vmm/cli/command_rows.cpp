@@ -1,0 +1,89 @@
+#include "vmm/cli/command_rows.hpp"
+
+#include <array>
+
+namespace vmm {
+
+namespace {
+
+constexpr const char* kIntroduction = "vmm runs virtual machines on KVM whose memory is populated beforehand: guest "
+                                      "memory is pinned, and the second-level\n"
+                                      "page table (EPT, NPT) maps all of it before the guest's first instruction, so "
+                                      "that the guest takes no second-level\n"
+                                      "page fault.";
+
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  vmm doctor                                 what this host offers\n"
+    "  vmm run --prefault=all                     the built-in guest, which measures its first touch of memory\n"
+    "  vmm run --prefault=all -m 4G -c 4 vmlinuz --initrd initrd.img --cmdline \"root=/dev/ram0\"\n"
+    "  vmm run --prefault=all --report r.json bzImage; jq .guest.second_level_faults_total r.json\n"
+    "  vmm bench quick                            what each method of populating costs and saves on this host\n"
+    "\n"
+    "`vmm run --help` and `vmm bench --help` list every option.";
+
+constexpr const char* kRunNotes =
+    "Sizes take K, M, G or T (powers of 1024); a number alone is bytes.\n"
+    "At a terminal: Ctrl-A x stops the guest, Ctrl-A h helps, Ctrl-A Ctrl-A sends Ctrl-A.\n"
+    "\n"
+    "Exit status:\n"
+    "  0  the guest powered off or rebooted, or was stopped by Ctrl-A x\n"
+    "  1  the host or a file failed, or an option asks for what cannot be\n"
+    "  2  the command line was not understood\n"
+    "  3  the guest crashed (triple fault, or KVM could not go on); its registers are printed\n"
+    "  4  a signal stopped it";
+
+constexpr const char* kBenchNotes =
+    "Lists have commas: --memory 256M,1G --vcpus 1,2,4. Every combination is measured, each run in a process of its\n"
+    "own, round by round over all combinations. Huge pages that the pool lacks are added for the time of the "
+    "benchmark\n"
+    "(needs root). docs/bench.md describes figures, files and presets.\n"
+    "\n"
+    "Presets (options given beside them count more):\n"
+    "  quick    64M or 128M by every method, in less than a minute\n"
+    "  rfc      32 vCPUs and 64 GiB scaled to this host; with --full, as they are\n"
+    "  scale    memory doubling, workers doubling, and the costs for a GiB and for a fault fitted to them\n"
+    "\n"
+    "Exit status: 0; 1 if something could not be measured, or compare finds something worse; 2 if the command line "
+    "was\n"
+    "not understood; 4 if a signal stopped it, with what was done by then printed and written.";
+
+constexpr CommandRow kProgram{"vmm", kIntroduction, kExamples, Place::kProgram};
+
+constexpr std::array kCommands{
+    CommandRow{"run", "Run a guest", kRunNotes, Place::kRun},
+    CommandRow{"doctor", "Say what this host offers; status 1 if no guest can run", "", Place::kDoctor},
+    CommandRow{"config-schema", "Print the schema of the configuration file", "", Place::kConfigSchema, false},
+    CommandRow{"bench", "Measure what populating memory costs and saves", kBenchNotes, Place::kBench},
+};
+
+constexpr CommandRow kCompare{"compare",
+                              "Say what changed beyond noise between two files of --json; status 1 if something got "
+                              "worse",
+                              "", Place::kCompare};
+
+} // namespace
+
+const CommandRow& program_row() noexcept {
+    return kProgram;
+}
+
+std::span<const CommandRow> command_rows() noexcept {
+    return kCommands;
+}
+
+const CommandRow& compare_row() noexcept {
+    return kCompare;
+}
+
+const Option& help_option() {
+    static const Option option{.names = "-h,--help", .help = "Print this help message and exit"};
+    return option;
+}
+
+const Option& version_option() {
+    static const Option option{.names = "--version", .help = "Display program version information and exit"};
+    return option;
+}
+
+} // namespace vmm

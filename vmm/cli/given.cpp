@@ -1,0 +1,84 @@
+#include "vmm/cli/given.hpp"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "kvm/host/error.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "vmm/machine/x86/cpu_model.hpp"
+
+namespace vmm {
+
+namespace {
+
+LogLevel log_level(const Given& given) {
+    if (given.quiet) {
+        return LogLevel::kError;
+    }
+    switch (given.verbosity) {
+    case 0:
+        return LogLevel::kWarning;
+    case 1:
+        return LogLevel::kInfo;
+    default:
+        return LogLevel::kDebug;
+    }
+}
+
+void complete_prefault(const Given& given, Config& config) {
+    prefault::Options& prefault = config.prefault;
+    const bool populates = prefault.scope != prefault::Scope::kNone;
+    config.pin = given.pin.value_or(populates ? prefault::Pin::kMlock : prefault::Pin::kNone);
+    const std::size_t cpus = prefault.cpus.empty() ? prefault::usable_cpu_list().size() : prefault.cpus.size();
+    prefault.workers = given.prefault_workers.value_or(
+        static_cast<unsigned>(std::clamp<std::size_t>(cpus, 1, Config::kMaxPrefaultWorkers)));
+}
+
+/// Only one of the two has standard input and output. Throws Error.
+void connect_stdio(const Given& given, RunCommand& run) {
+    run.serial = given.serial.value_or(run.serial);
+    if (run.console == "stdio" && run.serial == "stdio") {
+        if (given.serial) {
+            throw Error("--serial and --console cannot both be on stdio");
+        }
+        run.serial = "none";
+    }
+    if (run.console != "none") {
+        run.config.console.emplace(); // Its descriptors come later. From here on it counts as a device.
+    }
+}
+
+/// Throws Error.
+void choose_hardware_description(const Given& given, RunCommand& run) {
+    run.config.hardware = given.hardware.value_or(run.config.hardware);
+    if (run.dump_dtb.empty()) {
+        return;
+    }
+    if (!run.report.empty()) {
+        throw Error("--report and --dump-dtb exclude each other: no guest runs");
+    }
+    if (!given.hardware) {
+        run.config.hardware = HardwareDescription::kFdt;
+    } else if (*given.hardware == HardwareDescription::kAcpi) {
+        throw Error("with --hardware=acpi there is no device tree for --dump-dtb to write: take fdt or both");
+    }
+}
+
+} // namespace
+
+RunCommand run_command_of(const Given& given) {
+    if (given.quiet && given.verbosity != 0) {
+        throw Error("--quiet and --verbose exclude each other");
+    }
+    RunCommand run = given.run;
+    complete_prefault(given, run.config);
+    connect_stdio(given, run);
+    static_cast<void>(CpuModel::parse(run.config.cpu, run.config.nested));
+    validate_balloon(run.config);
+    choose_hardware_description(given, run);
+    run.log_level = log_level(given);
+    run.summary = !given.quiet;
+    return run;
+}
+
+} // namespace vmm

@@ -1,0 +1,29 @@
+// What the options have said, before anything is concluded from it.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "prefault/host/pin_kind.hpp"
+#include "vmm/cli/commands.hpp"
+
+namespace vmm {
+
+/// What a command line and its configuration file say. Every option writes its own member. A value is optional if it
+/// matters whether anybody gave it.
+struct Given {
+    RunCommand run;
+    std::optional<prefault::Pin> pin;
+    std::optional<unsigned> prefault_workers;
+    std::optional<std::string> serial;
+    std::optional<HardwareDescription> hardware;
+    unsigned verbosity = 0;
+    bool quiet = false;
+    BenchCommand bench;
+    BenchCompareCommand compare;
+};
+
+/// The command `vmm run`: fills in what follows from other options. Throws Error if options contradict each other.
+[[nodiscard]] RunCommand run_command_of(const Given& given);
+
+} // namespace vmm

@@ -1,0 +1,31 @@
+#include "vmm/cli/options.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "vmm/cli/bench_options.hpp"
+#include "vmm/cli/run_options.hpp"
+
+namespace vmm {
+
+std::span<const Option> options() {
+    static const std::vector<Option> table = [] {
+        std::vector<Option> rows = run_options();
+        for (Option& row : bench_options()) {
+            rows.push_back(std::move(row));
+        }
+        return rows;
+    }();
+    return table;
+}
+
+const Option* find_option(Place place, std::string_view long_name) {
+    const auto table = options();
+    const auto found = std::ranges::find_if(table, [&](const Option& option) {
+        return option.is_allowed(place) && !long_name.empty() && option.long_name() == long_name;
+    });
+    return found != table.end() ? &*found : nullptr;
+}
+
+} // namespace vmm

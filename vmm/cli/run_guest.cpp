@@ -1,0 +1,256 @@
+#include "vmm/cli/run_guest.hpp"
+
+#include <unistd.h>
+
+#include <exception>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "vmm/cli/broken_memory.hpp"
+#include "vmm/cli/character_connection.hpp"
+#include "vmm/cli/messages.hpp"
+#include "vmm/cli/progress_line.hpp"
+#include "vmm/cli/terminal.hpp"
+#include "vmm/cli/window_size.hpp"
+#include "vmm/machine.hpp"
+#include "vmm/output/file_roles.hpp"
+#include "vmm/output/report_file.hpp"
+#include "vmm/output/stop_on_signals.hpp"
+#include "vmm/watch.hpp"
+
+namespace vmm {
+
+namespace {
+
+// The exit codes of the program (docs/report.md).
+constexpr int kSuccess = 0;
+constexpr int kHostFailed = 1;
+constexpr int kGuestFailed = 3;
+constexpr int kStoppedBySignal = 4;
+
+/// How long somebody who takes nothing is waited for at the end.
+constexpr std::chrono::milliseconds kMessagePatience{2000};
+
+int exit_code(ExitReason reason) {
+    switch (reason) {
+    case ExitReason::kPowerOff:
+    case ExitReason::kReboot:
+    case ExitReason::kStopped:
+        return kSuccess;
+    case ExitReason::kCrash:
+        return kGuestFailed;
+    case ExitReason::kSignal:
+        return kStoppedBySignal;
+    }
+    return kHostFailed;
+}
+
+/// Refuses one file in two roles, before any is opened for writing.
+void check_files(const RunCommand& command) {
+    using Use = FileRoles::Use;
+    FileRoles roles;
+    const Config& config = command.config;
+    const auto add = [&roles](Use use, const char* role, const std::string& path) {
+        if (!path.empty()) {
+            roles.add(use, role, path);
+        }
+    };
+    add(Use::kRead, "--config", command.config_file);
+    add(Use::kRead, "--kernel", config.kernel_path);
+    add(Use::kRead, "--initrd", config.initrd_path);
+    for (const DiskConfig& disk : config.disks) {
+        add(disk.read_only ? Use::kRead : Use::kWrite, FileRoles::kDisk, disk.path);
+    }
+    const bool runs = command.dump_dtb.empty();
+    if (runs && (command.serial == "stdio" || command.console == "stdio")) {
+        roles.add_descriptor("standard output", STDOUT_FILENO);
+    }
+    roles.add_descriptor("standard error", STDERR_FILENO);
+    for (const auto& [role, where] : {std::pair("--serial", &command.serial), {"--console", &command.console}}) {
+        if (*where != "stdio" && *where != "none") {
+            add(Use::kWrite, role, *where);
+        }
+    }
+    add(Use::kWrite, "--report", command.report);
+    add(Use::kWrite, "--dump-dtb", command.dump_dtb);
+    add(Use::kAppend, "--log-file", command.log_file);
+    if (config.vsock) {
+        add(Use::kWrite, "--vsock", config.vsock->path);
+    }
+}
+
+/// Who is told how the prefault is doing: a person at a terminal by a bar, which goes when the prefault is done; else
+/// the log. Beside a guest, always the log: the terminal is the guest's.
+class ProgressDisplay {
+  public:
+    ProgressDisplay(const RunCommand& command, const LogSink& log, Messages& messages) : log_(log) {
+        if (command.summary && command.config.prefault_when == PrefaultWhen::kBefore && ::isatty(STDERR_FILENO) == 1) {
+            bar_.emplace(STDERR_FILENO, [&messages](std::string_view text) { messages.show(text); });
+        }
+    }
+
+    void show(const prefault::Progress& progress) {
+        if (bar_) {
+            bar_->show(progress);
+        }
+        log_.show(progress);
+    }
+    void close() { bar_.reset(); }
+
+  private:
+    std::optional<ProgressBar> bar_;
+    ProgressLog log_;
+};
+
+void prefault_before(Machine& machine, const Config& config) {
+    const prefault::Report report = machine.prefault();
+    if (report.scope == prefault::Scope::kAll) {
+        config.log(LogLevel::kInfo,
+                   vmm::format("prefault: method {} ({})", to_string(report.method), report.method_reason));
+        if (!report.complete && !machine.is_stop_requested()) {
+            config.log(LogLevel::kWarning,
+                       "the second level is not complete, and the guest will take faults: " + report.problem);
+        }
+    }
+}
+
+ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& progress) {
+    if (config.prefault_when == PrefaultWhen::kBefore) {
+        prefault_before(machine, config);
+    }
+    progress.close();
+    std::optional<RawTerminal> terminal;
+    for (const CharacterConfig& port : {config.serial, config.console.value_or(CharacterConfig{})}) {
+        if (port.escape_keys) { // At most one of them has the terminal.
+            terminal.emplace(port.input_fd);
+        }
+    }
+    return machine.run();
+}
+
+/// What a run leaves behind when its machine is gone.
+struct Ending {
+    ExitReason reason = ExitReason::kStopped;
+    RunReport report;
+    std::string crash;
+};
+
+Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
+                      std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress) {
+    Ending ending;
+    {
+        Machine machine(config, started);
+        const BrokenMemoryReport broken_memory(machine.memory());
+        for (const CharacterConnection* const connection : connections) {
+            if (connection->file) { // Only now: the disks are locked, and none of them is this file.
+                connection->file->empty();
+                connection->file->keep();
+            }
+        }
+        ending.reason = run_machine(machine, config, progress);
+        ending.report = machine.report();
+        ending.crash = machine.crash_description();
+    }
+    const std::chrono::duration<double> teardown = std::chrono::steady_clock::now() - ending.report.guest_ended;
+    ending.report.teardown_seconds = teardown.count();
+    return ending;
+}
+
+void warn_of_background_prefault(const Ending& ending, const Config& config) {
+    const prefault::Report& report = ending.report.prefault;
+    if (config.prefault_when == PrefaultWhen::kBackground && !report.problem.empty()) {
+        config.log(LogLevel::kError, "the prefault in the background did not come to its end: " + report.problem);
+    }
+}
+
+/// `--dump-dtb`: makes the machine, all but running it.
+int write_device_tree(ReportFile& file, const Config& config, std::chrono::steady_clock::time_point started,
+                      const WritePatience& patience) {
+    const Machine machine(config, started);
+    const auto tree = machine.device_tree();
+    // Any bytes may be looked at as chars.
+    file.write({reinterpret_cast<const char*>(tree.data()), tree.size()}, patience);
+    return kSuccess;
+}
+
+/// A run, up to the last word about it.
+int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
+        std::chrono::steady_clock::time_point started) {
+    const WritePatience patience{.hurry_fd = signals.fd()};
+    check_files(command);
+    messages.open_log(command);
+    std::optional<ReportFile> report_file;
+    if (!command.report.empty()) {
+        report_file.emplace(command.report);
+    }
+    std::optional<ReportFile> device_tree_file;
+    if (!command.dump_dtb.empty()) {
+        device_tree_file.emplace(command.dump_dtb, "the device tree");
+    }
+    Config& config = command.config;
+    config.log = [&messages](LogLevel level, std::string_view line) { messages.log(level, line); };
+    CharacterConnection serial;
+    config.serial = connect_characters(command.serial, "serial", serial, signals.fd(), messages);
+    CharacterConnection console;
+    std::optional<WindowSizeSignal> window_size_signal;
+    if (command.console != "none") {
+        config.console = connect_characters(command.console, "console", console, signals.fd(), messages);
+        if (config.console->escape_keys) {
+            config.console->size = [] { return window_size(STDIN_FILENO); };
+            config.console->resized_fd = window_size_signal.emplace().fd();
+        }
+    }
+    if (command.watch) {
+        config.watch = [&messages](const WatchSample& sample) { messages.say(to_line(sample) + "\n"); };
+    }
+    ProgressDisplay progress(command, config.log, messages);
+    config.prefault.progress = [&progress](const prefault::Progress& now) { progress.show(now); };
+
+    if (device_tree_file) {
+        return write_device_tree(*device_tree_file, config, started, patience);
+    }
+    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress);
+    warn_of_background_prefault(ending, config);
+    if (!ending.crash.empty()) {
+        messages.say("vmm: the guest crashed\n" + ending.crash);
+    }
+    if (command.summary) {
+        messages.say(to_summary(ending.report) + "\n");
+    }
+    if (report_file) {
+        report_file->write(to_json(ending.report), patience);
+    }
+    return exit_code(ending.reason);
+}
+
+} // namespace
+
+int run_guest(RunCommand command, std::chrono::steady_clock::time_point started) {
+    validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
+    command.config.stop = std::make_shared<StopRequest>();
+    const StopOnSignals signals(*command.config.stop); // As long as there is anything to give back.
+    Messages messages;
+    int status = kHostFailed;
+    try {
+        status = run(command, signals, messages, started);
+    } catch (const std::bad_alloc&) {
+        messages.say_error(kNoMemory);
+    } catch (const std::exception& error) {
+        if (dynamic_cast<const Error*>(&error) != nullptr &&
+            command.config.stop->is_requested_for(ExitReason::kSignal)) {
+            status = kStoppedBySignal; // Stopped in the middle of construction, which says so.
+        } else {
+            messages.say_error(error.what());
+        }
+    }
+    messages.end({.quiet = kMessagePatience, .hurry_fd = signals.fd()});
+    return status;
+}
+
+} // namespace vmm

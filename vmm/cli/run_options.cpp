@@ -1,0 +1,279 @@
+#include "vmm/cli/run_options.hpp"
+
+#include <array>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "prefault/host/cpu_list.hpp"
+#include "prefault/host/numa.hpp"
+#include "vmm/bench/cell.hpp"
+#include "vmm/cli/device_options.hpp"
+#include "vmm/cli/given.hpp"
+#include "vmm/cli/values.hpp"
+#include "vmm/machine/x86/cpu_model.hpp"
+
+namespace vmm {
+
+namespace {
+
+using prefault::NumaPolicy;
+using Words = std::vector<std::string>;
+
+constexpr std::array kScopes{prefault::Scope::kNone, prefault::Scope::kHost, prefault::Scope::kAll};
+
+/// An option that is switched by the words "on" and "off".
+Option on_off(std::string names, std::string help, bool standard, std::function<void(Given&, bool)> set) {
+    Option option{.names = std::move(names), .help = std::move(help)};
+    option.value = {.kind = OptionValue::Kind::kChoice, .choices = {"on", "off"}};
+    option.value.form = form_of(option.value.choices);
+    option.standard = standard ? "on" : "off";
+    option.take = [set = std::move(set), choices = option.value.choices](Given& given, const Words& words) {
+        set(given, pick_choice(words.back(), choices) == 0);
+    };
+    return option;
+}
+
+Option cpu_list(std::string names, std::string help, std::function<void(Given&, prefault::CpuList)> set) {
+    OptionValue value{.kind = OptionValue::Kind::kText, .form = "LIST"};
+    value.pattern = "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$";
+    value.may_be_number = true;
+    value.may_be_empty = true; // parse_cpu_list() refuses it with the right words.
+    return text(std::move(names), std::move(value), std::move(help),
+                [set = std::move(set)](Given& given, const std::string& word) {
+                    auto cpus = prefault::parse_cpu_list(word);
+                    if (!cpus) {
+                        throw Error("'" + word + "' is no list of CPUs (0-3,8)");
+                    }
+                    set(given, std::move(*cpus));
+                });
+}
+
+/// An option that describes one device, or several if its syntax says so.
+template <typename Device>
+Option device(const std::string& name, std::string help, Device (*parse)(const std::string&),
+              std::function<void(Given&, std::vector<Device>)> set) {
+    const DeviceSyntax& syntax = *find_device_syntax(name);
+    Option option{.names = "--" + name, .help = std::move(help)};
+    option.value = {.kind = OptionValue::Kind::kDevice, .form = syntax.usage};
+    option.value.is_file = !syntax.words.empty() && syntax.words.front().name == "path";
+    option.is_repeated = syntax.is_repeated;
+    option.take = [parse, set = std::move(set)](Given& given, const Words& words) {
+        std::vector<Device> devices;
+        for (const std::string& word : words) {
+            devices.push_back(parse(word));
+        }
+        set(given, std::move(devices));
+    };
+    return option;
+}
+
+/// Takes a scope by name, or the ranges to be populated. Throws Error.
+void take_prefault(const std::string& word, prefault::Options& options) {
+    if (const auto scope = find_choice(word, names_of(kScopes))) {
+        options.scope = kScopes.at(*scope);
+        return;
+    }
+    auto ranges = parse_ranges(word);
+    if (!ranges) {
+        throw Error("'" + word + "' is neither none, host or all, nor ranges of guest memory like 0-1G,4G-6G");
+    }
+    options.scope = prefault::Scope::kAll;
+    options.ranges = std::move(*ranges);
+}
+
+Option memory_option() {
+    OptionValue value{.kind = OptionValue::Kind::kText, .form = "SIZE"};
+    value.pattern = "^" + std::string(kSizePattern) + "$";
+    value.may_be_number = true;
+    return text("-m,--memory", std::move(value), "Memory of the guest",
+                [](Given& given, const std::string& word) {
+                    const auto size = parse_size(word);
+                    if (!size) {
+                        throw Error("'" + word + "' is no size (a whole number and K, M, G or T)");
+                    }
+                    given.run.config.memory_bytes = *size;
+                })
+        .with_standard(format_bytes(Config{}.memory_bytes));
+}
+
+Option cpu_option() {
+    OptionValue value{.kind = OptionValue::Kind::kText,
+                      .form = "host|x86-64-v1|...|x86-64-v4[,-FEATURE][,+FEATURE]..."};
+    for (const std::string_view base : cpu_base_names()) {
+        value.choices.emplace_back(base);
+    }
+    value.pattern = "^(" + form_of(value.choices) + ")(,[-+][a-z0-9_]+)*$";
+    return text("--cpu", std::move(value),
+                "The processor of the guest: the host's, or what processors of a level of x86-64 have in common; with "
+                "features taken away, or asked for, by their names in /proc/cpuinfo (docs/cpu.md)",
+                [](Given& given, const std::string& word) {
+                    static_cast<void>(CpuModel::parse(word, true)); // --nested may follow.
+                    given.run.config.cpu = word;
+                })
+        .with_standard(Config{}.cpu);
+}
+
+std::vector<Option> guest_options() {
+    constexpr Limits kVcpus{1, Config::kMaxVcpus};
+    OptionValue command_line{.kind = OptionValue::Kind::kText, .form = "STRING"};
+    command_line.may_be_empty = true;
+    command_line.may_be_number = true;
+    return {
+        file("KERNEL,--kernel", "A bzImage, an ELF vmlinux or any PVH kernel; without it, the built-in guest runs",
+             [](Given& given, const std::string& path) { given.run.config.kernel_path = path; }),
+        memory_option(),
+        number("-c,--vcpus", kVcpus, "Virtual CPUs, " + to_string(kVcpus),
+               [](Given& given, unsigned vcpus) { given.run.config.vcpus = vcpus; })
+            .with_standard(std::to_string(Config{}.vcpus)),
+        cpu_option(),
+        on_off("--nested", "Whether the guest may have guests of its own (VMX, SVM)", Config{}.nested,
+               [](Given& given, bool nested) { given.run.config.nested = nested; }),
+        file("--initrd", "Initial RAM disk",
+             [](Given& given, const std::string& path) { given.run.config.initrd_path = path; }),
+        text("--cmdline", std::move(command_line),
+             std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"",
+             [](Given& given, const std::string& words) { given.run.config.command_line = words; }),
+    };
+}
+
+Option prefault_option() {
+    OptionValue value{.kind = OptionValue::Kind::kText, .choices = names_of(kScopes)};
+    value.form = form_of(value.choices, "RANGE,...");
+    const std::string address = "(0[xX][0-9a-fA-F]+|" + std::string(kSizePattern) + ")";
+    const std::string range = address + "-" + address;
+    value.pattern = "^(" + form_of(value.choices) + "|" + range + "(," + range + ")*)$";
+    value.may_be_empty = true; // take_prefault() refuses it with the right words.
+    return text("--prefault", std::move(value),
+                "What to populate: nothing, host memory, the second level too, or the latter for parts of guest memory "
+                "(0-1G,4G-6G)",
+                [](Given& given, const std::string& word) { take_prefault(word, given.run.config.prefault); })
+        .with_standard(std::string(to_string(Config{}.prefault.scope)));
+}
+
+std::vector<Option> prefault_options() {
+    return {
+        prefault_option(),
+        choice<PrefaultWhen>("--prefault-when", {PrefaultWhen::kBefore, PrefaultWhen::kBackground},
+                             "Before the guest starts, or beside it, at low priority",
+                             [](Given& given, PrefaultWhen when) { given.run.config.prefault_when = when; })
+            .with_standard(std::string(to_string(Config{}.prefault_when))),
+        choice<prefault::Method>("--prefault-method",
+                                 {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl},
+                                 "How the second level is filled: by prefault vCPUs that touch memory, by "
+                                 "KVM_PRE_FAULT_MEMORY, or what is best here",
+                                 [](Given& given, auto method) { given.run.config.prefault.method = method; })
+            .with_standard(std::string(to_string(Config{}.prefault.method))),
+        number("--prefault-workers", {1, Config::kMaxPrefaultWorkers}, "Threads that populate, and prefault vCPUs",
+               [](Given& given, unsigned workers) { given.prefault_workers = workers; })
+            .with_standard("the CPUs they may use"),
+        cpu_list("--prefault-cpus", "CPUs on which they run",
+                 [](Given& given, prefault::CpuList cpus) { given.run.config.prefault.cpus = std::move(cpus); }),
+        flag("--prefault-smm", "Fill the second level of system management mode, too (needs EPT or NPT)",
+             [](Given& given, bool smm) { given.run.config.prefault.smm = smm; }),
+    };
+}
+
+std::vector<Option> placement_options() {
+    return {
+        cpu_list("--vcpu-cpus", "CPUs on which the guest's vCPUs run, one after the other",
+                 [](Given& given, prefault::CpuList cpus) { given.run.config.vcpu_cpus = std::move(cpus); }),
+        number("--numa-node", {0, prefault::kMaxNodes - 1}, "Guest memory lies on this NUMA node",
+               [](Given& given, unsigned node) {
+                   given.run.config.numa = {NumaPolicy::Kind::kNode, node};
+               }),
+        choice<NumaPolicy>("--numa", {NumaPolicy{NumaPolicy::Kind::kInterleave}, NumaPolicy{NumaPolicy::Kind::kSplit}},
+                           "Guest memory is spread over the nodes page by page, or split into one part a node, of "
+                           "which the guest is told",
+                           [](Given& given, NumaPolicy numa) { given.run.config.numa = numa; })
+            .excluding("--numa-node"),
+        choice<PageSize>("--page-size", {bench::kPageSizes.begin(), bench::kPageSizes.end()},
+                         "Pages behind guest memory; 2M and 1G: huge page pool",
+                         [](Given& given, PageSize size) { given.run.config.page_size = size; })
+            .with_standard(std::string(to_string(Config{}.page_size))),
+        choice<prefault::Pin>("--pin", {prefault::Pin::kNone, prefault::Pin::kMlock, prefault::Pin::kLongterm},
+                              "Guest memory is locked against swapping, or pinned in place against migration, too "
+                              "(io_uring buffers)",
+                              [](Given& given, prefault::Pin pin) { given.pin = pin; })
+            .with_standard("mlock when prefaulting, else none"),
+        flag("--reserve-hugepages", "Raise the pool of huge pages by what is missing, for this run (needs root)",
+             [](Given& given, bool reserve) { given.run.config.reserve_huge_pages = reserve; }),
+    };
+}
+
+std::vector<Option> device_options() {
+    return {
+        file("--serial", "Where the guest's serial port goes",
+             [](Given& given, const std::string& where) { given.serial = where; }, {"stdio", "none"})
+            .with_standard(RunCommand{}.serial),
+        file("--console", "Where a virtio console (hvc0) goes; on stdio, the serial port is then off",
+             [](Given& given, const std::string& where) { given.run.console = where; }, {"stdio", "none"})
+            .with_standard(RunCommand{}.console),
+        device<DiskConfig>(
+            "disk", "A raw disk image or block device, as a virtio block device; a comma in PATH is written twice",
+            parse_disk_option,
+            [](Given& given, std::vector<DiskConfig> disks) { given.run.config.disks = std::move(disks); }),
+        device<NetConfig>("net",
+                          "A network interface: on a tap interface of the host's, or in user mode, through the program "
+                          "passt, with ports of the host's that lead to the guest (docs/devices.md)",
+                          parse_net_option,
+                          [](Given& given, std::vector<NetConfig> nets) { given.run.config.nets = std::move(nets); }),
+        device<VsockConfig>(
+            "vsock", "Stream sockets between guest and host, over the unix socket PATH (docs/devices.md)",
+            parse_vsock_option,
+            [](Given& given, const std::vector<VsockConfig>& one) { given.run.config.vsock = one.back(); }),
+        device<BalloonConfig>(
+            "balloon",
+            "Ask the guest to do without so much of its memory, and with `reporting` for what is free: both go back to "
+            "the host (not with --prefault or --pin)",
+            parse_balloon_option,
+            [](Given& given, const std::vector<BalloonConfig>& one) { given.run.config.balloon = one.back(); }),
+        flag("--rng", "Give the guest a source of entropy", [](Given& given, bool rng) { given.run.config.rng = rng; }),
+        choice<HardwareDescription>(
+            "--hardware", {HardwareDescription::kAcpi, HardwareDescription::kFdt, HardwareDescription::kBoth},
+            "What tells the guest of its hardware: ACPI tables or a device tree (docs/devices.md)",
+            [](Given& given, HardwareDescription hardware) { given.hardware = hardware; })
+            .with_standard(std::string(to_string(Config{}.hardware))),
+    };
+}
+
+std::vector<Option> output_options() {
+    Option verbose{.names = "-v,--verbose", .help = "Say more; twice: everything"};
+    verbose.take_count = [](Given& given, std::int64_t count) {
+        given.verbosity = count > 0 ? static_cast<unsigned>(count) : 0;
+    };
+    verbose.is_repeated = true;
+    return {
+        file("--dump-dtb",
+             "Write the device tree that the guest would get, and do not run it; without --hardware, that of fdt",
+             [](Given& given, const std::string& path) { given.run.dump_dtb = path; }),
+        file("--report", "Write what happened as JSON (docs/report.md)",
+             [](Given& given, const std::string& path) { given.run.report = path; }),
+        flag("--watch", "Say once a second what KVM has mapped, and the new faults of each vCPU",
+             [](Given& given, bool watch) { given.run.watch = watch; }),
+        verbose,
+        file("--config", "Read options from a JSON file (docs/config.md); those given here count more",
+             [](Given& given, const std::string& path) { given.run.config_file = path; })
+            .only_in({Place::kRun}),
+        flag("-q,--quiet", "Say nothing but errors", [](Given& given, bool quiet) { given.quiet = quiet; }),
+        file("--log-file", "Log there, too", [](Given& given, const std::string& path) { given.run.log_file = path; }),
+    };
+}
+
+} // namespace
+
+std::vector<Option> run_options() {
+    std::vector<Option> rows;
+    for (auto* const part : {guest_options, prefault_options, placement_options, device_options, output_options}) {
+        for (Option& row : part()) {
+            if (row.places.empty()) {
+                row.places = {Place::kRun, Place::kFile};
+            }
+            rows.push_back(std::move(row));
+        }
+    }
+    return rows;
+}
+
+} // namespace vmm
