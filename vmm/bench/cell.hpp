@@ -26,7 +26,7 @@ enum class Contender { kVmm, kQemu, kCommand };
 /// In which order each of the guest's CPUs visits its pages.
 enum class Order { kSequential, kRandom };
 
-// All of each, in the order in which people are told of them.
+// All values of each kind, in the order in which help lists them.
 inline constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
 inline constexpr std::array kMethods{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader};
 inline constexpr std::array kContenders{Contender::kVmm, Contender::kQemu, Contender::kCommand};
@@ -61,7 +61,7 @@ struct Cell {
 
 /// What tells the cells of one shape apart: "touch", "qemu", "qemu prealloc", "touch, 1 worker" with `show_workers`.
 [[nodiscard]] std::string method_name(const Cell& cell, bool show_workers = false);
-/// The shape: "4K pages, 512M, 2 vCPUs", and ", random" where the order is.
+/// The shape: "4K pages, 512M, 2 vCPUs", with ", random" behind it if the order is random.
 [[nodiscard]] std::string shape_name(const Cell& cell);
 /// Both: "4K pages, 512M, 2 vCPUs, touch, 2 workers".
 [[nodiscard]] std::string to_string(const Cell& cell);

@@ -48,7 +48,7 @@ double cpu_seconds() {
     return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-/// Appends what there is to read. False at the end.
+/// Appends what there is to read. Returns false at the end.
 bool read_more(UniqueFd& fd, std::string& text) {
     std::array<char, 16384> buffer{};
     const ssize_t count = ::read(fd.get(), buffer.data(), buffer.size());
@@ -60,7 +60,7 @@ bool read_more(UniqueFd& fd, std::string& text) {
     return count > 0;
 }
 
-/// Everything that is watched while it runs.
+/// Everything that is watched while the program runs.
 class Watcher {
   public:
     Watcher(const ChildSpec& spec, const ChildProcess& process, Pipe& in, Pipe& out, Pipe& err, ChildEnd& end)
@@ -75,7 +75,7 @@ class Watcher {
             const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - Clock::now()).count();
             const int ready = ::poll(fds.data(), fds.size(), static_cast<int>(std::clamp<long>(left + 1, 0, 60'000)));
             if (ready < 0) {
-                continue; // A signal: its handler makes stop_fd readable.
+                continue; // A signal came, whose handler makes stop_fd readable.
             }
             take(fds[0], out_.read, end_.output, true);
             take(fds[1], err_.read, end_.errors, false);
@@ -108,12 +108,12 @@ class Watcher {
         }
     }
     void answer(std::string_view words) {
-        // A few words into an empty pipe: they fit, or the program has gone.
+        // A few words fit into an empty pipe, unless the program has gone.
         if (!words.empty() && in_.write) {
             [[maybe_unused]] const ssize_t written = ::write(in_.write.get(), words.data(), words.size());
         }
     }
-    /// Asks it to end, and gives it some seconds.
+    /// Asks the program to end, and gives it some seconds.
     void end_early() {
         ending_ = true;
         process_.signal_group(SIGTERM);
@@ -175,7 +175,8 @@ ChildEnd run_child(const ChildSpec& spec) {
         err.write.reset();
         Watcher(spec, process, in, out, err, end).run();
         end.status = process.wait();
-    } catch (const ProgramError& error) { // As a shell says it, so that the benchmark goes on with the next one.
+    } catch (
+        const ProgramError& error) { // The benchmark goes on with the next one, so this is said as a shell says it.
         end.errors = error.what();
         end.status = 127 << 8;
     }

@@ -15,9 +15,9 @@ struct ChildSpec {
     /// Whether the kernel is told to give it no transparent huge pages (prctl(2), PR_SET_THP_DISABLE).
     bool without_huge_pages = false;
     double timeout_seconds = 600;
-    int stop_fd = -1; ///< readable: the program is to end at once
-    /// Called with all its output so far, whenever there is more; what it returns goes to the program's standard
-    /// input. Empty: its standard input is.
+    int stop_fd = -1; ///< becomes readable when the program is to end at once
+    /// Called with all output so far, whenever there is more. What it returns goes to the program's standard input.
+    /// Empty: the program's standard input is empty.
     std::function<std::string(pid_t child, std::string_view output)> on_output;
 };
 
@@ -33,15 +33,15 @@ struct ChildEnd {
     static constexpr std::size_t kMaxOutputBytes = 8 << 20;
 
     [[nodiscard]] bool succeeded() const noexcept { return status == 0 && !stopped && !timed_out; }
-    /// Why it did not: its last words, or how it ended.
+    /// Says why the program failed: its last words, or how it ended.
     [[nodiscard]] std::string problem() const;
 };
 
-/// Runs it in a process group of its own, which is killed whole where it has to end early, and which the kernel ends
-/// when this process does. Throws Error where no process can be made.
+/// Runs the program in a process group of its own. The whole group is killed if the program has to end early, and the
+/// kernel ends it when this process ends. Throws Error: no process can be made.
 [[nodiscard]] ChildEnd run_child(const ChildSpec& spec);
 
-/// Whether `program` is there to be run: looked for by PATH where it has no slash.
+/// Whether `program` can be run. A name without a slash is looked for in PATH.
 [[nodiscard]] bool is_executable(const std::string& program);
 
 } // namespace vmm::bench

@@ -48,7 +48,7 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// What is under way, on a terminal; nothing elsewhere. A terminal that nobody reads, or that is stopped, misses it.
+/// Shows on a terminal what is under way. A terminal that nobody reads, or that is stopped, misses it.
 class ProgressText {
   public:
     ProgressText() = default;
@@ -73,7 +73,7 @@ class ProgressText {
 class Outputs {
   public:
     explicit Outputs(const BenchCommand& command) {
-        FileRoles roles; // Before any is opened for writing.
+        FileRoles roles; // This comes before any file is opened for writing.
         roles.add_descriptor("standard output", STDOUT_FILENO);
         roles.add_descriptor("standard error", STDERR_FILENO);
         for (const auto& [role, path] :
@@ -139,8 +139,8 @@ void complete_matrix(Matrix& matrix, const Matrix& preset) {
     take_default(matrix.orders, preset.orders);
 }
 
-/// The pools of huge pages, raised for all runs at once: pages that stay in the pool stay backed by whoever is below
-/// us, and no run waits for them. Not all of them where `stop` is requested meanwhile.
+/// Raises the pools of huge pages for all runs at once. Pages that stay in the pool stay backed by the hypervisor below
+/// us, so no run waits for them. If `stop` is requested meanwhile, the pools may be smaller.
 class RaisedPools {
   public:
     RaisedPools(const std::vector<Cell>& cells, const HostRoom& room, const std::stop_token& stop) {
@@ -171,7 +171,7 @@ class RaisedPools {
     std::vector<prefault::HugePageReservation> reservations_;
 };
 
-/// Refuses what `vmm run` would refuse, before the first run.
+/// Refuses before the first run what `vmm run` would refuse. Throws Error.
 void check_cells(const std::vector<Cell>& cells) {
     const kvm::System system;
     for (const Cell& cell : cells) {
@@ -202,10 +202,10 @@ std::string qemu_version(const RunSettings& settings) {
     return end.output.substr(0, end.output.find('\n'));
 }
 
-/// All runs of all cells, round by round, so that a drift of the host hits all cells alike.
+/// Makes all runs of all cells, round by round, so that a drift of the host hits all cells alike.
 class Benchmark {
   public:
-    /// `run_limited`: the settings' timeout is the preset's, and what exceeds it no failure.
+    /// If `run_limited`, the settings' timeout is the preset's, and a run that exceeds it is no failure.
     Benchmark(const BenchCommand& command, const RunSettings& settings, bool run_limited, Results& results,
               StopRequest& stop)
         : command_(command), results_(results), runs_(results.settings.runs), stop_(stop),
@@ -234,7 +234,7 @@ class Benchmark {
     }
 
   private:
-    /// What a round takes, by the last run of each cell that is still measured.
+    /// How long a round takes, by the last run of each cell that is still measured.
     [[nodiscard]] double round_seconds() const {
         return std::accumulate(cell_seconds_.begin(), cell_seconds_.end(), 0.0);
     }

@@ -16,7 +16,7 @@ struct BenchCommand {
     bench::Matrix matrix = {};    ///< lists that are empty are the preset's; `orders`, too
     std::optional<unsigned> runs; ///< 1 to kMaxRuns
     std::optional<double> time_limit_seconds;
-    std::optional<double> timeout_seconds; ///< of one run; 600 where neither this nor the preset says
+    std::optional<double> timeout_seconds; ///< of one run; RunSettings has the default
     bool full = false;                     ///< the preset at its full size
     bool warm = true;
     bool model = false; ///< print what larger guests would take
@@ -35,12 +35,13 @@ struct BenchCompareCommand {
     double threshold = 0.1; ///< a tenth
 };
 
-/// Measures and prints. Returns the program's exit status: 0; 1 if a cell failed; 4 if a signal stopped it, with what
-/// was done by then printed and written. Throws Error before the first run: the matrix does not fit this host, an
-/// output cannot be written, a program is missing.
+/// Measures and prints. Returns the program's exit status: 0; 1 if a cell failed; 4 if a signal stopped it. In the
+/// last case, what was done by then is printed and written.
+/// Throws Error before the first run: the matrix does not fit this host, an output cannot be written, or a program is
+/// missing.
 [[nodiscard]] int run_bench(const BenchCommand& command);
 
-/// Prints what changed. Returns 0, or 1 where something got worse. Throws Error: a file cannot be read, or is none.
+/// Prints what changed. Returns 0, or 1 if something got worse. Throws Error: a file cannot be read, or is no result.
 [[nodiscard]] int run_bench_compare(const BenchCompareCommand& command);
 
 } // namespace vmm

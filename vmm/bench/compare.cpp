@@ -11,12 +11,12 @@ namespace vmm::bench {
 
 namespace {
 
-/// The figures that are what a change is for; of all, smaller is better.
+/// The figures that are compared. Of each, smaller is better.
 constexpr std::array kCompared{Figure::kPrefault, Figure::kReader, Figure::kFirst, Figure::kSteady,
                                Figure::kTotal,    Figure::kFaults, Figure::kExits};
 constexpr std::size_t kLeastRuns = 3;
 
-/// From so many runs on it is unlikely that those of one side all lie beside those of the other by chance (1 in 126).
+/// With so many runs it is unlikely that all of one side lie beside all of the other by chance (1 in 126).
 constexpr std::size_t kManyRuns = 5;
 
 /// Whether every value of one side is more than `margin` times larger than every one of the other.
@@ -26,7 +26,7 @@ bool are_apart(const std::vector<double>& one, const std::vector<double>& other,
     return *one_most * (1 + margin) < *other_least || *other_most * (1 + margin) < *one_least;
 }
 
-/// How far apart times must be: a machine is faster at one hour than at another, and few runs say little.
+/// How far apart times must be. A machine is faster at one hour than at another, and few runs say little.
 double margin_for(const std::vector<double>& one, const std::vector<double>& other, double threshold) {
     return std::min(one.size(), other.size()) >= kManyRuns ? threshold / 2 : 2 * threshold;
 }

@@ -1,4 +1,4 @@
-// Two results beside each other.
+// What changed from one result to another.
 #pragma once
 
 #include <string>
@@ -20,16 +20,17 @@ struct Change {
 
 struct Comparison {
     std::vector<Change> changes;
-    std::size_t compared = 0;          ///< figures of cells that both have
-    std::vector<std::string> warnings; ///< why it may say little
+    std::size_t compared = 0;          ///< figures of the cells that both results have
+    std::vector<std::string> warnings; ///< why the comparison may say little
 
     [[nodiscard]] bool any_worse() const noexcept;
 };
 
-/// A figure has changed where its median differs by more than `threshold` (0.1: a tenth) and that is beyond noise: the
-/// 99% interval of the ratio does not reach 1, and no value of one side lies among those of the other. Times must
-/// be apart by half the threshold, with fewer than five runs on a side by twice the threshold, and their medians differ
-/// by more than kResolutionSeconds. With fewer than three runs on a side only counts are compared.
+/// A figure has changed if its median differs by more than `threshold` (0.1: a tenth) and the difference is beyond
+/// noise: the 99% interval of the ratio does not reach 1, and no value of one side lies among those of the other. The
+/// times of the two sides must be apart by half the threshold, or by twice the threshold if a side has fewer than five
+/// runs, and their medians differ by more than kResolutionSeconds. With fewer than three runs on a side, only counts
+/// are compared.
 [[nodiscard]] Comparison compare(const Results& before, const Results& after, double threshold);
 
 inline constexpr double kResolutionSeconds = 0.001;

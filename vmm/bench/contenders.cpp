@@ -85,7 +85,7 @@ std::vector<std::string> qemu_words(const Cell& cell, const RunSettings& setting
             "-display",
             "none",
             "-no-reboot",
-            "-no-shutdown", // So that the counters can still be asked for when the guest has switched itself off.
+            "-no-shutdown", // The counters are asked for when the guest has switched itself off.
             "-serial",
             "file:" + console,
             "-qmp",

@@ -1,4 +1,4 @@
-// How each contender is started for a cell, as words; pure.
+// The command that starts a contender for a cell, as words. Nothing here looks at the host.
 #pragma once
 
 #include <string>
@@ -27,15 +27,16 @@ struct RunSettings {
 /// The options of the built-in guest.
 [[nodiscard]] std::string guest_options(const Cell& cell, const RunSettings& settings);
 
-/// What a machine of this cell is made from: for checks before the first run.
+/// The configuration of this cell's machine, for checks before the first run.
 [[nodiscard]] Config config_of(const Cell& cell);
 
-/// `vmm run ...`; the report and the console go to these files.
+/// The words of `vmm run`. The report and the console go to these files.
 [[nodiscard]] std::vector<std::string> vmm_words(const Cell& cell, const RunSettings& settings,
                                                  const std::string& program, const std::string& report,
                                                  const std::string& console);
 
-/// QEMU with the same guest; QMP (QEMU's docs/interop/qmp-spec) on its standard input and output.
+/// The words of QEMU with the same guest. QEMU speaks QMP (QEMU's docs/interop/qmp-spec) on its standard input and
+/// output.
 [[nodiscard]] std::vector<std::string> qemu_words(const Cell& cell, const RunSettings& settings,
                                                   const std::string& kernel, const std::string& console);
 

@@ -47,7 +47,7 @@ void add_pass(GuestOutput& output, std::string_view line) {
     if (!pass || !cpu || !cycles || *pass == 0 || *pass > kMaxPasses || *cpu >= kMaxCpus) {
         return;
     }
-    // Lines come in order; one out of order is none of the guest's.
+    // Lines come in order. A line out of order is none of the guest's.
     if (*pass == output.pass_cycles.size() + 1) {
         output.pass_cycles.emplace_back();
     }

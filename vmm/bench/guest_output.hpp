@@ -17,8 +17,8 @@ struct GuestOutput {
     std::vector<std::vector<std::uint64_t>> pass_cycles; ///< by pass, then by CPU
 };
 
-/// Reads the lines; those that are not the guest's are ignored. Throws Error where the guest gave up, or did not come
-/// to its summary, or passes are missing: what another VMM's console does is not ours to know.
+/// Reads the guest's lines. Lines of other origin are ignored, because another VMM's console may add some.
+/// Throws Error: the guest gave up, or did not come to its summary, or passes are missing.
 [[nodiscard]] GuestOutput parse_guest_output(std::string_view console);
 
 /// Whether the guest's last line is there.

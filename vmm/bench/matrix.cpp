@@ -66,7 +66,7 @@ std::vector<Cell> cells_of(const Matrix& matrix) {
 HostRoom read_host_room() {
     const kvm::System system;
     HostRoom room;
-    // What is not known cannot be compared: then the kernel has the last word.
+    // If it is not known, the kernel has the last word.
     room.available_bytes = available_bytes(read_memory_facts()).value_or(UINT64_MAX);
     const auto free_bytes = [](std::uint64_t page_bytes) -> std::uint64_t {
         const auto pool = prefault::read_huge_page_pool(page_bytes);
@@ -74,7 +74,7 @@ HostRoom read_host_room() {
     };
     room.free_2m_bytes = free_bytes(2 * kMiB);
     room.free_1g_bytes = free_bytes(kGiB);
-    // Asked by trying: to be root of a user namespace is not enough, nor is it with a sysfs that is mounted read-only.
+    // Only trying tells: root of a user namespace may not, and sysfs may be mounted read-only.
     room.may_raise_pools = prefault::may_raise_huge_page_pool(2 * kMiB) || prefault::may_raise_huge_page_pool(kGiB);
     room.most_vcpus = std::min({system.max_vcpus(), system.max_vcpu_ids(), Config::kMaxVcpus});
     return room;
@@ -104,7 +104,7 @@ void check_fits(std::vector<Cell> cells, const HostRoom& room) {
         if (cell.vcpus > room.most_vcpus) {
             throw Error(tried + vmm::format("this host's KVM takes at most {} vCPUs (--vcpus)", room.most_vcpus));
         }
-        // Pools are raised once, for all runs, so what they take is missing beside them.
+        // Pools are raised once, for all runs, so the memory they take is missing elsewhere.
         const std::uint64_t beside = bytes_beside_guest(cell.memory_bytes);
         if (!is_from_pool(cell.page_size)) {
             if (missing_2m + missing_1g + beside > room.available_bytes ||

@@ -33,7 +33,7 @@ struct Points {
     }
 };
 
-/// The slope where there are several sizes, else the mean cost; never negative.
+/// The slope if there are several sizes, else the mean cost. It is never negative.
 Line cost_line(const Points& points) {
     const Line line = fit_line(points.gib, points.seconds);
     if (line.slope > 0) {
@@ -59,7 +59,7 @@ class Fit {
         const Line line = cost_line(most);
         ParallelCost cost;
         cost.r2 = line.r2;
-        cost.seconds_per_gib = line.slope * most_workers_; // Unless more is known: as if all scaled.
+        cost.seconds_per_gib = line.slope * most_workers_; // Unless more is known, all workers are taken to scale.
         const Points one = points(1);
         if (most_workers_ > 1 && !one.gib.empty() &&
             *std::max_element(one.seconds.begin(), one.seconds.end()) >= kLeastTimeForGain) {
@@ -93,7 +93,7 @@ class Fit {
     unsigned most_workers_ = 0;
 };
 
-/// What is collected of one page size before it is fitted.
+/// The figures of one page size before they are fitted.
 struct Collected {
     Fit host;
     Fit touch;
@@ -241,7 +241,7 @@ std::optional<Prediction> predict(const PageCosts& costs, Method method, const T
         if (!costs.reader_seconds_per_gib) {
             return std::nullopt;
         }
-        prediction.prefault_seconds = *costs.reader_seconds_per_gib * gib; // By one, whatever there is.
+        prediction.prefault_seconds = *costs.reader_seconds_per_gib * gib; // One CPU reads, however many there are.
         prediction.first_seconds += costs.after_reader ? of(costs.after_reader) : 0;
         return prediction;
     }
@@ -322,7 +322,7 @@ double measure_bandwidth(const std::stop_token& stop) {
         if (stop.stop_requested()) {
             return 0;
         }
-        buffer = std::make_unique<char[]>(kBytesEach); // Zeroed, and so touched.
+        buffer = std::make_unique<char[]>(kBytesEach); // This zeroes the memory, and so touches it.
     }
     double best = 0;
     for (int pass = 0; pass < kPasses && !stop.stop_requested(); ++pass) {
@@ -332,7 +332,7 @@ double measure_bandwidth(const std::stop_token& stop) {
             for (auto& buffer : buffers) {
                 workers.emplace_back([&buffer, pass] {
                     std::memset(buffer.get(), pass + 1, kBytesEach);
-                    // What is written must not be thrown away unseen.
+                    // The compiler must not drop writes that nobody reads.
                     std::atomic_signal_fence(std::memory_order_seq_cst);
                 });
             }

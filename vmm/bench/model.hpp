@@ -16,14 +16,14 @@ namespace vmm::bench {
 struct ParallelCost {
     double seconds_per_gib = 0; ///< of one worker
     double gain = 2;            ///< 1 (a second worker is no help) to 2 (it halves the time)
-    bool gain_known = false;    ///< whether that was measured; else it is taken for 2
+    bool gain_known = false;    ///< whether `gain` was measured; otherwise it is 2
     double r2 = 0;              ///< of the line through the sizes of memory
 
-    /// With `workers`, each as fast as here. `perfect`: as if the gain were 2.
+    /// The seconds with `workers`, each as fast as here. If `perfect`, the gain is taken to be 2.
     [[nodiscard]] double seconds(double gib, unsigned workers, bool perfect) const noexcept;
 };
 
-/// A time below which the gain is not told from noise, in seconds.
+/// In seconds: a gain is not told from noise if the time is shorter.
 inline constexpr double kLeastTimeForGain = 0.02;
 
 /// What one page size costs. Nothing: not measured.
@@ -33,7 +33,7 @@ struct PageCosts {
     std::optional<ParallelCost> touch;        ///< filling the second level by touch
     std::optional<ParallelCost> ioctl;        ///< by KVM_PRE_FAULT_MEMORY
     std::optional<ParallelCost> cold;         ///< the guest's faults on memory that nobody populated
-    std::optional<ParallelCost> warm;         ///< the guest's faults where the host side is populated
+    std::optional<ParallelCost> warm;         ///< the guest's faults if the host side is populated
     std::optional<ParallelCost> steady;       ///< a pass that takes no fault
     std::optional<ParallelCost> after_reader; ///< the guest's faults on memory that one of its vCPUs has read
     std::optional<double> reader_seconds_per_gib;
@@ -41,7 +41,7 @@ struct PageCosts {
     std::optional<double> seconds_per_warm_fault;
 };
 
-/// Fits the costs to `results`, by page size. Empty where there is nothing to fit.
+/// Fits the costs to `results`, by page size. The result is empty if there is nothing to fit.
 [[nodiscard]] std::vector<PageCosts> fit_costs(const Results& results);
 
 struct TargetShape {
@@ -50,7 +50,7 @@ struct TargetShape {
 };
 inline constexpr TargetShape kTargets[] = {{64 * kGiB, 32}, {kTiB, 128}, {16 * kTiB, 896}};
 
-/// What a method takes for a shape: everything until the guest's first pass is over.
+/// The time a method takes for a shape, until the guest's first pass is over.
 struct Prediction {
     double prefault_seconds = 0; ///< reading, for the reader
     double first_seconds = 0;
@@ -58,16 +58,16 @@ struct Prediction {
     [[nodiscard]] double total() const noexcept { return prefault_seconds + first_seconds; }
 };
 
-/// Nothing where what it takes was not measured.
+/// Returns nothing if a cost that it needs was not measured.
 [[nodiscard]] std::optional<Prediction> predict(const PageCosts& costs, Method method, const TargetShape& shape,
                                                 bool perfect);
 
-/// The fit: seconds for a GiB and for a fault.
+/// The fit, for people: seconds for a GiB and for a fault.
 [[nodiscard]] std::string fit_table(const std::vector<PageCosts>& costs);
-/// The shapes above, by every method and page size, and how far each is from writing memory once.
+/// The predictions for those shapes by every method and page size, and how far each is from writing memory once.
 [[nodiscard]] std::string model_table(const std::vector<PageCosts>& costs, const Results& results);
 
-/// Bytes a second that all CPUs this process may use write together to memory they have touched before.
+/// Measures how many bytes a second all usable CPUs write together to memory that they have touched before.
 [[nodiscard]] double measure_bandwidth(const std::stop_token& stop = {});
 
 } // namespace vmm::bench

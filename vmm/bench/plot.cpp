@@ -28,7 +28,7 @@ bool is_larger(const Cell& one, const Cell& other) {
     return one.memory_bytes != other.memory_bytes ? one.memory_bytes > other.memory_bytes : one.vcpus > other.vcpus;
 }
 
-/// One for each page size; of several shapes, the largest.
+/// One shape for each page size: the largest.
 std::vector<Panel> panels_of(const Results& results) {
     std::vector<Panel> panels;
     for (const CellResult& result : results.cells) {
@@ -46,7 +46,7 @@ std::vector<Panel> panels_of(const Results& results) {
             }
             *panel = Panel{result.cell, {}, 0};
         }
-        // Of several numbers of workers, the largest.
+        // The largest number of workers counts.
         const auto same = std::find_if(panel->bars.begin(), panel->bars.end(), [&](const CellResult* bar) {
             return bar->cell.method == result.cell.method && bar->cell.contender == result.cell.contender;
         });
@@ -69,7 +69,7 @@ std::string panel_title(const Cell& shape) {
     return shape.page_size == PageSize::kThp ? "transparent huge pages" + name.substr(name.find(',')) : name;
 }
 
-/// For somebody who does not know our words, in two lines.
+/// A label in two lines, for somebody who does not know our words.
 std::string bar_name(const Cell& cell) {
     if (cell.contender != Contender::kVmm) {
         const std::string name = cell.contender == Contender::kQemu ? "QEMU" : "command";

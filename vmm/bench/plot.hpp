@@ -1,4 +1,4 @@
-// The picture: how long until memory has been touched once, by gnuplot.
+// Draws by gnuplot how long each method takes until memory has been touched once.
 #pragma once
 
 #include <optional>
@@ -10,15 +10,15 @@ namespace vmm::bench {
 
 enum class PlotFormat { kSvg, kPng };
 
-/// By the ending of the file's name; nothing where it is neither .svg nor .png.
+/// The format by the ending of the file's name; nothing if the ending is neither .svg nor .png.
 [[nodiscard]] std::optional<PlotFormat> plot_format(const std::string& path);
 
-/// The commands for gnuplot, which write the picture to its standard output: a panel for each page size (of the most
-/// memory and vCPUs measured), a bar for each method, made of host side, second level, reading and first pass; above
-/// it the time and the faults. Empty where there is nothing to draw.
+/// The commands for gnuplot, which write the picture to its standard output. The picture has a panel for each page size
+/// (of the most memory and vCPUs measured) and in it a bar for each method, with its time and faults above. The text is
+/// empty if there is nothing to draw.
 [[nodiscard]] std::string plot_script(const Results& results, PlotFormat format);
 
-/// Throws Error where gnuplot is not there, or cannot write `format`.
+/// Throws Error: gnuplot is not there, or cannot write `format`.
 void check_gnuplot(PlotFormat format);
 
 /// Runs gnuplot. Throws Error.

@@ -1,4 +1,4 @@
-// What is measured where the user does not say.
+// What is measured if the options do not say.
 #pragma once
 
 #include <optional>
@@ -22,12 +22,12 @@ struct PresetFacts {
     Matrix matrix;
     unsigned runs = 5;
     std::optional<double> time_limit_seconds;
-    /// What takes longer is left out, and no failure.
+    /// A run that takes longer is left out, which is no failure.
     std::optional<double> run_limit_seconds;
 };
 
-/// What a preset means on a host with `cpus` CPUs. `full`: kRfc is not scaled. Methods and page sizes that the host
-/// does not offer are not in it.
+/// What a preset means on a host with `cpus` CPUs. If `full`, kRfc is not scaled. The result has no methods and page
+/// sizes that the host does not offer.
 [[nodiscard]] PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, bool prefault_ioctl,
                                        bool full);
 

@@ -179,7 +179,7 @@ std::string to_json(const Results& results) {
                                  {"statistics", statistics_json(result)},
                                  {"runs", runs}});
     }
-    // What a host calls itself need not be UTF-8.
+    // A host's name need not be UTF-8.
     return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

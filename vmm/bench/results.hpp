@@ -1,4 +1,4 @@
-// What a benchmark found out, as values, as JSON (docs/bench.md) and as CSV.
+// The results of a benchmark, as values, as JSON (docs/bench.md) and as CSV.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace vmm::bench {
 
-/// What makes two files comparable, or not.
+/// The host. Results of different hosts cannot be compared.
 struct HostFacts {
     std::string node;   ///< its name
     std::string kernel; ///< release
@@ -57,12 +57,12 @@ struct Harness {
 struct CellResult {
     Cell cell;
     std::vector<Sample> samples;
-    std::string failure;   ///< why no further run was made; empty: none failed
-    bool left_out = false; ///< that was for taking too long for the preset, which is no failure
+    std::string failure;   ///< why no further run was made; empty: no run failed
+    bool left_out = false; ///< whether `failure` is only that a run took too long for the preset
 
-    /// The values of one figure, of the runs that have it.
+    /// The values of one figure in the runs that have it.
     [[nodiscard]] std::vector<double> values(Figure figure) const;
-    /// Nothing where no run has it.
+    /// Returns nothing if no run has the figure.
     [[nodiscard]] std::optional<Statistics> statistics(Figure figure) const;
     [[nodiscard]] std::optional<double> median_of(Figure figure) const;
 
@@ -85,14 +85,14 @@ struct Results {
     friend bool operator==(const Results&, const Results&) = default;
 };
 
-/// QEMU does not say how long its prealloc took: kPrefault of such a run is by how much its guest started later than
-/// that of the median run without it, at least 0. Fills that in.
+/// Fills in kPrefault of QEMU's runs with prealloc, because QEMU does not say how long its prealloc took. It is by how
+/// much the guest started later than in the median run without prealloc, at least 0.
 void derive_prealloc(Results& results);
 
 [[nodiscard]] std::string to_json(const Results& results);
 /// One line for each run, and a heading.
 [[nodiscard]] std::string to_csv(const Results& results);
-/// The reverse of to_json. Throws Error that names `origin` where `text` is no such file.
+/// The reverse of to_json(). Throws Error that names `origin`: `text` is no such file.
 [[nodiscard]] Results parse_results(const std::string& text, const std::string& origin);
 /// Throws Error.
 [[nodiscard]] Results read_results(const std::string& path);

@@ -131,7 +131,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     spec.stop_fd = stop_fd_;
     spec.on_output = [&](pid_t /*child*/, std::string_view qmp) -> std::string {
         if (asked == 0 && qmp.find("\"QMP\"") != std::string_view::npos) {
-            // The machine is made, its memory is there, and the guest starts.
+            // QEMU has made the machine and its memory, and the guest starts.
             sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
             ++asked;
             return "{\"execute\":\"qmp_capabilities\"}\n";
@@ -164,7 +164,7 @@ Outcome Runner::run_command(const Cell& cell) {
         if (!sample[Figure::kReady] && console.find("guest=vmm-builtin") != std::string_view::npos) {
             sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
         }
-        if (!counted && has_summary(console)) { // The VM still exists, for a moment.
+        if (!counted && has_summary(console)) { // The VM still exists for a moment.
             counted = true;
             add_debugfs_figures(kKvmDebugfs, child, sample);
         }
@@ -174,7 +174,7 @@ Outcome Runner::run_command(const Cell& cell) {
     if (end.stopped || end.timed_out) {
         return failed(end);
     }
-    // Whatever its exit status: other programs have other ideas of it. What counts is what the guest says.
+    // The exit status does not count, because other programs have other ideas of it. The guest's words count.
     try {
         add_guest_figures(parse_guest_output(end.output), clock_.seconds_per_cycle(), sample);
     } catch (const Error& error) {
@@ -268,7 +268,7 @@ void add_qmp_figures(std::string_view qmp, Sample& sample) {
 
 void add_debugfs_figures(const std::string& kvm_debugfs, int group, Sample& sample) {
     std::error_code failed;
-    // One folder a VM, named PID-FD (virt/kvm/kvm_main.c, kvm_create_vm_debugfs).
+    // Each VM has a folder that is named PID-FD (virt/kvm/kvm_main.c, kvm_create_vm_debugfs).
     for (std::filesystem::directory_iterator vm(kvm_debugfs, failed), end; !failed && vm != end; vm.increment(failed)) {
         const std::string name = vm->path().filename();
         pid_t pid = 0;

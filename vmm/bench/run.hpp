@@ -14,9 +14,10 @@
 
 namespace vmm::bench {
 
-/// How long a cycle of the time-stamp counter takes, which the built-in guest counts in: the guest's counter runs at
-/// the host's rate, since nobody asked for another (Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ). Measured against
-/// the monotonic clock since construction, so that it gets better with time. Threads: one.
+/// The duration of a cycle of the time-stamp counter, in which the built-in guest counts. The guest's counter runs at
+/// the host's rate, because nobody asked for another one (Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ). It is
+/// measured against the monotonic clock since construction, so it gets better with time.
+/// Threads: one.
 class CycleClock {
   public:
     CycleClock();
@@ -28,7 +29,7 @@ class CycleClock {
     std::uint64_t cycles_;
 };
 
-/// A folder for what runs write, gone afterwards.
+/// A folder for the files that runs write. Destruction deletes it.
 class WorkFolder {
   public:
     /// Throws Error.
@@ -42,7 +43,7 @@ class WorkFolder {
     std::string path_;
 };
 
-/// What came of a run: a sample, or the reason why not; neither where it was stopped.
+/// The end of a run: a sample, or why there is none. A run that was stopped has neither.
 struct Outcome {
     std::optional<Sample> sample;
     std::string failure;
@@ -50,7 +51,7 @@ struct Outcome {
     bool timed_out = false;
 };
 
-/// What running cost, in seconds.
+/// The cost of running, in seconds.
 struct HarnessCost {
     double runs = 0;    ///< from the start to the end of each measured program
     double own_cpu = 0; ///< of this process meanwhile
@@ -59,14 +60,14 @@ struct HarnessCost {
 /// Runs cells, each in a process of its own. Threads: one.
 class Runner {
   public:
-    /// `program` is the path of `vmm` itself; `stop_fd`: readable when a run is to end. Throws Error.
+    /// `program` is the path of `vmm` itself. `stop_fd` becomes readable when a run is to end. Throws Error.
     Runner(RunSettings settings, std::string program, int stop_fd);
 
-    /// Throws Error where no process can be made; whatever else goes wrong is the outcome's.
+    /// Throws Error: no process can be made. Whatever else goes wrong is in the result.
     [[nodiscard]] Outcome run(const Cell& cell);
 
-    /// How long a guest that does next to nothing takes from start to end, less what it says itself that it took: what
-    /// starting, reading and ending cost. Median of `runs`.
+    /// The cost of starting, reading and ending: how long a guest that does next to nothing takes from start to end,
+    /// less the time that it says it took. The median of `runs`.
     [[nodiscard]] std::optional<double> measure_empty_run(unsigned runs);
 
     [[nodiscard]] const HarnessCost& cost() const noexcept { return cost_; }
@@ -86,13 +87,13 @@ class Runner {
     HarnessCost cost_;
 };
 
-/// Figures from the text of a `vmm run --report`. Throws Error where it is none, or the prefault was not complete.
+/// The figures in the report of a `vmm run`. Throws Error: the text is no report, or the prefault was not complete.
 void add_report_figures(const std::string& report, Sample& sample);
 
-/// Faults and exits of all vCPUs, from QEMU's answer to query-stats; nothing where the text has no such answer.
+/// Faults and exits of all vCPUs, from QEMU's answer to query-stats; nothing if the text has no such answer.
 void add_qmp_figures(std::string_view qmp, Sample& sample);
 
-/// Faults and exits of the VMs of process group `group`, from KVM's debugfs where that can be read.
+/// Faults and exits of the VMs of process group `group`, from KVM's debugfs; nothing if that cannot be read.
 void add_debugfs_figures(const std::string& kvm_debugfs, int group, Sample& sample);
 
 } // namespace vmm::bench

@@ -51,7 +51,7 @@ inline constexpr std::array<FigureFacts, 14> kFigures{{{"ready_seconds", true},
 }
 static_assert(index_of(Figure::kExits) + 1 == kFigures.size());
 
-/// One run's figures; those that the contender does not tell, or that do not apply, are missing.
+/// The figures of one run. A figure is missing if the contender does not tell it, or if it does not apply.
 class Sample {
   public:
     [[nodiscard]] std::optional<double>& operator[](Figure figure) noexcept { return values_[index_of(figure)]; }

@@ -1,4 +1,4 @@
-// What a handful of runs says.
+// Statistics of a few runs.
 #pragma once
 
 #include <span>
@@ -26,8 +26,8 @@ struct Statistics {
 /// Bootstrap", 13.3) of kResamples resamples from a fixed seed: the same values give the same interval.
 [[nodiscard]] Statistics describe(std::span<const double> values);
 
-/// The bootstrap interval of median(to) / median(from), with this confidence (0.99: 99%). Neither is empty; a ratio
-/// with a median of 0 below is infinite, or 1 where both are 0.
+/// The bootstrap interval of median(to) / median(from), with this confidence (0.99: 99%). Neither is empty. The ratio
+/// is infinite if only the median of `from` is 0, and 1 if both are 0.
 [[nodiscard]] Interval ratio_interval(std::span<const double> from, std::span<const double> to, double confidence);
 
 inline constexpr unsigned kResamples = 2000;
@@ -39,7 +39,7 @@ struct Line {
     double r2 = 0; ///< how much of the variation it explains, 0 to 1
 };
 
-/// Through at least two points of different x; else the line is flat.
+/// Needs at least two points of different x; otherwise the line is flat.
 [[nodiscard]] Line fit_line(std::span<const double> x, std::span<const double> y);
 
 } // namespace vmm::bench

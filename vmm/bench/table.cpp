@@ -66,7 +66,7 @@ std::string factor_text(double factor) {
 
 std::string row(const CellResult& result, bool show_workers) {
     const auto over = result.median_of(Figure::kFirstOverSteady);
-    // A reader's reading stands where others have their prefault: it is what is paid before.
+    // The reading of a reader is paid before the first pass, as a prefault is, and stands in its column.
     const Figure before = result.cell.method == Method::kReader ? Figure::kReader : Figure::kPrefault;
     return vmm::format("  {:<19} {:>8} {:>29} {:>8} {:>7} {:>8} {:>9} {:>9}\n", method_name(result.cell, show_workers),
                        uses_workers(result.cell.method) || result.cell.method == Method::kReader
@@ -114,7 +114,7 @@ std::string conclusions(const Shape& shape, bool show_workers) {
             }
         }
     }
-    // When the guest may start, all of the program's start included.
+    // This is when the guest may start, with all of the program's own start.
     for (const CellResult* base : shape) {
         if (base->cell.contender != Contender::kQemu || base->cell.method != Method::kHost) {
             continue;

@@ -12,8 +12,8 @@ namespace vmm::bench {
 /// "261,867".
 [[nodiscard]] std::string format_count(double count);
 
-/// The whole terminal output: for each shape a table of its methods, then what they say about each other, then what
-/// failed and what the harness took. In lines of at most 120 characters, but for what failed.
+/// The whole output for a terminal: for each shape a table of its methods and a comparison of them, then what failed
+/// and what the harness took. Lines have at most 120 characters, but for those about failures.
 [[nodiscard]] std::string to_table(const Results& results);
 
 } // namespace vmm::bench

@@ -20,7 +20,7 @@ void warm_memory(std::uint64_t bytes, PageSize page_size, const StopRequest& sto
         static_cast<void>(prefault::populate_host(ram.memory(), ram.placement(),
                                                   {config.prefault.workers, {}, {}, false, {}}, bridge.token()));
     } catch (const std::exception&) {
-        return; // What is missing here is missing when it counts, and named then.
+        return; // The memory will be missing in the run, too, which names it.
     }
 }
 

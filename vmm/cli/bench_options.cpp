@@ -153,7 +153,7 @@ std::vector<Option> matrix_options() {
         preset_option(),
         list<std::uint64_t>(
             "-m,--memory", parse_memory,
-            "no size of at least " + format_bytes(kMinMemoryBytes) + ", in steps of " + format_bytes(kMemoryStepBytes) +
+            "no size of at least " + size_text(kMinMemoryBytes) + ", in steps of " + size_text(kMemoryStepBytes) +
                 " (a whole number and K, M, G or T)",
             "Memory of the guest",
             [](Given& given, std::vector<std::uint64_t> sizes) { given.bench.matrix.memory_bytes = std::move(sizes); }),

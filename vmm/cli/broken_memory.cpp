@@ -20,7 +20,7 @@ std::atomic<const GuestMemory*> watched{nullptr};
 static_assert(std::atomic<const GuestMemory*>::is_always_lock_free, "for use in a signal handler");
 struct sigaction action_before {};
 
-/// A line that is put together in a signal handler.
+/// A line that a signal handler puts together.
 class Line {
   public:
     Line& operator<<(std::string_view text) noexcept {
@@ -39,7 +39,7 @@ class Line {
         } while (rest != 0);
         return *this << "0x" << std::string_view(digits.data() + first, digits.size() - first);
     }
-    /// To standard error, where somebody reads that. Waits for at most half a second.
+    /// Writes the line to standard error. Waits for a reader for at most half a second.
     void write() const noexcept {
         constexpr int kMilliseconds = 500;
         pollfd ready{STDERR_FILENO, POLLOUT, 0};
@@ -58,7 +58,7 @@ std::optional<GuestAddress> guest_address_of(const void* host) noexcept {
     if (memory == nullptr) {
         return std::nullopt;
     }
-    const auto address = reinterpret_cast<std::uintptr_t>(host); // As a number, never back.
+    const auto address = reinterpret_cast<std::uintptr_t>(host); // The number is never made a pointer again.
     for (const MemoryRegion& region : memory->regions()) {
         const auto begin = reinterpret_cast<std::uintptr_t>(region.host);
         if (address >= begin && address - begin < region.range.size) {
@@ -69,11 +69,11 @@ std::optional<GuestAddress> guest_address_of(const void* host) noexcept {
 }
 
 void on_bus_error(int signal, siginfo_t* info, void* /*context*/) {
-    // Those that somebody sends (kill(2)) have codes of 0 and less, and no address.
+    // A signal that somebody sends (kill(2)) has a code of 0 or less, and no address.
     const auto guest = info->si_code > 0 ? guest_address_of(info->si_addr) : std::nullopt;
     if (!guest) {
         ::sigaction(signal, &action_before, nullptr);
-        ::raise(signal); // Blocked until we return.
+        ::raise(signal); // The signal is blocked until we return.
         return;
     }
     if (info->si_code == BUS_MCEERR_AO) {

@@ -1,4 +1,4 @@
-// What the program says where the host cannot give it a page of its guest's memory.
+// Names the page of guest memory that the host could not give.
 #pragma once
 
 #include <csignal>
@@ -7,12 +7,13 @@
 
 namespace vmm {
 
-/// While it lives, a SIGBUS about an address in `memory` ends the process with one line that names the guest's address,
-/// and status 1: the page is broken (BUS_MCEERR_AR), or there is none to be had. A page that is only said to be broken,
-/// and that nobody has touched (BUS_MCEERR_AO), is no reason to end. Any other SIGBUS does what it did before. For
-/// programs, not for the library: dispositions belong to the process. At most one exists at a time.
+/// While it lives, a SIGBUS about an address in `memory` ends the process with status 1 and one line that names the
+/// guest's address. The page is broken (BUS_MCEERR_AR), or the host has no page to give. The process goes on if a
+/// broken page is only reported and nobody has touched it (BUS_MCEERR_AO).
 ///
-/// Threads: the main one; the signal may reach any.
+/// Any other SIGBUS does what it did before. This is for programs, not for the library, because signal dispositions
+/// belong to the process. At most one exists at a time.
+/// Threads: the main one. The signal may reach any thread.
 class BrokenMemoryReport {
   public:
     /// `memory` outlives it.

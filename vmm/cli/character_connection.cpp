@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "vmm/cli/terminal.hpp"
+#include "vmm/machine/character_console.hpp"
 
 namespace vmm {
 
@@ -34,7 +35,7 @@ FileOutput::~FileOutput() {
 
 void FileOutput::connect(CharacterConfig& config) {
     config.sink = [this](std::span<const std::byte> bytes) {
-        // Any bytes may be looked at as chars.
+        // chars may alias any bytes.
         queue_.write({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
     };
     config.sink_lost = [this] {
@@ -57,7 +58,7 @@ CharacterConfig connect_characters(const std::string& where, const char* what, C
         } else {
             config.output_fd = STDOUT_FILENO;
         }
-        // A terminal is only read while we are in the foreground: elsewhere reading it would stop us.
+        // We read a terminal only in the foreground, because reading it in the background would stop us.
         const bool terminal = ::isatty(STDIN_FILENO) == 1;
         config.escape_keys = terminal && RawTerminal::is_available(STDIN_FILENO);
         config.input_fd = !terminal || config.escape_keys ? STDIN_FILENO : -1;

@@ -23,12 +23,13 @@ using nlohmann::json;
 constexpr std::size_t kMostBytes = 1 << 20;
 constexpr std::size_t kDeepest = 8; ///< objects and arrays in one another
 
-/// One value, and where it stands. The parser's own values know no lines, no order, and no member that is there twice.
+/// One value with its line. The parser's own values have neither lines nor order, and hide a member that is there
+/// twice.
 struct NamedNode;
 struct Node {
     enum class Kind { kNull, kBoolean, kInteger, kFraction, kString, kObject, kArray };
     Kind kind = Kind::kNull;
-    std::size_t line = 1; ///< of a member: of its name
+    std::size_t line = 1; ///< of a member, the line of its name
     bool flag = false;
     std::string text; ///< of a string or a number
     std::vector<NamedNode> members;
@@ -39,7 +40,7 @@ struct NamedNode {
     Node value;
 };
 
-/// Counts the lines that the parser has gone through.
+/// Counts the lines that the parser has read.
 class LineIterator {
   public:
     using iterator_category = std::forward_iterator_tag;
@@ -85,7 +86,7 @@ class Builder final : public json::json_sax_t {
         check_no_nul(value);
         return add(Node::Kind::kString, std::move(value));
     }
-    bool binary(binary_t& /*value*/) override { return false; } // Not in JSON.
+    bool binary(binary_t& /*value*/) override { return false; } // JSON has none.
     bool start_object(std::size_t /*elements*/) override { return open(Node::Kind::kObject); }
     bool start_array(std::size_t /*elements*/) override { return open(Node::Kind::kArray); }
     bool end_object() override { return close(); }
@@ -103,11 +104,11 @@ class Builder final : public json::json_sax_t {
     }
     bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
                      const nlohmann::detail::exception& error) override {
-        // It quotes what it has read last, however long that is.
+        // The parser quotes what it has read last, however long that is.
         constexpr std::size_t kMostReasonBytes = 200;
         const std::string reason = error.what();
         const std::size_t at = reason.find("at line");
-        if (at == std::string::npos) { // E.g. a number that no floating-point number holds.
+        if (at == std::string::npos) { // A number may be too large for any floating-point number.
             throw Error(config_file_error(name_, line_) + "it is not JSON that can be read");
         }
         throw Error("cannot use the configuration in " + name_ + ": it is not JSON: " +
@@ -122,7 +123,7 @@ class Builder final : public json::json_sax_t {
         }
     }
 
-    /// Where the value that comes now belongs.
+    /// The node for the next value.
     Node& place() {
         if (open_.empty()) {
             return root_;
@@ -161,11 +162,11 @@ class Builder final : public json::json_sax_t {
     const std::size_t& line_;
     Node root_;
     std::vector<Node*> open_;
-    /// The names in each of open_, and where they stand.
+    /// The names in each of open_, with their lines.
     std::vector<std::map<std::string, std::size_t>> names_;
 };
 
-/// What is made of one member, and how it is called in messages.
+/// Makes words of one member, and names it in messages.
 class Member {
   public:
     Member(const std::string& name, const std::string& option)
@@ -205,7 +206,7 @@ class Member {
         return value.kind == Node::Kind::kObject ? device_words(value) : word_of(value, option_);
     }
 
-    /// The words of a device. The one that stands alone comes first: the path of a disk.
+    /// The words of a device. A value without a name comes first: the path of a disk.
     std::string device_words(const Node& object) const {
         if (syntax_ == nullptr) {
             refuse(object, option_, "there has to be a string or a whole number: it is no device");
@@ -240,7 +241,7 @@ class Member {
         return words;
     }
 
-    /// Whether `key` is on where nothing is said, so that `false` is a word, too.
+    /// Whether `key` is a switch, for which `false` is a word, too.
     [[nodiscard]] bool is_switch(const std::string& key) const {
         return std::any_of(syntax_->words.begin(), syntax_->words.end(), [&](const DeviceWord& word) {
             return word.name == key && word.kind == DeviceWord::Kind::kSwitch;
@@ -272,14 +273,15 @@ std::string config_file_error(const std::string& name, std::size_t line) {
 
 std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const std::string& name) {
     std::size_t line = 1;
-    if (const std::size_t nul = text.find('\0'); nul != std::string::npos) { // The parser takes it for the end.
+    if (const std::size_t nul = text.find('\0'); nul != std::string::npos) { // The parser would take it for the end.
         line +=
             static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(nul), '\n'));
         throw Error(config_file_error(name, line) + "there is a NUL character: it is no text");
     }
     Builder builder(name, line);
-    const bool parsed = json::sax_parse(LineIterator(text.data(), line), LineIterator(text.data() + text.size(), line),
-                                        &builder, json::input_format_t::json, true, true); // Comments are welcome.
+    const bool parsed =
+        json::sax_parse(LineIterator(text.data(), line), LineIterator(text.data() + text.size(), line), &builder,
+                        json::input_format_t::json, true, true); // The last argument allows comments.
     const Node root = builder.take();
     if (!parsed || root.kind != Node::Kind::kObject) {
         throw Error("cannot use the configuration in " + name + ": it has to be one object: {\"memory\": \"4G\", ...}");

@@ -152,7 +152,7 @@ std::string value_pattern(const DeviceWord& word) {
     return "([^,]|,,)" + times;
 }
 
-/// The words between single commas; of two commas one stays.
+/// The words between single commas. Two commas are one comma within a word.
 std::vector<std::string> split_words(std::string_view text) {
     std::vector<std::string> words(1);
     for (std::size_t i = 0; i < text.size(); ++i) {
@@ -168,7 +168,7 @@ std::vector<std::string> split_words(std::string_view text) {
     return words;
 }
 
-/// A whole number; `what` it is of goes into the message. Throws Error.
+/// A whole number. `what` it counts goes into the message. Throws Error.
 template <typename Number = unsigned>
 Number number_of(std::string_view text, const char* what) {
     Number number = 0;
@@ -180,7 +180,7 @@ Number number_of(std::string_view text, const char* what) {
     return number;
 }
 
-/// The value of a word that is on or off. Throws Error.
+/// The value of the switch `word`. Throws Error.
 bool is_on(std::string_view text, const char* word) {
     if (text != "on" && text != "off") {
         throw Error("'" + std::string(text) + "' is no value of '" + word + "': on, off");
@@ -208,10 +208,10 @@ devices::DiskIoKind disk_io_kind_of(std::string_view text) {
     throw Error("'" + std::string(text) + "' is no way of doing a disk's I/O: auto, uring, threads");
 }
 
-/// The words of one device, each of them known, and there only as often as it may be.
+/// The words of one device. Each is known, and is there as often as it may be.
 class Words {
   public:
-    /// Throws Error.
+    /// Throws Error: a word is unknown, or is there twice.
     Words(std::string_view option, const std::string& text) {
         const DeviceSyntax* const syntax = find_device_syntax(option);
         assert(syntax != nullptr);

@@ -89,7 +89,7 @@ bool is_there(const std::filesystem::path& path) {
     return std::filesystem::exists(path, ignored);
 }
 
-/// What is shown of a pool, with the pages that are made on demand, which a guest can have as well.
+/// A pool in words, with the pages that are made on demand: a guest can have those as well.
 Finding describe_pool(const prefault::HugePagePool& pool) {
     const std::uint64_t size = pool.page_bytes;
     Finding finding{Verdict::kGood, "huge pages of " + format_bytes(size),
@@ -162,7 +162,7 @@ void examine_memory(const SettingsSources& sources, std::vector<Finding>& findin
     examine_huge_pages(sources, findings);
 }
 
-/// What is not read is not found: better said than passed over.
+/// Adds what cannot be read as a finding, rather than leaving it out.
 void examine_what_can_be_read(const SettingsSources& sources, std::vector<Finding>& findings) {
     for (const std::filesystem::path& path :
          {sources.proc / "self", sources.proc / "sys/kernel", sources.sys / "kernel/mm", sources.sys / "module"}) {
@@ -208,7 +208,7 @@ void examine_processors(const SettingsSources& sources, std::vector<Finding>& fi
         {Verdict::kGood, "processors", vmm::format("{} usable, on {}", prefault::usable_cpu_list().size(), where), ""});
 }
 
-/// By trying.
+/// Finds out by trying.
 void examine_disk_io(std::vector<Finding>& findings) {
     const std::string why_not = devices::why_no_uring();
     findings.push_back(why_not.empty() ? Finding{Verdict::kGood, "disk I/O", "by io_uring", ""}

@@ -1,4 +1,4 @@
-// What this host offers, with advice.
+// `vmm doctor`: what this host offers, with advice.
 #pragma once
 
 #include <string>
@@ -6,7 +6,7 @@
 
 namespace vmm {
 
-/// One thing that was looked at.
+/// The answer to one question about the host.
 struct Finding {
     enum class Verdict { kGood, kAdvice, kFatal };
     Verdict verdict = Verdict::kGood;
@@ -17,11 +17,11 @@ struct Finding {
 
 struct SettingsSources;
 
-/// Looks at KVM, the second level, huge pages, limits, nodes and the settings that undo a prefault. Changes nothing;
-/// what is missing becomes a finding, so it does not throw for it. Never empty.
+/// Looks at KVM, the second level, huge pages, limits, nodes and the settings that undo a prefault. Changes nothing.
+/// Something that is missing is a finding, not an error. The result is never empty.
 [[nodiscard]] std::vector<Finding> examine_host();
 
-/// The same with files of other places than /proc and /sys.
+/// Does the same with other folders than /proc and /sys.
 [[nodiscard]] std::vector<Finding> examine_host(const SettingsSources& sources);
 
 /// Whether a guest can run.

@@ -45,13 +45,13 @@ std::optional<std::uint64_t> number(const fs::path& path) {
     return file >> value ? std::optional(value) : std::nullopt;
 }
 
-/// Module parameters say Y or 1 for true, some of sysfs "true".
+/// Module parameters say Y or 1 for true. Some files of sysfs say "true".
 bool is_on(const fs::path& path) {
     const std::string value = first_line(path).value_or("");
     return value == "Y" || value == "1" || value == "true";
 }
 
-/// The word in brackets of a list such as "always [madvise] never"; empty where there is none.
+/// The word in brackets of a list such as "always [madvise] never"; empty if there is none.
 std::string chosen_word(const fs::path& path) {
     const std::string words = first_line(path).value_or("");
     const std::size_t open = words.find('[');
@@ -59,7 +59,7 @@ std::string chosen_word(const fs::path& path) {
     return open == std::string::npos || close == std::string::npos ? "" : words.substr(open + 1, close - open - 1);
 }
 
-/// What a person types to write `value` into `path`.
+/// The command with which a person writes `value` into `path`.
 std::string command_to_write(std::string_view value, const fs::path& path) {
     return vmm::format("`echo {} | sudo tee {}`", value, path.native());
 }
@@ -190,7 +190,7 @@ std::optional<Finding> examine_executable_huge_pages(const SettingsSources& sour
 std::optional<Finding> examine_swap(const SettingsSources& sources) {
     std::ifstream swaps(sources.proc / "swaps");
     std::string line;
-    std::getline(swaps, line); // names of the columns
+    std::getline(swaps, line); // This line names the columns.
     std::size_t areas = 0;
     std::uint64_t bytes = 0;
     while (std::getline(swaps, line)) {
@@ -211,7 +211,7 @@ std::optional<Finding> examine_swap(const SettingsSources& sources) {
                   "`sudo swapoff -a`");
 }
 
-/// mm/damon: the threads are called kdamond.N. Where they cannot be seen, the administrator's interface says it.
+/// mm/damon: the threads are called kdamond.N. If they cannot be seen, the administrator's interface tells.
 std::optional<Finding> examine_damon(const SettingsSources& sources) {
     std::error_code ignored;
     std::size_t threads = 0;
@@ -291,7 +291,7 @@ struct GroupLimit {
     std::uint64_t bytes = 0;
 };
 
-/// The smallest memory.high among the groups this process is in; version 1 has none.
+/// The smallest memory.high among the groups of this process. Version 1 has none.
 std::optional<GroupLimit> smallest_memory_high(const CgroupRoots& roots) {
     std::optional<GroupLimit> smallest;
     for (const CgroupLineage& lineage : cgroup_lineages("memory", roots)) {

@@ -13,10 +13,10 @@ namespace vmm {
 /// in prctl(2), since Linux 6.4).
 [[nodiscard]] bool merges_own_memory() noexcept;
 
-/// Why no io_uring for a pin can be made, which is tried; empty if one can.
+/// Tries to make an io_uring for a pin, and says why that fails; empty if it does not.
 [[nodiscard]] std::string why_no_io_uring();
 
-/// Where settings are read.
+/// The folders from which settings are read, and what only the process itself can tell.
 struct SettingsSources {
     std::filesystem::path proc = "/proc";
     std::filesystem::path sys = "/sys";
@@ -24,9 +24,9 @@ struct SettingsSources {
     std::string why_no_io_uring = vmm::why_no_io_uring();
 };
 
-/// Looks for what can undo a prefault, or stand in the way of a pin (docs/prefault.md, "Undoing"). A setting that
-/// reaches guest memory is advice, one that is on but does not is good; what is off, or cannot be read, is no finding.
-/// Changes nothing. Never empty. Throws Error as prefault::usable_cpu_list().
+/// Looks for settings that can undo a prefault, or stand in the way of a pin (docs/prefault.md, "Undoing"). A setting
+/// that reaches guest memory is advice. One that is on but does not reach it is good. Settings that are off, or cannot
+/// be read, are no findings. Changes nothing. The result is never empty. Throws Error as prefault::usable_cpu_list().
 [[nodiscard]] std::vector<Finding> examine_settings(const SettingsSources& sources = {});
 
 } // namespace vmm

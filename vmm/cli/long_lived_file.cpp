@@ -13,7 +13,7 @@ namespace vmm {
 
 namespace {
 
-// O_NONBLOCK: a pipe nobody reads is found at once, and never waited for.
+// With O_NONBLOCK, a pipe that nobody reads is found at once and never waited for.
 constexpr int kFlags = O_WRONLY | O_APPEND | O_NONBLOCK;
 
 bool is_same_file(const struct stat& one, const struct stat& other) {
@@ -40,7 +40,7 @@ LongLivedFile::LongLivedFile(std::string path, std::string tried) : path_(std::m
 }
 
 void LongLivedFile::open_first() {
-    constexpr int kTries = 4; // Somebody may make and delete it at the same time.
+    constexpr int kTries = 4; // Somebody may make and delete the file at the same time.
     for (int i = 0; i < kTries && !file_; ++i) {
         file_ = place_->open(kFlags);
         if (!file_ && errno == ENOENT) {

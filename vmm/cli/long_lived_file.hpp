@@ -11,21 +11,21 @@
 
 namespace vmm {
 
-/// Always writes at the end of the file, so that whoever cuts it off (copytruncate of logrotate(8)) gets no hole; and
-/// where the file has been renamed or deleted meanwhile, goes on in a new one of the name. Threads: one at a time.
+/// Writes at the end of the file, so a file that is cut off (copytruncate of logrotate(8)) gets no hole. If the file
+/// has been renamed or deleted, it goes on in a new file of the name. Threads: one at a time.
 class LongLivedFile final : public OutputTarget {
   public:
-    /// Opens `path`, or makes it. What is in it stays for now. The name of a descriptor that we were started with
-    /// (/dev/stdout) is that descriptor: it is neither opened anew nor emptied. `tried` is for messages: "write the log
-    /// to vmm.log". Throws Error: it cannot be written, leads over another user's link (OutputPlace), or is locked as a
-    /// disk.
+    /// Opens `path`, or makes the file. Its content stays for now. The name of a descriptor that we were started with
+    /// (/dev/stdout) is that descriptor, which is neither opened anew nor emptied. `tried` is for messages: "write the
+    /// log to vmm.log".
+    /// Throws Error: the file cannot be written, leads over another user's link (OutputPlace), or is locked as a disk.
     LongLivedFile(std::string path, std::string tried);
-    /// Takes a file away again that was made for nothing.
+    /// Deletes the file if it was made here and never kept.
     ~LongLivedFile() override;
 
-    /// It is wanted: a file that was made stays.
+    /// Makes a file stay that was made here.
     void keep() noexcept { kept_ = true; }
-    /// From now on it holds nothing but what comes. Throws Error: somebody has locked it since.
+    /// Drops the content of the file. Throws Error: somebody has locked it since.
     void empty();
 
     [[nodiscard]] NonblockingOutput::Result write(std::span<const std::byte> bytes) override;

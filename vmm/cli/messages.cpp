@@ -15,6 +15,7 @@
 
 #include "kvm/host/format.hpp"
 #include "vmm/cli/long_lived_file.hpp"
+#include "vmm/machine/character_console.hpp"
 
 namespace vmm {
 
@@ -34,7 +35,7 @@ spdlog::level::level_enum spdlog_level(LogLevel level) {
     return spdlog::level::err;
 }
 
-/// Hands lines to a queue, so that whoever logs never waits for whoever reads.
+/// Hands lines to a queue, so that logging never waits for a reader.
 class QueueSink final : public spdlog::sinks::base_sink<std::mutex> {
   public:
     explicit QueueSink(QueuedOutput& queue) : queue_(queue) {}
@@ -66,7 +67,7 @@ void Messages::open_log(const RunCommand& command) {
     if (!command.log_file.empty()) {
         auto opened = std::make_shared<LongLivedFile>(command.log_file, "write the log to " + command.log_file);
         opened->keep();
-        // A full disk under the log is no reason to stop, nor to talk of anything else.
+        // A full disk under the log stops neither the guest nor other messages.
         file_.emplace(std::move(opened),
                       QueuedOutput::Options{
                           .gap = [](std::uint64_t texts) { return vmm::format("{} lines were dropped here\n", texts); },
@@ -80,7 +81,7 @@ void Messages::open_log(const RunCommand& command) {
     }
     logger_ = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
     logger_->set_level(spdlog::level::debug);
-    logger_->set_error_handler([](const std::string&) {}); // Its own words would wait for a reader.
+    logger_->set_error_handler([](const std::string&) {}); // spdlog's own words would wait for a reader.
 }
 
 void Messages::log(LogLevel level, std::string_view line) {
@@ -107,7 +108,7 @@ void Messages::end(const WritePatience& patience) noexcept {
             }
         }
         terminal_.finish(patience);
-    } catch (const std::exception&) { // No memory even to say so.
+    } catch (const std::exception&) { // There is no memory even to say so.
     }
 }
 

@@ -15,7 +15,7 @@ namespace vmm {
 
 namespace {
 
-/// What amounts of about `bytes` are told in.
+/// The unit for amounts of about `bytes`.
 struct Unit {
     std::uint64_t bytes;
     const char* name;
@@ -87,7 +87,7 @@ void ProgressBar::show(const prefault::Progress& progress) {
     if (std::chrono::steady_clock::now() < begin_) {
         return;
     }
-    // Back to the first column, the line, and nothing behind it; the last column stays free, or some terminals wrap.
+    // The line begins in the first column, and the rest is erased. Some terminals wrap if the last column is used.
     write_("\r" + draw_progress(progress, terminal_columns(fd_) - 1) + "\x1b[K");
     drawn_ = true;
 }

@@ -13,7 +13,7 @@
 
 namespace vmm {
 
-/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left", in units that fit; what is not known yet is left out.
+/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left", in units that fit. What is not known yet is left out.
 [[nodiscard]] std::string describe_progress(const prefault::Progress& progress);
 
 /// The same with a bar, in at most `columns` characters.
@@ -22,12 +22,12 @@ namespace vmm {
 /// Draws a bar on a terminal while something takes longer than a second, and leaves nothing behind. Threads: one.
 class ProgressBar {
   public:
-    /// Nothing is drawn at first, for as long as this.
+    /// Nothing is drawn for so long.
     static constexpr std::chrono::milliseconds kQuiet{1000};
 
-    /// `fd` is a terminal, on loan. It misses a frame rather than make us wait.
+    /// `fd` is a terminal, on loan. A terminal that takes nothing misses a frame, and we never wait.
     explicit ProgressBar(int fd, std::chrono::milliseconds quiet = kQuiet);
-    /// The same where `write` puts text on that terminal.
+    /// Draws by `write`, which puts text on that terminal.
     ProgressBar(int fd, std::function<void(std::string_view)> write, std::chrono::milliseconds quiet = kQuiet)
         : fd_(fd), write_(std::move(write)), begin_(std::chrono::steady_clock::now() + quiet) {}
     ~ProgressBar();

@@ -23,13 +23,13 @@ struct QueuedOutput::State {
 
     enum class Step { kDone, kBlocked };
 
-    /// Writes `text` as far as the target takes it at once, and takes that off its front.
+    /// Writes as much of `text` as the target takes at once, and removes that from its front.
     Step write_some(std::string& text);
     void note_refusal(std::size_t bytes, int error_number);
     void push(std::string_view text);
     struct Next {
         std::string text;
-        bool was_said; ///< not a word of ours about a gap
+        bool was_said; ///< whether it is a caller's, and not a text about a gap
     };
     [[nodiscard]] Next take_next();
     void write_directly(std::string_view text);
@@ -38,8 +38,8 @@ struct QueuedOutput::State {
 
     std::shared_ptr<OutputTarget> target;
     const Options options;
-    EventFd wake;     ///< for the thread while it waits for the target: it was given up
-    EventFd progress; ///< for finish(): something was written
+    EventFd wake;     ///< tells the thread that waits for the target: give up
+    EventFd progress; ///< tells finish(): something was written
 
     mutable std::mutex lock; ///< guards all below
     std::condition_variable changed;
@@ -64,7 +64,7 @@ void QueuedOutput::State::note_refusal(std::size_t bytes, int error_number) {
         if (lost.error_number == 0) {
             lost.error_number = error_number;
         }
-        tell = !given_up && !std::exchange(refusal_told, true); // Nobody may be there any more to be told.
+        tell = !given_up && !std::exchange(refusal_told, true); // After giving up, nobody may be there to be told.
     }
     if (tell && options.refused) {
         options.refused(error_number);
@@ -95,7 +95,7 @@ QueuedOutput::State::Step QueuedOutput::State::write_some(std::string& text) {
 
 /// Called with the lock held.
 void QueuedOutput::State::push(std::string_view text) {
-    constexpr std::size_t kPiece = 64 * 1024; // Small texts of a stream share one.
+    constexpr std::size_t kPiece = 64 * 1024; // Small texts of a stream share a piece.
     if (options.overrun == Overrun::kDropNewest) {
         const std::size_t room = options.capacity_bytes - std::min(options.capacity_bytes, queued_bytes);
         lost.bytes += text.size() - std::min(room, text.size());
@@ -136,7 +136,7 @@ void QueuedOutput::State::wait_for_target(const std::string& current) {
     }
     std::array<pollfd, 2> watched{{{target->fd(), POLLOUT, 0}, {wake.fd(), POLLIN, 0}}};
     if (::poll(watched.data(), watched.size(), -1) > 0 && watched[0].revents != 0) {
-        ::poll(nullptr, 0, 1); // What it has room for may be less than it takes: no spinning.
+        ::poll(nullptr, 0, 1); // It may have too little room for the next text. We must not spin.
     }
 }
 
@@ -185,7 +185,7 @@ void QueuedOutput::start_thread() {
             shared->run();
         });
         state.has_thread = true;
-    } catch (const std::exception&) { // The host has no thread for us: what does not go out at once waits.
+    } catch (const std::exception&) { // The host has no thread for us, so the queue waits.
     }
 }
 
@@ -197,7 +197,7 @@ void QueuedOutput::write(std::string_view text) {
     std::unique_lock hold(state.lock);
     const bool threadless = !state.has_thread || state.thread_ended;
     if (threadless && (state.given_up || !state.target->may_wait() || state.ending)) {
-        // Whoever else says something meanwhile finds `writing`, and queues it behind this.
+        // Other callers find `writing` set meanwhile, and queue behind this.
         if (!state.writing && state.queue.empty()) {
             state.writing = true;
             std::string rest(text);
@@ -236,7 +236,7 @@ bool QueuedOutput::finish(const WritePatience& patience) {
     WriteDeadline deadline(patience);
     std::unique_lock hold(state.lock);
     if (!state.has_thread && !state.queue.empty()) {
-        start_thread(); // There may be one now.
+        start_thread(); // The host may have a thread now.
     }
     state.ending = true;
     state.changed.notify_all();
@@ -251,7 +251,7 @@ bool QueuedOutput::finish(const WritePatience& patience) {
         }
         hold.lock();
     }
-    while (in_time && !state.has_thread && !state.queue.empty()) { // There is no thread to be had: we do it here.
+    while (in_time && !state.has_thread && !state.queue.empty()) { // There is no thread, so we do it here.
         auto [current, was_said] = state.take_next();
         hold.unlock();
         for (std::size_t left = current.size(); in_time && state.write_some(current) == State::Step::kBlocked;
@@ -279,7 +279,7 @@ bool QueuedOutput::finish(const WritePatience& patience) {
     if (!state.thread.joinable()) {
         return complete;
     }
-    // One that is stuck in the kernel (a disk that does not answer) is left behind: it holds on to all it needs.
+    // A thread that is stuck in the kernel (the disk does not answer) is left behind. It owns all it needs.
     constexpr std::chrono::milliseconds kToNotice{100};
     const bool ended = state.changed.wait_for(hold, complete ? std::chrono::milliseconds(60'000) : kToNotice,
                                               [&state] { return state.thread_ended; });

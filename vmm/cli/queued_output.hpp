@@ -1,4 +1,4 @@
-// Text on its way to somebody who may not read it.
+// Text for readers who may not read it.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ class OutputTarget {
     [[nodiscard]] virtual NonblockingOutput::Result write(std::span<const std::byte> bytes) = 0;
     /// The descriptor to wait on after kWouldBlock.
     [[nodiscard]] virtual int fd() const noexcept = 0;
-    /// Whether write() may wait, for a file's storage say: it is then left to a thread.
+    /// Whether write() may wait, as for a file's storage. A thread calls it then.
     [[nodiscard]] virtual bool may_wait() const noexcept = 0;
 };
 
@@ -43,11 +43,9 @@ class DescriptorTarget final : public OutputTarget {
     NonblockingOutput output_;
 };
 
-/// Writes text to a target without ever making anybody wait who says something. What the target takes at once is
-/// written at once. The rest waits in a queue of a fixed size, from which a thread of its own writes it; what finds no
-/// room is dropped and counted. The thread exists only once something has had to wait.
-///
-/// Threads: any, but for finish() and destruction.
+/// Writes text to a target, and never makes the caller wait. What the target takes at once is written at once. The rest
+/// waits in a queue of a fixed size for a thread, which starts when something first has to wait. Text that finds no
+/// room is dropped and counted. Threads: any, but for finish() and destruction.
 class QueuedOutput {
   public:
     enum class Overrun {
@@ -57,31 +55,30 @@ class QueuedOutput {
     struct Options {
         std::size_t capacity_bytes = 256 * 1024;
         Overrun overrun = Overrun::kDropOldest;
-        /// What stands in the place of so many texts that were dropped. Empty: nothing.
+        /// The text in place of so many dropped texts. Empty: nothing stands there.
         std::function<std::string(std::uint64_t texts)> gap{};
-        /// Is told once, by any thread, that the target has refused something (a value of errno). Empty: nobody.
+        /// Called once, on any thread, when the target has refused something (a value of errno). Empty: nobody is told.
         std::function<void(int error_number)> refused{};
     };
     struct Lost {
         std::uint64_t bytes = 0;
-        std::uint64_t texts = 0; ///< of these: whole texts that found no room
-        int error_number = 0;    ///< of the first that the target refused; 0: it took them too slowly
+        std::uint64_t texts = 0; ///< how many whole texts found no room
+        int error_number = 0;    ///< the target's first error; 0: it took texts too slowly
     };
 
     QueuedOutput(std::shared_ptr<OutputTarget> target, Options options);
-    /// What is still waiting is lost: call finish() before.
+    /// Loses the text that still waits, so call finish() before.
     ~QueuedOutput();
     QueuedOutput(const QueuedOutput&) = delete;
     QueuedOutput& operator=(const QueuedOutput&) = delete;
 
     /// Never waits.
     void write(std::string_view text);
-    /// The same, but nothing happens unless all that was said before has been written: for a picture that only counts
-    /// now.
+    /// Writes `text` only if all earlier text has been written. This is for a picture that only counts now.
     void write_if_idle(std::string_view text);
 
-    /// Waits for what is queued as `patience` says, and gives the rest up. True if nothing was given up. What is said
-    /// afterwards is written if the target takes it at once.
+    /// Waits for the queue as `patience` says, and gives the rest up. Returns whether nothing was given up. Later text
+    /// is written if the target takes it at once.
     bool finish(const WritePatience& patience = {});
     [[nodiscard]] Lost lost() const;
 

@@ -34,7 +34,7 @@ constexpr int kHostFailed = 1;
 constexpr int kGuestFailed = 3;
 constexpr int kStoppedBySignal = 4;
 
-/// How long somebody who takes nothing is waited for at the end.
+/// How long the end waits for a reader who takes nothing.
 constexpr std::chrono::milliseconds kMessagePatience{2000};
 
 int exit_code(ExitReason reason) {
@@ -51,7 +51,7 @@ int exit_code(ExitReason reason) {
     return kHostFailed;
 }
 
-/// Refuses one file in two roles, before any is opened for writing.
+/// Refuses a file that has two roles, before any file is opened for writing. Throws Error.
 void check_files(const RunCommand& command) {
     using Use = FileRoles::Use;
     FileRoles roles;
@@ -85,8 +85,8 @@ void check_files(const RunCommand& command) {
     }
 }
 
-/// Who is told how the prefault is doing: a person at a terminal by a bar, which goes when the prefault is done; else
-/// the log. Beside a guest, always the log: the terminal is the guest's.
+/// Shows how the prefault is doing: by a bar at a terminal, which goes when the prefault is done, else in the log. If
+/// the guest runs meanwhile, it is the log, because the terminal is the guest's.
 class ProgressDisplay {
   public:
     ProgressDisplay(const RunCommand& command, const LogSink& log, Messages& messages) : log_(log) {
@@ -134,7 +134,7 @@ ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& 
     return machine.run();
 }
 
-/// What a run leaves behind when its machine is gone.
+/// What is known of a run when its machine is gone.
 struct Ending {
     ExitReason reason = ExitReason::kStopped;
     RunReport report;
@@ -148,7 +148,7 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
         Machine machine(config, started);
         const BrokenMemoryReport broken_memory(machine.memory());
         for (const CharacterConnection* const connection : connections) {
-            if (connection->file) { // Only now: the disks are locked, and none of them is this file.
+            if (connection->file) { // By now the disks are locked, and none of them is this file.
                 connection->file->empty();
                 connection->file->keep();
             }
@@ -169,17 +169,17 @@ void warn_of_background_prefault(const Ending& ending, const Config& config) {
     }
 }
 
-/// `--dump-dtb`: makes the machine, all but running it.
+/// Makes the machine without running it, for `--dump-dtb`.
 int write_device_tree(ReportFile& file, const Config& config, std::chrono::steady_clock::time_point started,
                       const WritePatience& patience) {
     const Machine machine(config, started);
     const auto tree = machine.device_tree();
-    // Any bytes may be looked at as chars.
+    // chars may alias any bytes.
     file.write({reinterpret_cast<const char*>(tree.data()), tree.size()}, patience);
     return kSuccess;
 }
 
-/// A run, up to the last word about it.
+/// Makes a run and says all there is to say about it.
 int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
         std::chrono::steady_clock::time_point started) {
     const WritePatience patience{.hurry_fd = signals.fd()};
@@ -232,9 +232,9 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
 } // namespace
 
 int run_guest(RunCommand command, std::chrono::steady_clock::time_point started) {
-    validate(command.config); // Before anything is opened: what cannot be leaves nothing behind.
+    validate(command.config); // Nothing is opened before this, so a refusal leaves nothing behind.
     command.config.stop = std::make_shared<StopRequest>();
-    const StopOnSignals signals(*command.config.stop); // As long as there is anything to give back.
+    const StopOnSignals signals(*command.config.stop); // It lives as long as there is anything to give back.
     Messages messages;
     int status = kHostFailed;
     try {
@@ -244,7 +244,7 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
     } catch (const std::exception& error) {
         if (dynamic_cast<const Error*>(&error) != nullptr &&
             command.config.stop->is_requested_for(ExitReason::kSignal)) {
-            status = kStoppedBySignal; // Stopped in the middle of construction, which says so.
+            status = kStoppedBySignal; // The stop came during construction, which throws then.
         } else {
             messages.say_error(error.what());
         }

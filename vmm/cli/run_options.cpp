@@ -95,7 +95,7 @@ Option memory_option() {
                     }
                     given.run.config.memory_bytes = *size;
                 })
-        .with_standard(format_bytes(Config{}.memory_bytes));
+        .with_standard(size_text(Config{}.memory_bytes));
 }
 
 Option cpu_option() {

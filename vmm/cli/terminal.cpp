@@ -17,7 +17,7 @@ namespace vmm {
 
 namespace {
 
-/// What a signal handler needs. Written before `taken` is set and after it is cleared.
+/// The data of the signal handlers. It is written before `taken` is set and after it is cleared.
 struct Taken {
     int fd = -1;
     termios before{};
@@ -27,17 +27,16 @@ Taken taken_terminal;
 std::atomic<bool> taken{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "for use in a signal handler");
 
-/// Every signal whose default action ends the process, but SIGKILL, the real-time ones, and those a program stops in
-/// order by.
+/// Every signal whose default action ends the process, except for SIGKILL, real-time signals, and the signals on which
+/// a program stops in order.
 constexpr std::array kFatalSignals{SIGABRT, SIGALRM, SIGBUS,  SIGFPE,  SIGILL,  SIGIO,     SIGPROF, SIGPWR,
                                    SIGSEGV, SIGSYS,  SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGSTKFLT};
 constexpr std::array kJobControlSignals{SIGTSTP, SIGCONT};
 std::array<struct sigaction, 65> actions_before{};
 
-/// Only from the foreground: there the terminal is ours to set, and from the background the attempt would stop us. At
-/// once (TCSANOW), because a terminal that has stopped its output would keep us waiting. With `discard_input`, what has
-/// not been read is thrown away as TCSAFLUSH would, which waits for the output, too: the guest was the reader that it
-/// was meant for, and a shell would take a terminal's answer to the guest's question for a command.
+/// Sets the terminal if we are in the foreground: in the background the attempt would stop us. It uses TCSANOW, because
+/// a terminal that has stopped its output would keep TCSAFLUSH waiting. With `discard_input`, unread input is thrown
+/// away. It was meant for the guest, and a shell could take a terminal's answer to the guest for a command.
 void set_mode(const termios& mode, bool discard_input) noexcept {
     const int error_number = errno;
     if (::tcgetpgrp(taken_terminal.fd) == ::getpgrp()) {
@@ -64,10 +63,11 @@ void restore() noexcept {
 void on_fatal_signal(int signal, siginfo_t* info, void* context) {
     const struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
     const bool has_details = (before.sa_flags & SA_SIGINFO) != 0;
-    if (!has_details || signal != SIGBUS || info->si_code != BUS_MCEERR_AO) { // With that BrokenMemoryReport goes on.
+    if (!has_details || signal != SIGBUS ||
+        info->si_code != BUS_MCEERR_AO) { // BrokenMemoryReport lets the process go on then.
         restore();
     }
-    if (has_details) { // Raised anew, a fault would have lost its address.
+    if (has_details) { // A fault that is raised anew would have lost its address.
         before.sa_sigaction(signal, info, context);
         return;
     }
@@ -112,7 +112,7 @@ void install(int signal, void (*handler)(int, siginfo_t*, void*)) {
     ::sigaction(signal, &action, nullptr);
 }
 
-/// A handler for an overflown stack needs one of its own.
+/// A handler needs a stack of its own if the stack has overflowed.
 void use_alternate_stack() {
     static std::array<char, 65536> memory;
     stack_t stack{};

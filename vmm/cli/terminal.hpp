@@ -1,22 +1,24 @@
-// The user's terminal, lent to the guest and given back.
+// Lends the user's terminal to the guest, and takes it back.
 #pragma once
 
 namespace vmm {
 
-/// Puts a terminal into raw mode: every key goes to the guest at once, Ctrl-C included. It is put back on destruction
-/// and whenever the process ends by a signal it does not catch itself; stopping and continuing the process (SIGTSTP,
-/// SIGCONT) restores and retakes it. Only SIGKILL leaves it raw, because nothing runs then: `stty sane` helps.
+/// Puts a terminal into raw mode: every key goes to the guest at once, Ctrl-C included. Output processing stays on, so
+/// that our messages look right beside the guest's output.
 ///
-/// Output processing stays on, so that what we log looks right beside the guest's output.
+/// The terminal is put back on destruction, and if the process ends by a signal that it does not catch. Stopping the
+/// process puts it back, and continuing it takes it again (SIGTSTP, SIGCONT). Only SIGKILL leaves the terminal raw:
+/// `stty sane` helps.
 ///
-/// This is the one place that changes signal dispositions of the process, so it is for programs, not for the library.
-/// At most one exists at a time. Threads: the main one.
+/// This changes signal dispositions of the process, so it is for programs, not for the library. At most one exists at a
+/// time.
+/// Threads: the main one.
 class RawTerminal {
   public:
     /// Whether `fd` is a terminal that this process, in the foreground, may take.
     [[nodiscard]] static bool is_available(int fd) noexcept;
 
-    /// `fd` is a loan for which is_available(). Throws Error.
+    /// `fd` is on loan, and is_available() holds for it. Throws Error.
     explicit RawTerminal(int fd);
     ~RawTerminal();
     RawTerminal(const RawTerminal&) = delete;

@@ -31,6 +31,18 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
     return number * factor->second;
 }
 
+std::string size_text(std::uint64_t bytes) {
+    std::string unit;
+    for (const char* const larger : {"K", "M", "G", "T"}) {
+        if (bytes == 0 || bytes % kKiB != 0) {
+            break;
+        }
+        bytes /= kKiB;
+        unit = larger;
+    }
+    return std::to_string(bytes) + unit;
+}
+
 namespace {
 
 /// "0" to "1G", also "0x100000".

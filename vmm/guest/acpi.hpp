@@ -72,7 +72,7 @@ namespace detail {
 
 using Bytes = std::span<const std::byte>;
 
-/// No table is taken for one if it claims to be larger.
+/// A table that claims to be larger is not taken for one.
 inline constexpr std::uint32_t kMaxTableBytes = 1U << 20;
 inline constexpr std::size_t kTableHeaderBytes = 36;
 
@@ -119,7 +119,7 @@ template <typename Memory>
     return sums_to_zero(table) ? table : Bytes{};
 }
 
-/// The root table: XSDT where there is one, else RSDT.
+/// The root table: the XSDT if there is one, else the RSDT.
 struct RootTable {
     Bytes table;
     std::size_t entry_bytes = 0;
@@ -177,7 +177,7 @@ template <typename Memory>
     return cpus;
 }
 
-/// A generic address structure (5.2.3.2), where it names a port or memory.
+/// The register that a generic address structure (5.2.3.2) names, if it is a port or memory.
 [[nodiscard]] inline PowerRegister generic_address(Bytes table, std::size_t offset) noexcept {
     const auto space = load<std::uint8_t>(table, offset);
     const auto address = load<std::uint64_t>(table, offset + 4);
@@ -193,7 +193,7 @@ template <typename Memory>
     return {};
 }
 
-/// A PM1 control block: the extended field where it is filled in, else the older one, which is a port.
+/// A PM1 control block: the extended field if it is filled in, else the older one, which is a port.
 [[nodiscard]] inline PowerRegister pm1_control(Bytes fadt, std::size_t extended_offset, std::size_t offset) noexcept {
     const PowerRegister extended = generic_address(fadt, extended_offset);
     const auto port = load<std::uint32_t>(fadt, offset).value_or(0);
@@ -245,7 +245,7 @@ template <typename Memory>
 template <typename Memory>
 [[nodiscard]] PowerOff power_off_of(const Memory& memory, Bytes fadt) noexcept {
     constexpr std::uint32_t kHardwareReduced = 1U << 20;
-    // Where no DSDT names the sleep types: those that VMMs with hardware-reduced ACPI use, and emulations of PCs.
+    // If no DSDT names the sleep types, these are the ones of VMMs with hardware-reduced ACPI, and of emulated PCs.
     constexpr std::array<std::uint8_t, 2> kReducedSleepTypes{5, 0};
     constexpr std::array<std::uint8_t, 2> kPm1SleepTypes{0, 0};
 

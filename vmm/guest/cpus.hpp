@@ -1,4 +1,4 @@
-// The other CPUs: starting them, and having all of them do a step of work together.
+// Starts the other CPUs, and has all of them do a step of work together.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ struct StartReport {
     CpuList failed;
 };
 
-/// Starts the CPUs of `plan`, all at once, and waits for them. A CPU is given up when for some 10 seconds no further
-/// one has come up. For CPU 0, once.
+/// Starts the CPUs of `plan`, all at once, and waits for them. A CPU is given up when no further
+/// one has come up for some 10 seconds. CPU 0 calls this once.
 [[nodiscard]] StartReport start_cpus(const StartPlan& plan) noexcept;
 
 /// What every CPU does in a step: `cpu` is 0 for the CPU that runs the step, and counts up without gaps for those that
@@ -41,11 +41,11 @@ struct StartReport {
 using Work = void (*)(std::size_t cpu) noexcept;
 
 /// Runs `work` on all CPUs at the same time, and returns when all are done. What the caller wrote before is visible to
-/// them, and what they wrote is visible to the caller afterwards. For CPU 0.
+/// them, and what they wrote is visible to the caller afterwards. Only CPU 0 calls this.
 void run_on_all(Work work) noexcept;
 
-/// Sends the other CPUs back to waiting for a start-up IPI, where they no longer use the host's time. For CPU 0; no
-/// other function of this file may be called afterwards.
+/// Sends the other CPUs back to waiting for a start-up IPI, where they no longer use the host's time. Only CPU 0 calls
+/// this, and no other function of this file afterwards.
 void stop_others() noexcept;
 
 } // namespace vmm::guest

@@ -32,14 +32,14 @@ struct DeviceTree {
     static constexpr std::size_t kMostDevices = 64;
     static constexpr std::size_t kMostMemory = MemoryRanges::kCapacity;
 
-    /// Why there is nothing below, or nothing.
+    /// Why the members below are empty; nothing if they are not.
     std::string_view problem;
     CpuList cpus;
     std::array<MemoryMapEntry, kMostMemory> memory{};
     std::size_t memory_count = 0;
     std::array<FoundDevice, kMostDevices> devices{};
     std::size_t device_count = 0;
-    /// How many pieces of memory and devices there were more than fit.
+    /// How many pieces of memory and devices did not fit.
     std::size_t left_out = 0;
     std::optional<PowerOff> power_off;
 };
@@ -157,7 +157,7 @@ struct TreeNode {
     }
 };
 
-/// One element of `reg`: none where there is no such, or its numbers have more than two cells.
+/// One element of `reg`; nothing if there is no such element, or if its numbers have more than two cells.
 struct TreeReg {
     std::uint64_t address = 0;
     std::uint64_t size = 0;
@@ -212,7 +212,7 @@ class TreeFinder {
         }
     }
 
-    /// The whole tree has been seen: the switch finds its register, which may have come later.
+    /// Called at the end of the tree. The power switch finds its register now, which may have come later.
     void finish() noexcept {
         if (!switch_ || !switch_->regmap || !switch_->value || *switch_->value > UINT8_MAX) {
             return;
@@ -281,7 +281,7 @@ class TreeFinder {
     std::size_t depth = 0;
     std::size_t at = 0;
     while (const auto token = load_big_endian(blocks.structure, at)) {
-        at += 4; // With each turn: the walk ends with the block.
+        at += 4; // Each turn goes forward, so the walk ends with the block.
         if (*token == kBeginNode) {
             const auto name = text_at(blocks.structure, at);
             if (!name) {

@@ -42,7 +42,7 @@ constinit std::size_t memory_map_count = 0;
 constinit Acpi acpi{};
 constinit DeviceTree device_tree{};
 
-/// Everything the loader hands over lies where the static tables map it, or is refused.
+/// Refuses what the loader hands over, unless it lies where the static tables map it.
 constexpr PhysicalMemory kLoaderMemory(kStaticMapEnd);
 
 [[noreturn]] void stop_with(const Line& line) noexcept {
@@ -104,7 +104,7 @@ Options read_options(std::uint64_t tables_in_use) noexcept {
     return parsed.options;
 }
 
-/// What a tree says counts more than what ACPI says.
+/// A device tree has precedence over ACPI.
 void read_tree(std::uint64_t address) noexcept {
     read_device_tree(kLoaderMemory, address, device_tree);
     if (device_tree.power_off) {
@@ -169,7 +169,7 @@ MemoryRanges free_ram(Range window) noexcept {
     return *ram;
 }
 
-/// Tables that the guest itself would write over are no use.
+/// Refuses page tables that the guest itself would write over.
 void check_tables_lie_outside_ram(std::uint64_t tables) noexcept {
     const auto ram = ram_within(memory_map_entries(), {tables, tables + kPageBytes});
     if (!ram || !ram->ranges().empty()) {

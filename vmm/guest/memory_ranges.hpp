@@ -20,7 +20,7 @@ struct Range {
     [[nodiscard]] constexpr std::uint64_t size() const noexcept { return end > base ? end - base : 0; }
 };
 
-/// `size` bytes from `base` on, cut off where they would wrap.
+/// The `size` bytes from `base` on, cut off at the end of the address space.
 [[nodiscard]] constexpr Range make_range(std::uint64_t base, std::uint64_t size) noexcept {
     return {base, size <= UINT64_MAX - base ? base + size : UINT64_MAX};
 }
@@ -30,7 +30,7 @@ class MemoryRanges {
   public:
     static constexpr std::size_t kCapacity = 128;
 
-    /// Adds the whole pages inside `range`. False, and nothing changes, if there is no place left.
+    /// Adds the whole pages inside `range`. Returns false, and changes nothing, if there is no place left.
     [[nodiscard]] constexpr bool add(Range range) noexcept {
         range = inside(range);
         if (range.size() == 0) {
@@ -54,7 +54,7 @@ class MemoryRanges {
         return true;
     }
 
-    /// Removes every page of which `range` has a byte. False, and nothing changes, if there is no place left.
+    /// Removes every page of which `range` has a byte. Returns false, and changes nothing, if there is no place left.
     [[nodiscard]] constexpr bool remove(Range range) noexcept {
         range = around(range);
         if (range.size() == 0) {

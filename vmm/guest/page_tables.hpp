@@ -11,7 +11,7 @@ namespace vmm::guest {
 [[nodiscard]] std::uint64_t static_tables() noexcept;
 
 /// Maps [4 GiB, top) into the tables in the image, rounded up to whole GiB. Takes the pages it needs from `free`, below
-/// 4 GiB; false if there are not enough. For CPU 0, before the other CPUs start.
+/// 4 GiB. Returns false if there are not enough. CPU 0 calls this before the other CPUs start.
 [[nodiscard]] bool extend_identity_map(std::uint64_t top, MemoryRanges& free) noexcept;
 
 } // namespace vmm::guest

@@ -5,7 +5,7 @@
 
 namespace vmm::guest::serial {
 
-/// 115200 baud, 8N1, no interrupts, FIFO on where there is one.
+/// Sets 115200 baud, 8N1, no interrupts, and the FIFO if there is one.
 void start() noexcept;
 
 /// Prints a line and its end. For CPU 0 only. Gives up waiting for a port that never becomes ready, and writes anyway.

@@ -89,7 +89,7 @@ class Line {
     std::size_t size_ = 0;
 };
 
-/// 100 * `numerator` / `denominator`, rounded to nearest; 0 where there is no answer, the maximum where it does not
+/// 100 * `numerator` / `denominator`, rounded to nearest; 0 if `denominator` is 0, the maximum if the result does not
 /// fit.
 [[nodiscard]] constexpr std::uint64_t ratio_in_hundredths(std::uint64_t numerator, std::uint64_t denominator) noexcept {
     if (denominator == 0) {

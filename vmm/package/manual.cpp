@@ -35,7 +35,7 @@ std::string replaced(std::string text, const std::string& what, const std::strin
     return text;
 }
 
-/// Text for roff (groff_man(7)): hyphens that are to stay, and no line that looks like a request.
+/// Makes text safe for roff (groff_man(7)): hyphens stay hyphens, and no line looks like a request.
 std::string roff(std::string text) {
     text = replaced(replaced(std::move(text), "\\", "\\e"), "-", "\\-");
     std::string lines;
@@ -46,7 +46,7 @@ std::string roff(std::string text) {
     return lines.empty() ? lines : lines.substr(0, lines.size() - 1);
 }
 
-/// A line of Markdown: `code` becomes bold, links their text.
+/// Translates a line of Markdown: `code` becomes bold.
 std::string roff_of_markdown(const std::string& text) {
     std::string out;
     bool bold = false;
@@ -109,7 +109,7 @@ std::string man_of_command(const CommandText& command) {
     return text + ".SH SEE ALSO\n\\fBvmm\\fR(1), \\fBvmm\\-report\\fR(5)\n";
 }
 
-/// Headings, paragraphs and tables of docs/report.md.
+/// Translates headings, paragraphs and tables of docs/report.md.
 std::string man_of_report(std::istream& markdown) {
     std::string text = title("vmm-report", 5, "the report of a run, and the exit status");
     text += ".SH DESCRIPTION\n";
@@ -117,7 +117,7 @@ std::string man_of_report(std::istream& markdown) {
     bool first = true;
     for (std::string line; std::getline(markdown, line);) {
         if (line.starts_with("# ")) {
-            continue; // The title, which is above.
+            continue; // The title is written above.
         }
         if (line.starts_with("## ")) {
             text += ".SH " + roff(line.substr(3)) + "\n";
@@ -204,7 +204,7 @@ std::string bash(const CommandText& program, const std::vector<CommandText>& com
     return text + "    esac\n}\ncomplete -o filenames -F _vmm vmm\n";
 }
 
-/// For single quotes of zsh's _arguments: brackets and colons mean something there.
+/// Makes text safe for single quotes of zsh's _arguments, where brackets and colons have a meaning.
 std::string zsh_text(std::string text) {
     for (const char* const c : {"[", "]", ":"}) {
         text = replaced(std::move(text), c, std::string("\\") + c);

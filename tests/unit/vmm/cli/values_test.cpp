@@ -77,5 +77,16 @@ INSTANTIATE_TEST_SUITE_P(Texts, NoRanges,
                                            "0x10-0x", "0xg-0xh", "0x0-0x10000000000000000", "all", "0..1G", "0-1.5G",
                                            "0-0x1000K"));
 
+TEST(SizeText, IsWhatParseSizeUnderstands) {
+    EXPECT_EQ(size_text(512 * kMiB), "512M");
+    EXPECT_EQ(size_text(3 * kGiB), "3G");
+    EXPECT_EQ(size_text(2000), "2000");
+    EXPECT_EQ(size_text(0), "0");
+    EXPECT_EQ(size_text(UINT64_MAX), "18446744073709551615");
+    for (const std::uint64_t bytes : {kKiB, 65 * kKiB, 1536 * kMiB, 2048 * kTiB}) {
+        EXPECT_EQ(parse_size(size_text(bytes)), bytes);
+    }
+}
+
 } // namespace
 } // namespace vmm
