@@ -7,6 +7,7 @@
 #include <regex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -69,6 +70,17 @@ class JsonSchema {
         }
         throw std::runtime_error("the schema has a keyword that tests/support/json_schema.hpp does not know: " +
                                  keyword);
+    }
+
+    /// `rule` is the name of a type, or a list of names.
+    [[nodiscard]] static bool has_type(const Json& rule, const Json& value) {
+        if (rule.is_array()) {
+            return std::ranges::any_of(rule, [&](const Json& one) { return has_type(one, value); });
+        }
+        const std::string type = rule.get<std::string>();
+        return (type == "string" && value.is_string()) || (type == "integer" && value.is_number_integer()) ||
+               (type == "boolean" && value.is_boolean()) || (type == "object" && value.is_object()) ||
+               (type == "array" && value.is_array());
     }
 
     [[nodiscard]] static std::string why_not_text(const std::string& keyword, const Json& rule, const std::string& text,
