@@ -1,4 +1,4 @@
-# cpack: vmm_*.deb, libvmm0_*.deb, libvmm-dev_*.deb.
+# cpack makes vmm_*.deb, libvmm0_*.deb and libvmm-dev_*.deb.
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME vmm)
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "virtual machine monitor that fills the second-level page table first")
@@ -34,7 +34,7 @@ set(CPACK_COMPONENT_LIBVMM-DEV_DESCRIPTION "Runs virtual machines on KVM within 
 page table is filled beforehand; also for virtual machines of the program's
 own. This package has what is needed to build such programs.")
 
-# What Debian's policy wants of each package: a copyright file, a compressed changelog, overrides with reasons.
+# Debian's policy wants of each package a copyright file, a compressed changelog, and overrides with reasons.
 find_program(GZIP_PROGRAM gzip REQUIRED)
 foreach(pair vmm:vmm libvmm:${soname_package} libvmm-dev:libvmm-dev)
     string(REPLACE ":" ";" pair ${pair})
