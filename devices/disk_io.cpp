@@ -1,14 +1,12 @@
 #include "devices/disk_io.hpp"
 
-#include <sys/eventfd.h>
-
 #include <utility>
 
 #include "devices/aligned_disk_io.hpp"
 #include "devices/thread_disk_io.hpp"
 #include "devices/uring_disk_io.hpp"
 #include "kvm/host/error.hpp"
-#include "kvm/host/unique_fd.hpp"
+#include "kvm/host/event_fd.hpp"
 
 namespace vmm::devices {
 
@@ -51,8 +49,8 @@ DiskIoChoice make_disk_io(const DiskImage& image, unsigned depth, DiskIoKind kin
 
 std::string why_no_uring() {
     try {
-        const UniqueFd any(::eventfd(0, EFD_CLOEXEC)); // Any descriptor will do: a ring takes every kind.
-        const UringDiskIo probe({any.get(), -1, UINT64_MAX}, 1);
+        const EventFd any; // Any descriptor will do: a ring takes every kind.
+        const UringDiskIo probe({any.fd(), -1, UINT64_MAX}, 1);
         return {};
     } catch (const Error& error) {
         return error.what();

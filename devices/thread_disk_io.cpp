@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/event_fd.hpp"
 
 namespace vmm::devices {
 
@@ -58,14 +58,7 @@ class SignalsBlocked {
 /// The threads, and what they share with the caller's thread.
 class ThreadDiskIo::Crew {
   public:
-    Crew() : came_back_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-        if (!came_back_) {
-            const int error = errno;
-            throw_errno(error, "make an event for a disk",
-                        error == EMFILE   ? "raise the number of open files with `ulimit -n`"
-                        : error == ENFILE ? "the host has too many open files: raise fs.file-max"
-                                          : "");
-        }
+    Crew() {
         if (const int error = start_thread(); error != 0) {
             throw_errno(error, "start a thread for the I/O of a disk",
                         "raise `ulimit -u` or the pids.max of the control group, or `ulimit -v` if memory is short");
@@ -85,7 +78,7 @@ class ThreadDiskIo::Crew {
     Crew(const Crew&) = delete;
     Crew& operator=(const Crew&) = delete;
 
-    [[nodiscard]] int fd() const noexcept { return came_back_.get(); }
+    [[nodiscard]] int fd() const noexcept { return came_back_.fd(); }
     [[nodiscard]] unsigned size() const noexcept { return static_cast<unsigned>(threads_.size()); }
 
     /// Hands all of `operations` over.
@@ -130,8 +123,7 @@ class ThreadDiskIo::Crew {
         done_.erase(done_.begin(), done_.begin() + static_cast<std::ptrdiff_t>(count));
         finished_.store(done_.size(), std::memory_order_release);
         if (done_.empty()) {
-            std::uint64_t value = 0;
-            static_cast<void>(::read(came_back_.get(), &value, sizeof(value)));
+            came_back_.clear();
         }
         return count;
     }
@@ -194,12 +186,11 @@ class ThreadDiskIo::Crew {
         done_.push_back(completion);
         finished_.store(done_.size(), std::memory_order_release);
         if (done_.size() == 1) {
-            const std::uint64_t one = 1;
-            static_cast<void>(::write(came_back_.get(), &one, sizeof(one)));
+            came_back_.signal();
         }
     }
 
-    UniqueFd came_back_; ///< readable as long as there is something in done_
+    EventFd came_back_; ///< readable as long as there is something in done_
     std::mutex mutex_;
     std::condition_variable work_;
     std::deque<Operation> waiting_;

@@ -18,8 +18,8 @@
 #include "devices/disk_io.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
-#include "kvm/host/interval_timer.hpp"
 #include "kvm/host/process_memory.hpp"
+#include "kvm/host/timer_fd.hpp"
 #include "kvm/system.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/host/memory_need.hpp"
@@ -84,7 +84,7 @@ struct Machine::Parts {
     [[nodiscard]] prefault::CpuList cpus_of(unsigned vcpu) const;
     prefault::Report prefault(const prefault::Options& options);
     void run_threads(std::deque<VcpuThread>& threads);
-    void watch(EventLoop& loop, IntervalTimer& timer);
+    void watch(EventLoop& loop, TimerFd& timer);
     void watch_terminal_size(EventLoop& loop);
     [[nodiscard]] std::optional<std::uint64_t> measure_resident_overhead() const;
     void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
@@ -366,7 +366,7 @@ void Machine::Parts::watch_terminal_size(EventLoop& loop) {
     }
 }
 
-void Machine::Parts::watch(EventLoop& loop, IntervalTimer& timer) {
+void Machine::Parts::watch(EventLoop& loop, TimerFd& timer) {
     watched_faults.assign(vcpus.size(), 0);
     [[maybe_unused]] const bool watched =
         loop.watch(timer.fd(), EPOLLIN, [this, &timer, begin = Clock::now()](std::uint32_t) {
@@ -387,7 +387,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
     [[maybe_unused]] const bool watched =
         loop.watch(stop.fd(), EPOLLIN, [&stopping](std::uint32_t) { stopping = true; });
     assert(watched);
-    std::optional<IntervalTimer> watch_timer;
+    std::optional<TimerFd> watch_timer;
     std::optional<BackgroundPrefault> background;
     try {
         console.attach(board.serial(), loop);

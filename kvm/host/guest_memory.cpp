@@ -148,13 +148,11 @@ std::uint64_t GuestMemory::size_bytes() const noexcept {
 }
 
 std::optional<std::span<std::byte>> GuestMemory::at(GuestRange range) const noexcept {
-    for (const MemoryRegion& region : regions()) {
-        if (region.range.contains(range)) {
-            const std::uint64_t offset = to_integer(range.base) - to_integer(region.range.base);
-            return region.bytes().subspan(offset, range.size);
-        }
+    const MemoryRegion* const region = find(range);
+    if (region == nullptr) {
+        return std::nullopt;
     }
-    return std::nullopt;
+    return region->bytes().subspan(to_integer(range.base) - to_integer(region->range.base), range.size);
 }
 
 bool GuestMemory::copy_out(GuestAddress address, std::span<std::byte> out) const noexcept {

@@ -1,6 +1,7 @@
 // Guest RAM: its regions, what backs them, and the only bounds check of the project.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
@@ -103,6 +104,46 @@ class GuestMemory {
     /// The host bytes of `range`, or nothing unless all of it lies in one region. Holds for every value of `range`.
     [[nodiscard]] std::optional<std::span<std::byte>> at(GuestRange range) const noexcept;
 
+    /// The region of a caller's last access, where the next one is likely to be, too.
+    class Hint {
+        friend GuestMemory;
+        MemoryRegion region_;
+    };
+    /// As at(range), without a search if the range is in the region of `hint`; remembers its region there.
+    [[nodiscard]] std::optional<std::span<std::byte>> at(GuestRange range, Hint& hint) const noexcept {
+        if (hint.region_.host == nullptr || !hint.region_.range.contains(range)) {
+            const MemoryRegion* const region = find(range);
+            if (region == nullptr) {
+                return std::nullopt;
+            }
+            hint.region_ = *region;
+        }
+        return hint.region_.bytes().subspan(to_integer(range.base) - to_integer(hint.region_.range.base), range.size);
+    }
+
+    /// Calls `take(std::span<std::byte>)` with the host bytes of each part of `range` that lies in one region, in
+    /// order: there are no more parts than regions. Returns false, after the parts before the gap, if the range is not
+    /// wholly RAM.
+    template <typename Take>
+    [[nodiscard]] bool for_each_part(GuestRange range, Take take) const {
+        while (range.size > 0) {
+            const MemoryRegion* const region = find({range.base, 1});
+            if (region == nullptr) {
+                return false;
+            }
+            const std::uint64_t offset = to_integer(range.base) - to_integer(region->range.base);
+            const std::uint64_t length = std::min(range.size, region->range.size - offset);
+            take(region->bytes().subspan(offset, length));
+            range.size -= length;
+            const auto next = checked_add(range.base, length);
+            if (!next) {
+                return range.size == 0;
+            }
+            range.base = *next;
+        }
+        return true;
+    }
+
     /// A copy of the object at `address`, or nothing where it is not wholly RAM. Needs no alignment.
     template <typename T>
     [[nodiscard]] std::optional<T> load(GuestAddress address) const noexcept {
@@ -133,6 +174,16 @@ class GuestMemory {
     [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
 
   private:
+    /// The region that all of `range` lies in; null if there is none.
+    [[nodiscard]] const MemoryRegion* find(GuestRange range) const noexcept {
+        for (const MemoryRegion& region : regions()) {
+            if (region.range.contains(range)) {
+                return &region;
+            }
+        }
+        return nullptr;
+    }
+
     PageSize page_size_;
     std::array<Mapping, kMaxRegions> mappings_;
     std::array<MemoryRegion, kMaxRegions> regions_;

@@ -4,7 +4,9 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -52,6 +54,36 @@ TEST(GuestMemory, GivesAWholeRegionAndNotAByteMore) {
     EXPECT_FALSE(memory.at(range(kHighBase - 1, kRegionBytes)));
     EXPECT_TRUE(memory.at(range(kHighBase + kRegionBytes - 1, 1)));
     EXPECT_FALSE(memory.at(range(kHighBase + kRegionBytes, 1)));
+}
+
+TEST(GuestMemory, AHintChangesNoAnswer) {
+    const GuestMemory memory = three_regions();
+    GuestMemory::Hint hint;
+    for (const std::uint64_t base : {kHighBase, kHighBase + 8, std::uint64_t{0}, kRegionBytes, kRegionBytes - 4}) {
+        for (const std::uint64_t size : {std::uint64_t{0}, std::uint64_t{8}, kRegionBytes, UINT64_MAX}) {
+            const auto with = memory.at(range(base, size), hint);
+            const auto without = memory.at(range(base, size));
+            ASSERT_EQ(with.has_value(), without.has_value()) << base << ' ' << size;
+            EXPECT_TRUE(!with || (with->data() == without->data() && with->size() == without->size()));
+        }
+    }
+}
+
+TEST(GuestMemory, GivesARangeAcrossRegionsInParts) {
+    const GuestMemory memory = three_regions();
+    std::vector<std::span<std::byte>> parts;
+    const auto take = [&](std::span<std::byte> part) { parts.push_back(part); };
+    EXPECT_TRUE(memory.for_each_part(range(kRegionBytes - 1, 3), take));
+    ASSERT_EQ(parts.size(), 2U);
+    EXPECT_EQ(parts[0].data(), memory.at(range(kRegionBytes - 1, 1))->data());
+    EXPECT_EQ(parts[0].size(), 1U);
+    EXPECT_EQ(parts[1].data(), memory.at(range(kRegionBytes, 2))->data());
+    EXPECT_EQ(parts[1].size(), 2U);
+    parts.clear();
+    EXPECT_TRUE(memory.for_each_part(range(kRegionBytes, 0), take));
+    EXPECT_TRUE(parts.empty());
+    EXPECT_FALSE(memory.for_each_part(range(2 * kRegionBytes - 1, 2), take)) << "behind it there is a gap";
+    EXPECT_FALSE(memory.for_each_part(range(kHighBase, UINT64_MAX), take));
 }
 
 TEST(GuestMemory, RefusesARangeAcrossTwoRegionsThatTouch) {
