@@ -35,6 +35,13 @@ std::span<const std::byte> ByteRing::front() const noexcept {
     return {bytes_.get() + oldest_, std::min(size_, capacity_ - oldest_)};
 }
 
+std::vector<std::byte> ByteRing::contents() const {
+    const std::span<const std::byte> first = front();
+    std::vector<std::byte> all(first.begin(), first.end());
+    all.insert(all.end(), bytes_.get(), bytes_.get() + (size_ - first.size())); // What went round to the front.
+    return all;
+}
+
 void ByteRing::drop(std::size_t count) noexcept {
     assert(count <= size_);
     size_ -= count;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <vector>
 
 namespace vmm::devices {
 
@@ -30,6 +31,8 @@ class ByteRing {
     /// The oldest bytes, as far as they lie in one piece. The span is empty only if the ring is. It is valid until the
     /// next change.
     [[nodiscard]] std::span<const std::byte> front() const noexcept;
+    /// All bytes, the oldest first.
+    [[nodiscard]] std::vector<std::byte> contents() const;
     /// Forgets the oldest `count` bytes, at most size().
     void drop(std::size_t count) noexcept;
 

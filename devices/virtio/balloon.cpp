@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "devices/virtio/driver_link.hpp"
+#include "kvm/host/error.hpp"
 #include "kvm/host/guest_memory.hpp"
 
 namespace vmm::devices::virtio {
@@ -47,9 +48,28 @@ Identity identity_of(std::string name, std::uint32_t target, bool reporting) {
 
 } // namespace
 
-Balloon::Balloon(std::string name, std::uint64_t target_bytes, bool reporting)
+Balloon::Balloon(std::string name, std::uint64_t target_bytes, bool reporting, const BalloonState& state)
     : SynchronousDevice(identity_of(std::move(name), pages_of(target_bytes), reporting)),
-      works_(identity().queue_sizes.size()), told_target_(pages_of(target_bytes)), target_(told_target_) {}
+      works_(identity().queue_sizes.size()),
+      told_target_(state.target_pages ? state.told_pages : pages_of(target_bytes)),
+      target_(state.target_pages.value_or(pages_of(target_bytes))) {
+    if (state.done.size() > works_.size()) {
+        throw Error("cannot restore the device " + identity().name + ": it has another number of queues");
+    }
+    for (std::size_t index = 0; index < state.done.size(); ++index) {
+        works_[index].done = state.done[index];
+    }
+}
+
+DeviceState Balloon::state() const {
+    BalloonState state;
+    state.target_pages = target_.load(std::memory_order_relaxed);
+    state.told_pages = told_target_;
+    for (const Work& work : works_) {
+        state.done.push_back(work.done);
+    }
+    return state;
+}
 
 void Balloon::set_target(std::uint64_t target_bytes) noexcept {
     target_.store(pages_of(target_bytes), std::memory_order_relaxed);
@@ -69,6 +89,11 @@ void Balloon::begin(std::uint64_t /*features*/) {
 
 void Balloon::forget_queue(std::uint16_t index) noexcept {
     works_[index].is_under_way = false;
+    works_[index].done = 0;
+}
+
+std::uint16_t Balloon::put_back(std::uint16_t index) noexcept {
+    return std::exchange(works_[index].is_under_way, false) ? 1 : 0; // What is done of it remains so.
 }
 
 std::vector<Source> Balloon::sources() const {
@@ -108,13 +133,13 @@ void Balloon::serve_queue(std::uint16_t index) {
                 return;
             }
             work.is_under_way = true;
-            work.done = 0;
         }
         const Progress progress = go_on(index, work);
         if (progress == Progress::kMore) {
             break;
         }
         work.is_under_way = false;
+        work.done = 0;
         working_queue(index)->push(work.chain.head, 0);
         if (progress == Progress::kBroken) {
             broken_ = true;
@@ -136,8 +161,8 @@ Balloon::Progress Balloon::go_on(std::uint16_t index, Work& work) {
     return release_reported(work);
 }
 
-/// Gives back the pages whose numbers are the readable bytes of the request. Of a number that is there in part only, or
-/// beyond kMostPages, nothing is known.
+/// Gives back the pages whose numbers are the readable bytes of the request. A number that is there in part only, or
+/// beyond kMostPages, is ignored.
 Balloon::Progress Balloon::inflate(Work& work) {
     const std::uint64_t count = std::min(work.chain.readable_bytes / sizeof(std::uint32_t), kMostPages);
     while (work.done < count) {
@@ -156,13 +181,13 @@ Balloon::Progress Balloon::inflate(Work& work) {
     return Progress::kDone;
 }
 
-/// Neighbours go together: each call costs the host a flush of what the vCPUs' processors know of the page tables.
+/// Neighbours go together, because each call costs the host a flush of what the vCPUs' processors know of page tables.
 bool Balloon::release_pages(std::span<std::uint32_t> pages) {
     const GuestMemory& memory = driver().memory();
     const auto bytes_of = [&memory](std::uint64_t page, std::uint64_t count) {
         return memory.at({GuestAddress{page * kPageBytes}, count * kPageBytes});
     };
-    // All of these or none: a request that is wrong in one number may be wrong in all of them.
+    // All of these are given back or none: a request that is wrong in one number may be wrong in all of them.
     if (!std::all_of(pages.begin(), pages.end(), [&](std::uint32_t page) { return bytes_of(page, 1).has_value(); })) {
         return false;
     }
@@ -170,7 +195,7 @@ bool Balloon::release_pages(std::span<std::uint32_t> pages) {
     const auto end = std::unique(pages.begin(), pages.end());
     for (auto first = pages.begin(); first != end;) {
         auto next = first + 1;
-        // Up to where there is a gap, or another region begins.
+        // Go on until there is a gap, or another region begins.
         while (next != end && *next == *(next - 1) + 1 &&
                bytes_of(*first, static_cast<std::uint64_t>(next - first) + 1)) {
             ++next;

@@ -1,4 +1,4 @@
-// A memory balloon (virtio 1.2, 5.5): guest memory that the guest does without goes back to the host.
+// A memory balloon (virtio 1.2, 5.5), by which memory that the guest does without goes back to the host.
 #pragma once
 
 #include <atomic>
@@ -12,12 +12,12 @@
 
 namespace vmm::devices::virtio {
 
-/// The guest is asked for so much memory (target), and may say which of its free pages it does not need just now
-/// (reporting). The host pages behind both are given back at once; a page that the guest takes into use again is a new
-/// one of zeros. Every page is checked to be RAM: a driver that names another one has broken a rule.
+/// The guest is asked for an amount of memory (the target), and may say which of its free pages it does not need just
+/// now (reporting). The host pages behind both are given back at once. If the guest takes a page into use again, it
+/// gets a new one of zeros. Every page is checked to be RAM: a driver that names another one has broken a rule.
 ///
-/// For memory that can be given back: neither from a pool of huge pages, nor locked, nor pinned. And with a prefault it
-/// makes no sense: what is taken into use again faults.
+/// Memory from a pool of huge pages, locked memory and pinned memory cannot be given back. With a prefault a balloon
+/// makes no sense, because a page that is taken into use again faults.
 ///
 /// Threads: one, but for identity(), set_target() and statistics(): any.
 class Balloon final : public SynchronousDevice {
@@ -26,22 +26,22 @@ class Balloon final : public SynchronousDevice {
     static constexpr std::uint64_t kMostTargetBytes = kPageBytes * UINT32_MAX;
     /// How many page numbers of one request count. Linux has 256 in each.
     static constexpr std::uint64_t kMostPages = 16 * 1024;
-    /// How many page numbers are looked at in a turn, which is how often the host may be asked to take a page back,
+    /// How many page numbers are looked at in a turn. The host is asked to take a page back as often at most.
     static constexpr std::uint64_t kMostPagesATurn = 4 * 1024;
-    /// how many reported pieces are given back in one,
+    /// How many reported pieces are given back in a turn.
     static constexpr unsigned kMostPiecesATurn = 512;
-    /// and how much they may be together.
+    /// How many bytes they may be together.
     static constexpr std::uint64_t kMostReportedATurn = 256ULL * 1024 * 1024;
-    /// Which queues may be for reporting. The specification numbers it 4; Linux leaves out those before it that this
-    /// device does not offer, and takes the first.
+    /// Which queues may be for reporting. The specification numbers it 4. Linux leaves out the queues before it that
+    /// this device does not offer, and takes the first.
     static constexpr std::uint16_t kFirstReportingQueue = 2;
     static constexpr std::uint16_t kLastReportingQueue = 4;
 
     /// `target_bytes` is a multiple of kPageBytes, at most kMostTargetBytes. Throws Error: this process has no
-    /// descriptor left.
-    Balloon(std::string name, std::uint64_t target_bytes, bool reporting);
+    /// descriptor left, or `state` is that of no such balloon.
+    Balloon(std::string name, std::uint64_t target_bytes, bool reporting, const BalloonState& state = {});
 
-    /// The guest is asked for another amount: it gives more, or takes some back. As the constructor has it.
+    /// Asks the guest for another amount: it gives more, or takes some back. The limits are those of the constructor.
     void set_target(std::uint64_t target_bytes) noexcept;
 
     /// Since it was made, in bytes. Threads: any.
@@ -53,18 +53,21 @@ class Balloon final : public SynchronousDevice {
     [[nodiscard]] Statistics statistics() const noexcept;
 
     [[nodiscard]] std::vector<Source> sources() const override;
+    [[nodiscard]] DeviceState state() const override;
 
   private:
     /// A request that takes several turns.
     struct Work {
         Chain chain;
         bool is_under_way = false;
-        std::uint64_t done = 0; ///< page numbers, or bytes of what is reported
+        /// Page numbers, or bytes of what is reported; of the next request, if none is under way.
+        std::uint64_t done = 0;
     };
     enum class Progress { kDone, kMore, kBroken };
 
     void begin(std::uint64_t features) override;
     void forget_queue(std::uint16_t index) noexcept override;
+    [[nodiscard]] std::uint16_t put_back(std::uint16_t index) noexcept override;
     void serve() override;
     void look_at_source(int fd) override { target_changed_.take(fd); }
     void serve_queue(std::uint16_t index);

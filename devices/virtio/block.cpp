@@ -85,9 +85,9 @@ constexpr std::size_t kConfigBytes = 60; // Without what alignment adds.
 
 constexpr std::uint64_t kSector = DiskImage::kSectorBytes;
 using Clock = std::chrono::steady_clock;
-/// How long the thread looks for more before it goes to sleep, and how long it does all that at most before other
-/// descriptors have their turn.
+/// How long the thread looks for more requests before it goes to sleep.
 constexpr std::chrono::microseconds kLinger{50};
+/// How long a turn is at most, before other descriptors have theirs.
 constexpr std::chrono::milliseconds kLongestTurn{2};
 /// How many requests each queue may have, whatever the others have.
 constexpr unsigned kCertainRequests = 8;
@@ -95,7 +95,7 @@ static_assert(16 * kCertainRequests <= Block::kMostOperations);
 /// How often an operation that the host did not get to (EINTR, EAGAIN) is given to it again.
 constexpr unsigned kMostRetries = 1000;
 
-/// Zeroes to be written where the file system cannot make a range zero by itself.
+/// Zeroes to be written if the file system cannot make a range zero by itself.
 constexpr std::size_t kZeroBytes = 64 * 1024;
 constexpr std::size_t kZeroPieces = 16;
 alignas(4096) std::array<std::byte, kZeroBytes> g_zeroes{}; // Never written; not const, because an iovec is not.
@@ -113,7 +113,7 @@ struct Block::Request {
     std::byte* status = nullptr;       ///< the last writable byte
     std::vector<iovec> pieces;         ///< what is still to be transferred; none is longer than an operation may be
     std::size_t next_piece = 0;        ///< the first of them that is not done
-    std::uint64_t offset = 0;          ///< in the file, of what is next
+    std::uint64_t offset = 0;          ///< in the file, of the next byte
     std::uint64_t left = 0;            ///< bytes still to be done
     std::uint64_t total = 0;           ///< bytes of the request
     std::uint64_t operation_bytes = 0; ///< of the operation that is with the host
@@ -124,11 +124,17 @@ struct Block::Request {
     std::array<iovec, kZeroPieces> zeroes{};
 };
 
-Block::Block(std::string name, DiskImage image, BlockConfig config)
-    : Block(std::move(name), std::move(image), nullptr, std::move(config)) {}
+Block::Block(std::string name, DiskImage image, BlockConfig config, const BlockState& state)
+    : Block(std::move(name), std::move(image), nullptr, std::move(config), state) {}
 
-Block::Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config)
-    : image_(std::move(image)), config_(std::move(config)), io_(std::move(io)) {
+Block::Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config, const BlockState& state)
+    : image_(std::move(image)), config_(std::move(config)),
+      io_(std::move(io)), changed_{state.unflushed_begin, state.unflushed_end}, data_lost_(state.data_lost) {
+    if (state.sectors != 0 && state.sectors != image_.sectors()) {
+        throw Error("cannot restore the disk " + image_.path() + ": it has " + std::to_string(image_.sectors()) +
+                    " sectors of 512 bytes, and had " + std::to_string(state.sectors) +
+                    " when its state was saved (take the same disk)");
+    }
     assert(config_.queues >= 1 && config_.queues <= 16 && config_.id.size() <= kIdBytes);
     if (!io_) {
         DiskIoChoice choice = make_disk_io(image_, kMostOperations, config_.io);
@@ -198,6 +204,7 @@ void Block::activate(Activation activation, DriverLink& driver) {
                               : "the kernel does not register guest memory with its io_uring (raise `ulimit -l`)"));
         }
     }
+    interrupt_if_wanted(); // For what a device before this one has given back.
     serve();
 }
 
@@ -223,6 +230,7 @@ void Block::stop() {
     if (std::exchange(stopping_, true) || driver_ == nullptr) {
         return;
     }
+    paused_ = false;
     drop_unwanted();
     io_->abandon();
     reap();
@@ -251,6 +259,34 @@ void Block::restart_queue(std::uint16_t index, Queue queue) {
     }
 }
 
+void Block::pause() {
+    paused_ = true;
+    if (driver_ != nullptr) {
+        serve();
+    }
+}
+
+void Block::resume() {
+    paused_ = false;
+    if (driver_ != nullptr) {
+        serve();
+    }
+}
+
+std::vector<std::optional<Queue::State>> Block::queue_states() const {
+    std::vector<std::optional<Queue::State>> states;
+    for (const ServedQueue& served : queues_) {
+        states.push_back(served.queue ? std::optional(served.queue->state()) : std::nullopt);
+    }
+    return states;
+}
+
+DeviceState Block::state() const {
+    ByteRange unflushed = being_flushed_;
+    unflushed.add(changed_);
+    return BlockState{image_.sectors(), data_lost_, unflushed.begin, unflushed.end};
+}
+
 Block::Statistics Block::statistics() const noexcept {
     return {reads_.load(std::memory_order_relaxed), writes_.load(std::memory_order_relaxed),
             flushes_.load(std::memory_order_relaxed), errors_.load(std::memory_order_relaxed),
@@ -259,9 +295,9 @@ Block::Statistics Block::statistics() const noexcept {
 
 // --- Turns -------------------------------------------------------------------------------------------------------
 
-/// Serves all queues until nothing has come for a while: where much comes, going to sleep and being woken costs more
-/// than looking a few times. Then the driver is asked for its next doorbell. Whatever takes long, above all the copying
-/// of large requests in threads of the kernel's, is slept through: they need the processor.
+/// Serves all queues until nothing has come for a while, then asks the driver for its next doorbell. If much comes,
+/// going to sleep and being woken costs more than looking a few times. Large requests are slept through: threads of the
+/// kernel's copy them, which need the processor.
 void Block::serve() {
     const auto begin = Clock::now();
     auto last = begin;
@@ -271,11 +307,11 @@ void Block::serve() {
             moderation_.took(now, taken, std::exchange(begun_bytes_, 0));
         }
         submit();
-        const bool completed = reap(); // What the page cache had is there already.
+        const bool completed = reap(); // What the page cache had has come back already.
         if (pushed_ != 0) {
             moderation_.finished(now, std::exchange(pushed_, 0), std::exchange(pushed_small_, false));
         }
-        if (moderation_.is_due(now, under_way())) {
+        if (moderation_.is_due(now, under_way()) || (paused_ && moderation_.holds_any())) {
             notify(now);
         }
         if (taken != 0 || completed) {
@@ -299,19 +335,19 @@ unsigned Block::under_way() const noexcept {
     return static_cast<unsigned>(requests_.size() - free_.size());
 }
 
-/// How long to look for more before sleeping; for small requests, as long as an interrupt may be held.
+/// How long to look for more before sleeping. For small requests that is as long as an interrupt may be held.
 Clock::duration Block::linger() const noexcept {
     return moderation_.is_for_sleeping() ? Clock::duration::zero()
                                          : std::max<Clock::duration>(kLinger, moderation_.patience());
 }
 
-/// Asks each queue for one with its `requests`-th. Whether there are requests that no doorbell will announce. There is
-/// none while all that can be under way is.
+/// Asks each queue for a doorbell with its `requests`-th request. Returns true if requests are waiting that no doorbell
+/// will announce. A queue that may not have more under way is not asked: it is looked at when something comes back.
 bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
     for (std::uint16_t index = 0; index < queues_.size(); ++index) {
         std::optional<Queue>& queue = queues_[index].queue;
-        if (!stopping_ && !failed_ && queue && may_take(index)) {
+        if (!stopping_ && !failed_ && !paused_ && queue && may_take(index)) {
             const auto within = static_cast<std::uint16_t>(std::min<unsigned>(requests, queue->size()));
             more = queue->ask_for_doorbell(within) || more;
         }
@@ -319,7 +355,7 @@ bool Block::ask_for_doorbells(unsigned requests) {
     return more;
 }
 
-/// Whether there is room for one more request of that queue: what the others are sure of is kept for them.
+/// Whether there is room for one more request of that queue. The room that the other queues are sure of is kept.
 bool Block::may_take(std::uint16_t index) const noexcept {
     std::size_t kept = 0;
     for (std::uint16_t other = 0; other < queues_.size(); ++other) {
@@ -331,10 +367,10 @@ bool Block::may_take(std::uint16_t index) const noexcept {
     return free_.size() > kept;
 }
 
-/// Begins what is in the queues, as far as there is room. Returns how many requests that were.
+/// Begins the requests in the queues, as far as there is room. Returns how many they were.
 unsigned Block::take_all() {
     unsigned taken = 0;
-    for (std::uint16_t index = 0; index < queues_.size() && !stopping_ && !failed_; ++index) {
+    for (std::uint16_t index = 0; index < queues_.size() && !stopping_ && !failed_ && !paused_; ++index) {
         if (queues_[index].queue) {
             taken += take_all_of(index);
         }
@@ -376,9 +412,12 @@ void Block::submit() {
 
 void Block::notify(Clock::time_point now) {
     moderation_.told(now, under_way());
-    if (stopping_) {
-        return;
+    if (!stopping_) {
+        interrupt_if_wanted();
     }
+}
+
+void Block::interrupt_if_wanted() {
     QueueSet wanted;
     for (std::uint16_t index = 0; index < queues_.size(); ++index) {
         if (queues_[index].queue && queues_[index].queue->wants_interrupt()) {
@@ -455,7 +494,7 @@ void Block::begin(Request& request) {
 void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
     request.kind = write ? Request::Kind::kWrite : Request::Kind::kRead;
     const Chain& chain = request.chain;
-    // The header stands before what is written, the status behind what is read.
+    // The header stands before the data of a write, and the status behind the data of a read.
     const std::uint64_t bytes = write ? chain.readable_bytes - sizeof(Header) : chain.writable_bytes - 1;
     const std::uint64_t sectors = bytes / kSector;
     if (bytes % kSector != 0 || (write && image_.is_read_only()) || sector > image_.sectors() ||
@@ -486,7 +525,7 @@ void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
     proceed(request);
 }
 
-/// Adds memory to a transfer, of which `before` bytes have their memory already.
+/// Adds memory to a transfer, the first `before` bytes of which have their memory already.
 void Block::add_memory(Request& request, std::uint64_t before, std::span<std::byte> memory) {
     while (!memory.empty()) {
         const std::uint64_t within = before % kMostOperationBytes;
@@ -623,7 +662,7 @@ void Block::start_operation(Request& request) {
     }
 }
 
-/// Forgets what has not begun and is not waited for any more.
+/// Forgets the requests that have not begun and that the driver does not wait for any more.
 void Block::drop_unwanted() {
     std::vector<Request*> dropped;
     const auto take_from = [&](auto& list) {
@@ -746,7 +785,7 @@ void Block::start_flush() {
     io_->flush(flushing_.front()->token);
 }
 
-/// Its error counts whoever still waits for it: the kernel says it once.
+/// The error of a flush counts even if nobody waits for it any more, because the kernel reports it once.
 void Block::complete_flush(int result) {
     Request& first = *flushing_.front();
     if ((result == -EINTR || result == -EAGAIN) && first.retries < kMostRetries && !stopping_) {
@@ -785,7 +824,8 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     if (request.status != nullptr) {
         *request.status = static_cast<std::byte>(status);
     }
-    // The length covers what is written from the front (2.7.8.2): with the status only if all before it is.
+    // The length covers what is written from the front (2.7.8.2). It includes the status only if all before it is
+    // written.
     const bool all = written + 1 == request.chain.writable_bytes;
     queue->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
     ++pushed_;
@@ -830,7 +870,7 @@ void Block::warn(const Request& request, int error) {
     config_.warn(line);
 }
 
-/// Said whatever was said before: it comes once.
+/// Warns however short the last warning is ago, because this one comes only once.
 void Block::warn_of_lost_data(int error) {
     if (!config_.warn) {
         return;

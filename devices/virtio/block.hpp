@@ -28,9 +28,10 @@ namespace vmm::devices::virtio {
 struct BlockConfig {
     unsigned queues = 1; ///< 1 to 16
     std::string id;      ///< what GET_ID says, at most 20 bytes
-    /// Guest memory that is pinned in place, for DiskIo; asked for when the driver is ready. Empty: there is none.
+    /// Returns guest memory that is pinned in place, for DiskIo. It is called when the driver is ready. It may be
+    /// empty.
     std::function<std::vector<std::span<std::byte>>()> pinned_memory;
-    /// Is told what went wrong on the host, on the device's thread, at most once a second. Empty: nobody.
+    /// Is told what went wrong on the host, on the device's thread, at most once a second. It may be empty.
     std::function<void(const std::string&)> warn;
     DiskIoKind io = DiskIoKind::kAuto;
 };
@@ -39,20 +40,22 @@ struct BlockConfig {
 /// VIRTIO_BLK_F_FLUSH each write is on stable storage before it completes (5.2.6.2).
 ///
 /// A long request is done in operations of at most kMostOperationBytes. The host has a bounded number of bytes of each
-/// queue at a time. What it does not have yet when the driver resets is never begun.
+/// queue at a time. Operations that it does not have yet when the driver resets are never begun.
 ///
 /// Once the host has failed to flush, every flush fails, whatever the guest does. The kernel forgets what it could not
 /// write, and would call the next flush a success.
 ///
-/// Beside that it has no state of its own between requests.
+/// Beside that it has no state of its own between requests. When it is paused it waits for all requests that it took.
 ///
 /// Threads: one, but for identity() and statistics().
 class Block final : public Device {
   public:
-    /// All that its I/O needs of the host exists from here on. Throws Error.
-    Block(std::string name, DiskImage image, BlockConfig config);
-    /// With another way to do I/O, for kMostOperations at once.
-    Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config);
+    /// From here on, all exists that its I/O needs of the host. Throws Error: the host refuses some of it, or `state`
+    /// is that of a device on another disk.
+    Block(std::string name, DiskImage image, BlockConfig config, const BlockState& state = {});
+    /// Does its I/O by `io`, which is for kMostOperations at once.
+    Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config,
+          const BlockState& state = {});
     ~Block() override;
 
     [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
@@ -65,6 +68,11 @@ class Block final : public Device {
     void stop_queue(std::uint16_t index) override;
     [[nodiscard]] bool is_queue_idle(std::uint16_t index) const noexcept override;
     void restart_queue(std::uint16_t index, Queue queue) override;
+    void pause() override;
+    [[nodiscard]] bool is_paused() const noexcept override { return paused_ && is_idle(); }
+    void resume() override;
+    [[nodiscard]] std::vector<std::optional<Queue::State>> queue_states() const override;
+    [[nodiscard]] DeviceState state() const override;
 
     /// What it has done since it was made. Threads: any.
     struct Statistics {
@@ -84,8 +92,8 @@ class Block final : public Device {
     static constexpr unsigned kMostOperations = 256;
     /// The most that one operation reads, writes, zeroes or discards, in bytes.
     static constexpr std::uint64_t kMostOperationBytes = std::uint64_t{4} << 20;
-    /// The most that the operations of all queues together are to move at once; a queue has its part of it, but may
-    /// always have one operation.
+    /// The most bytes that the operations of all queues together are to move at once. Each queue has its part of that,
+    /// but may always have one operation.
     static constexpr std::uint64_t kMostBytesAtOnce = std::uint64_t{32} << 20;
 
   private:
@@ -94,12 +102,12 @@ class Block final : public Device {
     struct Request;
     struct ServedQueue {
         std::optional<Queue> queue;     ///< empty while the driver has not enabled it
-        unsigned work = 0;              ///< its requests that are with the host
-        std::uint32_t life = 0;         ///< counts its stops: what began before one is not given back
-        std::uint64_t bytes = 0;        ///< what its operations move that are with the host
-        std::deque<Request*> waiting{}; ///< for these to become fewer
+        unsigned work = 0;              ///< how many of its requests were taken and not given back
+        std::uint32_t life = 0;         ///< counts its stops: a request from before one is not given back
+        std::uint64_t bytes = 0;        ///< what its operations move that the host has
+        std::deque<Request*> waiting{}; ///< requests that wait for `bytes` to become fewer
     };
-    /// A range of the disk, in bytes; empty where `end` is not greater.
+    /// A range of the disk, in bytes; empty if `end` is not greater than `begin`.
     struct ByteRange {
         std::uint64_t begin = UINT64_MAX;
         std::uint64_t end = 0;
@@ -139,6 +147,7 @@ class Block final : public Device {
     bool reap();
     void submit();
     void notify(std::chrono::steady_clock::time_point now);
+    void interrupt_if_wanted();
     void warn(const Request& request, int error);
     void warn_of_lost_data(int error);
 
@@ -149,22 +158,24 @@ class Block final : public Device {
     Alarm alarm_;                  ///< for an interrupt that waits
     DriverLink* driver_ = nullptr; ///< while it is active
     bool stopping_ = false;
+    bool paused_ = false; ///< nothing more is taken, and what was taken is given back
     bool failed_ = false; ///< a rule was broken: nothing more is taken, and what was taken is given back
     bool write_through_ = false;
     std::vector<ServedQueue> queues_;
     InterruptModeration moderation_; ///< of all queues: they have one interrupt
     unsigned pushed_ = 0;            ///< requests given back of which moderation_ does not know yet
     bool pushed_small_ = false;      ///< one of them was small
-    std::uint64_t begun_bytes_ = 0;  ///< what the requests begun, of which it does not know either, move
+    std::uint64_t begun_bytes_ = 0;  ///< what requests move that were begun and that it does not know of either
     std::unique_ptr<DiskIo> io_;
-    bool buffers_offered_ = false; ///< pinned memory was, to io_
+    bool buffers_offered_ = false; ///< io_ was offered the pinned memory
     std::vector<std::unique_ptr<Request>> requests_;
     std::vector<Request*> free_;
-    /// One flush at a time is with the host, so that none can take another one's error; it is for all of these.
+    /// The requests that the flush with the host is for. There is one flush at a time, so that none can take another
+    /// one's error.
     std::vector<Request*> flushing_;
-    std::vector<Request*> flush_waiters_; ///< for the next one
-    ByteRange changed_;                   ///< since the last flush began
-    ByteRange being_flushed_;             ///< between the last one that succeeded and that
+    std::vector<Request*> flush_waiters_; ///< requests that wait for the next flush
+    ByteRange changed_;                   ///< what was written since the last flush began
+    ByteRange being_flushed_;             ///< what was written before that, since the last flush that succeeded
     bool data_lost_ = false;              ///< a flush failed
 
     std::atomic<std::uint64_t> reads_{0};

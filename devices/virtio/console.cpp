@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "devices/virtio/driver_link.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -37,10 +38,29 @@ Identity identity_of(std::string name, const std::optional<ConsoleSize>& size) {
 
 } // namespace
 
-Console::Console(std::string name, Callbacks callbacks, std::optional<ConsoleSize> size, std::size_t output_capacity)
+Console::Console(std::string name, Callbacks callbacks, std::optional<ConsoleSize> size, std::size_t output_capacity,
+                 const ConsoleState& state)
     : SynchronousDevice(identity_of(std::move(name), size)), callbacks_(std::move(callbacks)),
-      has_size_(size.has_value()), told_size_(size.value_or(ConsoleSize{})), output_(output_capacity),
-      size_(told_size_) {}
+      has_size_(size.has_value()), told_size_(state.told_size.value_or(size.value_or(ConsoleSize{}))),
+      output_(output_capacity), dropped_output_bytes_(state.dropped_output_bytes), size_(size.value_or(ConsoleSize{})) {
+    if (state.output.size() > output_.room() || state.input.size() > input_.room()) {
+        throw Error("cannot restore the device " + identity().name + ": it holds more characters than it has room for");
+    }
+    output_.push(state.output);
+    input_.push(state.input);
+    if (!output_.empty()) {
+        host_spoke_.ask();
+    }
+}
+
+DeviceState Console::state() const {
+    const std::lock_guard lock(mutex_);
+    ConsoleState state{output_.contents(), input_.contents(), dropped_output_bytes_, std::nullopt};
+    if (has_size_) {
+        state.told_size = told_size_;
+    }
+    return state;
+}
 
 // --- The host's side ---------------------------------------------------------------------------------------------
 
@@ -88,6 +108,11 @@ std::vector<Source> Console::sources() const {
     return sources;
 }
 
+void Console::look_at_source(int fd) {
+    host_spoke_.take(fd);
+    announce_output();
+}
+
 void Console::serve() {
     tell_size();
     take_from_guest();
@@ -122,7 +147,6 @@ void Console::take_from_guest() {
 }
 
 void Console::print(const Chain& chain) {
-    bool announce = false;
     {
         const std::lock_guard lock(mutex_);
         std::uint64_t printed = 0;
@@ -130,6 +154,14 @@ void Console::print(const Chain& chain) {
             printed += output_.push(buffer);
         }
         dropped_output_bytes_ += chain.readable_bytes - printed;
+    }
+    announce_output();
+}
+
+void Console::announce_output() {
+    bool announce = false;
+    {
+        const std::lock_guard lock(mutex_);
         announce = !output_announced_ && !output_.empty();
         output_announced_ = output_announced_ || announce;
     }

@@ -16,8 +16,8 @@
 
 namespace vmm::devices::virtio {
 
-/// hvc0 in Linux. Output that nobody takes is dropped, as CharacterPort has it: Linux's driver waits for each of its
-/// buffers with a lock held.
+/// Linux calls it hvc0. Output that nobody takes is dropped, as CharacterPort has it, because Linux's driver waits for
+/// each of its buffers with a lock held.
 ///
 /// Threads: one, but for identity(), what CharacterPort has, and resize(): any.
 class Console final : public SynchronousDevice, public CharacterPort {
@@ -25,12 +25,12 @@ class Console final : public SynchronousDevice, public CharacterPort {
     static constexpr std::size_t kInputBytes = 4096;
     static constexpr std::uint64_t kMostBytesATurn = 1024 * 1024;
 
-    /// With a `size` the guest is told of it, and of what resize() says (VIRTIO_CONSOLE_F_SIZE). Throws Error: this
-    /// process has no descriptor left.
+    /// If there is a `size`, the guest is told of it, and of what resize() says (VIRTIO_CONSOLE_F_SIZE). Throws Error:
+    /// this process has no descriptor left, or `state` holds more than there is room for.
     Console(std::string name, Callbacks callbacks, std::optional<ConsoleSize> size,
-            std::size_t output_capacity = kDefaultOutputBytes);
+            std::size_t output_capacity = kDefaultOutputBytes, const ConsoleState& state = {});
 
-    /// The terminal has another size now. Without effect where there was none at first.
+    /// The terminal has another size now. Without effect if it had none at first.
     void resize(ConsoleSize size) noexcept;
 
     [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept override;
@@ -38,19 +38,21 @@ class Console final : public SynchronousDevice, public CharacterPort {
     [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept override;
 
     [[nodiscard]] std::vector<Source> sources() const override;
+    [[nodiscard]] DeviceState state() const override;
 
   private:
     void serve() override;
-    void look_at_source(int fd) override { host_spoke_.take(fd); }
+    void look_at_source(int fd) override;
     void take_from_guest();
     void give_to_guest();
     [[nodiscard]] bool has_input() const;
     void print(const Chain& chain);
+    void announce_output();
     void tell_size();
 
     const Callbacks callbacks_;
     const bool has_size_;
-    AnotherTurn host_spoke_; ///< input has come, or another size
+    AnotherTurn host_spoke_; ///< input has come, or another size; or there is output from before a restore
     Chain chain_;
     ConsoleSize told_size_;
 

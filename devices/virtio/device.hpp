@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "devices/virtio/device_state.hpp"
 #include "devices/virtio/queue.hpp"
 
 namespace vmm::devices::virtio {
@@ -35,9 +37,9 @@ struct Identity {
     DeviceId id{};
     std::string name;                       ///< for messages and threads, at most 15 bytes: "blk0"
     std::uint64_t features = 0;             ///< offered by the type; Negotiation adds those above
-    std::vector<std::uint16_t> queue_sizes; ///< the largest of each queue
+    std::vector<std::uint16_t> queue_sizes; ///< by queue, the most entries it may have
     std::vector<std::byte> config;          ///< the configuration space as it is at first
-    std::vector<std::byte> config_writable; ///< by byte, which bits of it the driver may write; shorter: none
+    std::vector<std::byte> config_writable; ///< by byte, which bits the driver may write; none beyond its end
 };
 
 /// What the driver settled on when it set DRIVER_OK. A queue that it did not enable is empty.
@@ -50,18 +52,33 @@ struct Activation {
 struct Source {
     int fd = -1;
     std::uint32_t events = 0; ///< EPOLLIN, EPOLLOUT
-    /// Another one for each descriptor that a device opens while it works: its number is soon that of another one, and
-    /// whoever watched the old one would not know.
+    /// Changes whenever the device opens another descriptor: numbers are reused, and epoll would go on watching the
+    /// closed file.
     std::uint64_t serial = 0;
 
     friend bool operator==(const Source&, const Source&) = default;
 };
 
-/// One virtio device, without its registers. It is a state machine that one thread drives: that thread watches the
-/// doorbells and sources() and calls what they mean. None of these functions blocks, but for short system calls.
+/// One virtio device, without its registers. It is a state machine that one thread drives: the thread watches the
+/// doorbells and sources(), and calls the functions that belong to them. No function blocks, but for short system
+/// calls.
 ///
-/// The guest is hostile: a driver that breaks a rule is answered by DriverLink::fail(), and nothing is thrown for
-/// it. What the host refuses (a disk that is full) is answered to the guest as its type has it.
+/// The guest is hostile. If a driver breaks a rule, the device calls DriverLink::fail() and throws nothing. If the host
+/// refuses something (a disk is full), the device answers as its type has it.
+///
+/// A device that answers each request at once, as most do, derives from SynchronousDevice and says what a turn does:
+///
+///     void Rng::serve() {
+///         while (take(kRequests, chain_)) {
+///             working_queue(kRequests)->push(chain_.head, fill(chain_));
+///         }
+///     } // The driver is notified after the turn, if it wants that.
+///
+/// Its thread drives it like this (VirtioThread):
+///
+///     negotiation.take_work()    ->  device.activate(...), or stop(), stop_queue(), restart_queue()
+///     a doorbell's eventfd       ->  device.doorbell(index)
+///     one of device.sources()    ->  device.ready(fd, events)
 ///
 /// Threads: one, but for identity().
 class Device {
@@ -79,25 +96,42 @@ class Device {
     /// is_idle().
     virtual void activate(Activation activation, DriverLink& driver) = 0;
 
-    /// There is something in queue `index`, or was. Also called for queues that do not exist or are not enabled.
+    /// The driver rang for queue `index`, which may be empty by now. It may also not exist or not be enabled.
     virtual void doorbell(std::uint16_t index) = 0;
 
-    /// What the thread has to watch; asked again after each call of this interface.
+    /// What the thread has to watch. It asks again after each call of this interface.
     [[nodiscard]] virtual std::vector<Source> sources() const { return {}; }
     /// One of them is ready.
     virtual void ready(int /*fd*/, std::uint32_t /*events*/) {}
 
-    /// The driver resets the device: nothing more is taken from the queues and nothing more is pushed. Work that was
+    /// The driver resets the device. Nothing more is taken from the queues and nothing more is pushed. Work that was
     /// given to the host is waited for: until is_idle(), ready() is called as before. Then the queues are gone, and
-    /// activate() may come again. Also called, once, before destruction.
+    /// activate() may come again. The owner also calls this once before destruction.
     virtual void stop() = 0;
     [[nodiscard]] virtual bool is_idle() const noexcept = 0;
 
     /// The driver resets one queue (VIRTIO_F_RING_RESET), under the same terms; other queues go on.
     virtual void stop_queue(std::uint16_t index) = 0;
     [[nodiscard]] virtual bool is_queue_idle(std::uint16_t index) const noexcept = 0;
-    /// The driver enabled it again, or enabled it only after DRIVER_OK.
+    /// The driver enabled the queue again, or for the first time after DRIVER_OK.
     virtual void restart_queue(std::uint16_t index, Queue queue) = 0;
+
+    // --- Its state --------------------------------------------------------------------------------------------------
+    // A device is saved while it is paused: all that it has taken from its queues has gone back to the driver, or back
+    // into the queue. Another device that is made from state(), and that a transport made from its state activates
+    // with queue_states(), goes on where this one stopped. A device that overrides none of these cannot be paused.
+
+    /// Takes nothing more from the queues. Work that was given to the host is waited for, and goes back to the driver:
+    /// until is_paused(), ready() is called as before. What was taken and has not begun goes back into its queue. From
+    /// is_paused() on only resume(), stop() and const functions are called, and sources() are not watched.
+    virtual void pause() {}
+    [[nodiscard]] virtual bool is_paused() const noexcept { return false; }
+    /// Goes on, also if it is not paused yet. Looks at all queues, because doorbells may have gone by.
+    virtual void resume() {}
+    /// Where it is in each queue; empty if it is not activated. Only while is_paused().
+    [[nodiscard]] virtual std::vector<std::optional<Queue::State>> queue_states() const { return {}; }
+    /// What it keeps beside that. Only while is_paused().
+    [[nodiscard]] virtual DeviceState state() const { return {}; }
 };
 
 } // namespace vmm::devices::virtio

@@ -6,22 +6,21 @@
 
 namespace vmm::devices::virtio {
 
-/// Interrupt moderation: an interrupt costs a guest several exits, of which a driver that has many requests under way
-/// needs one for many of them. The used ring is filled at once in any case; only the interrupt waits. And a doorbell is
-/// one exit, of which the device needs one for many requests.
+/// Interrupt moderation. An interrupt costs a guest several exits, and a driver with many requests under way needs one
+/// interrupt for many of them. The used ring is filled at once in any case: only the interrupt waits. A doorbell costs
+/// one exit, and the device needs one doorbell for many requests. docs/devices.md says what that buys.
 ///
-/// Small requests are done sooner than a thread is woken, and looking again and again is cheaper than going to sleep.
-/// The interrupt waits while more is being done: until as many requests are done as came together the last times, or
-/// half of all that is under way, or kMostHeld; and no longer than two of the usual distances between requests after
-/// the last of them, nor the longest hold. A driver with one request at a time is told at once: how many come together
-/// is found by waiting for one more now and then, ever more rarely where none comes.
+/// Small requests are done sooner than a thread is woken, so that the device looks again and again instead of sleeping.
+/// The interrupt waits until as many requests are done as came together the last times, or half of those under way, or
+/// kMostHeld. It waits no longer than twice the usual distance between requests after the last one, nor the longest
+/// hold. A driver with one request at a time is told at once: how many come together is found by waiting for one more
+/// now and then, ever more rarely if none comes.
 ///
-/// Large ones are copied by threads of the kernel's that need a processor: for those the device sleeps. The interrupt
-/// is due when half is done of what the driver keeps under way, and the doorbell when half of it has come, so that the
-/// other half keeps whoever is the slower one busy. How much the driver keeps under way shows where the host is the
-/// slower one; where the driver is, it is found by telling it nothing for once, ever more rarely while that says the
-/// same. Who waits in vain does so until deadline() and no longer, and a small request among large ones is told at
-/// once.
+/// Large requests are copied by threads of the kernel's that need a processor, so that the device sleeps. The interrupt
+/// is due when half of the requests that the driver keeps under way are done, and the doorbell when half of them have
+/// come. The other half keeps the slower side busy. If the host is the slower side, that number shows by itself. If the
+/// driver is, it is found by telling the driver nothing for once, ever more rarely while the answer is the same. Nobody
+/// waits in vain longer than until deadline(). A small request among large ones is told at once.
 ///
 /// Time is given by the caller. Threads: one.
 class InterruptModeration {
@@ -49,8 +48,8 @@ class InterruptModeration {
     /// It was told; `under_way` requests are not done yet.
     void told(Clock::time_point now, unsigned under_way) noexcept;
 
-    /// With how many more requests a doorbell is worth its exit: 1 or more. Where it is more, deadline() is the time to
-    /// look whether fewer have come.
+    /// With how many more requests a doorbell is worth its exit, 1 or more. If it is more than 1, deadline() is the
+    /// time to look whether fewer have come.
     [[nodiscard]] unsigned doorbell_after(Clock::time_point now) noexcept;
     /// Nothing is held any more: the driver has reset the device.
     void reset() noexcept { *this = {}; }
@@ -68,7 +67,7 @@ class InterruptModeration {
 
     unsigned held_ = 0;
     bool urgent_ = false;      ///< one of them is a small one among large ones
-    unsigned at_driver_ = 0;   ///< requests of which it was told and which it has not replaced
+    unsigned at_driver_ = 0;   ///< requests that the driver was told of and has not replaced
     unsigned depth_ = 1;       ///< how many large ones the driver keeps under way
     unsigned batch_ = 1;       ///< how many came together the last time
     bool probing_ = false;     ///< this time, more than usual are waited for

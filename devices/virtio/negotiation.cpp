@@ -50,6 +50,13 @@ Negotiation::Negotiation(const Identity& identity, const GuestMemory& memory, Ho
         throw Error("cannot restore the device " + identity_.name + ": " + std::string(why) +
                     " (see whether it is configured as the one whose state was saved)");
     }
+    for (QueueState& queue : state_.queues) {
+        if (queue.in_device) {
+            // The last interrupt may have been lost with the interrupt controller: one more is sent in any case.
+            queue.in_device->signalled_used = static_cast<std::uint16_t>(queue.in_device->next_used - 1);
+            queue.in_device->signalled_valid = false;
+        }
+    }
 }
 
 // --- The guest's side ------------------------------------------------------------------------------------------------

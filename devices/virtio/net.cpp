@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "devices/virtio/driver_link.hpp"
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -54,9 +55,21 @@ Identity identity_of(std::string name, const FrameLink& link, const MacAddress& 
 
 } // namespace
 
-Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost)
+Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost,
+         const NetState& state)
     : SynchronousDevice(identity_of(std::move(name), *link, mac)), link_(std::move(link)),
-      link_lost_(std::move(link_lost)), frame_(FrameLink::kMostBytes) {}
+      link_lost_(std::move(link_lost)), told_up_(state.link_up), frame_(FrameLink::kMostBytes),
+      frame_bytes_(state.frame.size()) {
+    if (frame_bytes_ > frame_.size() || (frame_bytes_ != 0 && frame_bytes_ <= FrameLink::kHeaderBytes)) {
+        throw Error("cannot restore the device " + identity().name + ": the frame that it holds is none");
+    }
+    std::copy(state.frame.begin(), state.frame.end(), frame_.begin());
+}
+
+DeviceState Net::state() const {
+    const auto frame = std::span(frame_).first(frame_bytes_);
+    return NetState{{frame.begin(), frame.end()}, told_up_};
+}
 
 Net::Net(std::string name, Tap tap, const MacAddress& mac)
     : Net(std::move(name), std::make_unique<Tap>(std::move(tap)), mac) {}
@@ -82,6 +95,12 @@ void Net::forget_queue(std::uint16_t index) noexcept {
     } else {
         is_sending_ = false;
     }
+}
+
+std::uint16_t Net::put_back(std::uint16_t index) noexcept {
+    const std::size_t taken = index == kReceive ? buffers_taken_ : (is_sending_ ? 1 : 0);
+    forget_queue(index);
+    return static_cast<std::uint16_t>(taken);
 }
 
 std::vector<Source> Net::sources() const {
@@ -115,12 +134,15 @@ void Net::serve() {
 }
 
 void Net::look_at_link() {
-    if (link_->is_up() || !told_up_) {
+    if (link_->is_up() == told_up_) {
         return;
     }
-    told_up_ = false;
-    constexpr std::uint16_t kLinkDown = 0;
-    driver().change_config(kStatusOffset, std::as_bytes(std::span(&kLinkDown, 1)));
+    told_up_ = !told_up_; // Up again after a restore only, with another link.
+    const std::uint16_t status = told_up_ ? kLinkUp : 0;
+    driver().change_config(kStatusOffset, std::as_bytes(std::span(&status, 1)));
+    if (told_up_) {
+        return;
+    }
     ask_for_another_turn(); // A frame that waited for room has to go, too.
     if (link_lost_) {
         std::exchange(link_lost_, {})();
@@ -210,10 +232,10 @@ bool Net::receive_into_buffers() {
     return pieces_.size() <= IOV_MAX;
 }
 
-/// Takes buffers from the guest until they hold `bytes`, as far as it has them. False where the queue is broken.
+/// Takes buffers from the guest until they hold `bytes`, as far as it has them. Returns false if the queue is broken.
 bool Net::take_buffers(std::size_t bytes) {
     Queue& queue = *working_queue(kReceive);
-    // All it has, one by one, may still be too little.
+    // All buffers of the queue together may still be too little.
     const std::size_t most = merges_ ? queue.size() : 1;
     while ((room_ < bytes || buffers_taken_ == 0) && buffers_taken_ < most && buffers_left_ > 0) {
         if (buffers_.size() == buffers_taken_) {
@@ -235,7 +257,7 @@ bool Net::take_buffers(std::size_t bytes) {
     return true;
 }
 
-/// Gives the guest the frame that is there. False if that cannot be now.
+/// Gives the guest the frame that is there. Returns false if it has no buffers for that now.
 bool Net::deliver() {
     Queue& queue = *working_queue(kReceive);
     const std::size_t most = merges_ ? queue.size() : 1;
@@ -255,7 +277,7 @@ bool Net::deliver() {
     if (wants_buffers_) {
         return false;
     }
-    // A header in pieces over several buffers is none (5.1.6.3.1 has each buffer be larger than it).
+    // A header in pieces over several buffers is refused (5.1.6.3.1 has each buffer be larger than it).
     const bool has_header = buffers_.front().writable_bytes >= FrameLink::kHeaderBytes;
     if (room_ >= frame_bytes_ && has_header) {
         hand_over(std::span<const std::byte>(frame_).first(frame_bytes_), frame_bytes_);
@@ -273,8 +295,8 @@ bool Net::deliver() {
     return true;
 }
 
-/// Takes out of the header what the guest did not agree to (5.1.6.4.1): the tap says of checksums that it has seen to
-/// be good, and what waited in it when the driver changed was made for the driver before.
+/// Takes out of the header what the guest did not agree to (5.1.6.4.1). The tap tells of checksums that it has seen to
+/// be good, and frames that waited in it when the driver changed were made for the driver before.
 void Net::clean_header() {
     constexpr std::byte kNothing{0};
     if (!checksums_) {
@@ -285,8 +307,7 @@ void Net::clean_header() {
     }
 }
 
-/// Gives the buffers that hold `bytes` back: with `frame` in them, or with what the host wrote there, where it is
-/// empty.
+/// Gives the buffers that hold `bytes` back: with `frame` in them or, if it is empty, with what the host wrote there.
 void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
     Queue& queue = *working_queue(kReceive);
     std::size_t needed = 0;
@@ -306,7 +327,7 @@ void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
         room_ -= buffers_[i].writable_bytes;
         queue.push(buffers_[i].head, static_cast<std::uint32_t>(here));
     }
-    // The rest moves to the front; what was used keeps its memory behind it.
+    // The rest moves to the front. The chains that were used keep their memory behind it.
     std::rotate(buffers_.begin(), buffers_.begin() + static_cast<std::ptrdiff_t>(needed), buffers_.end());
     buffers_taken_ -= needed;
     received_.fetch_add(1, std::memory_order_relaxed);

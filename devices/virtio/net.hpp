@@ -18,20 +18,23 @@
 
 namespace vmm::devices::virtio {
 
-/// One receive and one transmit queue on a link to the host. Where the link can (a tap), checksums and TCP segmentation
-/// are left to whoever comes last: host or guest, as negotiated. Frames wait in the link while the guest offers no
+/// One receive and one transmit queue on a link to the host. If the link can (a tap), checksums and TCP segmentation
+/// are left to whoever comes last, host or guest, as negotiated. Frames wait in the link while the guest offers no
 /// buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in either direction
-/// has the thread for one turn at a time. When the host's end goes away the guest's link is down: what it sends is
-/// dropped from then on.
+/// has the thread for one turn at a time. When the host's end goes away the guest's link is down, and what the guest
+/// sends is dropped from then on.
 ///
 /// Threads: one, but for identity() and statistics().
 class Net final : public SynchronousDevice {
   public:
-    /// `link_lost`, unless empty, is called on the device's thread when the host's end is gone, once.
-    Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost = {});
+    /// `link_lost`, unless empty, is called once on the device's thread when the host's end is gone. Throws Error:
+    /// this process has no descriptor left, or `state` is that of no such device.
+    Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost = {},
+        const NetState& state = {});
     Net(std::string name, Tap tap, const MacAddress& mac);
 
     [[nodiscard]] std::vector<Source> sources() const override;
+    [[nodiscard]] DeviceState state() const override;
 
     /// What it has done since it was made. Threads: any.
     struct Statistics {
@@ -43,12 +46,13 @@ class Net final : public SynchronousDevice {
 
     static constexpr std::uint16_t kQueueSize = 256;
     static constexpr int kMostFramesATurn = 256;   ///< in each direction, of at most FrameLink::kMostBytes
-    static constexpr int kMostBuffersATurn = 4096; ///< of the guest's that are taken for frames, of any use or none
+    static constexpr int kMostBuffersATurn = 4096; ///< of the guest's that are taken for frames, useful or not
 
   private:
     void begin(std::uint64_t features) override;
     void end() noexcept override;
     void forget_queue(std::uint16_t index) noexcept override;
+    [[nodiscard]] std::uint16_t put_back(std::uint16_t index) noexcept override;
     void look_at_doorbell(std::uint16_t index) override;
     void serve() override;
     void receive_some();
@@ -68,12 +72,12 @@ class Net final : public SynchronousDevice {
     bool checksums_ = false;          ///< the guest understands checksums that are not computed
     bool segments_ = false;           ///< and frames that are to be cut into segments
 
-    std::vector<std::byte> frame_;  ///< one for the guest, that is not delivered yet
-    std::size_t frame_bytes_ = 0;   ///< 0: there is none
+    std::vector<std::byte> frame_;  ///< a frame for the guest that is not delivered yet
+    std::size_t frame_bytes_ = 0;   ///< its size; 0: there is none
     std::deque<Chain> buffers_;     ///< taken from the receive queue, not yet used
     std::size_t buffers_taken_ = 0; ///< how many of them are; the others keep their memory for the next time
     std::uint64_t room_ = 0;        ///< bytes they hold
-    bool wants_buffers_ = false;    ///< the guest has none for what is there
+    bool wants_buffers_ = false;    ///< the guest has none for the frame that is there
     int buffers_left_ = 0;          ///< how many may still be taken in this turn
 
     Chain sending_;

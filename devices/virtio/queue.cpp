@@ -56,31 +56,6 @@ constexpr bool is_passed(std::uint16_t event, std::uint16_t from, std::uint16_t 
     return static_cast<std::uint16_t>(to - event - 1) < static_cast<std::uint16_t>(to - from);
 }
 
-// Calls `take` with the host memory of each part of `range` that lies in one region. False where it is not wholly RAM.
-// Regions do not overlap, so that there are no more parts than regions.
-template <typename Take>
-bool for_each_part(const GuestMemory& memory, GuestRange range, Take take) {
-    while (range.size > 0) {
-        const auto regions = memory.regions();
-        const auto region = std::ranges::find_if(regions, [&](const MemoryRegion& each) {
-            return each.range.contains({range.base, 1});
-        });
-        if (region == regions.end()) {
-            return false;
-        }
-        const std::uint64_t offset = to_integer(range.base) - to_integer(region->range.base);
-        const std::uint64_t length = std::min(range.size, region->range.size - offset);
-        take(region->bytes().subspan(offset, length));
-        const auto next = checked_add(range.base, length);
-        range.size -= length;
-        if (!next) {
-            return range.size == 0;
-        }
-        range.base = *next;
-    }
-    return true;
-}
-
 } // namespace
 
 struct Queue::Descriptor {
@@ -95,7 +70,7 @@ struct Queue::Descriptor {
 // A table of descriptors: the queue's own, or an indirect one.
 class Queue::Table {
   public:
-    // The table at `range`, of which `host` is all, or nothing where it is not RAM of one region.
+    // The table at `range`. `host` is all of it, or empty if it is not RAM of one region.
     Table(const GuestMemory& memory, GuestRange range, std::span<std::byte> host) noexcept
         : memory_(&memory), range_(range), host_(host) {}
     Table(const GuestMemory& memory, GuestRange range) noexcept
@@ -103,7 +78,7 @@ class Queue::Table {
 
     [[nodiscard]] std::uint64_t size() const noexcept { return range_.size / sizeof(Descriptor); }
 
-    // A copy of one entry, or nothing where it is not RAM. `index` is below size().
+    // A copy of one entry, or nothing if it is not RAM. `index` is below size().
     [[nodiscard]] std::optional<Descriptor> load(std::uint64_t index) const noexcept {
         assert(index < size());
         std::array<std::byte, sizeof(Descriptor)> raw;
@@ -111,10 +86,10 @@ class Queue::Table {
         if (!host_.empty()) {
             std::memcpy(raw.data(), host_.data() + offset, raw.size());
         } else {
-            // A table that goes over from one region to the next: rare, and slower.
+            // A table that lies in two regions is rare, and slower.
             const auto address = checked_add(range_.base, offset);
             std::span<std::byte> rest = raw;
-            if (!address || !for_each_part(*memory_, {*address, raw.size()}, [&](std::span<std::byte> part) {
+            if (!address || !memory_->for_each_part({*address, raw.size()}, [&](std::span<std::byte> part) {
                     std::memcpy(rest.data(), part.data(), part.size());
                     rest = rest.subspan(part.size());
                 })) {
@@ -310,18 +285,11 @@ bool Queue::add_memory(std::vector<std::span<std::byte>>& buffers, GuestRange ra
     if (range.size == 0) {
         return true;
     }
-    if (!last_region_.range.contains(range)) {
-        const auto regions = memory_->regions();
-        const auto region =
-            std::ranges::find_if(regions, [&](const MemoryRegion& each) { return each.range.contains(range); });
-        if (region == regions.end()) {
-            return for_each_part(*memory_, range, [&](std::span<std::byte> part) { buffers.push_back(part); });
-        }
-        last_region_ = *region;
+    if (const auto bytes = memory_->at(range, last_region_)) {
+        buffers.push_back(*bytes);
+        return true;
     }
-    buffers.push_back(
-        last_region_.bytes().subspan(to_integer(range.base) - to_integer(last_region_.range.base), range.size));
-    return true;
+    return memory_->for_each_part(range, [&](std::span<std::byte> part) { buffers.push_back(part); });
 }
 
 void Queue::push(std::uint16_t head, std::uint32_t written) noexcept {
@@ -334,10 +302,20 @@ void Queue::push(std::uint16_t head, std::uint32_t written) noexcept {
     field(device_area_, kIndexOffset).store(state_.next_used, std::memory_order_release);
     pushed_ = true;
     if (state_.next_used == state_.signalled_used) {
-        // Once round without a notification: where the last one was says nothing any more.
+        // The index went once round without a notification: where the last one was says nothing any more.
         state_.signalled_valid = false;
         signalled_known_ = false;
     }
+}
+
+void Queue::put_back(std::uint16_t count) noexcept {
+    assert(count <= size());
+    state_.next_available = static_cast<std::uint16_t>(state_.next_available - count);
+}
+
+std::uint16_t Queue::waiting() const noexcept {
+    const std::uint16_t available = field(driver_area_, kIndexOffset).load(std::memory_order_seq_cst);
+    return std::min(static_cast<std::uint16_t>(available - state_.next_available), size());
 }
 
 bool Queue::wants_interrupt() noexcept {
@@ -363,8 +341,8 @@ bool Queue::wants_interrupt() noexcept {
 }
 
 void Queue::suppress_doorbells() noexcept {
-    // With EVENT_IDX the driver rings when its index passes avail_event, which stays behind: nothing is to be done, and
-    // the flags have to be 0 (2.7.10.2).
+    // With EVENT_IDX nothing is to be done: the driver rings when its index passes avail_event, which stays behind. The
+    // flags have to be 0 then (2.7.10.2).
     if (!state_.event_idx) {
         field(device_area_, kFlagsOffset).store(kNoNotify, std::memory_order_relaxed);
     }

@@ -17,6 +17,9 @@ void SynchronousDevice::doorbell(std::uint16_t index) {
 }
 
 void SynchronousDevice::ready(int fd, std::uint32_t /*events*/) {
+    if (paused_) {
+        return;
+    }
     another_turn_.take(fd);
     look_at_source(fd);
     turn();
@@ -29,6 +32,7 @@ void SynchronousDevice::stop() {
     queues_.clear();
     end();
     driver_ = nullptr;
+    paused_ = false;
 }
 
 void SynchronousDevice::stop_queue(std::uint16_t index) {
@@ -45,8 +49,30 @@ void SynchronousDevice::restart_queue(std::uint16_t index, Queue queue) {
     }
 }
 
+void SynchronousDevice::pause() {
+    paused_ = true;
+    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+        if (queues_[index]) {
+            queues_[index]->put_back(put_back(index));
+        }
+    }
+}
+
+void SynchronousDevice::resume() {
+    paused_ = false;
+    turn();
+}
+
+std::vector<std::optional<Queue::State>> SynchronousDevice::queue_states() const {
+    std::vector<std::optional<Queue::State>> states;
+    for (const std::optional<Queue>& queue : queues_) {
+        states.push_back(queue ? std::optional(queue->state()) : std::nullopt);
+    }
+    return states;
+}
+
 void SynchronousDevice::turn() {
-    if (!is_active()) {
+    if (!is_active() || paused_) {
         return;
     }
     serve();

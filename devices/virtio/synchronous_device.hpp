@@ -1,4 +1,4 @@
-// What devices have in common that answer each request where they take it.
+// What devices have in common that answer each request at once.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,10 @@
 
 namespace vmm::devices::virtio {
 
-/// A device none of whose requests is ever with the host: it is idle as soon as it is stopped. It keeps the queues, and
-/// serves them in turns of limited length, after each of which the driver is notified once.
+/// A device that never leaves a request with the host, and so is idle as soon as it is stopped. It keeps the queues,
+/// and serves them in turns of limited length. After each turn the driver is notified once.
 ///
-/// A derived device says what it does in a turn, and what it has to forget with a queue.
+/// A derived device says what it does in a turn, and what it forgets with a queue. Device has an example.
 ///
 /// Threads: as Device has it.
 class SynchronousDevice : public Device {
@@ -29,14 +29,18 @@ class SynchronousDevice : public Device {
     void stop_queue(std::uint16_t index) final;
     [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept final { return true; }
     void restart_queue(std::uint16_t index, Queue queue) final;
+    void pause() final;
+    [[nodiscard]] bool is_paused() const noexcept final { return paused_; }
+    void resume() final;
+    [[nodiscard]] std::vector<std::optional<Queue::State>> queue_states() const final;
 
   protected:
-    /// Throws Error where the process has no descriptor left.
+    /// Throws Error: the process has no descriptor left.
     explicit SynchronousDevice(Identity identity) : identity_(std::move(identity)) {}
 
     // --- What a derived device does -------------------------------------------------------------------------------
 
-    /// One turn, while it is active. Asks for another_turn() where it leaves work of which nothing else will tell.
+    /// One turn, while it is active. If it leaves work of which nothing else will tell, it asks for another turn.
     virtual void serve() = 0;
     /// The driver has settled on `features`; a turn follows.
     virtual void begin(std::uint64_t /*features*/) {}
@@ -44,6 +48,9 @@ class SynchronousDevice : public Device {
     virtual void end() noexcept {}
     /// Queue `index` is gone, and with it what was taken from it.
     virtual void forget_queue(std::uint16_t /*index*/) noexcept {}
+    /// Forgets the requests of queue `index` that it has taken and not given back, and returns how many they are. They
+    /// are the last ones that it has taken, and go back into the queue.
+    [[nodiscard]] virtual std::uint16_t put_back(std::uint16_t /*index*/) noexcept { return 0; }
     /// The driver rang for queue `index`, which may not be enabled. A turn follows if the device is active.
     virtual void look_at_doorbell(std::uint16_t /*index*/) {}
     /// One of sources() is ready, active or not. A turn follows if it is.
@@ -51,16 +58,16 @@ class SynchronousDevice : public Device {
 
     // --- What it does that with -----------------------------------------------------------------------------------
 
-    /// Whether there is a driver. Only then is there a driver().
+    /// Whether there is a driver. driver() may be called only then.
     [[nodiscard]] bool is_active() const noexcept { return driver_ != nullptr; }
     [[nodiscard]] DriverLink& driver() const noexcept { return *driver_; }
-    /// Null where the driver did not enable it, or has broken it.
+    /// Null if the driver did not enable the queue, or has broken it.
     [[nodiscard]] Queue* working_queue(std::uint16_t index) noexcept;
     [[nodiscard]] bool has_working_queue(std::uint16_t index) const noexcept;
-    /// Takes the next request of queue `index` into `chain`. False where there is none, and a doorbell will tell of the
-    /// next one; or where the queue does not work, which the driver has then been told.
+    /// Takes the next request of queue `index` into `chain`. Returns false if there is none, in which case a doorbell
+    /// will tell of the next one; or if the queue does not work, in which case the driver has been told.
     [[nodiscard]] bool take(std::uint16_t index, Chain& chain);
-    /// Has this thread come back, after it has looked at everything else. Threads: any.
+    /// Has this thread come back after it has looked at everything else. Threads: any.
     void ask_for_another_turn() const noexcept { another_turn_.ask(); }
 
   private:
@@ -70,6 +77,7 @@ class SynchronousDevice : public Device {
     AnotherTurn another_turn_;
     DriverLink* driver_ = nullptr;
     std::vector<std::optional<Queue>> queues_;
+    bool paused_ = false;
 };
 
 } // namespace vmm::devices::virtio

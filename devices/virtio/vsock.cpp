@@ -29,7 +29,8 @@ namespace {
 // Queues (5.10.2).
 constexpr std::uint16_t kToGuest = 0;
 constexpr std::uint16_t kFromGuest = 1;
-constexpr std::size_t kQueues = 3; // The third is for events, of which there are none without migration.
+constexpr std::uint16_t kEvents = 2;
+constexpr std::size_t kQueues = 3;
 constexpr std::uint16_t kQueueSize = 256;
 
 constexpr std::uint64_t kHostCid = 2;
@@ -49,22 +50,24 @@ constexpr std::uint16_t kCreditRequest = 7;
 constexpr std::uint32_t kReceivesNoMore = 1;
 constexpr std::uint32_t kSendsNoMore = 2;
 
-/// Beyond that no more packets are taken from the guest until it has taken some of these.
+constexpr std::uint32_t kTransportReset = 0; ///< an event (5.10.6.7)
+
+/// If so many packets wait for the guest, no more are taken from it until it has taken some of these.
 constexpr std::size_t kMostReplies = 512;
 constexpr std::size_t kLongestGreeting = 32; // "CONNECT 4294967295\n" and some room.
 constexpr std::size_t kLongestPath = 96;
 /// How many packets are moved before other descriptors have their turn.
 constexpr int kMostAtOnce = 256;
-/// How many programs are accepted, or refused, before that.
+/// How many programs are accepted, or refused, before other descriptors have their turn.
 constexpr int kMostAcceptedAtOnce = 64;
 /// How many packets of one program's go to the guest before the next program has its turn.
 constexpr int kMostOfOneProgram = 16;
-/// How long nobody is accepted where the host has no descriptor or no memory left.
+/// How long nobody is accepted if the host has no descriptor or no memory left.
 constexpr std::chrono::seconds kAcceptPause{1};
 /// How long another process that makes its socket in the same directory is waited for.
 constexpr int kMostLockAttempts = 100;
 constexpr timespec kLockPause{0, 10'000'000};
-/// How many buffers without room for a packet are given back before that.
+/// How many buffers without room for a packet are given back before other descriptors have their turn.
 constexpr int kMostUselessAtOnce = 64;
 
 sockaddr_un address_of(const std::string& path) {
@@ -88,7 +91,7 @@ std::string trying_to_make(const std::string& path) {
     return "make the vsock's unix socket " + path;
 }
 
-/// Holds off other processes that make such a socket in the same directory, as far as that can be had.
+/// Holds off other processes that make such a socket in the same directory, if the file system allows it.
 class DirectoryLock {
   public:
     explicit DirectoryLock(const std::string& file) {
@@ -250,11 +253,32 @@ VsockListener::~VsockListener() {
 
 // --- The device -----------------------------------------------------------------------------------------------------
 
-Vsock::Vsock(std::string name, const VsockConfig& config)
+Vsock::Vsock(std::string name, const VsockConfig& config, const VsockState& state)
     : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
-      listener_(config.path, config.warn), spare_(make_socket()), next_port_(kFirstHostPort) {}
+      listener_(config.path, config.warn), spare_(make_socket()),
+      told_cid_(state.guest_cid != 0 ? state.guest_cid : config.guest_cid), had_driver_(state.has_driver),
+      next_port_(state.next_host_port != 0 ? state.next_host_port : kFirstHostPort) {
+    if (next_port_ < kFirstHostPort) {
+        throw Error("cannot restore the device " + identity().name + ": the port " + std::to_string(next_port_) +
+                    " is none that it gives to programs");
+    }
+}
+
+DeviceState Vsock::state() const {
+    return VsockState{is_active() || had_driver_, told_cid_, next_port_};
+}
+
+void Vsock::begin(std::uint64_t /*features*/) {
+    reset_event_ = std::exchange(had_driver_, false) ? ResetEvent::kDue : ResetEvent::kNone;
+    if (told_cid_ != config_.guest_cid) { // The driver looks at it when it is told of the reset.
+        told_cid_ = config_.guest_cid;
+        driver().change_config(0, std::as_bytes(std::span(&told_cid_, 1)));
+    }
+}
 
 void Vsock::end() noexcept {
+    reset_event_ = ResetEvent::kNone;
+    had_driver_ = false;
     connections_.clear();
     begun_by_guest_ = 0;
     alarm_at_ = Clock::time_point::max();
@@ -269,8 +293,48 @@ void Vsock::forget_queue(std::uint16_t index) noexcept {
     }
 }
 
+std::uint16_t Vsock::put_back(std::uint16_t index) noexcept {
+    const bool has_taken = index == kToGuest && has_room_;
+    forget_queue(index);
+    return has_taken ? 1 : 0;
+}
+
+bool Vsock::is_gated() const noexcept {
+    return reset_event_ != ResetEvent::kNone && has_working_queue(kEvents);
+}
+
+/// Tells the driver that its connections are gone, once it has given a buffer for that; then waits for it to give
+/// another one. A driver without a queue for events is not told.
+void Vsock::tell_of_reset() {
+    for (int useless = 0; reset_event_ == ResetEvent::kDue; ++useless) {
+        if (useless == kMostUselessAtOnce) {
+            ask_for_another_turn();
+            return;
+        }
+        if (!take(kEvents, chain_)) {
+            return;
+        }
+        Queue& events = *working_queue(kEvents);
+        const std::size_t count = copy_to(chain_, 0, std::as_bytes(std::span(&kTransportReset, 1)));
+        events.push(chain_.head, static_cast<std::uint32_t>(count));
+        if (count == sizeof(kTransportReset)) {
+            reset_event_ = ResetEvent::kTold;
+            event_buffers_ = events.waiting();
+        }
+    }
+    Queue* const events = working_queue(kEvents);
+    if (reset_event_ != ResetEvent::kTold || events == nullptr) {
+        return;
+    }
+    const auto one_more = static_cast<std::uint16_t>(std::min<unsigned>(event_buffers_ + 1U, events->size()));
+    static_cast<void>(events->ask_for_doorbell(one_more));
+    if (events->waiting() > event_buffers_) {
+        reset_event_ = ResetEvent::kNone;
+    }
+}
+
 bool Vsock::is_readable(const Connection& connection) const noexcept {
-    if (!has_working_queue(kToGuest)) {
+    if (!has_working_queue(kToGuest) || is_gated()) {
         return false; // What is read goes nowhere.
     }
     return connection.established && connection.host_sends && connection.guest_receives && !wants_room_ &&
@@ -292,7 +356,7 @@ std::vector<Source> Vsock::sources() const {
     for (const auto& [ports, connection] : connections_) {
         const std::uint32_t events = (is_readable(connection) ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
                                      (connection.to_host.empty() ? 0U : static_cast<std::uint32_t>(EPOLLOUT));
-        // A hang-up is told of whatever is asked for. Once it is known, it would come again and again.
+        // The kernel reports a hang-up whatever is asked for. Once it is known, it would come again and again.
         if (events != 0 || !connection.left) {
             sources.push_back({connection.fd.get(), events, connection.serial});
         }
@@ -331,6 +395,7 @@ void Vsock::look_at_source(int fd) {
 
 /// Moves what can be moved in both directions.
 void Vsock::serve() {
+    tell_of_reset();
     expire();
     send_to_guest();
     take_packets();
@@ -383,7 +448,7 @@ void Vsock::erase(Connections::iterator connection) {
     connections_.erase(connection);
 }
 
-/// The program has closed its end. What it wrote before is for the guest; what the guest writes is for nobody.
+/// The program has closed its end. The guest still gets what it wrote before. Nobody gets what the guest writes.
 void Vsock::program_left(Connections::iterator connection) {
     Connection& there = connection->second;
     const Ports ports = connection->first;
@@ -521,7 +586,7 @@ void Vsock::begin_connection(const Header& header) {
     UniqueFd fd;
     if (!connections_.contains(ports) && has_room_for_connection(true)) {
         fd = make_socket();
-        // The connection is there at once, or there is no listener, or it has too many to accept already.
+        // The connection is made at once, unless there is no listener or it has too many to accept already.
         if (fd && connect_to(fd.get(), config_.path + "_" + std::to_string(ports.first)) != 0) {
             fd = UniqueFd();
         }
@@ -543,7 +608,7 @@ void Vsock::begin_connection(const Header& header) {
 
 void Vsock::take_bytes(Connections::iterator connection, const Header& header, const Chain& chain) {
     Connection& there = connection->second;
-    // More than it was told there is room for, or after it said that there would be no more.
+    // The guest sent more than it was told there is room for, or after it had said that there would be no more.
     if (header.length > there.to_host.room() || !there.guest_sends || !there.established) {
         const Ports ports = connection->first;
         erase(connection);
@@ -573,11 +638,11 @@ void Vsock::shut_down(Connections::iterator connection, std::uint32_t flags) {
     flush(connection);
 }
 
-/// Writes what the guest sent to the program, as far as it takes it now; ends what is over.
+/// Writes what the guest sent to the program, as far as the program takes it now. Ends the connection if it is over.
 void Vsock::flush(Connections::iterator connection) {
     Connection& there = connection->second;
     const Ports ports = connection->first;
-    if (there.left) { // For nobody, and the guest is not to wait for it.
+    if (there.left) { // Nobody takes these bytes, and the guest is not to wait for them.
         there.forwarded_bytes += static_cast<std::uint32_t>(there.to_host.size());
         there.to_host.drop(there.to_host.size());
     }
@@ -606,8 +671,8 @@ void Vsock::flush(Connections::iterator connection) {
             ::shutdown(there.fd.get(), SHUT_WR);
         }
     }
-    // Told when half of it has been taken, so that a sender need not wait, and is not told of every byte: nor again
-    // while what it is to be told waits for a buffer of the guest's.
+    // The guest is told when half of its bytes have been taken, so that it need not wait, and is not told of every
+    // byte. It is not told again while that waits for a buffer of the guest's.
     if (there.forwarded_bytes - there.announced_bytes >= kBufferBytes / 2 && there.guest_sends) {
         there.announced_bytes = there.forwarded_bytes;
         reply(ports, kCreditUpdate);
@@ -634,7 +699,7 @@ void Vsock::accept_programs() {
     }
 }
 
-/// Takes the next program out of the queue and closes it, where there is no descriptor left to speak to it.
+/// Takes the next program out of the queue and closes it, because there is no descriptor left to speak to it.
 void Vsock::refuse_program() {
     spare_.reset();
     UniqueFd(::accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)).reset();
@@ -646,7 +711,7 @@ void Vsock::refuse_program() {
 
 void Vsock::read_greeting(std::deque<Greeting>::iterator greeting) {
     constexpr std::string_view kWord = "CONNECT ";
-    // Byte by byte: what comes after the line belongs to the guest.
+    // It is read byte by byte, because what comes after the line belongs to the guest.
     for (char next = 0; next != '\n';) {
         const ssize_t count = ::recv(greeting->fd.get(), &next, 1, MSG_DONTWAIT);
         if (count < 0 && would_block(errno)) {
@@ -710,7 +775,7 @@ void Vsock::reply(const Ports& ports, std::uint16_t operation, std::uint32_t fla
     replies_.push_back(header);
 }
 
-/// The next buffer of the guest's for a packet, in room_. False if there is none.
+/// Puts a packet into the guest's buffer that room_ is. Returns false if the header did not fit.
 bool Vsock::put_packet(const Header& header) {
     Header whole = header;
     if (const auto connection = connections_.find(ports_to_guest(header)); connection != connections_.end()) {
@@ -724,7 +789,7 @@ bool Vsock::put_packet(const Header& header) {
 }
 
 void Vsock::send_to_guest() {
-    if (!has_working_queue(kToGuest)) {
+    if (!has_working_queue(kToGuest) || is_gated()) {
         return;
     }
     int useless = 0; // The guest may go on offering such for ever.
@@ -754,7 +819,7 @@ void Vsock::send_to_guest() {
     if (!replies_.empty()) {
         return;
     }
-    // From where the last turn ended, so that nobody is left out.
+    // Begin where the last turn ended, so that nobody is left out.
     int budget = kMostAtOnce;
     std::size_t bytes = 0;
     for (std::size_t left = connections_.size(); left != 0 && budget > 0 && bytes < kMostBytesATurn; --left) {
@@ -776,11 +841,11 @@ void Vsock::send_to_guest() {
     }
 }
 
-/// Reads from the program into the buffer that room_ is. Returns how much; nothing where there is no more to read now,
-/// or the connection is over.
+/// Reads from the program into the buffer that room_ is. Returns how many bytes; nothing if there is no more to read
+/// now, or if the connection is over.
 std::optional<std::size_t> Vsock::send_bytes(Connections::iterator connection) {
     Connection& there = connection->second;
-    // The header goes to the front of the buffer, the bytes straight behind it.
+    // The header goes to the front of the buffer, and the bytes go straight behind it.
     std::array<iovec, 64> pieces{};
     std::size_t count = 0;
     std::uint64_t skip = sizeof(Header);

@@ -23,11 +23,11 @@
 
 namespace vmm::devices::virtio {
 
-/// What a vsock device stands on, in the way other small VMMs have it:
+/// What a vsock device stands on. Other small VMMs have it in the same way:
 ///
-/// - Host to guest: a program connects to the unix socket `path` and writes "CONNECT <port>\n". Where the guest listens
-///   on that port, the answer is "OK <a port of the host's>\n", and bytes flow; else the connection is closed.
-/// - Guest to host: where the guest connects to port P of CID 2, the device connects to the unix socket `<path>_<P>`.
+/// - Host to guest: a program connects to the unix socket `path` and writes "CONNECT <port>\n". If the guest listens on
+///   that port, the answer is "OK <a port of the host's>\n", and bytes flow. Otherwise the connection is closed.
+/// - Guest to host: if the guest connects to port P of CID 2, the device connects to the unix socket `<path>_<P>`.
 struct VsockConfig {
     std::uint32_t guest_cid = 3; ///< 3 to 0xfffffffe: below are the hypervisor, loopback and the host
     std::string path;            ///< see check_vsock_path()
@@ -39,14 +39,14 @@ struct VsockConfig {
 /// does not end in '_' and digits, because the guest of another vsock could connect to it as to a port. Throws Error.
 void check_vsock_path(const std::string& path);
 
-/// The unix socket that programs connect to. Its file goes with it, unless another one is there by then.
+/// The unix socket that programs connect to. Its file is deleted with it, unless another one is there by then.
 ///
 /// Threads: one at a time.
 class VsockListener {
   public:
-    /// Listens at `path`. A socket of this user's that nobody listens on was left by a process that was killed: it is
-    /// replaced, and `warn` is told. Whatever else is there stays. Processes that do the same at once see one another.
-    /// Throws Error.
+    /// Listens at `path`. If there is a socket of this user's that nobody listens on, a process that was killed has
+    /// left it: it is replaced, and `warn` is told. Anything else that is there stays, and is an error. Processes that
+    /// do the same at once see one another. Throws Error.
     VsockListener(std::string path, const std::function<void(const std::string&)>& warn);
     ~VsockListener();
     VsockListener(const VsockListener&) = delete;
@@ -61,32 +61,37 @@ class VsockListener {
     ino_t inode_ = 0;
 };
 
-/// The device. Neither side makes it hold more than kMostConnections connections of kBufferBytes each; whoever comes
-/// when there is no room for another one is closed at once.
+/// The device. Neither side makes it hold more than kMostConnections connections of kBufferBytes each. A connection for
+/// which there is no room is closed at once.
 ///
-/// Bytes for a program that does not read wait here, up to what the guest was told there is room for; bytes for a guest
-/// that does not read wait in the unix socket. A program that goes away is noticed at any time, also while the guest
-/// neither answers nor reads.
+/// Bytes for a program that does not read wait here, up to the room that the guest was told of. Bytes for a guest that
+/// does not read wait in the unix socket. A program that goes away is noticed at any time, also while the guest neither
+/// answers nor reads.
+///
+/// Connections do not outlive a pause that ends in another process: the device that is made from the state tells the
+/// driver so (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, 5.10.6.7), and sends nothing else until the driver has seen it.
 ///
 /// Threads: one, but for identity().
 class Vsock final : public SynchronousDevice {
   public:
-    static constexpr std::size_t kMostConnections = 256;      ///< that programs began, and as many that the guest began
-    static constexpr std::size_t kMostGreetings = 64;         ///< programs that have not yet said to which port
+    static constexpr std::size_t kMostConnections = 256; ///< that programs began, and as many that the guest began
+    static constexpr std::size_t kMostGreetings = 64;    ///< programs that have not yet said to which port they connect
     static constexpr std::uint32_t kBufferBytes = 128 * 1024; ///< for each connection, what the guest may send ahead
     static constexpr std::size_t kMostBytesATurn = 4 * 1024 * 1024; ///< in each direction
 
-    /// How long a program may take to say to which port,
+    /// How long a program may take to say to which port it connects.
     static constexpr std::chrono::seconds kGreetingTime{30};
-    /// how long the guest may take to answer,
+    /// How long the guest may take to answer.
     static constexpr std::chrono::seconds kAnswerTime{10};
-    /// and how long it may take none of what a program has left behind.
+    /// How long the guest may take nothing of what a program has left behind.
     static constexpr std::chrono::seconds kLeftTime{60};
 
-    /// Listens on `config.path`. Throws Error: as check_vsock_path() and VsockListener have it.
-    Vsock(std::string name, const VsockConfig& config);
+    /// Listens on `config.path`. Throws Error: as check_vsock_path() and VsockListener have it, or `state` is that of
+    /// no such device.
+    Vsock(std::string name, const VsockConfig& config, const VsockState& state = {});
 
     [[nodiscard]] std::vector<Source> sources() const override;
+    [[nodiscard]] DeviceState state() const override;
 
   private:
     /// The header of every packet, little endian (5.10.6).
@@ -120,8 +125,8 @@ class Vsock final : public SynchronousDevice {
         bool left = false; ///< the program has gone, and left bytes for the guest behind
         Clock::time_point deadline = Clock::time_point::max(); ///< when it ends
         ByteRing to_host{kBufferBytes + kMostOwnBytes};        ///< from the guest, not yet written
-        /// How much of that, at its front, is not the guest's but our answer to the program. It does not count in
-        /// forwarded_bytes: a guest that is told of more than it has sent believes that there is no room at all.
+        /// How many bytes at the front of that are our answer to the program. They do not count in forwarded_bytes: a
+        /// guest that is told of more than it has sent believes that there is no room at all.
         std::size_t own_bytes = 0;
         bool established = false;                ///< the guest has answered, or began it
         bool guest_sends = true;                 ///< it has not shut that down
@@ -143,13 +148,25 @@ class Vsock final : public SynchronousDevice {
         std::string words{};
     };
 
+    /// How far the driver knows that its connections are gone (5.10.6.7).
+    enum class ResetEvent {
+        kNone,
+        kDue,
+        kTold, ///< it has not yet given another buffer for events, which it does after it has dropped them
+    };
+
+    void begin(std::uint64_t features) override;
     void end() noexcept override;
     void forget_queue(std::uint16_t index) noexcept override;
+    [[nodiscard]] std::uint16_t put_back(std::uint16_t index) noexcept override;
+    void tell_of_reset();
+    /// Whether nothing may go to the guest: it would take it for part of a connection that it is to drop.
+    [[nodiscard]] bool is_gated() const noexcept;
     void look_at_doorbell(std::uint16_t index) override;
     void look_at_source(int fd) override;
     void serve() override;
     void take_packets();
-    /// Returns the bytes for a program that it had.
+    /// Returns how many bytes for a program it had.
     std::size_t take_packet(const Chain& chain);
     void begin_connection(const Header& header);
     void take_bytes(Connections::iterator connection, const Header& header, const Chain& chain);
@@ -158,7 +175,7 @@ class Vsock final : public SynchronousDevice {
     void program_left(Connections::iterator connection);
     void give_up(Connections::iterator connection);
     void erase(Connections::iterator connection);
-    /// Whether another connection of that side may begin. One that was left behind makes room.
+    /// Whether another connection of that side may begin. A connection that was left behind makes room.
     [[nodiscard]] bool has_room_for_connection(bool by_guest);
     void expire();
     void set_alarm();
@@ -176,7 +193,7 @@ class Vsock final : public SynchronousDevice {
 
     VsockConfig config_;
     VsockListener listener_;
-    UniqueFd spare_; ///< given up to refuse a program where there is no other descriptor left
+    UniqueFd spare_; ///< given up to refuse a program if there is no other descriptor left
     Alarm alarm_;
     Clock::time_point alarm_at_ = Clock::time_point::max();
     Clock::time_point accept_again_at_ = Clock::time_point::min(); ///< until then nobody can be accepted
@@ -190,7 +207,11 @@ class Vsock final : public SynchronousDevice {
     std::deque<Greeting> greetings_;
     std::deque<Header> replies_; ///< packets without payload for the guest
     std::uint64_t next_serial_ = 1;
-    std::uint32_t next_port_; ///< of the host's, for connections that a program begins
+    std::uint32_t told_cid_; ///< what the guest has in its configuration space
+    bool had_driver_;        ///< a device before this one had it
+    ResetEvent reset_event_ = ResetEvent::kNone;
+    std::uint16_t event_buffers_ = 0; ///< that were there when it was told
+    std::uint32_t next_port_;         ///< of the host's, for connections that a program begins
 };
 
 } // namespace vmm::devices::virtio

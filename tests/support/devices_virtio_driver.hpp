@@ -402,19 +402,15 @@ class VirtioPump {
   public:
     /// `device`, `memory` and `irq` outlive it. `patience` as MmioTransport::Hooks has it, for tests with two threads.
     VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq, std::chrono::milliseconds patience = {})
-        : device_(device), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-          transport_(device.identity(), memory, irq,
-                     {.work = [this] { wake(); },
-                      .doorbell =
-                          [this](std::uint16_t index) {
-                              {
-                                  const std::lock_guard lock(mutex_);
-                                  rung_.insert(index);
-                              }
-                              wake();
-                          },
-                      .patience = patience}) {
+        : device_(device), transport_(device.identity(), memory, irq, hooks(patience)) {
         assert(wake_);
+    }
+    /// Goes on from `state`, which was that of another transport of such a device.
+    VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq,
+               const virtio::MmioTransport::State& state)
+        : device_(device), transport_(device.identity(), memory, irq, hooks({}), state) {
+        assert(wake_);
+        wake();
     }
     VirtioPump(const VirtioPump&) = delete;
     VirtioPump(VirtioPump&&) = delete;
@@ -447,10 +443,34 @@ class VirtioPump {
         const std::uint64_t one = 1;
         [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof(one));
     }
+    /// Has the device pause. Returns whether it comes to rest.
+    bool pause() {
+        device_.pause();
+        const auto give_up = std::chrono::steady_clock::now() + vmm::testing::kPatience;
+        while (!device_.is_paused() && std::chrono::steady_clock::now() < give_up) {
+            poll_sources(std::chrono::milliseconds(10));
+        }
+        return device_.is_paused();
+    }
+    /// All of the transport as a value; the device is paused.
+    [[nodiscard]] virtio::MmioTransport::State state() const { return transport_.state(device_.queue_states()); }
+    [[nodiscard]] virtio::Device& device() noexcept { return device_; }
     /// How often the device was activated.
     [[nodiscard]] int activations() const noexcept { return activations_; }
 
   private:
+    [[nodiscard]] virtio::MmioTransport::Hooks hooks(std::chrono::milliseconds patience) {
+        return {.work = [this] { wake(); },
+                .doorbell =
+                    [this](std::uint16_t index) {
+                        {
+                            const std::lock_guard lock(mutex_);
+                            rung_.insert(index);
+                        }
+                        wake();
+                    },
+                .patience = patience};
+    }
     bool do_work() {
         virtio::Negotiation::Work work = transport_.negotiation().take_work();
         const bool any = work.reset || work.activation || !work.queue_resets.empty() || !work.restarts.empty();
@@ -524,7 +544,7 @@ class VirtioPump {
     }
 
     virtio::Device& device_;
-    UniqueFd wake_;
+    UniqueFd wake_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
     std::mutex mutex_;
     std::set<std::uint16_t> rung_; ///< guarded by mutex_
     bool stopping_ = false;
@@ -547,14 +567,14 @@ class VirtioRig {
     explicit VirtioRig(virtio::Device& device) : VirtioRig(device, Options{}) {}
     VirtioRig(virtio::Device& device, Options options)
         : options_(options), layout_{GuestRange{GuestAddress{0}, options.memory_bytes}},
-          memory_(layout_, PageSize::k4K), pump_(device, memory_, irq_), driver_(pump_.transport()),
-          queue_count_(device.identity().queue_sizes.size()) {}
+          memory_(layout_, PageSize::k4K), pump_(std::make_unique<VirtioPump>(device, memory_, irq_)),
+          driver_(pump_->transport()), queue_count_(device.identity().queue_sizes.size()) {}
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
     [[nodiscard]] RecordingIrq& irq() noexcept { return irq_; }
-    [[nodiscard]] virtio::MmioTransport& transport() noexcept { return pump_.transport(); }
+    [[nodiscard]] virtio::MmioTransport& transport() noexcept { return pump_->transport(); }
     [[nodiscard]] RegisterDriver& driver() noexcept { return driver_; }
-    [[nodiscard]] VirtioPump& pump() noexcept { return pump_; }
+    [[nodiscard]] VirtioPump& pump() noexcept { return *pump_; }
     [[nodiscard]] DriverQueue& queue(std::size_t index) { return *queues_.at(index); }
 
     /// `bytes` of guest memory that nothing else uses, zero at first, aligned to 16. They are never given back.
@@ -596,6 +616,24 @@ class VirtioRig {
     }
     bool needs_reset() { return (driver_.status() & virtio::kStatusNeedsReset) != 0; }
 
+    /// Pauses the device, and has the one that `make` makes of its state go on in its place, with a transport that is
+    /// made of the other one's. The driver and the memory remain. Returns the new device, which the rig owns; null if
+    /// the old one does not come to rest.
+    template <typename Make>
+    auto replace_device(Make make) -> decltype(make(virtio::DeviceState{}).get()) {
+        if (!pump_->pause()) {
+            return nullptr;
+        }
+        const virtio::MmioTransport::State transport = pump_->state();
+        auto device = make(pump_->device().state());
+        auto* const made = device.get();
+        pump_ = std::make_unique<VirtioPump>(*device, memory_, irq_, transport);
+        driver_ = RegisterDriver(pump_->transport());
+        pump_->transport().repeat_interrupt();
+        replaced_ = std::move(device);
+        return made;
+    }
+
     /// Rings for queue `index`, if the device wants that.
     void ring(std::uint16_t index) {
         if (queue(index).wants_doorbell()) {
@@ -607,7 +645,7 @@ class VirtioRig {
     /// for ever is one that a test has to find by what it asks next.
     void settle() {
         constexpr int kMostTurns = 100'000;
-        for (int turns = 0; turns < kMostTurns && pump_.turn(); ++turns) {
+        for (int turns = 0; turns < kMostTurns && pump_->turn(); ++turns) {
         }
     }
     /// Lets the device's side run until `condition` holds. False if it never does.
@@ -618,7 +656,7 @@ class VirtioRig {
             if (std::chrono::steady_clock::now() > end) {
                 return false;
             }
-            pump_.turn(std::chrono::milliseconds(10));
+            pump_->turn(std::chrono::milliseconds(10));
         }
         return true;
     }
@@ -647,7 +685,8 @@ class VirtioRig {
     std::array<GuestRange, 1> layout_;
     GuestMemory memory_;
     RecordingIrq irq_;
-    VirtioPump pump_;
+    std::unique_ptr<virtio::Device> replaced_; ///< by replace_device(), instead of the one that is not ours
+    std::unique_ptr<VirtioPump> pump_;
     RegisterDriver driver_;
     std::size_t queue_count_;
     std::uint64_t next_free_ = 0x1000;

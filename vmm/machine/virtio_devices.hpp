@@ -1,4 +1,4 @@
-// The virtio devices of a machine: which there are, where they lie, and what connects them to KVM and to their threads.
+// The virtio devices of a machine, and what connects them to KVM and to their threads.
 #pragma once
 
 #include <atomic>
@@ -46,11 +46,12 @@ struct VirtioSet {
     devices::virtio::Balloon* balloon = nullptr; ///< likewise
     /// The programs that some of them stand on. They outlive the devices, which ask them for their last words.
     std::vector<std::unique_ptr<UserNetwork>> networks;
-    /// What such a network keeps from the host, in the order of `networks`; null where it keeps nothing.
+    /// What such a network keeps from the host, in the order of `networks`; null if it keeps nothing.
     std::vector<std::shared_ptr<KeptFrames>> kept_frames;
 };
 
-/// Opens what the devices of `config` stand on (images, taps), or starts it. Throws Error: one of them cannot be had.
+/// Opens or starts what the devices of `config` stand on (images, taps, passt). Throws Error: one of them cannot be
+/// had.
 [[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services);
 
 /// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
@@ -70,12 +71,12 @@ class VirtioDevices {
 
     /// Starts the devices' threads, before the first vCPU runs. Throws Error.
     void start(StopRequest& stop);
-    /// Ends them, when no vCPU runs any more; waits for the devices' work with the host, but not for ever: see
-    /// has_left_work(). Rethrows the failure of the first that failed. Throws Error where a reset took longer than a
-    /// driver waits: the machine was stopped for it.
+    /// Ends the threads, once no vCPU runs any more. Waits for the devices' work with the host, but not for ever: see
+    /// has_left_work(). Rethrows the failure of the first that failed. Throws Error if a reset took longer than a
+    /// driver waits, for which the machine was stopped.
     void join();
 
-    /// As join(), for when something else has failed already.
+    /// Does what join() does, after something else has failed already.
     void abandon() noexcept;
 
     /// After join() or abandon(): whether the host still works for a device, and writes to guest memory. Then neither

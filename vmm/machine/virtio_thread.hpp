@@ -19,9 +19,10 @@
 
 namespace vmm {
 
-/// Drives one device from construction until it is destroyed: doorbells, what the driver negotiates, and the device's
-/// own descriptors. Nothing is shared with the threads of other devices. However much the guest asks for, join() waits
-/// for the turn that is under way and no other one, and a reset for those that the thread has been told of already.
+/// Drives one device from construction until it is destroyed: it serves doorbells, what the driver negotiates, and the
+/// device's own descriptors. It shares nothing with the threads of other devices. However much the guest asks for,
+/// join() waits for the turn that is under way and no other one. A reset waits for the turns that the thread was told
+/// of before.
 ///
 /// Threads: the one that made it.
 class VirtioThread {
@@ -36,19 +37,19 @@ class VirtioThread {
         StopRequest& stop;              ///< for a failure of the host's
     };
 
-    /// Throws Error where the host cannot make one.
+    /// Throws Error: the host cannot make a thread.
     explicit VirtioThread(const Wiring& wiring);
-    /// Waits for the device's work with the host. Once no vCPU runs any more.
+    /// Waits for the device's work with the host. No vCPU runs any more.
     ~VirtioThread();
     VirtioThread(const VirtioThread&) = delete;
     VirtioThread& operator=(const VirtioThread&) = delete;
 
-    /// No turn begins any more; what the device has with the host is still waited for. Threads: any.
+    /// Lets no turn begin any more. What the device has with the host is still waited for. Threads: any.
     void end() noexcept;
-    /// As destruction does.
+    /// Waits as destruction does.
     void join() noexcept;
-    /// As join(), but no longer than until `deadline`. False where the device still has work with the host then: its
-    /// thread goes on, and with it everything that it uses has to stay where it is.
+    /// Waits as join() does, but no longer than until `deadline`. Returns false if the device still has work with the
+    /// host then. Its thread goes on, so that everything that it uses has to stay where it is.
     [[nodiscard]] bool join_until(std::chrono::steady_clock::time_point deadline) noexcept;
     /// A failure of the host's that ended the thread; null if there was none. After join().
     [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }

@@ -689,6 +689,27 @@ TEST_F(QueueTest, StateGoesOverIntoAQueueThatContinues) {
     EXPECT_EQ(driver->used_index(), 2);
 }
 
+TEST_F(QueueTest, WhatIsPutBackIsPoppedAgain) {
+    Queue queue = make(true);
+    for (std::uint32_t length = 1; length <= 3; ++length) {
+        driver->add({{kData, length}});
+    }
+    EXPECT_EQ(queue.waiting(), 3);
+    ASSERT_EQ(queue.pop(chain), Pop::kChain);
+    queue.push(chain.head, 0);
+    ASSERT_EQ(queue.pop(chain), Pop::kChain);
+    ASSERT_EQ(queue.pop(chain), Pop::kChain);
+    EXPECT_EQ(queue.waiting(), 0);
+    queue.put_back(2);
+    EXPECT_EQ(queue.waiting(), 2);
+    Queue again = Queue::make(memory, queue.state()).value();
+    for (const std::uint32_t length : {2U, 3U}) {
+        ASSERT_EQ(again.pop(chain), Pop::kChain);
+        EXPECT_EQ(chain.readable_bytes, length);
+    }
+    EXPECT_EQ(again.pop(chain), Pop::kEmpty);
+}
+
 // --- Interrupts --------------------------------------------------------------------------------------------------
 
 class QueueInterruptTest : public QueueTest {
