@@ -62,7 +62,7 @@ class Negotiation {
         /// back, and frees the queues. If there is a time here the device is out of them by then. The vCPU stands still
         /// so long.
         std::chrono::milliseconds patience{0};
-        /// The patience is at its end and the device is not: it still writes to what the driver frees next. Whoever is
+        /// The patience is at its end, and the device still writes to memory that the driver frees next. Whoever is
         /// told must not let the guest run on.
         std::function<void()> overdue = {};
         /// Whether the guest will not run on anyway, so that nobody has to be waited for.
@@ -79,8 +79,8 @@ class Negotiation {
         friend bool operator==(const QueueState&, const QueueState&) = default;
     };
 
-    /// All of it as a value. A reset that the driver has asked for is finished in it: who is made from it has nothing
-    /// to stop.
+    /// All of it as a value. A reset that the driver has asked for is finished in it, so that nothing is to be stopped
+    /// in a device that goes on from it.
     struct State {
         std::uint32_t status = 0;
         std::uint64_t driver_features = 0;
@@ -94,8 +94,8 @@ class Negotiation {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// `forget` is called on each reset: the transport's own registers are as at first then. It is called with a lock
-    /// held, so that it only assigns. `memory` outlives the negotiation.
+    /// `forget` is called on each reset, to make the transport's own registers as they are at first. A lock is held
+    /// then, so it does no more than assign. `memory` outlives the negotiation.
     Negotiation(const Identity& identity, const GuestMemory& memory, Hooks hooks, std::function<void()> forget);
     /// Goes on from `state`: if the device was activated, the first take_work() activates it with the queues where they
     /// were. Throws Error: `state` is none of a device with this identity and this memory.
@@ -232,7 +232,8 @@ class Negotiation {
 
     mutable std::mutex mutex_; ///< guards all below
     std::condition_variable stopped_;
-    /// Of its queues, `in_device` is where a queue goes on that the device is to get; the device's thread knows more.
+    /// `in_device` of its queues is only for those that the device has not got yet: it says where they go on. For the
+    /// others the device knows that.
     State state_;
     Stop reset_ = Stop::kNone;
     std::vector<QueueProgress> progress_; ///< by queue
