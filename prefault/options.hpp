@@ -1,17 +1,15 @@
-// What a prefault can be asked for, and what it says of itself afterwards.
+// What a prefault can be asked for.
 #pragma once
 
-#include <cstdint>
-#include <stop_token>
-#include <string>
+#include <span>
 #include <string_view>
 #include <vector>
 
 #include "kvm/host/export.hpp"
 #include "kvm/host/guest_address.hpp"
+#include "kvm/host/guest_memory.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/progress.hpp"
-#include "prefault/second_level.hpp"
 
 VMM_API_BEGIN
 namespace vmm::prefault {
@@ -19,23 +17,13 @@ namespace vmm::prefault {
 /// How the second level is filled.
 enum class Method {
     kNone,  ///< not at all; in reports only
-    kAuto,  ///< by ioctl where that leaves nothing to fault, else by touch; in options only
-    kTouch, ///< dummy vCPUs write to every page
-    kIoctl, ///< KVM_PRE_FAULT_MEMORY on each dummy vCPU
+    kAuto,  ///< by ioctl if that leaves nothing to fault, else by touch; in options only
+    kTouch, ///< prefault vCPUs write to every page
+    kIoctl, ///< KVM_PRE_FAULT_MEMORY on each prefault vCPU
 };
 
 /// The name used on the command line and in the report: "none", "auto", "touch", "ioctl".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;
-
-/// What shows that the second level is full.
-enum class Proof {
-    kNone,     ///< nothing
-    kCounters, ///< KVM's counts of mappings cover what was to be filled
-    kTouch,    ///< prefault vCPUs wrote to every 4 KiB of it and took no fault, by KVM's count
-};
-
-/// The name used in the report: "none", "counters", "touch".
-[[nodiscard]] std::string_view to_string(Proof proof) noexcept;
 
 /// How far pre-population goes.
 enum class Scope {
@@ -47,43 +35,31 @@ enum class Scope {
 /// The name used on the command line and in the report: "none", "host", "all".
 [[nodiscard]] std::string_view to_string(Scope scope) noexcept;
 
+/// What a prefault is to do. A value.
 struct Options {
     Scope scope = Scope::kAll;
-    /// The parts of guest memory it is about, whole pages of the backing, not overlapping; empty: all of it.
+    /// The parts of guest memory: whole pages of the backing, not overlapping; empty: all memory.
     std::vector<GuestRange> ranges = {};
     Method method = Method::kAuto;
-    /// Threads for the host side, and dummy vCPUs; at least 1. Of these, as many are used as there is work for.
+    /// Threads for the host side, and prefault vCPUs; 1 to kMaxWorkers. Of these, as many are used as there is work
+    /// for.
     unsigned workers = 1;
-    /// Where workers may run; empty: where the process may. Workers run on the CPUs of their memory's node.
+    /// Where workers may run; empty: where the process may. Each runs on those that are near its memory.
     CpuList cpus = {};
-    /// Beside a guest: workers at the lowest priority, and each chunk is populated on both sides before the next is
-    /// begun, so that what is done serves the guest at once.
+    /// Whether workers have the lowest priority, for the sake of a guest that runs. Each chunk is then populated on
+    /// both sides before the next is begun, so that what is done serves the guest at once.
     bool background = false;
     /// Whether the second level of system management mode is filled, too. Needs KVM_CAP_X86_SMM, and EPT or NPT.
     bool smm = false;
     ProgressSink progress = {};
+
+    static constexpr unsigned kMaxWorkers = 512;
 };
 
-/// What was done, and what KVM's counters say of it.
-struct Report {
-    Scope scope = Scope::kNone;
-    std::vector<GuestRange> ranges; ///< what was asked for; empty: all memory
-    std::uint64_t bytes = 0;        ///< the size of what it was about
-    Method method = Method::kNone;
-    std::string method_reason; ///< why this method
-    unsigned workers = 0;
-    double host_seconds = 0;
-    double pin_seconds = 0;
-    double second_level_seconds = 0; ///< in the background: both sides
-    double smm_seconds = 0;
-    double total_seconds = 0;
-    MappedPages mapped;         ///< of the guest's memory, all of it, when the run ended
-    MappedPages smm_mapped;     ///< what the second level of system management mode added
-    Proof proof = Proof::kNone; ///< what shows that the second level is full
-    unsigned top_up_passes = 0; ///< passes over every 4 KiB that found something to map
-    bool complete = false;      ///< what was asked for was done, and where the scope is kAll it is proven
-    std::string problem;        ///< why it is not complete; empty if it is, or if a stop was requested
-};
+/// Throws Error unless `options` can be granted to a guest whose RAM is `ram`, backed by pages of `page_size`: the
+/// number of workers is possible, this process may use the CPUs, and the ranges are whole pages of RAM that do not
+/// overlap. SecondLevel::fill() checks this; call it if the answer is needed before there is a VM.
+void check_options(const Options& options, std::span<const GuestRange> ram, PageSize page_size);
 
 } // namespace vmm::prefault
 VMM_API_END

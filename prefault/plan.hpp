@@ -12,25 +12,26 @@
 
 namespace vmm::prefault {
 
-/// Guest ranges cut into chunks. Chunks are disjoint and together cover the ranges exactly; all but the first and the
+/// Guest ranges cut into chunks. Chunks are disjoint and together cover the ranges exactly. All but the first and the
 /// last of a range begin and end on a multiple of the chunk size, so that no two workers ever need the same page of a
-/// page table below it (overlapping ranges on 96 vCPUs took 141 s where disjoint ones
-/// took 16 s: cover letters of KVM's TDP MMU, 2021). The plan itself takes
-/// memory for each range, not for each chunk: a plan for 16 TiB is a few dozen bytes.
+/// page table below it: on 96 vCPUs, overlapping ranges took 141 s and disjoint ones 16 s (cover letters of KVM's TDP
+/// MMU, 2021).
+///
+/// The plan takes memory for each range, not for each chunk: a plan for 16 TiB is a few dozen bytes.
 ///
 /// Threads: const after construction.
 class Plan {
   public:
-    /// `ranges` in ascending order, not overlapping. `chunk_bytes` is a power of two.
+    /// `ranges` are in ascending order and do not overlap. `chunk_bytes` is a power of two.
     Plan(std::span<const GuestRange> ranges, std::uint64_t chunk_bytes);
 
-    /// A chunk size for so much memory and so many workers: about 16 chunks a worker, so that one slow worker does not
-    /// keep the others waiting at the end; never below 2 MiB or `mapping_bytes` (a power of two), what one mapping
-    /// covers; and not above 1 GiB, nor above 32,768 mappings, unless one mapping is, so that a request to stop is
-    /// heard and progress is seen.
+    /// A chunk size for so much memory and so many workers. It gives about 16 chunks to each worker, so that one slow
+    /// worker does not keep the others waiting at the end. It is at least 2 MiB and `mapping_bytes` (a power of two),
+    /// what one mapping covers. It is at most 1 GiB and 32,768 mappings, unless one mapping is more, so that a request
+    /// to stop is heard and progress is seen.
     static std::uint64_t chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
 
-    /// How many of `workers` there is work for: no more than there are chunks; at least 1.
+    /// How many of `workers` have work: as many as there are chunks at most; at least 1.
     static unsigned useful_workers(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
 
     [[nodiscard]] std::size_t chunk_count() const noexcept { return chunk_count_; }
@@ -54,7 +55,7 @@ class ChunkQueue {
   public:
     explicit ChunkQueue(const Plan& plan) : plan_(plan) {}
 
-    /// The next chunk, or nothing when all are taken.
+    /// The next chunk, or nothing if all are taken.
     [[nodiscard]] std::optional<GuestRange> take() noexcept {
         const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
         if (index >= plan_.chunk_count()) {

@@ -22,16 +22,16 @@ enum class Stage {
 [[nodiscard]] std::string_view to_string(Stage stage) noexcept;
 
 /// How far one stage has come. A stage may take several passes over the same memory, to find and make good what is
-/// missing; each begins at zero.
+/// missing. Each pass begins at zero.
 struct Progress {
     Stage stage = Stage::kHost;
     std::uint64_t done_bytes = 0;  ///< of guest memory; never less than before in the same pass of a stage
-    std::uint64_t total_bytes = 0; ///< what the stage is about
+    std::uint64_t total_bytes = 0; ///< of guest memory; what the stage has to do
     double seconds = 0;            ///< since the pass began
 };
 
-/// Is called on the thread that runs the prefault, some ten times a second and at the end of each stage. What it throws
-/// ends the prefault and comes out of it. Empty: nobody is told.
+/// Is called some ten times a second and at the end of each stage. What it throws ends the prefault and comes out of
+/// it. If it is empty nobody is told. Threads: the one that runs the prefault.
 using ProgressSink = std::function<void(const Progress&)>;
 
 } // namespace vmm::prefault

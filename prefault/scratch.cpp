@@ -15,8 +15,8 @@ namespace {
 constexpr std::uint64_t kPageBytes = 4 * kKiB;
 constexpr std::uint64_t kEntriesPerTable = 512;
 
-// Page table entries (AMD64 volume 2, 5.4; Intel SDM volume 3, 4.5). Accessed and dirty are set beforehand: the
-// processor then never writes the tables, and shadow paging need not wait for the first write to map writable.
+// Page table entries (AMD64 volume 2, 5.4; Intel SDM volume 3, 4.5). Accessed and dirty are set beforehand, so that the
+// processor never writes the tables, and shadow paging need not wait for the first write to map writable.
 constexpr std::uint64_t kPresentWritableUser = 0x07;
 constexpr std::uint64_t kAccessedDirty = 0x60;
 constexpr std::uint64_t kLargePage = 0x80;
@@ -29,7 +29,7 @@ constexpr std::uint64_t kLeafEntry = kTableEntry | kLargePage;
 //        jb   touch
 //        mov  $kDonePort, %dx
 //        out  %al, %dx           allowed in ring 3 by IOPL 3; comes back to us as a port exit
-//        hlt                     never reached: RIP is set for each chunk. In ring 3 it would fault, and be seen.
+//        hlt                     never reached, because RIP is set for each chunk; in ring 3 it would fault
 // clang-format off
 constexpr std::array<std::uint8_t, 19> kStub = {
     0xf0, 0x48, 0x83, 0x0f, 0x00,                                            // lock orq $0, (%rdi)
@@ -40,7 +40,7 @@ constexpr std::array<std::uint8_t, 19> kStub = {
     0xee,                                                                    // out %al, %dx
     0xf4,                                                                    // hlt
 };
-// The same with a read, for the scratch slot itself where it is read-only.
+// The same with a read, for the scratch memslot itself if it is read-only.
 constexpr std::array<std::uint8_t, 17> kReadingStub = {
     0x48, 0x8b, 0x07,                                                        // read: mov (%rdi), %rax
     0x48, 0x01, 0xd7,                                                        // add %rdx, %rdi
@@ -53,7 +53,7 @@ constexpr std::array<std::uint8_t, 17> kReadingStub = {
 // clang-format on
 constexpr std::uint64_t kEndOfStub = 2; // from the `out` to the end
 
-// All of it is zero but the offset of the I/O bitmap (AMD64 volume 2, 12.2.5): a bit that is 0 permits its port.
+// All of it is zero but the offset of the I/O bitmap (AMD64 volume 2, 12.2.5). A bit that is 0 permits its port.
 constexpr auto kTaskState = [] {
     constexpr std::size_t kBitmapOffsetField = 102;
     constexpr std::uint8_t kBitmapOffset = 104;
@@ -62,7 +62,7 @@ constexpr auto kTaskState = [] {
     return segment;
 }();
 
-// The pages of the slot, in order.
+// The pages of the memslot, in order.
 constexpr std::uint64_t kStubPage = 0;
 constexpr std::uint64_t kReadingStubOffset = 0x40; // within the stub's page
 constexpr std::uint64_t kTaskStateOffset = 0x800;
@@ -170,7 +170,7 @@ Scratch::Words Scratch::content_of_page(std::uint64_t index) const noexcept {
 
 void Scratch::write_page(std::uint64_t index, const Words& words) noexcept {
     std::byte* const target = mapping_.data() + index * kPageBytes;
-    // Compared first: on a shadow-paging host these tables may be in use, and then they must not even be rewritten.
+    // Only what differs is written: with shadow paging the tables may be in use, and must not even be rewritten.
     for (std::size_t i = 0; i < words.size(); ++i) {
         if (std::memcmp(target + i * sizeof words[i], &words[i], sizeof words[i]) != 0) {
             std::memcpy(target + i * sizeof words[i], &words[i], sizeof words[i]);
@@ -187,10 +187,10 @@ void Scratch::refresh() {
     if (is_read_only() || used_bytes == mapping_.size()) {
         return;
     }
-    // What the guest may have put into the pages after these is dropped with the pages.
+    // The pages after these are dropped, with what the guest may have put into them.
     if (::madvise(mapping_.data() + used_bytes, mapping_.size() - used_bytes, MADV_DONTNEED) != 0) {
         for (std::uint64_t index = used_pages; index < mapping_.size() / kPageBytes; ++index) {
-            write_page(index, Words{}); // They are locked: the embedding program has locked all it has.
+            write_page(index, Words{}); // They are locked: the embedding program has locked all its memory.
         }
     }
 }

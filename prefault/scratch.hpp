@@ -15,18 +15,18 @@ namespace vmm::prefault {
 /// Guest page tables that map [0, mapped_bytes()) to itself, writable and for ring 3, and the stub that touches. The
 /// memslot lives as long as its VM, because deleting a memslot drops every second-level mapping.
 ///
-/// The memslot is in the guest's address space, though in no memory map. Unless it is read-only (Protection), the guest
-/// can write it. The guest gains nothing by that: what it writes there can only run as a vCPU of its own VM, and
-/// refresh() puts all of it right before each use.
+/// The memslot is in the guest's address space, though in no memory map. The guest can write it unless it is read-only
+/// (Protection). The guest gains nothing by that: what it writes there can only run as a vCPU of its own VM, and
+/// refresh() makes all of it good before each use.
 ///
-/// On a shadow-paging host the second level belongs to the guest's page tables: there a guest that adopts these tables
+/// On a host with shadow paging the second level belongs to the guest's page tables. A guest that adopts these tables
 /// (built-in guest, option `tables=`), with the same CR0, CR4 and EFER, shares what the prefault vCPUs filled.
 ///
-/// Threads: const after construction but for refresh() and map_up_to(), which nobody else may accompany.
+/// Threads: const after construction, but for refresh(), map_up_to() and add_to(), during which nobody else uses it.
 class Scratch {
   public:
-    /// CR0 = PG|WP|NE|ET|MP|PE, CR4 = PAE, EFER = LMA|LME: part of the role by which KVM tells second-level roots
-    /// apart.
+    /// CR0 = PG|WP|NE|ET|MP|PE, CR4 = PAE, EFER = LMA|LME. They are part of the role by which KVM tells second-level
+    /// roots apart.
     static constexpr std::uint64_t kCr0 = 0x80010033;
     static constexpr std::uint64_t kCr4 = 0x20;
     static constexpr std::uint64_t kEfer = 0x500;
@@ -37,20 +37,21 @@ class Scratch {
     /// The size of the task state segment, up to and with the part of its I/O bitmap that covers kDonePort.
     static constexpr std::uint32_t kTaskStateBytes = 104 + kDonePort / 8 + 2;
 
-    /// Whether the guest can write the memslot. kReadOnly is for shadow paging alone: there KVM's software walks these
-    /// tables, and a read-only memslot serves it (the guest's writes leave as MMIO that no device claims). The hardware
-    /// walkers of NPT, and of EPT with Accessed and Dirty bits, take each look at a page table for a write (AMD64
-    /// volume 2, 15.25.5; Intel SDM volume 3, 29.3.3.2): tables in a read-only memslot cannot be walked at all.
+    /// Whether the guest can write the memslot. kReadOnly is for shadow paging alone, where KVM's software walks these
+    /// tables; a write of the guest leaves as MMIO that no device claims. The hardware walkers of NPT, and of EPT with
+    /// Accessed and Dirty bits, take each look at a page table for a write (AMD64 volume 2, 15.25.5; Intel SDM volume
+    /// 3, 29.3.3.2), so they cannot walk tables in a read-only memslot at all.
     enum class Protection { kWritable, kReadOnly };
 
+    /// Where the memslot lies, and how much memory its tables map.
     struct Layout {
-        GuestAddress base; ///< where the memslot lies: 2 MiB-aligned, below `mapped_bytes`, in no other memslot
+        GuestAddress base;           ///< 2 MiB-aligned; the memslot ends below `mapped_bytes` and overlaps no other
         std::uint64_t mapped_bytes;  ///< what the tables map at first, from 0 on: a multiple of 1 GiB
         std::uint64_t largest_bytes; ///< what they can be made to map: a multiple of 1 GiB, `mapped_bytes` to 128 TiB
         bool one_gib_pages;          ///< whether the guest's CPUID has pdpe1gb
     };
 
-    /// The bytes the memslot of a layout takes, a multiple of 4 KiB.
+    /// The size of the memslot of a layout, in bytes: a multiple of 4 KiB.
     [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout) {
         return bytes_for(layout, layout.largest_bytes);
     }
@@ -58,10 +59,10 @@ class Scratch {
     /// Adds memslot `slot` to `vm`. Throws Error.
     Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout, Protection protection = Protection::kWritable);
 
-    /// Makes every byte of the slot what it must be again, wherever the guest may have written: the stub, the tables,
-    /// what lies between them, and the pages that are not in use yet.
+    /// Makes every byte of the memslot what it must be, wherever the guest may have written: the stub, the tables, what
+    /// lies between them, and the pages that are not in use yet.
     void refresh();
-    /// The tables map [0, bytes) from now on, if they did not already; at most Layout::largest_bytes.
+    /// Has the tables map at least [0, bytes) from now on; `bytes` is at most Layout::largest_bytes.
     void map_up_to(std::uint64_t bytes);
     /// Adds the memslot to another address space, too. Throws Error.
     void add_to(kvm::Vm& vm, kvm::AddressSpace address_space) const;
@@ -77,19 +78,19 @@ class Scratch {
     [[nodiscard]] GuestAddress stub() const noexcept;
     /// The same, of the stub that reads; it uses RAX.
     [[nodiscard]] GuestAddress reading_stub() const noexcept;
-    /// Whether `rip` is where a stub says that it is done: at the instruction, or behind it.
+    /// True if a stub says at `rip` that it is done: `rip` is at that instruction or behind it.
     [[nodiscard]] bool is_end_of_stub(std::uint64_t rip) const noexcept;
-    /// A task state segment whose I/O bitmap permits kDonePort to ring 3. IOPL 3 alone permits it on hardware; where
-    /// software runs ring 3 natively (kvm_pvm), the flags lose their IOPL on the way.
+    /// A task state segment whose I/O bitmap permits kDonePort to ring 3. On hardware IOPL 3 alone permits it, but if
+    /// software runs ring 3 natively (kvm_pvm) the flags lose their IOPL on the way.
     [[nodiscard]] GuestAddress task_state() const noexcept;
-    /// What belongs into CR3.
+    /// The page tables, for CR3.
     [[nodiscard]] GuestAddress page_tables() const noexcept;
 
   private:
     [[nodiscard]] GuestAddress page(std::uint64_t index) const noexcept;
     [[nodiscard]] static std::uint64_t bytes_for(const Layout& layout, std::uint64_t mapped_bytes);
     using Words = std::array<std::uint64_t, 512>;
-    /// What a page in use must hold.
+    /// What page `index`, which is in use, must hold.
     [[nodiscard]] Words content_of_page(std::uint64_t index) const noexcept;
     void write_page(std::uint64_t index, const Words& words) noexcept;
 

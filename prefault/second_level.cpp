@@ -1,144 +1,295 @@
 #include "prefault/second_level.hpp"
 
-#include <cpuid.h>
-
-#include <array>
-#include <cstring>
-#include <fstream>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kvm/host/error.hpp"
-#include "kvm/system.hpp"
-#include "kvm/uapi.hpp"
-#include "kvm/vm.hpp"
-
-#ifndef KVM_CAP_X86_APIC_BUS_CYCLES_NS
-#define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237 // Linux 6.11
-#endif
+#include "prefault/host/populate.hpp"
+#include "prefault/host/workforce.hpp"
+#include "prefault/method_choice.hpp"
+#include "prefault/plan.hpp"
 
 namespace vmm::prefault {
 
 namespace {
 
-constexpr const char* kSysfsModule = "/sys/module";
+constexpr std::uint64_t kSmallPage = 4 * kKiB;
+/// One pass finds what a mapping smaller than expected left out, a second one what was taken away meanwhile. The last
+/// one shows that nothing is missing any more.
+constexpr unsigned kMostPasses = 3;
 
-/// Module parameters say Y or 1 for true, N or 0 for false. Nothing where they say neither, or cannot be read.
-std::optional<bool> parameter(std::string_view sysfs_module, std::string_view name) {
-    std::ifstream file(std::string(sysfs_module) + "/" + std::string(name));
-    char value = 0;
-    if (!(file >> value) || std::string_view("YN10").find(value) == std::string_view::npos) {
-        return std::nullopt;
+class Stopwatch {
+  public:
+    /// Seconds since the last lap, or since construction.
+    double lap() {
+        const auto now = Clock::now();
+        const std::chrono::duration<double> elapsed = now - std::exchange(start_, now);
+        return elapsed.count();
     }
-    return value == 'Y' || value == '1';
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point start_ = Clock::now();
+};
+
+std::uint64_t difference(std::uint64_t after, std::uint64_t before) {
+    return after > before ? after - before : 0;
 }
 
-bool is_amd_processor() {
-    std::array<unsigned, 4> leaf{};
-    if (__get_cpuid(0, &leaf[0], &leaf[1], &leaf[2], &leaf[3]) == 0) {
-        return false;
-    }
-    std::array<char, 13> vendor{};
-    std::memcpy(vendor.data(), &leaf[1], 4);
-    std::memcpy(vendor.data() + 4, &leaf[3], 4);
-    std::memcpy(vendor.data() + 8, &leaf[2], 4);
-    const std::string_view name(vendor.data());
-    return name == "AuthenticAMD" || name == "HygonGenuine";
+MappedPages difference(const MappedPages& after, const MappedPages& before) {
+    return {difference(after.pages_4k, before.pages_4k), difference(after.pages_2m, before.pages_2m),
+            difference(after.pages_1g, before.pages_1g)};
 }
 
-template <typename Asked>
-PagingAnswers ask(const Asked& asked) {
-    return {asked.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0, asked.extension(KVM_CAP_X86_APIC_BUS_CYCLES_NS) != 0,
-            asked.extension(KVM_CAP_SMALLER_MAXPHYADDR) != 0, is_amd_processor()};
+std::vector<GuestRange> ranges_of(std::span<const PlacedRange> placed) {
+    std::vector<GuestRange> ranges;
+    for (const PlacedRange& piece : placed) {
+        ranges.push_back(piece.range);
+    }
+    return ranges;
+}
+
+GuestAddress end_of(std::span<const PlacedRange> placed) {
+    GuestAddress end{};
+    for (const PlacedRange& piece : placed) {
+        end = std::max(end, piece.range.end());
+    }
+    return end;
 }
 
 } // namespace
 
-std::string_view to_string(SecondLevelKind kind) noexcept {
-    switch (kind) {
-    case SecondLevelKind::kNpt:
-        return "npt";
-    case SecondLevelKind::kEpt:
-        return "ept";
-    case SecondLevelKind::kShadow:
-        return "shadow";
-    case SecondLevelKind::kUnknown:
-        return "unknown";
+/// One call of fill(). Its stages share what it is about.
+class SecondLevel::Fill {
+  public:
+    Fill(SecondLevel& level, const Options& options, MethodChoice method, const std::stop_token& stop)
+        : memory_(level.memory_), pins_(level.pins_), vcpus_(level.vcpus_), options_(options),
+          method_(std::move(method)), stop_(stop),
+          ranges_(options.ranges.empty() ? level.placement_.ranges
+                                         : intersection(level.placement_.ranges, options.ranges)),
+          mapping_bytes_(largest_page_bytes(memory_.page_size())) {
+        workforce_.workers = options.scope == Scope::kAll ? std::min(options.workers, vcpus_.count()) : options.workers;
+        workforce_.cpus = options.cpus;
+        workforce_.node_cpus = level.placement_.node_cpus;
+        workforce_.low_priority = options.background;
+        workforce_.progress = options.progress;
+        report_.scope = options.scope;
+        report_.ranges = options.ranges;
+        report_.bytes = total_bytes(ranges_);
+        report_.workers = options.scope == Scope::kNone ? 0 : workforce_.workers;
     }
-    return "?";
+
+    Report run() {
+        Stopwatch total;
+        // Long-term pins are made of large pieces, and must stand before the second level is filled, because pinning
+        // may move pages. So a fill with such pins has stages, in the background, too.
+        const bool piecewise = options_.background && options_.scope == Scope::kAll && pins_.kind() != Pin::kLongterm;
+        report_.complete = piecewise ? run_in_pieces() : run_in_stages();
+        report_.complete = report_.complete && (!options_.smm || options_.scope != Scope::kAll || fill_smm());
+        report_.total_seconds = total.lap();
+        return std::move(report_);
+    }
+
+  private:
+    bool run_in_pieces() {
+        const bool pin_last = pins_what_exists();
+        return (pin_last || pin()) && fill_in_pieces() && (!pin_last || pin());
+    }
+
+    bool run_in_stages() {
+        const bool populates = options_.scope != Scope::kNone || pins_.kind() == Pin::kLongterm;
+        const bool pin_last = populates && pins_what_exists();
+        return (pin_last || pin()) && (!populates || populate_host_side()) && (!pin_last || pin()) &&
+               (options_.scope != Scope::kAll || fill());
+    }
+
+    /// A long-term pin is one of pages that exist. mlock of memory that is still empty takes no time: each page is
+    /// locked by the worker that makes it, whereas locking pages that exist walks them all with one thread. But pages
+    /// of a pool cannot be locked on fault: mlock2() would make them all with one thread (mm/mlock.c, mlock_fixup()).
+    [[nodiscard]] bool pins_what_exists() const noexcept {
+        return pins_.kind() == Pin::kLongterm || is_from_pool(memory_.page_size());
+    }
+
+    bool populate_host_side() {
+        Stopwatch step;
+        const bool populated = populate_host(memory_, ranges_, workforce_, stop_);
+        report_.host_seconds = step.lap();
+        return populated;
+    }
+
+    bool pin() {
+        Stopwatch step;
+        const std::vector<GuestRange> ranges = ranges_of(ranges_);
+        std::atomic<std::uint64_t> done_bytes{0};
+        const bool pinned = pins_.add(memory_, ranges, workforce_.workers, stop_,
+                                      [&](std::uint64_t bytes) { done_bytes.fetch_add(bytes); });
+        report_.pin_seconds = step.lap();
+        if (workforce_.progress && pins_.kind() != Pin::kNone) {
+            workforce_.progress(
+                {Stage::kPin, pinned ? report_.bytes : done_bytes.load(), report_.bytes, report_.pin_seconds});
+        }
+        return pinned;
+    }
+
+    bool fill() {
+        Stopwatch step;
+        begin();
+        const std::uint64_t chunk_bytes = Plan::chunk_bytes_for(report_.bytes, workforce_.workers, mapping_bytes_);
+        for_each_chunk(ranges_, chunk_bytes, workforce_, Stage::kSecondLevel, "prefault", stop_,
+                       [&](unsigned worker, GuestRange chunk, const std::stop_token& stop) {
+                           return fill_chunk(worker, chunk, stop);
+                       });
+        return finish(step);
+    }
+
+    /// Both sides of each chunk before the next, so that what is done serves a running guest at once.
+    bool fill_in_pieces() {
+        Stopwatch step;
+        begin();
+        const std::uint64_t chunk_bytes = host_chunk_bytes(memory_.page_size(), report_.bytes, workforce_.workers);
+        for_each_chunk(ranges_, chunk_bytes, workforce_, Stage::kSecondLevel, "prefault", stop_,
+                       [&](unsigned worker, GuestRange chunk, const std::stop_token& stop) {
+                           populate_chunk(memory_, chunk, stop);
+                           return fill_chunk(worker, chunk, stop);
+                       });
+        return finish(step);
+    }
+
+    void begin() {
+        report_.method = method_.method;
+        report_.method_reason = method_.reason;
+        vcpus_.begin(kvm::AddressSpace::kNormal, end_of(ranges_), stop_);
+    }
+
+    bool fill_chunk(unsigned worker, GuestRange chunk, const std::stop_token& stop) {
+        return method_.method == Method::kIoctl
+                   ? vcpus_.pre_fault_chunk(worker, chunk, mapping_bytes_, stop)
+                   : vcpus_.touch_chunk(kvm::AddressSpace::kNormal, worker, chunk, mapping_bytes_, stop);
+    }
+
+    bool finish(Stopwatch& step) {
+        report_.proof = verify(kvm::AddressSpace::kNormal, {}, report_.mapped);
+        report_.second_level_seconds = step.lap();
+        return report_.proof != Proof::kNone;
+    }
+
+    bool fill_smm() {
+        Stopwatch step;
+        vcpus_.begin(kvm::AddressSpace::kSmm, end_of(ranges_), stop_);
+        const MappedPages before = vcpus_.mapped_guest_memory();
+        touch_all(kvm::AddressSpace::kSmm, mapping_bytes_);
+        const Proof proof = verify(kvm::AddressSpace::kSmm, before, report_.smm_mapped);
+        report_.smm_seconds = step.lap();
+        return proof != Proof::kNone;
+    }
+
+    /// Tops up what is missing by touching every 4 KiB, until KVM's counters or a pass without a fault show that
+    /// nothing is missing. `mapped` becomes what KVM has mapped beyond `before`.
+    Proof verify(kvm::AddressSpace address_space, const MappedPages& before, MappedPages& mapped) {
+        std::string problem = vcpus_.take_problem();
+        std::uint64_t faults = 0; // in the last pass
+        for (unsigned pass = 0; !stop_.stop_requested(); ++pass) {
+            mapped = difference(vcpus_.mapped_guest_memory(), before);
+            if (problem.empty() && counters_tell(address_space, pass) && mapped.bytes() >= report_.bytes) {
+                return Proof::kCounters;
+            }
+            if (problem.empty() && pass > 0 && faults == 0) {
+                return Proof::kTouch;
+            }
+            if (pass == kMostPasses || vcpus_.are_held()) {
+                give_up(std::move(problem));
+                return Proof::kNone;
+            }
+            const std::uint64_t faults_before = vcpus_.faults(address_space);
+            touch_all(address_space, kSmallPage);
+            faults = difference(vcpus_.faults(address_space), faults_before);
+            report_.top_up_passes += faults != 0 ? 1 : 0;
+            problem = vcpus_.take_problem();
+        }
+        mapped = difference(vcpus_.mapped_guest_memory(), before);
+        return Proof::kNone;
+    }
+
+    /// KVM's counters are of the whole VM. They tell of this fill if it is about all memory, and if nothing else is
+    /// mapped: no second address space, and on shadow paging no page tables of a running guest's own. What was mapped
+    /// without an access must also not fault at the first one, or every page is touched first.
+    [[nodiscard]] bool counters_tell(kvm::AddressSpace address_space, unsigned passes) const {
+        const bool tell_of_this = address_space == kvm::AddressSpace::kNormal && options_.ranges.empty() &&
+                                  !vcpus_.have_filled_smm() && !(vcpus_.guest_runs() && vcpus_.host().may_be_shadow());
+        return tell_of_this &&
+               (passes > 0 || method_.method == Method::kTouch || vcpus_.host().accessed_dirty.value_or(false));
+    }
+
+    /// If no guest runs, none can have led the vCPUs astray: then a failure is an Error.
+    void give_up(std::string problem) {
+        if (!vcpus_.guest_runs() && !problem.empty()) {
+            throw Error("cannot fill the second level: " + problem);
+        }
+        report_.problem = problem.empty() ? "mappings are taken away as fast as they are made" : std::move(problem);
+    }
+
+    void touch_all(kvm::AddressSpace address_space, std::uint64_t stride_bytes) {
+        const Stage stage = address_space == kvm::AddressSpace::kSmm ? Stage::kSmm : Stage::kSecondLevel;
+        const std::uint64_t chunk_bytes = Plan::chunk_bytes_for(report_.bytes, workforce_.workers, stride_bytes);
+        vcpus_.refresh_scratch();
+        for_each_chunk(ranges_, chunk_bytes, workforce_, stage, "prefault", stop_,
+                       [&](unsigned worker, GuestRange chunk, const std::stop_token& stop) {
+                           return vcpus_.touch_chunk(address_space, worker, chunk, stride_bytes, stop);
+                       });
+    }
+
+    const GuestMemory& memory_;
+    PinnedMemory& pins_;
+    PrefaultVcpus& vcpus_;
+    const Options& options_;
+    MethodChoice method_;
+    const std::stop_token& stop_;
+    std::vector<PlacedRange> ranges_;
+    std::uint64_t mapping_bytes_; ///< the largest mapping that the backing allows
+    Workforce workforce_;
+    Report report_;
+};
+
+SecondLevel::SecondLevel(kvm::Vm& vm, const GuestMemory& memory, const Placement& placement, PinnedMemory& pins,
+                         PrefaultVcpus::Setup setup)
+    : vm_(vm), memory_(memory), placement_(placement), pins_(pins), has_smm_(setup.smm), vcpus_(vm, std::move(setup)) {}
+
+void SecondLevel::prepare(unsigned workers, const std::stop_token& stop) {
+    const std::uint64_t mapping_bytes = largest_page_bytes(memory_.page_size());
+    vcpus_.grow(Plan::useful_workers(memory_.size_bytes(), workers, mapping_bytes), stop);
 }
 
-SecondLevelKind second_level_kind(const PagingAnswers& answers) noexcept {
-    const SecondLevelKind nested = answers.is_amd ? SecondLevelKind::kNpt : SecondLevelKind::kEpt;
-    if (answers.pre_fault_memory || !answers.smaller_maxphyaddr) {
-        return nested;
+Report SecondLevel::fill(const Options& options, const std::stop_token& stop) {
+    if (options.smm && !has_smm_) {
+        throw Error("cannot fill the second level of system management mode: this VM was made without it "
+                    "(Config::prefault.smm)");
     }
-    return answers.apic_bus_cycles || answers.is_amd ? SecondLevelKind::kShadow : SecondLevelKind::kUnknown;
+    std::vector<GuestRange> ram;
+    for (const MemoryRegion& region : memory_.regions()) {
+        ram.push_back(region.range);
+    }
+    check_options(options, ram, memory_.page_size());
+    MethodChoice method;
+    if (options.scope == Scope::kAll) {
+        method = choose_method(options.method, vcpus_.host(), vm_.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0);
+        prepare(options.workers, stop);
+    }
+    return Fill(*this, options, std::move(method), stop).run();
 }
 
-namespace {
-
-/// What the parameters say of the rest, the kind being known.
-SecondLevelHost host_of(SecondLevelKind kind, std::string_view sysfs_module) {
-    SecondLevelHost host;
-    host.kind = kind;
-    if (kind == SecondLevelKind::kUnknown) {
-        return host;
-    }
-    if (kind == SecondLevelKind::kShadow) {
-        host.tdp_mmu = false;
-        host.accessed_dirty = false;
-        return host;
-    }
-    host.tdp_mmu = parameter(sysfs_module, "kvm/parameters/tdp_mmu");
-    host.accessed_dirty = kind == SecondLevelKind::kNpt ? true // AMD64 volume 2, 15.25.8.
-                                                        : parameter(sysfs_module, "kvm_intel/parameters/eptad");
-    return host;
+GuestAddress SecondLevel::page_tables() const noexcept {
+    return vcpus_.count() != 0 ? vcpus_.scratch().page_tables() : GuestAddress{};
 }
 
-} // namespace
-
-SecondLevelHost detect_second_level(std::string_view sysfs_module) {
-    const auto npt = parameter(sysfs_module, "kvm_amd/parameters/npt");
-    const auto ept = parameter(sysfs_module, "kvm_intel/parameters/ept");
-    SecondLevelKind kind = SecondLevelKind::kUnknown;
-    if (npt.value_or(false)) {
-        kind = SecondLevelKind::kNpt;
-    } else if (ept.value_or(false)) {
-        kind = SecondLevelKind::kEpt;
-    } else if (npt || ept) {
-        kind = SecondLevelKind::kShadow;
+MappedPages SecondLevel::mapped_at_rest() {
+    if (vcpus_.count() != 0) {
+        vcpus_.map_scratch_again();
     }
-    return host_of(kind, sysfs_module);
-}
-
-SecondLevelHost detect_second_level(const PagingAnswers& answers, std::string_view sysfs_module) {
-    const SecondLevelKind kind = second_level_kind(answers);
-    return kind == SecondLevelKind::kUnknown ? detect_second_level(sysfs_module) : host_of(kind, sysfs_module);
-}
-
-SecondLevelHost detect_second_level() {
-    std::optional<PagingAnswers> answers;
-    try {
-        answers = ask(kvm::System());
-    } catch (const Error&) { // Whoever wants to use KVM says why it cannot be opened.
-    }
-    return answers ? detect_second_level(*answers, kSysfsModule) : detect_second_level(kSysfsModule);
-}
-
-SecondLevelHost detect_second_level(const kvm::Vm& vm) {
-    return detect_second_level(ask(vm), kSysfsModule);
-}
-
-MappedPages mapped_pages(const kvm::Stats& vm_stats) {
-    const auto small = vm_stats.value("pages_4k");
-    const auto large = vm_stats.value("pages_2m");
-    const auto huge = vm_stats.value("pages_1g");
-    if (!small || !large || !huge) {
-        throw Error(
-            "cannot verify the second level: this KVM does not count pages_4k, pages_2m and pages_1g (they came "
-            "with Linux 5.14)");
-    }
-    return {*small, *large, *huge};
+    return mapped();
 }
 
 } // namespace vmm::prefault

@@ -1,87 +1,84 @@
-// The second-level page table: which kind this host has, and how much of it KVM says is filled.
+// Pre-population of one VM as a whole: host side, pin, second level, proof.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <string_view>
+#include <stop_token>
 
-#include "kvm/host/export.hpp"
-#include "kvm/stats.hpp"
+#include "kvm/host/guest_memory.hpp"
+#include "kvm/vm.hpp"
+#include "prefault/host/pin.hpp"
+#include "prefault/host/placement.hpp"
+#include "prefault/mapped_pages.hpp"
+#include "prefault/options.hpp"
+#include "prefault/prefault_vcpus.hpp"
+#include "prefault/report.hpp"
 
-namespace vmm::kvm {
-class Vm;
-} // namespace vmm::kvm
-
-VMM_API_BEGIN
 namespace vmm::prefault {
 
-/// How KVM translates guest-physical addresses on this host.
-enum class SecondLevelKind {
-    kNpt,     ///< AMD nested paging
-    kEpt,     ///< Intel extended page tables
-    kShadow,  ///< no second level in hardware: KVM shadows the guest's own page tables
-    kUnknown, ///< neither KVM nor its module parameters say
+/// The second level of one VM, and all that it takes to fill it. A VM with interrupt controllers in the kernel, 1 GiB
+/// of memory in memslot 0 and one vCPU fills it so:
+///
+///     const Placement placement{{{{GuestAddress{0}, kGiB}, std::nullopt}}, {}};
+///     PinnedMemory pins(Pin::kMlock);
+///     const auto make_vcpu = [&, id = 1U]() mutable {
+///         kvm::Vcpu vcpu(vm, id++);
+///         vcpu.set_cpuid(cpuid); // The same as the guest's vCPU has.
+///         return vcpu;
+///     };
+///     SecondLevel second_level(vm, memory, placement, pins,
+///                              {.scratch_slot = 1,
+///                               .scratch = {GuestAddress{0xe0000000}, 4 * kGiB, 4 * kGiB, false},
+///                               .make_vcpu = make_vcpu});
+///     const Report report = second_level.fill({.scope = Scope::kAll, .workers = 4});
+///     if (!report.complete) {
+///         std::cerr << report.problem << "\n";
+///     }
+///     second_level.note_guest_runs(); // The guest may start: it takes no second-level fault.
+///
+/// Threads: one at a time, but for members that say otherwise; the guest may run meanwhile.
+class SecondLevel {
+  public:
+    /// `memory` is what the memslots of `vm` have, and `placement` is where all of it lies; both may grow between two
+    /// calls. All of these outlive the object, which outlives the last run of a vCPU of the VM. Throws Error.
+    SecondLevel(kvm::Vm& vm, const GuestMemory& memory, const Placement& placement, PinnedMemory& pins,
+                PrefaultVcpus::Setup setup);
+    SecondLevel(const SecondLevel&) = delete;
+    SecondLevel& operator=(const SecondLevel&) = delete;
+
+    /// Populates what `options` ask for: host side, pin, second level, verification. May be used again at any time:
+    /// what is there already is found there, and content never changes. If `stop` is requested the report says what was
+    /// done, with `complete` false. Throws Error: `options` ask for what cannot be, or the host fails; and what the
+    /// progress sink throws.
+    Report fill(const Options& options, const std::stop_token& stop = {});
+
+    /// Makes the prefault vCPUs that fill() needs for `workers` workers, ahead of it. Throws Error.
+    void prepare(unsigned workers, const std::stop_token& stop = {});
+
+    /// Whether the guest runs from now on, which may lead a prefault vCPU astray: the report then says so, instead of
+    /// an exception. Threads: any.
+    void note_guest_runs(bool runs = true) noexcept { vcpus_.note_guest_runs(runs); }
+
+    [[nodiscard]] const SecondLevelHost& host() const noexcept { return vcpus_.host(); }
+    /// Page tables that map all memory to itself, for a guest that adopts them; 0 before the first prefault vCPU.
+    [[nodiscard]] GuestAddress page_tables() const noexcept;
+
+    /// What KVM has mapped of guest memory now, short by the few pages of the scratch memslot that may have been moved
+    /// since the last fill. Threads: any.
+    [[nodiscard]] MappedPages mapped() const { return vcpus_.mapped_guest_memory(); }
+    /// The same, exactly; only while no vCPU of the guest runs. Throws Error.
+    [[nodiscard]] MappedPages mapped_at_rest();
+
+    /// The prefault vCPUs themselves.
+    [[nodiscard]] PrefaultVcpus& prefault_vcpus() noexcept { return vcpus_; }
+
+  private:
+    class Fill;
+
+    kvm::Vm& vm_;
+    const GuestMemory& memory_;
+    const Placement& placement_;
+    PinnedMemory& pins_;
+    bool has_smm_;
+    PrefaultVcpus vcpus_;
 };
-
-/// The name used in the report: "npt", "ept", "shadow", "unknown".
-[[nodiscard]] std::string_view to_string(SecondLevelKind kind) noexcept;
-
-struct SecondLevelHost {
-    SecondLevelKind kind = SecondLevelKind::kUnknown;
-    std::optional<bool> tdp_mmu; ///< KVM's parallel page fault handler (Linux 5.10 and later); nothing: not known
-    /// Whether the processor keeps Accessed and Dirty bits in the second level. Without them a mapping that was not
-    /// made by an access faults at its first one (arch/x86/kvm/mmu/spte.c, make_spte: prefetched entries are
-    /// access-tracked). Nothing: not known.
-    std::optional<bool> accessed_dirty;
-
-    /// Whether KVM shadows the guest's own page tables, or may do so for all we know.
-    [[nodiscard]] bool may_be_shadow() const noexcept {
-        return kind == SecondLevelKind::kShadow || kind == SecondLevelKind::kUnknown;
-    }
-};
-
-/// Answers of KVM_CHECK_EXTENSION that depend on nested paging, and whose processor it is. Linux 5.14 and later.
-struct PagingAnswers {
-    bool pre_fault_memory = false;   ///< KVM_CAP_PRE_FAULT_MEMORY
-    bool apic_bus_cycles = false;    ///< KVM_CAP_X86_APIC_BUS_CYCLES_NS
-    bool smaller_maxphyaddr = false; ///< KVM_CAP_SMALLER_MAXPHYADDR
-    bool is_amd = false;             ///< AMD or Hygon; else Intel, or one that is like it
-};
-
-/// The kind that these answers leave no doubt of; kUnknown if they do. What they mean stands in arch/x86/kvm (x86.c,
-/// svm/svm.c, vmx/vmx.c): KVM_CAP_PRE_FAULT_MEMORY is nested paging itself, in every kernel that has it, and
-/// KVM_CAP_X86_APIC_BUS_CYCLES_NS came with it; KVM_CAP_SMALLER_MAXPHYADDR is the opposite of nested paging, but on
-/// Intel it can be asked for by a module parameter, too.
-[[nodiscard]] SecondLevelKind second_level_kind(const PagingAnswers& answers) noexcept;
-
-/// What KVM's module parameters below `sysfs_module` say. What cannot be read is unknown, not absent.
-[[nodiscard]] SecondLevelHost detect_second_level(std::string_view sysfs_module);
-
-/// The same with KVM's own answers, which need no sysfs: containers have none, or one without /sys/module. KVM is right
-/// where the two differ.
-[[nodiscard]] SecondLevelHost detect_second_level(const PagingAnswers& answers,
-                                                  std::string_view sysfs_module = "/sys/module");
-
-/// The same, asking /dev/kvm. Where that cannot be opened the module parameters have to do. Throws
-/// nothing.
-[[nodiscard]] SecondLevelHost detect_second_level();
-
-/// The same, asking a VM that exists.
-[[nodiscard]] SecondLevelHost detect_second_level(const kvm::Vm& vm);
-
-/// Mappings of guest memory in the second level, by size: the VM's counters pages_4k, pages_2m, pages_1g.
-struct MappedPages {
-    std::uint64_t pages_4k = 0;
-    std::uint64_t pages_2m = 0;
-    std::uint64_t pages_1g = 0;
-
-    [[nodiscard]] std::uint64_t bytes() const noexcept {
-        return (pages_4k << 12) + (pages_2m << 21) + (pages_1g << 30);
-    }
-};
-
-/// What KVM counts now. Throws Error where this kernel does not count.
-[[nodiscard]] MappedPages mapped_pages(const kvm::Stats& vm_stats);
 
 } // namespace vmm::prefault
-VMM_API_END

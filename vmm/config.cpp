@@ -55,7 +55,6 @@ std::uint64_t populated_bytes(const Config& config) {
 
 void validate_prefault(const Config& config) {
     const prefault::Options& options = config.prefault;
-    validate_workers(options);
     if (options.scope == prefault::Scope::kNone && !options.ranges.empty()) {
         throw Error("cannot populate ranges of memory with --prefault=none");
     }
@@ -67,7 +66,7 @@ void validate_prefault(const Config& config) {
         throw Error("cannot prefault nothing in the background: take --prefault=all or host with "
                     "--prefault-when=background");
     }
-    validate_ranges(options.ranges, memory_map::ram_layout(config.memory_bytes), config.page_size);
+    prefault::check_options(options, memory_map::ram_layout(config.memory_bytes), config.page_size);
     prefault::check_cpus_usable(config.vcpu_cpus, "--vcpu-cpus");
 }
 
@@ -164,16 +163,6 @@ void validate_images(const Config& config) {
     check(config.initrd_image, config.initrd_path, "initrd");
 }
 
-/// Places are "0xc0000000 (3G)": what a person wrote, and what it means.
-std::string list_of(std::span<const GuestRange> ranges) {
-    std::string text;
-    for (const GuestRange& range : ranges) {
-        text += (text.empty() ? "" : ", ") + format_bytes(to_integer(range.base)) + " to " +
-                format_bytes(to_integer(range.end()));
-    }
-    return text;
-}
-
 } // namespace
 
 void validate_balloon(const Config& config) {
@@ -217,36 +206,6 @@ std::string_view to_string(HardwareDescription hardware) noexcept {
         return "both";
     }
     return "unknown";
-}
-
-void validate_workers(const prefault::Options& options) {
-    if (options.workers < 1 || options.workers > Config::kMaxPrefaultWorkers) {
-        throw Error("cannot use " + std::to_string(options.workers) + " prefault workers: 1 to " +
-                    std::to_string(Config::kMaxPrefaultWorkers) + " are possible");
-    }
-    prefault::check_cpus_usable(options.cpus, "--prefault-cpus");
-}
-
-void validate_ranges(std::span<const GuestRange> ranges, std::span<const GuestRange> ram, PageSize page_size) {
-    const std::uint64_t page_bytes = certain_page_bytes(page_size);
-    for (std::size_t i = 0; i < ranges.size(); ++i) {
-        const GuestRange& range = ranges[i];
-        const std::string tried = "cannot prefault " + to_string(range);
-        if (range.size == 0) {
-            throw Error(tried + ": it is empty");
-        }
-        if (!is_aligned(to_integer(range.base), page_bytes) || !is_aligned(range.size, page_bytes)) {
-            throw Error(tried + ": it must begin and end at a multiple of the page size, " + format_bytes(page_bytes));
-        }
-        if (std::none_of(ram.begin(), ram.end(), [&](const GuestRange& piece) { return piece.contains(range); })) {
-            throw Error(tried + ": it is not all RAM, which this guest has from " + list_of(ram));
-        }
-        for (const GuestRange& other : ranges.first(i)) {
-            if (other.overlaps(range)) {
-                throw Error(tried + ": it overlaps " + to_string(other));
-            }
-        }
-    }
 }
 
 void validate_more_memory(const Config& config, std::uint64_t bytes) {

@@ -188,7 +188,7 @@ struct Config {
 
     static constexpr std::uint64_t kMinMemoryBytes = 2 * kMiB;
     static constexpr unsigned kMaxVcpus = 254; ///< the ids that xAPIC mode can name
-    static constexpr unsigned kMaxPrefaultWorkers = 512;
+    static constexpr unsigned kMaxPrefaultWorkers = prefault::Options::kMaxWorkers;
     static constexpr const char* kDefaultCommandLine = "console=ttyS0";
 };
 
@@ -198,12 +198,6 @@ void validate(const Config& config);
 
 /// Throws Error where the machine cannot have its balloon: too large, or with memory that is to stay where it is.
 void validate_balloon(const Config& config);
-
-/// Throws Error where there cannot be so many workers, or not on those CPUs.
-void validate_workers(const prefault::Options& options);
-
-/// Throws Error unless each of `ranges` is whole pages of RAM and no two overlap. `ram` are its regions.
-void validate_ranges(std::span<const GuestRange> ranges, std::span<const GuestRange> ram, PageSize page_size);
 
 /// Throws Error where this host does not have `bytes` more for the guest of `config`.
 void validate_more_memory(const Config& config, std::uint64_t bytes);

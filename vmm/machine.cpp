@@ -31,9 +31,9 @@
 #include "vmm/machine/fault_counters.hpp"
 #include "vmm/machine/guest_images.hpp"
 #include "vmm/machine/guest_ram.hpp"
+#include "vmm/machine/machine_second_level.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/pause_gate.hpp"
-#include "vmm/machine/prefaulter.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/machine/virtio_devices.hpp"
@@ -72,7 +72,6 @@ struct Machine::Parts {
         parted_from_user = true;
     }
     void check_reader() const;
-    [[nodiscard]] Prefaulter::Host prefault_host() const;
     /// What vCPU `id` is told by CPUID; a prefault vCPU is told what vCPU 0 is.
     [[nodiscard]] std::vector<kvm_cpuid_entry2> cpuid_of(unsigned id) const;
     /// Makes `virtio_console`, too, which the devices stand on.
@@ -87,7 +86,7 @@ struct Machine::Parts {
     void watch(EventLoop& loop, TimerFd& timer);
     void watch_terminal_size(EventLoop& loop);
     [[nodiscard]] std::optional<std::uint64_t> measure_resident_overhead() const;
-    void note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads);
+    void note_background(BackgroundPrefault::Result result, const std::deque<VcpuThread>& threads);
     void flush_output() noexcept;
     void note_output(const char* device, const CharacterConsole& output);
     void note_end(const std::deque<VcpuThread>& threads);
@@ -123,7 +122,7 @@ struct Machine::Parts {
     mutable std::mutex counting;                  ///< while the counters begin anew
     std::optional<FaultCounters> faults;
     std::vector<std::uint64_t> watched_faults; ///< the counts of the last sample
-    std::optional<Prefaulter> prefaulter;
+    std::optional<MachineSecondLevel> second_level;
     std::vector<std::byte> device_tree; ///< what the guest is given, or empty
     std::atomic<bool> has_run{false};
 };
@@ -189,12 +188,12 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started_at)
     report.nested = config.nested;
     report.hardware = config.hardware;
     create_vcpus();
-    prefaulter.emplace(vm, ram, config, prefault_host(), cpuid_of(0));
-    // In the background the dummies are made there, too, unless the guest is to be told of their page tables.
+    second_level.emplace(vm, ram, config, cpuid_of(0));
+    // In the background the prefault vCPUs are made there, too, unless the guest is to be told of their page tables.
     if (config.prefault.scope == prefault::Scope::kAll &&
         (config.prefault_when == PrefaultWhen::kBefore || adopts_page_tables())) {
         const StopBridge bridge(stop); // Prefault vCPUs may run already, to be counted.
-        prefaulter->prepare(bridge.token());
+        second_level->prepare(bridge.token());
     }
     load();
 }
@@ -270,18 +269,13 @@ DeviceServices Machine::Parts::device_services() {
     return services;
 }
 
-Prefaulter::Host Machine::Parts::prefault_host() const {
-    const auto cpuid = cpuid_of(0);
-    return {report.host, report.kvm_pre_fault_memory, has_one_gib_pages(cpuid), physical_address_bits(cpuid)};
-}
-
 std::vector<kvm_cpuid_entry2> Machine::Parts::cpuid_of(unsigned id) const {
     return cpu.applied_to(guest_cpuid(supported_cpuid, config.vcpus, id, tsc_deadline));
 }
 
 bool Machine::Parts::adopts_page_tables() const {
-    // Without a second level in hardware, what the dummies filled belongs to their page tables: a guest that says so
-    // (the built-in one does) adopts them.
+    // Without a second level in hardware, what the prefault vCPUs filled belongs to their page tables: a guest that
+    // says so (the built-in one does) adopts them.
     return files.kernel.takes_page_tables() && config.prefault.scope == prefault::Scope::kAll &&
            report.host.may_be_shadow();
 }
@@ -302,7 +296,7 @@ std::string Machine::Parts::command_line() const {
         line += " console=hvc0";
     }
     if (adopts_page_tables()) {
-        line += " tables=" + to_string(prefaulter->page_tables());
+        line += " tables=" + to_string(second_level->page_tables());
     }
     if (config.hardware != HardwareDescription::kAcpi &&
         files.kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::command_line) {
@@ -374,7 +368,7 @@ void Machine::Parts::watch(EventLoop& loop, TimerFd& timer) {
             std::vector<std::uint64_t> now = faults->counts();
             std::vector<std::uint64_t> fresh = now;
             std::transform(fresh.begin(), fresh.end(), watched_faults.begin(), fresh.begin(), std::minus<>());
-            config.watch({seconds_between(begin, Clock::now()), prefaulter->mapped(), std::move(fresh)});
+            config.watch({seconds_between(begin, Clock::now()), second_level->mapped(), std::move(fresh)});
             watched_faults = std::move(now);
         });
     assert(watched);
@@ -408,7 +402,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
                 thread.kick();
             }
         });
-        prefaulter->note_guest_runs();
+        second_level->note_guest_runs();
         start.count_down(); // Not before every thread exists: a guest that has begun cannot be taken back.
         if (config.prefault_when == PrefaultWhen::kBackground) {
             prefault::Options options = config.prefault;
@@ -422,7 +416,7 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
                     }
                 };
             }
-            background.emplace(*prefaulter, std::move(options), stop,
+            background.emplace(*second_level, std::move(options), stop,
                                [this] { report.faults_until_full = faults->total(); });
         }
         while (!stopping && !stop.is_requested()) { // Both: the loop may be interrupted all the time.
@@ -455,23 +449,23 @@ void Machine::Parts::run_threads(std::deque<VcpuThread>& threads) {
     }
 }
 
-void Machine::Parts::note_background(BackgroundPrefault::Outcome outcome, const std::deque<VcpuThread>& threads) {
-    if (outcome.failure) {
-        outcome.report.scope = config.prefault.scope;
-        outcome.report.ranges = config.prefault.ranges;
+void Machine::Parts::note_background(BackgroundPrefault::Result result, const std::deque<VcpuThread>& threads) {
+    if (result.failure) {
+        result.report.scope = config.prefault.scope;
+        result.report.ranges = config.prefault.ranges;
         try {
-            std::rethrow_exception(outcome.failure);
+            std::rethrow_exception(result.failure);
         } catch (const std::exception& error) {
-            outcome.report.problem = error.what();
+            result.report.problem = error.what();
         } catch (...) { // What the embedding program's observer threw, perhaps.
-            outcome.report.problem = "an exception of unknown type ended it";
+            result.report.problem = "an exception of unknown type ended it";
         }
     }
-    report.prefault = std::move(outcome.report);
+    report.prefault = std::move(result.report);
     report.locked_bytes = locked_bytes();
     report.pinned_bytes = pinned_bytes();
-    if (outcome.full_at && threads.front().first_entry()) {
-        report.seconds_until_full = seconds_between(*threads.front().first_entry(), *outcome.full_at);
+    if (result.full_at && threads.front().first_entry()) {
+        report.seconds_until_full = seconds_between(*threads.front().first_entry(), *result.full_at);
     }
 }
 
@@ -507,7 +501,7 @@ void Machine::Parts::note_end(const std::deque<VcpuThread>& threads) {
     }
     report.second_level_faults = faults->counts();
     report.exits = faults->exits();
-    report.mapped = prefaulter->mapped_at_rest();
+    report.mapped = second_level->mapped_at_rest();
     for (std::size_t i = 0; i < vcpus.size(); ++i) {
         if (report.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
             crash += vmm::format("vCPU {}: {}\n{}", i, threads[i].crash(),
@@ -557,7 +551,7 @@ Machine::~Machine() {
 
 prefault::Report Machine::Parts::prefault(const prefault::Options& options) {
     const StopBridge bridge(stop);
-    return prefaulter->run(options, bridge.token());
+    return second_level->fill(options, bridge.token());
 }
 
 prefault::Report Machine::prefault() {
@@ -577,11 +571,11 @@ prefault::Report Machine::prefault(const prefault::Options& options) {
 
 prefault::Report Machine::add_memory(GuestRange range) {
     const StopBridge bridge(parts_->stop);
-    return parts_->prefaulter->add_memory(range, bridge.token());
+    return parts_->second_level->add_memory(range, bridge.token());
 }
 
 void Machine::log_dirty_pages(bool on) {
-    parts_->prefaulter->log_dirty_pages(on);
+    parts_->second_level->log_dirty_pages(on);
 }
 
 void Machine::set_balloon(std::uint64_t bytes) {
@@ -674,7 +668,7 @@ Statistics Machine::statistics() const {
     for (std::size_t vcpu = 0; vcpu < faults.size(); ++vcpu) {
         statistics.vcpus.push_back({vcpu < exits.size() ? exits[vcpu] : 0, faults[vcpu]});
     }
-    statistics.mapped = parts.prefaulter->mapped();
+    statistics.mapped = parts.second_level->mapped();
     return statistics;
 }
 

@@ -9,8 +9,9 @@
 
 #include "kvm/host/export.hpp"
 #include "kvm/host/guest_memory.hpp"
-#include "prefault/options.hpp"
-#include "prefault/second_level.hpp"
+#include "prefault/mapped_pages.hpp"
+#include "prefault/report.hpp"
+#include "prefault/second_level_host.hpp"
 #include "vmm/config.hpp"
 #include "vmm/stop_request.hpp"
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kvm/host/export.hpp"
-#include "prefault/second_level.hpp"
+#include "prefault/mapped_pages.hpp"
 
 VMM_API_BEGIN
 namespace vmm {

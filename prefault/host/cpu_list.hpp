@@ -1,4 +1,4 @@
-// Which host CPUs: lists as people and the kernel write them, and the affinity of threads.
+// Lists of host CPUs as people and the kernel write them, and the affinity of threads.
 #pragma once
 
 #include <optional>
@@ -18,24 +18,25 @@ using CpuList = std::vector<unsigned>;
 /// One above the highest CPU number Linux can have on x86 (arch/x86/Kconfig, NR_CPUS_RANGE_END).
 inline constexpr unsigned kMaxCpus = 8192;
 
-/// The kernel's list format (cpuset(7), "List format"), e.g. "0-3,8,10-12". The order is free and a number named twice
-/// counts once. Nothing where the text is not such a list: an empty text or item, a range from high to low, a number
-/// of kMaxCpus or more, or any other character, be it a space or a newline.
+/// The CPUs of a text in the kernel's list format (cpuset(7), "List format"), e.g. "0-3,8,10-12". The order is free,
+/// and a number named twice counts once. Returns nothing if the text is not such a list: an empty text or item, a range
+/// from high to low, a number of kMaxCpus or more, or any other character, be it a space or a newline.
 [[nodiscard]] std::optional<CpuList> parse_cpu_list(std::string_view text);
 
-/// The reverse: "0-3,8" for 0, 1, 2, 3 and 8; "" for none. `cpus` is ascending, without repetition.
+/// The reverse: "0-3,8" for 0, 1, 2, 3 and 8; "" for none. `cpus` is ascending and names none twice.
 [[nodiscard]] std::string format_cpu_list(std::span<const unsigned> cpus);
 
-/// The CPUs the calling thread may use, and with it the threads it starts; never none. Right on hosts of more than the
-/// 1024 CPUs that fit a cpu_set_t. Throws Error.
+/// The CPUs that the calling thread and the threads it starts may use; never none. Also right on hosts with more CPUs
+/// than the 1024 that fit a cpu_set_t. Throws Error.
 [[nodiscard]] CpuList usable_cpu_list();
 
-/// Throws Error unless the calling thread may use all of `cpus`: names those it may not, those it may, and `option`,
-/// the command line's word for what they are wanted for, e.g. "--prefault-cpus". No CPUs are never an error.
+/// Throws Error unless the calling thread may use all of `cpus`. The error names the CPUs that it may not use, those
+/// that it may, and `option`, which is the command line's word for their use, e.g. "--prefault-cpus". An empty list is
+/// no error.
 void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option);
 
-/// Lets the calling thread run on `cpus` only, or as before where there are none. Throws Error: none of them is online
-/// and allowed to this process. Where only some are, the kernel takes these (sched_setaffinity(2)): check first.
+/// Lets the calling thread run on `cpus` only; changes nothing if the list is empty. If only some of them are online
+/// and allowed to this process, the kernel takes these (sched_setaffinity(2)): check first. Throws Error if none is.
 void bind_this_thread(std::span<const unsigned> cpus);
 
 } // namespace vmm::prefault

@@ -1,144 +1,147 @@
 #include "prefault/host/crew.hpp"
 
-#include <algorithm>
-#include <atomic>
-#include <cassert>
-#include <chrono>
+#include <pthread.h>
 
-#include "prefault/host/parallel.hpp"
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "kvm/host/blocked_signals.hpp"
+#include "kvm/host/error.hpp"
+#include "prefault/host/low_priority.hpp"
 
 namespace vmm::prefault {
 
-std::string_view to_string(Stage stage) noexcept {
-    switch (stage) {
-    case Stage::kHost:
-        return "host memory";
-    case Stage::kPin:
-        return "pin";
-    case Stage::kSecondLevel:
-        return "second level";
-    case Stage::kSmm:
-        return "second level of SMM";
-    }
-    return "?";
-}
-
-std::uint64_t total_bytes(std::span<const PlacedRange> ranges) noexcept {
-    std::uint64_t total = 0;
-    for (const PlacedRange& placed : ranges) {
-        total += placed.range.size;
-    }
-    return total;
-}
-
-std::vector<PlacedRange> intersection(std::span<const PlacedRange> placed, std::span<const GuestRange> wanted) {
-    std::vector<PlacedRange> result;
-    for (const PlacedRange& piece : placed) {
-        for (const GuestRange& range : wanted) {
-            const GuestAddress start = std::max(piece.range.base, range.base);
-            const GuestAddress end = std::min(piece.range.end(), range.end());
-            if (start < end) {
-                result.push_back({{start, to_integer(end) - to_integer(start)}, piece.node});
-            }
-        }
-    }
-    return result;
-}
-
-ChunkQueues::ChunkQueues(std::span<const PlacedRange> ranges, std::uint64_t chunk_bytes, unsigned workers) {
-    std::map<std::optional<unsigned>, std::vector<GuestRange>> by_node;
-    for (const PlacedRange& placed : ranges) {
-        by_node[placed.node].push_back(placed.range);
-    }
-    std::size_t chunks = 0;
-    for (auto& [node, node_ranges] : by_node) {
-        std::sort(node_ranges.begin(), node_ranges.end(),
-                  [](const GuestRange& a, const GuestRange& b) { return a.base < b.base; });
-        const Group& group = groups_.emplace_back(node, node_ranges, chunk_bytes);
-        chunks += group.plan.chunk_count();
-        total_bytes_ += group.plan.total_bytes();
-    }
-    useful_workers_ = static_cast<unsigned>(std::clamp<std::size_t>(chunks, 1, std::max(1U, workers)));
-}
-
-std::size_t ChunkQueues::home_group(unsigned worker) const {
-    // The worker's place on a line on which each group takes as much room as it has memory.
-    const std::uint64_t place = total_bytes_ / useful_workers_ * (worker % useful_workers_) + 1;
-    std::uint64_t end = 0;
-    for (std::size_t i = 0; i < groups_.size(); ++i) {
-        end += groups_[i].plan.total_bytes();
-        if (place <= end) {
-            return i;
-        }
-    }
-    return 0;
-}
-
-std::optional<unsigned> ChunkQueues::home(unsigned worker) const {
-    return groups_.empty() ? std::nullopt : groups_[home_group(worker)].node;
-}
-
-std::optional<GuestRange> ChunkQueues::take(unsigned worker) noexcept {
-    if (groups_.empty()) {
-        return std::nullopt;
-    }
-    const std::size_t first = home_group(worker);
-    for (std::size_t i = 0; i < groups_.size(); ++i) {
-        if (const auto chunk = groups_[(first + i) % groups_.size()].queue.take()) {
-            return chunk;
-        }
-    }
-    return std::nullopt;
-}
-
 namespace {
 
-/// Where a worker whose memory lies on `node` runs.
-CpuList cpus_for(const Workforce& workforce, std::optional<unsigned> node) {
-    const auto of_node = node ? workforce.node_cpus.find(*node) : workforce.node_cpus.end();
-    if (of_node == workforce.node_cpus.end()) {
-        return workforce.cpus;
+constexpr auto kTickInterval = std::chrono::milliseconds(100);
+
+/// Where the workers and the caller meet.
+class Muster {
+  public:
+    explicit Muster(unsigned workers) : missing_(workers), running_(workers) {}
+
+    /// Says that a worker is there, and waits for the beginning. False if the work is called off.
+    bool report_and_wait() {
+        std::unique_lock hold(lock_);
+        --missing_;
+        changed_.notify_all();
+        changed_.wait(hold, [this] { return begun_ || called_off_; });
+        return !called_off_;
     }
-    const CpuList allowed = workforce.cpus.empty() ? usable_cpu_list() : workforce.cpus;
-    CpuList near;
-    std::set_intersection(of_node->second.begin(), of_node->second.end(), allowed.begin(), allowed.end(),
-                          std::back_inserter(near));
-    return near.empty() ? workforce.cpus : near; // None of the node's is allowed: far is better than not at all.
+
+    /// Says that a worker has gone, with its failure if it had one.
+    void leave(std::exception_ptr failure) {
+        const std::lock_guard hold(lock_);
+        if (!failure_) {
+            failure_ = std::move(failure);
+        }
+        --running_;
+        changed_.notify_all();
+    }
+
+    /// Waits until every worker is where it belongs, or one has failed to get there, and begins.
+    void begin() {
+        std::unique_lock hold(lock_);
+        changed_.wait(hold, [this] { return missing_ == 0 || failure_; });
+        begun_ = !failure_;
+        called_off_ = !begun_;
+        changed_.notify_all();
+    }
+
+    void call_off() {
+        const std::lock_guard hold(lock_);
+        called_off_ = true;
+        changed_.notify_all();
+    }
+
+    /// Waits for a tick at most. False if workers are still there.
+    bool all_gone_soon() {
+        std::unique_lock hold(lock_);
+        return changed_.wait_for(hold, kTickInterval, [this] { return running_ == 0; });
+    }
+
+    [[nodiscard]] std::exception_ptr failure() {
+        const std::lock_guard hold(lock_);
+        return failure_;
+    }
+
+  private:
+    std::mutex lock_;
+    std::condition_variable changed_;
+    unsigned missing_;
+    unsigned running_;
+    bool begun_ = false;
+    bool called_off_ = false;
+    std::exception_ptr failure_;
+};
+
+void take_place(const Crew& crew, unsigned index) {
+    ::pthread_setname_np(::pthread_self(), (std::string(crew.name) + std::to_string(index)).substr(0, 15).c_str());
+    if (index < crew.cpus.size()) {
+        bind_this_thread(crew.cpus[index]);
+    }
 }
 
 } // namespace
 
-bool for_each_chunk(std::span<const PlacedRange> ranges, std::uint64_t chunk_bytes, const Workforce& workforce,
-                    Stage stage, std::string_view name, const std::stop_token& stop, const ChunkWork& work) {
-    ChunkQueues queues(ranges, chunk_bytes, workforce.workers);
-    std::atomic<std::uint64_t> done_bytes{0};
-    std::atomic<bool> gave_up{false};
-    const auto start = std::chrono::steady_clock::now();
-    const auto tell = [&] {
-        if (workforce.progress) {
-            const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-            workforce.progress({stage, done_bytes.load(), queues.total_bytes(), elapsed.count()});
+void run_in_parallel(const Crew& crew, const std::stop_token& stop, const CrewWork& work) {
+    Muster muster(crew.workers);
+    std::stop_source source;
+    const std::stop_callback forward(stop, [&source] { source.request_stop(); });
+    const auto body = [&](unsigned index) {
+        std::exception_ptr failure;
+        try {
+            take_place(crew, index);
+            std::optional<LowPriority> low_priority;
+            if (crew.low_priority) {
+                low_priority.emplace(source.get_token());
+            }
+            if (muster.report_and_wait()) {
+                work(index, source.get_token());
+            }
+        } catch (...) {
+            failure = std::current_exception();
+            source.request_stop();
         }
+        muster.leave(std::move(failure));
     };
-    Crew crew{queues.useful_workers(), name, {}, workforce.low_priority, tell};
-    for (unsigned worker = 0; worker < crew.workers; ++worker) {
-        crew.cpus.push_back(cpus_for(workforce, queues.home(worker)));
-    }
-    run_in_parallel(crew, stop, [&](unsigned worker, const std::stop_token& crew_stop) {
-        while (!crew_stop.stop_requested()) {
-            const auto chunk = queues.take(worker);
-            if (!chunk) {
-                return;
-            }
-            if (!work(worker, *chunk, crew_stop)) {
-                gave_up.store(true);
-                return;
-            }
-            done_bytes.fetch_add(chunk->size);
+    std::vector<std::jthread> threads; // Declared after what they use, so that they are joined first.
+    threads.reserve(crew.workers);
+    try {
+        const AllSignalsBlocked inherited;
+        for (unsigned index = 0; index < crew.workers; ++index) {
+            threads.emplace_back(body, index);
         }
-    });
-    tell();
-    return !stop.stop_requested() && !gave_up.load();
+    } catch (const std::system_error& error) {
+        muster.call_off();
+        throw Error("cannot start " + std::to_string(crew.workers) + " prefault workers: " + error.code().message() +
+                    " (fewer with --prefault-workers, or raise `ulimit -u`, `ulimit -v` or the "
+                    "cgroup's pids.max)");
+    } catch (...) {
+        muster.call_off();
+        throw;
+    }
+    muster.begin();
+    try {
+        while (!muster.all_gone_soon()) {
+            if (crew.tick) {
+                crew.tick();
+            }
+        }
+    } catch (...) {
+        source.request_stop();
+        throw;
+    }
+    threads.clear();
+    if (const std::exception_ptr failure = muster.failure()) {
+        std::rethrow_exception(failure);
+    }
 }
 
 } // namespace vmm::prefault

@@ -39,7 +39,7 @@ std::optional<std::uint64_t> number_in(std::string_view name, std::string_view p
     return error == std::errc() && end == digits.data() + digits.size() ? std::optional(value) : std::nullopt;
 }
 
-/// The numbers in the names of what is in `folder`, ascending; empty where it cannot be read.
+/// The numbers in the names of what is in `folder`, ascending; empty if it cannot be read.
 std::vector<std::uint64_t> numbered_entries(const std::string& folder, std::string_view prefix,
                                             std::string_view suffix) {
     std::vector<std::uint64_t> numbers;
@@ -54,7 +54,7 @@ std::vector<std::uint64_t> numbered_entries(const std::string& folder, std::stri
     return numbers;
 }
 
-/// The folder of one pool, of all nodes or of one, with a slash at the end.
+/// The folder of the pool of all nodes or of one node, with a slash at the end.
 std::string pool_directory(std::uint64_t page_bytes, std::optional<std::uint64_t> node, const HugePageRoots& roots) {
     const std::string above = node ? roots.nodes + "/node" + std::to_string(*node) : roots.mm;
     return above + "/hugepages/hugepages-" + std::to_string(page_bytes / kKiB) + "kB/";
@@ -81,7 +81,7 @@ std::string cgroup_size_name(std::uint64_t page_bytes) {
     return page_bytes >= kMiB ? std::to_string(page_bytes / kMiB) + "MB" : std::to_string(page_bytes / kKiB) + "KB";
 }
 
-/// The name --page-size has for it in a kernel's command line: "2M".
+/// The size as it is written in a kernel's command line: "2M".
 std::string boot_size_name(std::uint64_t page_bytes) {
     return page_bytes >= kGiB ? std::to_string(page_bytes / kGiB) + "G" : std::to_string(page_bytes / kMiB) + "M";
 }
@@ -90,14 +90,14 @@ std::uint64_t pages_for(std::uint64_t bytes, std::uint64_t page_bytes) {
     return (bytes / page_bytes) + (bytes % page_bytes != 0 ? 1 : 0);
 }
 
-/// What is needed of one node or of any, and how much of it is not there, in pages.
+/// How many pages are needed of one node or of any, and how many of them are missing.
 struct Need {
     std::optional<unsigned> node;
     std::uint64_t pages = 0;
     std::uint64_t missing = 0;
 };
 
-/// One entry a node, then one for any node; `missing` is 0 in all.
+/// One entry for each node, then one for any node; `missing` is 0 in all.
 std::vector<Need> needs_of(const HugePageDemand& demand, std::uint64_t page_bytes) {
     std::map<unsigned, std::uint64_t> by_node;
     std::uint64_t from_any = 0;
@@ -122,9 +122,9 @@ std::uint64_t total_pages(const std::vector<Need>& needs) {
     return pages;
 }
 
-/// Says what is missing of each need. What the kernel may make on demand is counted on only with `overcommit`.
+/// Sets what is missing of each need. Pages that the kernel may make on demand count only with `overcommit`.
 void find_missing(std::vector<Need>& needs, const HugePagePool& pool, bool overcommit) {
-    // What the nodes have and what the pool has are two limits: free pages of a node may be promised to somebody.
+    // The nodes and the pool are two limits, because free pages of a node may be promised to somebody.
     std::uint64_t there = pool.available();
     std::uint64_t on_demand = overcommit ? pool.overcommit : 0;
     for (Need& need : needs) {
@@ -193,7 +193,7 @@ void check_cgroup(std::uint64_t pages, const HugePagePool& pool, const HugePageR
                 "`, or take --page-size=thp)");
 }
 
-/// What can be had without swapping, in bytes; nothing where it cannot be read.
+/// How much memory can be had without swapping, in bytes; nothing if that cannot be read.
 std::optional<std::uint64_t> available_memory_bytes(const HugePageRoots& roots) {
     std::ifstream meminfo(roots.meminfo);
     std::string name;
@@ -215,7 +215,7 @@ constexpr std::array kRaiseAdvice{
     ErrnoAdvice{EINVAL, "this kernel makes pages of that size only when it boots: hugepagesz= and hugepages="},
     ErrnoAdvice{ENOENT, "this host has no pool of that size there: take another --page-size"}};
 
-/// Refuses what raising cannot bring. The kernel would try, and starve everybody else of memory meanwhile.
+/// Throws Error if there is no memory for what is missing. The kernel would try, and starve everybody else meanwhile.
 void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, const HugePageRoots& roots) {
     std::uint64_t missing = 0;
     for (const Need& need : needs) {
@@ -235,7 +235,7 @@ void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, c
 /// Locks `fd`'s file against all other processes. Returns 0; or a value of errno, which is EWOULDBLOCK if `patience`
 /// ran out or `stop` was requested.
 int lock_exclusively(int fd, std::chrono::milliseconds patience, const std::stop_token& stop) {
-    // Polled, not waited for: any user may lock a file that can be read, and a blocking wait hears no stop.
+    // The lock is polled: any user may lock a file that can be read, and a blocking wait hears no stop.
     constexpr std::chrono::milliseconds kPause{5};
     const auto deadline = std::chrono::steady_clock::now() + patience;
     while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -281,7 +281,7 @@ UniqueFd open_or_throw(const std::string& path, int flags) {
     return fd;
 }
 
-/// The number at the start of an open file; 0 where there is none.
+/// The number at the start of an open file; 0 if there is none.
 std::uint64_t read_number(int fd) noexcept {
     std::array<char, 32> text{};
     const ssize_t size = ::pread(fd, text.data(), text.size(), 0);
@@ -377,7 +377,7 @@ void check_huge_page_pool(const HugePageDemand& demand, const HugePageRoots& roo
     const auto pool = read_huge_page_pool(page_bytes, roots);
     std::error_code ignored;
     if (!pool && !std::filesystem::exists(roots.mm, ignored)) {
-        // No sysfs, as in some containers: what the pool has is not known. The kernel says it when memory is mapped.
+        // Without sysfs, as in some containers, the pool is not known. The kernel says it when memory is mapped.
         if (!demand.will_be_raised) {
             return;
         }
@@ -442,7 +442,7 @@ class HugePageReservation::Pool {
         if (added_ == 0) {
             return;
         }
-        // Without the lock, too: a change that is lost is better than memory that is.
+        // Also without the lock: it is better to lose a change than memory.
         const UpdateLock lock(lock_.get(), std::chrono::seconds(1));
         const std::uint64_t now = counts().lasting();
         static_cast<void>(write(now > added_ ? now - added_ : 0));
@@ -455,7 +455,7 @@ class HugePageReservation::Pool {
     struct Counts {
         std::uint64_t total;
         std::uint64_t surplus;
-        /// What the kernel takes a written number for.
+        /// What the kernel makes of a number that is written.
         [[nodiscard]] std::uint64_t lasting() const noexcept { return total > surplus ? total - surplus : 0; }
     };
 
@@ -477,14 +477,14 @@ class HugePageReservation::Pool {
     std::string path_;
     UniqueFd file_;
     UniqueFd surplus_;
-    UniqueFd lock_; ///< on the file of all nodes: it is one pool, whichever file it is changed by
+    UniqueFd lock_; ///< on the file of all nodes, because it is one pool whichever file changes it
     std::function<void(const std::string&, std::uint64_t)> write_count_;
     std::uint64_t added_ = 0;
 };
 
 HugePageReservation::HugePageReservation() noexcept = default;
 
-// By way of the empty one: what was raised before something throws is given back by the destructor.
+// The empty one is constructed first, so that the destructor gives back what was raised before something throws.
 HugePageReservation::HugePageReservation(const HugePageDemand& demand, const HugePageRoots& roots,
                                          std::chrono::milliseconds patience)
     : HugePageReservation() {
@@ -538,12 +538,12 @@ bool HugePageReservation::reserve(const HugePageDemand& demand, const HugePageRo
         throw Error("cannot reserve huge pages of " + format_bytes(page_bytes) +
                     ": another process is reserving some and has " + directory + " locked (see lslocks; try again)");
     }
-    check_huge_page_pool(raised, roots); // Again: somebody else may have had a turn meanwhile.
+    check_huge_page_pool(raised, roots); // Once more: somebody else may have had a turn meanwhile.
     const auto pool = read_huge_page_pool(page_bytes, roots);
     std::vector<Need> needs = needs_of(demand, page_bytes);
     find_missing(needs, pool.value_or(HugePagePool{}), false);
 
-    // The kernel ends a raise early when a signal comes, and says nothing: only a second failure is one of memory.
+    // The kernel ends a raise early when a signal comes, and does not say so: only a second failure means no memory.
     constexpr unsigned kFutileTries = 2;
     const std::uint64_t step = std::max<std::uint64_t>(kGiB / page_bytes, 1);
     for (const Need& need : needs) {

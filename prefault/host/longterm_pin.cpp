@@ -22,7 +22,7 @@ int register_with(int ring, unsigned operation, const void* argument, unsigned c
     return result < 0 ? -result : 0;
 }
 
-/// What a kernel structure holds instead of a pointer.
+/// An address as the kernel's structures hold it.
 std::uint64_t address_of(const void* object) noexcept {
     return reinterpret_cast<std::uintptr_t>(object); // NOLINT(*-reinterpret-cast): an address as a number, never back.
 }
@@ -30,7 +30,7 @@ std::uint64_t address_of(const void* object) noexcept {
 UniqueFd make_disabled_ring() {
     io_uring_params parameters{};
     parameters.flags = IORING_SETUP_R_DISABLED; // Only such a ring takes restrictions.
-    // Never mapped: its one entry is for nobody.
+    // The ring is never mapped: nobody uses its one entry.
     const int result = ::io_uring_setup(1, &parameters);
     if (result < 0) {
         throw_errno(-result, "make an io_uring for pinning guest memory", ring_advice(-result));
@@ -80,7 +80,7 @@ BufferRing::BufferRing(unsigned buffers) : fd_(make_disabled_ring()), capacity_(
 
 BufferRing::~BufferRing() {
     if (fd_) {
-        // Closing the ring would unpin, too, but some time later, in a work item of the kernel's.
+        // Closing the ring unpins, too, but some time later, in a work item of the kernel's.
         register_with(fd_.get(), IORING_UNREGISTER_BUFFERS, nullptr, 0);
     }
 }
@@ -104,7 +104,7 @@ std::string ring_advice(int error_number, std::string_view sysctl_kernel) {
     if (error_number == EINVAL) {
         return std::string("--pin=longterm needs Linux 5.19, ") + kOtherwise;
     }
-    if (error_number == ENOMEM) { // Before Linux 5.12 a ring itself counted.
+    if (error_number == ENOMEM) { // Before Linux 5.12 the ring itself counted.
         return std::string("free memory, raise the limit on locked memory with `ulimit -l`, ") + kOtherwise;
     }
     if (error_number != EPERM && error_number != EACCES) {

@@ -49,7 +49,7 @@ std::uint64_t read_memory_bytes(const std::string& meminfo_path) {
     return 0;
 }
 
-/// The nodes of the process's cpuset, or nothing where the kernel has no cpusets.
+/// The nodes of the process's cpuset, or nothing if the kernel has no cpusets.
 std::optional<CpuList> read_allowed_nodes(const std::string& status_path) {
     constexpr std::string_view kKey = "Mems_allowed_list:\t";
     std::ifstream status(status_path);
@@ -80,7 +80,7 @@ std::vector<unsigned> ids_of(std::span<const NumaNode> nodes) {
     return ids;
 }
 
-/// A range in granules: those it has a part of, so that one at either end may be less than whole.
+/// A range in granules. It has only a part of the granule at either end, perhaps.
 struct Granules {
     std::uint64_t first_base;
     std::uint64_t count;
@@ -102,7 +102,7 @@ std::vector<PlacedRange> split(std::span<const GuestRange> ram, std::span<const 
     for (const GuestRange& range : ram) {
         total += granules_of(range, granule_bytes).count;
     }
-    // What does not come out even goes to the first nodes, one granule each.
+    // The granules that are left over go to the first nodes, one to each.
     const auto share = [&](std::size_t index) { return total / nodes.size() + (index < total % nodes.size() ? 1 : 0); };
     std::vector<PlacedRange> placed;
     std::size_t index = 0;
@@ -168,7 +168,7 @@ class NodeMask {
         }
     }
     [[nodiscard]] const unsigned long* words() const noexcept { return words_.data(); }
-    /// The kernel takes one off before it counts bits (mm/mempolicy.c, get_nodes).
+    /// One more than there are bits, because the kernel takes one off (mm/mempolicy.c, get_nodes).
     static constexpr unsigned long kBits = kMaxNodes + 1;
 
   private:
@@ -176,8 +176,8 @@ class NodeMask {
     std::array<unsigned long, kMaxNodes / kWordBits> words_{};
 };
 
-// The system calls themselves: libnuma has no more than these for us, and linked statically it brings a constructor
-// that reads /proc and /sys whenever the program starts.
+// These are system calls: libnuma would give us no more, and linked statically it has a constructor that reads /proc
+// and /sys whenever the program starts.
 
 /// mbind(2); the value of errno, or 0.
 int try_bind(std::span<std::byte> bytes, int mode, std::span<const unsigned> nodes) {
@@ -188,7 +188,7 @@ int try_bind(std::span<std::byte> bytes, int mode, std::span<const unsigned> nod
     return result == 0 ? 0 : errno;
 }
 
-/// get_mempolicy(2) for the calling thread, whose policy the threads it starts inherit.
+/// get_mempolicy(2) for the calling thread, whose policy is inherited by the threads that it starts.
 bool has_policy_of_its_own() {
     int mode = MPOL_DEFAULT;
     return ::syscall(SYS_get_mempolicy, &mode, nullptr, 0UL, nullptr, 0UL) == 0 && mode != MPOL_DEFAULT;
@@ -221,7 +221,8 @@ void bind_range(std::span<const MemoryRegion> regions, GuestRange range, int mod
                 const NumaTopology& topology) {
     const int error_number = try_bind(bytes_of(regions, range), mode, nodes);
     const bool forbidden = error_number == ENOSYS || error_number == EPERM;
-    if (error_number == 0 || (forbidden && topology.nodes.size() == 1)) { // With one node memory lies where it should.
+    if (error_number == 0 ||
+        (forbidden && topology.nodes.size() == 1)) { // With one node all memory lies where it should.
         return;
     }
     throw_errno(error_number,
@@ -230,12 +231,14 @@ void bind_range(std::span<const MemoryRegion> regions, GuestRange range, int mod
                 bind_advice(error_number));
 }
 
-/// Automatic NUMA balancing takes the access rights from mapped pages to see who touches them next: KVM drops their
-/// second-level mappings, and the guest takes the faults again that the prefault took for it. It scans only mappings
-/// whose policy has MPOL_F_MOF (kernel/sched/fair.c, task_numa_work; mm/mempolicy.c, vma_policy_mof). What applies
-/// without any policy has that flag (mm/mempolicy.c, get_task_policy and numa_policy_init); one given to mbind() has it
-/// only where MPOL_F_NUMA_BALANCING is asked for (mm/mempolicy.c, sanitize_mpol_flags). So the same policy, made
-/// explicit, ends the scanning, and so does every other policy here. Huge pages of the pool are never scanned.
+/// Automatic NUMA balancing takes the access rights from mapped pages to see who touches them next. KVM then drops
+/// their second-level mappings, and the guest takes the faults again that the prefault took for it.
+///
+/// It scans only mappings whose policy has MPOL_F_MOF (kernel/sched/fair.c, task_numa_work; mm/mempolicy.c,
+/// vma_policy_mof). The policy that applies without any has that flag (mm/mempolicy.c, get_task_policy and
+/// numa_policy_init). A policy given to mbind() has it only if MPOL_F_NUMA_BALANCING is asked for (mm/mempolicy.c,
+/// sanitize_mpol_flags). So the same policy, made explicit, ends the scanning, and so does every other policy here.
+/// Huge pages of the pool are never scanned.
 void make_local_policy_explicit(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges) {
     for (const PlacedRange& placed : ranges) {
         if (try_bind(bytes_of(regions, placed.range), MPOL_LOCAL, {}) != 0) {
@@ -257,7 +260,7 @@ NumaTopology NumaTopology::read(std::string_view sysfs_node, const std::string& 
         const std::string directory = node_directory(sysfs_node, id);
         NumaNode node;
         node.id = id;
-        node.cpus = parse_cpu_list(first_line(directory + "cpulist")).value_or(CpuList{}); // Empty without CPUs.
+        node.cpus = parse_cpu_list(first_line(directory + "cpulist")).value_or(CpuList{}); // "" if it has none.
         node.memory_bytes = read_memory_bytes(directory + "meminfo");
         node.allowed = !allowed || std::ranges::binary_search(*allowed, id);
         std::istringstream distances(first_line(directory + "distance"));
@@ -342,7 +345,7 @@ void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, s
     case NumaPolicy::Kind::kNode:
         check_node(policy.node, topology, memory_bytes);
         return;
-    case NumaPolicy::Kind::kInterleave: // Falls back to other nodes, as far as there is memory at all.
+    case NumaPolicy::Kind::kInterleave: // The kernel falls back to other nodes while there is memory at all.
     case NumaPolicy::Kind::kSplit:
         break;
     }
@@ -393,7 +396,7 @@ unsigned node_of_vcpu(unsigned vcpu, unsigned vcpus, std::span<const unsigned> n
 }
 
 std::optional<unsigned> node_of_page(const std::byte* address) {
-    // move_pages() without a target only asks; it takes the address as if it might move the page.
+    // move_pages() without a target only asks, though it takes the address as if it might move the page.
     std::array<void*, 1> page{const_cast<std::byte*>(address)};
     int status = -ENOENT;
     if (::syscall(SYS_move_pages, 0, page.size(), page.data(), nullptr, &status, 0) != 0 || status < 0) {

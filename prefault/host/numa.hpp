@@ -12,6 +12,7 @@
 #include "kvm/host/guest_memory.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/host/numa_policy.hpp"
+#include "prefault/host/placement.hpp"
 
 namespace vmm::prefault {
 
@@ -33,8 +34,8 @@ struct NumaTopology {
     std::vector<std::vector<unsigned>> distances; ///< a row for each of `nodes`, in that order; may be empty: unknown
 
     /// What the kernel says (Documentation/ABI/stable/sysfs-devices-node), narrowed by "Mems_allowed_list" of this
-    /// process (proc_pid_status(5)). Where it says nothing (no NUMA in the kernel, no sysfs in a container) the host is
-    /// node 0 with all memory and the CPUs the calling thread may use. Throws Error as usable_cpu_list().
+    /// process (proc_pid_status(5)). If it says nothing (no NUMA in the kernel, no sysfs in a container) the host is
+    /// node 0 with all memory and the CPUs that the calling thread may use. Throws Error as usable_cpu_list() does.
     static NumaTopology read(std::string_view sysfs_node = "/sys/devices/system/node",
                              const std::string& process_status = "/proc/self/status");
 
@@ -42,53 +43,47 @@ struct NumaTopology {
     [[nodiscard]] const NumaNode* find(unsigned id) const noexcept;
     /// The numbers of the nodes that have memory this process may use, ascending.
     [[nodiscard]] std::vector<unsigned> memory_nodes() const;
-    /// The relative cost of reaching `to`'s memory from `from` (ACPI, SLIT): 10 is a node's own, 255 means not at all.
-    /// Where it is unknown, 10 for a node itself and 20 for any other, as the kernel has it.
+    /// The relative cost of reaching the memory of `to` from `from` (ACPI, SLIT): 10 is a node's own, and 255 means
+    /// that there is no way. If it is unknown it is 10 for a node itself and 20 for any other, as in the kernel.
     [[nodiscard]] unsigned distance(unsigned from, unsigned to) const noexcept;
 };
 
-/// A range of guest memory and the node it is to lie on; without a node, on any.
-struct PlacedRange {
-    GuestRange range;
-    std::optional<unsigned> node;
-
-    friend bool operator==(const PlacedRange&, const PlacedRange&) = default;
-};
-
-/// Where each part of `ram` (ascending, not overlapping) is to lie: for kDefault and kInterleave the ranges as they
-/// are, on no particular node; for kNode all on that one; for kSplit in ascending order on ascending nodes with memory,
-/// cut at multiples of `granule_bytes` only (a power of two: the larger of 2 MiB and the page size, so that no mapping
-/// is cut). The parts then differ by at most one granule, and where there are fewer granules than nodes the last nodes
-/// get nothing. The policy has passed check_numa_policy.
+/// Where each part of `ram` (ascending, not overlapping) is to lie by a policy that has passed check_numa_policy(). For
+/// kDefault and kInterleave the ranges stay as they are, on no particular node; for kNode all lie on that one.
+///
+/// For kSplit they lie in ascending order on ascending nodes with memory. They are cut at multiples of `granule_bytes`
+/// only (a power of two: the larger of 2 MiB and the page size, so that no mapping is cut). The parts differ by at most
+/// one granule; if there are fewer granules than nodes the last nodes get nothing.
 [[nodiscard]] std::vector<PlacedRange> place(std::span<const GuestRange> ram, const NumaPolicy& policy,
                                              const NumaTopology& topology, std::uint64_t granule_bytes);
 
-/// Throws Error where `memory_bytes` of guest memory cannot be placed so: there is no such node, it has no memory, this
-/// process may not use it, or all memory it has is less. Says which nodes there are. For what is free nobody can vouch.
+/// Throws Error if `memory_bytes` of guest memory cannot be placed so: there is no such node, it has no memory, this
+/// process may not use it, or all memory that it has is less. The error says which nodes there are. It is not about
+/// free memory, which may change at any time.
 void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, std::uint64_t memory_bytes);
 
-/// Gives guest memory its policy (mbind(2)), before any page exists: it moves none. `ranges` are parts of `regions`,
-/// each at host page boundaries, as `place` returns them. kNode and kSplit bind, so that a node that runs dry is an
-/// error and not a page elsewhere; kInterleave spreads over the nodes with memory this process may use.
+/// Gives guest memory its policy (mbind(2)) before any page exists, because it moves none. `ranges` are parts of
+/// `regions`, each at host page boundaries, as place() returns them. kNode and kSplit bind, so that a node that runs
+/// dry is an error and not a page elsewhere; kInterleave spreads over the nodes with memory that this process may use.
 ///
-/// kDefault: on a host of several nodes the memory is told explicitly to lie on the node of the thread that populates
-/// it, which changes nothing but that automatic NUMA balancing then leaves it alone (numa.cpp has the reason). A policy
-/// that this process was started with (numactl(8)) is not touched. It is a precaution: where the kernel refuses,
-/// nothing is said.
+/// For kDefault, memory on a host of several nodes gets the explicit policy to lie on the node of the thread that
+/// populates it. That changes nothing but that automatic NUMA balancing leaves it alone (numa.cpp has the reason). A
+/// policy that this process was started with (numactl(8)) is not touched. If the kernel refuses this precaution nothing
+/// is said.
 ///
-/// Throws Error: no such node, no memory; and, but not on a host of one node, not permitted or no NUMA in the kernel.
+/// Throws Error: no such node, no memory; on a host of several nodes also not permitted, or no NUMA in the kernel.
 void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
                  const NumaTopology& topology);
 
-/// Whether this process may be kept from using all the host's nodes: by a memory policy it was started with
-/// (numactl(8)), or by its cpuset. False with one node.
+/// True if this process may be kept from using all the host's nodes: by a memory policy that it was started with
+/// (numactl(8)), or by its cpuset. False on a host of one node.
 [[nodiscard]] bool is_confined(const NumaTopology& topology) noexcept;
 
-/// The node for vCPU `vcpu` of `vcpus`, so that neighbours share one and all of `nodes` (at least one) have as many, as
-/// far as that comes out even.
+/// The node for vCPU `vcpu` of `vcpus`. Neighbours share one, and all of `nodes` (at least one) have as many, or one
+/// more.
 [[nodiscard]] unsigned node_of_vcpu(unsigned vcpu, unsigned vcpus, std::span<const unsigned> nodes);
 
-/// The node that the page at `address` of this process lies on; nothing where there is no page, or only the shared zero
+/// The node that the page at `address` of this process lies on; nothing if there is no page, or only the shared zero
 /// page, or the kernel does not say. Populates nothing.
 [[nodiscard]] std::optional<unsigned> node_of_page(const std::byte* address);
 

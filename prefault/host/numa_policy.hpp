@@ -1,4 +1,4 @@
-// On which of the host's NUMA nodes guest memory is to lie, as words.
+// On which of the host's NUMA nodes guest memory is to lie.
 #pragma once
 
 #include <optional>
@@ -13,7 +13,7 @@ namespace vmm::prefault {
 /// On which nodes guest memory is to lie.
 struct NumaPolicy {
     enum class Kind {
-        kDefault, ///< where the process's own policy puts it: without one, on the node of the thread that populates it
+        kDefault, ///< where the process's own policy puts it; without one, on the node of the thread that populates it
         kNode,    ///< all on `node`
         kInterleave, ///< page by page in turn over all nodes with memory
         kSplit,      ///< cut into equal contiguous parts, one for each node with memory
@@ -26,8 +26,8 @@ struct NumaPolicy {
 
 /// The command line's word: "default", "interleave", "split", or the number of the node.
 [[nodiscard]] std::string to_string(const NumaPolicy& policy);
-/// The reverse, or nothing where the text is no such word. A number is below kMaxNodes; whether there is such a node is
-/// for check_numa_policy to say.
+/// The reverse, or nothing if the text is no such word. A number is below kMaxNodes; check_numa_policy() says whether
+/// there is such a node.
 [[nodiscard]] std::optional<NumaPolicy> parse_numa_policy(std::string_view text);
 
 } // namespace vmm::prefault

@@ -17,7 +17,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/mapping.hpp"
 #include "kvm/host/process_memory.hpp"
-#include "prefault/host/parallel.hpp"
+#include "prefault/host/crew.hpp"
 #include "prefault/plan.hpp"
 
 namespace vmm::prefault {
@@ -27,14 +27,15 @@ namespace {
 constexpr const char* kAdvice =
     "raise it with `ulimit -l` or LimitMEMLOCK=, give CAP_IPC_LOCK outside of user namespaces, or take --pin=none";
 
-/// What one system call pins, and so how long a stop may wait: some 10 ms for 4 KiB pages that exist, 0.1 s for others.
+/// How much one system call pins, for which a stop has to wait: some 10 ms for 4 KiB pages that exist, 0.1 s for
+/// others.
 constexpr std::uint64_t kPieceBytes = 256 * kMiB;
 
 /// True if RLIMIT_MEMLOCK, which is `limit` bytes, binds this process. Capabilities lift it in the initial user
-/// namespace only, and a security module may forbid even that. So the kernel is asked: it is to lock one page more than
-/// the limit. Memory is locked when its pages come to exist (MLOCK_ONFAULT), and none of these ever does.
+/// namespace only, and a security module may forbid even that. So the kernel is asked to lock one page more than the
+/// limit; no page comes to exist by that (MLOCK_ONFAULT).
 bool limit_binds(std::uint64_t limit) {
-    constexpr std::uint64_t kMostToTry = 16 * kTiB; // Address space ends not far above.
+    constexpr std::uint64_t kMostToTry = 16 * kTiB; // The address space ends not far above.
     const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     if (limit > kMostToTry) {
         return true;
@@ -49,11 +50,11 @@ bool limit_binds(std::uint64_t limit) {
     if (::mlock2(address, bytes, MLOCK_ONFAULT) == 0) {
         return false;
     }
-    // Other errors are not the limit's: who locks memory in earnest will say what they are.
+    // Other errors do not come from the limit: whoever locks memory in earnest will report them.
     return errno == ENOMEM || (errno == EPERM && limit < page_bytes);
 }
 
-/// RLIMIT_MEMLOCK in bytes, or nothing where `needed_bytes` are within it or it does not bind this process.
+/// RLIMIT_MEMLOCK in bytes, or nothing if `needed_bytes` are within it or it does not bind this process.
 std::optional<std::uint64_t> memlock_limit(std::uint64_t needed_bytes) {
     rlimit limit{};
     if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || needed_bytes <= limit.rlim_cur ||
@@ -63,14 +64,14 @@ std::optional<std::uint64_t> memlock_limit(std::uint64_t needed_bytes) {
     return limit.rlim_cur;
 }
 
-/// What this process has pinned in this way already; the limit is on all of it together. The kernel counts long-term
-/// pins by user (io_uring/rsrc.c, __io_account_mem), but tells only those of a process. Where it tells nothing (no
-/// /proc), nothing is counted, and the kernel refuses what is too much.
+/// How much this process has pinned in this way already, in bytes; the limit is on all of it together. The kernel
+/// counts long-term pins by user (io_uring/rsrc.c, __io_account_mem), but tells only those of a process. Without /proc
+/// it tells nothing: then 0 is returned, and the kernel refuses what is too much.
 std::uint64_t bytes_in_use(Pin pin) {
     return (pin == Pin::kMlock ? locked_bytes() : pinned_bytes()).value_or(0);
 }
 
-/// `more` on top of `used`, or as much as there can be.
+/// The sum, or the largest number if it is larger.
 std::uint64_t sum_of(std::uint64_t used, std::uint64_t more) {
     return more > UINT64_MAX - used ? UINT64_MAX : used + more;
 }
@@ -91,9 +92,9 @@ std::string_view verb(Pin pin) {
     return pin == Pin::kMlock ? "lock" : "pin";
 }
 
-/// A ring for each GiB, up to some 128 rings: for every huge page that is registered, the kernel looks through all of
-/// the ring's other pages (io_uring/rsrc.c, headpage_already_acct), so what a ring takes grows with the square of its
-/// memory.
+/// There is a ring for each GiB, up to some 128 rings. For every huge page that is registered the kernel looks through
+/// all other pages of the ring (io_uring/rsrc.c, headpage_already_acct), so the time for a ring grows with the square
+/// of its memory.
 std::uint64_t ring_bytes_for(std::uint64_t total_bytes) {
     constexpr std::uint64_t kManyRings = 128;
     return std::bit_ceil(std::max(kGiB, total_bytes / kManyRings));
@@ -105,7 +106,7 @@ void unlock(std::span<const PinnedMemory::Piece> pieces) noexcept {
     }
 }
 
-/// What one call of add() pins. Unpins all of it again unless it is taken over.
+/// What one call of add() pins. Its destructor unpins all of it unless it was taken over.
 ///
 /// Threads: pin() may be called from any thread, and from several at a time; the rest from one.
 class Batch {
@@ -149,7 +150,7 @@ class Batch {
         rings_.push_back(std::move(ring));
     }
 
-    /// To take over. In no order.
+    /// The pieces, in no order, to be taken over.
     [[nodiscard]] std::vector<PinnedMemory::Piece> take_pieces() noexcept { return std::exchange(pieces_, {}); }
     [[nodiscard]] std::vector<BufferRing> take_rings() noexcept { return std::exchange(rings_, {}); }
 
@@ -205,7 +206,7 @@ class Batch {
     std::uint64_t total_bytes_;
     std::uint64_t used_before_;
     const PinnedMemory::Progress& progress_;
-    std::mutex lock_; ///< for what follows
+    std::mutex lock_; ///< for the members that follow
     std::vector<PinnedMemory::Piece> pieces_;
     std::vector<BufferRing> rings_;
 };

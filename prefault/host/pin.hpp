@@ -14,21 +14,21 @@
 
 namespace vmm::prefault {
 
-/// Throws Error where this process may not pin `bytes` more: says the limit, the need and how to raise it; for
-/// kLongterm also where there is no io_uring for it. To be called before anything is created.
+/// Throws Error if this process may not pin `bytes` more, or if there is no io_uring for kLongterm. The error says the
+/// limit, the need and how to raise it. To be called before anything is created.
 void check_may_pin(Pin pin, std::uint64_t bytes);
 
-/// What of guest memory is pinned, and the pin: it ends with the object. To be declared after the memory.
+/// The pin of guest memory, which ends with the object. To be declared after the memory.
 ///
 /// Threads: one at a time.
 class PinnedMemory {
   public:
-    /// A part of guest memory that is pinned at once. For kLongterm, what one buffer of a ring can be.
+    /// A part of guest memory that is pinned at once. For kLongterm it is what one buffer of a ring can be.
     struct Piece {
         GuestRange range;
         std::span<std::byte> bytes; ///< where it is on the host
     };
-    /// Is told how many bytes more are pinned; by any worker, by several at a time. What it throws ends the work.
+    /// Is told how many bytes more are pinned. What it throws ends the work. Threads: each worker's.
     using Progress = std::function<void(std::uint64_t bytes)>;
 
     explicit PinnedMemory(Pin kind) noexcept : kind_(kind) {}
@@ -40,15 +40,17 @@ class PinnedMemory {
     ~PinnedMemory();
 
     /// Pins those parts of `ranges` that are not pinned yet. `ranges` are parts of `memory`, whole pages of its
-    /// backing, not overlapping, in any order; each lies in one region.
+    /// backing, not overlapping, in any order; each lies in one region. Returns false if `stop` was requested before
+    /// all was pinned; what is pinned by then stays so, and the next call goes on from there.
     ///
-    /// kMlock marks mappings only, in one thread (the kernel takes its lock on the memory map); pages that do not exist
-    /// are pinned when they come to exist. kLongterm pins the pages themselves, with up to `workers` threads, and
-    /// populates those that do not exist. It pins huge pages as a whole, also those of which `ranges` have only a part,
-    /// and where parts of one are pinned by two calls VmPin in /proc/self/status counts it twice.
+    /// kMlock only marks mappings, in one thread (the kernel takes its lock on the memory map). Pages that do not exist
+    /// are pinned when they come to exist.
     ///
-    /// Returns false if `stop` was requested before all was pinned; what is pinned by then stays so, and the next call
-    /// goes on from there. Throws Error, and what `progress` throws; nothing of this call is pinned then.
+    /// kLongterm pins the pages themselves, with up to `workers` threads, and populates those that do not exist. It
+    /// pins huge pages as a whole, also those of which `ranges` have only a part. If two calls pin parts of one, VmPin
+    /// in /proc/self/status counts it twice.
+    ///
+    /// Throws Error, and what `progress` throws; nothing of this call is pinned then.
     bool add(const GuestMemory& memory, std::span<const GuestRange> ranges, unsigned workers,
              const std::stop_token& stop, const Progress& progress = {});
 
@@ -58,9 +60,9 @@ class PinnedMemory {
     [[nodiscard]] std::span<const Piece> pieces() const noexcept { return pieces_; }
 
   private:
-    /// What of `ranges` is not pinned, in ascending order, neighbours in one region joined.
+    /// Those parts of `ranges` that are not pinned, in ascending order, with neighbours in one region joined.
     [[nodiscard]] std::vector<GuestRange> missing(const GuestMemory& memory, std::span<const GuestRange> ranges) const;
-    /// Takes over what a call has pinned; returns how many bytes it is.
+    /// Takes over what a call has pinned, and returns how many bytes that is.
     std::uint64_t keep(std::vector<Piece> pieces, std::vector<BufferRing> rings);
 
     Pin kind_;

@@ -11,8 +11,8 @@ namespace vmm::prefault {
 /// How guest memory is kept resident.
 enum class Pin {
     kNone,
-    kMlock,    ///< mlock2(MLOCK_ONFAULT): never swapped out. It does not keep pages from being migrated or compacted.
-    kLongterm, ///< registered with io_uring as fixed buffers: neither swapped out, nor migrated, nor compacted
+    kMlock,    ///< by mlock2(MLOCK_ONFAULT): never swapped out, but perhaps migrated or compacted
+    kLongterm, ///< as fixed buffers of io_uring: neither swapped out, nor migrated, nor compacted
 };
 
 /// The name used on the command line and in the report: "none", "mlock", "longterm".

@@ -6,27 +6,27 @@
 #include <stop_token>
 
 #include "kvm/host/guest_memory.hpp"
-#include "prefault/host/crew.hpp"
-#include "prefault/host/numa.hpp"
+#include "prefault/host/placement.hpp"
+#include "prefault/host/workforce.hpp"
 
 namespace vmm::prefault {
 
 /// Populates `chunk` (a part of one region of `memory`, whole pages of its backing) from the calling thread, by
-/// MADV_POPULATE_WRITE: a read would map the shared zero page, and the first write of the guest would fault all the
-/// same. Content is preserved. Throws Error that says what is missing: memory, huge pages, Linux 5.14.
+/// MADV_POPULATE_WRITE. It is a write, because a read would map the shared zero page, and the first write of the guest
+/// would fault all the same. Content is preserved. Throws Error: memory, huge pages or Linux 5.14 are missing.
 void populate_chunk(const GuestMemory& memory, GuestRange chunk, const std::stop_token& stop = {});
 
-/// How large a chunk is to be for populate_chunk(): one system call, which is how long a stop may wait. At most 16 MiB
-/// (some 5 ms with 4 KiB pages), unless one page is larger.
+/// How large a chunk is to be for populate_chunk(), in bytes: at most 16 MiB, unless one page is larger. A chunk is one
+/// system call (some 5 ms with 4 KiB pages), for which a stop has to wait.
 [[nodiscard]] std::uint64_t host_chunk_bytes(PageSize page_size, std::uint64_t total_bytes, unsigned workers);
 
-/// Populates `ranges` (parts of `memory`) on disjoint chunks. Returns false if `stop` was requested first. Throws as
+/// Populates `ranges` (parts of `memory`) in disjoint chunks. Returns false if `stop` was requested first. Throws as
 /// populate_chunk() and for_each_chunk() do.
 bool populate_host(const GuestMemory& memory, std::span<const PlacedRange> ranges, const Workforce& workforce,
                    const std::stop_token& stop);
 
-/// Gives the pages of all regions back to the host, with `workers` threads: one munmap() alone frees 4 KiB pages on one
-/// processor. The content is lost; for the end, when no VM refers to the memory any more. What the kernel does not give
+/// Gives the pages of all regions back to the host, with `workers` threads, because one munmap() frees 4 KiB pages on
+/// one processor. The content is lost: call it when no VM refers to the memory any more. What the kernel does not give
 /// back this way (locked pages before Linux 5.18) is left to the destructor of `memory`.
 void release_host(const GuestMemory& memory, unsigned workers) noexcept;
 

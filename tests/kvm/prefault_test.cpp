@@ -1,6 +1,6 @@
 // Filling the second level, proved by KVM's own counters.
 
-#include "prefault/prefault.hpp"
+#include "prefault/second_level.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -25,6 +25,7 @@
 
 #include "kvm/host/blocked_signals.hpp"
 #include "kvm/kick_signal.hpp"
+#include "prefault/plan.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_page_size.hpp"
 #include "support/host_process_facts.hpp"
@@ -261,7 +262,7 @@ TEST_F(PrefaultTest, WithMoreWorkersThanCpusIsComplete) {
 
 TEST_F(PrefaultTest, ByTouchWithoutTheHostSideFirstIsStillComplete) {
     PrefaultVm machine(PageSize::k4K);
-    EXPECT_NE(machine.fill().proof, Proof::kNone);
+    EXPECT_TRUE(machine.touch_all_memory());
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
@@ -316,11 +317,15 @@ TEST_F(PrefaultTest, ThatIsStoppedInTheMiddleDoesNoOtherChunkAndIsIncomplete) {
 
 TEST_F(PrefaultTest, AfterOneThatWasStoppedIsExact) {
     PrefaultVm machine(PageSize::k4K);
-    EXPECT_EQ(machine.fill(testing::stop_requested_already()).proof, Proof::kNone);
+    EXPECT_FALSE(machine.touch_all_memory(testing::stop_requested_already()));
     const Report report = machine.prefault(Scope::kAll);
     EXPECT_TRUE(report.complete);
     expect_covers(report.mapped, machine);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
+}
+
+Report prefault_by_touch(PrefaultVm& machine) {
+    return machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .workers = 2});
 }
 
 /// A vCPU of a hostile guest, in real mode, that is about to run `code` with ES:DI at the scratch slot and DS:SI at
@@ -332,7 +337,7 @@ kvm::Vcpu hostile_vcpu(PrefaultVm& machine, const testing::Code& code, std::uint
     kvm_sregs special = vcpu.special_registers();
     special.cs.base = 0;
     special.cs.selector = 0;
-    special.es.base = to_integer(machine.filler->scratch().range().base);
+    special.es.base = to_integer(machine.scratch().range().base);
     vcpu.set_special_registers(special);
     kvm_regs registers{};
     registers.rip = to_integer(kCode);
@@ -347,7 +352,7 @@ kvm::Vcpu hostile_vcpu(PrefaultVm& machine, const testing::Code& code, std::uint
 
 /// What a hostile guest does to the scratch slot: writes ones over the stub and the tables, from real mode.
 void scribble_over(PrefaultVm& machine) {
-    const std::uint64_t bytes = machine.filler->scratch().range().size;
+    const std::uint64_t bytes = machine.scratch().range().size;
     ASSERT_LE(bytes, 64 * kKiB) << "what real mode reaches";
     kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xab, 0xe6, 0x80}, bytes / 2); // rep stosw; out %al, $0x80
     const AllSignalsBlocked for_this_thread;
@@ -376,7 +381,7 @@ TEST_F(PrefaultTest, RepairsTheScratchSlotThatAGuestWroteOverBetweenTwoFills) {
     PrefaultVm machine(PageSize::k4K);
     ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
     scribble_over(machine);
-    EXPECT_NE(machine.fill().proof, Proof::kNone);
+    EXPECT_TRUE(prefault_by_touch(machine).complete);
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
@@ -441,10 +446,10 @@ TEST_P(PrefaultVcpuLedTo, ComesBackAndTouchesEveryPageAfterwards) {
     replace_stub(machine, GetParam().code);
     std::stop_source source;
     std::atomic<bool> over{false};
-    DummyVcpu::Outcome outcome;
+    TouchResult result;
     std::jthread toucher([&] {
         block_signals_in_this_thread();
-        outcome = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, source.get_token());
+        result = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, source.get_token());
         over = true;
     });
     for (int i = 0; i < 1000 && !over; ++i) { // One that spins has 20 s of processor time: too much for a test.
@@ -452,12 +457,12 @@ TEST_P(PrefaultVcpuLedTo, ComesBackAndTouchesEveryPageAfterwards) {
     }
     source.request_stop();
     toucher.join();
-    std::cout << GetParam().name << ": " << static_cast<int>(outcome.end) << " " << outcome.why << std::endl;
+    std::cout << GetParam().name << ": " << static_cast<int>(result.end) << " " << result.why << std::endl;
     ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
-    EXPECT_NE(machine.fill().proof, Proof::kNone); // Puts the slot right.
+    EXPECT_TRUE(prefault_by_touch(machine).complete); // Puts the slot right.
     const AllSignalsBlocked for_this_thread;
     const auto after = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
-    EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << after.why;
+    EXPECT_EQ(after.end, TouchResult::End::kDone) << after.why;
     EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U);
 }
 
@@ -488,13 +493,13 @@ TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
     kvm::Vcpu vcpu(machine.vm, 7);
     vcpu.set_cpuid(machine.cpuid);
     const UniqueFd its(::fcntl(vcpu.fd(), F_DUPFD_CLOEXEC, 0));
-    DummyVcpu halted(std::move(vcpu), machine.filler->scratch());
+    PrefaultVcpu halted(std::move(vcpu), machine.scratch());
     replace_stub(machine, {0xeb, 0xfe}); // jmp .
     std::atomic<bool> over{false};
-    DummyVcpu::Outcome outcome;
+    TouchResult result;
     std::jthread toucher([&] {
         block_signals_in_this_thread();
-        outcome = halted.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
+        result = halted.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
         over = true;
     });
     while (!over) { // As `rsm` and then `hlt` do it. KVM lets us in when the vCPU's thread looks up.
@@ -503,29 +508,28 @@ TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     toucher.join();
-    EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kHeld) << outcome.why;
-    EXPECT_TRUE(testing::mentions(outcome.why, "stands still")) << outcome.why;
-    EXPECT_NE(machine.fill().proof, Proof::kNone);
+    EXPECT_EQ(result.end, TouchResult::End::kHeld) << result.why;
+    EXPECT_TRUE(testing::mentions(result.why, "stands still")) << result.why;
+    EXPECT_TRUE(prefault_by_touch(machine).complete);
     const AllSignalsBlocked for_this_thread;
     const auto after = halted.touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
-    EXPECT_EQ(after.end, DummyVcpu::Outcome::End::kDone) << after.why;
+    EXPECT_EQ(after.end, TouchResult::End::kDone) << after.why;
 }
 
 TEST_F(PrefaultTest, OnceOneFailedTheScratchSlotIsNotTouchedAtTheEnd) {
     PrefaultVm machine(PageSize::k4K);
     ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
-    const std::atomic<bool> guest_runs{true};
-    Workforce workforce;
-    const SecondLevelFiller::Job job{machine.memory, machine.placement, true, Method::kTouch, guest_runs, workforce};
-    machine.filler->begin(job, {});
+    PrefaultVcpus& vcpus = machine.prefault_vcpus();
+    vcpus.note_guest_runs(true);
+    vcpus.begin(kvm::AddressSpace::kNormal, GuestAddress{2 * kMiB}, {});
     replace_stub(machine, {0x0f, 0x0b}); // ud2
     std::jthread([&] {
         block_signals_in_this_thread();
-        EXPECT_FALSE(machine.filler->fill_chunk(job, 0, {GuestAddress{0}, 2 * kMiB}, {}));
+        EXPECT_FALSE(vcpus.touch_chunk(kvm::AddressSpace::kNormal, 0, {GuestAddress{0}, 2 * kMiB}, 2 * kMiB, {}));
     }).join();
-    const std::uint64_t exits = machine.filler->exits();
-    machine.filler->map_scratch_again();
-    EXPECT_EQ(machine.filler->exits(), exits);
+    const std::uint64_t exits = machine.prefault_vcpus().exits();
+    machine.prefault_vcpus().map_scratch_again();
+    EXPECT_EQ(machine.prefault_vcpus().exits(), exits);
 }
 
 /// A machine whose guest is kept from writing to the scratch slot, where that can be.
@@ -538,16 +542,16 @@ TEST_F(PrefaultTest, WithAProtectedScratchSlotIsCompleteAndLeavesTheGuestNoFault
         ProtectedVm machine(page_size);
         EXPECT_TRUE(machine.prefault(Scope::kAll).complete) << to_string(page_size);
         EXPECT_EQ(machine.faults_of_guest_touching_all_memory(), 0U) << to_string(page_size);
-        machine.filler->map_scratch_again();
+        machine.prefault_vcpus().map_scratch_again();
         if (page_size == PageSize::k4K) {
-            EXPECT_EQ(machine.filler->mapped_guest_memory().bytes(), machine.memory.size_bytes());
+            EXPECT_EQ(machine.second_level->mapped().bytes(), machine.memory.size_bytes());
         }
     }
 }
 
 TEST_F(PrefaultTest, ScratchSlotThatIsProtectedTakesNoWriteOfTheGuests) {
     ProtectedVm machine(PageSize::k4K);
-    if (!machine.filler->scratch().is_read_only()) {
+    if (!machine.scratch().is_read_only()) {
         GTEST_SKIP() << "the hardware's walker, or this KVM, has no use for tables in a read-only memslot";
     }
     kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xab, 0xe6, 0x80}, 16); // rep stosw; out %al, $0x80
@@ -556,7 +560,7 @@ TEST_F(PrefaultTest, ScratchSlotThatIsProtectedTakesNoWriteOfTheGuests) {
     const auto* const write = std::get_if<kvm::MmioExit>(&exit);
     ASSERT_NE(write, nullptr) << testing::name_of(exit);
     EXPECT_TRUE(write->is_write);
-    EXPECT_EQ(write->address, to_integer(machine.filler->scratch().range().base));
+    EXPECT_EQ(write->address, to_integer(machine.scratch().range().base));
     EXPECT_TRUE(machine.prefault(Scope::kAll).complete);
 }
 
@@ -566,29 +570,29 @@ TEST_F(PrefaultTest, PageTablesInAReadOnlySlotServeShadowPagingAlone) {
     const Scratch::Layout layout{GuestAddress{0xe8000000}, PrefaultVm::kHighBase + kGiB, PrefaultVm::kHighBase + kGiB,
                                  false};
     const Scratch scratch(machine.vm, 9, layout, Scratch::Protection::kReadOnly);
-    DummyVcpu vcpu(machine.vm, 7, machine.cpuid, scratch);
+    PrefaultVcpu vcpu(machine.make_vcpu(7), scratch);
     std::stop_source source;
-    DummyVcpu::Outcome outcome{DummyVcpu::Outcome::End::kStopped, ""};
+    TouchResult result{TouchResult::End::kStopped, ""};
     std::jthread toucher([&] {
         block_signals_in_this_thread();
-        outcome = vcpu.touch({GuestAddress{8 * kMiB}, 4096}, 4096, source.get_token());
+        result = vcpu.touch({GuestAddress{8 * kMiB}, 4096}, 4096, source.get_token());
     });
     if (machine.host.kind == SecondLevelKind::kNpt) {
         std::this_thread::sleep_for(std::chrono::seconds(2)); // It never comes to its end.
         source.request_stop();
     }
     toucher.join();
-    std::cout << to_string(machine.host.kind) << ": " << static_cast<int>(outcome.end) << " " << outcome.why
-              << std::endl;
+    std::cout << to_string(machine.host.kind) << ": " << static_cast<int>(result.end) << " " << result.why << std::endl;
     if (machine.is_shadow()) {
-        EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kDone) << outcome.why;
+        EXPECT_EQ(result.end, TouchResult::End::kDone) << result.why;
     } else if (machine.host.kind == SecondLevelKind::kNpt) {
-        EXPECT_NE(outcome.end, DummyVcpu::Outcome::End::kDone);
+        EXPECT_NE(result.end, TouchResult::End::kDone);
     }
 }
 
 TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
-    // The guest's vCPU goes over all memory again and again while the dummies fill: each write of either is atomic.
+    // The guest's vCPU goes over all memory again and again while the prefault vCPUs fill: each write of either is
+    // atomic.
     PrefaultVm machine(PageSize::k4K);
     fill_with_pattern(machine.memory);
     std::atomic<bool> over{false};
@@ -638,35 +642,35 @@ TEST_F(PrefaultTest, TimesItsStages) {
     EXPECT_GE(report.total_seconds, report.host_seconds + report.pin_seconds + report.second_level_seconds - 1e-6);
 }
 
-/// Has a dummy touch where no memory is, on a thread of its own.
-DummyVcpu::Outcome touch_nowhere(DummyVcpu& vcpu) {
-    DummyVcpu::Outcome outcome;
+/// Has a prefault vCPU touch where no memory is, on a thread of its own.
+TouchResult touch_nowhere(PrefaultVcpu& vcpu) {
+    TouchResult result;
     std::jthread([&] {
         block_signals_in_this_thread();
-        outcome = vcpu.touch({GuestAddress{kGiB}, 4096}, 4096, {});
+        result = vcpu.touch({GuestAddress{kGiB}, 4096}, 4096, {});
     }).join();
-    return outcome;
+    return result;
 }
 
-TEST_F(PrefaultTest, DummyThatTouchesNoMemoryFailsAndSaysWhere) {
+TEST_F(PrefaultTest, PrefaultVcpuThatTouchesNoMemoryFailsAndSaysWhere) {
     PrefaultVm machine(PageSize::k4K);
-    const DummyVcpu::Outcome outcome = touch_nowhere(*machine.guest_vcpu);
-    EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kFailed);
-    EXPECT_TRUE(testing::mentions(outcome.why, "no memory behind 0x40000000")) << outcome.why;
+    const TouchResult result = touch_nowhere(*machine.guest_vcpu);
+    EXPECT_EQ(result.end, TouchResult::End::kFailed);
+    EXPECT_TRUE(testing::mentions(result.why, "no memory behind 0x40000000")) << result.why;
 }
 
-TEST_F(PrefaultTest, DummyThatFailedTouchesEveryPageOfTheNext) {
+TEST_F(PrefaultTest, PrefaultVcpuThatFailedTouchesEveryPageOfTheNext) {
     PrefaultVm machine(PageSize::k4K);
     ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
     touch_nowhere(*machine.guest_vcpu);
     const AllSignalsBlocked for_this_thread;
     const std::uint64_t before = machine.guest_vcpu->stats().value("pf_fixed").value();
-    const auto outcome = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
-    EXPECT_EQ(outcome.end, DummyVcpu::Outcome::End::kDone) << outcome.why;
+    const auto result = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
+    EXPECT_EQ(result.end, TouchResult::End::kDone) << result.why;
     EXPECT_GT(machine.guest_vcpu->stats().value("pf_fixed").value(), before) << "the one page was skipped";
 }
 
-TEST_F(PrefaultTest, DummyThatFailedLeavesNoKickBehind) {
+TEST_F(PrefaultTest, PrefaultVcpuThatFailedLeavesNoKickBehind) {
     PrefaultVm machine(PageSize::k4K);
     bool pending = false;
     std::jthread([&] {
@@ -737,14 +741,14 @@ TEST_F(PrefaultOfSmm, CountsNothingButGuestMemory) {
     PrefaultVm machine = make_machine();
     for (int round = 0; round < 2; ++round) {
         ASSERT_TRUE(prefault_smm(machine).complete);
-        EXPECT_EQ(machine.filler->mapped_guest_memory().bytes(), 2 * machine.memory.size_bytes()) << round;
+        EXPECT_EQ(machine.second_level->mapped().bytes(), 2 * machine.memory.size_bytes()) << round;
     }
 }
 
 TEST_F(PrefaultOfSmm, LeavesAGuestInSystemManagementModeNoFault) {
     PrefaultVm machine = make_machine();
     ASSERT_TRUE(prefault_smm(machine).complete);
-    DummyVcpu guest(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    PrefaultVcpu guest(machine.make_vcpu(kSmmGuestVcpu), machine.scratch(), kvm::AddressSpace::kSmm);
     EXPECT_EQ(PrefaultVm::faults_of_touching(guest, machine.all_ranges()), 0U);
 }
 
@@ -757,26 +761,25 @@ TEST_F(PrefaultOfSmm, LeavesAGuestOutsideOfItNoFaultEither) {
 TEST_F(PrefaultOfSmm, IsNeededThere) {
     PrefaultVm machine = make_machine();
     ASSERT_TRUE(machine.prefault(Scope::kAll).complete);
-    DummyVcpu guest(machine.vm, kSmmGuestVcpu, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    PrefaultVcpu guest(machine.make_vcpu(kSmmGuestVcpu), machine.scratch(), kvm::AddressSpace::kSmm);
     EXPECT_GT(PrefaultVm::faults_of_touching(guest, machine.all_ranges()), 0U);
 }
 
 TEST_F(PrefaultOfSmm, OfAPrefaultVcpuThatLeftTheModeAndHaltedIsCompleteAfterwards) {
     PrefaultVm machine(PageSize::k4K, 2, PrefaultVm::kDefaultBytes, true);
     constexpr unsigned kFree = 9; // The hostile vCPU has number 1.
-    DummyVcpu vcpu(machine.vm, kFree, machine.cpuid, machine.filler->scratch(), kvm::AddressSpace::kSmm);
+    PrefaultVcpu vcpu(machine.make_vcpu(kFree), machine.scratch(), kvm::AddressSpace::kSmm);
     // What `rsm` loads is all zeros: real mode, at address 0, where a `hlt` is.
     const testing::Code halt{0xf4, 0xeb, 0xfd}; // hlt; again
     EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0}, std::as_bytes(std::span(halt))));
     replace_stub(machine, {0x0f, 0xaa}); // rsm
-    DummyVcpu::Outcome outcome;
+    TouchResult result;
     std::jthread([&] {
         block_signals_in_this_thread();
-        outcome = vcpu.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
+        result = vcpu.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
     }).join();
-    std::cout << "rsm, hlt: " << outcome.why << std::endl;
-    EXPECT_TRUE(outcome.end == DummyVcpu::Outcome::End::kFailed || outcome.end == DummyVcpu::Outcome::End::kHeld)
-        << outcome.why;
+    std::cout << "rsm, hlt: " << result.why << std::endl;
+    EXPECT_TRUE(result.end == TouchResult::End::kFailed || result.end == TouchResult::End::kHeld) << result.why;
     EXPECT_TRUE(machine.prefault({.scope = Scope::kAll, .workers = 2, .smm = true}).complete);
     EXPECT_EQ(machine.faults_of_touching(vcpu, machine.all_ranges()), 0U);
 }
@@ -830,7 +833,7 @@ void expect_steady(const std::vector<vmm::prefault::Progress>& told) {
 }
 
 TEST_F(PrefaultTest, TellsOfStagesInTheirOrderAndNeverOfLessThanBefore) {
-    // On most machines slow enough for more than the ends: one dummy, and much memory.
+    // On most machines slow enough for more than the ends: one prefault vCPU, and much memory.
     PrefaultVm machine(PageSize::k4K, 1, 256 * kMiB);
     Told told;
     ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .progress = told.sink()}).complete);
@@ -862,7 +865,31 @@ TEST_F(PrefaultTest, EndsWithWhatItsProgressSinkThrows) {
     }
 }
 
-TEST_F(PrefaultTest, LeavesTheDummiesParked) {
+TEST_F(PrefaultTest, IsCompleteIfItIsMadeAsTheHeaderOfSecondLevelShows) {
+    constexpr GuestRange kRam{GuestAddress{0}, 64 * kMiB};
+    const kvm::System system;
+    const std::vector<kvm_cpuid_entry2> cpuid = system.supported_cpuid();
+    const GuestMemory memory(std::array{kRam}, PageSize::kThp);
+    kvm::Vm vm(system);
+    vm.add_memslot(0, kRam, memory.regions().front().host);
+    vm.create_irqchip();
+
+    const Placement placement{{{kRam, std::nullopt}}, {}};
+    PinnedMemory pins(Pin::kNone);
+    const auto make_vcpu = [&, id = 1U]() mutable {
+        kvm::Vcpu vcpu(vm, id++);
+        vcpu.set_cpuid(cpuid);
+        return vcpu;
+    };
+    SecondLevel second_level(
+        vm, memory, placement, pins,
+        {.scratch_slot = 1, .scratch = {GuestAddress{0xe0000000}, 4 * kGiB, 4 * kGiB, false}, .make_vcpu = make_vcpu});
+    const Report report = second_level.fill({.scope = Scope::kAll, .workers = 4});
+    EXPECT_TRUE(report.complete) << report.problem;
+    EXPECT_GE(second_level.mapped().bytes(), kRam.size);
+}
+
+TEST_F(PrefaultTest, LeavesThePrefaultVcpusParked) {
     // Were one still runnable, nothing would show; but the next fill must find each where it left it.
     PrefaultVm machine(PageSize::k4K, 4);
     for (int round = 0; round < 5; ++round) {

@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "prefault/host/crew.hpp"
+#include "prefault/host/chunk_queues.hpp"
 #include "prefault/plan.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "support/host_waiting.hpp"

@@ -1,14 +1,12 @@
-// A VM that the prefault can work on: memory on both sides of the hole, dummies, and one vCPU that stands for the
+// A VM that can be prefaulted: memory on both sides of the hole, prefault vCPUs, and one vCPU that stands for the
 // guest's own.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <map>
 #include <optional>
 #include <span>
 #include <utility>
@@ -19,12 +17,14 @@
 #include "kvm/host/blocked_signals.hpp"
 #include "kvm/host/guest_memory.hpp"
 #include "kvm/system.hpp"
+#include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
-#include "prefault/dummy_vcpu.hpp"
-#include "prefault/prefault.hpp"
+#include "prefault/host/workforce.hpp"
+#include "prefault/prefault_vcpu.hpp"
+#include "prefault/prefault_vcpus.hpp"
 #include "prefault/scratch.hpp"
 #include "prefault/second_level.hpp"
-#include "prefault/second_level_filler.hpp"
+#include "prefault/second_level_host.hpp"
 
 namespace vmm::testing {
 
@@ -45,15 +45,26 @@ struct PrefaultVm {
             if (smm) {
                 vm.add_memslot(slot, region.range, region.host, kvm::AddressSpace::kSmm);
             }
-            placement.push_back({region.range, std::nullopt});
+            placement.ranges.push_back({region.range, std::nullopt});
             ++slot;
         }
         vm.create_irqchip();
-        const prefault::Scratch::Layout scratch{kScratchBase, kHighBase + kGiB, kHighBase + kGiB, false};
-        filler.emplace(vm, prefault::SecondLevelFiller::Place{slot, scratch, kGuestVcpus, host, smm, protect_scratch},
-                       cpuid);
-        filler->grow(workers);
-        guest_vcpu.emplace(vm, 0, cpuid, filler->scratch());
+        second_level.emplace(
+            vm, memory, placement, pins,
+            prefault::PrefaultVcpus::Setup{.scratch_slot = slot,
+                                           .scratch = {kScratchBase, kHighBase + kGiB, kHighBase + kGiB, false},
+                                           .make_vcpu = [this, id = kGuestVcpus]() mutable { return make_vcpu(id++); },
+                                           .smm = smm,
+                                           .protect_scratch = protect_scratch});
+        second_level->prefault_vcpus().grow(workers);
+        guest_vcpu.emplace(make_vcpu(0), scratch());
+    }
+
+    /// A vCPU with the CPUID of all others.
+    [[nodiscard]] kvm::Vcpu make_vcpu(unsigned id) const {
+        kvm::Vcpu vcpu(vm, id);
+        vcpu.set_cpuid(cpuid);
+        return vcpu;
     }
 
     [[nodiscard]] std::uint64_t memory_pages() const { return memory.size_bytes() / 4096; }
@@ -61,36 +72,42 @@ struct PrefaultVm {
     /// Whether KVM_PRE_FAULT_MEMORY can be asked for.
     [[nodiscard]] bool has_ioctl() const { return !is_shadow() && vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0; }
 
+    [[nodiscard]] prefault::PrefaultVcpus& prefault_vcpus() { return second_level->prefault_vcpus(); }
+    [[nodiscard]] const prefault::Scratch& scratch() { return prefault_vcpus().scratch(); }
+
     /// What `options` ask for.
     prefault::Report prefault(const prefault::Options& options, const std::stop_token& stop = {}) {
-        const prefault::Target target{memory, placement, node_cpus, pins, &*filler, choose(options.method)};
-        return prefault::run(target, options, stop);
+        return second_level->fill(options, stop);
     }
     /// Every stage, by two workers; what `scope` asks for.
     prefault::Report prefault(prefault::Scope scope, const std::stop_token& stop = {}) {
         return prefault({.scope = scope, .workers = 2}, stop);
     }
 
-    /// The second level alone, by touch.
-    prefault::FillResult fill(const std::stop_token& stop = {}) {
+    /// Has the prefault vCPUs touch all memory, without the host side. False if they did not come to the end.
+    bool touch_all_memory(const std::stop_token& stop = {}) {
+        prefault::PrefaultVcpus& vcpus = prefault_vcpus();
+        vcpus.begin(kvm::AddressSpace::kNormal, memory.regions().back().range.end(), stop);
         prefault::Workforce workforce;
-        workforce.workers = filler->workers();
-        const std::atomic<bool> no_guest{false};
-        return filler->fill({memory, placement, true, prefault::Method::kTouch, no_guest, workforce}, stop);
+        workforce.workers = vcpus.count();
+        return prefault::for_each_chunk(
+            placement.ranges, 2 * kMiB, workforce, prefault::Stage::kSecondLevel, "prefault", stop,
+            [&](unsigned worker, GuestRange chunk, const std::stop_token& crew_stop) {
+                return vcpus.touch_chunk(kvm::AddressSpace::kNormal, worker, chunk, 4096, crew_stop);
+            });
     }
 
     /// How many second-level faults the guest's vCPU takes while it writes to every page of `ranges`.
     std::uint64_t faults_of_guest_touching(std::span<const GuestRange> ranges) {
-        using Access = prefault::DummyVcpu::Access;
-        return faults_of_touching(*guest_vcpu, ranges,
-                                  filler->scratch().is_read_only() ? Access::kRead : Access::kWrite);
+        using Access = prefault::PrefaultVcpu::Access;
+        return faults_of_touching(*guest_vcpu, ranges, scratch().is_read_only() ? Access::kRead : Access::kWrite);
     }
     std::uint64_t faults_of_guest_touching_all_memory() { return faults_of_guest_touching(all_ranges()); }
 
     /// The same for any vCPU on the prefault vCPUs' page tables, which may touch the scratch slot by `scratch_access`.
     static std::uint64_t
-    faults_of_touching(prefault::DummyVcpu& vcpu, std::span<const GuestRange> ranges,
-                       prefault::DummyVcpu::Access scratch_access = prefault::DummyVcpu::Access::kWrite) {
+    faults_of_touching(prefault::PrefaultVcpu& vcpu, std::span<const GuestRange> ranges,
+                       prefault::PrefaultVcpu::Access scratch_access = prefault::PrefaultVcpu::Access::kWrite) {
         const AllSignalsBlocked for_this_thread;
         // Its first entry loads the page tables, which is none of the memory's faults.
         touch(vcpu, {kScratchBase, 4096}, scratch_access);
@@ -124,21 +141,17 @@ struct PrefaultVm {
     std::vector<kvm_cpuid_entry2> cpuid = system.supported_cpuid();
     prefault::SecondLevelHost host = prefault::detect_second_level();
     GuestMemory memory;
-    std::vector<prefault::PlacedRange> placement;
-    std::map<unsigned, prefault::CpuList> node_cpus; ///< none: memory has no place
+    prefault::Placement placement; ///< on no node
     prefault::PinnedMemory pins{prefault::Pin::kNone};
     kvm::Vm vm;
-    std::optional<prefault::SecondLevelFiller> filler;
-    std::optional<prefault::DummyVcpu> guest_vcpu; ///< on the same page tables as the dummies
+    std::optional<prefault::SecondLevel> second_level;
+    std::optional<prefault::PrefaultVcpu> guest_vcpu; ///< on the same page tables as the prefault vCPUs
 
   private:
-    [[nodiscard]] prefault::MethodChoice choose(prefault::Method method) const {
-        return prefault::choose_method(method, host, has_ioctl());
-    }
-    static void touch(prefault::DummyVcpu& vcpu, GuestRange range,
-                      prefault::DummyVcpu::Access access = prefault::DummyVcpu::Access::kWrite) {
-        const auto outcome = vcpu.touch(range, 4096, {}, access);
-        EXPECT_EQ(outcome.end, prefault::DummyVcpu::Outcome::End::kDone) << outcome.why;
+    static void touch(prefault::PrefaultVcpu& vcpu, GuestRange range,
+                      prefault::PrefaultVcpu::Access access = prefault::PrefaultVcpu::Access::kWrite) {
+        const auto result = vcpu.touch(range, 4096, {}, access);
+        EXPECT_EQ(result.end, prefault::TouchResult::End::kDone) << result.why;
     }
 };
 

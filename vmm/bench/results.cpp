@@ -12,7 +12,7 @@
 #include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
-#include "prefault/second_level.hpp"
+#include "prefault/second_level_host.hpp"
 #include "vmm/host/memory_facts.hpp"
 
 namespace vmm::bench {

@@ -17,7 +17,7 @@ void warm_memory(std::uint64_t bytes, PageSize page_size, const StopRequest& sto
         config.prefault.workers = static_cast<unsigned>(prefault::usable_cpu_list().size());
         const StopBridge bridge(stop);
         const GuestRam ram(config, bridge.token());
-        static_cast<void>(prefault::populate_host(ram.memory(), ram.placement(),
+        static_cast<void>(prefault::populate_host(ram.memory(), ram.placement().ranges,
                                                   {config.prefault.workers, {}, {}, false, {}}, bridge.token()));
     } catch (const std::exception&) {
         return; // The memory will be missing in the run, too, which names it.

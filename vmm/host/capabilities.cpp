@@ -5,8 +5,9 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "prefault/method_choice.hpp"
 #include "prefault/plan.hpp"
-#include "prefault/prefault.hpp"
+#include "prefault/second_level_host.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/machine/x86/cpuid.hpp"

@@ -5,7 +5,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
-#include "prefault/second_level.hpp"
+#include "prefault/second_level_host.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/virtio_devices.hpp"
 

@@ -4,29 +4,29 @@
 
 #include <utility>
 
-#include "prefault/host/parallel.hpp"
+#include "prefault/host/low_priority.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 
-BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options options, const StopRequest& stop,
-                                       std::function<void()> when_full)
-    : thread_(start_thread("the prefault in the background",
-                           [this, &prefaulter, options = std::move(options), &stop, when_full = std::move(when_full)] {
-                               ::pthread_setname_np(::pthread_self(), "background");
-                               try {
-                                   const StopBridge bridge(stop); // Whose thread is not nice: a stop is not to wait.
-                                   const prefault::LowPriority nice(bridge.token());
-                                   outcome_.report = prefaulter.run(options, bridge.token());
-                                   if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
-                                       outcome_.full_at = std::chrono::steady_clock::now();
-                                       when_full();
-                                   }
-                               } catch (...) {
-                                   outcome_.failure = std::current_exception();
-                               }
-                           })) {}
+BackgroundPrefault::BackgroundPrefault(MachineSecondLevel& second_level, prefault::Options options,
+                                       const StopRequest& stop, std::function<void()> when_full)
+    : thread_(start_thread("the prefault in the background", [this, &second_level, options = std::move(options), &stop,
+                                                              when_full = std::move(when_full)] {
+          ::pthread_setname_np(::pthread_self(), "background");
+          try {
+              const StopBridge bridge(stop); // Whose thread is not nice: a stop is not to wait.
+              const prefault::LowPriority nice(bridge.token());
+              result_.report = second_level.fill(options, bridge.token());
+              if (result_.report.complete && options.scope == prefault::Scope::kAll) {
+                  result_.full_at = std::chrono::steady_clock::now();
+                  when_full();
+              }
+          } catch (...) {
+              result_.failure = std::current_exception();
+          }
+      })) {}
 
 BackgroundPrefault::~BackgroundPrefault() {
     if (thread_.joinable()) {
@@ -34,9 +34,9 @@ BackgroundPrefault::~BackgroundPrefault() {
     }
 }
 
-BackgroundPrefault::Outcome BackgroundPrefault::join() {
+BackgroundPrefault::Result BackgroundPrefault::join() {
     thread_.join();
-    return std::move(outcome_);
+    return std::move(result_);
 }
 
 } // namespace vmm

@@ -7,7 +7,7 @@
 #include <optional>
 #include <thread>
 
-#include "vmm/machine/prefaulter.hpp"
+#include "vmm/machine/machine_second_level.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -18,8 +18,7 @@ namespace vmm {
 /// Threads: the one that made it.
 class BackgroundPrefault {
   public:
-    /// What it came to.
-    struct Outcome {
+    struct Result {
         prefault::Report report;
         std::exception_ptr failure; ///< then the report says nothing
         /// When the second level was full; nothing if it was not.
@@ -28,17 +27,17 @@ class BackgroundPrefault {
 
     /// `when_full` is called on the thread when the second level is full. Both outlive it. Throws Error where there is
     /// no thread to be had.
-    BackgroundPrefault(Prefaulter& prefaulter, prefault::Options options, const StopRequest& stop,
+    BackgroundPrefault(MachineSecondLevel& second_level, prefault::Options options, const StopRequest& stop,
                        std::function<void()> when_full);
     ~BackgroundPrefault();
     BackgroundPrefault(const BackgroundPrefault&) = delete;
     BackgroundPrefault& operator=(const BackgroundPrefault&) = delete;
 
     /// Waits for the end, once.
-    [[nodiscard]] Outcome join();
+    [[nodiscard]] Result join();
 
   private:
-    Outcome outcome_;
+    Result result_;
     std::thread thread_; // last: it uses the above
 };
 

@@ -53,10 +53,10 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
     for (const MemoryRegion& region : memory_.regions()) {
         ranges.push_back(region.range);
     }
-    placement_ = place(ranges);
-    prefault::bind_memory(memory_.regions(), placement_, policy_, topology_);
+    placement_.ranges = place(ranges);
+    prefault::bind_memory(memory_.regions(), placement_.ranges, policy_, topology_);
     for (const prefault::NumaNode& node : topology_.nodes) {
-        node_cpus_[node.id] = node.cpus;
+        placement_.node_cpus[node.id] = node.cpus;
     }
     // The kernel reserves pages of the pool for a mapping, but not those of one node, nor those of a control group.
     // Whoever is confined to some nodes from outside (numactl, cpuset) is as good as bound.
@@ -66,8 +66,8 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
         prefault::Workforce workforce;
         workforce.workers = config.prefault.workers;
         workforce.cpus = config.prefault.cpus;
-        workforce.node_cpus = node_cpus_;
-        if (!prefault::populate_host(memory_, placement_, workforce, stop)) {
+        workforce.node_cpus = placement_.node_cpus;
+        if (!prefault::populate_host(memory_, placement_.ranges, workforce, stop)) {
             throw Error("cannot populate guest memory: a stop was requested");
         }
     }
@@ -82,7 +82,7 @@ std::vector<prefault::PlacedRange> GuestRam::place(std::span<const GuestRange> r
 
 std::vector<unsigned> GuestRam::used_nodes() const {
     std::vector<unsigned> nodes;
-    for (const prefault::PlacedRange& placed : placement_) {
+    for (const prefault::PlacedRange& placed : placement_.ranges) {
         if (placed.node && std::find(nodes.begin(), nodes.end(), *placed.node) == nodes.end()) {
             nodes.push_back(*placed.node);
         }
@@ -95,13 +95,13 @@ GuestMemory::NewRegion GuestRam::map(GuestRange range) {
     GuestMemory::NewRegion region = memory_.map(range);
     new_placement_ = place(std::span(&range, 1));
     prefault::bind_memory(std::span(&region.region(), 1), new_placement_, policy_, topology_);
-    placement_.reserve(placement_.size() + new_placement_.size()); // So that add() cannot fail.
+    placement_.ranges.reserve(placement_.ranges.size() + new_placement_.size()); // So that add() cannot fail.
     return region;
 }
 
 void GuestRam::add(GuestMemory::NewRegion region) noexcept {
     memory_.add(std::move(region));
-    placement_.insert(placement_.end(), new_placement_.begin(), new_placement_.end());
+    placement_.ranges.insert(placement_.ranges.end(), new_placement_.begin(), new_placement_.end());
 }
 
 std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
@@ -114,7 +114,7 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
         return static_cast<unsigned>(std::lower_bound(nodes.begin(), nodes.end(), node) - nodes.begin());
     };
     loader::AcpiNuma numa;
-    for (const prefault::PlacedRange& placed : placement_) {
+    for (const prefault::PlacedRange& placed : placement_.ranges) {
         numa.memory.push_back({placed.range, guest_node(*placed.node)});
     }
     for (unsigned vcpu = 0; vcpu < vcpus; ++vcpu) {
@@ -132,8 +132,8 @@ prefault::CpuList GuestRam::vcpu_cpus(unsigned vcpu, unsigned vcpus) const {
     if (policy_.kind != NumaPolicy::Kind::kSplit) {
         return {};
     }
-    const auto cpus = node_cpus_.find(prefault::node_of_vcpu(vcpu, vcpus, used_nodes()));
-    if (cpus == node_cpus_.end()) {
+    const auto cpus = placement_.node_cpus.find(prefault::node_of_vcpu(vcpu, vcpus, used_nodes()));
+    if (cpus == placement_.node_cpus.end()) {
         return {};
     }
     const prefault::CpuList usable = prefault::usable_cpu_list();

@@ -1,7 +1,6 @@
 // Guest RAM on the host: reserved, placed on nodes, mapped, pinned, and given back.
 #pragma once
 
-#include <map>
 #include <optional>
 #include <stop_token>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "prefault/host/huge_page_pool.hpp"
 #include "prefault/host/numa.hpp"
 #include "prefault/host/pin.hpp"
+#include "prefault/host/placement.hpp"
 #include "vmm/config.hpp"
 
 namespace vmm {
@@ -28,10 +28,8 @@ class GuestRam {
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
     [[nodiscard]] prefault::PinnedMemory& pins() noexcept { return pins_; }
-    /// Where each part lies, in the order of memory().regions().
-    [[nodiscard]] const std::vector<prefault::PlacedRange>& placement() const noexcept { return placement_; }
-    /// The CPUs of each node of the host.
-    [[nodiscard]] const std::map<unsigned, prefault::CpuList>& node_cpus() const noexcept { return node_cpus_; }
+    /// Where each part lies, in the order of memory().regions(), and the CPUs of each node of the host.
+    [[nodiscard]] const prefault::Placement& placement() const noexcept { return placement_; }
 
     /// Maps and places one more region, which is not part of the memory before add(). Throws Error.
     [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
@@ -65,9 +63,8 @@ class GuestRam {
     std::optional<prefault::HugePageReservation> reservation_; ///< given back when the memory is gone
     GuestMemory memory_;
     PageRelease release_;
-    std::vector<prefault::PlacedRange> placement_;
+    prefault::Placement placement_;
     std::vector<prefault::PlacedRange> new_placement_; ///< of the region that map() made last
-    std::map<unsigned, prefault::CpuList> node_cpus_;
     prefault::PinnedMemory pins_;
 };
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "prefault/fill.hpp"
+#include "prefault/existing_vm.hpp"
 #include "support/host_errors.hpp"
 
 namespace vmm::prefault {

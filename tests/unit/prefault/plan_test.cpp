@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "prefault/host/crew.hpp"
+#include "prefault/host/chunk_queues.hpp"
 
 namespace {
 

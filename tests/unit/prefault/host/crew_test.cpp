@@ -6,22 +6,23 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdint>
+#include <chrono>
+#include <csignal>
 #include <latch>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
-#include "support/host_waiting.hpp"
+#include "support/host_process_facts.hpp"
 #include "support/prefault_stop.hpp"
 
 namespace vmm::prefault {
@@ -29,519 +30,264 @@ namespace {
 
 using testing::error_of;
 using testing::mentions;
-using Homes = std::vector<std::optional<unsigned>>;
-using Placed = std::vector<PlacedRange>;
-using Ranges = std::vector<GuestRange>;
 
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
+Crew crew_of(unsigned workers, std::string_view name = "test") {
+    Crew crew;
+    crew.workers = workers;
+    crew.name = name;
+    return crew;
 }
 
-PlacedRange on_node(unsigned node, std::uint64_t base, std::uint64_t size) {
-    return {range(base, size), node};
-}
-
-PlacedRange anywhere(std::uint64_t base, std::uint64_t size) {
-    return {range(base, size), std::nullopt};
-}
-
-/// `chunks` that do not overlap, put in order, neighbours joined; nothing if two overlap or one is empty.
-std::optional<Ranges> joined(Ranges chunks) {
-    std::ranges::sort(chunks, {}, &GuestRange::base);
-    Ranges result;
-    for (const GuestRange& chunk : chunks) {
-        if (chunk.size == 0 || (!result.empty() && result.back().end() > chunk.base)) {
-            return std::nullopt;
-        }
-        if (!result.empty() && result.back().end() == chunk.base) {
-            result.back().size += chunk.size;
-        } else {
-            result.push_back(chunk);
-        }
-    }
-    return result;
-}
-
-Homes homes_of(const ChunkQueues& queues, unsigned workers) {
-    Homes homes;
-    for (unsigned worker = 0; worker < workers; ++worker) {
-        homes.push_back(queues.home(worker));
-    }
-    return homes;
-}
-
-/// All that is left, taken by one worker.
-Ranges take_all(ChunkQueues& queues, unsigned worker) {
-    Ranges chunks;
-    while (const auto chunk = queues.take(worker)) {
-        chunks.push_back(*chunk);
-    }
-    return chunks;
-}
-
-const Placed kTwoNodes{on_node(0, 0, 64 * kMiB), on_node(1, 4 * kGiB, 64 * kMiB)};
-
-TEST(ChunkQueues, HandOutEachChunkOnceWhoeverTakesIt) {
-    ChunkQueues queues(Placed{on_node(0, 0, 33 * kMiB), on_node(1, kGiB, 5 * kMiB), on_node(0, 4 * kGiB, 7 * kMiB)},
-                       2 * kMiB, 5);
-    Ranges taken;
-    for (unsigned turn = 0;; ++turn) {
-        const auto chunk = queues.take(turn % 5);
-        if (!chunk) {
-            break;
-        }
-        taken.push_back(*chunk);
-    }
-    EXPECT_EQ(joined(taken), (Ranges{range(0, 33 * kMiB), range(kGiB, 5 * kMiB), range(4 * kGiB, 7 * kMiB)}));
-    EXPECT_EQ(queues.total_bytes(), 45 * kMiB);
-}
-
-TEST(ChunkQueues, HandOutEachChunkOnceToManyThreads) {
-    constexpr unsigned kWorkers = 8;
-    ChunkQueues queues(Placed{on_node(0, 0, kGiB), on_node(1, 4 * kGiB, 3 * kGiB), on_node(2, 8 * kGiB, kGiB)},
-                       2 * kMiB, kWorkers);
-    std::mutex lock;
-    Ranges taken;
-    {
-        std::vector<std::jthread> threads;
-        for (unsigned worker = 0; worker < kWorkers; ++worker) {
-            threads.emplace_back([&, worker] {
-                const Ranges mine = take_all(queues, worker);
-                const std::lock_guard hold(lock);
-                taken.insert(taken.end(), mine.begin(), mine.end());
-            });
-        }
-    }
-    EXPECT_EQ(joined(taken), (Ranges{range(0, kGiB), range(4 * kGiB, 3 * kGiB), range(8 * kGiB, kGiB)}));
-}
-
-TEST(ChunkQueues, TakeRangesInAnyOrder) {
-    ChunkQueues queues(Placed{anywhere(4 * kGiB, 4 * kMiB), anywhere(kMiB, 2 * kMiB), anywhere(kGiB, 2 * kMiB)},
-                       2 * kMiB, 1);
-    EXPECT_EQ(take_all(queues, 0), (Ranges{range(kMiB, kMiB), range(2 * kMiB, kMiB), range(kGiB, 2 * kMiB),
-                                           range(4 * kGiB, 2 * kMiB), range(4 * kGiB + 2 * kMiB, 2 * kMiB)}));
-}
-
-TEST(ChunkQueues, DealWorkersToNodesByTheirMemory) {
-    const Placed one_to_three{on_node(0, 0, kGiB), on_node(1, 4 * kGiB, 3 * kGiB)};
-    EXPECT_EQ(homes_of(ChunkQueues(one_to_three, 2 * kMiB, 4), 4), (Homes{0, 1, 1, 1}));
-    EXPECT_EQ(homes_of(ChunkQueues(one_to_three, 2 * kMiB, 8), 8), (Homes{0, 0, 1, 1, 1, 1, 1, 1}));
-    EXPECT_EQ(homes_of(ChunkQueues(kTwoNodes, 2 * kMiB, 2), 2), (Homes{0, 1}));
-}
-
-TEST(ChunkQueues, DealFewWorkersOverManyNodes) {
-    const Placed four{on_node(0, 0, kGiB), on_node(2, kGiB, kGiB), on_node(5, 4 * kGiB, kGiB),
-                      on_node(9, 5 * kGiB, kGiB)};
-    EXPECT_EQ(homes_of(ChunkQueues(four, 2 * kMiB, 2), 2), (Homes{0, 5}));
-}
-
-TEST(ChunkQueues, SumUpTheMemoryOfANode) {
-    const Placed pieces{on_node(1, 4 * kGiB, kGiB), on_node(0, 0, kGiB), on_node(1, kGiB, kGiB),
-                        on_node(1, 2 * kGiB, kGiB)};
-    EXPECT_EQ(homes_of(ChunkQueues(pieces, 2 * kMiB, 4), 4), (Homes{0, 1, 1, 1}));
-}
-
-TEST(ChunkQueues, OfOneWorkerHaveThatOneTakeAll) {
-    ChunkQueues queues(kTwoNodes, 2 * kMiB, 1);
-    EXPECT_EQ(queues.home(0), 0U);
-    EXPECT_EQ(joined(take_all(queues, 0)), (Ranges{range(0, 64 * kMiB), range(4 * kGiB, 64 * kMiB)}));
-}
-
-TEST(ChunkQueues, GiveAWorkerItsOwnNodesChunksFirstAndThenTheOthers) {
-    ChunkQueues queues(kTwoNodes, 64 * kMiB, 2);
-    ASSERT_EQ(queues.home(1), 1U);
-    EXPECT_EQ(queues.take(1), range(4 * kGiB, 64 * kMiB));
-    EXPECT_EQ(queues.take(1), range(0, 64 * kMiB));
-    EXPECT_EQ(queues.take(1), std::nullopt);
-    EXPECT_EQ(queues.take(0), std::nullopt);
-}
-
-TEST(ChunkQueues, UseNoMoreWorkersThanThereAreChunks) {
-    ChunkQueues queues(kTwoNodes, 64 * kMiB, 512);
-    EXPECT_EQ(queues.useful_workers(), 2U);
-    EXPECT_EQ(homes_of(queues, 2), (Homes{0, 1}));
-    EXPECT_EQ(joined(take_all(queues, 511)), (Ranges{range(0, 64 * kMiB), range(4 * kGiB, 64 * kMiB)}));
-}
-
-TEST(ChunkQueues, TakeNoWorkersAsOne) {
-    ChunkQueues queues(kTwoNodes, 64 * kMiB, 0);
-    EXPECT_EQ(queues.useful_workers(), 1U);
-    EXPECT_EQ(take_all(queues, 0).size(), 2U);
-}
-
-TEST(ChunkQueues, OfMemoryWithoutAPlaceHaveNoHome) {
-    const ChunkQueues queues(Placed{anywhere(0, kGiB)}, 2 * kMiB, 4);
-    EXPECT_EQ(homes_of(queues, 4), (Homes{std::nullopt, std::nullopt, std::nullopt, std::nullopt}));
-}
-
-TEST(ChunkQueues, OfNothingAreEmpty) {
-    for (const Placed& nothing : {Placed{}, Placed{on_node(3, kGiB, 0)}}) {
-        ChunkQueues queues(nothing, 2 * kMiB, 4);
-        EXPECT_EQ(queues.useful_workers(), 1U);
-        EXPECT_EQ(queues.total_bytes(), 0U);
-        EXPECT_EQ(queues.take(0), std::nullopt);
-    }
-}
-
-TEST(Intersection, OfEverythingIsAll) {
-    const Ranges everything{range(0, 16 * kTiB)};
-    EXPECT_EQ(intersection(kTwoNodes, everything), kTwoNodes);
-}
-
-TEST(Intersection, KeepsTheNodeOfEachPart) {
-    const Placed adjacent{on_node(0, 0, 4 * kMiB), on_node(1, 4 * kMiB, 4 * kMiB)};
-    EXPECT_EQ(intersection(adjacent, Ranges{range(2 * kMiB, 4 * kMiB)}),
-              (Placed{on_node(0, 2 * kMiB, 2 * kMiB), on_node(1, 4 * kMiB, 2 * kMiB)}));
-}
-
-TEST(Intersection, TakesSeveralPartsOfOneRange) {
-    EXPECT_EQ(intersection(Placed{anywhere(0, kGiB)}, Ranges{range(0, 4096), range(kMiB, 4096)}),
-              (Placed{anywhere(0, 4096), anywhere(kMiB, 4096)}));
-}
-
-TEST(Intersection, IsInTheOrderOfWhatIsPlaced) {
-    EXPECT_EQ(intersection(kTwoNodes, Ranges{range(4 * kGiB, 4096), range(0, 4096)}),
-              (Placed{on_node(0, 0, 4096), on_node(1, 4 * kGiB, 4096)}));
-}
-
-TEST(Intersection, WithWhatOnlyTouchesIsNothing) {
-    const Placed placed{anywhere(kGiB, kGiB)};
-    EXPECT_EQ(intersection(placed, Ranges{range(0, kGiB), range(2 * kGiB, kGiB)}), Placed{});
-    EXPECT_EQ(intersection(placed, Ranges{}), Placed{});
-    EXPECT_EQ(intersection({}, Ranges{range(0, kGiB)}), Placed{});
-}
-
-TEST(TotalBytes, AddUpAllRanges) {
-    EXPECT_EQ(total_bytes(kTwoNodes), 128 * kMiB);
-    EXPECT_EQ(total_bytes({}), 0U);
-}
-
-TEST(Stage, HasNamesForPeople) {
-    EXPECT_EQ(to_string(Stage::kHost), "host memory");
-    EXPECT_EQ(to_string(Stage::kPin), "pin");
-    EXPECT_EQ(to_string(Stage::kSecondLevel), "second level");
-    EXPECT_EQ(to_string(Stage::kSmm), "second level of SMM");
-}
-
-/// 64 chunks, all alike.
-constexpr std::uint64_t kChunk = 2 * kMiB;
-const Placed kManyChunks{anywhere(0, 64 * kChunk)};
-
-Workforce force_of(unsigned workers, ProgressSink progress = {}) {
-    Workforce workforce;
-    workforce.workers = workers;
-    workforce.progress = std::move(progress);
-    return workforce;
-}
-
-bool do_each(const Placed& ranges, const Workforce& workforce, const ChunkWork& work,
-             const std::stop_token& stop = {}) {
-    return for_each_chunk(ranges, kChunk, workforce, Stage::kSecondLevel, "test", stop, work);
-}
-
-bool succeed(unsigned /*worker*/, GuestRange /*chunk*/, const std::stop_token& /*stop*/) {
-    return true;
-}
-
-TEST(ForEachChunk, DoesEachOnce) {
-    std::mutex lock;
-    Ranges done;
-    EXPECT_TRUE(do_each(kTwoNodes, force_of(4), [&](unsigned, GuestRange chunk, const std::stop_token&) {
-        const std::lock_guard hold(lock);
-        done.push_back(chunk);
-        return true;
-    }));
-    EXPECT_EQ(joined(done), (Ranges{range(0, 64 * kMiB), range(4 * kGiB, 64 * kMiB)}));
-    EXPECT_EQ(done.size(), 64U);
-}
-
-TEST(ForEachChunk, OfNothingIsDone) {
-    EXPECT_TRUE(do_each({}, force_of(4), succeed));
-}
-
-TEST(ForEachChunk, UsesNoMoreWorkersThanThereAreChunks) {
-    std::atomic<unsigned> highest{0};
-    EXPECT_TRUE(
-        do_each({anywhere(0, 2 * kChunk)}, force_of(64), [&](unsigned worker, GuestRange, const std::stop_token&) {
-            unsigned seen = highest;
-            while (worker > seen && !highest.compare_exchange_weak(seen, worker)) {
-            }
-            return true;
-        }));
-    EXPECT_LT(highest, 2U);
-}
-
-TEST(ForEachChunk, NamesItsWorkers) {
+std::string name_of_this_thread() {
     std::array<char, 16> name{};
-    EXPECT_TRUE(do_each({anywhere(0, kChunk)}, force_of(1), [&](unsigned, GuestRange, const std::stop_token&) {
-        ::pthread_getname_np(::pthread_self(), name.data(), name.size());
-        return true;
-    }));
-    EXPECT_STREQ(name.data(), "test0");
+    ::pthread_getname_np(::pthread_self(), name.data(), name.size());
+    return name.data();
 }
 
-TEST(ForEachChunk, WorksAtLowPriorityIfAskedTo) {
-    Workforce workforce = force_of(1);
-    workforce.low_priority = true;
-    int nice = 0;
-    EXPECT_TRUE(do_each({anywhere(0, kChunk)}, workforce, [&](unsigned, GuestRange, const std::stop_token&) {
-        nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)));
-        return true;
-    }));
-    EXPECT_EQ(nice, 19);
+int nice_of_this_thread() {
+    return ::getpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)));
 }
 
-/// Everything an observer was told.
-struct Told {
-    static constexpr unsigned kOften = 3;
+TEST(RunInParallel, CallsEachIndexOnce) {
+    std::mutex lock;
+    std::multiset<unsigned> seen;
+    run_in_parallel(crew_of(8), {}, [&](unsigned index, const std::stop_token&) {
+        const std::lock_guard hold(lock);
+        seen.insert(index);
+    });
+    EXPECT_EQ(seen, (std::multiset<unsigned>{0, 1, 2, 3, 4, 5, 6, 7}));
+}
 
-    std::vector<Progress> calls;
+TEST(RunInParallel, WorksAtTheSameTimeOnThreadsOfTheirOwn) {
+    constexpr unsigned kWorkers = 6;
+    std::latch all_here(kWorkers);
+    std::mutex lock;
     std::set<std::thread::id> threads;
-    std::atomic<unsigned> times{0};
-
-    [[nodiscard]] ProgressSink sink() {
-        return [this](const Progress& progress) {
-            calls.push_back(progress);
-            threads.insert(std::this_thread::get_id());
-            ++times;
-        };
-    }
-    /// Work that does not end before the observer was called often.
-    [[nodiscard]] ChunkWork until_told_often() {
-        return [this](unsigned /*worker*/, GuestRange /*chunk*/, const std::stop_token& /*stop*/) {
-            EXPECT_TRUE(testing::eventually([this] { return times >= kOften; }));
-            return true;
-        };
-    }
-};
-
-TEST(ForEachChunkProgress, IsToldOnTheCallersThread) {
-    Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), told.until_told_often()));
-    EXPECT_EQ(told.threads, std::set{std::this_thread::get_id()});
-}
-
-TEST(ForEachChunkProgress, NeverGoesBack) {
-    Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), told.until_told_often()));
-    EXPECT_GT(told.calls.size(), Told::kOften) << "while it works, and when it is done";
-    EXPECT_TRUE(std::ranges::is_sorted(told.calls, {}, &Progress::done_bytes));
-    EXPECT_TRUE(std::ranges::is_sorted(told.calls, {}, &Progress::seconds));
-}
-
-TEST(ForEachChunkProgress, SaysWhichStageItIsAndHowMuchThereIs) {
-    Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), told.until_told_often()));
-    for (const Progress& progress : told.calls) {
-        EXPECT_EQ(progress.stage, Stage::kSecondLevel);
-        EXPECT_EQ(progress.total_bytes, 64 * kChunk);
-    }
-}
-
-TEST(ForEachChunkProgress, EndsWithAllDone) {
-    Told told;
-    EXPECT_TRUE(do_each(kManyChunks, force_of(2, told.sink()), succeed));
-    ASSERT_FALSE(told.calls.empty());
-    EXPECT_EQ(told.calls.back().done_bytes, 64 * kChunk);
-}
-
-TEST(ForEachChunkProgress, OfNothingIsToldOnce) {
-    Told told;
-    EXPECT_TRUE(do_each({}, force_of(2, told.sink()), succeed));
-    ASSERT_EQ(told.calls.size(), 1U);
-    EXPECT_EQ(told.calls[0].total_bytes, 0U);
-}
-
-TEST(ForEachChunkFailure, OfTheWorkComesOut) {
-    const std::string error = error_of([] {
-        return do_each(kManyChunks, force_of(2), [](unsigned, GuestRange, const std::stop_token&) -> bool {
-            throw Error("this chunk cannot be done");
-        });
+    run_in_parallel(crew_of(kWorkers), {}, [&](unsigned, const std::stop_token&) {
+        all_here.arrive_and_wait(); // Would never end if one had to wait for another.
+        const std::lock_guard hold(lock);
+        threads.insert(std::this_thread::get_id());
     });
-    EXPECT_EQ(error, "this chunk cannot be done");
+    EXPECT_EQ(threads.size(), kWorkers);
+    EXPECT_FALSE(threads.contains(std::this_thread::get_id()));
 }
 
-TEST(ForEachChunkFailure, OfTheWorkEndsIt) {
-    std::atomic<unsigned> calls{0};
-    EXPECT_THROW(do_each(kManyChunks, force_of(1),
-                         [&](unsigned, GuestRange, const std::stop_token&) -> bool {
-                             if (++calls == 3) {
-                                 throw std::out_of_range("the third");
-                             }
-                             return true;
-                         }),
-                 std::out_of_range);
-    EXPECT_EQ(calls, 3U);
-}
-
-TEST(ForEachChunkFailure, OfOneWorkerStopsTheOthers) {
+TEST(RunInParallel, BeginsOnlyWhenAllThreadsExist) {
+    constexpr unsigned kWorkers = 16;
+    std::thread([] {}).join(); // With the first thread a sanitizer starts one of its own.
+    const std::size_t threads_before = testing::count_threads();
+    std::latch counted(1);
     std::atomic<bool> first{true};
-    std::atomic<bool> stopped{false};
-    std::latch both_here(2);
-    EXPECT_THROW(do_each(kManyChunks, force_of(2),
-                         [&](unsigned, GuestRange, const std::stop_token& stop) -> bool {
-                             both_here.arrive_and_wait();
-                             if (first.exchange(false)) {
-                                 throw std::out_of_range("one of the two");
-                             }
-                             stopped = testing::is_stopped_at_last(stop);
-                             return true;
-                         }),
-                 std::out_of_range);
-    EXPECT_TRUE(stopped);
-}
-
-TEST(ForEachChunkFailure, OfTheObserverEndsItAndComesOut) {
-    std::atomic<bool> stopped{false};
-    const Workforce workforce = force_of(1, [](const Progress&) { throw std::out_of_range("the observer"); });
-    EXPECT_THROW(do_each(kManyChunks, workforce,
-                         [&](unsigned, GuestRange, const std::stop_token& stop) {
-                             stopped = testing::is_stopped_at_last(stop);
-                             return true;
-                         }),
-                 std::out_of_range);
-    EXPECT_TRUE(stopped);
-}
-
-TEST(ForEachChunkFailure, OfTheObserverAtTheEndComesOutToo) {
-    const Workforce workforce = force_of(1, [](const Progress& progress) {
-        if (progress.done_bytes == progress.total_bytes) {
-            throw std::out_of_range("at the end");
+    std::atomic<std::size_t> threads_at_first_work{0};
+    run_in_parallel(crew_of(kWorkers), {}, [&](unsigned, const std::stop_token&) {
+        if (first.exchange(false)) {
+            threads_at_first_work = testing::count_threads();
+            counted.count_down();
         }
+        counted.wait();
     });
-    EXPECT_THROW(do_each(kManyChunks, workforce, succeed), std::out_of_range);
+    EXPECT_EQ(threads_at_first_work, threads_before + kWorkers);
 }
 
-TEST(ForEachChunkStop, BeforehandMeansThatNothingIsDone) {
-    std::atomic<unsigned> calls{0};
-    EXPECT_FALSE(do_each(
-        kManyChunks, force_of(2),
-        [&](unsigned, GuestRange, const std::stop_token&) {
-            ++calls;
-            return true;
-        },
-        testing::stop_requested_already()));
-    EXPECT_EQ(calls, 0U);
-}
-
-TEST(ForEachChunkStop, InTheMiddleIsHeardBeforeTheNextChunk) {
-    Told told;
-    std::stop_source source;
-    std::atomic<unsigned> calls{0};
-    EXPECT_FALSE(do_each(
-        kManyChunks, force_of(1, told.sink()),
-        [&](unsigned, GuestRange, const std::stop_token&) {
-            if (++calls == 3) {
-                source.request_stop();
+TEST(RunInParallel, ThrowsWhatAWorkerThrew) {
+    const std::string error = error_of([]() -> int {
+        run_in_parallel(crew_of(4), {}, [](unsigned index, const std::stop_token&) {
+            if (index == 2) {
+                throw Error("the third one failed");
             }
-            return true;
-        },
-        source.get_token()));
-    EXPECT_EQ(calls, 3U);
-    EXPECT_EQ(told.calls.back().done_bytes, 3 * kChunk) << "the observer is told how far it came";
-}
-
-TEST(ForEachChunkStop, ReachesTheWorkInProgress) {
-    std::stop_source source;
-    std::atomic<bool> stopped{false};
-    EXPECT_FALSE(do_each(
-        {anywhere(0, kChunk)}, force_of(1),
-        [&](unsigned, GuestRange, const std::stop_token& stop) {
-            source.request_stop();
-            stopped = stop.stop_requested();
-            return false;
-        },
-        source.get_token()));
-    EXPECT_TRUE(stopped);
-}
-
-TEST(ForEachChunkGivenUp, ByItsOnlyWorkerGoesNoFurther) {
-    Told told;
-    std::atomic<unsigned> calls{0};
-    EXPECT_FALSE(do_each(kManyChunks, force_of(1, told.sink()),
-                         [&](unsigned, GuestRange, const std::stop_token&) { return ++calls < 3; }));
-    EXPECT_EQ(calls, 3U);
-    EXPECT_EQ(told.calls.back().done_bytes, 2 * kChunk) << "a chunk that was given up is not done";
-}
-
-TEST(ForEachChunkGivenUp, ByOneWorkerIsGoneOnWithByTheOthers) {
-    std::latch given_up(1);
-    std::atomic<unsigned> done{0};
-    EXPECT_FALSE(do_each(kManyChunks, force_of(2), [&](unsigned worker, GuestRange, const std::stop_token&) {
-        if (worker == 0) {
-            given_up.count_down();
-            return false;
-        }
-        given_up.wait(); // Or worker 1 might have done all before worker 0 takes its first.
-        ++done;
-        return true;
-    }));
-    EXPECT_EQ(done, 63U);
-}
-
-/// The CPUs on which the only worker of memory on `node` may run.
-CpuList cpus_of_worker(const Workforce& workforce, std::optional<unsigned> node) {
-    CpuList found;
-    EXPECT_TRUE(do_each({{range(0, kChunk), node}}, workforce, [&](unsigned, GuestRange, const std::stop_token&) {
-        found = usable_cpu_list();
-        return true;
-    }));
-    return found;
-}
-
-TEST(ForEachChunkPlacement, IsOnTheCpusOfTheMemorysNode) {
-    const CpuList usable = usable_cpu_list();
-    Workforce workforce = force_of(1);
-    workforce.node_cpus = {{0, {usable.front()}}, {1, {usable.back()}}};
-    EXPECT_EQ(cpus_of_worker(workforce, 0), CpuList{usable.front()});
-    EXPECT_EQ(cpus_of_worker(workforce, 1), CpuList{usable.back()});
-}
-
-TEST(ForEachChunkPlacement, IsAnywhereWhereNothingIsSaid) {
-    const CpuList usable = usable_cpu_list();
-    Workforce workforce = force_of(1);
-    workforce.node_cpus = {{0, {usable.front()}}};
-    EXPECT_EQ(cpus_of_worker(workforce, std::nullopt), usable);
-    EXPECT_EQ(cpus_of_worker(workforce, 7), usable) << "a node whose CPUs are not known";
-}
-
-TEST(ForEachChunkPlacement, StaysOnTheCpusAskedFor) {
-    const CpuList usable = usable_cpu_list();
-    Workforce workforce = force_of(1);
-    workforce.cpus = {usable.back()};
-    EXPECT_EQ(cpus_of_worker(workforce, std::nullopt), CpuList{usable.back()});
-    workforce.node_cpus = {{0, usable}};
-    EXPECT_EQ(cpus_of_worker(workforce, 0), CpuList{usable.back()});
-}
-
-TEST(ForEachChunkPlacement, IsFarAwayRatherThanNowhere) {
-    const CpuList usable = usable_cpu_list();
-    Workforce workforce = force_of(1);
-    workforce.node_cpus = {{0, {}}, {1, {kMaxCpus - 1}}};
-    EXPECT_EQ(cpus_of_worker(workforce, 0), usable) << "a node of memory only";
-    EXPECT_EQ(cpus_of_worker(workforce, 1), usable) << "a node whose CPUs this process may not use";
-}
-
-TEST(ForEachChunkPlacement, FarAwayStaysOnTheCpusAskedFor) {
-    const CpuList usable = usable_cpu_list();
-    Workforce workforce = force_of(1);
-    workforce.cpus = {usable.back()};
-    workforce.node_cpus = {{0, {}}};
-    EXPECT_EQ(cpus_of_worker(workforce, 0), CpuList{usable.back()});
-}
-
-TEST(ForEachChunkPlacement, OnACpuThatCannotBeUsedIsAnErrorBeforeAnyWork) {
-    std::atomic<unsigned> calls{0};
-    Workforce workforce = force_of(2);
-    workforce.cpus = {kMaxCpus - 1};
-    const std::string error = error_of([&] {
-        return do_each(kManyChunks, workforce, [&](unsigned, GuestRange, const std::stop_token&) {
-            ++calls;
-            return true;
         });
+        return 0;
+    });
+    EXPECT_EQ(error, "the third one failed");
+}
+
+TEST(RunInParallel, ThrowsOneOfManyFailures) {
+    EXPECT_THROW(run_in_parallel(crew_of(8), {},
+                                 [](unsigned, const std::stop_token&) { throw std::out_of_range("all of them"); }),
+                 std::out_of_range);
+}
+
+TEST(RunInParallel, LetsTheOthersFinishWhenOneFails) {
+    std::atomic<unsigned> finished{0};
+    EXPECT_THROW(run_in_parallel(crew_of(4), {},
+                                 [&](unsigned index, const std::stop_token&) {
+                                     if (index == 0) {
+                                         throw std::runtime_error("early");
+                                     }
+                                     ++finished;
+                                 }),
+                 std::runtime_error);
+    EXPECT_EQ(finished, 3U);
+}
+
+TEST(RunInParallel, StopsTheOthersWhenOneFails) {
+    std::atomic<unsigned> stopped{0};
+    EXPECT_THROW(run_in_parallel(crew_of(4), {},
+                                 [&](unsigned index, const std::stop_token& stop) {
+                                     if (index == 0) {
+                                         throw std::runtime_error("early");
+                                     }
+                                     stopped += testing::is_stopped_at_last(stop) ? 1U : 0U;
+                                 }),
+                 std::runtime_error);
+    EXPECT_EQ(stopped, 3U);
+}
+
+TEST(RunInParallel, PassesARequestToStopOn) {
+    std::stop_source source;
+    std::atomic<unsigned> stopped{0};
+    run_in_parallel(crew_of(3), source.get_token(), [&](unsigned index, const std::stop_token& stop) {
+        if (index == 0) {
+            source.request_stop();
+        }
+        stopped += testing::is_stopped_at_last(stop) ? 1U : 0U;
+    });
+    EXPECT_EQ(stopped, 3U);
+}
+
+TEST(RunInParallel, TellsItsWorkersOfAnEarlierRequestToStop) {
+    std::atomic<unsigned> stopped{0};
+    run_in_parallel(crew_of(2), testing::stop_requested_already(),
+                    [&](unsigned, const std::stop_token& stop) { stopped += stop.stop_requested() ? 1U : 0U; });
+    EXPECT_EQ(stopped, 2U);
+}
+
+TEST(RunInParallel, LeavesTheCallersTokenAlone) {
+    std::stop_source source;
+    EXPECT_THROW(run_in_parallel(crew_of(2), source.get_token(),
+                                 [](unsigned, const std::stop_token&) { throw std::runtime_error("a failure"); }),
+                 std::runtime_error);
+    EXPECT_FALSE(source.stop_requested());
+}
+
+TEST(RunInParallel, NamesItsThreads) {
+    std::array<std::string, 2> names;
+    run_in_parallel(crew_of(2, "a-very-long-name"), {},
+                    [&](unsigned index, const std::stop_token&) { names.at(index) = name_of_this_thread(); });
+    EXPECT_EQ(names[0], "a-very-long-nam");
+    run_in_parallel(crew_of(2, "work"), {},
+                    [&](unsigned index, const std::stop_token&) { names.at(index) = name_of_this_thread(); });
+    EXPECT_EQ(names[1], "work1");
+}
+
+TEST(RunInParallel, KeepsSignalsAwayFromItsThreads) {
+    std::atomic<bool> blocked{false};
+    run_in_parallel(crew_of(1), {}, [&](unsigned, const std::stop_token&) {
+        sigset_t mask;
+        ::pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+        blocked =
+            sigismember(&mask, SIGINT) == 1 && sigismember(&mask, SIGTERM) == 1 && sigismember(&mask, SIGUSR1) == 1;
+    });
+    EXPECT_TRUE(blocked);
+    sigset_t mask;
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    EXPECT_EQ(sigismember(&mask, SIGINT), 0) << "the caller's own mask is as it was";
+}
+
+TEST(RunInParallel, BeginsNothingWhereAThreadCannotBeMade) {
+    const std::string outcome = testing::in_child_process([]() -> std::string {
+        constexpr uid_t kNobody = 65534;
+        if (::geteuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0) { // The limit does not bind root.
+            return "cannot become nobody";
+        }
+        testing::set_limit(RLIMIT_NPROC, 1);
+        std::atomic<bool> began{false};
+        const std::string error = error_of([&]() -> int {
+            run_in_parallel(crew_of(64), {}, [&](unsigned, const std::stop_token&) { began = true; });
+            return 0;
+        });
+        return (began ? "began; " : "") + error;
+    });
+    EXPECT_TRUE(outcome.starts_with("cannot start 64 prefault workers: ")) << outcome;
+    EXPECT_TRUE(mentions(outcome, "--prefault-workers")) << outcome;
+}
+
+TEST(RunInParallelAtLowPriority, MakesOnlyTheWorkersNice) {
+    const int nice_before = nice_of_this_thread();
+    Crew crew = crew_of(2);
+    crew.low_priority = true;
+    std::array<int, 2> nice{};
+    run_in_parallel(crew, {}, [&](unsigned index, const std::stop_token&) { nice.at(index) = nice_of_this_thread(); });
+    EXPECT_EQ(nice, (std::array{19, 19}));
+    EXPECT_EQ(nice_of_this_thread(), nice_before);
+}
+
+// At nice 19 until its end, a worker kept a stop waiting for as long as other processes were busy.
+TEST(RunInParallel, AtLowPriorityHurriesWhenItIsStopped) {
+    if (::geteuid() != 0) {
+        GTEST_SKIP() << "to raise a thread's priority needs root";
+    }
+    std::stop_source stop;
+    Crew crew = crew_of(1);
+    crew.low_priority = true;
+    int nice = 19;
+    run_in_parallel(crew, stop.get_token(), [&](unsigned, const std::stop_token& crew_stop) {
+        EXPECT_EQ(nice_of_this_thread(), 19);
+        stop.request_stop();
+        EXPECT_TRUE(crew_stop.stop_requested());
+        nice = nice_of_this_thread();
+    });
+    EXPECT_EQ(nice, ::getpriority(PRIO_PROCESS, static_cast<id_t>(::getpid())));
+}
+
+TEST(RunInParallelAtLowPriority, IsNotTheDefault) {
+    std::atomic<int> nice{19};
+    run_in_parallel(crew_of(1), {}, [&](unsigned, const std::stop_token&) { nice = nice_of_this_thread(); });
+    EXPECT_EQ(nice, nice_of_this_thread());
+}
+
+TEST(RunInParallelOnCpus, RunsEachWorkerOnItsOwn) {
+    const CpuList usable = usable_cpu_list();
+    Crew crew = crew_of(3);
+    crew.cpus = {{usable.back()}, {usable.front()}};
+    std::array<CpuList, 3> found;
+    run_in_parallel(crew, {}, [&](unsigned index, const std::stop_token&) { found.at(index) = usable_cpu_list(); });
+    EXPECT_EQ(found[0], CpuList{usable.back()});
+    EXPECT_EQ(found[1], CpuList{usable.front()});
+    EXPECT_EQ(found[2], usable) << "who has no entry runs where the caller may";
+    EXPECT_EQ(usable_cpu_list(), usable) << "the caller stays where it was";
+}
+
+TEST(RunInParallelOnCpus, BeginsNothingWhereOneCannotBeUsed) {
+    const CpuList usable = usable_cpu_list();
+    if (usable.back() == kMaxCpus - 1) {
+        GTEST_SKIP() << "this host has every CPU there can be";
+    }
+    Crew crew = crew_of(4);
+    crew.cpus = {usable, usable, {kMaxCpus - 1}, usable};
+    std::atomic<bool> began{false};
+    const std::string error = error_of([&]() -> int {
+        run_in_parallel(crew, {}, [&](unsigned, const std::stop_token&) { began = true; });
+        return 0;
     });
     EXPECT_TRUE(mentions(error, std::to_string(kMaxCpus - 1))) << error;
-    EXPECT_EQ(calls, 0U);
+    EXPECT_FALSE(began);
+}
+
+TEST(RunInParallelTick, IsCalledOnTheCallersThreadWhileThereIsWork) {
+    std::latch three_ticks(3);
+    std::set<std::thread::id> threads;
+    Crew crew = crew_of(2);
+    crew.tick = [&, ticks = 0]() mutable {
+        threads.insert(std::this_thread::get_id());
+        if (++ticks <= 3) {
+            three_ticks.count_down();
+        }
+    };
+    run_in_parallel(crew, {}, [&](unsigned, const std::stop_token&) { three_ticks.wait(); });
+    EXPECT_EQ(threads, std::set{std::this_thread::get_id()});
+}
+
+TEST(RunInParallelTick, ThatThrowsStopsTheWorkersAndComesOut) {
+    std::atomic<unsigned> stopped{0};
+    Crew crew = crew_of(2);
+    crew.tick = [] { throw std::out_of_range("the observer has seen enough"); };
+    EXPECT_THROW(run_in_parallel(crew, {},
+                                 [&](unsigned, const std::stop_token& stop) {
+                                     stopped += testing::is_stopped_at_last(stop) ? 1U : 0U;
+                                 }),
+                 std::out_of_range);
+    EXPECT_EQ(stopped, 2U) << "it comes out when the workers are done";
 }
 
 } // namespace

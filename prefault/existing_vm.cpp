@@ -1,26 +1,22 @@
-#include "prefault/fill.hpp"
+#include "prefault/existing_vm.hpp"
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
-#include <map>
 #include <optional>
-#include <span>
 #include <string>
 #include <utility>
 
 #include "kvm/host/error.hpp"
 #include "kvm/uapi.hpp"
+#include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
-#include "prefault/host/numa.hpp"
 #include "prefault/host/pin.hpp"
-#include "prefault/plan.hpp"
-#include "prefault/prefault.hpp"
+#include "prefault/host/placement.hpp"
 #include "prefault/scratch.hpp"
-#include "prefault/second_level_filler.hpp"
+#include "prefault/second_level.hpp"
 
 namespace vmm::prefault {
 
@@ -28,8 +24,8 @@ namespace {
 
 constexpr std::uint64_t kMostAddressBytes = 128 * kTiB;
 
-/// The end of the highest memslot, and of the scratch window's first page. Throws Error where one is above the highest
-/// possible address.
+/// The end of the highest memslot or of the first 2 MiB of the scratch window, whichever is higher. Throws Error if it
+/// is above the highest possible address.
 std::uint64_t address_bytes(const ExistingVm& vm) {
     std::uint64_t last = 0;
     const auto take = [&last](GuestRange range) {
@@ -48,8 +44,8 @@ std::uint64_t address_bytes(const ExistingVm& vm) {
 }
 
 Scratch::Layout scratch_layout(const ExistingVm& vm) {
-    // Without 1 GiB pages: whether the vCPUs' CPUID has them is the caller's to know, and 2 MiB ones serve all.
-    // What the window itself takes grows with what it maps, of which it is a part.
+    // The tables have no 1 GiB pages: only the caller knows whether the vCPUs' CPUID has them, and 2 MiB ones serve
+    // all. The window grows with what it maps, and it maps itself, too.
     std::uint64_t bytes = *align_up(address_bytes(vm), kGiB);
     for (;;) {
         const Scratch::Layout layout{vm.scratch_base, bytes, bytes, false};
@@ -108,30 +104,6 @@ void check_scratch(const ExistingVm& vm) {
     }
 }
 
-void check_options(const ExistingVm& vm, const Options& options) {
-    if (options.smm) {
-        throw Error("cannot fill the second level of system management mode of a VM that somebody else made");
-    }
-    if (options.workers < 1) {
-        throw Error("cannot use 0 prefault workers: at least 1 is needed");
-    }
-    check_cpus_usable(options.cpus, "Options::cpus");
-    for (std::size_t i = 0; i < options.ranges.size(); ++i) {
-        const GuestRange range = options.ranges[i];
-        const std::uint64_t page = certain_page_bytes(vm.page_size);
-        if (range.size == 0 || !is_aligned(to_integer(range.base), page) || !is_aligned(range.size, page) ||
-            std::ranges::none_of(vm.memslots, [&](const MemoryRegion& slot) { return slot.range.contains(range); })) {
-            throw Error("cannot prefault " + std::to_string(range.size) + " bytes from " + to_string(range.base) +
-                        " on: it must be whole pages of one memslot");
-        }
-        for (std::size_t j = 0; j < i; ++j) {
-            if (options.ranges[j].overlaps(range)) {
-                throw Error("cannot prefault " + to_string(range) + ": it overlaps " + to_string(options.ranges[j]));
-            }
-        }
-    }
-}
-
 UniqueFd duplicate(int fd) {
     UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     if (!copy) {
@@ -151,20 +123,20 @@ std::size_t vcpu_mmap_bytes(int kvm_fd) {
     return static_cast<std::size_t>(size);
 }
 
-ExistingVm checked(const ExistingVm& vm, const Options& options) {
+ExistingVm checked(const ExistingVm& vm) {
     check_memslots(vm);
     check_scratch(vm);
-    check_options(vm, options);
     if (!vm.create_vcpu) {
         throw Error("cannot make prefault vCPUs: ExistingVm::create_vcpu is empty");
     }
     return vm;
 }
 
-std::vector<PlacedRange> placement_of(const ExistingVm& vm) {
-    std::vector<PlacedRange> placement;
+/// The memory of a VM that another program made: nobody says on which nodes it lies.
+Placement placement_of(const ExistingVm& vm) {
+    Placement placement;
     for (const MemoryRegion& slot : vm.memslots) {
-        placement.push_back({slot.range, std::nullopt});
+        placement.ranges.push_back({slot.range, std::nullopt});
     }
     return placement;
 }
@@ -177,50 +149,32 @@ std::uint64_t scratch_bytes(const ExistingVm& vm) {
 
 /// The members stand in the order they depend on each other.
 struct Filled::Parts {
-    Parts(const ExistingVm& wanted, const Options& options)
-        : existing(checked(wanted, options)), memory(existing.memslots, existing.page_size),
-          placement(placement_of(existing)), pins(existing.pin),
-          vm(duplicate(existing.vm_fd), vcpu_mmap_bytes(existing.kvm_fd)) {
+    explicit Parts(const ExistingVm& wanted)
+        : existing(checked(wanted)), memory(existing.memslots, existing.page_size), placement(placement_of(existing)),
+          pins(existing.pin), vm(duplicate(existing.vm_fd), vcpu_mmap_bytes(existing.kvm_fd)),
+          second_level(vm, memory, placement, pins,
+                       {.scratch_slot = existing.scratch_slot,
+                        .scratch = scratch_layout(existing),
+                        .make_vcpu = [this] { return make_vcpu(); },
+                        .protect_scratch = true}) {
         check_may_pin(existing.pin, memory.size_bytes());
     }
 
-    kvm::Vcpu make_vcpu(unsigned id) {
+    kvm::Vcpu make_vcpu() {
         UniqueFd fd(existing.create_vcpu());
         if (!fd) {
             throw Error("cannot make a prefault vCPU: ExistingVm::create_vcpu gave no descriptor");
         }
-        return {vm, std::move(fd), id};
-    }
-
-    void run(const Options& options, const std::stop_token& stop) {
-        check_options(existing, options);
-        MethodChoice method;
-        if (options.scope == Scope::kAll) {
-            method = choose_method(options.method, host, vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0);
-            if (!filler) {
-                filler.emplace(vm,
-                               SecondLevelFiller::Place{existing.scratch_slot, scratch_layout(existing), 0, host, false,
-                                                        true, [this](unsigned id) { return make_vcpu(id); }},
-                               std::span<const kvm_cpuid_entry2>{});
-            }
-            filler->grow(
-                Plan::useful_workers(memory.size_bytes(), options.workers, largest_page_bytes(existing.page_size)),
-                stop);
-        }
-        const Target target{memory,     placement, node_cpus, pins, filler ? &*filler : nullptr, std::move(method),
-                            &guest_runs};
-        report = prefault::run(target, options, stop);
+        return {vm, std::move(fd), vcpus_made++};
     }
 
     ExistingVm existing;
     GuestMemory memory;
-    std::vector<PlacedRange> placement;
-    std::map<unsigned, CpuList> node_cpus; ///< none: memory has no place
+    Placement placement;
     PinnedMemory pins;
     kvm::Vm vm;
-    SecondLevelHost host = detect_second_level(vm);
-    std::optional<SecondLevelFiller> filler;
-    std::atomic<bool> guest_runs{false};
+    unsigned vcpus_made = 0; ///< for messages: only the caller knows their ids
+    SecondLevel second_level;
     Report report;
 };
 
@@ -234,22 +188,22 @@ const Report& Filled::report() const noexcept {
 }
 
 const Report& Filled::again(const Options& options, bool guest_runs, const std::stop_token& stop) {
-    parts_->guest_runs = guest_runs;
-    parts_->run(options, stop);
+    parts_->second_level.note_guest_runs(guest_runs);
+    parts_->report = parts_->second_level.fill(options, stop);
     return parts_->report;
 }
 
 GuestAddress Filled::page_tables() const noexcept {
-    return parts_->filler ? parts_->filler->scratch().page_tables() : GuestAddress{};
+    return parts_->second_level.page_tables();
 }
 
 MappedPages Filled::mapped() const {
-    return parts_->filler ? parts_->filler->mapped_guest_memory() : mapped_pages(parts_->vm.stats());
+    return parts_->second_level.mapped();
 }
 
 Filled fill(const ExistingVm& vm, const Options& options, const std::stop_token& stop) {
-    auto parts = std::make_unique<Filled::Parts>(vm, options);
-    parts->run(options, stop);
+    auto parts = std::make_unique<Filled::Parts>(vm);
+    parts->report = parts->second_level.fill(options, stop);
     return Filled(std::move(parts));
 }
 

@@ -1,4 +1,4 @@
-#include "prefault/dummy_vcpu.hpp"
+#include "prefault/prefault_vcpu.hpp"
 
 #include <pthread.h>
 
@@ -34,7 +34,7 @@ kvm_segment ring3_segment(std::uint16_t selector, std::uint8_t type, bool code) 
     return segment;
 }
 
-/// The state the stub runs in: 64-bit, ring 3, no interrupt and no exception handler. What a fault would do is a triple
+/// The state the stub runs in: 64-bit, ring 3, no interrupt and no exception handler. Whatever goes wrong is a triple
 /// fault, which comes back to us.
 kvm_sregs stub_state(kvm_sregs state, const Scratch& scratch) {
     state.cs = ring3_segment(0x33, 0xb, true);
@@ -56,7 +56,7 @@ kvm_sregs stub_state(kvm_sregs state, const Scratch& scratch) {
     return state;
 }
 
-/// True where a stub says that it is done.
+/// True if a stub says by `exit` that it is done.
 bool is_done(const kvm::Exit& exit) {
     const auto* const port = std::get_if<kvm::PioExit>(&exit);
     return port != nullptr && port->is_write && port->port == Scratch::kDonePort && port->data.size() == 1;
@@ -73,38 +73,30 @@ std::string why_it_failed(const kvm::Exit& exit) {
         return "there is no memory behind " + to_string(GuestAddress{mmio->address});
     }
     if (const auto* const port = std::get_if<kvm::PioExit>(&exit)) {
-        return "it used port " + to_string(GuestAddress{port->port}) + ", which it must not or not there";
+        return "it used port " + to_string(GuestAddress{port->port}) + ", which it must not use, or not from there";
     }
     return "it came back for an unexpected reason";
 }
 
 } // namespace
 
-DummyVcpu::DummyVcpu(const kvm::Vm& vm, unsigned id, std::span<const kvm_cpuid_entry2> cpuid, const Scratch& scratch,
-                     kvm::AddressSpace address_space)
-    : vcpu_(vm, id), stats_(vcpu_.stats()), scratch_(scratch), address_space_(address_space) {
-    vcpu_.set_cpuid(cpuid);
+PrefaultVcpu::PrefaultVcpu(kvm::Vcpu vcpu, const Scratch& scratch, kvm::AddressSpace address_space)
+    : vcpu_(std::move(vcpu)), stats_(vcpu_.stats()), scratch_(scratch), address_space_(address_space) {
     take_state();
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
 }
 
-DummyVcpu::DummyVcpu(kvm::Vcpu vcpu, const Scratch& scratch)
-    : vcpu_(std::move(vcpu)), stats_(vcpu_.stats()), scratch_(scratch), address_space_(kvm::AddressSpace::kNormal) {
-    take_state();
-    vcpu_.set_mp_state(kvm::MpState::kUninitialized);
-}
-
-void DummyVcpu::take_state() {
+void PrefaultVcpu::take_state() {
     vcpu_.set_special_registers(stub_state(vcpu_.special_registers(), scratch_));
     if (address_space_ == kvm::AddressSpace::kSmm) {
         vcpu_.set_system_management_mode(true);
     }
 }
 
-void DummyVcpu::recover() {
-    // An exit half done (a port, MMIO) is completed by the next run, and may exit again: once more for an access to two
-    // pages, and a string instruction at each element, of which KVM's emulator does up to 1024 before it looks up. Only
-    // when the kick has taken the vCPU out nothing is left that could move its registers later.
+void PrefaultVcpu::recover() {
+    // The next run completes an exit that is half done (a port, MMIO), and may exit again: an access to two pages exits
+    // once more, and a string instruction exits at each element, up to 1024 of them before KVM's emulator looks up.
+    // When the kick has taken the vCPU out, nothing is left that could move its registers later.
     constexpr unsigned kMostExits = 16384;
     kvm::kick(::pthread_self());
     bool is_out = false;
@@ -114,29 +106,30 @@ void DummyVcpu::recover() {
     kvm::discard_pending_kicks();
     lost_ = !is_out;
     vcpu_.forget_events();
-    // `rsm` may have taken it out of system management mode, and anything after that into HLT.
+    // `rsm` may have taken the vCPU out of system management mode, and an instruction after that into HLT.
     take_state();
 }
 
-std::optional<DummyVcpu::Outcome> DummyVcpu::verdict(const kvm::Exit& exit, double deadline) const {
+std::optional<TouchResult> PrefaultVcpu::verdict(const kvm::Exit& exit, double deadline) const {
     if (!std::holds_alternative<kvm::KickedExit>(exit)) {
-        return Outcome{Outcome::End::kFailed, why_it_failed(exit)};
+        return TouchResult{TouchResult::End::kFailed, why_it_failed(exit)};
     }
     if (vcpu_.mp_state().value_or(KVM_MP_STATE_RUNNABLE) != KVM_MP_STATE_RUNNABLE) {
-        return Outcome{Outcome::End::kHeld, "it stands still, as after HLT"};
+        return TouchResult{TouchResult::End::kHeld, "it stands still, as after HLT"};
     }
     if (kvm::cpu_seconds_of_this_thread() > deadline) {
-        return Outcome{Outcome::End::kHeld, "it did not come to an end"};
+        return TouchResult{TouchResult::End::kHeld, "it did not come to an end"};
     }
     return std::nullopt;
 }
 
-DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop,
-                                    Access access) {
+TouchResult PrefaultVcpu::touch(GuestRange range, std::uint64_t stride_bytes, const std::stop_token& stop,
+                                Access access) {
     constexpr std::chrono::seconds kLookUpEvery{1};
     if (lost_) {
-        return {Outcome::End::kFailed, "a prefault vCPU is of no use any more: the guest had it begin an instruction "
-                                       "that does not end"};
+        return {TouchResult::End::kFailed,
+                "a prefault vCPU is of no use any more: the guest had it begin an instruction "
+                "that does not end"};
     }
     kvm_regs registers{};
     registers.rip = to_integer(access == Access::kWrite ? scratch_.stub() : scratch_.reading_stub());
@@ -149,34 +142,33 @@ DummyVcpu::Outcome DummyVcpu::touch(GuestRange range, std::uint64_t stride_bytes
     const std::stop_callback kick_out(stop, [thread = ::pthread_self()] { kvm::kick(thread); });
     const kvm::RegularKicks look_up(kLookUpEvery);
     const double deadline = kvm::cpu_seconds_of_this_thread() + kMostCpuSeconds;
-    Outcome outcome{Outcome::End::kStopped, ""};
+    TouchResult result{TouchResult::End::kStopped, ""};
     while (!stop.stop_requested()) {
         const kvm::Exit exit = vcpu_.run();
         const kvm_regs now = vcpu_.registers();
         if (is_done(exit) && scratch_.is_end_of_stub(now.rip) && now.rdi >= registers.rsi) {
-            outcome.end = Outcome::End::kDone;
+            result.end = TouchResult::End::kDone;
             break;
         }
         if (auto failure = verdict(exit, deadline)) {
-            outcome = {failure->end, "a prefault vCPU failed on " + to_string(range) + ": " + failure->why + " (RIP " +
-                                         to_string(GuestAddress{now.rip}) + ", touching " +
-                                         to_string(GuestAddress{now.rdi}) + ")"};
+            result = {failure->end, "a prefault vCPU failed on " + to_string(range) + ": " + failure->why + " (RIP " +
+                                        to_string(GuestAddress{now.rip}) + ", touching " +
+                                        to_string(GuestAddress{now.rdi}) + ")"};
             recover();
             break;
         }
     }
     vcpu_.set_mp_state(kvm::MpState::kUninitialized);
-    return outcome;
+    return result;
 }
 
-DummyVcpu::Outcome DummyVcpu::pre_fault(GuestRange range, std::uint64_t mapping_bytes, const std::stop_token& stop) {
-    // 4096 mappings take KVM some milliseconds; and where it maps smaller than expected, 64 MiB are no more than
-    // 16,384.
+TouchResult PrefaultVcpu::pre_fault(GuestRange range, std::uint64_t mapping_bytes, const std::stop_token& stop) {
+    // 4,096 mappings take KVM some milliseconds. If it maps smaller than expected, 64 MiB are 16,384 mappings.
     const std::uint64_t call_bytes = std::max(mapping_bytes, std::min(4096 * mapping_bytes, 64 * kMiB));
     std::uint64_t done = 0;
     while (done < range.size) {
         if (stop.stop_requested()) {
-            return {Outcome::End::kStopped, ""};
+            return {TouchResult::End::kStopped, ""};
         }
         const GuestRange piece{GuestAddress{to_integer(range.base) + done}, std::min(call_bytes, range.size - done)};
         const kvm::Vcpu::PreFaulted result = vcpu_.pre_fault(piece, stop);

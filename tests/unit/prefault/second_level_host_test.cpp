@@ -1,19 +1,14 @@
-#include "prefault/second_level.hpp"
+#include "prefault/second_level_host.hpp"
 
 #include <gtest/gtest.h>
 
 #include <string>
 
-#include "prefault/prefault.hpp"
-#include "prefault/second_level_filler.hpp"
-#include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
 
 namespace vmm::prefault {
 namespace {
 
-using testing::error_of;
-using testing::mentions;
 using testing::TemporaryDirectory;
 
 SecondLevelHost detect(const TemporaryDirectory& sysfs) {
@@ -135,112 +130,11 @@ TEST(DetectSecondLevel, HasNoAccessedAndDirtyBitsWithoutASecondLevel) {
     EXPECT_EQ(detect(sysfs).accessed_dirty, false);
 }
 
-constexpr SecondLevelHost kNestedPaging{SecondLevelKind::kNpt, true, true};
-constexpr SecondLevelHost kExtendedPageTables{SecondLevelKind::kEpt, true, true};
-constexpr SecondLevelHost kWithoutAccessedDirty{SecondLevelKind::kEpt, true, false};
-constexpr SecondLevelHost kShadowPaging{SecondLevelKind::kShadow, false, false};
-constexpr SecondLevelHost kUnknownPaging{SecondLevelKind::kUnknown, std::nullopt, std::nullopt};
-
-// `--prefault-method=ioctl` was refused with a false reason where /sys/module could not be read.
-TEST(ChooseMethod, TriesTheIoctlWhereKvmHasItWhateverElseIsUnknown) {
-    for (const SecondLevelHost& host :
-         {kUnknownPaging, SecondLevelHost{SecondLevelKind::kEpt, std::nullopt, std::nullopt}}) {
-        EXPECT_EQ(choose_method(Method::kAuto, host, true).method, Method::kIoctl);
-        EXPECT_EQ(choose_method(Method::kIoctl, host, true).method, Method::kIoctl);
-    }
-    EXPECT_EQ(choose_method(Method::kAuto, kUnknownPaging, false).method, Method::kTouch);
-    const std::string error = error_of([&] { return choose_method(Method::kIoctl, kUnknownPaging, false).reason; });
-    EXPECT_FALSE(mentions(error, "shadow paging")) << error;
-}
-
-TEST(ChooseMethod, GrantsTouchOnEveryHost) {
-    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty, kShadowPaging}) {
-        for (const bool has_ioctl : {false, true}) {
-            const MethodChoice choice = choose_method(Method::kTouch, host, has_ioctl);
-            EXPECT_EQ(choice.method, Method::kTouch);
-            EXPECT_EQ(choice.reason, "asked for");
-        }
-    }
-}
-
-TEST(ChooseMethod, GrantsTheIoctlWhereThereIsOne) {
-    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
-        const MethodChoice choice = choose_method(Method::kIoctl, host, true);
-        EXPECT_EQ(choice.method, Method::kIoctl);
-        EXPECT_EQ(choice.reason, "asked for");
-    }
-}
-
-TEST(ChooseMethod, RefusesTheIoctlToAKernelWithoutIt) {
-    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
-        const std::string error = error_of([&] { return choose_method(Method::kIoctl, host, false).reason; });
-        EXPECT_TRUE(error.starts_with("cannot prefault by ioctl: ")) << error;
-        EXPECT_TRUE(mentions(error, "Linux 6.11")) << error;
-        EXPECT_TRUE(mentions(error, "--prefault-method=auto or touch")) << error;
-    }
-}
-
-TEST(ChooseMethod, RefusesTheIoctlToShadowPaging) {
-    for (const bool has_ioctl : {false, true}) {
-        const std::string error =
-            error_of([&] { return choose_method(Method::kIoctl, kShadowPaging, has_ioctl).reason; });
-        EXPECT_TRUE(mentions(error, "shadow paging")) << error;
-        EXPECT_TRUE(mentions(error, "--prefault-method=auto or touch")) << error;
-    }
-}
-
-TEST(ChooseMethod, TakesTheIoctlByItselfWhereItLeavesNothingToFault) {
-    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables}) {
-        const MethodChoice choice = choose_method(Method::kAuto, host, true);
-        EXPECT_EQ(choice.method, Method::kIoctl);
-        EXPECT_TRUE(mentions(choice.reason, "Accessed and Dirty")) << choice.reason;
-    }
-}
-
-TEST(ChooseMethod, TouchesWhereWhatIsMappedAheadWouldFaultAtItsFirstAccess) {
-    const MethodChoice choice = choose_method(Method::kAuto, kWithoutAccessedDirty, true);
-    EXPECT_EQ(choice.method, Method::kTouch);
-    EXPECT_TRUE(mentions(choice.reason, "eptad=N")) << choice.reason;
-}
-
-TEST(ChooseMethod, TouchesWhereThereIsNoIoctl) {
-    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
-        const MethodChoice choice = choose_method(Method::kAuto, host, false);
-        EXPECT_EQ(choice.method, Method::kTouch);
-        EXPECT_TRUE(mentions(choice.reason, "no KVM_PRE_FAULT_MEMORY")) << choice.reason;
-    }
-}
-
-TEST(ChooseMethod, TouchesOnShadowPaging) {
-    for (const bool has_ioctl : {false, true}) {
-        const MethodChoice choice = choose_method(Method::kAuto, kShadowPaging, has_ioctl);
-        EXPECT_EQ(choice.method, Method::kTouch);
-        EXPECT_TRUE(mentions(choice.reason, "shadow paging")) << choice.reason;
-    }
-}
-
-TEST(PrefaultNames, AreThoseOfTheCommandLineAndTheReport) {
-    EXPECT_EQ(to_string(Method::kNone), "none");
-    EXPECT_EQ(to_string(Method::kAuto), "auto");
-    EXPECT_EQ(to_string(Method::kTouch), "touch");
-    EXPECT_EQ(to_string(Method::kIoctl), "ioctl");
-    EXPECT_EQ(to_string(Proof::kNone), "none");
-    EXPECT_EQ(to_string(Proof::kCounters), "counters");
-    EXPECT_EQ(to_string(Proof::kTouch), "touch");
-    EXPECT_EQ(to_string(Scope::kNone), "none");
-    EXPECT_EQ(to_string(Scope::kHost), "host");
-    EXPECT_EQ(to_string(Scope::kAll), "all");
-}
-
 TEST(SecondLevelKind, HasTheNamesOfTheReport) {
     EXPECT_EQ(to_string(SecondLevelKind::kNpt), "npt");
     EXPECT_EQ(to_string(SecondLevelKind::kEpt), "ept");
     EXPECT_EQ(to_string(SecondLevelKind::kShadow), "shadow");
     EXPECT_EQ(to_string(SecondLevelKind::kUnknown), "unknown");
-}
-
-TEST(MappedPages, AddUpToBytes) {
-    EXPECT_EQ((MappedPages{3, 2, 1}.bytes()), 3 * 4096 + 2 * 2097152 + 1073741824ULL);
 }
 
 } // namespace

@@ -1,0 +1,49 @@
+// Which worker takes which chunk of guest memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+
+#include "kvm/host/guest_address.hpp"
+#include "prefault/host/placement.hpp"
+#include "prefault/plan.hpp"
+
+namespace vmm::prefault {
+
+/// Chunks of placed ranges, and which worker takes which. A worker takes the chunks of its own node first, and then
+/// those of the others, so that nobody is idle while there is work. Workers are dealt to the nodes by how much memory
+/// each has.
+///
+/// Threads: take() may be called from any thread; the rest is const.
+class ChunkQueues {
+  public:
+    /// `ranges` do not overlap. `chunk_bytes` is a power of two.
+    ChunkQueues(std::span<const PlacedRange> ranges, std::uint64_t chunk_bytes, unsigned workers);
+
+    [[nodiscard]] std::uint64_t total_bytes() const noexcept { return total_bytes_; }
+    /// How many of the workers there are chunks for; at least 1.
+    [[nodiscard]] unsigned useful_workers() const noexcept { return useful_workers_; }
+    /// The node whose chunks `worker` takes first; nothing if memory has no place.
+    [[nodiscard]] std::optional<unsigned> home(unsigned worker) const;
+    /// The next chunk for `worker`, or nothing when all are taken.
+    [[nodiscard]] std::optional<GuestRange> take(unsigned worker) noexcept;
+
+  private:
+    struct Group {
+        Group(std::optional<unsigned> node_of_all, std::span<const GuestRange> ranges, std::uint64_t chunk_bytes)
+            : node(node_of_all), plan(ranges, chunk_bytes), queue(plan) {}
+        std::optional<unsigned> node;
+        Plan plan;
+        ChunkQueue queue;
+    };
+    [[nodiscard]] std::size_t home_group(unsigned worker) const;
+
+    std::deque<Group> groups_; ///< a deque: a queue refers to the plan beside it
+    std::uint64_t total_bytes_ = 0;
+    unsigned useful_workers_ = 1;
+};
+
+} // namespace vmm::prefault

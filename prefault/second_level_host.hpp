@@ -1,0 +1,71 @@
+// How this host translates guest-physical addresses, and how that is found out.
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "kvm/host/export.hpp"
+
+namespace vmm::kvm {
+class Vm;
+} // namespace vmm::kvm
+
+VMM_API_BEGIN
+namespace vmm::prefault {
+
+/// How KVM translates guest-physical addresses on this host.
+enum class SecondLevelKind {
+    kNpt,     ///< AMD nested paging
+    kEpt,     ///< Intel extended page tables
+    kShadow,  ///< no second level in hardware: KVM shadows the guest's own page tables
+    kUnknown, ///< neither KVM nor its module parameters say
+};
+
+/// The name used in the report: "npt", "ept", "shadow", "unknown".
+[[nodiscard]] std::string_view to_string(SecondLevelKind kind) noexcept;
+
+/// What is known of the second level on this host. A value.
+struct SecondLevelHost {
+    SecondLevelKind kind = SecondLevelKind::kUnknown;
+    std::optional<bool> tdp_mmu; ///< KVM's parallel page fault handler (Linux 5.10 and later); nothing: not known
+    /// Whether the processor keeps Accessed and Dirty bits in the second level; nothing: not known. Without them a
+    /// mapping that was not made by an access faults at the first one (arch/x86/kvm/mmu/spte.c, make_spte: prefetched
+    /// entries are access-tracked).
+    std::optional<bool> accessed_dirty;
+
+    /// True if KVM shadows the guest's own page tables, or may do so for all we know.
+    [[nodiscard]] bool may_be_shadow() const noexcept {
+        return kind == SecondLevelKind::kShadow || kind == SecondLevelKind::kUnknown;
+    }
+};
+
+/// Answers of KVM_CHECK_EXTENSION that depend on nested paging, and whose processor it is. Linux 5.14 and later.
+struct PagingAnswers {
+    bool pre_fault_memory = false;   ///< KVM_CAP_PRE_FAULT_MEMORY
+    bool apic_bus_cycles = false;    ///< KVM_CAP_X86_APIC_BUS_CYCLES_NS
+    bool smaller_maxphyaddr = false; ///< KVM_CAP_SMALLER_MAXPHYADDR
+    bool is_amd = false;             ///< AMD or Hygon; else Intel, or one that is like it
+};
+
+/// The kind of which these answers leave no doubt, or kUnknown. Their meaning is found in arch/x86/kvm (x86.c,
+/// svm/svm.c, vmx/vmx.c): KVM_CAP_PRE_FAULT_MEMORY is true with nested paging only, in every kernel that has it, and
+/// KVM_CAP_X86_APIC_BUS_CYCLES_NS came with it. KVM_CAP_SMALLER_MAXPHYADDR is the opposite of nested paging, but on
+/// Intel a module parameter can ask for it, too.
+[[nodiscard]] SecondLevelKind second_level_kind(const PagingAnswers& answers) noexcept;
+
+/// What KVM's module parameters below `sysfs_module` say. A parameter that cannot be read is unknown, not absent.
+[[nodiscard]] SecondLevelHost detect_second_level(std::string_view sysfs_module);
+
+/// The same with KVM's own answers, which need no sysfs: containers have none, or one without /sys/module. If the two
+/// differ KVM is right.
+[[nodiscard]] SecondLevelHost detect_second_level(const PagingAnswers& answers,
+                                                  std::string_view sysfs_module = "/sys/module");
+
+/// The same with the answers of /dev/kvm. If it cannot be opened the module parameters have to do. Throws nothing.
+[[nodiscard]] SecondLevelHost detect_second_level();
+
+/// The same with the answers of a VM.
+[[nodiscard]] SecondLevelHost detect_second_level(const kvm::Vm& vm);
+
+} // namespace vmm::prefault
+VMM_API_END

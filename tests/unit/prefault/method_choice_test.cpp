@@ -1,0 +1,101 @@
+#include "prefault/method_choice.hpp"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+
+#include "support/host_errors.hpp"
+
+namespace vmm::prefault {
+namespace {
+
+using testing::error_of;
+using testing::mentions;
+
+constexpr SecondLevelHost kNestedPaging{SecondLevelKind::kNpt, true, true};
+constexpr SecondLevelHost kExtendedPageTables{SecondLevelKind::kEpt, true, true};
+constexpr SecondLevelHost kWithoutAccessedDirty{SecondLevelKind::kEpt, true, false};
+constexpr SecondLevelHost kShadowPaging{SecondLevelKind::kShadow, false, false};
+constexpr SecondLevelHost kUnknownPaging{SecondLevelKind::kUnknown, std::nullopt, std::nullopt};
+
+// `--prefault-method=ioctl` was refused with a false reason where /sys/module could not be read.
+TEST(ChooseMethod, TriesTheIoctlWhereKvmHasItWhateverElseIsUnknown) {
+    for (const SecondLevelHost& host :
+         {kUnknownPaging, SecondLevelHost{SecondLevelKind::kEpt, std::nullopt, std::nullopt}}) {
+        EXPECT_EQ(choose_method(Method::kAuto, host, true).method, Method::kIoctl);
+        EXPECT_EQ(choose_method(Method::kIoctl, host, true).method, Method::kIoctl);
+    }
+    EXPECT_EQ(choose_method(Method::kAuto, kUnknownPaging, false).method, Method::kTouch);
+    const std::string error = error_of([&] { return choose_method(Method::kIoctl, kUnknownPaging, false).reason; });
+    EXPECT_FALSE(mentions(error, "shadow paging")) << error;
+}
+
+TEST(ChooseMethod, GrantsTouchOnEveryHost) {
+    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty, kShadowPaging}) {
+        for (const bool has_ioctl : {false, true}) {
+            const MethodChoice choice = choose_method(Method::kTouch, host, has_ioctl);
+            EXPECT_EQ(choice.method, Method::kTouch);
+            EXPECT_EQ(choice.reason, "asked for");
+        }
+    }
+}
+
+TEST(ChooseMethod, GrantsTheIoctlWhereThereIsOne) {
+    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
+        const MethodChoice choice = choose_method(Method::kIoctl, host, true);
+        EXPECT_EQ(choice.method, Method::kIoctl);
+        EXPECT_EQ(choice.reason, "asked for");
+    }
+}
+
+TEST(ChooseMethod, RefusesTheIoctlToAKernelWithoutIt) {
+    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
+        const std::string error = error_of([&] { return choose_method(Method::kIoctl, host, false).reason; });
+        EXPECT_TRUE(error.starts_with("cannot prefault by ioctl: ")) << error;
+        EXPECT_TRUE(mentions(error, "Linux 6.11")) << error;
+        EXPECT_TRUE(mentions(error, "--prefault-method=auto or touch")) << error;
+    }
+}
+
+TEST(ChooseMethod, RefusesTheIoctlToShadowPaging) {
+    for (const bool has_ioctl : {false, true}) {
+        const std::string error =
+            error_of([&] { return choose_method(Method::kIoctl, kShadowPaging, has_ioctl).reason; });
+        EXPECT_TRUE(mentions(error, "shadow paging")) << error;
+        EXPECT_TRUE(mentions(error, "--prefault-method=auto or touch")) << error;
+    }
+}
+
+TEST(ChooseMethod, TakesTheIoctlByItselfWhereItLeavesNothingToFault) {
+    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables}) {
+        const MethodChoice choice = choose_method(Method::kAuto, host, true);
+        EXPECT_EQ(choice.method, Method::kIoctl);
+        EXPECT_TRUE(mentions(choice.reason, "Accessed and Dirty")) << choice.reason;
+    }
+}
+
+TEST(ChooseMethod, TouchesWhereWhatIsMappedAheadWouldFaultAtItsFirstAccess) {
+    const MethodChoice choice = choose_method(Method::kAuto, kWithoutAccessedDirty, true);
+    EXPECT_EQ(choice.method, Method::kTouch);
+    EXPECT_TRUE(mentions(choice.reason, "eptad=N")) << choice.reason;
+}
+
+TEST(ChooseMethod, TouchesWhereThereIsNoIoctl) {
+    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
+        const MethodChoice choice = choose_method(Method::kAuto, host, false);
+        EXPECT_EQ(choice.method, Method::kTouch);
+        EXPECT_TRUE(mentions(choice.reason, "no KVM_PRE_FAULT_MEMORY")) << choice.reason;
+    }
+}
+
+TEST(ChooseMethod, TouchesOnShadowPaging) {
+    for (const bool has_ioctl : {false, true}) {
+        const MethodChoice choice = choose_method(Method::kAuto, kShadowPaging, has_ioctl);
+        EXPECT_EQ(choice.method, Method::kTouch);
+        EXPECT_TRUE(mentions(choice.reason, "shadow paging")) << choice.reason;
+    }
+}
+
+} // namespace
+} // namespace vmm::prefault

@@ -1,0 +1,65 @@
+// The second level of a machine: its memslots, filled before the guest runs and at any time after.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <stop_token>
+#include <vector>
+
+#include "kvm/uapi.hpp"
+#include "kvm/vm.hpp"
+#include "prefault/second_level.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/guest_ram.hpp"
+
+namespace vmm {
+
+/// The second level of a machine. Its prefault vCPUs are made when they are first needed.
+///
+/// Threads: any; one call at a time is served, the others wait.
+class MachineSecondLevel {
+  public:
+    /// All of these outlive it. `cpuid` is the guest's vCPUs'. Throws Error.
+    MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config& config, std::vector<kvm_cpuid_entry2> cpuid);
+
+    /// Makes the prefault vCPUs now. Throws Error.
+    void prepare(const std::stop_token& stop = {});
+    /// Where the prefault vCPUs' page tables begin, for a guest that adopts them; after prepare().
+    [[nodiscard]] GuestAddress page_tables() const noexcept { return second_level_.page_tables(); }
+
+    /// From now on the guest may have led astray a prefault vCPU that fails. Waits for nobody.
+    void note_guest_runs() noexcept { second_level_.note_guest_runs(); }
+
+    /// As SecondLevel::fill(), by at most as many workers as the configuration has. Throws Error.
+    prefault::Report fill(const prefault::Options& options, const std::stop_token& stop);
+
+    /// Adds a memslot and populates it. Throws Error; then nothing has been added, unless populating it failed.
+    prefault::Report add_memory(GuestRange range, const std::stop_token& stop);
+
+    /// Switches dirty logging of all memory on or off. Throws Error.
+    void log_dirty_pages(bool on);
+
+    /// As SecondLevel::mapped(). Never waits for another call.
+    [[nodiscard]] prefault::MappedPages mapped() const { return second_level_.mapped(); }
+    /// As SecondLevel::mapped_at_rest(). Throws Error.
+    [[nodiscard]] prefault::MappedPages mapped_at_rest();
+
+  private:
+    [[nodiscard]] prefault::PrefaultVcpus::Setup setup();
+    [[nodiscard]] kvm::Vcpu make_prefault_vcpu();
+    void add_memslots_of_smm();
+    void check_new_range(GuestRange range) const;
+    prefault::Report fill_locked(const prefault::Options& options, const std::stop_token& stop);
+
+    kvm::Vm& vm_;
+    GuestRam& ram_;
+    const Config& config_;
+    std::vector<kvm_cpuid_entry2> cpuid_;
+    mutable std::mutex lock_;
+    unsigned next_vcpu_id_;        ///< the id of a vCPU that could not be finished is used up
+    std::size_t smm_memslots_ = 0; ///< how many regions are memslots of system management mode, too
+    prefault::SecondLevel second_level_;
+};
+
+} // namespace vmm
