@@ -15,8 +15,6 @@
 namespace vmm::loader {
 namespace {
 
-constexpr std::string_view kDamaged = "the file is damaged or incomplete";
-
 constexpr std::uint64_t kSectorBytes = 512;
 constexpr unsigned kDefaultSetupSectors = 4;  // what 0 in the header means
 constexpr std::uint64_t kParagraphBytes = 16; // the unit of syssize

@@ -18,7 +18,6 @@ namespace {
 
 using namespace std::string_view_literals;
 
-constexpr std::string_view kDamaged = "the file is damaged or incomplete";
 constexpr std::string_view kNotForUs = "use a kernel built for x86";
 
 constexpr std::string_view kXenNoteName = "Xen\0"sv;     // with its NUL

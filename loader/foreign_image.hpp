@@ -16,6 +16,9 @@ struct ForeignImage {
 /// A guess, from the first bytes, at what a file is that is neither an ELF file nor a bzImage.
 [[nodiscard]] ForeignImage describe_foreign_image(const ImageFile& file);
 
+/// The advice about a file that ends too early, or contradicts itself.
+inline constexpr std::string_view kDamaged = "the file is damaged or incomplete";
+
 /// Throws Error "cannot boot <file>: <why> (<advice>)". The advice is left out where it is empty.
 [[noreturn]] void refuse_kernel(const ImageFile& file, std::string_view why, std::string_view advice = {});
 

@@ -32,10 +32,10 @@ namespace kernels = testing::kernels;
 
 using CustomInterrupt = testing::KvmTest;
 
-constexpr std::uint16_t kPort = 0x5000;
+constexpr std::uint16_t kInterruptPort = 0x5000;
 constexpr std::uint32_t kLine = 20;
 
-// What the guest says at kPort.
+// What the guest says at kInterruptPort.
 constexpr std::byte kGoesOn{0};
 constexpr std::byte kInterrupted{1};
 constexpr std::byte kReady{2};
@@ -132,7 +132,7 @@ TEST_F(CustomInterrupt, LevelStaysUntilItIsLoweredHoweverOftenTheGuestEndsIt) {
     Config config = kernel.config();
     std::shared_ptr<Pulling> device;
     Machine* machine = nullptr;
-    config.devices.push_back(device_at(kPort, [&](const DeviceHost& host) {
+    config.devices.push_back(device_at(kInterruptPort, [&](const DeviceHost& host) {
         EXPECT_TRUE(host.raise_interrupt);
         EXPECT_TRUE(host.lower_interrupt);
         return device = std::make_shared<Pulling>(host.raise_interrupt, host.lower_interrupt,
@@ -158,14 +158,14 @@ TEST_F(CustomInterrupt, LevelLineOutlivesItsMachine) {
     };
     const TestKernel kernel(kernels::kPowerOff);
     Config config = kernel.config();
-    config.devices.push_back(device_at(kPort, keep));
+    config.devices.push_back(device_at(kInterruptPort, keep));
     config.devices.front().interrupt = kLine;
     config.devices.front().trigger = InterruptTrigger::kLevel;
     EXPECT_EQ(Machine(config).run(), ExitReason::kPowerOff);
     raise();
     lower();
     // Nor does a machine that was never made leave a line that is still used.
-    config.devices.push_back(device_at(kPort + 1, [](const DeviceHost&) { return nullptr; }));
+    config.devices.push_back(device_at(kInterruptPort + 1, [](const DeviceHost&) { return nullptr; }));
     EXPECT_TRUE(mentions(error_of([&] { Machine made(config); }), "made none"));
     raise();
 }
@@ -173,7 +173,7 @@ TEST_F(CustomInterrupt, LevelLineOutlivesItsMachine) {
 TEST_F(CustomInterrupt, EdgeHasNothingToLower) {
     const TestKernel kernel(kernels::kPowerOff);
     Config config = kernel.config();
-    config.devices.push_back(device_at(kPort, [](const DeviceHost& host) {
+    config.devices.push_back(device_at(kInterruptPort, [](const DeviceHost& host) {
         EXPECT_TRUE(host.raise_interrupt);
         EXPECT_FALSE(host.lower_interrupt);
         return std::make_shared<Pulling>(nullptr, nullptr, nullptr);
@@ -185,8 +185,8 @@ TEST_F(CustomInterrupt, EdgeHasNothingToLower) {
 TEST_F(CustomInterrupt, LevelWithoutALineIsRefused) {
     const TestKernel kernel(kernels::kPowerOff);
     Config config = kernel.config();
-    config.devices.push_back(
-        device_at(kPort, [](const DeviceHost&) { return std::make_shared<Pulling>(nullptr, nullptr, nullptr); }));
+    config.devices.push_back(device_at(
+        kInterruptPort, [](const DeviceHost&) { return std::make_shared<Pulling>(nullptr, nullptr, nullptr); }));
     config.devices.front().trigger = InterruptTrigger::kLevel;
     EXPECT_TRUE(mentions(error_of([&] { Machine made(config); }), "level-triggered, but has no interrupt"));
     config.devices.front().interrupt = kLine;
@@ -231,8 +231,9 @@ int interrupts_if(std::size_t raised) {
     const std::string image = testing::kernel_image(listener());
     EXPECT_EQ(vmm_config_set_kernel_image(config, image.data(), image.size()), 0);
     EXPECT_EQ(vmm_config_set_memory(config, 16 * kMiB, VMM_PAGE_4K), 0);
-    EXPECT_EQ(vmm_config_add_device(config, "twin", VMM_SPACE_PORT_IO, kPort + 1, 1, kLine + 1, hear, say, &two), 0);
-    EXPECT_EQ(vmm_config_add_device(config, "twin", VMM_SPACE_PORT_IO, kPort, 1, kLine, hear, say, &two), 0);
+    EXPECT_EQ(
+        vmm_config_add_device(config, "twin", VMM_SPACE_PORT_IO, kInterruptPort + 1, 1, kLine + 1, hear, say, &two), 0);
+    EXPECT_EQ(vmm_config_add_device(config, "twin", VMM_SPACE_PORT_IO, kInterruptPort, 1, kLine, hear, say, &two), 0);
     EXPECT_EQ(vmm_config_set_device_trigger(config, 0, VMM_TRIGGER_LEVEL), 0);
     EXPECT_EQ(vmm_config_set_device_trigger(config, 1, VMM_TRIGGER_LEVEL), 0);
     EXPECT_EQ(vmm_config_set_device_trigger(config, 1, 2), -EINVAL);
@@ -258,8 +259,8 @@ TEST_F(CustomInterrupt, DevicesOfOneNameAreToldApartInMessages) {
     const TestKernel kernel(kernels::kPowerOff);
     Config config = kernel.config();
     for (int i = 0; i < 2; ++i) {
-        config.devices.push_back(
-            device_at(kPort, [](const DeviceHost&) { return std::make_shared<Pulling>(nullptr, nullptr, nullptr); }));
+        config.devices.push_back(device_at(
+            kInterruptPort, [](const DeviceHost&) { return std::make_shared<Pulling>(nullptr, nullptr, nullptr); }));
     }
     const std::string error = error_of([&] { Machine made(config); });
     EXPECT_TRUE(mentions(error, "Config::devices[0]")) << error;

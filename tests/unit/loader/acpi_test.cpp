@@ -19,7 +19,7 @@ namespace {
 
 using testing::mentions;
 
-constexpr std::uint64_t kBase = 0xe0000;
+constexpr std::uint64_t kTablesBase = 0xe0000;
 
 Hardware full_config(unsigned vcpus) {
     Hardware config;
@@ -78,8 +78,8 @@ Hardware largest_config() {
 /// Finds the tables as a guest does: from the RSDP on, by address.
 class Guest {
   public:
-    explicit Guest(const Hardware& config) : bytes_(build_acpi_tables(config, GuestAddress{kBase})) {
-        const auto xsdt = at<std::uint64_t>(kBase + 24);
+    explicit Guest(const Hardware& config) : bytes_(build_acpi_tables(config, GuestAddress{kTablesBase})) {
+        const auto xsdt = at<std::uint64_t>(kTablesBase + 24);
         add(xsdt);
         for (std::uint64_t entry = xsdt + 36; entry < xsdt + at<std::uint32_t>(xsdt + 4); entry += 8) {
             add(at<std::uint64_t>(entry));
@@ -90,8 +90,8 @@ class Guest {
     template <typename T>
     [[nodiscard]] T at(std::uint64_t address) const {
         T value{};
-        EXPECT_LE(address - kBase + sizeof value, bytes_.size());
-        std::memcpy(&value, bytes_.data() + (address - kBase), sizeof value);
+        EXPECT_LE(address - kTablesBase + sizeof value, bytes_.size());
+        std::memcpy(&value, bytes_.data() + (address - kTablesBase), sizeof value);
         return value;
     }
     template <typename T>
@@ -99,7 +99,7 @@ class Guest {
         return at<T>(tables_.at(signature) + offset);
     }
     [[nodiscard]] std::span<const std::byte> table(const std::string& signature) const {
-        return std::span{bytes_}.subspan(tables_.at(signature) - kBase, field<std::uint32_t>(signature, 4));
+        return std::span{bytes_}.subspan(tables_.at(signature) - kTablesBase, field<std::uint32_t>(signature, 4));
     }
     [[nodiscard]] const std::map<std::string, std::uint64_t>& tables() const { return tables_; }
     [[nodiscard]] std::span<const std::byte> bytes() const { return bytes_; }
@@ -125,7 +125,7 @@ unsigned sum(std::span<const std::byte> bytes) {
 TEST(Acpi, RootPointerComesFirstWithBothChecksumsRight) {
     const Guest guest{full_config(2)};
     EXPECT_EQ(std::memcmp(guest.bytes().data(), "RSD PTR ", 8), 0);
-    EXPECT_EQ(guest.at<std::uint8_t>(kBase + 15), 2); // revision
+    EXPECT_EQ(guest.at<std::uint8_t>(kTablesBase + 15), 2); // revision
     EXPECT_EQ(sum(guest.bytes().first(20)), 0U);
     EXPECT_EQ(sum(guest.bytes().first(36)), 0U);
 }
@@ -206,8 +206,8 @@ TEST(Acpi, TheNmiOfEveryLocalApicIsLint1) {
 }
 
 TEST(Acpi, LargestMachineFitsBelowTheResetVector) {
-    EXPECT_LT(build_acpi_tables(largest_config(), GuestAddress{kBase}).size(), 0x1f000U);
-    EXPECT_LT(kBase + build_acpi_tables(largest_config(), GuestAddress{kBase}).size(), 0xffff0U);
+    EXPECT_LT(build_acpi_tables(largest_config(), GuestAddress{kTablesBase}).size(), 0x1f000U);
+    EXPECT_LT(kTablesBase + build_acpi_tables(largest_config(), GuestAddress{kTablesBase}).size(), 0xffff0U);
 }
 
 TEST(Acpi, NodesAddTwoTablesToTheOthers) {

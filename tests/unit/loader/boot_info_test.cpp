@@ -12,7 +12,7 @@
 namespace vmm::loader {
 namespace {
 
-constexpr std::array kMap{
+constexpr std::array kLongMap{
     MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::ram},
     MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::reserved},
     MemoryMapEntry{{GuestAddress{0x100000}, 0x7ff00000}, MemoryKind::ram},
@@ -24,10 +24,10 @@ constexpr GuestAddress kRsdp{0xe0000};
 constexpr GuestAddress kKernel{0x1000000};
 
 constexpr BootInfo full_info() {
-    return {.command_line = kCommandLine, .initrd = kInitrd, .rsdp = kRsdp, .memory_map = kMap};
+    return {.command_line = kCommandLine, .initrd = kInitrd, .rsdp = kRsdp, .memory_map = kLongMap};
 }
 constexpr BootInfo bare_info() {
-    return {.command_line = kCommandLine, .initrd = std::nullopt, .rsdp = std::nullopt, .memory_map = kMap};
+    return {.command_line = kCommandLine, .initrd = std::nullopt, .rsdp = std::nullopt, .memory_map = kLongMap};
 }
 
 /// The page as the kernel sees it: its own headers are the judge of our offsets.
@@ -73,12 +73,12 @@ TEST(SetupData, HoldsADeviceTreeAsTheKernelSeesIt) {
 
 TEST(ZeroPage, HoldsTheMemoryMap) {
     const boot_params params = as_kernel_sees(build_zero_page(full_info(), {}, kKernel));
-    ASSERT_EQ(params.e820_entries, kMap.size());
-    for (std::size_t i = 0; i < kMap.size(); ++i) {
+    ASSERT_EQ(params.e820_entries, kLongMap.size());
+    for (std::size_t i = 0; i < kLongMap.size(); ++i) {
         const boot_e820_entry entry = params.e820_table[i];
-        EXPECT_EQ(std::uint64_t{entry.addr}, to_integer(kMap[i].range.base));
-        EXPECT_EQ(std::uint64_t{entry.size}, kMap[i].range.size);
-        EXPECT_EQ(std::uint32_t{entry.type}, static_cast<std::uint32_t>(kMap[i].kind));
+        EXPECT_EQ(std::uint64_t{entry.addr}, to_integer(kLongMap[i].range.base));
+        EXPECT_EQ(std::uint64_t{entry.size}, kLongMap[i].range.size);
+        EXPECT_EQ(std::uint32_t{entry.type}, static_cast<std::uint32_t>(kLongMap[i].kind));
     }
 }
 
@@ -157,17 +157,17 @@ TEST(PvhStartInfo, HoldsEverything) {
     EXPECT_EQ(info.at<std::uint32_t>(kBase + 12), 1U); // modules
     EXPECT_EQ(info.at<std::uint64_t>(kBase + 24), to_integer(kCommandLine));
     EXPECT_EQ(info.at<std::uint64_t>(kBase + 32), to_integer(kRsdp));
-    EXPECT_EQ(info.at<std::uint32_t>(kBase + 48), kMap.size());
+    EXPECT_EQ(info.at<std::uint32_t>(kBase + 48), kLongMap.size());
 
     const auto module = info.at<std::uint64_t>(kBase + 16);
     EXPECT_EQ(info.at<std::uint64_t>(module), to_integer(kInitrd.base));
     EXPECT_EQ(info.at<std::uint64_t>(module + 8), kInitrd.size);
 
     const auto map = info.at<std::uint64_t>(kBase + 40);
-    for (std::size_t i = 0; i < kMap.size(); ++i) {
-        EXPECT_EQ(info.at<std::uint64_t>(map + i * 24), to_integer(kMap[i].range.base));
-        EXPECT_EQ(info.at<std::uint64_t>(map + i * 24 + 8), kMap[i].range.size);
-        EXPECT_EQ(info.at<std::uint32_t>(map + i * 24 + 16), static_cast<std::uint32_t>(kMap[i].kind));
+    for (std::size_t i = 0; i < kLongMap.size(); ++i) {
+        EXPECT_EQ(info.at<std::uint64_t>(map + i * 24), to_integer(kLongMap[i].range.base));
+        EXPECT_EQ(info.at<std::uint64_t>(map + i * 24 + 8), kLongMap[i].range.size);
+        EXPECT_EQ(info.at<std::uint32_t>(map + i * 24 + 16), static_cast<std::uint32_t>(kLongMap[i].kind));
     }
 }
 

@@ -18,8 +18,7 @@ using testing::make_bzimage;
 using testing::mentions;
 using testing::TestBzImage;
 
-constexpr std::uint64_t kRamBytes = 8 * kMiB;
-constexpr GuestRange kRam{GuestAddress{0}, kRamBytes};
+constexpr GuestRange kRam{GuestAddress{0}, 8 * kMiB};
 
 std::string error_after(const std::function<void(TestBzImage&)>& damage) {
     TestBzImage image = make_bzimage();
@@ -42,7 +41,7 @@ TEST(BzImage, IsEnteredByThe64BitProtocol) {
 
 TEST(BzImage, ProtectedModePartIsLoadedWhereItPrefers) {
     const Kernel kernel = Kernel::parse(make_bzimage().file());
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     const LoadedKernel loaded = kernel.load(memory, placement);
     const GuestRange expected{GuestAddress{TestBzImage::kPreferredAddress}, TestBzImage::kInitBytes};
@@ -53,7 +52,7 @@ TEST(BzImage, ProtectedModePartIsLoadedWhereItPrefers) {
 
 TEST(BzImage, RoomForDecompressionIsTaken) {
     const Kernel kernel = Kernel::parse(make_bzimage().file());
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     static_cast<void>(kernel.load(memory, placement));
     const std::uint64_t end = TestBzImage::kPreferredAddress + TestBzImage::kInitBytes;
@@ -63,14 +62,14 @@ TEST(BzImage, RoomForDecompressionIsTaken) {
 
 TEST(BzImage, InitSizeSmallerThanTheFileIsNotBelieved) {
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x260, std::uint32_t{0}); });
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     EXPECT_EQ(kernel.load(memory, placement).range.size, TestBzImage::kPayloadBytes);
 }
 
 TEST(BzImage, RelocatableKernelMakesWay) {
     const Kernel kernel = Kernel::parse(make_bzimage().file());
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     placement.claim({GuestAddress{TestBzImage::kPreferredAddress}, 100}, "something");
     EXPECT_EQ(kernel.load(memory, placement).range.base,
@@ -80,7 +79,7 @@ TEST(BzImage, RelocatableKernelMakesWay) {
 TEST(BzImage, PreferredAddressThatIsNotAlignedIsRoundedUp) {
     const Kernel kernel =
         kernel_after([](TestBzImage& image) { image.set(0x258, TestBzImage::kPreferredAddress + 4096); });
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     EXPECT_EQ(kernel.load(memory, placement).range.base,
               GuestAddress{TestBzImage::kPreferredAddress + TestBzImage::kAlignment});
@@ -88,7 +87,7 @@ TEST(BzImage, PreferredAddressThatIsNotAlignedIsRoundedUp) {
 
 TEST(BzImage, FixedKernelDoesNotMakeWay) {
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x234, std::uint8_t{0}); });
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     placement.claim({GuestAddress{TestBzImage::kPreferredAddress}, 100}, "something");
     EXPECT_EQ(error_of([&] { return kernel.load(memory, placement); }),
@@ -97,7 +96,7 @@ TEST(BzImage, FixedKernelDoesNotMakeWay) {
 
 TEST(BzImage, KernelLargerThanRamNamesTheRam) {
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x260, std::uint32_t{0xffffffff}); });
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     const std::string error = error_of([&] { return kernel.load(memory, placement); });
     EXPECT_TRUE(mentions(error, "does not fit into guest memory 0x0-0x7fffff")) << error;
@@ -106,14 +105,14 @@ TEST(BzImage, KernelLargerThanRamNamesTheRam) {
 TEST(BzImage, PreferredAddressOutsideOfMemoryIsAnError) {
     for (const std::uint64_t address : {UINT64_MAX, UINT64_MAX - TestBzImage::kInitBytes, 5 * kGiB}) {
         const Kernel kernel = kernel_after([address](TestBzImage& image) { image.set(0x258, address); });
-        const GuestMemory memory = guest_memory(kRamBytes);
+        const GuestMemory memory = guest_memory(kRam.size);
         Placement placement{std::span{&kRam, 1}};
         EXPECT_NE(error_of([&] { return kernel.load(memory, placement); }), "") << address;
     }
 }
 
 TEST(BzImage, KernelIsNotPutAbove4GiB) {
-    const std::array layout{GuestRange{GuestAddress{0}, kMiB}, GuestRange{GuestAddress{4 * kGiB}, kRamBytes}};
+    const std::array layout{GuestRange{GuestAddress{0}, kMiB}, GuestRange{GuestAddress{4 * kGiB}, kRam.size}};
     const GuestMemory memory{layout, PageSize::k4K};
     Placement placement{layout};
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x258, 4 * kGiB); });
@@ -123,7 +122,7 @@ TEST(BzImage, KernelIsNotPutAbove4GiB) {
 
 TEST(BzImage, PreferredAddressZeroIsNotOverTheBootInformation) {
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x258, std::uint64_t{0}); });
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     placement.claim({GuestAddress{0x7000}, 0x1000}, "the zero page");
     EXPECT_EQ(kernel.load(memory, placement).range.base, GuestAddress{kMiB});
@@ -161,7 +160,7 @@ TEST(BzImage, NoSetupSectorsMeanFour) {
     image.bytes.insert(image.bytes.end(), payload.begin(), payload.end());
     image.set(0x1f1, std::uint8_t{0});
     const Kernel kernel = Kernel::parse(image.file());
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     EXPECT_EQ(memory.load<std::uint32_t>(kernel.load(memory, placement).range.base), 0x04030201U);
 }
@@ -187,7 +186,7 @@ TEST(BzImage, CodeWithoutEntryPointIsRefused) {
 
 TEST(BzImage, LastParagraphNeedNotBeWhole) {
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.bytes.resize(image.bytes.size() - 15); });
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     EXPECT_EQ(memory.load<std::uint32_t>(kernel.load(memory, placement).range.base), 0x04030201U);
     EXPECT_NE(error_after([](TestBzImage& image) { image.bytes.resize(image.bytes.size() - 16); }), "");
@@ -207,7 +206,7 @@ TEST(BzImage, KernelWithout64BitEntryIsEnteredAtItsFirstByteByThe32BitProtocol) 
     for (const Kernel& kernel : kernels) {
         EXPECT_EQ(kernel.protocol(), EntryProtocol::linux32);
         EXPECT_EQ(kernel.format_name(), "32-bit bzImage");
-        const GuestMemory memory = guest_memory(kRamBytes);
+        const GuestMemory memory = guest_memory(kRam.size);
         Placement placement{std::span{&kRam, 1}};
         EXPECT_EQ(kernel.load(memory, placement).entry, GuestAddress{TestBzImage::kPreferredAddress});
     }
@@ -235,7 +234,7 @@ TEST(BzImage, FieldsThatAnOldProtocolDoesNotHaveAreNotRead) {
     });
     EXPECT_EQ(kernel.max_command_line_bytes(), 255U);
     EXPECT_EQ(kernel.initrd_limit(), GuestAddress{0x38000000});
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     Placement placement{std::span{&kRam, 1}};
     const GuestRange expected{GuestAddress{kMiB}, 4 * TestBzImage::kPayloadBytes};
     EXPECT_EQ(kernel.load(memory, placement).range, expected);
@@ -282,7 +281,7 @@ TEST(BzImage, FileCutShortAnywhereIsRefused) {
 
 TEST(BzImage, DamagedHeadersAreNeverAccidents) {
     const TestBzImage sound = make_bzimage();
-    const GuestMemory memory = guest_memory(kRamBytes);
+    const GuestMemory memory = guest_memory(kRam.size);
     std::mt19937 random{42}; // NOLINT(cert-msc32-c,cert-msc51-cpp): the same damage in every run
     for (unsigned i = 0; i < 3000; ++i) {
         TestBzImage image = sound;

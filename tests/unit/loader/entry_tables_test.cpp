@@ -9,7 +9,7 @@
 namespace vmm::loader {
 namespace {
 
-constexpr std::uint64_t kBase = 0x9000;
+constexpr std::uint64_t kTables = 0x9000;
 
 /// Walks the tables as the CPU does.
 class PageWalk {
@@ -47,12 +47,12 @@ class PageWalk {
 };
 
 TEST(IdentityMap, TakesSixPages) {
-    EXPECT_EQ(build_identity_map(GuestAddress{kBase}).size(), kIdentityMapBytes);
+    EXPECT_EQ(build_identity_map(GuestAddress{kTables}).size(), kIdentityMapBytes);
     EXPECT_EQ(kIdentityMapBytes, 6U * 4096);
 }
 
 TEST(IdentityMap, MapsEveryAddressBelow4GiBToItself) {
-    const PageWalk walk{kBase};
+    const PageWalk walk{kTables};
     for (std::uint64_t address = 0; address < 4 * kGiB; address += 2 * kMiB) {
         ASSERT_EQ(walk.translate(address), address);
     }
@@ -61,7 +61,7 @@ TEST(IdentityMap, MapsEveryAddressBelow4GiBToItself) {
 }
 
 TEST(IdentityMap, MapsNothingFrom4GiBOn) {
-    const PageWalk walk{kBase};
+    const PageWalk walk{kTables};
     EXPECT_EQ(walk.translate(4 * kGiB), std::nullopt);
     EXPECT_EQ(walk.translate(1ULL << 39U), std::nullopt);
     EXPECT_EQ(walk.translate(1ULL << 47U), std::nullopt);

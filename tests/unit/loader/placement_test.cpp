@@ -1,4 +1,5 @@
 #include "loader/placement.hpp"
+#include "support/host_guest_range.hpp"
 
 #include <gtest/gtest.h>
 
@@ -10,10 +11,7 @@ namespace vmm::loader {
 namespace {
 
 using testing::error_of;
-
-constexpr GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
+using vmm::testing::range;
 
 /// 0x0-0x9ffff and 0x100000-0x4fffff.
 Placement two_pieces_of_ram() {

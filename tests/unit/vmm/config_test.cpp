@@ -16,6 +16,7 @@
 #include "prefault/host/numa.hpp"
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
+#include "support/host_guest_range.hpp"
 #include "vmm/host/memory_facts.hpp"
 #include "vmm/machine/memory_map.hpp"
 
@@ -24,6 +25,7 @@ namespace {
 
 using testing::error_of;
 using testing::mentions;
+using testing::range;
 
 Config small_config() {
     Config config;
@@ -154,10 +156,6 @@ TEST(Config, CountsOnlyWhatIsPrefaultedAgainstTheLimitOfPinnedMemory) {
         return refusal(config);
     });
     EXPECT_EQ(error, "");
-}
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
 }
 
 TEST(Config, ChecksTheRangesAgainstItsMemory) {

@@ -1,4 +1,5 @@
 #include "kvm/host/guest_address.hpp"
+#include "support/host_guest_range.hpp"
 
 #include <gtest/gtest.h>
 
@@ -8,13 +9,11 @@
 namespace vmm {
 namespace {
 
+using testing::range;
+
 __extension__ using Wide = unsigned __int128; // wide enough for the end of every range
 
 constexpr std::uint64_t kTop = UINT64_MAX;
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
 
 Wide base_of(GuestRange range) {
     return to_integer(range.base);

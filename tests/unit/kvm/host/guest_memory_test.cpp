@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "support/host_errors.hpp"
+#include "support/host_guest_range.hpp"
 #include "support/host_process_facts.hpp"
 
 namespace vmm {
@@ -21,6 +22,7 @@ namespace {
 using testing::error_of;
 using testing::has_flag;
 using testing::mentions;
+using testing::range;
 
 constexpr std::uint64_t kRegionBytes = 2 * kMiB;
 constexpr std::uint64_t kHighBase = 4 * kGiB;
@@ -31,10 +33,6 @@ GuestMemory three_regions(PageSize page_size = PageSize::k4K) {
                             GuestRange{GuestAddress{kRegionBytes}, kRegionBytes},
                             GuestRange{GuestAddress{kHighBase}, kRegionBytes}};
     return {layout, page_size};
-}
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
 }
 
 TEST(GuestMemory, GivesTheHostBytesOfARange) {

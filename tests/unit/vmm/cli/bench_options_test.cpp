@@ -11,17 +11,16 @@
 namespace vmm {
 namespace {
 
-using bench::Method;
 using testing::mentions;
 using Words = std::vector<const char*>;
 
-Command parse(Words words) {
+Command parse_bench(Words words) {
     words.insert(words.begin(), {"vmm", "bench"});
     return parse_command_line(static_cast<int>(words.size()), words.data());
 }
 
 BenchCommand understood(const Words& words) {
-    const Command command = parse(words);
+    const Command command = parse_bench(words);
     if (const auto* const text = std::get_if<TextCommand>(&command)) {
         ADD_FAILURE() << text->text;
     }
@@ -31,7 +30,7 @@ BenchCommand understood(const Words& words) {
 
 /// What is said of words that are not understood.
 std::string refusal(const Words& words) {
-    const Command command = parse(words);
+    const Command command = parse_bench(words);
     const auto* const text = std::get_if<TextCommand>(&command);
     return text != nullptr && text->exit_code == 2 ? text->text : "";
 }
@@ -55,8 +54,8 @@ TEST(BenchCommandLine, TakesLists) {
     EXPECT_EQ(bench.matrix.vcpus, (std::vector<unsigned>{1, 2}));
     EXPECT_EQ(bench.matrix.workers, (std::vector<unsigned>{1, 4}));
     EXPECT_EQ(bench.matrix.page_sizes.size(), 4U);
-    EXPECT_EQ(bench.matrix.methods,
-              (std::vector{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader}));
+    EXPECT_EQ(bench.matrix.methods, (std::vector{bench::Method::kNone, bench::Method::kHost, bench::Method::kTouch,
+                                                 bench::Method::kIoctl, bench::Method::kReader}));
     EXPECT_EQ(bench.matrix.orders.size(), 2U);
 }
 
@@ -90,7 +89,7 @@ TEST(BenchCommandLine, AgainstIsQemuOrACommandOrBoth) {
 }
 
 TEST(BenchCommandLine, CompareTakesTwoFilesAndAThreshold) {
-    const Command command = parse({"compare", "a.json", "b.json", "--threshold", "5"});
+    const Command command = parse_bench({"compare", "a.json", "b.json", "--threshold", "5"});
     const auto* const compare = std::get_if<BenchCompareCommand>(&command);
     ASSERT_NE(compare, nullptr);
     EXPECT_EQ(compare->before, "a.json");

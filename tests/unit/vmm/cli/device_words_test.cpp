@@ -15,13 +15,13 @@ namespace {
 
 using testing::mentions;
 
-Command parse(std::vector<const char*> words) {
+Command parse_run(std::vector<const char*> words) {
     words.insert(words.begin(), {"vmm", "run"});
     return parse_command_line(static_cast<int>(words.size()), words.data());
 }
 
 Config config_of(const std::vector<const char*>& words) {
-    const Command command = parse(words);
+    const Command command = parse_run(words);
     if (const auto* const text = std::get_if<TextCommand>(&command)) {
         ADD_FAILURE() << text->text;
         return {};
@@ -30,7 +30,7 @@ Config config_of(const std::vector<const char*>& words) {
 }
 
 std::string refusal_of(const std::vector<const char*>& words) {
-    const Command command = parse(words);
+    const Command command = parse_run(words);
     const auto* const text = std::get_if<TextCommand>(&command);
     EXPECT_NE(text, nullptr);
     EXPECT_EQ(text != nullptr ? text->exit_code : 0, 2);
@@ -60,7 +60,7 @@ TEST(CommandLineDevices, ThatAreNotUnderstoodNameTheOptionAndTheWord) {
 }
 
 RunCommand command_of(const std::vector<const char*>& words) {
-    const Command command = parse(words);
+    const Command command = parse_run(words);
     if (const auto* const text = std::get_if<TextCommand>(&command)) {
         ADD_FAILURE() << text->text;
         return {};

@@ -1,3 +1,4 @@
+#include "support/host_guest_range.hpp"
 #include "vmm/cli/values.hpp"
 
 #include <gtest/gtest.h>
@@ -9,11 +10,9 @@
 namespace vmm {
 namespace {
 
-using Ranges = std::vector<GuestRange>;
+using testing::range;
 
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
+using Ranges = std::vector<GuestRange>;
 
 TEST(SizeText, IsANumberAndAUnit) {
     EXPECT_EQ(parse_size("0"), 0U);

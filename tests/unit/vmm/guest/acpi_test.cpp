@@ -10,7 +10,7 @@ namespace vmm::guest {
 namespace {
 
 /// Memory that holds nothing but the pieces put into it.
-class FakeMemory {
+class MemoryOfTables {
   public:
     [[nodiscard]] std::span<const std::byte> view(std::uint64_t address, std::uint64_t size) const noexcept {
         auto piece = pieces_.upper_bound(address);
@@ -128,8 +128,8 @@ Table rsdp(unsigned revision) {
     return table;
 }
 
-FakeMemory machine(Table madt, Table fadt, Table dsdt) {
-    FakeMemory memory;
+MemoryOfTables machine(Table madt, Table fadt, Table dsdt) {
+    MemoryOfTables memory;
     memory.put(kRsdp, rsdp(2).bytes());
     memory.put(kRsdt, Table("RSDT").integer(kFadt, 4).integer(kMadt, 4).finished());
     memory.put(kXsdt, Table("XSDT").integer(kFadt, 8).integer(kMadt, 8).finished());
@@ -139,7 +139,7 @@ FakeMemory machine(Table madt, Table fadt, Table dsdt) {
     return memory;
 }
 
-FakeMemory reduced_machine() {
+MemoryOfTables reduced_machine() {
     return machine(local_apics({0, 1, 2}), reduced_fadt(), dsdt_with_s5("\\", 5, 0));
 }
 
@@ -158,7 +158,7 @@ TEST(GuestAcpi, CpusAndSleepControlAreFound) {
 }
 
 TEST(GuestAcpi, SleepControlMayLieInMemory) {
-    const FakeMemory memory =
+    const MemoryOfTables memory =
         machine(local_apics({0}), reduced_fadt().set(244, 0, 1).set(248, 0xfea00000, 8), dsdt_with_s5("", 5, 0));
     const Acpi acpi = read_acpi(memory, kRsdp);
     EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::memory);
@@ -204,14 +204,14 @@ TEST(GuestAcpi, RsdpIsSearchedForIfTheLoaderNamesNone) {
 }
 
 TEST(GuestAcpi, RevisionZeroHasAnRsdt) {
-    FakeMemory memory = reduced_machine();
+    MemoryOfTables memory = reduced_machine();
     memory.put(kRsdp, rsdp(0).bytes());
     memory.put(kXsdt, {});
     EXPECT_EQ(read_acpi(memory, kRsdp).cpus.count, 3U);
 }
 
 TEST(GuestAcpi, BadExtendedChecksumFallsBackToTheRsdt) {
-    FakeMemory memory = reduced_machine();
+    MemoryOfTables memory = reduced_machine();
     memory.at(kRsdp)[33] = std::byte{1};
     memory.put(kXsdt, {});
     EXPECT_EQ(read_acpi(memory, kRsdp).cpus.count, 3U);
@@ -219,20 +219,20 @@ TEST(GuestAcpi, BadExtendedChecksumFallsBackToTheRsdt) {
 
 TEST(GuestAcpi, EachBadChecksumIsNoticed) {
     for (const std::uint64_t address : {kRsdp, kXsdt, kMadt}) {
-        FakeMemory memory = reduced_machine();
+        MemoryOfTables memory = reduced_machine();
         memory.at(address)[10] ^= std::byte{1};
         const Acpi acpi = read_acpi(memory, kRsdp);
         EXPECT_EQ(acpi.cpus.count, 0U) << address;
         EXPECT_NE(acpi.cpus_missing, "") << address;
     }
-    FakeMemory memory = reduced_machine();
+    MemoryOfTables memory = reduced_machine();
     memory.at(kFadt)[10] ^= std::byte{1};
     EXPECT_NE(read_acpi(memory, kRsdp).power_off_missing, "");
 }
 
 TEST(GuestAcpi, LengthsThatCannotBeAreRefused) {
     for (const std::uint32_t length : {0U, 35U, 0x200000U, UINT32_MAX}) {
-        FakeMemory memory = reduced_machine();
+        MemoryOfTables memory = reduced_machine();
         for (std::size_t i = 0; i < 4; ++i) {
             memory.at(kMadt)[4 + i] = static_cast<std::byte>(length >> (8 * i));
         }
@@ -241,8 +241,8 @@ TEST(GuestAcpi, LengthsThatCannotBeAreRefused) {
 }
 
 TEST(GuestAcpi, NothingThereIsSaidSo) {
-    EXPECT_EQ(read_acpi(FakeMemory(), 0).cpus_missing, "no-rsdp");
-    EXPECT_EQ(read_acpi(FakeMemory(), kRsdp).cpus_missing, "bad-rsdp-or-root-table");
+    EXPECT_EQ(read_acpi(MemoryOfTables(), 0).cpus_missing, "no-rsdp");
+    EXPECT_EQ(read_acpi(MemoryOfTables(), kRsdp).cpus_missing, "bad-rsdp-or-root-table");
 }
 
 TEST(GuestAcpi, OnlyEnabledCpusCountAndEachOnce) {

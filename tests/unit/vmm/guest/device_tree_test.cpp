@@ -14,9 +14,9 @@ namespace {
 constexpr std::uint64_t kAddress = 0xc0010;
 
 /// Memory that holds nothing but a tree.
-class FakeMemory {
+class MemoryOfATree {
   public:
-    explicit FakeMemory(std::vector<std::byte> bytes) : bytes_(std::move(bytes)) {}
+    explicit MemoryOfATree(std::vector<std::byte> bytes) : bytes_(std::move(bytes)) {}
 
     [[nodiscard]] std::span<const std::byte> view(std::uint64_t address, std::uint64_t size) const noexcept {
         const std::uint64_t offset = address - kAddress;
@@ -150,7 +150,7 @@ TreeMaker whole_tree() {
 
 DeviceTree read(const std::vector<std::byte>& bytes) {
     DeviceTree tree;
-    read_device_tree(FakeMemory(bytes), kAddress, tree);
+    read_device_tree(MemoryOfATree(bytes), kAddress, tree);
     return tree;
 }
 

@@ -7,7 +7,7 @@
 namespace vmm::guest {
 namespace {
 
-constexpr std::uint64_t kPage = 4096;
+constexpr std::uint64_t kPageBytes = 4096;
 
 MemoryRanges three_ranges() {
     MemoryRanges memory;
@@ -40,7 +40,7 @@ TEST(GuestShares, CoverAllWithoutOverlap) {
 }
 
 TEST(GuestSlots, OnePerPage) {
-    const Slots slots(three_ranges(), kPage);
+    const Slots slots(three_ranges(), kPageBytes);
     EXPECT_EQ(slots.count(), 5U + 1U + 0x203U);
     EXPECT_EQ(visited(slots, {3, 4}), (std::vector<std::uint64_t>{0x103000, 0x104000, 0x200000, 0x3ff000}));
 }
@@ -60,7 +60,7 @@ TEST(GuestSlots, StrideNeedNotBeAPowerOfTwo) {
 }
 
 TEST(GuestSlots, WalkingAndLookingUpAgree) {
-    for (const std::uint64_t stride : {kPage, 3 * kPage, std::uint64_t{0x200000}}) {
+    for (const std::uint64_t stride : {kPageBytes, 3 * kPageBytes, std::uint64_t{0x200000}}) {
         const Slots slots(three_ranges(), stride);
         const auto walked = visited(slots, {0, slots.count()});
         ASSERT_EQ(walked.size(), slots.count());
@@ -71,7 +71,7 @@ TEST(GuestSlots, WalkingAndLookingUpAgree) {
 }
 
 TEST(GuestSlots, SharesTogetherVisitEverySlotOnce) {
-    const Slots slots(three_ranges(), kPage);
+    const Slots slots(three_ranges(), kPageBytes);
     std::vector<std::uint64_t> together;
     for (std::uint64_t i = 0; i < 7; ++i) {
         const auto part = visited(slots, share_of(slots.count(), i, 7));
@@ -81,7 +81,7 @@ TEST(GuestSlots, SharesTogetherVisitEverySlotOnce) {
 }
 
 TEST(GuestSlots, EmptyShareVisitsNothing) {
-    const Slots slots(three_ranges(), kPage);
+    const Slots slots(three_ranges(), kPageBytes);
     EXPECT_TRUE(visited(slots, {3, 0}).empty());
     EXPECT_TRUE(visited(slots, {slots.count(), 0}).empty());
     EXPECT_TRUE(visited(Slots(), {0, 0}).empty());

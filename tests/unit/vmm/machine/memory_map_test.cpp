@@ -10,10 +10,13 @@
 #include "loader/entry_tables.hpp"
 #include "loader/reset_vector.hpp"
 #include "prefault/scratch.hpp"
+#include "support/host_guest_range.hpp"
 #include "vmm/config.hpp"
 
 namespace vmm::memory_map {
 namespace {
+
+using testing::range;
 
 using loader::MemoryKind;
 using loader::MemoryMapEntry;
@@ -21,10 +24,6 @@ using Ranges = std::vector<GuestRange>;
 
 constexpr std::array kSizes{Config::kMinMemoryBytes, 512 * kMiB, 3 * kGiB, 3 * kGiB + 4 * kKiB,
                             3 * kGiB + 2 * kMiB,     4 * kGiB,   kTiB,     kMaxMemoryBytes};
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
 
 void expect_disjoint(const Ranges& ranges) {
     for (std::size_t i = 0; i < ranges.size(); ++i) {
