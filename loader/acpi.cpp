@@ -64,7 +64,7 @@ Term virtio_mmio(std::size_t number, const VirtioMmioHardware& virtio) {
     assert(virtio.registers.size <= UINT32_MAX);
     const Term registers =
         aml::memory32_fixed(low_address(virtio.registers.base), static_cast<std::uint32_t>(virtio.registers.size));
-    const Term line = aml::interrupt(virtio.gsi, virtio.trigger == InterruptTrigger::level);
+    const Term line = aml::interrupt(virtio.gsi, virtio.trigger == InterruptTrigger::kLevel);
     return device(numbered_name('V', number),
                   {aml::name("_HID", aml::string("LNRO0005")), aml::name("_UID", aml::integer(number)),
                    aml::name("_CCA", aml::integer(1)), resources({registers, line})});

@@ -19,7 +19,7 @@ constexpr std::uint64_t kPageBytes = 4096;
 Placement placement_in_ram(std::span<const MemoryMapEntry> map) {
     std::vector<GuestRange> ram;
     for (const MemoryMapEntry& entry : map) {
-        if (entry.kind == MemoryKind::ram) {
+        if (entry.kind == MemoryKind::kRam) {
             ram.push_back(entry.range);
         }
     }
@@ -75,7 +75,7 @@ GuestRange load_initrd(const GuestMemory& memory, Placement& placement, const Im
 
 void write_linux(const GuestMemory& memory, const BootInfo& info, const BootLayout& layout, const Kernel& kernel,
                  GuestAddress kernel_base) {
-    const bool is_64_bit = kernel.protocol() == EntryProtocol::linux64;
+    const bool is_64_bit = kernel.protocol() == EntryProtocol::kLinux64;
     write_claimed(memory, layout.zero_page, build_zero_page(info, kernel.setup_header(), kernel_base));
     const BootGdt gdt = build_boot_gdt(is_64_bit ? CodeSize::k64Bit : CodeSize::k32Bit);
     write_claimed(memory, layout.gdt, std::as_bytes(std::span{gdt}));
@@ -99,7 +99,7 @@ BootEntry load_boot_images(const GuestMemory& memory, const BootImages& images, 
 
     const LoadedKernel kernel = images.kernel.load(memory, placement);
     const auto linux64_entry = layout.setup_data ? images.kernel.linux64_entry() : std::nullopt;
-    BootEntry entry{.protocol = linux64_entry ? EntryProtocol::linux64 : images.kernel.protocol(),
+    BootEntry entry{.protocol = linux64_entry ? EntryProtocol::kLinux64 : images.kernel.protocol(),
                     .entry = linux64_entry.value_or(kernel.entry),
                     .argument = layout.zero_page,
                     .kernel = kernel.range,
@@ -114,11 +114,11 @@ BootEntry load_boot_images(const GuestMemory& memory, const BootImages& images, 
                         .setup_data = layout.setup_data,
                         .memory_map = layout.memory_map};
     switch (entry.protocol) {
-    case EntryProtocol::linux64:
-    case EntryProtocol::linux32:
+    case EntryProtocol::kLinux64:
+    case EntryProtocol::kLinux32:
         write_linux(memory, info, layout, images.kernel, kernel.range.base);
         break;
-    case EntryProtocol::pvh:
+    case EntryProtocol::kPvh:
         write_pvh(memory, info, layout);
         entry.argument = layout.start_info.base;
         break;

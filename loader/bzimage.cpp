@@ -117,7 +117,7 @@ BzImage BzImage::parse(const ImageFile& file) {
         refuse_kernel(file, "it is a zImage, which is loaded below 1 MiB", "use a bzImage");
     }
     const auto flags = header.at<std::uint16_t>(setup_header::kXLoadFlags, kHasXLoadFlags, 0);
-    image.protocol_ = (flags & kXlfKernel64) != 0 ? EntryProtocol::linux64 : EntryProtocol::linux32;
+    image.protocol_ = (flags & kXlfKernel64) != 0 ? EntryProtocol::kLinux64 : EntryProtocol::kLinux32;
 
     image.takes_setup_data_ = header.at<std::uint16_t>(setup_header::kVersion) >= kHasSetupData;
 
@@ -160,7 +160,7 @@ BzImage BzImage::parse(const ImageFile& file) {
 }
 
 std::uint64_t BzImage::entry_offset() const noexcept {
-    return protocol_ == EntryProtocol::linux64 ? kEntry64Offset : 0;
+    return protocol_ == EntryProtocol::kLinux64 ? kEntry64Offset : 0;
 }
 
 LoadedKernel BzImage::load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const {

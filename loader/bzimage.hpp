@@ -45,7 +45,7 @@ class BzImage {
     [[nodiscard]] std::uint64_t entry_offset() const noexcept;
 
     std::vector<std::byte> setup_header_;
-    EntryProtocol protocol_ = EntryProtocol::linux64;
+    EntryProtocol protocol_ = EntryProtocol::kLinux64;
     bool takes_setup_data_ = false;
     std::uint64_t max_command_line_bytes_ = 0;
     GuestAddress initrd_limit_{};

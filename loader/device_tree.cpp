@@ -83,7 +83,7 @@ std::string unit(std::string_view name, std::uint64_t address) {
 void interrupt(TreeWriter& tree, std::uint32_t gsi, InterruptTrigger trigger) {
     constexpr std::uint32_t kEdgeRising = 0;
     constexpr std::uint32_t kLevelHigh = 2;
-    tree.cells("interrupts", {gsi, trigger == InterruptTrigger::level ? kLevelHigh : kEdgeRising});
+    tree.cells("interrupts", {gsi, trigger == InterruptTrigger::kLevel ? kLevelHigh : kEdgeRising});
 }
 
 // --- The root's children ------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ GuestRange common_part(GuestRange a, GuestRange b) {
 /// A node for each piece of RAM; where there are NUMA nodes, no piece is in two of them.
 void write_memory(TreeWriter& tree, const Hardware& hardware, std::span<const MemoryMapEntry> map) {
     for (const MemoryMapEntry& entry : map) {
-        if (entry.kind != MemoryKind::ram) {
+        if (entry.kind != MemoryKind::kRam) {
             continue;
         }
         if (!hardware.numa) {
@@ -244,7 +244,7 @@ void write_port_devices(TreeWriter& tree, const Hardware& hardware) {
                 tree.text("device_type", "serial");
                 tree.cells("reg", {kIo, hardware.com1->port, kRegisters});
                 tree.cells("clock-frequency", {kUsualClockHz});
-                interrupt(tree, hardware.com1->gsi, InterruptTrigger::edge);
+                interrupt(tree, hardware.com1->gsi, InterruptTrigger::kEdge);
             });
         }
         if (hardware.cmos_rtc_port) {

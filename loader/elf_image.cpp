@@ -302,7 +302,7 @@ bool ElfImage::recognises(const ImageFile& file) {
 ElfImage ElfImage::parse(const ImageFile& file) {
     const Header header = checked_header(file);
     ElfImage image;
-    image.protocol_ = header.is_64_bit ? EntryProtocol::linux64 : EntryProtocol::linux32;
+    image.protocol_ = header.is_64_bit ? EntryProtocol::kLinux64 : EntryProtocol::kLinux32;
     image.entry_ = GuestAddress{header.fields.e_entry};
     bool is_linux = false;
     for (const Elf64_Phdr& program_header : read_program_headers(file, header)) {
@@ -318,7 +318,7 @@ ElfImage ElfImage::parse(const ImageFile& file) {
             image.takes_device_tree_address_ = image.takes_device_tree_address_ || facts.takes_device_tree_address;
             is_linux = is_linux || facts.is_linux;
             if (facts.pvh_entry) {
-                image.protocol_ = EntryProtocol::pvh;
+                image.protocol_ = EntryProtocol::kPvh;
                 image.entry_ = *facts.pvh_entry;
             }
             break;
@@ -333,7 +333,7 @@ ElfImage ElfImage::parse(const ImageFile& file) {
         refuse_kernel(file, "it has no segment to load");
     }
     check_entry(file, image.entry_, image.segments_);
-    if (image.protocol_ == EntryProtocol::pvh && is_linux && header.is_64_bit && header.fields.e_entry < 4 * kGiB &&
+    if (image.protocol_ == EntryProtocol::kPvh && is_linux && header.is_64_bit && header.fields.e_entry < 4 * kGiB &&
         is_loaded(GuestAddress{header.fields.e_entry}, image.segments_)) {
         image.linux64_entry_ = GuestAddress{header.fields.e_entry};
     }

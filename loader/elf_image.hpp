@@ -54,7 +54,7 @@ class ElfImage {
 
   private:
     std::vector<ElfSegment> segments_; // none is empty
-    EntryProtocol protocol_ = EntryProtocol::linux64;
+    EntryProtocol protocol_ = EntryProtocol::kLinux64;
     GuestAddress entry_{};
     bool takes_page_tables_ = false;
     bool takes_device_tree_address_ = false;

@@ -16,7 +16,7 @@ inline constexpr unsigned kMaxVcpus = 254;
 inline constexpr std::size_t kMaxVirtioMmio = 256;
 
 /// How a device raises its line; always active high.
-enum class InterruptTrigger { edge, level };
+enum class InterruptTrigger { kEdge, kLevel };
 
 /// A UART with 8 registers, edge-triggered.
 struct SerialPortHardware {
@@ -28,7 +28,7 @@ struct SerialPortHardware {
 struct VirtioMmioHardware {
     GuestRange registers; ///< below 4 GiB
     std::uint32_t gsi = 0;
-    InterruptTrigger trigger = InterruptTrigger::edge;
+    InterruptTrigger trigger = InterruptTrigger::kEdge;
 };
 
 /// All addresses come from the caller; ports are I/O ports, one byte wide.

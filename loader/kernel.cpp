@@ -38,17 +38,17 @@ bool Kernel::takes_page_tables() const noexcept {
 
 DeviceTreeHandOver Kernel::device_tree_hand_over() const noexcept {
     if (const auto* const bzimage = std::get_if<BzImage>(&image_)) {
-        return bzimage->takes_setup_data() ? DeviceTreeHandOver::setup_data : DeviceTreeHandOver::none;
+        return bzimage->takes_setup_data() ? DeviceTreeHandOver::kSetupData : DeviceTreeHandOver::kNone;
     }
-    if (protocol() == EntryProtocol::linux64 || linux64_entry()) {
-        return DeviceTreeHandOver::setup_data;
+    if (protocol() == EntryProtocol::kLinux64 || linux64_entry()) {
+        return DeviceTreeHandOver::kSetupData;
     }
     const auto* const elf = std::get_if<ElfImage>(&image_);
     if (elf != nullptr && elf->takes_device_tree_address()) {
-        return DeviceTreeHandOver::command_line;
+        return DeviceTreeHandOver::kCommandLine;
     }
     // A vmlinux that is entered by linux32 gets a zero page of protocol 2.12, which has the list.
-    return protocol() == EntryProtocol::linux32 ? DeviceTreeHandOver::setup_data : DeviceTreeHandOver::none;
+    return protocol() == EntryProtocol::kLinux32 ? DeviceTreeHandOver::kSetupData : DeviceTreeHandOver::kNone;
 }
 
 std::optional<GuestAddress> Kernel::linux64_entry() const noexcept {
@@ -58,14 +58,14 @@ std::optional<GuestAddress> Kernel::linux64_entry() const noexcept {
 
 std::string_view Kernel::format_name() const noexcept {
     if (std::holds_alternative<BzImage>(image_)) {
-        return protocol() == EntryProtocol::linux32 ? "32-bit bzImage" : "bzImage";
+        return protocol() == EntryProtocol::kLinux32 ? "32-bit bzImage" : "bzImage";
     }
     switch (protocol()) {
-    case EntryProtocol::pvh:
+    case EntryProtocol::kPvh:
         return "ELF vmlinux with PVH entry";
-    case EntryProtocol::linux32:
+    case EntryProtocol::kLinux32:
         return "32-bit ELF vmlinux";
-    case EntryProtocol::linux64:
+    case EntryProtocol::kLinux64:
         break;
     }
     return "ELF vmlinux";

@@ -21,9 +21,9 @@ namespace vmm::loader {
 
 /// How a kernel is told of a device tree.
 enum class DeviceTreeHandOver {
-    none,         ///< not at all
-    setup_data,   ///< SETUP_DTB in the list that begins in the zero page; it is entered by linux64 or linux32
-    command_line, ///< the word fdt=ADDRESS
+    kNone,        ///< not at all
+    kSetupData,   ///< SETUP_DTB in the list that begins in the zero page; it is entered by linux64 or linux32
+    kCommandLine, ///< the word fdt=ADDRESS
 };
 
 /// A kernel file that has been read and checked; nothing of it is in guest memory yet.

@@ -9,20 +9,20 @@ namespace vmm::loader {
 
 /// The state of the first vCPU that a kernel expects.
 enum class EntryProtocol {
-    linux64, ///< 64-bit mode, identity-mapped, RSI = zero page (Documentation/arch/x86/boot.rst, "64-bit boot
-             ///< protocol").
-    linux32, ///< 32-bit protected mode without paging, ESI = zero page (the same, "32-bit boot protocol").
-    pvh,     ///< 32-bit protected mode without paging, EBX = start info (Xen, docs/misc/pvh.pandoc).
+    kLinux64, ///< 64-bit mode, identity-mapped, RSI = zero page (Documentation/arch/x86/boot.rst, "64-bit boot
+              ///< protocol").
+    kLinux32, ///< 32-bit protected mode without paging, ESI = zero page (the same, "32-bit boot protocol").
+    kPvh,     ///< 32-bit protected mode without paging, EBX = start info (Xen, docs/misc/pvh.pandoc).
 };
 
 /// For messages: "PVH", "the 64-bit protocol", "the 32-bit protocol".
 [[nodiscard]] constexpr std::string_view to_string(EntryProtocol protocol) noexcept {
     switch (protocol) {
-    case EntryProtocol::linux64:
+    case EntryProtocol::kLinux64:
         return "the 64-bit protocol";
-    case EntryProtocol::linux32:
+    case EntryProtocol::kLinux32:
         return "the 32-bit protocol";
-    case EntryProtocol::pvh:
+    case EntryProtocol::kPvh:
         break;
     }
     return "PVH";

@@ -10,14 +10,14 @@ namespace vmm::loader {
 /// What the guest may do with a range. The values are the "address range types" of ACPI 6.3, table 15-374; the zero
 /// page and the PVH start info share them.
 enum class MemoryKind : std::uint32_t {
-    ram = 1,
-    reserved = 2,
-    acpi = 3, ///< ACPI tables; the guest may reuse it once it has read them.
+    kRam = 1,
+    kReserved = 2,
+    kAcpi = 3, ///< ACPI tables; the guest may reuse it once it has read them.
 };
 
 struct MemoryMapEntry {
     GuestRange range;
-    MemoryKind kind = MemoryKind::reserved;
+    MemoryKind kind = MemoryKind::kReserved;
 };
 
 } // namespace vmm::loader

@@ -299,7 +299,7 @@ std::string Machine::Parts::command_line() const {
         line += " tables=" + to_string(second_level->page_tables());
     }
     if (config.hardware != HardwareDescription::kAcpi &&
-        files.kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::command_line) {
+        files.kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::kCommandLine) {
         line += " fdt=" + to_string(kDeviceTreeAddress);
     }
     if (!config.command_line.empty()) {

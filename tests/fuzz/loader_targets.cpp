@@ -22,8 +22,8 @@ constexpr std::array kRam{GuestRange{GuestAddress{0}, 8 * kMiB}};
 /// All that is asked of a kernel on the way to its first instruction, with ACPI tables and with a device tree.
 void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
     constexpr std::array kMap{
-        loader::MemoryMapEntry{{GuestAddress{0}, 0xa0000}, loader::MemoryKind::ram},
-        loader::MemoryMapEntry{{GuestAddress{kMiB}, 7 * kMiB}, loader::MemoryKind::ram},
+        loader::MemoryMapEntry{{GuestAddress{0}, 0xa0000}, loader::MemoryKind::kRam},
+        loader::MemoryMapEntry{{GuestAddress{kMiB}, 7 * kMiB}, loader::MemoryKind::kRam},
     };
     loader::BootLayout layout{.zero_page = GuestAddress{0x7000},
                               .command_line = {GuestAddress{0x20000}, 4096},
@@ -35,7 +35,7 @@ void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
     static const loader::ImageFile initrd = loader::ImageFile::from_bytes("initrd", std::as_bytes(std::span("initrd")));
     for (const auto setup_data : {std::optional<GuestAddress>{}, std::optional(GuestAddress{0xc0000})}) {
         layout.setup_data = setup_data;
-        if (setup_data && kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::none) {
+        if (setup_data && kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::kNone) {
             continue;
         }
         try {

@@ -42,8 +42,8 @@ struct CpuList {
 
 /// One register to write in order to power off.
 struct PowerRegister {
-    enum class Space : std::uint8_t { none, port, memory };
-    Space space = Space::none;
+    enum class Space : std::uint8_t { kNone, kPort, kMemory };
+    Space space = Space::kNone;
     std::uint64_t address = 0;
 };
 
@@ -185,10 +185,10 @@ template <typename Memory>
         return {};
     }
     if (*space == 0) {
-        return {PowerRegister::Space::memory, *address};
+        return {PowerRegister::Space::kMemory, *address};
     }
     if (*space == 1 && *address <= UINT16_MAX) {
-        return {PowerRegister::Space::port, *address};
+        return {PowerRegister::Space::kPort, *address};
     }
     return {};
 }
@@ -197,10 +197,10 @@ template <typename Memory>
 [[nodiscard]] inline PowerRegister pm1_control(Bytes fadt, std::size_t extended_offset, std::size_t offset) noexcept {
     const PowerRegister extended = generic_address(fadt, extended_offset);
     const auto port = load<std::uint32_t>(fadt, offset).value_or(0);
-    if (extended.space != PowerRegister::Space::none || port == 0 || port > UINT16_MAX) {
+    if (extended.space != PowerRegister::Space::kNone || port == 0 || port > UINT16_MAX) {
         return extended;
     }
-    return {PowerRegister::Space::port, port};
+    return {PowerRegister::Space::kPort, port};
 }
 
 /// An integer in AML, if it is small enough to be a SLP_TYP: ZeroOp, OneOp, or BytePrefix and a byte. Steps over it.
@@ -302,7 +302,7 @@ template <typename Memory>
     if (const detail::Bytes fadt = detail::find_table(memory, root, "FACP"); !fadt.empty()) {
         acpi.power_off = detail::power_off_of(memory, fadt);
     }
-    if (acpi.power_off.registers[0].space == PowerRegister::Space::none) {
+    if (acpi.power_off.registers[0].space == PowerRegister::Space::kNone) {
         acpi.power_off_missing = "no-fadt-with-a-register";
     }
     return acpi;

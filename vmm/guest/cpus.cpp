@@ -38,14 +38,14 @@ constexpr std::uint64_t kInitCycles = std::uint64_t{1} << 25;
 constexpr std::uint64_t kSecondStartUpCycles = std::uint64_t{1} << 29;
 constexpr std::uint64_t kGiveUpCycles = std::uint64_t{1} << 35;
 
-enum class State : std::uint32_t { starting, up, given_up };
+enum class State : std::uint32_t { kStarting, kUp, kGivenUp };
 
 /// One of the other CPUs. Each has cache lines to itself.
 struct alignas(128) Cpu {
     std::uint32_t apic_id = 0;
     /// Its number for Work; valid once the first step starts.
     std::size_t number = 0;
-    std::atomic<State> state{State::starting};
+    std::atomic<State> state{State::kStarting};
 };
 
 constinit std::array<Cpu, kMaxCpus> cpus;
@@ -106,17 +106,17 @@ StartReport start_cpus(const StartPlan& plan) noexcept {
     // APIC is enabled, and until then lose what is sent to the CPU that was created last.
     mmio_write(kSpuriousVector, kSoftwareEnableAndVector);
     const auto vector = static_cast<std::uint32_t>(plan.trampoline >> 12);
-    send_to_all_in(State::starting, kInitAssert);
+    send_to_all_in(State::kStarting, kInitAssert);
     wait_for_cycles(kInitCycles, [] { return false; });
-    send_to_all_in(State::starting, kStartUp | vector);
+    send_to_all_in(State::kStarting, kStartUp | vector);
     wait_for_arrivals(reachable, kSecondStartUpCycles);
-    send_to_all_in(State::starting, kStartUp | vector);
+    send_to_all_in(State::kStarting, kStartUp | vector);
     wait_for_arrivals(reachable, kGiveUpCycles);
 
     StartReport report;
     for (std::size_t i = 0; i < cpu_count; ++i) {
-        State expected = State::starting;
-        if (!cpus[i].state.compare_exchange_strong(expected, State::given_up)) {
+        State expected = State::kStarting;
+        if (!cpus[i].state.compare_exchange_strong(expected, State::kGivenUp)) {
             ++cpus_up;
             cpus[i].number = cpus_up;
             continue;
@@ -141,7 +141,7 @@ void run_on_all(Work work) noexcept {
 }
 
 void stop_others() noexcept {
-    send_to_all_in(State::up, kInitAssert);
+    send_to_all_in(State::kUp, kInitAssert);
 }
 
 /// Where the other CPUs come out of boot.S. Returns only for a CPU that is not wanted, which then spins.
@@ -151,8 +151,8 @@ extern "C" void ap_main() noexcept {
     for (std::size_t i = 0; i < cpu_count && self == nullptr; ++i) {
         self = cpus[i].apic_id == apic_id ? &cpus[i] : nullptr;
     }
-    State expected = State::starting;
-    if (self == nullptr || !self->state.compare_exchange_strong(expected, State::up)) {
+    State expected = State::kStarting;
+    if (self == nullptr || !self->state.compare_exchange_strong(expected, State::kUp)) {
         return;
     }
     cpus_arrived.fetch_add(1, std::memory_order_release);

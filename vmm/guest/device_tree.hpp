@@ -21,8 +21,8 @@ namespace vmm::guest {
 
 /// A device, and the line it raises.
 struct FoundDevice {
-    enum class Kind : std::uint8_t { serial, rtc, virtio_mmio };
-    Kind kind = Kind::serial;
+    enum class Kind : std::uint8_t { kSerial, kRtc, kVirtioMmio };
+    Kind kind = Kind::kSerial;
     bool at_port = false;
     std::uint64_t address = 0;
     std::optional<std::uint32_t> irq;
@@ -204,11 +204,11 @@ class TreeFinder {
             syscons_[syscon_count_] = {node.phandle, reg->address};
             ++syscon_count_;
         } else if (node.is("virtio,mmio")) {
-            add_device(FoundDevice::Kind::virtio_mmio, parent, node, *reg);
+            add_device(FoundDevice::Kind::kVirtioMmio, parent, node, *reg);
         } else if (node.is("ns16550a")) {
-            add_device(FoundDevice::Kind::serial, parent, node, *reg);
+            add_device(FoundDevice::Kind::kSerial, parent, node, *reg);
         } else if (node.is("motorola,mc146818")) {
-            add_device(FoundDevice::Kind::rtc, parent, node, *reg);
+            add_device(FoundDevice::Kind::kRtc, parent, node, *reg);
         }
     }
 
@@ -220,7 +220,7 @@ class TreeFinder {
         for (std::size_t i = 0; i < syscon_count_; ++i) {
             if (syscons_[i].phandle == *switch_->regmap) {
                 PowerOff how;
-                how.registers[0] = {PowerRegister::Space::memory, syscons_[i].address + switch_->offset};
+                how.registers[0] = {PowerRegister::Space::kMemory, syscons_[i].address + switch_->offset};
                 how.plain_value = static_cast<std::uint8_t>(*switch_->value);
                 found_.power_off = how;
                 return;

@@ -216,11 +216,11 @@ StartReport start_others(const CpuList& others, std::uint64_t tables, MemoryRang
 
 std::string_view name_of(FoundDevice::Kind kind) noexcept {
     switch (kind) {
-    case FoundDevice::Kind::serial:
+    case FoundDevice::Kind::kSerial:
         return "serial";
-    case FoundDevice::Kind::rtc:
+    case FoundDevice::Kind::kRtc:
         return "rtc";
-    case FoundDevice::Kind::virtio_mmio:
+    case FoundDevice::Kind::kVirtioMmio:
         break;
     }
     return "virtio-mmio";
@@ -262,7 +262,7 @@ void print_start(const WorkloadPlan& plan, const CpuList& failed, const MemoryRa
                       .field("cpus", plan.cpus)
                       .field("memory_pages", free.bytes() / kPageBytes)
                       .field("stride", options.stride)
-                      .field("order", options.order == Order::random ? "random" : "seq")
+                      .field("order", options.order == Order::kRandom ? "random" : "seq")
                       .field("passes", options.passes)
                       .field("tables", options.tables ? "given" : "own")
                       .field("reader", options.reader_one ? "one" : "none")

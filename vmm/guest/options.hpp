@@ -13,7 +13,7 @@ inline constexpr std::uint64_t kPageBytes = 4096;
 inline constexpr std::uint64_t kMaxPasses = 1'000'000;
 inline constexpr std::uint64_t kMaxStrideBytes = std::uint64_t{1} << 40;
 
-enum class Order { sequential, random };
+enum class Order { kSequential, kRandom };
 
 struct Options {
     std::uint64_t passes = 3;
@@ -21,7 +21,7 @@ struct Options {
     std::uint64_t stride = kPageBytes;
     /// How many CPUs to use, if the machine has that many.
     std::uint64_t cpus = UINT64_MAX;
-    Order order = Order::sequential;
+    Order order = Order::kSequential;
     /// CPU 0 reads all of the memory before the first pass.
     bool reader_one = false;
     /// Each pass verifies what the pass before it wrote.
@@ -161,7 +161,7 @@ namespace detail {
     if (!random) {
         return "not-seq-or-random";
     }
-    options.order = *random ? Order::random : Order::sequential;
+    options.order = *random ? Order::kRandom : Order::kSequential;
     return {};
 }
 

@@ -12,7 +12,7 @@ constexpr std::uint64_t kPatienceCycles = std::uint64_t{1} << 32;
 constexpr std::uint16_t kDebugExitPort = 0xf4;
 
 void write_byte(PowerRegister where, std::uint8_t value) noexcept {
-    if (where.space == PowerRegister::Space::port) {
+    if (where.space == PowerRegister::Space::kPort) {
         out8(static_cast<std::uint16_t>(where.address), value);
     } else {
         mmio_write(where.address, value);
@@ -30,7 +30,7 @@ void write_pm1_control(PowerRegister where, std::uint8_t sleep_type) noexcept {
     const auto with_sleep = [sleep_type](std::uint16_t old) {
         return static_cast<std::uint16_t>((old & ~kSleepTypeMask) | unsigned{sleep_type} << 10 | 1U << 13);
     };
-    if (where.space == PowerRegister::Space::port) {
+    if (where.space == PowerRegister::Space::kPort) {
         const auto port = static_cast<std::uint16_t>(where.address);
         out16(port, with_sleep(in16(port)));
     } else {
@@ -49,8 +49,8 @@ void power_off(const PowerOff& how) noexcept {
     for (std::size_t i = 0; i < 2; ++i) {
         const PowerRegister where = how.registers[i];
         const bool out_of_reach =
-            where.space == PowerRegister::Space::memory && where.address > kStaticMapEnd - sizeof(std::uint16_t);
-        if (where.space == PowerRegister::Space::none || out_of_reach) {
+            where.space == PowerRegister::Space::kMemory && where.address > kStaticMapEnd - sizeof(std::uint16_t);
+        if (where.space == PowerRegister::Space::kNone || out_of_reach) {
             continue;
         }
         if (how.plain_value) {

@@ -49,7 +49,7 @@ struct Pattern {
 
 template <typename Visit>
 void visit_share(Share share, std::uint64_t seed, Visit visit) noexcept {
-    if (current.options.order == Order::sequential) {
+    if (current.options.order == Order::kSequential) {
         slots.for_each(share, visit);
     } else {
         PageOrder(share.count, seed).for_each([&](std::uint64_t number) {

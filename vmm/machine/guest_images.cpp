@@ -49,13 +49,13 @@ loader::ImageFile open_kernel(const Config& config, int stop_fd) {
 
 /// Throws Error where `kernel` has no way to get a device tree.
 void check_takes_device_tree(const loader::Kernel& kernel, HardwareDescription hardware) {
-    if (hardware == HardwareDescription::kAcpi || kernel.device_tree_hand_over() != loader::DeviceTreeHandOver::none) {
+    if (hardware == HardwareDescription::kAcpi || kernel.device_tree_hand_over() != loader::DeviceTreeHandOver::kNone) {
         return;
     }
     const std::string tried = "cannot tell " + kernel.name() +
                               " of its hardware by a device tree (--hardware=" + std::string(to_string(hardware)) +
                               "): ";
-    if (kernel.protocol() != loader::EntryProtocol::pvh) {
+    if (kernel.protocol() != loader::EntryProtocol::kPvh) {
         throw Error(tried + "its boot protocol is older than 2.09 (Linux 2.6.26), which brought the list that hands "
                             "trees over (take a newer kernel, or --hardware=acpi)");
     }

@@ -15,13 +15,13 @@ std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes) {
 
 std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes) {
     using loader::MemoryKind;
-    std::vector<loader::MemoryMapEntry> map{{kLowRam, MemoryKind::ram}};
+    std::vector<loader::MemoryMapEntry> map{{kLowRam, MemoryKind::kRam}};
     const std::uint64_t high_start = to_integer(kHighRamStart);
-    map.push_back({{kLowRam.end(), high_start - to_integer(kLowRam.end())}, MemoryKind::reserved});
+    map.push_back({{kLowRam.end(), high_start - to_integer(kLowRam.end())}, MemoryKind::kReserved});
     for (const GuestRange& ram : ram_layout(memory_bytes)) {
         const std::uint64_t start = std::max(to_integer(ram.base), high_start);
         if (start < to_integer(ram.end())) {
-            map.push_back({{GuestAddress{start}, to_integer(ram.end()) - start}, MemoryKind::ram});
+            map.push_back({{GuestAddress{start}, to_integer(ram.end()) - start}, MemoryKind::kRam});
         }
     }
     return map;

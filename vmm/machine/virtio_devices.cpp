@@ -150,7 +150,7 @@ void VirtioDevices::attach_to(devices::Bus& mmio) {
 std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
     std::vector<loader::VirtioMmioHardware> nodes;
     for (const Slot& slot : slots_) {
-        nodes.push_back({slot.registers, slot.gsi, loader::InterruptTrigger::edge});
+        nodes.push_back({slot.registers, slot.gsi, loader::InterruptTrigger::kEdge});
     }
     return nodes;
 }

@@ -35,8 +35,8 @@ Hardware full_config(unsigned vcpus) {
     config.cmos_rtc_port = 0x70;
     config.cmos_century_index = 0x32;
     config.virtio_mmio = {
-        {{GuestAddress{0xc0000000}, 0x1000}, 5, InterruptTrigger::edge},
-        {{GuestAddress{0xc0001000}, 0x1000}, 16, InterruptTrigger::level},
+        {{GuestAddress{0xc0000000}, 0x1000}, 5, InterruptTrigger::kEdge},
+        {{GuestAddress{0xc0001000}, 0x1000}, 16, InterruptTrigger::kLevel},
     };
     return config;
 }

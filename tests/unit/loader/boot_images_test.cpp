@@ -23,9 +23,9 @@ using testing::TestElf;
 
 constexpr std::uint64_t kRamBytes = 8 * kMiB;
 constexpr std::array kMap{
-    MemoryMapEntry{{GuestAddress{0}, 0xa0000}, MemoryKind::ram},
-    MemoryMapEntry{{GuestAddress{0xa0000}, 0x60000}, MemoryKind::reserved},
-    MemoryMapEntry{{GuestAddress{kMiB}, kRamBytes - kMiB}, MemoryKind::ram},
+    MemoryMapEntry{{GuestAddress{0}, 0xa0000}, MemoryKind::kRam},
+    MemoryMapEntry{{GuestAddress{0xa0000}, 0x60000}, MemoryKind::kReserved},
+    MemoryMapEntry{{GuestAddress{kMiB}, kRamBytes - kMiB}, MemoryKind::kRam},
 };
 constexpr BootLayout kLayout{
     .zero_page = GuestAddress{0x7000},
@@ -55,7 +55,7 @@ class BootImagesTest : public ::testing::Test {
 
 TEST_F(BootImagesTest, BzImageGetsTheZeroPageAndTheTablesToStartWith) {
     const BootEntry entry = boot(bzimage_, nullptr, "console=ttyS0");
-    EXPECT_EQ(entry.protocol, EntryProtocol::linux64);
+    EXPECT_EQ(entry.protocol, EntryProtocol::kLinux64);
     EXPECT_EQ(entry.entry, GuestAddress{TestBzImage::kPreferredAddress + 0x200});
     EXPECT_EQ(entry.argument, kLayout.zero_page);
     EXPECT_EQ(entry.initrd, std::nullopt);
@@ -70,7 +70,7 @@ TEST_F(BootImagesTest, ThirtyTwoBitBzImageGetsTheZeroPageAndADescriptorTableForI
     auto image = make_bzimage();
     image.set(0x236, std::uint16_t{0});
     const BootEntry entry = boot(Kernel::parse(image.file()), nullptr, "console=ttyS0");
-    EXPECT_EQ(entry.protocol, EntryProtocol::linux32);
+    EXPECT_EQ(entry.protocol, EntryProtocol::kLinux32);
     EXPECT_EQ(entry.entry, GuestAddress{TestBzImage::kPreferredAddress});
     EXPECT_EQ(entry.argument, kLayout.zero_page);
     EXPECT_EQ(memory_.load<std::uint32_t>(GuestAddress{0x7228}), 0x20000U);
@@ -91,14 +91,14 @@ TEST_F(BootImagesTest, CommandLineEndsWithNul) {
 
 TEST_F(BootImagesTest, ElfKernelWithoutNoteGetsTheZeroPage) {
     const BootEntry entry = boot(elf_, nullptr, "");
-    EXPECT_EQ(entry.protocol, EntryProtocol::linux64);
+    EXPECT_EQ(entry.protocol, EntryProtocol::kLinux64);
     EXPECT_EQ(entry.entry, GuestAddress{TestElf::kEntry});
     EXPECT_EQ(entry.argument, kLayout.zero_page);
 }
 
 TEST_F(BootImagesTest, PvhKernelGetsTheStartInfo) {
     const BootEntry entry = boot(pvh_, nullptr, "");
-    EXPECT_EQ(entry.protocol, EntryProtocol::pvh);
+    EXPECT_EQ(entry.protocol, EntryProtocol::kPvh);
     EXPECT_EQ(entry.entry, GuestAddress{TestElf::kPvhEntry});
     EXPECT_EQ(entry.argument, kLayout.start_info.base);
     EXPECT_EQ(memory_.load<std::uint32_t>(kLayout.start_info.base), 0x336ec578U);
@@ -111,17 +111,17 @@ TEST_F(BootImagesTest, LinuxWithPvhEntryIsEnteredByTheOtherProtocolForSetupData)
     notes.insert(notes.end(), pvh.begin(), pvh.end());
     testing::add_notes(elf, notes);
     const Kernel linux_kernel = Kernel::parse(elf.file());
-    EXPECT_EQ(boot(linux_kernel, nullptr, "").protocol, EntryProtocol::pvh);
+    EXPECT_EQ(boot(linux_kernel, nullptr, "").protocol, EntryProtocol::kPvh);
 
     BootLayout layout = kLayout;
     layout.setup_data = GuestAddress{0xc0000};
     const BootEntry entry = load_boot_images(memory_, {linux_kernel, nullptr, ""}, layout);
-    EXPECT_EQ(entry.protocol, EntryProtocol::linux64);
+    EXPECT_EQ(entry.protocol, EntryProtocol::kLinux64);
     EXPECT_EQ(entry.entry, GuestAddress{TestElf::kEntry});
     EXPECT_EQ(entry.argument, kLayout.zero_page);
     EXPECT_EQ(memory_.load<std::uint64_t>(GuestAddress{0x7250}), 0xc0000U);
 
-    EXPECT_EQ(load_boot_images(memory_, {pvh_, nullptr, ""}, layout).protocol, EntryProtocol::pvh);
+    EXPECT_EQ(load_boot_images(memory_, {pvh_, nullptr, ""}, layout).protocol, EntryProtocol::kPvh);
 }
 
 TEST_F(BootImagesTest, WithoutTablesTheZeroPageNamesNone) {
@@ -213,7 +213,7 @@ TEST_F(BootImagesTest, KernelOf32BitsFindsSetupDataInItsZeroPage) {
     BootLayout layout = kLayout;
     layout.setup_data = GuestAddress{0xc0000};
     const BootEntry entry = load_boot_images(memory_, {kernel, nullptr, ""}, layout);
-    EXPECT_EQ(entry.protocol, EntryProtocol::linux32);
+    EXPECT_EQ(entry.protocol, EntryProtocol::kLinux32);
     EXPECT_EQ(memory_.load<std::uint64_t>(GuestAddress{to_integer(layout.zero_page) + 0x250}), 0xc0000U);
 }
 

@@ -13,10 +13,10 @@ namespace vmm::loader {
 namespace {
 
 constexpr std::array kLongMap{
-    MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::ram},
-    MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::reserved},
-    MemoryMapEntry{{GuestAddress{0x100000}, 0x7ff00000}, MemoryKind::ram},
-    MemoryMapEntry{{GuestAddress{0x100000000}, 0x180000000}, MemoryKind::ram},
+    MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::kRam},
+    MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::kReserved},
+    MemoryMapEntry{{GuestAddress{0x100000}, 0x7ff00000}, MemoryKind::kRam},
+    MemoryMapEntry{{GuestAddress{0x100000000}, 0x180000000}, MemoryKind::kRam},
 };
 constexpr GuestAddress kCommandLine{0x20000};
 constexpr GuestRange kInitrd{GuestAddress{0x7f000000}, 0xabcdef};
@@ -86,7 +86,7 @@ TEST(ZeroPage, HasRoomForAsManyEntriesAsTheKernel) {
     static_assert(kMaxMemoryMapEntries == E820_MAX_ENTRIES_ZEROPAGE);
     std::vector<MemoryMapEntry> map;
     for (std::uint64_t i = 0; i < kMaxMemoryMapEntries; ++i) {
-        map.push_back({{GuestAddress{i * 2 * kMiB}, kMiB}, MemoryKind::ram});
+        map.push_back({{GuestAddress{i * 2 * kMiB}, kMiB}, MemoryKind::kRam});
     }
     BootInfo info = full_info();
     info.memory_map = map;

@@ -34,7 +34,7 @@ Kernel kernel_after(const std::function<void(TestBzImage&)>& change) {
 
 TEST(BzImage, IsEnteredByThe64BitProtocol) {
     const Kernel kernel = Kernel::parse(make_bzimage().file());
-    EXPECT_EQ(kernel.protocol(), EntryProtocol::linux64);
+    EXPECT_EQ(kernel.protocol(), EntryProtocol::kLinux64);
     EXPECT_EQ(kernel.format_name(), "bzImage");
     EXPECT_EQ(kernel.max_command_line_bytes(), 2047U);
 }
@@ -204,7 +204,7 @@ TEST(BzImage, KernelWithout64BitEntryIsEnteredAtItsFirstByteByThe32BitProtocol) 
         kernel_after([](TestBzImage& image) { image.set(0x206, std::uint16_t{0x20b}); }), // before xloadflags
     };
     for (const Kernel& kernel : kernels) {
-        EXPECT_EQ(kernel.protocol(), EntryProtocol::linux32);
+        EXPECT_EQ(kernel.protocol(), EntryProtocol::kLinux32);
         EXPECT_EQ(kernel.format_name(), "32-bit bzImage");
         const GuestMemory memory = guest_memory(kRam.size);
         Placement placement{std::span{&kRam, 1}};
@@ -214,15 +214,15 @@ TEST(BzImage, KernelWithout64BitEntryIsEnteredAtItsFirstByteByThe32BitProtocol) 
 
 TEST(BzImage, Of32BitsIsHandedADeviceTreeInsteadOfAborting) {
     const Kernel kernel = kernel_after([](TestBzImage& image) { image.set(0x236, std::uint16_t{0}); });
-    ASSERT_EQ(kernel.protocol(), EntryProtocol::linux32);
-    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+    ASSERT_EQ(kernel.protocol(), EntryProtocol::kLinux32);
+    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
 }
 
 TEST(BzImage, IsHandedADeviceTreeIfItsProtocolHasTheList) {
     for (const std::uint16_t version : std::to_array<std::uint16_t>({0x206, 0x208, 0x209, 0x20b, 0x20c, 0x20f})) {
         const Kernel kernel = kernel_after([version](TestBzImage& image) { image.set(0x206, version); });
         EXPECT_EQ(kernel.device_tree_hand_over(),
-                  version >= 0x209 ? DeviceTreeHandOver::setup_data : DeviceTreeHandOver::none)
+                  version >= 0x209 ? DeviceTreeHandOver::kSetupData : DeviceTreeHandOver::kNone)
             << version;
     }
 }

@@ -24,15 +24,15 @@ using Cells = std::vector<std::uint32_t>;
 using Names = std::vector<std::string>;
 
 constexpr std::array kSmallMap{
-    MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::ram},
-    MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::reserved},
-    MemoryMapEntry{{GuestAddress{0x100000}, 0x3f00000}, MemoryKind::ram},
+    MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::kRam},
+    MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::kReserved},
+    MemoryMapEntry{{GuestAddress{0x100000}, 0x3f00000}, MemoryKind::kRam},
 };
 constexpr std::array kMapOnBothSidesOfTheHole{
-    MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::ram},
-    MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::reserved},
-    MemoryMapEntry{{GuestAddress{0x100000}, 0xbff00000}, MemoryKind::ram},
-    MemoryMapEntry{{GuestAddress{0x100000000}, 0x240000000}, MemoryKind::ram},
+    MemoryMapEntry{{GuestAddress{0}, 0x9fc00}, MemoryKind::kRam},
+    MemoryMapEntry{{GuestAddress{0x9fc00}, 0x60400}, MemoryKind::kReserved},
+    MemoryMapEntry{{GuestAddress{0x100000}, 0xbff00000}, MemoryKind::kRam},
+    MemoryMapEntry{{GuestAddress{0x100000000}, 0x240000000}, MemoryKind::kRam},
 };
 
 Hardware hardware_with(unsigned vcpus, unsigned virtio_devices) {
@@ -306,7 +306,7 @@ TEST(DeviceTree, EveryVirtioDeviceHasItsRegistersAndItsLine) {
 
 TEST(DeviceTree, LevelTriggeredLinesAreSo) {
     Hardware hardware = hardware_with(1, 1);
-    hardware.virtio_mmio[0].trigger = InterruptTrigger::level;
+    hardware.virtio_mmio[0].trigger = InterruptTrigger::kLevel;
     EXPECT_EQ(tree_of(hardware).cells("/soc/virtio@d0000000", "interrupts"), (Cells{5, 2}));
 }
 

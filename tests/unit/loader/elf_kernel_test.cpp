@@ -32,7 +32,7 @@ std::string error_after(const std::function<void(TestElf&)>& damage) {
 
 TEST(ElfKernel, WithoutNoteIsEnteredByThe64BitProtocol) {
     const Kernel kernel = Kernel::parse(make_elf().file());
-    EXPECT_EQ(kernel.protocol(), EntryProtocol::linux64);
+    EXPECT_EQ(kernel.protocol(), EntryProtocol::kLinux64);
     EXPECT_EQ(kernel.format_name(), "ELF vmlinux");
     EXPECT_EQ(kernel.max_command_line_bytes(), 2047U);
     EXPECT_EQ(kernel.initrd_limit(), GuestAddress{4 * kGiB});
@@ -65,7 +65,7 @@ TEST(ElfKernel, SegmentIsLoadedAndItsRestIsZero) {
 
 TEST(ElfKernel, PvhNoteGivesProtocolAndEntry) {
     const Kernel kernel = Kernel::parse(make_pvh_elf().file());
-    EXPECT_EQ(kernel.protocol(), EntryProtocol::pvh);
+    EXPECT_EQ(kernel.protocol(), EntryProtocol::kPvh);
     EXPECT_EQ(kernel.format_name(), "ELF vmlinux with PVH entry");
     const GuestMemory memory = guest_memory(4 * kMiB);
     const GuestRange ram{GuestAddress{0}, 4 * kMiB};
@@ -82,13 +82,13 @@ TEST(ElfKernel, PvhNoteMayHave32BitsAndComeAfterOthers) {
     notes.insert(notes.end(), other.begin(), other.end());
     notes.insert(notes.end(), pvh.begin(), pvh.end());
     add_notes(elf, notes);
-    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::pvh);
+    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kPvh);
 }
 
 TEST(ElfKernel, Of32BitsIsLoadedAndEnteredLikeThe64BitOne) {
     for (const bool with_note : {false, true}) {
         const Kernel kernel = Kernel::parse((with_note ? make_pvh_elf() : make_elf()).file32());
-        EXPECT_EQ(kernel.protocol(), with_note ? EntryProtocol::pvh : EntryProtocol::linux32);
+        EXPECT_EQ(kernel.protocol(), with_note ? EntryProtocol::kPvh : EntryProtocol::kLinux32);
         EXPECT_EQ(kernel.format_name(), with_note ? "ELF vmlinux with PVH entry" : "32-bit ELF vmlinux");
         const GuestMemory memory = guest_memory(4 * kMiB);
         const GuestRange ram{GuestAddress{0}, 4 * kMiB};
@@ -107,13 +107,13 @@ TEST(ElfKernel, NotesMayBeAlignedTo8Bytes) {
     const auto pvh = make_note("Xen", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1}), 8);
     notes.insert(notes.end(), pvh.begin(), pvh.end());
     add_notes(elf, notes, 8);
-    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::pvh);
+    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kPvh);
 }
 
 TEST(ElfKernel, NoteOfAnotherOwnerIsNoPvhNote) {
     TestElf elf = make_elf();
     add_notes(elf, make_note("XXX", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1})));
-    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::linux64);
+    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kLinux64);
 }
 
 TEST(ElfKernel, OurNoteSaysThatItTakesPageTables) {
@@ -121,7 +121,7 @@ TEST(ElfKernel, OurNoteSaysThatItTakesPageTables) {
     EXPECT_FALSE(Kernel::parse(elf.file()).takes_page_tables());
     add_notes(elf, make_note("vmm", 1, {}));
     EXPECT_TRUE(Kernel::parse(elf.file()).takes_page_tables());
-    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::linux64);
+    EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kLinux64);
 }
 
 std::vector<std::byte> notes_of(std::initializer_list<std::vector<std::byte>> notes) {
@@ -137,23 +137,23 @@ std::vector<std::byte> pvh_note() {
 }
 
 TEST(ElfKernel, WithoutPvhNoteGetsADeviceTreeAsSetupData) {
-    EXPECT_EQ(Kernel::parse(make_elf().file()).device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+    EXPECT_EQ(Kernel::parse(make_elf().file()).device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
 }
 
 TEST(ElfKernel, Of32BitsGetsADeviceTreeAsSetupDataOrAsItsNoteSays) {
     TestElf elf = make_elf();
-    EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+    EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
     add_notes(elf, make_note("vmm", 2, {}));
-    EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::command_line);
+    EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::kCommandLine);
 }
 
 TEST(ElfKernel, LinuxWithPvhEntryHasThe64BitEntryForADeviceTree) {
     TestElf elf = make_elf();
     add_notes(elf, notes_of({make_note("Linux", 257, testing::bytes_of("x")), pvh_note()}));
     const Kernel kernel = Kernel::parse(elf.file());
-    EXPECT_EQ(kernel.protocol(), EntryProtocol::pvh);
+    EXPECT_EQ(kernel.protocol(), EntryProtocol::kPvh);
     EXPECT_EQ(kernel.linux64_entry(), GuestAddress{TestElf::kEntry});
-    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::setup_data);
+    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
 }
 
 TEST(ElfKernel, LinuxWhoseHeaderNamesNoEntryHasOnlyPvh) {
@@ -163,20 +163,20 @@ TEST(ElfKernel, LinuxWhoseHeaderNamesNoEntryHasOnlyPvh) {
         elf.header.e_entry = entry;
         const Kernel kernel = Kernel::parse(elf.file());
         EXPECT_EQ(kernel.linux64_entry(), std::nullopt) << entry;
-        EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::none) << entry;
+        EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::kNone) << entry;
     }
 }
 
 TEST(ElfKernel, PvhKernelThatIsNotLinuxHasNoWayToGetADeviceTree) {
     const Kernel kernel = Kernel::parse(make_pvh_elf().file());
     EXPECT_EQ(kernel.linux64_entry(), std::nullopt);
-    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::none);
+    EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::kNone);
 }
 
 TEST(ElfKernel, OurNoteSaysThatItTakesADeviceTreeByItsCommandLine) {
     TestElf elf = make_elf();
     add_notes(elf, notes_of({pvh_note(), make_note("vmm", 2, {})}));
-    EXPECT_EQ(Kernel::parse(elf.file()).device_tree_hand_over(), DeviceTreeHandOver::command_line);
+    EXPECT_EQ(Kernel::parse(elf.file()).device_tree_hand_over(), DeviceTreeHandOver::kCommandLine);
     EXPECT_FALSE(Kernel::parse(elf.file()).takes_page_tables());
 }
 

@@ -60,7 +60,7 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
     kvm_sregs state = vcpu.special_registers();
     state.cr0 = kCr0ProtectedMode | kCr0ExtensionType;
     switch (entry.protocol) {
-    case loader::EntryProtocol::linux64:
+    case loader::EntryProtocol::kLinux64:
         registers.rsi = to_integer(entry.argument);
         set_segments(state, true);
         state.gdt.base = to_integer(layout.gdt);
@@ -70,7 +70,7 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
         state.cr4 = kCr4PhysicalAddressExtension;
         state.efer = kEferLongMode;
         break;
-    case loader::EntryProtocol::linux32:
+    case loader::EntryProtocol::kLinux32:
         registers.rsi = to_integer(entry.argument);
         set_segments(state, false);
         state.gdt.base = to_integer(layout.gdt);
@@ -78,7 +78,7 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
         state.cr4 = 0;
         state.efer = 0;
         break;
-    case loader::EntryProtocol::pvh:
+    case loader::EntryProtocol::kPvh:
         registers.rbx = to_integer(entry.argument);
         set_segments(state, false);
         state.cr4 = 0;

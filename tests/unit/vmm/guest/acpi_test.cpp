@@ -151,7 +151,7 @@ TEST(GuestAcpi, CpusAndSleepControlAreFound) {
     const Acpi acpi = read_acpi(reduced_machine(), kRsdp);
     EXPECT_EQ(ids(acpi), (std::vector<std::uint32_t>{0, 1, 2}));
     EXPECT_TRUE(acpi.power_off.hardware_reduced);
-    EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::port);
+    EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::kPort);
     EXPECT_EQ(acpi.power_off.registers[0].address, 0x600U);
     EXPECT_EQ(acpi.power_off.sleep_types[0], 5U);
     EXPECT_EQ(acpi.cpus_missing, "");
@@ -161,7 +161,7 @@ TEST(GuestAcpi, SleepControlMayLieInMemory) {
     const MemoryOfTables memory =
         machine(local_apics({0}), reduced_fadt().set(244, 0, 1).set(248, 0xfea00000, 8), dsdt_with_s5("", 5, 0));
     const Acpi acpi = read_acpi(memory, kRsdp);
-    EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::memory);
+    EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::kMemory);
     EXPECT_EQ(acpi.power_off.registers[0].address, 0xfea00000U);
 }
 
@@ -169,14 +169,14 @@ TEST(GuestAcpi, PcHasPm1ControlAndItsOwnSleepType) {
     const Acpi acpi = read_acpi(machine(local_apics({0}), pc_fadt(), dsdt_with_s5("", 7, 3)), kRsdp);
     EXPECT_FALSE(acpi.power_off.hardware_reduced);
     EXPECT_EQ(acpi.power_off.registers[0].address, 0x604U);
-    EXPECT_EQ(acpi.power_off.registers[1].space, PowerRegister::Space::none);
+    EXPECT_EQ(acpi.power_off.registers[1].space, PowerRegister::Space::kNone);
     EXPECT_EQ(acpi.power_off.sleep_types[0], 7U);
     EXPECT_EQ(acpi.power_off.sleep_types[1], 3U);
 }
 
 TEST(GuestAcpi, OlderPm1FieldCounts) {
     const Acpi acpi = read_acpi(machine(local_apics({0}), pc_fadt().set(176, 0, 8), Table("DSDT")), kRsdp);
-    EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::port);
+    EXPECT_EQ(acpi.power_off.registers[0].space, PowerRegister::Space::kPort);
     EXPECT_EQ(acpi.power_off.registers[0].address, 0x604U);
 }
 

@@ -181,22 +181,22 @@ TEST(GuestDeviceTree, MemoryIsFoundAlsoWhereOneNodeHasSeveralPieces) {
 TEST(GuestDeviceTree, DevicesAreFoundWithTheirLines) {
     const DeviceTree tree = read(whole_tree());
     ASSERT_EQ(tree.device_count, 3U);
-    EXPECT_EQ(tree.devices[0].kind, FoundDevice::Kind::virtio_mmio);
+    EXPECT_EQ(tree.devices[0].kind, FoundDevice::Kind::kVirtioMmio);
     EXPECT_EQ(tree.devices[0].address, 0xd0000000U);
     EXPECT_EQ(tree.devices[0].irq, 5U);
     EXPECT_FALSE(tree.devices[0].at_port);
-    EXPECT_EQ(tree.devices[1].kind, FoundDevice::Kind::serial);
+    EXPECT_EQ(tree.devices[1].kind, FoundDevice::Kind::kSerial);
     EXPECT_EQ(tree.devices[1].address, 0x3f8U);
     EXPECT_TRUE(tree.devices[1].at_port);
     EXPECT_EQ(tree.devices[1].irq, 4U);
-    EXPECT_EQ(tree.devices[2].kind, FoundDevice::Kind::rtc);
+    EXPECT_EQ(tree.devices[2].kind, FoundDevice::Kind::kRtc);
     EXPECT_FALSE(tree.devices[2].irq);
 }
 
 TEST(GuestDeviceTree, PowerOffIsFoundThoughItsRegistersComeLater) {
     const DeviceTree tree = read(whole_tree());
     ASSERT_TRUE(tree.power_off);
-    EXPECT_EQ(tree.power_off->registers[0].space, PowerRegister::Space::memory);
+    EXPECT_EQ(tree.power_off->registers[0].space, PowerRegister::Space::kMemory);
     EXPECT_EQ(tree.power_off->registers[0].address, 0xd0020002U);
     EXPECT_EQ(tree.power_off->plain_value, 0x34);
 }

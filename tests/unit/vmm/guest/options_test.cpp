@@ -24,7 +24,7 @@ TEST(GuestOptions, EmptyLineGivesTheDefaults) {
     EXPECT_EQ(options.passes, 3U);
     EXPECT_EQ(options.stride, 4096U);
     EXPECT_EQ(options.cpus, UINT64_MAX);
-    EXPECT_EQ(options.order, Order::sequential);
+    EXPECT_EQ(options.order, Order::kSequential);
     EXPECT_FALSE(options.reader_one);
     EXPECT_FALSE(options.check);
     EXPECT_FALSE(options.report_at_end);
@@ -38,7 +38,7 @@ TEST(GuestOptions, AllAreRead) {
     EXPECT_EQ(options.passes, 7U);
     EXPECT_EQ(options.stride, 2U << 20);
     EXPECT_EQ(options.cpus, 4U);
-    EXPECT_EQ(options.order, Order::random);
+    EXPECT_EQ(options.order, Order::kRandom);
     EXPECT_TRUE(options.reader_one);
     EXPECT_TRUE(options.check);
     EXPECT_EQ(options.report_at_end, true);

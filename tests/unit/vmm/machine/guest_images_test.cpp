@@ -27,7 +27,7 @@ loader::Kernel built_in_kernel() {
 }
 
 TEST(BuiltInGuest, IsEnteredByPvh) {
-    EXPECT_EQ(built_in_kernel().protocol(), loader::EntryProtocol::pvh);
+    EXPECT_EQ(built_in_kernel().protocol(), loader::EntryProtocol::kPvh);
 }
 
 TEST(BuiltInGuest, DeclaresThatItTakesPageTables) {
@@ -35,7 +35,7 @@ TEST(BuiltInGuest, DeclaresThatItTakesPageTables) {
 }
 
 TEST(BuiltInGuest, DeclaresThatItTakesADeviceTree) {
-    EXPECT_EQ(built_in_kernel().device_tree_hand_over(), loader::DeviceTreeHandOver::command_line);
+    EXPECT_EQ(built_in_kernel().device_tree_hand_over(), loader::DeviceTreeHandOver::kCommandLine);
 }
 
 std::shared_ptr<const std::vector<std::byte>> shared(std::vector<std::byte> bytes) {

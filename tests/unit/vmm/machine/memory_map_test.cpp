@@ -105,9 +105,9 @@ TEST(GuestMemoryMap, AccountsForEveryByteOfRam) {
 TEST(GuestMemoryMap, ReservesWhatAPcReservesBelowOneMib) {
     for (const MemoryMapEntry& entry : guest_memory_map(512 * kMiB)) {
         if (entry.range.overlaps({kLowRam.end(), to_integer(kHighRamStart) - to_integer(kLowRam.end())})) {
-            EXPECT_EQ(entry.kind, MemoryKind::reserved);
+            EXPECT_EQ(entry.kind, MemoryKind::kReserved);
         } else {
-            EXPECT_EQ(entry.kind, MemoryKind::ram);
+            EXPECT_EQ(entry.kind, MemoryKind::kRam);
         }
     }
 }
@@ -129,7 +129,7 @@ TEST(GuestAddresses, OfFirmwareAreReservedAndDisjoint) {
     expect_disjoint({kLowRam, kDeviceTree, kAcpiTables, {loader::kResetVector, 16}, {kHighRamStart, 4096}});
     for (const GuestRange& piece : {kDeviceTree, kAcpiTables, GuestRange{loader::kResetVector, 16}}) {
         for (const MemoryMapEntry& entry : guest_memory_map(Config::kMinMemoryBytes)) {
-            EXPECT_TRUE(!entry.range.overlaps(piece) || entry.kind == MemoryKind::reserved) << to_string(piece);
+            EXPECT_TRUE(!entry.range.overlaps(piece) || entry.kind == MemoryKind::kReserved) << to_string(piece);
         }
     }
 }
