@@ -10,8 +10,8 @@
 namespace vmm::kvm {
 
 /// The guest accessed an I/O port. `data` holds `count` items of `width` bytes (1, 2 or 4), all for the same port
-/// (count > 1: a string instruction). It lies in memory shared with the kernel: to be filled by the caller where
-/// `is_write` is false, and valid until the next run().
+/// (count > 1: a string instruction). It lies in memory shared with the kernel: the caller fills it if
+/// `is_write` is false, and it is valid until the next run().
 struct PioExit {
     std::uint16_t port;
     std::uint8_t width;

@@ -24,7 +24,7 @@ void kick(pthread_t thread) noexcept;
 /// one that waits in HLT and uses no processor time included, its thread looks up now and then.
 class RegularKicks {
   public:
-    /// Throws Error where the host has no timer left.
+    /// Throws Error if the host has no timer left.
     explicit RegularKicks(std::chrono::seconds interval);
     ~RegularKicks();
     RegularKicks(const RegularKicks&) = delete;

@@ -19,10 +19,10 @@ namespace vmm::kvm {
 /// Threads: value() may be called from any thread, while vCPUs run.
 class Stats {
   public:
-    /// Takes over a descriptor that KVM_GET_STATS_FD returned. Throws Error where it cannot be read or is not sane.
+    /// Takes over a descriptor that KVM_GET_STATS_FD returned. Throws Error if it cannot be read or is not sane.
     explicit Stats(UniqueFd fd);
 
-    /// The counter's value now, or nothing where this kernel has no counter of that name.
+    /// The counter's value now, or nothing if this kernel has no counter of that name.
     [[nodiscard]] std::optional<std::uint64_t> value(std::string_view name) const;
 
     /// Every name there is, in the kernel's order. Histograms are left out: they are not single values.

@@ -17,10 +17,10 @@ class System {
     static constexpr const char* kDefaultPath = "/dev/kvm";
 
     /// Opens `path` and checks that it speaks API version 12, the only one there is. Throws Error that says what to do
-    /// where the device is missing, not permitted, or not KVM.
+    /// if the device is missing, not permitted, or not KVM.
     explicit System(const std::string& path = kDefaultPath);
 
-    /// KVM_CHECK_EXTENSION: 0 where the capability is absent, else 1 or the capability's own number.
+    /// KVM_CHECK_EXTENSION: 0 if the capability is absent, else 1 or the capability's own number.
     [[nodiscard]] int extension(int capability) const noexcept;
 
     /// The most vCPUs a VM can have, and the highest vCPU id plus one.
@@ -31,7 +31,7 @@ class System {
     [[nodiscard]] std::vector<kvm_cpuid_entry2> supported_cpuid() const;
 
     /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of MCG_CAP that Vcpu::set_up_machine_checks() may be given, with the
-    /// number of banks (KVM_CAP_MCE) in the low byte; 0 where there are none.
+    /// number of banks (KVM_CAP_MCE) in the low byte; 0 if there are none.
     [[nodiscard]] std::uint64_t machine_check_capabilities() const noexcept;
 
     /// The size of the area shared with each vCPU, in bytes.

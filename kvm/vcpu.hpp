@@ -28,7 +28,7 @@ enum class MpState : std::uint32_t {
 /// Threads: one at a time; KVM is quickest where it is always the same one, which has called
 /// block_signals_in_this_thread(). What stats() returned may be read from any thread meanwhile.
 ///
-/// Members that read or set state throw Error where KVM refuses.
+/// Members that read or set state throw Error if KVM refuses.
 class Vcpu {
   public:
     /// KVM_CREATE_VCPU. `id` is the APIC id too. Throws Error.
@@ -39,7 +39,7 @@ class Vcpu {
     [[nodiscard]] unsigned id() const noexcept { return id_; }
 
     /// Runs the guest until something needs us. Memory an exit refers to is valid until the next run(). Throws Error
-    /// where the *host* fails: memory behind a memslot that cannot be had or is broken; KVM that cannot start its own
+    /// if the *host* fails: memory behind a memslot that cannot be had or is broken; KVM that cannot start its own
     /// thread, after less than a second of trying. A kick is heard meanwhile, too.
     [[nodiscard]] Exit run();
 
@@ -47,9 +47,9 @@ class Vcpu {
     void set_registers(const kvm_regs& registers);
     [[nodiscard]] kvm_sregs special_registers() const;
     void set_special_registers(const kvm_sregs& registers);
-    /// One model-specific register; nothing where KVM refuses that one.
+    /// One model-specific register; nothing if KVM refuses that one.
     [[nodiscard]] std::optional<std::uint64_t> msr(std::uint32_t index) const;
-    /// Sets one model-specific register; false where KVM refuses that one.
+    /// Sets one model-specific register; false if KVM refuses that one.
     [[nodiscard]] bool set_msr(std::uint32_t index, std::uint64_t value);
     /// Before the first run(). At most 256 entries.
     void set_cpuid(std::span<const kvm_cpuid_entry2> entries);
@@ -60,9 +60,9 @@ class Vcpu {
     [[nodiscard]] kvm_lapic_state local_apic() const;
     void set_local_apic(const kvm_lapic_state& registers);
     void set_mp_state(MpState state);
-    /// KVM's own number for it (KVM_MP_STATE_HALTED, ...); nothing where KVM does not say.
+    /// KVM's own number for it (KVM_MP_STATE_HALTED, ...); nothing if KVM does not say.
     [[nodiscard]] std::optional<std::uint32_t> mp_state() const noexcept;
-    /// Into system management mode, or out of it, as far as memory is concerned: which address space the vCPU sees
+    /// Chooses the address space that the vCPU sees: that of system management mode, or the normal one
     /// (KVM_SET_VCPU_EVENTS). Needs KVM_CAP_X86_SMM.
     void set_system_management_mode(bool on);
     /// Forgets exceptions, interrupts and NMIs that are injected or pending, and that NMIs are blocked.
@@ -74,13 +74,13 @@ class Vcpu {
         int error_number = 0; ///< why no further, a value of errno; 0 if all was done
     };
     /// KVM_PRE_FAULT_MEMORY (api.rst, 4.143): maps `range` (page-aligned) in this vCPU's second level, as a read would.
-    /// Repeats the call where KVM was interrupted or has done a part; where it does nothing for a second, or `stop` is
-    /// requested, the error is the last call's, EINTR or EAGAIN. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or where
+    /// Repeats the call if KVM was interrupted or has done a part; if it does nothing for a second, or `stop` is
+    /// requested, the error is the last call's, EINTR or EAGAIN. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or if
     /// there is no memslot, the error is EOPNOTSUPP or ENOENT.
     [[nodiscard]] PreFaulted pre_fault(GuestRange range, const std::stop_token& stop = {});
 
     /// Opens the counters of this vCPU, e.g. "pf_fixed", "exits". While run() is under way this waits for its end;
-    /// reading what was opened before does not. Throws Error where the kernel (before 5.14) has none.
+    /// reading what was opened before does not. Throws Error if the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;
 
     /// The descriptor, on loan.
@@ -96,7 +96,7 @@ class Vcpu {
     UniqueFd fd_;
     Mapping shared_;
     kvm_run* run_; ///< the start of shared_, whose size System::vcpu_mmap_bytes() has checked
-    /// Of KVM_RUN, since KVM last got to it. Kicks do not end the count: some come regularly.
+    /// The tries of KVM_RUN since KVM last got to it. Kicks do not end the count: some come regularly.
     Retries retries_;
 };
 

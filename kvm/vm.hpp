@@ -25,8 +25,8 @@ enum class MemslotAccess {
     kReadOnly, ///< its writes leave KVM as MMIO (KVM_MEM_READONLY); needs KVM_CAP_READONLY_MEM
 };
 
-/// A VM: memslots, the in-kernel interrupt controllers and timer. Outlives its vCPUs and whatever memory its memslots
-/// name is unmapped only after it.
+/// A VM: memslots, the in-kernel interrupt controllers and timer. It outlives its vCPUs, and the memory that its
+/// memslots name is unmapped only after it.
 ///
 /// Threads: set up from one thread; the const members may be called from any.
 class Vm {
@@ -36,12 +36,14 @@ class Vm {
     /// A VM that exists already. `vcpu_mmap_bytes` is KVM_GET_VCPU_MMAP_SIZE.
     Vm(UniqueFd vm, std::size_t vcpu_mmap_bytes) noexcept : fd_(std::move(vm)), vcpu_mmap_bytes_(vcpu_mmap_bytes) {}
 
-    /// As System::extension, for this VM.
+    /// The same as System::extension(), for this VM.
     [[nodiscard]] int extension(int capability) const noexcept;
 
-    /// PIC, IO-APIC and, for each vCPU created afterwards, a local APIC. Before the first vCPU. Throws Error.
+    /// Creates PIC, I/O APIC and, for each vCPU created afterwards, a local APIC. Comes before the first vCPU. Throws
+    /// Error.
     void create_irqchip();
-    /// The i8254 timer at ports 0x40-0x43, with the speaker's port 0x61. After create_irqchip(). Throws Error.
+    /// Creates the i8254 timer at ports 0x40-0x43, with the speaker's port 0x61. Comes after create_irqchip(). Throws
+    /// Error.
     void create_pit();
     /// Where Intel processors without unrestricted guest mode keep a TSS (3 pages) and a page table (1 page) while the
     /// guest is in real mode: 4 pages from `base` that are no RAM. Harmless elsewhere. Throws Error.
@@ -55,8 +57,8 @@ class Vm {
                      MemslotAccess access = MemslotAccess::kWritable);
 
     /// Switches dirty logging of a memslot on or off (api.rst, 4.35, KVM_MEM_LOG_DIRTY_PAGES); the other arguments are
-    /// those it was added with. On splits large mappings, off drops the small ones: to be prefaulted again. Throws
-    /// Error.
+    /// those it was added with. Switching it on splits large mappings. Switching it off drops the small ones, which
+    /// are then to be prefaulted again. Throws Error.
     void log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on,
                          AddressSpace address_space = AddressSpace::kNormal);
 
@@ -64,14 +66,14 @@ class Vm {
     void attach_irqfd(int event_fd, std::uint32_t gsi);
 
     /// Puts interrupt line `gsi` up or down (KVM_IRQ_LINE); an input of the I/O APIC that is level-triggered interrupts
-    /// as long as it is up. False where KVM refuses. Threads: any.
+    /// as long as it is up. False if KVM refuses. Threads: any.
     [[nodiscard]] bool set_interrupt_line(std::uint32_t gsi, bool up) const noexcept;
 
     /// Each 4-byte write of `value` to `address`, which is no RAM, becomes a write to `event_fd` from now on, without
     /// an exit to user space (api.rst, 4.59). Throws Error.
     void attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t value);
 
-    /// The counters of the VM as a whole. Throws Error where the kernel (before 5.14) has none.
+    /// The counters of the VM as a whole. Throws Error if the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;
 
     [[nodiscard]] std::size_t vcpu_mmap_bytes() const noexcept { return vcpu_mmap_bytes_; }

@@ -27,7 +27,7 @@ struct AcpiNumaMemory {
 struct AcpiNuma {
     std::vector<AcpiNumaMemory> memory; ///< 1 to kMaxAcpiNumaMemory ranges, none overlaps another
     std::vector<unsigned> vcpu_nodes;   ///< the node of each vCPU, in their order
-    /// Nodes x nodes, row by row: kAcpiLocalDistance on the diagonal and more elsewhere, 255 where there is no way.
+    /// Nodes x nodes, row by row: kAcpiLocalDistance on the diagonal and more elsewhere, 255 if there is no way.
     /// Empty for no SLIT: Linux then takes all other nodes to be at distance 20.
     std::vector<std::uint8_t> distances;
 };

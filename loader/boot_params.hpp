@@ -15,7 +15,7 @@ inline constexpr std::size_t kZeroPageBytes = 4096;
 using ZeroPage = std::array<std::byte, kZeroPageBytes>;
 
 /// `struct boot_params` (Documentation/arch/x86/zero-page.rst) for a kernel that lies at `kernel`. `setup_header` is
-/// what the kernel file holds from 0x1f1 on; where it is empty (an ELF kernel has none) a minimal one is made up.
+/// what the kernel file holds from 0x1f1 on; if it is empty (an ELF kernel has none) a minimal one is made up.
 [[nodiscard]] ZeroPage build_zero_page(const BootInfo& info, std::span<const std::byte> setup_header,
                                        GuestAddress kernel);
 

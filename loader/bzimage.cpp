@@ -93,7 +93,7 @@ class SetupHeaderView {
         std::ranges::copy(field, raw.begin());
         return std::bit_cast<T>(raw);
     }
-    /// The same, or `otherwise` where the header's protocol is older than `version`.
+    /// The same, or `otherwise` if the header's protocol is older than `version`.
     template <typename T>
     [[nodiscard]] T at(std::size_t offset, std::uint16_t version, T otherwise) const {
         return at<std::uint16_t>(setup_header::kVersion) >= version ? at<T>(offset) : otherwise;

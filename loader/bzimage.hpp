@@ -21,7 +21,7 @@ class BzImage {
   public:
     /// True if the file has the magic "HdrS" where a bzImage has it.
     [[nodiscard]] static bool recognises(const ImageFile& file);
-    /// Checks the setup header. Throws Error where it is damaged, or the kernel is too old.
+    /// Checks the setup header. Throws Error if it is damaged, or the kernel is too old.
     [[nodiscard]] static BzImage parse(const ImageFile& file);
 
     /// linux64 or linux32.

@@ -141,7 +141,7 @@ GuestRange common_part(GuestRange a, GuestRange b) {
     return {GuestAddress{begin}, end > begin ? end - begin : 0};
 }
 
-/// A node for each piece of RAM; where there are NUMA nodes, no piece is in two of them.
+/// A node for each piece of RAM; if there are NUMA nodes, no piece is in two of them.
 void write_memory(TreeWriter& tree, const Hardware& hardware, std::span<const MemoryMapEntry> map) {
     for (const MemoryMapEntry& entry : map) {
         if (entry.kind != MemoryKind::kRam) {

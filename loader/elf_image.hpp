@@ -32,7 +32,7 @@ class ElfImage {
 
     /// True if the file starts as an ELF file does.
     [[nodiscard]] static bool recognises(const ImageFile& file);
-    /// Checks every header. Throws Error where the file is damaged or is no x86 kernel.
+    /// Checks every header. Throws Error if the file is damaged or is no x86 kernel.
     [[nodiscard]] static ElfImage parse(const ImageFile& file);
 
     /// `pvh` if the file has the note XEN_ELFNOTE_PHYS32_ENTRY, else `linux64` or `linux32` by its class.

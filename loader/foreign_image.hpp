@@ -19,7 +19,7 @@ struct ForeignImage {
 /// The advice about a file that ends too early, or contradicts itself.
 inline constexpr std::string_view kDamaged = "the file is damaged or incomplete";
 
-/// Throws Error "cannot boot <file>: <why> (<advice>)". The advice is left out where it is empty.
+/// Throws Error "cannot boot <file>: <why> (<advice>)". The advice is left out if it is empty.
 [[noreturn]] void refuse_kernel(const ImageFile& file, std::string_view why, std::string_view advice = {});
 
 } // namespace vmm::loader

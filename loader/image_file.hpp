@@ -32,7 +32,7 @@ class ImageFile {
 
     /// Opens `path` for reading: a regular file, a block device or a pipe, whose writer is waited for. `stop_fd` is
     /// readable from a request to stop on, which ends all waiting and reading; it is a loan that outlives the file, and
-    /// negative where there is none. Throws Error: cannot open or read it, a directory, a character device, a pipe that
+    /// negative if there is none. Throws Error: cannot open or read it, a directory, a character device, a pipe that
     /// gives more than `max_stream_bytes`. Throws StoppedError.
     explicit ImageFile(std::string path, std::uint64_t max_stream_bytes = kMaxStreamBytes, int stop_fd = -1);
 
@@ -47,11 +47,11 @@ class ImageFile {
     /// In bytes, as it was when the file was opened.
     [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
 
-    /// Fills `out` from `offset` on; false where that is not wholly inside the file. Holds for every value of `offset`.
-    /// Throws Error where the host cannot read the file, and StoppedError.
+    /// Fills `out` from `offset` on; false if that is not wholly inside the file. Holds for every value of `offset`.
+    /// Throws Error if the host cannot read the file, and StoppedError.
     [[nodiscard]] bool read_at(std::uint64_t offset, std::span<std::byte> out) const;
 
-    /// A copy of the object at `offset`, or nothing where it is not wholly inside the file. Throws as `read_at`.
+    /// A copy of the object at `offset`, or nothing if it is not wholly inside the file. Throws as `read_at`.
     template <typename T>
     [[nodiscard]] std::optional<T> load(std::uint64_t offset) const {
         static_assert(std::is_trivially_copyable_v<T>);
@@ -63,7 +63,7 @@ class ImageFile {
     }
 
     /// Reads `length` bytes from `offset` on straight into guest memory at `target`, which must be RAM. Throws Error
-    /// where the host cannot read the file, or the file has become shorter than that.
+    /// if the host cannot read the file, or the file has become shorter than that.
     void read_into(const GuestMemory& memory, GuestAddress target, std::uint64_t offset, std::uint64_t length) const;
 
   private:

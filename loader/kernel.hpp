@@ -31,7 +31,7 @@ enum class DeviceTreeHandOver {
 /// Threads: const after construction, but for close_file().
 class Kernel {
   public:
-    /// Tells an ELF vmlinux from a bzImage by content. Throws Error where the file is neither, is damaged, or is a
+    /// Tells an ELF vmlinux from a bzImage by content. Throws Error if the file is neither, is damaged, or is a
     /// kernel that cannot run here; the message says what the file looks like.
     static Kernel parse(ImageFile file);
 
@@ -55,7 +55,7 @@ class Kernel {
     [[nodiscard]] std::span<const std::byte> setup_header() const noexcept;
 
     /// Claims the kernel's place in `placement` (which must hold no more than what `memory` has) and reads it there.
-    /// Throws Error where the place is taken or is not RAM, or the file cannot be read.
+    /// Throws Error if the place is taken or is not RAM, or the file cannot be read.
     [[nodiscard]] LoadedKernel load(const GuestMemory& memory, Placement& placement) const;
 
     /// Gives the file back; load() must not be called any more. For when the kernel is in guest memory.

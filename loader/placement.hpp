@@ -20,7 +20,7 @@ class Placement {
     explicit Placement(std::span<const GuestRange> ram);
 
     /// Takes `range`, which is not empty, for `what` (e.g. "the zero page", "the kernel vmlinux": it goes into
-    /// messages). Throws Error, naming both parties, where some of it is taken already or is not RAM.
+    /// messages). Throws Error, naming both parties, if some of it is taken already or is not RAM.
     void claim(GuestRange range, std::string what);
 
     /// True if `claim(range, ...)` would succeed.

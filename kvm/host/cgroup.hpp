@@ -26,10 +26,10 @@ struct CgroupLineage {
 };
 
 /// Every hierarchy in which `controller` ("memory", "hugetlb") may limit this process: that of version 2, and that of
-/// version 1 which has the controller. Empty where groups cannot be read. Throws nothing but std::bad_alloc.
+/// version 1 which has the controller. Empty if groups cannot be read. Throws nothing but std::bad_alloc.
 [[nodiscard]] std::vector<CgroupLineage> cgroup_lineages(std::string_view controller, const CgroupRoots& roots = {});
 
-/// The number in a group's file; nothing where the file is not there or says that there is no limit: "max" in version 2
+/// The number in a group's file; nothing if the file is not there or says that there is no limit: "max" in version 2
 /// (Documentation/admin-guide/cgroup-v2.rst), a number near 2^63 in version 1.
 [[nodiscard]] std::optional<std::uint64_t> read_cgroup_number(const std::filesystem::path& file);
 

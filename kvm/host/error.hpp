@@ -31,7 +31,7 @@ struct ErrnoAdvice {
     std::string_view advice;
 };
 
-/// What a reader can do about `error_number`, whatever call gave it; empty where that is not known without the call
+/// What a reader can do about `error_number`, whatever call gave it; empty if that is not known without the call
 /// (EINVAL, say). Safe to call from any thread.
 [[nodiscard]] std::string_view errno_advice(int error_number) noexcept;
 
@@ -39,13 +39,13 @@ struct ErrnoAdvice {
 [[nodiscard]] std::string_view errno_advice(int error_number, std::span<const ErrnoAdvice> table) noexcept;
 
 /// Throws Error "cannot <tried>: <reason of error_number> (<advice>)", with the advice that `table` has for this
-/// number, or else the general one. There are no brackets where there is no advice. `error_number` is a value of errno,
+/// number, or else the general one. There are no brackets if there is no advice. `error_number` is a value of errno,
 /// taken by the caller before anything can change it. Advice belongs to the number: the same call fails for different
 /// reasons.
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::span<const ErrnoAdvice> table);
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::initializer_list<ErrnoAdvice> table);
 
-/// The same with advice that the caller chose by looking at `error_number`; the general one where it is empty.
+/// The same with advice that the caller chose by looking at `error_number`; the general one if it is empty.
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::string_view advice = {});
 
 /// The reason that belongs to a value of errno, e.g. "Permission denied". Safe to call from any thread.

@@ -10,7 +10,7 @@ namespace vmm {
 /// A counter in the kernel that a file descriptor waits on. Threads: any. signal() may be called from a signal handler.
 class EventFd {
   public:
-    /// Throws Error where the process has no descriptor left.
+    /// Throws Error if the process has no descriptor left.
     EventFd();
 
     /// Makes the descriptor readable. Never blocks.

@@ -23,7 +23,7 @@ enum class GuestAddress : std::uint64_t {};
     return static_cast<std::uint64_t>(address);
 }
 
-/// `address + bytes`, or nothing where that passes the end of the address space.
+/// `address + bytes`, or nothing if that passes the end of the address space.
 [[nodiscard]] constexpr std::optional<GuestAddress> checked_add(GuestAddress address, std::uint64_t bytes) noexcept {
     if (bytes > UINT64_MAX - to_integer(address)) {
         return std::nullopt;
@@ -67,7 +67,7 @@ struct GuestRange {
 [[nodiscard]] constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t power_of_two) noexcept {
     return value & ~(power_of_two - 1);
 }
-/// `value` rounded up, or nothing where that passes 2^64.
+/// `value` rounded up, or nothing if that passes 2^64.
 [[nodiscard]] constexpr std::optional<std::uint64_t> align_up(std::uint64_t value,
                                                               std::uint64_t power_of_two) noexcept {
     const std::uint64_t down = align_down(value, power_of_two);

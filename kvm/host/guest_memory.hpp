@@ -144,7 +144,7 @@ class GuestMemory {
         return true;
     }
 
-    /// A copy of the object at `address`, or nothing where it is not wholly RAM. Needs no alignment.
+    /// A copy of the object at `address`, or nothing if it is not wholly RAM. Needs no alignment.
     template <typename T>
     [[nodiscard]] std::optional<T> load(GuestAddress address) const noexcept {
         static_assert(std::is_trivially_copyable_v<T>);

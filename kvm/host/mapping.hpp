@@ -25,7 +25,7 @@ class Mapping {
     /// Private anonymous memory whose address is a multiple of `alignment` (a power of two, at least 4096), in bytes.
     /// `size` is rounded up to whole pages of 4 KiB.
     /// `extra_flags` is for mmap(), e.g. MAP_HUGETLB | MAP_HUGE_2MB. `purpose` goes into the message.
-    /// Throws Error where the kernel refuses.
+    /// Throws Error if the kernel refuses.
     static Mapping anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose);
 
     /// `size` bytes of the file behind `fd` from offset 0, shared, readable and writable. Throws Error.

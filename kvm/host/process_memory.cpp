@@ -28,7 +28,7 @@ struct MappingFacts {
     }
 };
 
-/// False where there is nothing to read: a process has at least one mapping.
+/// False if there is nothing to read: a process has at least one mapping.
 bool for_each_mapping(const std::string& proc, const std::function<void(const MappingFacts&)>& visit) {
     std::ifstream smaps(proc + "/smaps");
     MappingFacts facts;
@@ -73,7 +73,7 @@ std::optional<ResidentMemory> resident_memory_of(std::span<const std::byte> piec
 
 namespace {
 
-/// A member of status that is a number of KiB, in bytes; nothing where there is none.
+/// A member of status that is a number of KiB, in bytes; nothing if there is none.
 std::optional<std::uint64_t> status_bytes(const std::string& proc, std::string_view name) {
     std::ifstream status(proc + "/status");
     std::string word;

@@ -15,7 +15,7 @@ struct ResidentMemory {
     bool all_transparent_huge = false; ///< true if every page of those mappings is a transparent huge page
 };
 
-/// Where the kernel says it. What follows returns nothing where it cannot be read: unknown is not zero.
+/// The folder in which the kernel says it. What follows returns nothing if it cannot be read: unknown is not zero.
 inline constexpr const char* kOwnProc = "/proc/self";
 
 /// Reads smaps for the mappings that have part in `piece`.

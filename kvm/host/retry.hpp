@@ -17,18 +17,18 @@ class Retries {
   public:
     static constexpr unsigned kMostTries = 100;
 
-    /// How long to wait before the next try, at first not at all; nothing: it has been tried often enough.
+    /// How long to wait before the next try, at first not at all; nothing if it has been tried often enough.
     [[nodiscard]] std::optional<std::chrono::milliseconds> next() noexcept;
     /// Waits for the next try. False if there is to be none, or if `stop` is requested.
     [[nodiscard]] bool again(const std::stop_token& stop = {}) noexcept;
-    /// As new.
+    /// Begins the count anew.
     void forget() noexcept { tries_ = 1; }
 
   private:
     unsigned tries_ = 1; ///< the call that brings its maker here was one
 };
 
-/// Makes `call`, which answers below zero with errno set where it fails, again while it was interrupted; as often as
+/// Makes `call`, which answers below zero with errno set if it fails, again while it was interrupted; as often as
 /// Retries allows, so that the last answer may be EINTR all the same.
 template <typename Call>
 auto uninterrupted(const Call& call) {

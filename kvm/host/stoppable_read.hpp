@@ -21,11 +21,11 @@ class StoppedError : public Error {
 /// readable. Throws Error "cannot <tried>: ...", and StoppedError.
 [[nodiscard]] UniqueFd open_for_reading(const std::string& path, int stop_fd, const std::string& tried);
 
-/// Throws StoppedError where `stop_fd` is readable within `wait_ms`. A negative one never is.
+/// Throws StoppedError if `stop_fd` is readable within `wait_ms`. A negative one never is.
 void check_not_stopped(int stop_fd, const std::string& tried, int wait_ms = 0);
 
 /// Waits until `fd` has something to read, and reads up to out.size() bytes of it; 0 only at its end. Throws
-/// StoppedError as soon as `stop_fd` is readable; a negative one never is. Throws Error where the host cannot read.
+/// StoppedError as soon as `stop_fd` is readable; a negative one never is. Throws Error if the host cannot read.
 [[nodiscard]] std::size_t read_some(int fd, std::span<std::byte> out, int stop_fd, const std::string& tried);
 
 } // namespace vmm

@@ -45,7 +45,7 @@ struct Include {
 
 constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "prefault", "vmm"};
 
-/// "kvm" of "kvm/host/error.hpp"; nothing where the path is not in a folder of ours.
+/// "kvm" of "kvm/host/error.hpp"; nothing if the path is not in a folder of ours.
 [[nodiscard]] inline std::optional<std::string_view> folder_of(std::string_view path) {
     const auto folder = path.substr(0, std::min(path.find('/'), path.size()));
     const bool ours = path.find('/') != std::string_view::npos && std::ranges::find(kFolders, folder) != kFolders.end();

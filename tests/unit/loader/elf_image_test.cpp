@@ -30,7 +30,7 @@ std::string error_after(const std::function<void(TestElf&)>& damage) {
     return elf.parse_error();
 }
 
-TEST(ElfKernel, WithoutNoteIsEnteredByThe64BitProtocol) {
+TEST(ElfImage, WithoutNoteIsEnteredByThe64BitProtocol) {
     const Kernel kernel = Kernel::parse(make_elf().file());
     EXPECT_EQ(kernel.protocol(), EntryProtocol::kLinux64);
     EXPECT_EQ(kernel.format_name(), "ELF vmlinux");
@@ -39,7 +39,7 @@ TEST(ElfKernel, WithoutNoteIsEnteredByThe64BitProtocol) {
     EXPECT_TRUE(kernel.setup_header().empty());
 }
 
-TEST(ElfKernel, SegmentIsLoadedAndItsRestIsZero) {
+TEST(ElfImage, SegmentIsLoadedAndItsRestIsZero) {
     const Kernel kernel = Kernel::parse(make_elf().file());
     const GuestMemory memory = guest_memory(4 * kMiB);
     const auto everything = memory.at({GuestAddress{0}, 4 * kMiB});
@@ -63,7 +63,7 @@ TEST(ElfKernel, SegmentIsLoadedAndItsRestIsZero) {
     EXPECT_EQ((*everything)[TestElf::kAddress - 1], std::byte{0xee});
 }
 
-TEST(ElfKernel, PvhNoteGivesProtocolAndEntry) {
+TEST(ElfImage, PvhNoteGivesProtocolAndEntry) {
     const Kernel kernel = Kernel::parse(make_pvh_elf().file());
     EXPECT_EQ(kernel.protocol(), EntryProtocol::kPvh);
     EXPECT_EQ(kernel.format_name(), "ELF vmlinux with PVH entry");
@@ -73,7 +73,7 @@ TEST(ElfKernel, PvhNoteGivesProtocolAndEntry) {
     EXPECT_EQ(kernel.load(memory, placement).entry, GuestAddress{TestElf::kPvhEntry});
 }
 
-TEST(ElfKernel, PvhNoteMayHave32BitsAndComeAfterOthers) {
+TEST(ElfImage, PvhNoteMayHave32BitsAndComeAfterOthers) {
     TestElf elf = make_elf();
     auto notes = make_note("Linux", 257, testing::bytes_of("x"));
     const auto other = make_note("Xen", 6, testing::bytes_of("linux"));
@@ -85,7 +85,7 @@ TEST(ElfKernel, PvhNoteMayHave32BitsAndComeAfterOthers) {
     EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kPvh);
 }
 
-TEST(ElfKernel, Of32BitsIsLoadedAndEnteredLikeThe64BitOne) {
+TEST(ElfImage, Of32BitsIsLoadedAndEnteredLikeThe64BitOne) {
     for (const bool with_note : {false, true}) {
         const Kernel kernel = Kernel::parse((with_note ? make_pvh_elf() : make_elf()).file32());
         EXPECT_EQ(kernel.protocol(), with_note ? EntryProtocol::kPvh : EntryProtocol::kLinux32);
@@ -101,7 +101,7 @@ TEST(ElfKernel, Of32BitsIsLoadedAndEnteredLikeThe64BitOne) {
     }
 }
 
-TEST(ElfKernel, NotesMayBeAlignedTo8Bytes) {
+TEST(ElfImage, NotesMayBeAlignedTo8Bytes) {
     TestElf elf = make_elf();
     auto notes = make_note("Linux", 257, testing::bytes_of("x"), 8);
     const auto pvh = make_note("Xen", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1}), 8);
@@ -110,13 +110,13 @@ TEST(ElfKernel, NotesMayBeAlignedTo8Bytes) {
     EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kPvh);
 }
 
-TEST(ElfKernel, NoteOfAnotherOwnerIsNoPvhNote) {
+TEST(ElfImage, NoteOfAnotherOwnerIsNoPvhNote) {
     TestElf elf = make_elf();
     add_notes(elf, make_note("XXX", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1})));
     EXPECT_EQ(Kernel::parse(elf.file()).protocol(), EntryProtocol::kLinux64);
 }
 
-TEST(ElfKernel, OurNoteSaysThatItTakesPageTables) {
+TEST(ElfImage, OurNoteSaysThatItTakesPageTables) {
     TestElf elf = make_elf();
     EXPECT_FALSE(Kernel::parse(elf.file()).takes_page_tables());
     add_notes(elf, make_note("vmm", 1, {}));
@@ -136,18 +136,18 @@ std::vector<std::byte> pvh_note() {
     return make_note("Xen", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1}));
 }
 
-TEST(ElfKernel, WithoutPvhNoteGetsADeviceTreeAsSetupData) {
+TEST(ElfImage, WithoutPvhNoteGetsADeviceTreeAsSetupData) {
     EXPECT_EQ(Kernel::parse(make_elf().file()).device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
 }
 
-TEST(ElfKernel, Of32BitsGetsADeviceTreeAsSetupDataOrAsItsNoteSays) {
+TEST(ElfImage, Of32BitsGetsADeviceTreeAsSetupDataOrAsItsNoteSays) {
     TestElf elf = make_elf();
     EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
     add_notes(elf, make_note("vmm", 2, {}));
     EXPECT_EQ(Kernel::parse(elf.file32()).device_tree_hand_over(), DeviceTreeHandOver::kCommandLine);
 }
 
-TEST(ElfKernel, LinuxWithPvhEntryHasThe64BitEntryForADeviceTree) {
+TEST(ElfImage, LinuxWithPvhEntryHasThe64BitEntryForADeviceTree) {
     TestElf elf = make_elf();
     add_notes(elf, notes_of({make_note("Linux", 257, testing::bytes_of("x")), pvh_note()}));
     const Kernel kernel = Kernel::parse(elf.file());
@@ -156,7 +156,7 @@ TEST(ElfKernel, LinuxWithPvhEntryHasThe64BitEntryForADeviceTree) {
     EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::kSetupData);
 }
 
-TEST(ElfKernel, LinuxWhoseHeaderNamesNoEntryHasOnlyPvh) {
+TEST(ElfImage, LinuxWhoseHeaderNamesNoEntryHasOnlyPvh) {
     TestElf elf = make_elf();
     add_notes(elf, notes_of({make_note("Linux", 257, testing::bytes_of("x")), pvh_note()}));
     for (const std::uint64_t entry : {std::uint64_t{0}, std::uint64_t{0x8000000}, UINT64_MAX}) {
@@ -167,24 +167,24 @@ TEST(ElfKernel, LinuxWhoseHeaderNamesNoEntryHasOnlyPvh) {
     }
 }
 
-TEST(ElfKernel, PvhKernelThatIsNotLinuxHasNoWayToGetADeviceTree) {
+TEST(ElfImage, PvhKernelThatIsNotLinuxHasNoWayToGetADeviceTree) {
     const Kernel kernel = Kernel::parse(make_pvh_elf().file());
     EXPECT_EQ(kernel.linux64_entry(), std::nullopt);
     EXPECT_EQ(kernel.device_tree_hand_over(), DeviceTreeHandOver::kNone);
 }
 
-TEST(ElfKernel, OurNoteSaysThatItTakesADeviceTreeByItsCommandLine) {
+TEST(ElfImage, OurNoteSaysThatItTakesADeviceTreeByItsCommandLine) {
     TestElf elf = make_elf();
     add_notes(elf, notes_of({pvh_note(), make_note("vmm", 2, {})}));
     EXPECT_EQ(Kernel::parse(elf.file()).device_tree_hand_over(), DeviceTreeHandOver::kCommandLine);
     EXPECT_FALSE(Kernel::parse(elf.file()).takes_page_tables());
 }
 
-TEST(ElfKernel, PositionIndependentKernelIsAccepted) {
+TEST(ElfImage, PositionIndependentKernelIsAccepted) {
     EXPECT_EQ(error_after([](TestElf& elf) { elf.header.e_type = ET_DYN; }), "");
 }
 
-TEST(ElfKernel, FileCutShortAnywhereIsRefused) {
+TEST(ElfImage, FileCutShortAnywhereIsRefused) {
     const auto bytes = make_pvh_elf().bytes();
     for (std::size_t length = 0; length < bytes.size(); ++length) {
         const auto start = std::span{bytes}.first(length);
@@ -192,7 +192,7 @@ TEST(ElfKernel, FileCutShortAnywhereIsRefused) {
     }
 }
 
-TEST(ElfKernel, OtherKindsOfElfFilesAreNamed) {
+TEST(ElfImage, OtherKindsOfElfFilesAreNamed) {
     const auto expect = [](std::string_view part, const std::function<void(TestElf&)>& damage) {
         const std::string error = error_after(damage);
         EXPECT_TRUE(mentions(error, part)) << error;
@@ -208,34 +208,34 @@ TEST(ElfKernel, OtherKindsOfElfFilesAreNamed) {
     expect("a program for Linux", [](TestElf& elf) { elf.program_headers[1].p_type = PT_INTERP; });
 }
 
-TEST(ElfKernel, ProgramHeadersBeyondTheFileAreRefused) {
+TEST(ElfImage, ProgramHeadersBeyondTheFileAreRefused) {
     for (const std::uint64_t offset : {std::uint64_t{0x10000}, UINT64_MAX, UINT64_MAX - 55, UINT64_MAX - 111}) {
         const std::string error = error_after([offset](TestElf& elf) { elf.header.e_phoff = offset; });
         EXPECT_TRUE(mentions(error, "program headers lie beyond its end")) << error;
     }
 }
 
-TEST(ElfKernel, NoProgramHeadersAreRefused) {
+TEST(ElfImage, NoProgramHeadersAreRefused) {
     const std::string error = error_after([](TestElf& elf) { elf.header.e_phnum = 0; });
     EXPECT_TRUE(mentions(error, "no program headers")) << error;
 }
 
-TEST(ElfKernel, TooManyProgramHeadersAreRefused) {
+TEST(ElfImage, TooManyProgramHeadersAreRefused) {
     const std::string error = error_after([](TestElf& elf) { elf.header.e_phnum = 0xffff; });
     EXPECT_TRUE(mentions(error, "65535 program headers")) << error;
 }
 
-TEST(ElfKernel, ProgramHeadersOfAnotherSizeAreRefused) {
+TEST(ElfImage, ProgramHeadersOfAnotherSizeAreRefused) {
     const std::string error = error_after([](TestElf& elf) { elf.header.e_phentsize = 32; });
     EXPECT_TRUE(mentions(error, "32 bytes each")) << error;
 }
 
-TEST(ElfKernel, NothingToLoadIsRefused) {
+TEST(ElfImage, NothingToLoadIsRefused) {
     const std::string error = error_after([](TestElf& elf) { elf.program_headers[0].p_type = PT_NULL; });
     EXPECT_TRUE(mentions(error, "no segment to load")) << error;
 }
 
-TEST(ElfKernel, EmptySegmentIsPassedOver) {
+TEST(ElfImage, EmptySegmentIsPassedOver) {
     EXPECT_EQ(error_after([](TestElf& elf) {
                   Elf64_Phdr empty{};
                   empty.p_type = PT_LOAD;
@@ -246,7 +246,7 @@ TEST(ElfKernel, EmptySegmentIsPassedOver) {
               "");
 }
 
-TEST(ElfKernel, SegmentBeyondTheFileIsRefused) {
+TEST(ElfImage, SegmentBeyondTheFileIsRefused) {
     const auto expect_refusal = [](std::uint64_t offset, std::uint64_t file_bytes) {
         const std::string error = error_after([=](TestElf& elf) {
             elf.program_headers[0].p_offset = offset;
@@ -262,13 +262,13 @@ TEST(ElfKernel, SegmentBeyondTheFileIsRefused) {
     expect_refusal(UINT64_MAX - 1, UINT64_MAX);
 }
 
-TEST(ElfKernel, SegmentWithMoreInTheFileThanInMemoryIsRefused) {
+TEST(ElfImage, SegmentWithMoreInTheFileThanInMemoryIsRefused) {
     const std::string error =
         error_after([](TestElf& elf) { elf.program_headers[0].p_memsz = TestElf::kFileBytes - 1; });
     EXPECT_TRUE(mentions(error, "more bytes in the file than in memory")) << error;
 }
 
-TEST(ElfKernel, SegmentThatWrapsIsRefused) {
+TEST(ElfImage, SegmentThatWrapsIsRefused) {
     const auto expect_refusal = [](std::uint64_t address, std::uint64_t memory_bytes) {
         const std::string error = error_after([=](TestElf& elf) {
             elf.program_headers[0].p_paddr = address;
@@ -281,7 +281,7 @@ TEST(ElfKernel, SegmentThatWrapsIsRefused) {
     expect_refusal(4096, UINT64_MAX);
 }
 
-TEST(ElfKernel, SegmentBeyondRamNamesKernelAndRam) {
+TEST(ElfImage, SegmentBeyondRamNamesKernelAndRam) {
     TestElf elf = make_elf();
     elf.program_headers[0].p_memsz = 8 * kMiB;
     const Kernel kernel = Kernel::parse(elf.file());
@@ -293,7 +293,7 @@ TEST(ElfKernel, SegmentBeyondRamNamesKernelAndRam) {
               "more memory (-m)");
 }
 
-TEST(ElfKernel, SegmentsThatOverlapEachOtherAreRefused) {
+TEST(ElfImage, SegmentsThatOverlapEachOtherAreRefused) {
     TestElf elf = make_elf();
     elf.program_headers.push_back(elf.program_headers[0]);
     elf.header.e_phnum = 2;
@@ -305,7 +305,7 @@ TEST(ElfKernel, SegmentsThatOverlapEachOtherAreRefused) {
     EXPECT_TRUE(mentions(error, "overlaps the kernel test-vmlinux")) << error;
 }
 
-TEST(ElfKernel, EntryOutsideOfEverySegmentIsRefused) {
+TEST(ElfImage, EntryOutsideOfEverySegmentIsRefused) {
     TestElf elf = make_elf();
     for (const std::uint64_t entry : {std::uint64_t{0}, TestElf::kAddress - 1, TestElf::kAddress + TestElf::kFileBytes,
                                       0xffffffff80000000 + TestElf::kEntry, UINT64_MAX}) {
@@ -314,14 +314,14 @@ TEST(ElfKernel, EntryOutsideOfEverySegmentIsRefused) {
     }
 }
 
-TEST(ElfKernel, PvhEntryOutsideOfEverySegmentIsRefused) {
+TEST(ElfImage, PvhEntryOutsideOfEverySegmentIsRefused) {
     TestElf elf = make_elf();
     const std::uint64_t entry = 0;
     add_notes(elf, make_note("Xen", kPvhNoteType, std::as_bytes(std::span{&entry, 1})));
     EXPECT_TRUE(mentions(elf.parse_error(), "entry point 0x0 lies in none of its segments")) << elf.parse_error();
 }
 
-TEST(ElfKernel, EntryAbove4GiBIsRefused) {
+TEST(ElfImage, EntryAbove4GiBIsRefused) {
     const std::string error = error_after([](TestElf& elf) {
         elf.program_headers.resize(1);
         elf.header.e_phnum = 1;
@@ -331,14 +331,14 @@ TEST(ElfKernel, EntryAbove4GiBIsRefused) {
     EXPECT_TRUE(mentions(error, "above 4 GiB")) << error;
 }
 
-TEST(ElfKernel, NoteSegmentBeyondTheFileIsRefused) {
+TEST(ElfImage, NoteSegmentBeyondTheFileIsRefused) {
     for (const std::uint64_t offset : {std::uint64_t{0x10000}, UINT64_MAX}) {
         const std::string error = error_after([offset](TestElf& elf) { elf.program_headers[1].p_offset = offset; });
         EXPECT_TRUE(mentions(error, "its note segment")) << error;
     }
 }
 
-TEST(ElfKernel, NoteLongerThanItsSegmentIsRefused) {
+TEST(ElfImage, NoteLongerThanItsSegmentIsRefused) {
     const auto expect_refusal = [](std::size_t offset_in_note, std::uint32_t value) {
         const std::string error = error_after([=](TestElf& elf) {
             std::memcpy(elf.content.data() + TestElf::kFileBytes + offset_in_note, &value, sizeof value);
@@ -353,19 +353,19 @@ TEST(ElfKernel, NoteLongerThanItsSegmentIsRefused) {
     }
 }
 
-TEST(ElfKernel, PvhNoteOfOddSizeIsRefused) {
+TEST(ElfImage, PvhNoteOfOddSizeIsRefused) {
     TestElf elf = make_elf();
     add_notes(elf, make_note("Xen", kPvhNoteType, testing::bytes_of("abc")));
     EXPECT_TRUE(mentions(elf.parse_error(), "PVH note has 3 bytes")) << elf.parse_error();
 }
 
-TEST(ElfKernel, TrailingBytesTooFewForANoteAreIgnored) {
+TEST(ElfImage, TrailingBytesTooFewForANoteAreIgnored) {
     TestElf elf = make_elf();
     add_notes(elf, testing::pattern(11));
     EXPECT_EQ(elf.parse_error(), "");
 }
 
-TEST(ElfKernel, NotesOf4GiBAreRefusedWithoutReadingThem) {
+TEST(ElfImage, NotesOf4GiBAreRefusedWithoutReadingThem) {
     TestElf elf = make_pvh_elf();
     elf.program_headers[1].p_filesz = 4 * kGiB;
     const auto bytes = elf.bytes();
@@ -378,7 +378,7 @@ TEST(ElfKernel, NotesOf4GiBAreRefusedWithoutReadingThem) {
     EXPECT_TRUE(mentions(error, "its notes take 4 GiB")) << error;
 }
 
-TEST(ElfKernel, DamagedBytesAreNeverAccidents) {
+TEST(ElfImage, DamagedBytesAreNeverAccidents) {
     const auto sound = make_pvh_elf().bytes();
     const GuestMemory memory = guest_memory(4 * kMiB);
     const GuestRange ram{GuestAddress{0}, 4 * kMiB};
