@@ -158,7 +158,9 @@ ExistingVm checked(const ExistingVm& vm, const Options& options) {
     if (!vm.create_vcpu) {
         throw Error("cannot make prefault vCPUs: ExistingVm::create_vcpu is empty");
     }
-    return vm;
+    ExistingVm existing = vm;
+    existing.pin = resolved(vm.pin, options.scope);
+    return existing;
 }
 
 std::vector<PlacedRange> placement_of(const ExistingVm& vm) {
@@ -192,8 +194,9 @@ struct Filled::Parts {
         return {vm, std::move(fd), id};
     }
 
-    void run(const Options& options, const std::stop_token& stop) {
-        check_options(existing, options);
+    void run(const Options& wanted, const std::stop_token& stop) {
+        check_options(existing, wanted);
+        const Options options = resolved(wanted);
         MethodChoice method;
         if (options.scope == Scope::kAll) {
             method = choose_method(options.method, host, vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0);

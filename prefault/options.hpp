@@ -1,6 +1,7 @@
 // What a prefault can be asked for, and what it says of itself afterwards.
 #pragma once
 
+#include <climits>
 #include <cstdint>
 #include <stop_token>
 #include <string>
@@ -10,6 +11,7 @@
 #include "kvm/host/export.hpp"
 #include "kvm/host/guest_address.hpp"
 #include "prefault/host/cpu_list.hpp"
+#include "prefault/host/pin_kind.hpp"
 #include "prefault/progress.hpp"
 #include "prefault/second_level.hpp"
 
@@ -47,13 +49,19 @@ enum class Scope {
 /// The name used on the command line and in the report: "none", "host", "all".
 [[nodiscard]] std::string_view to_string(Scope scope) noexcept;
 
+/// The most workers that a prefault can have.
+inline constexpr unsigned kMaxWorkers = 512;
+/// For Options::workers: one worker for each CPU that workers may use, and at most kMaxWorkers.
+inline constexpr unsigned kWorkerPerCpu = UINT_MAX;
+
 struct Options {
     Scope scope = Scope::kAll;
     /// The parts of guest memory it is about, whole pages of the backing, not overlapping; empty: all of it.
     std::vector<GuestRange> ranges = {};
     Method method = Method::kAuto;
-    /// Threads for the host side, and dummy vCPUs; at least 1. Of these, as many are used as there is work for.
-    unsigned workers = 1;
+    /// Threads for the host side, and dummy vCPUs: 1 to kMaxWorkers, or kWorkerPerCpu. Of these, as many are used as
+    /// there is work for.
+    unsigned workers = kWorkerPerCpu;
     /// Where workers may run; empty: where the process may. Workers run on the CPUs of their memory's node.
     CpuList cpus = {};
     /// Beside a guest: workers at the lowest priority, and each chunk is populated on both sides before the next is
@@ -63,6 +71,13 @@ struct Options {
     bool smm = false;
     ProgressSink progress = {};
 };
+
+/// `options` with the number of workers that kWorkerPerCpu stands for here: the size of `options.cpus`, or the number
+/// of CPUs that the calling thread may use. Any other number stays. Throws Error as usable_cpu_list().
+[[nodiscard]] Options resolved(Options options);
+
+/// The pin that kAuto stands for if `scope` is populated. Any other pin stays.
+[[nodiscard]] Pin resolved(Pin pin, Scope scope) noexcept;
 
 /// What was done, and what KVM's counters say of it.
 struct Report {

@@ -189,7 +189,8 @@ std::string_view to_string(Scope scope) noexcept {
 }
 
 Report run(const Target& target, const Options& options, const std::stop_token& stop) {
-    return Run(target, options, stop).execute();
+    const Options all = resolved(options);
+    return Run(target, all, stop).execute();
 }
 
 } // namespace vmm::prefault

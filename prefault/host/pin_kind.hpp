@@ -13,9 +13,10 @@ enum class Pin {
     kNone,
     kMlock,    ///< mlock2(MLOCK_ONFAULT): never swapped out. It does not keep pages from being migrated or compacted.
     kLongterm, ///< registered with io_uring as fixed buffers: neither swapped out, nor migrated, nor compacted
+    kAuto,     ///< kMlock if a prefault is asked for, kNone if not; in configurations only
 };
 
-/// The name used on the command line and in the report: "none", "mlock", "longterm".
+/// The name used on the command line and in the report: "none", "mlock", "longterm"; "auto" for kAuto.
 [[nodiscard]] std::string_view to_string(Pin pin) noexcept;
 
 } // namespace vmm::prefault

@@ -16,7 +16,7 @@ BackgroundPrefault::BackgroundPrefault(Prefaulter& prefaulter, prefault::Options
                            [this, &prefaulter, options = std::move(options), &stop, when_full = std::move(when_full)] {
                                ::pthread_setname_np(::pthread_self(), "background");
                                try {
-                                   const StopBridge bridge(stop); // Whose thread is not nice: a stop is not to wait.
+                                   const StopBridge bridge(stop); // Its thread is not nice: a stop must not wait.
                                    const prefault::LowPriority nice(bridge.token());
                                    outcome_.report = prefaulter.run(options, bridge.token());
                                    if (outcome_.report.complete && options.scope == prefault::Scope::kAll) {
