@@ -50,7 +50,7 @@ void validate_prefault(const Config& config) {
     if (options.scope != prefault::Scope::kAll && options.smm) {
         throw Error(
             "cannot fill the second level of system management mode alone: take Config::prefault.scope=all with "
-            "--prefault-smm");
+            "Config::prefault.smm");
     }
     if (options.scope == prefault::Scope::kNone && config.prefault_when == PrefaultWhen::kBackground) {
         throw Error("cannot prefault nothing in the background: take Config::prefault.scope=all or host with "
