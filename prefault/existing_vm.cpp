@@ -123,13 +123,15 @@ std::size_t vcpu_mmap_bytes(int kvm_fd) {
     return static_cast<std::size_t>(size);
 }
 
-ExistingVm checked(const ExistingVm& vm) {
+ExistingVm checked(const ExistingVm& vm, const Options& options) {
     check_memslots(vm);
     check_scratch(vm);
     if (!vm.create_vcpu) {
         throw Error("cannot make prefault vCPUs: ExistingVm::create_vcpu is empty");
     }
-    return vm;
+    ExistingVm existing = vm;
+    existing.pin = resolved(vm.pin, options.scope);
+    return existing;
 }
 
 /// The memory of a VM that another program made: nobody says on which nodes it lies.
@@ -149,9 +151,10 @@ std::uint64_t scratch_bytes(const ExistingVm& vm) {
 
 /// The members stand in the order they depend on each other.
 struct Filled::Parts {
-    explicit Parts(const ExistingVm& wanted)
-        : existing(checked(wanted)), memory(existing.memslots, existing.page_size), placement(placement_of(existing)),
-          pins(existing.pin), vm(duplicate(existing.vm_fd), vcpu_mmap_bytes(existing.kvm_fd)),
+    Parts(const ExistingVm& wanted, const Options& options)
+        : existing(checked(wanted, options)), memory(existing.memslots, existing.page_size),
+          placement(placement_of(existing)), pins(existing.pin),
+          vm(duplicate(existing.vm_fd), vcpu_mmap_bytes(existing.kvm_fd)),
           second_level(vm, memory, placement, pins,
                        {.scratch_slot = existing.scratch_slot,
                         .scratch = scratch_layout(existing),
@@ -202,7 +205,7 @@ MappedPages Filled::mapped() const {
 }
 
 Filled fill(const ExistingVm& vm, const Options& options, const std::stop_token& stop) {
-    auto parts = std::make_unique<Filled::Parts>(vm);
+    auto parts = std::make_unique<Filled::Parts>(vm, options);
     parts->report = parts->second_level.fill(options, stop);
     return Filled(std::move(parts));
 }

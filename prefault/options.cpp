@@ -1,6 +1,7 @@
 #include "prefault/options.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 
 #include "kvm/host/error.hpp"
@@ -69,13 +70,32 @@ std::string_view to_string(Scope scope) noexcept {
     return "?";
 }
 
-void check_options(const Options& options, std::span<const GuestRange> ram, PageSize page_size) {
-    if (options.workers < 1 || options.workers > Options::kMaxWorkers) {
+void check_option_values(const Options& options, std::span<const GuestRange> ram, PageSize page_size) {
+    if (options.workers != kWorkerPerCpu && (options.workers < 1 || options.workers > kMaxWorkers)) {
         throw Error("cannot use " + std::to_string(options.workers) + " prefault workers: 1 to " +
-                    std::to_string(Options::kMaxWorkers) + " are possible");
+                    std::to_string(kMaxWorkers) + " are possible");
     }
-    check_cpus_usable(options.cpus, "--prefault-cpus");
     check_ranges(options.ranges, ram, page_size);
+}
+
+void check_options(const Options& options, std::span<const GuestRange> ram, PageSize page_size) {
+    check_option_values(options, ram, page_size);
+    check_cpus_usable(options.cpus, "Options::cpus");
+}
+
+Options resolved(Options options) {
+    if (options.workers == kWorkerPerCpu) {
+        const std::size_t cpus = options.cpus.empty() ? usable_cpu_list().size() : options.cpus.size();
+        options.workers = static_cast<unsigned>(std::clamp<std::size_t>(cpus, 1, kMaxWorkers));
+    }
+    return options;
+}
+
+Pin resolved(Pin pin, Scope scope) noexcept {
+    if (pin != Pin::kAuto) {
+        return pin;
+    }
+    return scope == Scope::kNone ? Pin::kNone : Pin::kMlock;
 }
 
 } // namespace vmm::prefault

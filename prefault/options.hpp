@@ -1,6 +1,7 @@
 // What a prefault can be asked for.
 #pragma once
 
+#include <climits>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "kvm/host/guest_address.hpp"
 #include "kvm/host/guest_memory.hpp"
 #include "prefault/host/cpu_list.hpp"
+#include "prefault/host/pin_kind.hpp"
 #include "prefault/progress.hpp"
 
 VMM_API_BEGIN
@@ -35,15 +37,20 @@ enum class Scope {
 /// The name used on the command line and in the report: "none", "host", "all".
 [[nodiscard]] std::string_view to_string(Scope scope) noexcept;
 
+/// The most workers that a prefault can have.
+inline constexpr unsigned kMaxWorkers = 512;
+/// For Options::workers: one worker for each CPU that workers may use, and at most kMaxWorkers.
+inline constexpr unsigned kWorkerPerCpu = UINT_MAX;
+
 /// What a prefault is to do. A value.
 struct Options {
     Scope scope = Scope::kAll;
     /// The parts of guest memory: whole pages of the backing, not overlapping; empty: all memory.
     std::vector<GuestRange> ranges = {};
     Method method = Method::kAuto;
-    /// Threads for the host side, and prefault vCPUs; 1 to kMaxWorkers. Of these, as many are used as there is work
-    /// for.
-    unsigned workers = 1;
+    /// Threads for the host side, and prefault vCPUs: 1 to kMaxWorkers, or kWorkerPerCpu. Of these, as many are used as
+    /// there is work for.
+    unsigned workers = kWorkerPerCpu;
     /// Where workers may run; empty: where the process may. Each runs on those that are near its memory.
     CpuList cpus = {};
     /// Whether workers have the lowest priority, for the sake of a guest that runs. Each chunk is then populated on
@@ -52,14 +59,22 @@ struct Options {
     /// Whether the second level of system management mode is filled, too. Needs KVM_CAP_X86_SMM, and EPT or NPT.
     bool smm = false;
     ProgressSink progress = {};
-
-    static constexpr unsigned kMaxWorkers = 512;
 };
 
-/// Throws Error unless `options` can be granted to a guest whose RAM is `ram`, backed by pages of `page_size`: the
-/// number of workers is possible, this process may use the CPUs, and the ranges are whole pages of RAM that do not
-/// overlap. SecondLevel::fill() checks this; call it if the answer is needed before there is a VM.
+/// Throws Error unless `options` can be granted to a guest whose RAM is `ram`, backed by pages of `page_size`, on any
+/// host: the number of workers is possible, and the ranges are whole pages of RAM that do not overlap.
+void check_option_values(const Options& options, std::span<const GuestRange> ram, PageSize page_size);
+
+/// As check_option_values(), and throws Error unless this process may use the CPUs. SecondLevel::fill() checks this;
+/// call it if the answer is needed before there is a VM.
 void check_options(const Options& options, std::span<const GuestRange> ram, PageSize page_size);
+
+/// `options` with the number of workers that kWorkerPerCpu stands for here: the size of `options.cpus`, or the number
+/// of CPUs that the calling thread may use. Any other number stays. Throws Error as usable_cpu_list().
+[[nodiscard]] Options resolved(Options options);
+
+/// The pin that kAuto stands for if `scope` is populated. Any other pin stays.
+[[nodiscard]] Pin resolved(Pin pin, Scope scope) noexcept;
 
 } // namespace vmm::prefault
 VMM_API_END

@@ -32,8 +32,8 @@ class PrefaultVcpus {
         std::uint32_t scratch_slot; ///< the number of a memslot that is free
         Scratch::Layout scratch;    ///< where the scratch memslot lies
         std::function<kvm::Vcpu()>
-            make_vcpu; ///< makes one more vCPU as PrefaultVcpu needs it; what it throws comes out
-        unsigned most_vcpus = Options::kMaxWorkers; ///< grow() makes no more, for each address space
+            make_vcpu;                     ///< makes one more vCPU as PrefaultVcpu needs it; what it throws comes out
+        unsigned most_vcpus = kMaxWorkers; ///< grow() makes no more, for each address space
         /// Whether there are prefault vCPUs in system management mode, too. The memslots of guest memory then exist in
         /// both address spaces before grow() is called.
         bool smm = false;

@@ -263,7 +263,8 @@ void SecondLevel::prepare(unsigned workers, const std::stop_token& stop) {
     vcpus_.grow(Plan::useful_workers(memory_.size_bytes(), workers, mapping_bytes), stop);
 }
 
-Report SecondLevel::fill(const Options& options, const std::stop_token& stop) {
+Report SecondLevel::fill(const Options& wanted, const std::stop_token& stop) {
+    const Options options = resolved(wanted);
     if (options.smm && !has_smm_) {
         throw Error("cannot fill the second level of system management mode: this VM was made without it "
                     "(Config::prefault.smm)");

@@ -1,4 +1,4 @@
-// The C interface: handles, codes and messages around the C++ one.
+// The C interface: handles, codes and messages around the C++ interface.
 
 #include <cerrno>
 #include <cstdint>
@@ -127,7 +127,7 @@ constexpr vmm::PageSize kPageSizes[] = {vmm::PageSize::k4K, vmm::PageSize::kThp,
 constexpr vmm::prefault::Scope kScopes[] = {vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost,
                                             vmm::prefault::Scope::kAll};
 constexpr vmm::prefault::Pin kPins[] = {vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock,
-                                        vmm::prefault::Pin::kLongterm};
+                                        vmm::prefault::Pin::kLongterm, vmm::prefault::Pin::kAuto};
 constexpr vmm::InterruptTrigger kTriggers[] = {vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
 constexpr vmm::DeviceSpace kSpaces[] = {vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 

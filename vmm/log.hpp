@@ -1,4 +1,4 @@
-// How the library speaks: into a function it was given, and nowhere else.
+// The library logs to the function it was given, and nowhere else.
 #pragma once
 
 #include <functional>
@@ -11,8 +11,8 @@ namespace vmm {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
-/// Takes one line without its newline. May be called from any thread of ours, several at once. What it throws ends the
-/// run, or the construction. Empty: silence.
+/// Is given one line, without its newline. What it throws ends the run, or the construction. An empty sink means that
+/// nothing is logged. Threads: it may be called from any thread of the machine, and from several at once.
 using LogSink = std::function<void(LogLevel, std::string_view)>;
 
 } // namespace vmm

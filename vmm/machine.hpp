@@ -16,69 +16,74 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// A guest: its memory, vCPUs and devices. Construction loads the kernel and creates everything, but populates nothing
-/// and runs nothing; what cannot work is refused then, and nothing is left behind. Destruction gives everything back.
+/// A guest: its memory, its vCPUs and its devices. Construction creates everything and loads the kernel, but populates
+/// nothing and runs nothing. Destruction gives everything back.
 ///
-///     Machine machine(config);
-///     machine.prefault();          // as config.prefault says; the report can be asked for later
-///     ExitReason reason = machine.run();
+///     Config config;
+///     config.kernel_path = "vmlinux";
+///     config.prefault.scope = prefault::Scope::kAll;
+///     config.serial.output_fd = STDOUT_FILENO;
+///     Machine machine(config);                        // refuses what cannot be
+///     const prefault::Report filled = machine.prefault();
+///     const ExitReason reason = machine.run();        // until the guest ends
+///     machine.report().second_level_faults_total();   // 0 is the goal
 ///
-/// Threads: request_stop() and is_stop_requested() may be called from any thread and from a signal handler, also while
-/// prefault() or run() is under way. Everything else may be called from any thread: prefault(), add_memory() and
-/// log_dirty_pages() are served one at a time; pause(), resume(), statistics(), memory() and set_balloon() at once.
-/// While run() is under way, report() and crash_description() are for the thread that is in it (a sink, say); others
-/// get UsageError. Nothing may be under way when the machine is destroyed.
+/// It installs no signal handler, ends no process, and writes nowhere but to the descriptors and functions it was
+/// given. Any number of machines may live in a process, on any threads. A machine sends the signal SIGRTMIN to its vCPU
+/// threads, which block it; it is delivered nowhere.
 ///
-/// It installs no signal handler, ends no process, writes nowhere but to the descriptors and functions it was given,
-/// and knows of no other machine: any number may live in a process, on any threads. To vCPUs it sends the signal
-/// SIGRTMIN, which its own threads block and which is delivered nowhere.
+/// Threads: any may call everything, but nothing may be under way when the machine is destroyed. request_stop() and
+/// is_stop_requested() may also be called from a signal handler. prefault(), add_memory() and log_dirty_pages() are
+/// served one at a time, the rest at once. While run() is under way, report() and crash_description() are for the
+/// thread that is in it (a sink, say); other threads get UsageError.
 class Machine {
   public:
-    /// Either there is a machine, or Error, or what a DeviceConfig::make or the log threw; nothing is left behind then.
-    /// `started` is when the clock of RunReport::seconds_to_first_instruction begins. Throws Error.
+    /// Makes the machine of `config`. If it throws, nothing is left behind. `started` is when the clock of
+    /// RunReport::seconds_to_first_instruction begins. Throws Error, and what a DeviceConfig::make or the log throws.
     explicit Machine(Config config, std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now());
     ~Machine();
     Machine(const Machine&) = delete;
     Machine& operator=(const Machine&) = delete;
 
-    /// Populates what `config.prefault` asks for, or `options`. At any time and again, also while the guest runs: what
-    /// is there already is found there, and what was lost (after dirty logging, say) is made good. Content never
-    /// changes. Ends early if a stop is requested. Throws Error: `options` ask for what cannot be, or the host fails.
+    /// Populates what `config.prefault` asks for, or what `options` ask for. It may be called at any time and again,
+    /// also while the guest runs: what was lost (after dirty logging, say) is populated again, and content never
+    /// changes. It ends early if a stop is requested. Throws Error: `options` ask for what cannot be, or the host
+    /// fails.
     prefault::Report prefault();
     prefault::Report prefault(const prefault::Options& options);
 
-    /// Adds guest-physical memory at `range` and populates it, both sides. `range` must begin at a multiple of
-    /// GuestMemory::region_alignment(), be whole pages, and lie where there is neither RAM nor a device, at most 512
-    /// GiB above the RAM the machine was made with. At any time, also while the guest runs, which is not told. The
-    /// memory stays as long as the machine. Throws Error; where it is populating that failed, the memory is there all
-    /// the same.
+    /// Adds guest-physical memory at `range` and populates both sides of it; the guest is not told. `range` must begin
+    /// at a multiple of GuestMemory::region_alignment(), be whole pages, and lie where there is neither RAM nor a
+    /// device, at most 512 GiB above the RAM the machine was made with. It may be called at any time, and the memory
+    /// stays as long as the machine. Throws Error; if populating failed, the memory is there all the same.
     prefault::Report add_memory(GuestRange range);
 
-    /// Switches KVM's dirty logging of all memory on or off. On splits large second-level mappings and off drops the
-    /// small ones: prefault() makes both good. At any time. Throws Error.
+    /// Switches KVM's dirty logging of all memory on or off, at any time. Switching it on splits large second-level
+    /// mappings, and switching it off drops the small ones; prefault() fills the second level again. Throws Error.
     void log_dirty_pages(bool on);
 
-    /// Asks the guest of a machine with a balloon for `bytes` of its memory, instead of what Config::balloon says; it
-    /// gives what it can do without. From any thread. Throws Error: the machine has no balloon, or the size is none
-    /// for it.
+    /// Asks the guest for `bytes` of its memory, instead of what Config::balloon says. The guest gives what it can do
+    /// without. Throws Error: the machine has no balloon, or cannot have one of that size.
     void set_balloon(std::uint64_t bytes);
 
-    /// Runs the guest until it ends or is stopped, on this thread and one for each vCPU. Throws Error where the host
-    /// fails; what a device, a sink or another function of the configuration threw; and UsageError the second time.
+    /// Runs the guest until it ends or is stopped. The event loop runs on this thread, and each vCPU on one of its own.
+    /// Throws Error if the host fails, what a function of the configuration threw (a device, a sink), and UsageError
+    /// the second time.
     ExitReason run();
 
-    /// Holds the guest: when it returns, no vCPU runs, nor will one until resume(); or the machine is about to end.
-    /// Before run(), the guest will not begin. Devices that have threads of their own, timers of KVM's and a prefault
-    /// in the background go on. Twice is as good as once. Throws UsageError: the machine has ended, or a device asks
-    /// for it in its own access.
+    /// Holds the guest: when it returns, no vCPU runs until resume(), unless the machine is about to end. If it is
+    /// called before run(), the guest does not begin. The threads of devices, KVM's timers and a prefault in the
+    /// background go on. A second call changes nothing. Throws UsageError: the machine has ended, or a device calls it
+    /// in an access.
     void pause();
-    /// Lets it go on. Nothing happens if it is not paused.
+    /// Lets the guest go on. Does nothing if it is not paused.
     void resume();
 
-    /// What it is doing. Also while it runs, and afterwards. Throws Error where KVM's counters cannot be read.
+    /// What the machine is doing: before, during and after the run. Throws Error if KVM's counters cannot be read.
     [[nodiscard]] Statistics statistics() const;
 
-    /// The guest's memory, as long as the machine lives. Its content is the guest's while it runs.
+    /// The guest's memory. The reference is valid as long as the machine. While the guest runs, it may change the
+    /// content at any moment.
     [[nodiscard]] const GuestMemory& memory() const noexcept;
 
     /// Ends prefault() and run() soon; the first request counts.
@@ -86,13 +91,13 @@ class Machine {
 
     [[nodiscard]] bool is_stop_requested() const noexcept;
 
-    /// The device tree in the guest's memory, as it was put there; empty if it has none. As long as the machine.
+    /// The device tree as it was written to guest memory; empty if the guest has none. Valid as long as the machine.
     [[nodiscard]] std::span<const std::byte> device_tree() const noexcept;
 
-    /// What happened until now. After run() it is whole. Not while a prefault is under way. Its `prefault` is of the
-    /// last call before run(), or of what run() did in the background.
+    /// What happened until now; it is complete after run(). It must not be read while a prefault is under way. Its
+    /// `prefault` is that of the last call before run(), or of what run() did in the background.
     [[nodiscard]] const RunReport& report() const;
-    /// Where the guest crashed: the reason and the registers, as lines. Empty if it did not.
+    /// Why the guest crashed, and its registers, as lines for people. Empty if it did not crash.
     [[nodiscard]] const std::string& crash_description() const;
 
   private:

@@ -1,4 +1,4 @@
-// What a run did, as values, as JSON, and as lines for people.
+// The report of a run: as values, as JSON, and as lines for people.
 #pragma once
 
 #include <chrono>
@@ -22,8 +22,8 @@ namespace vmm {
 struct CharacterOutput {
     std::string device;           ///< "serial", "console"
     std::uint64_t bytes = 0;      ///< that the guest wrote
-    std::uint64_t lost_bytes = 0; ///< of these: that reached nobody, where the device is connected
-    std::string lost_because;     ///< for people; empty where nothing was lost
+    std::uint64_t lost_bytes = 0; ///< of these, the ones that reached nobody; 0 if the device is not connected
+    std::string lost_because;     ///< text for people; empty if nothing was lost
 };
 
 /// The report of one run (docs/report.md). Times are in seconds.
@@ -37,14 +37,14 @@ struct RunReport {
     PageSize page_size = PageSize::kThp;
     prefault::Pin pin = prefault::Pin::kNone;
     prefault::NumaPolicy numa;
-    /// The process's VmLck and VmPin after the prefault; nothing where they are not known (no /proc).
+    /// The process's VmLck and VmPin after the prefault; nothing if they are not known (no /proc).
     std::optional<std::uint64_t> locked_bytes;
     std::optional<std::uint64_t> pinned_bytes;
 
     PrefaultWhen prefault_when = PrefaultWhen::kBefore;
     prefault::Report prefault;
-    /// In the background: from the guest's first instruction until the second level was full, and the second-level
-    /// faults of all its vCPUs until then. Nothing where it was not full.
+    /// Of a prefault in the background: the time from the guest's first instruction until the second level was full,
+    /// and the second-level faults of all vCPUs until then. Nothing if it was not full.
     std::optional<double> seconds_until_full;
     std::optional<std::uint64_t> faults_until_full;
 
@@ -63,8 +63,8 @@ struct RunReport {
     prefault::MappedPages mapped;                      ///< of guest memory, at the end
     std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 
-    std::optional<std::uint64_t> resident_overhead_bytes; ///< nothing where it is not known (no /proc)
-    /// From the guest's end until everything was given back; measured by whoever destroys the machine.
+    std::optional<std::uint64_t> resident_overhead_bytes; ///< nothing if it is not known (no /proc)
+    /// The time from the guest's end until everything was given back. Whoever destroys the machine measures it.
     double teardown_seconds = 0;
 
     [[nodiscard]] std::uint64_t second_level_faults_total() const;

@@ -20,11 +20,11 @@ enum class MachineState {
 
 /// One vCPU, by KVM's own counters, since run() began.
 struct VcpuStatistics {
-    std::uint64_t exits = 0;               ///< how often the guest was left; 0 where KVM does not count
+    std::uint64_t exits = 0;               ///< how often the guest was left; 0 if KVM does not count
     std::uint64_t second_level_faults = 0; ///< mappings that KVM made on the vCPU's behalf (pf_fixed)
 };
 
-/// A machine. The parts are read one after the other, not at one instant.
+/// A machine's figures. They are read one after the other, not at one instant.
 struct Statistics {
     MachineState state = MachineState::kReady;
     std::vector<VcpuStatistics> vcpus; ///< in order of their ids

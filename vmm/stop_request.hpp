@@ -1,4 +1,4 @@
-// The one door through which a running machine is stopped.
+// The request through which a machine is stopped, whoever stops it.
 #pragma once
 
 #include <atomic>
@@ -22,21 +22,21 @@ enum class ExitReason {
 /// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped".
 [[nodiscard]] std::string_view to_string(ExitReason reason) noexcept;
 
-/// A request to stop; the first one counts. Threads: any. request() may be called from a signal handler.
+/// A request to stop. The first one counts. Threads: any; request() may also be called from a signal handler.
 class StopRequest {
   public:
     void request(ExitReason reason) noexcept;
-    /// A failure of the host's: stops, without being a reason of its own.
+    /// Requests a stop because something failed. This is not a reason of its own.
     void request_for_failure() noexcept;
 
     [[nodiscard]] bool is_requested() const noexcept { return state_.load(std::memory_order_acquire) != kNone; }
     [[nodiscard]] bool is_requested_for(ExitReason reason) const noexcept {
         return state_.load(std::memory_order_acquire) == static_cast<int>(reason);
     }
-    /// kStopped also where nothing was requested, or a failure of the host's was.
+    /// The first reason; kStopped if nothing was requested, or if something failed.
     [[nodiscard]] ExitReason reason() const noexcept;
 
-    /// Readable from the first request on.
+    /// A descriptor that is readable from the first request on. It is a loan.
     [[nodiscard]] int fd() const noexcept { return event_.fd(); }
 
   private:

@@ -28,7 +28,9 @@ typedef struct vmm_machine vmm_machine;
 /* Where an int is one of these, a value that is none is -EINVAL. */
 enum vmm_page_size { VMM_PAGE_4K, VMM_PAGE_THP, VMM_PAGE_2M, VMM_PAGE_1G };
 enum vmm_scope { VMM_PREFAULT_NONE, VMM_PREFAULT_HOST, VMM_PREFAULT_ALL };
-enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM };
+/* VMM_PIN_AUTO, the default: VMM_PIN_MLOCK if anything is populated, else VMM_PIN_NONE. */
+enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM, VMM_PIN_AUTO };
+#define VMM_WORKER_PER_CPU 0xffffffffU /* for vmm_config_set_prefault(): one for each CPU */
 enum vmm_exit { VMM_EXIT_POWER_OFF, VMM_EXIT_REBOOT, VMM_EXIT_CRASH, VMM_EXIT_SIGNAL, VMM_EXIT_STOPPED };
 enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE_ENDED };
 enum vmm_trigger { VMM_TRIGGER_EDGE, VMM_TRIGGER_LEVEL };

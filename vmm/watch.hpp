@@ -1,4 +1,4 @@
-// Looking at the second level while the guest runs.
+// Samples of the second level, taken while the guest runs.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct WatchSample {
     std::vector<std::uint64_t> new_faults; ///< by real vCPU: second-level faults since the sample before
 };
 
-/// Takes a sample each second. Called on the thread of Machine::run().
+/// Is given a sample each second, on the thread of Machine::run().
 using WatchSink = std::function<void(const WatchSample&)>;
 
 /// The sample as a line for people, without its newline.

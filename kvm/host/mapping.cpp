@@ -36,10 +36,10 @@ std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags,
         throw_errno(
             errno, "map " + format_bytes(size) + " for " + std::string(purpose),
             {{ENOMEM, from_pool ? "the pool of huge pages has too few: raise vm.nr_hugepages, take less memory, "
-                                  "or --page-size=thp"
+                                  "or Config::page_size=thp"
                                 : "less memory, or raise `ulimit -v`, `ulimit -d`, vm.overcommit_memory or "
                                   "vm.max_map_count"},
-             {EINVAL, from_pool ? "this host has no pages of that size: take another --page-size" : ""},
+             {EINVAL, from_pool ? "this host has no pages of that size: take another Config::page_size" : ""},
              {EAGAIN, "it would be locked at once, and the limit on locked memory is lower: `ulimit -l`"}});
     }
     return static_cast<std::byte*>(address);

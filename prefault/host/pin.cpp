@@ -221,6 +221,8 @@ std::string_view to_string(Pin pin) noexcept {
         return "mlock";
     case Pin::kLongterm:
         return "longterm";
+    case Pin::kAuto:
+        return "auto";
     }
     return "?";
 }

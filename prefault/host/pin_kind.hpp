@@ -13,9 +13,10 @@ enum class Pin {
     kNone,
     kMlock,    ///< by mlock2(MLOCK_ONFAULT): never swapped out, but perhaps migrated or compacted
     kLongterm, ///< as fixed buffers of io_uring: neither swapped out, nor migrated, nor compacted
+    kAuto,     ///< kMlock if a prefault is asked for, kNone if not; in configurations only
 };
 
-/// The name used on the command line and in the report: "none", "mlock", "longterm".
+/// The name used on the command line and in the report: "none", "mlock", "longterm"; "auto" for kAuto.
 [[nodiscard]] std::string_view to_string(Pin pin) noexcept;
 
 } // namespace vmm::prefault

@@ -18,6 +18,7 @@
 
 #include "devices/acpi_power.hpp"
 #include "kvm/system.hpp"
+#include "prefault/host/cpu_list.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_pipe.hpp"
 #include "support/host_process_facts.hpp"
@@ -105,6 +106,25 @@ TEST_F(BuiltInGuest, FindsItsHardwareInADeviceTreeAloneAndTakesNoSecondLevelFaul
         EXPECT_TRUE(mentions(output_, line)) << line << " is not in\n" << output_;
     }
     EXPECT_FALSE(mentions(output_, "warning")) << output_;
+}
+
+TEST_F(BuiltInGuest, OfADefaultConfigIsPrefaultedByAllCpusAndLocked) {
+    Config config = builtin_guest(512 * kMiB); // There is work for each CPU, however many there are.
+    config.prefault.scope = prefault::Scope::kAll;
+    EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
+    EXPECT_EQ(machine_->report().prefault.workers,
+              std::min<std::size_t>(prefault::usable_cpu_list().size(), 256)); // At least 2 MiB for each.
+    EXPECT_EQ(machine_->report().pin, prefault::Pin::kMlock);
+    EXPECT_EQ(machine_->report().second_level_faults_total(), 0U);
+}
+
+TEST_F(BuiltInGuest, KeepsTheNumberOfWorkersAndThePinThatAreChosen) {
+    Config config = builtin_guest();
+    config.prefault = {.scope = prefault::Scope::kAll, .workers = 1};
+    config.pin = prefault::Pin::kNone;
+    EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
+    EXPECT_EQ(machine_->report().prefault.workers, 1U);
+    EXPECT_EQ(machine_->report().pin, prefault::Pin::kNone);
 }
 
 TEST_F(BuiltInGuest, HasBothDescriptionsOfItsHardware) {
@@ -371,7 +391,7 @@ TEST_F(MachineTest, OfMoreVcpusThanThisKvmTakesIsAnError) {
     if (config.vcpus + Config::kMaxPrefaultWorkers <= most) {
         GTEST_SKIP() << "this host's KVM takes as many as can be asked for";
     }
-    EXPECT_TRUE(mentions(error_of([&] { return std::make_unique<Machine>(config); }), "--prefault-workers"));
+    EXPECT_TRUE(mentions(error_of([&] { return std::make_unique<Machine>(config); }), "Config::prefault.workers"));
 }
 
 TEST_F(MachineTest, TwoRunAtOnce) {

@@ -141,7 +141,7 @@ TEST_F(X86StateTest, GuestIsOfferedVirtualisationWhereItIsAskedForOrItIsRefused)
             config.nested = true;
             Machine machine(config);
         });
-        EXPECT_TRUE(mentions(why, "--nested on")) << why;
+        EXPECT_TRUE(mentions(why, "Config::nested=true")) << why;
         return;
     }
     const auto answers = cpuid_of_guest({1, 0x80000001}, [](Config& config) { config.nested = true; });

@@ -12,6 +12,8 @@
 #include <optional>
 #include <string_view>
 
+#include "vmm/limits.hpp"
+
 namespace vmm {
 
 namespace {
@@ -87,8 +89,7 @@ void on_bus_error(int signal, siginfo_t* info, void* /*context*/) {
         line << ": the host has no page for it (free memory, or enough huge pages)\n";
     }
     line.write();
-    constexpr int kHostFailed = 1;
-    ::_exit(kHostFailed);
+    ::_exit(exit_codes::kHostFailed);
 }
 
 } // namespace

@@ -14,14 +14,16 @@
 #include "vmm/cli/config_file.hpp"
 #include "vmm/cli/config_schema.hpp"
 #include "vmm/cli/given.hpp"
+#include "vmm/cli/option_names.hpp"
 #include "vmm/cli/options.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {
 
 namespace {
 
-constexpr int kUsageError = 2;
+using exit_codes::kUsageError;
 constexpr std::size_t kHelpColumn = 36;
 
 /// Calls `take` and puts the option's name to what it throws. Throws CLI::ValidationError.
@@ -173,7 +175,7 @@ std::string on_one_line(const std::string& text) {
 TextCommand usage_error(const CLI::App& app, const std::string& what) {
     const auto subcommands = app.get_subcommands();
     const std::string command = subcommands.empty() ? "vmm" : "vmm " + subcommands.front()->get_name();
-    return {"vmm: error: " + on_one_line(what) + " (see `" + command + " --help`)\n", kUsageError};
+    return {"vmm: error: " + on_one_line(with_option_names(what)) + " (see `" + command + " --help`)\n", kUsageError};
 }
 
 /// Says what is wrong with a command line. If no command was found, the word in its place is the answer.
@@ -234,7 +236,7 @@ Command parse_command_line(int argc, const char* const* argv) {
     } catch (const CLI::ParseError& error) {
         return usage_error(app, describe_parse_error(app, error));
     } catch (const Error& error) { // The file is wrong, of which the help says nothing.
-        return TextCommand{"vmm: error: " + on_one_line(error.what()) + "\n", kUsageError};
+        return TextCommand{"vmm: error: " + on_one_line(with_option_names(error.what())) + "\n", kUsageError};
     }
     if (is_given(Place::kDoctor)) {
         return DoctorCommand{};

@@ -1,10 +1,8 @@
 #include "vmm/cli/given.hpp"
 
-#include <algorithm>
-#include <cstddef>
+#include <utility>
 
 #include "kvm/host/error.hpp"
-#include "prefault/host/cpu_list.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 
 namespace vmm {
@@ -26,12 +24,9 @@ LogLevel log_level(const Given& given) {
 }
 
 void complete_prefault(const Given& given, Config& config) {
-    prefault::Options& prefault = config.prefault;
-    const bool populates = prefault.scope != prefault::Scope::kNone;
-    config.pin = given.pin.value_or(populates ? prefault::Pin::kMlock : prefault::Pin::kNone);
-    const std::size_t cpus = prefault.cpus.empty() ? prefault::usable_cpu_list().size() : prefault.cpus.size();
-    prefault.workers = given.prefault_workers.value_or(
-        static_cast<unsigned>(std::clamp<std::size_t>(cpus, 1, Config::kMaxPrefaultWorkers)));
+    config.pin = given.pin.value_or(config.pin);
+    config.prefault.workers = given.prefault_workers.value_or(config.prefault.workers);
+    config = resolved(std::move(config));
 }
 
 /// Only one of the two has standard input and output. Throws Error.

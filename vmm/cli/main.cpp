@@ -13,8 +13,10 @@
 #include "vmm/bench/command.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
+#include "vmm/cli/option_names.hpp"
 #include "vmm/cli/run_guest.hpp"
 #include "vmm/host/process_limits.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/output/patient_write.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 
@@ -22,10 +24,9 @@ namespace vmm {
 
 namespace {
 
-// The exit codes of the program (docs/report.md).
-constexpr int kSuccess = 0;
-constexpr int kHostFailed = 1;
-constexpr int kStoppedBySignal = 4;
+using exit_codes::kHostFailed;
+using exit_codes::kStoppedBySignal;
+using exit_codes::kSuccess;
 
 int execute(const RunCommand& command, std::chrono::steady_clock::time_point started) {
     return run_guest(command, started);
@@ -80,7 +81,7 @@ int main(int argc, char** argv) {
         vmm::print_message("\n");
         return vmm::kHostFailed;
     } catch (const std::exception& error) {
-        vmm::print_message(std::string("vmm: error: ") + error.what() + "\n");
+        vmm::print_message("vmm: error: " + vmm::with_option_names(error.what()) + "\n");
         return vmm::kHostFailed;
     }
 }

@@ -15,6 +15,7 @@
 
 #include "kvm/host/format.hpp"
 #include "vmm/cli/long_lived_file.hpp"
+#include "vmm/cli/option_names.hpp"
 #include "vmm/machine/character_console.hpp"
 
 namespace vmm {
@@ -86,11 +87,12 @@ void Messages::open_log(const RunCommand& command) {
 
 void Messages::log(LogLevel level, std::string_view line) {
     if (logger_) {
-        logger_->log(spdlog_level(level), "{}", line);
+        logger_->log(spdlog_level(level), "{}", with_option_names(line));
     }
 }
 
-void Messages::say_error(std::string_view what) {
+void Messages::say_error(std::string_view in_words_of_library) {
+    const std::string what = with_option_names(in_words_of_library);
     say(vmm::format("vmm: error: {}\n", what));
     if (file_ && logger_) {
         logger_->sinks().back()->log(spdlog::details::log_msg("vmm", spdlog::level::err, {what.data(), what.size()}));

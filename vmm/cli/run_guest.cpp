@@ -15,9 +15,11 @@
 #include "vmm/cli/broken_memory.hpp"
 #include "vmm/cli/character_connection.hpp"
 #include "vmm/cli/messages.hpp"
+#include "vmm/cli/option_names.hpp"
 #include "vmm/cli/progress_line.hpp"
 #include "vmm/cli/terminal.hpp"
 #include "vmm/cli/window_size.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/output/file_roles.hpp"
 #include "vmm/output/report_file.hpp"
@@ -28,11 +30,10 @@ namespace vmm {
 
 namespace {
 
-// The exit codes of the program (docs/report.md).
-constexpr int kSuccess = 0;
-constexpr int kHostFailed = 1;
-constexpr int kGuestFailed = 3;
-constexpr int kStoppedBySignal = 4;
+using exit_codes::kGuestFailed;
+using exit_codes::kHostFailed;
+using exit_codes::kStoppedBySignal;
+using exit_codes::kSuccess;
 
 /// How long the end waits for a reader who takes nothing.
 constexpr std::chrono::milliseconds kMessagePatience{2000};
@@ -155,6 +156,7 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
         }
         ending.reason = run_machine(machine, config, progress);
         ending.report = machine.report();
+        ending.report.prefault.problem = with_option_names(ending.report.prefault.problem);
         ending.crash = machine.crash_description();
     }
     const std::chrono::duration<double> teardown = std::chrono::steady_clock::now() - ending.report.guest_ended;

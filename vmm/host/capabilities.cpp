@@ -29,11 +29,11 @@ void check_prefault(const kvm::System& system, const prefault::Options& options)
     }
     if (host.kind == prefault::SecondLevelKind::kShadow) {
         throw Error("cannot fill the second level of system management mode: this host has shadow paging (leave out "
-                    "--prefault-smm)");
+                    "Config::prefault.smm)");
     }
     if (system.extension(KVM_CAP_X86_SMM) == 0) {
         throw Error("cannot fill the second level of system management mode: this host's KVM has none "
-                    "(KVM_CAP_X86_SMM; leave out --prefault-smm)");
+                    "(KVM_CAP_X86_SMM; leave out Config::prefault.smm)");
     }
 }
 
@@ -66,7 +66,7 @@ void check_host(const kvm::System& system, const Config& config) {
     }
     if (dummies > most - config.vcpus) {
         throw Error(vmm::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
-                                "(fewer with --prefault-workers)",
+                                "(fewer with Config::prefault.workers)",
                                 dummies, config.vcpus, most));
     }
 }

@@ -1,4 +1,4 @@
-// What a host must offer for a guest to run.
+// What a host must offer so that a guest can run.
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@ struct HostCapability {
     bool needed;      ///< whether no guest can run without it
 };
 
-/// What the machine checks before it creates anything, and what the doctor shows.
+/// The capabilities that a machine checks before it creates anything, and that the doctor shows.
 inline constexpr std::array kHostCapabilities{
     HostCapability{KVM_CAP_USER_MEMORY, "guest memory from user space (KVM_CAP_USER_MEMORY)", true},
     HostCapability{KVM_CAP_IRQCHIP, "in-kernel interrupt controllers (KVM_CAP_IRQCHIP)", true},
@@ -28,10 +28,10 @@ inline constexpr std::array kHostCapabilities{
     HostCapability{KVM_CAP_TSC_DEADLINE_TIMER, "TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)", false},
     HostCapability{KVM_CAP_PRE_FAULT_MEMORY, "prefault by the kernel (KVM_CAP_PRE_FAULT_MEMORY)", false}};
 
-/// How many prefault vCPUs a machine of this configuration has: as many as asked for, and as there is work for.
+/// How many prefault vCPUs a machine of this configuration has: as many as are asked for, if there is work for them.
 [[nodiscard]] unsigned prefault_vcpus(const Config& config);
 
-/// Throws Error where `system` cannot run what `config` asks for: capabilities, addresses, vCPUs. Creates nothing.
+/// Throws Error if `system` cannot run what `config` asks for: capabilities, addresses, vCPUs. Creates nothing.
 void check_host(const kvm::System& system, const Config& config);
 
 } // namespace vmm

@@ -12,8 +12,8 @@
 
 namespace vmm {
 
-/// What a program is started with. It gets these descriptors and no others, every signal as it is by default, and a
-/// process group of its own: what a terminal sends to us is not for it.
+/// What a program is started with. It gets these descriptors and no others, the default action of every signal, and a
+/// process group of its own, so that a terminal's signals to us do not reach it.
 struct ProgramSpec {
     std::string program;                                   ///< looked for by PATH where it has no slash
     std::vector<std::string> arguments{};                  ///< the first is its name
@@ -32,9 +32,9 @@ class ProgramError : public Error {
     using Error::Error;
 };
 
-/// One of them. It is known by a pidfd, so that no signal goes to another process that has its number by now: whoever
-/// else waits for our children (a program that embeds us, or one that ignores SIGCHLD) takes nothing away. A kernel
-/// without pidfds (before Linux 5.3) is asked before each signal whether that child is still ours.
+/// A program that runs. It is known by a pidfd, so that no signal goes to another process that has its number by now,
+/// even if somebody else waits for our children (a program that embeds us, or one that ignores SIGCHLD). On a kernel
+/// without pidfds (before Linux 5.3) each signal is preceded by the question whether that child is still ours.
 ///
 /// Threads: one at a time.
 class ChildProcess {
@@ -43,19 +43,19 @@ class ChildProcess {
 
     /// Throws Error, "cannot <tried>": no process can be made; ProgramError: the program cannot be run.
     ChildProcess(const ProgramSpec& spec, const std::string& tried, bool with_pidfd = true);
-    /// Kills it, if it still runs, and waits for it.
+    /// Kills the program if it still runs, and waits for it.
     ~ChildProcess();
     ChildProcess(const ChildProcess&) = delete;
     ChildProcess& operator=(const ChildProcess&) = delete;
 
     [[nodiscard]] pid_t pid() const noexcept { return pid_; }
 
-    /// False where it has ended, and somebody has waited for it.
+    /// False if it has ended, and somebody has waited for it.
     bool signal(int number) const noexcept;
-    /// To it and what it has started, likewise.
+    /// The same for the program and everything that it has started.
     bool signal_group(int number) const noexcept;
     /// Waits until it has ended, then signals what it has left running, and forgets it. Returns its status as waitpid()
-    /// gives it; 0 where somebody else has it.
+    /// gives it; 0 if somebody else has it.
     int wait() noexcept;
 
   private:

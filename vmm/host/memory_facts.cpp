@@ -187,7 +187,7 @@ std::string find_refusal(const MemoryNeed& need, const MemoryFacts& facts) {
     for (const MappingLimit& limit : facts.mapping_limits) {
         if (need.mapped > difference(limit.limit, limit.used)) {
             return vmm::format("{} of address space are needed, and this process has {} left ({}; raise `{}`, or take "
-                               "less memory with -m)",
+                               "less memory with Config::memory_bytes)",
                                mib(need.mapped), mib(difference(limit.limit, limit.used)), limit.name, limit.command);
         }
     }
@@ -197,17 +197,19 @@ std::string find_refusal(const MemoryNeed& need, const MemoryFacts& facts) {
     const std::string needed = describe_need(need.guest_ahead, need.beside);
     for (const MemoryGroup& group : facts.groups) {
         if (const auto left = group.left(); left && need.ahead() > *left) {
-            return vmm::format("{}, and {} (raise its limit, take less with -m, or --prefault=none)", needed,
-                               describe_group(*left, *group.limit, group.limit_file));
+            return vmm::format(
+                "{}, and {} (raise its limit, take less with Config::memory_bytes, or Config::prefault.scope=none)",
+                needed, describe_group(*left, *group.limit, group.limit_file));
         }
         if (const auto left = group.left_below_high(); left && need.ahead() > *left) {
             return vmm::format("{}, and above its limit the kernel slows this process down: {} (raise it, take less "
-                               "with -m, or --prefault=none)",
+                               "with Config::memory_bytes, or Config::prefault.scope=none)",
                                needed, describe_group(*left, *group.high, group.high_file));
         }
     }
     if (facts.host.available_bytes && need.ahead() > *facts.host.available_bytes) {
-        return vmm::format("{}, and this host has {} available{} (free some, take less with -m, or --prefault=none)",
+        return vmm::format("{}, and this host has {} available{} (free some, take less with Config::memory_bytes, or "
+                           "Config::prefault.scope=none)",
                            needed, mib(*facts.host.available_bytes),
                            facts.host.total_bytes ? " of " + mib(*facts.host.total_bytes) : "");
     }

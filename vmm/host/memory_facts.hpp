@@ -1,4 +1,4 @@
-// How much memory this host has for us: what the host itself, control groups and limits of the process leave.
+// How much memory there is for a guest: what the host, control groups and limits of the process leave.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// From /proc/meminfo, in bytes. Nothing where it cannot be read: unknown is neither zero nor without limit.
+/// Figures of /proc/meminfo, in bytes. One that cannot be read is nothing, which is neither zero nor without limit.
 struct HostMemory {
     std::optional<std::uint64_t> total_bytes;
     std::optional<std::uint64_t> available_bytes; ///< what can be had without swapping (MemAvailable)
@@ -20,7 +20,7 @@ struct HostMemory {
 [[nodiscard]] HostMemory read_host_memory(const std::string& meminfo = "/proc/meminfo");
 
 /// What one control group allows, in bytes (Documentation/admin-guide/cgroup-v2.rst, "Memory";
-/// cgroup-v1/memory.rst). A limit is nothing where there is none or none can be read.
+/// cgroup-v1/memory.rst). A limit is nothing if there is none or none can be read.
 struct MemoryGroup {
     std::string limit_file; ///< memory.max, or memory.limit_in_bytes
     std::optional<std::uint64_t> limit;
@@ -30,7 +30,7 @@ struct MemoryGroup {
     std::uint64_t used = 0;                  ///< less what the kernel takes back when it needs it: the cache of files
     std::uint64_t swap_used = 0;
 
-    /// What is left of the smaller limit, and of memory.high; nothing where there is no such limit.
+    /// What is left of the smaller limit, and of memory.high; nothing if there is no such limit.
     [[nodiscard]] std::optional<std::uint64_t> left() const noexcept;
     [[nodiscard]] std::optional<std::uint64_t> left_below_high() const noexcept;
 };
@@ -38,7 +38,7 @@ struct MemoryGroup {
 /// The memory groups this process is in, its own first; those without any limit are left out.
 [[nodiscard]] std::vector<MemoryGroup> read_memory_groups(const CgroupRoots& roots = {});
 
-/// The smallest limit on memory among the control groups this process is in, in bytes; nothing where there is none.
+/// The smallest limit on memory among the control groups this process is in, in bytes; nothing if there is none.
 [[nodiscard]] std::optional<std::uint64_t> read_memory_cgroup_limit(const CgroupRoots& roots = {});
 
 /// A limit of the process's own on mappings (setrlimit(2)), and what counts against it now, in bytes.
@@ -49,7 +49,7 @@ struct MappingLimit {
     std::uint64_t used = 0;
 };
 
-/// All that decides whether there is memory for a guest.
+/// The facts that decide whether there is memory for a guest.
 struct MemoryFacts {
     HostMemory host;
     std::vector<MemoryGroup> groups;
@@ -82,9 +82,9 @@ struct MemoryVerdict {
     std::vector<std::string> warnings; ///< what the guest may run into later, a sentence each
 };
 
-/// Decides. What is made resident ahead of time must fit without swapping, else the kernel kills or throttles the
-/// process, and says nothing to us; what the guest may touch later is worth a warning. A fact that is not known is no
-/// reason for either.
+/// Decides whether there is memory for `need`. What is made resident ahead of time must fit without swapping; otherwise
+/// the kernel kills or throttles the process without telling us. What the guest may touch later is worth a warning. A
+/// fact that is not known is no reason for either.
 [[nodiscard]] MemoryVerdict judge_memory(const MemoryNeed& need, const MemoryFacts& facts);
 
 /// How much more memory can be had without swapping, by the host and the groups together, in bytes; nothing: not known.

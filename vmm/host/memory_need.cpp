@@ -75,7 +75,7 @@ MemoryNeed need_of(std::uint64_t bytes, std::uint64_t ahead, const Config& confi
     need.beside = slots + table_bytes(ahead, config.page_size, may_be_shadow);
     need.beside_all = slots + table_bytes(bytes, config.page_size, may_be_shadow);
     need.mapped = bytes;
-    need.locked = config.pin != prefault::Pin::kNone;
+    need.locked = prefault::resolved(config.pin, config.prefault.scope) != prefault::Pin::kNone;
     return need;
 }
 
@@ -142,17 +142,17 @@ ProcessNeed process_need(const Config& config) {
     return need;
 }
 
-void check_host_room(const Config& config) {
-    const MemoryNeed need = memory_need(config, kvm_may_shadow());
-    const MemoryFacts facts = read_memory_facts();
-    if (!is_from_pool(config.page_size) && facts.host.total_bytes && config.memory_bytes > *facts.host.total_bytes) {
+void check_host_room(const Config& config, const HostFacts& facts) {
+    const MemoryNeed need = memory_need(config, facts.may_be_shadow);
+    const auto total_bytes = facts.memory.host.total_bytes;
+    if (!is_from_pool(config.page_size) && total_bytes && config.memory_bytes > *total_bytes) {
         throw Error("cannot give the guest " + format_bytes(config.memory_bytes) + " of memory: this host has " +
-                    format_bytes(*facts.host.total_bytes));
+                    format_bytes(*total_bytes));
     }
-    if (const MemoryVerdict verdict = judge_memory(need, facts); !verdict.refusal.empty()) {
+    if (const MemoryVerdict verdict = judge_memory(need, facts.memory); !verdict.refusal.empty()) {
         throw Error(tried(config, need) + verdict.refusal);
     }
-    if (const std::string refusal = judge_process(process_need(config), read_process_facts()); !refusal.empty()) {
+    if (const std::string refusal = judge_process(process_need(config), facts.process); !refusal.empty()) {
         throw Error(refusal);
     }
 }

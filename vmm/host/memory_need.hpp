@@ -4,14 +4,15 @@
 #include <cstdint>
 
 #include "vmm/config.hpp"
+#include "vmm/host/host_facts.hpp"
 #include "vmm/host/memory_facts.hpp"
 #include "vmm/host/process_limits.hpp"
 
 namespace vmm {
 
 /// How many bytes of tables `bytes` of guest memory take when all of them are resident: the host's page tables, the
-/// second level, and what KVM keeps for each page. `may_be_shadow`: KVM may shadow the guest's own tables, which takes
-/// more. The worst case: that pages of 4 KiB are mapped wherever the page size allows them.
+/// second level, and what KVM keeps for each page. If `may_be_shadow`, KVM may shadow the guest's own tables, which
+/// takes more. It is the worst case: pages of 4 KiB are mapped wherever the page size allows them.
 [[nodiscard]] std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_shadow) noexcept;
 
 /// What the machine of `config` takes of the host's memory.
@@ -23,11 +24,11 @@ namespace vmm {
 /// How many descriptors, threads and mappings the machine of `config` takes; more than it will, by a little.
 [[nodiscard]] ProcessNeed process_need(const Config& config);
 
-/// Throws Error where the memory, the descriptors, the threads or the mappings that `config` takes cannot be had.
-/// Creates nothing.
-void check_host_room(const Config& config);
+/// Throws Error if a host of these facts lacks the memory, the descriptors, the threads or the mappings that `config`
+/// takes.
+void check_host_room(const Config& config, const HostFacts& facts);
 
-/// Throws Error where `bytes` more of memory cannot be had for the guest of `config`, which is there already.
+/// Throws Error if `bytes` more of memory cannot be had for the guest of `config`, which is there already.
 void check_room_for_more(const Config& config, std::uint64_t bytes);
 
 /// What the guest of `config` may run into later, a sentence each.

@@ -74,7 +74,7 @@ std::uint64_t threads_of_user(const std::string& proc, uid_t user) {
 }
 
 /// Whether this process is in the initial user namespace, the only one in which capabilities lift limits of the kernel
-/// (user_namespaces(7)). False where it cannot be read.
+/// (user_namespaces(7)). False if it cannot be read.
 bool in_initial_user_namespace(const std::string& proc) {
     std::ifstream map(proc + "/self/uid_map");
     std::uint64_t inside = 1;

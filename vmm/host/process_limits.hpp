@@ -33,7 +33,7 @@ struct ProcessFacts {
     std::vector<CountLimit> mappings;
 };
 
-/// Where the facts are read.
+/// The places where the facts are read.
 struct ProcessSources {
     std::string proc = "/proc";
     CgroupRoots cgroups;
@@ -44,12 +44,12 @@ struct ProcessSources {
 /// Why `need` cannot be had, and what to do: "cannot run this machine: ..."; empty: it can be.
 [[nodiscard]] std::string judge_process(const ProcessNeed& need, const ProcessFacts& facts);
 
-/// Raises the soft limit on open files to the hard one, for the whole process: many programs still take select(), which
-/// is why the soft one is low. For a program to call at its start; the library does not. Programs that are started get
+/// Raises the soft limit on open files to the hard one, for the whole process. (The soft one is low because many
+/// programs still use select().) A program calls it at its start; the library does not. Programs that are started get
 /// inherited_open_file_limit().
 void raise_open_file_limit() noexcept;
 
-/// The limit on open files as it was before raise_open_file_limit(); nothing where that was not called or changed
+/// The limit on open files as it was before raise_open_file_limit(); nothing if that was not called or changed
 /// nothing.
 [[nodiscard]] std::optional<rlimit> inherited_open_file_limit() noexcept;
 

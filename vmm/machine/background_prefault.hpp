@@ -1,4 +1,4 @@
-// Prefault beside a guest that runs.
+// A prefault that runs beside the guest.
 #pragma once
 
 #include <chrono>
@@ -13,11 +13,12 @@
 namespace vmm {
 
 /// A thread that prefaults what `options` ask for, until it is done or the machine stops. Destruction waits for it, so
-/// it must be preceded by a request to stop, or by the end of the work.
+/// a stop must have been requested before, unless the work is done.
 ///
 /// Threads: the one that made it.
 class BackgroundPrefault {
   public:
+    /// What the prefault did.
     struct Result {
         prefault::Report report;
         std::exception_ptr failure; ///< then the report says nothing
@@ -25,15 +26,15 @@ class BackgroundPrefault {
         std::optional<std::chrono::steady_clock::time_point> full_at;
     };
 
-    /// `when_full` is called on the thread when the second level is full. Both outlive it. Throws Error where there is
-    /// no thread to be had.
+    /// `when_full` is called on the new thread, when the second level is full. `second_level` and `stop` outlive this.
+    /// Throws Error if the host gives no thread.
     BackgroundPrefault(MachineSecondLevel& second_level, prefault::Options options, const StopRequest& stop,
                        std::function<void()> when_full);
     ~BackgroundPrefault();
     BackgroundPrefault(const BackgroundPrefault&) = delete;
     BackgroundPrefault& operator=(const BackgroundPrefault&) = delete;
 
-    /// Waits for the end, once.
+    /// Waits for the end. Once.
     [[nodiscard]] Result join();
 
   private:

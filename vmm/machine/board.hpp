@@ -19,8 +19,8 @@
 
 namespace vmm {
 
-/// Everything the guest finds at its ports and addresses beyond what KVM emulates. Construction attaches every device
-/// and freezes the buses.
+/// Everything that the guest finds at its ports and addresses, beyond what KVM emulates. Construction attaches every
+/// device and freezes the buses.
 ///
 /// Threads: the buses may be used from any thread.
 class Board {

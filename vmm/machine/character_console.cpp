@@ -105,7 +105,7 @@ void CharacterConsole::pump_output() {
     }
     const Drained drained = drain_output();
     if (drained == Drained::kMoreLeft) {
-        output_ready_.signal(); // The rest after whatever else is ready has had its turn.
+        output_ready_.signal(); // The rest is written after other handlers had their turn.
     } else if (drained == Drained::kBlocked) {
         waiting_for_writable_ = loop_->watch(output_->fd(), EPOLLOUT, [this](std::uint32_t) {
             loop_->unwatch(output_->fd());
@@ -153,14 +153,14 @@ void CharacterConsole::flush(Patience patience) {
         Drained drained = Drained::kMoreLeft;
         try {
             drained = drain_output();
-        } catch (...) { // The sink's. The descriptor still gets all.
+        } catch (...) { // The sink threw. The descriptor still gets everything.
             thrown = std::current_exception();
         }
         if (drained == Drained::kAll) {
             break;
         }
         if (drained == Drained::kMoreLeft) {
-            continue; // What is in the ring is bounded, and no guest adds to it now.
+            continue; // This ends: the ring is bounded, and no guest adds to it now.
         }
         if (taken_bytes_ != taken_before || pending_end_ - pending_start_ != left_before) {
             quiet_end = std::min(end, Clock::now() + patience.quiet);
@@ -209,8 +209,8 @@ void CharacterConsole::feed_input() {
         const std::size_t accepted = port_->feed_input(pending_input_);
         pending_input_.erase(pending_input_.begin(), pending_input_.begin() + static_cast<std::ptrdiff_t>(accepted));
         if (!pending_input_.empty()) {
-            // The guest is behind: no more is read until it has made room. A person's stop key is still to be heard,
-            // so a terminal stays watched.
+            // The guest is behind, so nothing more is read until it has made room. A terminal stays watched, because
+            // its stop key must still be heard.
             if (input_watched_ && !config_.escape_keys) {
                 loop_->unwatch(config_.input_fd);
                 input_watched_ = false;

@@ -1,4 +1,4 @@
-// Between a guest's serial port or console and the descriptors of this process.
+// The connection of a guest's serial port or console with the descriptors of this process.
 #pragma once
 
 #include <array>
@@ -23,34 +23,33 @@ namespace vmm {
 /// Why bytes that the guest wrote reached nobody, and what to do about it: "the disk is full (free some room)".
 [[nodiscard]] std::string why_output_is_lost(int error_number);
 
-/// Moves the guest's output to a descriptor and what arrives at another one to the guest, without ever waiting: where
-/// the reader is slow, the port's ring fills and then drops; where the guest is slow, we stop reading.
+/// Moves the guest's output to one descriptor, and what arrives at another one to the guest. It never waits: if the
+/// reader is slow, the port's ring fills and then drops output; if the guest is slow, nothing more is read.
 ///
 /// Threads: one (the event loop's), but for the callbacks in `callbacks()`, which are for vCPU threads.
 class CharacterConsole {
   public:
-    /// `stop` is what the stop key does.
+    /// `stop` is called when the stop key is pressed.
     CharacterConsole(const CharacterConfig& config, std::function<void()> stop);
 
-    /// What the port is to be made with.
+    /// The callbacks that the port is made with.
     [[nodiscard]] devices::CharacterPort::Callbacks callbacks();
 
-    /// Connects `port` and the descriptors to `loop`. All three outlive each other's use. Once.
+    /// Connects `port` and the descriptors to `loop`. Once. `port` and `loop` live as long as the loop runs.
     void attach(devices::CharacterPort& port, EventLoop& loop);
 
-    /// How long a slow reader is waited for.
+    /// How long flush() waits for a slow reader.
     struct Patience {
         std::chrono::milliseconds quiet; ///< while it takes nothing
         std::chrono::milliseconds total;
     };
-    /// Writes what is left of the output. What is not taken in time is lost. Once, at the end; nothing is written
-    /// afterwards.
+    /// Writes what is left of the output. What the reader does not take in time is lost. Once, at the end.
     void flush(Patience patience);
 
-    /// Output that the port dropped, that could not be written, or that the sink could not pass on. Nothing where the
+    /// Output that the port dropped, that could not be written, or that the sink could not pass on. Nothing if the
     /// port is not connected. After flush().
     [[nodiscard]] LostOutput lost_output() const;
-    /// All that the guest wrote.
+    /// How many bytes the guest wrote.
     [[nodiscard]] std::uint64_t output_bytes() const;
 
   private:
@@ -60,7 +59,7 @@ class CharacterConsole {
         std::uint64_t bytes = 0;
         int error_number = 0; ///< of the first that was refused; 0: nobody took it in time
     };
-    /// A guest that floods the port must not keep the loop from hearing anything else. In bytes.
+    /// Bytes that are written before other handlers have their turn, because a guest may flood the port.
     static constexpr std::size_t kMostAtOnce = 64 * kKiB;
 
     [[nodiscard]] bool is_connected() const noexcept { return output_.has_value() || config_.sink != nullptr; }

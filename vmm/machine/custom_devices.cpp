@@ -9,6 +9,7 @@
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/virtio_devices.hpp"
+#include "vmm/refuse_nul.hpp"
 
 namespace vmm {
 
@@ -19,7 +20,7 @@ namespace {
 constexpr std::uint64_t kPorts = 0x10000;
 constexpr std::uint64_t kPageBytes = 4 * kKiB;
 
-/// The ports at which KVM answers (memory_map.hpp): a device there would never hear of an access.
+/// The ports at which KVM answers (memory_map.hpp). A device there would never see an access.
 constexpr std::array kPortsOfKvm{GuestRange{GuestAddress{0x20}, 2}, GuestRange{GuestAddress{0x40}, 4},
                                  GuestRange{GuestAddress{0x61}, 1}, GuestRange{GuestAddress{0xa0}, 2},
                                  GuestRange{GuestAddress{0x4d0}, 2}};
@@ -54,7 +55,32 @@ void validate_place(const DeviceConfig& device, const std::string& tried) {
     }
 }
 
+std::string trying_to_add(const DeviceConfig& device, std::size_t place) {
+    return "cannot add the device '" + device.name + "' (Config::devices[" + std::to_string(place) + "])";
+}
+
 } // namespace
+
+void DeviceConfig::check(std::size_t place) const {
+    refuse_nul(name, "the name of a device");
+    const std::string tried = trying_to_add(*this, place);
+    if (name.empty()) {
+        throw Error(tried + ": it needs a name");
+    }
+    if (!make) {
+        throw Error(tried + ": it has no `make`");
+    }
+    if (trigger != InterruptTrigger::kEdge && trigger != InterruptTrigger::kLevel) {
+        throw Error(tried + ": its trigger is neither edge nor level");
+    }
+    if (trigger == InterruptTrigger::kLevel && !interrupt) {
+        throw Error(tried + ": it is level-triggered, but has no interrupt (name one, or take kEdge)");
+    }
+    if (space != DeviceSpace::kPortIo && space != DeviceSpace::kMmio) {
+        throw Error(tried + ": its space is neither port I/O nor MMIO");
+    }
+    validate_place(*this, tried);
+}
 
 void validate_custom_devices(const Config& config) {
     const auto& lines = memory_map::kVirtioGsis;
@@ -62,30 +88,13 @@ void validate_custom_devices(const Config& config) {
     std::set<std::uint32_t> free(lines.begin() + static_cast<std::ptrdiff_t>(taken), lines.end());
     for (std::size_t i = 0; i < config.devices.size(); ++i) {
         const DeviceConfig& device = config.devices[i];
-        const std::string tried =
-            "cannot add the device '" + device.name + "' (Config::devices[" + std::to_string(i) + "])";
-        if (device.name.empty()) {
-            throw Error(tried + ": it needs a name");
-        }
-        if (!device.make) {
-            throw Error(tried + ": it has no `make`");
-        }
-        if (device.trigger != InterruptTrigger::kEdge && device.trigger != InterruptTrigger::kLevel) {
-            throw Error(tried + ": its trigger is neither edge nor level");
-        }
-        if (device.trigger == InterruptTrigger::kLevel && !device.interrupt) {
-            throw Error(tried + ": it is level-triggered, but has no interrupt (name one, or take kEdge)");
-        }
-        if (device.space != DeviceSpace::kPortIo && device.space != DeviceSpace::kMmio) {
-            throw Error(tried + ": its space is neither port I/O nor MMIO");
-        }
-        validate_place(device, tried);
+        device.check(i);
         if (device.interrupt && free.erase(*device.interrupt) == 0) {
             std::string names;
             for (const std::uint32_t line : free) {
                 names += (names.empty() ? "" : ", ") + std::to_string(line);
             }
-            throw Error(tried + " with interrupt " + std::to_string(*device.interrupt) +
+            throw Error(trying_to_add(device, i) + " with interrupt " + std::to_string(*device.interrupt) +
                         ": it is not one of those that are free: " + (names.empty() ? "none is" : names));
         }
     }
@@ -93,7 +102,7 @@ void validate_custom_devices(const Config& config) {
 
 namespace {
 
-/// The device's name; with its place, where others have that name, too.
+/// The device's name, and its place if other devices have the same name.
 std::string name_in_messages(std::span<const DeviceConfig> configs, std::size_t place) {
     const std::string& name = configs[place].name;
     const auto of_that_name = std::ranges::count(configs, name, &DeviceConfig::name);
@@ -104,7 +113,7 @@ std::string name_in_messages(std::span<const DeviceConfig> configs, std::size_t 
 
 CustomDevices::CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs,
                              const Failed& failed) {
-    // The destructor does not run for an object whose constructor throws, but a maker may have handed the line on.
+    // No destructor runs if this constructor throws, but a maker may have kept the interrupt line.
     struct Disconnect {
         ~Disconnect() {
             if (devices != nullptr) {

@@ -20,14 +20,14 @@
 
 namespace vmm {
 
-/// Throws Error where a device of `config` cannot be where it is to be, or has no interrupt line of its own. Whether
-/// two devices overlap is found out by the bus.
+/// Throws Error if a device of `config` cannot be at its place, or has no interrupt line of its own. It does not find
+/// devices that overlap: the bus does.
 void validate_custom_devices(const Config& config);
 
-/// Owns the devices. Threads: the one that made it, but for what is on the buses.
+/// Owns the devices. Threads: the one that made it; the devices on the buses any.
 class CustomDevices {
   public:
-    /// Is told what a device threw, by a vCPU's thread.
+    /// Is given what a device threw, on a vCPU's thread.
     using Failed = std::function<void(std::exception_ptr)>;
 
     /// Makes them. After kvm::Vm::create_irqchip(). `memory` outlives it. Throws Error, and what the makers throw.
@@ -44,7 +44,7 @@ class CustomDevices {
     void attach_to(devices::Bus& ports, devices::Bus& mmio);
 
   private:
-    /// Keeps what a device throws away from the bus, which knows no exceptions.
+    /// Catches what a device throws, because the bus knows no exceptions.
     class Guarded final : public devices::Device {
       public:
         Guarded(const DeviceConfig& config, std::string name, std::shared_ptr<CustomDevice> device, Failed failed);
@@ -66,7 +66,7 @@ class CustomDevices {
     [[nodiscard]] DeviceHost host_for(const DeviceConfig& config, kvm::Vm& vm, const GuestMemory& memory);
 
     std::deque<Guarded> devices_;                         ///< a deque: the buses know their addresses
-    std::vector<std::shared_ptr<LevelLine>> level_lines_; ///< which those who raise them may have for longer
+    std::vector<std::shared_ptr<LevelLine>> level_lines_; ///< shared with those who raise them, who may live longer
 };
 
 } // namespace vmm

@@ -11,7 +11,7 @@ class Dispatcher {
   public:
     Dispatcher(devices::Bus& ports, devices::Bus& mmio) : ports_(ports), mmio_(mmio) {}
 
-    Outcome operator()(const kvm::PioExit& exit) const {
+    AfterExit operator()(const kvm::PioExit& exit) const {
         // A string instruction is `count` accesses to the same port. The kernel bounds it to a page.
         for (std::size_t offset = 0; exit.width != 0 && offset < exit.data.size(); offset += exit.width) {
             const auto item = exit.data.subspan(offset, std::min<std::size_t>(exit.width, exit.data.size() - offset));
@@ -23,7 +23,7 @@ class Dispatcher {
         }
         return {};
     }
-    Outcome operator()(const kvm::MmioExit& exit) const {
+    AfterExit operator()(const kvm::MmioExit& exit) const {
         if (exit.is_write) {
             mmio_.write(exit.address, exit.data);
         } else {
@@ -31,14 +31,14 @@ class Dispatcher {
         }
         return {};
     }
-    Outcome operator()(const kvm::HaltExit&) const { return {}; }
-    Outcome operator()(const kvm::ShutdownExit&) const {
-        return {Outcome::Next::kCrashed,
+    AfterExit operator()(const kvm::HaltExit&) const { return {}; }
+    AfterExit operator()(const kvm::ShutdownExit&) const {
+        return {AfterExit::Next::kCrash,
                 "triple fault (an exception it could not handle; on AMD the registers below may "
                 "be those of a reset)"};
     }
-    Outcome operator()(const kvm::KickedExit&) const { return {Outcome::Next::kKicked, {}}; }
-    Outcome operator()(const kvm::FaultExit& exit) const { return {Outcome::Next::kCrashed, exit.what}; }
+    AfterExit operator()(const kvm::KickedExit&) const { return {}; }
+    AfterExit operator()(const kvm::FaultExit& exit) const { return {AfterExit::Next::kCrash, exit.what}; }
 
   private:
     devices::Bus& ports_;
@@ -47,7 +47,7 @@ class Dispatcher {
 
 } // namespace
 
-Outcome dispatch(const kvm::Exit& exit, devices::Bus& ports, devices::Bus& mmio) {
+AfterExit dispatch(const kvm::Exit& exit, devices::Bus& ports, devices::Bus& mmio) {
     return std::visit(Dispatcher(ports, mmio), exit);
 }
 

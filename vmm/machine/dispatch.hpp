@@ -8,20 +8,19 @@
 
 namespace vmm {
 
-/// What the thread of a vCPU does next.
-struct Outcome {
+/// What the thread of a vCPU does after an exit.
+struct AfterExit {
     enum class Next {
-        kRun,     ///< enter the guest again
-        kKicked,  ///< see whether to stop, then as kRun
-        kCrashed, ///< the guest cannot go on
+        kEnterGuest, ///< unless a stop or a pause was requested
+        kCrash,      ///< the guest cannot go on
     };
-    Next next = Next::kRun;
-    std::string why; ///< for kCrashed
+    Next next = Next::kEnterGuest;
+    std::string why; ///< for kCrash, as text for people
 
-    friend bool operator==(const Outcome&, const Outcome&) = default;
+    friend bool operator==(const AfterExit&, const AfterExit&) = default;
 };
 
-/// Carries port and memory accesses to the buses, filling in what the guest reads. Both buses are frozen.
-[[nodiscard]] Outcome dispatch(const kvm::Exit& exit, devices::Bus& ports, devices::Bus& mmio);
+/// Carries port and memory accesses to the buses, and fills in what the guest reads. Both buses are frozen.
+[[nodiscard]] AfterExit dispatch(const kvm::Exit& exit, devices::Bus& ports, devices::Bus& mmio);
 
 } // namespace vmm

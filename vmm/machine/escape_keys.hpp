@@ -1,4 +1,4 @@
-// The keys by which the person at the terminal speaks to us instead of the guest.
+// The keys that are commands to the machine, and not input for the guest.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 namespace vmm {
 
 /// Finds commands in what is typed: Ctrl-A and then x (stop), h (help), or Ctrl-A (the key itself, for the guest).
-/// After any other key both keys go to the guest. Pure. Threads: one.
+/// After any other key both keys go to the guest. Threads: one.
 class EscapeKeys {
   public:
     struct Result {
@@ -16,7 +16,7 @@ class EscapeKeys {
         bool stop = false;
         bool help = false;
     };
-    /// Takes what was typed; a command may be split between two calls.
+    /// Takes what was typed. A command may be split between two calls.
     [[nodiscard]] Result filter(std::span<const std::byte> typed);
 
   private:

@@ -46,7 +46,7 @@ void EventLoop::run_once(int timeout_ms) {
     }
     for (int i = 0; i < count; ++i) {
         const auto& event = events[static_cast<std::size_t>(i)];
-        const auto found = handlers_.find(event.data.fd); // An earlier handler may have taken it away.
+        const auto found = handlers_.find(event.data.fd); // An earlier handler may have unwatched it.
         if (found != handlers_.end()) {
             const std::shared_ptr<Handler> handler = found->second; // Kept: the handler may unwatch itself.
             (*handler)(event.events);

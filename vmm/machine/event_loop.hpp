@@ -1,4 +1,4 @@
-// Waiting for several descriptors at once (epoll).
+// Waits for several descriptors at once (epoll).
 #pragma once
 
 #include <cstdint>
@@ -17,15 +17,15 @@ class EventLoop {
 
     EventLoop();
 
-    /// Watches `fd`, a loan, for `events`. False where the kernel has no such thing as readiness for it (a regular
-    /// file): it is always ready. Throws Error for other failures.
+    /// Watches `fd`, a loan, for `events`. Returns false if `fd` is always ready, as a regular file is: the kernel has
+    /// no readiness for it. Throws Error for other failures.
     [[nodiscard]] bool watch(int fd, std::uint32_t events, Handler handler);
-    /// No more calls for `fd`. Nothing happens if it is not watched. A handler may do this to itself.
+    /// Ends the calls for `fd`. Does nothing if it is not watched. A handler may unwatch itself.
     void unwatch(int fd) noexcept;
 
-    /// Waits at most `timeout_ms` (-1: for ever) and calls the handlers of what is ready. Throws what they throw.
+    /// Waits at most `timeout_ms` (-1: for ever), and calls the handlers of what is ready. Throws what they throw.
     void run_once(int timeout_ms);
-    /// Whether something is ready now, so that run_once() would not wait.
+    /// True if something is ready now, so that run_once() would not wait.
     [[nodiscard]] bool has_events() const;
 
   private:

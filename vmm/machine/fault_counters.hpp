@@ -10,20 +10,20 @@
 
 namespace vmm {
 
-/// KVM's counters of each vCPU, opened once: to open them takes the vCPU's lock, which one that runs holds all the
-/// time; to read them takes none.
+/// KVM's counters of each vCPU. They are opened once, before the vCPUs run: opening them takes the vCPU's lock, which a
+/// running vCPU holds all the time. Reading them takes no lock.
 ///
 /// Threads: any.
 class FaultCounters {
   public:
-    /// None of `vcpus` runs. Throws Error where this kernel does not count.
+    /// While none of `vcpus` runs. Throws Error if this kernel does not count.
     explicit FaultCounters(const std::deque<kvm::Vcpu>& vcpus);
 
     /// By vCPU: how many second-level faults KVM has resolved by making a mapping (pf_fixed) since reset().
     [[nodiscard]] std::vector<std::uint64_t> counts() const;
     [[nodiscard]] std::uint64_t total() const;
 
-    /// By vCPU: how often KVM left the guest since reset(), for itself or for us (exits). Empty where this kernel does
+    /// By vCPU: how often KVM left the guest since reset(), for itself or for us (exits). Empty if this kernel does
     /// not count.
     [[nodiscard]] std::vector<std::uint64_t> exits() const;
 
@@ -35,7 +35,7 @@ class FaultCounters {
 
     std::vector<kvm::Stats> stats_;
     std::vector<std::uint64_t> before_;
-    std::vector<std::uint64_t> exits_before_; ///< empty where they are not counted
+    std::vector<std::uint64_t> exits_before_; ///< empty if they are not counted
 };
 
 } // namespace vmm

@@ -17,11 +17,11 @@ void write_reserved(const GuestMemory& memory, GuestAddress address, std::span<c
     assert(written);
 }
 
-/// How large they are follows from the host (its NUMA nodes), the kernel (its longest command line) and the user.
+/// Sizes depend on the host (its NUMA nodes), the kernel (its longest command line) and the user.
 void check_room(const std::string& what, std::size_t bytes, GuestRange room) {
     if (bytes > room.size) {
         throw Error("cannot give the guest " + what + " of " + format_bytes(bytes) + ": there is room for " +
-                    format_bytes(room.size) + " (take a shorter command line, fewer vCPUs, or no --numa=split)");
+                    format_bytes(room.size) + " (take a shorter command line, fewer vCPUs, or no Config::numa=split)");
     }
 }
 
@@ -47,21 +47,20 @@ loader::ImageFile open_kernel(const Config& config, int stop_fd) {
                                       : ImageFile(config.kernel_path, ImageFile::kMaxStreamBytes, stop_fd);
 }
 
-/// Throws Error where `kernel` has no way to get a device tree.
+/// Throws Error if `kernel` has no way to get a device tree.
 void check_takes_device_tree(const loader::Kernel& kernel, HardwareDescription hardware) {
     if (hardware == HardwareDescription::kAcpi || kernel.device_tree_hand_over() != loader::DeviceTreeHandOver::kNone) {
         return;
     }
-    const std::string tried = "cannot tell " + kernel.name() +
-                              " of its hardware by a device tree (--hardware=" + std::string(to_string(hardware)) +
-                              "): ";
+    const std::string tried = "cannot tell " + kernel.name() + " of its hardware by a device tree (Config::hardware=" +
+                              std::string(to_string(hardware)) + "): ";
     if (kernel.protocol() != loader::EntryProtocol::kPvh) {
         throw Error(tried + "its boot protocol is older than 2.09 (Linux 2.6.26), which brought the list that hands "
-                            "trees over (take a newer kernel, or --hardware=acpi)");
+                            "trees over (take a newer kernel, or Config::hardware=acpi)");
     }
     throw Error(tried +
                 "it is a PVH kernel other than Linux, and PVH hands no tree over (use a bzImage or a vmlinux of "
-                "Linux with CONFIG_OF, or --hardware=acpi)");
+                "Linux with CONFIG_OF, or Config::hardware=acpi)");
 }
 
 } // namespace
@@ -72,7 +71,7 @@ GuestFiles GuestFiles::open(const Config& config, int stop_fd) {
     if (config.initrd_image) {
         files.initrd.emplace("the initrd in memory", config.initrd_image);
     } else if (!config.initrd_path.empty()) {
-        // More than this does not fit, however much a pipe gives.
+        // A pipe may give more than fits.
         files.initrd.emplace(config.initrd_path, config.memory_bytes, stop_fd);
     }
     return files;

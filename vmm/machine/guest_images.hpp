@@ -17,18 +17,18 @@
 
 namespace vmm {
 
-/// The files a guest boots from: opened and checked, nothing loaded.
+/// The files that a guest boots from. They are opened and checked, and nothing is loaded.
 struct GuestFiles {
     loader::Kernel kernel;
     std::optional<loader::ImageFile> initrd;
 
-    /// `stop_fd` is readable from a request to stop on, which ends the wait for a pipe; a loan that outlives this, and
-    /// negative where there is none. Throws Error: a file is missing, is not a kernel, is damaged, or has no way to be
-    /// told of the hardware as `config.hardware` says. Throws StoppedError.
+    /// `stop_fd` is readable once a stop is requested, which ends the wait for a pipe. It is a loan, and negative if
+    /// there is none. Throws Error: a file is missing, is not a kernel, is damaged, or cannot be told of the hardware
+    /// as `config.hardware` says. Throws StoppedError.
     static GuestFiles open(const Config& config, int stop_fd = -1);
 };
 
-/// What the guest is told of its memory, and where its boot information lies.
+/// The memory map that the guest is given, and the places of its boot information.
 class BootPlan {
   public:
     BootPlan(std::uint64_t memory_bytes, HardwareDescription hardware);
@@ -39,7 +39,7 @@ class BootPlan {
     HardwareDescription hardware_;
 };
 
-/// Where the device tree itself lies, if there is one.
+/// The place of the device tree, if there is one.
 inline constexpr GuestAddress kDeviceTreeAddress{to_integer(memory_map::kDeviceTree.base) +
                                                  loader::kSetupDataHeaderBytes};
 
@@ -48,8 +48,8 @@ struct LoadedGuest {
     std::vector<std::byte> device_tree; ///< a copy; empty: the guest has none
 };
 
-/// Writes kernel, initrd, command line, boot information, what tells of `hardware` as `layout` wants it, and the reset
-/// vector. Throws Error where something does not fit.
+/// Writes the kernel, the initrd, the command line, the boot information, the description of `hardware` that `layout`
+/// asks for, and the reset vector. Throws Error if something does not fit.
 [[nodiscard]] LoadedGuest load_guest(const GuestMemory& memory, const GuestFiles& files, std::string_view command_line,
                                      const loader::Hardware& hardware, const loader::BootLayout& layout);
 

@@ -16,7 +16,8 @@ bool binds_to_nodes(const NumaPolicy& policy) {
     return policy.kind == NumaPolicy::Kind::kNode || policy.kind == NumaPolicy::Kind::kSplit;
 }
 
-/// A distance as ACPI wants it, whatever the host's firmware says: 10 to oneself, more to others, 255 for no way.
+/// A distance that is valid in ACPI, whatever the host's firmware says: 10 to itself, more to others, 255 if there is
+/// no way.
 std::uint8_t acpi_distance(bool same, unsigned distance) {
     constexpr unsigned kNearest = loader::kAcpiLocalDistance + 1;
     return same ? loader::kAcpiLocalDistance : static_cast<std::uint8_t>(std::clamp(distance, kNearest, 255U));
@@ -37,7 +38,7 @@ reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology,
 } // namespace
 
 GuestRam::PageRelease::~PageRelease() {
-    // Pages of a pool are few, and of little memory even small ones are: one munmap() is as fast.
+    // If pages are few (a pool's, or little memory), one munmap() is as fast.
     constexpr std::uint64_t kLittle = 256 * kMiB;
     if (!is_from_pool(memory_.page_size()) && memory_.size_bytes() > kLittle) {
         prefault::release_host(memory_, workers_);
@@ -59,7 +60,7 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
         placement_.node_cpus[node.id] = node.cpus;
     }
     // The kernel reserves pages of the pool for a mapping, but not those of one node, nor those of a control group.
-    // Whoever is confined to some nodes from outside (numactl, cpuset) is as good as bound.
+    // A process that is confined to some nodes from outside (numactl, cpuset) is as good as bound.
     if (is_from_pool(config.page_size) &&
         (binds_to_nodes(policy_) || prefault::is_confined(topology_) ||
          prefault::read_huge_page_cgroup_limit(certain_page_bytes(config.page_size)).has_value())) {
@@ -108,7 +109,7 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
     if (policy_.kind != NumaPolicy::Kind::kSplit) {
         return std::nullopt;
     }
-    // The guest's nodes are numbered from 0, whatever ours are called.
+    // The guest's nodes are numbered from 0, whatever the numbers of the host's.
     const std::vector<unsigned> nodes = used_nodes();
     const auto guest_node = [&nodes](unsigned node) {
         return static_cast<unsigned>(std::lower_bound(nodes.begin(), nodes.end(), node) - nodes.begin());

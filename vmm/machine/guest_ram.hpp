@@ -16,32 +16,32 @@
 
 namespace vmm {
 
-/// Everything about guest RAM that KVM does not know. It outlives the VM.
+/// Guest RAM, and everything about it that KVM does not know. It outlives the VM.
 ///
 /// Threads: memory() any; the rest one at a time.
 class GuestRam {
   public:
-    /// Raises the pool of huge pages if the configuration says so, maps and places memory. Where a shortage of huge
-    /// pages would otherwise only be found by the first access to them, they are populated at once. Throws Error, also
-    /// where `stop` was requested before it was done.
+    /// Raises the pool of huge pages if the configuration says so; maps and places memory. If only the first access
+    /// would find a shortage of huge pages, they are populated at once. Throws Error, also if `stop` was requested
+    /// before it was done.
     GuestRam(const Config& config, const std::stop_token& stop);
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
     [[nodiscard]] prefault::PinnedMemory& pins() noexcept { return pins_; }
-    /// Where each part lies, in the order of memory().regions(), and the CPUs of each node of the host.
+    /// The node of each part, in the order of memory().regions(), and the CPUs of each node of the host.
     [[nodiscard]] const prefault::Placement& placement() const noexcept { return placement_; }
 
     /// Maps and places one more region, which is not part of the memory before add(). Throws Error.
     [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
     void add(GuestMemory::NewRegion region) noexcept;
 
-    /// What the guest is told of its nodes; nothing unless memory is split.
+    /// The description of the guest's nodes; nothing unless memory is split.
     [[nodiscard]] std::optional<loader::AcpiNuma> describe_nodes(unsigned vcpus) const;
-    /// Where vCPU `vcpu` of `vcpus` runs unless the user says otherwise: on its node; empty: anywhere.
+    /// The CPUs that vCPU `vcpu` of `vcpus` runs on, unless the user says otherwise: those of its node; empty: any.
     [[nodiscard]] prefault::CpuList vcpu_cpus(unsigned vcpu, unsigned vcpus) const;
 
   private:
-    /// Frees the pages with several threads, after what refers to them and before their mappings.
+    /// Frees the pages with several threads: after everything that refers to them is gone, and before the mappings go.
     class PageRelease {
       public:
         PageRelease(const GuestMemory& memory, unsigned workers) : memory_(memory), workers_(workers) {}

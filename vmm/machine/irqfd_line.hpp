@@ -9,7 +9,7 @@
 
 namespace vmm {
 
-/// Each raise() is one edge on `gsi`, delivered by the kernel without an exit of anybody's. Threads: any.
+/// Each raise() is one edge on `gsi`. The kernel delivers it without an exit of a vCPU. Threads: any.
 class IrqfdLine final : public devices::IrqLine {
   public:
     /// After kvm::Vm::create_irqchip(). Throws Error.

@@ -8,7 +8,7 @@
 
 namespace vmm {
 
-/// Stays where it is put until it is put elsewhere. Threads: any.
+/// The line keeps its level until set() changes it. Threads: any.
 class LevelLine {
   public:
     /// After kvm::Vm::create_irqchip(). `vm` is not used after disconnect().
@@ -17,11 +17,11 @@ class LevelLine {
     void set(bool up) noexcept {
         const std::lock_guard hold(lock_);
         if (vm_ != nullptr) {
-            // KVM refuses only what is no line of its interrupt controllers.
+            // KVM refuses only numbers that are no lines of its interrupt controllers.
             static_cast<void>(vm_->set_interrupt_line(gsi_, up));
         }
     }
-    /// The VM ends: from now on nothing happens.
+    /// The VM ends. From now on set() does nothing.
     void disconnect() noexcept {
         const std::lock_guard hold(lock_);
         vm_ = nullptr;

@@ -50,26 +50,26 @@ inline constexpr std::uint16_t kResetControlPorts = 0xcf8; ///< the register its
 
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
-/// One for each virtio device, not shared: they are edge-triggered. What is left of the 24 inputs of the I/O APIC
-/// without those a PC has fixed uses for (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
+/// One line for each virtio device. They are not shared, because they are edge-triggered. These are the 24 inputs of
+/// the I/O APIC without those that have fixed uses in a PC (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
 inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
                                                            17, 18, 19, 20, 21, 22, 23, 3};
 
 // Memslots: one for each region of RAM from 0 on, and the scratch slot of the prefault.
 inline constexpr std::uint32_t kScratchMemslot = 16;
 
-/// The most RAM a guest can have: what keeps the scratch slot's page tables within their window.
+/// The most RAM that a guest can have. The scratch slot's page tables fit in their window up to this size.
 inline constexpr std::uint64_t kMaxMemoryBytes = 16 * kTiB;
 
-/// How far above the RAM it starts with a running guest can be given more.
+/// How far above its first RAM a running guest can be given more.
 inline constexpr std::uint64_t kRoomForMoreMemory = 512 * kGiB;
-/// No RAM lies above.
+/// The end of all RAM.
 inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
 
-/// Where `memory_bytes` of RAM go: below the hole, the rest from 4 GiB on.
+/// The ranges of `memory_bytes` of RAM: below the hole, and the rest from 4 GiB on.
 [[nodiscard]] std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes);
 
-/// What the guest is told of that memory.
+/// The memory map that the guest is given for `memory_bytes` of RAM.
 [[nodiscard]] std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes);
 
 /// The end of the highest RAM, but at least 4 GiB.

@@ -1,4 +1,4 @@
-// Where the vCPUs of a paused machine wait.
+// The gate at which the vCPUs of a paused machine wait.
 #pragma once
 
 #include <atomic>
@@ -9,8 +9,8 @@
 
 namespace vmm {
 
-/// Each vCPU passes the gate before it enters the guest. Threads: any; note_vcpu_thread() and pass() are for those of
-/// the vCPUs.
+/// Each vCPU passes the gate before it enters the guest. Threads: any; note_vcpu_thread() and pass() are for the
+/// threads of vCPUs.
 class PauseGate {
   public:
     /// Kicks every vCPU's thread.
@@ -18,12 +18,12 @@ class PauseGate {
 
     /// From now on `vcpus` threads pass, and `kick_all` takes them out of the guest, until close().
     void open(std::size_t vcpus, KickAll kick_all);
-    /// Lets everybody go for good: those who wait here, and those who wait for them.
+    /// Opens the gate for good. The vCPUs that wait here go on, and so does whoever waits for them in pause().
     void close();
 
-    /// Returns when no vCPU is in the guest any more, or resume() or close() was called. Before open() at once: the
-    /// guest then begins when it is resumed. Throws UsageError: after close(), or in the thread of a vCPU of this gate,
-    /// which would wait for itself.
+    /// Returns when no vCPU is in the guest any more, or resume() or close() was called. Before open() it returns at
+    /// once, and the guest begins when it is resumed. Throws UsageError: after close(), or in the thread of a vCPU of
+    /// this gate, which would wait for itself.
     void pause();
     void resume();
     [[nodiscard]] bool is_paused() const noexcept { return wanted_.load(); }

@@ -1,4 +1,4 @@
-// From a machine's request to stop to a stop token.
+// Makes a stop token of a machine's request to stop.
 #pragma once
 
 #include <atomic>
@@ -10,11 +10,11 @@
 
 namespace vmm {
 
-/// As long as it lives, a request to stop also requests it of token(). A thread does that, because a request may come
-/// from a signal handler, where a stop source must not be used. Threads: one; the token any.
+/// As long as it lives, a request to stop also stops token(). A thread does that, because a request may come from a
+/// signal handler, in which a stop source must not be used. Threads: one; the token any.
 class StopBridge {
   public:
-    /// `request` outlives the bridge. Throws Error where the host cannot make a thread.
+    /// `request` outlives the bridge. Throws Error if the host cannot make a thread.
     explicit StopBridge(const StopRequest& request);
     ~StopBridge();
     StopBridge(const StopBridge&) = delete;

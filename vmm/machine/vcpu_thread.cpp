@@ -63,9 +63,9 @@ void VcpuThread::run_until_stopped() {
         if (!first_entry_) {
             first_entry_ = std::chrono::steady_clock::now();
         }
-        const Outcome outcome = dispatch(vcpu_.run(), environment_.ports, environment_.mmio);
-        if (outcome.next == Outcome::Next::kCrashed) {
-            crash_ = outcome.why;
+        const AfterExit after = dispatch(vcpu_.run(), environment_.ports, environment_.mmio);
+        if (after.next == AfterExit::Next::kCrash) {
+            crash_ = after.why;
             environment_.stop.request(ExitReason::kCrash);
             return;
         }

@@ -1,4 +1,4 @@
-// The thread a real vCPU runs on.
+// The thread of a real vCPU.
 #pragma once
 
 #include <chrono>
@@ -27,18 +27,18 @@ struct VcpuEnvironment {
     std::latch& start; ///< no vCPU enters the guest before it is open
 };
 
-/// A thread whose signals are blocked from its first instruction on. `whose` goes into the message of the Error that is
-/// thrown where the host cannot make one: "vCPU 3".
+/// Starts a thread whose signals are blocked from its first instruction on. `whose` is for the message: "vCPU 3".
+/// Throws Error if the host cannot make a thread.
 std::thread start_thread(std::string_view whose, std::function<void()> body);
 
 /// Runs a vCPU from construction until a stop is requested: by the guest, by somebody else, or by this thread because
-/// its vCPU failed. join() before reading how it ended. Destruction kicks and joins, so it must be preceded by a
-/// request to stop.
+/// its vCPU failed. How it ended can be read after join(). Destruction kicks and joins, so a stop must have been
+/// requested before.
 ///
 /// Threads: kick() any; the rest the one that made it.
 class VcpuThread {
   public:
-    /// `cpus` is where it runs; empty: where the process may.
+    /// `cpus` are those it may run on; empty: all of the process's.
     VcpuThread(kvm::Vcpu& vcpu, prefault::CpuList cpus, const VcpuEnvironment& environment);
     ~VcpuThread();
     VcpuThread(const VcpuThread&) = delete;

@@ -103,7 +103,7 @@ HostAddresses::HostAddresses()
         error = read_all();
     }
     if (error != 0) {
-        throw_errno(error, "find out the host's own addresses, from which a guest of --net user is kept",
+        throw_errno(error, "find out the host's own addresses, from which a guest of Config::nets.user is kept",
                     error == EMFILE || error == ENFILE
                         ? "raise the limit on open files: `ulimit -n`"
                         : "the word host-loopback lets the guest reach them, and needs none of this");

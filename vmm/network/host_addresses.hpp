@@ -21,7 +21,7 @@ class HostAddresses {
     /// Throws Error: the kernel does not say.
     HostAddresses();
 
-    /// `address` as a number, its first byte the highest. No system call but one that looks for changes.
+    /// `address` is a number whose highest byte is the first. Makes no system call but one that looks for changes.
     [[nodiscard]] bool contains(std::uint32_t address);
 
     /// How often they were read. For tests.

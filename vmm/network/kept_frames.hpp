@@ -1,4 +1,4 @@
-// What the user hears of the frames that a guest of `--net user` sent to the host itself.
+// What the user is told of frames that a guest in user mode sent to the host itself.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace vmm {
 
-/// Counts them all and tells of one a minute: a guest can make them as fast as it likes.
+/// Counts all such frames, and tells of one a minute, because a guest can send them as fast as it likes.
 ///
 /// Threads: add() one; count() and summary() any.
 class KeptFrames {
@@ -23,7 +23,7 @@ class KeptFrames {
                std::function<Clock::time_point()> now = &Clock::now)
         : name_(std::move(name)), warn_(std::move(warn)), now_(std::move(now)) {}
 
-    /// One more, that was to go to `destination`.
+    /// Counts a frame to `destination`.
     void add(const std::string& destination) {
         const std::uint64_t count = count_.fetch_add(1, std::memory_order_relaxed) + 1;
         const auto now = now_();

@@ -20,7 +20,7 @@ namespace vmm {
 namespace {
 
 constexpr const char* kProgram = "passt";
-constexpr const char* kTried = "give the guest a network by --net user";
+constexpr const char* kTried = "give the guest a network by Config::nets.user";
 /// The gateway's. Any would do; without one passt takes that of an interface with a route, which need not be there.
 constexpr const char* kGatewayMac = "52:55:0a:00:02:02";
 /// Nobody. By number: passt looks a name up in /etc/passwd, which need not be there.
@@ -63,9 +63,7 @@ void check_port(const PortForward& forward) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(forward.host_port);
-    if (::inet_pton(AF_INET, forward.host_address.c_str(), &address.sin_addr) != 1) {
-        throw Error("cannot forward " + to_string(forward) + " to the guest: that is no IPv4 address");
-    }
+    address.sin_addr = host_address_of(forward);
     const int on = 1; // As passt does: connections of the last one that are still being closed do not count.
     if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
         ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
@@ -79,6 +77,14 @@ void check_port(const PortForward& forward) {
 }
 
 } // namespace
+
+in_addr host_address_of(const PortForward& forward) {
+    in_addr address{};
+    if (::inet_pton(AF_INET, forward.host_address.c_str(), &address) != 1) {
+        throw Error("cannot forward " + to_string(forward) + " to the guest: that is no IPv4 address");
+    }
+    return address;
+}
 
 std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net) {
     if (net.host_loopback) {

@@ -1,4 +1,4 @@
-// Which files a run uses, and for what.
+// The files that a run uses, and what it uses them for.
 #pragma once
 
 #include <sys/types.h>
@@ -9,13 +9,13 @@
 
 namespace vmm {
 
-/// Finds out that one file is used for two things that do not go together, by whatever names, before any of them is
-/// opened for writing: output into the guest's own disk, a report over the kernel it was made with. Files are the same
-/// where device and inode are (of a block device: its number), after links have been followed; files that are not there
-/// yet, where directory and name are.
+/// Finds one file that is used for two things that do not go together, under whatever names, before it is opened for
+/// writing: output into the guest's own disk, or a report over the kernel. Two files are the same if their device and
+/// inode are, after links have been followed; two block devices, if their numbers are; two files that do not exist yet,
+/// if directory and name are.
 ///
-/// Two readers go together. So do all who use a character device (/dev/null, a terminal), writers to one pipe, those
-/// who write to descriptors that we were started with, and those who only append. Threads: one.
+/// Two readers go together. So do all users of a character device (/dev/null, a terminal), writers to one pipe, writers
+/// to descriptors that the process was started with, and writers that only append. Threads: one.
 class FileRoles {
   public:
     enum class Use { kRead, kWrite, kAppend };
@@ -37,7 +37,7 @@ class FileRoles {
         mode_t mode = 0; ///< 0: not there yet
         dev_t device = 0;
         ino_t inode = 0;  ///< of the file, or of its directory where it is not there yet
-        std::string name; ///< in that directory; empty where the file is there
+        std::string name; ///< in that directory; empty if the file is there
     };
     static std::optional<File> look_at(const std::string& path, const std::string& role, Use use);
     static bool is_same(const File& one, const File& other);

@@ -1,4 +1,4 @@
-// Writing to somebody else's descriptor without ever waiting for it.
+// Writes to a descriptor that others share, without ever waiting.
 #pragma once
 
 #include <cstddef>

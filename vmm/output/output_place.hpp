@@ -1,4 +1,4 @@
-// Where a file that we write to lies, once the links of its path have been followed.
+// The place of a file that is written, after the links of its path have been followed.
 #pragma once
 
 #include <sys/stat.h>
@@ -10,22 +10,22 @@
 
 namespace vmm {
 
-/// A path leads over a link that belongs to somebody else.
+/// A path leads over a link that belongs to another user.
 class ForeignLink : public Error {
   public:
     using Error::Error;
 };
 
-/// A directory, and a name in it. The kernel follows the links of a path; a link that belongs to somebody else than
-/// this user or root is refused, wherever it stands in the path: whoever owns it could lead us to any file of ours.
-/// Once found, the directory is held, and the name in it is not followed again if it becomes a link. Threads: one.
+/// A directory, and a name in it. A link that belongs to neither this user nor root is refused, wherever it stands in
+/// the path: its owner could lead us to any file of ours. Once found, the directory is held, and the name in it is not
+/// followed again if it becomes a link. Threads: one.
 class OutputPlace {
   public:
     /// `tried` is for messages: "write the report to r.json". Throws Error: a directory of the path is not there or not
     /// ours to enter; ForeignLink: a link is refused. What is named need not be there.
     OutputPlace(const std::string& path, const std::string& tried);
 
-    /// open(2) with `flags` and, where it makes the file, `mode`. Sets errno where the result is empty.
+    /// open(2) with `flags` and, where it makes the file, `mode`. Sets errno if the result is empty.
     [[nodiscard]] UniqueFd open(int flags, mode_t mode = 0666) const noexcept;
     /// The directory, on loan, for the calls whose names end in "at".
     [[nodiscard]] int directory() const noexcept { return directory_.get(); }
@@ -45,7 +45,7 @@ class OutputPlace {
     bool by_descriptor_ = false; ///< the name is a link of procfs, which only the kernel can follow
 };
 
-/// Throws Error where another process, or a disk of this one, has a lock on `fd`: what is written there would go into
+/// Throws Error if another process, or a disk of this one, has a lock on `fd`: what is written there would go into
 /// somebody's disk. `fd` is open for writing. Nothing happens for what is neither a file nor a block device.
 void check_not_locked(int fd, const std::string& tried);
 

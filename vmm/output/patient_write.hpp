@@ -1,4 +1,4 @@
-// Writing to somebody who may read slowly, or never.
+// Writes to a reader that may be slow, or may never read.
 #pragma once
 
 #include <chrono>
@@ -44,7 +44,7 @@ class WriteDeadline {
 [[nodiscard]] Written write_patiently(const NonblockingOutput& output, std::string_view text,
                                       const WritePatience& patience = {});
 
-/// The same for a program's own result on its standard output. True where it is all there, or where the reader did not
+/// The same for a program's own result on its standard output. True if it is all there, or where the reader did not
 /// want more (`vmm doctor | head -1`). Else standard error says why.
 [[nodiscard]] bool print_result(std::string_view text, const WritePatience& patience = {});
 

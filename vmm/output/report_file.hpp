@@ -1,4 +1,4 @@
-// Where a report is written.
+// The file that a report is written to.
 #pragma once
 
 #include <sys/stat.h>
@@ -22,7 +22,7 @@ namespace vmm {
 /// directly; a reader who does not read is not waited for without end. Threads: one.
 class ReportFile {
   public:
-    /// Throws Error where `path` cannot be written, leads over another user's link (OutputPlace), or is locked as a
+    /// Throws Error if `path` cannot be written, leads over another user's link (OutputPlace), or is locked as a
     /// disk. `what` it will be is for messages.
     explicit ReportFile(std::string path, std::string what = "the report");
     /// Once. Throws Error; a file that is replaced as a whole is then as it was.

@@ -85,11 +85,11 @@ TEST(PrefaultRanges, DoNotOverlap) {
 }
 
 TEST(PrefaultOptions, HaveAtLeastOneWorkerAndNotTooMany) {
-    for (const unsigned workers : {0U, Options::kMaxWorkers + 1}) {
+    for (const unsigned workers : {0U, kMaxWorkers + 1}) {
         const std::string error = refusal({.workers = workers});
         EXPECT_TRUE(mentions(error, "prefault workers: 1 to 512")) << error;
     }
-    EXPECT_EQ(refusal({.workers = Options::kMaxWorkers}), "");
+    EXPECT_EQ(refusal({.workers = kMaxWorkers}), "");
 }
 
 TEST(PrefaultOptions, AreNotForCpusThatThisProcessMayNotUse) {

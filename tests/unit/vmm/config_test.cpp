@@ -17,6 +17,7 @@
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_guest_range.hpp"
+#include "vmm/host/host_facts.hpp"
 #include "vmm/host/memory_facts.hpp"
 #include "vmm/machine/memory_map.hpp"
 
@@ -49,6 +50,112 @@ std::string refusal_of_memory(std::uint64_t bytes, PageSize page_size = PageSize
 
 TEST(Config, OfDefaultsIsValid) {
     EXPECT_EQ(refusal(Config{}), "");
+}
+
+TEST(Config, HasAWorkerForEachCpuTheyMayUse) {
+    Config config;
+    EXPECT_EQ(resolved(config).prefault.workers, prefault::usable_cpu_list().size());
+    config.prefault.cpus = {0, 1, 2, 3, 4, 5, 6};
+    EXPECT_EQ(resolved(config).prefault.workers, 7U);
+    config.prefault.workers = 2;
+    EXPECT_EQ(resolved(config).prefault.workers, 2U) << "a choice stays what it is";
+}
+
+TEST(Config, PinsWithMlockIfItPrefaults) {
+    using prefault::Pin;
+    using prefault::Scope;
+    const auto pin_of = [](Scope scope, std::optional<Pin> choice) {
+        Config config;
+        config.prefault.scope = scope;
+        config.pin = choice.value_or(config.pin);
+        return resolved(config).pin;
+    };
+    EXPECT_EQ(pin_of(Scope::kNone, {}), Pin::kNone);
+    EXPECT_EQ(pin_of(Scope::kHost, {}), Pin::kMlock);
+    EXPECT_EQ(pin_of(Scope::kAll, {}), Pin::kMlock);
+    EXPECT_EQ(pin_of(Scope::kAll, Pin::kNone), Pin::kNone) << "a choice stays what it is";
+    EXPECT_EQ(pin_of(Scope::kNone, Pin::kLongterm), Pin::kLongterm);
+}
+
+/// What check_values() says, which knows no host.
+std::string refusal_of_values(const Config& config) {
+    return error_of([&]() -> int {
+        check_values(config);
+        return 0;
+    });
+}
+
+TEST(ConfigValues, AreCheckedWithoutAHost) {
+    Config config;
+    config.memory_bytes = memory_map::kMaxMemoryBytes; // More than any host has.
+    config.page_size = PageSize::k1G;
+    config.prefault.scope = prefault::Scope::kAll;
+    config.prefault.cpus = {prefault::kMaxCpus - 1};
+    config.numa = {prefault::NumaPolicy::Kind::kNode, prefault::kMaxNodes - 1};
+    config.nets.push_back({.user = true, .forwards = {{false, "192.0.2.1", 80, 80}}}); // No host of ours has it.
+    EXPECT_EQ(refusal_of_values(config), "");
+    EXPECT_NE(refusal(config), "");
+    config.memory_bytes += 1;
+    EXPECT_TRUE(mentions(refusal_of_values(config), "a multiple of the page size")) << refusal_of_values(config);
+}
+
+TEST(DiskConfig, ChecksItself) {
+    EXPECT_EQ(error_of([] { return DiskConfig{.path = "a.img"}.check(), 0; }), "");
+    EXPECT_TRUE(mentions(error_of([] { return DiskConfig{.path = "a.img", .queues = 17}.check(), 0; }), "1 to 16"));
+    EXPECT_TRUE(mentions(error_of([] { return DiskConfig{.path = "a.img", .id = "a b"}.check(), 0; }), "id 'a b'"));
+    EXPECT_TRUE(mentions(error_of([] { return DiskConfig{.path = "a.img", .sector_bytes = 513}.check(), 0; }),
+                         "sectors of 513"));
+}
+
+TEST(NetConfig, ChecksItself) {
+    EXPECT_EQ(error_of([] { return NetConfig{.tap = "tap0"}.check(), 0; }), "");
+    EXPECT_TRUE(mentions(error_of([] { return NetConfig{.tap = "a/b"}.check(), 0; }), "tap interface 'a/b'"));
+    EXPECT_TRUE(mentions(error_of([] { return NetConfig{.tap = "tap0", .mac = "1:2"}.check(), 0; }), "MAC address"));
+    const NetConfig forwarding{.user = true, .forwards = {{false, "localhost", 80, 80}}};
+    EXPECT_TRUE(mentions(error_of([&] { return forwarding.check(), 0; }), "no IPv4 address"));
+}
+
+TEST(VsockConfig, ChecksItself) {
+    EXPECT_EQ(error_of([] { return VsockConfig{.path = "/tmp/vsock"}.check(), 0; }), "");
+    EXPECT_TRUE(mentions(error_of([] { return VsockConfig{}.check(), 0; }), "the path must have 1 to"));
+}
+
+TEST(BalloonConfig, ChecksItself) {
+    EXPECT_EQ(error_of([] { return BalloonConfig{4096}.check(8192), 0; }), "");
+    EXPECT_TRUE(mentions(error_of([] { return BalloonConfig{4097}.check(8192), 0; }), "a multiple of 4 KiB"));
+    EXPECT_TRUE(mentions(error_of([] { return BalloonConfig{8192}.check(8192), 0; }), "needs some of it"));
+}
+
+TEST(DeviceConfig, ChecksItself) {
+    DeviceConfig device;
+    EXPECT_TRUE(mentions(error_of([&] { return device.check(3), 0; }), "(Config::devices[3]): it needs a name"));
+    device.name = "probe";
+    device.make = [](const DeviceHost&) { return std::shared_ptr<CustomDevice>(); };
+    EXPECT_TRUE(mentions(error_of([&] { return device.check(3), 0; }), "its size is 0"));
+    device.base = 0x510;
+    device.size = 2;
+    EXPECT_EQ(error_of([&] { return device.check(3), 0; }), "");
+}
+
+TEST(ConfigAgainstHost, IsJudgedByTheFactsThatItIsGiven) {
+    HostFacts facts = HostFacts::read();
+    facts.memory = {};
+    facts.memory.host = {.total_bytes = kGiB, .available_bytes = kGiB, .free_swap_bytes = 0};
+    Config config = small_config();
+    const auto refusal_here = [&] {
+        return error_of([&]() -> int {
+            check_against_host(config, facts);
+            return 0;
+        });
+    };
+    EXPECT_EQ(refusal_here(), "");
+    config.memory_bytes = 2 * kGiB;
+    EXPECT_TRUE(mentions(refusal_here(), "this host has 1 GiB")) << refusal_here();
+    facts.memory.host = {.total_bytes = 4 * kGiB, .available_bytes = 4 * kGiB, .free_swap_bytes = 0};
+    EXPECT_EQ(refusal_here(), "");
+    facts.nodes = {{{0, {0}, 8 * kGiB}}, {}};
+    config.numa = {prefault::NumaPolicy::Kind::kNode, 1};
+    EXPECT_TRUE(mentions(refusal_here(), "node 1")) << refusal_here();
 }
 
 TEST(Config, TakesTheLeastMemory) {
@@ -96,7 +203,7 @@ TEST(Config, RefusesMoreMemoryThanIsAvailableOnlyWhenPopulatingIt) {
     config.memory_bytes = bytes;
     EXPECT_EQ(refusal(config), "");
     config.prefault.scope = prefault::Scope::kHost;
-    EXPECT_TRUE(mentions(refusal(config), "--prefault=none")) << refusal(config);
+    EXPECT_TRUE(mentions(refusal(config), "Config::prefault.scope=none")) << refusal(config);
 }
 
 TEST(Config, RefusesMoreHugePagesThanThePoolHas) {
@@ -170,13 +277,13 @@ TEST(Config, ChecksTheRangesAgainstItsMemory) {
 TEST(Config, RefusesRangesWithoutAPrefault) {
     Config config = small_config();
     config.prefault.ranges = {range(0, 4096)};
-    EXPECT_TRUE(mentions(refusal(config), "--prefault=none")) << refusal(config);
+    EXPECT_TRUE(mentions(refusal(config), "Config::prefault.scope=none")) << refusal(config);
 }
 
 TEST(Config, RefusesToPrefaultNothingInTheBackground) {
     Config config = small_config();
     config.prefault_when = PrefaultWhen::kBackground;
-    EXPECT_TRUE(mentions(refusal(config), "--prefault-when=background")) << refusal(config);
+    EXPECT_TRUE(mentions(refusal(config), "Config::prefault_when=background")) << refusal(config);
     config.prefault.scope = prefault::Scope::kAll;
     EXPECT_EQ(refusal(config), "");
 }
@@ -186,7 +293,8 @@ TEST(Config, RefusesSystemManagementModeWithoutASecondLevel) {
     config.prefault.smm = true;
     for (const prefault::Scope scope : {prefault::Scope::kNone, prefault::Scope::kHost}) {
         config.prefault.scope = scope;
-        EXPECT_TRUE(mentions(refusal(config), "--prefault=all with --prefault-smm")) << refusal(config);
+        EXPECT_TRUE(mentions(refusal(config), "Config::prefault.scope=all with Config::prefault.smm"))
+            << refusal(config);
     }
     config.prefault.scope = prefault::Scope::kAll;
     EXPECT_EQ(refusal(config), "");
@@ -199,10 +307,10 @@ TEST(Config, RefusesCpusThatThisProcessMayNotUse) {
     }
     Config for_workers = small_config();
     for_workers.prefault.cpus = {usable.front(), prefault::kMaxCpus - 1};
-    EXPECT_TRUE(mentions(refusal(for_workers), "--prefault-cpus")) << refusal(for_workers);
+    EXPECT_TRUE(mentions(refusal(for_workers), "Config::prefault.cpus")) << refusal(for_workers);
     Config for_vcpus = small_config();
     for_vcpus.vcpu_cpus = {prefault::kMaxCpus - 1};
-    EXPECT_TRUE(mentions(refusal(for_vcpus), "--vcpu-cpus")) << refusal(for_vcpus);
+    EXPECT_TRUE(mentions(refusal(for_vcpus), "Config::vcpu_cpus")) << refusal(for_vcpus);
 }
 
 TEST(Config, TakesCpusThatThisProcessMayUse) {
@@ -295,7 +403,7 @@ TEST(ConfigDevices, WithABalloonOfMemoryThatIsToStayAreRefused) {
     config.balloon = BalloonConfig{16 * kMiB, true};
     EXPECT_NO_THROW(validate(config));
     config.prefault.scope = prefault::Scope::kHost;
-    EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "balloon with --prefault"));
+    EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "balloon with Config::prefault.scope"));
 }
 
 TEST(Config, WithANulInAnyOfItsTextsIsRefused) {

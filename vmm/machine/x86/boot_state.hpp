@@ -1,4 +1,4 @@
-// The registers a vCPU has when the kernel's first instruction runs.
+// The registers that a vCPU has when the kernel's first instruction runs.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
 /// - Local APIC: LINT1 is NMI, and LINT0 of the first processor takes the interrupts of the PIC.
 /// - CR0 of all but the first: the cache is on. INIT, with which they are started, leaves it as it is.
 ///
-/// `cpuid` is what the vCPU was given, `machine_check_capabilities` what KVM has (kvm::System). Refusals of MSRs are
-/// ignored: the values are what most guests only look at. Throws Error.
+/// `cpuid` is the vCPU's, and `machine_check_capabilities` are KVM's (kvm::System). MSRs that KVM refuses are ignored,
+/// because most guests only look at them. Throws Error.
 void set_reset_state(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid,
                      std::uint64_t machine_check_capabilities);
 

@@ -18,8 +18,8 @@ struct CpuidWord {
     friend constexpr bool operator==(const CpuidWord&, const CpuidWord&) = default;
 };
 
-/// A bit that says that there is a feature. A feature has several where two vendors, or two leaves, say it each in
-/// their own way: there is one if any of them is set.
+/// A bit that says that there is a feature. A feature has several bits if two vendors, or two leaves, say it each in
+/// their own way; it is there if any of them is set.
 struct CpuFeatureBit {
     std::string_view name; ///< as Linux writes it in /proc/cpuinfo
     CpuidWord word;
@@ -37,7 +37,7 @@ struct CpuFeatureNeed {
 [[nodiscard]] std::span<const CpuFeatureNeed> cpu_feature_needs();
 
 /// A part of the processor's state that XSAVE keeps, by its bit in XCR0 (or IA32_XSS), and whose it is (Intel SDM
-/// volume 1, 13.1). It is there if any of the features is that names it.
+/// volume 1, 13.1). It is there if any feature that names it is there.
 struct CpuStateComponent {
     unsigned bit;
     std::string_view feature;

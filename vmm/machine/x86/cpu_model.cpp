@@ -30,7 +30,7 @@ constexpr auto kLevel4 = std::to_array<std::string_view>({"avx512f", "avx512bw",
 constexpr std::array<std::span<const std::string_view>, 4> kLevels{kLevel1, kLevel2, kLevel3, kLevel4};
 
 /// What every processor with long mode has beside the instructions of a level, and what comes from the machine. A base
-/// that is a list has it where the host has it.
+/// that is a list has it if the host has it.
 constexpr auto kSystemFeatures =
     std::to_array<std::string_view>({"vme",        "de",  "pse",  "tsc", "msr",        "pae",    "mce",
                                      "apic",       "sep", "mtrr", "pge", "mca",        "pat",    "pse36",
@@ -55,7 +55,7 @@ constexpr auto kBases = std::to_array<BaseName>({{"host", CpuModel::Base::kHost}
                                                  {"x86-64-v3", CpuModel::Base::kV3},
                                                  {"x86-64-v4", CpuModel::Base::kV4}});
 
-/// What others call a feature.
+/// Other names of features.
 struct OtherName {
     std::string_view other;
     std::string_view name;
@@ -73,7 +73,7 @@ constexpr auto kOtherNames = std::to_array<OtherName>({{"sse3", "pni"},
                                                        {"tsc_deadline", "tsc_deadline_timer"},
                                                        {"sse5", "xop"}});
 
-/// How many characters have to be changed, added or taken away to make one of the other.
+/// How many characters have to be changed, added or taken away to turn one into the other.
 std::size_t distance(std::string_view a, std::string_view b) {
     std::vector<std::size_t> row(b.size() + 1);
     std::iota(row.begin(), row.end(), std::size_t{0});
@@ -321,7 +321,7 @@ CpuModel CpuModel::parse(std::string_view text, bool nested) {
         }
     }
     if (!nested && (added.contains("vmx") || added.contains("svm"))) {
-        throw Error(tried + ": guests of its own are switched on by --nested on");
+        throw Error(tried + ": guests of its own are switched on by Config::nested=true");
     }
     if (!nested) {
         removed.insert({"vmx", "svm"});
@@ -425,9 +425,10 @@ void CpuModel::check_offered(std::span<const kvm_cpuid_entry2> offered) const {
                          : " (take a lower level, or take away what is missing, as in x86-64-v3,-abm)"));
     }
     if (nested_ && !has_cpu_feature(offered, "vmx") && !has_cpu_feature(offered, "svm")) {
-        throw Error("cannot let the guest have guests of its own (--nested on): this host's KVM offers neither VMX nor "
-                    "SVM (load kvm_intel or kvm_amd with nested=1; where this host is a guest itself, its own host has "
-                    "to offer nesting, too)");
+        throw Error(
+            "cannot let the guest have guests of its own (Config::nested=true): this host's KVM offers neither VMX nor "
+            "SVM (load kvm_intel or kvm_amd with nested=1; where this host is a guest itself, its own host has "
+            "to offer nesting, too)");
     }
 }
 

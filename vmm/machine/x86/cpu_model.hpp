@@ -1,4 +1,4 @@
-// Which features of the processor a guest is offered: `--cpu`.
+// The features of the processor that a guest is offered (Config::cpu).
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,13 @@
 
 namespace vmm {
 
-/// What `--cpu` and Config::cpu say: where a guest's features start from, and which are taken away or asked for. A
+/// What Config::cpu says: the base of a guest's features, and the features that are taken away or asked for. It is a
 /// value that knows no host.
 ///
 /// Features have the names that Linux gives them in /proc/cpuinfo.
 class CpuModel {
   public:
-    /// Where the features start from.
+    /// The base of the features.
     enum class Base {
         kHost, ///< all that the host's KVM offers
         kV1,   ///< x86-64, the first level of the x86-64 psABI
@@ -33,10 +33,10 @@ class CpuModel {
     static CpuModel parse(std::string_view text, bool nested);
 
     /// `cpuid` without what the guest is not to see. What builds on a feature goes with it: AVX2 with AVX, a part of
-    /// the processor's state (leaf 0xd) with the instructions that use it. Whoever does that twice gets the same.
+    /// the processor's state (leaf 0xd) with the instructions that use it. A second application changes nothing.
     [[nodiscard]] std::vector<kvm_cpuid_entry2> applied_to(std::vector<kvm_cpuid_entry2> cpuid) const;
 
-    /// Throws Error where `offered`, all that a guest of this host can have, lacks a feature that the model asks for.
+    /// Throws Error if `offered`, all that a guest of this host can have, lacks a feature that the model asks for.
     void check_offered(std::span<const kvm_cpuid_entry2> offered) const;
 
   private:

@@ -1,4 +1,4 @@
-// What a vCPU is told by CPUID.
+// The CPUID leaves of a vCPU.
 #pragma once
 
 #include <array>
@@ -19,20 +19,19 @@ namespace vmm {
 /// The processor's name, as leaves 0x80000002 to 0x80000004 have it: EAX, EBX, ECX and EDX of each.
 using CpuBrand = std::array<std::uint32_t, 12>;
 
-/// The name of the processor we run on; zeros where it has none.
+/// The name of the processor we run on; zeros if it has none.
 [[nodiscard]] CpuBrand host_cpu_brand() noexcept;
 
-/// `cpuid` with that name. KVM leaves it out of what it reports, and a guest without one calls its processor by
-/// numbers.
+/// `cpuid` with that name. KVM does not report it, and a guest without it names its processor by numbers.
 [[nodiscard]] std::vector<kvm_cpuid_entry2> with_cpu_brand(std::vector<kvm_cpuid_entry2> cpuid, const CpuBrand& brand);
 
-/// Whether a CPUID offers 1 GiB pages to the guest.
+/// True if `cpuid` offers 1 GiB pages to the guest.
 [[nodiscard]] bool has_one_gib_pages(std::span<const kvm_cpuid_entry2> cpuid);
 
-/// How many bits a guest-physical address has, by a CPUID; 36 where it does not say.
+/// How many bits a guest-physical address has, by a CPUID; 36 if it does not say.
 [[nodiscard]] unsigned physical_address_bits(std::span<const kvm_cpuid_entry2> cpuid);
 
-/// Whether every address below `end` can be named with `bits` bits.
+/// True if every address below `end` fits in `bits` bits.
 [[nodiscard]] constexpr bool fits_address_bits(std::uint64_t end, unsigned bits) noexcept {
     return bits >= 64 || end == 0 || ((end - 1) >> bits) == 0;
 }

@@ -11,7 +11,7 @@
 namespace vmm {
 namespace {
 
-using Next = Outcome::Next;
+using Next = AfterExit::Next;
 
 /// Notes each access, and reads as a number that rises by one with each.
 class Recorder final : public devices::Device {
@@ -59,7 +59,7 @@ class Dispatch : public ::testing::Test {
         ports_.freeze();
         mmio_.freeze();
     }
-    Outcome operator()(const kvm::Exit& exit) { return dispatch(exit, ports_, mmio_); }
+    AfterExit operator()(const kvm::Exit& exit) { return dispatch(exit, ports_, mmio_); }
 
     Recorder port_device_;
     Recorder mmio_device_;
@@ -69,20 +69,20 @@ class Dispatch : public ::testing::Test {
 
 TEST_F(Dispatch, PortWriteReachesTheDevice) {
     auto data = bytes({0x41});
-    EXPECT_EQ((*this)(kvm::PioExit{kPort + 3, 1, true, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{kPort + 3, 1, true, data}), AfterExit{});
     ASSERT_EQ(port_device_.accesses.size(), 1U);
     EXPECT_EQ(port_device_.accesses[0], (Recorder::Access{true, 3, bytes({0x41})}));
 }
 
 TEST_F(Dispatch, PortReadIsFilledInByTheDevice) {
     auto data = bytes({0, 0});
-    EXPECT_EQ((*this)(kvm::PioExit{kPort, 2, false, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{kPort, 2, false, data}), AfterExit{});
     EXPECT_EQ(data, bytes({1, 2}));
 }
 
 TEST_F(Dispatch, StringWriteIsOneAccessForEachItemAtTheSamePort) {
     auto data = bytes({1, 2, 3, 4, 5, 6});
-    EXPECT_EQ((*this)(kvm::PioExit{kPort, 2, true, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{kPort, 2, true, data}), AfterExit{});
     EXPECT_EQ(
         port_device_.accesses,
         (std::vector<Recorder::Access>{{true, 0, bytes({1, 2})}, {true, 0, bytes({3, 4})}, {true, 0, bytes({5, 6})}}));
@@ -90,7 +90,7 @@ TEST_F(Dispatch, StringWriteIsOneAccessForEachItemAtTheSamePort) {
 
 TEST_F(Dispatch, StringReadFillsEachItemFromTheSamePort) {
     auto data = bytes({0, 0, 0, 0});
-    EXPECT_EQ((*this)(kvm::PioExit{kPort + 1, 1, false, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{kPort + 1, 1, false, data}), AfterExit{});
     EXPECT_EQ(data, bytes({1, 2, 3, 4}));
     ASSERT_EQ(port_device_.accesses.size(), 4U);
     EXPECT_EQ(port_device_.accesses[3].offset, 1U);
@@ -98,61 +98,61 @@ TEST_F(Dispatch, StringReadFillsEachItemFromTheSamePort) {
 
 TEST_F(Dispatch, MemoryAccessesReachTheDevice) {
     auto data = bytes({1, 2, 3, 4});
-    EXPECT_EQ((*this)(kvm::MmioExit{kAddress + 0x10, true, data}), Outcome{});
-    EXPECT_EQ((*this)(kvm::MmioExit{kAddress + 0x20, false, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::MmioExit{kAddress + 0x10, true, data}), AfterExit{});
+    EXPECT_EQ((*this)(kvm::MmioExit{kAddress + 0x20, false, data}), AfterExit{});
     EXPECT_EQ(mmio_device_.accesses,
               (std::vector<Recorder::Access>{{true, 0x10, bytes({1, 2, 3, 4})}, {false, 0x20, bytes({1, 2, 3, 4})}}));
 }
 
 TEST_F(Dispatch, ReadsThatNobodyClaimsAreAllOnes) {
     auto port_data = bytes({0, 0, 0, 0});
-    EXPECT_EQ((*this)(kvm::PioExit{0x80, 4, false, port_data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{0x80, 4, false, port_data}), AfterExit{});
     EXPECT_EQ(port_data, bytes({0xff, 0xff, 0xff, 0xff}));
     auto string_data = bytes({0, 0, 0});
-    EXPECT_EQ((*this)(kvm::PioExit{0x80, 1, false, string_data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{0x80, 1, false, string_data}), AfterExit{});
     EXPECT_EQ(string_data, bytes({0xff, 0xff, 0xff}));
     auto mmio_data = bytes({0, 0, 0, 0, 0, 0, 0, 0});
-    EXPECT_EQ((*this)(kvm::MmioExit{0xd1000000, false, mmio_data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::MmioExit{0xd1000000, false, mmio_data}), AfterExit{});
     EXPECT_EQ(mmio_data, std::vector<std::byte>(8, std::byte{0xff}));
 }
 
 TEST_F(Dispatch, WritesThatNobodyClaimsAreIgnored) {
     auto data = bytes({1});
-    EXPECT_EQ((*this)(kvm::PioExit{0x80, 1, true, data}), Outcome{});
-    EXPECT_EQ((*this)(kvm::MmioExit{UINT64_MAX, true, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{0x80, 1, true, data}), AfterExit{});
+    EXPECT_EQ((*this)(kvm::MmioExit{UINT64_MAX, true, data}), AfterExit{});
     EXPECT_TRUE(port_device_.accesses.empty());
     EXPECT_TRUE(mmio_device_.accesses.empty());
 }
 
 TEST_F(Dispatch, PortExitWithoutAWidthIsIgnored) {
     auto data = bytes({1, 2});
-    EXPECT_EQ((*this)(kvm::PioExit{kPort, 0, true, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{kPort, 0, true, data}), AfterExit{});
     EXPECT_TRUE(port_device_.accesses.empty());
 }
 
 TEST_F(Dispatch, PortExitWithHalfAnItemStaysWithinItsData) {
     auto data = bytes({1, 2, 3});
-    EXPECT_EQ((*this)(kvm::PioExit{kPort, 2, true, data}), Outcome{});
+    EXPECT_EQ((*this)(kvm::PioExit{kPort, 2, true, data}), AfterExit{});
     ASSERT_EQ(port_device_.accesses.size(), 2U);
     EXPECT_EQ(port_device_.accesses[1].data, bytes({3}));
 }
 
 TEST_F(Dispatch, HaltGoesOn) {
-    EXPECT_EQ((*this)(kvm::HaltExit{}), Outcome{});
+    EXPECT_EQ((*this)(kvm::HaltExit{}), AfterExit{});
 }
 
 TEST_F(Dispatch, KickIsSeen) {
-    EXPECT_EQ((*this)(kvm::KickedExit{}).next, Next::kKicked);
+    EXPECT_EQ((*this)(kvm::KickedExit{}), AfterExit{});
 }
 
 TEST_F(Dispatch, TripleFaultIsACrash) {
-    const Outcome outcome = (*this)(kvm::ShutdownExit{});
-    EXPECT_EQ(outcome.next, Next::kCrashed);
-    EXPECT_NE(outcome.why.find("triple fault"), std::string::npos);
+    const AfterExit after = (*this)(kvm::ShutdownExit{});
+    EXPECT_EQ(after.next, Next::kCrash);
+    EXPECT_NE(after.why.find("triple fault"), std::string::npos);
 }
 
 TEST_F(Dispatch, FaultOfKvmIsACrashForItsReason) {
-    EXPECT_EQ((*this)(kvm::FaultExit{"internal error 1"}), (Outcome{Next::kCrashed, "internal error 1"}));
+    EXPECT_EQ((*this)(kvm::FaultExit{"internal error 1"}), (AfterExit{Next::kCrash, "internal error 1"}));
 }
 
 } // namespace

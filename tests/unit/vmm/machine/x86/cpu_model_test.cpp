@@ -161,7 +161,7 @@ TEST(CpuModel, OffersVirtualisationOnlyWhereItIsAskedFor) {
         EXPECT_NE(leaf(with, 0x80000001).ecx & (1U << 2), 0U) << text;
         EXPECT_EQ(leaf(with, 0x8000000a).edx, 0xffffU) << text;
     }
-    EXPECT_TRUE(mentions(refusal("host,+vmx"), "--nested on"));
+    EXPECT_TRUE(mentions(refusal("host,+vmx"), "Config::nested=true"));
     EXPECT_EQ(refusal("host,+vmx", true), "");
     EXPECT_EQ(refusal("host,-svm"), "");
 }
@@ -172,7 +172,7 @@ TEST(CpuModel, RefusesNestingThatTheHostDoesNotOffer) {
     CpuModel::parse("host", true).check_offered(host); // SVM is there.
     leaf(host, 0x80000001).ecx &= ~(1U << 2);
     const std::string why = error_of([&] { CpuModel::parse("host", true).check_offered(host); });
-    EXPECT_TRUE(mentions(why, "--nested on")) << why;
+    EXPECT_TRUE(mentions(why, "Config::nested=true")) << why;
     EXPECT_TRUE(mentions(why, "nested=1")) << why;
     CpuModel::parse("host", false).check_offered(host);
 }

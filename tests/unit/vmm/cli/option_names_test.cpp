@@ -1,0 +1,27 @@
+#include "vmm/cli/option_names.hpp"
+
+#include <gtest/gtest.h>
+
+namespace vmm {
+namespace {
+
+TEST(OptionNames, StandInPlaceOfMembersOfConfig) {
+    EXPECT_EQ(with_option_names("take Config::pin=none, or less with Config::memory_bytes"),
+              "take --pin=none, or less with -m");
+    EXPECT_EQ(with_option_names("Config::prefault.scope=all with Config::prefault.smm"),
+              "--prefault=all with --prefault-smm");
+    EXPECT_EQ(with_option_names("(Config::numa=interleave or Config::numa.node)"),
+              "(--numa=interleave or --numa-node)");
+    EXPECT_EQ(with_option_names("by Config::nested=true: why"), "by --nested on: why");
+}
+
+TEST(OptionNames, AreOfWholeNamesOnly) {
+    EXPECT_EQ(with_option_names("see Config::pin."), "see --pin.");
+    for (const char* const text : {"", "Config::", "Config::pinned", "Config::numa.kind", "(Config::devices[2])",
+                                   "(Config::cpu)", "text without a member"}) {
+        EXPECT_EQ(with_option_names(text), text);
+    }
+}
+
+} // namespace
+} // namespace vmm

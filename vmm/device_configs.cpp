@@ -1,0 +1,67 @@
+#include "vmm/device_configs.hpp"
+
+#include <arpa/inet.h>
+
+#include <algorithm>
+
+#include "devices/tap.hpp"
+#include "devices/virtio/balloon.hpp"
+#include "devices/virtio/vsock.hpp"
+#include "kvm/host/error.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "vmm/network/user_network.hpp"
+#include "vmm/refuse_nul.hpp"
+
+namespace vmm {
+
+void DiskConfig::check() const {
+    refuse_nul(path, "the path of a disk");
+    refuse_nul(id, "the id of a disk");
+    const std::string tried = "cannot give the guest the disk " + path;
+    if (queues < 1 || queues > kMaxQueues) {
+        throw Error(tried + " with " + std::to_string(queues) + " queues: 1 to " + std::to_string(kMaxQueues) +
+                    " are possible");
+    }
+    if (sector_bytes != 512 && sector_bytes != 4096) {
+        throw Error(tried + " with sectors of " + std::to_string(sector_bytes) + " bytes: 512 and 4096 are possible");
+    }
+    const bool printable = std::ranges::all_of(id, [](char c) { return c > ' ' && c < '\x7f'; });
+    if (id.size() > kMaxIdBytes || !printable) {
+        throw Error(tried + " with the id '" + id + "': it has at most " + std::to_string(kMaxIdBytes) +
+                    " characters, printable ASCII without spaces");
+    }
+}
+
+void NetConfig::check() const {
+    refuse_nul(tap, "the name of a tap interface");
+    refuse_nul(mac, "a MAC address");
+    for (const PortForward& forward : forwards) {
+        refuse_nul(forward.host_address, "the address of a forwarded port");
+        if (user) {
+            static_cast<void>(host_address_of(forward));
+        }
+    }
+    if (!user) {
+        devices::check_interface_name(tap);
+    }
+    if (!mac.empty()) {
+        static_cast<void>(devices::parse_mac_address(mac));
+    }
+}
+
+void VsockConfig::check() const {
+    refuse_nul(path, "the path of the vsock");
+    devices::virtio::check_vsock_path(path);
+}
+
+void BalloonConfig::check(std::uint64_t memory_bytes) const {
+    const std::string tried = "cannot give the guest a balloon of " + format_bytes(target_bytes);
+    if (!is_aligned(target_bytes, devices::virtio::Balloon::kPageBytes)) {
+        throw Error(tried + ": it must be a multiple of 4 KiB");
+    }
+    if (target_bytes >= memory_bytes) {
+        throw Error(tried + ": the guest has " + format_bytes(memory_bytes) + " of memory, and needs some of it");
+    }
+}
+
+} // namespace vmm

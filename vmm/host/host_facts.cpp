@@ -1,0 +1,89 @@
+#include "vmm/host/host_facts.hpp"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "kvm/host/error.hpp"
+#include "loader/acpi_numa.hpp"
+#include "prefault/host/huge_page_pool.hpp"
+#include "prefault/host/pin.hpp"
+#include "prefault/second_level_host.hpp"
+#include "vmm/host/memory_need.hpp"
+#include "vmm/machine/memory_map.hpp"
+#include "vmm/network/user_network.hpp"
+
+namespace vmm {
+
+namespace {
+
+/// How much of memory a prefault makes exist.
+std::uint64_t populated_bytes(const Config& config) {
+    if (config.prefault.scope == prefault::Scope::kNone) {
+        return 0;
+    }
+    std::uint64_t bytes = config.prefault.ranges.empty() ? config.memory_bytes : 0;
+    for (const GuestRange& range : config.prefault.ranges) {
+        bytes += range.size;
+    }
+    return bytes;
+}
+
+} // namespace
+
+HostFacts HostFacts::read() {
+    return {prefault::NumaTopology::read(), read_memory_facts(), read_process_facts(),
+            prefault::detect_second_level().may_be_shadow()};
+}
+
+void validate_more_memory(const Config& config, std::uint64_t bytes) {
+    if (is_from_pool(config.page_size)) {
+        prefault::check_huge_page_pool(config.page_size, bytes);
+    }
+    check_room_for_more(config, bytes);
+    prefault::check_may_pin(config.pin, bytes);
+}
+
+prefault::HugePageDemand huge_page_demand(const Config& config, const prefault::NumaTopology& topology) {
+    prefault::HugePageDemand demand;
+    demand.page_size = config.page_size;
+    demand.will_be_raised = config.reserve_huge_pages;
+    std::map<std::optional<unsigned>, std::uint64_t> by_node;
+    const std::uint64_t granule = std::max(2 * kMiB, largest_page_bytes(config.page_size));
+    for (const prefault::PlacedRange& placed :
+         prefault::place(memory_map::ram_layout(config.memory_bytes), config.numa, topology, granule)) {
+        by_node[placed.node] += placed.range.size;
+    }
+    for (const auto& [node, bytes] : by_node) {
+        demand.shares.push_back({node, bytes});
+    }
+    return demand;
+}
+
+void check_against_host(const Config& wanted, const HostFacts& facts) {
+    const Config config = resolved(wanted);
+    prefault::check_cpus_usable(config.prefault.cpus, "Config::prefault.cpus");
+    prefault::check_cpus_usable(config.vcpu_cpus, "Config::vcpu_cpus");
+    for (const NetConfig& net : config.nets) {
+        if (net.user) {
+            check_user_network(net);
+        }
+    }
+    prefault::check_numa_policy(config.numa, facts.nodes, config.memory_bytes);
+    if (config.numa.kind == prefault::NumaPolicy::Kind::kSplit && facts.nodes.nodes.size() > loader::kMaxAcpiNodes) {
+        throw Error("cannot split guest memory over " + std::to_string(facts.nodes.nodes.size()) +
+                    " NUMA nodes: a guest can be told of " + std::to_string(loader::kMaxAcpiNodes) +
+                    " (take Config::numa=interleave or Config::numa.node)");
+    }
+    if (is_from_pool(config.page_size)) { // Memory that is set aside already.
+        prefault::check_huge_page_pool(huge_page_demand(config, facts.nodes));
+    }
+    check_host_room(config, facts);
+    prefault::check_may_pin(config.pin,
+                            config.prefault.ranges.empty() || config.prefault.scope == prefault::Scope::kNone
+                                ? config.memory_bytes
+                                : populated_bytes(config));
+}
+
+} // namespace vmm

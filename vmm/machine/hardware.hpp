@@ -1,0 +1,70 @@
+// What a machine is made of.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "kvm/system.hpp"
+#include "kvm/uapi.hpp"
+#include "kvm/vcpu.hpp"
+#include "kvm/vm.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/board.hpp"
+#include "vmm/machine/character_console.hpp"
+#include "vmm/machine/custom_devices.hpp"
+#include "vmm/machine/embedder.hpp"
+#include "vmm/machine/fault_counters.hpp"
+#include "vmm/machine/guest_ram.hpp"
+#include "vmm/machine/machine_second_level.hpp"
+#include "vmm/machine/virtio_devices.hpp"
+#include "vmm/machine/x86/cpu_model.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// What every vCPU of a machine is told by CPUID.
+class GuestCpuid {
+  public:
+    /// `config` outlives it. Throws Error.
+    GuestCpuid(const Config& config, const kvm::System& system);
+
+    /// The leaves of vCPU `id`. A prefault vCPU has those of vCPU 0.
+    [[nodiscard]] std::vector<kvm_cpuid_entry2> of(unsigned id) const;
+
+  private:
+    const Config& config_;
+    CpuModel model_;
+    std::vector<kvm_cpuid_entry2> supported_;
+    bool tsc_deadline_;
+};
+
+/// The memory, the VM, its vCPUs and its devices. Construction makes all of them, in the order of Start-up
+/// (docs/threads.md); memory is empty then, the vCPUs are as after a reset, and no device has a thread.
+///
+/// The members stand in the order they depend on each other: memory outlives the VM, and the VM outlives its vCPUs.
+/// Threads: those of each member.
+struct Hardware {
+    /// `config` is valid and resolved. It, `stop` and `embedder` outlive the hardware. Throws Error, and what a
+    /// DeviceConfig::make throws.
+    Hardware(const Config& config, StopRequest& stop, Embedder& embedder);
+    Hardware(const Hardware&) = delete;
+    Hardware& operator=(const Hardware&) = delete;
+
+    std::unique_ptr<CharacterConsole> virtio_console; ///< null: the guest has none
+    VirtioSet virtio_devices;                         ///< the devices themselves until `virtio` has them
+    kvm::System system;
+    GuestRam ram;
+    kvm::Vm vm;
+    CharacterConsole serial_console;
+    VirtioDevices virtio;
+    CustomDevices custom;
+    Board board;
+    GuestCpuid cpuid;
+    std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
+    FaultCounters faults;
+    MachineSecondLevel second_level;
+};
+
+} // namespace vmm
