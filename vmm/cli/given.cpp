@@ -23,12 +23,6 @@ LogLevel log_level(const Given& given) {
     }
 }
 
-void complete_prefault(const Given& given, Config& config) {
-    config.pin = given.pin.value_or(config.pin);
-    config.prefault.workers = given.prefault_workers.value_or(config.prefault.workers);
-    config = resolved(std::move(config));
-}
-
 /// Only one of the two has standard input and output. Throws Error.
 void connect_stdio(const Given& given, RunCommand& run) {
     run.serial = given.serial.value_or(run.serial);
@@ -66,7 +60,7 @@ RunCommand run_command_of(const Given& given) {
         throw Error("--quiet and --verbose exclude each other");
     }
     RunCommand run = given.run;
-    complete_prefault(given, run.config);
+    run.config = resolved(std::move(run.config));
     connect_stdio(given, run);
     static_cast<void>(CpuModel::parse(run.config.cpu, run.config.nested));
     validate_balloon(run.config);

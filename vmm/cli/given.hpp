@@ -4,7 +4,6 @@
 #include <optional>
 #include <string>
 
-#include "prefault/host/pin_kind.hpp"
 #include "vmm/cli/commands.hpp"
 
 namespace vmm {
@@ -13,8 +12,6 @@ namespace vmm {
 /// matters whether anybody gave it.
 struct Given {
     RunCommand run;
-    std::optional<prefault::Pin> pin;
-    std::optional<unsigned> prefault_workers;
     std::optional<std::string> serial;
     std::optional<HardwareDescription> hardware;
     unsigned verbosity = 0;

@@ -81,6 +81,11 @@ Option Option::with_standard(std::string text) && {
     return std::move(*this);
 }
 
+Option Option::setting(std::string config_member) && {
+    member = std::move(config_member);
+    return std::move(*this);
+}
+
 Option Option::only_in(std::vector<Place> allowed) && {
     places = std::move(allowed);
     return std::move(*this);

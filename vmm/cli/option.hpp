@@ -50,6 +50,8 @@ struct Option {
     std::string help{};
     OptionValue value{};
     std::vector<Place> places{};
+    /// The member of Config that it sets, as errors of the library name it: "prefault.scope". Empty: no error does.
+    std::string member{};
     std::string standard{};   ///< the default, as help shows it; empty: help shows none
     std::string excludes{};   ///< an earlier option that cannot be given as well, with its dashes
     bool is_required = false; ///< of a positional
@@ -69,6 +71,7 @@ struct Option {
     [[nodiscard]] std::string long_name() const;
 
     [[nodiscard]] Option with_standard(std::string text) &&;
+    [[nodiscard]] Option setting(std::string config_member) &&;
     [[nodiscard]] Option only_in(std::vector<Place> allowed) &&;
     [[nodiscard]] Option excluding(std::string other) &&;
     [[nodiscard]] Option required() &&;

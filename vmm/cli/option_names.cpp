@@ -1,37 +1,20 @@
 #include "vmm/cli/option_names.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
+#include <cstddef>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "vmm/cli/device_options.hpp"
+#include "vmm/cli/options.hpp"
 
 namespace vmm {
 
 namespace {
 
-struct OptionName {
-    std::string_view member;
-    std::string_view option;
-};
-
 constexpr std::string_view kPrefix = "Config::";
-
-/// What stands behind kPrefix, and what the command says instead of both.
-constexpr std::array kOptionNames{OptionName{"hardware", "--hardware"},
-                                  OptionName{"memory_bytes", "-m"},
-                                  OptionName{"nested=true", "--nested on"},
-                                  OptionName{"nets.user", "--net user"},
-                                  OptionName{"numa", "--numa"},
-                                  OptionName{"numa.node", "--numa-node"},
-                                  OptionName{"page_size", "--page-size"},
-                                  OptionName{"pin", "--pin"},
-                                  OptionName{"prefault.cpus", "--prefault-cpus"},
-                                  OptionName{"prefault.method", "--prefault-method"},
-                                  OptionName{"prefault.scope", "--prefault"},
-                                  OptionName{"prefault.smm", "--prefault-smm"},
-                                  OptionName{"prefault.workers", "--prefault-workers"},
-                                  OptionName{"prefault_when", "--prefault-when"},
-                                  OptionName{"reserve_huge_pages", "--reserve-hugepages"},
-                                  OptionName{"vcpu_cpus", "--vcpu-cpus"}};
 
 /// True if a name that ends where `rest` begins is not a part of a longer one: a point may end a sentence.
 bool ends_here(std::string_view rest) {
@@ -39,6 +22,52 @@ bool ends_here(std::string_view rest) {
     const bool goes_on =
         !rest.empty() && (is_of_name(rest[0]) || (rest[0] == '.' && rest.size() > 1 && is_of_name(rest[1])));
     return !goes_on;
+}
+
+/// The words of the command for the beginning of a text.
+struct Replacement {
+    std::string words;
+    std::size_t length = 0; ///< of what they replace
+};
+
+/// Replaces `name` at the beginning of `text` by `words`, unless it is a part of a longer name.
+std::optional<Replacement> replace_whole(std::string_view text, const std::string& name, std::string words) {
+    if (!text.starts_with(name) || !ends_here(text.substr(name.size()))) {
+        return std::nullopt;
+    }
+    return Replacement{std::move(words), name.size()};
+}
+
+/// Replaces the member that `option` sets at the beginning of `text`, which stands behind kPrefix.
+std::optional<Replacement> replace_member(std::string_view text, const Option& option) {
+    const std::string name = option.written_names().front();
+    if (option.value.kind == OptionValue::Kind::kDevice) { // "nets.user" is a word of --net.
+        for (const DeviceWord& word : find_device_syntax(option.long_name())->words) {
+            if (auto found = replace_whole(text, option.member + "." + word.name, name + " " + word.name)) {
+                return found;
+            }
+        }
+    }
+    if (option.value.choices == std::vector<std::string>{"on", "off"}) { // The member is a bool.
+        for (const auto& [value, word] : {std::pair("=true", " on"), std::pair("=false", " off")}) {
+            if (auto found = replace_whole(text, option.member + value, name + word)) {
+                return found;
+            }
+        }
+    }
+    return replace_whole(text, option.member, name);
+}
+
+/// Does the same for whatever option it is.
+std::optional<Replacement> replace_any_member(std::string_view text) {
+    for (const Option& option : options()) {
+        if (!option.member.empty()) {
+            if (auto found = replace_member(text, option)) {
+                return found;
+            }
+        }
+    }
+    return std::nullopt;
 }
 
 } // namespace
@@ -49,16 +78,15 @@ std::string with_option_names(std::string_view text) {
         const std::size_t at = std::min(text.find(kPrefix), text.size());
         result += text.substr(0, at);
         text.remove_prefix(at);
-        const std::string_view name = text.substr(std::min(kPrefix.size(), text.size()));
-        const auto* const found = std::ranges::find_if(kOptionNames, [name](const OptionName& known) {
-            return name.starts_with(known.member) && ends_here(name.substr(known.member.size()));
-        });
-        if (found != kOptionNames.end()) {
-            result += found->option;
-            text = name.substr(found->member.size());
-        } else if (!text.empty()) {
+        if (text.empty()) {
+            break;
+        }
+        text.remove_prefix(kPrefix.size());
+        if (const auto found = replace_any_member(text)) {
+            result += found->words;
+            text.remove_prefix(found->length);
+        } else {
             result += kPrefix;
-            text = name;
         }
     }
     return result;

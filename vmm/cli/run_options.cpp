@@ -95,6 +95,7 @@ Option memory_option() {
                     }
                     given.run.config.memory_bytes = *size;
                 })
+        .setting("memory_bytes")
         .with_standard(size_text(Config{}.memory_bytes));
 }
 
@@ -129,7 +130,8 @@ std::vector<Option> guest_options() {
             .with_standard(std::to_string(Config{}.vcpus)),
         cpu_option(),
         on_off("--nested", "Whether the guest may have guests of its own (VMX, SVM)", Config{}.nested,
-               [](Given& given, bool nested) { given.run.config.nested = nested; }),
+               [](Given& given, bool nested) { given.run.config.nested = nested; })
+            .setting("nested"),
         file("--initrd", "Initial RAM disk",
              [](Given& given, const std::string& path) { given.run.config.initrd_path = path; }),
         text("--cmdline", std::move(command_line),
@@ -149,6 +151,7 @@ Option prefault_option() {
                 "What to populate: nothing, host memory, the second level too, or the latter for parts of guest memory "
                 "(0-1G,4G-6G)",
                 [](Given& given, const std::string& word) { take_prefault(word, given.run.config.prefault); })
+        .setting("prefault.scope")
         .with_standard(std::string(to_string(Config{}.prefault.scope)));
 }
 
@@ -158,47 +161,58 @@ std::vector<Option> prefault_options() {
         choice<PrefaultWhen>("--prefault-when", {PrefaultWhen::kBefore, PrefaultWhen::kBackground},
                              "Before the guest starts, or beside it, at low priority",
                              [](Given& given, PrefaultWhen when) { given.run.config.prefault_when = when; })
+            .setting("prefault_when")
             .with_standard(std::string(to_string(Config{}.prefault_when))),
         choice<prefault::Method>("--prefault-method",
                                  {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl},
                                  "How the second level is filled: by prefault vCPUs that touch memory, by "
                                  "KVM_PRE_FAULT_MEMORY, or what is best here",
                                  [](Given& given, auto method) { given.run.config.prefault.method = method; })
+            .setting("prefault.method")
             .with_standard(std::string(to_string(Config{}.prefault.method))),
         number("--prefault-workers", {1, Config::kMaxPrefaultWorkers}, "Threads that populate, and prefault vCPUs",
-               [](Given& given, unsigned workers) { given.prefault_workers = workers; })
+               [](Given& given, unsigned workers) { given.run.config.prefault.workers = workers; })
+            .setting("prefault.workers")
             .with_standard("the CPUs they may use"),
         cpu_list("--prefault-cpus", "CPUs on which they run",
-                 [](Given& given, prefault::CpuList cpus) { given.run.config.prefault.cpus = std::move(cpus); }),
+                 [](Given& given, prefault::CpuList cpus) { given.run.config.prefault.cpus = std::move(cpus); })
+            .setting("prefault.cpus"),
         flag("--prefault-smm", "Fill the second level of system management mode, too (needs EPT or NPT)",
-             [](Given& given, bool smm) { given.run.config.prefault.smm = smm; }),
+             [](Given& given, bool smm) { given.run.config.prefault.smm = smm; })
+            .setting("prefault.smm"),
     };
 }
 
 std::vector<Option> placement_options() {
     return {
         cpu_list("--vcpu-cpus", "CPUs on which the guest's vCPUs run, one after the other",
-                 [](Given& given, prefault::CpuList cpus) { given.run.config.vcpu_cpus = std::move(cpus); }),
+                 [](Given& given, prefault::CpuList cpus) { given.run.config.vcpu_cpus = std::move(cpus); })
+            .setting("vcpu_cpus"),
         number("--numa-node", {0, prefault::kMaxNodes - 1}, "Guest memory lies on this NUMA node",
                [](Given& given, unsigned node) {
                    given.run.config.numa = {NumaPolicy::Kind::kNode, node};
-               }),
+               })
+            .setting("numa.node"),
         choice<NumaPolicy>("--numa", {NumaPolicy{NumaPolicy::Kind::kInterleave}, NumaPolicy{NumaPolicy::Kind::kSplit}},
                            "Guest memory is spread over the nodes page by page, or split into one part a node, of "
                            "which the guest is told",
                            [](Given& given, NumaPolicy numa) { given.run.config.numa = numa; })
+            .setting("numa")
             .excluding("--numa-node"),
         choice<PageSize>("--page-size", {bench::kPageSizes.begin(), bench::kPageSizes.end()},
                          "Pages behind guest memory; 2M and 1G: huge page pool",
                          [](Given& given, PageSize size) { given.run.config.page_size = size; })
+            .setting("page_size")
             .with_standard(std::string(to_string(Config{}.page_size))),
         choice<prefault::Pin>("--pin", {prefault::Pin::kNone, prefault::Pin::kMlock, prefault::Pin::kLongterm},
                               "Guest memory is locked against swapping, or pinned in place against migration, too "
                               "(io_uring buffers)",
-                              [](Given& given, prefault::Pin pin) { given.pin = pin; })
+                              [](Given& given, prefault::Pin pin) { given.run.config.pin = pin; })
+            .setting("pin")
             .with_standard("mlock when prefaulting, else none"),
         flag("--reserve-hugepages", "Raise the pool of huge pages by what is missing, for this run (needs root)",
-             [](Given& given, bool reserve) { given.run.config.reserve_huge_pages = reserve; }),
+             [](Given& given, bool reserve) { given.run.config.reserve_huge_pages = reserve; })
+            .setting("reserve_huge_pages"),
     };
 }
 
@@ -213,27 +227,32 @@ std::vector<Option> device_options() {
         device<DiskConfig>(
             "disk", "A raw disk image or block device, as a virtio block device; a comma in PATH is written twice",
             parse_disk_option,
-            [](Given& given, std::vector<DiskConfig> disks) { given.run.config.disks = std::move(disks); }),
+            [](Given& given, std::vector<DiskConfig> disks) { given.run.config.disks = std::move(disks); })
+            .setting("disks"),
         device<NetConfig>("net",
                           "A network interface: on a tap interface of the host's, or in user mode, through the program "
                           "passt, with ports of the host's that lead to the guest (docs/devices.md)",
                           parse_net_option,
-                          [](Given& given, std::vector<NetConfig> nets) { given.run.config.nets = std::move(nets); }),
+                          [](Given& given, std::vector<NetConfig> nets) { given.run.config.nets = std::move(nets); })
+            .setting("nets"),
         device<VsockConfig>(
             "vsock", "Stream sockets between guest and host, over the unix socket PATH (docs/devices.md)",
             parse_vsock_option,
-            [](Given& given, const std::vector<VsockConfig>& one) { given.run.config.vsock = one.back(); }),
+            [](Given& given, const std::vector<VsockConfig>& one) { given.run.config.vsock = one.back(); })
+            .setting("vsock"),
         device<BalloonConfig>(
             "balloon",
             "Ask the guest to do without so much of its memory, and with `reporting` for what is free: both go back to "
             "the host (not with --prefault or --pin)",
             parse_balloon_option,
-            [](Given& given, const std::vector<BalloonConfig>& one) { given.run.config.balloon = one.back(); }),
+            [](Given& given, const std::vector<BalloonConfig>& one) { given.run.config.balloon = one.back(); })
+            .setting("balloon"),
         flag("--rng", "Give the guest a source of entropy", [](Given& given, bool rng) { given.run.config.rng = rng; }),
         choice<HardwareDescription>(
             "--hardware", {HardwareDescription::kAcpi, HardwareDescription::kFdt, HardwareDescription::kBoth},
             "What tells the guest of its hardware: ACPI tables or a device tree (docs/devices.md)",
             [](Given& given, HardwareDescription hardware) { given.hardware = hardware; })
+            .setting("hardware")
             .with_standard(std::string(to_string(Config{}.hardware))),
     };
 }

@@ -13,6 +13,7 @@ TEST(OptionNames, StandInPlaceOfMembersOfConfig) {
     EXPECT_EQ(with_option_names("(Config::numa=interleave or Config::numa.node)"),
               "(--numa=interleave or --numa-node)");
     EXPECT_EQ(with_option_names("by Config::nested=true: why"), "by --nested on: why");
+    EXPECT_EQ(with_option_names("with Config::nets.user."), "with --net user.");
 }
 
 TEST(OptionNames, AreOfWholeNamesOnly) {
