@@ -24,10 +24,10 @@ Config validated(Config config) {
 }
 
 /// What is known before the guest runs.
-RunReport begin_report(const Config& config, const kvm::Vm& vm) {
+RunReport begin_report(const Config& config, const Hardware& hardware) {
     RunReport report;
-    report.host = prefault::detect_second_level(vm);
-    report.kvm_pre_fault_memory = vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
+    report.host = hardware.second_level.host();
+    report.kvm_pre_fault_memory = hardware.vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     report.memory_bytes = config.memory_bytes;
     report.page_size = config.page_size;
     report.pin = config.pin;
@@ -60,7 +60,7 @@ struct Machine::Parts {
 Machine::Parts::Parts(Config wanted, Clock::time_point started)
     : config(validated(std::move(wanted))), shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()),
       stop(*shared_stop), embedder(config.log, stop), boot(config, stop), hardware(config, stop, embedder),
-      report(begin_report(config, hardware.vm)), run(config, hardware, stop, embedder, report, started) {
+      report(begin_report(config, hardware)), run(config, hardware, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
     }

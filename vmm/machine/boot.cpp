@@ -19,7 +19,7 @@ std::string KernelBoot::command_line(const Hardware& hardware) const {
     if (config_.console) {
         line += " console=hvc0";
     }
-    if (adopts_page_tables(hardware.prefault_host.second_level)) {
+    if (adopts_page_tables(hardware.second_level.host())) {
         line += " tables=" + to_string(hardware.second_level.page_tables());
     }
     if (config_.hardware != HardwareDescription::kAcpi &&

@@ -28,6 +28,9 @@ class MachineSecondLevel {
     /// Where the prefault vCPUs' page tables begin, for a guest that adopts them; after prepare().
     [[nodiscard]] GuestAddress page_tables() const noexcept { return second_level_.page_tables(); }
 
+    /// The kind of second level that the host has.
+    [[nodiscard]] const prefault::SecondLevelHost& host() const noexcept { return second_level_.host(); }
+
     /// From now on the guest may have led astray a prefault vCPU that fails. Waits for nobody.
     void note_guest_runs() noexcept { second_level_.note_guest_runs(); }
 
