@@ -1,5 +1,6 @@
 #include "vmm/cli/run_options.hpp"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <string>
@@ -171,7 +172,10 @@ std::vector<Option> prefault_options() {
             .setting("prefault.method")
             .with_standard(std::string(to_string(Config{}.prefault.method))),
         number("--prefault-workers", {1, Config::kMaxPrefaultWorkers}, "Threads that populate, and prefault vCPUs",
-               [](Given& given, unsigned workers) { given.run.config.prefault.workers = workers; })
+               [](Given& given, unsigned workers) {
+                   // The largest number is no number of workers, either, but would mean one for each CPU.
+                   given.run.config.prefault.workers = std::min(workers, prefault::kWorkerPerCpu - 1);
+               })
             .setting("prefault.workers")
             .with_standard("the CPUs they may use"),
         cpu_list("--prefault-cpus", "CPUs on which they run",

@@ -56,7 +56,7 @@ void check_host(const kvm::System& system, const Config& config) {
     if (config.prefault.scope == prefault::Scope::kAll) {
         check_prefault(system, config.prefault);
     }
-    const unsigned dummies = config.prefault.scope != prefault::Scope::kAll ? 0
+    const unsigned prefault_vcpus = config.prefault.scope != prefault::Scope::kAll ? 0
                              : config.prefault.smm                          ? 2 * prefault_vcpus(config)
                                                                             : prefault_vcpus(config);
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
@@ -64,10 +64,10 @@ void check_host(const kvm::System& system, const Config& config) {
         throw Error(
             vmm::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
     }
-    if (dummies > most - config.vcpus) {
+    if (prefault_vcpus > most - config.vcpus) {
         throw Error(vmm::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
                                 "(fewer with Config::prefault.workers)",
-                                dummies, config.vcpus, most));
+                                prefault_vcpus, config.vcpus, most));
     }
 }
 

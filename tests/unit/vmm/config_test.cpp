@@ -17,6 +17,7 @@
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_guest_range.hpp"
+#include "vmm/host/host_facts.hpp"
 #include "vmm/host/memory_facts.hpp"
 #include "vmm/machine/memory_map.hpp"
 
@@ -27,6 +28,7 @@ using testing::error_of;
 using testing::mentions;
 using testing::range;
 
+Config small_config() {
     Config config;
     config.memory_bytes = 16 * kMiB;
     return config;
