@@ -56,18 +56,18 @@ void check_host(const kvm::System& system, const Config& config) {
     if (config.prefault.scope == prefault::Scope::kAll) {
         check_prefault(system, config.prefault);
     }
-    const unsigned prefault_vcpus = config.prefault.scope != prefault::Scope::kAll ? 0
-                             : config.prefault.smm                          ? 2 * prefault_vcpus(config)
-                                                                            : prefault_vcpus(config);
+    const unsigned prefault_count = config.prefault.scope != prefault::Scope::kAll ? 0
+                                    : config.prefault.smm                          ? 2 * prefault_vcpus(config)
+                                                                                   : prefault_vcpus(config);
     const unsigned most = std::min(system.max_vcpus(), system.max_vcpu_ids());
     if (config.vcpus > most) {
         throw Error(
             vmm::format("cannot give the guest {} vCPUs: this host's KVM takes at most {}", config.vcpus, most));
     }
-    if (prefault_vcpus > most - config.vcpus) {
+    if (prefault_count > most - config.vcpus) {
         throw Error(vmm::format("cannot use {} prefault vCPUs beside {} of the guest: this host's KVM takes at most {} "
                                 "(fewer with Config::prefault.workers)",
-                                prefault_vcpus, config.vcpus, most));
+                                prefault_count, config.vcpus, most));
     }
 }
 

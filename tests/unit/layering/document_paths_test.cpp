@@ -10,8 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "support/host_temporary_directory.hpp"
+
 namespace vmm {
 namespace {
+
+using testing::content_of;
 
 using std::filesystem::path;
 
@@ -24,11 +28,6 @@ std::vector<path> documents() {
         }
     }
     return found;
-}
-
-std::string content_of(const path& document) {
-    std::ifstream file(document);
-    return {std::istreambuf_iterator(file), {}};
 }
 
 std::vector<std::string> matches(const std::string& text, const std::regex& what) {

@@ -6,10 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "support/host_temporary_directory.hpp"
 #include "support/layering_rules.hpp"
 
 namespace vmm::layering {
 namespace {
+
+using testing::content_of;
 
 using Files = std::vector<std::filesystem::path>;
 
@@ -22,11 +25,6 @@ Files sources_below(const std::filesystem::path& folder) {
         }
     }
     return files;
-}
-
-std::string content_of(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    return {std::istreambuf_iterator(file), {}};
 }
 
 /// How many wrong includes `file` has if it includes `header`, given as it stands in the line.

@@ -11,13 +11,12 @@
 #include <sstream>
 #include <string>
 
+#include "support/host_temporary_directory.hpp"
+
 namespace vmm {
 namespace {
 
-std::string content_of(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    return {std::istreambuf_iterator(file), {}};
-}
+using testing::content_of;
 
 /// "Suite.Name" of every test of the devices.
 std::set<std::string> tests_of_devices() {
