@@ -16,7 +16,7 @@ MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_
         return {Method::kTouch, "asked for"};
     case Method::kIoctl:
         if (!why_not.empty()) {
-            throw Error("cannot prefault by ioctl: " + why_not + " (take --prefault-method=auto or touch)");
+            throw Error("cannot prefault by ioctl: " + why_not + " (take Config::prefault.method=auto or touch)");
         }
         return {Method::kIoctl, "asked for"};
     case Method::kAuto:

@@ -178,9 +178,9 @@ TouchResult PrefaultVcpu::pre_fault(GuestRange range, std::uint64_t mapping_byte
             throw_errno(result.error_number, tried,
                         {{ENOENT, "no memslot is there"},
                          {EHWPOISON, "a page of this host's memory is broken: look into its kernel log"},
-                         {EOPNOTSUPP, "KVM does this with EPT or NPT only: take --prefault-method=touch"},
-                         {ENOTTY, "it came with Linux 6.11: take --prefault-method=touch"},
-                         {EINVAL, "this KVM does not take it: take --prefault-method=touch"},
+                         {EOPNOTSUPP, "KVM does this with EPT or NPT only: take Config::prefault.method=touch"},
+                         {ENOTTY, "it came with Linux 6.11: take Config::prefault.method=touch"},
+                         {EINVAL, "this KVM does not take it: take Config::prefault.method=touch"},
                          {EFAULT, "the host has no memory for a page of it: free some, or enough huge pages"}});
         }
     }

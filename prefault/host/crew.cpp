@@ -121,7 +121,7 @@ void run_in_parallel(const Crew& crew, const std::stop_token& stop, const CrewWo
     } catch (const std::system_error& error) {
         muster.call_off();
         throw Error("cannot start " + std::to_string(crew.workers) + " prefault workers: " + error.code().message() +
-                    " (fewer with --prefault-workers, or raise `ulimit -u`, `ulimit -v` or the "
+                    " (fewer with Config::prefault.workers, or raise `ulimit -u`, `ulimit -v` or the "
                     "cgroup's pids.max)");
     } catch (...) {
         muster.call_off();

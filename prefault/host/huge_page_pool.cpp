@@ -163,7 +163,7 @@ std::string tried_to_reserve(std::uint64_t pages, std::uint64_t page_bytes, std:
     throw Error(tried_to_reserve(need.pages, pool.page_bytes, need.node) + ": " + why + " (raise it: `echo " +
                 std::to_string(total + need.missing) + " | sudo tee " +
                 pool_directory(pool.page_bytes, need.node, roots) +
-                "nr_hugepages`, or take --reserve-hugepages as root, or --page-size=thp)");
+                "nr_hugepages`, or take Config::reserve_huge_pages as root, or Config::page_size=thp)");
 }
 
 void check_nodes(const std::vector<Need>& needs, const HugePagePool& pool) {
@@ -190,7 +190,7 @@ void check_cgroup(std::uint64_t pages, const HugePagePool& pool, const HugePageR
                 " more of them, with " + format_bytes(limit->used_bytes) + " of " + format_bytes(limit->limit_bytes) +
                 " in use; the pool has " + describe(pool) + " (raise the group's limit: `echo " +
                 std::to_string(limit->used_bytes + (pages * pool.page_bytes)) + " | sudo tee " + limit->file +
-                "`, or take --page-size=thp)");
+                "`, or take Config::page_size=thp)");
 }
 
 /// How much memory can be had without swapping, in bytes; nothing if that cannot be read.
@@ -208,12 +208,16 @@ std::optional<std::uint64_t> available_memory_bytes(const HugePageRoots& roots) 
 }
 
 constexpr std::array kRaiseAdvice{
-    ErrnoAdvice{EACCES, "--reserve-hugepages needs root of the host: let root raise the pool, or take --page-size=thp"},
-    ErrnoAdvice{EPERM, "--reserve-hugepages needs root of the host: let root raise the pool, or take --page-size=thp"},
+    ErrnoAdvice{
+        EACCES,
+        "Config::reserve_huge_pages needs root of the host: let root raise the pool, or take Config::page_size=thp"},
+    ErrnoAdvice{
+        EPERM,
+        "Config::reserve_huge_pages needs root of the host: let root raise the pool, or take Config::page_size=thp"},
     ErrnoAdvice{EROFS, "sysfs is mounted read-only here, as containers have it: raise the pool outside, or take "
-                       "--page-size=thp"},
+                       "Config::page_size=thp"},
     ErrnoAdvice{EINVAL, "this kernel makes pages of that size only when it boots: hugepagesz= and hugepages="},
-    ErrnoAdvice{ENOENT, "this host has no pool of that size there: take another --page-size"}};
+    ErrnoAdvice{ENOENT, "this host has no pool of that size there: take another Config::page_size"}};
 
 /// Throws Error if there is no memory for what is missing. The kernel would try, and starve everybody else meanwhile.
 void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, const HugePageRoots& roots) {
@@ -383,11 +387,11 @@ void check_huge_page_pool(const HugePageDemand& demand, const HugePageRoots& roo
         }
         throw Error(tried_to_reserve(total_pages(needs), page_bytes, std::nullopt) + ": " + roots.mm +
                     " is not there to raise the pool by (mount sysfs, or raise the pool outside and leave out "
-                    "--reserve-hugepages)");
+                    "Config::reserve_huge_pages)");
     }
     if (!pool) {
         throw Error(tried_to_reserve(total_pages(needs), page_bytes, std::nullopt) +
-                    ": this host has no pages of that size (take --page-size=2M or thp)");
+                    ": this host has no pages of that size (take Config::page_size=2M or thp)");
     }
     check_nodes(needs, *pool);
     check_cgroup(total_pages(needs), *pool, roots);
@@ -567,7 +571,7 @@ bool HugePageReservation::reserve(const HugePageDemand& demand, const HugePageRo
                     ", which it has back now; its free memory is too little or in too small pieces (try `echo 1 "
                     "| sudo tee /proc/sys/vm/compact_memory`, or boot with hugepagesz=" +
                     boot_size_name(page_bytes) + " hugepages=" + std::to_string(total_pages(needs)) +
-                    ", or take --page-size=thp)");
+                    ", or take Config::page_size=thp)");
             }
         }
     }

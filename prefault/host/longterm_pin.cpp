@@ -14,7 +14,7 @@ namespace vmm::prefault {
 
 namespace {
 
-constexpr const char* kOtherwise = "or take --pin=mlock";
+constexpr const char* kOtherwise = "or take Config::pin=mlock";
 
 /// io_uring_register() with the errno as the result: 0 or positive.
 int register_with(int ring, unsigned operation, const void* argument, unsigned count) noexcept {
@@ -43,10 +43,11 @@ void make_buffer_table(int ring, unsigned buffers) {
     table.nr = buffers;
     table.flags = IORING_RSRC_REGISTER_SPARSE;
     if (const int error = register_with(ring, IORING_REGISTER_BUFFERS2, &table, sizeof table); error != 0) {
-        throw_errno(error, "make an io_uring's table of " + std::to_string(buffers) + " buffers",
-                    {{EINVAL, "--pin=longterm needs Linux 5.19, or take --pin=mlock"},
-                     {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"},
-                     {EACCES, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"}});
+        throw_errno(
+            error, "make an io_uring's table of " + std::to_string(buffers) + " buffers",
+            {{EINVAL, "Config::pin=longterm needs Linux 5.19, or take Config::pin=mlock"},
+             {EPERM, "a seccomp filter or a security module forbids it: allow it, or take Config::pin=mlock"},
+             {EACCES, "a seccomp filter or a security module forbids it: allow it, or take Config::pin=mlock"}});
     }
 }
 
@@ -63,10 +64,11 @@ void restrict_to_buffers(int ring) {
         error = register_with(ring, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
     }
     if (error != 0) {
-        throw_errno(error, "restrict an io_uring to registering buffers",
-                    {{EINVAL, "--pin=longterm needs Linux 5.19, or take --pin=mlock"},
-                     {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"},
-                     {EACCES, "a seccomp filter or a security module forbids it: allow it, or take --pin=mlock"}});
+        throw_errno(
+            error, "restrict an io_uring to registering buffers",
+            {{EINVAL, "Config::pin=longterm needs Linux 5.19, or take Config::pin=mlock"},
+             {EPERM, "a seccomp filter or a security module forbids it: allow it, or take Config::pin=mlock"},
+             {EACCES, "a seccomp filter or a security module forbids it: allow it, or take Config::pin=mlock"}});
     }
 }
 
@@ -102,7 +104,7 @@ std::string ring_advice(int error_number, std::string_view sysctl_kernel) {
         return std::string("this kernel has no io_uring, or a seccomp filter hides it: allow it, ") + kOtherwise;
     }
     if (error_number == EINVAL) {
-        return std::string("--pin=longterm needs Linux 5.19, ") + kOtherwise;
+        return std::string("Config::pin=longterm needs Linux 5.19, ") + kOtherwise;
     }
     if (error_number == ENOMEM) { // Before Linux 5.12 the ring itself counted.
         return std::string("free memory, raise the limit on locked memory with `ulimit -l`, ") + kOtherwise;

@@ -141,7 +141,7 @@ void check_node(unsigned id, const NumaTopology& topology, std::uint64_t memory_
     if (memory_bytes > node->memory_bytes) {
         throw Error("cannot put " + format_bytes(memory_bytes) + " of guest memory on NUMA node " + std::to_string(id) +
                     ": it has " + format_bytes(node->memory_bytes) +
-                    " in all (less memory with -m, or several nodes with --numa=split)");
+                    " in all (less memory with Config::memory_bytes, or several nodes with Config::numa=split)");
     }
 }
 
@@ -153,7 +153,8 @@ void check_split(const NumaTopology& topology, std::uint64_t memory_bytes) {
         if (part_bytes > node_bytes) {
             throw Error("cannot split " + format_bytes(memory_bytes) + " of guest memory over NUMA " + name_nodes(ids) +
                         ": node " + std::to_string(id) + " would hold " + format_bytes(part_bytes) + " and has " +
-                        format_bytes(node_bytes) + " in all (less memory with -m, or --numa=interleave)");
+                        format_bytes(node_bytes) +
+                        " in all (less memory with Config::memory_bytes, or Config::numa=interleave)");
         }
     }
 }

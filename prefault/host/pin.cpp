@@ -24,8 +24,8 @@ namespace vmm::prefault {
 
 namespace {
 
-constexpr const char* kAdvice =
-    "raise it with `ulimit -l` or LimitMEMLOCK=, give CAP_IPC_LOCK outside of user namespaces, or take --pin=none";
+constexpr const char* kAdvice = "raise it with `ulimit -l` or LimitMEMLOCK=, give CAP_IPC_LOCK outside of user "
+                                "namespaces, or take Config::pin=none";
 
 /// How much one system call pins, for which a stop has to wait: some 10 ms for 4 KiB pages that exist, 0.1 s for
 /// others.
@@ -185,20 +185,20 @@ class Batch {
             throw_errno(
                 error_number, tried,
                 {{ENOMEM, "long-term pins need free memory outside of movable zones: take less memory with -m, or "
-                          "--pin=mlock"},
+                          "Config::pin=mlock"},
                  {EFAULT, "not all of its pages exist, and they cannot be made: free memory for them"},
-                 {EOPNOTSUPP, "memory of that kind cannot be pinned for good: take --pin=mlock"},
-                 {EINVAL, "this kernel does not pin it: take --pin=mlock"}});
+                 {EOPNOTSUPP, "memory of that kind cannot be pinned for good: take Config::pin=mlock"},
+                 {EINVAL, "this kernel does not pin it: take Config::pin=mlock"}});
         }
         throw_errno(
             error_number, tried,
             {{ENOMEM, "the host, or the control group of this process, is short of memory, or the process of "
-                      "mappings (vm.max_map_count): free some, or take --pin=none"},
-             {EAGAIN, "the host is short of memory: free some, or take --pin=none"},
-             {EPERM, "a seccomp filter or a security module forbids it: allow it, or take --pin=none"},
-             {ENOSYS, "mlock2() needs Linux 4.4, or a seccomp filter hides it: take --pin=none"},
+                      "mappings (vm.max_map_count): free some, or take Config::pin=none"},
+             {EAGAIN, "the host is short of memory: free some, or take Config::pin=none"},
+             {EPERM, "a seccomp filter or a security module forbids it: allow it, or take Config::pin=none"},
+             {ENOSYS, "mlock2() needs Linux 4.4, or a seccomp filter hides it: take Config::pin=none"},
              {EINVAL,
-              "this kernel does not lock memory on fault, or a seccomp filter hides the call: take --pin=none"}});
+              "this kernel does not lock memory on fault, or a seccomp filter hides the call: take Config::pin=none"}});
     }
 
     Pin kind_;

@@ -31,7 +31,7 @@ namespace {
     throw_errno(error_number == EFAULT ? ENOMEM : error_number, tried,
                 {{EINVAL, "MADV_POPULATE_WRITE needs Linux 5.14"},
                  {ENOMEM, certain_page_bytes(page_size) > 4 * kKiB
-                              ? "the huge page pool ran dry: raise vm.nr_hugepages, or take --page-size=thp"
+                              ? "the huge page pool ran dry: raise vm.nr_hugepages, or take Config::page_size=thp"
                               : "less memory with -m, or a larger memory cgroup"}});
 }
 

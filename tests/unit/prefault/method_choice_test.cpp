@@ -54,7 +54,7 @@ TEST(ChooseMethod, RefusesTheIoctlToAKernelWithoutIt) {
         const std::string error = error_of([&] { return choose_method(Method::kIoctl, host, false).reason; });
         EXPECT_TRUE(error.starts_with("cannot prefault by ioctl: ")) << error;
         EXPECT_TRUE(mentions(error, "Linux 6.11")) << error;
-        EXPECT_TRUE(mentions(error, "--prefault-method=auto or touch")) << error;
+        EXPECT_TRUE(mentions(error, "Config::prefault.method=auto or touch")) << error;
     }
 }
 
@@ -63,7 +63,7 @@ TEST(ChooseMethod, RefusesTheIoctlToShadowPaging) {
         const std::string error =
             error_of([&] { return choose_method(Method::kIoctl, kShadowPaging, has_ioctl).reason; });
         EXPECT_TRUE(mentions(error, "shadow paging")) << error;
-        EXPECT_TRUE(mentions(error, "--prefault-method=auto or touch")) << error;
+        EXPECT_TRUE(mentions(error, "Config::prefault.method=auto or touch")) << error;
     }
 }
 

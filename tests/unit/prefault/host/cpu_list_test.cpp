@@ -23,7 +23,7 @@ void in_a_thread(Action action) {
 
 std::string refusal(const CpuList& cpus) {
     return error_of([&]() -> int {
-        check_cpus_usable(cpus, "--prefault-cpus");
+        check_cpus_usable(cpus, "Config::prefault.cpus");
         return 0;
     });
 }
@@ -119,7 +119,7 @@ TEST(CheckCpusUsable, NamesTheOptionTheCpuAndWhatThereIs) {
     in_a_thread([&] {
         bind_this_thread(first);
         const std::string error = refusal({first[0], 8000});
-        EXPECT_TRUE(error.starts_with("cannot use CPU 8000 for --prefault-cpus: this process may use " +
+        EXPECT_TRUE(error.starts_with("cannot use CPU 8000 for Config::prefault.cpus: this process may use " +
                                       format_cpu_list(first) + " (see taskset"))
             << error;
     });
@@ -127,7 +127,7 @@ TEST(CheckCpusUsable, NamesTheOptionTheCpuAndWhatThereIs) {
 
 TEST(CheckCpusUsable, NamesAllThatAreRefused) {
     const std::string error = refusal({8000, 8001, 8005});
-    EXPECT_TRUE(error.starts_with("cannot use CPUs 8000-8001,8005 for --prefault-cpus: ")) << error;
+    EXPECT_TRUE(error.starts_with("cannot use CPUs 8000-8001,8005 for Config::prefault.cpus: ")) << error;
 }
 
 TEST(BindThisThread, RunsItThere) {

@@ -199,7 +199,7 @@ TEST(RunInParallel, BeginsNothingWhereAThreadCannotBeMade) {
         return (began ? "began; " : "") + error;
     });
     EXPECT_TRUE(outcome.starts_with("cannot start 64 prefault workers: ")) << outcome;
-    EXPECT_TRUE(mentions(outcome, "--prefault-workers")) << outcome;
+    EXPECT_TRUE(mentions(outcome, "Config::prefault.workers")) << outcome;
 }
 
 TEST(RunInParallelAtLowPriority, MakesOnlyTheWorkersNice) {

@@ -199,7 +199,7 @@ TEST(HugePagePool, OnePageShortSaysWhatIsFreeAndNeededAndHowToRaiseIt) {
     EXPECT_TRUE(mentions(error, "255 free of 300, besides 5 that others have reserved")) << error;
     EXPECT_TRUE(mentions(error, "echo 301 | sudo tee")) << error;
     EXPECT_TRUE(mentions(error, "hugepages/hugepages-2048kB/nr_hugepages")) << error;
-    EXPECT_TRUE(mentions(error, "--page-size=thp")) << error;
+    EXPECT_TRUE(mentions(error, "Config::page_size=thp")) << error;
 }
 
 TEST(HugePagePool, ThatDoesNotExistIsAnErrorThatSaysSo) {
@@ -275,7 +275,7 @@ TEST(HugePagePool, OfANodeThatIsShortNamesTheNodeAndItsFile) {
     EXPECT_TRUE(mentions(error, "11 huge pages of 2 MiB on node 1: the node has 10 free of 30;")) << error;
     EXPECT_TRUE(mentions(error, "260 free of 300")) << error;
     EXPECT_TRUE(mentions(error, "echo 31 | sudo tee " + fake.path_of(FakePool::node_file(1, "nr_hugepages")) + "`"));
-    EXPECT_TRUE(mentions(error, "--reserve-hugepages")) << error;
+    EXPECT_TRUE(mentions(error, "Config::reserve_huge_pages")) << error;
 }
 
 TEST(HugePagePool, IsNotCountedTwiceForTwoSharesOfADemand) {
@@ -583,7 +583,7 @@ TEST(HugePageReservation, WithoutTheRightToRaiseSaysSo) {
         }
         return refusal_to_raise(from_any_node(4), fake.roots());
     });
-    EXPECT_TRUE(mentions(error, "nr_hugepages: Permission denied (--reserve-hugepages needs root")) << error;
+    EXPECT_TRUE(mentions(error, "nr_hugepages: Permission denied (Config::reserve_huge_pages needs root")) << error;
 }
 
 TEST(HugePageReservation, IsGivenBackAfterPrivilegesWereDropped) {

@@ -362,7 +362,7 @@ TEST(CheckNumaPolicy, RefusesANodeThatTheCpusetForbids) {
 TEST(CheckNumaPolicy, RefusesMoreMemoryThanTheNodeHas) {
     const std::string error = refusal(on_node(1), nodes_of_8_gib(2), 8 * kGiB + 2 * kMiB);
     EXPECT_TRUE(mentions(error, "on NUMA node 1: it has 8 GiB in all")) << error;
-    EXPECT_TRUE(mentions(error, "-m")) << error;
+    EXPECT_TRUE(mentions(error, "Config::memory_bytes")) << error;
 }
 
 TEST(CheckNumaPolicy, RefusesAPartThatIsLargerThanItsNode) {

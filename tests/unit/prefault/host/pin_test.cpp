@@ -105,7 +105,7 @@ TEST(PinLimit, TooLowSaysLimitNeedAndRemedy) {
     EXPECT_TRUE(mentions(error, "RLIMIT_MEMLOCK")) << error;
     EXPECT_TRUE(mentions(error, "64 KiB")) << error;
     EXPECT_TRUE(mentions(error, "ulimit -l")) << error;
-    EXPECT_TRUE(mentions(error, "--pin=none")) << error;
+    EXPECT_TRUE(mentions(error, "Config::pin=none")) << error;
 }
 
 // Root of a user namespace has every capability and may lock no more than others: it got "Cannot allocate memory".
@@ -502,7 +502,7 @@ std::string without_io_uring(unsigned error_number, Action action) {
 TEST(LongtermPinCheck, SaysThatIoUringIsForbidden) {
     const std::string error = without_io_uring(EPERM, [] { return pin_refusal(Pin::kLongterm, kSmallBytes); });
     EXPECT_TRUE(mentions(error, "cannot make an io_uring")) << error;
-    EXPECT_TRUE(mentions(error, "--pin=mlock")) << error;
+    EXPECT_TRUE(mentions(error, "Config::pin=mlock")) << error;
 }
 
 TEST(LongtermPinCheck, SaysThatIoUringIsMissing) {
