@@ -171,6 +171,7 @@ for fact in online=0-1 has_cpu=0-1 has_memory=0-1 'node0 processors=0-1' 'node1 
 done
 
 lab run --numa 3 -- sh -c 'cd /sys/devices/system/node && cat has_memory has_cpu'
+check "a run with nodes and without --cpus succeeds" status_is 0
 check "each node has a processor and memory without --cpus" equal "$work/out" $'0-2\n0-2'
 
 echo "# other ends"
