@@ -14,9 +14,9 @@ namespace vmm::devices {
 /// Everything else is ignored.
 ///
 /// The status register always reads "output buffer full, input buffer empty". A guest waits for the empty input buffer
-/// before it sends the reset command. An output buffer that no amount of reading empties tells Linux after 17 looks, in
-/// under a millisecond, that there is no controller; if it were empty, Linux would send a command and poll 10,000 times
-/// for the answer.
+/// before it sends the reset command. If reading does not empty the output buffer, Linux decides after 17 looks that
+/// there is no controller, which takes it less than a millisecond. If the buffer were empty, Linux would send a command
+/// and poll 10,000 times for the answer.
 ///
 /// If the FADT says "no 8042" (IAPC_BOOT_ARCH, bit 1 clear), Linux does not even look.
 ///

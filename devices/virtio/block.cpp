@@ -296,8 +296,8 @@ Block::Statistics Block::statistics() const noexcept {
 // --- Turns -------------------------------------------------------------------------------------------------------
 
 /// Serves all queues until nothing has come for a while, then asks the driver for its next doorbell. If much comes,
-/// going to sleep and being woken costs more than looking a few times. Large requests are slept through: threads of the
-/// kernel's copy them, which need the processor.
+/// it costs less to look a few times than to sleep and be woken. The device sleeps while large requests are copied,
+/// because the kernel's threads that copy them need the processor.
 void Block::serve() {
     const auto begin = Clock::now();
     auto last = begin;
@@ -341,8 +341,9 @@ Clock::duration Block::linger() const noexcept {
                                          : std::max<Clock::duration>(kLinger, moderation_.patience());
 }
 
-/// Asks each queue for a doorbell with its `requests`-th request. Returns true if requests are waiting that no doorbell
-/// will announce. A queue that may not have more under way is not asked: it is looked at when something comes back.
+/// Asks each queue for a doorbell with its `requests`-th request. Returns true if requests wait already, and no
+/// doorbell will come for them. A queue that may not have more under way is not asked: it is looked at when something
+/// comes back.
 bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
     for (std::uint16_t index = 0; index < queues_.size(); ++index) {

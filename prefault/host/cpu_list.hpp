@@ -19,8 +19,8 @@ using CpuList = std::vector<unsigned>;
 inline constexpr unsigned kMaxCpus = 8192;
 
 /// The CPUs of a text in the kernel's list format (cpuset(7), "List format"), e.g. "0-3,8,10-12". The order is free,
-/// and a number named twice counts once. Returns nothing if the text is not such a list: an empty text or item, a range
-/// from high to low, a number of kMaxCpus or more, or any other character, be it a space or a newline.
+/// and a number named twice counts once. Returns nothing if the text is not such a list: if it or an item is empty, if
+/// a range goes down, if a number is kMaxCpus or more, or if there is any other character (a space, a newline).
 [[nodiscard]] std::optional<CpuList> parse_cpu_list(std::string_view text);
 
 /// The reverse: "0-3,8" for 0, 1, 2, 3 and 8; "" for none. `cpus` is ascending and names none twice.

@@ -1,4 +1,5 @@
 #include "prefault/host/chunk_queues.hpp"
+#include "support/prefault_placed_ranges.hpp"
 
 #include <gtest/gtest.h>
 
@@ -11,38 +12,14 @@
 namespace vmm::prefault {
 namespace {
 
+using testing::anywhere;
+using testing::joined;
+using testing::on_node;
+using testing::range;
+
 using Homes = std::vector<std::optional<unsigned>>;
 using Placed = std::vector<PlacedRange>;
 using Ranges = std::vector<GuestRange>;
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
-
-PlacedRange on_node(unsigned node, std::uint64_t base, std::uint64_t size) {
-    return {range(base, size), node};
-}
-
-PlacedRange anywhere(std::uint64_t base, std::uint64_t size) {
-    return {range(base, size), std::nullopt};
-}
-
-/// `chunks` that do not overlap, put in order, neighbours joined; nothing if two overlap or one is empty.
-std::optional<Ranges> joined(Ranges chunks) {
-    std::ranges::sort(chunks, {}, &GuestRange::base);
-    Ranges result;
-    for (const GuestRange& chunk : chunks) {
-        if (chunk.size == 0 || (!result.empty() && result.back().end() > chunk.base)) {
-            return std::nullopt;
-        }
-        if (!result.empty() && result.back().end() == chunk.base) {
-            result.back().size += chunk.size;
-        } else {
-            result.push_back(chunk);
-        }
-    }
-    return result;
-}
 
 Homes homes_of(const ChunkQueues& queues, unsigned workers) {
     Homes homes;

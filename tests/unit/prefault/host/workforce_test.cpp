@@ -1,4 +1,5 @@
 #include "prefault/host/workforce.hpp"
+#include "support/prefault_placed_ranges.hpp"
 
 #include <gtest/gtest.h>
 #include <pthread.h>
@@ -27,39 +28,15 @@
 namespace vmm::prefault {
 namespace {
 
+using testing::anywhere;
+using testing::joined;
+using testing::on_node;
+using testing::range;
+
 using testing::error_of;
 using testing::mentions;
 using Placed = std::vector<PlacedRange>;
 using Ranges = std::vector<GuestRange>;
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
-
-PlacedRange anywhere(std::uint64_t base, std::uint64_t size) {
-    return {range(base, size), std::nullopt};
-}
-
-/// `chunks` that do not overlap, put in order, neighbours joined; nothing if two overlap or one is empty.
-std::optional<Ranges> joined(Ranges chunks) {
-    std::ranges::sort(chunks, {}, &GuestRange::base);
-    Ranges result;
-    for (const GuestRange& chunk : chunks) {
-        if (chunk.size == 0 || (!result.empty() && result.back().end() > chunk.base)) {
-            return std::nullopt;
-        }
-        if (!result.empty() && result.back().end() == chunk.base) {
-            result.back().size += chunk.size;
-        } else {
-            result.push_back(chunk);
-        }
-    }
-    return result;
-}
-
-PlacedRange on_node(unsigned node, std::uint64_t base, std::uint64_t size) {
-    return {range(base, size), node};
-}
 
 const Placed kTwoNodes{on_node(0, 0, 64 * kMiB), on_node(1, 4 * kGiB, 64 * kMiB)};
 
