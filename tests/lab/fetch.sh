@@ -4,13 +4,16 @@
 # shellcheck disable=SC2154
 #
 # What it leaves in $lab_dir; each entry is complete or absent:
-#   kernel/6.12.117/  vmlinuz and vmlinux, and parts of initramfs: lab_modules.cpio (/lab/modules),
-#                     guest_modules.cpio (/modules) and guest.cpio (both kernel files, in /guest)
+#   kernel/6.12.117/  vmlinuz and vmlinux, and parts of initramfs: lab_modules.cpio and ept_modules.cpio (/lab/modules
+#                     of the AMD and of the Intel machine), guest_modules.cpio (/modules) and guest.cpio (both kernel
+#                     files, in /guest)
 #   kernel/6.12       a link to the newest of that series when it was fetched
 #   busybox/          busybox.cpio (/bin), a part of initramfs, too
 #   qemu/             root/ (QEMU and every library it needs), thread (what -accel tcg,thread= it stands)
+#   bochs/            bochs, and root/ (its firmware, and what makes a disk that it starts from); fetch_bochs.sh makes it
 
 readonly lab_modules=(kvm_amd tun virtio_pci virtio_console virtio_blk crc32c_generic ext4)
+readonly ept_modules=(kvm_intel tun)
 readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console virtio_balloon
     vmw_vsock_virtio_transport crc32c_generic ext4)
 # Older ones race in multi-threaded emulation while the kernel patches its text, and crash it.
@@ -27,7 +30,7 @@ lab_fetch() {
     done
 
     fetched "${kernels[@]}" && return
-    require_tools apt-get apt-cache cpio dpkg-deb flock xz
+    require_tools apt-get apt-cache cpio dpkg-deb flock objcopy xz
     [ "$(dpkg --print-architecture)" = amd64 ] || die "the lab needs packages for amd64, and this machine's are not"
 
     mkdir -p "$lab_dir" || die "cannot create $lab_dir (set VMM_LAB_DIR)"
@@ -47,16 +50,16 @@ lab_fetch() {
         fetch_kernel "$kernel" "$optional"
     done
     fetch_busybox
-    fetch_qemu
+    "fetch_$emulator"
     say "everything is in $lab_dir"
 }
 
 fetched() { # KERNEL...
     local kernel
     for kernel in "$@"; do
-        [ -e "$lab_dir/kernel/$kernel" ] || return 1
+        [ -e "$lab_dir/kernel/$kernel/$modules_archive" ] || return 1
     done
-    [ -e "$lab_dir/busybox" ] && [ -e "$lab_dir/qemu" ]
+    [ -e "$lab_dir/busybox" ] && [ -e "$lab_dir/$emulator" ]
 }
 
 # Everything apt reads and writes here is private: the machine's lists, caches and database
@@ -125,33 +128,58 @@ fetch_busybox() {
 }
 
 fetch_kernel() { # VERSION OPTIONAL-VERSION
-    local package version directory new=$fetching/kernel
-    [ ! -e "$lab_dir/kernel/$1" ] || return 0
+    local package version directory
+    [ ! -e "$lab_dir/kernel/$1/$modules_archive" ] || return 0
     read -r version package < <(newest_kernel_package "$1") || {
         [ "$1" != "$2" ] || { say "this distribution has no kernel $1: left out"; return; }
         die "no configured package source has a cloud kernel $1 (it takes Debian's linux-image-*-cloud-amd64)"
     }
     directory=$lab_dir/kernel/${version%%-*}
-    if [ ! -e "$directory" ]; then
+    if [ ! -e "$directory/$modules_archive" ]; then
         say "fetching $package $version"
         unpack "$fetching/kernel-root" "$package"
-        mkdir -p "$new" "$fetching/parts"/{lab/lab/modules,guest/guest,guest_modules/modules}
-        cp "$fetching"/kernel-root/boot/vmlinuz-* "$new/vmlinuz"
-        extract_vmlinux "$new/vmlinuz" "$new/vmlinux"
-        cp "$new"/vmlinu[xz] "$fetching/parts/guest/guest/"
-        extract_modules "$fetching/kernel-root" "$fetching/parts/lab/lab/modules" "${lab_modules[@]}"
-        extract_modules "$fetching/kernel-root" "$fetching/parts/guest_modules/modules" "${guest_modules[@]}"
-        [ -e "$fetching/parts/lab/lab/modules/kvm_amd.ko" ] || die "$package has no module kvm_amd"
-        make_cpio "$fetching/parts/lab" >"$new/lab_modules.cpio"
-        make_cpio "$fetching/parts/guest" >"$new/guest.cpio"
-        make_cpio "$fetching/parts/guest_modules" >"$new/guest_modules.cpio"
-        mv -T "$new" "$directory"
-        rm -r "$fetching/kernel-root" "$fetching/parts"
+        if [ -e "$directory" ]; then
+            # It was fetched before there was an EPT lab.
+            make_ept_modules "$fetching/ept_modules.cpio"
+            mv "$fetching/ept_modules.cpio" "$directory/"
+        else
+            make_kernel "$directory"
+        fi
+        rm -rf "$fetching/kernel-root" "$fetching/parts"
     fi
     if [ "$1" != "${version%%-*}" ]; then
         ln -s "${version%%-*}" "$fetching/link"
         mv -T "$fetching/link" "$lab_dir/kernel/$1"
     fi
+}
+
+# Makes the folder of the kernel whose package is unpacked in kernel-root.
+make_kernel() { # DIRECTORY
+    local new=$fetching/kernel
+    mkdir -p "$new" "$fetching/parts"/{lab/lab/modules,guest/guest,guest_modules/modules}
+    cp "$fetching"/kernel-root/boot/vmlinuz-* "$new/vmlinuz"
+    extract_vmlinux "$new/vmlinuz" "$new/vmlinux"
+    cp "$new"/vmlinu[xz] "$fetching/parts/guest/guest/"
+    extract_modules "$fetching/kernel-root" "$fetching/parts/lab/lab/modules" "${lab_modules[@]}"
+    extract_modules "$fetching/kernel-root" "$fetching/parts/guest_modules/modules" "${guest_modules[@]}"
+    [ -e "$fetching/parts/lab/lab/modules/kvm_amd.ko" ] || die "$package has no module kvm_amd"
+    make_cpio "$fetching/parts/lab" >"$new/lab_modules.cpio"
+    make_cpio "$fetching/parts/guest" >"$new/guest.cpio"
+    make_cpio "$fetching/parts/guest_modules" >"$new/guest_modules.cpio"
+    make_ept_modules "$new/ept_modules.cpio"
+    mv -T "$new" "$1"
+}
+
+# Without their type information (BTF): reading that is a quarter of what loading kvm costs the Intel machine.
+make_ept_modules() { # FILE
+    local modules=$fetching/parts/ept/lab/modules module
+    mkdir -p "$modules"
+    extract_modules "$fetching/kernel-root" "$modules" "${ept_modules[@]}"
+    [ -e "$modules/kvm_intel.ko" ] || die "the kernel's package has no module kvm_intel"
+    for module in "$modules"/*.ko; do
+        objcopy --remove-section=.BTF --remove-section=.BTF.base "$module" || die "cannot take the type information out of $module"
+    done
+    make_cpio "$fetching/parts/ept" >"$1"
 }
 
 newest_kernel_package() { # VERSION: prints "VERSION PACKAGE"; fails if there is none
@@ -242,7 +270,7 @@ module_order() { # NAME DIRECTORY
 }
 
 fetch_qemu() {
-    local version thread=multi suite package from=()
+    local version thread=multi suite from=()
     [ ! -e "$lab_dir/qemu" ] || return 0
     version=$(candidate qemu-system-x86)
     [[ $version == *[0-9]* ]] || die "no configured package source has qemu-system-x86"
@@ -257,12 +285,7 @@ fetch_qemu() {
     fi
 
     say "fetching qemu-system-x86 $version and the libraries it needs"
-    apt_get "${from[@]}" install --no-install-recommends --download-only -y qemu-system-x86 ||
-        die "cannot download qemu-system-x86 $version: $(apt_error)"
-    mkdir -p "$fetching/qemu/root"
-    for package in "$fetching"/apt/archives/*.deb; do
-        dpkg-deb -x "$package" "$fetching/qemu/root" || die "cannot unpack $package (is the disk full?)"
-    done
+    unpack_with_libraries "$fetching/qemu/root" "${from[@]}" qemu-system-x86
     echo "$thread" >"$fetching/qemu/thread"
     find_qemu "$fetching/qemu"
     "${qemu[@]}" --version >"$fetching/qemu/version" || die "the QEMU of $version does not start here"
@@ -274,42 +297,76 @@ new_enough() { # VERSION
     [[ ${upstream%%.*} =~ ^[0-9]+$ ]] && ((${upstream%%.*} >= least_qemu_for_threads))
 }
 
-# Adds the backports of this distribution to the private sources, and prints their suite. The
-# entry is a copy of the one that the distribution's main suite is configured with.
+# Downloads packages and all that they depend on: what is installed here does not count.
+unpack_with_libraries() { # DIRECTORY APT-OPTION... PACKAGE...
+    local package
+    rm -f "$fetching"/apt/archives/*.deb
+    apt_get install --no-install-recommends --download-only -y "${@:2}" || die "cannot download ${*:2}: $(apt_error)"
+    mkdir -p "$1"
+    for package in "$fetching"/apt/archives/*.deb; do
+        dpkg-deb -x "$package" "$1" || die "cannot unpack $package (is the disk full?)"
+    done
+}
+
+# Adds the backports of this distribution to the private sources, and prints their suite.
 add_backports() {
-    local codename release entry source
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
-    # The dollar signs are apt's.
-    # shellcheck disable=SC2016
-    read -r release entry < <(apt-get -c "$fetching/apt/apt.conf" indextargets \
-        --format '$(RELEASE) $(SOURCESENTRY)' 'Created-By: Packages' "Codename: $codename" 'Component: main') || return 1
-    # SOURCESENTRY is FILE:N, the Nth line of a .list or the Nth stanza of a .sources file.
-    source=${entry%:*}
-    case $source in
-        *.list)
-            sed -n "${entry##*:}{s| $release | $release-backports |;p}" "$source" >"$fetching/apt/sources/lab-backports.list"
-            ;;
-        *.sources)
-            grep -v '^#' "$source" | awk -v RS= -v wanted="${entry##*:}" 'NR == wanted' |
-                sed "s/^Suites:.*/Suites: $release-backports/" >"$fetching/apt/sources/lab-backports.sources"
-            ;;
-    esac
-    if apt_get update && new_enough "$(candidate qemu-system-x86 -o "APT::Default-Release=$release-backports")"; then
-        echo "$release-backports"
+    local main
+    main=$(main_suite) || return 1
+    main=${main%% *}
+    add_suite "$main-backports" deb || return 1
+    if new_enough "$(candidate qemu-system-x86 -o "APT::Default-Release=$main-backports")"; then
+        echo "$main-backports"
     else
-        rm "$fetching"/apt/sources/lab-backports.*
+        remove_suite "$main-backports"
         return 1
     fi
 }
 
-# Sets the array qemu to the command of an unpacked QEMU. Its own loader is used, since the
-# libraries are made for it.
+# Prints the suite of this distribution's main archive, and the entry of the private sources that it is configured in.
+main_suite() {
+    local codename
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+    # The dollar signs are apt's.
+    # shellcheck disable=SC2016
+    apt-get -c "$fetching/apt/apt.conf" indextargets --format '$(RELEASE) $(SOURCESENTRY)' \
+        'Created-By: Packages' "Codename: $codename" 'Component: main' | grep -m 1 .
+}
+
+# Adds another suite to the private sources. Its entry is a copy of the one of this distribution's main suite.
+add_suite() { # SUITE deb|deb-src
+    local release entry source
+    read -r release entry < <(main_suite) || return 1
+    # SOURCESENTRY is FILE:N, the Nth line of a .list or the Nth stanza of a .sources file.
+    source=${entry%:*}
+    case $source in
+        *.list)
+            sed -n "${entry##*:}{s|^ *deb |$2 |;s| $release | $1 |;p}" "$source" >"$fetching/apt/sources/lab-$1.list"
+            ;;
+        *.sources)
+            grep -v '^#' "$source" | awk -v RS= -v wanted="${entry##*:}" 'NR == wanted' |
+                sed "s/^Suites:.*/Suites: $1/; s/^Types:.*/Types: $2/" >"$fetching/apt/sources/lab-$1.sources"
+            ;;
+    esac
+    apt_get update || { remove_suite "$1"; return 1; }
+}
+
+remove_suite() { rm -f "$fetching/apt/sources/lab-$1".*; } # SUITE
+
+# Sets the array own_loader to the command that runs a program unpacked in this directory with the libraries there, which
+# alone it is made for.
+own_loader() { # DIRECTORY
+    local libraries=lib/x86_64-linux-gnu
+    own_loader=(
+        "$(find "$1" -type f -name 'ld-linux-x86-64.so.2' -print -quit)"
+        --library-path "$1/$libraries:$1/usr/$libraries"
+    )
+}
+
+# Sets the array qemu to the command of an unpacked QEMU.
 find_qemu() { # DIRECTORY
-    local loader libraries=lib/x86_64-linux-gnu
-    loader=$(find "$1/root" -type f -name 'ld-linux-x86-64.so.2' -print -quit)
+    own_loader "$1/root"
     qemu=(
-        env "QEMU_MODULE_DIR=$1/root/usr/$libraries/qemu"
-        "$loader" --library-path "$1/root/$libraries:$1/root/usr/$libraries"
+        env "QEMU_MODULE_DIR=$1/root/usr/lib/x86_64-linux-gnu/qemu" "${own_loader[@]}"
         "$1/root/usr/bin/qemu-system-x86_64"
         -L "$1/root/usr/share/qemu" -L "$1/root/usr/share/seabios"
     )

@@ -98,6 +98,17 @@ check "relative guest path is refused" refused run --file "$here/lab:none" -- tr
 check "guest path with .. is refused" refused run --file "$here/lab:/a/../b" -- true
 check "file to get into no folder is refused" refused run --get "/a:$work/none/a" -- true
 
+check "parameter without a value is refused" refused run --kvm npt -- true
+check "parameter that no module has is refused" refused run --kvm no_such=1 -- true
+check "what only the EPT lab has is refused" refused run --eptad 0 -- true
+check "violations without an emulator that logs them are refused" refused run --violations "$work/violations" -- true
+check "nodes are refused with EPT" refused --ept run --numa 2 -- true
+check "disks are refused with EPT" refused --ept run --disk "$here/lab" -- true
+check "huge pages of 1 GiB are refused with EPT" refused --ept run --hugepages-1g 1 --memory 2G -- true
+check "too many processors are refused with EPT" refused --ept run --cpus 5 -- true
+check "too much memory is refused with EPT" refused --ept run --memory 3G -- true
+check "an image is refused with EPT" refused --ept image
+
 echo "# one run with everything"
 cat >"$work/probe" <<'PROBE'
 #!/bin/sh
@@ -173,6 +184,12 @@ done
 lab run --numa 3 -- sh -c 'cd /sys/devices/system/node && cat has_memory has_cpu'
 check "a run with nodes and without --cpus succeeds" status_is 0
 check "each node has a processor and memory without --cpus" equal "$work/out" $'0-2\n0-2'
+
+echo "# parameters of KVM"
+lab run --kvm tdp_mmu=N,halt_poll_ns=4711 -- sh -c 'cd /sys/module && cat kvm/parameters/tdp_mmu kvm/parameters/halt_poll_ns kvm_amd/parameters/npt'
+check "kvm's parameters are as asked for" equal "$work/out" $'N\n4711\nY'
+lab run --kvm npt=0 -- cat /sys/module/kvm_amd/parameters/npt
+check "kvm_amd's parameters are as asked for" equal "$work/out" N
 
 echo "# other ends"
 lab run --kernel 6.1 -- sh -c 'uname -r; cat /none || true'

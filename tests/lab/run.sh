@@ -1,12 +1,13 @@
 # shellcheck shell=bash
 # lab run: boots the lab and runs one command in it. Sourced by lab, which sets here, repository,
 # lab_dir and the defaults.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2034,SC2154
 
 lab_run() {
     parse_run_options "$@"
     require_lab
     require_tools cpio ldd setpriv tar
+    deal_parameters
     processes=() run_dir=''
     trap end_run EXIT
     trap 'exit 130' INT
@@ -31,7 +32,7 @@ parse_run_options() {
     local value
     check_count VMM_LAB_BOOT_LIMIT "${VMM_LAB_BOOT_LIMIT:-1}" 1 86400
     cpus='' memory=$default_memory time_limit=$default_timeout
-    numa=0 hugepages_2m=0 hugepages_1g=0
+    numa=0 hugepages_2m=0 hugepages_1g=0 eptad='' violations='' parameters=()
     kernel=$default_kernel guest_kernel='' vmm='' console_copy=''
     files=() gets=() disks=() command=()
     while [ $# -gt 0 ]; do
@@ -53,6 +54,9 @@ parse_run_options() {
             --cpus=*) check_count --cpus "$value" 1 64 && cpus=$value ;;
             --memory=*) memory=$value ;;
             --numa=*) check_count --numa "$value" 1 8 && numa=$value ;;
+            --kvm=*) check_parameters "$value" ;;
+            --eptad=*) check_count --eptad "$value" 0 1 && eptad=$value ;;
+            --violations=*) violations=$value && check_folder_of --violations "$value" ;;
             --hugepages-2m=*) check_count --hugepages-2m "$value" 0 999999 && hugepages_2m=$value ;;
             --hugepages-1g=*) check_count --hugepages-1g "$value" 0 1024 && hugepages_1g=$value ;;
             --kernel=*) check_kernel_version --kernel "$value" && kernel=$value ;;
@@ -70,16 +74,50 @@ parse_run_options() {
     [ ${#command[@]} -gt 0 ] || refuse "lab run: no command (put it after --)"
     : "${guest_kernel:=$kernel}"
     check_memory
-    check_numa
+    check_machine_options
+    : "${cpus:=$default_cpus}"
 }
 
-# Every node has processors and memory; so without --cpus there are as many processors as nodes, or more.
-check_numa() {
-    [ -n "$cpus" ] || cpus=$((numa > default_cpus ? numa : default_cpus))
-    ((cpus >= numa)) ||
-        refuse "--numa: $numa nodes need $numa processors or more, there are $cpus (raise --cpus, or leave it out)"
-    ((memory_mib >= numa * memory_block_mib)) ||
-        refuse "--numa: $numa nodes need $((numa * memory_block_mib))M or more, --memory is $memory"
+# Adds NAME=VALUE,... to the parameters. Whether the kernel has them is seen when there is a kernel.
+check_parameters() { # LIST
+    local parameter list
+    IFS=, read -r -a list <<<"$1"
+    [ ${#list[@]} -gt 0 ] || refuse "--kvm: '$1' is not NAME=VALUE,..."
+    for parameter in "${list[@]}"; do
+        [[ $parameter =~ ^[a-z][a-z0-9_]*=[A-Za-z0-9_-]+$ ]] || refuse "--kvm: '$parameter' is not NAME=VALUE"
+        parameters+=("$parameter")
+    done
+}
+
+# Finds which module has each parameter. Sets kvm_options and vendor_options, what the two modules are loaded with, and
+# wanted, what the lab's init finds in /sys/module or refuses to run.
+deal_parameters() {
+    local parameter name
+    local -A value=([$paging]=Y [tdp_mmu]=Y) module=([$paging]=$vendor_module [tdp_mmu]=kvm)
+    kvm_options='' vendor_options='' wanted=''
+    for parameter in "${parameters[@]}"; do
+        name=${parameter%%=*}
+        if has_parameter kvm "$name"; then
+            kvm_options+=" $parameter" module[$name]=kvm
+        elif has_parameter "$vendor_module" "$name"; then
+            vendor_options+=" $parameter" module[$name]=$vendor_module
+        else
+            refuse "--kvm: neither kvm nor $vendor_module of Linux $kernel has a parameter '$name'"
+        fi
+        value[$name]=${parameter#*=}
+        # Without nested paging there is no TDP MMU.
+        [[ $name != "$paging" || ${value[$name]} == [Yy1] ]] || unset 'value[tdp_mmu]'
+    done
+    for name in "${!value[@]}"; do
+        # Of the others the kernel shows what it makes of them, as for "auto".
+        [[ ${value[$name]} == [YyNn01] ]] || continue
+        wanted+=" ${module[$name]}/$name=${value[$name]}"
+    done
+}
+
+has_parameter() { # MODULE NAME
+    cpio --quiet -i --to-stdout "lab/modules/$1.ko" <"$lab_dir/kernel/$kernel/$modules_archive" | tr '\0' '\n' |
+        grep -c "^parmtype=$2:" >/dev/null
 }
 
 check_memory() {
@@ -122,9 +160,10 @@ check_get_option() { # GUEST:HOST
 
 require_lab() {
     local version
-    { [ -e "$lab_dir/qemu" ] && [ -e "$lab_dir/busybox" ]; } || die "there is no lab in $lab_dir (run: lab fetch)"
+    { [ -e "$lab_dir/$emulator" ] && [ -e "$lab_dir/busybox" ]; } || die "there is no lab in $lab_dir (run: lab$lab_option fetch)"
     for version in "$kernel" "$guest_kernel"; do
-        [ -e "$lab_dir/kernel/$version" ] || die "there is no kernel $version in $lab_dir (run: lab fetch --kernel $version)"
+        [ -e "$lab_dir/kernel/$version/$modules_archive" ] ||
+            die "there is no kernel $version in $lab_dir (run: lab$lab_option fetch --kernel $version)"
     done
 }
 
@@ -139,6 +178,7 @@ build_initramfs() {
     echo '127.0.0.1 localhost lab' >"$root/etc/hosts"
     ln -s /bin/busybox "$root/usr/bin/env" # Many a script's first line names it.
     install "$here/lab_init" "$root/init"
+    install -m 644 "$here/init_$paging.sh" "$root/lab/machine"
     settings >"$root/lab/settings"
     build_guest_initrd "$root/guest/initrd"
     : "${vmm:=$(newest_vmm)}"
@@ -151,7 +191,7 @@ build_initramfs() {
     done
 
     make_cpio "$root" >"$run_dir/own.cpio"
-    cat "$lab_dir/busybox/busybox.cpio" "$lab_dir/kernel/$kernel/lab_modules.cpio" \
+    cat "$lab_dir/busybox/busybox.cpio" "$lab_dir/kernel/$kernel/$modules_archive" \
         "$lab_dir/kernel/$guest_kernel/guest.cpio" "$run_dir/own.cpio" >"$run_dir/initramfs"
     rm -r "$root" "$run_dir/own.cpio"
 }
@@ -167,6 +207,7 @@ build_guest_initrd() { # FILE
 settings() {
     local argument quote=\'
     echo "cpus=$cpus hugepages_2m=$hugepages_2m hugepages_1g=$hugepages_1g gets=${#gets[@]} disks=${#disks[@]}"
+    echo "kvm_options='$kvm_options' vendor_options='$vendor_options' wanted='$wanted'"
     printf 'set --'
     for argument in "${command[@]}"; do
         printf " '%s'" "${argument//$quote/$quote\\$quote$quote}"
@@ -200,68 +241,14 @@ add_file() { # FILE ROOT PATH: and, for a dynamically linked ELF file, its libra
     done
 }
 
-# Deals memory and processors to the nodes, in order, as evenly as whole memory blocks and processors allow.
-# Sets numa_options, and sockets: with nodes each processor has its own, for no socket may be in two nodes. Processor 0,
-# which COMMAND does not get, is one more in the first node.
-deal_to_nodes() {
-    local node other first_cpu next_cpu=0 first_mib next_mib=0
-    numa_options=() sockets=1
-    ((numa > 0)) || return 0
-    sockets=$((cpus + 1))
-    for ((node = 0; node < numa; node++)); do
-        first_cpu=$next_cpu next_cpu=$(((node + 1) * cpus / numa + 1))
-        first_mib=$next_mib next_mib=$(((node + 1) * memory_mib / numa / memory_block_mib * memory_block_mib))
-        # What is less than a block goes to the last.
-        ((node < numa - 1)) || next_mib=$memory_mib
-        numa_options+=(
-            -object "memory-backend-ram,id=memory$node,size=$((next_mib - first_mib))M"
-            -numa "node,nodeid=$node,memdev=memory$node,cpus=$first_cpu-$((next_cpu - 1))"
-        )
-    done
-    for ((node = 0; node < numa; node++)); do
-        for ((other = node + 1; other < numa; other++)); do
-            numa_options+=(-numa "dist,src=$node,dst=$other,val=20")
-        done
-    done
-}
-
-# QEMU's FXRSTOR and XRSTOR, on whichever processor, change a word of processor 0 (env->hflags2, for IGNNE#) without any
-# lock. Where processor 0 enters or leaves a guest meanwhile, that word says the wrong thing afterwards, and is where
-# nested paging and the global interrupt flag are kept: the guest is given the host's state, or no interrupt ends it any
-# more. So processor 0 never runs a guest (QEMU 10 and 11: target/i386/tcg/system/fpu_helper.c, cpu_clear_ignne()).
 boot() {
-    # Emulation's TSC is the host's clock: it is good, even when a busy host makes it look bad.
-    # A boot takes 4 s with two processors.
-    boot_limit=${VMM_LAB_BOOT_LIMIT:-$((60 + 15 * cpus))}
-    local port disk failed_boots=0 stall=$((21 * $(busyness)))
-    # The kernel's check of the timer wants ten interrupts within so many turns of a loop, and panics on a busy host.
-    local kernel_options=(console=ttyS0 panic=-1 quiet oops=panic mitigations=off tsc=reliable no_timer_check)
-    # Where emulation loses an interrupt a processor is stuck for good: the kernel sees that, and ends after the second time
-    # it has (a minute and a half), not when all the time is up.
-    kernel_options+=(sysctl.kernel.panic_on_rcu_stall=1 sysctl.kernel.max_rcu_stall_to_panic=2
-        "rcupdate.rcu_cpu_stall_timeout=$((stall < 300 ? stall : 300))")
+    local failed_boots=0
+    # Emulation's TSC is good, even when a busy host makes it look bad. The kernel's check of the timer wants ten interrupts
+    # within so many turns of a loop, and panics on a busy host.
+    kernel_options=("console=ttyS0,115200" panic=-1 quiet oops=panic mitigations=off tsc=reliable no_timer_check)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
-    deal_to_nodes
-    find_qemu "$lab_dir/qemu"
-    # The ELF kernel (entered through PVH) need not decompress itself, which emulation is slow at.
-    qemu+=(
-        -nodefaults -no-reboot -display none
-        -accel "tcg,thread=$(cat "$lab_dir/qemu/thread")" -cpu "EPYC,+svm,+npt" -M q35
-        -smp "$((cpus + 1)),sockets=$sockets" -m "${memory_mib}M" "${numa_options[@]}"
-        -kernel "$lab_dir/kernel/$kernel/vmlinux" -initrd initramfs -append "${kernel_options[*]}"
-        -serial file:console
-        # Without ioeventfd, what the lab has written is in the file before it can power off.
-        -device "virtio-serial-pci,ioeventfd=off"
-    )
-    # The ports' numbers are known to lab_init.
-    for port in 1 2 3 4; do
-        qemu+=(-chardev "file,id=port$port,path=port$port" -device "virtserialport,nr=$port,chardev=port$port,name=lab$port")
-    done
-    for disk in "${!disks[@]}"; do
-        # A comma within a value is written twice.
-        qemu+=(-drive "if=none,id=disk$disk,format=raw,cache=writeback,file=${disks[disk]//,/,,}"
-            -device "virtio-blk-pci,drive=disk$disk")
-    done
+    prepare_machine
+    boot_limit=${VMM_LAB_BOOT_LIMIT:-$usual_boot_limit}
     until start_machine; do
         ((++failed_boots < most_boots)) || break
         show_tail console "the last the lab's kernel said"
@@ -276,7 +263,7 @@ busyness() {
     echo $((1 + ${load%.*} / $(nproc)))
 }
 
-# Starts QEMU and waits for its end, or until time is up. Fails if its kernel has not come to the command within
+# Starts the emulator and waits for its end, or until time is up. Fails if its kernel has not come to the command within
 # boot_limit (on a busy machine as much longer): in emulation a processor loses a timer interrupt at times, and waits for ever.
 start_machine() {
     local port machine timer boot_timer ended
@@ -284,7 +271,7 @@ start_machine() {
         : >"$run_dir/port$port"
     done
     # If lab is killed outright, nothing of it lives on; the copying ends with the machine.
-    (cd "$run_dir" && exec setpriv --pdeathsig KILL "${qemu[@]}" </dev/null >qemu 2>&1) &
+    (cd "$run_dir" && exec setpriv --pdeathsig KILL "${machine_command[@]}" </dev/null >emulator 2>&1) &
     machine=$!
     processes+=("$machine")
     tail -s 0.1 -f -n +1 --pid="$machine" "$run_dir/port1" &
@@ -323,10 +310,12 @@ start_machine() {
 # Ends lab with the command's exit status, or says why there is none.
 report() {
     local outcome
-    [ -z "$console_copy" ] || cp "$run_dir/console" "$console_copy"
+    # The emulator makes it when there is something in it.
+    [ -z "$console_copy" ] || cat "$run_dir/console" >"$console_copy" 2>/dev/null || true
     outcome=$(tail -n 1 "$run_dir/port4")
     case $outcome in
         'exit '*)
+            report_violations
             fetch_files "${outcome#exit }"
             exit "${outcome#exit }"
             ;;
@@ -338,9 +327,7 @@ report() {
         exit "$exit_timeout"
     fi
     [ -z "$hung" ] || die "the lab's kernel did not boot in $most_boots times $boot_limit s (more time: VMM_LAB_BOOT_LIMIT)"
-    # QEMU names what its EPYC lacks every time.
-    sed -i "/TCG doesn't support requested feature/d" "$run_dir/qemu"
-    show_tail qemu "the last QEMU said"
+    show_machine_log
     die "the lab machine ended before the command did"
 }
 
@@ -353,7 +340,7 @@ show_tail() { # FILE TITLE
 fetch_files() { # STATUS
     local i missing=
     mkdir "$run_dir/got"
-    [ ! -s "$run_dir/port3" ] || tar -C "$run_dir/got" -xf "$run_dir/port3" --no-same-owner
+    [ ${#gets[@]} -eq 0 ] || files_of_machine | tar -C "$run_dir/got" -x --no-same-owner 2>"$run_dir/tar" || true
     for i in "${!gets[@]}"; do
         if [ -f "$run_dir/got/$i" ]; then
             cp -- "$run_dir/got/$i" "${gets[i]#*:}" || missing=yes
