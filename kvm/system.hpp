@@ -27,15 +27,17 @@ class System {
     [[nodiscard]] unsigned max_vcpus() const noexcept;
     [[nodiscard]] unsigned max_vcpu_ids() const noexcept;
 
+    /// The size of the area shared with each vCPU, in bytes.
+    [[nodiscard]] std::size_t vcpu_mmap_bytes() const;
+
+    // What only an x86 host tells: kvm/x86/system.cpp.
+
     /// KVM_GET_SUPPORTED_CPUID: what a guest may be told.
     [[nodiscard]] std::vector<kvm_cpuid_entry2> supported_cpuid() const;
 
     /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of MCG_CAP that Vcpu::set_up_machine_checks() may be given, with the
     /// number of banks (KVM_CAP_MCE) in the low byte; 0 if there are none.
     [[nodiscard]] std::uint64_t machine_check_capabilities() const noexcept;
-
-    /// The size of the area shared with each vCPU, in bytes.
-    [[nodiscard]] std::size_t vcpu_mmap_bytes() const;
 
     /// The descriptor, on loan.
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }

@@ -9,8 +9,6 @@
 #include <csignal>
 #include <cstring>
 #include <new>
-#include <vector>
-
 #include <utility>
 
 #include "kvm/host/error.hpp"
@@ -188,123 +186,11 @@ Exit Vcpu::decode_exit() {
     }
 }
 
-kvm_regs Vcpu::registers() const {
-    kvm_regs registers{};
-    if (::ioctl(fd_.get(), KVM_GET_REGS, &registers) != 0) {
-        throw_errno(errno, "read the registers of " + name());
-    }
-    return registers;
-}
-
-void Vcpu::set_registers(const kvm_regs& registers) {
-    if (::ioctl(fd_.get(), KVM_SET_REGS, &registers) != 0) {
-        throw_errno(errno, "set the registers of " + name());
-    }
-}
-
-kvm_sregs Vcpu::special_registers() const {
-    kvm_sregs registers{};
-    if (::ioctl(fd_.get(), KVM_GET_SREGS, &registers) != 0) {
-        throw_errno(errno, "read the special registers of " + name());
-    }
-    return registers;
-}
-
-void Vcpu::set_special_registers(const kvm_sregs& registers) {
-    if (::ioctl(fd_.get(), KVM_SET_SREGS, &registers) != 0) {
-        throw_errno(errno, "set the special registers of " + name());
-    }
-}
-
-namespace {
-
-struct OneMsr {
-    std::uint32_t count;
-    std::uint32_t padding;
-    kvm_msr_entry entry;
-};
-static_assert(sizeof(OneMsr) == sizeof(kvm_msrs) + sizeof(kvm_msr_entry));
-
-} // namespace
-
-std::optional<std::uint64_t> Vcpu::msr(std::uint32_t index) const {
-    OneMsr request{};
-    request.count = 1;
-    request.entry.index = index;
-    const int count = ::ioctl(fd_.get(), KVM_GET_MSRS, &request);
-    if (count < 0) {
-        throw_errno(errno, vmm::format("read MSR {:#x} of vCPU {}", index, id_));
-    }
-    return count == 1 ? std::optional(request.entry.data) : std::nullopt;
-}
-
-bool Vcpu::set_msr(std::uint32_t index, std::uint64_t value) {
-    OneMsr request{};
-    request.count = 1;
-    request.entry.index = index;
-    request.entry.data = value;
-    const int count = ::ioctl(fd_.get(), KVM_SET_MSRS, &request);
-    if (count < 0) {
-        throw_errno(errno, vmm::format("set MSR {:#x} of vCPU {}", index, id_));
-    }
-    return count == 1;
-}
-
-void Vcpu::set_cpuid(std::span<const kvm_cpuid_entry2> entries) {
-    std::vector<std::byte> raw(sizeof(kvm_cpuid2) + entries.size_bytes());
-    const auto count = static_cast<std::uint32_t>(entries.size());
-    std::memcpy(raw.data(), &count, sizeof count); // kvm_cpuid2::nent is the first member.
-    std::memcpy(raw.data() + sizeof(kvm_cpuid2), entries.data(), entries.size_bytes());
-    if (::ioctl(fd_.get(), KVM_SET_CPUID2, raw.data()) != 0) {
-        throw_errno(errno, "set the CPUID of " + name());
-    }
-}
-
-void Vcpu::set_up_machine_checks(std::uint64_t mcg_cap) {
-    if (::ioctl(fd_.get(), KVM_X86_SETUP_MCE, &mcg_cap) != 0) {
-        throw_errno(errno, vmm::format("give {} machine-check banks (MCG_CAP {:#x})", name(), mcg_cap));
-    }
-}
-
-kvm_lapic_state Vcpu::local_apic() const {
-    kvm_lapic_state registers{};
-    if (::ioctl(fd_.get(), KVM_GET_LAPIC, &registers) != 0) {
-        throw_errno(errno, "read the local APIC of " + name());
-    }
-    return registers;
-}
-
-void Vcpu::set_local_apic(const kvm_lapic_state& registers) {
-    if (::ioctl(fd_.get(), KVM_SET_LAPIC, &registers) != 0) {
-        throw_errno(errno, "set the local APIC of " + name());
-    }
-}
-
 void Vcpu::set_mp_state(MpState state) {
     kvm_mp_state request{};
     request.mp_state = static_cast<std::uint32_t>(state);
     if (::ioctl(fd_.get(), KVM_SET_MP_STATE, &request) != 0) {
         throw_errno(errno, "start or park " + name());
-    }
-}
-
-void Vcpu::set_system_management_mode(bool on) {
-    kvm_vcpu_events events{};
-    if (::ioctl(fd_.get(), KVM_GET_VCPU_EVENTS, &events) != 0) {
-        throw_errno(errno, "read the pending events of " + name());
-    }
-    events.flags = KVM_VCPUEVENT_VALID_SMM;
-    events.smi.smm = on ? 1 : 0;
-    if (::ioctl(fd_.get(), KVM_SET_VCPU_EVENTS, &events) != 0) {
-        throw_errno(errno, "put " + name() + " into system management mode");
-    }
-}
-
-void Vcpu::forget_events() {
-    kvm_vcpu_events none{};
-    none.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
-    if (::ioctl(fd_.get(), KVM_SET_VCPU_EVENTS, &none) != 0) {
-        throw_errno(errno, "take back the pending events of " + name());
     }
 }
 
@@ -334,24 +220,6 @@ Stats Vcpu::stats() const {
         throw_errno(errno, "open KVM's statistics of " + name(), kStatsAdvice);
     }
     return Stats(std::move(fd));
-}
-
-std::string describe_registers(const kvm_regs& r, const kvm_sregs& s) {
-    std::string text = vmm::format("rip {:016x}  rflags {:016x}\n", r.rip, r.rflags);
-    const auto row = [&text](auto... name_value) {
-        text += vmm::format("{:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}  {:<4} {:016x}\n", name_value...);
-    };
-    row("rax", r.rax, "rbx", r.rbx, "rcx", r.rcx, "rdx", r.rdx);
-    row("rsi", r.rsi, "rdi", r.rdi, "rbp", r.rbp, "rsp", r.rsp);
-    row("r8", r.r8, "r9", r.r9, "r10", r.r10, "r11", r.r11);
-    row("r12", r.r12, "r13", r.r13, "r14", r.r14, "r15", r.r15);
-    row("cr0", s.cr0, "cr2", s.cr2, "cr3", s.cr3, "cr4", s.cr4);
-    text += vmm::format("efer {:016x}  gdt  {:016x}/{:04x}  idt {:016x}/{:04x}\n", s.efer, s.gdt.base, s.gdt.limit,
-                        s.idt.base, s.idt.limit);
-    text += vmm::format("cs {:04x} base {:x} dpl {} l {} db {}  ss {:04x}  ds {:04x}  es {:04x}  tr {:04x}\n",
-                        s.cs.selector, s.cs.base, s.cs.dpl, s.cs.l, s.cs.db, s.ss.selector, s.ds.selector,
-                        s.es.selector, s.tr.selector);
-    return text;
 }
 
 } // namespace vmm::kvm

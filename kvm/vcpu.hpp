@@ -43,6 +43,27 @@ class Vcpu {
     /// thread, after less than a second of trying. A kick is heard meanwhile, too.
     [[nodiscard]] Exit run();
 
+    void set_mp_state(MpState state);
+    /// KVM's own number for it (KVM_MP_STATE_HALTED, ...); nothing if KVM does not say.
+    [[nodiscard]] std::optional<std::uint32_t> mp_state() const noexcept;
+
+    /// How far pre_fault() came.
+    struct PreFaulted {
+        std::uint64_t bytes;  ///< from the start of the range on
+        int error_number = 0; ///< why no further, a value of errno; 0 if all was done
+    };
+    /// KVM_PRE_FAULT_MEMORY (api.rst, 4.143): maps `range` (page-aligned) in this vCPU's second level, as a read would.
+    /// Repeats the call if KVM was interrupted or has done a part; if it does nothing for a second, or `stop` is
+    /// requested, the error is the last call's, EINTR or EAGAIN. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or if
+    /// there is no memslot, the error is EOPNOTSUPP or ENOENT.
+    [[nodiscard]] PreFaulted pre_fault(GuestRange range, const std::stop_token& stop = {});
+
+    /// Opens the counters of this vCPU, e.g. "pf_fixed", "exits". While run() is under way this waits for its end;
+    /// reading what was opened before does not. Throws Error if the kernel (before 5.14) has none.
+    [[nodiscard]] Stats stats() const;
+
+    // What only an x86 vCPU has: kvm/x86/vcpu_state.cpp.
+
     [[nodiscard]] kvm_regs registers() const;
     void set_registers(const kvm_regs& registers);
     [[nodiscard]] kvm_sregs special_registers() const;
@@ -59,29 +80,11 @@ class Vcpu {
     /// The registers of the in-kernel local APIC, 16 bytes each as in memory (api.rst, 4.57, KVM_GET_LAPIC).
     [[nodiscard]] kvm_lapic_state local_apic() const;
     void set_local_apic(const kvm_lapic_state& registers);
-    void set_mp_state(MpState state);
-    /// KVM's own number for it (KVM_MP_STATE_HALTED, ...); nothing if KVM does not say.
-    [[nodiscard]] std::optional<std::uint32_t> mp_state() const noexcept;
     /// Chooses the address space that the vCPU sees: that of system management mode, or the normal one
     /// (KVM_SET_VCPU_EVENTS). Needs KVM_CAP_X86_SMM.
     void set_system_management_mode(bool on);
     /// Forgets exceptions, interrupts and NMIs that are injected or pending, and that NMIs are blocked.
     void forget_events();
-
-    /// How far pre_fault() came.
-    struct PreFaulted {
-        std::uint64_t bytes;  ///< from the start of the range on
-        int error_number = 0; ///< why no further, a value of errno; 0 if all was done
-    };
-    /// KVM_PRE_FAULT_MEMORY (api.rst, 4.143): maps `range` (page-aligned) in this vCPU's second level, as a read would.
-    /// Repeats the call if KVM was interrupted or has done a part; if it does nothing for a second, or `stop` is
-    /// requested, the error is the last call's, EINTR or EAGAIN. Needs KVM_CAP_PRE_FAULT_MEMORY; without it, or if
-    /// there is no memslot, the error is EOPNOTSUPP or ENOENT.
-    [[nodiscard]] PreFaulted pre_fault(GuestRange range, const std::stop_token& stop = {});
-
-    /// Opens the counters of this vCPU, e.g. "pf_fixed", "exits". While run() is under way this waits for its end;
-    /// reading what was opened before does not. Throws Error if the kernel (before 5.14) has none.
-    [[nodiscard]] Stats stats() const;
 
     /// The descriptor, on loan.
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
@@ -99,8 +102,5 @@ class Vcpu {
     /// The tries of KVM_RUN since KVM last got to it. Kicks do not end the count: some come regularly.
     Retries retries_;
 };
-
-/// The registers as lines for people, for the report of a guest's crash.
-std::string describe_registers(const kvm_regs& registers, const kvm_sregs& special);
 
 } // namespace vmm::kvm

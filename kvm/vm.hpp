@@ -39,16 +39,6 @@ class Vm {
     /// The same as System::extension(), for this VM.
     [[nodiscard]] int extension(int capability) const noexcept;
 
-    /// Creates PIC, I/O APIC and, for each vCPU created afterwards, a local APIC. Comes before the first vCPU. Throws
-    /// Error.
-    void create_irqchip();
-    /// Creates the i8254 timer at ports 0x40-0x43, with the speaker's port 0x61. Comes after create_irqchip(). Throws
-    /// Error.
-    void create_pit();
-    /// Where Intel processors without unrestricted guest mode keep a TSS (3 pages) and a page table (1 page) while the
-    /// guest is in real mode: 4 pages from `base` that are no RAM. Harmless elsewhere. Throws Error.
-    void reserve_real_mode_pages(GuestAddress base);
-
     /// Adds memslot `slot` (0 to 0xffff): guest-physical `range` is `host`'s bytes. Both page-aligned. Also while vCPUs
     /// run. There is no way to take a memslot away: deleting or moving one drops every second-level mapping of the VM.
     /// Throws Error.
@@ -75,6 +65,18 @@ class Vm {
 
     /// The counters of the VM as a whole. Throws Error if the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;
+
+    // What only an x86 VM has: kvm/x86/vm.cpp.
+
+    /// Creates PIC, I/O APIC and, for each vCPU created afterwards, a local APIC. Comes before the first vCPU. Throws
+    /// Error.
+    void create_irqchip();
+    /// Creates the i8254 timer at ports 0x40-0x43, with the speaker's port 0x61. Comes after create_irqchip(). Throws
+    /// Error.
+    void create_pit();
+    /// Where Intel processors without unrestricted guest mode keep a TSS (3 pages) and a page table (1 page) while the
+    /// guest is in real mode: 4 pages from `base` that are no RAM. Harmless elsewhere. Throws Error.
+    void reserve_real_mode_pages(GuestAddress base);
 
     [[nodiscard]] std::size_t vcpu_mmap_bytes() const noexcept { return vcpu_mmap_bytes_; }
     /// The descriptor, on loan.

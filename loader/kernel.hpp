@@ -11,11 +11,11 @@
 
 #include "kvm/host/guest_address.hpp"
 #include "kvm/host/guest_memory.hpp"
-#include "loader/bzimage.hpp"
 #include "loader/elf_image.hpp"
 #include "loader/image_file.hpp"
 #include "loader/loaded_kernel.hpp"
 #include "loader/placement.hpp"
+#include "loader/x86/bzimage.hpp"
 
 namespace vmm::loader {
 

@@ -15,8 +15,8 @@
 #include "kvm/vm.hpp"
 #include "prefault/host/pin.hpp"
 #include "prefault/host/placement.hpp"
-#include "prefault/scratch.hpp"
 #include "prefault/second_level.hpp"
+#include "prefault/x86/scratch.hpp"
 
 namespace vmm::prefault {
 

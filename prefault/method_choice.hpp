@@ -4,7 +4,7 @@
 #include <string>
 
 #include "prefault/options.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 
 namespace vmm::prefault {
 

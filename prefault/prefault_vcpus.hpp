@@ -14,9 +14,9 @@
 #include "kvm/vm.hpp"
 #include "prefault/mapped_pages.hpp"
 #include "prefault/options.hpp"
-#include "prefault/prefault_vcpu.hpp"
-#include "prefault/scratch.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/prefault_vcpu.hpp"
+#include "prefault/x86/scratch.hpp"
+#include "prefault/x86/second_level_host.hpp"
 
 namespace vmm::prefault {
 

@@ -26,7 +26,7 @@ namespace {
 
 /// The interrupt line of one device.
 struct Interrupt {
-    std::string name; ///< the device's, which others may have, too
+    std::string name; ///< the device's, which another device may have, too
     std::function<void()> raise;
     std::function<void()> lower;
 };
@@ -35,7 +35,7 @@ using Interrupts = std::vector<Interrupt>;
 
 thread_local std::string last_error;
 
-/// A failure that a callback reported, as opposed to a value that cannot be.
+/// A failure that a callback reported. It is told apart from a value that is wrong.
 class CallbackFailed : public vmm::Error {
   public:
     using Error::Error;
@@ -44,7 +44,7 @@ class CallbackFailed : public vmm::Error {
 int fail(int code, const char* message) noexcept {
     try {
         last_error = message;
-    } catch (...) { // No memory for it.
+    } catch (...) { // There is no memory for it.
         last_error.clear();
     }
     return -code;
@@ -101,7 +101,7 @@ class CallbackDevice final : public vmm::CustomDevice {
         : name_(std::move(name)), read_(reader), write_(writer), user_(user) {}
 
     void read(std::uint64_t offset, std::span<std::byte> data) override {
-        // A byte is what C calls uint8_t.
+        // C calls a byte uint8_t.
         check(read_(offset, reinterpret_cast<std::uint8_t*>(data.data()), data.size(), user_), "read");
     }
     void write(std::uint64_t offset, std::span<const std::byte> data) override {
@@ -136,7 +136,7 @@ static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
 static_assert(static_cast<int>(vmm::MachineState::kEnded) == VMM_STATE_ENDED);
 static_assert(static_cast<int>(vmm::MachineState::kPaused) == VMM_STATE_PAUSED);
 
-/// Has each device's interrupt kept in `interrupts`, beside what it did already.
+/// Has each device's interrupt kept in `interrupts`, beside what the device did with it already.
 vmm::Config with_interrupts(vmm::Config config, Interrupts& interrupts) {
     for (std::size_t i = 0; i < config.devices.size(); ++i) {
         vmm::DeviceConfig& device = config.devices[i];
@@ -330,7 +330,7 @@ int vmm_config_set_serial_sink(vmm_config* config, vmm_output_callback sink, voi
         config->config.serial.sink = nullptr;
         if (sink != nullptr) {
             config->config.serial.sink = [sink, user](std::span<const std::byte> bytes) {
-                // A byte is what C calls char.
+                // C calls a byte char.
                 sink(reinterpret_cast<const char*>(bytes.data()), bytes.size(), user);
             };
         }

@@ -67,11 +67,11 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
     // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables.
     if (config.prefault.scope == prefault::Scope::kAll &&
         (config.prefault_when == PrefaultWhen::kBefore || boot.adopts_page_tables(report.host))) {
-        const StopBridge bridge(stop); // Prefault vCPUs may run already, to be counted.
+        const StopBridge bridge(stop); // Prefault vCPUs may run already, so that their faults are counted.
         hardware.second_level.prepare(bridge.token());
     }
     boot.put_into(hardware, embedder);
-    config.kernel_image.reset(); // What they held is in guest memory.
+    config.kernel_image.reset(); // What the images held is in guest memory.
     config.initrd_image.reset();
 }
 
@@ -81,7 +81,7 @@ Machine::Machine(Config config, Clock::time_point started)
 Machine::~Machine() {
     if (parts_ && parts_->hardware.virtio.has_left_work()) {
         parts_->embedder.part();
-        static_cast<void>(parts_.release()); // The host still writes to the guest's memory: all of it stays.
+        static_cast<void>(parts_.release()); // The host still writes to the guest's memory, so all of it stays.
     }
 }
 
@@ -95,7 +95,7 @@ prefault::Report Machine::prefault(const prefault::Options& options) {
     prefault::Report report = parts.hardware.second_level.fill(options, bridge.token());
     if (!parts.run.has_begun()) {
         parts.report.prefault = report;
-        parts.report.locked_bytes = locked_bytes(); // The kernel's own figures.
+        parts.report.locked_bytes = locked_bytes(); // These are the kernel's own figures.
         parts.report.pinned_bytes = pinned_bytes();
     }
     return report;

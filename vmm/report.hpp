@@ -11,7 +11,7 @@
 #include "kvm/host/guest_memory.hpp"
 #include "prefault/mapped_pages.hpp"
 #include "prefault/report.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/config.hpp"
 #include "vmm/stop_request.hpp"
 

@@ -8,10 +8,10 @@
 #include "fuzz/targets.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/guest_memory.hpp"
-#include "loader/boot_images.hpp"
 #include "loader/image_file.hpp"
 #include "loader/kernel.hpp"
 #include "loader/placement.hpp"
+#include "loader/x86/boot_images.hpp"
 
 namespace vmm::fuzz {
 

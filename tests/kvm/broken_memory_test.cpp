@@ -15,7 +15,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/unique_fd.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_pipe.hpp"
 #include "support/kvm_command.hpp"

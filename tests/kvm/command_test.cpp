@@ -8,7 +8,7 @@
 #include <fstream>
 #include <optional>
 
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"

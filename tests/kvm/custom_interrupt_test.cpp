@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "support/host_errors.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"

@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "kvm/uapi.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_syscall_injector.hpp"
 #include "support/kvm_command.hpp"

@@ -20,11 +20,11 @@
 #include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/host/workforce.hpp"
-#include "prefault/prefault_vcpu.hpp"
 #include "prefault/prefault_vcpus.hpp"
-#include "prefault/scratch.hpp"
 #include "prefault/second_level.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/prefault_vcpu.hpp"
+#include "prefault/x86/scratch.hpp"
+#include "prefault/x86/second_level_host.hpp"
 
 namespace vmm::testing {
 

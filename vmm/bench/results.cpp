@@ -12,7 +12,7 @@
 #include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/host/memory_facts.hpp"
 
 namespace vmm::bench {
@@ -179,7 +179,7 @@ std::string to_json(const Results& results) {
                                  {"statistics", statistics_json(result)},
                                  {"runs", runs}});
     }
-    // A host's name need not be UTF-8.
+    // A host's name may be something other than UTF-8.
     return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

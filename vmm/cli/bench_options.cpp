@@ -38,7 +38,7 @@ std::string format_number(double number) {
     return vmm::format("{}", number);
 }
 
-/// A positive number without a sign, in decimal; nothing if it is none, or beyond `limits`.
+/// A positive number without a sign, in decimal. Returns nothing if it is no such number, or is beyond `limits`.
 std::optional<unsigned> parse_count(const std::string& word, Limits limits) {
     unsigned value = 0;
     const char* const end = word.data() + word.size();

@@ -17,7 +17,7 @@
 #include "prefault/host/huge_page_pool.hpp"
 #include "prefault/host/numa.hpp"
 #include "prefault/host/pin.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/cli/host_settings.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/host/memory_facts.hpp"

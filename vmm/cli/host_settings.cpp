@@ -19,7 +19,7 @@
 #include "kvm/host/guest_memory.hpp"
 #include "prefault/host/longterm_pin.hpp"
 #include "prefault/host/numa.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/host/memory_facts.hpp"
 
 #ifndef PR_GET_MEMORY_MERGE

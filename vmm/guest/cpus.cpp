@@ -33,14 +33,14 @@ constexpr std::uint32_t kStartUp = 0x4600;
 /// The broadcast address, and thereby the first ID that an interrupt command in xAPIC mode cannot name.
 constexpr std::uint32_t kFirstIdOutOfReach = 255;
 
-// INIT is to be followed by a pause of 10 ms, and a second start-up IPI sent to who did not answer the first.
+// INIT has to be followed by a pause of 10 ms. A CPU that does not answer the first start-up IPI gets a second one.
 constexpr std::uint64_t kInitCycles = std::uint64_t{1} << 25;
 constexpr std::uint64_t kSecondStartUpCycles = std::uint64_t{1} << 29;
 constexpr std::uint64_t kGiveUpCycles = std::uint64_t{1} << 35;
 
 enum class State : std::uint32_t { kStarting, kUp, kGivenUp };
 
-/// One of the other CPUs. Each has cache lines to itself.
+/// One of the other CPUs. Each has cache lines of its own.
 struct alignas(128) Cpu {
     std::uint32_t apic_id = 0;
     /// Its number for Work; valid once the first step starts.

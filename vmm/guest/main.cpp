@@ -31,7 +31,7 @@ namespace {
 constexpr std::uint64_t kFreeMemoryStart = 0x100000;
 /// The end of the low half of the address space; ring 3 keeps to that half.
 constexpr std::uint64_t kHighestEnd = std::uint64_t{1} << 47;
-/// Where a start-up IPI can point to, less page 0, and less what PCs keep for video memory and firmware.
+/// Where a start-up IPI can point to, without page 0 and without what PCs keep for video memory and firmware.
 constexpr Range kTrampolineWindow{kPageBytes, 0xa0000};
 constexpr std::size_t kMaxModules = 64;
 
@@ -142,8 +142,8 @@ std::span<const MemoryMapEntry> memory_map_entries() noexcept {
     return {memory_map.data(), memory_map_count};
 }
 
-/// The RAM in `window`, less the image and what the loader placed. The ACPI tables and the memory map may be written
-/// over: what they are needed for has been copied.
+/// The RAM in `window`, without the image and what the loader placed. The guest may write over the ACPI tables and the
+/// memory map, because it has copied what it needs of them.
 MemoryRanges free_ram(Range window) noexcept {
     auto ram = ram_within(memory_map_entries(), window);
     bool fits = ram.has_value();
@@ -177,7 +177,7 @@ void check_tables_lie_outside_ram(std::uint64_t tables) noexcept {
     }
 }
 
-/// `bytes` of `free` together, below `limit`.
+/// Takes `bytes` of `free` that lie together, below `limit`.
 std::uint64_t take(MemoryRanges& free, std::uint64_t bytes, std::uint64_t limit, std::string_view what) noexcept {
     const auto address = free.take(bytes, limit);
     if (!address) {
@@ -186,11 +186,11 @@ std::uint64_t take(MemoryRanges& free, std::uint64_t bytes, std::uint64_t limit,
     return *address;
 }
 
-/// The CPUs to start: all but this one, cut to what was asked for.
+/// The CPUs to start: all but this one, and no more than was asked for.
 CpuList other_cpus(std::uint64_t wanted) noexcept {
     CpuList others;
     if (wanted == 1 || acpi.cpus.count <= 1) {
-        return others; // The local APIC is not even touched.
+        return others; // The local APIC is not even touched then.
     }
     const std::uint32_t self = this_apic_id();
     for (std::size_t i = 0; i < acpi.cpus.count && others.count + 1 < wanted; ++i) {

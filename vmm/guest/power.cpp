@@ -7,7 +7,7 @@
 namespace vmm::guest {
 namespace {
 
-// A second or so: a VMM may stop the machine some time after the write.
+// This is a second or so, because a VMM may stop the machine some time after the write.
 constexpr std::uint64_t kPatienceCycles = std::uint64_t{1} << 32;
 constexpr std::uint16_t kDebugExitPort = 0xf4;
 

@@ -1,5 +1,5 @@
-// The functions that a compiler may call on its own, even where there is no C library. String instructions, so that the
-// compiler does not turn a loop in here into a call to the function around it.
+// The functions that a compiler may call on its own, even where there is no C library. They use string instructions, so
+// that the compiler does not turn a loop in here into a call to the function around it.
 #include <cstddef>
 
 extern "C" {

@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::uint16_t kPort = 0x3f8;
 constexpr std::uint16_t kData = kPort;                // Divisor, low byte, while the latch bit is set.
-constexpr std::uint16_t kInterruptEnable = kPort + 1; // Divisor, high byte, likewise.
+constexpr std::uint16_t kInterruptEnable = kPort + 1; // The divisor's high byte, while the latch bit is set.
 constexpr std::uint16_t kFifoControl = kPort + 2;
 constexpr std::uint16_t kInterruptIdentification = kPort + 2;
 constexpr std::uint16_t kLineControl = kPort + 3;

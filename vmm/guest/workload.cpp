@@ -12,17 +12,17 @@
 namespace vmm::guest {
 namespace {
 
-/// What one CPU found out in one pass.
+/// What one CPU found in one pass.
 struct Result {
     std::uint64_t pages = 0;
     std::uint64_t cycles = 0;
     std::uint64_t errors = 0;
 };
 
-// Written by CPU 0 between the steps, read by all in a step.
+// CPU 0 writes these between the steps, and all CPUs read them in a step.
 constinit WorkloadPlan current;
 constinit Slots slots;
-constinit std::uint64_t pass = 0; // 0 is the reader's.
+constinit std::uint64_t pass = 0; // 0 is the reader's pass
 /// One row for each pass, or just one if the results of a pass are printed before the next; in a row, one for each CPU,
 /// which is the only one to write there.
 constinit Result* results = nullptr;
@@ -31,8 +31,8 @@ constinit Result* results = nullptr;
     return results[(current.report_at_end() ? pass * current.cpus : 0) + cpu];
 }
 
-// The slots lie in free memory, all of which is mapped: the casts are in bounds. Volatile, since the access is the
-// point.
+// The slots lie in free memory, all of which is mapped, so the casts are in bounds. They are volatile because the
+// access is the point.
 std::uint64_t read_word(std::uint64_t address) noexcept {
     return *reinterpret_cast<const volatile std::uint64_t*>(address);
 }
@@ -40,7 +40,7 @@ void write_word(std::uint64_t address, std::uint64_t value) noexcept {
     *reinterpret_cast<volatile std::uint64_t*>(address) = value;
 }
 
-/// What a pass writes to an address: something else in each pass and at each address, so no two pages are ever alike.
+/// What a pass writes to an address. It differs in each pass and at each address, so no two pages are ever alike.
 struct Pattern {
     explicit Pattern(std::uint64_t of_pass) noexcept : tag(of_pass * 0x9e3779b97f4a7c15) {}
     [[nodiscard]] std::uint64_t operator()(std::uint64_t address) const noexcept { return address ^ tag; }
@@ -148,7 +148,7 @@ std::uint64_t WorkloadPlan::result_bytes() const noexcept {
 void run_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept {
     current = plan;
     slots = Slots(memory, plan.options.stride);
-    // In bounds: the caller gives as much memory as result_bytes() says.
+    // This is in bounds, because the caller gives as much memory as result_bytes() says.
     results = reinterpret_cast<Result*>(results_address);
 
     const std::uint64_t first_pass = current.options.reader_one ? 0 : 1;

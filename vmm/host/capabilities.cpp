@@ -7,7 +7,7 @@
 #include "kvm/host/format.hpp"
 #include "prefault/method_choice.hpp"
 #include "prefault/plan.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/machine/x86/cpuid.hpp"

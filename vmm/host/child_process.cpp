@@ -21,7 +21,7 @@ namespace vmm {
 
 namespace {
 
-// Newer than some headers that this is built with.
+// It is newer than some headers that this is built with.
 #ifndef SYS_pidfd_send_signal
 #define SYS_pidfd_send_signal 424
 #endif
@@ -58,17 +58,16 @@ std::vector<char*> pointers_to(std::vector<std::string>& words) {
     return pointers;
 }
 
-// --- Between fork and exec: only what is safe there
-// -------------------------------------------------------------------
+// What follows runs between fork and exec, where only a few functions are safe.
 
 struct Start {
     const ProgramSpec& spec;
     char* const* arguments;
     char* const* environment;
-    int go;     ///< a byte comes when it may begin
-    int failed; ///< an errno goes here
+    int go;     ///< a byte comes here when the child may begin
+    int failed; ///< the child writes an errno here
     pid_t parent;
-    std::optional<rlimit> open_files; ///< as it was before we raised it for ourselves
+    std::optional<rlimit> open_files; ///< the limit as it was before we raised it for ourselves
 };
 
 [[noreturn]] void fail(const Start& start) noexcept {
@@ -78,7 +77,7 @@ struct Start {
 }
 
 [[noreturn]] void become(const Start& start) noexcept {
-    // Until the parent has its pidfd: a child that is gone by then may have left its number to another process.
+    // The child waits until its parent has a pidfd. If it were gone by then, another process might have its number.
     char byte = 0;
     while (::read(start.go, &byte, 1) < 0 && errno == EINTR) {
     }
@@ -86,7 +85,7 @@ struct Start {
     if (start.spec.ends_with_us) {
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (::getppid() != start.parent) {
-            ::_exit(126); // It was gone before it could be asked for.
+            ::_exit(126); // The parent was gone before the child could ask for the signal.
         }
     }
     if (start.spec.without_huge_pages) {
@@ -99,7 +98,7 @@ struct Start {
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
 
-    // Out of each other's way first, then to their places.
+    // The descriptors first get out of each other's way, and then go to their places.
     constexpr int kAbove = ChildProcess::kKeptFd + 1;
     std::array<int, 4> from{start.spec.in, start.spec.out, start.spec.errors, start.spec.kept};
     for (std::size_t place = 0; place < from.size(); ++place) {
@@ -182,12 +181,12 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
         throw_errno(error, tried,
                     error == EAGAIN ? "the limit on processes is reached: `ulimit -u`, or the group's pids.max" : "");
     }
-    ::setpgid(pid_, pid_); // Both sides do it: whoever comes first.
+    ::setpgid(pid_, pid_); // Parent and child both do it, whichever comes first.
     if (with_pidfd) {
         pidfd_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
     }
-    // A byte, not the pipe's end: another thread's child may have a copy of the writer for a while. Both ends are ours
-    // still, so that this cannot fail.
+    // We write a byte and do not close the pipe, because another thread's child may have a copy of the writing end for
+    // a while. Both ends are still ours, so this cannot fail.
     [[maybe_unused]] const ssize_t written = ::write(go.writer.get(), "", 1);
     failed.writer.reset();
     int why = 0;
@@ -227,7 +226,7 @@ bool ChildProcess::signal(int number) const noexcept {
 }
 
 bool ChildProcess::signal_group(int number) const noexcept {
-    // The group has the number of its leader, which nobody else gets while there is a leader to be waited for.
+    // The group has the number of its leader. Nobody else gets that number as long as the leader can be waited for.
     return is_ours() && ::kill(-pid_, number) == 0;
 }
 
@@ -235,7 +234,7 @@ int ChildProcess::wait() noexcept {
     if (pid_ <= 0) {
         return 0;
     }
-    if (pidfd_) { // Readable when it has ended, whoever waits for it.
+    if (pidfd_) { // The pidfd is readable once the child has ended, whoever waits for it.
         pollfd ended{pidfd_.get(), POLLIN, 0};
         while (::poll(&ended, 1, -1) < 0 && errno == EINTR) {
         }
@@ -250,7 +249,7 @@ int ChildProcess::wait() noexcept {
         return pidfd_ ? ::waitid(kByPidfd, static_cast<id_t>(pidfd_.get()), &info, WEXITED)
                       : ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
     });
-    if (result != 0 && pidfd_ && errno == EINVAL) { // Linux 5.3 has pidfds, but does not wait by them.
+    if (result != 0 && pidfd_ && errno == EINVAL) { // Linux 5.3 has pidfds, but it cannot wait by them.
         result = ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
     }
     pid_ = -1;

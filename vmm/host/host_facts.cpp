@@ -9,7 +9,7 @@
 #include "loader/acpi_numa.hpp"
 #include "prefault/host/huge_page_pool.hpp"
 #include "prefault/host/pin.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/host/memory_need.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/network/user_network.hpp"
@@ -18,7 +18,7 @@ namespace vmm {
 
 namespace {
 
-/// How much of memory a prefault makes exist.
+/// How many bytes of guest memory a prefault makes exist.
 std::uint64_t populated_bytes(const Config& config) {
     if (config.prefault.scope == prefault::Scope::kNone) {
         return 0;
@@ -76,7 +76,7 @@ void check_against_host(const Config& wanted, const HostFacts& facts) {
                     " NUMA nodes: a guest can be told of " + std::to_string(loader::kMaxAcpiNodes) +
                     " (take Config::numa=interleave or Config::numa.node)");
     }
-    if (is_from_pool(config.page_size)) { // Memory that is set aside already.
+    if (is_from_pool(config.page_size)) { // Its memory is set aside already.
         prefault::check_huge_page_pool(huge_page_demand(config, facts.nodes));
     }
     check_host_room(config, facts);

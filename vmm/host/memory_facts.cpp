@@ -20,7 +20,7 @@ namespace {
 
 constexpr const char* kMeminfo = "/proc/meminfo";
 
-/// "name number" on each line, as in memory.stat.
+/// Reads lines of a name and a number, as in memory.stat.
 std::map<std::string, std::uint64_t> read_counters(const std::filesystem::path& file) {
     std::map<std::string, std::uint64_t> counters;
     std::ifstream stream(file);
@@ -60,7 +60,7 @@ MemoryGroup read_group_1(const std::filesystem::path& folder) {
     MemoryGroup group;
     group.limit_file = folder / "memory.limit_in_bytes";
     group.limit = read_cgroup_number(group.limit_file);
-    // These two are of memory and swap together.
+    // These two count memory and swap together.
     const auto both_limit = read_cgroup_number(folder / "memory.memsw.limit_in_bytes");
     const std::uint64_t usage = read_cgroup_number(folder / "memory.usage_in_bytes").value_or(0);
     group.swap_used = difference(read_cgroup_number(folder / "memory.memsw.usage_in_bytes").value_or(0), usage);
@@ -77,7 +77,7 @@ MemoryGroup read_group_1(const std::filesystem::path& folder) {
 HostMemory read_host_memory(const std::string& meminfo) {
     HostMemory memory;
     std::ifstream stream(meminfo);
-    for (std::string line; std::getline(stream, line);) { // E.g. "MemTotal:       16214232 kB".
+    for (std::string line; std::getline(stream, line);) { // A line is e.g. "MemTotal:       16214232 kB".
         const auto take = [&line](const std::string& name, std::optional<std::uint64_t>& into) {
             constexpr std::uint64_t kMostKib = UINT64_MAX / kKiB;
             if (!line.starts_with(name)) {
@@ -95,7 +95,7 @@ HostMemory read_host_memory(const std::string& meminfo) {
         take("SwapFree:", memory.free_swap_bytes);
     }
     struct sysinfo host {};
-    if (meminfo == kMeminfo && !memory.total_bytes && ::sysinfo(&host) == 0) { // Without /proc, too.
+    if (meminfo == kMeminfo && !memory.total_bytes && ::sysinfo(&host) == 0) { // This works without /proc, too.
         memory.total_bytes = std::uint64_t{host.totalram} * host.mem_unit;
         memory.free_swap_bytes = std::uint64_t{host.freeswap} * host.mem_unit;
     }
@@ -138,7 +138,8 @@ MemoryFacts read_memory_facts(const MemorySources& sources) {
     MemoryFacts facts;
     facts.host = read_host_memory(sources.proc + "/meminfo");
     facts.groups = read_memory_groups(sources.cgroups);
-    // size resident shared text lib data dt, in pages (proc_pid_statm(5)). What cannot be read counts as nothing.
+    // The line has size, resident, shared, text, lib, data and dt, in pages (proc_pid_statm(5)). What cannot be read
+    // counts as nothing.
     std::ifstream statm(sources.proc + "/self/statm");
     const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     std::uint64_t size = 0;

@@ -5,7 +5,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/virtio_devices.hpp"
 
@@ -15,15 +15,15 @@ namespace {
 
 /// This program without a guest, its libraries' data and its first threads. Measured: 2.5 MiB of a group's memory.
 constexpr std::uint64_t kProgramBytes = 3 * kMiB;
-/// What the kernel keeps for a vCPU, its thread's stacks included. Measured: 470 KiB, and 220 for one that only fills
-/// the second level (shadow paging, which takes more).
+/// What the kernel keeps for a vCPU, with its thread's stacks. 470 KiB were measured, and 220 KiB for one that only
+/// fills the second level (with shadow paging, which takes more).
 constexpr std::uint64_t kVcpuBytes = 512 * kKiB;
 constexpr std::uint64_t kPrefaultVcpuBytes = 256 * kKiB;
 constexpr std::uint64_t kDeviceBytes = kMiB;
 /// The stack of a thread as it is mapped, with its guard. The C library reserves as much by default.
 constexpr std::uint64_t kStackBytes = 8 * kMiB + 64 * kKiB;
 
-/// Prefault vCPUs, those for system management mode included.
+/// How many prefault vCPUs there are, with those for system management mode.
 unsigned all_prefault_vcpus(const Config& config) {
     if (config.prefault.scope != prefault::Scope::kAll) {
         return 0;
@@ -45,10 +45,10 @@ std::uint64_t fixed_bytes(const Config& config) {
            count_virtio_devices(config) * kDeviceBytes;
 }
 
-/// How much of guest memory exists before the guest runs.
+/// How many bytes of guest memory exist before the guest runs.
 std::uint64_t ahead_bytes(const Config& config) {
     if (config.pin == prefault::Pin::kLongterm && config.prefault.ranges.empty()) {
-        return config.memory_bytes; // A pin of pages makes those that do not exist.
+        return config.memory_bytes; // A pin makes the pages that do not exist.
     }
     if (config.prefault.scope == prefault::Scope::kNone) {
         return 0;
@@ -91,13 +91,14 @@ std::string tried(const Config& config, const MemoryNeed& need) {
 } // namespace
 
 std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_shadow) noexcept {
-    // A table of 4 KiB for each 2 MiB. The kernel keeps one for each transparent huge page, too, in case it splits it.
+    // There is a table of 4 KiB for each 2 MiB. The kernel keeps one for each transparent huge page, too, in case it
+    // splits it.
     const std::uint64_t level = bytes / 512;
     if (is_from_pool(page_size)) {
-        return level / 256; // Tables of 2 MiB entries, on both sides.
+        return level / 256; // These are the tables of 2 MiB entries, on both sides.
     }
-    // The host's, and KVM's with the page that describes each of them. Where it shadows the guest's tables it also
-    // notes for each entry which guest page it is of.
+    // These are the host's tables, and KVM's with the page that describes each of them. Where KVM shadows the guest's
+    // tables, it also notes for each entry which guest page that maps.
     return level + level + level / 16 + (may_be_shadow ? level : 0);
 }
 
@@ -118,26 +119,27 @@ ProcessNeed process_need(const Config& config) {
     const std::uint64_t devices = count_virtio_devices(config);
     const std::uint64_t prefault_vcpus = all_prefault_vcpus(config);
     ProcessNeed need;
-    // KVM, the VM and its counters, the event loop, stops, timers, terminals, logs and reports.
+    // KVM, the VM and its counters, the event loop, stops, timers, terminals, logs and reports take these.
     constexpr std::uint64_t kFixedDescriptors = 40;
-    // A device's interrupt, work, timers, event loop and end of its thread; two queues' doorbells.
+    // A device has an interrupt, work, timers, an event loop and the end of its thread, and two queues' doorbells.
     constexpr std::uint64_t kPerDevice = 10;
     need.descriptors =
         kFixedDescriptors + 2 * (config.vcpus + prefault_vcpus) + kPerDevice * devices + 2 * config.devices.size();
     for (const DiskConfig& disk : config.disks) {
-        need.descriptors += 3 + 2ULL * disk.queues; // The image, its ring, and a doorbell for each queue.
+        need.descriptors += 3 + 2ULL * disk.queues; // A disk has an image, its ring, and a doorbell for each queue.
     }
     if (config.pin == prefault::Pin::kLongterm) {
         need.descriptors += std::min<std::uint64_t>(config.memory_bytes / kGiB + 2, 130);
     }
-    // Those that fill the second level are gone when the guest starts, but in the background. With them goes one that
-    // hears a request to stop. One more is KVM's own.
+    // The threads that fill the second level are gone when the guest starts, except in the background. A thread that
+    // hears a request to stop goes with them. One more thread is KVM's own.
     const std::uint64_t of_guest = config.vcpus + devices;
     const std::uint64_t of_prefault = workers(config) != 0 ? workers(config) + 1 : 0;
     need.threads =
         1 + user_networks(config) +
         (config.prefault_when == PrefaultWhen::kBackground ? of_guest + of_prefault : std::max(of_guest, of_prefault));
-    // A stack with its guard for each thread and an arena of the C library's; the shared area of each vCPU; rings.
+    // Each thread has a stack with its guard and an arena of the C library's. Each vCPU has its shared area. Then there
+    // are rings.
     need.mappings = 64 + 4 * need.threads + config.vcpus + prefault_vcpus + 8 * devices;
     return need;
 }

@@ -46,7 +46,7 @@ bool is_number(const std::string& name) {
     return !name.empty() && std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; });
 }
 
-/// The threads of all processes of the real user `user`, as far as they can be seen.
+/// How many threads the processes of the real user `user` have, as far as they can be seen.
 std::uint64_t threads_of_user(const std::string& proc, uid_t user) {
     std::uint64_t threads = 0;
     std::error_code failed;
@@ -89,7 +89,8 @@ void add_descriptors(const ProcessSources& sources, ProcessFacts& facts) {
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
         return;
     }
-    // A descriptor more is open while they are counted. Those of the C library's start, where they cannot be.
+    // One descriptor more is open while they are counted. If they cannot be counted, those of the C library's start are
+    // assumed.
     constexpr std::uint64_t kAtLeast = 3;
     const std::uint64_t used = count_entries(sources.proc + "/self/fd").value_or(kAtLeast);
     const bool hard_is_higher = limit.rlim_max == RLIM_INFINITY || limit.rlim_max > limit.rlim_cur;
@@ -102,8 +103,8 @@ void add_descriptors(const ProcessSources& sources, ProcessFacts& facts) {
 void add_threads(const ProcessSources& sources, ProcessFacts& facts) {
     rlimit limit{};
     const uid_t user = ::getuid();
-    // Linux lets root's processes pass it, and those with CAP_SYS_RESOURCE (kernel/fork.c, copy_process). Who has the
-    // capability is not asked: whoever has it rarely sets the limit.
+    // Linux lets root's processes pass this limit, and those with CAP_SYS_RESOURCE (kernel/fork.c, copy_process). We do
+    // not ask for the capability, because a user who has it rarely sets the limit.
     const bool is_root = user == 0 && in_initial_user_namespace(sources.proc);
     if (!is_root && ::getrlimit(RLIMIT_NPROC, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
         facts.threads.push_back({"the limit on threads of this user (RLIMIT_NPROC)", "raise it with `ulimit -u {}`",
@@ -143,7 +144,7 @@ void add_mappings(const ProcessSources& sources, ProcessFacts& facts) {
     }
 }
 
-/// What a program opens for itself between asking and making a machine: advice must not fall short by it.
+/// What a program opens for itself between asking and making a machine. Advice must not fall short by it.
 constexpr std::uint64_t kMoreDescriptors = 16;
 
 std::string judge(std::uint64_t needed, const char* of_what, const std::vector<CountLimit>& limits,

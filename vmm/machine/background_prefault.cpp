@@ -16,7 +16,7 @@ BackgroundPrefault::BackgroundPrefault(MachineSecondLevel& second_level, prefaul
                                                               when_full = std::move(when_full)] {
           ::pthread_setname_np(::pthread_self(), "background");
           try {
-              const StopBridge bridge(stop); // Whose thread is not nice: a stop is not to wait.
+              const StopBridge bridge(stop); // The bridge's thread is not nice, because a stop must not wait.
               const prefault::LowPriority nice(bridge.token());
               result_.report = second_level.fill(options, bridge.token());
               if (result_.report.complete && options.scope == prefault::Scope::kAll) {

@@ -18,7 +18,7 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     ports_.attach(memory_map::kCom1Port, devices::SerialPort::kSize, serial_);
     ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
     ports_.attach(memory_map::kSystemControlPort, devices::system_control::kLayout.size, system_control_);
-    // An embedding program that brings PCI of its own has this port, too.
+    // An embedding program that brings its own PCI has this port, too.
     if (!custom.claims_ports({GuestAddress{memory_map::kResetControlPorts}, devices::reset_control::kLayout.size})) {
         ports_.attach(memory_map::kResetControlPorts, devices::reset_control::kLayout.size, reset_control_);
     }
@@ -26,7 +26,8 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     ports_.attach(memory_map::kRtcPort, devices::Rtc::kSize, rtc_);
     mmio_.attach(to_integer(memory_map::kPowerRegisters), AcpiPower::kSize, power_);
     virtio.attach_to(mmio_);
-    custom.attach_to(ports_, mmio_); // Last, so that an error names the custom device if two overlap.
+    // Custom devices come last, so that an error names the custom device if two overlap.
+    custom.attach_to(ports_, mmio_);
     ports_.freeze();
     mmio_.freeze();
 }

@@ -160,7 +160,7 @@ void CharacterConsole::flush(Patience patience) {
             break;
         }
         if (drained == Drained::kMoreLeft) {
-            continue; // This ends: the ring is bounded, and no guest adds to it now.
+            continue; // This comes to an end, because the ring is bounded and no guest adds to it now.
         }
         if (taken_bytes_ != taken_before || pending_end_ - pending_start_ != left_before) {
             quiet_end = std::min(end, Clock::now() + patience.quiet);
@@ -237,7 +237,7 @@ void CharacterConsole::feed_input() {
 }
 
 void CharacterConsole::read_input() {
-    constexpr std::size_t kMostPending = 4096; // what a person may type ahead of a guest that does not read
+    constexpr std::size_t kMostPending = 4096; // This is what a person may type ahead of a guest that does not read.
     std::array<std::byte, 256> buffer{};
     const ssize_t count = uninterrupted([&] { return ::read(config_.input_fd, buffer.data(), buffer.size()); });
     if (count < 0 && (errno == EAGAIN || errno == EINTR)) {

@@ -48,7 +48,8 @@ void EventLoop::run_once(int timeout_ms) {
         const auto& event = events[static_cast<std::size_t>(i)];
         const auto found = handlers_.find(event.data.fd); // An earlier handler may have unwatched it.
         if (found != handlers_.end()) {
-            const std::shared_ptr<Handler> handler = found->second; // Kept: the handler may unwatch itself.
+            // The copy keeps it alive, because the handler may unwatch itself.
+            const std::shared_ptr<Handler> handler = found->second;
             (*handler)(event.events);
         }
     }

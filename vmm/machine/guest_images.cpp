@@ -5,7 +5,7 @@
 #include "kvm/host/error.hpp"
 #include "loader/acpi.hpp"
 #include "loader/device_tree.hpp"
-#include "loader/reset_vector.hpp"
+#include "loader/x86/reset_vector.hpp"
 #include "vmm/guest/guest_image.hpp"
 
 namespace vmm {

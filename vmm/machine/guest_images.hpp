@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "kvm/host/guest_memory.hpp"
-#include "loader/boot_images.hpp"
-#include "loader/boot_params.hpp"
 #include "loader/hardware.hpp"
 #include "loader/image_file.hpp"
 #include "loader/kernel.hpp"
+#include "loader/x86/boot_images.hpp"
+#include "loader/x86/boot_params.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/memory_map.hpp"
 

@@ -38,7 +38,7 @@ reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology,
 } // namespace
 
 GuestRam::PageRelease::~PageRelease() {
-    // If pages are few (a pool's, or little memory), one munmap() is as fast.
+    // If there are few pages (of a pool, or of little memory), one munmap() is as fast.
     constexpr std::uint64_t kLittle = 256 * kMiB;
     if (!is_from_pool(memory_.page_size()) && memory_.size_bytes() > kLittle) {
         prefault::release_host(memory_, workers_);
@@ -59,8 +59,8 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
     for (const prefault::NumaNode& node : topology_.nodes) {
         placement_.node_cpus[node.id] = node.cpus;
     }
-    // The kernel reserves pages of the pool for a mapping, but not those of one node, nor those of a control group.
-    // A process that is confined to some nodes from outside (numactl, cpuset) is as good as bound.
+    // The kernel reserves pages of the pool for a mapping, but it reserves neither those of one node nor those of a
+    // control group. A process that is confined to some nodes from outside (numactl, cpuset) is as good as bound.
     if (is_from_pool(config.page_size) &&
         (binds_to_nodes(policy_) || prefault::is_confined(topology_) ||
          prefault::read_huge_page_cgroup_limit(certain_page_bytes(config.page_size)).has_value())) {
@@ -96,7 +96,8 @@ GuestMemory::NewRegion GuestRam::map(GuestRange range) {
     GuestMemory::NewRegion region = memory_.map(range);
     new_placement_ = place(std::span(&range, 1));
     prefault::bind_memory(std::span(&region.region(), 1), new_placement_, policy_, topology_);
-    placement_.ranges.reserve(placement_.ranges.size() + new_placement_.size()); // So that add() cannot fail.
+    // This makes sure that add() cannot fail.
+    placement_.ranges.reserve(placement_.ranges.size() + new_placement_.size());
     return region;
 }
 
@@ -109,7 +110,7 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
     if (policy_.kind != NumaPolicy::Kind::kSplit) {
         return std::nullopt;
     }
-    // The guest's nodes are numbered from 0, whatever the numbers of the host's.
+    // The guest's nodes are numbered from 0, whatever numbers the host's nodes have.
     const std::vector<unsigned> nodes = used_nodes();
     const auto guest_node = [&nodes](unsigned node) {
         return static_cast<unsigned>(std::lower_bound(nodes.begin(), nodes.end(), node) - nodes.begin());

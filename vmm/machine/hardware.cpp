@@ -58,7 +58,7 @@ kvm::System open_checked_system(const Config& config) {
 
 GuestRam create_ram(const Config& config, const StopRequest& stop) {
     if (is_from_pool(config.page_size)) {
-        const StopBridge bridge(stop); // Raising a pool may take long, and so may populating.
+        const StopBridge bridge(stop); // To raise a pool may take long, and so may populating.
         return {config, bridge.token()};
     }
     return {config, {}};

@@ -41,8 +41,8 @@ void PauseGate::pause() {
     if (!kick_all_) {
         return;
     }
-    // One kick is enough: a kick that comes before the guest is entered ends the next entry at once, and a kick is lost
-    // only by a vCPU that is on its way here.
+    // One kick is enough. A kick that comes before the guest is entered ends the next entry at once. Only a vCPU that
+    // is on its way here loses a kick.
     kick_all_();
     changed_.wait(hold, [this] { return closed_ || !wanted_.load() || waiting_ == vcpus_; });
 }

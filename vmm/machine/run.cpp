@@ -14,6 +14,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/process_memory.hpp"
+#include "kvm/x86/registers.hpp"
 
 namespace vmm {
 
@@ -74,7 +75,7 @@ ExitReason Run::execute() {
     if (config_.ended) {
         config_.ended(report_.exit);
     }
-    embedder_.rethrow_failure(); // What the log threw, perhaps.
+    embedder_.rethrow_failure(); // The log may have thrown.
     return report_.exit;
 }
 
@@ -107,12 +108,13 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             }
         });
         hardware_.second_level.note_guest_runs();
-        start.count_down(); // Not before every thread exists: a guest that has begun cannot be taken back.
+        start.count_down(); // This waits until every thread exists: a guest that has begun cannot be taken back.
         if (config_.prefault_when == PrefaultWhen::kBackground) {
             background.emplace(hardware_.second_level, background_options(), stop_,
                                [this] { report_.faults_until_full = hardware_.faults.total(); });
         }
-        while (!stopping && !stop_.is_requested()) { // Both: the loop may be interrupted all the time.
+        // Both are asked, because signals may interrupt the loop all the time.
+        while (!stopping && !stop_.is_requested()) {
             loop.run_once(-1);
         }
     } catch (...) {
@@ -121,7 +123,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (!start.try_wait()) {
             start.count_down();
         }
-        threads.clear(); // Kicks and joins.
+        threads.clear(); // Their destructors kick and join.
         hardware_.virtio.abandon();
         throw;
     }
@@ -150,7 +152,7 @@ prefault::CpuList Run::cpus_of(unsigned vcpu) const {
 prefault::Options Run::background_options() {
     prefault::Options options = config_.prefault;
     options.background = true;
-    if (options.progress) { // What it throws is the embedding program's failure, not the prefault's.
+    if (options.progress) { // What the observer throws is the embedding program's failure, not the prefault's.
         options.progress = [this, sink = std::move(options.progress)](const prefault::Progress& now) {
             try {
                 sink(now);
@@ -205,7 +207,7 @@ void Run::note_background(BackgroundPrefault::Result result, const std::deque<Vc
             std::rethrow_exception(result.failure);
         } catch (const std::exception& error) {
             result.report.problem = error.what();
-        } catch (...) { // What the embedding program's observer threw, perhaps.
+        } catch (...) { // The embedding program's observer may have thrown it.
             result.report.problem = "an exception of unknown type ended it";
         }
     }
@@ -219,7 +221,7 @@ void Run::note_background(BackgroundPrefault::Result result, const std::deque<Vc
 
 void Run::flush_output() noexcept {
     using std::chrono::milliseconds;
-    // A person who asked us to stop does not wait for somebody else who reads slowly.
+    // A person who asked us to stop does not wait for another one who reads slowly.
     const CharacterConsole::Patience patience =
         stop_.is_requested_for(ExitReason::kSignal)
             ? CharacterConsole::Patience{milliseconds(150), milliseconds(150)}
@@ -264,7 +266,7 @@ void Run::note_end(const std::deque<VcpuThread>& threads) {
 
 void Run::log_end() {
     for (const auto& kept : hardware_.virtio_devices.kept_frames) {
-        if (kept && kept->count() > 1) { // The user has heard of a single one.
+        if (kept && kept->count() > 1) { // The user has heard of a single one already.
             embedder_.log(LogLevel::kInfo, kept->summary());
         }
     }

@@ -25,13 +25,13 @@ namespace {
 /// How long a vCPU that resets a device waits for what the device has with the host. Linux's driver frees its rings as
 /// soon as it has written the reset.
 constexpr std::chrono::seconds kResetPatience{2};
-/// How long the end of the machine waits for what its devices have with the host, of which there is little.
+/// How long the end of the machine waits for the little that its devices have with the host.
 constexpr std::chrono::milliseconds kStopPatience{700};
-/// How long a disk that is in use is waited for.
+/// How long we wait for a disk that is in use.
 constexpr std::chrono::milliseconds kDiskPatience{500};
 
 void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services) {
-    // In user mode nobody else is on that network: the same address for each guest does no harm.
+    // In user mode nobody else is on that network, so each guest may have the same address.
     const devices::MacAddress mac =
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     if (!net.user) {
@@ -163,11 +163,11 @@ void VirtioDevices::start(StopRequest& stop) {
     }
 }
 
-/// Returns the failure of the first that failed.
+/// Returns the first failure.
 std::exception_ptr VirtioDevices::end_threads() noexcept {
     const auto deadline = std::chrono::steady_clock::now() + kStopPatience;
     for (VirtioThread& thread : threads_) {
-        thread.end(); // All at once, not each after the other.
+        thread.end(); // All of them end at once, not one after the other.
     }
     std::exception_ptr failure;
     for (std::size_t i = 0; i < threads_.size(); ++i) {

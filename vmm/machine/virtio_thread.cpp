@@ -93,12 +93,12 @@ void VirtioThread::watch_sources() {
                     wiring_.device.ready(fd, events);
                 }
             });
-        assert(pollable); // Device::sources() promises it.
+        assert(pollable); // Device::sources() promises that.
         watched_.push_back(source);
     }
 }
 
-/// A device with many descriptors may have more of them ready than the loop takes at once: the driver's reset is not to
+/// A device with many descriptors may have more of them ready than the loop takes at once. The driver's reset must not
 /// wait for all of them.
 void VirtioThread::serve_resets_first() {
     constexpr std::size_t kFew = 8;
@@ -152,7 +152,7 @@ void VirtioThread::finish_resets() {
                             resetting_queues_.end());
 }
 
-/// The machine has ended, or ends because of a failure: nothing is asked of it any more.
+/// The machine has ended, or it ends because of a failure. Nothing more is asked of it.
 void VirtioThread::drain() noexcept {
     try {
         if (!active_) {
@@ -162,7 +162,7 @@ void VirtioThread::drain() noexcept {
             wiring_.device.stop();
         }
         draining_ = true;
-        loop_.unwatch(quit_.fd()); // It stays readable.
+        loop_.unwatch(quit_.fd()); // It stays readable, so the loop would find it each time.
         while (!wiring_.device.is_idle()) {
             watch_sources();
             loop_.run_once(-1);

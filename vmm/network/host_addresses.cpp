@@ -20,7 +20,7 @@ namespace {
 constexpr std::chrono::seconds kWithoutNews{1};
 /// How many notifications are looked at before the rest counts as a change.
 constexpr int kMostNews = 64;
-/// How often a table is read that changes meanwhile.
+/// How often we read a table again that changes meanwhile.
 constexpr int kMostAttempts = 8;
 
 #ifndef NETLINK_GET_STRICT_CHK
@@ -49,7 +49,7 @@ bool is_delivered_here(std::uint8_t route_type) noexcept {
     return route_type == RTN_LOCAL || route_type == RTN_BROADCAST || route_type == RTN_ANYCAST;
 }
 
-/// The messages of one datagram of the kernel's, each as its type and what follows its header.
+/// The messages of one datagram of the kernel, each as its type and what follows its header.
 template <typename Take>
 void for_each_message(std::span<const std::byte> bytes, Take take) {
     while (bytes.size() >= sizeof(nlmsghdr)) {
@@ -98,7 +98,8 @@ HostAddresses::HostAddresses()
     : queries_(open_netlink(0)), changes_(open_netlink(RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE)) {
     int error = queries_ ? 0 : errno;
     if (queries_) {
-        const int on = 1; // So that it sends local routes only, however many others there are. Older kernels send all.
+        // The kernel then sends local routes only, however many others there are. Older kernels send all.
+        const int on = 1;
         static_cast<void>(::setsockopt(queries_.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof(on)));
         error = read_all();
     }
@@ -112,7 +113,7 @@ HostAddresses::HostAddresses()
 
 bool HostAddresses::contains(std::uint32_t address) {
     if (has_changed()) {
-        stale_ = read_all() != 0; // Then the ones before count, and the next call tries again.
+        stale_ = read_all() != 0; // If it failed, the addresses from before count, and the next call tries again.
     }
     return std::any_of(prefixes_.begin(), prefixes_.end(),
                        [address](const Prefix& prefix) { return (address & prefix.mask) == prefix.address; });
@@ -129,7 +130,7 @@ bool HostAddresses::has_changed() {
         if (count < 0 && errno != ENOBUFS && errno != EINTR) {
             return changed;
         }
-        if (count < 0) { // Some were lost, perhaps.
+        if (count < 0) { // Some notifications may be lost.
             changed = true;
             continue;
         }
@@ -161,7 +162,8 @@ int HostAddresses::read_all() {
 int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes) {
     std::array<std::byte, 32768> buffer;
     for (int attempts = 0; attempts < kMostAttempts; ++attempts) {
-        while (::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) > 0) { // What an attempt left.
+        // An earlier attempt may have left some.
+        while (::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) > 0) {
         }
         const int error = dump_once(request, route_type, prefixes, buffer);
         if (error != EINTR && error != EBUSY) {
@@ -171,7 +173,7 @@ int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vec
     return EAGAIN;
 }
 
-/// EINTR where the table changed under it.
+/// Returns EINTR if the table changed meanwhile.
 int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes,
                              std::span<std::byte> buffer) {
     struct {
@@ -197,7 +199,7 @@ int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std
     }
     int result = 0;
     for (bool done = false; !done;) {
-        // The kernel has the next part ready before this asks for it.
+        // The kernel has the next part ready before we ask for it.
         const ssize_t count = ::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC);
         if (count <= 0 || static_cast<std::size_t>(count) > buffer.size()) {
             return count < 0 ? errno : EMSGSIZE;
@@ -229,7 +231,7 @@ void HostAddresses::add(std::uint16_t type, std::span<const std::byte> body, std
         });
         prefixes.push_back(prefix);
     } else if (type == RTM_NEWADDR && load(body, interface)) {
-        // Of a point-to-point interface IFA_ADDRESS is the other end's, and IFA_LOCAL is there, too.
+        // On a point-to-point interface IFA_ADDRESS is the other end, and IFA_LOCAL is there, too.
         std::uint32_t own = 0;
         std::uint32_t other = 0;
         for_each_attribute(body.subspan(sizeof(interface)),

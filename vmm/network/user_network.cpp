@@ -21,9 +21,10 @@ namespace {
 
 constexpr const char* kProgram = "passt";
 constexpr const char* kTried = "give the guest a network by Config::nets.user";
-/// The gateway's. Any would do; without one passt takes that of an interface with a route, which need not be there.
+/// The gateway's address. Any address would do. Without one passt takes that of an interface with a route, and there
+/// may be none.
 constexpr const char* kGatewayMac = "52:55:0a:00:02:02";
-/// Nobody. By number: passt looks a name up in /etc/passwd, which need not be there.
+/// The user "nobody". We give its number, because passt looks a name up in /etc/passwd, which may not be there.
 constexpr const char* kNobody = "65534:65534";
 
 std::string search_path() {
@@ -31,7 +32,7 @@ std::string search_path() {
     return path != nullptr ? path : "/usr/bin:/bin";
 }
 
-/// As execvp() would find it.
+/// Finds the program as execvp() would.
 std::optional<std::string> find_program(const std::string& name) {
     std::istringstream folders(search_path());
     for (std::string folder; std::getline(folders, folder, ':');) {
@@ -56,7 +57,7 @@ std::string to_string(const PortForward& forward) {
            forward.host_address;
 }
 
-/// passt would only say so once the guest runs.
+/// We refuse it here, because passt would say so only when the guest runs.
 void check_port(const PortForward& forward) {
     const int type = forward.udp ? SOCK_DGRAM : SOCK_STREAM;
     const UniqueFd socket(::socket(AF_INET, type | SOCK_CLOEXEC, 0));
@@ -64,7 +65,7 @@ void check_port(const PortForward& forward) {
     address.sin_family = AF_INET;
     address.sin_port = htons(forward.host_port);
     address.sin_addr = host_address_of(forward);
-    const int on = 1; // As passt does: connections of the last one that are still being closed do not count.
+    const int on = 1; // passt does the same, so connections of an earlier run that are still being closed do not count.
     if (!socket || ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
         ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
         throw_errno(errno, "forward " + to_string(forward) + " to the guest",
@@ -92,7 +93,7 @@ std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net) {
     }
     const auto number = [](const char* text) {
         in_addr address{};
-        static_cast<void>(::inet_pton(AF_INET, text, &address)); // Of ours, and right.
+        static_cast<void>(::inet_pton(AF_INET, text, &address)); // The text is our own, and it is right.
         return ntohl(address.s_addr);
     };
     return std::make_unique<devices::FrameFilter>(
@@ -118,8 +119,9 @@ std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool 
     if (as_root) {
         add({"--runas", kNobody});
     }
-    // Addresses of our own, and the loopback interface as the one they are copied from where none is given: so it works
-    // without a route, too, and the guest learns no address of the host's. Its connections go by the host's routes.
+    // passt gets addresses of our own. Where it copies from an interface, we name the loopback interface. So the
+    // network works without a route, too, and the guest learns no address of the host. Its connections take the host's
+    // routes.
     add({"--ipv4-only", "--address", user_network::kGuestAddress, "--netmask", user_network::kPrefixBits, "--gateway",
          user_network::kGateway, "--mac-addr", kGatewayMac, "--interface", "lo", "--dns-forward",
          user_network::kNameServer});
@@ -141,7 +143,7 @@ UserNetwork::UserNetwork(const NetConfig& net) {
     }
     socket_ = UniqueFd(ends[0]);
     const UniqueFd theirs(ends[1]);
-    // Neither side ever waits for this one: what does not fit in it is lost.
+    // Neither side ever waits for this socket: what does not fit in it is lost.
     std::array<int, 2> pipe{-1, -1};
     if (::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
         throw_errno(errno, kTried);
@@ -153,7 +155,7 @@ UserNetwork::UserNetwork(const NetConfig& net) {
     spec.program = program_or_throw();
     spec.arguments = passt_arguments(net, ChildProcess::kKeptFd, ::geteuid() == 0);
     spec.arguments.insert(spec.arguments.begin(), kProgram);
-    // passt reads none of it. PATH is for one that is a script.
+    // passt reads none of these variables. PATH is for a passt that is a script.
     spec.environment = {std::string("PATH=") + search_path()};
     spec.errors = their_errors.get();
     spec.kept = theirs.get();

@@ -22,7 +22,7 @@ std::optional<FileRoles::File> FileRoles::look_at(const std::string& path, const
             place.emplace(path, "write to " + path + " (" + role + ")");
         } catch (const ForeignLink&) {
             throw;
-        } catch (const Error&) { // Whoever is to write it says what is wrong.
+        } catch (const Error&) { // Whoever writes the file says what is wrong.
             return std::nullopt;
         }
     }
@@ -33,7 +33,7 @@ std::optional<FileRoles::File> FileRoles::look_at(const std::string& path, const
         return file;
     }
     if (!place || ::fstat(place->directory(), &facts) != 0) {
-        return std::nullopt; // Whoever is to read it says what is wrong.
+        return std::nullopt; // Whoever reads the file says what is wrong.
     }
     file.device = facts.st_dev;
     file.inode = facts.st_ino;

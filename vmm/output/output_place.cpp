@@ -54,7 +54,7 @@ bool is_trusted(uid_t owner) {
     return owner == ::geteuid() || owner == 0 || (::stat("/", &root) == 0 && owner == root.st_uid);
 }
 
-/// What the link, opened with O_PATH, says. Empty with errno set where it cannot be read.
+/// What the link says, which is opened with O_PATH. The result is empty, with errno set, if it cannot be read.
 std::string target_of(int link) {
     std::array<char, PATH_MAX> target{};
     const ssize_t size = ::readlinkat(link, "", target.data(), target.size());
@@ -84,7 +84,7 @@ bool OutputPlace::find_without_links(const std::string& path) {
     how.resolve = RESOLVE_NO_SYMLINKS;
     UniqueFd directory(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, folder.c_str(), &how, sizeof(how))));
     if (!directory) {
-        return false; // A link, an older kernel, or an error: walking says which.
+        return false; // It is a link, or the kernel is older, or there was an error. Walking the path finds out which.
     }
     struct stat facts {};
     if (::fstatat(directory.get(), name.c_str(), &facts, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(facts.st_mode)) {
@@ -96,7 +96,7 @@ bool OutputPlace::find_without_links(const std::string& path) {
 }
 
 void OutputPlace::walk(const std::string& path, const std::string& tried) {
-    constexpr int kMostLinks = 40; // as the kernel's own limit (path_resolution(7))
+    constexpr int kMostLinks = 40; // the kernel's own limit (path_resolution(7))
     std::deque<std::string> parts = parts_of(path);
     directory_ = open_start(path);
     for (int links = 0; directory_;) {
@@ -148,7 +148,7 @@ void OutputPlace::walk(const std::string& path, const std::string& tried) {
             name_ = part;
             return;
         }
-        // Not O_NOFOLLOW alone: what is mounted there is entered.
+        // O_NOFOLLOW alone would not do, because what is mounted there has to be entered.
         directory_.reset(::openat(directory_.get(), part.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     }
     throw_errno(errno, tried);
@@ -167,7 +167,7 @@ void check_not_locked(int fd, const std::string& tried) {
     struct flock range {};
     range.l_type = F_WRLCK;
     range.l_whence = SEEK_SET;
-    // Where a file system has no locks, nobody can have one.
+    // If a file system has no locks, nobody can have one.
     if (::fcntl(fd, F_OFD_GETLK, &range) == 0 && range.l_type != F_UNLCK) {
         throw Error("cannot " + tried + ": it is locked by " +
                     (range.l_pid > 0 ? "process " + std::to_string(range.l_pid)

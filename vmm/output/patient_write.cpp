@@ -52,7 +52,7 @@ Written write_patiently(const NonblockingOutput& output, std::string_view text, 
             promised = false;
             break;
         case NonblockingOutput::Status::kWouldBlock:
-            if (promised) { // Room for something, but not for this: look again in a moment.
+            if (promised) { // There is room for something, but not for this. We look again in a moment.
                 ::poll(nullptr, 0, 2);
             }
             promised = deadline.wait_for(output.fd(), POLLOUT);

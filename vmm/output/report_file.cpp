@@ -14,7 +14,7 @@
 
 namespace vmm {
 
-/// The descriptor of ours that `path` is a name of. Opening such a name anew would begin at the start of a file that we
+/// The descriptor of ours that `path` is a name of. To open such a name anew would begin at the start of a file that we
 /// are writing to already.
 std::optional<int> named_descriptor(std::string_view path) {
     if (path == "/dev/stdout") {
@@ -39,7 +39,7 @@ std::optional<int> named_descriptor(std::string_view path) {
 
 namespace {
 
-/// Access control lists and the like, which a new file would not have. The label of SELinux it would.
+/// Access control lists and the like, which a new file would not have. It would have SELinux's label.
 bool has_attributes(int fd) {
     std::string names(4096, '\0');
     const ssize_t size = ::flistxattr(fd, names.data(), names.size());
@@ -58,7 +58,7 @@ bool has_attributes(int fd) {
     return false;
 }
 
-/// Whether a new file could not stand for this one.
+/// Whether a new file could not take the place of this one.
 bool is_more_than_its_content(int fd, const struct stat& facts) {
     return facts.st_nlink != 1 || has_attributes(fd);
 }
@@ -79,7 +79,7 @@ ReportFile::ReportFile(std::string path, std::string what) : path_(std::move(pat
 void ReportFile::examine() {
     place_.emplace(path_, tried());
     struct stat facts {};
-    // O_NONBLOCK: a pipe nobody reads is found now, and does not hold us up.
+    // With O_NONBLOCK, a pipe that nobody reads is found now, and does not hold us up.
     direct_ = place_->open(O_WRONLY | O_NONBLOCK);
     exists_ = static_cast<bool>(direct_);
     if (!exists_ && errno != ENOENT) {
@@ -100,7 +100,7 @@ void ReportFile::examine() {
         return;
     }
     if (!prepare_replacement(exists_ ? &facts : nullptr) && !exists_) {
-        // Some file systems know no files without names (EOPNOTSUPP): there it is enough that one could be made.
+        // Some file systems know no files without names (EOPNOTSUPP). There it is enough that a file could be made.
         const int error_number = errno;
         if (error_number != EOPNOTSUPP || ::faccessat(place_->directory(), ".", W_OK | X_OK, AT_EACCESS) != 0) {
             throw_errno(error_number, tried(),
@@ -131,7 +131,7 @@ bool ReportFile::prepare_replacement(const struct stat* existing) {
             return give_up(errno);
         }
     }
-    // Found now, and not when the guest has run: no room. Some file systems cannot promise any.
+    // A lack of room is found now, and not after the guest has run. Some file systems cannot promise room.
     if (const int error_number = ::posix_fallocate(replacement_.get(), 0, kRoom);
         error_number == ENOSPC || error_number == EDQUOT) {
         return give_up(error_number);
@@ -155,7 +155,7 @@ bool ReportFile::replace(std::string_view text) {
     if (!place_->is_named_itself()) {
         return false;
     }
-    // A file without a name gets one beside the old file, and then the old one's.
+    // A file without a name first gets a name beside the old file, and then the old file's name.
     const std::string beside = ".vmm-new." + std::to_string(::getpid());
     ::unlinkat(directory, beside.c_str(), 0);
     if (!link_as(beside)) {

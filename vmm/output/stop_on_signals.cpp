@@ -16,13 +16,13 @@ std::atomic<StopOnSignals*> current{nullptr};
 static_assert(std::atomic<StopOnSignals*>::is_always_lock_free, "for use in a signal handler");
 
 std::atomic<void (*)()> last_act{nullptr};
-std::atomic<std::int64_t> first_signal_ms{0}; ///< since the host started; 0: none has come
+std::atomic<std::int64_t> first_signal_ms{0}; ///< since the host started; 0 if none has come
 static_assert(std::atomic<void (*)()>::is_always_lock_free && std::atomic<std::int64_t>::is_always_lock_free,
               "for use in a signal handler");
 
 /// timeout(1) and shells send one request as two signals, one to the process and one to its group.
 constexpr std::int64_t kOneRequestMs = 100;
-constexpr int kStatusOfSecond = 4; ///< as after the first (docs/report.md)
+constexpr int kStatusOfSecond = 4; ///< the same as after the first signal (docs/report.md)
 
 std::int64_t now_ms() {
     timespec now{};
@@ -52,7 +52,7 @@ void on_exit_signal(int /*signal*/) {
 
 using Actions = std::array<struct sigaction, kStopSignals.size()>;
 
-/// Has `handler` called, but for a signal that is ignored; gives what was done before.
+/// Has `handler` called, except for a signal that is ignored. Returns what was done before.
 Actions handle(void (*handler)(int)) {
     Actions before{};
     struct sigaction action {};

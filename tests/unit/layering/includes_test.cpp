@@ -66,12 +66,12 @@ TEST(IncludeArrows, HostSideOfPrefaultMakesNoKvmCall) {
     EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"prefault/plan.hpp\""), 0U);
     EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"kvm/host/mapping.hpp\""), 0U);
     EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"kvm/vm.hpp\""), 1U);
-    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"prefault/scratch.hpp\""), 1U);
+    EXPECT_EQ(count_violations("prefault/host/pin.cpp", "\"prefault/x86/scratch.hpp\""), 1U);
 }
 
 TEST(IncludeArrows, PrefaultKnowsKvmOnly) {
-    EXPECT_EQ(count_violations("prefault/scratch.hpp", "\"kvm/vm.hpp\""), 0U);
-    EXPECT_EQ(count_violations("prefault/scratch.hpp", "\"loader/acpi.hpp\""), 1U);
+    EXPECT_EQ(count_violations("prefault/x86/scratch.hpp", "\"kvm/vm.hpp\""), 0U);
+    EXPECT_EQ(count_violations("prefault/x86/scratch.hpp", "\"loader/acpi.hpp\""), 1U);
 }
 
 TEST(IncludeArrows, DevicesAndLoaderKnowOnlyTheHostSideOfKvm) {

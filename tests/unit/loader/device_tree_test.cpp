@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "loader/boot_params.hpp"
+#include "loader/x86/boot_params.hpp"
 #include "support/loader_images.hpp"
 
 namespace vmm::loader {

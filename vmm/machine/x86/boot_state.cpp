@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "kvm/host/error.hpp"
-#include "loader/entry_tables.hpp"
+#include "loader/x86/entry_tables.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/machine/x86/cpuid.hpp"
@@ -100,7 +100,7 @@ void set_up_pic(kvm::Vm& vm, std::uint32_t chip, std::uint8_t first_vector, std:
     // The structure is a union of what its identifier says.
     state.chip.pic.irq_base = first_vector;
     state.chip.pic.imr = mask;
-    state.chip.pic.init4 = 1; // It is initialised: ICW1 to ICW4 have come.
+    state.chip.pic.init4 = 1; // The chip is initialised: ICW1 to ICW4 have come.
     state.chip.pic.init_state = 0;
     if (::ioctl(vm.fd(), KVM_SET_IRQCHIP, &state) != 0) {
         throw_errno(errno, "set the state of the PIC");
@@ -137,13 +137,14 @@ std::vector<MsrValue> memory_type_registers(unsigned address_bits) {
     for (std::uint32_t index = kFirstFixed4K; index <= kLastFixed4K; ++index) {
         registers.push_back({index, kEightWriteBack});
     }
-    // One of the variable ranges is for the hole. It is a power of two, and begins at a multiple of its size.
+    // One of the variable ranges is for the hole. Its size is a power of two, and it begins at a multiple of that.
     constexpr GuestRange kHole = memory_map::kHole;
     static_assert((kHole.size & (kHole.size - 1)) == 0 && to_integer(kHole.base) % kHole.size == 0);
     const std::uint64_t all_bits = address_bits >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << address_bits) - 1;
     registers.push_back({kBase0, to_integer(kHole.base) | kUncacheable});
     registers.push_back({kMask0, (all_bits & ~(kHole.size - 1)) | kMaskValid});
-    registers.push_back({kDefaultType, kOn | kFixedRangesOn | kWriteBack}); // Last: it switches the others on.
+    // This one comes last, because it switches the others on.
+    registers.push_back({kDefaultType, kOn | kFixedRangesOn | kWriteBack});
     return registers;
 }
 
@@ -158,7 +159,7 @@ void set_memory_types(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid) 
     }
 }
 
-/// As QEMU has them: the banks' registers are all ones, which is what KVM makes of it.
+/// The banks are as in QEMU: their registers are all ones, and KVM makes that of them.
 void set_machine_checks(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid, std::uint64_t capabilities) {
     constexpr std::uint64_t kBankCount = 0xff;
     constexpr std::uint64_t kBanks = 10;
@@ -191,8 +192,8 @@ void set_local_interrupts(kvm::Vcpu& vcpu) {
     vcpu.set_local_apic(registers);
 }
 
-/// KVM resets a vCPU with its cache off (CD and NW), as a processor is after power-on, and keeps that when INIT comes.
-/// Firmware has switched it on long before.
+/// KVM resets a vCPU with its cache off (CD and NW), as a processor is after power-on, and an INIT keeps that. Real
+/// firmware has switched the cache on long before a kernel starts.
 void switch_cache_on(kvm::Vcpu& vcpu) {
     constexpr std::uint64_t kCr0CacheDisable = 0x40000000;
     constexpr std::uint64_t kCr0NotWriteThrough = 0x20000000;

@@ -7,7 +7,7 @@
 
 #include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
-#include "loader/boot_images.hpp"
+#include "loader/x86/boot_images.hpp"
 
 namespace vmm {
 

@@ -19,7 +19,7 @@ using Names = std::set<std::string_view>;
 
 constexpr std::uint32_t kExtendedState = 0xd;
 
-// The levels of the x86-64 psABI. Each has all that is in those before it.
+// These are the levels of the x86-64 psABI. Each has all features of those before it.
 constexpr auto kLevel1 =
     std::to_array<std::string_view>({"cmov", "cx8", "fpu", "fxsr", "mmx", "syscall", "sse", "sse2"});
 constexpr auto kLevel2 =
@@ -29,18 +29,18 @@ constexpr auto kLevel3 =
 constexpr auto kLevel4 = std::to_array<std::string_view>({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"});
 constexpr std::array<std::span<const std::string_view>, 4> kLevels{kLevel1, kLevel2, kLevel3, kLevel4};
 
-/// What every processor with long mode has beside the instructions of a level, and what comes from the machine. A base
-/// that is a list has it if the host has it.
+/// What every processor with long mode has beside the instructions of a level, and what the machine adds. A base that
+/// is a list has such a feature if the host has it.
 constexpr auto kSystemFeatures =
     std::to_array<std::string_view>({"vme",        "de",  "pse",  "tsc", "msr",        "pae",    "mce",
                                      "apic",       "sep", "mtrr", "pge", "mca",        "pat",    "pse36",
                                      "clflush",    "ht",  "nx",   "lm",  "hypervisor", "x2apic", "tsc_deadline_timer",
                                      "cmp_legacy", "arat"});
 
-/// What the machine is built on: the boot protocols, the prefault vCPUs and the local APICs.
+/// What the boot protocols, the prefault vCPUs and the local APICs need.
 constexpr auto kIndispensable = std::to_array<std::string_view>({"fpu", "tsc", "msr", "pae", "cx8", "apic", "lm"});
 
-/// Leaves that describe one host and no other. A base that is a list has zeros there.
+/// Leaves that describe one host alone. A base that is a list has zeros there.
 constexpr auto kHostLeaves = std::to_array<std::uint32_t>(
     {0xa, 0x12, 0x14, 0x19, 0x1c, 0x1d, 0x1e, 0x23, 0x24, 0x8000001b, 0x8000001f, 0x80000021, 0x80000022});
 
@@ -73,7 +73,7 @@ constexpr auto kOtherNames = std::to_array<OtherName>({{"sse3", "pni"},
                                                        {"tsc_deadline", "tsc_deadline_timer"},
                                                        {"sse5", "xop"}});
 
-/// How many characters have to be changed, added or taken away to turn one into the other.
+/// How many characters have to be changed, added or removed to turn one word into the other.
 std::size_t distance(std::string_view a, std::string_view b) {
     std::vector<std::size_t> row(b.size() + 1);
     std::iota(row.begin(), row.end(), std::size_t{0});
@@ -138,7 +138,7 @@ std::string did_you_mean(const std::string& word, std::span<const std::string_vi
     return near.empty() ? std::string() : "; did you mean " + list_of(near, "or") + "?";
 }
 
-/// All that cannot be used without one of `names`, and they themselves.
+/// The features that cannot be used without one of `names`, and `names` themselves.
 Names with_dependents(Names names) {
     for (std::size_t before = 0; before != names.size();) {
         before = names.size();
@@ -151,7 +151,7 @@ Names with_dependents(Names names) {
     return names;
 }
 
-/// All that `names` cannot be used without, and they themselves.
+/// The features without which `names` cannot be used, and `names` themselves.
 Names with_needs(Names names) {
     for (std::size_t before = 0; before != names.size();) {
         before = names.size();
@@ -192,10 +192,10 @@ void clear(kvm_cpuid_entry2& entry) {
     entry.eax = entry.ebx = entry.ecx = entry.edx = 0;
 }
 
-/// Takes the parts of `mask` out of leaf 0xd: out of the lists of what there is, and out of the sizes (Intel SDM volume
-/// 2, CPUID, leaf 0xd).
+/// Takes the parts of `mask` out of leaf 0xd: out of the lists of components, and out of the sizes (Intel SDM volume 2,
+/// CPUID, leaf 0xd).
 void remove_state_components(std::vector<kvm_cpuid_entry2>& cpuid, std::uint64_t mask) {
-    constexpr std::uint32_t kLegacyBytes = 576;   // x87, SSE and the header: what there always is.
+    constexpr std::uint32_t kLegacyBytes = 576;   // x87, SSE and the header, which are always there
     constexpr std::uint32_t kSupervisorState = 1; // ECX of a component
     std::uint32_t bytes = kLegacyBytes;
     bool has_xsaves = false;
@@ -221,7 +221,8 @@ void remove_state_components(std::vector<kvm_cpuid_entry2>& cpuid, std::uint64_t
             entry.eax &= ~static_cast<std::uint32_t>(mask);
             entry.edx &= ~static_cast<std::uint32_t>(mask >> 32);
             entry.ecx = std::min(entry.ecx, bytes);
-            entry.ebx = std::min(entry.ebx, bytes); // Of what is switched on; KVM keeps it up to date from here.
+            // This is the size of what is switched on. KVM keeps it up to date from here on.
+            entry.ebx = std::min(entry.ebx, bytes);
         } else if (entry.index == 1) {
             entry.ecx &= has_xsaves ? ~static_cast<std::uint32_t>(mask) : 0;
             entry.edx &= has_xsaves ? ~static_cast<std::uint32_t>(mask >> 32) : 0;

@@ -39,13 +39,13 @@ std::uint32_t with_bits(std::uint32_t value, unsigned first, unsigned width, std
 struct Topology {
     unsigned cores;
     unsigned apic_id;
-    bool is_amd; ///< whether AMD's leaves count them, too; on Intel's processors their bits are reserved
+    bool is_amd; ///< whether AMD's leaves count them, too; on Intel's processors those bits are reserved
 
     /// How many bits of an APIC id name the core.
     [[nodiscard]] unsigned core_bits() const { return static_cast<unsigned>(std::bit_width(cores - 1)); }
 };
 
-/// The caches of level 1 and 2 belong to one core, larger ones to all.
+/// The caches of level 1 and 2 belong to one core. Larger ones belong to all cores.
 unsigned sharers_of_cache(std::uint32_t eax, const Topology& topology) {
     const std::uint32_t level = (eax >> 5) & 7;
     return level <= 2 ? 1 : topology.cores;
@@ -112,7 +112,7 @@ const kvm_cpuid_entry2* find(std::span<const kvm_cpuid_entry2> cpuid, std::uint3
     return entry == cpuid.end() ? nullptr : &*entry;
 }
 
-/// Whether the processor counts its cores as AMD's do, by the vendor's name in leaf 0: Hygon's are of that kind.
+/// Whether the processor counts its cores as AMD's do, by the vendor's name in leaf 0. Hygon's processors do, too.
 bool counts_cores_as_amd(std::span<const kvm_cpuid_entry2> cpuid) {
     constexpr std::array<std::uint32_t, 3> kAuthenticAmd{0x68747541, 0x69746e65, 0x444d4163}; // EBX, EDX, ECX
     constexpr std::array<std::uint32_t, 3> kHygonGenuine{0x6f677948, 0x6e65476e, 0x656e6975};
@@ -134,7 +134,7 @@ std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supp
     for (kvm_cpuid_entry2 entry : supported) {
         if (entry.function == kExtendedTopology || entry.function == kExtendedTopologyV2) {
             has_version_2 = has_version_2 || entry.function == kExtendedTopologyV2;
-            continue; // Built anew below: KVM's entries describe the host's.
+            continue; // It is built anew below, because KVM's entries describe the host's cores.
         }
         set_topology(entry, topology);
         if (entry.function == kFeatures) {

@@ -6,10 +6,10 @@
 #include <array>
 #include <vector>
 
-#include "loader/boot_params.hpp"
-#include "loader/entry_tables.hpp"
-#include "loader/reset_vector.hpp"
-#include "prefault/scratch.hpp"
+#include "loader/x86/boot_params.hpp"
+#include "loader/x86/entry_tables.hpp"
+#include "loader/x86/reset_vector.hpp"
+#include "prefault/x86/scratch.hpp"
 #include "support/host_guest_range.hpp"
 #include "vmm/config.hpp"
 

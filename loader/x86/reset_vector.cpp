@@ -1,4 +1,4 @@
-#include "loader/reset_vector.hpp"
+#include "loader/x86/reset_vector.hpp"
 
 #include <algorithm>
 

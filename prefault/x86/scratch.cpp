@@ -1,4 +1,4 @@
-#include "prefault/scratch.hpp"
+#include "prefault/x86/scratch.hpp"
 
 #include <sys/mman.h>
 

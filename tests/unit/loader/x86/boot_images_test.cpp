@@ -1,11 +1,11 @@
-#include "loader/boot_images.hpp"
+#include "loader/x86/boot_images.hpp"
 
 #include <gtest/gtest.h>
 
 #include <array>
 
-#include "loader/boot_params.hpp"
-#include "loader/entry_tables.hpp"
+#include "loader/x86/boot_params.hpp"
+#include "loader/x86/entry_tables.hpp"
 #include "support/loader_images.hpp"
 
 namespace vmm::loader {

@@ -1,4 +1,4 @@
-#include "loader/bzimage.hpp"
+#include "loader/x86/bzimage.hpp"
 
 #include <gtest/gtest.h>
 

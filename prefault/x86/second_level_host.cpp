@@ -1,4 +1,4 @@
-#include "prefault/second_level_host.hpp"
+#include "prefault/x86/second_level_host.hpp"
 
 #include <cpuid.h>
 

@@ -8,7 +8,7 @@
 
 #include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
-#include "prefault/scratch.hpp"
+#include "prefault/x86/scratch.hpp"
 
 namespace vmm::prefault {
 

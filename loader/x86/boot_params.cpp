@@ -1,4 +1,4 @@
-#include "loader/boot_params.hpp"
+#include "loader/x86/boot_params.hpp"
 
 #include <algorithm>
 #include <cassert>
@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "loader/little_endian.hpp"
-#include "loader/setup_header.hpp"
+#include "loader/x86/setup_header.hpp"
 
 namespace vmm::loader {
 namespace {

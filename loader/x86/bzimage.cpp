@@ -1,4 +1,4 @@
-#include "loader/bzimage.hpp"
+#include "loader/x86/bzimage.hpp"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "loader/foreign_image.hpp"
-#include "loader/setup_header.hpp"
+#include "loader/x86/setup_header.hpp"
 
 namespace vmm::loader {
 namespace {

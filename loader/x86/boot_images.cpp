@@ -1,4 +1,4 @@
-#include "loader/boot_images.hpp"
+#include "loader/x86/boot_images.hpp"
 
 #include <algorithm>
 #include <cassert>
@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
-#include "loader/boot_params.hpp"
-#include "loader/entry_tables.hpp"
 #include "loader/placement.hpp"
-#include "loader/pvh_start_info.hpp"
+#include "loader/x86/boot_params.hpp"
+#include "loader/x86/entry_tables.hpp"
+#include "loader/x86/pvh_start_info.hpp"
 
 namespace vmm::loader {
 namespace {

@@ -1,10 +1,10 @@
-#include "loader/entry_tables.hpp"
+#include "loader/x86/entry_tables.hpp"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 
-#include "loader/reset_vector.hpp"
+#include "loader/x86/reset_vector.hpp"
 
 namespace vmm::loader {
 namespace {

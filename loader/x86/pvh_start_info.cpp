@@ -1,4 +1,4 @@
-#include "loader/pvh_start_info.hpp"
+#include "loader/x86/pvh_start_info.hpp"
 
 #include <cassert>
 #include <cstdint>

@@ -5,8 +5,8 @@
 #include <bit>
 #include <cstring>
 
-#include "loader/boot_params.hpp"
-#include "loader/pvh_start_info.hpp"
+#include "loader/x86/boot_params.hpp"
+#include "loader/x86/pvh_start_info.hpp"
 #include "support/loader_images.hpp"
 
 namespace vmm::loader {

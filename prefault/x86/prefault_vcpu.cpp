@@ -1,4 +1,4 @@
-#include "prefault/prefault_vcpu.hpp"
+#include "prefault/x86/prefault_vcpu.hpp"
 
 #include <pthread.h>
 

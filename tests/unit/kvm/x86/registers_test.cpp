@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "kvm/vcpu.hpp"
+#include "kvm/x86/registers.hpp"
 #include "support/host_errors.hpp"
 
 namespace vmm::kvm {

@@ -1,4 +1,4 @@
-#include "loader/entry_tables.hpp"
+#include "loader/x86/entry_tables.hpp"
 
 #include <cassert>
 

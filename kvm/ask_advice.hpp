@@ -1,0 +1,16 @@
+// What to do if the KVM device does not answer a question.
+#pragma once
+
+#include <array>
+#include <cerrno>
+
+#include "kvm/host/error.hpp"
+
+namespace vmm::kvm {
+
+/// For what is asked of the device once it is open.
+inline constexpr std::array kAskAdvice{
+    ErrnoAdvice{ENOTTY, "it is not the KVM device: take /dev/kvm"},
+    ErrnoAdvice{EINVAL, "it is not the KVM device, or its KVM is too old: take /dev/kvm"}};
+
+} // namespace vmm::kvm

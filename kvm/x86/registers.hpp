@@ -1,0 +1,13 @@
+// The registers of an x86 vCPU, for people.
+#pragma once
+
+#include <string>
+
+#include "kvm/uapi.hpp"
+
+namespace vmm::kvm {
+
+/// The registers as lines for people, for the report of a guest's crash.
+std::string describe_registers(const kvm_regs& registers, const kvm_sregs& special);
+
+} // namespace vmm::kvm
