@@ -5,7 +5,7 @@
 namespace vmm::kvm {
 
 std::string own_thread_advice(const CgroupRoots& roots) {
-    std::string text = "KVM cannot start a thread of its own, which counts among this program's: ";
+    const std::string text = "KVM cannot start a thread of its own, which counts among this program's: ";
     for (const CgroupLineage& lineage : cgroup_lineages("pids", roots)) {
         for (const std::filesystem::path& folder : lineage.folders) {
             const auto most = read_cgroup_number(folder / "pids.max");

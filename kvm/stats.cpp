@@ -57,8 +57,7 @@ Stats::Stats(UniqueFd fd) : fd_(std::move(fd)) {
 }
 
 std::optional<std::uint64_t> Stats::value(std::string_view name) const {
-    const auto counter = std::find_if(counters_.begin(), counters_.end(),
-                                      [name](const Counter& candidate) { return candidate.name == name; });
+    const auto counter = std::ranges::find(counters_, name, &Counter::name);
     std::uint64_t value = 0;
     if (counter == counters_.end() || !read_exactly(fd_.get(), &value, sizeof value, counter->file_offset)) {
         return std::nullopt;

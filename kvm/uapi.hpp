@@ -8,6 +8,8 @@
 
 #include <linux/stddef.h>
 
+// The names below are the kernel's.
+// NOLINTBEGIN(bugprone-reserved-identifier, modernize-avoid-c-arrays, readability-identifier-naming)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpedantic"
 #pragma push_macro("__DECLARE_FLEX_ARRAY")
@@ -42,6 +44,7 @@ struct kvm_pre_fault_memory {
 };
 #define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
 #endif
+// NOLINTEND(bugprone-reserved-identifier, modernize-avoid-c-arrays, readability-identifier-naming)
 static_assert(sizeof(kvm_pre_fault_memory) == 64);
 #ifndef KVM_CAP_MEMORY_FAULT_INFO
 #define KVM_EXIT_MEMORY_FAULT 39

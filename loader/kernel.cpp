@@ -28,7 +28,8 @@ Kernel Kernel::parse(ImageFile file) {
 }
 
 EntryProtocol Kernel::protocol() const noexcept {
-    return std::visit([](const auto& image) { return image.protocol(); }, image_);
+    const auto* const elf = std::get_if<ElfImage>(&image_);
+    return elf != nullptr ? elf->protocol() : std::get_if<BzImage>(&image_)->protocol();
 }
 
 bool Kernel::takes_page_tables() const noexcept {

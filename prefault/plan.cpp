@@ -50,9 +50,7 @@ unsigned Plan::useful_workers(std::uint64_t total_bytes, unsigned workers, std::
 
 GuestRange Plan::chunk(std::size_t index) const {
     assert(index < chunk_count_);
-    const auto after =
-        std::upper_bound(pieces_.begin(), pieces_.end(), index,
-                         [](std::size_t wanted, const Piece& piece) { return wanted < piece.first_chunk; });
+    const auto after = std::ranges::upper_bound(pieces_, index, {}, &Piece::first_chunk);
     const Piece& piece = *std::prev(after);
     const std::uint64_t base = to_integer(piece.range.base);
     const std::uint64_t end = to_integer(piece.range.end());

@@ -263,9 +263,9 @@ void SecondLevel::prepare(unsigned workers, const std::stop_token& stop) {
     vcpus_.grow(Plan::useful_workers(memory_.size_bytes(), workers, mapping_bytes), stop);
 }
 
-Report SecondLevel::fill(const Options& wanted, const std::stop_token& stop) {
-    const Options options = resolved(wanted);
-    if (options.smm && !has_smm_) {
+Report SecondLevel::fill(const Options& options, const std::stop_token& stop) {
+    const Options wanted = resolved(options);
+    if (wanted.smm && !has_smm_) {
         throw Error("cannot fill the second level of system management mode: this VM was made without it "
                     "(Config::prefault.smm)");
     }
@@ -273,13 +273,13 @@ Report SecondLevel::fill(const Options& wanted, const std::stop_token& stop) {
     for (const MemoryRegion& region : memory_.regions()) {
         ram.push_back(region.range);
     }
-    check_options(options, ram, memory_.page_size());
+    check_options(wanted, ram, memory_.page_size());
     MethodChoice method;
-    if (options.scope == Scope::kAll) {
-        method = choose_method(options.method, vcpus_.host(), vm_.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0);
-        prepare(options.workers, stop);
+    if (wanted.scope == Scope::kAll) {
+        method = choose_method(wanted.method, vcpus_.host(), vm_.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0);
+        prepare(wanted.workers, stop);
     }
-    return Fill(*this, options, std::move(method), stop).run();
+    return Fill(*this, wanted, std::move(method), stop).run();
 }
 
 GuestAddress SecondLevel::page_tables() const noexcept {

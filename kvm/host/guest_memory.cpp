@@ -169,7 +169,7 @@ bool GuestMemory::copy_in(GuestAddress address, std::span<const std::byte> in) c
     if (!target) {
         return false;
     }
-    std::copy(in.begin(), in.end(), target->begin());
+    std::ranges::copy(in, target->begin());
     return true;
 }
 

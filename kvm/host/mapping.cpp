@@ -60,7 +60,7 @@ Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_fl
         map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, purpose),
         reserved_size);
     const auto start = reinterpret_cast<std::uintptr_t>(reservation.base_);
-    const std::size_t head = static_cast<std::size_t>(-start & (alignment - 1));
+    const auto head = static_cast<std::size_t>(-start & (alignment - 1));
     std::byte* const base = reservation.base_ + head;
     map_or_throw(base, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | extra_flags, -1,
                  purpose);
@@ -76,7 +76,7 @@ Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_fl
 }
 
 Mapping Mapping::shared_file(int fd, std::size_t size, std::string_view purpose) {
-    return Mapping(map_or_throw(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, purpose), size);
+    return {map_or_throw(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, purpose), size};
 }
 
 } // namespace vmm

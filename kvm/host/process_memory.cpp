@@ -101,8 +101,8 @@ std::optional<std::uint64_t> resident_bytes_outside(std::span<const std::span<st
                                                     const std::string& proc) {
     std::uint64_t total = 0;
     const bool known = for_each_mapping(proc, [&](const MappingFacts& facts) {
-        const bool skip = std::any_of(excluded.begin(), excluded.end(),
-                                      [&](std::span<std::byte> piece) { return facts.overlaps(piece); });
+        const bool skip =
+            std::ranges::any_of(excluded, [&](std::span<std::byte> piece) { return facts.overlaps(piece); });
         total += skip ? 0 : facts.resident_bytes;
     });
     return known ? std::optional(total) : std::nullopt;

@@ -24,7 +24,7 @@ void Vm::create_pit() {
 }
 
 void Vm::reserve_real_mode_pages(GuestAddress base) {
-    constexpr std::uint64_t kTssBytes = 3 * 4 * kKiB;
+    constexpr std::uint64_t kTssBytes = 12 * kKiB; // three pages
     const std::uint64_t identity_map = to_integer(base) + kTssBytes;
     if (::ioctl(fd_.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity_map) != 0 ||
         ::ioctl(fd_.get(), KVM_SET_TSS_ADDR, to_integer(base)) != 0) {

@@ -13,8 +13,7 @@ ChunkQueues::ChunkQueues(std::span<const PlacedRange> ranges, std::uint64_t chun
     }
     std::size_t chunks = 0;
     for (auto& [node, node_ranges] : by_node) {
-        std::sort(node_ranges.begin(), node_ranges.end(),
-                  [](const GuestRange& a, const GuestRange& b) { return a.base < b.base; });
+        std::ranges::sort(node_ranges, {}, &GuestRange::base);
         const Group& group = groups_.emplace_back(node, node_ranges, chunk_bytes);
         chunks += group.plan.chunk_count();
         total_bytes_ += group.plan.total_bytes();

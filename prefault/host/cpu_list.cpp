@@ -78,17 +78,17 @@ CpuList in_order(std::span<const unsigned> cpus) {
 
 } // namespace
 
-std::string format_cpu_list(std::span<const unsigned> list) {
-    const CpuList cpus = in_order(list);
+std::string format_cpu_list(std::span<const unsigned> cpus) {
+    const CpuList list = in_order(cpus);
     std::string text;
-    for (std::size_t first = 0; first < cpus.size();) {
+    for (std::size_t first = 0; first < list.size();) {
         std::size_t last = first;
-        while (last + 1 < cpus.size() && cpus[last + 1] == cpus[last] + 1) {
+        while (last + 1 < list.size() && list[last + 1] == list[last] + 1) {
             ++last;
         }
         text += text.empty() ? "" : ",";
-        text += std::to_string(cpus[first]);
-        text += last > first ? "-" + std::to_string(cpus[last]) : "";
+        text += std::to_string(list[first]);
+        text += last > first ? "-" + std::to_string(list[last]) : "";
         first = last + 1;
     }
     return text;

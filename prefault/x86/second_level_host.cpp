@@ -34,7 +34,7 @@ std::optional<bool> parameter(std::string_view sysfs_module, std::string_view na
 
 bool is_amd_processor() {
     std::array<unsigned, 4> leaf{};
-    if (__get_cpuid(0, &leaf[0], &leaf[1], &leaf[2], &leaf[3]) == 0) {
+    if (__get_cpuid(0, leaf.data(), &leaf[1], &leaf[2], &leaf[3]) == 0) {
         return false;
     }
     std::array<char, 13> vendor{};

@@ -235,6 +235,11 @@ class HostThatRefuses : public KvmTest {
         return aftermath;
     }
 
+    /// Whether the guest came to its end before the prefault in the background did.
+    [[nodiscard]] static bool was_overtaken(const Aftermath& aftermath) {
+        return mentions(aftermath.report, "\"complete\": false") && mentions(aftermath.report, "\"problem\": \"\"");
+    }
+
     /// What is wrong with how a run ended; empty if nothing is.
     [[nodiscard]] static std::string complaint(const Aftermath& aftermath, bool in_background, bool may_succeed) {
         const InjectedRun& run = aftermath.run;
@@ -268,7 +273,7 @@ class HostThatRefuses : public KvmTest {
         if (in_background && mentions(aftermath.report, "\"complete\": false")) {
             constexpr std::string_view kBeginning =
                 "vmm: error: the prefault in the background did not come to its end: cannot ";
-            if (mentions(aftermath.report, "\"problem\": \"\"")) { // The guest was faster.
+            if (was_overtaken(aftermath)) {
                 return may_succeed ? "" : "it does not say why the prefault is not complete";
             }
             // A guest that runs already is not taken back for the sake of the prefault.
@@ -374,6 +379,12 @@ class EachCall : public HostThatRefuses, public ::testing::WithParamInterface<Sc
         Aftermath aftermath = run_refusing(refusal, refused);
         if (!aftermath.same_pool) { // What the command does it does again; what somebody else did, hardly.
             pool_before_ = pool_state();
+            aftermath = run_refusing(refusal, refused);
+        }
+        // A guest that ends at the same moment stops the prefault, which then has no reason of its own to give.
+        constexpr unsigned kMostTries = 10;
+        for (unsigned tries = 1; GetParam().in_background() && was_overtaken(aftermath) && tries < kMostTries;
+             ++tries) {
             aftermath = run_refusing(refusal, refused);
         }
         const bool may_succeed = !refused || refusal.place >= refusal.kind->needed ||
