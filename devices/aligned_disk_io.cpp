@@ -199,8 +199,7 @@ bool AlignedDiskIo::must_wait(const Operation& operation) const {
     };
     const auto* const self =
         std::find(waiting_for_range_.data(), waiting_for_range_.data() + waiting_for_range_.size(), &operation);
-    return std::any_of(changing_.begin(), changing_.end(), collides) ||
-           std::any_of(waiting_for_range_.data(), self, collides);
+    return std::ranges::any_of(changing_, collides) || std::any_of(waiting_for_range_.data(), self, collides);
 }
 
 void AlignedDiskIo::start(Operation& operation) {

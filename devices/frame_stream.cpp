@@ -1,7 +1,7 @@
 #include "devices/frame_stream.hpp"
 
 #include <arpa/inet.h>
-#include <limits.h>
+#include <climits>
 #include <sys/socket.h>
 
 #include <algorithm>

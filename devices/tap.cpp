@@ -37,9 +37,9 @@ int digit(char c) noexcept {
 } // namespace
 
 void check_interface_name(const std::string& name) {
-    const bool good = !name.empty() && name.size() < IFNAMSIZ && name != "." && name != ".." &&
-                      std::all_of(name.begin(), name.end(),
-                                  [](char c) { return c > ' ' && c < '\x7f' && c != '/' && c != ':' && c != '%'; });
+    const bool good =
+        !name.empty() && name.size() < IFNAMSIZ && name != "." && name != ".." &&
+        std::ranges::all_of(name, [](char c) { return c > ' ' && c < '\x7f' && c != '/' && c != ':' && c != '%'; });
     if (!good) {
         throw Error("cannot connect to the tap interface '" + name +
                     "': a name has 1 to 15 characters, without '/', ':', '%' and spaces");

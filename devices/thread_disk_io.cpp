@@ -271,7 +271,7 @@ bool ThreadDiskIo::submit() {
         }
         return done;
     };
-    queued_.erase(std::remove_if(queued_.begin(), queued_.end(), is_done), queued_.end());
+    std::erase_if(queued_, is_done);
     if (!at_once.empty()) {
         crew_->give_back(at_once);
     }

@@ -107,7 +107,7 @@ class Watcher {
             answer(spec_.on_output(process_.pid(), text));
         }
     }
-    void answer(std::string_view words) {
+    void answer(std::string_view words) const {
         // A few words fit into an empty pipe, unless the program has gone.
         if (!words.empty() && in_.write) {
             [[maybe_unused]] const ssize_t written = ::write(in_.write.get(), words.data(), words.size());

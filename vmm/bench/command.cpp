@@ -148,7 +148,7 @@ class RaisedPools {
             if (missing_pool_bytes(cells, page_size, room) == 0) {
                 continue;
             }
-            const auto largest = std::max_element(cells.begin(), cells.end(), [&](const Cell& one, const Cell& other) {
+            const auto largest = std::ranges::max_element(cells, [&](const Cell& one, const Cell& other) {
                 return (one.page_size == page_size ? one.memory_bytes : 0) <
                        (other.page_size == page_size ? other.memory_bytes : 0);
             });
@@ -221,10 +221,9 @@ class Benchmark {
             }
             run_round(round);
         }
-        results_.complete = !stop_.is_requested() &&
-                            std::all_of(results_.cells.begin(), results_.cells.end(), [](const CellResult& cell) {
-                                return cell.failure.empty() && !cell.samples.empty();
-                            });
+        results_.complete = !stop_.is_requested() && std::ranges::all_of(results_.cells, [](const CellResult& cell) {
+            return cell.failure.empty() && !cell.samples.empty();
+        });
         results_.harness.run_seconds = runner_.cost().runs;
         results_.harness.own_cpu_seconds = runner_.cost().own_cpu;
         if (!stop_.is_requested()) {

@@ -21,8 +21,8 @@ constexpr std::size_t kManyRuns = 5;
 
 /// Whether every value of one side is more than `margin` times larger than every one of the other.
 bool are_apart(const std::vector<double>& one, const std::vector<double>& other, double margin) {
-    const auto [one_least, one_most] = std::minmax_element(one.begin(), one.end());
-    const auto [other_least, other_most] = std::minmax_element(other.begin(), other.end());
+    const auto [one_least, one_most] = std::ranges::minmax_element(one);
+    const auto [other_least, other_most] = std::ranges::minmax_element(other);
     return *one_most * (1 + margin) < *other_least || *other_most * (1 + margin) < *one_least;
 }
 
@@ -70,7 +70,7 @@ std::string value_text(Figure figure, double value) {
 } // namespace
 
 bool Comparison::any_worse() const noexcept {
-    return std::any_of(changes.begin(), changes.end(), [](const Change& change) { return change.worse; });
+    return std::ranges::any_of(changes, [](const Change& change) { return change.worse; });
 }
 
 Comparison compare(const Results& before, const Results& after, double threshold) {

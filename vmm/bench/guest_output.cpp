@@ -79,9 +79,9 @@ GuestOutput parse_guest_output(std::string_view console) {
     if (!problem.empty()) {
         throw Error("the guest says: " + problem);
     }
-    const bool whole =
-        !output.pass_cycles.empty() && std::all_of(output.pass_cycles.begin(), output.pass_cycles.end(),
-                                                   [&](const auto& pass) { return pass.size() == output.cpus; });
+    const bool whole = !output.pass_cycles.empty() && std::ranges::all_of(output.pass_cycles, [&](const auto& pass) {
+        return pass.size() == output.cpus;
+    });
     if (output.cpus == 0 || !whole) {
         throw Error("the guest did not come to its end: its console has no whole summary");
     }
@@ -101,7 +101,7 @@ void add_guest_figures(const GuestOutput& output, double seconds_per_cycle, Samp
         for (const std::uint64_t cycles : pass) {
             times.push_back(seconds(cycles, seconds_per_cycle));
         }
-        slowest.push_back(*std::max_element(times.begin(), times.end()));
+        slowest.push_back(*std::ranges::max_element(times));
         middle.push_back(median(times));
     }
     sample[Figure::kFirst] = slowest.front();

@@ -16,7 +16,7 @@ namespace vmm::bench {
 namespace {
 
 void add_once(std::vector<Cell>& cells, const Cell& cell) {
-    if (std::find(cells.begin(), cells.end(), cell) == cells.end()) {
+    if (std::ranges::find(cells, cell) == cells.end()) {
         cells.push_back(cell);
     }
 }
@@ -94,7 +94,7 @@ std::uint64_t missing_pool_bytes(const std::vector<Cell>& cells, PageSize page_s
 }
 
 void check_fits(std::vector<Cell> cells, const HostRoom& room) {
-    std::sort(cells.begin(), cells.end(), [](const Cell& one, const Cell& other) {
+    std::ranges::sort(cells, [](const Cell& one, const Cell& other) {
         return one.memory_bytes != other.memory_bytes ? one.memory_bytes > other.memory_bytes : one.vcpus > other.vcpus;
     });
     const std::uint64_t missing_2m = missing_pool_bytes(cells, PageSize::k2M, room);

@@ -61,8 +61,7 @@ class Fit {
         cost.r2 = line.r2;
         cost.seconds_per_gib = line.slope * most_workers_; // Unless more is known, all workers are taken to scale.
         const Points one = points(1);
-        if (most_workers_ > 1 && !one.gib.empty() &&
-            *std::max_element(one.seconds.begin(), one.seconds.end()) >= kLeastTimeForGain) {
+        if (most_workers_ > 1 && !one.gib.empty() && *std::ranges::max_element(one.seconds) >= kLeastTimeForGain) {
             const double speedup =
                 std::clamp(cost_line(one).slope / line.slope, 1.0, static_cast<double>(most_workers_));
             cost.gain = std::pow(speedup, 1 / std::log2(most_workers_));

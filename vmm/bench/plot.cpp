@@ -36,8 +36,8 @@ std::vector<Panel> panels_of(const Results& results) {
         if (!most) {
             continue;
         }
-        auto panel = std::find_if(panels.begin(), panels.end(),
-                                  [&](const Panel& each) { return each.shape.page_size == result.cell.page_size; });
+        auto panel = std::ranges::find_if(
+            panels, [&](const Panel& each) { return each.shape.page_size == result.cell.page_size; });
         if (panel == panels.end()) {
             panel = panels.insert(panels.end(), Panel{result.cell, {}, 0});
         } else if (!same_shape(panel->shape, result.cell)) {

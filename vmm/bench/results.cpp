@@ -71,13 +71,12 @@ std::optional<double> CellResult::median_of(Figure figure) const {
 }
 
 const CellResult* Results::find(const Cell& cell) const noexcept {
-    const auto found = std::find_if(cells.begin(), cells.end(), [&](const auto& each) { return each.cell == cell; });
+    const auto found = std::ranges::find_if(cells, [&](const auto& each) { return each.cell == cell; });
     return found == cells.end() ? nullptr : &*found;
 }
 
 bool Results::any_failed() const noexcept {
-    return std::any_of(cells.begin(), cells.end(),
-                       [](const CellResult& cell) { return !cell.failure.empty() && !cell.left_out; });
+    return std::ranges::any_of(cells, [](const CellResult& cell) { return !cell.failure.empty() && !cell.left_out; });
 }
 
 void derive_prealloc(Results& results) {
@@ -85,7 +84,7 @@ void derive_prealloc(Results& results) {
         if (result.cell.contender != Contender::kQemu || result.cell.method != Method::kHost) {
             continue;
         }
-        const auto without = std::find_if(results.cells.begin(), results.cells.end(), [&](const CellResult& other) {
+        const auto without = std::ranges::find_if(results.cells, [&](const CellResult& other) {
             return other.cell.contender == Contender::kQemu && other.cell.method == Method::kNone &&
                    same_shape(other.cell, result.cell);
         });

@@ -31,7 +31,7 @@ class Resampler {
 };
 
 Interval percentiles(std::vector<double> values, double confidence) {
-    std::sort(values.begin(), values.end());
+    std::ranges::sort(values);
     const double tail = (1 - confidence) / 2 * static_cast<double>(values.size());
     const auto cut = static_cast<std::size_t>(tail);
     return {values[cut], values[values.size() - 1 - cut]};
@@ -48,17 +48,17 @@ double ratio(double from, double to) {
 
 double median(std::vector<double> values) {
     assert(!values.empty());
-    std::sort(values.begin(), values.end());
+    std::ranges::sort(values);
     const std::size_t middle = values.size() / 2;
     return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 Statistics describe(std::span<const double> values) {
     assert(!values.empty());
-    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    const auto [least, most] = std::ranges::minmax_element(values);
     Resampler resampler;
     std::vector<double> medians(kResamples);
-    std::generate(medians.begin(), medians.end(), [&] { return resampler.median_of(values); });
+    std::ranges::generate(medians, [&] { return resampler.median_of(values); });
     return {*least, median({values.begin(), values.end()}), *most, percentiles(std::move(medians), 0.95)};
 }
 
@@ -66,7 +66,7 @@ Interval ratio_interval(std::span<const double> from, std::span<const double> to
     assert(!from.empty() && !to.empty());
     Resampler resampler;
     std::vector<double> ratios(kResamples);
-    std::generate(ratios.begin(), ratios.end(), [&] {
+    std::ranges::generate(ratios, [&] {
         const double below = resampler.median_of(from);
         return ratio(below, resampler.median_of(to));
     });

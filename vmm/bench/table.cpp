@@ -16,9 +16,8 @@ using Shape = std::vector<const CellResult*>;
 std::vector<Shape> shapes_of(const Results& results) {
     std::vector<Shape> shapes;
     for (const CellResult& result : results.cells) {
-        const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const Shape& shape) {
-            return same_shape(shape.front()->cell, result.cell);
-        });
+        const auto found = std::ranges::find_if(
+            shapes, [&](const Shape& shape) { return same_shape(shape.front()->cell, result.cell); });
         if (found == shapes.end()) {
             shapes.push_back({&result});
         } else {

@@ -157,7 +157,7 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
     std::vector<std::string> environment = spec.environment.value_or(std::vector<std::string>{});
     const std::vector<char*> words = pointers_to(arguments);
     const std::vector<char*> variables = pointers_to(environment);
-    Pipe go(tried);
+    const Pipe go(tried);
     Pipe failed(tried);
     const Start start{spec,
                       words.data(),

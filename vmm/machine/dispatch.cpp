@@ -31,13 +31,13 @@ class Dispatcher {
         }
         return {};
     }
-    AfterExit operator()(const kvm::HaltExit&) const { return {}; }
-    AfterExit operator()(const kvm::ShutdownExit&) const {
+    AfterExit operator()(const kvm::HaltExit& /*exit*/) const { return {}; }
+    AfterExit operator()(const kvm::ShutdownExit& /*exit*/) const {
         return {AfterExit::Next::kCrash,
                 "triple fault (an exception it could not handle; on AMD the registers below may "
                 "be those of a reset)"};
     }
-    AfterExit operator()(const kvm::KickedExit&) const { return {}; }
+    AfterExit operator()(const kvm::KickedExit& /*exit*/) const { return {}; }
     AfterExit operator()(const kvm::FaultExit& exit) const { return {AfterExit::Next::kCrash, exit.what}; }
 
   private:

@@ -84,11 +84,11 @@ std::vector<prefault::PlacedRange> GuestRam::place(std::span<const GuestRange> r
 std::vector<unsigned> GuestRam::used_nodes() const {
     std::vector<unsigned> nodes;
     for (const prefault::PlacedRange& placed : placement_.ranges) {
-        if (placed.node && std::find(nodes.begin(), nodes.end(), *placed.node) == nodes.end()) {
+        if (placed.node && std::ranges::find(nodes, *placed.node) == nodes.end()) {
             nodes.push_back(*placed.node);
         }
     }
-    std::sort(nodes.begin(), nodes.end());
+    std::ranges::sort(nodes);
     return nodes;
 }
 
@@ -113,7 +113,7 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
     // The guest's nodes are numbered from 0, whatever numbers the host's nodes have.
     const std::vector<unsigned> nodes = used_nodes();
     const auto guest_node = [&nodes](unsigned node) {
-        return static_cast<unsigned>(std::lower_bound(nodes.begin(), nodes.end(), node) - nodes.begin());
+        return static_cast<unsigned>(std::ranges::lower_bound(nodes, node) - nodes.begin());
     };
     loader::AcpiNuma numa;
     for (const prefault::PlacedRange& placed : placement_.ranges) {

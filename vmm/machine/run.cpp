@@ -171,7 +171,7 @@ void Run::watch_second_level(EventLoop& loop, TimerFd& timer) {
             timer.clear();
             std::vector<std::uint64_t> now = hardware_.faults.counts();
             std::vector<std::uint64_t> fresh = now;
-            std::transform(fresh.begin(), fresh.end(), watched_faults_.begin(), fresh.begin(), std::minus<>());
+            std::ranges::transform(fresh, watched_faults_, fresh.begin(), std::minus<>());
             config_.watch({seconds_between(begin, Clock::now()), hardware_.second_level.mapped(), std::move(fresh)});
             watched_faults_ = std::move(now);
         });

@@ -78,7 +78,7 @@ void VirtioThread::body() noexcept {
 }
 
 void VirtioThread::watch_sources() {
-    std::vector<Source> wanted = wiring_.device.sources();
+    const std::vector<Source> wanted = wiring_.device.sources();
     if (wanted == watched_) {
         return;
     }
@@ -131,7 +131,7 @@ void VirtioThread::serve_negotiation() {
         resetting_queues_.push_back(index);
     }
     for (auto& [index, queue] : work.restarts) {
-        wiring_.device.restart_queue(index, std::move(queue));
+        wiring_.device.restart_queue(index, queue);
     }
 }
 
@@ -148,8 +148,7 @@ void VirtioThread::finish_resets() {
         wiring_.negotiation.finish_queue_reset(index);
         return true;
     };
-    resetting_queues_.erase(std::remove_if(resetting_queues_.begin(), resetting_queues_.end(), idle),
-                            resetting_queues_.end());
+    std::erase_if(resetting_queues_, idle);
 }
 
 /// The machine has ended, or it ends because of a failure. Nothing more is asked of it.

@@ -115,8 +115,8 @@ bool HostAddresses::contains(std::uint32_t address) {
     if (has_changed()) {
         stale_ = read_all() != 0; // If it failed, the addresses from before count, and the next call tries again.
     }
-    return std::any_of(prefixes_.begin(), prefixes_.end(),
-                       [address](const Prefix& prefix) { return (address & prefix.mask) == prefix.address; });
+    return std::ranges::any_of(prefixes_,
+                               [address](const Prefix& prefix) { return (address & prefix.mask) == prefix.address; });
 }
 
 bool HostAddresses::has_changed() {

@@ -107,8 +107,8 @@ void append_topology_levels(std::vector<kvm_cpuid_entry2>& cpuid, std::uint32_t 
 }
 
 const kvm_cpuid_entry2* find(std::span<const kvm_cpuid_entry2> cpuid, std::uint32_t function) {
-    const auto entry = std::find_if(cpuid.begin(), cpuid.end(),
-                                    [function](const kvm_cpuid_entry2& leaf) { return leaf.function == function; });
+    const auto entry =
+        std::ranges::find_if(cpuid, [function](const kvm_cpuid_entry2& leaf) { return leaf.function == function; });
     return entry == cpuid.end() ? nullptr : &*entry;
 }
 
