@@ -84,9 +84,9 @@ UniqueFd open_image(const std::string& path, const DiskImage::Options& options) 
 
 /// What the reader can do if the lock itself failed.
 std::string lock_advice(int error_number, const std::string& path) {
-    const std::string without = "\"" + path +
-                                ",lock=off\" goes without the lock: then see to it yourself that nobody "
-                                "else writes to it";
+    std::string without = "\"" + path +
+                          ",lock=off\" goes without the lock: then see to it yourself that nobody "
+                          "else writes to it";
     switch (error_number) {
     case EINVAL: // also kernels before Linux 3.15
     case EOPNOTSUPP:

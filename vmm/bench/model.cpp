@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <thread>
 
 #include "kvm/host/format.hpp"
@@ -316,12 +315,12 @@ double measure_bandwidth(const std::stop_token& stop) {
     constexpr std::size_t kBytesEach = 128 << 20; // far beyond any cache's share
     constexpr int kPasses = 5;
     const std::size_t threads = std::min<std::size_t>(prefault::usable_cpu_list().size(), 64);
-    std::vector<std::unique_ptr<char[]>> buffers(threads);
+    std::vector<std::vector<char>> buffers(threads);
     for (auto& buffer : buffers) {
         if (stop.stop_requested()) {
             return 0;
         }
-        buffer = std::make_unique<char[]>(kBytesEach); // This zeroes the memory, and so touches it.
+        buffer.resize(kBytesEach); // This zeroes the memory, and so touches it.
     }
     double best = 0;
     for (int pass = 0; pass < kPasses && !stop.stop_requested(); ++pass) {
@@ -330,7 +329,7 @@ double measure_bandwidth(const std::stop_token& stop) {
             std::vector<std::jthread> workers;
             for (auto& buffer : buffers) {
                 workers.emplace_back([&buffer, pass] {
-                    std::memset(buffer.get(), pass + 1, kBytesEach);
+                    std::memset(buffer.data(), pass + 1, kBytesEach);
                     // The compiler must not drop writes that nobody reads.
                     std::atomic_signal_fence(std::memory_order_seq_cst);
                 });

@@ -1,6 +1,7 @@
 // From what was measured here to what larger guests take (docs/scale.md).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <stop_token>
@@ -48,7 +49,7 @@ struct TargetShape {
     std::uint64_t memory_bytes;
     unsigned vcpus; ///< and as many CPUs and prefault workers
 };
-inline constexpr TargetShape kTargets[] = {{64 * kGiB, 32}, {kTiB, 128}, {16 * kTiB, 896}};
+inline constexpr std::array kTargets{TargetShape{64 * kGiB, 32}, TargetShape{kTiB, 128}, TargetShape{16 * kTiB, 896}};
 
 /// The time a method takes for a shape, until the guest's first pass is over.
 struct Prediction {

@@ -61,28 +61,28 @@ prefault::HugePageDemand huge_page_demand(const Config& config, const prefault::
     return demand;
 }
 
-void check_against_host(const Config& wanted, const HostFacts& facts) {
-    const Config config = resolved(wanted);
-    prefault::check_cpus_usable(config.prefault.cpus, "Config::prefault.cpus");
-    prefault::check_cpus_usable(config.vcpu_cpus, "Config::vcpu_cpus");
-    for (const NetConfig& net : config.nets) {
+void check_against_host(const Config& config, const HostFacts& facts) {
+    const Config wanted = resolved(config);
+    prefault::check_cpus_usable(wanted.prefault.cpus, "Config::prefault.cpus");
+    prefault::check_cpus_usable(wanted.vcpu_cpus, "Config::vcpu_cpus");
+    for (const NetConfig& net : wanted.nets) {
         if (net.user) {
             check_user_network(net);
         }
     }
-    prefault::check_numa_policy(config.numa, facts.nodes, config.memory_bytes);
-    if (config.numa.kind == prefault::NumaPolicy::Kind::kSplit && facts.nodes.nodes.size() > loader::kMaxAcpiNodes) {
+    prefault::check_numa_policy(wanted.numa, facts.nodes, wanted.memory_bytes);
+    if (wanted.numa.kind == prefault::NumaPolicy::Kind::kSplit && facts.nodes.nodes.size() > loader::kMaxAcpiNodes) {
         throw Error("cannot split guest memory over " + std::to_string(facts.nodes.nodes.size()) +
                     " NUMA nodes: a guest can be told of " + std::to_string(loader::kMaxAcpiNodes) +
                     " (take Config::numa=interleave or Config::numa.node)");
     }
-    if (is_from_pool(config.page_size)) { // Its memory is set aside already.
-        prefault::check_huge_page_pool(huge_page_demand(config, facts.nodes));
+    if (is_from_pool(wanted.page_size)) { // Its memory is set aside already.
+        prefault::check_huge_page_pool(huge_page_demand(wanted, facts.nodes));
     }
-    check_host_room(config, facts);
-    prefault::check_may_pin(config.pin,
-                            config.prefault.ranges.empty() || config.prefault.scope == prefault::Scope::kNone
-                                ? config.memory_bytes
+    check_host_room(wanted, facts);
+    prefault::check_may_pin(wanted.pin,
+                            wanted.prefault.ranges.empty() || wanted.prefault.scope == prefault::Scope::kNone
+                                ? wanted.memory_bytes
                                 : populated_bytes(config));
 }
 

@@ -33,8 +33,8 @@ std::string why_output_is_lost(int error_number) {
     }
 }
 
-CharacterConsole::CharacterConsole(const CharacterConfig& config, std::function<void()> stop)
-    : config_(config), stop_(std::move(stop)) {
+CharacterConsole::CharacterConsole(CharacterConfig config, std::function<void()> stop)
+    : config_(std::move(config)), stop_(std::move(stop)) {
     if (config_.output_fd >= 0) {
         output_.emplace(config_.output_fd);
     }

@@ -30,7 +30,7 @@ namespace vmm {
 class CharacterConsole {
   public:
     /// `stop` is called when the stop key is pressed.
-    CharacterConsole(const CharacterConfig& config, std::function<void()> stop);
+    CharacterConsole(CharacterConfig config, std::function<void()> stop);
 
     /// The callbacks that the port is made with.
     [[nodiscard]] devices::CharacterPort::Callbacks callbacks();

@@ -36,7 +36,7 @@ std::string search_path() {
 std::optional<std::string> find_program(const std::string& name) {
     std::istringstream folders(search_path());
     for (std::string folder; std::getline(folders, folder, ':');) {
-        const std::string file = (folder.empty() ? "." : folder) + "/" + name;
+        std::string file = (folder.empty() ? "." : folder) + "/" + name;
         if (::access(file.c_str(), X_OK) == 0) {
             return file;
         }

@@ -365,27 +365,27 @@ bool CpuModel::hides(std::string_view feature) const {
     return contains(hidden_, feature) || (base_ != Base::kHost && !contains(kept_, feature));
 }
 
+std::uint32_t CpuModel::mask_of(const CpuidWord& word) const {
+    std::uint32_t hidden = 0;
+    std::uint32_t kept = 0;
+    bool is_of_features = false;
+    for (const CpuFeatureBit& feature : cpu_feature_bits()) {
+        if (feature.word == word) {
+            is_of_features = true;
+            hidden |= contains(hidden_, feature.name) ? 1U << feature.bit : 0U;
+            kept |= hides(feature.name) ? 0U : 1U << feature.bit;
+        }
+    }
+    const bool only_kept = is_of_features && base_ != Base::kHost;
+    return (only_kept ? kept : ~std::uint32_t{0}) & ~hidden;
+}
+
 std::vector<kvm_cpuid_entry2> CpuModel::applied_to(std::vector<kvm_cpuid_entry2> cpuid) const {
     const bool is_list = base_ != Base::kHost;
-    const auto features = cpu_feature_bits();
     for (kvm_cpuid_entry2& entry : cpuid) {
-        for (const auto register_ :
+        for (const auto member :
              {&kvm_cpuid_entry2::eax, &kvm_cpuid_entry2::ebx, &kvm_cpuid_entry2::ecx, &kvm_cpuid_entry2::edx}) {
-            const CpuidWord word{entry.function, entry.index, register_};
-            std::uint32_t hidden = 0;
-            std::uint32_t kept = 0;
-            bool is_of_features = false;
-            for (const CpuFeatureBit& feature : features) {
-                if (feature.word == word) {
-                    is_of_features = true;
-                    const bool hide = contains(hidden_, feature.name);
-                    hidden |= hide ? 1U << feature.bit : 0U;
-                    kept |= hides(feature.name) ? 0U : 1U << feature.bit;
-                }
-            }
-            if (is_of_features) {
-                entry.*register_ &= (is_list ? kept : ~std::uint32_t{0}) & ~hidden;
-            }
+            entry.*member &= mask_of({entry.function, entry.index, member});
         }
         if (is_list && std::ranges::find(kHostLeaves, entry.function) != kHostLeaves.end()) {
             clear(entry);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvm/uapi.hpp"
+#include "vmm/machine/x86/cpu_features.hpp"
 
 namespace vmm {
 
@@ -43,6 +44,8 @@ class CpuModel {
     CpuModel() = default;
 
     [[nodiscard]] bool hides(std::string_view feature) const;
+    /// The bits of a word that a guest may see.
+    [[nodiscard]] std::uint32_t mask_of(const CpuidWord& word) const;
 
     std::string text_;
     Base base_ = Base::kHost;
