@@ -1,12 +1,12 @@
 #include "devices/frame_stream.hpp"
 
 #include <arpa/inet.h>
-#include <climits>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <utility>
 

@@ -122,6 +122,23 @@ struct Block::Request {
     bool writes_zeroes = false;        ///< so does the operation that is with the host
     int allocate_mode = 0;
     std::array<iovec, kZeroPieces> zeroes{};
+
+    /// What it does, as in "reading".
+    [[nodiscard]] std::string_view action() const noexcept {
+        switch (kind) {
+        case Kind::kRead:
+            return "reading";
+        case Kind::kWrite:
+            return "writing";
+        case Kind::kFlush:
+            return "flushing";
+        case Kind::kDiscard:
+            return "discarding";
+        case Kind::kWriteZeroes:
+            return "zeroing";
+        }
+        return "";
+    }
 };
 
 Block::Block(std::string name, DiskImage image, BlockConfig config, const BlockState& state)
@@ -164,13 +181,13 @@ void Block::build_config(const BlockConfig& config) {
     space.capacity = image_.sectors();
     space.seg_max = kQueueSize - 2; // Beside header and status.
     space.blk_size = block;
-    space.physical_block_exp = static_cast<std::uint8_t>(std::bit_width(image_.physical_block_bytes() / block) - 1);
+    space.physical_block_exp = static_cast<std::uint8_t>(std::bit_width(DiskImage::physical_block_bytes() / block) - 1);
     space.min_io_size = 1;
     space.num_queues = static_cast<std::uint16_t>(config.queues);
     if (!image_.is_read_only()) {
         space.max_discard_sectors = kMostSectors;
         space.max_discard_seg = 1;
-        space.discard_sector_alignment = image_.physical_block_bytes() / static_cast<std::uint32_t>(kSector);
+        space.discard_sector_alignment = DiskImage::physical_block_bytes() / static_cast<std::uint32_t>(kSector);
         space.max_write_zeroes_sectors = kMostSectors;
         space.max_write_zeroes_seg = 1;
         space.write_zeroes_may_unmap = 1;
@@ -346,7 +363,7 @@ Clock::duration Block::linger() const noexcept {
 /// comes back.
 bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
-    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+    for (std::uint16_t index = 0; index < queue_count(); ++index) {
         std::optional<Queue>& queue = queues_[index].queue;
         if (!stopping_ && !failed_ && !paused_ && queue && may_take(index)) {
             const auto within = static_cast<std::uint16_t>(std::min<unsigned>(requests, queue->size()));
@@ -359,7 +376,7 @@ bool Block::ask_for_doorbells(unsigned requests) {
 /// Whether there is room for one more request of that queue. The room that the other queues are sure of is kept.
 bool Block::may_take(std::uint16_t index) const noexcept {
     std::size_t kept = 0;
-    for (std::uint16_t other = 0; other < queues_.size(); ++other) {
+    for (std::uint16_t other = 0; other < queue_count(); ++other) {
         const ServedQueue& served = queues_[other];
         if (other != index && served.queue && served.work < kCertainRequests) {
             kept += kCertainRequests - served.work;
@@ -371,7 +388,7 @@ bool Block::may_take(std::uint16_t index) const noexcept {
 /// Begins the requests in the queues, as far as there is room. Returns how many they were.
 unsigned Block::take_all() {
     unsigned taken = 0;
-    for (std::uint16_t index = 0; index < queues_.size() && !stopping_ && !failed_ && !paused_; ++index) {
+    for (std::uint16_t index = 0; index < queue_count() && !stopping_ && !failed_ && !paused_; ++index) {
         if (queues_[index].queue) {
             taken += take_all_of(index);
         }
@@ -420,7 +437,7 @@ void Block::notify(Clock::time_point now) {
 
 void Block::interrupt_if_wanted() {
     QueueSet wanted;
-    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+    for (std::uint16_t index = 0; index < queue_count(); ++index) {
         if (queues_[index].queue && queues_[index].queue->wants_interrupt()) {
             wanted.add(index);
         }
@@ -840,26 +857,8 @@ void Block::warn(const Request& request, int error) {
         ++warnings_left_out_;
         return;
     }
-    const char* what = "";
-    switch (request.kind) {
-    case Request::Kind::kRead:
-        what = "reading";
-        break;
-    case Request::Kind::kWrite:
-        what = "writing";
-        break;
-    case Request::Kind::kFlush:
-        what = "flushing";
-        break;
-    case Request::Kind::kDiscard:
-        what = "discarding";
-        break;
-    case Request::Kind::kWriteZeroes:
-        what = "zeroing";
-        break;
-    }
-    std::string line = "the disk " + image_.path() + " failed " + what + " at byte " + std::to_string(request.offset) +
-                       ": " + errno_reason(error) + "; the guest sees an I/O error";
+    std::string line = "the disk " + image_.path() + " failed " + std::string(request.action()) + " at byte " +
+                       std::to_string(request.offset) + ": " + errno_reason(error) + "; the guest sees an I/O error";
     if (error == ENOSPC || error == EDQUOT) {
         line += " (make room on its file system)";
     }

@@ -117,6 +117,7 @@ class Block final : public Device {
         }
     };
 
+    [[nodiscard]] std::uint16_t queue_count() const noexcept { return static_cast<std::uint16_t>(queues_.size()); }
     void build_config(const BlockConfig& config);
     void serve();
     [[nodiscard]] std::chrono::steady_clock::duration linger() const noexcept;
@@ -136,7 +137,7 @@ class Block final : public Device {
     void start_operation(Request& request);
     void start_waiting(ServedQueue& queue);
     void drop_unwanted();
-    void advance(Request& request, std::uint64_t bytes);
+    static void advance(Request& request, std::uint64_t bytes);
     void complete(Request& request, int result);
     void complete_operation(Request& request, int result);
     void done(Request& request);

@@ -124,7 +124,9 @@ std::uint32_t MmioTransport::read_register(std::uint64_t offset) const noexcept 
         return kAllOnes;
     }
     const auto queue = negotiation_.queue(queue_select_.load()).value_or(Negotiation::QueueView{});
-    return offset == kQueueSizeMax ? queue.largest : (offset == kQueueReady ? queue.is_enabled : queue.is_resetting);
+    return offset == kQueueSizeMax
+               ? queue.largest
+               : static_cast<std::uint32_t>(offset == kQueueReady ? queue.is_enabled : queue.is_resetting);
 }
 
 void MmioTransport::write_register(std::uint64_t offset, std::uint32_t value) {

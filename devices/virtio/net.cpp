@@ -1,11 +1,11 @@
 #include "devices/virtio/net.hpp"
 
-#include <limits.h>
 #include <sys/epoll.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <utility>
 

@@ -51,7 +51,7 @@ void SynchronousDevice::restart_queue(std::uint16_t index, Queue queue) {
 
 void SynchronousDevice::pause() {
     paused_ = true;
-    for (std::uint16_t index = 0; index < queues_.size(); ++index) {
+    for (std::uint16_t index = 0; index < queue_count(); ++index) {
         if (queues_[index]) {
             queues_[index]->put_back(put_back(index));
         }
@@ -77,7 +77,7 @@ void SynchronousDevice::turn() {
     }
     serve();
     QueueSet wanted;
-    for (std::uint16_t index = 0; index < queues_.size(); ++index) { // What was pushed before it broke counts, too.
+    for (std::uint16_t index = 0; index < queue_count(); ++index) { // What was pushed before it broke counts, too.
         if (queues_[index] && queues_[index]->wants_interrupt()) {
             wanted.add(index);
         }

@@ -72,6 +72,7 @@ class SynchronousDevice : public Device {
 
   private:
     void turn();
+    [[nodiscard]] std::uint16_t queue_count() const noexcept { return static_cast<std::uint16_t>(queues_.size()); }
 
     const Identity identity_;
     AnotherTurn another_turn_;

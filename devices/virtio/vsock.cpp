@@ -752,7 +752,7 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
 
 // --- To the guest ------------------------------------------------------------------------------------------------
 
-std::uint32_t Vsock::credit(const Connection& connection) const noexcept {
+std::uint32_t Vsock::credit(const Connection& connection) noexcept {
     const std::uint32_t on_the_way = connection.sent_bytes - connection.guest_forwarded_bytes;
     return connection.guest_buffer_bytes > on_the_way ? connection.guest_buffer_bytes - on_the_way : 0;
 }

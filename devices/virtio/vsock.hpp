@@ -188,7 +188,7 @@ class Vsock final : public SynchronousDevice {
     [[nodiscard]] bool put_packet(const Header& header);
     void reply(const Ports& ports, std::uint16_t operation, std::uint32_t flags = 0);
     [[nodiscard]] Header header_to_guest(const Ports& ports, std::uint16_t operation) const;
-    [[nodiscard]] std::uint32_t credit(const Connection& connection) const noexcept;
+    [[nodiscard]] static std::uint32_t credit(const Connection& connection) noexcept;
     [[nodiscard]] bool is_readable(const Connection& connection) const noexcept;
 
     VsockConfig config_;
