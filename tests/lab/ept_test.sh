@@ -31,7 +31,7 @@ check() { # NAME COMMAND...
 
 # in_lab LAB-OPTION... -- COMMAND...: leaves out, err and status.
 in_lab() {
-    "$here/lab" --ept run ${vmm:+--vmm "$vmm"} "$@" </dev/null >"$work/out" 2>"$work/err"
+    "$here/lab" --ept run ${vmm:+--vmm "$vmm"} --timeout 3600 "$@" </dev/null >"$work/out" 2>"$work/err"
     status=$?
 }
 
@@ -42,7 +42,7 @@ checks() {
         options+=("$1")
         shift
     done
-    in_lab "${options[@]}" --timeout 3600 --violations "$work/violations" --file "$here/system_checks:/bin/system_checks" \
+    in_lab "${options[@]}" --violations "$work/violations" --file "$here/system_checks:/bin/system_checks" \
         --file "$here/ept_checks:/bin/ept_checks" -- ept_checks "${@:2}"
     grep -v '^WITNESS' "$work/out"
     passed=$((passed + $(grep -c '^PASS' "$work/out")))
