@@ -1,5 +1,6 @@
 // The C interface: handles, codes and messages around the C++ interface.
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -87,12 +88,12 @@ std::string text_or_empty(const char* text) {
 
 /// The value of a C enumeration, which may hold any number, by its place in `values`.
 template <typename Value, std::size_t count>
-Value chosen(int number, const Value (&values)[count], const char* what) {
+Value chosen(int number, const std::array<Value, count>& values, const char* what) {
     if (number < 0 || static_cast<std::size_t>(number) >= count) {
         throw vmm::Error(std::string(what) + " cannot be " + std::to_string(number) + ": 0 to " +
                          std::to_string(count - 1) + " are possible");
     }
-    return values[number];
+    return values[static_cast<std::size_t>(number)];
 }
 
 class CallbackDevice final : public vmm::CustomDevice {
@@ -122,14 +123,12 @@ class CallbackDevice final : public vmm::CustomDevice {
     void* user_;
 };
 
-constexpr vmm::PageSize kPageSizes[] = {vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::PageSize::k2M,
-                                        vmm::PageSize::k1G};
-constexpr vmm::prefault::Scope kScopes[] = {vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost,
-                                            vmm::prefault::Scope::kAll};
-constexpr vmm::prefault::Pin kPins[] = {vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock,
-                                        vmm::prefault::Pin::kLongterm, vmm::prefault::Pin::kAuto};
-constexpr vmm::InterruptTrigger kTriggers[] = {vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
-constexpr vmm::DeviceSpace kSpaces[] = {vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
+constexpr std::array kPageSizes{vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::PageSize::k2M, vmm::PageSize::k1G};
+constexpr std::array kScopes{vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost, vmm::prefault::Scope::kAll};
+constexpr std::array kPins{vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock, vmm::prefault::Pin::kLongterm,
+                           vmm::prefault::Pin::kAuto};
+constexpr std::array kTriggers{vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
+constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 
 static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
 static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
@@ -498,7 +497,7 @@ int vmm_machine_report(const vmm_machine* machine, char** json) {
     });
 }
 
-void vmm_string_free(char* text) {
+void vmm_string_free(char* text) { // NOLINT(readability-non-const-parameter): it is deleted
     delete[] text;
 }
 

@@ -172,7 +172,7 @@ class Member {
     Member(const std::string& name, const std::string& option)
         : name_(name), option_(option), syntax_(find_device_syntax(option)) {}
 
-    ConfigFileEntry entry_of(const Node& value) const {
+    [[nodiscard]] ConfigFileEntry entry_of(const Node& value) const {
         ConfigFileEntry entry{option_, {}, {}};
         const auto add = [&entry](std::string word, std::size_t line) {
             entry.values.push_back(std::move(word));
@@ -195,19 +195,19 @@ class Member {
         throw Error(config_file_error(name_, node.line) + member + ": " + why);
     }
 
-    std::string word_of(const Node& value, const std::string& member) const {
+    [[nodiscard]] std::string word_of(const Node& value, const std::string& member) const {
         if (value.kind != Node::Kind::kString && value.kind != Node::Kind::kInteger) {
             refuse(value, member, "there has to be a string or a whole number");
         }
         return value.text;
     }
 
-    std::string words_of(const Node& value) const {
+    [[nodiscard]] std::string words_of(const Node& value) const {
         return value.kind == Node::Kind::kObject ? device_words(value) : word_of(value, option_);
     }
 
     /// The words of a device. A value without a name comes first: the path of a disk.
-    std::string device_words(const Node& object) const {
+    [[nodiscard]] std::string device_words(const Node& object) const {
         if (syntax_ == nullptr) {
             refuse(object, option_, "there has to be a string or a whole number: it is no device");
         }

@@ -94,7 +94,7 @@ Json schema_of(const DeviceSyntax& syntax) {
 }
 
 Json schema_of_device_option(const DeviceSyntax& syntax) {
-    const Json one = {{"$ref", "#/$defs/" + syntax.option}};
+    Json one = {{"$ref", "#/$defs/" + syntax.option}};
     if (!syntax.is_repeated) {
         return one;
     }

@@ -91,11 +91,11 @@ void Messages::log(LogLevel level, std::string_view line) {
     }
 }
 
-void Messages::say_error(std::string_view in_words_of_library) {
-    const std::string what = with_option_names(in_words_of_library);
-    say(vmm::format("vmm: error: {}\n", what));
+void Messages::say_error(std::string_view what) {
+    const std::string words = with_option_names(what);
+    say(vmm::format("vmm: error: {}\n", words));
     if (file_ && logger_) {
-        logger_->sinks().back()->log(spdlog::details::log_msg("vmm", spdlog::level::err, {what.data(), what.size()}));
+        logger_->sinks().back()->log(spdlog::details::log_msg("vmm", spdlog::level::err, {words.data(), words.size()}));
     }
 }
 

@@ -11,7 +11,7 @@
 #include "vmm/output/patient_write.hpp"
 
 namespace spdlog {
-class logger;
+class logger; // NOLINT(readability-identifier-naming): the library's name
 } // namespace spdlog
 
 namespace vmm {

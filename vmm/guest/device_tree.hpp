@@ -275,7 +275,7 @@ class TreeFinder {
     constexpr std::uint32_t kNop = 4;
     constexpr std::uint32_t kEnd = 9;
     constexpr std::size_t kMostDepth = 8;
-    constexpr auto padded = [](std::size_t size) { return (size + 3) / 4 * 4; };
+    constexpr auto kPadded = [](std::size_t size) { return (size + 3) / 4 * 4; };
 
     std::array<TreeNode, kMostDepth> open{};
     std::size_t depth = 0;
@@ -290,7 +290,7 @@ class TreeFinder {
             if (depth == kMostDepth) {
                 return "nested-too-deep";
             }
-            at += padded(name->size() + 1);
+            at += kPadded(name->size() + 1);
             open[depth] = TreeNode{};
             ++depth;
         } else if (*token == kEndNode) {
@@ -314,7 +314,7 @@ class TreeFinder {
                 return "bad-property-name";
             }
             open[depth - 1].take(*name, blocks.structure.subspan(at, *length));
-            at += padded(*length);
+            at += kPadded(*length);
         } else if (*token == kEnd) {
             return depth == 0 ? std::string_view() : "cut-off";
         } else if (*token != kNop) {
