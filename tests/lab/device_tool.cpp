@@ -117,7 +117,8 @@ int unix_ask(const char* path, const std::string& port, std::size_t bytes, unsig
     std::vector<int> connections;
     for (unsigned i = 0; i < count; ++i) {
         const int connection = ::socket(AF_UNIX, SOCK_STREAM, 0);
-        if (::connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+        if (connection < 0 ||
+            ::connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
             fail("connect to the unix socket");
         }
         write_all(connection, "CONNECT " + port + "\n");
@@ -160,7 +161,7 @@ int unix_ask(const char* path, const std::string& port, std::size_t bytes, unsig
 int unix_answer(const char* path, unsigned count) {
     const int listener = ::socket(AF_UNIX, SOCK_STREAM, 0);
     const sockaddr_un address = unix_address(path);
-    if (::bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+    if (listener < 0 || ::bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
         ::listen(listener, 64) != 0) {
         fail("listen on the unix socket");
     }

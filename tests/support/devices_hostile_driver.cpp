@@ -157,7 +157,7 @@ void put_in_flight(Attack& a, unsigned count) {
 } // namespace
 
 const std::vector<HostileCase>& hostile_cases() {
-    static const std::vector<HostileCase> cases{
+    static const std::vector<HostileCase> kCases{
         // --- Chains (2.7.5) --------------------------------------------------------------------------------------
         {"ChainThatLoopsAtOnce", Outcome::kNeedsReset,
          [](Attack& a) {
@@ -849,7 +849,7 @@ const std::vector<HostileCase>& hostile_cases() {
              }
          }},
     };
-    return cases;
+    return kCases;
 }
 
 void run_hostile_case(const HostileCase& hostile_case, const HostileTarget& target) {
