@@ -15,16 +15,22 @@ MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_
     case Method::kTouch:
         return {Method::kTouch, "asked for"};
     case Method::kIoctl:
+    case Method::kIoctlThenTouch:
         if (!why_not.empty()) {
             throw Error("cannot prefault by ioctl: " + why_not + " (take Config::prefault.method=auto or touch)");
         }
-        return {Method::kIoctl, "asked for"};
+        return {wanted, "asked for"};
     case Method::kAuto:
     case Method::kNone:
         break;
     }
     if (!why_not.empty()) {
         return {Method::kTouch, why_not};
+    }
+    if (host.nested && host.accessed_dirty.value_or(true)) {
+        return {Method::kIoctlThenTouch,
+                "this host is itself a guest (CPUID has the hypervisor bit): KVM_PRE_FAULT_MEMORY fills this host's "
+                "table, and the touches have its own host fill the one that it keeps for guests of this host"};
     }
     if (!host.accessed_dirty) {
         return {Method::kIoctl,

@@ -54,6 +54,8 @@ std::string_view to_string(Method method) noexcept {
         return "touch";
     case Method::kIoctl:
         return "ioctl";
+    case Method::kIoctlThenTouch:
+        return "ioctl+touch";
     }
     return "?";
 }

@@ -19,12 +19,15 @@ namespace vmm::prefault {
 /// How the second level is filled.
 enum class Method {
     kNone,  ///< not at all; in reports only
-    kAuto,  ///< by ioctl if that leaves nothing to fault, else by touch; in options only
+    kAuto,  ///< the one that leaves nothing to fault on this host, of those the quickest; in options only
     kTouch, ///< prefault vCPUs write to every page
     kIoctl, ///< KVM_PRE_FAULT_MEMORY on each prefault vCPU
+    /// First the ioctl for all memory, then prefault vCPUs write to every 4 KiB of it: for a host that is a guest
+    /// itself, whose own host keeps a table of its own for this host's guests, which only accesses fill.
+    kIoctlThenTouch,
 };
 
-/// The name used on the command line and in the report: "none", "auto", "touch", "ioctl".
+/// The name used on the command line and in the report: "none", "auto", "touch", "ioctl", "ioctl+touch".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;
 
 /// How far pre-population goes.

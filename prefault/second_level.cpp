@@ -143,6 +143,7 @@ class SecondLevel::Fill {
                        [&](unsigned worker, GuestRange chunk, const std::stop_token& stop) {
                            return fill_chunk(worker, chunk, stop);
                        });
+        touch_after_ioctl();
         return finish(step);
     }
 
@@ -156,6 +157,7 @@ class SecondLevel::Fill {
                            populate_chunk(memory_, chunk, stop);
                            return fill_chunk(worker, chunk, stop);
                        });
+        touch_after_ioctl();
         return finish(step);
     }
 
@@ -166,9 +168,18 @@ class SecondLevel::Fill {
     }
 
     bool fill_chunk(unsigned worker, GuestRange chunk, const std::stop_token& stop) {
-        return method_.method == Method::kIoctl
-                   ? vcpus_.pre_fault_chunk(worker, chunk, mapping_bytes_, stop)
-                   : vcpus_.touch_chunk(kvm::AddressSpace::kNormal, worker, chunk, mapping_bytes_, stop);
+        return method_.method == Method::kTouch
+                   ? vcpus_.touch_chunk(kvm::AddressSpace::kNormal, worker, chunk, mapping_bytes_, stop)
+                   : vcpus_.pre_fault_chunk(worker, chunk, mapping_bytes_, stop);
+    }
+
+    /// For the sake of this host's own host. All of the ioctl comes first: where that host has seen accesses by a table
+    /// of this host's, it watches the table, and each further entry costs several exits (docs/prefault.md). Every 4 KiB
+    /// are touched, because nobody here knows how large the mappings of that host are.
+    void touch_after_ioctl() {
+        if (method_.method == Method::kIoctlThenTouch && !stop_.stop_requested() && !vcpus_.are_held()) {
+            touch_all(kvm::AddressSpace::kNormal, kSmallPage);
+        }
     }
 
     bool finish(Stopwatch& step) {
@@ -221,7 +232,7 @@ class SecondLevel::Fill {
         const bool tell_of_this = address_space == kvm::AddressSpace::kNormal && options_.ranges.empty() &&
                                   !vcpus_.have_filled_smm() && !(vcpus_.guest_runs() && vcpus_.host().may_be_shadow());
         return tell_of_this &&
-               (passes > 0 || method_.method == Method::kTouch || vcpus_.host().accessed_dirty.value_or(false));
+               (passes > 0 || method_.method != Method::kIoctl || vcpus_.host().accessed_dirty.value_or(false));
     }
 
     /// If no guest runs, none can have led the vCPUs astray: then a failure is an Error.

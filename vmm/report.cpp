@@ -60,7 +60,8 @@ std::string to_json(const RunReport& report) {
     json["schema"] = RunReport::kSchema;
     json["host"] = {{"second_level", to_string(report.host.kind)},
                     {"tdp_mmu", or_null(report.host.tdp_mmu)},
-                    {"kvm_pre_fault_memory", report.kvm_pre_fault_memory}};
+                    {"kvm_pre_fault_memory", report.kvm_pre_fault_memory},
+                    {"nested", report.host.nested}};
     json["memory"] = {{"bytes", report.memory_bytes},
                       {"page_size", to_string(report.page_size)},
                       {"pin", to_string(report.pin)},
@@ -149,6 +150,17 @@ std::string describe_prefault(const RunReport& report) {
     return text;
 }
 
+/// What the counts do not tell of a host that is itself a guest: a line with its end, or nothing.
+std::string describe_nesting(const RunReport& report) {
+    if (!report.host.nested) {
+        return "";
+    }
+    const bool ahead_of_accesses =
+        report.prefault.scope == prefault::Scope::kAll && report.prefault.method == prefault::Method::kIoctl;
+    return vmm::format("nested: this host is itself a guest, and what its own host maps is not known to it{}\n",
+                       ahead_of_accesses ? "; nothing was touched, so that each page faults there once" : "");
+}
+
 } // namespace
 
 std::string to_summary(const RunReport& report) {
@@ -158,9 +170,9 @@ std::string to_summary(const RunReport& report) {
                                                 to_string(report.exit), report.guest_seconds, report.vcpus,
                                                 report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction);
     return vmm::format(
-        "{}\nguest: {}\nsecond-level faults: {} since hand-over\nresident beyond guest memory: {}; all given "
+        "{}\nguest: {}\nsecond-level faults: {} since hand-over\n{}resident beyond guest memory: {}; all given "
         "back after {:.3f} s",
-        describe_prefault(report), guest, report.second_level_faults_total(),
+        describe_prefault(report), guest, report.second_level_faults_total(), describe_nesting(report),
         report.resident_overhead_bytes
             ? vmm::format("{:.1f} MiB",
                           static_cast<double>(*report.resident_overhead_bytes) / static_cast<double>(kMiB))

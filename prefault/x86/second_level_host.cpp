@@ -45,10 +45,20 @@ bool is_amd_processor() {
     return name == "AuthenticAMD" || name == "HygonGenuine";
 }
 
+} // namespace
+
+bool host_is_guest() noexcept {
+    constexpr unsigned kHypervisorBit = 1U << 31;
+    std::array<unsigned, 4> leaf{};
+    return __get_cpuid(1, &leaf[0], &leaf[1], &leaf[2], &leaf[3]) != 0 && (leaf[2] & kHypervisorBit) != 0;
+}
+
+namespace {
+
 template <typename Asked>
 PagingAnswers ask(const Asked& asked) {
     return {asked.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0, asked.extension(KVM_CAP_X86_APIC_BUS_CYCLES_NS) != 0,
-            asked.extension(KVM_CAP_SMALLER_MAXPHYADDR) != 0, is_amd_processor()};
+            asked.extension(KVM_CAP_SMALLER_MAXPHYADDR) != 0, is_amd_processor(), host_is_guest()};
 }
 
 } // namespace
@@ -78,9 +88,10 @@ SecondLevelKind second_level_kind(const PagingAnswers& answers) noexcept {
 namespace {
 
 /// What is known of a second level of `kind`, with what the module parameters say.
-SecondLevelHost host_of(SecondLevelKind kind, std::string_view sysfs_module) {
+SecondLevelHost host_of(SecondLevelKind kind, std::string_view sysfs_module, bool is_guest) {
     SecondLevelHost host;
     host.kind = kind;
+    host.nested = is_guest;
     if (kind == SecondLevelKind::kUnknown) {
         return host;
     }
@@ -97,7 +108,7 @@ SecondLevelHost host_of(SecondLevelKind kind, std::string_view sysfs_module) {
 
 } // namespace
 
-SecondLevelHost detect_second_level(std::string_view sysfs_module) {
+SecondLevelHost detect_second_level(std::string_view sysfs_module, bool is_guest) {
     const auto npt = parameter(sysfs_module, "kvm_amd/parameters/npt");
     const auto ept = parameter(sysfs_module, "kvm_intel/parameters/ept");
     SecondLevelKind kind = SecondLevelKind::kUnknown;
@@ -108,12 +119,13 @@ SecondLevelHost detect_second_level(std::string_view sysfs_module) {
     } else if (npt || ept) {
         kind = SecondLevelKind::kShadow;
     }
-    return host_of(kind, sysfs_module);
+    return host_of(kind, sysfs_module, is_guest);
 }
 
 SecondLevelHost detect_second_level(const PagingAnswers& answers, std::string_view sysfs_module) {
     const SecondLevelKind kind = second_level_kind(answers);
-    return kind == SecondLevelKind::kUnknown ? detect_second_level(sysfs_module) : host_of(kind, sysfs_module);
+    return kind == SecondLevelKind::kUnknown ? detect_second_level(sysfs_module, answers.is_guest)
+                                             : host_of(kind, sysfs_module, answers.is_guest);
 }
 
 SecondLevelHost detect_second_level() {

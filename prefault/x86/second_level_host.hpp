@@ -32,6 +32,9 @@ struct SecondLevelHost {
     /// mapping that was not made by an access faults at the first one (arch/x86/kvm/mmu/spte.c, make_spte: prefetched
     /// entries are access-tracked).
     std::optional<bool> accessed_dirty;
+    /// Whether this host is itself a guest (host_is_guest()). Then its own host keeps one more table for the guests of
+    /// this one, of which neither this host's KVM nor its counts know anything.
+    bool nested = false;
 
     /// True if KVM shadows the guest's own page tables, or may do so for all we know.
     [[nodiscard]] bool may_be_shadow() const noexcept {
@@ -45,7 +48,12 @@ struct PagingAnswers {
     bool apic_bus_cycles = false;    ///< KVM_CAP_X86_APIC_BUS_CYCLES_NS
     bool smaller_maxphyaddr = false; ///< KVM_CAP_SMALLER_MAXPHYADDR
     bool is_amd = false;             ///< AMD or Hygon; else Intel, or one that is like it
+    bool is_guest = false;           ///< as host_is_guest()
 };
+
+/// True if the processor says that it is a virtual one: the hypervisor bit of CPUID (leaf 1, ECX bit 31), which no real
+/// processor sets (AMD64 volume 3, E.3.2; Linux: X86_FEATURE_HYPERVISOR).
+[[nodiscard]] bool host_is_guest() noexcept;
 
 /// The kind of which these answers leave no doubt, or kUnknown. Their meaning is found in arch/x86/kvm (x86.c,
 /// svm/svm.c, vmx/vmx.c): KVM_CAP_PRE_FAULT_MEMORY is true with nested paging only, in every kernel that has it, and
@@ -54,7 +62,7 @@ struct PagingAnswers {
 [[nodiscard]] SecondLevelKind second_level_kind(const PagingAnswers& answers) noexcept;
 
 /// What KVM's module parameters below `sysfs_module` say. A parameter that cannot be read is unknown, not absent.
-[[nodiscard]] SecondLevelHost detect_second_level(std::string_view sysfs_module);
+[[nodiscard]] SecondLevelHost detect_second_level(std::string_view sysfs_module, bool is_guest = host_is_guest());
 
 /// The same with KVM's own answers, which need no sysfs: containers have none, or one without /sys/module. If the two
 /// differ KVM is right.

@@ -34,6 +34,7 @@
 #include "support/kvm_huge_pages.hpp"
 #include "support/kvm_prefault_vm.hpp"
 #include "support/kvm_require.hpp"
+#include "support/prefault_method_names.hpp"
 #include "support/prefault_stop.hpp"
 
 namespace vmm::prefault {
@@ -70,16 +71,16 @@ class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<s
 
 /// Ends the test where this KVM has not what its method needs.
 #define SKIP_WITHOUT_METHOD(machine)                                                                                   \
-    if (method() == Method::kIoctl && !(machine).has_ioctl()) {                                                        \
+    if (method() != Method::kTouch && !(machine).has_ioctl()) {                                                        \
         GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";                              \
     }
 
 INSTANTIATE_TEST_SUITE_P(EachWay, Prefault,
                          ::testing::Combine(::testing::Values(PageSize::k4K, PageSize::kThp, PageSize::k2M),
-                                            ::testing::Values(Method::kTouch, Method::kIoctl)),
+                                            ::testing::Values(Method::kTouch, Method::kIoctl, Method::kIoctlThenTouch)),
                          [](const auto& way) {
                              return std::string(to_string(std::get<PageSize>(way.param))) + "_" +
-                                    std::string(to_string(std::get<Method>(way.param)));
+                                    testing::test_name_of(std::get<Method>(way.param));
                          });
 
 /// What KVM counts covers the memory; where the second level is the hardware's, to the byte.
@@ -686,8 +687,9 @@ TEST_F(PrefaultTest, PrefaultVcpuThatFailedLeavesNoKickBehind) {
 TEST_F(PrefaultTest, OfTheMethodThatIsBestTakesTouchOnShadowPagingAndSaysSo) {
     PrefaultVm machine(PageSize::k4K);
     const Report report = machine.prefault({.scope = Scope::kAll, .method = Method::kAuto});
-    EXPECT_EQ(report.method,
-              machine.has_ioctl() && machine.host.accessed_dirty != false ? Method::kIoctl : Method::kTouch);
+    EXPECT_EQ(report.method, !machine.has_ioctl() || machine.host.accessed_dirty == false ? Method::kTouch
+                             : machine.host.nested                                        ? Method::kIoctlThenTouch
+                                                                                          : Method::kIoctl);
     EXPECT_TRUE(testing::mentions(report.method_reason, machine.is_shadow() ? "shadow paging" : "KVM_PRE_FAULT_MEMORY"))
         << report.method_reason;
 }

@@ -25,6 +25,7 @@
 #include "support/kvm_command.hpp"
 #include "support/kvm_machine.hpp"
 #include "support/kvm_require.hpp"
+#include "support/prefault_method_names.hpp"
 #include "vmm/machine/memory_map.hpp"
 
 namespace vmm {
@@ -48,15 +49,15 @@ class Refill : public testing::KvmTest, public ::testing::WithParamInterface<Met
   protected:
     void SetUp() override {
         KvmTest::SetUp();
-        if (!IsSkipped() && !HasFatalFailure() && GetParam() == Method::kIoctl && !has_ioctl()) {
+        if (!IsSkipped() && !HasFatalFailure() && GetParam() != Method::kTouch && !has_ioctl()) {
             GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";
         }
     }
     static prefault::Options everything() { return {.scope = Scope::kAll, .method = GetParam(), .workers = 2}; }
 };
 
-INSTANTIATE_TEST_SUITE_P(EachWay, Refill, ::testing::Values(Method::kTouch, Method::kIoctl),
-                         [](const auto& method) { return std::string(to_string(method.param)); });
+INSTANTIATE_TEST_SUITE_P(EachWay, Refill, ::testing::Values(Method::kTouch, Method::kIoctl, Method::kIoctlThenTouch),
+                         [](const auto& method) { return testing::test_name_of(method.param); });
 
 /// What the built-in guest said of its passes, each of which checks what the pass before it wrote.
 struct Checked {

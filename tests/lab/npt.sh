@@ -66,7 +66,7 @@ prepare_machine() {
     machine_command=(
         "${qemu[@]}"
         -nodefaults -no-reboot -display none
-        -accel "tcg,thread=$(cat "$lab_dir/qemu/thread")" -cpu "EPYC,+svm,+npt" -M q35
+        -accel "tcg,thread=$(cat "$lab_dir/qemu/thread")" -cpu "EPYC,+svm,+npt,-hypervisor" -M q35
         -smp "$((cpus + 1)),sockets=$sockets" -m "${memory_mib}M" "${numa_options[@]}"
         -kernel "$lab_dir/kernel/$kernel/vmlinux" -initrd initramfs -append "${kernel_options[*]}"
         -serial file:console

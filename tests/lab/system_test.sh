@@ -9,7 +9,7 @@
 set -uo pipefail
 export LC_ALL=C
 umask 022
-readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort)
+readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested)
 if [[ ${1-} == --parts ]]; then
     printf '%s\n' "${parts[@]}"
     exit
@@ -59,6 +59,7 @@ guest_under_qemu() { # NAME QEMU-ARGUMENT...
 vmm=${VMM:-$(find "$here/../../build" -name vmm -type f -perm -u+x -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)}
 guest=$(dirname "$vmm")/guest/guest.elf
 tool=$(dirname "$vmm")/../tests/lab_device_tool
+held_guest=$(dirname "$vmm")/../tests/lab_held_guest
 part_emulated() {
     guest_under_qemu "pc, 1 CPU" -M pc -smp 1
     guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
@@ -72,6 +73,11 @@ part_effort() { checks --memory 3G --hugepages-2m 256 -- effort background; }
 part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement migration; }
 part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
 part_kernel() { checks --guest-kernel 6.1 -- kernel; }
+# A guest of a guest: vmm runs vmm.
+part_nested() {
+    in_lab --timeout 3600 --file "$here/nested_checks:/bin/nested_checks" --file "$here/nested_init:/usr/nested_init" \
+        --file "$held_guest:/bin/held_guest" -- nested_checks
+}
 part_devices() {
     in_lab --timeout 3600 --file "$here/device_checks:/bin/device_checks" --file "$tool:/bin/device_tool" \
         --file "$(type -P passt):/bin/passt" -- device_checks

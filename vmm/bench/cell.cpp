@@ -30,6 +30,8 @@ std::string_view to_string(Method method) noexcept {
         return "touch";
     case Method::kIoctl:
         return "ioctl";
+    case Method::kIoctlThenTouch:
+        return "ioctl+touch";
     case Method::kReader:
         return "reader";
     }
@@ -70,6 +72,10 @@ std::optional<PageSize> parse_page_size(std::string_view text) {
 
 bool uses_workers(Method method) noexcept {
     return method != Method::kNone && method != Method::kReader;
+}
+
+bool fills_second_level(Method method) noexcept {
+    return method == Method::kTouch || method == Method::kIoctl || method == Method::kIoctlThenTouch;
 }
 
 std::string method_name(const Cell& cell, bool show_workers) {

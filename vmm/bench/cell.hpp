@@ -13,11 +13,12 @@ namespace vmm::bench {
 
 /// What is done to guest memory before the guest's CPUs dirty it.
 enum class Method {
-    kNone,   ///< nothing
-    kHost,   ///< the host side; for other VMMs: what they call prealloc
-    kTouch,  ///< both sides, the second level by prefault vCPUs that touch it
-    kIoctl,  ///< both sides, the second level by KVM_PRE_FAULT_MEMORY
-    kReader, ///< nothing from outside: one of the guest's CPUs reads every page, then all of them dirty it
+    kNone,           ///< nothing
+    kHost,           ///< the host side; for other VMMs: what they call prealloc
+    kTouch,          ///< both sides, the second level by prefault vCPUs that touch it
+    kIoctl,          ///< both sides, the second level by KVM_PRE_FAULT_MEMORY
+    kIoctlThenTouch, ///< the same, and then prefault vCPUs touch every 4 KiB: for a host that is itself a guest
+    kReader,         ///< nothing from outside: one of the guest's CPUs reads every page, then all of them dirty it
 };
 
 /// Who runs the guest.
@@ -28,11 +29,12 @@ enum class Order { kSequential, kRandom };
 
 // All values of each kind, in the order in which help lists them.
 inline constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
-inline constexpr std::array kMethods{Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader};
+inline constexpr std::array kMethods{Method::kNone,  Method::kHost,           Method::kTouch,
+                                     Method::kIoctl, Method::kIoctlThenTouch, Method::kReader};
 inline constexpr std::array kContenders{Contender::kVmm, Contender::kQemu, Contender::kCommand};
 inline constexpr std::array kOrders{Order::kSequential, Order::kRandom};
 
-/// "none", "host", "touch", "ioctl", "reader".
+/// "none", "host", "touch", "ioctl", "ioctl+touch", "reader".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;
 /// "vmm", "qemu", "command".
 [[nodiscard]] std::string_view to_string(Contender contender) noexcept;
@@ -58,6 +60,9 @@ struct Cell {
 
 /// Whether the number of workers makes a difference to the cell.
 [[nodiscard]] bool uses_workers(Method method) noexcept;
+
+/// Whether both sides are filled from outside.
+[[nodiscard]] bool fills_second_level(Method method) noexcept;
 
 /// What tells the cells of one shape apart: "touch", "qemu", "qemu prealloc", "touch, 1 worker" with `show_workers`.
 [[nodiscard]] std::string method_name(const Cell& cell, bool show_workers = false);

@@ -287,8 +287,9 @@ int run_bench(const BenchCommand& command) {
     results.version = kVersion;
     results.host = read_host_facts();
     const HostRoom room = read_host_room();
-    const bool prefault_ioctl = results.host.prefault_ioctl && results.host.second_level != "shadow";
-    const PresetFacts preset = preset_facts(command.preset, room, results.host.cpus, prefault_ioctl, command.full);
+    const PresetHost host{results.host.cpus, results.host.prefault_ioctl && results.host.second_level != "shadow",
+                          results.host.nested};
+    const PresetFacts preset = preset_facts(command.preset, room, host, command.full);
     Matrix matrix = command.matrix;
     complete_matrix(matrix, preset.matrix);
     const std::vector<Cell> cells = cells_of(matrix);

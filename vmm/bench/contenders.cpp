@@ -19,11 +19,12 @@ Config config_of(const Cell& cell) {
     config.page_size = cell.page_size;
     config.prefault.workers = cell.workers;
     if (cell.contender == Contender::kVmm) {
-        config.prefault.scope = cell.method == Method::kHost ? prefault::Scope::kHost
-                                : cell.method == Method::kTouch || cell.method == Method::kIoctl
-                                    ? prefault::Scope::kAll
-                                    : prefault::Scope::kNone;
-        config.prefault.method = cell.method == Method::kIoctl ? prefault::Method::kIoctl : prefault::Method::kTouch;
+        config.prefault.scope = cell.method == Method::kHost      ? prefault::Scope::kHost
+                                : fills_second_level(cell.method) ? prefault::Scope::kAll
+                                                                  : prefault::Scope::kNone;
+        config.prefault.method = cell.method == Method::kIoctl            ? prefault::Method::kIoctl
+                                 : cell.method == Method::kIoctlThenTouch ? prefault::Method::kIoctlThenTouch
+                                                                          : prefault::Method::kTouch;
         config.pin = config.prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock;
     }
     return config;

@@ -96,6 +96,7 @@ struct Collected {
     Fit host;
     Fit touch;
     Fit ioctl;
+    Fit ioctl_then_touch;
     Fit cold;
     Fit warm;
     Fit after_reader;
@@ -140,6 +141,9 @@ void collect(Collected& all, const CellResult& result, unsigned cpus) {
     case Method::kIoctl:
         add_second_level(all.ioctl);
         break;
+    case Method::kIoctlThenTouch:
+        add_second_level(all.ioctl_then_touch);
+        break;
     case Method::kReader:
         if (const auto reader = result.median_of(Figure::kReader)) {
             all.reader.add(gib, *reader);
@@ -178,6 +182,7 @@ std::vector<PageCosts> fit_costs(const Results& results) {
         page.host = all.host.cost();
         page.touch = all.touch.cost();
         page.ioctl = all.ioctl.cost();
+        page.ioctl_then_touch = all.ioctl_then_touch.cost();
         page.cold = all.cold.cost();
         page.warm = all.warm.cost();
         page.after_reader = all.after_reader.cost();
@@ -227,8 +232,11 @@ std::optional<Prediction> predict(const PageCosts& costs, Method method, const T
         prediction.first_seconds += of(costs.warm);
         return prediction;
     case Method::kTouch:
-    case Method::kIoctl: {
-        const auto& second_level = method == Method::kTouch ? costs.touch : costs.ioctl;
+    case Method::kIoctl:
+    case Method::kIoctlThenTouch: {
+        const auto& second_level = method == Method::kTouch   ? costs.touch
+                                   : method == Method::kIoctl ? costs.ioctl
+                                                              : costs.ioctl_then_touch;
         if (!costs.host || !second_level) {
             return std::nullopt;
         }
@@ -264,6 +272,7 @@ std::string fit_table(const std::vector<PageCosts>& costs) {
         add(page, "host side", page.host, std::nullopt);
         add(page, "second level, by touch", page.touch, std::nullopt);
         add(page, "second level, by ioctl", page.ioctl, std::nullopt);
+        add(page, "second level, by ioctl and touch", page.ioctl_then_touch, std::nullopt);
         add(page, "the guest's faults", page.cold, page.seconds_per_cold_fault);
         add(page, "the same, host side populated", page.warm, page.seconds_per_warm_fault);
         add(page, "the same, after one vCPU has read", page.after_reader, std::nullopt);
@@ -290,18 +299,17 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
             bandwidth_of_cpu > 0 ? static_cast<double>(shape.memory_bytes) / (bandwidth_of_cpu * shape.vcpus) : 0;
         text += vmm::format("\n{}, {} vCPUs{}\n", format_bytes(shape.memory_bytes), shape.vcpus,
                             floor > 0 ? ", floor " + format_seconds(floor) : "");
-        text += vmm::format("  {:<6} {:<8} {:>10} {:>12} {:>26} {:>18}\n", "pages", "method", "prefault", "first pass",
+        text += vmm::format("  {:<6} {:<11} {:>10} {:>12} {:>26} {:>18}\n", "pages", "method", "prefault", "first pass",
                             "total", "times the floor");
         for (const PageCosts& page : costs) {
-            for (const Method method :
-                 {Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader}) {
+            for (const Method method : kMethods) {
                 const auto best = predict(page, method, shape, true);
                 const auto as_here = predict(page, method, shape, false);
                 if (!best || !as_here) {
                     continue;
                 }
                 text += vmm::format(
-                    "  {:<6} {:<8} {:>10} {:>12} {:>26} {:>18}\n", vmm::to_string(page.page_size), to_string(method),
+                    "  {:<6} {:<11} {:>10} {:>12} {:>26} {:>18}\n", vmm::to_string(page.page_size), to_string(method),
                     format_seconds(best->prefault_seconds), format_seconds(best->first_seconds),
                     format_seconds(best->total()) + " .. " + format_seconds(as_here->total()),
                     floor > 0 ? vmm::format("{:.1f} .. {:.1f}", best->total() / floor, as_here->total() / floor) : "-");

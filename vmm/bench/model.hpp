@@ -30,9 +30,10 @@ inline constexpr double kLeastTimeForGain = 0.02;
 /// What one page size costs. Nothing: not measured.
 struct PageCosts {
     PageSize page_size = PageSize::k4K;
-    std::optional<ParallelCost> host;         ///< populating the host side
-    std::optional<ParallelCost> touch;        ///< filling the second level by touch
-    std::optional<ParallelCost> ioctl;        ///< by KVM_PRE_FAULT_MEMORY
+    std::optional<ParallelCost> host;  ///< populating the host side
+    std::optional<ParallelCost> touch; ///< filling the second level by touch
+    std::optional<ParallelCost> ioctl; ///< by KVM_PRE_FAULT_MEMORY
+    std::optional<ParallelCost> ioctl_then_touch;
     std::optional<ParallelCost> cold;         ///< the guest's faults on memory that nobody populated
     std::optional<ParallelCost> warm;         ///< the guest's faults if the host side is populated
     std::optional<ParallelCost> steady;       ///< a pass that takes no fault

@@ -84,6 +84,8 @@ std::string bar_name(const Cell& cell) {
         return "both sides\n(touch)";
     case Method::kIoctl:
         return "both sides\n(ioctl)";
+    case Method::kIoctlThenTouch:
+        return "both sides\n(ioctl, touch)";
     case Method::kReader:
         return "one vCPU\nreads first";
     }

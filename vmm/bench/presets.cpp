@@ -40,15 +40,15 @@ std::string_view to_string(Preset preset) noexcept {
     return "";
 }
 
-PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, bool prefault_ioctl, bool full) {
+PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& host, bool full) {
     PresetFacts facts;
     Matrix& matrix = facts.matrix;
-    cpus = std::max(cpus, 1U);
+    const unsigned cpus = std::max(host.cpus, 1U);
     const unsigned vcpus = std::min({cpus, kRfcVcpus, std::max(room.most_vcpus, 1U)});
     matrix.vcpus = {vcpus};
     matrix.workers = {cpus};
     matrix.page_sizes = {PageSize::k4K, PageSize::kThp, PageSize::k2M};
-    matrix.methods = {Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader};
+    matrix.methods = {kMethods.begin(), kMethods.end()};
     // Guest memory, a pool of huge pages as large, and something for the rest have to fit.
     const std::uint64_t most = room.available_bytes / 3;
     std::uint64_t memory = std::min(512 * kMiB, round_size(most));
@@ -77,8 +77,11 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, boo
     if (preset == Preset::kScale) {
         matrix.memory_bytes = {memory / 8, memory / 4, memory / 2, memory};
     }
-    if (!prefault_ioctl) {
+    if (!host.prefault_ioctl) {
         std::erase(matrix.methods, Method::kIoctl);
+    }
+    if (!host.prefault_ioctl || !host.nested) {
+        std::erase(matrix.methods, Method::kIoctlThenTouch);
     }
     if (!room.may_raise_pools && room.free_2m_bytes < memory) {
         std::erase(matrix.page_sizes, PageSize::k2M);

@@ -26,9 +26,15 @@ struct PresetFacts {
     std::optional<double> run_limit_seconds;
 };
 
-/// What a preset means on a host with `cpus` CPUs. If `full`, kRfc is not scaled. The result has no methods and page
-/// sizes that the host does not offer.
-[[nodiscard]] PresetFacts preset_facts(Preset preset, const HostRoom& room, unsigned cpus, bool prefault_ioctl,
-                                       bool full);
+/// What of a host decides which cells there are, beside its room.
+struct PresetHost {
+    unsigned cpus = 1;           ///< that we may use
+    bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY can be used
+    bool nested = false;         ///< it is itself a guest
+};
+
+/// What a preset means on a host. If `full`, kRfc is not scaled. The result has no methods and page sizes that the host
+/// does not offer, and the ioctl with touches only where the host is itself a guest.
+[[nodiscard]] PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& host, bool full);
 
 } // namespace vmm::bench

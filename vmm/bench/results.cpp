@@ -47,6 +47,7 @@ HostFacts read_host_facts() {
     facts.second_level = prefault::to_string(second_level.kind);
     facts.tdp_mmu = second_level.tdp_mmu;
     facts.prefault_ioctl = kvm::System().extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
+    facts.nested = second_level.nested;
     return facts;
 }
 
@@ -151,7 +152,8 @@ std::string to_json(const Results& results) {
                     {"memory_bytes", results.host.memory_bytes},
                     {"second_level", results.host.second_level},
                     {"tdp_mmu", results.host.tdp_mmu ? Json(*results.host.tdp_mmu) : Json(nullptr)},
-                    {"kvm_pre_fault_memory", results.host.prefault_ioctl}};
+                    {"kvm_pre_fault_memory", results.host.prefault_ioctl},
+                    {"nested", results.host.nested}};
     json["settings"] = {{"preset", results.settings.preset},
                         {"runs", results.settings.runs},
                         {"passes", results.settings.passes},
@@ -263,7 +265,8 @@ Results parse_json(const Json& json) {
                     host.at("memory_bytes").get<std::uint64_t>(),
                     host.at("second_level").get<std::string>(),
                     host.at("tdp_mmu").is_null() ? std::nullopt : std::optional(host.at("tdp_mmu").get<bool>()),
-                    host.at("kvm_pre_fault_memory").get<bool>()};
+                    host.at("kvm_pre_fault_memory").get<bool>(),
+                    host.value("nested", false)}; // Files of before do not say it.
     const Json& settings = json.at("settings");
     results.settings = {settings.at("preset").get<std::string>(),
                         settings.at("runs").get<unsigned>(),

@@ -22,6 +22,7 @@ struct HostFacts {
     std::string second_level;    ///< "npt", "ept", "shadow"
     std::optional<bool> tdp_mmu; ///< nothing: not known
     bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY
+    bool nested = false;         ///< it is itself a guest
 
     friend bool operator==(const HostFacts&, const HostFacts&) = default;
 };

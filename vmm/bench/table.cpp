@@ -105,8 +105,7 @@ std::string conclusions(const Shape& shape, bool show_workers) {
             continue;
         }
         for (const CellResult* result : shape) {
-            const bool ours = result->cell.contender == Contender::kVmm &&
-                              (result->cell.method == Method::kTouch || result->cell.method == Method::kIoctl) &&
+            const bool ours = result->cell.contender == Contender::kVmm && fills_second_level(result->cell.method) &&
                               result->cell.workers == most_workers;
             if (ours) {
                 text += against(*result, *base, show_workers);

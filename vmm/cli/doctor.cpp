@@ -61,6 +61,18 @@ std::string describe_tdp_mmu(const std::optional<bool>& on) {
     return on ? (*on ? "on" : "off") : kUnknown;
 }
 
+/// For a host that is itself a guest.
+Finding nesting(prefault::SecondLevelKind kind) {
+    const bool is_shadow = kind == prefault::SecondLevelKind::kShadow;
+    return {Verdict::kAdvice, "nesting", "this host is itself a guest (CPUID has the hypervisor bit)",
+            vmm::format("KVM's counts are of this host alone; what its own host maps is not known here. {}Have this "
+                        "host's memory populated by its own host, too",
+                        is_shadow
+                            ? ""
+                            : "--prefault-method=auto touches all memory, so that its own host maps it before the "
+                              "guest starts. ")};
+}
+
 void examine_second_level(std::vector<Finding>& findings) {
     const prefault::SecondLevelHost host = prefault::detect_second_level();
     Finding finding{Verdict::kGood, "second level",
@@ -78,6 +90,9 @@ void examine_second_level(std::vector<Finding>& findings) {
         finding.advice = "faults are handled one at a time: load kvm with tdp_mmu=1 (Linux 5.15 and later have it on)";
     }
     findings.push_back(finding);
+    if (host.nested) {
+        findings.push_back(nesting(host.kind));
+    }
 }
 
 std::string format_or_unknown(const std::optional<std::uint64_t>& bytes) {

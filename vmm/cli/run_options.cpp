@@ -165,9 +165,11 @@ std::vector<Option> prefault_options() {
             .setting("prefault_when")
             .with_standard(std::string(to_string(Config{}.prefault_when))),
         choice<prefault::Method>("--prefault-method",
-                                 {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl},
+                                 {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl,
+                                  prefault::Method::kIoctlThenTouch},
                                  "How the second level is filled: by prefault vCPUs that touch memory, by "
-                                 "KVM_PRE_FAULT_MEMORY, or what is best here",
+                                 "KVM_PRE_FAULT_MEMORY, by both (for a host that is itself a guest), or what is best "
+                                 "here",
                                  [](Given& given, auto method) { given.run.config.prefault.method = method; })
             .setting("prefault.method")
             .with_standard(std::string(to_string(Config{}.prefault.method))),

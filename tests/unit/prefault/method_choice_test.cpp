@@ -19,6 +19,12 @@ constexpr SecondLevelHost kWithoutAccessedDirty{SecondLevelKind::kEpt, true, fal
 constexpr SecondLevelHost kShadowPaging{SecondLevelKind::kShadow, false, false};
 constexpr SecondLevelHost kUnknownPaging{SecondLevelKind::kUnknown, std::nullopt, std::nullopt};
 
+/// The same host, as a guest of another.
+constexpr SecondLevelHost as_guest(SecondLevelHost host) {
+    host.nested = true;
+    return host;
+}
+
 // `--prefault-method=ioctl` was refused with a false reason where /sys/module could not be read.
 TEST(ChooseMethod, TriesTheIoctlWhereKvmHasItWhateverElseIsUnknown) {
     for (const SecondLevelHost& host :
@@ -43,18 +49,24 @@ TEST(ChooseMethod, GrantsTouchOnEveryHost) {
 
 TEST(ChooseMethod, GrantsTheIoctlWhereThereIsOne) {
     for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
-        const MethodChoice choice = choose_method(Method::kIoctl, host, true);
-        EXPECT_EQ(choice.method, Method::kIoctl);
-        EXPECT_EQ(choice.reason, "asked for");
+        for (const Method method : {Method::kIoctl, Method::kIoctlThenTouch}) {
+            for (const SecondLevelHost& where : {host, as_guest(host)}) {
+                const MethodChoice choice = choose_method(method, where, true);
+                EXPECT_EQ(choice.method, method);
+                EXPECT_EQ(choice.reason, "asked for");
+            }
+        }
     }
 }
 
 TEST(ChooseMethod, RefusesTheIoctlToAKernelWithoutIt) {
     for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, kWithoutAccessedDirty}) {
-        const std::string error = error_of([&] { return choose_method(Method::kIoctl, host, false).reason; });
-        EXPECT_TRUE(error.starts_with("cannot prefault by ioctl: ")) << error;
-        EXPECT_TRUE(mentions(error, "Linux 6.11")) << error;
-        EXPECT_TRUE(mentions(error, "Config::prefault.method=auto or touch")) << error;
+        for (const Method method : {Method::kIoctl, Method::kIoctlThenTouch}) {
+            const std::string error = error_of([&] { return choose_method(method, host, false).reason; });
+            EXPECT_TRUE(error.starts_with("cannot prefault by ioctl: ")) << error;
+            EXPECT_TRUE(mentions(error, "Linux 6.11")) << error;
+            EXPECT_TRUE(mentions(error, "Config::prefault.method=auto or touch")) << error;
+        }
     }
 }
 
@@ -73,6 +85,24 @@ TEST(ChooseMethod, TakesTheIoctlByItselfWhereItLeavesNothingToFault) {
         EXPECT_EQ(choice.method, Method::kIoctl);
         EXPECT_TRUE(mentions(choice.reason, "Accessed and Dirty")) << choice.reason;
     }
+}
+
+// In a host that is itself a guest, the ioctl left the table empty that the host below keeps for this host's guests:
+// the report said 0 faults, and the first pass took 91 times as long as a later one.
+TEST(ChooseMethod, TouchesAfterTheIoctlWhereTheHostIsItselfAGuest) {
+    const SecondLevelHost without_sysfs{SecondLevelKind::kEpt, std::nullopt, std::nullopt};
+    for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, without_sysfs}) {
+        const MethodChoice choice = choose_method(Method::kAuto, as_guest(host), true);
+        EXPECT_EQ(choice.method, Method::kIoctlThenTouch);
+        EXPECT_TRUE(mentions(choice.reason, "itself a guest")) << choice.reason;
+    }
+}
+
+TEST(ChooseMethod, OnlyTouchesInAGuestWhereTheIoctlServesNothing) {
+    for (const SecondLevelHost& host : {kWithoutAccessedDirty, kShadowPaging}) {
+        EXPECT_EQ(choose_method(Method::kAuto, as_guest(host), true).method, Method::kTouch);
+    }
+    EXPECT_EQ(choose_method(Method::kAuto, as_guest(kNestedPaging), false).method, Method::kTouch);
 }
 
 TEST(ChooseMethod, TouchesWhereWhatIsMappedAheadWouldFaultAtItsFirstAccess) {

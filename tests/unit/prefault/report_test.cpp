@@ -10,6 +10,7 @@ TEST(PrefaultNames, AreThoseOfTheCommandLineAndTheReport) {
     EXPECT_EQ(to_string(Method::kAuto), "auto");
     EXPECT_EQ(to_string(Method::kTouch), "touch");
     EXPECT_EQ(to_string(Method::kIoctl), "ioctl");
+    EXPECT_EQ(to_string(Method::kIoctlThenTouch), "ioctl+touch");
     EXPECT_EQ(to_string(Proof::kNone), "none");
     EXPECT_EQ(to_string(Proof::kCounters), "counters");
     EXPECT_EQ(to_string(Proof::kTouch), "touch");

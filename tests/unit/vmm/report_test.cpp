@@ -77,6 +77,7 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/host/second_level",
                                        "/host/tdp_mmu",
                                        "/host/kvm_pre_fault_memory",
+                                       "/host/nested",
                                        "/memory/bytes",
                                        "/memory/page_size",
                                        "/memory/pin",
@@ -143,7 +144,11 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
 TEST(ReportJson, HasEachValueInItsPlace) {
     const json report = json::parse(to_json(whole_report()));
     EXPECT_EQ(report["schema"], 1);
-    EXPECT_EQ(report["host"], (json{{"second_level", "npt"}, {"tdp_mmu", true}, {"kvm_pre_fault_memory", true}}));
+    EXPECT_EQ(report["host"],
+              (json{{"second_level", "npt"}, {"tdp_mmu", true}, {"kvm_pre_fault_memory", true}, {"nested", false}}));
+    RunReport in_a_guest = whole_report();
+    in_a_guest.host.nested = true;
+    EXPECT_EQ(json::parse(to_json(in_a_guest))["host"]["nested"], true);
     EXPECT_EQ(report["memory"], (json{{"bytes", 512 * kMiB},
                                       {"page_size", "2M"},
                                       {"pin", "mlock"},
@@ -232,6 +237,18 @@ TEST(ReportJson, KeepsLargeCountsExact) {
 
 TEST(ReportJson, EndsWithANewline) {
     EXPECT_EQ(to_json(RunReport{}).back(), '\n');
+}
+
+TEST(ReportSummary, SaysOfAHostThatIsItselfAGuestWhatTheCountsDoNotTell) {
+    RunReport report = whole_report();
+    EXPECT_FALSE(mentions(to_summary(report), "nested:"));
+    report.host.nested = true;
+    EXPECT_TRUE(mentions(to_summary(report), "\nnested: this host is itself a guest, and what its own host maps is not "
+                                             "known to it\nresident"))
+        << to_summary(report);
+    report.prefault.method = prefault::Method::kIoctl;
+    EXPECT_TRUE(mentions(to_summary(report), "nothing was touched, so that each page faults there once\n"))
+        << to_summary(report);
 }
 
 TEST(ReportSummary, TellsPeopleWhatHappened) {

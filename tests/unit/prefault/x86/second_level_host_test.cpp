@@ -130,6 +130,18 @@ TEST(DetectSecondLevel, HasNoAccessedAndDirtyBitsWithoutASecondLevel) {
     EXPECT_EQ(detect(sysfs).accessed_dirty, false);
 }
 
+TEST(DetectSecondLevel, KnowsAHostThatIsItselfAGuest) {
+    const TemporaryDirectory sysfs;
+    sysfs.write("kvm_amd/parameters/npt", "Y\n");
+    for (const bool is_guest : {false, true}) {
+        EXPECT_EQ(detect_second_level(sysfs.path().native(), is_guest).nested, is_guest);
+        for (PagingAnswers answers : {new_kernel(true, true), new_kernel(false, true), old_kernel(false, false)}) {
+            answers.is_guest = is_guest;
+            EXPECT_EQ(detect_second_level(answers, sysfs.path().native()).nested, is_guest);
+        }
+    }
+}
+
 TEST(SecondLevelKind, HasTheNamesOfTheReport) {
     EXPECT_EQ(to_string(SecondLevelKind::kNpt), "npt");
     EXPECT_EQ(to_string(SecondLevelKind::kEpt), "ept");

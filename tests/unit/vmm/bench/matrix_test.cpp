@@ -78,7 +78,7 @@ TEST(BenchMatrix, PutsOtherVmmsBesideEachShape) {
 }
 
 TEST(BenchMatrix, WordsOfCellsAreReadAsTheyAreWritten) {
-    for (const Method method : {Method::kNone, Method::kHost, Method::kTouch, Method::kIoctl, Method::kReader}) {
+    for (const Method method : kMethods) {
         EXPECT_EQ(parse_method(to_string(method)), method);
     }
     for (const PageSize page_size : {PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G}) {
@@ -131,11 +131,11 @@ TEST(BenchFit, RefusesMoreVcpusThanAVmCanHave) {
 }
 
 TEST(BenchPreset, RfcIsScaledToTheHostAndFullOnDemand) {
-    const Matrix scaled = preset_facts(Preset::kRfc, roomy_host(), 2, false, false).matrix;
+    const Matrix scaled = preset_facts(Preset::kRfc, roomy_host(), {2, false, false}, false).matrix;
     EXPECT_EQ(scaled.vcpus, std::vector<unsigned>{2});
     EXPECT_EQ(scaled.memory_bytes, std::vector<std::uint64_t>{4 * kGiB});
     EXPECT_EQ(refusal(cells_of(scaled), roomy_host()), "");
-    const Matrix full = preset_facts(Preset::kRfc, roomy_host(), 2, false, true).matrix;
+    const Matrix full = preset_facts(Preset::kRfc, roomy_host(), {2, false, false}, true).matrix;
     EXPECT_EQ(full.vcpus, std::vector<unsigned>{32});
     EXPECT_EQ(full.memory_bytes, std::vector<std::uint64_t>{64 * kGiB});
     EXPECT_NE(refusal(cells_of(full), roomy_host()), "") << "64 GiB on 16";
@@ -144,24 +144,33 @@ TEST(BenchPreset, RfcIsScaledToTheHostAndFullOnDemand) {
 TEST(BenchPreset, LeavesOutWhatTheHostDoesNotOffer) {
     HostRoom room = roomy_host();
     room.may_raise_pools = false;
-    const Matrix matrix = preset_facts(Preset::kQuick, room, 2, false, false).matrix;
+    const Matrix matrix = preset_facts(Preset::kQuick, room, {2, false, false}, false).matrix;
     EXPECT_EQ(std::count(matrix.methods.begin(), matrix.methods.end(), Method::kIoctl), 0);
     EXPECT_EQ(std::count(matrix.page_sizes.begin(), matrix.page_sizes.end(), PageSize::k2M), 0);
-    const Matrix all = preset_facts(Preset::kQuick, roomy_host(), 2, true, false).matrix;
+    const Matrix all = preset_facts(Preset::kQuick, roomy_host(), {2, true, false}, false).matrix;
     EXPECT_EQ(std::count(all.methods.begin(), all.methods.end(), Method::kIoctl), 1);
+    EXPECT_EQ(std::count(all.methods.begin(), all.methods.end(), Method::kIoctlThenTouch), 0);
     EXPECT_EQ(std::count(all.page_sizes.begin(), all.page_sizes.end(), PageSize::k2M), 1);
+}
+
+TEST(BenchPreset, TakesTheIoctlWithTouchesWhereTheHostIsItselfAGuest) {
+    for (const bool has_ioctl : {false, true}) {
+        const Matrix matrix = preset_facts(Preset::kQuick, roomy_host(), {2, has_ioctl, true}, false).matrix;
+        EXPECT_EQ(std::count(matrix.methods.begin(), matrix.methods.end(), Method::kIoctlThenTouch), has_ioctl ? 1 : 0);
+    }
 }
 
 TEST(BenchPreset, FitsSmallHostsToo) {
     HostRoom room = roomy_host();
     room.available_bytes = kGiB;
     for (const Preset preset : {Preset::kNone, Preset::kQuick, Preset::kRfc, Preset::kScale}) {
-        EXPECT_EQ(refusal(cells_of(preset_facts(preset, room, 2, true, false).matrix), room), "") << to_string(preset);
+        EXPECT_EQ(refusal(cells_of(preset_facts(preset, room, {2, true, false}, false).matrix), room), "")
+            << to_string(preset);
     }
 }
 
 TEST(BenchPreset, ScaleDoublesMemoryAndWorkers) {
-    const Matrix matrix = preset_facts(Preset::kScale, roomy_host(), 6, false, false).matrix;
+    const Matrix matrix = preset_facts(Preset::kScale, roomy_host(), {6, false, false}, false).matrix;
     EXPECT_EQ(matrix.workers, (std::vector<unsigned>{1, 2, 4, 6}));
     EXPECT_EQ(matrix.memory_bytes, (std::vector<std::uint64_t>{256 * kMiB, 512 * kMiB, kGiB, 2 * kGiB}));
 }

@@ -363,6 +363,7 @@ TEST(BenchModel, PredictsBetweenPerfectScalingAndWhatWasSeen) {
     EXPECT_NEAR(as_here->prefault_seconds, 64 * 3 / std::pow(4 / 3.0, 5), 1e-9);
     EXPECT_FALSE(predict(costs[0], Method::kNone, shape, true).has_value());
     EXPECT_FALSE(predict(costs[0], Method::kIoctl, shape, true).has_value());
+    EXPECT_FALSE(predict(costs[0], Method::kIoctlThenTouch, shape, true).has_value());
 }
 
 TEST(BenchModel, TimesTooShortSayNothingOfTheGain) {

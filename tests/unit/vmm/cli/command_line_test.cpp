@@ -184,6 +184,7 @@ TEST(CommandLine, RefusesAnEmptyScope) {
 TEST(CommandLine, TakesTheMethodsByName) {
     EXPECT_EQ(run({"--prefault-method=auto"}).config.prefault.method, Method::kAuto);
     EXPECT_EQ(run({"--prefault-method=ioctl"}).config.prefault.method, Method::kIoctl);
+    EXPECT_EQ(run({"--prefault-method=ioctl+touch"}).config.prefault.method, Method::kIoctlThenTouch);
     EXPECT_EQ(run({"--prefault-method=TOUCH"}).config.prefault.method, Method::kTouch);
 }
 

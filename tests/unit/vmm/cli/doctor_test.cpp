@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 #include <sys/prctl.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
+#include "prefault/x86/second_level_host.hpp"
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
@@ -28,6 +31,11 @@ TEST(Doctor, SaysEachFindingAndItsAdvice) {
     EXPECT_TRUE(mentions(text, "ok      memory: 8 GiB\n")) << text;
     EXPECT_TRUE(mentions(text, "FATAL   KVM: no\n        load it\n")) << text;
     EXPECT_TRUE(mentions(text, "A guest cannot run here.\n")) << text;
+}
+
+TEST(Doctor, SaysThatTheHostIsItselfAGuestWhereItIs) {
+    const std::vector<Finding> findings = examine_host();
+    EXPECT_EQ(std::ranges::count(findings, "nesting", &Finding::what), prefault::host_is_guest() ? 1 : 0);
 }
 
 TEST(Doctor, AlwaysFindsSomething) {
