@@ -188,11 +188,11 @@ bool Balloon::release_pages(std::span<std::uint32_t> pages) {
         return memory.at({GuestAddress{page * kPageBytes}, count * kPageBytes});
     };
     // All of these are given back or none: a request that is wrong in one number may be wrong in all of them.
-    if (!std::all_of(pages.begin(), pages.end(), [&](std::uint32_t page) { return bytes_of(page, 1).has_value(); })) {
+    if (!std::ranges::all_of(pages, [&](std::uint32_t page) { return bytes_of(page, 1).has_value(); })) {
         return false;
     }
-    std::sort(pages.begin(), pages.end());
-    const auto end = std::unique(pages.begin(), pages.end());
+    std::ranges::sort(pages);
+    const auto end = std::ranges::unique(pages).begin();
     for (auto first = pages.begin(); first != end;) {
         auto next = first + 1;
         // Go on until there is a gap, or another region begins.

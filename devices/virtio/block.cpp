@@ -470,6 +470,7 @@ void Block::begin(Request& request) {
     request.retries = 0;
     request.total = 0;
     const Chain& chain = request.chain;
+    // NOLINTNEXTLINE(modernize-use-ranges): what is found is compared with rend().
     const auto last = std::find_if(chain.writable.rbegin(), chain.writable.rend(),
                                    [](std::span<std::byte> buffer) { return !buffer.empty(); });
     if (last == chain.writable.rend()) { // No byte to say anything in.

@@ -63,7 +63,7 @@ Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& ma
     if (frame_bytes_ > frame_.size() || (frame_bytes_ != 0 && frame_bytes_ <= FrameLink::kHeaderBytes)) {
         throw Error("cannot restore the device " + identity().name + ": the frame that it holds is none");
     }
-    std::copy(state.frame.begin(), state.frame.end(), frame_.begin());
+    std::ranges::copy(state.frame, frame_.begin());
 }
 
 DeviceState Net::state() const {
@@ -328,7 +328,7 @@ void Net::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
         queue.push(buffers_[i].head, static_cast<std::uint32_t>(here));
     }
     // The rest moves to the front. The chains that were used keep their memory behind it.
-    std::rotate(buffers_.begin(), buffers_.begin() + static_cast<std::ptrdiff_t>(needed), buffers_.end());
+    std::ranges::rotate(buffers_, buffers_.begin() + static_cast<std::ptrdiff_t>(needed));
     buffers_taken_ -= needed;
     received_.fetch_add(1, std::memory_order_relaxed);
 }

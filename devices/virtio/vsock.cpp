@@ -376,13 +376,12 @@ void Vsock::look_at_source(int fd) {
     if (fd == listener_.fd()) {
         accept_programs();
     }
-    const auto greeting =
-        std::find_if(greetings_.begin(), greetings_.end(), [fd](const Greeting& g) { return g.fd.get() == fd; });
+    const auto greeting = std::ranges::find_if(greetings_, [fd](const Greeting& g) { return g.fd.get() == fd; });
     if (greeting != greetings_.end()) {
         read_greeting(greeting);
     }
-    const auto connection = std::find_if(connections_.begin(), connections_.end(),
-                                         [fd](const auto& entry) { return entry.second.fd.get() == fd; });
+    const auto connection =
+        std::ranges::find_if(connections_, [fd](const auto& entry) { return entry.second.fd.get() == fd; });
     if (connection == connections_.end()) {
         return;
     }
@@ -475,7 +474,7 @@ void Vsock::program_left(Connections::iterator connection) {
 void Vsock::give_up(Connections::iterator connection) {
     const Ports ports = connection->first;
     // The guest need not hear of a request that it has not seen.
-    const auto request = std::find_if(replies_.begin(), replies_.end(), [&](const Header& header) {
+    const auto request = std::ranges::find_if(replies_, [&](const Header& header) {
         return header.operation == kRequest && ports_to_guest(header) == ports;
     });
     if (request != replies_.end()) {
@@ -709,7 +708,7 @@ void Vsock::refuse_program() {
     }
 }
 
-void Vsock::read_greeting(std::deque<Greeting>::iterator greeting) {
+void Vsock::read_greeting(const std::deque<Greeting>::iterator& greeting) {
     constexpr std::string_view kWord = "CONNECT ";
     // It is read byte by byte, because what comes after the line belongs to the guest.
     for (char next = 0; next != '\n';) {

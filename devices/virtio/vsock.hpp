@@ -181,7 +181,7 @@ class Vsock final : public SynchronousDevice {
     void set_alarm();
     void accept_programs();
     void refuse_program();
-    void read_greeting(std::deque<Greeting>::iterator greeting);
+    void read_greeting(const std::deque<Greeting>::iterator& greeting);
     void begin_from_host(UniqueFd program, std::uint32_t port);
     [[nodiscard]] std::optional<std::size_t> send_bytes(Connections::iterator connection);
     void send_to_guest();

@@ -147,8 +147,8 @@ void apply_config_file(CLI::App& run, const std::string& path) {
         }
         CLI::Option* const option = run.get_option("--" + entry.option);
         const auto& excluded = option->get_excludes();
-        const bool overridden = option->count() != 0 || std::any_of(excluded.begin(), excluded.end(),
-                                                                    [](auto* other) { return other->count() != 0; });
+        const bool overridden =
+            option->count() != 0 || std::ranges::any_of(excluded, [](auto* other) { return other->count() != 0; });
         if (!overridden) {
             take_from_file(*option, entry, path);
         }

@@ -243,7 +243,7 @@ class Member {
 
     /// Whether `key` is a switch, for which `false` is a word, too.
     [[nodiscard]] bool is_switch(const std::string& key) const {
-        return std::any_of(syntax_->words.begin(), syntax_->words.end(), [&](const DeviceWord& word) {
+        return std::ranges::any_of(syntax_->words, [&](const DeviceWord& word) {
             return word.name == key && word.kind == DeviceWord::Kind::kSwitch;
         });
     }

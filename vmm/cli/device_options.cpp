@@ -236,7 +236,7 @@ class Words {
         const std::size_t equals = word.find('=');
         const bool has_value = equals != std::string::npos;
         const std::string_view name = std::string_view(word).substr(0, equals);
-        const auto known = std::find_if(syntax.words.begin(), syntax.words.end(), [&](const DeviceWord& each) {
+        const auto known = std::ranges::find_if(syntax.words, [&](const DeviceWord& each) {
             return each.name == name && each.kind != Kind::kFirst && (each.kind == Kind::kFlag) != has_value;
         });
         if (known == syntax.words.end()) {

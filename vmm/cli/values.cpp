@@ -16,7 +16,7 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
         return std::nullopt;
     }
     std::string unit(rest, end);
-    std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::toupper(c); });
+    std::ranges::transform(unit, unit.begin(), [](unsigned char c) { return std::toupper(c); });
     static const std::map<std::string, std::uint64_t> kUnits{
         {"", 1}, {"K", kKiB}, {"M", kMiB}, {"G", kGiB}, {"T", kTiB}};
     for (const std::string_view ending : {"IB", "B"}) {
