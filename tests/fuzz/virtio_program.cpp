@@ -20,7 +20,7 @@ using devices::testing::RegisterDriver;
 using devices::testing::VirtioPump;
 using devices::virtio::QueueGeometry;
 namespace reg = devices::testing::reg;
-using devices::testing::operator+; // NOLINT(misc-unused-using-decls): clang-tidy does not see an operator in use
+using devices::testing::operator+;
 
 constexpr std::size_t kMostQueues = 4;
 constexpr std::uint16_t kLargestQueue = 16;

@@ -133,7 +133,8 @@ class LargeDriver {
         const bool driver_rests = to_add_ == 0;
         const bool host_rests = taken_ == 0;
         idle_steps += driver_rests && host_rests ? 1 : 0;
-        if (!driver_rests && (driver_did_ += kStep) >= driver_time_) {
+        driver_did_ += driver_rests ? microseconds{0} : kStep;
+        if (!driver_rests && driver_did_ >= driver_time_) {
             driver_did_ = {};
             --to_add_;
             ++added_;
@@ -143,7 +144,8 @@ class LargeDriver {
             }
         }
         unsigned done = 0;
-        if (!host_rests && (host_did_ += kStep) >= host_time_) {
+        host_did_ += host_rests ? microseconds{0} : kStep;
+        if (!host_rests && host_did_ >= host_time_) {
             host_did_ = {};
             --taken_;
             ++done_;

@@ -18,7 +18,6 @@ namespace {
 
 using namespace std::chrono_literals;
 namespace reg = testing::reg;
-using testing::Buffer;
 using testing::DriverQueue;
 using testing::EchoDevice;
 using testing::kWritable;
