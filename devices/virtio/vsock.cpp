@@ -1,13 +1,10 @@
 #include "devices/virtio/vsock.hpp"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,7 +12,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <ctime>
 #include <optional>
 #include <string_view>
 
@@ -55,7 +51,8 @@ constexpr std::uint32_t kTransportReset = 0; ///< an event (5.10.6.7)
 /// If so many packets wait for the guest, no more are taken from it until it has taken some of these.
 constexpr std::size_t kMostReplies = 512;
 constexpr std::size_t kLongestGreeting = 32; // "CONNECT 4294967295\n" and some room.
-constexpr std::size_t kLongestPath = 96;
+constexpr std::size_t kLongestPath = 96;     // A port fits behind it.
+constexpr std::string_view kSocket = "the vsock's unix socket";
 /// How many packets are moved before other descriptors have their turn.
 constexpr int kMostAtOnce = 256;
 /// How many programs are accepted, or refused, before other descriptors have their turn.
@@ -64,84 +61,11 @@ constexpr int kMostAcceptedAtOnce = 64;
 constexpr int kMostOfOneProgram = 16;
 /// How long nobody is accepted if the host has no descriptor or no memory left.
 constexpr std::chrono::seconds kAcceptPause{1};
-/// How long another process that makes its socket in the same directory is waited for.
-constexpr int kMostLockAttempts = 100;
-constexpr timespec kLockPause{0, 10'000'000};
 /// How many buffers without room for a packet are given back before other descriptors have their turn.
 constexpr int kMostUselessAtOnce = 64;
 
-sockaddr_un address_of(const std::string& path) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path.copy(address.sun_path, sizeof(address.sun_path) - 1);
-    return address;
-}
-
-UniqueFd make_socket() {
-    return UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-}
-
-/// The socket API takes every kind of address as a sockaddr; the size says which it is.
-int connect_to(int fd, const std::string& path) {
-    const sockaddr_un address = address_of(path);
-    return ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
-}
-
 std::string trying_to_make(const std::string& path) {
-    return "make the vsock's unix socket " + path;
-}
-
-/// Holds off other processes that make such a socket in the same directory, if the file system allows it.
-class DirectoryLock {
-  public:
-    explicit DirectoryLock(const std::string& file) {
-        const std::size_t slash = file.rfind('/');
-        const std::string directory = slash == std::string::npos ? "." : slash == 0 ? "/" : file.substr(0, slash);
-        fd_ = UniqueFd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        for (int attempt = 0; fd_ && ::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0; ++attempt) {
-            if ((errno != EWOULDBLOCK && errno != EINTR) || attempt == kMostLockAttempts) {
-                fd_.reset();
-            } else {
-                ::nanosleep(&kLockPause, nullptr);
-            }
-        }
-    }
-
-  private:
-    UniqueFd fd_; ///< the lock goes with it
-};
-
-/// Whether the file at `path` is a socket that its process left behind, and may be removed. Throws Error: it is not.
-void check_is_stale(const std::string& path) {
-    const std::string tried = "cannot " + trying_to_make(path);
-    struct stat file {};
-    if (::lstat(path.c_str(), &file) != 0) {
-        if (errno == ENOENT) {
-            return; // It went at this moment.
-        }
-        throw_errno(errno, trying_to_make(path));
-    }
-    if (!S_ISSOCK(file.st_mode)) {
-        throw Error(tried +
-                    ": there is a file of that name that is no socket (take another path, or move the file away)");
-    }
-    const UniqueFd probe = make_socket();
-    if (!probe) {
-        throw_errno(errno, trying_to_make(path), "raise the limit on open files: `ulimit -n`");
-    }
-    const int error = connect_to(probe.get(), path) == 0 ? 0 : errno;
-    if (error == 0 || error == EAGAIN || error == EINPROGRESS) {
-        throw Error(tried + ": another process uses it (take another path)");
-    }
-    if (error != ECONNREFUSED && error != ENOENT) { // EPROTOTYPE: a socket of another kind; EACCES: another user's.
-        throw_errno(
-            error, trying_to_make(path),
-            "there is a socket already, which cannot be told to be left behind: take another path, or delete it");
-    }
-    if (error == ECONNREFUSED && file.st_uid != ::geteuid()) {
-        throw Error(tried + ": a process of another user's left a socket there (have user " +
-                    std::to_string(file.st_uid) + " delete it, or take another path)");
-    }
+    return "make " + std::string(kSocket) + " " + path;
 }
 
 bool is_hung_up(int fd) noexcept {
@@ -183,8 +107,6 @@ bool would_block(int error) noexcept {
 
 } // namespace
 
-// --- The socket that programs connect to -------------------------------------------------------------------------
-
 void check_vsock_path(const std::string& path) {
     if (path.find('\0') != std::string::npos) {
         throw Error("cannot make the vsock's unix socket: its path has a byte of zero in it");
@@ -201,63 +123,22 @@ void check_vsock_path(const std::string& path) {
     }
 }
 
-VsockListener::VsockListener(std::string path, const std::function<void(const std::string&)>& warn)
-    : path_(std::move(path)) {
-    check_vsock_path(path_);
-    const DirectoryLock lock(path_);
-    UniqueFd fd = make_socket();
-    if (!fd) {
-        throw_errno(errno, trying_to_make(path_), "raise the limit on open files: `ulimit -n`");
-    }
-    const sockaddr_un address = address_of(path_);
-    const auto bind_it = [&] {
-        return ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
-    };
-    bool bound = bind_it();
-    if (!bound && errno == EADDRINUSE) {
-        check_is_stale(path_);
-        if (::unlink(path_.c_str()) != 0 && errno != ENOENT) {
-            throw_errno(errno, "delete the unix socket " + path_ + ", which a process that ended left behind");
-        }
-        bound = bind_it();
-        if (bound && warn) {
-            warn("the unix socket " + path_ + " was left behind by a process that has ended: it is replaced");
-        }
-    }
-    if (!bound) {
-        throw_errno(errno, trying_to_make(path_),
-                    errno == EADDRINUSE                     ? "another process has just made it: take another path"
-                    : errno == ENOENT || errno == ENOTDIR   ? "its directory has to exist"
-                    : errno == EACCES || errno == EROFS     ? "take a directory that this user may write to"
-                    : errno == EPERM || errno == EOPNOTSUPP ? "that file system has no sockets: take another directory"
-                    : errno == ENOSPC || errno == EDQUOT    ? "make room there"
-                                                            : "");
-    }
-    struct stat file {};
-    if (::listen(fd.get(), 64) != 0 || ::lstat(path_.c_str(), &file) != 0) {
-        const int error = errno;
-        ::unlink(path_.c_str());
-        throw_errno(error, trying_to_make(path_));
-    }
-    device_ = file.st_dev;
-    inode_ = file.st_ino;
-    fd_ = std::move(fd);
+namespace {
+
+const std::string& checked(const std::string& path) {
+    check_vsock_path(path);
+    return path;
 }
 
-VsockListener::~VsockListener() {
-    struct stat file {};
-    if (::lstat(path_.c_str(), &file) == 0 && file.st_dev == device_ && file.st_ino == inode_) {
-        ::unlink(path_.c_str());
-    }
-}
+} // namespace
 
 // --- The device -----------------------------------------------------------------------------------------------------
 
 Vsock::Vsock(std::string name, const VsockConfig& config, const VsockState& state)
     : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
-      listener_(config.path, config.warn), spare_(make_socket()),
-      told_cid_(state.guest_cid != 0 ? state.guest_cid : config.guest_cid), had_driver_(state.has_driver),
-      next_port_(state.next_host_port != 0 ? state.next_host_port : kFirstHostPort) {
+      listener_(checked(config.path), SOCK_STREAM, std::string(kSocket), config.warn),
+      spare_(make_unix_socket(SOCK_STREAM)), told_cid_(state.guest_cid != 0 ? state.guest_cid : config.guest_cid),
+      had_driver_(state.has_driver), next_port_(state.next_host_port != 0 ? state.next_host_port : kFirstHostPort) {
     if (next_port_ < kFirstHostPort) {
         throw Error("cannot restore the device " + identity().name + ": the port " + std::to_string(next_port_) +
                     " is none that it gives to programs");
@@ -584,9 +465,9 @@ void Vsock::begin_connection(const Header& header) {
     const Ports ports = ports_from_guest(header);
     UniqueFd fd;
     if (!connections_.contains(ports) && has_room_for_connection(true)) {
-        fd = make_socket();
+        fd = make_unix_socket(SOCK_STREAM);
         // The connection is made at once, unless there is no listener or it has too many to accept already.
-        if (fd && connect_to(fd.get(), config_.path + "_" + std::to_string(ports.first)) != 0) {
+        if (fd && connect_unix_socket(fd.get(), config_.path + "_" + std::to_string(ports.first)) != 0) {
             fd = UniqueFd();
         }
     }
@@ -702,7 +583,7 @@ void Vsock::accept_programs() {
 void Vsock::refuse_program() {
     spare_.reset();
     UniqueFd(::accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)).reset();
-    spare_ = make_socket();
+    spare_ = make_unix_socket(SOCK_STREAM);
     if (!spare_) {
         accept_again_at_ = config_.now() + kAcceptPause;
     }

@@ -1,8 +1,6 @@
 // Stream sockets between guest and host (virtio 1.2, 5.10), carried over unix sockets of the host.
 #pragma once
 
-#include <sys/types.h>
-
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +18,7 @@
 #include "devices/virtio/alarm.hpp"
 #include "devices/virtio/synchronous_device.hpp"
 #include "kvm/host/unique_fd.hpp"
+#include "kvm/host/unix_listener.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -38,28 +37,6 @@ struct VsockConfig {
 /// Checks that a vsock can have its unix socket at `path`. A path has 1 to 96 bytes, so that a port fits behind it. It
 /// does not end in '_' and digits, because the guest of another vsock could connect to it as to a port. Throws Error.
 void check_vsock_path(const std::string& path);
-
-/// The unix socket that programs connect to. Its file is deleted with it, unless another one is there by then.
-///
-/// Threads: one at a time.
-class VsockListener {
-  public:
-    /// Listens at `path`. If there is a socket of this user's that nobody listens on, a process that was killed has
-    /// left it: it is replaced, and `warn` is told. Anything else that is there stays, and is an error. Processes that
-    /// do the same at once see one another. Throws Error.
-    VsockListener(std::string path, const std::function<void(const std::string&)>& warn);
-    ~VsockListener();
-    VsockListener(const VsockListener&) = delete;
-    VsockListener& operator=(const VsockListener&) = delete;
-
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-
-  private:
-    const std::string path_;
-    UniqueFd fd_;
-    dev_t device_ = 0; ///< of the file that was made
-    ino_t inode_ = 0;
-};
 
 /// The device. Neither side makes it hold more than kMostConnections connections of kBufferBytes each. A connection for
 /// which there is no room is closed at once.
@@ -86,7 +63,7 @@ class Vsock final : public SynchronousDevice {
     /// How long the guest may take nothing of what a program has left behind.
     static constexpr std::chrono::seconds kLeftTime{60};
 
-    /// Listens on `config.path`. Throws Error: as check_vsock_path() and VsockListener have it, or `state` is that of
+    /// Listens on `config.path`. Throws Error: as check_vsock_path() and UnixListener have it, or `state` is that of
     /// no such device.
     Vsock(std::string name, const VsockConfig& config, const VsockState& state = {});
 
@@ -192,7 +169,7 @@ class Vsock final : public SynchronousDevice {
     [[nodiscard]] bool is_readable(const Connection& connection) const noexcept;
 
     VsockConfig config_;
-    VsockListener listener_;
+    UnixListener listener_;
     UniqueFd spare_; ///< given up to refuse a program if there is no other descriptor left
     Alarm alarm_;
     Clock::time_point alarm_at_ = Clock::time_point::max();

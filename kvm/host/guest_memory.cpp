@@ -101,7 +101,7 @@ std::uint64_t GuestMemory::region_alignment() const noexcept {
     return std::max(2 * kMiB, largest_page_bytes(page_size_));
 }
 
-GuestMemory::NewRegion GuestMemory::map(GuestRange range) const {
+GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePart> parts) const {
     const std::string tried = "cannot make guest memory at " + to_string(range) + " of " + format_bytes(range.size);
     const std::uint64_t page_bytes = certain_page_bytes(page_size_);
     if (range.size == 0 || !is_aligned(range.size, page_bytes)) {
@@ -122,13 +122,27 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range) const {
             throw Error(tried + ": there is memory at " + to_string(region.range) + " already");
         }
     }
-    // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
-    const int flags = hugetlb_flags(page_size_) != 0 ? hugetlb_flags(page_size_) : MAP_NORESERVE;
-    Mapping mapping = Mapping::anonymous(range.size, region_alignment(), flags, "guest memory at " + to_string(range));
+    const std::string purpose = "guest memory at " + to_string(range);
+    Mapping mapping = Mapping::reserve(range.size, region_alignment(), purpose);
+    std::uint64_t done = 0;
+    const auto make_up_to = [&](std::uint64_t end) {
+        // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
+        const int flags = hugetlb_flags(page_size_) != 0 ? hugetlb_flags(page_size_) : MAP_NORESERVE;
+        if (end > done) {
+            mapping.put_anonymous(done, end - done, flags, purpose);
+        }
+    };
+    for (const FilePart& part : parts) {
+        assert(part.offset >= done && part.offset <= range.size && part.size <= range.size - part.offset);
+        make_up_to(part.offset);
+        mapping.put_file(part.offset, part.fd, part.file_offset, part.size, purpose);
+        done = part.offset + part.size;
+    }
+    make_up_to(range.size);
     advise_huge_pages(mapping.bytes(), page_size_);
     advise(mapping.bytes(), MADV_DONTFORK, "no copy on fork");
     advise(mapping.bytes(), MADV_DONTDUMP, "no core dump");
-    return {range, std::move(mapping)};
+    return {range, std::move(mapping), !parts.empty()};
 }
 
 void GuestMemory::add(NewRegion region) noexcept {
@@ -136,6 +150,7 @@ void GuestMemory::add(NewRegion region) noexcept {
     assert(index < kMaxRegions);
     regions_[index] = region.region_;
     mappings_[index] = std::move(region.mapping_);
+    has_files_[index] = region.has_files_;
     count_.store(index + 1, std::memory_order_release);
 }
 
@@ -178,11 +193,16 @@ bool GuestMemory::discard(std::span<std::byte> bytes) const noexcept {
         return false;
     }
     const auto start = reinterpret_cast<std::uintptr_t>(bytes.data());
-    for (const MemoryRegion& region : regions()) {
+    const auto all = regions();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const MemoryRegion& region = all[i];
         const auto region_start = reinterpret_cast<std::uintptr_t>(region.host);
         if (start < region_start || start - region_start > region.range.size ||
             bytes.size() > region.range.size - (start - region_start)) {
             continue;
+        }
+        if (has_files_[i]) {
+            return false;
         }
         // Offsets, not addresses, are rounded: a region begins and ends at a page.
         const std::uint64_t offset = start - region_start;

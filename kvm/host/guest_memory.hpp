@@ -49,6 +49,14 @@ struct MemoryRegion {
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {host, range.size}; }
 };
 
+/// Memory that exists already, and becomes a part of a new region: a part of a file in memory.
+struct FilePart {
+    std::uint64_t offset = 0; ///< in the region
+    std::uint64_t size = 0;
+    int fd = -1;                   ///< on loan, while it is mapped
+    std::uint64_t file_offset = 0; ///< agrees with the guest's address modulo the largest page of the backing
+};
+
 /// Owns guest RAM on the host side; knows nothing of KVM. Every access to guest memory by address goes through `at`.
 /// Regions may be added while it is used; none is ever moved or taken away.
 ///
@@ -67,14 +75,18 @@ class GuestMemory {
 
       private:
         friend GuestMemory;
-        NewRegion(GuestRange range, Mapping mapping) : region_{range, mapping.data()}, mapping_(std::move(mapping)) {}
+        NewRegion(GuestRange range, Mapping mapping, bool has_files)
+            : region_{range, mapping.data()}, mapping_(std::move(mapping)), has_files_(has_files) {}
         MemoryRegion region_;
         Mapping mapping_;
+        bool has_files_;
     };
 
     /// Maps one region for each range of `layout` (ascending, not overlapping, at most kMaxRegions; otherwise as
     /// `map`). Throws Error.
     GuestMemory(std::span<const GuestRange> layout, PageSize page_size);
+    /// Without any region yet.
+    explicit GuestMemory(PageSize page_size) noexcept : page_size_(page_size) {}
 
     /// Of memory that somebody else has mapped, and keeps mapped for longer than this lives: `loans` in ascending order
     /// of address, not overlapping, each congruent as MemoryRegion says. Throws Error: more than kMaxRegions.
@@ -84,7 +96,10 @@ class GuestMemory {
     /// overlapping any region. No page is populated; the advice (huge page or not, no fork, no core dump) is given
     /// before any page exists, because later it would change nothing. Throws Error: not aligned, overlapping, too many
     /// regions, no address space, no huge pages.
-    [[nodiscard]] NewRegion map(GuestRange range) const;
+    ///
+    /// Where `parts` say so (in ascending order, not overlapping, whole pages of the backing), a file takes the place
+    /// of new memory. It is mapped shared, so that its pages are the guest's, and what the guest writes is the file's.
+    [[nodiscard]] NewRegion map(GuestRange range, std::span<const FilePart> parts = {}) const;
     /// Makes `region`, which map() of this object returned, part of the memory.
     void add(NewRegion region) noexcept;
 
@@ -169,8 +184,8 @@ class GuestMemory {
 
     /// Gives the host's pages behind `bytes` back, whole pages of 4 KiB only; they read as zeros then, and come back
     /// one by one when they are touched. `bytes` are as at() returns them. False, with nothing done, where that cannot
-    /// be: pages of a pool of huge pages, which stay the guest's, locked ones, or where `bytes` is not all of one
-    /// region. KVM drops its mappings by itself (MMU notifier).
+    /// be: pages of a pool of huge pages and of files, which stay the guest's, locked ones, or where `bytes` is not all
+    /// of one region. KVM drops its mappings by itself (MMU notifier).
     [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
 
   private:
@@ -187,6 +202,7 @@ class GuestMemory {
     PageSize page_size_;
     std::array<Mapping, kMaxRegions> mappings_;
     std::array<MemoryRegion, kMaxRegions> regions_;
+    std::array<bool, kMaxRegions> has_files_{};
     /// How many of the regions there are. Released after a region is written, so that whoever sees it sees all of it.
     std::atomic<std::size_t> count_{0};
 };

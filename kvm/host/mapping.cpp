@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cassert>
 #include <cerrno>
 #include <cstdint>
 #include <string>
@@ -29,8 +30,9 @@ Mapping::~Mapping() {
 
 namespace {
 
-std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags, int fd, std::string_view purpose) {
-    void* const address = ::mmap(hint, size, protection, flags, fd, 0);
+std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags, int fd, std::uint64_t offset,
+                        std::string_view purpose) {
+    void* const address = ::mmap(hint, size, protection, flags, fd, static_cast<off_t>(offset));
     if (address == MAP_FAILED) {
         const bool from_pool = (flags & MAP_HUGETLB) != 0;
         throw_errno(
@@ -47,9 +49,8 @@ std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags,
 
 } // namespace
 
-Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose) {
-    // Reserve address space with room to choose an aligned start, map over it, give the rest back. The reservation
-    // itself holds no memory (PROT_NONE, NORESERVE).
+Mapping Mapping::reserve(std::size_t size, std::size_t alignment, std::string_view purpose) {
+    // Reserve address space with room to choose an aligned start, and give the rest back.
     const auto whole_pages = align_up(size, 4 * kKiB);
     if (size == 0 || !whole_pages || *whole_pages > SIZE_MAX - alignment) {
         throw Error("cannot map " + format_bytes(size) + " for " + std::string(purpose) + ": no such size");
@@ -57,13 +58,11 @@ Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_fl
     size = *whole_pages;
     const std::size_t reserved_size = size + alignment;
     Mapping reservation(
-        map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, purpose),
+        map_or_throw(nullptr, reserved_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, purpose),
         reserved_size);
     const auto start = reinterpret_cast<std::uintptr_t>(reservation.base_);
     const auto head = static_cast<std::size_t>(-start & (alignment - 1));
     std::byte* const base = reservation.base_ + head;
-    map_or_throw(base, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | extra_flags, -1,
-                 purpose);
     if (head != 0) {
         ::munmap(reservation.base_, head);
     }
@@ -75,8 +74,26 @@ Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_fl
     return reservation;
 }
 
+void Mapping::put_anonymous(std::size_t offset, std::size_t size, int extra_flags, std::string_view purpose) {
+    assert(offset <= size_ && size <= size_ - offset);
+    map_or_throw(base_ + offset, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | extra_flags,
+                 -1, 0, purpose);
+}
+
+void Mapping::put_file(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t size,
+                       std::string_view purpose) {
+    assert(offset <= size_ && size <= size_ - offset);
+    map_or_throw(base_ + offset, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, file_offset, purpose);
+}
+
+Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose) {
+    Mapping mapping = reserve(size, alignment, purpose);
+    mapping.put_anonymous(0, mapping.size_, extra_flags, purpose);
+    return mapping;
+}
+
 Mapping Mapping::shared_file(int fd, std::size_t size, std::string_view purpose) {
-    return {map_or_throw(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, purpose), size};
+    return {map_or_throw(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0, purpose), size};
 }
 
 } // namespace vmm

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 
@@ -27,6 +28,15 @@ class Mapping {
     /// `extra_flags` is for mmap(), e.g. MAP_HUGETLB | MAP_HUGE_2MB. `purpose` goes into the message.
     /// Throws Error if the kernel refuses.
     static Mapping anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose);
+
+    /// `size` bytes of address space, rounded and aligned as by anonymous(), in which nothing may be read or written
+    /// until put_anonymous() or put_file() have put something there. Takes no memory. Throws Error.
+    static Mapping reserve(std::size_t size, std::size_t alignment, std::string_view purpose);
+
+    /// Puts private anonymous memory at `offset` of this mapping, whole pages of 4 KiB; otherwise as anonymous().
+    void put_anonymous(std::size_t offset, std::size_t size, int extra_flags, std::string_view purpose);
+    /// Puts a part of the file behind `fd` there, shared, readable and writable. Throws Error.
+    void put_file(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t size, std::string_view purpose);
 
     /// `size` bytes of the file behind `fd` from offset 0, shared, readable and writable. Throws Error.
     static Mapping shared_file(int fd, std::size_t size, std::string_view purpose);

@@ -1,0 +1,48 @@
+// A unix socket that other programs connect to.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <functional>
+#include <string>
+
+#include "kvm/host/unique_fd.hpp"
+
+namespace vmm {
+
+/// A unix socket that listens. Its file is deleted with it, unless another one is there by then.
+///
+/// Threads: one at a time.
+class UnixListener {
+  public:
+    /// The longest path that the kernel takes, in bytes (unix(7)).
+    static constexpr std::size_t kLongestPath = 107;
+
+    /// Listens at `path`, 1 to kLongestPath bytes, with a socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that does
+    /// not block. `what` it is goes into messages: "the vsock's unix socket". If there is a socket of this user's that
+    /// nobody listens on, a process that was killed has left it: it is replaced, and `warn` is told, unless it is
+    /// empty. Anything else that is there stays, and is an error. Processes that do the same at once see one another.
+    /// Throws Error.
+    UnixListener(std::string path, int type, std::string what, const std::function<void(const std::string&)>& warn);
+    ~UnixListener();
+    UnixListener(const UnixListener&) = delete;
+    UnixListener& operator=(const UnixListener&) = delete;
+
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    [[nodiscard]] const std::string& path() const noexcept { return path_; }
+
+  private:
+    const std::string path_;
+    UniqueFd fd_;
+    dev_t device_ = 0; ///< of the file that was made
+    ino_t inode_ = 0;
+};
+
+/// A new unix socket of `type` that does not block and is not inherited; empty with errno set if there is none.
+[[nodiscard]] UniqueFd make_unix_socket(int type) noexcept;
+
+/// Connects `fd` to the unix socket at `path`, which has at most UnixListener::kLongestPath bytes. Returns 0, or errno.
+[[nodiscard]] int connect_unix_socket(int fd, const std::string& path) noexcept;
+
+} // namespace vmm
