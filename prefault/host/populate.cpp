@@ -37,14 +37,19 @@ namespace {
 
 } // namespace
 
-void populate_chunk(const GuestMemory& memory, GuestRange chunk, const std::stop_token& stop) {
-    const auto bytes = memory.at(chunk);
-    assert(bytes);
+int populate_bytes(std::span<std::byte> bytes, const std::stop_token& stop) noexcept {
     Retries retries;
     int error_number = 0;
     do {
-        error_number = ::madvise(bytes->data(), bytes->size(), MADV_POPULATE_WRITE) == 0 ? 0 : errno;
+        error_number = ::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE) == 0 ? 0 : errno;
     } while ((error_number == EINTR || error_number == EAGAIN) && retries.again(stop));
+    return error_number;
+}
+
+void populate_chunk(const GuestMemory& memory, GuestRange chunk, const std::stop_token& stop) {
+    const auto bytes = memory.at(chunk);
+    assert(bytes);
+    const int error_number = populate_bytes(*bytes, stop);
     if (error_number != 0 && !stop.stop_requested()) {
         throw_populate_error(error_number, chunk, memory.page_size());
     }

@@ -1,6 +1,7 @@
 // The host side: every page of guest memory exists, is ours alone, and is writable in the host's page table.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <stop_token>
@@ -10,6 +11,10 @@
 #include "prefault/host/workforce.hpp"
 
 namespace vmm::prefault {
+
+/// Makes the pages of `bytes` (whole pages of this process's memory) exist, by MADV_POPULATE_WRITE; their content
+/// stays. Returns 0, or the errno with which the kernel refuses; EINTR or EAGAIN if `stop` was requested meanwhile.
+[[nodiscard]] int populate_bytes(std::span<std::byte> bytes, const std::stop_token& stop) noexcept;
 
 /// Populates `chunk` (a part of one region of `memory`, whole pages of its backing) from the calling thread, by
 /// MADV_POPULATE_WRITE. It is a write, because a read would map the shared zero page, and the first write of the guest
