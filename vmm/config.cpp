@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "prefault/host/warm_memory.hpp"
 #include "vmm/host/host_facts.hpp"
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/memory_map.hpp"
@@ -80,6 +81,17 @@ void validate_texts(const Config& config) {
     refuse_nul(config.cpu, "the guest's processor (Config::cpu)");
 }
 
+void validate_memory_source(const Config& config) {
+    if (!config.memory_from) {
+        return;
+    }
+    config.memory_from->check();
+    if (config.reserve_huge_pages) {
+        throw Error("cannot reserve huge pages for memory that comes from the pool at " + config.memory_from->path +
+                    ": that pool has them already (take Config::reserve_huge_pages=false)");
+    }
+}
+
 void validate_images(const Config& config) {
     const auto check = [](const auto& image, const std::string& path, const std::string& what) {
         if (!image) {
@@ -118,7 +130,14 @@ void validate_balloon(const Config& config) {
         throw Error(tried + " with Config::page_size=" + std::string(to_string(config.page_size)) +
                     ": pages of a pool are the guest's until it ends (take Config::page_size=thp or 4K)");
     }
+    if (config.memory_from) {
+        throw Error(tried + " with Config::memory_from: memory of a pool is the guest's until it ends (leave one out)");
+    }
     config.balloon->check(config.memory_bytes);
+}
+
+void MemoryFrom::check() const {
+    prefault::check_pool_path(path);
 }
 
 std::string_view to_string(PrefaultWhen when) noexcept {
@@ -147,6 +166,7 @@ void check_values(const Config& config) {
     validate_texts(config);
     validate_images(config);
     validate_memory_size(config);
+    validate_memory_source(config);
     if (config.vcpus < 1 || config.vcpus > Config::kMaxVcpus) {
         throw Error("cannot give the guest " + std::to_string(config.vcpus) + " vCPUs: 1 to " +
                     std::to_string(Config::kMaxVcpus) + " are possible");

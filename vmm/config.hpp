@@ -51,6 +51,20 @@ enum class HardwareDescription {
 /// The name used on the command line: "acpi", "fdt", "both".
 [[nodiscard]] std::string_view to_string(HardwareDescription hardware) noexcept;
 
+/// Memory that is taken out of a pool of warm memory (MemoryPool, `vmm pool`) instead of being made: its pages exist
+/// and are zero, so that only the second level is left to be filled. The pool has pages of Config::page_size.
+struct MemoryFrom {
+    std::string path{}; ///< the pool's unix socket, at most 107 bytes
+    /// Whether ordinary memory takes the place of what the pool has not, which is logged. Otherwise the machine is
+    /// refused, and the pool keeps what it has.
+    bool fallback = false;
+
+    /// Throws Error if it asks for what no host can give.
+    void check() const;
+
+    friend bool operator==(const MemoryFrom&, const MemoryFrom&) = default;
+};
+
 /// Everything a Machine is made from. It is a value, and its defaults are those of the command line:
 ///
 ///     Config config;                                  // the built-in guest, with 512 MiB and one vCPU
@@ -72,7 +86,8 @@ struct Config {
 
     std::uint64_t memory_bytes = limits::kDefaultMemoryBytes; ///< a multiple of the page size, at least kMinMemoryBytes
     PageSize page_size = PageSize::kThp;
-    unsigned vcpus = 1; ///< 1 to kMaxVcpus
+    std::optional<MemoryFrom> memory_from{}; ///< nothing: memory is made
+    unsigned vcpus = 1;                      ///< 1 to kMaxVcpus
     /// The features of the host's processors that the guest is offered (docs/cpu.md). It begins with "host", or with a
     /// level of the x86-64 psABI, which is the same on every host: "x86-64-v1" to "x86-64-v4". Features that are taken
     /// away or required follow, by their names in /proc/cpuinfo: "host,-x2apic,-avx512f", "x86-64-v2,+aes".

@@ -31,6 +31,7 @@ RunReport begin_report(const Config& config, const Hardware& hardware) {
     report.memory_bytes = config.memory_bytes;
     report.page_size = config.page_size;
     report.pin = config.pin;
+    report.warm_bytes = hardware.ram.warm_bytes();
     report.numa = config.numa;
     report.prefault_when = config.prefault_when;
     report.vcpus = config.vcpus;

@@ -67,7 +67,8 @@ std::string to_json(const RunReport& report) {
                       {"pin", to_string(report.pin)},
                       {"locked_bytes", or_null(report.locked_bytes)},
                       {"pinned_bytes", or_null(report.pinned_bytes)},
-                      {"numa", to_string(report.numa)}};
+                      {"numa", to_string(report.numa)},
+                      {"warm_bytes", report.warm_bytes}};
     json["prefault"] = {{"scope", scope_name(prefault)},
                         {"bytes", prefault.bytes},
                         {"ranges", ranges_json(prefault.ranges)},
@@ -138,6 +139,9 @@ std::string describe_prefault(const RunReport& report) {
                             to_string(prefault.method), describe_mapped(prefault.mapped), to_string(report.host.kind));
     } else {
         text += ")";
+    }
+    if (report.warm_bytes != 0) {
+        text += ", " + format_bytes(report.warm_bytes) + " from a pool";
     }
     text += prefault.complete ? ", complete" : ", NOT complete";
     if (!prefault.problem.empty()) {

@@ -37,6 +37,7 @@ struct RunReport {
     PageSize page_size = PageSize::kThp;
     prefault::Pin pin = prefault::Pin::kNone;
     prefault::NumaPolicy numa;
+    std::uint64_t warm_bytes = 0; ///< how much of it a pool of warm memory gave (Config::memory_from)
     /// The process's VmLck and VmPin after the prefault; nothing if they are not known (no /proc).
     std::optional<std::uint64_t> locked_bytes;
     std::optional<std::uint64_t> pinned_bytes;

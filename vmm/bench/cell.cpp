@@ -32,6 +32,8 @@ std::string_view to_string(Method method) noexcept {
         return "ioctl";
     case Method::kIoctlThenTouch:
         return "ioctl+touch";
+    case Method::kPool:
+        return "pool";
     case Method::kReader:
         return "reader";
     }
@@ -75,7 +77,8 @@ bool uses_workers(Method method) noexcept {
 }
 
 bool fills_second_level(Method method) noexcept {
-    return method == Method::kTouch || method == Method::kIoctl || method == Method::kIoctlThenTouch;
+    return method == Method::kTouch || method == Method::kIoctl || method == Method::kIoctlThenTouch ||
+           method == Method::kPool;
 }
 
 std::string method_name(const Cell& cell, bool show_workers) {

@@ -18,7 +18,8 @@ enum class Method {
     kTouch,          ///< both sides, the second level by prefault vCPUs that touch it
     kIoctl,          ///< both sides, the second level by KVM_PRE_FAULT_MEMORY
     kIoctlThenTouch, ///< the same, and then prefault vCPUs touch every 4 KiB: for a host that is itself a guest
-    kReader,         ///< nothing from outside: one of the guest's CPUs reads every page, then all of them dirty it
+    kPool,   ///< both sides: memory comes out of a pool that has it ready, and the second level is filled as by `auto`
+    kReader, ///< nothing from outside: one of the guest's CPUs reads every page, then all of them dirty it
 };
 
 /// Who runs the guest.
@@ -29,12 +30,12 @@ enum class Order { kSequential, kRandom };
 
 // All values of each kind, in the order in which help lists them.
 inline constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
-inline constexpr std::array kMethods{Method::kNone,  Method::kHost,           Method::kTouch,
-                                     Method::kIoctl, Method::kIoctlThenTouch, Method::kReader};
+inline constexpr std::array kMethods{Method::kNone,           Method::kHost, Method::kTouch, Method::kIoctl,
+                                     Method::kIoctlThenTouch, Method::kPool, Method::kReader};
 inline constexpr std::array kContenders{Contender::kVmm, Contender::kQemu, Contender::kCommand};
 inline constexpr std::array kOrders{Order::kSequential, Order::kRandom};
 
-/// "none", "host", "touch", "ioctl", "ioctl+touch", "reader".
+/// "none", "host", "touch", "ioctl", "ioctl+touch", "pool", "reader".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;
 /// "vmm", "qemu", "command".
 [[nodiscard]] std::string_view to_string(Contender contender) noexcept;

@@ -24,6 +24,7 @@ Config config_of(const Cell& cell) {
                                                                   : prefault::Scope::kNone;
         config.prefault.method = cell.method == Method::kIoctl            ? prefault::Method::kIoctl
                                  : cell.method == Method::kIoctlThenTouch ? prefault::Method::kIoctlThenTouch
+                                 : cell.method == Method::kPool           ? prefault::Method::kAuto
                                                                           : prefault::Method::kTouch;
         config.pin = config.prefault.scope == prefault::Scope::kNone ? prefault::Pin::kNone : prefault::Pin::kMlock;
     }
@@ -53,7 +54,10 @@ std::vector<std::string> vmm_words(const Cell& cell, const RunSettings& settings
                                    "--report",
                                    report};
     if (config.prefault.scope == prefault::Scope::kAll) {
-        words.insert(words.end(), {"--prefault-method", std::string(to_string(cell.method))});
+        words.insert(words.end(), {"--prefault-method", std::string(to_string(config.prefault.method))});
+    }
+    if (cell.method == Method::kPool) {
+        words.insert(words.end(), {"--memory-from", settings.pool});
     }
     return words;
 }

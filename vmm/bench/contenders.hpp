@@ -19,6 +19,7 @@ struct RunSettings {
     /// Some hosts refuse the register that this feature stands for.
     std::string qemu_cpu = "host,-arch-capabilities";
     std::string command; ///< the template of Contender::kCommand
+    std::string pool;    ///< the socket of the pool for Method::kPool
 
     static constexpr unsigned kMinPasses = 2; ///< the first pass takes the faults
     static constexpr unsigned kMaxPasses = 1000;

@@ -144,6 +144,8 @@ void collect(Collected& all, const CellResult& result, unsigned cpus) {
     case Method::kIoctlThenTouch:
         add_second_level(all.ioctl_then_touch);
         break;
+    case Method::kPool: // What it saves was spent before.
+        break;
     case Method::kReader:
         if (const auto reader = result.median_of(Figure::kReader)) {
             all.reader.add(gib, *reader);
@@ -243,6 +245,8 @@ std::optional<Prediction> predict(const PageCosts& costs, Method method, const T
         prediction.prefault_seconds = of(costs.host) + of(second_level);
         return prediction;
     }
+    case Method::kPool:
+        return std::nullopt;
     case Method::kReader:
         if (!costs.reader_seconds_per_gib) {
             return std::nullopt;

@@ -86,6 +86,8 @@ std::string bar_name(const Cell& cell) {
         return "both sides\n(ioctl)";
     case Method::kIoctlThenTouch:
         return "both sides\n(ioctl, touch)";
+    case Method::kPool:
+        return "pool";
     case Method::kReader:
         return "one vCPU\nreads first";
     }

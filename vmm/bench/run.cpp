@@ -1,15 +1,20 @@
 #include "vmm/bench/run.hpp"
 
+#include <poll.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <thread>
 
 #include "kvm/host/error.hpp"
@@ -17,6 +22,7 @@
 #include "vmm/bench/guest_output.hpp"
 #include "vmm/bench/statistics.hpp"
 #include "vmm/guest/guest_image.hpp"
+#include "vmm/memory_pool.hpp"
 
 namespace vmm::bench {
 
@@ -67,6 +73,7 @@ WorkFolder::~WorkFolder() {
 Runner::Runner(RunSettings settings, std::string program, int stop_fd)
     : settings_(std::move(settings)), program_(std::move(program)), stop_fd_(stop_fd),
       kernel_(folder_.file("guest.elf")) {
+    settings_.pool = folder_.file("pool");
     const std::span<const std::byte> image = builtin_guest_image();
     std::ofstream file(kernel_, std::ios::binary);
     // The bytes of an object may be looked at as characters.
@@ -100,7 +107,74 @@ Outcome Runner::run(const Cell& cell) {
     return {};
 }
 
+/// A pool that has the memory of one run ready, and makes no more: that would cost the run time.
+class Runner::Pool {
+  public:
+    Pool(const Cell& cell, const std::string& path) : pool_(config_of(cell, path)), server_([this] { serve(); }) {}
+    ~Pool() { pool_.request_stop(); }
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    /// Waits until all memory is ready. False if `stop_fd` became readable first. Throws Error: it cannot be made.
+    [[nodiscard]] bool wait(int stop_fd) {
+        constexpr int kLookMs = 5;
+        while (!pool_.is_full()) {
+            pollfd stop{stop_fd, POLLIN, 0};
+            if (::poll(&stop, 1, kLookMs) > 0) {
+                return false;
+            }
+            if (has_failed_) {
+                const std::lock_guard hold(lock_);
+                throw Error(failure_);
+            }
+        }
+        return true;
+    }
+
+  private:
+    MemoryPoolConfig config_of(const Cell& cell, const std::string& path) {
+        MemoryPoolConfig config;
+        config.path = path;
+        config.size_bytes = cell.memory_bytes;
+        // The largest piece up to 1 GiB of which there are whole ones.
+        config.piece_bytes = std::min(kGiB, cell.memory_bytes & -cell.memory_bytes);
+        config.page_size = cell.page_size;
+        config.workers = cell.workers;
+        config.refills = false;
+        config.log = [this](LogLevel level, std::string_view line) {
+            if (level == LogLevel::kWarning) {
+                const std::lock_guard hold(lock_);
+                failure_ = line;
+                has_failed_ = true;
+            }
+        };
+        return config;
+    }
+    void serve() {
+        try {
+            pool_.serve();
+        } catch (const std::exception& error) {
+            const std::lock_guard hold(lock_);
+            failure_ = error.what();
+            has_failed_ = true;
+        }
+    }
+
+    std::mutex lock_;
+    std::string failure_;
+    std::atomic<bool> has_failed_{false};
+    MemoryPool pool_;
+    std::jthread server_;
+};
+
 Outcome Runner::run_vmm(const Cell& cell) {
+    std::optional<Pool> pool;
+    if (cell.method == Method::kPool) {
+        pool.emplace(cell, settings_.pool);
+        if (!pool->wait(stop_fd_)) {
+            return {std::nullopt, {}, true};
+        }
+    }
     const std::string report = folder_.file("report");
     const std::string console = folder_.file("console");
     ChildSpec spec;

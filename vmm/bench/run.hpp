@@ -73,6 +73,8 @@ class Runner {
     [[nodiscard]] const HarnessCost& cost() const noexcept { return cost_; }
 
   private:
+    class Pool;
+
     [[nodiscard]] ChildEnd run_child(const ChildSpec& spec);
     [[nodiscard]] Outcome run_vmm(const Cell& cell);
     [[nodiscard]] Outcome run_qemu(const Cell& cell);

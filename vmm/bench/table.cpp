@@ -94,8 +94,31 @@ std::string against(const CellResult& result, const CellResult& base, bool show_
                        method_name(base.cell), factor(theirs, ours), factor(their_total, our_total));
 }
 
+/// "pool against touch: ready after 31 ms instead of 310 ms, 0.10 times [0.08 .. 0.12]"
+std::string readiness(const CellResult& result, const CellResult& base, bool show_workers) {
+    const std::vector<double> ours = result.values(Figure::kReady);
+    const std::vector<double> theirs = base.values(Figure::kReady);
+    if (ours.empty() || theirs.empty() || median(theirs) <= 0) {
+        return "";
+    }
+    const Interval interval = ratio_interval(ours, theirs, 0.95);
+    return vmm::format(
+        "  {} against {}: ready after {} instead of {}, {} times [{} .. {}]\n", method_name(result.cell, show_workers),
+        method_name(base.cell, show_workers), format_seconds(median(ours)), format_seconds(median(theirs)),
+        factor_text(median(ours) / median(theirs)), factor_text(interval.low), factor_text(interval.high));
+}
+
 std::string conclusions(const Shape& shape, bool show_workers) {
     std::string text;
+    for (const CellResult* pool : shape) {
+        for (const CellResult* base : shape) {
+            const bool fills = base->cell.contender == Contender::kVmm && fills_second_level(base->cell.method) &&
+                               base->cell.method != Method::kPool;
+            if (pool->cell.method == Method::kPool && fills && pool->cell.workers == base->cell.workers) {
+                text += readiness(*pool, *base, show_workers);
+            }
+        }
+    }
     unsigned most_workers = 0;
     for (const CellResult* result : shape) {
         most_workers = std::max(most_workers, uses_workers(result->cell.method) ? result->cell.workers : 0);

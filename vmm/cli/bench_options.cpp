@@ -164,9 +164,11 @@ std::vector<Option> matrix_options() {
                    [](Given& given, std::vector<unsigned> counts) { given.bench.matrix.workers = std::move(counts); }),
         choice_list("--page-size", bench::kPageSizes, "Pages behind guest memory",
                     [](Given& given, auto sizes) { given.bench.matrix.page_sizes = std::move(sizes); }),
-        choice_list("--prefault", bench::kMethods,
-                    "Methods: none, host, touch, ioctl, ioctl+touch, reader (none; one vCPU reads every page first)",
-                    [](Given& given, auto methods) { given.bench.matrix.methods = std::move(methods); }),
+        choice_list(
+            "--prefault", bench::kMethods,
+            "Methods: none, host, touch, ioctl, ioctl+touch, pool (memory that a pool has ready), reader (none; "
+            "one vCPU reads every page first)",
+            [](Given& given, auto methods) { given.bench.matrix.methods = std::move(methods); }),
         choice_list("--order", bench::kOrders, "In which order a vCPU visits its pages: seq, random (default: seq)",
                     [](Given& given, auto orders) { given.bench.matrix.orders = std::move(orders); }),
     };

@@ -241,6 +241,9 @@ Command parse_command_line(int argc, const char* const* argv) {
     if (is_given(Place::kDoctor)) {
         return DoctorCommand{};
     }
+    if (is_given(Place::kPool)) {
+        return given.pool;
+    }
     if (is_given(Place::kConfigSchema)) {
         return TextCommand{config_schema(), 0};
     }

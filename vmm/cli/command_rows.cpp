@@ -18,6 +18,8 @@ constexpr const char* kExamples =
     "  vmm run --prefault=all                     the built-in guest, which measures its first touch of memory\n"
     "  vmm run --prefault=all -m 4G -c 4 vmlinuz --initrd initrd.img --cmdline \"root=/dev/ram0\"\n"
     "  vmm run --prefault=all --report r.json bzImage; jq .guest.second_level_faults_total r.json\n"
+    "  vmm pool --size 8G --socket /run/vmm.pool  memory that is ready: vmm run --memory-from /run/vmm.pool "
+    "--page-size 2M\n"
     "  vmm bench quick                            what each method of populating costs and saves on this host\n"
     "\n"
     "`vmm run --help` and `vmm bench --help` list every option.";
@@ -32,6 +34,16 @@ constexpr const char* kRunNotes =
     "  2  the command line was not understood\n"
     "  3  the guest crashed (triple fault, or KVM could not go on); its registers are printed\n"
     "  4  a signal stopped it";
+
+constexpr const char* kPoolNotes =
+    "Sizes take K, M, G or T (powers of 1024); a number alone is bytes.\n"
+    "The pool serves `vmm run --memory-from` of its own user and of root. Each piece is handed out once: when its "
+    "guest\n"
+    "ends, its memory goes back to the kernel, and the pool makes new pieces in the background, at low priority. A\n"
+    "guest takes as much of its last piece as it needs. docs/pool.md has an example.\n"
+    "\n"
+    "Exit status: 0 if a signal ended it, which leaves running guests alone; 1 if the host failed or an option asks\n"
+    "for what cannot be; 2 if the command line was not understood.";
 
 constexpr const char* kBenchNotes =
     "Lists have commas: --memory 256M,1G --vcpus 1,2,4. Every combination is measured, each run in a process of its\n"
@@ -52,6 +64,7 @@ constexpr CommandRow kProgram{"vmm", kIntroduction, kExamples, Place::kProgram};
 
 constexpr std::array kCommands{
     CommandRow{"run", "Run a guest", kRunNotes, Place::kRun},
+    CommandRow{"pool", "Keep memory ready for guests, cleared and populated", kPoolNotes, Place::kPool},
     CommandRow{"doctor", "Say what this host offers; status 1 if no guest can run", "", Place::kDoctor},
     CommandRow{"config-schema", "Print the schema of the configuration file", "", Place::kConfigSchema, false},
     CommandRow{"bench", "Measure what populating memory costs and saves", kBenchNotes, Place::kBench},

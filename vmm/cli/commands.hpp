@@ -6,6 +6,7 @@
 
 #include "vmm/bench/command.hpp"
 #include "vmm/config.hpp"
+#include "vmm/memory_pool.hpp"
 
 namespace vmm {
 
@@ -23,6 +24,12 @@ struct RunCommand {
     bool summary = true; ///< whether to end with a few lines for people
 };
 
+/// `vmm pool`
+struct PoolCommand {
+    MemoryPoolConfig config; ///< `log` is not filled in
+    bool quiet = false;      ///< whether only errors are said
+};
+
 /// `vmm doctor`
 struct DoctorCommand {};
 
@@ -32,6 +39,6 @@ struct TextCommand {
     int exit_code; ///< 0: the text goes to standard output; 2: to standard error
 };
 
-using Command = std::variant<RunCommand, DoctorCommand, BenchCommand, BenchCompareCommand, TextCommand>;
+using Command = std::variant<RunCommand, PoolCommand, DoctorCommand, BenchCommand, BenchCompareCommand, TextCommand>;
 
 } // namespace vmm

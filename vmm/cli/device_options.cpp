@@ -106,6 +106,15 @@ std::vector<DeviceWord> balloon_words() {
     };
 }
 
+std::vector<DeviceWord> memory_from_words() {
+    return {
+        {.name = "path", .kind = Kind::kFirst, .help = "The unix socket of a pool (`vmm pool`)"},
+        {.name = "fallback",
+         .kind = Kind::kFlag,
+         .help = "What the pool has not is ordinary memory, instead of an error"},
+    };
+}
+
 /// "=512|4096", or nothing for a flag.
 std::string usage_of_value(const DeviceWord& word) {
     if (word.kind == Kind::kFlag) {
@@ -299,6 +308,7 @@ std::span<const DeviceSyntax> device_syntaxes() {
         syntax("net", true, net_words()),
         syntax("vsock", false, vsock_words()),
         syntax("balloon", false, balloon_words()),
+        syntax("memory-from", false, memory_from_words()),
     };
     return syntaxes;
 }
@@ -369,6 +379,15 @@ VsockConfig parse_vsock_option(const std::string& text) {
         vsock.cid = number_of(words.value("cid"), "CID");
     }
     return vsock;
+}
+
+MemoryFrom parse_memory_from_option(const std::string& text) {
+    const Words words("memory-from", text);
+    MemoryFrom from{words.value("path"), words.has("fallback")};
+    if (from.path.empty()) {
+        throw Error("'" + text + "' names no unix socket");
+    }
+    return from;
 }
 
 BalloonConfig parse_balloon_option(const std::string& text) {

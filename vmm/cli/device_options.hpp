@@ -53,6 +53,7 @@ struct DeviceSyntax {
 [[nodiscard]] DiskConfig parse_disk_option(const std::string& text);
 [[nodiscard]] NetConfig parse_net_option(const std::string& text);
 [[nodiscard]] VsockConfig parse_vsock_option(const std::string& text);
+[[nodiscard]] MemoryFrom parse_memory_from_option(const std::string& text);
 [[nodiscard]] BalloonConfig parse_balloon_option(const std::string& text);
 
 } // namespace vmm

@@ -16,6 +16,7 @@ struct Given {
     std::optional<HardwareDescription> hardware;
     unsigned verbosity = 0;
     bool quiet = false;
+    PoolCommand pool;
     BenchCommand bench;
     BenchCompareCommand compare;
 };

@@ -15,6 +15,7 @@
 #include "vmm/cli/doctor.hpp"
 #include "vmm/cli/option_names.hpp"
 #include "vmm/cli/run_guest.hpp"
+#include "vmm/cli/run_pool.hpp"
 #include "vmm/host/process_limits.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/output/patient_write.hpp"
@@ -30,6 +31,10 @@ using exit_codes::kSuccess;
 
 int execute(const RunCommand& command, std::chrono::steady_clock::time_point started) {
     return run_guest(command, started);
+}
+
+int execute(const PoolCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_pool(command);
 }
 
 int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_point /*started*/) {

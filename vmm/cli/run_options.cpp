@@ -210,6 +210,14 @@ std::vector<Option> placement_options() {
                          [](Given& given, PageSize size) { given.run.config.page_size = size; })
             .setting("page_size")
             .with_standard(std::string(to_string(Config{}.page_size))),
+        device<MemoryFrom>(
+            "memory-from",
+            "Take guest memory out of a pool of warm memory (`vmm pool`), whose pages are of --page-size: what is left "
+            "of "
+            "a prefault is then the second level; with `fallback`, what the pool has not is ordinary memory",
+            parse_memory_from_option,
+            [](Given& given, const std::vector<MemoryFrom>& one) { given.run.config.memory_from = one.back(); })
+            .setting("memory_from"),
         choice<prefault::Pin>("--pin", {prefault::Pin::kNone, prefault::Pin::kMlock, prefault::Pin::kLongterm},
                               "Guest memory is locked against swapping, or pinned in place against migration, too "
                               "(io_uring buffers)",

@@ -66,8 +66,9 @@ std::uint64_t memslot_bytes(std::uint64_t bytes, bool may_be_shadow) {
     return may_be_shadow ? bytes / 512 + bytes / 2048 : bytes / 65536;
 }
 
-MemoryNeed need_of(std::uint64_t bytes, std::uint64_t ahead, const Config& config, bool may_be_shadow) {
-    const bool from_pool = is_from_pool(config.page_size);
+/// If `exists`, the memory need not be made.
+MemoryNeed need_of(std::uint64_t bytes, std::uint64_t ahead, const Config& config, bool may_be_shadow, bool exists) {
+    const bool from_pool = is_from_pool(config.page_size) || exists;
     const std::uint64_t slots = memslot_bytes(bytes, may_be_shadow);
     MemoryNeed need;
     need.guest = from_pool ? 0 : bytes;
@@ -103,7 +104,8 @@ std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_s
 }
 
 MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
-    MemoryNeed need = need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow);
+    MemoryNeed need =
+        need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow, config.memory_from.has_value());
     const std::uint64_t fixed = fixed_bytes(config);
     need.beside += fixed;
     need.beside_all += fixed;
@@ -112,7 +114,7 @@ MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
 }
 
 MemoryNeed more_memory_need(const Config& config, std::uint64_t bytes, bool may_be_shadow) {
-    return need_of(bytes, bytes, config, may_be_shadow);
+    return need_of(bytes, bytes, config, may_be_shadow, false);
 }
 
 ProcessNeed process_need(const Config& config) {

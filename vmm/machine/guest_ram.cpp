@@ -1,9 +1,11 @@
 #include "vmm/machine/guest_ram.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "kvm/host/error.hpp"
 #include "prefault/host/populate.hpp"
+#include "prefault/host/warm_memory.hpp"
 #include "vmm/machine/memory_map.hpp"
 
 namespace vmm {
@@ -35,6 +37,62 @@ reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology,
     return reservation;
 }
 
+/// Warm memory for a part of the guest's.
+struct WarmRange {
+    GuestRange range;
+    int fd;
+    std::uint64_t file_offset;
+};
+
+/// What a pool is asked for: neighbours on one node are one share, so that a piece may reach over the hole between two
+/// regions.
+std::vector<prefault::WarmShare> shares_of(std::span<const prefault::PlacedRange> placed) {
+    std::vector<prefault::WarmShare> shares;
+    for (const prefault::PlacedRange& part : placed) {
+        if (shares.empty() || shares.back().node != part.node) {
+            shares.push_back({part.node, 0});
+        }
+        shares.back().bytes += part.range.size;
+    }
+    return shares;
+}
+
+/// Lays what a pool gave over the ranges that it was asked for. A piece begins at a multiple of the largest page, and
+/// so does every range, so addresses and offsets agree.
+std::vector<WarmRange> lay_out(const prefault::WarmMemory& warm, std::span<const prefault::PlacedRange> placed) {
+    std::vector<WarmRange> ranges;
+    auto part = warm.parts.begin();
+    std::uint64_t used_of_part = 0;
+    std::size_t share = 0;
+    for (std::size_t i = 0; i < placed.size(); ++i) {
+        share += i != 0 && placed[i].node != placed[i - 1].node ? 1 : 0;
+        GuestRange left = placed[i].range;
+        while (left.size != 0 && part != warm.parts.end() && part->share == share) {
+            const std::uint64_t bytes = std::min(left.size, part->bytes - used_of_part);
+            ranges.push_back({{left.base, bytes}, part->piece.fd(), used_of_part});
+            left = {GuestAddress{to_integer(left.base) + bytes}, left.size - bytes};
+            used_of_part += bytes;
+            if (used_of_part == part->bytes) {
+                ++part;
+                used_of_part = 0;
+            }
+        }
+    }
+    return ranges;
+}
+
+/// Those of `warm` that are in `region`.
+std::vector<FilePart> file_parts(GuestRange region, std::span<const WarmRange> warm) {
+    std::vector<FilePart> parts;
+    for (const WarmRange& part : warm) {
+        if (region.contains(part.range)) {
+            parts.push_back(
+                {to_integer(part.range.base) - to_integer(region.base), part.range.size, part.fd, part.file_offset});
+        }
+    }
+    return parts;
+}
+
 } // namespace
 
 GuestRam::PageRelease::~PageRelease() {
@@ -47,14 +105,11 @@ GuestRam::PageRelease::~PageRelease() {
 
 GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
     : policy_(config.numa), topology_(prefault::NumaTopology::read()),
-      reservation_(reserve_huge_pages(config, topology_, stop)),
-      memory_(memory_map::ram_layout(config.memory_bytes), config.page_size),
+      reservation_(reserve_huge_pages(config, topology_, stop)), memory_(config.page_size),
       release_(memory_, config.prefault.workers), pins_(config.pin) {
-    std::vector<GuestRange> ranges;
-    for (const MemoryRegion& region : memory_.regions()) {
-        ranges.push_back(region.range);
-    }
+    const std::vector<GuestRange> ranges = memory_map::ram_layout(config.memory_bytes);
     placement_.ranges = place(ranges);
+    map_all(config, ranges, stop);
     prefault::bind_memory(memory_.regions(), placement_.ranges, policy_, topology_);
     for (const prefault::NumaNode& node : topology_.nodes) {
         placement_.node_cpus[node.id] = node.cpus;
@@ -75,6 +130,32 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
     if (reservation_) {
         reservation_->release_turn();
     }
+}
+
+void GuestRam::map_all(const Config& config, std::span<const GuestRange> ranges, const std::stop_token& stop) {
+    prefault::WarmMemory warm;
+    if (config.memory_from) {
+        prefault::WarmRequest request{.path = config.memory_from->path, .page_size = config.page_size};
+        request.may_be_less = config.memory_from->fallback;
+        request.shares = shares_of(placement_.ranges);
+        warm = prefault::take_warm_memory(request, stop);
+        if (warm.bytes < config.memory_bytes) {
+            validate_more_memory(config, config.memory_bytes - warm.bytes);
+        }
+    }
+    const std::vector<WarmRange> warm_ranges = lay_out(warm, placement_.ranges);
+    for (const GuestRange& range : ranges) {
+        memory_.add(memory_.map(range, file_parts(range, warm_ranges)));
+    }
+    for (prefault::WarmMemory::Part& part : warm.parts) {
+        try {
+            part.piece.claim();
+        } catch (const Error& error) {
+            throw Error("cannot use a piece from the pool at " + config.memory_from->path + ": " + error.what());
+        }
+    }
+    warm_bytes_ = warm.bytes;
+    warm_short_because_ = std::move(warm.short_because);
 }
 
 std::vector<prefault::PlacedRange> GuestRam::place(std::span<const GuestRange> ranges) const {

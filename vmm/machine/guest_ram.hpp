@@ -2,7 +2,9 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <stop_token>
+#include <string>
 #include <vector>
 
 #include "kvm/host/guest_memory.hpp"
@@ -23,13 +25,18 @@ class GuestRam {
   public:
     /// Raises the pool of huge pages if the configuration says so; maps and places memory. If only the first access
     /// would find a shortage of huge pages, they are populated at once. Throws Error, also if `stop` was requested
-    /// before it was done.
+    /// before it was done. With Config::memory_from, a pool's memory takes the place of new memory.
     GuestRam(const Config& config, const std::stop_token& stop);
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
     [[nodiscard]] prefault::PinnedMemory& pins() noexcept { return pins_; }
     /// The node of each part, in the order of memory().regions(), and the CPUs of each node of the host.
     [[nodiscard]] const prefault::Placement& placement() const noexcept { return placement_; }
+
+    /// How much of the memory a pool of warm memory gave.
+    [[nodiscard]] std::uint64_t warm_bytes() const noexcept { return warm_bytes_; }
+    /// Why that is less than all although it was asked for; empty: it is not.
+    [[nodiscard]] const std::string& warm_short_because() const noexcept { return warm_short_because_; }
 
     /// Maps and places one more region, which is not part of the memory before add(). Throws Error.
     [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
@@ -55,6 +62,8 @@ class GuestRam {
     };
 
     [[nodiscard]] std::vector<prefault::PlacedRange> place(std::span<const GuestRange> ranges) const;
+    /// Maps all memory: what a pool gives of it, and new memory for the rest.
+    void map_all(const Config& config, std::span<const GuestRange> ranges, const std::stop_token& stop);
     /// The nodes that hold memory, in ascending order.
     [[nodiscard]] std::vector<unsigned> used_nodes() const;
 
@@ -66,6 +75,8 @@ class GuestRam {
     prefault::Placement placement_;
     std::vector<prefault::PlacedRange> new_placement_; ///< of the region that map() made last
     prefault::PinnedMemory pins_;
+    std::uint64_t warm_bytes_ = 0;
+    std::string warm_short_because_;
 };
 
 } // namespace vmm

@@ -57,8 +57,9 @@ kvm::System open_checked_system(const Config& config) {
 }
 
 GuestRam create_ram(const Config& config, const StopRequest& stop) {
-    if (is_from_pool(config.page_size)) {
-        const StopBridge bridge(stop); // To raise a pool may take long, and so may populating.
+    if (is_from_pool(config.page_size) || config.memory_from) {
+        // To raise a pool may take long, and so may populating, and a pool of warm memory may not answer.
+        const StopBridge bridge(stop);
         return {config, bridge.token()};
     }
     return {config, {}};
@@ -113,6 +114,12 @@ Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder)
              [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
       board(vm, serial_console.callbacks(), virtio, custom, stop), cpuid(config, system),
       vcpus(create_vcpus(vm, config, cpuid, system.machine_check_capabilities())), faults(vcpus),
-      second_level(vm, ram, config, cpuid.of(0)) {}
+      second_level(vm, ram, config, cpuid.of(0)) {
+    if (!ram.warm_short_because().empty()) {
+        embedder.log(LogLevel::kWarning, ram.warm_short_because() + "; " +
+                                             format_bytes(config.memory_bytes - ram.warm_bytes()) +
+                                             " of the guest's memory are ordinary memory");
+    }
+}
 
 } // namespace vmm

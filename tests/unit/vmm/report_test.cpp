@@ -25,6 +25,7 @@ RunReport whole_report() {
     report.page_size = PageSize::k2M;
     report.pin = prefault::Pin::kMlock;
     report.numa = {prefault::NumaPolicy::Kind::kNode, 4};
+    report.warm_bytes = 20 * kMiB;
     report.locked_bytes = 21 * kMiB;
     report.pinned_bytes = 22 * kMiB;
     report.prefault_when = PrefaultWhen::kBackground;
@@ -84,6 +85,7 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/memory/locked_bytes",
                                        "/memory/pinned_bytes",
                                        "/memory/numa",
+                                       "/memory/warm_bytes",
                                        "/prefault/scope",
                                        "/prefault/bytes",
                                        "/prefault/ranges/0/base",
@@ -154,7 +156,8 @@ TEST(ReportJson, HasEachValueInItsPlace) {
                                       {"pin", "mlock"},
                                       {"locked_bytes", 21 * kMiB},
                                       {"pinned_bytes", 22 * kMiB},
-                                      {"numa", "4"}}));
+                                      {"numa", "4"},
+                                      {"warm_bytes", 20 * kMiB}}));
     EXPECT_EQ(report["prefault"]["scope"], "ranges");
     EXPECT_EQ(report["prefault"]["bytes"], 47 * kMiB);
     EXPECT_EQ(report["prefault"]["ranges"],
@@ -255,7 +258,7 @@ TEST(ReportSummary, TellsPeopleWhatHappened) {
     const std::string summary = to_summary(whole_report());
     EXPECT_TRUE(mentions(summary, "prefault: ranges, in the background, in 0.938 s with 3 workers")) << summary;
     EXPECT_TRUE(mentions(summary, "(host 0.500 s, pin 0.250 s, second level 0.125 s by touch)")) << summary;
-    EXPECT_TRUE(mentions(summary, "13 x 1G + 12 x 2M + 11 x 4K (npt), complete")) << summary;
+    EXPECT_TRUE(mentions(summary, "13 x 1G + 12 x 2M + 11 x 4K (npt), 20 MiB from a pool, complete")) << summary;
     EXPECT_TRUE(mentions(summary, "guest: poweroff after 2.500 s on 2 vCPUs")) << summary;
     EXPECT_TRUE(mentions(summary, "second-level faults: 12 ")) << summary;
     EXPECT_TRUE(mentions(summary, "full 0.375 s after the guest's start, which had taken 17 faults by then"))

@@ -202,6 +202,15 @@ TEST(BenchContender, VmmIsToldTheMethod) {
     EXPECT_TRUE(has_pair(words, "--page-size", "2M"));
 }
 
+TEST(BenchContender, VmmIsToldThePool) {
+    RunSettings settings;
+    settings.pool = "/tmp/pool";
+    const auto words = vmm_words(cell_of(Contender::kVmm, Method::kPool, PageSize::k2M), settings, "/vmm", "r", "c");
+    EXPECT_TRUE(has_pair(words, "--memory-from", "/tmp/pool"));
+    EXPECT_TRUE(has_pair(words, "--prefault-method", "auto"));
+    EXPECT_TRUE(has_pair(words, "--prefault", "all"));
+}
+
 TEST(BenchContender, ReaderPopulatesNothingAndAsksTheGuestToRead) {
     const auto words =
         vmm_words(cell_of(Contender::kVmm, Method::kReader, PageSize::k4K), RunSettings(), "vmm", "r", "c");

@@ -61,8 +61,23 @@ std::string usage_error(const Words& words) {
 TEST(CommandLine, NamesTheWordThatIsNoCommand) {
     for (const char* const word : {"walk", "rum", "--prefault=all"}) {
         const std::string error = usage_error({word});
-        EXPECT_TRUE(mentions(error, "'" + std::string(word) + "' is no command: it is run or doctor")) << error;
+        EXPECT_TRUE(mentions(error, "'" + std::string(word) + "' is no command: it is run or pool or doctor")) << error;
     }
+}
+
+TEST(CommandLine, TakesWhatAPoolIsMadeFrom) {
+    const char* const words[] = {"vmm",         "pool", "--socket", "/run/p", "--size",      "8G", "--piece",   "2G",
+                                 "--page-size", "1G",   "--numa",   "split",  "--bandwidth", "3G", "--workers", "2"};
+    const Command command = parse_command_line(std::size(words), words);
+    const auto* const pool = std::get_if<PoolCommand>(&command);
+    ASSERT_NE(pool, nullptr);
+    EXPECT_EQ(pool->config.path, "/run/p");
+    EXPECT_EQ(pool->config.size_bytes, 8 * kGiB);
+    EXPECT_EQ(pool->config.piece_bytes, 2 * kGiB);
+    EXPECT_EQ(pool->config.page_size, PageSize::k1G);
+    EXPECT_TRUE(pool->config.split_over_nodes);
+    EXPECT_EQ(pool->config.bytes_per_second, 3 * kGiB);
+    EXPECT_EQ(pool->config.workers, 2U);
 }
 
 // "" was taken for 0: no vCPUs, no workers, and node 0.

@@ -127,6 +127,14 @@ TEST(DeviceOption, WithAWordTwiceIsRefused) {
     EXPECT_NE(testing::error_of([] { static_cast<void>(parse_net_option("user,user")); }), "");
 }
 
+TEST(MemoryFromOption, HasAPathAndMayFallBack) {
+    EXPECT_EQ(parse_memory_from_option("/run/pool"), (MemoryFrom{"/run/pool", false}));
+    EXPECT_EQ(parse_memory_from_option("a,,b,fallback"), (MemoryFrom{"a,b", true}));
+    for (const char* const text : {"", ",fallback", "/run/pool,fall", "/run/pool,fallback=on"}) {
+        EXPECT_NE(testing::error_of([&] { static_cast<void>(parse_memory_from_option(text)); }), "") << text;
+    }
+}
+
 TEST(BalloonOption, HasASizeAndMayHaveReports) {
     EXPECT_EQ(parse_balloon_option("256M"), (BalloonConfig{256 * kMiB, false}));
     EXPECT_EQ(parse_balloon_option("0,reporting"), (BalloonConfig{0, true}));
