@@ -51,6 +51,21 @@ void validate_prefault(const Config& config) {
     prefault::check_option_values(options, memory_map::ram_layout(config.memory_bytes), config.page_size);
 }
 
+void validate_keep(const Config& config) {
+    if (!config.prefault_keep) {
+        return;
+    }
+    if (config.prefault.scope != prefault::Scope::kAll || !config.prefault.ranges.empty()) {
+        throw Error("cannot keep the second level full that is not filled, or only in part (Config::prefault_keep): "
+                    "take Config::prefault.scope=all");
+    }
+    if (config.keep_every_ms < Config::kMinKeepEveryMs || config.keep_every_ms > Config::kMaxKeepEveryMs) {
+        throw Error("cannot look for lost mappings every " + std::to_string(config.keep_every_ms) +
+                    " ms (Config::keep_every_ms): " + std::to_string(Config::kMinKeepEveryMs) + " to " +
+                    std::to_string(Config::kMaxKeepEveryMs) + " are possible");
+    }
+}
+
 void validate_devices(const Config& config) {
     const std::size_t devices = count_virtio_devices(config);
     if (devices > memory_map::kVirtioGsis.size()) {
@@ -173,6 +188,7 @@ void check_values(const Config& config) {
     }
     static_cast<void>(CpuModel::parse(config.cpu, config.nested));
     validate_prefault(config);
+    validate_keep(config);
     validate_balloon(config);
     validate_devices(config);
     if (config.reserve_huge_pages && !is_from_pool(config.page_size)) {

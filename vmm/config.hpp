@@ -16,6 +16,7 @@
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/host/numa_policy.hpp"
 #include "prefault/host/pin_kind.hpp"
+#include "prefault/kept.hpp"
 #include "prefault/options.hpp"
 #include "vmm/device.hpp"         // IWYU pragma: export
 #include "vmm/device_configs.hpp" // IWYU pragma: export
@@ -106,6 +107,13 @@ struct Config {
     /// What Machine::prefault() populates, and how. `background` follows from `prefault_when`.
     prefault::Options prefault{.scope = prefault::Scope::kNone};
     PrefaultWhen prefault_when = PrefaultWhen::kBefore;
+    /// Whether the second level is kept full while the guest runs: what the kernel takes away is noticed, told and
+    /// populated again, at low priority (docs/prefault.md). Needs the scope kAll, of all memory.
+    bool prefault_keep = false;
+    /// The time between two looks at KVM's counters, in milliseconds: kMinKeepEveryMs to kMaxKeepEveryMs.
+    unsigned keep_every_ms = limits::kDefaultKeepEveryMs;
+    /// Is told what was lost and made good, on the keeper's thread. It may be empty.
+    prefault::KeptSink kept;
     /// Is given a sample of the second level once a second while the guest runs. It may be empty.
     WatchSink watch;
     CharacterConfig serial;
@@ -127,6 +135,8 @@ struct Config {
     static constexpr std::uint64_t kMinMemoryBytes = limits::kMinMemoryBytes;
     static constexpr unsigned kMaxVcpus = limits::kMaxVcpus;
     static constexpr unsigned kMaxPrefaultWorkers = prefault::kMaxWorkers;
+    static constexpr unsigned kMinKeepEveryMs = limits::kMinKeepEveryMs;
+    static constexpr unsigned kMaxKeepEveryMs = limits::kMaxKeepEveryMs;
     static constexpr const char* kDefaultCommandLine = "console=ttyS0";
 };
 

@@ -18,6 +18,10 @@ inline constexpr unsigned kMaxVcpus = 254; ///< the ids that xAPIC mode can name
 inline constexpr unsigned kMaxDiskQueues = 16;
 inline constexpr std::size_t kMaxDiskIdBytes = 20; ///< of a virtio block device's serial number (virtio 1.2, 5.2.6)
 
+inline constexpr unsigned kDefaultKeepEveryMs = 250;
+inline constexpr unsigned kMinKeepEveryMs = 10;
+inline constexpr unsigned kMaxKeepEveryMs = 60'000;
+
 } // namespace limits
 
 /// The exit codes of the command (docs/report.md).

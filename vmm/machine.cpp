@@ -8,6 +8,7 @@
 #include "vmm/machine/boot.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/hardware.hpp"
+#include "vmm/machine/keeper.hpp"
 #include "vmm/machine/run.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 
@@ -64,6 +65,9 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
       report(begin_report(config, hardware)), run(config, hardware, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
+    }
+    if (config.prefault_keep) {
+        check_keeper(hardware.second_level, boot.adopts_page_tables(report.host));
     }
     // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables.
     if (config.prefault.scope == prefault::Scope::kAll &&

@@ -43,6 +43,42 @@ Json output_json(const std::vector<CharacterOutput>& outputs) {
     return list;
 }
 
+Json kept_json(const prefault::KeptReport& kept) {
+    Json events = Json::array();
+    for (const prefault::KeptEvent& event : kept.events) {
+        Json counts = Json::object();
+        for (const prefault::KernelCount& count : event.counts) {
+            counts[count.name] = count.rise;
+        }
+        events.push_back({{"kind", to_string(event.kind)},
+                          {"seconds", event.seconds},
+                          {"before", mapped_json(event.before)},
+                          {"mapped", mapped_json(event.mapped)},
+                          {"lost_bytes", event.lost_bytes},
+                          {"faults", event.faults},
+                          {"spell_seconds", event.spell_seconds},
+                          {"wait_seconds", event.wait_seconds},
+                          {"refills", event.refills},
+                          {"causes", event.causes},
+                          {"counts", std::move(counts)},
+                          {"problem", event.problem}});
+    }
+    return {{"every_ms", kept.every_ms},
+            {"looks", kept.looks},
+            {"losses", kept.losses},
+            {"lost_bytes", kept.lost_bytes},
+            {"splits", kept.splits},
+            {"refills", kept.refills},
+            {"faults", kept.faults},
+            {"longest_spell_seconds", kept.longest_spell_seconds},
+            {"refill_seconds", kept.refill_seconds},
+            {"watch_cpu_seconds", kept.watch_cpu_seconds},
+            {"full", kept.full},
+            {"problem", kept.problem},
+            {"events_total", kept.events_total},
+            {"events", std::move(events)}};
+}
+
 template <typename Value>
 Json or_null(const std::optional<Value>& value) {
     return value ? Json(*value) : Json(nullptr);
@@ -90,6 +126,7 @@ std::string to_json(const RunReport& report) {
                         {"problem", prefault.problem},
                         {"seconds_until_full", or_null(report.seconds_until_full)},
                         {"faults_until_full", or_null(report.faults_until_full)}};
+    json["kept"] = report.kept ? kept_json(*report.kept) : Json(nullptr);
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
                      {"cpu", report.cpu},
@@ -165,6 +202,22 @@ std::string describe_nesting(const RunReport& report) {
                        ahead_of_accesses ? "; nothing was touched, so that each page faults there once" : "");
 }
 
+/// A line with its newline; empty if nothing was to be kept.
+std::string describe_kept(const RunReport& report) {
+    if (!report.kept) {
+        return {};
+    }
+    const prefault::KeptReport& kept = *report.kept;
+    std::string text = vmm::format(
+        "kept full: {} loss{} of {} in all, {} refill{} in {:.3f} s, {} faults meanwhile; {}", kept.losses,
+        kept.losses == 1 ? "" : "es", format_bytes(kept.lost_bytes), kept.refills, kept.refills == 1 ? "" : "s",
+        kept.refill_seconds, kept.faults, kept.full ? "full at the end" : "NOT full at the end");
+    if (kept.losses != 0) {
+        text += vmm::format("; at the longest it was not for {:.3f} s", kept.longest_spell_seconds);
+    }
+    return text + (kept.problem.empty() ? "" : ": " + kept.problem) + "\n";
+}
+
 } // namespace
 
 std::string to_summary(const RunReport& report) {
@@ -174,9 +227,10 @@ std::string to_summary(const RunReport& report) {
                                                 to_string(report.exit), report.guest_seconds, report.vcpus,
                                                 report.vcpus == 1 ? "" : "s", report.seconds_to_first_instruction);
     return vmm::format(
-        "{}\nguest: {}\nsecond-level faults: {} since hand-over\n{}resident beyond guest memory: {}; all given "
+        "{}\n{}guest: {}\nsecond-level faults: {} since hand-over\n{}resident beyond guest memory: {}; all given "
         "back after {:.3f} s",
-        describe_prefault(report), guest, report.second_level_faults_total(), describe_nesting(report),
+        describe_prefault(report), describe_kept(report), guest, report.second_level_faults_total(),
+        describe_nesting(report),
         report.resident_overhead_bytes
             ? vmm::format("{:.1f} MiB",
                           static_cast<double>(*report.resident_overhead_bytes) / static_cast<double>(kMiB))

@@ -9,6 +9,7 @@
 
 #include "kvm/host/export.hpp"
 #include "kvm/host/guest_memory.hpp"
+#include "prefault/kept.hpp"
 #include "prefault/mapped_pages.hpp"
 #include "prefault/report.hpp"
 #include "prefault/x86/second_level_host.hpp"
@@ -48,6 +49,8 @@ struct RunReport {
     /// and the second-level faults of all vCPUs until then. Nothing if it was not full.
     std::optional<double> seconds_until_full;
     std::optional<std::uint64_t> faults_until_full;
+
+    std::optional<prefault::KeptReport> kept; ///< nothing unless Config::prefault_keep
 
     double seconds_to_first_instruction = 0;
 

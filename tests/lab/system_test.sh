@@ -9,7 +9,7 @@
 set -uo pipefail
 export LC_ALL=C
 umask 022
-readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested)
+readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept)
 if [[ ${1-} == --parts ]]; then
     printf '%s\n' "${parts[@]}"
     exit
@@ -60,6 +60,7 @@ vmm=${VMM:-$(find "$here/../../build" -name vmm -type f -perm -u+x -printf '%T@ 
 guest=$(dirname "$vmm")/guest/guest.elf
 tool=$(dirname "$vmm")/../tests/lab_device_tool
 held_guest=$(dirname "$vmm")/../tests/lab_held_guest
+keeper_tool=$(dirname "$vmm")/../tests/lab_keeper_tool
 part_emulated() {
     guest_under_qemu "pc, 1 CPU" -M pc -smp 1
     guest_under_qemu "q35, 2 CPUs" -M q35 -smp 2
@@ -71,6 +72,7 @@ part_memory() { checks --memory 3G -- scope pins; }
 part_virtio() { checks --memory 3G -- disks net; }
 part_effort() { checks --memory 3G --hugepages-2m 256 -- effort background; }
 part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement migration; }
+part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool" -- kept; }
 part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
 part_kernel() { checks --guest-kernel 6.1 -- kernel; }
 # A guest of a guest: vmm runs vmm.

@@ -53,6 +53,14 @@ void choose_hardware_description(const Given& given, RunCommand& run) {
     }
 }
 
+/// Throws Error.
+void choose_keeper(const Given& given, RunCommand& run) {
+    if (given.keep_every_ms && !run.config.prefault_keep) {
+        throw Error("--keep-every says how often --prefault-keep looks: give that, too");
+    }
+    run.config.keep_every_ms = given.keep_every_ms.value_or(run.config.keep_every_ms);
+}
+
 } // namespace
 
 RunCommand run_command_of(const Given& given) {
@@ -65,6 +73,7 @@ RunCommand run_command_of(const Given& given) {
     static_cast<void>(CpuModel::parse(run.config.cpu, run.config.nested));
     validate_balloon(run.config);
     choose_hardware_description(given, run);
+    choose_keeper(given, run);
     run.log_level = log_level(given);
     run.summary = !given.quiet;
     return run;

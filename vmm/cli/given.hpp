@@ -14,6 +14,7 @@ struct Given {
     RunCommand run;
     std::optional<std::string> serial;
     std::optional<HardwareDescription> hardware;
+    std::optional<unsigned> keep_every_ms;
     unsigned verbosity = 0;
     bool quiet = false;
     PoolCommand pool;

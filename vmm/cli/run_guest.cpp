@@ -157,6 +157,9 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
         ending.reason = run_machine(machine, config, progress);
         ending.report = machine.report();
         ending.report.prefault.problem = with_option_names(ending.report.prefault.problem);
+        if (ending.report.kept) {
+            ending.report.kept->problem = with_option_names(ending.report.kept->problem);
+        }
         ending.crash = machine.crash_description();
     }
     const std::chrono::duration<double> teardown = std::chrono::steady_clock::now() - ending.report.guest_ended;
@@ -210,6 +213,11 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
     }
     if (command.watch) {
         config.watch = [&messages](const WatchSample& sample) { messages.say(to_line(sample) + "\n"); };
+    }
+    if (config.prefault_keep && command.summary) {
+        config.kept = [&messages](const prefault::KeptEvent& event) {
+            messages.say(with_option_names(prefault::to_line(event)) + "\n");
+        };
     }
     ProgressDisplay progress(command, config.log, messages);
     config.prefault.progress = [&progress](const prefault::Progress& now) { progress.show(now); };

@@ -186,6 +186,17 @@ std::vector<Option> prefault_options() {
         flag("--prefault-smm", "Fill the second level of system management mode, too (needs EPT or NPT)",
              [](Given& given, bool smm) { given.run.config.prefault.smm = smm; })
             .setting("prefault.smm"),
+        flag("--prefault-keep",
+             "Keep the second level full while the guest runs: notice what the kernel takes away, say so, and populate "
+             "it again (with --prefault=all)",
+             [](Given& given, bool keep) { given.run.config.prefault_keep = keep; })
+            .setting("prefault_keep"),
+        number("--keep-every", {Config::kMinKeepEveryMs, Config::kMaxKeepEveryMs},
+               "Milliseconds between two looks of --prefault-keep, " +
+                   to_string(Limits{Config::kMinKeepEveryMs, Config::kMaxKeepEveryMs}),
+               [](Given& given, unsigned every_ms) { given.keep_every_ms = every_ms; })
+            .setting("keep_every_ms")
+            .with_standard(std::to_string(Config{}.keep_every_ms)),
     };
 }
 

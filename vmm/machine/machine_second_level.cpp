@@ -59,11 +59,35 @@ prefault::Report MachineSecondLevel::fill(const prefault::Options& options, cons
     return fill_locked(options, stop);
 }
 
+std::optional<prefault::Report> MachineSecondLevel::refill(const prefault::Options& options,
+                                                           const std::stop_token& stop) {
+    const std::lock_guard hold(lock_);
+    return logs_dirty_pages_ ? std::nullopt : std::optional(fill_locked(options, stop));
+}
+
 prefault::Report MachineSecondLevel::fill_locked(const prefault::Options& options, const std::stop_token& stop) {
     if (options.scope == prefault::Scope::kAll) {
         add_memslots_of_smm();
     }
-    return second_level_.fill(options, stop);
+    prefault::Report report = second_level_.fill(options, stop);
+    if (options.scope == prefault::Scope::kAll) {
+        note_filled(report, options.smm, stop);
+    }
+    return report;
+}
+
+/// KVM may count more than guest memory (page tables of a guest's own, guests of the guest), which may go again. It
+/// counts less if a page is not mapped although a write to it does not fault.
+void MachineSecondLevel::note_filled(const prefault::Report& report, bool smm, const std::stop_token& stop) noexcept {
+    const std::uint64_t wanted = smm ? 2 * report.bytes : report.bytes;
+    if (!report.ranges.empty()) { // Memory that was added, or a part of what there was.
+        return;
+    }
+    if (report.complete) {
+        full_bytes_ = std::min(wanted, report.mapped.bytes() + report.smm_mapped.bytes());
+    } else if (!stop.stop_requested()) {
+        full_bytes_ = wanted;
+    }
 }
 
 void MachineSecondLevel::check_new_range(GuestRange range) const {
@@ -98,11 +122,17 @@ prefault::Report MachineSecondLevel::add_memory(GuestRange range, const std::sto
     options.scope = prefault::Scope::kAll;
     options.ranges = {range};
     options.background = false;
-    return fill_locked(options, stop);
+    const prefault::Report report = fill_locked(options, stop);
+    if (full_bytes_ != 0) { // Where it was not populated, the keeper makes that good.
+        full_bytes_ += options.smm ? 2 * range.size : range.size;
+    }
+    return report;
 }
 
 void MachineSecondLevel::log_dirty_pages(bool on) {
     const std::lock_guard hold(lock_);
+    ++dirty_log_switches_;
+    logs_dirty_pages_ = true; // While it is switched off, some of memory is still logged.
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : ram_.memory().regions()) {
         vm_.log_dirty_pages(slot, region.range, region.host, on);
@@ -111,6 +141,7 @@ void MachineSecondLevel::log_dirty_pages(bool on) {
         }
         ++slot;
     }
+    logs_dirty_pages_ = on;
 }
 
 prefault::MappedPages MachineSecondLevel::mapped_at_rest() {

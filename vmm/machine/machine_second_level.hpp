@@ -1,9 +1,11 @@
 // The second level of a machine: its memslots, filled before the guest runs and at any time after.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <vector>
 
@@ -37,11 +39,21 @@ class MachineSecondLevel {
     /// As SecondLevel::fill(), by at most as many workers as the configuration has. Throws Error.
     prefault::Report fill(const prefault::Options& options, const std::stop_token& stop);
 
+    /// As fill(), unless dirty logging is on: then it returns nothing, and touches nothing. Throws Error.
+    std::optional<prefault::Report> refill(const prefault::Options& options, const std::stop_token& stop);
+
+    /// How much KVM maps if nothing is missing, by the fills until now; 0 if there was none of all memory, or if it was
+    /// stopped. A fill that was not proven complete counts as if it had been. Never waits for another call.
+    [[nodiscard]] std::uint64_t full_bytes() const noexcept { return full_bytes_.load(); }
+
     /// Adds a memslot and populates it. Throws Error; then nothing has been added, unless populating it failed.
     prefault::Report add_memory(GuestRange range, const std::stop_token& stop);
 
     /// Switches dirty logging of all memory on or off. Throws Error.
     void log_dirty_pages(bool on);
+    /// Whether dirty logging is on, and how often it was switched. Never wait for another call.
+    [[nodiscard]] bool logs_dirty_pages() const noexcept { return logs_dirty_pages_.load(); }
+    [[nodiscard]] unsigned dirty_log_switches() const noexcept { return dirty_log_switches_.load(); }
 
     /// As SecondLevel::mapped(). Never waits for another call.
     [[nodiscard]] prefault::MappedPages mapped() const { return second_level_.mapped(); }
@@ -54,6 +66,7 @@ class MachineSecondLevel {
     void add_memslots_of_smm();
     void check_new_range(GuestRange range) const;
     prefault::Report fill_locked(const prefault::Options& options, const std::stop_token& stop);
+    void note_filled(const prefault::Report& report, bool smm, const std::stop_token& stop) noexcept;
 
     kvm::Vm& vm_;
     GuestRam& ram_;
@@ -62,6 +75,9 @@ class MachineSecondLevel {
     mutable std::mutex lock_;
     unsigned next_vcpu_id_;        ///< the id of a vCPU that could not be finished is used up
     std::size_t smm_memslots_ = 0; ///< how many regions are memslots of system management mode, too
+    std::atomic<std::uint64_t> full_bytes_{0};
+    std::atomic<bool> logs_dirty_pages_{false};
+    std::atomic<unsigned> dirty_log_switches_{0};
     prefault::SecondLevel second_level_;
 };
 

@@ -88,6 +88,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
     assert(watched);
     std::optional<TimerFd> watch_timer;
     std::optional<BackgroundPrefault> background;
+    std::optional<Keeper> keeper;
     try {
         hardware_.serial_console.attach(hardware_.board.serial(), loop);
         if (hardware_.virtio_console) {
@@ -113,6 +114,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             background.emplace(hardware_.second_level, background_options(), stop_,
                                [this] { report_.faults_until_full = hardware_.faults.total(); });
         }
+        if (config_.prefault_keep) {
+            keeper.emplace(config_, hardware_.second_level, hardware_.faults, stop_, embedder_);
+        }
         // Both are asked, because signals may interrupt the loop all the time.
         while (!stopping && !stop_.is_requested()) {
             loop.run_once(-1);
@@ -137,6 +141,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
     }
     if (background) {
         note_background(background->join(), threads);
+    }
+    if (keeper) {
+        report_.kept = keeper->join();
     }
     hardware_.virtio.join();
     for (const std::string& line : hardware_.virtio.failures()) {

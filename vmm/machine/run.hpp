@@ -17,6 +17,7 @@
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/event_loop.hpp"
 #include "vmm/machine/hardware.hpp"
+#include "vmm/machine/keeper.hpp"
 #include "vmm/machine/pause_gate.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/report.hpp"
@@ -26,7 +27,8 @@
 namespace vmm {
 
 /// Runs hardware that has its first state, once. The threads exist only while execute() is under way: one for each
-/// vCPU, those of the devices, and a prefault in the background if there is one. The event loop runs on the caller's.
+/// vCPU, those of the devices, and a prefault in the background and a keeper if there are. The event loop runs on the
+/// caller's.
 ///
 /// Threads: pause(), resume(), statistics(), has_begun() and check_reader() any; the rest the one that made it.
 class Run {

@@ -406,6 +406,36 @@ TEST(ConfigDevices, WithABalloonOfMemoryThatIsToStayAreRefused) {
     EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "balloon with Config::prefault.scope"));
 }
 
+TEST(ConfigKeep, NeedsASecondLevelThatIsFilledWhole) {
+    Config config;
+    config.prefault_keep = true;
+    const auto error = [&config] { return testing::error_of([&] { check_values(config); }); };
+    for (const auto scope : {prefault::Scope::kNone, prefault::Scope::kHost}) {
+        config.prefault.scope = scope;
+        EXPECT_TRUE(testing::mentions(error(), "cannot keep the second level full")) << error();
+        EXPECT_TRUE(testing::mentions(error(), "take Config::prefault.scope=all")) << error();
+    }
+    config.prefault.scope = prefault::Scope::kAll;
+    EXPECT_NO_THROW(check_values(config));
+    config.prefault.ranges = {{GuestAddress{0}, 2 * kMiB}};
+    EXPECT_TRUE(testing::mentions(error(), "only in part")) << error();
+}
+
+TEST(ConfigKeep, LooksAtATimeThatMakesSense) {
+    Config config;
+    config.prefault_keep = true;
+    config.prefault.scope = prefault::Scope::kAll;
+    for (const unsigned good : {Config::kMinKeepEveryMs, Config::kMaxKeepEveryMs}) {
+        config.keep_every_ms = good;
+        EXPECT_NO_THROW(check_values(config));
+    }
+    for (const unsigned bad : {0U, Config::kMinKeepEveryMs - 1, Config::kMaxKeepEveryMs + 1, UINT_MAX}) {
+        config.keep_every_ms = bad;
+        EXPECT_TRUE(testing::mentions(testing::error_of([&] { check_values(config); }),
+                                      "every " + std::to_string(bad) + " ms (Config::keep_every_ms): 10 to 60000"));
+    }
+}
+
 TEST(Config, WithANulInAnyOfItsTextsIsRefused) {
     using namespace std::string_literals;
     const std::string nul = "a\0b"s;

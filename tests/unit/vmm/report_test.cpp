@@ -16,6 +16,36 @@ namespace {
 using nlohmann::json;
 using testing::mentions;
 
+prefault::KeptReport whole_kept() {
+    prefault::KeptReport kept;
+    kept.every_ms = 250;
+    kept.looks = 101;
+    kept.losses = 102;
+    kept.lost_bytes = 103 * kMiB;
+    kept.splits = 104;
+    kept.refills = 105;
+    kept.faults = 106;
+    kept.longest_spell_seconds = 0.75;
+    kept.refill_seconds = 1.25;
+    kept.watch_cpu_seconds = 0.0078125;
+    kept.problem = "no counters";
+    kept.events_total = 107;
+    prefault::KeptEvent event;
+    event.seconds = 3.5;
+    event.before = {31, 32, 33};
+    event.mapped = {34, 35, 36};
+    event.lost_bytes = 108;
+    event.faults = 109;
+    event.spell_seconds = 4.5;
+    event.wait_seconds = 5.5;
+    event.refills = 110;
+    event.causes = {"compaction"};
+    event.counts = {{"compact_isolated", 111}};
+    event.problem = "no memory";
+    kept.events = {event};
+    return kept;
+}
+
 /// A report in which no two numbers are the same.
 RunReport whole_report() {
     RunReport report;
@@ -47,6 +77,7 @@ RunReport whole_report() {
     report.prefault.complete = true;
     report.seconds_until_full = 0.375;
     report.faults_until_full = 17;
+    report.kept = whole_kept();
     report.seconds_to_first_instruction = 1.5;
     report.vcpus = 2;
     report.cpu = "x86-64-v2";
@@ -113,6 +144,35 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/prefault/problem",
                                        "/prefault/seconds_until_full",
                                        "/prefault/faults_until_full",
+                                       "/kept/every_ms",
+                                       "/kept/looks",
+                                       "/kept/losses",
+                                       "/kept/lost_bytes",
+                                       "/kept/splits",
+                                       "/kept/refills",
+                                       "/kept/faults",
+                                       "/kept/longest_spell_seconds",
+                                       "/kept/refill_seconds",
+                                       "/kept/watch_cpu_seconds",
+                                       "/kept/full",
+                                       "/kept/problem",
+                                       "/kept/events_total",
+                                       "/kept/events/0/kind",
+                                       "/kept/events/0/seconds",
+                                       "/kept/events/0/before/4k",
+                                       "/kept/events/0/before/2m",
+                                       "/kept/events/0/before/1g",
+                                       "/kept/events/0/mapped/4k",
+                                       "/kept/events/0/mapped/2m",
+                                       "/kept/events/0/mapped/1g",
+                                       "/kept/events/0/lost_bytes",
+                                       "/kept/events/0/faults",
+                                       "/kept/events/0/spell_seconds",
+                                       "/kept/events/0/wait_seconds",
+                                       "/kept/events/0/refills",
+                                       "/kept/events/0/causes/0",
+                                       "/kept/events/0/counts/compact_isolated",
+                                       "/kept/events/0/problem",
                                        "/boot/seconds_to_first_instruction",
                                        "/guest/vcpus",
                                        "/guest/cpu",
@@ -195,6 +255,31 @@ TEST(ReportJson, HasEachValueInItsPlace) {
               (json{{"version", kVersion}, {"resident_overhead_bytes", 9 * kMiB}, {"teardown_seconds", 0.03125}}));
 }
 
+TEST(ReportJson, HasWhatTheKeeperSawAndDid) {
+    const json kept = json::parse(to_json(whole_report()))["kept"];
+    json expected{{"every_ms", 250},        {"looks", 101},
+                  {"losses", 102},          {"lost_bytes", 103 * kMiB},
+                  {"splits", 104},          {"refills", 105},
+                  {"faults", 106},          {"longest_spell_seconds", 0.75},
+                  {"refill_seconds", 1.25}, {"watch_cpu_seconds", 0.0078125},
+                  {"full", false},          {"problem", "no counters"},
+                  {"events_total", 107}};
+    expected["events"] = json::array({json{{"kind", "lost"},
+                                           {"seconds", 3.5},
+                                           {"before", {{"4k", 31}, {"2m", 32}, {"1g", 33}}},
+                                           {"mapped", {{"4k", 34}, {"2m", 35}, {"1g", 36}}},
+                                           {"lost_bytes", 108},
+                                           {"faults", 109},
+                                           {"spell_seconds", 4.5},
+                                           {"wait_seconds", 5.5},
+                                           {"refills", 110},
+                                           {"causes", json::array({"compaction"})},
+                                           {"counts", {{"compact_isolated", 111}}},
+                                           {"problem", "no memory"}}});
+    EXPECT_EQ(kept, expected);
+    EXPECT_TRUE(json::parse(to_json(RunReport{}))["kept"].is_null());
+}
+
 TEST(ReportJson, OfNothingDoneIsStillWhole) {
     const json report = json::parse(to_json(RunReport{}));
     EXPECT_EQ(report["prefault"]["scope"], "none");
@@ -259,6 +344,10 @@ TEST(ReportSummary, TellsPeopleWhatHappened) {
     EXPECT_TRUE(mentions(summary, "prefault: ranges, in the background, in 0.938 s with 3 workers")) << summary;
     EXPECT_TRUE(mentions(summary, "(host 0.500 s, pin 0.250 s, second level 0.125 s by touch)")) << summary;
     EXPECT_TRUE(mentions(summary, "13 x 1G + 12 x 2M + 11 x 4K (npt), 20 MiB from a pool, complete")) << summary;
+    EXPECT_TRUE(mentions(summary,
+                         "kept full: 102 losses of 103 MiB in all, 105 refills in 1.250 s, 106 faults meanwhile; "
+                         "NOT full at the end; at the longest it was not for 0.750 s: no counters"))
+        << summary;
     EXPECT_TRUE(mentions(summary, "guest: poweroff after 2.500 s on 2 vCPUs")) << summary;
     EXPECT_TRUE(mentions(summary, "second-level faults: 12 ")) << summary;
     EXPECT_TRUE(mentions(summary, "full 0.375 s after the guest's start, which had taken 17 faults by then"))

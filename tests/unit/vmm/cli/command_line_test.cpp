@@ -154,6 +154,16 @@ TEST(CommandLine, TakesEveryOptionOfThePrefault) {
     EXPECT_TRUE(command.watch);
 }
 
+TEST(CommandLine, TakesTheKeeper) {
+    EXPECT_FALSE(run({"--prefault=all"}).config.prefault_keep);
+    const RunCommand often = run({"--prefault=all", "--prefault-keep", "--keep-every", "20"});
+    EXPECT_TRUE(often.config.prefault_keep);
+    EXPECT_EQ(often.config.keep_every_ms, 20U);
+    EXPECT_EQ(run({"--prefault=all", "--prefault-keep"}).config.keep_every_ms, 250U);
+    EXPECT_TRUE(mentions(usage_error({"run", "--prefault=all", "--keep-every=20"}), "--prefault-keep"));
+    EXPECT_NE(usage_error({"run", "--prefault=all", "--prefault-keep", "--keep-every=often"}), "");
+}
+
 TEST(CommandLine, TakesTheProcessorOfTheGuest) {
     EXPECT_EQ(run().config.cpu, "host");
     EXPECT_FALSE(run().config.nested);
@@ -376,7 +386,7 @@ TEST(CommandLineHelp, MentionsEveryOption) {
           "--report",        "-v,--verbose",       "-q,--quiet",      "--log-file",     "-h,--help",
           "--prefault-when", "--prefault-method",  "--prefault-cpus", "--prefault-smm", "--vcpu-cpus",
           "--cpu ",          "--nested",           "--numa-node",     "--numa ",        "--reserve-hugepages",
-          "--watch"}) {
+          "--watch",         "--prefault-keep",    "--keep-every"}) {
         EXPECT_TRUE(mentions(help->text, option)) << option << " is not in\n" << help->text;
     }
 }
