@@ -1,6 +1,7 @@
 // Warm memory in tests: pieces of small pages, and both ends of a connection.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
