@@ -56,8 +56,9 @@ void validate_keep(const Config& config) {
         return;
     }
     if (config.prefault.scope != prefault::Scope::kAll || !config.prefault.ranges.empty()) {
-        throw Error("cannot keep the second level full that is not filled, or only in part (Config::prefault_keep): "
-                    "take Config::prefault.scope=all");
+        throw Error(
+            "cannot keep the second level full (Config::prefault_keep) if it is not filled, or only in part: take "
+            "Config::prefault.scope=all");
     }
     if (config.keep_every_ms < Config::kMinKeepEveryMs || config.keep_every_ms > Config::kMaxKeepEveryMs) {
         throw Error("cannot look for lost mappings every " + std::to_string(config.keep_every_ms) +

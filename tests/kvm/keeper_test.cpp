@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -166,18 +167,18 @@ TEST_F(Keeping, HoldsWhileDirtyLoggingIsOnAndRefillsAfterwards) {
 }
 
 TEST_F(Keeping, BeginsWhenAPrefaultInTheBackgroundIsDone) {
+    std::atomic<bool> begun{false};
     Config config = kept(64 * kMiB);
     config.prefault_when = PrefaultWhen::kBackground;
+    config.prefault.progress = [&begun](const prefault::Progress&) { begun = true; };
     Machine machine(config);
     // The guest runs on page tables that are there before.
     ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .ranges = {{GuestAddress{0}, 2 * kMiB}}}).complete);
     run_beside(machine, [&] {
-        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().mapped.bytes() >= config.memory_bytes; }));
-        // Until the background has said that it is done, nothing is lost.
-        EXPECT_TRUE(testing::eventually([&] {
-            drop_mappings(machine, 8 * kMiB);
-            return !events.of(KeptEventKind::kFull).empty();
-        }));
+        EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
+        EXPECT_TRUE(testing::eventually([] { return !testing::has_thread(std::to_string(::getpid()), "background"); }));
+        drop_mappings(machine, 8 * kMiB);
+        EXPECT_TRUE(events.wait_for(KeptEventKind::kFull));
         guest.power_off();
     });
     EXPECT_TRUE(machine.report().prefault.complete) << machine.report().prefault.problem;

@@ -370,7 +370,8 @@ TEST(ReportSummary, OfHostMemoryAloneClaimsNothingOfTheSecondLevel) {
     report.prefault_when = PrefaultWhen::kBefore;
     report.prefault.workers = 1;
     const std::string summary = to_summary(report);
-    EXPECT_TRUE(mentions(summary, "prefault: host in 0.938 s with 1 worker (host 0.500 s, pin 0.250 s), complete"))
+    EXPECT_TRUE(mentions(summary, "prefault: host in 0.938 s with 1 worker (host 0.500 s, pin 0.250 s), "
+                                  "20 MiB from a pool, complete"))
         << summary;
     EXPECT_FALSE(mentions(summary, "KVM maps")) << summary;
 }
@@ -378,6 +379,7 @@ TEST(ReportSummary, OfHostMemoryAloneClaimsNothingOfTheSecondLevel) {
 TEST(ReportSummary, SaysNothingOfATableThatWasNotFullInTheBackground) {
     RunReport report = whole_report();
     report.seconds_until_full.reset();
+    report.kept.reset();
     EXPECT_FALSE(mentions(to_summary(report), "full")) << to_summary(report);
 }
 

@@ -103,7 +103,7 @@ TEST(BenchCommandLine, WhatCannotBeIsAUsageErrorThatNamesIt) {
     EXPECT_TRUE(mentions(refusal({"--memory", "1000001"}), "1000001"));
     EXPECT_TRUE(mentions(refusal({"--vcpus", "1-3"}), "1-3"));
     EXPECT_TRUE(mentions(refusal({"--vcpus", "99999999999"}), "99999999999"));
-    EXPECT_TRUE(mentions(refusal({"--prefault", "all"}), "none, host, touch, ioctl, ioctl+touch, reader"));
+    EXPECT_TRUE(mentions(refusal({"--prefault", "all"}), "none, host, touch, ioctl, ioctl+touch, pool, reader"));
     EXPECT_NE(refusal({"--runs", "0"}), "");
     EXPECT_NE(refusal({"--passes", "1"}), "") << "there is no steady pass";
     EXPECT_NE(refusal({"--time-limit", "0"}), "");
