@@ -101,7 +101,7 @@ std::string readiness(const CellResult& result, const CellResult& base, bool sho
     if (ours.empty() || theirs.empty() || median(theirs) <= 0) {
         return "";
     }
-    const Interval interval = ratio_interval(ours, theirs, 0.95);
+    const Interval interval = ratio_interval(theirs, ours, 0.95);
     return vmm::format(
         "  {} against {}: ready after {} instead of {}, {} times [{} .. {}]\n", method_name(result.cell, show_workers),
         method_name(base.cell, show_workers), format_seconds(median(ours)), format_seconds(median(theirs)),

@@ -250,6 +250,20 @@ TEST(BenchTable, SaysWhatTheMethodsSayAboutEachOther) {
     EXPECT_FALSE(mentions(table, "NOT COMPLETE")) << table;
 }
 
+// The interval was that of the reciprocal.
+TEST(BenchTable, SaysWhenMemoryOfAPoolIsReady) {
+    Results results = some_results();
+    for (Sample& sample : results.cells[1].samples) {
+        sample[Figure::kReady] = 2;
+    }
+    CellResult pool = result_of(Method::kPool, {sample_of(0.1, 0.01, 0.01, 0)});
+    pool.samples[0][Figure::kReady] = 0.5;
+    results.cells.push_back(pool);
+    EXPECT_TRUE(mentions(to_table(results),
+                         "pool against touch: ready after 500 ms instead of 2.00 s, 0.25 times [0.25 .. 0.25]"))
+        << to_table(results);
+}
+
 TEST(BenchTable, SaysWhenMemoryIsReadyAgainstQemusPrealloc) {
     Results results = some_results();
     for (CellResult& result : results.cells) {
