@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <span>
 
 namespace vmm::prefault {
@@ -13,7 +14,6 @@ namespace {
 
 enum class Cause { kCollapse, kCompaction, kKsm, kNuma, kDemotion, kSwap, kSplit, kMigration };
 
-/// In the order of how much each says.
 constexpr std::array<std::string_view, 8> kWords{"khugepaged",
                                                  "compaction",
                                                  "KSM",
@@ -26,30 +26,34 @@ constexpr std::array<std::string_view, 8> kWords{"khugepaged",
 struct Counter {
     std::string_view name;
     Cause cause;
+    unsigned pages;        ///< that one count stands for
+    bool migrates = false; ///< whether pgmigrate_success counts the same pages
 };
+
+constexpr unsigned kHuge = 512;
 
 /// The last one is no line of vmstat.
 constexpr std::array<Counter, KernelCounts::kCounters> kTable{{
-    {"thp_collapse_alloc", Cause::kCollapse},
-    {"compact_isolated", Cause::kCompaction},
-    {"cow_ksm", Cause::kKsm},
-    {"ksm_swpin_copy", Cause::kKsm},
-    {"numa_pte_updates", Cause::kNuma},
-    {"numa_huge_pte_updates", Cause::kNuma},
-    {"numa_pages_migrated", Cause::kNuma},
-    {"pgdemote_kswapd", Cause::kDemotion},
-    {"pgdemote_direct", Cause::kDemotion},
-    {"pgdemote_khugepaged", Cause::kDemotion},
-    {"pswpout", Cause::kSwap},
-    {"pswpin", Cause::kSwap},
-    {"zswpout", Cause::kSwap},
-    {"thp_swpout", Cause::kSwap},
-    {"thp_split_page", Cause::kSplit},
-    {"thp_split_pmd", Cause::kSplit},
-    {"thp_underused_split_page", Cause::kSplit},
-    {"pgmigrate_success", Cause::kMigration},
-    {"thp_migration_success", Cause::kMigration},
-    {"ksm/pages_sharing", Cause::kKsm},
+    {"thp_collapse_alloc", Cause::kCollapse, kHuge},
+    {"compact_isolated", Cause::kCompaction, 1, true},
+    {"cow_ksm", Cause::kKsm, 1},
+    {"ksm_swpin_copy", Cause::kKsm, 1},
+    {"numa_pte_updates", Cause::kNuma, 1},
+    {"numa_huge_pte_updates", Cause::kNuma, kHuge},
+    {"numa_pages_migrated", Cause::kNuma, 1, true},
+    {"pgdemote_kswapd", Cause::kDemotion, 1, true},
+    {"pgdemote_direct", Cause::kDemotion, 1, true},
+    {"pgdemote_khugepaged", Cause::kDemotion, 1, true},
+    {"pswpout", Cause::kSwap, 1},
+    {"pswpin", Cause::kSwap, 1},
+    {"zswpout", Cause::kSwap, 1},
+    {"thp_swpout", Cause::kSwap, kHuge},
+    {"thp_split_page", Cause::kSplit, kHuge},
+    {"thp_split_pmd", Cause::kSplit, kHuge},
+    {"thp_underused_split_page", Cause::kSplit, kHuge},
+    {"pgmigrate_success", Cause::kMigration, 1},
+    {"thp_migration_success", Cause::kMigration, 0}, // Their pages are among those of the one before.
+    {"ksm/pages_sharing", Cause::kKsm, 1},
 }};
 constexpr std::size_t kKsmSharing = kTable.size() - 1;
 
@@ -109,21 +113,28 @@ KernelCounts::Values KernelCounts::read() const {
 }
 
 std::vector<std::string> KernelCounts::causes(const Values& before, const Values& after) {
-    std::array<bool, kWords.size()> seen{};
+    struct Weight {
+        std::string_view words;
+        std::uint64_t pages = 0;
+    };
+    std::array<Weight, kWords.size()> weights;
+    std::ranges::transform(kWords, weights.begin(), [](std::string_view words) { return Weight{words}; });
+    std::uint64_t explained = 0;
     for (std::size_t index = 0; index < kTable.size(); ++index) {
-        if (rise_of(before, after, index) != 0) {
-            seen.at(static_cast<std::size_t>(kTable[index].cause)) = true;
+        const std::uint64_t pages = rise_of(before, after, index) * kTable[index].pages;
+        weights.at(static_cast<std::size_t>(kTable[index].cause)).pages += pages;
+        explained += kTable[index].migrates ? pages : 0;
+    }
+    std::uint64_t& migrated = weights.at(static_cast<std::size_t>(Cause::kMigration)).pages;
+    migrated -= std::min(migrated, explained);
+    std::ranges::stable_sort(weights, std::ranges::greater{}, &Weight::pages);
+    std::vector<std::string> causes;
+    for (const Weight& weight : weights) {
+        if (weight.pages != 0) {
+            causes.emplace_back(weight.words);
         }
     }
-    const auto is_seen = [&seen](Cause cause) { return seen.at(static_cast<std::size_t>(cause)); };
-    const bool explained = is_seen(Cause::kCompaction) || is_seen(Cause::kNuma) || is_seen(Cause::kDemotion);
-    std::vector<std::string> words;
-    for (std::size_t cause = 0; cause < kWords.size(); ++cause) {
-        if (seen[cause] && !(explained && cause == static_cast<std::size_t>(Cause::kMigration))) {
-            words.emplace_back(kWords[cause]);
-        }
-    }
-    return words;
+    return causes;
 }
 
 std::vector<std::pair<std::string_view, std::uint64_t>> KernelCounts::rises(const Values& before, const Values& after) {

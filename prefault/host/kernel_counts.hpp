@@ -29,8 +29,8 @@ class KernelCounts {
 
     [[nodiscard]] Values read() const;
 
-    /// What the counters of `after` that are above those of `before` stand for, as words for people, the likeliest
-    /// first: "compaction". What is explained by another one is left out: compaction migrates pages, too.
+    /// What the counters of `after` that are above those of `before` stand for, as words for people, by how many
+    /// pages each is about: "compaction". Migration is that of pages which no other counter explains.
     [[nodiscard]] static std::vector<std::string> causes(const Values& before, const Values& after);
     /// The counters that rose, by name, and by how much.
     [[nodiscard]] static std::vector<std::pair<std::string_view, std::uint64_t>> rises(const Values& before,

@@ -384,6 +384,12 @@ void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRa
     }
 }
 
+void keep_from_numa_balancing(std::span<std::byte> bytes) noexcept {
+    if (!has_policy_of_its_own()) {
+        static_cast<void>(try_bind(bytes, MPOL_LOCAL, {}));
+    }
+}
+
 bool is_confined(const NumaTopology& topology) noexcept {
     return topology.nodes.size() > 1 &&
            (has_policy_of_its_own() || std::ranges::any_of(topology.nodes, [](const NumaNode& node) {

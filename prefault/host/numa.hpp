@@ -75,6 +75,10 @@ void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, s
 void bind_memory(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges, const NumaPolicy& policy,
                  const NumaTopology& topology);
 
+/// Has automatic NUMA balancing leave `bytes` alone, at host page boundaries and without pages yet, as bind_memory()
+/// does for kDefault. Nothing is said if the kernel refuses.
+void keep_from_numa_balancing(std::span<std::byte> bytes) noexcept;
+
 /// True if this process may be kept from using all the host's nodes: by a memory policy that it was started with
 /// (numactl(8)), or by its cpuset. False on a host of one node.
 [[nodiscard]] bool is_confined(const NumaTopology& topology) noexcept;

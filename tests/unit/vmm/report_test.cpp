@@ -376,6 +376,12 @@ TEST(ReportSummary, OfHostMemoryAloneClaimsNothingOfTheSecondLevel) {
     EXPECT_FALSE(mentions(summary, "KVM maps")) << summary;
 }
 
+TEST(ReportSummary, SaysNothingOfAKeeperThatThereWasNot) {
+    RunReport report = whole_report();
+    report.kept.reset();
+    EXPECT_FALSE(mentions(to_summary(report), "kept full")) << to_summary(report);
+}
+
 TEST(ReportSummary, SaysNothingOfATableThatWasNotFullInTheBackground) {
     RunReport report = whole_report();
     report.seconds_until_full.reset();

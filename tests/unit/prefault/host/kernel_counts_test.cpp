@@ -53,6 +53,13 @@ TEST(KernelCounts, CallMigrationByItsNameIfNothingElseExplainsIt) {
         Words{"NUMA balancing"});
 }
 
+TEST(KernelCounts, NameFirstWhatIsAboutMostPages) {
+    EXPECT_EQ(causes_of("pgmigrate_success 10\nnuma_pte_updates 1\n", "pgmigrate_success 60010\nnuma_pte_updates 73\n"),
+              (Words{"migration of pages", "NUMA balancing"}));
+    EXPECT_EQ(causes_of("thp_collapse_alloc 0\npswpin 0\n", "thp_collapse_alloc 1\npswpin 511\n"),
+              (Words{"khugepaged", "swap"}));
+}
+
 TEST(KernelCounts, KnowEachThingThatTakesMappings) {
     EXPECT_EQ(causes_of("thp_collapse_alloc 0\n", "thp_collapse_alloc 1\n"), Words{"khugepaged"});
     EXPECT_EQ(causes_of("thp_split_page 0\n", "thp_split_page 1\n"), Words{"the splitting of huge pages"});
