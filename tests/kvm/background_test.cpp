@@ -111,7 +111,8 @@ TEST_F(Background, LeavesAGuestThatDoesNotWaitForItsEndFewerFaultsThanNone) {
     Config config = in_the_background(guest.config(), 64 * kMiB);
     std::atomic<bool> something_done{false};
     config.prefault.progress = [&](const prefault::Progress& now) {
-        something_done = something_done || now.done_bytes > 2 * kMiB;
+        // Host memory alone saves the guest no fault, and the thread behind it may not get a processor for long.
+        something_done = something_done || (now.stage == prefault::Stage::kSecondLevel && now.done_bytes > 2 * kMiB);
     };
     const std::uint64_t faults = faults_of_touching_all(guest, config, [&] { return something_done.load(); });
     config.prefault_when = PrefaultWhen::kBefore;
