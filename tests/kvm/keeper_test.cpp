@@ -202,6 +202,11 @@ TEST_F(Keeping, ServesBesidePrefaultsOfTheProgramAndAddedMemory) {
                 ::mprotect(region.host, region.range.size, PROT_READ | PROT_WRITE | PROT_EXEC);
                 ::mprotect(region.host, region.range.size, PROT_READ | PROT_WRITE);
             }
+            // Nothing more is lost for a while: in emulation a refill takes longer than this loop's turn.
+            constexpr int kLooks = 200;
+            for (int look = 0; look < kLooks && events.of(KeptEventKind::kFull).size() <= full; ++look) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(50));
+            }
             return events.of(KeptEventKind::kFull).size() > full;
         }));
         EXPECT_TRUE(

@@ -372,7 +372,7 @@ TEST_F(PoolCommands, OptionsThatCannotBeAreRefusedBeforeASocketIsThere) {
     refused({"--size", "1G", "--piece", "512M", "--page-size", "1G"}, 1, "multiple of 1 GiB");
     refused({"--size", "0"}, 1, "multiple of the piece");
     refused({"--size", "16T", "--piece", "2M", "--page-size", "4K"}, 1, "16384");
-    refused({"--size", "15T", "--page-size", "4K"}, 1, "this host has");
+    refused({"--size", "15T", "--piece", "1T", "--page-size", "4K"}, 1, "this host has");
     refused({"--size", "much"}, 2, "is no size");
     refused({"--size", "2M", "--piece", "2M", "--workers", "0"}, 1, "0 workers");
     refused({"--size", "2M", "--numa", "interleave"}, 2, "interleave");
