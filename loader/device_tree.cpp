@@ -53,7 +53,7 @@ class TreeWriter {
 
     [[nodiscard]] std::vector<std::byte> finish() && {
         check(::fdt_finish(bytes_.data()));
-        bytes_.resize(fdt_totalsize(bytes_.data()));
+        bytes_.resize(fdt_totalsize(static_cast<const void*>(bytes_.data())));
         return std::move(bytes_);
     }
 

@@ -252,7 +252,7 @@ boot() {
     until start_machine; do
         ((++failed_boots < most_boots)) || break
         show_tail console "the last the lab's kernel said"
-        say "it did not boot within $boot_limit s: once more"
+        say "it did not boot${hung:+ within $boot_limit s}: once more"
     done
 }
 
@@ -264,7 +264,8 @@ busyness() {
 }
 
 # Starts the emulator and waits for its end, or until time is up. Fails if its kernel has not come to the command within
-# boot_limit (on a busy machine as much longer): in emulation a processor loses a timer interrupt at times, and waits for ever.
+# boot_limit (on a busy machine as much longer), or has ended before: in emulation a processor loses a timer interrupt at
+# times, and waits for ever, or stumbles over an instruction that another one is just changing.
 start_machine() {
     local port machine timer boot_timer ended
     for port in 1 2 3 4; do
@@ -281,7 +282,7 @@ start_machine() {
     setpriv --pdeathsig KILL sleep "$time_limit" &
     timer=$!
     processes+=("$timer")
-    timed_out='' hung=''
+    timed_out='' hung='' died=''
     local waited=0
     while :; do
         setpriv --pdeathsig KILL sleep "$boot_limit" &
@@ -301,10 +302,11 @@ start_machine() {
     done
     [ "$ended" != "$boot_timer" ] || ! kill -0 "$machine" 2>/dev/null || hung=yes
     [ "$ended" != "$timer" ] || timed_out=yes
+    [ "$ended" != "$machine" ] || [ -s "$run_dir/port4" ] || died=yes
     kill -KILL "$machine" "$timer" "$boot_timer" 2>/dev/null || true
     wait_quietly
     processes=()
-    [ -z "$hung" ]
+    [ -z "$hung$died" ]
 }
 
 # Ends lab with the command's exit status, or says why there is none.

@@ -206,7 +206,7 @@ TEST_F(QueueTest, ContentIsTheSameHoweverItIsFramed) {
         }
         driver->add(buffers);
         ASSERT_EQ(queue.pop(chain), Pop::kChain);
-        for (const std::size_t from : {0, 1, 4, 31}) {
+        for (const std::size_t from : {0U, 1U, 4U, 31U}) {
             std::vector<std::byte> copy(40);
             EXPECT_EQ(copy_from(chain, from, copy), 32 - from);
             EXPECT_EQ(std::memcmp(copy.data(), expected.data() + from, 32 - from), 0);

@@ -38,24 +38,30 @@ boot_params as_kernel_sees(const ZeroPage& page) {
     return params;
 }
 
+/// The fields of these structures are not aligned, and GoogleTest takes references.
+template <typename T>
+constexpr T value_of(T field) {
+    return field;
+}
+
 TEST(ZeroPage, HoldsTheAddressesWhereTheKernelLooks) {
     const boot_params params = as_kernel_sees(build_zero_page(full_info(), {}, kKernel));
-    EXPECT_EQ(params.hdr.cmd_line_ptr, 0x20000U);
-    EXPECT_EQ(params.hdr.ramdisk_image, 0x7f000000U);
-    EXPECT_EQ(params.hdr.ramdisk_size, 0xabcdefU);
-    EXPECT_EQ(params.ext_ramdisk_image, 0U);
-    EXPECT_EQ(params.ext_ramdisk_size, 0U);
-    EXPECT_EQ(params.acpi_rsdp_addr, 0xe0000U);
-    EXPECT_EQ(params.hdr.code32_start, 0x1000000U);
-    EXPECT_EQ(params.hdr.type_of_loader, 0xff);
-    EXPECT_EQ(params.sentinel, 0); // else the kernel distrusts the page and clears parts of it
+    EXPECT_EQ(value_of(params.hdr.cmd_line_ptr), 0x20000U);
+    EXPECT_EQ(value_of(params.hdr.ramdisk_image), 0x7f000000U);
+    EXPECT_EQ(value_of(params.hdr.ramdisk_size), 0xabcdefU);
+    EXPECT_EQ(value_of(params.ext_ramdisk_image), 0U);
+    EXPECT_EQ(value_of(params.ext_ramdisk_size), 0U);
+    EXPECT_EQ(value_of(params.acpi_rsdp_addr), 0xe0000U);
+    EXPECT_EQ(value_of(params.hdr.code32_start), 0x1000000U);
+    EXPECT_EQ(value_of(params.hdr.type_of_loader), 0xff);
+    EXPECT_EQ(value_of(params.sentinel), 0); // else the kernel distrusts the page and clears parts of it
 }
 
 TEST(ZeroPage, SaysWhereTheListOfSetupDataBegins) {
-    EXPECT_EQ(as_kernel_sees(build_zero_page(full_info(), {}, kKernel)).hdr.setup_data, 0U);
+    EXPECT_EQ(value_of(as_kernel_sees(build_zero_page(full_info(), {}, kKernel)).hdr.setup_data), 0U);
     BootInfo info = full_info();
     info.setup_data = GuestAddress{0xc0000};
-    EXPECT_EQ(as_kernel_sees(build_zero_page(info, {}, kKernel)).hdr.setup_data, 0xc0000U);
+    EXPECT_EQ(value_of(as_kernel_sees(build_zero_page(info, {}, kKernel)).hdr.setup_data), 0xc0000U);
 }
 
 TEST(SetupData, HoldsADeviceTreeAsTheKernelSeesIt) {
@@ -65,20 +71,20 @@ TEST(SetupData, HoldsADeviceTreeAsTheKernelSeesIt) {
     setup_data header{};
     ASSERT_EQ(bytes.size(), sizeof header + tree.size());
     std::memcpy(&header, bytes.data(), sizeof header);
-    EXPECT_EQ(header.next, 0U);
-    EXPECT_EQ(header.type, std::uint32_t{SETUP_DTB});
-    EXPECT_EQ(header.len, 21U);
+    EXPECT_EQ(value_of(header.next), 0U);
+    EXPECT_EQ(value_of(header.type), std::uint32_t{SETUP_DTB});
+    EXPECT_EQ(value_of(header.len), 21U);
     EXPECT_EQ(std::memcmp(bytes.data() + sizeof header, tree.data(), tree.size()), 0);
 }
 
 TEST(ZeroPage, HoldsTheMemoryMap) {
     const boot_params params = as_kernel_sees(build_zero_page(full_info(), {}, kKernel));
-    ASSERT_EQ(params.e820_entries, kLongMap.size());
+    ASSERT_EQ(value_of(params.e820_entries), kLongMap.size());
     for (std::size_t i = 0; i < kLongMap.size(); ++i) {
         const boot_e820_entry entry = params.e820_table[i];
-        EXPECT_EQ(std::uint64_t{entry.addr}, to_integer(kLongMap[i].range.base));
-        EXPECT_EQ(std::uint64_t{entry.size}, kLongMap[i].range.size);
-        EXPECT_EQ(std::uint32_t{entry.type}, static_cast<std::uint32_t>(kLongMap[i].kind));
+        EXPECT_EQ(value_of(entry.addr), to_integer(kLongMap[i].range.base));
+        EXPECT_EQ(value_of(entry.size), kLongMap[i].range.size);
+        EXPECT_EQ(value_of(entry.type), static_cast<std::uint32_t>(kLongMap[i].kind));
     }
 }
 
@@ -91,24 +97,24 @@ TEST(ZeroPage, HasRoomForAsManyEntriesAsTheKernel) {
     BootInfo info = full_info();
     info.memory_map = map;
     const boot_params params = as_kernel_sees(build_zero_page(info, {}, kKernel));
-    EXPECT_EQ(params.e820_entries, 128);
-    EXPECT_EQ(std::uint64_t{params.e820_table[127].addr}, 127 * 2 * kMiB);
+    EXPECT_EQ(value_of(params.e820_entries), 128);
+    EXPECT_EQ(value_of(params.e820_table[127].addr), 127 * 2 * kMiB);
 }
 
 TEST(ZeroPage, WithoutInitrdAndAcpiHasZerosThere) {
     const boot_params params = as_kernel_sees(build_zero_page(bare_info(), {}, kKernel));
-    EXPECT_EQ(params.hdr.ramdisk_image, 0U);
-    EXPECT_EQ(params.hdr.ramdisk_size, 0U);
-    EXPECT_EQ(params.acpi_rsdp_addr, 0U);
+    EXPECT_EQ(value_of(params.hdr.ramdisk_image), 0U);
+    EXPECT_EQ(value_of(params.hdr.ramdisk_size), 0U);
+    EXPECT_EQ(value_of(params.acpi_rsdp_addr), 0U);
 }
 
 TEST(ZeroPage, MakesUpASetupHeaderForAnElfKernel) {
     const boot_params params = as_kernel_sees(build_zero_page(bare_info(), {}, kKernel));
-    EXPECT_EQ(params.hdr.boot_flag, 0xaa55);
-    EXPECT_EQ(params.hdr.header, 0x53726448U);
-    EXPECT_EQ(params.hdr.version, 0x20c);
-    EXPECT_EQ(params.hdr.loadflags, 1);
-    EXPECT_EQ(params.hdr.kernel_alignment, 16 * kMiB);
+    EXPECT_EQ(value_of(params.hdr.boot_flag), 0xaa55);
+    EXPECT_EQ(value_of(params.hdr.header), 0x53726448U);
+    EXPECT_EQ(value_of(params.hdr.version), 0x20c);
+    EXPECT_EQ(value_of(params.hdr.loadflags), 1);
+    EXPECT_EQ(value_of(params.hdr.kernel_alignment), 16 * kMiB);
 }
 
 TEST(ZeroPage, KeepsWhatTheKernelFileSaysButNotItsPointers) {
@@ -119,14 +125,14 @@ TEST(ZeroPage, KeepsWhatTheKernelFileSaysButNotItsPointers) {
     image.set(0x250, std::uint64_t{0xdeadbeef}); // setup_data
     const Kernel kernel = Kernel::parse(image.file());
     const boot_params params = as_kernel_sees(build_zero_page(bare_info(), kernel.setup_header(), kKernel));
-    EXPECT_EQ(params.hdr.version, 0x20f);
-    EXPECT_EQ(params.hdr.loadflags, 1);
-    EXPECT_EQ(std::uint64_t{params.hdr.pref_address}, testing::TestBzImage::kPreferredAddress);
-    EXPECT_EQ(params.hdr.init_size, testing::TestBzImage::kInitBytes);
-    EXPECT_EQ(params.hdr.ramdisk_image, 0U);
-    EXPECT_EQ(params.hdr.ramdisk_size, 0U);
-    EXPECT_EQ(params.hdr.cmd_line_ptr, 0x20000U);
-    EXPECT_EQ(std::uint64_t{params.hdr.setup_data}, 0U);
+    EXPECT_EQ(value_of(params.hdr.version), 0x20f);
+    EXPECT_EQ(value_of(params.hdr.loadflags), 1);
+    EXPECT_EQ(value_of(params.hdr.pref_address), testing::TestBzImage::kPreferredAddress);
+    EXPECT_EQ(value_of(params.hdr.init_size), testing::TestBzImage::kInitBytes);
+    EXPECT_EQ(value_of(params.hdr.ramdisk_image), 0U);
+    EXPECT_EQ(value_of(params.hdr.ramdisk_size), 0U);
+    EXPECT_EQ(value_of(params.hdr.cmd_line_ptr), 0x20000U);
+    EXPECT_EQ(value_of(params.hdr.setup_data), 0U);
 }
 
 /// Reads the start info's bytes as a guest does, by address.
