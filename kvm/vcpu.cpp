@@ -10,6 +10,7 @@
 #include <cstring>
 #include <new>
 #include <utility>
+#include <variant>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
@@ -118,6 +119,18 @@ Exit Vcpu::run() {
             throw_errno(errno, "run " + name());
         }
     }
+}
+
+std::optional<Exit> Vcpu::finish_exit() {
+    // KVM finishes the access, and looks at the flag before it enters the guest (api.rst, 5, immediate_exit).
+    run_->immediate_exit = 1;
+    struct Reset {
+        ~Reset() { run->immediate_exit = 0; }
+        kvm_run* run;
+    };
+    const Reset reset{run_};
+    Exit exit = run();
+    return std::holds_alternative<KickedExit>(exit) ? std::nullopt : std::optional(std::move(exit));
 }
 
 bool Vcpu::waits_for_startup() const noexcept {

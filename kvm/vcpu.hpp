@@ -43,6 +43,11 @@ class Vcpu {
     /// thread, after less than a second of trying. A kick is heard meanwhile, too.
     [[nodiscard]] Exit run();
 
+    /// Finishes the access of the last exit without entering the guest: what was read for the guest goes into its
+    /// registers, so that they are whole. If the access has a further part, that is the exit returned, and it is to be
+    /// served and finished in its turn. Throws as run() does.
+    [[nodiscard]] std::optional<Exit> finish_exit();
+
     void set_mp_state(MpState state);
     /// KVM's own number for it (KVM_MP_STATE_HALTED, ...); nothing if KVM does not say.
     [[nodiscard]] std::optional<std::uint32_t> mp_state() const noexcept;
