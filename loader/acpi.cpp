@@ -70,6 +70,21 @@ Term virtio_mmio(std::size_t number, const VirtioMmioHardware& virtio) {
                    aml::name("_CCA", aml::integer(1)), resources({registers, line})});
 }
 
+/// What power_button_events() notifies.
+constexpr std::string_view kPowerButton = "PWRB";
+
+Term power_button() {
+    return device(kPowerButton, {aml::name("_HID", aml::eisa_id("PNP0C0C")), aml::name("_UID", aml::integer(0))});
+}
+
+/// A generic event device (ACPI 6.3, 5.6.9): hardware-reduced machines have no fixed event for the button.
+Term power_button_events(std::uint32_t gsi) {
+    constexpr std::uint8_t kPressed = 0x80; // ACPI 6.3, table 5.169
+    const std::array<Term, 1> body = {aml::notify(kPowerButton, kPressed)};
+    return device("GED0", {aml::name("_HID", aml::string("ACPI0013")), aml::name("_UID", aml::integer(0)),
+                           resources({aml::interrupt(gsi, false)}), aml::method("_EVT", 1, body)});
+}
+
 Term power_off_state(std::uint8_t sleep_type) {
     const std::array<Term, 4> values = {aml::integer(sleep_type), aml::integer(0), aml::integer(0), aml::integer(0)};
     return aml::name("\\_S5", aml::package(values));
@@ -77,7 +92,7 @@ Term power_off_state(std::uint8_t sleep_type) {
 
 std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     std::vector<Term> devices;
-    devices.reserve(hardware.vcpus + 2 + hardware.virtio_mmio.size());
+    devices.reserve(hardware.vcpus + 4 + hardware.virtio_mmio.size());
     for (unsigned i = 0; i < hardware.vcpus; ++i) {
         devices.push_back(processor(i));
     }
@@ -86,6 +101,10 @@ std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     }
     if (hardware.cmos_rtc_port) {
         devices.push_back(cmos_rtc(*hardware.cmos_rtc_port));
+    }
+    if (hardware.power_button_gsi) {
+        devices.push_back(power_button());
+        devices.push_back(power_button_events(*hardware.power_button_gsi));
     }
     for (std::size_t i = 0; i < hardware.virtio_mmio.size(); ++i) {
         devices.push_back(virtio_mmio(i, hardware.virtio_mmio[i]));

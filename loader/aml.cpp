@@ -22,7 +22,9 @@ enum Op : std::uint8_t {
     kScopeOp = 0x10,
     kBufferOp = 0x11,
     kPackageOp = 0x12,
+    kMethodOp = 0x14,
     kExtendedPrefix = 0x5b,
+    kNotifyOp = 0x86,
     kDeviceOp = 0x82, // after kExtendedPrefix
 };
 
@@ -172,6 +174,22 @@ Term scope(std::string_view path, std::span<const Term> terms) {
     Term content = name_string(path);
     append(content, joined(terms));
     return enclosed(opcode(kScopeOp), content);
+}
+
+Term method(std::string_view name, unsigned arguments, std::span<const Term> terms) {
+    constexpr unsigned kMostArguments = 7;
+    assert(arguments <= kMostArguments);
+    Term content = name_string(name);
+    append(content, static_cast<std::uint8_t>(arguments));
+    append(content, joined(terms));
+    return enclosed(opcode(kMethodOp), content);
+}
+
+Term notify(std::string_view object, std::uint8_t value) {
+    Term term = opcode(kNotifyOp);
+    append(term, name_string(object));
+    append(term, integer(value));
+    return term;
 }
 
 Term device(std::string_view name, std::span<const Term> terms) {

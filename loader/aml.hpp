@@ -27,6 +27,10 @@ using Term = std::vector<std::byte>;
 [[nodiscard]] Term name(std::string_view name, const Term& value);
 /// Scope (path) { terms }.
 [[nodiscard]] Term scope(std::string_view path, std::span<const Term> terms);
+/// Method (name, arguments) { terms }, which takes 0 to 7 arguments and is not serialized.
+[[nodiscard]] Term method(std::string_view name, unsigned arguments, std::span<const Term> terms);
+/// Notify (object, value).
+[[nodiscard]] Term notify(std::string_view object, std::uint8_t value);
 /// Device (name) { terms }.
 [[nodiscard]] Term device(std::string_view name, std::span<const Term> terms);
 

@@ -45,6 +45,8 @@ struct Hardware {
     /// it is by memory that machines are switched off.
     std::optional<GuestRange> power_registers;
     std::optional<SerialPortHardware> com1;
+    /// The line of the power button: each edge is one press. Only ACPI tables tell of it.
+    std::optional<std::uint32_t> power_button_gsi;
     std::optional<std::uint16_t> cmos_rtc_port;  ///< the index port; the data port follows it
     std::uint8_t cmos_century_index = 0;         ///< where the clock keeps the century; 0 if it does not
     std::vector<VirtioMmioHardware> virtio_mmio; ///< at most kMaxVirtioMmio

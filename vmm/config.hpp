@@ -125,6 +125,11 @@ struct Config {
     std::vector<DeviceConfig> devices; ///< the embedding program's own
     bool rng = false;                  ///< whether the guest has a source of entropy (virtio-rng)
     LogSink log;
+    /// Is told that the guest runs, on the thread of Machine::run(). It should not hold that up. What it throws ends
+    /// the run and comes out of run().
+    std::function<void()> started;
+    /// Is told that a prefault in the background has filled the second level, on that prefault's thread.
+    std::function<void()> filled;
     /// Is told how the guest ended, when the report is complete, on the thread of Machine::run(). It is not called if
     /// run() throws.
     std::function<void(ExitReason)> ended;

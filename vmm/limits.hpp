@@ -32,6 +32,7 @@ inline constexpr int kHostFailed = 1;
 inline constexpr int kUsageError = 2;
 inline constexpr int kGuestFailed = 3;
 inline constexpr int kStoppedBySignal = 4;
+inline constexpr int kNobodyThere = 3; ///< of `vmm ctl`
 
 } // namespace exit_codes
 

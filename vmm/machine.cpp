@@ -95,8 +95,13 @@ prefault::Report Machine::prefault() {
 }
 
 prefault::Report Machine::prefault(const prefault::Options& options) {
+    return prefault(options, {});
+}
+
+prefault::Report Machine::prefault(const prefault::Options& options, const std::stop_token& stop) {
     Parts& parts = *parts_;
-    const StopBridge bridge(parts.stop);
+    StopBridge bridge(parts.stop);
+    const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });
     prefault::Report report = parts.hardware.second_level.fill(options, bridge.token());
     if (!parts.run.has_begun()) {
         parts.report.prefault = report;
@@ -107,7 +112,12 @@ prefault::Report Machine::prefault(const prefault::Options& options) {
 }
 
 prefault::Report Machine::add_memory(GuestRange range) {
-    const StopBridge bridge(parts_->stop);
+    return add_memory(range, {});
+}
+
+prefault::Report Machine::add_memory(GuestRange range, const std::stop_token& stop) {
+    StopBridge bridge(parts_->stop);
+    const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });
     return parts_->hardware.second_level.add_memory(range, bridge.token());
 }
 
@@ -123,6 +133,15 @@ void Machine::set_balloon(std::uint64_t bytes) {
     wanted.balloon->target_bytes = bytes;
     validate_balloon(wanted);
     parts_->hardware.virtio_devices.balloon->set_target(bytes);
+}
+
+void Machine::press_power_button() {
+    if (parts_->config.hardware == HardwareDescription::kFdt) {
+        throw Error(
+            "cannot press the guest's power button: it is told of its hardware by a device tree, which has none "
+            "(Config::hardware)");
+    }
+    parts_->hardware.board.press_power_button();
 }
 
 ExitReason Machine::run() {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 
 #include "kvm/host/export.hpp"
@@ -51,12 +52,16 @@ class Machine {
     /// fails.
     prefault::Report prefault();
     prefault::Report prefault(const prefault::Options& options);
+    /// The same. It ends early if `stop` is requested, too, and the machine goes on.
+    prefault::Report prefault(const prefault::Options& options, const std::stop_token& stop);
 
     /// Adds guest-physical memory at `range` and populates both sides of it; the guest is not told. `range` must begin
     /// at a multiple of GuestMemory::region_alignment(), be whole pages, and lie where there is neither RAM nor a
     /// device, at most 512 GiB above the RAM the machine was made with. It may be called at any time, and the memory
     /// stays as long as the machine. Throws Error; if populating failed, the memory is there all the same.
     prefault::Report add_memory(GuestRange range);
+    /// The same. Populating ends early if `stop` is requested, too; the memory is there all the same.
+    prefault::Report add_memory(GuestRange range, const std::stop_token& stop);
 
     /// Switches KVM's dirty logging of all memory on or off, at any time. Switching it on splits large second-level
     /// mappings, and switching it off drops the small ones; prefault() fills the second level again. Throws Error.
@@ -65,6 +70,11 @@ class Machine {
     /// Asks the guest for `bytes` of its memory, instead of what Config::balloon says. The guest gives what it can do
     /// without. Throws Error: the machine has no balloon, or cannot have one of that size.
     void set_balloon(std::uint64_t bytes);
+
+    /// Presses the guest's power button once. What the guest does then is its own: Linux switches itself off if a
+    /// program of its listens. Throws Error: the guest is told of its hardware by a device tree alone, which has no
+    /// button.
+    void press_power_button();
 
     /// Runs the guest until it ends or is stopped. The event loop runs on this thread, and each vCPU on one of its own.
     /// Throws Error if the host fails, what a function of the configuration threw (a device, a sink), and UsageError

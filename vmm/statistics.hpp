@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kvm/host/export.hpp"
@@ -24,11 +25,24 @@ struct VcpuStatistics {
     std::uint64_t second_level_faults = 0; ///< mappings that KVM made on the vCPU's behalf (pf_fixed)
 };
 
+/// One of a device's own counters.
+struct DeviceCounter {
+    std::string name; ///< "interrupts"; a name that ends in "_bytes" counts bytes
+    std::uint64_t value = 0;
+};
+
+/// A virtio device, since it was made.
+struct DeviceStatistics {
+    std::string name; ///< "blk0", as its thread is called
+    std::vector<DeviceCounter> counters;
+};
+
 /// A machine's figures. They are read one after the other, not at one instant.
 struct Statistics {
     MachineState state = MachineState::kReady;
     std::vector<VcpuStatistics> vcpus; ///< in order of their ids
     prefault::MappedPages mapped;      ///< of guest memory
+    std::vector<DeviceStatistics> devices;
 };
 
 } // namespace vmm

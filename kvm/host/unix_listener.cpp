@@ -84,6 +84,15 @@ void check_is_stale(const std::string& path, int type, const std::string& trying
 
 } // namespace
 
+std::optional<UnixPeer> peer_of(int socket) noexcept {
+    ucred credentials{};
+    socklen_t size = sizeof(credentials);
+    if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) {
+        return std::nullopt;
+    }
+    return UnixPeer{credentials.uid, credentials.pid};
+}
+
 UniqueFd make_unix_socket(int type) noexcept {
     return UniqueFd(::socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }

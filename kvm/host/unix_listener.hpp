@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "kvm/host/unique_fd.hpp"
@@ -38,6 +39,19 @@ class UnixListener {
     dev_t device_ = 0; ///< of the file that was made
     ino_t inode_ = 0;
 };
+
+/// The user behind the other end of a connection.
+struct UnixPeer {
+    uid_t user = 0;
+    pid_t process = 0;
+};
+/// Nothing if the kernel does not say (SO_PEERCRED in unix(7)).
+[[nodiscard]] std::optional<UnixPeer> peer_of(int socket) noexcept;
+
+/// Whether one side, whose user is `own`, deals with the other side: it is the same user's, or root's.
+[[nodiscard]] constexpr bool is_trusted(uid_t peer, uid_t own) noexcept {
+    return peer == own || peer == 0;
+}
 
 /// A new unix socket of `type` that does not block and is not inherited; empty with errno set if there is none.
 [[nodiscard]] UniqueFd make_unix_socket(int type) noexcept;

@@ -125,13 +125,4 @@ int receive_packet(int socket, std::span<std::byte> out, Packet& packet) noexcep
     return 0;
 }
 
-std::optional<Peer> peer_of(int socket) noexcept {
-    ucred credentials{};
-    socklen_t size = sizeof(credentials);
-    if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) {
-        return std::nullopt;
-    }
-    return Peer{credentials.uid, credentials.pid};
-}
-
 } // namespace vmm::prefault::warm

@@ -16,6 +16,7 @@
 
 #include "kvm/host/guest_memory.hpp"
 #include "kvm/host/unique_fd.hpp"
+#include "kvm/host/unix_listener.hpp"
 
 namespace vmm::prefault::warm {
 
@@ -109,16 +110,8 @@ template <typename Message>
     return std::as_bytes(std::span(&message, 1));
 }
 
-/// The user behind the other end of a connection; nothing if the kernel does not say.
-struct Peer {
-    uid_t user = 0;
-    pid_t process = 0;
-};
-[[nodiscard]] std::optional<Peer> peer_of(int socket) noexcept;
-
-/// Whether one side, whose user is `own`, deals with the other side: it is the same user's, or root's.
-[[nodiscard]] constexpr bool is_trusted(uid_t peer, uid_t own) noexcept {
-    return peer == own || peer == 0;
-}
+using Peer = UnixPeer;
+using vmm::is_trusted;
+using vmm::peer_of;
 
 } // namespace vmm::prefault::warm

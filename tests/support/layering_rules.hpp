@@ -66,6 +66,9 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     if (path.starts_with("vmm/cli/") && !file.starts_with("vmm/cli/") && file != "vmm/package/manual.cpp") {
         return "what is embedded knows nothing of the command";
     }
+    if (path.starts_with("vmm/control/") && !file.starts_with("vmm/control/") && !file.starts_with("vmm/cli/")) {
+        return "a machine and the benchmark know nothing of who controls them";
+    }
     if (file.starts_with("kvm/host/") && !path.starts_with("kvm/host/")) {
         return "the host under KVM knows nothing of KVM";
     }
@@ -91,6 +94,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     };
     constexpr std::array kPlaces{Place{"linux/kvm.h", {"kvm/uapi.hpp", "kvm/uapi.hpp"}},
                                  Place{"CLI/", {"vmm/cli/command_line.cpp", "vmm/cli/command_line.cpp"}},
+                                 Place{"boost/", {"vmm/control/http.cpp", "vmm/control/http.cpp"}},
                                  Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
                                  Place{"liburing", {"devices/uring_disk_io.", "prefault/host/longterm_pin."}},
                                  Place{"numa.h", {"prefault/host/numa.", "prefault/host/numa."}},

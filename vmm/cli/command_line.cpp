@@ -1,6 +1,7 @@
 #include "vmm/cli/command_line.hpp"
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <map>
@@ -13,9 +14,11 @@
 #include "vmm/cli/command_rows.hpp"
 #include "vmm/cli/config_file.hpp"
 #include "vmm/cli/config_schema.hpp"
+#include "vmm/cli/control_options.hpp"
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/option_names.hpp"
 #include "vmm/cli/options.hpp"
+#include "vmm/control/openapi.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/version.hpp"
 
@@ -24,6 +27,7 @@ namespace vmm {
 namespace {
 
 using exit_codes::kUsageError;
+using Json = nlohmann::ordered_json;
 constexpr std::size_t kHelpColumn = 36;
 
 /// Calls `take` and puts the option's name to what it throws. Throws CLI::ValidationError.
@@ -62,6 +66,9 @@ CLI::Option* add_valued(CLI::App& app, const Option& option, Given& given) {
     const auto take = [&option, &given](const std::vector<std::string>& words) {
         named(option, [&] { option.take(given, words); });
     };
+    if (option.is_repeated && !option.names.starts_with('-')) { // Words behind one another.
+        return app.add_option_function<std::vector<std::string>>(option.names, take, option.help);
+    }
     if (option.is_repeated) {
         return app.add_option_function<std::vector<std::string>>(option.names, take, option.help)
             ->expected(1)
@@ -155,6 +162,34 @@ void apply_config_file(CLI::App& run, const std::string& path) {
     }
 }
 
+Json value_given(const Option& option, const std::string& word) {
+    return option.value.kind == OptionValue::Kind::kNumber ? Json(std::stoul(word, nullptr, 0)) : Json(word);
+}
+
+/// What the options of `run` were given, on the command line and in a file, in the form of such a file.
+std::string options_given(CLI::App& run) {
+    Json given = Json::object();
+    for (const Option& option : options()) {
+        if (!option.is_allowed(Place::kFile)) {
+            continue;
+        }
+        const std::string name = option.long_name();
+        const CLI::Option* const found = run.get_option("--" + name);
+        const std::vector<std::string>& words = found->results();
+        if (found->count() == 0 || words.empty()) {
+            continue;
+        }
+        if (option.value.kind == OptionValue::Kind::kNone) {
+            given[name] = CLI::detail::to_flag_value(words.back()) > 0;
+        } else if (option.is_repeated) {
+            given[name] = words;
+        } else {
+            given[name] = value_given(option, words.back());
+        }
+    }
+    return given.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 /// Makes one line of a text that may quote a user or a file: it has a readable length, and nothing in it that a
 /// terminal would obey.
 std::string on_one_line(const std::string& text) {
@@ -241,6 +276,17 @@ Command parse_command_line(int argc, const char* const* argv) {
     if (is_given(Place::kDoctor)) {
         return DoctorCommand{};
     }
+    if (is_given(Place::kControl)) {
+        try {
+            static_cast<void>(request_of(given.control)); // What is wrong with it, is said before anybody is asked.
+            return given.control;
+        } catch (const Error& error) {
+            return usage_error(app, error.what());
+        }
+    }
+    if (is_given(Place::kApiSchema)) {
+        return TextCommand{control::openapi_document(), 0};
+    }
     if (is_given(Place::kPool)) {
         return given.pool;
     }
@@ -254,7 +300,9 @@ Command parse_command_line(int argc, const char* const* argv) {
         return given.bench;
     }
     try {
-        return run_command_of(given);
+        RunCommand run = run_command_of(given);
+        run.given = options_given(*commands.at(Place::kRun));
+        return run;
     } catch (const Error& error) {
         return usage_error(app, error.what());
     }

@@ -1,6 +1,9 @@
 #include "vmm/cli/command_rows.hpp"
 
+#include <algorithm>
 #include <array>
+
+#include "vmm/cli/control_options.hpp"
 
 namespace vmm {
 
@@ -18,6 +21,7 @@ constexpr const char* kExamples =
     "  vmm run --prefault=all                     the built-in guest, which measures its first touch of memory\n"
     "  vmm run --prefault=all -m 4G -c 4 vmlinuz --initrd initrd.img --cmdline \"root=/dev/ram0\"\n"
     "  vmm run --prefault=all --report r.json bzImage; jq .guest.second_level_faults_total r.json\n"
+    "  vmm run --api /run/guest.sock & vmm ctl /run/guest.sock status; vmm ctl /run/guest.sock stop\n"
     "  vmm pool --size 8G --socket /run/vmm.pool  memory that is ready: vmm run --memory-from /run/vmm.pool "
     "--page-size 2M\n"
     "  vmm bench quick                            what each method of populating costs and saves on this host\n"
@@ -64,9 +68,11 @@ constexpr CommandRow kProgram{"vmm", kIntroduction, kExamples, Place::kProgram};
 
 constexpr std::array kCommands{
     CommandRow{"run", "Run a guest", kRunNotes, Place::kRun},
+    CommandRow{"ctl", "Ask something of a guest that runs with --api", "", Place::kControl},
     CommandRow{"pool", "Keep memory ready for guests, cleared and populated", kPoolNotes, Place::kPool},
     CommandRow{"doctor", "Say what this host offers; status 1 if no guest can run", "", Place::kDoctor},
     CommandRow{"config-schema", "Print the schema of the configuration file", "", Place::kConfigSchema, false},
+    CommandRow{"api-schema", "Print the OpenAPI document of the control socket", "", Place::kApiSchema, false},
     CommandRow{"bench", "Measure what populating memory costs and saves", kBenchNotes, Place::kBench},
 };
 
@@ -81,8 +87,13 @@ const CommandRow& program_row() noexcept {
     return kProgram;
 }
 
-std::span<const CommandRow> command_rows() noexcept {
-    return kCommands;
+std::span<const CommandRow> command_rows() {
+    static const auto rows = [] {
+        auto all = kCommands;
+        std::ranges::find(all, Place::kControl, &CommandRow::place)->notes = control_notes().c_str();
+        return all;
+    }();
+    return rows;
 }
 
 const CommandRow& compare_row() noexcept {

@@ -20,7 +20,7 @@ struct CommandRow {
 [[nodiscard]] const CommandRow& program_row() noexcept;
 
 /// The commands that follow the program's name.
-[[nodiscard]] std::span<const CommandRow> command_rows() noexcept;
+[[nodiscard]] std::span<const CommandRow> command_rows();
 
 /// The command that follows `vmm bench`.
 [[nodiscard]] const CommandRow& compare_row() noexcept;

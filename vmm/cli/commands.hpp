@@ -1,8 +1,11 @@
 // What the program can be asked to do, as values.
 #pragma once
 
+#include <map>
+#include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "vmm/bench/command.hpp"
 #include "vmm/config.hpp"
@@ -20,8 +23,21 @@ struct RunCommand {
     std::string log_file;    ///< empty: none
     std::string config_file; ///< the file the rest was read from; empty: only the command line
     LogLevel log_level = LogLevel::kWarning;
-    bool watch = false;  ///< whether to say once a second what KVM has mapped
-    bool summary = true; ///< whether to end with a few lines for people
+    std::string api;                ///< the path of the control socket; empty: none
+    std::optional<unsigned> api_fd; ///< the descriptor of one that listens already
+    std::string given = "{}";       ///< the options that were given, as the JSON of a configuration file
+    bool watch = false;             ///< whether to say once a second what KVM has mapped
+    bool summary = true;            ///< whether to end with a few lines for people
+};
+
+/// `vmm ctl`
+struct ControlCommand {
+    std::string socket;
+    std::string verb;
+    std::vector<std::string> words{};             ///< behind the verb
+    std::map<std::string, std::string> options{}; ///< by the name of the verb's parameter
+    bool json = false;
+    bool wait = true; ///< for the end of a job that was begun
 };
 
 /// `vmm pool`
@@ -39,6 +55,7 @@ struct TextCommand {
     int exit_code; ///< 0: the text goes to standard output; 2: to standard error
 };
 
-using Command = std::variant<RunCommand, PoolCommand, DoctorCommand, BenchCommand, BenchCompareCommand, TextCommand>;
+using Command = std::variant<RunCommand, ControlCommand, PoolCommand, DoctorCommand, BenchCommand, BenchCompareCommand,
+                             TextCommand>;
 
 } // namespace vmm

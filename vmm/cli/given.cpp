@@ -74,6 +74,9 @@ RunCommand run_command_of(const Given& given) {
     validate_balloon(run.config);
     choose_hardware_description(given, run);
     choose_keeper(given, run);
+    if (!run.api.empty() && run.api_fd) {
+        throw Error("--api and --api-fd exclude each other: there is one control socket");
+    }
     run.log_level = log_level(given);
     run.summary = !given.quiet;
     return run;

@@ -18,6 +18,7 @@ struct Given {
     unsigned verbosity = 0;
     bool quiet = false;
     PoolCommand pool;
+    ControlCommand control;
     BenchCommand bench;
     BenchCompareCommand compare;
 };

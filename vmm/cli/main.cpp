@@ -14,6 +14,7 @@
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
 #include "vmm/cli/option_names.hpp"
+#include "vmm/cli/run_control.hpp"
 #include "vmm/cli/run_guest.hpp"
 #include "vmm/cli/run_pool.hpp"
 #include "vmm/host/process_limits.hpp"
@@ -31,6 +32,10 @@ using exit_codes::kSuccess;
 
 int execute(const RunCommand& command, std::chrono::steady_clock::time_point started) {
     return run_guest(command, started);
+}
+
+int execute(const ControlCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_control(command);
 }
 
 int execute(const PoolCommand& command, std::chrono::steady_clock::time_point /*started*/) {

@@ -61,6 +61,7 @@ Messages::Messages()
                 }}) {}
 
 void Messages::open_log(const RunCommand& command) {
+    level_.store(command.log_level);
     auto terminal = std::make_shared<QueueSink>(terminal_);
     terminal->set_level(spdlog_level(command.log_level));
     terminal->set_pattern("vmm: %l: %v");
@@ -88,6 +89,13 @@ void Messages::open_log(const RunCommand& command) {
 void Messages::log(LogLevel level, std::string_view line) {
     if (logger_) {
         logger_->log(spdlog_level(level), "{}", with_option_names(line));
+    }
+}
+
+void Messages::set_log_level(LogLevel level) {
+    level_.store(level);
+    if (logger_) {
+        logger_->sinks().front()->set_level(spdlog_level(level));
     }
 }
 

@@ -1,6 +1,7 @@
 // What the program says to people: on standard error and in the log file.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -28,6 +29,9 @@ class Messages {
 
     /// Writes a line to the log. Does nothing before open_log().
     void log(LogLevel level, std::string_view line);
+    /// How important a line of the log has to be to be shown on standard error. Another level holds from then on.
+    [[nodiscard]] LogLevel log_level() const noexcept { return level_.load(); }
+    void set_log_level(LogLevel level);
     /// Writes `text` as it is, on standard error only.
     void say(std::string_view text) { terminal_.write(text); }
     /// Does the same unless older text still waits: for a picture that only counts now.
@@ -41,7 +45,8 @@ class Messages {
   private:
     QueuedOutput terminal_;
     std::optional<QueuedOutput> file_;
-    std::shared_ptr<spdlog::logger> logger_;
+    std::atomic<LogLevel> level_{LogLevel::kWarning};
+    std::shared_ptr<spdlog::logger> logger_; ///< its first sink is the terminal
 };
 
 } // namespace vmm

@@ -17,7 +17,7 @@ namespace vmm {
 struct Given;
 
 /// Where an option is allowed: in a command, or in the configuration file.
-enum class Place { kProgram, kRun, kFile, kDoctor, kConfigSchema, kPool, kBench, kCompare };
+enum class Place { kProgram, kRun, kFile, kControl, kDoctor, kConfigSchema, kApiSchema, kPool, kBench, kCompare };
 
 /// The numbers that an option takes, both ends included.
 struct Limits {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "vmm/cli/bench_options.hpp"
+#include "vmm/cli/control_options.hpp"
 #include "vmm/cli/pool_options.hpp"
 #include "vmm/cli/run_options.hpp"
 
@@ -13,7 +14,7 @@ namespace vmm {
 std::span<const Option> options() {
     static const std::vector<Option> table = [] {
         std::vector<Option> rows = run_options();
-        for (auto* const part : {pool_options, bench_options}) {
+        for (auto* const part : {control_options, pool_options, bench_options}) {
             for (Option& row : part()) {
                 rows.push_back(std::move(row));
             }

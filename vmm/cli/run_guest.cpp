@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <exception>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <new>
@@ -19,6 +20,8 @@
 #include "vmm/cli/progress_line.hpp"
 #include "vmm/cli/terminal.hpp"
 #include "vmm/cli/window_size.hpp"
+#include "vmm/control/service.hpp"
+#include "vmm/control/socket.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/output/file_roles.hpp"
@@ -84,6 +87,7 @@ void check_files(const RunCommand& command) {
     if (config.vsock) {
         add(Use::kWrite, "--vsock", config.vsock->path);
     }
+    add(Use::kWrite, "--api", command.api);
 }
 
 /// Shows how the prefault is doing: by a bar at a terminal, which goes when the prefault is done, else in the log. If
@@ -109,7 +113,8 @@ class ProgressDisplay {
     ProgressLog log_;
 };
 
-void prefault_before(Machine& machine, const Config& config) {
+/// Returns whether the second level is full.
+bool prefault_before(Machine& machine, const Config& config) {
     const prefault::Report report = machine.prefault();
     if (report.scope == prefault::Scope::kAll) {
         config.log(LogLevel::kInfo,
@@ -119,11 +124,14 @@ void prefault_before(Machine& machine, const Config& config) {
                        "the second level is not complete, and the guest will take faults: " + report.problem);
         }
     }
+    return report.scope == prefault::Scope::kAll && report.complete && report.ranges.empty();
 }
 
-ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& progress) {
-    if (config.prefault_when == PrefaultWhen::kBefore) {
-        prefault_before(machine, config);
+/// `when_full` is called if the second level is full before the guest starts.
+ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& progress,
+                       const std::function<void()>& when_full) {
+    if (config.prefault_when == PrefaultWhen::kBefore && prefault_before(machine, config)) {
+        when_full();
     }
     progress.close();
     std::optional<RawTerminal> terminal;
@@ -142,11 +150,84 @@ struct Ending {
     std::string crash;
 };
 
+/// The control of a run, if it has one: its socket from the beginning on, and its service while there is a machine.
+class RunControl {
+  public:
+    /// Makes the socket; from then on clients wait. Throws Error.
+    RunControl(const RunCommand& command, Messages& messages)
+        : messages_(messages), given_(command.given), stop_(command.config.stop) {
+        if (!command.api.empty()) {
+            socket_.emplace(command.api,
+                            [&messages](const std::string& line) { messages.log(LogLevel::kWarning, line); });
+        } else if (command.api_fd) {
+            socket_.emplace(static_cast<int>(*command.api_fd));
+        } else if (const auto inherited = control::inherited_socket()) {
+            socket_.emplace(*inherited);
+        }
+    }
+
+    /// Has `config` tell of what happens. This outlives the machine that is made from it.
+    void listen_to(Config& config) {
+        config.started = [this] {
+            tell([](control::MachineControl& control) { control.note_started(); });
+            if (const std::string problem = control::notify_supervisor("READY=1"); !problem.empty()) {
+                messages_.log(LogLevel::kWarning, problem);
+            }
+        };
+        config.filled = [this] { tell([](control::MachineControl& control) { control.note_full(); }); };
+        config.ended = [this](ExitReason reason) {
+            tell([reason](control::MachineControl& control) { control.note_ended(reason); });
+        };
+        config.kept = [this, before = std::move(config.kept)](const prefault::KeptEvent& event) {
+            if (before) {
+                before(event);
+            }
+            tell([&event](control::MachineControl& control) { control.note_kept(event); });
+        };
+    }
+
+    /// Serves `machine` until the end of what is returned.
+    [[nodiscard]] std::shared_ptr<void> serve(Machine& machine, const Config& config) {
+        if (!socket_) {
+            return nullptr;
+        }
+        control::Surroundings surroundings;
+        surroundings.options = given_;
+        surroundings.stop = stop_;
+        surroundings.log_level = [this] { return messages_.log_level(); };
+        surroundings.set_log_level = [this](LogLevel level) { messages_.set_log_level(level); };
+        surroundings.words = with_option_names;
+        service_.emplace(*socket_, machine, config, std::move(surroundings));
+        return {this, [](RunControl* self) { self->service_.reset(); }};
+    }
+
+    /// Says that the second level is full before the guest starts.
+    void note_full() {
+        tell([](control::MachineControl& control) { control.note_full(); });
+    }
+
+  private:
+    template <typename Tell>
+    void tell(Tell what) {
+        if (service_) {
+            what(service_->control());
+        }
+    }
+
+    Messages& messages_;
+    std::string given_;
+    std::shared_ptr<const StopRequest> stop_;
+    std::optional<control::ListeningSocket> socket_;
+    std::optional<control::Service> service_; ///< changes only while nothing of the machine runs
+};
+
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
-                      std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress) {
+                      std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress,
+                      RunControl& control) {
     Ending ending;
     {
         Machine machine(config, started);
+        const std::shared_ptr<void> served = control.serve(machine, config);
         const BrokenMemoryReport broken_memory(machine.memory());
         for (const CharacterConnection* const connection : connections) {
             if (connection->file) { // By now the disks are locked, and none of them is this file.
@@ -154,7 +235,7 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
                 connection->file->keep();
             }
         }
-        ending.reason = run_machine(machine, config, progress);
+        ending.reason = run_machine(machine, config, progress, [&control] { control.note_full(); });
         ending.report = machine.report();
         ending.report.prefault.problem = with_option_names(ending.report.prefault.problem);
         if (ending.report.kept) {
@@ -198,6 +279,7 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
     if (!command.dump_dtb.empty()) {
         device_tree_file.emplace(command.dump_dtb, "the device tree");
     }
+    RunControl control(command, messages);
     Config& config = command.config;
     config.log = [&messages](LogLevel level, std::string_view line) { messages.log(level, line); };
     CharacterConnection serial;
@@ -225,7 +307,8 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
     if (device_tree_file) {
         return write_device_tree(*device_tree_file, config, started, patience);
     }
-    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress);
+    control.listen_to(config);
+    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control);
     warn_of_background_prefault(ending, config);
     if (!ending.crash.empty()) {
         messages.say("vmm: the guest crashed\n" + ending.crash);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -22,6 +24,7 @@ namespace {
 using prefault::NumaPolicy;
 using Words = std::vector<std::string>;
 
+constexpr std::uint64_t kMostDescriptor = std::numeric_limits<int>::max();
 constexpr std::array kScopes{prefault::Scope::kNone, prefault::Scope::kHost, prefault::Scope::kAll};
 
 /// An option that is switched by the words "on" and "off".
@@ -282,6 +285,19 @@ std::vector<Option> device_options() {
     };
 }
 
+std::vector<Option> control_socket_options() {
+    return {
+        file("--api",
+             "Serve a control socket there: status, pause, stop and more, by HTTP and `vmm ctl` (docs/control.md)",
+             [](Given& given, const std::string& path) { given.run.api = path; }),
+        number("--api-fd", {0, kMostDescriptor},
+               "Serve it on a unix socket that listens already, inherited as this descriptor (by itself if there is "
+               "one by LISTEN_FDS)",
+               [](Given& given, unsigned fd) { given.run.api_fd = fd; })
+            .only_in({Place::kRun}),
+    };
+}
+
 std::vector<Option> output_options() {
     Option verbose{.names = "-v,--verbose", .help = "Say more; twice: everything"};
     verbose.take_count = [](Given& given, std::int64_t count) {
@@ -309,7 +325,8 @@ std::vector<Option> output_options() {
 
 std::vector<Option> run_options() {
     std::vector<Option> rows;
-    for (auto* const part : {guest_options, prefault_options, placement_options, device_options, output_options}) {
+    for (auto* const part :
+         {guest_options, prefault_options, placement_options, device_options, control_socket_options, output_options}) {
         for (Option& row : part()) {
             if (row.places.empty()) {
                 row.places = {Place::kRun, Place::kFile};

@@ -10,8 +10,8 @@ using devices::AcpiPower;
 
 Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio,
              CustomDevices& custom, StopRequest& stop)
-    : com1_line_(vm, memory_map::kCom1Gsi), serial_(com1_line_, std::move(serial_callbacks)),
-      i8042_([&stop] { stop.request(ExitReason::kReboot); }),
+    : com1_line_(vm, memory_map::kCom1Gsi), power_button_line_(vm, memory_map::kPowerButtonGsi),
+      serial_(com1_line_, std::move(serial_callbacks)), i8042_([&stop] { stop.request(ExitReason::kReboot); }),
       system_control_(devices::system_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }),
       reset_control_(devices::reset_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }),
       power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {
@@ -47,6 +47,7 @@ loader::Hardware Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma>
     hardware.reset_value = AcpiPower::kResetValue;
     hardware.power_registers = GuestRange{memory_map::kPowerRegisters, AcpiPower::kSize};
     static_assert(AcpiPower::kSleepControlOffset == 0);
+    hardware.power_button_gsi = memory_map::kPowerButtonGsi;
     hardware.com1 = loader::SerialPortHardware{memory_map::kCom1Port, memory_map::kCom1Gsi};
     hardware.cmos_rtc_port = memory_map::kRtcPort;
     hardware.cmos_century_index = devices::Rtc::kCenturyIndex;

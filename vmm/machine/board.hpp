@@ -34,6 +34,9 @@ class Board {
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
     [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
 
+    /// Presses the power button once. A guest that was told of it by ACPI may switch itself off then.
+    void press_power_button() noexcept { power_button_line_.raise(); }
+
     /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices is told of this
     /// board.
     [[nodiscard]] static loader::Hardware describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
@@ -41,6 +44,7 @@ class Board {
 
   private:
     IrqfdLine com1_line_;
+    IrqfdLine power_button_line_;
     devices::SerialPort serial_;
     devices::I8042 i8042_;
     devices::ResetRegister system_control_;

@@ -1,6 +1,7 @@
 // An interrupt line of the in-kernel interrupt controller, raised through an eventfd.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "devices/device.hpp"
@@ -15,10 +16,16 @@ class IrqfdLine final : public devices::IrqLine {
     /// After kvm::Vm::create_irqchip(). Throws Error.
     IrqfdLine(kvm::Vm& vm, std::uint32_t gsi) { vm.attach_irqfd(event_.fd(), gsi); }
 
-    void raise() noexcept override { event_.signal(); }
+    void raise() noexcept override {
+        raised_.fetch_add(1, std::memory_order_relaxed);
+        event_.signal();
+    }
+    /// How often it was raised.
+    [[nodiscard]] std::uint64_t raised() const noexcept { return raised_.load(std::memory_order_relaxed); }
 
   private:
     EventFd event_;
+    std::atomic<std::uint64_t> raised_{0};
 };
 
 } // namespace vmm

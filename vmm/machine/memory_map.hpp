@@ -50,6 +50,7 @@ inline constexpr std::uint16_t kResetControlPorts = 0xcf8; ///< the register its
 
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
+inline constexpr std::uint32_t kPowerButtonGsi = 9;
 /// One line for each virtio device. They are not shared, because they are edge-triggered. These are the 24 inputs of
 /// the I/O APIC without those that have fixed uses in a PC (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
 inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,

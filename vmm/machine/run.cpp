@@ -111,11 +111,13 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         hardware_.second_level.note_guest_runs();
         start.count_down(); // This waits until every thread exists: a guest that has begun cannot be taken back.
         if (config_.prefault_when == PrefaultWhen::kBackground) {
-            background.emplace(hardware_.second_level, background_options(), stop_,
-                               [this] { report_.faults_until_full = hardware_.faults.total(); });
+            background.emplace(hardware_.second_level, background_options(), stop_, [this] { note_full(); });
         }
         if (config_.prefault_keep) {
             keeper.emplace(config_, hardware_.second_level, hardware_.faults, stop_, embedder_);
+        }
+        if (config_.started) {
+            config_.started();
         }
         // Both are asked, because signals may interrupt the loop all the time.
         while (!stopping && !stop_.is_requested()) {
@@ -203,6 +205,17 @@ void Run::watch_terminal_size(EventLoop& loop) {
     });
     if (!watched) {
         throw Error("cannot watch Config::console.resized_fd: it has to be an eventfd");
+    }
+}
+
+void Run::note_full() {
+    report_.faults_until_full = hardware_.faults.total();
+    if (config_.filled) {
+        try {
+            config_.filled();
+        } catch (...) {
+            embedder_.note_failure(std::current_exception());
+        }
     }
 }
 
@@ -332,6 +345,15 @@ Statistics Run::statistics() const {
         statistics.vcpus.push_back({vcpu < exits.size() ? exits[vcpu] : 0, faults[vcpu]});
     }
     statistics.mapped = hardware_.second_level.mapped();
+    statistics.devices = hardware_.virtio.statistics();
+    if (const auto* const balloon = hardware_.virtio_devices.balloon; balloon != nullptr) {
+        const auto counted = balloon->statistics();
+        const auto found = std::ranges::find(statistics.devices, balloon->identity().name, &DeviceStatistics::name);
+        assert(found != statistics.devices.end());
+        found->counters.push_back({"inflated_bytes", counted.inflated});
+        found->counters.push_back({"deflated_bytes", counted.deflated});
+        found->counters.push_back({"reported_bytes", counted.reported});
+    }
     return statistics;
 }
 

@@ -61,6 +61,7 @@ class Run {
     [[nodiscard]] prefault::Options background_options();
     void watch_second_level(EventLoop& loop, TimerFd& timer);
     void watch_terminal_size(EventLoop& loop);
+    void note_full();
     void note_background(BackgroundPrefault::Result result, const std::deque<VcpuThread>& threads);
     void flush_output() noexcept;
     void note_output(const char* device, const CharacterConsole& output);

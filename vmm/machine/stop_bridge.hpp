@@ -20,6 +20,8 @@ class StopBridge {
     StopBridge(const StopBridge&) = delete;
     StopBridge& operator=(const StopBridge&) = delete;
 
+    /// Stops token() for another reason.
+    void request_stop() noexcept { source_.request_stop(); }
     [[nodiscard]] std::stop_token token() const { return source_.get_token(); }
 
   private:

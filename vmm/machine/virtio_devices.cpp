@@ -155,11 +155,21 @@ std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
     return nodes;
 }
 
+std::vector<DeviceStatistics> VirtioDevices::statistics() const {
+    std::vector<DeviceStatistics> devices;
+    for (const Slot& slot : slots_) {
+        devices.push_back(
+            {slot.device->identity().name,
+             {{"doorbell_turns", slot.rung.load(std::memory_order_relaxed)}, {"interrupts", slot.line.raised()}}});
+    }
+    return devices;
+}
+
 void VirtioDevices::start(StopRequest& stop) {
     for (Slot& slot : slots_) {
         slot.stop = &stop;
         threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport.negotiation(), slot.transport,
-                                                   slot.doorbells, slot.work, stop});
+                                                   slot.doorbells, slot.work, stop, &slot.rung});
     }
 }
 

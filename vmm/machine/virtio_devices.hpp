@@ -26,6 +26,7 @@
 #include "vmm/machine/virtio_thread.hpp"
 #include "vmm/network/kept_frames.hpp"
 #include "vmm/network/user_network.hpp"
+#include "vmm/statistics.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -69,6 +70,9 @@ class VirtioDevices {
     /// Where the guest finds them.
     [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
 
+    /// What each device has counted since it was made. Threads: any.
+    [[nodiscard]] std::vector<DeviceStatistics> statistics() const;
+
     /// Starts the devices' threads, before the first vCPU runs. Throws Error.
     void start(StopRequest& stop);
     /// Ends the threads, once no vCPU runs any more. Waits for the devices' work with the host, but not for ever: see
@@ -99,6 +103,7 @@ class VirtioDevices {
         IrqfdLine line;
         EventFd work;
         std::deque<EventFd> doorbells;
+        std::atomic<std::uint64_t> rung{0};      ///< turns that doorbells began
         std::atomic<StopRequest*> stop{nullptr}; ///< from start() on, before the guest runs
         std::atomic<bool> is_overdue{false};     ///< the device was not done when the patience with a reset ended
         devices::virtio::MmioTransport transport;

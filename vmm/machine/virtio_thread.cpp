@@ -57,6 +57,9 @@ void VirtioThread::body() noexcept {
         for (std::size_t index = 0; index < wiring_.doorbells.size(); ++index) {
             watched = loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
                 wiring_.doorbells[index].clear();
+                if (wiring_.rung != nullptr) {
+                    wiring_.rung->fetch_add(1, std::memory_order_relaxed);
+                }
                 if (active_ && !quitting_) {
                     wiring_.device.doorbell(static_cast<std::uint16_t>(index));
                 }

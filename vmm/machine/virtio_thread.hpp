@@ -32,9 +32,10 @@ class VirtioThread {
         devices::virtio::Device& device;
         devices::virtio::Negotiation& negotiation;
         devices::virtio::DriverLink& driver;
-        std::deque<EventFd>& doorbells; ///< by queue
-        EventFd& work;                  ///< Negotiation::Hooks::work
-        StopRequest& stop;              ///< for a failure of the host's
+        std::deque<EventFd>& doorbells;             ///< by queue
+        EventFd& work;                              ///< Negotiation::Hooks::work
+        StopRequest& stop;                          ///< for a failure of the host's
+        std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody does
     };
 
     /// Throws Error: the host cannot make a thread.

@@ -100,6 +100,15 @@ TEST(IncludeArrows, MachineDoesNotKnowTheCommand) {
     EXPECT_EQ(count_violations("vmm/bench/run.cpp", "\"vmm/cli/values.hpp\""), 1U);
 }
 
+TEST(IncludeArrows, MachineDoesNotKnowItsControl) {
+    EXPECT_EQ(count_violations("vmm/control/server.cpp", "\"vmm/control/http.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/control/service.hpp", "\"vmm/machine.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/cli/run_guest.cpp", "\"vmm/control/service.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/machine/run.cpp", "\"vmm/control/events.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/bench/run.cpp", "\"vmm/control/client.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/control/verbs.cpp", "\"vmm/cli/options.hpp\""), 1U);
+}
+
 TEST(IncludeArrows, BuiltInGuestSharesNoHeaderWithTheHost) {
     EXPECT_EQ(count_violations("vmm/guest/main.cpp", "\"vmm/guest/text.hpp\""), 0U);
     EXPECT_EQ(count_violations("vmm/guest/main.cpp", "\"kvm/host/error.hpp\""), 1U);
@@ -111,6 +120,8 @@ TEST(IncludeArrows, ForeignHeadersHaveOnePlace) {
     EXPECT_EQ(count_violations("vmm/cli/command_line.cpp", "<CLI/CLI.hpp>"), 0U);
     EXPECT_EQ(count_violations("vmm/cli/values.cpp", "<CLI/CLI.hpp>"), 1U);
     EXPECT_EQ(count_violations("vmm/cli/main.cpp", "<CLI/CLI.hpp>"), 1U);
+    EXPECT_EQ(count_violations("vmm/control/http.cpp", "<boost/beast/http/parser.hpp>"), 0U);
+    EXPECT_EQ(count_violations("vmm/control/server.cpp", "<boost/beast/http/parser.hpp>"), 1U);
     EXPECT_EQ(count_violations("loader/device_tree.cpp", "<libfdt.h>"), 0U);
     EXPECT_EQ(count_violations("loader/acpi.cpp", "<libfdt.h>"), 1U);
     EXPECT_EQ(count_violations("devices/uring_disk_io.cpp", "<liburing.h>"), 0U);

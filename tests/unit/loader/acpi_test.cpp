@@ -32,6 +32,7 @@ Hardware full_config(unsigned vcpus) {
     config.reset_port = 0x602;
     config.reset_value = 6;
     config.com1 = SerialPortHardware{.port = 0x3f8, .gsi = 4};
+    config.power_button_gsi = 9;
     config.cmos_rtc_port = 0x70;
     config.cmos_century_index = 0x32;
     config.virtio_mmio = {
@@ -361,7 +362,8 @@ TEST_F(AcpiSourceTest, DevicesAreInTheDsdt) {
          {"Device (C000)", "Device (C001)", "\"ACPI0007\"", "EisaId (\"PNP0501\")", "0x03F8", "EisaId (\"PNP0B00\")",
           "Device (V000)", "Device (V001)", "\"LNRO0005\"", "0xC0001000",
           "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive",
-          "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive", "Name (\\_S5"}) {
+          "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive", "Name (\\_S5", "EisaId (\"PNP0C0C\")",
+          "\"ACPI0013\"", "Method (_EVT, 1, NotSerialized)", "Notify (PWRB, 0x80)"}) {
         EXPECT_TRUE(mentions(source, part)) << part << " is not in\n" << source;
     }
     EXPECT_FALSE(mentions(source, "Device (C002)"));

@@ -1,0 +1,225 @@
+#include "vmm/cli/run_control.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "kvm/host/error.hpp"
+#include "vmm/cli/control_options.hpp"
+#include "vmm/control/client.hpp"
+#include "vmm/control/verbs.hpp"
+#include "vmm/limits.hpp"
+#include "vmm/output/patient_write.hpp"
+
+namespace vmm {
+
+namespace {
+
+using control::Client;
+using control::ClientAnswer;
+using Json = nlohmann::ordered_json;
+
+constexpr unsigned kFirstRefusal = 400;
+
+/// A text without what a terminal would obey.
+std::string shown(const std::string& text) {
+    std::string safe = text;
+    std::ranges::replace_if(
+        safe, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == 0x7f; }, '?');
+    return safe;
+}
+
+std::string value_in_words(const Json& value) {
+    if (value.is_string()) {
+        return shown(value.get<std::string>());
+    }
+    if (value.is_boolean()) {
+        return value.get<bool>() ? "yes" : "no";
+    }
+    return value.dump();
+}
+
+std::string name_in_words(std::string name) {
+    std::ranges::replace(name, '_', ' ');
+    return shown(name);
+}
+
+void add_lines(const Json& value, const std::string& indent, std::string& text);
+
+void add_line(const std::string& name, const Json& value, const std::string& indent, std::string& text) {
+    if (!value.is_structured()) {
+        text += indent + name + ": " + value_in_words(value) + "\n";
+    } else if (value.empty()) {
+        text += indent + name + ": none\n";
+    } else {
+        text += indent + name + ":\n";
+        add_lines(value, indent + "  ", text);
+    }
+}
+
+/// The members of an object, or the elements of a list, which are numbered unless they have a name.
+void add_lines(const Json& value, const std::string& indent, std::string& text) {
+    if (value.is_object()) {
+        for (const auto& [name, member] : value.items()) {
+            add_line(name_in_words(name), member, indent, text);
+        }
+        return;
+    }
+    std::size_t number = 0;
+    for (const Json& element : value) {
+        if (element.is_object() && element.contains("name")) {
+            Json rest = element;
+            rest.erase("name");
+            add_line(value_in_words(element["name"]), rest, indent, text);
+        } else {
+            add_line(std::to_string(number), element, indent, text);
+        }
+        ++number;
+    }
+}
+
+/// An object; empty if `text` is none.
+Json parse(const std::string& text) {
+    Json json = Json::parse(text, nullptr, false);
+    return json.is_object() ? json : Json::object();
+}
+
+std::string member(const Json& json, const char* name) {
+    const auto found = json.find(name);
+    return found != json.end() && found->is_string() ? shown(found->get<std::string>()) : std::string();
+}
+
+/// Prints a refusal as the machine gave it.
+int refused(const ControlCommand& command, const std::string& body) {
+    if (command.json) {
+        static_cast<void>(print_result(body));
+        return exit_codes::kHostFailed;
+    }
+    const Json json = parse(body);
+    const std::string advice = member(json, "advice");
+    print_message("vmm ctl: " + member(json, "error") + (advice.empty() ? "" : " (" + advice + ")") + "\n");
+    return exit_codes::kHostFailed;
+}
+
+int print(const std::string& text, int status = exit_codes::kSuccess) {
+    return print_result(text) ? status : exit_codes::kHostFailed;
+}
+
+int print_answer(const ControlCommand& command, const std::string& body) {
+    const Json json = Json::parse(body, nullptr, false);
+    const bool is_shown_as_it_is =
+        command.json || !json.is_object() || command.verb == "metrics" || command.verb == "api-schema";
+    return print(is_shown_as_it_is ? body : in_words(json));
+}
+
+bool begins_job(const std::string& verb) {
+    const control::Verb* const found = control::find_verb(verb);
+    return found != nullptr && found->answer == "Job" && found->status == 202;
+}
+
+/// Whether a job that has ended did all that it was asked for.
+bool is_done(const Json& job) {
+    return member(job, "state") == "done" && (!job.contains("result") || job["result"].value("complete", true));
+}
+
+/// What the events say of a job.
+struct JobEnd {
+    bool has_ended = false;    ///< the job
+    std::string machine_ended; ///< why the machine ended; empty if it did not before the job
+};
+
+/// Reads `events` until the job has ended, or the machine has. A job that ends the machine is done when that has ended.
+JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_machine) {
+    JobEnd end;
+    while (const auto line = events.next()) {
+        const Json event = parse(*line);
+        if (member(event, "event") == "ended") {
+            end.machine_ended = member(event, "reason");
+            break;
+        }
+        if (member(event, "event") == "job" && event.value("id", std::uint64_t{0}) == id) {
+            end.has_ended = true;
+            if (!ends_machine || member(event, "state") != "done") {
+                break;
+            }
+        }
+    }
+    return end;
+}
+
+/// Begins a job and waits for its end. The events are asked for first, so that nothing of it is missed, however short
+/// the life of the machine is from then on.
+int do_job(const ControlCommand& command, const Client& client, const ControlRequest& request) {
+    control::LineStream events = client.follow("/events?follow=true");
+    if (events.status() >= kFirstRefusal) {
+        return refused(command, events.refusal());
+    }
+    const ClientAnswer begun = client.ask(request.method, request.target, request.body);
+    if (begun.status >= kFirstRefusal) {
+        return refused(command, begun.body);
+    }
+    const std::uint64_t id = parse(begun.body).value("id", std::uint64_t{0});
+    const bool ends_machine = command.verb == "stop";
+    const JobEnd end = wait_for_job(events, id, ends_machine);
+    if (ends_machine && !end.machine_ended.empty()) {
+        return print(command.json ? Json{{"ended", end.machine_ended}}.dump() + "\n"
+                                  : "ended: " + end.machine_ended + "\n");
+    }
+    if (!end.has_ended) {
+        throw control::NobodyThere("the machine ended before the job did" +
+                                   (end.machine_ended.empty() ? "" : ": " + end.machine_ended));
+    }
+    const ClientAnswer answer = client.ask("GET", "/jobs/" + std::to_string(id));
+    if (answer.status >= kFirstRefusal) {
+        return refused(command, answer.body);
+    }
+    const Json job = parse(answer.body);
+    return print(command.json ? answer.body : in_words(job),
+                 is_done(job) ? exit_codes::kSuccess : exit_codes::kHostFailed);
+}
+
+int follow_events(const ControlCommand& command, const Client& client, const std::string& target) {
+    control::LineStream events = client.follow(target);
+    if (events.status() >= kFirstRefusal) {
+        return refused(command, events.refusal());
+    }
+    while (const auto line = events.next()) {
+        if (!print_result(*line + "\n")) {
+            return exit_codes::kHostFailed;
+        }
+    }
+    return exit_codes::kSuccess;
+}
+
+} // namespace
+
+std::string in_words(const Json& answer) {
+    std::string text;
+    add_lines(answer, "", text);
+    return text;
+}
+
+int run_control(const ControlCommand& command) {
+    const ControlRequest request = request_of(command);
+    const Client client(command.socket);
+    try {
+        if (command.verb == "events") {
+            return follow_events(command, client, request.target);
+        }
+        if (begins_job(command.verb) && command.wait) {
+            return do_job(command, client, request);
+        }
+        const ClientAnswer answer = client.ask(request.method, request.target, request.body);
+        if (answer.status >= kFirstRefusal) {
+            return refused(command, answer.body);
+        }
+        return print_answer(command, answer.body);
+    } catch (const control::NobodyThere& error) {
+        print_message("vmm ctl: " + std::string(error.what()) + "\n");
+        return exit_codes::kNobodyThere;
+    }
+}
+
+} // namespace vmm

@@ -1,0 +1,68 @@
+// The other end of a control socket.
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
+#include "vmm/control/http.hpp"
+
+namespace vmm::control {
+
+/// Nobody serves there, or whoever did has gone.
+class NobodyThere : public Error {
+  public:
+    using Error::Error;
+};
+
+struct ClientAnswer {
+    unsigned status = 0;
+    std::string body{};
+};
+
+/// An answer that comes in lines, as long as the other side has some. Threads: one.
+class LineStream {
+  public:
+    /// `socket` has sent a request. Returns when the head of the answer has come. Throws NobodyThere, or Error.
+    explicit LineStream(UniqueFd socket);
+
+    /// Not 200: the request was refused, and refusal() says why.
+    [[nodiscard]] unsigned status() const { return reader_.status(); }
+    [[nodiscard]] const std::string& refusal() const { return refusal_; }
+
+    /// Waits for the next line, and returns it without its newline; nothing if the answer has ended.
+    [[nodiscard]] std::optional<std::string> next();
+
+  private:
+    UniqueFd socket_;
+    AnswerReader reader_;
+    std::string refusal_;
+    std::string pending_;
+};
+
+/// Asks a machine, over one connection for each request. Threads: one.
+class Client {
+  public:
+    /// How long it waits for the first word of an answer. What takes long is a job, which is begun at once.
+    static constexpr std::chrono::seconds kPatience{30};
+
+    /// `path` is that of the socket.
+    explicit Client(std::string path) : path_(std::move(path)) {}
+
+    /// Throws NobodyThere, or Error: the answer cannot be understood.
+    [[nodiscard]] ClientAnswer ask(std::string_view method, std::string_view target, std::string_view body = {}) const;
+
+    /// Asks for an answer in lines. Throws as ask().
+    [[nodiscard]] LineStream follow(std::string_view target) const { return LineStream(send("GET", target, {})); }
+
+  private:
+    [[nodiscard]] UniqueFd send(std::string_view method, std::string_view target, std::string_view body) const;
+
+    std::string path_;
+};
+
+} // namespace vmm::control

@@ -1,0 +1,391 @@
+#include "vmm/control/machine_control.hpp"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <chrono>
+#include <exception>
+#include <new>
+#include <stop_token>
+#include <utility>
+#include <variant>
+
+#include <nlohmann/json.hpp>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "vmm/control/log_levels.hpp"
+#include "vmm/control/metrics.hpp"
+#include "vmm/control/openapi.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm::control {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::uint64_t kStandardSecondsToStop = 20;
+
+HttpAnswer json_answer(const Json& body, unsigned status = 200) {
+    HttpAnswer answer;
+    answer.status = status;
+    answer.body = body.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    return answer;
+}
+
+Json json_of(const prefault::Report& report) {
+    return {{"scope", to_string(report.scope)},
+            {"bytes", report.bytes},
+            {"method", to_string(report.method)},
+            {"seconds", report.total_seconds},
+            {"mapped_bytes", report.mapped.bytes()},
+            {"complete", report.complete},
+            {"problem", report.problem}};
+}
+
+} // namespace
+
+MachineControl::MachineControl(Machine& machine, const Config& config, Surroundings surroundings)
+    : machine_(machine), config_(config), surroundings_(std::move(surroundings)), jobs_([this](const JobStatus& job) {
+          Json details = {{"id", job.id}, {"kind", job.kind}, {"state", to_string(job.state)}};
+          if (!job.error.empty()) {
+              details["error"] = in_words(job.error);
+          }
+          events_.add("job", details);
+      }) {}
+
+void MachineControl::note_kept(const prefault::KeptEvent& event) {
+    const Json details = {{"kind", to_string(event.kind)},
+                          {"lost_bytes", event.lost_bytes},
+                          {"mapped_bytes", event.mapped.bytes()},
+                          {"faults", event.faults},
+                          {"causes", event.causes},
+                          {"text", in_words(prefault::to_line(event))}};
+    events_.add(event.kind == prefault::KeptEventKind::kFull ? "full" : "mappings", details);
+}
+
+void MachineControl::note_ended(ExitReason reason) {
+    if (reason == ExitReason::kCrash) {
+        events_.add("guest-panic");
+    }
+    events_.add("ended", {{"reason", to_string(reason)}});
+}
+
+std::string MachineControl::in_words(std::string_view text) const {
+    return surroundings_.words ? surroundings_.words(text) : std::string(text);
+}
+
+const MachineControl::Row& MachineControl::row_of(const Verb& verb) {
+    static constexpr std::array kRows{Row{"status", &MachineControl::status, false},
+                                      Row{"statistics", &MachineControl::statistics, false},
+                                      Row{"metrics", &MachineControl::metrics, false},
+                                      Row{"pause", &MachineControl::pause, true},
+                                      Row{"resume", &MachineControl::resume, true},
+                                      Row{"stop", &MachineControl::stop, true},
+                                      Row{"reset", &MachineControl::reset, true},
+                                      Row{"prefault", &MachineControl::prefault, false},
+                                      Row{"balloon", &MachineControl::balloon, false},
+                                      Row{"add-memory", &MachineControl::add_memory, false},
+                                      Row{"jobs", &MachineControl::jobs, false},
+                                      Row{"job", &MachineControl::job, false},
+                                      Row{"cancel", &MachineControl::cancel, false},
+                                      Row{"events", &MachineControl::events, false},
+                                      Row{"log-level", &MachineControl::log_level, false},
+                                      Row{"set-log-level", &MachineControl::set_log_level, false},
+                                      Row{"api-schema", &MachineControl::api_schema, false}};
+    const auto* const found = std::ranges::find(kRows, std::string_view(verb.name), &Row::verb);
+    assert(found != kRows.end());
+    return *found;
+}
+
+HttpAnswer MachineControl::guarded(const Row& row, const Arguments& arguments) noexcept {
+    try {
+        try {
+            return (this->*row.serve)(arguments);
+        } catch (const UsageError& error) {
+            return error_answer(409, in_words(error.what()));
+        } catch (const Error& error) {
+            return error_answer(400, in_words(error.what()));
+        } catch (const std::bad_alloc&) {
+            return error_answer(503, "there is no memory left for this request (free some, and try again)");
+        } catch (const std::exception& error) {
+            return error_answer(500, error.what());
+        }
+    } catch (...) { // There is no memory even to say so.
+        HttpAnswer answer;
+        answer.status = 503;
+        return answer;
+    }
+}
+
+void MachineControl::handle(const HttpRequest& request, const Reply& reply) noexcept {
+    try {
+        const std::variant<Call, HttpAnswer> understood = understand(request);
+        if (const auto* const refusal = std::get_if<HttpAnswer>(&understood)) {
+            reply.send(*refusal);
+            return;
+        }
+        const Call& call = std::get<Call>(understood);
+        const Row& row = row_of(*call.verb);
+        if (row.verb == "events" && call.arguments.flag("follow")) {
+            reply.send_events(call.arguments.number("since").value_or(1));
+            return;
+        }
+        if (!row.may_wait) {
+            reply.send(guarded(row, call.arguments));
+            return;
+        }
+        const bool taken =
+            actions_.add([this, &row, arguments = call.arguments, reply] { reply.send(guarded(row, arguments)); });
+        if (!taken) {
+            reply.send(error_answer(429, "too many requests wait for the guest already (try again later)"));
+        }
+    } catch (...) {
+        try {
+            HttpAnswer answer;
+            answer.status = 503;
+            reply.send(answer);
+        } catch (...) { // The client's connection times out.
+        }
+    }
+}
+
+void MachineControl::check_not_ended(std::string_view tried) const {
+    if (machine_.is_stop_requested()) {
+        throw UsageError("cannot " + std::string(tried) + ": the machine is about to end");
+    }
+}
+
+HttpAnswer MachineControl::state_answer(unsigned status) const {
+    return json_answer({{"state", name_of(machine_.statistics().state)}}, status);
+}
+
+HttpAnswer MachineControl::status(const Arguments& /*arguments*/) {
+    const Statistics statistics = machine_.statistics();
+    Json devices = Json::array();
+    for (const DeviceStatistics& device : statistics.devices) {
+        devices.push_back({{"name", device.name}});
+    }
+    return json_answer({{"version", kVersion},
+                        {"process", ::getpid()},
+                        {"state", name_of(statistics.state)},
+                        {"vcpus", statistics.vcpus.size()},
+                        {"memory_bytes", config_.memory_bytes},
+                        {"page_size", to_string(config_.page_size)},
+                        {"events", events_.count()},
+                        {"devices", std::move(devices)},
+                        {"config", Json::parse(surroundings_.options)}});
+}
+
+HttpAnswer MachineControl::statistics(const Arguments& /*arguments*/) {
+    return json_answer(to_json(machine_.statistics()));
+}
+
+HttpAnswer MachineControl::metrics(const Arguments& /*arguments*/) {
+    HttpAnswer answer;
+    answer.content_type = find_verb("metrics")->content_type;
+    answer.body = to_prometheus(machine_.statistics(), config_.memory_bytes);
+    return answer;
+}
+
+HttpAnswer MachineControl::pause(const Arguments& /*arguments*/) {
+    check_not_ended("pause the guest");
+    const bool was_paused = machine_.statistics().state == MachineState::kPaused;
+    machine_.pause();
+    if (!was_paused) {
+        events_.add("paused");
+    }
+    return state_answer(200);
+}
+
+HttpAnswer MachineControl::resume(const Arguments& /*arguments*/) {
+    check_not_ended("let the guest go on");
+    const bool was_paused = machine_.statistics().state == MachineState::kPaused;
+    machine_.resume();
+    if (was_paused) {
+        events_.add("resumed");
+    }
+    return state_answer(200);
+}
+
+HttpAnswer MachineControl::stop(const Arguments& arguments) {
+    const std::uint64_t seconds = arguments.number("within").value_or(kStandardSecondsToStop);
+    const bool force = arguments.flag("force") || config_.hardware == HardwareDescription::kFdt;
+    return started(jobs_.start("stop", [this, seconds, force](const Jobs::Context& context) -> Jobs::Outcome {
+        if (force) {
+            machine_.request_stop();
+            return {{{"by", "force"}}};
+        }
+        return press_and_wait(seconds, context);
+    }));
+}
+
+/// Waits until the machine is about to end, for whatever reason, or the time is over.
+Jobs::Outcome MachineControl::press_and_wait(std::uint64_t seconds, const Jobs::Context& context) {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point deadline = Clock::now() + std::chrono::seconds(seconds);
+    const EventFd cancelled;
+    const std::stop_callback wake(context.stop, [&cancelled] { cancelled.signal(); });
+    machine_.resume();
+    machine_.press_power_button();
+    while (!machine_.is_stop_requested()) {
+        if (context.stop.stop_requested()) {
+            return {{{"by", "nobody"}}, false};
+        }
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+        if (left.count() <= 0) {
+            machine_.request_stop();
+            return {{{"by", "force"}}};
+        }
+        context.progress({"waiting for the guest", seconds - static_cast<std::uint64_t>(left.count()) / 1000, seconds});
+        std::array<pollfd, 2> fds{{{surroundings_.stop->fd(), POLLIN, 0}, {cancelled.fd(), POLLIN, 0}}};
+        ::poll(fds.data(), fds.size(), static_cast<int>(std::min<std::int64_t>(left.count(), 1000)));
+    }
+    return {{{"by", "guest"}}};
+}
+
+HttpAnswer MachineControl::reset(const Arguments& /*arguments*/) {
+    check_not_ended("reset the guest");
+    machine_.request_stop(ExitReason::kReboot);
+    return state_answer(202);
+}
+
+HttpAnswer MachineControl::prefault(const Arguments& arguments) {
+    check_not_ended("populate memory");
+    prefault::Options options = config_.prefault;
+    options.ranges.clear();
+    options.scope = prefault::Scope::kAll;
+    if (arguments.word("scope") == std::string(to_string(prefault::Scope::kHost))) {
+        options.scope = prefault::Scope::kHost;
+    }
+    for (const auto method : {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl,
+                              prefault::Method::kIoctlThenTouch}) {
+        if (arguments.word("method") == std::string(to_string(method))) {
+            options.method = method;
+        }
+    }
+    options.workers = static_cast<unsigned>(arguments.number("workers").value_or(options.workers));
+    options.background = machine_.statistics().state != MachineState::kReady;
+    return started(jobs_.start("prefault", [this, options = std::move(options)](const Jobs::Context& context) {
+        return run_prefault(options, context);
+    }));
+}
+
+Jobs::Outcome MachineControl::run_prefault(prefault::Options options, const Jobs::Context& context) {
+    options.progress = [&context](const prefault::Progress& now) {
+        context.progress({std::string(to_string(now.stage)), now.done_bytes, now.total_bytes});
+    };
+    const prefault::Report report = machine_.prefault(options, context.stop);
+    if (report.scope == prefault::Scope::kAll && report.complete) {
+        events_.add("full", {{"mapped_bytes", report.mapped.bytes()}});
+    }
+    Json result = vmm::control::json_of(report);
+    result["problem"] = in_words(report.problem);
+    return {std::move(result), report.complete};
+}
+
+HttpAnswer MachineControl::balloon(const Arguments& arguments) {
+    const std::uint64_t target = *arguments.number("target");
+    if (!config_.balloon) {
+        throw UsageError("cannot set the size of the balloon: this machine has none (run it with --balloon 0)");
+    }
+    machine_.set_balloon(target);
+    events_.add("balloon", {{"target_bytes", target}});
+    return json_answer({{"target_bytes", target}});
+}
+
+HttpAnswer MachineControl::add_memory(const Arguments& arguments) {
+    check_not_ended("add memory");
+    const GuestRange range{GuestAddress{*arguments.number("at")}, *arguments.number("size")};
+    return started(jobs_.start("add-memory", [this, range](const Jobs::Context& context) -> Jobs::Outcome {
+        context.progress({"populating", 0, range.size});
+        const prefault::Report report = machine_.add_memory(range, context.stop);
+        events_.add("memory-added", {{"at", to_integer(range.base)}, {"size", range.size}});
+        Json result = vmm::control::json_of(report);
+        result["problem"] = in_words(report.problem);
+        return {std::move(result), report.complete};
+    }));
+}
+
+Json MachineControl::json_of(const JobStatus& job) const {
+    Json json = {
+        {"id", job.id},
+        {"kind", job.kind},
+        {"state", to_string(job.state)},
+        {"progress", {{"stage", job.progress.stage}, {"done", job.progress.done}, {"total", job.progress.total}}}};
+    if (job.state == JobState::kFailed) {
+        const Json error = Json::parse(error_answer(400, in_words(job.error)).body);
+        json.update(error);
+    }
+    if (job.state == JobState::kDone || job.state == JobState::kCancelled) {
+        json["result"] = job.result;
+    }
+    return json;
+}
+
+HttpAnswer MachineControl::started(const JobStatus& job) const {
+    return json_answer(json_of(job), 202);
+}
+
+HttpAnswer MachineControl::jobs(const Arguments& /*arguments*/) {
+    Json all = Json::array();
+    for (const JobStatus& job : jobs_.list()) {
+        all.push_back(json_of(job));
+    }
+    return json_answer({{"jobs", std::move(all)}});
+}
+
+namespace {
+
+/// A job by its number. What is not there is the caller's fault of its own kind.
+template <typename Look>
+HttpAnswer found(Look look) {
+    try {
+        return json_answer(look());
+    } catch (const Error& error) {
+        return error_answer(404, error.what());
+    }
+}
+
+} // namespace
+
+HttpAnswer MachineControl::job(const Arguments& arguments) {
+    return found([&] { return json_of(jobs_.get(*arguments.number("id"))); });
+}
+
+HttpAnswer MachineControl::cancel(const Arguments& arguments) {
+    return found([&] { return json_of(jobs_.cancel(*arguments.number("id"))); });
+}
+
+HttpAnswer MachineControl::events(const Arguments& arguments) {
+    HttpAnswer answer;
+    answer.content_type = find_verb("events")->content_type;
+    const Events::Batch batch = events_.from(arguments.number("since").value_or(1), Events::kMostKept + 1);
+    for (const std::string& line : batch.lines) {
+        answer.body += line + "\n";
+    }
+    return answer;
+}
+
+HttpAnswer MachineControl::log_level(const Arguments& /*arguments*/) {
+    return json_answer({{"level", name_of(surroundings_.log_level())}});
+}
+
+HttpAnswer MachineControl::set_log_level(const Arguments& arguments) {
+    const LogLevel level = *log_level_of(*arguments.word("level")); // The table knows the names.
+    surroundings_.set_log_level(level);
+    events_.add("log-level", {{"level", name_of(level)}});
+    return log_level(arguments);
+}
+
+HttpAnswer MachineControl::api_schema(const Arguments& /*arguments*/) {
+    HttpAnswer answer;
+    answer.body = openapi_document();
+    return answer;
+}
+
+} // namespace vmm::control

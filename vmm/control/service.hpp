@@ -1,0 +1,33 @@
+// The control of one machine: its socket, its server and what the verbs do.
+#pragma once
+
+#include "prefault/kept.hpp"
+#include "vmm/control/machine_control.hpp"
+#include "vmm/control/server.hpp"
+#include "vmm/control/socket.hpp"
+#include "vmm/machine.hpp"
+
+namespace vmm::control {
+
+/// Serves as long as it lives. On its end clients get what is on its way to them, jobs are cancelled and waited for,
+/// and the socket stays until it is destroyed by its owner.
+///
+/// Threads: control() any, the rest the one that made it.
+class Service {
+  public:
+    /// All of these outlive it; `socket` and `machine` most of all. Throws Error.
+    Service(const ListeningSocket& socket, Machine& machine, const Config& config, Surroundings surroundings,
+            ServerLimits limits = {})
+        : control_(machine, config, std::move(surroundings)),
+          server_(
+              socket.fd(), control_.events(),
+              [this](const HttpRequest& request, const Reply& reply) { control_.handle(request, reply); }, limits) {}
+
+    [[nodiscard]] MachineControl& control() noexcept { return control_; }
+
+  private:
+    MachineControl control_;
+    Server server_; // last: it calls the control
+};
+
+} // namespace vmm::control

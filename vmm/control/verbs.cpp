@@ -1,0 +1,475 @@
+#include "vmm/control/verbs.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <sstream>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "kvm/host/format.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "prefault/options.hpp"
+#include "vmm/control/log_levels.hpp"
+
+namespace vmm::control {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Kind = Parameter::Kind;
+using Place = Parameter::Place;
+
+/// A number that every JSON parser keeps exactly (RFC 8259, 6).
+constexpr std::uint64_t kMostExact = (std::uint64_t{1} << 53U) - 1;
+constexpr std::uint64_t kMostSecondsToStop = 3600;
+
+std::vector<std::string> words_of(std::initializer_list<prefault::Method> methods) {
+    std::vector<std::string> words;
+    for (const prefault::Method method : methods) {
+        words.emplace_back(to_string(method));
+    }
+    return words;
+}
+
+Parameter job_id() {
+    return {.name = "id",
+            .kind = Kind::kNumber,
+            .help = "The number of the job",
+            .place = Place::kPath,
+            .is_required = true,
+            .is_positional = true,
+            .least = 1,
+            .most = kMostExact,
+            .example = "1"};
+}
+
+std::vector<Parameter> stop_parameters() {
+    return {{.name = "within",
+             .kind = Kind::kNumber,
+             .help = "Seconds that the guest has to switch itself off, before it is stopped by force",
+             .most = kMostSecondsToStop,
+             .standard = "20",
+             .example = "20"},
+            {.name = "force", .kind = Kind::kFlag, .help = "Stop the guest at once, without its power button"}};
+}
+
+std::vector<Parameter> prefault_parameters() {
+    using prefault::Method;
+    using prefault::Scope;
+    return {{.name = "scope",
+             .kind = Kind::kChoice,
+             .help = "What to populate: host memory, or the second level, too",
+             .choices = {std::string(to_string(Scope::kHost)), std::string(to_string(Scope::kAll))},
+             .standard = "all",
+             .example = "\"all\""},
+            {.name = "method",
+             .kind = Kind::kChoice,
+             .help = "How the second level is filled",
+             .choices = words_of({Method::kAuto, Method::kTouch, Method::kIoctl, Method::kIoctlThenTouch}),
+             .standard = "the machine's"},
+            {.name = "workers",
+             .kind = Kind::kNumber,
+             .help = "Threads that populate, and prefault vCPUs",
+             .least = 1,
+             .most = prefault::kMaxWorkers,
+             .standard = "the machine's",
+             .example = "2"}};
+}
+
+std::vector<Verb> make_verbs() {
+    const Parameter target{.name = "target",
+                           .kind = Kind::kBytes,
+                           .help = "How much memory the guest is asked to do without, in bytes",
+                           .is_required = true,
+                           .is_positional = true,
+                           .most = kMostExact,
+                           .example = "67108864"};
+    const Parameter at{.name = "at",
+                       .kind = Kind::kBytes,
+                       .help = "The guest-physical address at which the memory begins",
+                       .is_required = true,
+                       .is_positional = true,
+                       .most = kMostExact,
+                       .example = "68719476736"};
+    const Parameter size{.name = "size",
+                         .kind = Kind::kBytes,
+                         .help = "How much memory is added, in bytes",
+                         .is_required = true,
+                         .is_positional = true,
+                         .least = 1,
+                         .most = kMostExact,
+                         .example = "67108864"};
+    const Parameter since{.name = "since",
+                          .kind = Kind::kNumber,
+                          .help = "The number of the first event that is wanted",
+                          .place = Place::kQuery,
+                          .least = 1,
+                          .most = kMostExact,
+                          .standard = "1",
+                          .example = "1"};
+    const Parameter follow{.name = "follow",
+                           .kind = Kind::kFlag,
+                           .help = "Whether the answer goes on with what happens next",
+                           .place = Place::kQuery,
+                           .example = "false"};
+    const Parameter level{.name = "level",
+                          .kind = Kind::kChoice,
+                          .help = "What is said at the terminal, and what is more important",
+                          .is_required = true,
+                          .is_positional = true,
+                          .choices = log_level_names(),
+                          .example = "\"info\""};
+    return {
+        {.name = "status",
+         .method = "GET",
+         .path = "/status",
+         .help = "State, configuration and devices of the machine",
+         .answer = "Status"},
+        {.name = "statistics",
+         .method = "GET",
+         .path = "/statistics",
+         .help = "Faults and exits of each vCPU, what KVM has mapped, and the devices' counters",
+         .answer = "Statistics"},
+        {.name = "metrics",
+         .method = "GET",
+         .path = "/metrics",
+         .help = "The same as text for Prometheus",
+         .content_type = "text/plain; version=0.0.4; charset=utf-8"},
+        {.name = "pause",
+         .method = "POST",
+         .path = "/pause",
+         .help = "Hold the guest: no vCPU runs until resume",
+         .answer = "State"},
+        {.name = "resume", .method = "POST", .path = "/resume", .help = "Let the guest go on", .answer = "State"},
+        {.name = "stop",
+         .method = "POST",
+         .path = "/stop",
+         .help = "Press the guest's power button, and stop it by force if it has not switched itself off in time; a "
+                 "paused guest goes on for that",
+         .parameters = stop_parameters(),
+         .status = 202,
+         .answer = "Job"},
+        {.name = "reset",
+         .method = "POST",
+         .path = "/reset",
+         .help = "End the machine as a guest does that resets itself: whoever runs it starts it again",
+         .status = 202,
+         .answer = "State"},
+        {.name = "prefault",
+         .method = "POST",
+         .path = "/prefault",
+         .help = "Populate all of guest memory, now or again",
+         .parameters = prefault_parameters(),
+         .status = 202,
+         .answer = "Job"},
+        {.name = "balloon",
+         .method = "POST",
+         .path = "/balloon",
+         .help = "Ask the guest to do without so much of its memory (needs --balloon)",
+         .parameters = {target},
+         .answer = "Balloon"},
+        {.name = "add-memory",
+         .method = "POST",
+         .path = "/add-memory",
+         .help = "Add guest-physical memory and populate it; the guest is not told",
+         .parameters = {at, size},
+         .status = 202,
+         .answer = "Job"},
+        {.name = "jobs", .method = "GET", .path = "/jobs", .help = "All jobs, running and ended", .answer = "Jobs"},
+        {.name = "job",
+         .method = "GET",
+         .path = "/jobs/{id}",
+         .help = "One job",
+         .parameters = {job_id()},
+         .answer = "Job"},
+        {.name = "cancel",
+         .method = "DELETE",
+         .path = "/jobs/{id}",
+         .help = "Ask a job to end early",
+         .parameters = {job_id()},
+         .answer = "Job"},
+        {.name = "events",
+         .method = "GET",
+         .path = "/events",
+         .help = "What has happened, a line of JSON for each event",
+         .parameters = {since, follow},
+         .content_type = "application/x-ndjson"},
+        {.name = "log-level",
+         .method = "GET",
+         .path = "/log-level",
+         .help = "How much is said at the terminal",
+         .answer = "LogLevel"},
+        {.name = "set-log-level",
+         .method = "PUT",
+         .path = "/log-level",
+         .help = "Say more, or less",
+         .parameters = {level},
+         .answer = "LogLevel"},
+        {.name = "api-schema",
+         .method = "GET",
+         .path = "/openapi.json",
+         .help = "The OpenAPI document of all this",
+         .answer = "Document"},
+    };
+}
+
+/// A request that is wrong.
+struct Wrong {
+    HttpAnswer answer;
+};
+
+Wrong wrong(unsigned status, std::string_view text) {
+    return {error_answer(status, text)};
+}
+
+std::string quoted(const std::string& text) {
+    constexpr std::size_t kMostQuoted = 80;
+    return "'" + text.substr(0, kMostQuoted) + (text.size() > kMostQuoted ? "...'" : "'");
+}
+
+std::string list_of(const std::vector<std::string>& words) {
+    std::string text;
+    for (const std::string& word : words) {
+        text += (text.empty() ? "" : ", ") + word;
+    }
+    return text;
+}
+
+std::string names_of(const Verb& verb, Place place) {
+    std::vector<std::string> names;
+    for (const Parameter& parameter : verb.parameters) {
+        if (parameter.place == place) {
+            names.push_back(parameter.name);
+        }
+    }
+    return names.empty() ? "it takes none" : "it takes " + list_of(names);
+}
+
+std::string what_it_takes(const Parameter& parameter) {
+    switch (parameter.kind) {
+    case Kind::kFlag:
+        return "true or false";
+    case Kind::kNumber:
+    case Kind::kBytes:
+        return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
+    case Kind::kChoice:
+        return "one of " + list_of(parameter.choices);
+    }
+    return {};
+}
+
+Wrong wrong_value(const Parameter& parameter) {
+    return wrong(400, parameter.name + " has a value that it cannot have (give " + what_it_takes(parameter) + ")");
+}
+
+Arguments::Value checked(const Parameter& parameter, Arguments::Value value) {
+    if (const auto* const number = std::get_if<std::uint64_t>(&value);
+        number != nullptr && (*number < parameter.least || *number > parameter.most)) {
+        throw wrong_value(parameter);
+    }
+    if (const auto* const word = std::get_if<std::string>(&value);
+        word != nullptr && std::ranges::find(parameter.choices, *word) == parameter.choices.end()) {
+        throw wrong_value(parameter);
+    }
+    return value;
+}
+
+Arguments::Value value_of(const Parameter& parameter, const Json& json) {
+    switch (parameter.kind) {
+    case Kind::kFlag:
+        if (json.is_boolean()) {
+            return json.get<bool>();
+        }
+        break;
+    case Kind::kNumber:
+    case Kind::kBytes:
+        if (json.is_number_unsigned()) {
+            return checked(parameter, json.get<std::uint64_t>());
+        }
+        break;
+    case Kind::kChoice:
+        if (json.is_string()) {
+            return checked(parameter, json.get<std::string>());
+        }
+        break;
+    }
+    throw wrong_value(parameter);
+}
+
+Arguments::Value value_of(const Parameter& parameter, const std::string& text) {
+    switch (parameter.kind) {
+    case Kind::kFlag:
+        if (text == "true" || text == "false") {
+            return text == "true";
+        }
+        break;
+    case Kind::kNumber:
+    case Kind::kBytes: {
+        std::uint64_t number = 0;
+        const char* const end = text.data() + text.size();
+        if (const auto [last, error] = std::from_chars(text.data(), end, number); error == std::errc() && last == end) {
+            return checked(parameter, number);
+        }
+        break;
+    }
+    case Kind::kChoice:
+        return checked(parameter, text);
+    }
+    throw wrong_value(parameter);
+}
+
+const Parameter* find_parameter(const Verb& verb, Place place, const std::string& name) {
+    const auto found = std::ranges::find_if(verb.parameters, [&](const Parameter& parameter) {
+        return parameter.place == place && parameter.name == name;
+    });
+    return found != verb.parameters.end() ? &*found : nullptr;
+}
+
+void take_query(const Verb& verb, const std::string& query, Arguments& arguments) {
+    std::istringstream in(query);
+    for (std::string pair; std::getline(in, pair, '&');) {
+        const std::size_t equals = pair.find('=');
+        const std::string name = pair.substr(0, equals);
+        const Parameter* const parameter = find_parameter(verb, Place::kQuery, name);
+        if (parameter == nullptr) {
+            throw wrong(400, verb.name + " has no query parameter " + quoted(name) + " (" +
+                                 names_of(verb, Place::kQuery) + ")");
+        }
+        arguments.set(name, value_of(*parameter, equals == std::string::npos ? "" : pair.substr(equals + 1)));
+    }
+}
+
+void take_body(const Verb& verb, const std::string& body, Arguments& arguments) {
+    if (body.find_first_not_of(" \t\r\n") == std::string::npos) {
+        return;
+    }
+    constexpr int kMostDepth = 4; // Nothing that is taken has any depth.
+    bool is_deep = false;
+    const Json json = Json::parse(
+        body,
+        [&is_deep](int depth, Json::parse_event_t, const Json&) {
+            is_deep = is_deep || depth > kMostDepth;
+            return !is_deep;
+        },
+        false);
+    if (json.is_discarded() || is_deep || !json.is_object()) {
+        throw wrong(400, "the body of the request is no JSON object (send {} or nothing if there is nothing to say)");
+    }
+    for (const auto& [name, value] : json.items()) {
+        const Parameter* const parameter = find_parameter(verb, Place::kBody, name);
+        if (parameter == nullptr) {
+            throw wrong(400, verb.name + " has no member " + quoted(name) + " in its body (" +
+                                 names_of(verb, Place::kBody) + ")");
+        }
+        arguments.set(name, value_of(*parameter, value));
+    }
+}
+
+bool has(const Arguments& arguments, const Parameter& parameter) {
+    switch (parameter.kind) {
+    case Kind::kFlag:
+        return true;
+    case Kind::kNumber:
+    case Kind::kBytes:
+        return arguments.number(parameter.name).has_value();
+    case Kind::kChoice:
+        return arguments.word(parameter.name).has_value();
+    }
+    return false;
+}
+
+/// The text that stands in `path` for the braces in `form`; nothing if they do not match. Without braces: "".
+std::optional<std::string> match(const std::string& form, const std::string& path) {
+    const std::size_t open = form.find('{');
+    if (open == std::string::npos) {
+        return form == path ? std::optional(std::string()) : std::nullopt;
+    }
+    if (path.size() <= open || !path.starts_with(form.substr(0, open)) || path.find('/', open) != std::string::npos) {
+        return std::nullopt;
+    }
+    return path.substr(open);
+}
+
+Call call_of(const HttpRequest& request) {
+    std::vector<std::string> methods;
+    for (const Verb& verb : verbs()) {
+        const auto in_path = match(verb.path, request.path);
+        if (!in_path) {
+            continue;
+        }
+        methods.push_back(verb.method);
+        if (verb.method != request.method && !(verb.method == "GET" && request.method == "HEAD")) {
+            continue;
+        }
+        Call call{&verb};
+        for (const Parameter& parameter : verb.parameters) {
+            if (parameter.place == Place::kPath) {
+                call.arguments.set(parameter.name, value_of(parameter, *in_path));
+            }
+        }
+        take_query(verb, request.query, call.arguments);
+        take_body(verb, request.body, call.arguments);
+        for (const Parameter& parameter : verb.parameters) {
+            if (parameter.is_required && !has(call.arguments, parameter)) {
+                throw wrong(400, verb.name + " needs " + parameter.name + " (give " + what_it_takes(parameter) + ")");
+            }
+        }
+        return call;
+    }
+    if (methods.empty()) {
+        throw wrong(404, "there is nothing at " + quoted(request.path) + " (GET /openapi.json says what there is)");
+    }
+    Wrong refused = wrong(405, request.path + " cannot be asked for by " + quoted(request.method) + " (send " +
+                                   list_of(methods) + ")");
+    refused.answer.allow = list_of(methods);
+    throw refused;
+}
+
+} // namespace
+
+std::span<const Verb> verbs() {
+    static const std::vector<Verb> table = make_verbs();
+    return table;
+}
+
+const Verb* find_verb(std::string_view name) {
+    const auto table = verbs();
+    const auto found = std::ranges::find(table, name, &Verb::name);
+    return found != table.end() ? &*found : nullptr;
+}
+
+std::optional<std::uint64_t> Arguments::number(const std::string& name) const {
+    const auto found = values_.find(name);
+    return found != values_.end() ? std::optional(std::get<std::uint64_t>(found->second)) : std::nullopt;
+}
+
+std::optional<std::string> Arguments::word(const std::string& name) const {
+    const auto found = values_.find(name);
+    return found != values_.end() ? std::optional(std::get<std::string>(found->second)) : std::nullopt;
+}
+
+bool Arguments::flag(const std::string& name, bool standard) const {
+    const auto found = values_.find(name);
+    return found != values_.end() ? std::get<bool>(found->second) : standard;
+}
+
+std::variant<Call, HttpAnswer> understand(const HttpRequest& request) {
+    try {
+        return call_of(request);
+    } catch (const Wrong& refused) {
+        return refused.answer;
+    }
+}
+
+nlohmann::ordered_json example_body(const Verb& verb) {
+    Json body = Json::object();
+    for (const Parameter& parameter : verb.parameters) {
+        if (parameter.place == Place::kBody && !parameter.example.empty()) {
+            body[parameter.name] = Json::parse(parameter.example);
+        }
+    }
+    return body;
+}
+
+} // namespace vmm::control

@@ -1,0 +1,85 @@
+// The table of verbs: everything that a client can ask of a machine. Dispatch, the OpenAPI document, `vmm ctl` with its
+// help, its manual page and its completions are made from it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "vmm/control/http.hpp"
+
+namespace vmm::control {
+
+/// One thing that a verb is told.
+struct Parameter {
+    enum class Kind {
+        kFlag,   ///< true or false
+        kNumber, ///< a whole number within `least` and `most`
+        kBytes,  ///< the same, in bytes; people write 512M
+        kChoice, ///< one of `choices`
+    };
+    enum class Place { kBody, kPath, kQuery };
+
+    std::string name; ///< "within"
+    Kind kind = Kind::kFlag;
+    std::string help{};
+    Place place = Place::kBody;
+    bool is_required = false;
+    bool is_positional = false; ///< of `vmm ctl`: a word of its own, and no option
+    std::uint64_t least = 0;
+    std::uint64_t most = 0;
+    std::vector<std::string> choices{};
+    std::string standard{}; ///< the default, for people; empty: nothing is said of it
+    std::string example{};  ///< a value, as JSON; empty: the example request leaves it out
+};
+
+/// One thing that a client can ask for.
+struct Verb {
+    std::string name; ///< of `vmm ctl`, and the operationId: "add-memory"
+    std::string method;
+    std::string path; ///< "/jobs/{id}"
+    std::string help{};
+    std::vector<Parameter> parameters{};
+    unsigned status = 200;
+    std::string answer{}; ///< the schema of the answer's body; empty: it is text
+    std::string content_type = "application/json";
+};
+
+[[nodiscard]] std::span<const Verb> verbs();
+/// The verb of that name; null if there is none.
+[[nodiscard]] const Verb* find_verb(std::string_view name);
+
+/// What a verb was told, by the parameters' names. Each value has been checked against the table.
+class Arguments {
+  public:
+    using Value = std::variant<bool, std::uint64_t, std::string>;
+
+    void set(const std::string& name, Value value) { values_[name] = std::move(value); }
+    [[nodiscard]] std::optional<std::uint64_t> number(const std::string& name) const;
+    [[nodiscard]] std::optional<std::string> word(const std::string& name) const;
+    [[nodiscard]] bool flag(const std::string& name, bool standard = false) const;
+
+  private:
+    std::map<std::string, Value> values_;
+};
+
+/// A request that the table knows.
+struct Call {
+    const Verb* verb = nullptr;
+    Arguments arguments{};
+};
+
+/// What `request` asks for, or the answer to a request that is wrong: 400, 404, 405.
+[[nodiscard]] std::variant<Call, HttpAnswer> understand(const HttpRequest& request);
+
+/// The example of a verb's body, from its parameters; an empty object if they have none.
+[[nodiscard]] nlohmann::ordered_json example_body(const Verb& verb);
+
+} // namespace vmm::control
