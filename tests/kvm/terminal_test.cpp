@@ -82,7 +82,7 @@ TEST_F(Terminal, IsRestoredAfterASignalNobodyExpects) {
 }
 
 TEST_F(Terminal, IsRestoredWhenAVcpuThreadFaults) {
-#ifdef __SANITIZE_THREAD__
+#ifdef VMM_THREAD_SANITIZED
     GTEST_SKIP() << "ThreadSanitizer delays the handlers of signals that are sent to a thread";
 #endif
     ASSERT_TRUE(eventually([this] { return command_->send_to_thread(SIGSEGV, "vcpu0"); }));

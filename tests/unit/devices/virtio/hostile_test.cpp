@@ -95,7 +95,7 @@ TEST(HostileCases, HaveNamesOfTheirOwn) {
     }
 }
 
-#if !defined(__SANITIZE_THREAD__) // The race is the point.
+#ifndef VMM_THREAD_SANITIZED // The race is the point.
 // The driver changes everything while the device looks at it: the copy that is checked is the copy that is used.
 TEST(HostileMemory, ThatChangesWhileItIsLookedAtBreaksNothing) {
     EchoDevice device;

@@ -1,0 +1,64 @@
+// The state of a whole machine, but for the content of its memory, as a value.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "devices/acpi_power.hpp"
+#include "devices/i8042.hpp"
+#include "devices/reset_register.hpp"
+#include "devices/rtc.hpp"
+#include "devices/serial_port.hpp"
+#include "devices/virtio/device.hpp"
+#include "devices/virtio/device_state.hpp"
+#include "devices/virtio/mmio_transport.hpp"
+#include "kvm/host/guest_address.hpp"
+#include "kvm/x86/saved_vcpu.hpp"
+#include "kvm/x86/saved_vm.hpp"
+
+namespace vmm {
+
+// Each of these is made by a paused machine, or comes from a file. The latter may be hostile: whatever goes on from it
+// checks it, as its constructor says.
+
+/// One virtio device with its registers.
+struct VirtioDeviceState {
+    std::string name; ///< as Identity has it: "blk0"
+    devices::virtio::DeviceId id{};
+    devices::virtio::MmioTransport::State transport; ///< with where the device is in its queues
+    devices::virtio::DeviceState device;
+};
+
+/// The devices that are not virtio.
+struct BoardState {
+    devices::SerialPort::State serial;
+    devices::I8042::State i8042;
+    devices::ResetRegister::State system_control{};
+    devices::ResetRegister::State reset_control{};
+    devices::AcpiPower::State power;
+    devices::Rtc::State rtc;
+};
+
+/// A machine that does not run. The content of its memory is kept apart from it.
+struct MachineState {
+    std::vector<kvm::VcpuState> vcpus; ///< by id, from 0 on
+    kvm::VmState vm;
+    BoardState board;
+    std::vector<std::byte> serial_input;   ///< read by the host, and not yet taken by the serial port
+    std::vector<VirtioDeviceState> virtio; ///< in the order of their windows
+    /// All RAM, in ascending order; what was added while the guest ran is a part of it.
+    std::vector<GuestRange> memory;
+    std::uint64_t boot_memory_bytes = 0; ///< how much of it the guest was told of when it booted
+    /// Where the prefault vCPUs' page tables begin, if the guest may have adopted them.
+    std::optional<GuestAddress> adopted_page_tables;
+    std::vector<std::byte> device_tree; ///< as the guest was given it; empty: it has none
+    /// The generation identifier that the guest sees (ACPI, "VM_GEN_COUNTER"), and where it lies in guest memory.
+    std::optional<GuestAddress> generation_id_at;
+    std::array<std::byte, 16> generation_id{};
+};
+
+} // namespace vmm
