@@ -132,8 +132,8 @@ constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio}
 
 static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
 static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
-static_assert(static_cast<int>(vmm::MachineState::kEnded) == VMM_STATE_ENDED);
-static_assert(static_cast<int>(vmm::MachineState::kPaused) == VMM_STATE_PAUSED);
+static_assert(static_cast<int>(vmm::RunState::kEnded) == VMM_STATE_ENDED);
+static_assert(static_cast<int>(vmm::RunState::kPaused) == VMM_STATE_PAUSED);
 
 /// Has each device's interrupt kept in `interrupts`, beside what the device did with it already.
 vmm::Config with_interrupts(vmm::Config config, Interrupts& interrupts) {

@@ -12,7 +12,7 @@ VMM_API_BEGIN
 namespace vmm {
 
 /// How far the life of a machine has come.
-enum class MachineState {
+enum class RunState {
     kReady,   ///< made, and not yet run
     kRunning, ///< in Machine::run()
     kPaused,  ///< in Machine::run(), with its vCPUs held by Machine::pause()
@@ -39,7 +39,7 @@ struct DeviceStatistics {
 
 /// A machine's figures. They are read one after the other, not at one instant.
 struct Statistics {
-    MachineState state = MachineState::kReady;
+    RunState state = RunState::kReady;
     std::vector<VcpuStatistics> vcpus; ///< in order of their ids
     prefault::MappedPages mapped;      ///< of guest memory
     std::vector<DeviceStatistics> devices;

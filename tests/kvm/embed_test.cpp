@@ -110,7 +110,7 @@ TEST_F(Embedding, WhatADeviceThrowsEndsTheRunAndComesOutOfIt) {
     config.devices.push_back(port_device([](auto, auto) { throw std::out_of_range("the device's own"); }));
     Machine machine(config);
     EXPECT_THROW(machine.run(), std::out_of_range);
-    EXPECT_EQ(machine.statistics().state, MachineState::kEnded);
+    EXPECT_EQ(machine.statistics().state, RunState::kEnded);
 }
 
 TEST_F(Embedding, WhatASinkThrowsEndsTheRunAndComesOutOfIt) {
@@ -181,13 +181,13 @@ TEST_F(Embedding, PausedGuestStandsStillAndGoesOn) {
             const std::uint64_t before = reads;
             EXPECT_TRUE(testing::eventually([&] { return reads > before + 10; }));
             machine.pause();
-            EXPECT_EQ(machine.statistics().state, MachineState::kPaused);
+            EXPECT_EQ(machine.statistics().state, RunState::kPaused);
             const std::uint64_t held = reads;
             std::this_thread::sleep_for(5ms);
             EXPECT_EQ(reads, held);
             machine.pause();
             machine.resume();
-            EXPECT_EQ(machine.statistics().state, MachineState::kRunning);
+            EXPECT_EQ(machine.statistics().state, RunState::kRunning);
         }
         machine.request_stop();
     });
@@ -202,7 +202,7 @@ TEST_F(Embedding, PausedBeforeItRunsBeginsWhenResumed) {
     Machine machine(config);
     machine.pause();
     testing::run_beside(machine, [&] {
-        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == MachineState::kPaused; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == RunState::kPaused; }));
         std::this_thread::sleep_for(5ms);
         EXPECT_EQ(reads, 0U);
         machine.resume();
@@ -215,7 +215,7 @@ TEST_F(Embedding, PausedGuestIsStopped) {
     const TestKernel kernel(kernels::kSpin);
     Machine machine(kernel.config());
     const ExitReason reason = testing::run_beside(machine, [&] {
-        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == MachineState::kRunning; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == RunState::kRunning; }));
         machine.pause();
         machine.request_stop();
     });
@@ -240,7 +240,7 @@ TEST_F(Embedding, UseAfterTheEndIsAnErrorThatSaysSo) {
     EXPECT_TRUE(mentions(error_of([&] { machine.pause(); }), "it has ended"));
     machine.resume();
     machine.request_stop();
-    EXPECT_EQ(machine.statistics().state, MachineState::kEnded);
+    EXPECT_EQ(machine.statistics().state, RunState::kEnded);
     EXPECT_EQ(machine.report().exit, ExitReason::kPowerOff);
 }
 
@@ -248,7 +248,7 @@ TEST_F(Embedding, ReportOfAnotherThreadsRunIsAnErrorUntilItHasEnded) {
     const TestKernel kernel(kernels::kSpin);
     Machine machine(kernel.config());
     testing::run_beside(machine, [&] {
-        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == MachineState::kRunning; }));
+        EXPECT_TRUE(testing::eventually([&] { return machine.statistics().state == RunState::kRunning; }));
         EXPECT_THROW(static_cast<void>(machine.report()), UsageError);
         EXPECT_THROW(static_cast<void>(machine.crash_description()), UsageError);
         machine.request_stop();

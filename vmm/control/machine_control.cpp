@@ -194,7 +194,7 @@ HttpAnswer MachineControl::metrics(const Arguments& /*arguments*/) {
 
 HttpAnswer MachineControl::pause(const Arguments& /*arguments*/) {
     check_not_ended("pause the guest");
-    const bool was_paused = machine_.statistics().state == MachineState::kPaused;
+    const bool was_paused = machine_.statistics().state == RunState::kPaused;
     machine_.pause();
     if (!was_paused) {
         events_.add("paused");
@@ -204,7 +204,7 @@ HttpAnswer MachineControl::pause(const Arguments& /*arguments*/) {
 
 HttpAnswer MachineControl::resume(const Arguments& /*arguments*/) {
     check_not_ended("let the guest go on");
-    const bool was_paused = machine_.statistics().state == MachineState::kPaused;
+    const bool was_paused = machine_.statistics().state == RunState::kPaused;
     machine_.resume();
     if (was_paused) {
         events_.add("resumed");
@@ -269,7 +269,7 @@ HttpAnswer MachineControl::prefault(const Arguments& arguments) {
         }
     }
     options.workers = static_cast<unsigned>(arguments.number("workers").value_or(options.workers));
-    options.background = machine_.statistics().state != MachineState::kReady;
+    options.background = machine_.statistics().state != RunState::kReady;
     return started(jobs_.start("prefault", [this, options = std::move(options)](const Jobs::Context& context) {
         return run_prefault(options, context);
     }));

@@ -15,7 +15,7 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-constexpr std::array kStates{MachineState::kReady, MachineState::kRunning, MachineState::kPaused, MachineState::kEnded};
+constexpr std::array kStates{RunState::kReady, RunState::kRunning, RunState::kPaused, RunState::kEnded};
 
 std::string head(std::string_view name, std::string_view kind, std::string_view help) {
     return vmm::format("# HELP {0} {2}\n# TYPE {0} {1}\n", name, kind, help);
@@ -23,15 +23,15 @@ std::string head(std::string_view name, std::string_view kind, std::string_view 
 
 } // namespace
 
-std::string_view name_of(MachineState state) noexcept {
+std::string_view name_of(RunState state) noexcept {
     switch (state) {
-    case MachineState::kReady:
+    case RunState::kReady:
         return "ready";
-    case MachineState::kRunning:
+    case RunState::kRunning:
         return "running";
-    case MachineState::kPaused:
+    case RunState::kPaused:
         return "paused";
-    case MachineState::kEnded:
+    case RunState::kEnded:
         return "ended";
     }
     return "?";
@@ -62,7 +62,7 @@ Json to_json(const Statistics& statistics) {
 
 std::string to_prometheus(const Statistics& statistics, std::uint64_t memory_bytes) {
     std::string text = head("vmm_state", "gauge", "What the machine is doing: 1 for its state");
-    for (const MachineState state : kStates) {
+    for (const RunState state : kStates) {
         text += vmm::format("vmm_state{{state=\"{}\"}} {}\n", name_of(state), state == statistics.state ? 1 : 0);
     }
     text += head("vmm_memory_bytes", "gauge", "Memory that the machine was made with");

@@ -12,7 +12,7 @@
 namespace vmm::control {
 
 /// "ready", "running", "paused", "ended"
-[[nodiscard]] std::string_view name_of(MachineState state) noexcept;
+[[nodiscard]] std::string_view name_of(RunState state) noexcept;
 
 /// As the schema Statistics of the OpenAPI document.
 [[nodiscard]] nlohmann::ordered_json to_json(const Statistics& statistics);

@@ -39,12 +39,12 @@ ExitReason Run::execute() {
     struct Running {
         explicit Running(Run& of) : run(of) {
             run.runner_ = std::this_thread::get_id();
-            run.state_ = MachineState::kRunning;
+            run.state_ = RunState::kRunning;
             run.embedder_.set_guest_runs();
         }
         ~Running() {
             run.gate_.close();
-            run.state_ = MachineState::kEnded;
+            run.state_ = RunState::kEnded;
         }
         Running(const Running&) = delete;
         Running& operator=(const Running&) = delete;
@@ -331,8 +331,8 @@ std::optional<std::uint64_t> Run::measure_resident_overhead() const {
 Statistics Run::statistics() const {
     Statistics statistics;
     statistics.state = state_;
-    if (statistics.state == MachineState::kRunning && gate_.is_paused()) {
-        statistics.state = MachineState::kPaused;
+    if (statistics.state == RunState::kRunning && gate_.is_paused()) {
+        statistics.state = RunState::kPaused;
     }
     std::vector<std::uint64_t> faults;
     std::vector<std::uint64_t> exits;
@@ -358,7 +358,7 @@ Statistics Run::statistics() const {
 }
 
 void Run::check_reader() const {
-    if (state_ == MachineState::kRunning && runner_.load() != std::this_thread::get_id()) {
+    if (state_ == RunState::kRunning && runner_.load() != std::this_thread::get_id()) {
         throw UsageError("cannot read the report of a machine that runs from another thread than the one that runs it "
                          "(Machine::statistics() can be read from any)");
     }

@@ -78,7 +78,7 @@ class Run {
     std::string crash_;
     PauseGate gate_;
     std::atomic<bool> has_begun_{false};
-    std::atomic<MachineState> state_{MachineState::kReady};
+    std::atomic<RunState> state_{RunState::kReady};
     std::atomic<std::thread::id> runner_;       ///< the thread that is in execute()
     mutable std::mutex counting_;               ///< held while the counters begin anew, and while they are read
     std::vector<std::uint64_t> watched_faults_; ///< the counts of the last sample
