@@ -1,0 +1,20 @@
+// What is known of the memory file of a snapshot, chunk by chunk.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace vmm {
+
+/// Of one chunk (MemoryLayout::chunk()).
+struct MemoryChunk {
+    bool is_hole = true;      ///< all of it is zero, and the file has nothing there
+    std::uint32_t crc32c = 0; ///< of the memory in it; 0 for a hole
+
+    friend bool operator==(const MemoryChunk&, const MemoryChunk&) = default;
+};
+
+/// As many as MemoryLayout::chunks().
+using MemoryIndex = std::vector<MemoryChunk>;
+
+} // namespace vmm

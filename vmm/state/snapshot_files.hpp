@@ -1,0 +1,15 @@
+// The files of a snapshot.
+#pragma once
+
+#include <cstddef>
+
+#include "kvm/host/guest_address.hpp"
+
+namespace vmm::snapshot_files {
+
+inline constexpr const char* kState = "state";        ///< see encode_state()
+inline constexpr const char* kMemory = "memory";      ///< see MemoryLayout
+inline constexpr const char* kConfig = "config.json"; ///< what the machine was configured with
+inline constexpr std::size_t kMostConfigBytes = kMiB;
+
+} // namespace vmm::snapshot_files

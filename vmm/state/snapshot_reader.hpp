@@ -1,0 +1,44 @@
+// A snapshot's directory, opened to be read.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "kvm/host/unique_fd.hpp"
+#include "vmm/state/memory_layout.hpp"
+#include "vmm/state/snapshot_state.hpp"
+
+namespace vmm {
+
+/// A snapshot, of which all but the content of its memory file has been read and checked. It may be hostile: see
+/// decode_state().
+///
+/// Threads: any; nothing changes after construction.
+class SnapshotReader {
+  public:
+    /// Throws Error: `directory` is none, is no snapshot, or cannot be read; its state is damaged or of another
+    /// version; a file is missing or is no regular file; or the memory file has not the size that belongs to the state.
+    explicit SnapshotReader(const std::filesystem::path& directory);
+
+    [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
+    /// SnapshotState::memory is there, with an entry for each chunk of layout().
+    [[nodiscard]] const SnapshotState& state() const noexcept { return state_; }
+    [[nodiscard]] const MemoryLayout& layout() const noexcept { return layout_; }
+    /// The text of config.json: what the machine was configured with. At most 1 MiB, and nothing else is checked.
+    [[nodiscard]] const std::string& config() const noexcept { return config_; }
+    /// The memory file, on loan, open to read.
+    [[nodiscard]] int memory_fd() const noexcept { return memory_.get(); }
+    /// The same, opened once more with `flags` beside O_RDONLY, such as O_DIRECT. Nothing if the file system has no
+    /// such files. Throws Error.
+    [[nodiscard]] UniqueFd open_memory(int flags) const;
+
+  private:
+    std::filesystem::path directory_;
+    UniqueFd fd_;
+    SnapshotState state_;
+    MemoryLayout layout_;
+    std::string config_;
+    UniqueFd memory_;
+};
+
+} // namespace vmm

@@ -1,0 +1,34 @@
+// What the state file of a snapshot says, as a value.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "vmm/state/machine_state.hpp"
+#include "vmm/state/memory_index.hpp"
+
+namespace vmm {
+
+/// Where and when a state was saved: for people, and for messages. Nothing depends on it.
+struct SnapshotOrigin {
+    std::int64_t created_at = 0; ///< seconds since 1970, UTC
+    std::string vmm_version;     ///< "0.1.0"; at most 64 bytes, as the others
+    std::string kernel_release;  ///< "6.12.5"
+    std::string cpu_vendor;      ///< "GenuineIntel"
+    std::string cpu_model;       ///< the processor's name; empty: it has none
+
+    friend bool operator==(const SnapshotOrigin&, const SnapshotOrigin&) = default;
+};
+
+/// This process, this host, now.
+[[nodiscard]] SnapshotOrigin origin_here();
+
+struct SnapshotState {
+    SnapshotOrigin origin;
+    MachineState machine;
+    /// Of the memory file; none if memory is kept elsewhere, as in a migration.
+    std::optional<MemoryIndex> memory;
+};
+
+} // namespace vmm
