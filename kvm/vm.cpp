@@ -52,10 +52,14 @@ int Vm::extension(int capability) const noexcept {
 
 namespace {
 
-kvm_userspace_memory_region memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space) {
+std::uint32_t in_space(std::uint32_t slot, AddressSpace address_space) {
     constexpr unsigned kAddressSpaceShift = 16; // api.rst, 4.35
+    return slot | static_cast<std::uint32_t>(address_space) << kAddressSpaceShift;
+}
+
+kvm_userspace_memory_region memslot(std::uint32_t slot, GuestRange range, std::byte* host, AddressSpace address_space) {
     kvm_userspace_memory_region region{};
-    region.slot = slot | static_cast<std::uint32_t>(address_space) << kAddressSpaceShift;
+    region.slot = in_space(slot, address_space);
     region.guest_phys_addr = to_integer(range.base);
     region.memory_size = range.size;
     // The kernel takes the host address as an integer; it checks it against this process's address space.
@@ -83,6 +87,20 @@ void Vm::log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, 
     kvm_userspace_memory_region region = memslot(slot, range, host, address_space);
     region.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
     set_memslot(region, on ? "log the dirty pages of" : "end the dirty log of");
+}
+
+std::vector<std::uint64_t> Vm::take_dirty_log(std::uint32_t slot, std::uint64_t bytes,
+                                              AddressSpace address_space) const {
+    constexpr std::uint64_t kPagesPerWord = 64;
+    constexpr std::uint64_t kBytesPerWord = kPagesPerWord * 4 * kKiB;
+    std::vector<std::uint64_t> pages((bytes + kBytesPerWord - 1) / kBytesPerWord);
+    kvm_dirty_log log{};
+    log.slot = in_space(slot, address_space);
+    log.dirty_bitmap = pages.data();
+    if (::ioctl(fd_.get(), KVM_GET_DIRTY_LOG, &log) != 0) {
+        throw_errno(errno, "read the dirty log of memslot " + std::to_string(slot));
+    }
+    return pages;
 }
 
 void Vm::attach_irqfd(int event_fd, std::uint32_t gsi) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "kvm/host/guest_address.hpp"
 #include "kvm/host/unique_fd.hpp"
@@ -51,6 +52,12 @@ class Vm {
     /// are then to be prefaulted again. Throws Error.
     void log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on,
                          AddressSpace address_space = AddressSpace::kNormal);
+
+    /// The pages of a memslot that vCPUs, or KVM for them, have written since its log began or was read last
+    /// (api.rst, 4.8, KVM_GET_DIRTY_LOG): a bit for each page of 4 KiB, the first in bit 0. `bytes` is the size of the
+    /// memslot. Throws Error.
+    [[nodiscard]] std::vector<std::uint64_t> take_dirty_log(std::uint32_t slot, std::uint64_t bytes,
+                                                            AddressSpace address_space = AddressSpace::kNormal) const;
 
     /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD). Throws Error.
     void attach_irqfd(int event_fd, std::uint32_t gsi);

@@ -125,6 +125,23 @@ void validate_images(const Config& config) {
     check(config.initrd_image, config.initrd_path, "initrd");
 }
 
+void validate_restore(const Config& config) {
+    if (!config.restore) {
+        return;
+    }
+    config.restore->check();
+    if (!config.kernel_path.empty() || config.kernel_image || !config.initrd_path.empty() || config.initrd_image ||
+        !config.command_line.empty()) {
+        throw Error(
+            "cannot boot a kernel and go on from a snapshot (Config::restore): leave out the kernel, the initrd "
+            "and the command line, which are those of the snapshot");
+    }
+    if (!config.devices.empty()) {
+        throw Error("cannot go on from a snapshot (Config::restore) with devices of the embedding program "
+                    "(Config::devices): their state is not known");
+    }
+}
+
 } // namespace
 
 void validate_balloon(const Config& config) {
@@ -156,6 +173,21 @@ void MemoryFrom::check() const {
     prefault::check_pool_path(path);
 }
 
+void RestoreFrom::check() const {
+    if (path.empty()) {
+        throw Error("cannot go on from a snapshot without a name (Config::restore.path)");
+    }
+    refuse_nul(path, "the path of a snapshot");
+}
+
+std::string_view to_string(RestoreMode mode) noexcept {
+    return mode == RestoreMode::kCow ? "cow" : "full";
+}
+
+std::string_view to_string(RestoreClock clock) noexcept {
+    return clock == RestoreClock::kRealtime ? "realtime" : "stopped";
+}
+
 std::string_view to_string(PrefaultWhen when) noexcept {
     return when == PrefaultWhen::kBackground ? "background" : "before";
 }
@@ -181,6 +213,7 @@ Config resolved(Config config) {
 void check_values(const Config& config) {
     validate_texts(config);
     validate_images(config);
+    validate_restore(config);
     validate_memory_size(config);
     validate_memory_source(config);
     if (config.vcpus < 1 || config.vcpus > Config::kMaxVcpus) {

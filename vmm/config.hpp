@@ -22,6 +22,7 @@
 #include "vmm/device_configs.hpp" // IWYU pragma: export
 #include "vmm/limits.hpp"
 #include "vmm/log.hpp"
+#include "vmm/snapshot.hpp" // IWYU pragma: export
 #include "vmm/stop_request.hpp"
 #include "vmm/watch.hpp"
 
@@ -84,6 +85,9 @@ struct Config {
     std::shared_ptr<const std::vector<std::byte>> initrd_image{};
     /// The kernel command line. It is appended to kDefaultCommandLine.
     std::string command_line;
+    /// The snapshot that the machine goes on from, instead of booting; nothing: it boots. Then there is no kernel, no
+    /// initrd and no command line.
+    std::optional<RestoreFrom> restore{};
 
     std::uint64_t memory_bytes = limits::kDefaultMemoryBytes; ///< a multiple of the page size, at least kMinMemoryBytes
     PageSize page_size = PageSize::kThp;

@@ -199,6 +199,12 @@ Queue::Pop Queue::pop(Chain& chain) {
     if (const std::string_view why = walk(chain); !why.empty()) {
         return broken(why);
     }
+    // The device writes there later, and push() writes to the used ring. Nothing is saved before that
+    // (Device::pause()).
+    memory_->note_write(device_area_);
+    for (const std::span<std::byte> buffer : chain.writable) {
+        memory_->note_write(buffer);
+    }
     ++state_.next_available;
     seen_more_ = false;
     return Pop::kChain;
@@ -344,12 +350,14 @@ void Queue::suppress_doorbells() noexcept {
     // With EVENT_IDX nothing is to be done: the driver rings when its index passes avail_event, which stays behind. The
     // flags have to be 0 then (2.7.10.2).
     if (!state_.event_idx) {
+        memory_->note_write(device_area_);
         field(device_area_, kFlagsOffset).store(kNoNotify, std::memory_order_relaxed);
     }
 }
 
 bool Queue::ask_for_doorbell(std::uint16_t requests) noexcept {
     assert(requests >= 1 && requests <= size());
+    memory_->note_write(device_area_);
     // Sequentially consistent: the driver reads this after it has stored its index, and we read the index after this.
     if (state_.event_idx) {
         const std::size_t event_offset = kRingOffset + (sizeof(UsedElement) * size());

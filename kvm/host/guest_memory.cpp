@@ -10,6 +10,7 @@
 #include <string>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/write_log.hpp"
 
 namespace vmm {
 
@@ -184,8 +185,13 @@ bool GuestMemory::copy_in(GuestAddress address, std::span<const std::byte> in) c
     if (!target) {
         return false;
     }
+    note_write(*target);
     std::ranges::copy(in, target->begin());
     return true;
+}
+
+void GuestMemory::mark(WriteLog& log, std::span<const std::byte> bytes) noexcept {
+    log.mark(bytes);
 }
 
 bool GuestMemory::discard(std::span<std::byte> bytes) const noexcept {
@@ -209,7 +215,11 @@ bool GuestMemory::discard(std::span<std::byte> bytes) const noexcept {
         const std::uint64_t first = *align_up(offset, 4 * kKiB);
         const std::uint64_t end = align_down(offset + bytes.size(), 4 * kKiB);
         // Not MADV_FREE: the pages are to be gone, and to be seen as gone, now.
-        return first >= end || ::madvise(region.host + first, end - first, MADV_DONTNEED) == 0;
+        if (first >= end) {
+            return true;
+        }
+        note_write(region.bytes().subspan(first, end - first));
+        return ::madvise(region.host + first, end - first, MADV_DONTNEED) == 0;
     }
     return false;
 }

@@ -21,6 +21,8 @@
 VMM_API_BEGIN
 namespace vmm {
 
+class WriteLog;
+
 /// What backs guest RAM on the host.
 enum class PageSize {
     k4K,  ///< 4 KiB pages; transparent huge pages are advised against.
@@ -188,7 +190,18 @@ class GuestMemory {
     /// of one region. KVM drops its mappings by itself (MMU notifier).
     [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
 
+    /// From now on what copy_in(), store() and discard() write is marked in `log`, which lives until another one, or
+    /// null, takes its place; and so is what note_write() is told of. Nobody writes while this is called.
+    void log_writes(WriteLog* log) noexcept { write_log_.store(log, std::memory_order_release); }
+    /// `bytes`, which at() or for_each_part() returned, are about to be written by this process, or have been.
+    void note_write(std::span<const std::byte> bytes) const noexcept {
+        if (WriteLog* const log = write_log_.load(std::memory_order_acquire); log != nullptr) {
+            mark(*log, bytes);
+        }
+    }
+
   private:
+    static void mark(WriteLog& log, std::span<const std::byte> bytes) noexcept;
     /// The region that all of `range` lies in; null if there is none.
     [[nodiscard]] const MemoryRegion* find(GuestRange range) const noexcept {
         for (const MemoryRegion& region : regions()) {
@@ -205,6 +218,7 @@ class GuestMemory {
     std::array<bool, kMaxRegions> has_files_{};
     /// How many of the regions there are. Released after a region is written, so that whoever sees it sees all of it.
     std::atomic<std::size_t> count_{0};
+    std::atomic<WriteLog*> write_log_{nullptr};
 };
 
 } // namespace vmm

@@ -20,6 +20,7 @@
 #include "vmm/cli/options.hpp"
 #include "vmm/control/openapi.hpp"
 #include "vmm/limits.hpp"
+#include "vmm/state/snapshot_files.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm {
@@ -146,10 +147,11 @@ void take_from_file(CLI::Option& option, const ConfigFileEntry& entry, const std
     }
 }
 
-/// Gives the options of `run` what the file at `path` says, unless the command line said it itself. Throws Error.
-void apply_config_file(CLI::App& run, const std::string& path) {
+/// Gives the options of `run` what the file at `path` says, unless they have a value already. `place` says which
+/// options may stand there. Throws Error.
+void apply_config_file(CLI::App& run, const std::string& path, Place place) {
     for (const ConfigFileEntry& entry : read_config_file(path)) {
-        if (find_option(Place::kFile, entry.option) == nullptr) {
+        if (find_option(place, entry.option) == nullptr) {
             throw Error(config_file_error(path, entry.lines.front()) + "there is no option '" + entry.option + "'");
         }
         CLI::Option* const option = run.get_option("--" + entry.option);
@@ -162,15 +164,20 @@ void apply_config_file(CLI::App& run, const std::string& path) {
     }
 }
 
+std::string config_file_of_snapshot(const std::string& directory) {
+    return directory + "/" + snapshot_files::kConfig;
+}
+
 Json value_given(const Option& option, const std::string& word) {
     return option.value.kind == OptionValue::Kind::kNumber ? Json(std::stoul(word, nullptr, 0)) : Json(word);
 }
 
-/// What the options of `run` were given, on the command line and in a file, in the form of such a file.
-std::string options_given(CLI::App& run) {
+/// What the options of `run` were given, on the command line and in files, in the form of such a file: those that may
+/// stand in `place`.
+std::string options_given(CLI::App& run, Place place) {
     Json given = Json::object();
     for (const Option& option : options()) {
-        if (!option.is_allowed(Place::kFile)) {
+        if (!option.is_allowed(place)) {
             continue;
         }
         const std::string name = option.long_name();
@@ -262,7 +269,10 @@ Command parse_command_line(int argc, const char* const* argv) {
     try {
         app.parse(argc, argv);
         if (!given.run.config_file.empty()) {
-            apply_config_file(*commands.at(Place::kRun), given.run.config_file);
+            apply_config_file(*commands.at(Place::kRun), given.run.config_file, Place::kFile);
+        }
+        if (!given.restore.empty()) {
+            apply_config_file(*commands.at(Place::kRun), config_file_of_snapshot(given.restore), Place::kSnapshot);
         }
     } catch (const CLI::Success& success) { // The words ask for help or the version.
         std::ostringstream text;
@@ -301,7 +311,8 @@ Command parse_command_line(int argc, const char* const* argv) {
     }
     try {
         RunCommand run = run_command_of(given);
-        run.given = options_given(*commands.at(Place::kRun));
+        run.given = options_given(*commands.at(Place::kRun), Place::kFile);
+        run.given_of_machine = options_given(*commands.at(Place::kRun), Place::kSnapshot);
         return run;
     } catch (const Error& error) {
         return usage_error(app, error.what());

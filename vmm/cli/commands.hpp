@@ -23,11 +23,12 @@ struct RunCommand {
     std::string log_file;    ///< empty: none
     std::string config_file; ///< the file the rest was read from; empty: only the command line
     LogLevel log_level = LogLevel::kWarning;
-    std::string api;                ///< the path of the control socket; empty: none
-    std::optional<unsigned> api_fd; ///< the descriptor of one that listens already
-    std::string given = "{}";       ///< the options that were given, as the JSON of a configuration file
-    bool watch = false;             ///< whether to say once a second what KVM has mapped
-    bool summary = true;            ///< whether to end with a few lines for people
+    std::string api;                     ///< the path of the control socket; empty: none
+    std::optional<unsigned> api_fd;      ///< the descriptor of one that listens already
+    std::string given = "{}";            ///< the options that were given, as the JSON of a configuration file
+    std::string given_of_machine = "{}"; ///< those of them that are kept with a snapshot
+    bool watch = false;                  ///< whether to say once a second what KVM has mapped
+    bool summary = true;                 ///< whether to end with a few lines for people
 };
 
 /// `vmm ctl`

@@ -61,6 +61,23 @@ void choose_keeper(const Given& given, RunCommand& run) {
     run.config.keep_every_ms = given.keep_every_ms.value_or(run.config.keep_every_ms);
 }
 
+/// Throws Error.
+void choose_restore(const Given& given, RunCommand& run) {
+    if (given.restore.empty()) {
+        if (given.restore_mode || given.restore_clock) {
+            throw Error("--restore-mode and --restore-clock say how --restore goes on: give that, too");
+        }
+        return;
+    }
+    if (!run.dump_dtb.empty()) {
+        throw Error("--restore and --dump-dtb exclude each other: a guest that goes on has its device tree already");
+    }
+    RestoreFrom& restore = run.config.restore.emplace();
+    restore.path = given.restore;
+    restore.mode = given.restore_mode.value_or(restore.mode);
+    restore.clock = given.restore_clock.value_or(restore.clock);
+}
+
 } // namespace
 
 RunCommand run_command_of(const Given& given) {
@@ -74,6 +91,7 @@ RunCommand run_command_of(const Given& given) {
     validate_balloon(run.config);
     choose_hardware_description(given, run);
     choose_keeper(given, run);
+    choose_restore(given, run);
     if (!run.api.empty() && run.api_fd) {
         throw Error("--api and --api-fd exclude each other: there is one control socket");
     }

@@ -17,7 +17,19 @@ namespace vmm {
 struct Given;
 
 /// Where an option is allowed: in a command, or in the configuration file.
-enum class Place { kProgram, kRun, kFile, kControl, kDoctor, kConfigSchema, kApiSchema, kPool, kBench, kCompare };
+enum class Place {
+    kProgram,
+    kRun,
+    kFile,
+    kSnapshot, ///< what is kept with a snapshot, and counts again when it is restored
+    kControl,
+    kDoctor,
+    kConfigSchema,
+    kApiSchema,
+    kPool,
+    kBench,
+    kCompare
+};
 
 /// The numbers that an option takes, both ends included.
 struct Limits {

@@ -127,7 +127,8 @@ std::vector<Option> guest_options() {
     command_line.may_be_number = true;
     return {
         file("KERNEL,--kernel", "A bzImage, an ELF vmlinux or any PVH kernel; without it, the built-in guest runs",
-             [](Given& given, const std::string& path) { given.run.config.kernel_path = path; }),
+             [](Given& given, const std::string& path) { given.run.config.kernel_path = path; })
+            .only_in({Place::kRun, Place::kFile}),
         memory_option(),
         number("-c,--vcpus", kVcpus, "Virtual CPUs, " + to_string(kVcpus),
                [](Given& given, unsigned vcpus) { given.run.config.vcpus = vcpus; })
@@ -137,10 +138,12 @@ std::vector<Option> guest_options() {
                [](Given& given, bool nested) { given.run.config.nested = nested; })
             .setting("nested"),
         file("--initrd", "Initial RAM disk",
-             [](Given& given, const std::string& path) { given.run.config.initrd_path = path; }),
+             [](Given& given, const std::string& path) { given.run.config.initrd_path = path; })
+            .only_in({Place::kRun, Place::kFile}),
         text("--cmdline", std::move(command_line),
              std::string("Added to the kernel's command line \"") + Config::kDefaultCommandLine + "\"",
-             [](Given& given, const std::string& words) { given.run.config.command_line = words; }),
+             [](Given& given, const std::string& words) { given.run.config.command_line = words; })
+            .only_in({Place::kRun, Place::kFile}),
     };
 }
 
@@ -285,6 +288,30 @@ std::vector<Option> device_options() {
     };
 }
 
+std::vector<Option> restore_options() {
+    return {
+        file("--restore",
+             "Go on from this snapshot, a directory, instead of booting a kernel; what is not said here is as it was "
+             "when it was taken (docs/snapshots.md)",
+             [](Given& given, const std::string& path) { given.restore = path; })
+            .setting("restore")
+            .only_in({Place::kRun}),
+        choice<RestoreMode>("--restore-mode", {RestoreMode::kFull, RestoreMode::kCow},
+                            "How its memory becomes the guest's: all of it is read, or pages are mapped, and copied "
+                            "when they are written",
+                            [](Given& given, RestoreMode mode) { given.restore_mode = mode; })
+            .setting("restore.mode")
+            .with_standard(std::string(to_string(RestoreFrom{}.mode)))
+            .only_in({Place::kRun}),
+        choice<RestoreClock>("--restore-clock", {RestoreClock::kStopped, RestoreClock::kRealtime},
+                             "What the guest's clocks show then: that no time has passed, or the host's",
+                             [](Given& given, RestoreClock clock) { given.restore_clock = clock; })
+            .setting("restore.clock")
+            .with_standard(std::string(to_string(RestoreFrom{}.clock)))
+            .only_in({Place::kRun}),
+    };
+}
+
 std::vector<Option> control_socket_options() {
     return {
         file("--api",
@@ -325,15 +352,23 @@ std::vector<Option> output_options() {
 
 std::vector<Option> run_options() {
     std::vector<Option> rows;
-    for (auto* const part :
-         {guest_options, prefault_options, placement_options, device_options, control_socket_options, output_options}) {
-        for (Option& row : part()) {
+    const auto add = [&rows](std::vector<Option> part, const std::vector<Place>& places) {
+        for (Option& row : part) {
             if (row.places.empty()) {
-                row.places = {Place::kRun, Place::kFile};
+                row.places = places;
             }
             rows.push_back(std::move(row));
         }
-    }
+    };
+    const std::vector<Place> of_machine{Place::kRun, Place::kFile, Place::kSnapshot};
+    const std::vector<Place> of_run{Place::kRun, Place::kFile};
+    add(guest_options(), of_machine);
+    add(restore_options(), of_run);
+    add(prefault_options(), of_machine);
+    add(placement_options(), of_machine);
+    add(device_options(), of_machine);
+    add(control_socket_options(), of_run);
+    add(output_options(), of_run);
     return rows;
 }
 

@@ -1,4 +1,4 @@
-// What puts the first state into a machine's hardware.
+// A machine that begins by booting a kernel.
 #pragma once
 
 #include <cstddef>
@@ -8,33 +8,27 @@
 
 #include "vmm/config.hpp"
 #include "vmm/machine/embedder.hpp"
+#include "vmm/machine/first_state.hpp"
 #include "vmm/machine/guest_images.hpp"
 #include "vmm/machine/hardware.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
 
-/// The boot of a kernel: from a file, from memory, or built in. Another way to begin, such as a snapshot, has the same
-/// shape: it is opened before there is hardware, and put_into() is called once, before the guest runs.
+/// The boot of a kernel: from a file, from memory, or built in.
 ///
 /// Threads: one.
-class KernelBoot {
+class KernelBoot final : public FirstState {
   public:
     /// Opens and checks the kernel and the initrd. `config` outlives this, and `stop` ends the wait for a pipe. Throws
     /// Error: a file is missing, is not a kernel, or is damaged. Throws StoppedError.
     KernelBoot(const Config& config, const StopRequest& stop);
 
-    /// True if the guest goes on with the page tables of the prefault vCPUs. Without a second level in hardware, what
-    /// they filled belongs to these tables; a guest that says so (the built-in one does) adopts them.
-    [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const;
-
-    /// Writes the kernel, the initrd and all tables to guest memory and sets the first vCPU's registers. The second
-    /// level has to be prepared if adopts_page_tables(). Closes the files. Throws Error if something does not fit, and
-    /// what the log throws.
-    void put_into(Hardware& hardware, Embedder& embedder);
-
-    /// The device tree as it was written; empty if the guest has none. After put_into().
-    [[nodiscard]] std::span<const std::byte> device_tree() const noexcept { return device_tree_; }
+    [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
+    /// Writes the kernel, the initrd and all tables to guest memory, sets the first vCPU's registers, and closes the
+    /// files. Throws Error if something does not fit, and what the log throws.
+    void put_into(Hardware& hardware, Embedder& embedder) override;
+    [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override { return device_tree_; }
 
   private:
     [[nodiscard]] std::string command_line(const Hardware& hardware) const;

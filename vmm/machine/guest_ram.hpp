@@ -42,6 +42,9 @@ class GuestRam {
     [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
     void add(GuestMemory::NewRegion region) noexcept;
 
+    /// As GuestMemory::log_writes().
+    void log_writes(WriteLog* log) noexcept { memory_.log_writes(log); }
+
     /// The description of the guest's nodes; nothing unless memory is split.
     [[nodiscard]] std::optional<loader::AcpiNuma> describe_nodes(unsigned vcpus) const;
     /// The CPUs that vCPU `vcpu` of `vcpus` runs on, unless the user says otherwise: those of its node; empty: any.

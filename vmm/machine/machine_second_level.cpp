@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -12,6 +13,15 @@
 #include "vmm/machine/x86/cpuid.hpp"
 
 namespace vmm {
+
+namespace {
+
+/// Sets in `pages` what is set in `others`, which are as many.
+void join(std::vector<std::uint64_t>& pages, const std::vector<std::uint64_t>& others) {
+    std::ranges::transform(pages, others, pages.begin(), std::bit_or<>());
+}
+
+} // namespace
 
 MachineSecondLevel::MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config& config,
                                        std::vector<kvm_cpuid_entry2> cpuid)
@@ -131,6 +141,10 @@ prefault::Report MachineSecondLevel::add_memory(GuestRange range, const std::sto
 
 void MachineSecondLevel::log_dirty_pages(bool on) {
     const std::lock_guard hold(lock_);
+    log_locked(on);
+}
+
+void MachineSecondLevel::log_locked(bool on) {
     ++dirty_log_switches_;
     logs_dirty_pages_ = true; // While it is switched off, some of memory is still logged.
     std::uint32_t slot = 0;
@@ -142,6 +156,49 @@ void MachineSecondLevel::log_dirty_pages(bool on) {
         ++slot;
     }
     logs_dirty_pages_ = on;
+}
+
+MachineSecondLevel::DirtyLog::DirtyLog(Hold& hold) : level_(hold.level_) {
+    if (level_.logs_dirty_pages_) {
+        throw UsageError("cannot log dirty pages: they are logged already (Machine::log_dirty_pages())");
+    }
+    level_.own_writes_ = std::make_unique<WriteLog>(level_.ram_.memory().regions());
+    level_.ram_.log_writes(level_.own_writes_.get());
+    try {
+        level_.log_locked(true);
+    } catch (...) {
+        level_.ram_.log_writes(nullptr);
+        throw;
+    }
+}
+
+MachineSecondLevel::DirtyLog::~DirtyLog() {
+    try {
+        level_.log_locked(false);
+    } catch (const Error&) { // KVM goes on logging, which costs time and nothing else.
+    }
+}
+
+std::vector<std::vector<std::uint64_t>> MachineSecondLevel::DirtyLog::take_of_vcpus() {
+    std::vector<std::vector<std::uint64_t>> pages;
+    std::uint32_t slot = 0;
+    for (const MemoryRegion& region : level_.ram_.memory().regions()) {
+        pages.push_back(level_.vm_.take_dirty_log(slot, region.range.size));
+        if (slot < level_.smm_memslots_) {
+            join(pages.back(), level_.vm_.take_dirty_log(slot, region.range.size, kvm::AddressSpace::kSmm));
+        }
+        ++slot;
+    }
+    return pages;
+}
+
+std::vector<std::vector<std::uint64_t>> MachineSecondLevel::DirtyLog::take_last() {
+    std::vector<std::vector<std::uint64_t>> pages = take_of_vcpus();
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+        join(pages[i], level_.own_writes_->take(i));
+    }
+    level_.ram_.log_writes(nullptr);
+    return pages;
 }
 
 prefault::MappedPages MachineSecondLevel::mapped_at_rest() {

@@ -4,11 +4,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stop_token>
 #include <vector>
 
+#include "kvm/host/write_log.hpp"
 #include "kvm/uapi.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/second_level.hpp"
@@ -55,6 +57,43 @@ class MachineSecondLevel {
     [[nodiscard]] bool logs_dirty_pages() const noexcept { return logs_dirty_pages_.load(); }
     [[nodiscard]] unsigned dirty_log_switches() const noexcept { return dirty_log_switches_.load(); }
 
+    /// As long as it lives, nothing is filled, added or logged by others: their calls wait for its end. Memory has the
+    /// same regions meanwhile. Threads: one.
+    class Hold {
+      public:
+        /// Waits for a call that is under way.
+        explicit Hold(MachineSecondLevel& level) : level_(level), hold_(level.lock_) {}
+        Hold(const Hold&) = delete;
+        Hold& operator=(const Hold&) = delete;
+
+      private:
+        friend MachineSecondLevel;
+        MachineSecondLevel& level_;
+        std::unique_lock<std::mutex> hold_;
+    };
+
+    /// Logs the dirty pages of all memory as long as it lives: those that vCPUs write, and those that this process
+    /// writes. Threads: one.
+    class DirtyLog {
+      public:
+        /// `hold` outlives it. No device has work in flight (MachinePause), and nobody else writes to guest memory
+        /// meanwhile. Throws UsageError: dirty pages are logged already. Throws Error.
+        explicit DirtyLog(Hold& hold);
+        ~DirtyLog();
+        DirtyLog(const DirtyLog&) = delete;
+        DirtyLog& operator=(const DirtyLog&) = delete;
+
+        /// The pages of each region that vCPUs have written since the log began, or since it was read last: a bit for
+        /// each page of 4 KiB, in the order of GuestMemory::regions(). Throws Error.
+        [[nodiscard]] std::vector<std::vector<std::uint64_t>> take_of_vcpus();
+        /// The same, and the pages that this process has written since the log began, which are logged no more from now
+        /// on. No device has work in flight. Once. Throws Error.
+        [[nodiscard]] std::vector<std::vector<std::uint64_t>> take_last();
+
+      private:
+        MachineSecondLevel& level_;
+    };
+
     /// As SecondLevel::mapped(). Never waits for another call.
     [[nodiscard]] prefault::MappedPages mapped() const { return second_level_.mapped(); }
     /// As SecondLevel::mapped_at_rest(). Throws Error.
@@ -66,6 +105,7 @@ class MachineSecondLevel {
     void add_memslots_of_smm();
     void check_new_range(GuestRange range) const;
     prefault::Report fill_locked(const prefault::Options& options, const std::stop_token& stop);
+    void log_locked(bool on);
     void note_filled(const prefault::Report& report, bool smm, const std::stop_token& stop) noexcept;
 
     kvm::Vm& vm_;
@@ -78,6 +118,7 @@ class MachineSecondLevel {
     std::atomic<std::uint64_t> full_bytes_{0};
     std::atomic<bool> logs_dirty_pages_{false};
     std::atomic<unsigned> dirty_log_switches_{0};
+    std::unique_ptr<WriteLog> own_writes_; ///< a device may still mark pages in it after the log has ended by a failure
     prefault::SecondLevel second_level_;
 };
 

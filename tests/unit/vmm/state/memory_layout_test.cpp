@@ -7,16 +7,14 @@
 #include <vector>
 
 #include "support/host_errors.hpp"
+#include "support/host_guest_range.hpp"
 
 namespace vmm {
 namespace {
 
 using testing::error_of;
 using testing::mentions;
-
-GuestRange range(std::uint64_t base, std::uint64_t size) {
-    return {GuestAddress{base}, size};
-}
+using testing::range;
 
 std::string refusal_of(const std::vector<GuestRange>& memory) {
     return error_of([&] { return MemoryLayout(memory); });

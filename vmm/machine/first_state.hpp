@@ -1,0 +1,49 @@
+// How a machine begins.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "prefault/x86/second_level_host.hpp"
+#include "vmm/machine/embedder.hpp"
+
+namespace vmm {
+
+struct Hardware;
+struct MachineState;
+
+/// What puts the first state into a machine's hardware: the boot of a kernel, or a snapshot. It is opened before there
+/// is hardware, so that what is missing is refused at once. Then put_into() is called once, and finish() before the
+/// guest runs.
+///
+/// Threads: one, but for finish().
+class FirstState {
+  public:
+    FirstState() = default;
+    FirstState(const FirstState&) = delete;
+    FirstState& operator=(const FirstState&) = delete;
+    virtual ~FirstState() = default;
+
+    /// What the hardware is made from; null: it is as after a reset.
+    [[nodiscard]] virtual const MachineState* state() const noexcept { return nullptr; }
+
+    /// True if the guest goes on with the page tables of the prefault vCPUs. Without a second level in hardware, what
+    /// they filled belongs to these tables; a guest that says so (the built-in one does) adopts them.
+    [[nodiscard]] virtual bool adopts_page_tables(const prefault::SecondLevelHost& host) const = 0;
+
+    /// Puts what the guest begins with into `hardware`, or begins to. The second level has to be prepared if
+    /// adopts_page_tables(). Throws Error, and what the log throws.
+    virtual void put_into(Hardware& hardware, Embedder& embedder) = 0;
+
+    /// Waits until all of guest memory has its content. Until then only what keeps the content of memory may touch it,
+    /// as a prefault does. It may be called again. Throws Error: it could not be had. Threads: any.
+    virtual void finish() {}
+
+    /// What is to be done last, before a vCPU runs: clocks and interrupts of a guest that goes on. Throws Error.
+    virtual void start(Hardware& /*hardware*/) {}
+
+    /// The device tree as the guest was given it; empty if it has none. After put_into().
+    [[nodiscard]] virtual std::span<const std::byte> device_tree() const noexcept = 0;
+};
+
+} // namespace vmm

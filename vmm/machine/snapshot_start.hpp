@@ -1,0 +1,53 @@
+// A machine that begins by going on from a snapshot.
+#pragma once
+
+#include <cstddef>
+#include <future>
+#include <optional>
+#include <span>
+#include <thread>
+
+#include "vmm/config.hpp"
+#include "vmm/machine/embedder.hpp"
+#include "vmm/machine/first_state.hpp"
+#include "vmm/machine/hardware.hpp"
+#include "vmm/machine/stop_bridge.hpp"
+#include "vmm/state/snapshot_reader.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// Goes on from the snapshot that Config::restore names. Its memory is read by threads of its own, from put_into() on,
+/// so that a prefault may fill the second level meanwhile: the second level depends on addresses alone.
+///
+/// Threads: one, but for finish().
+class SnapshotStart final : public FirstState {
+  public:
+    /// Opens the snapshot and compares it with `config`, which outlives this, as `stop` does. Throws Error: it cannot
+    /// be read, is damaged, or is of another machine than `config` describes.
+    SnapshotStart(const Config& config, const StopRequest& stop);
+    /// Ends the reading.
+    ~SnapshotStart() override;
+
+    [[nodiscard]] const MachineState* state() const noexcept override { return &snapshot_.state().machine; }
+    [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
+    void put_into(Hardware& hardware, Embedder& embedder) override;
+    void finish() override;
+    void start(Hardware& hardware) override;
+    [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override {
+        return snapshot_.state().machine.device_tree;
+    }
+
+  private:
+    void check_machine() const;
+    void read(const GuestRam& ram) const;
+
+    const Config& config_;
+    const StopRequest& stop_;
+    SnapshotReader snapshot_;
+    std::optional<StopBridge> bridge_; ///< ends the reading
+    std::shared_future<void> done_;    ///< of the reading; what it threw comes out of it
+    std::thread reading_;              // last: it uses all of the above
+};
+
+} // namespace vmm

@@ -1,0 +1,237 @@
+#include "vmm/machine/snapshot_taking.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <fcntl.h>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "vmm/limits.hpp"
+#include "vmm/machine/capture.hpp"
+#include "vmm/refuse_nul.hpp"
+#include "vmm/state/memory_file.hpp"
+#include "vmm/state/snapshot_files.hpp"
+#include "vmm/state/snapshot_writer.hpp"
+#include "vmm/state/state_file.hpp"
+
+namespace vmm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+/// The pages of each region that are to be written again.
+using Pages = std::vector<std::vector<std::uint64_t>>;
+
+/// How often at most what has changed is written while the guest runs.
+constexpr unsigned kMostLivePasses = 4;
+/// So little is left for the time in which the guest stands still.
+constexpr std::uint64_t kLittleBytes = 2 * kMiB;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::uint64_t bytes_of(const Pages& pages) {
+    std::uint64_t count = 0;
+    for (const std::vector<std::uint64_t>& region : pages) {
+        for (const std::uint64_t word : region) {
+            count += static_cast<std::uint64_t>(std::popcount(word));
+        }
+    }
+    return count * 4 * kKiB;
+}
+
+void join(Pages& pages, const Pages& others) {
+    for (std::size_t i = 0; i < std::min(pages.size(), others.size()); ++i) {
+        std::ranges::transform(pages[i], others[i], pages[i].begin(), std::bit_or<>());
+    }
+}
+
+void check(const SnapshotOptions& options) {
+    if (options.directory.empty()) {
+        throw Error("cannot take a snapshot without a name for its directory");
+    }
+    refuse_nul(options.directory, "the directory of a snapshot");
+    if (options.workers > limits::kMaxPrefaultWorkers) {
+        throw Error(vmm::format("cannot write a snapshot with {} threads: 1 to {} are possible", options.workers,
+                                limits::kMaxPrefaultWorkers));
+    }
+    if (options.config.size() > snapshot_files::kMostConfigBytes) {
+        throw Error("cannot keep " + format_bytes(options.config.size()) + " of configuration with a snapshot: " +
+                    format_bytes(snapshot_files::kMostConfigBytes) + " is the most");
+    }
+}
+
+/// All of memory, in ascending order.
+std::vector<GuestRange> ranges_of(const GuestMemory& memory) {
+    std::vector<GuestRange> ranges;
+    for (const MemoryRegion& region : memory.regions()) {
+        ranges.push_back(region.range);
+    }
+    std::ranges::sort(ranges, {}, &GuestRange::base);
+    return ranges;
+}
+
+/// One call of take_snapshot().
+class Taking {
+  public:
+    Taking(const SnapshotSource& source, const SnapshotOptions& options, const std::stop_token& stop)
+        : source_(source), options_(options), stop_(stop), writer_(options.directory),
+          hold_(source.hardware.second_level), layout_(ranges_of(source.hardware.ram.memory())),
+          direct_(writer_.open_memory(O_DIRECT)), file_{writer_.memory_fd(), direct_.get(),
+                                                        options.directory + "/" + snapshot_files::kMemory},
+          movers_{options.workers != 0 ? options.workers : source.config.prefault.workers, {}},
+          memory_(source.hardware.ram.memory(), source.hardware.ram.placement(), layout_, file_, movers_),
+          was_paused_(source.pause.is_paused()) {
+        if (::ftruncate(writer_.memory_fd(), static_cast<off_t>(layout_.file_bytes())) != 0) {
+            throw_errno(errno, "give " + file_.name + " its size of " + format_bytes(layout_.file_bytes()),
+                        {{EFBIG, "raise `ulimit -f`, or use another file system"}});
+        }
+        if (options.progress) {
+            movers_.progress = [this](std::uint64_t done, std::uint64_t total) {
+                options_.progress({stage_, done, total});
+            };
+        }
+        report_.memory_bytes = layout_.memory_bytes();
+    }
+
+    SnapshotReport run() {
+        const Clock::time_point start = Clock::now();
+        try {
+            report_.complete = (was_paused_ || write_live()) && write_rest();
+        } catch (...) {
+            go_on();
+            throw;
+        }
+        if (!report_.complete || options_.resume) {
+            go_on();
+        }
+        if (report_.complete) {
+            // What is mapped while the files go to the disk is the guest's gain.
+            log_.reset();
+            writer_.commit(state_, options_.config);
+        }
+        report_.written_bytes = memory_.written_bytes();
+        report_.total_seconds = seconds_since(start);
+        return report_;
+    }
+
+  private:
+    /// Writes all of memory, and what the guest changes meanwhile, until little of that is left. Returns false if a
+    /// stop was requested.
+    bool write_live() {
+        pause();
+        source_.pause.look_while_paused(kTried, [this] { log_.emplace(hold_); });
+        resume();
+        stage_ = "memory";
+        if (!memory_.write_all(stop_)) {
+            return false;
+        }
+        ++report_.passes;
+        left_ = log_->take_of_vcpus();
+        stage_ = "memory that has changed";
+        std::uint64_t bytes = bytes_of(left_);
+        while (report_.passes < kMostLivePasses && bytes > kLittleBytes) {
+            if (!memory_.write_pages(left_, stop_)) {
+                return false;
+            }
+            ++report_.passes;
+            left_ = log_->take_of_vcpus();
+            bytes = bytes_of(left_);
+        }
+        return true;
+    }
+
+    /// Stops the guest, and writes what is left, and its state. Returns false if a stop was requested.
+    bool write_rest() {
+        pause();
+        return source_.pause.look_while_paused(kTried, [this] {
+            const std::uint64_t before = memory_.written_bytes();
+            if (log_) {
+                join(left_, log_->take_last());
+            }
+            stage_ = log_ ? "memory that has changed" : "memory";
+            if (!(log_ ? memory_.write_pages(left_, stop_) : memory_.write_all(stop_))) {
+                return false;
+            }
+            ++report_.passes;
+            report_.stopped_bytes = memory_.written_bytes() - before;
+            SnapshotState state{.origin = origin_here(),
+                                .machine = capture(source_.hardware, source_.config, source_.first),
+                                .memory = memory_.index()};
+            state_ = encode_state(state);
+            return true;
+        });
+    }
+
+    void pause() {
+        const Clock::time_point asked = Clock::now();
+        source_.pause.pause(options_.within);
+        if (!was_paused_) {
+            stands_still_since_ = asked;
+        }
+    }
+    void resume() {
+        source_.pause.resume();
+        if (stands_still_since_) {
+            report_.stopped_seconds = std::max(report_.stopped_seconds, seconds_since(*stands_still_since_));
+            stands_still_since_.reset();
+        }
+    }
+    /// As it was before, or as it is asked for.
+    void go_on() {
+        if (!was_paused_ || (report_.complete && options_.resume)) {
+            resume();
+        }
+    }
+
+    static constexpr const char* kTried = "take a snapshot";
+
+    const SnapshotSource& source_;
+    const SnapshotOptions& options_;
+    const std::stop_token& stop_;
+    SnapshotWriter writer_;
+    MachineSecondLevel::Hold hold_;
+    MemoryLayout layout_;
+    std::optional<UniqueFd> direct_;
+    MemoryFile file_;
+    MemoryMovers movers_;
+    MemoryWriter memory_;
+    bool was_paused_;
+    std::optional<MachineSecondLevel::DirtyLog> log_;
+    Pages left_;
+    std::vector<std::byte> state_;
+    std::string_view stage_;
+    std::optional<Clock::time_point> stands_still_since_;
+    SnapshotReport report_;
+};
+
+} // namespace
+
+SnapshotReport take_snapshot(const SnapshotSource& source, const SnapshotOptions& options,
+                             const std::stop_token& stop) {
+    check(options);
+    SnapshotReport report = Taking(source, options, stop).run();
+    // Logging has split large mappings, and its end has dropped the small ones.
+    const MachineSecondLevel& level = source.hardware.second_level;
+    if (report.passes > 1 && level.full_bytes() != 0 && source.config.prefault.scope == prefault::Scope::kAll) {
+        prefault::Options again = source.config.prefault;
+        again.progress = {};
+        again.background = false;
+        report.refilled = source.hardware.second_level.fill(again, stop).complete;
+    }
+    return report;
+}
+
+} // namespace vmm

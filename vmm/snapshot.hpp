@@ -1,0 +1,83 @@
+// Snapshots of a machine: how they are taken, and how a machine goes on from one.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "kvm/host/export.hpp"
+
+VMM_API_BEGIN
+namespace vmm {
+
+/// How far a snapshot has come.
+struct SnapshotProgress {
+    std::string_view stage;        ///< for people: "memory", "memory that has changed"
+    std::uint64_t done_bytes = 0;  ///< of guest memory
+    std::uint64_t total_bytes = 0; ///< of guest memory
+};
+
+/// How a snapshot is taken (Machine::snapshot()).
+struct SnapshotOptions {
+    /// The directory that is made for it. It must not be there, and what it is in must be.
+    std::string directory{};
+    /// A text that is kept with it as `config.json`, for whoever restores it. The command keeps its options there.
+    std::string config{};
+    /// Whether the guest goes on afterwards. Otherwise it stays paused.
+    bool resume = false;
+    unsigned workers = 0; ///< threads that write memory, at most limits::kMaxPrefaultWorkers; 0: those of a prefault
+    /// How long devices may take to finish what they have begun (Machine::pause()).
+    std::chrono::milliseconds within{20'000};
+    /// Is told some ten times a second, on the thread that takes the snapshot. It may be empty.
+    std::function<void(const SnapshotProgress&)> progress{};
+};
+
+/// What a snapshot has cost.
+struct SnapshotReport {
+    bool complete = false;           ///< false: a stop was requested, and there is no snapshot
+    std::uint64_t memory_bytes = 0;  ///< of the guest
+    std::uint64_t written_bytes = 0; ///< of memory; zero pages are left out, and what changed was written again
+    std::uint64_t stopped_bytes = 0; ///< of them, those that were written while the guest stood still
+    unsigned passes = 0;             ///< over memory, the last one included
+    double total_seconds = 0;
+    double stopped_seconds = 0; ///< the longest time for which the guest stood still; 0 if it did before
+    /// Whether the second level, if it was full, has been filled again: writing while the guest runs drops mappings.
+    bool refilled = false;
+};
+
+/// How the memory of a snapshot becomes a guest's.
+enum class RestoreMode {
+    kFull, ///< it is read, by several threads at once, into memory that is populated as Config says
+    kCow,  ///< the file is mapped: pages are read when they are touched, and copied when they are written
+};
+
+/// The name used on the command line: "full", "cow".
+[[nodiscard]] std::string_view to_string(RestoreMode mode) noexcept;
+
+/// What the guest's clocks show after a restore.
+enum class RestoreClock {
+    kStopped,  ///< no time has passed since the snapshot
+    kRealtime, ///< as much time has passed as on the host's clock
+};
+
+/// The name used on the command line: "stopped", "realtime".
+[[nodiscard]] std::string_view to_string(RestoreClock clock) noexcept;
+
+/// A snapshot that a machine goes on from, instead of booting a kernel. The rest of the configuration describes the
+/// same machine as the one that was saved; what is the host's alone may differ (paths, pins, the size of pages, what is
+/// populated).
+struct RestoreFrom {
+    std::string path{}; ///< the snapshot's directory
+    RestoreMode mode = RestoreMode::kFull;
+    RestoreClock clock = RestoreClock::kStopped;
+
+    /// Throws Error if it asks for what no host can give.
+    void check() const;
+
+    friend bool operator==(const RestoreFrom&, const RestoreFrom&) = default;
+};
+
+} // namespace vmm
+VMM_API_END
