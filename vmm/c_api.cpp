@@ -60,6 +60,8 @@ int guarded(int code_of_errors, Body body) noexcept {
         return 0;
     } catch (const vmm::UsageError& error) {
         return fail(EBUSY, error.what());
+    } catch (const vmm::PauseError& error) {
+        return fail(ETIMEDOUT, error.what());
     } catch (const CallbackFailed& error) {
         return fail(EIO, error.what());
     } catch (const vmm::Error& error) {
@@ -410,6 +412,13 @@ int vmm_machine_pause(vmm_machine* machine) {
     return guarded(EIO, [&] {
         need(machine);
         machine->machine.pause();
+    });
+}
+
+int vmm_machine_pause_within(vmm_machine* machine, unsigned milliseconds) {
+    return guarded(EIO, [&] {
+        need(machine);
+        machine->machine.pause(std::chrono::milliseconds(milliseconds));
     });
 }
 

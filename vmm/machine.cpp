@@ -148,12 +148,12 @@ ExitReason Machine::run() {
     return parts_->run.execute();
 }
 
-void Machine::pause() {
-    parts_->run.pause();
+void Machine::pause(std::chrono::milliseconds within) {
+    parts_->run.pause().pause(within);
 }
 
 void Machine::resume() {
-    parts_->run.resume();
+    parts_->run.pause().resume();
 }
 
 Statistics Machine::statistics() const {

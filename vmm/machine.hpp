@@ -8,6 +8,7 @@
 #include <stop_token>
 #include <string>
 
+#include "kvm/host/error.hpp"
 #include "kvm/host/export.hpp"
 #include "vmm/config.hpp"
 #include "vmm/report.hpp"
@@ -16,6 +17,12 @@
 
 VMM_API_BEGIN
 namespace vmm {
+
+/// A pause failed: a device or a vCPU was not quiet in time. The message names it.
+class PauseError : public Error {
+  public:
+    using Error::Error;
+};
 
 /// A guest: its memory, its vCPUs and its devices. Construction creates everything and loads the kernel, but populates
 /// nothing and runs nothing. Destruction gives everything back.
@@ -81,12 +88,19 @@ class Machine {
     /// the second time.
     ExitReason run();
 
-    /// Holds the guest: when it returns, no vCPU runs until resume(), unless the machine is about to end. If it is
-    /// called before run(), the guest does not begin. The threads of devices, KVM's timers and a prefault in the
-    /// background go on. A second call changes nothing. Throws UsageError: the machine has ended, or a device calls it
-    /// in an access.
-    void pause();
-    /// Lets the guest go on. Does nothing if it is not paused.
+    /// How long pause() waits unless it is told something else.
+    static constexpr std::chrono::milliseconds kPausePatience{20'000};
+
+    /// Holds the guest. When it returns no vCPU runs and no device works, until resume() is called, unless it was
+    /// called meanwhile or the machine is about to end. Devices finish what they have with the host, and take nothing
+    /// more; a device of the embedding program's is not asked, and stands still as the vCPUs do. KVM's timers, output
+    /// that waits for its reader, a prefault in the background and the keeper go on. If it is called before run(), the
+    /// guest does not begin. A second call changes nothing.
+    ///
+    /// Throws PauseError if not all is quiet `within` that time (24 hours at most): the guest goes on then. Throws
+    /// UsageError: the machine has ended, or a device calls it in an access.
+    void pause(std::chrono::milliseconds within = kPausePatience);
+    /// Lets the guest go on, and ends a pause() that is under way. Does nothing if the guest is not paused.
     void resume();
 
     /// What the machine is doing: before, during and after the run. Throws Error if KVM's counters cannot be read.

@@ -15,7 +15,7 @@ namespace vmm {
 enum class RunState {
     kReady,   ///< made, and not yet run
     kRunning, ///< in Machine::run()
-    kPaused,  ///< in Machine::run(), with its vCPUs held by Machine::pause()
+    kPaused,  ///< in Machine::run(), held by Machine::pause()
     kEnded,   ///< run() has ended
 };
 

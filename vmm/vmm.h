@@ -101,7 +101,10 @@ VMM_API int vmm_machine_prefault(vmm_machine* machine, struct vmm_prefault_repor
 /* Once. `reason` may be NULL. */
 VMM_API int vmm_machine_run(vmm_machine* machine, enum vmm_exit* reason);
 VMM_API void vmm_machine_request_stop(vmm_machine* machine);
+/* When it returns 0 no vCPU runs and no device works, until vmm_machine_resume(). Devices have 20 s, or as long as is
+ * said, to finish what they have with the host. -ETIMEDOUT: one has not finished, and the guest goes on. */
 VMM_API int vmm_machine_pause(vmm_machine* machine);
+VMM_API int vmm_machine_pause_within(vmm_machine* machine, unsigned milliseconds);
 VMM_API int vmm_machine_resume(vmm_machine* machine);
 /* VMM_TRIGGER_EDGE: one interrupt. VMM_TRIGGER_LEVEL: the line goes up, and stays there until it is lowered, which only
  * such a device can do. -EINVAL where no device with an interrupt has the name, or several have it: then the next two

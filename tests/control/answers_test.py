@@ -26,6 +26,7 @@ ORDER = [
 WRONG = [
     ("GET", "/nothing", None, 404),
     ("GET", "/pause", None, 405),
+    ("POST", "/pause", '{"within": 3601}', 400),
     ("POST", "/stop", "{", 400),
     ("POST", "/stop", '{"within": -1}', 400),
     ("POST", "/stop", '{"no-such": 1}', 400),

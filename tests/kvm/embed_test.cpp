@@ -406,6 +406,7 @@ TEST_F(Embedding, CFunctionsAnswerWithACodeAndAMessage) {
     EXPECT_TRUE(mentions(vmm_last_error(), "'mine' failed to read: its callback returned 7")) << vmm_last_error();
     EXPECT_EQ(vmm_machine_run(machine, nullptr), -EBUSY);
     EXPECT_EQ(vmm_machine_pause(machine), -EBUSY);
+    EXPECT_EQ(vmm_machine_pause_within(machine, 1), -EBUSY);
     EXPECT_EQ(vmm_machine_read_memory(machine, kGiB, &config, 1), -EINVAL);
     vmm_machine_free(machine);
     vmm_config_free(config);

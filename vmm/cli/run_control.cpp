@@ -201,9 +201,19 @@ std::string in_words(const Json& answer) {
     return text;
 }
 
+namespace {
+
+/// How long the machine was told that it may take.
+std::chrono::seconds time_to_answer(const ControlRequest& request) {
+    const Json body = Json::parse(request.body, nullptr, false);
+    return std::chrono::seconds(body.is_object() ? body.value("within", std::uint64_t{0}) : 0);
+}
+
+} // namespace
+
 int run_control(const ControlCommand& command) {
     const ControlRequest request = request_of(command);
-    const Client client(command.socket);
+    const Client client(command.socket, time_to_answer(request));
     try {
         if (command.verb == "events") {
             return follow_events(command, client, request.target);

@@ -100,7 +100,8 @@ bool read_until(int fd, AnswerReader& answer, int patience, Done done) {
 ClientAnswer Client::ask(std::string_view method, std::string_view target, std::string_view body) const {
     const UniqueFd socket = send(method, target, body);
     AnswerReader answer;
-    if (!read_until(socket.get(), answer, patience_ms(), [&] { return answer.is_whole(); })) {
+    const auto patience = static_cast<int>(answer_patience_.count());
+    if (!read_until(socket.get(), answer, patience, [&] { return answer.is_whole(); })) {
         throw_gone();
     }
     return {answer.status(), answer.take_body()};

@@ -50,8 +50,9 @@ class Client {
     /// How long it waits for the first word of an answer. What takes long is a job, which is begun at once.
     static constexpr std::chrono::seconds kPatience{30};
 
-    /// `path` is that of the socket.
-    explicit Client(std::string path) : path_(std::move(path)) {}
+    /// `path` is that of the socket. An answer may take `longer` than kPatience, less than a day.
+    explicit Client(std::string path, std::chrono::seconds longer = {})
+        : path_(std::move(path)), answer_patience_(kPatience + longer) {}
 
     /// Throws NobodyThere, or Error: the answer cannot be understood.
     [[nodiscard]] ClientAnswer ask(std::string_view method, std::string_view target, std::string_view body = {}) const;
@@ -63,6 +64,7 @@ class Client {
     [[nodiscard]] UniqueFd send(std::string_view method, std::string_view target, std::string_view body) const;
 
     std::string path_;
+    std::chrono::milliseconds answer_patience_;
 };
 
 } // namespace vmm::control

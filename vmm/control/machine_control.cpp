@@ -84,9 +84,9 @@ const MachineControl::Row& MachineControl::row_of(const Verb& verb) {
                                       Row{"statistics", &MachineControl::statistics, false},
                                       Row{"metrics", &MachineControl::metrics, false},
                                       Row{"pause", &MachineControl::pause, true},
-                                      Row{"resume", &MachineControl::resume, true},
-                                      Row{"stop", &MachineControl::stop, true},
-                                      Row{"reset", &MachineControl::reset, true},
+                                      Row{"resume", &MachineControl::resume, false},
+                                      Row{"stop", &MachineControl::stop, false},
+                                      Row{"reset", &MachineControl::reset, false},
                                       Row{"prefault", &MachineControl::prefault, false},
                                       Row{"balloon", &MachineControl::balloon, false},
                                       Row{"add-memory", &MachineControl::add_memory, false},
@@ -108,6 +108,8 @@ HttpAnswer MachineControl::guarded(const Row& row, const Arguments& arguments) n
             return (this->*row.serve)(arguments);
         } catch (const UsageError& error) {
             return error_answer(409, in_words(error.what()));
+        } catch (const PauseError& error) {
+            return error_answer(503, in_words(error.what()));
         } catch (const Error& error) {
             return error_answer(400, in_words(error.what()));
         } catch (const std::bad_alloc&) {
@@ -192,11 +194,13 @@ HttpAnswer MachineControl::metrics(const Arguments& /*arguments*/) {
     return answer;
 }
 
-HttpAnswer MachineControl::pause(const Arguments& /*arguments*/) {
+HttpAnswer MachineControl::pause(const Arguments& arguments) {
     check_not_ended("pause the guest");
-    const bool was_paused = machine_.statistics().state == RunState::kPaused;
-    machine_.pause();
-    if (!was_paused) {
+    const auto is_paused = [this] { return machine_.statistics().state == RunState::kPaused; };
+    const bool was_paused = is_paused();
+    const auto within = arguments.number("within");
+    machine_.pause(within ? std::chrono::seconds(*within) : Machine::kPausePatience);
+    if (!was_paused && is_paused()) { // It may have been resumed meanwhile.
         events_.add("paused");
     }
     return state_answer(200);

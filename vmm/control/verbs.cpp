@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <sstream>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "kvm/host/guest_address.hpp"
 #include "prefault/options.hpp"
 #include "vmm/control/log_levels.hpp"
+#include "vmm/machine.hpp"
 
 namespace vmm::control {
 
@@ -23,6 +25,7 @@ using Place = Parameter::Place;
 /// A number that every JSON parser keeps exactly (RFC 8259, 6).
 constexpr std::uint64_t kMostExact = (std::uint64_t{1} << 53U) - 1;
 constexpr std::uint64_t kMostSecondsToStop = 3600;
+constexpr std::uint64_t kMostSecondsToPause = 3600;
 
 std::vector<std::string> words_of(std::initializer_list<prefault::Method> methods) {
     std::vector<std::string> words;
@@ -52,6 +55,17 @@ std::vector<Parameter> stop_parameters() {
              .standard = "20",
              .example = "20"},
             {.name = "force", .kind = Kind::kFlag, .help = "Stop the guest at once, without its power button"}};
+}
+
+std::vector<Parameter> pause_parameters() {
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(Machine::kPausePatience).count();
+    return {{.name = "within",
+             .kind = Kind::kNumber,
+             .help = "Seconds that the devices have to finish what they have with the host; if one has not finished "
+                     "then, the guest goes on",
+             .most = kMostSecondsToPause,
+             .standard = std::to_string(seconds),
+             .example = std::to_string(seconds)}};
 }
 
 std::vector<Parameter> prefault_parameters() {
@@ -139,7 +153,8 @@ std::vector<Verb> make_verbs() {
         {.name = "pause",
          .method = "POST",
          .path = "/pause",
-         .help = "Hold the guest: no vCPU runs until resume",
+         .help = "Hold the guest: no vCPU runs and no device works until resume",
+         .parameters = pause_parameters(),
          .answer = "State"},
         {.name = "resume", .method = "POST", .path = "/resume", .help = "Let the guest go on", .answer = "State"},
         {.name = "stop",

@@ -24,7 +24,10 @@ namespace vmm {
 /// devices that overlap: the bus does.
 void validate_custom_devices(const Config& config);
 
-/// Owns the devices. Threads: the one that made it; the devices on the buses any.
+/// Owns the devices. They are called on vCPU threads alone, so they stand still in a paused machine without being
+/// asked; what a device does on threads of its own is its program's.
+///
+/// Threads: the one that made it; the devices on the buses any.
 class CustomDevices {
   public:
     /// Is given what a device threw, on a vCPU's thread.

@@ -27,24 +27,27 @@ void PauseGate::close() {
     changed_.notify_all();
 }
 
-void PauseGate::pause() {
+void PauseGate::check_thread() const {
     if (gate_of_this_thread == this) {
         throw UsageError(
             "cannot pause the machine from a device's own access: the vCPU would wait for itself (pause it "
             "from another thread)");
     }
+}
+
+bool PauseGate::pause(std::chrono::steady_clock::time_point deadline) {
     std::unique_lock hold(lock_);
     if (closed_) {
-        throw UsageError("cannot pause the machine: it has ended");
+        return true;
     }
     wanted_.store(true, std::memory_order_release);
     if (!kick_all_) {
-        return;
+        return true;
     }
     // One kick is enough. A kick that comes before the guest is entered ends the next entry at once. Only a vCPU that
     // is on its way here loses a kick.
     kick_all_();
-    changed_.wait(hold, [this] { return closed_ || !wanted_.load() || waiting_ == vcpus_; });
+    return changed_.wait_until(hold, deadline, [this] { return closed_ || !wanted_.load() || waiting_ == vcpus_; });
 }
 
 void PauseGate::resume() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <functional>
@@ -21,16 +22,19 @@ class PauseGate {
     /// Opens the gate for good. The vCPUs that wait here go on, and so does whoever waits for them in pause().
     void close();
 
-    /// Returns when no vCPU is in the guest any more, or resume() or close() was called. Before open() it returns at
-    /// once, and the guest begins when it is resumed. Throws UsageError: after close(), or in the thread of a vCPU of
-    /// this gate, which would wait for itself.
-    void pause();
+    /// Throws UsageError in the thread of a vCPU of this gate, which would wait for itself in pause().
+    void check_thread() const;
+    /// Returns true when no vCPU is in the guest any more, or resume() or close() was called. Before open() it returns
+    /// at once, and the guest begins when it is resumed. Returns false if a vCPU does not come here until `deadline`;
+    /// those that have come go on waiting.
+    [[nodiscard]] bool pause(std::chrono::steady_clock::time_point deadline);
     void resume();
-    [[nodiscard]] bool is_paused() const noexcept { return wanted_.load(); }
+    /// Whether a vCPU that comes here has to wait.
+    [[nodiscard]] bool is_shut() const noexcept { return wanted_.load(std::memory_order_acquire); }
 
     void note_vcpu_thread() noexcept;
     void pass() {
-        if (wanted_.load(std::memory_order_acquire)) {
+        if (is_shut()) {
             wait();
         }
     }

@@ -30,7 +30,8 @@ double seconds_between(Clock::time_point start, Clock::time_point end) {
 
 Run::Run(const Config& config, Hardware& hardware, StopRequest& stop, Embedder& embedder, RunReport& report,
          Clock::time_point started)
-    : config_(config), hardware_(hardware), stop_(stop), embedder_(embedder), report_(report), started_(started) {}
+    : config_(config), hardware_(hardware), stop_(stop), embedder_(embedder), report_(report), started_(started),
+      pause_(hardware.virtio, stop) {}
 
 ExitReason Run::execute() {
     if (has_begun_.exchange(true)) {
@@ -43,7 +44,7 @@ ExitReason Run::execute() {
             run.embedder_.set_guest_runs();
         }
         ~Running() {
-            run.gate_.close();
+            run.pause_.close();
             run.state_ = RunState::kEnded;
         }
         Running(const Running&) = delete;
@@ -98,12 +99,12 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (config_.watch) {
             watch_second_level(loop, watch_timer.emplace(1.0));
         }
-        hardware_.virtio.start(stop_);
-        const VcpuEnvironment environment{hardware_.board.ports(), hardware_.board.mmio(), stop_, gate_, start};
+        pause_.start_devices(stop_);
+        const VcpuEnvironment environment{hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), start};
         for (kvm::Vcpu& vcpu : hardware_.vcpus) {
             threads.emplace_back(vcpu, cpus_of(vcpu.id()), environment);
         }
-        gate_.open(threads.size(), [&threads] {
+        pause_.open(threads.size(), [&threads] {
             for (VcpuThread& thread : threads) {
                 thread.kick();
             }
@@ -125,7 +126,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         }
     } catch (...) {
         stop_.request_for_failure();
-        gate_.close();
+        pause_.close();
         if (!start.try_wait()) {
             start.count_down();
         }
@@ -133,7 +134,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         hardware_.virtio.abandon();
         throw;
     }
-    gate_.close();
+    pause_.close();
     report_.guest_ended = Clock::now();
     for (VcpuThread& thread : threads) {
         thread.kick();
@@ -331,7 +332,7 @@ std::optional<std::uint64_t> Run::measure_resident_overhead() const {
 Statistics Run::statistics() const {
     Statistics statistics;
     statistics.state = state_;
-    if (statistics.state == RunState::kRunning && gate_.is_paused()) {
+    if (statistics.state == RunState::kRunning && pause_.is_paused()) {
         statistics.state = RunState::kPaused;
     }
     std::vector<std::uint64_t> faults;

@@ -18,7 +18,7 @@
 #include "vmm/machine/event_loop.hpp"
 #include "vmm/machine/hardware.hpp"
 #include "vmm/machine/keeper.hpp"
-#include "vmm/machine/pause_gate.hpp"
+#include "vmm/machine/machine_pause.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/report.hpp"
 #include "vmm/statistics.hpp"
@@ -30,7 +30,7 @@ namespace vmm {
 /// vCPU, those of the devices, and a prefault in the background and a keeper if there are. The event loop runs on the
 /// caller's.
 ///
-/// Threads: pause(), resume(), statistics(), has_begun() and check_reader() any; the rest the one that made it.
+/// Threads: pause(), statistics(), has_begun() and check_reader() any; the rest the one that made it.
 class Run {
   public:
     /// All of these outlive it. `started` is when the clock of RunReport::seconds_to_first_instruction began.
@@ -44,9 +44,8 @@ class Run {
     ExitReason execute();
     [[nodiscard]] bool has_begun() const noexcept { return has_begun_.load(); }
 
-    /// As Machine::pause() and Machine::resume().
-    void pause() { gate_.pause(); }
-    void resume() { gate_.resume(); }
+    /// What Machine::pause() and Machine::resume() do.
+    [[nodiscard]] MachinePause& pause() noexcept { return pause_; }
 
     [[nodiscard]] Statistics statistics() const;
 
@@ -76,7 +75,7 @@ class Run {
     RunReport& report_;
     std::chrono::steady_clock::time_point started_;
     std::string crash_;
-    PauseGate gate_;
+    MachinePause pause_;
     std::atomic<bool> has_begun_{false};
     std::atomic<RunState> state_{RunState::kReady};
     std::atomic<std::thread::id> runner_;       ///< the thread that is in execute()

@@ -8,6 +8,7 @@
 #include "kvm/host/blocked_signals.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/kick.hpp"
+#include "kvm/x86/saved_vcpu.hpp"
 #include "vmm/machine/dispatch.hpp"
 
 namespace vmm {
@@ -56,20 +57,48 @@ void VcpuThread::run_until_stopped() {
     environment_.start.wait();
     environment_.gate.note_vcpu_thread();
     for (;;) {
-        environment_.gate.pass();
+        if (environment_.gate.is_shut() && !wait_at_gate()) {
+            return;
+        }
         if (environment_.stop.is_requested()) {
             return;
         }
         if (!first_entry_) {
             first_entry_ = std::chrono::steady_clock::now();
         }
-        const AfterExit after = dispatch(vcpu_.run(), environment_.ports, environment_.mmio);
-        if (after.next == AfterExit::Next::kCrash) {
-            crash_ = after.why;
-            environment_.stop.request(ExitReason::kCrash);
+        if (!go_on_after(vcpu_.run())) {
             return;
         }
     }
+}
+
+/// Finishes the access that is under way, so that the vCPU's registers are whole while it waits. False: it crashed.
+bool VcpuThread::wait_at_gate() {
+    // An access may have further parts, each of which is an exit. They are few: of an instruction that repeats itself
+    // KVM emulates at most 1024 steps at once.
+    while (first_entry_ && !environment_.stop.is_requested()) {
+        const std::optional<kvm::Exit> part = vcpu_.finish_exit();
+        if (!part) {
+            break;
+        }
+        if (!go_on_after(*part)) {
+            return false;
+        }
+    }
+    environment_.gate.pass();
+    kvm::note_paused(vcpu_);
+    return true;
+}
+
+/// False: the guest cannot go on.
+bool VcpuThread::go_on_after(const kvm::Exit& exit) {
+    const AfterExit after = dispatch(exit, environment_.ports, environment_.mmio);
+    if (after.next == AfterExit::Next::kCrash) {
+        crash_ = after.why;
+        environment_.stop.request(ExitReason::kCrash);
+        return false;
+    }
+    return true;
 }
 
 } // namespace vmm

@@ -60,6 +60,8 @@ class VcpuThread {
   private:
     void body() noexcept;
     void run_until_stopped();
+    [[nodiscard]] bool wait_at_gate();
+    [[nodiscard]] bool go_on_after(const kvm::Exit& exit);
 
     kvm::Vcpu& vcpu_;
     prefault::CpuList cpus_;

@@ -169,7 +169,37 @@ void VirtioDevices::start(StopRequest& stop) {
     for (Slot& slot : slots_) {
         slot.stop = &stop;
         threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport.negotiation(), slot.transport,
-                                                   slot.doorbells, slot.work, stop, &slot.rung});
+                                                   slot.doorbells, slot.work, stop, &slot.rung, pause_wanted_});
+    }
+}
+
+void VirtioDevices::pause() noexcept {
+    pause_wanted_ = true;
+    for (VirtioThread& thread : threads_) {
+        thread.pause();
+    }
+}
+
+std::vector<std::string> VirtioDevices::wait_until_paused(std::chrono::steady_clock::time_point deadline) {
+    std::vector<std::string> busy;
+    for (std::size_t i = 0; i < threads_.size(); ++i) {
+        if (!threads_[i].wait_until_paused(deadline)) {
+            busy.push_back(slots_[i].device->identity().name);
+        }
+    }
+    return busy;
+}
+
+void VirtioDevices::resume() noexcept {
+    pause_wanted_ = false;
+    for (VirtioThread& thread : threads_) {
+        thread.resume();
+    }
+}
+
+void VirtioDevices::end_waiting() noexcept {
+    for (VirtioThread& thread : threads_) {
+        thread.end_waiting();
     }
 }
 

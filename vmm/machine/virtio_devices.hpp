@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <exception>
@@ -73,8 +74,19 @@ class VirtioDevices {
     /// What each device has counted since it was made. Threads: any.
     [[nodiscard]] std::vector<DeviceStatistics> statistics() const;
 
-    /// Starts the devices' threads, before the first vCPU runs. Throws Error.
+    /// Starts the devices' threads, before the first vCPU runs. They are paused if a pause was asked for. Throws Error.
     void start(StopRequest& stop);
+
+    // One call of these four at a time, from any thread, and none once join() or abandon() has begun; but end_waiting()
+    // and resume() also while wait_until_paused() is under way.
+
+    /// Asks all devices for a pause at once. No vCPU runs any more.
+    void pause() noexcept;
+    /// Returns when all are paused, or at `deadline`: the names of those that are not. After resume() or end_waiting()
+    /// it returns soon. Before start() all are paused.
+    [[nodiscard]] std::vector<std::string> wait_until_paused(std::chrono::steady_clock::time_point deadline);
+    void resume() noexcept;
+    void end_waiting() noexcept;
     /// Ends the threads, once no vCPU runs any more. Waits for the devices' work with the host, but not for ever: see
     /// has_left_work(). Rethrows the failure of the first that failed. Throws Error if a reset took longer than a
     /// driver waits, for which the machine was stopped.
@@ -110,6 +122,7 @@ class VirtioDevices {
     };
 
     std::deque<Slot> slots_;
+    bool pause_wanted_ = false;
     std::vector<std::string> left_;    ///< the names of the devices whose work goes on
     std::deque<VirtioThread> threads_; // last: they use the slots
 };

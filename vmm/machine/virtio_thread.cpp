@@ -16,7 +16,8 @@ using devices::virtio::Negotiation;
 using devices::virtio::Source;
 
 VirtioThread::VirtioThread(const Wiring& wiring)
-    : wiring_(wiring), thread_(start_thread(wiring.device.identity().name, [this] { body(); })) {}
+    : wiring_(wiring), pause_wanted_(wiring.paused),
+      thread_(start_thread(wiring.device.identity().name, [this] { body(); })) {}
 
 VirtioThread::~VirtioThread() {
     join();
@@ -52,21 +53,30 @@ void VirtioThread::body() noexcept {
         [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();
-            serve_negotiation();
+            if (told_to_pause_) {
+                work_left_ = true;
+            } else {
+                serve_negotiation();
+            }
         }) && watched;
+        watched = loop_.watch(pause_asked_.fd(), EPOLLIN, [this](std::uint32_t) { pause_asked_.clear(); }) && watched;
         for (std::size_t index = 0; index < wiring_.doorbells.size(); ++index) {
             watched = loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
                 wiring_.doorbells[index].clear();
                 if (wiring_.rung != nullptr) {
                     wiring_.rung->fetch_add(1, std::memory_order_relaxed);
                 }
-                if (active_ && !quitting_) {
+                if (active_ && !quitting_ && !told_to_pause_) { // Device::resume() looks at all queues.
                     wiring_.device.doorbell(static_cast<std::uint16_t>(index));
                 }
             }) && watched;
         }
         assert(watched);
+        if (wiring_.paused) {
+            begin_pause();
+        }
         while (!quitting_) {
+            follow_pause();
             watch_sources();
             loop_.run_once(-1);
             serve_resets_first();
@@ -77,11 +87,12 @@ void VirtioThread::body() noexcept {
         wiring_.stop.request_for_failure();
     }
     drain();
+    end_waiting();
     ended_.release();
 }
 
 void VirtioThread::watch_sources() {
-    const std::vector<Source> wanted = wiring_.device.sources();
+    const std::vector<Source> wanted = stands_still_ ? std::vector<Source>{} : wiring_.device.sources();
     if (wanted == watched_) {
         return;
     }
@@ -154,8 +165,90 @@ void VirtioThread::finish_resets() {
     std::erase_if(resetting_queues_, idle);
 }
 
+void VirtioThread::pause() noexcept {
+    {
+        const std::lock_guard hold(pause_lock_);
+        pause_wanted_ = true;
+    }
+    pause_asked_.signal();
+}
+
+void VirtioThread::resume() noexcept {
+    {
+        const std::lock_guard hold(pause_lock_);
+        pause_wanted_ = false;
+    }
+    pause_changed_.notify_all();
+    pause_asked_.signal();
+}
+
+bool VirtioThread::wait_until_paused(std::chrono::steady_clock::time_point deadline) noexcept {
+    std::unique_lock hold(pause_lock_);
+    pause_changed_.wait_until(hold, deadline, [this] { return is_paused_ || !pause_wanted_ || nobody_waits_; });
+    return is_paused_ && pause_wanted_;
+}
+
+void VirtioThread::end_waiting() noexcept {
+    {
+        const std::lock_guard hold(pause_lock_);
+        nobody_waits_ = true;
+    }
+    pause_changed_.notify_all();
+}
+
+/// Goes as far towards what was asked for last, a pause or none, as it can now.
+void VirtioThread::follow_pause() {
+    bool wanted = false;
+    {
+        const std::lock_guard hold(pause_lock_);
+        wanted = pause_wanted_;
+        is_paused_ = wanted && stands_still_; // Whoever asks for a pause after it was resumed waits for the next one.
+    }
+    if (!wanted) {
+        end_pause();
+        return;
+    }
+    if (stands_still_) {
+        pause_changed_.notify_all();
+        return;
+    }
+    if (!told_to_pause_) {
+        serve_negotiation();
+        if (resetting_ || !resetting_queues_.empty()) {
+            return;
+        }
+        begin_pause();
+    }
+    if (wiring_.device.is_paused()) {
+        stands_still_ = true;
+        {
+            const std::lock_guard hold(pause_lock_);
+            is_paused_ = pause_wanted_;
+        }
+        pause_changed_.notify_all();
+    }
+}
+
+void VirtioThread::begin_pause() {
+    told_to_pause_ = true;
+    wiring_.device.pause();
+}
+
+void VirtioThread::end_pause() {
+    if (!told_to_pause_) {
+        return;
+    }
+    told_to_pause_ = false;
+    stands_still_ = false;
+    wiring_.device.resume();
+    if (std::exchange(work_left_, false)) {
+        serve_negotiation();
+    }
+}
+
 /// The machine has ended, or it ends because of a failure. Nothing more is asked of it.
 void VirtioThread::drain() noexcept {
+    stands_still_ = false;
     try {
         if (!active_) {
             return;

@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <mutex>
 #include <semaphore>
 #include <thread>
 #include <vector>
@@ -24,6 +26,9 @@ namespace vmm {
 /// join() waits for the turn that is under way and no other one. A reset waits for the turns that the thread was told
 /// of before.
 ///
+/// A pause lets the device finish what it has with the host, after resets that are under way. Then the thread watches
+/// nothing of the device's until it is resumed. An end is obeyed in any state.
+///
 /// Threads: the one that made it.
 class VirtioThread {
   public:
@@ -36,6 +41,7 @@ class VirtioThread {
         EventFd& work;                              ///< Negotiation::Hooks::work
         StopRequest& stop;                          ///< for a failure of the host's
         std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody does
+        bool paused = false;                        ///< from the start: even an activation waits for resume()
     };
 
     /// Throws Error: the host cannot make a thread.
@@ -52,6 +58,16 @@ class VirtioThread {
     /// Waits as join() does, but no longer than until `deadline`. Returns false if the device still has work with the
     /// host then. Its thread goes on, so that everything that it uses has to stay where it is.
     [[nodiscard]] bool join_until(std::chrono::steady_clock::time_point deadline) noexcept;
+    /// Asks for a pause. No vCPU runs until resume(). Threads: any.
+    void pause() noexcept;
+    /// Lets the device go on, also if it is not paused yet. Does nothing if no pause was asked for. Threads: any.
+    void resume() noexcept;
+    /// Returns true when the device is paused, and false at `deadline`, or if it was resumed, has ended or nobody is to
+    /// wait any more. Its const functions may be called from when it returned true to resume(). Threads: any.
+    [[nodiscard]] bool wait_until_paused(std::chrono::steady_clock::time_point deadline) noexcept;
+    /// Nobody waits in wait_until_paused() from now on. Threads: any.
+    void end_waiting() noexcept;
+
     /// A failure of the host's that ended the thread; null if there was none. After join().
     [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
 
@@ -61,6 +77,9 @@ class VirtioThread {
     void watch_sources();
     void serve_negotiation();
     void finish_resets();
+    void follow_pause();
+    void begin_pause();
+    void end_pause();
     void drain() noexcept;
 
     Wiring wiring_;
@@ -72,6 +91,15 @@ class VirtioThread {
     bool active_ = false;
     bool resetting_ = false;
     std::vector<std::uint16_t> resetting_queues_;
+    bool told_to_pause_ = false; ///< the device has been told: nothing of it is asked but to end what it has begun
+    bool stands_still_ = false;  ///< the device is paused
+    bool work_left_ = false;     ///< there is negotiation to be served after the pause
+    EventFd pause_asked_;
+    std::mutex pause_lock_; ///< guards the three below
+    std::condition_variable pause_changed_;
+    bool pause_wanted_;
+    bool is_paused_ = false; ///< written by the thread alone, which says false before it lets the device go on
+    bool nobody_waits_ = false;
     std::exception_ptr failure_;
     std::binary_semaphore ended_{0}; ///< the thread has nothing more to do
     std::thread thread_;             // last: it uses all of the above

@@ -1,0 +1,138 @@
+#include "vmm/machine/machine_pause.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "vmm/machine.hpp"
+
+namespace vmm {
+
+namespace {
+
+std::string in_seconds(std::chrono::milliseconds time) {
+    return vmm::format("{} s", std::chrono::duration<double>(time).count());
+}
+
+std::string list_of(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) {
+        text += (text.empty() ? "" : ", ") + name;
+    }
+    return text;
+}
+
+} // namespace
+
+void MachinePause::pause(std::chrono::milliseconds within) {
+    gate_.check_thread();
+    const Deadline deadline =
+        std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(within, std::chrono::hours(24));
+    std::unique_lock hold(lock_);
+    if (!changed_.wait_until(hold, deadline, [this] { return !is_under_way_; })) {
+        throw PauseError("cannot pause the machine within " + in_seconds(within) +
+                         ": another pause has been under way all the time (wait for its end, or allow more time)");
+    }
+    if (closed_) {
+        throw UsageError("cannot pause the machine: it has ended");
+    }
+    is_under_way_ = true;
+    is_resumed_ = false;
+    struct Turn {
+        ~Turn() {
+            if (!hold.owns_lock()) {
+                hold.lock();
+            }
+            pause.is_under_way_ = false;
+            pause.changed_.notify_all();
+        }
+        MachinePause& pause;
+        std::unique_lock<std::mutex>& hold;
+    };
+    const Turn turn{*this, hold};
+    hold_all(hold, within, deadline);
+}
+
+/// With the lock held, but while it waits.
+void MachinePause::hold_all(std::unique_lock<std::mutex>& hold, std::chrono::milliseconds within, Deadline deadline) {
+    const bool was_paused = paused_;
+    const auto fail = [&](const std::string& why) {
+        if (!was_paused) {
+            devices_.resume();
+            gate_.resume();
+        }
+        throw PauseError("cannot pause the machine within " + in_seconds(within) + ": " + why +
+                         (was_paused ? "" : "; the guest goes on"));
+    };
+    hold.unlock();
+    const bool vcpus_wait = gate_.pause(deadline);
+    hold.lock();
+    if (is_ending()) {
+        return;
+    }
+    if (is_resumed_) {
+        gate_.resume(); // It may have been resumed before it was paused.
+        return;
+    }
+    if (!vcpus_wait) {
+        fail("a vCPU does not come back from what it does for the guest (see whether a device's own access waits for "
+             "something, or allow more time)");
+    }
+    devices_.pause();
+    if (have_devices_begun_) {
+        hold.unlock();
+        const std::vector<std::string> busy = devices_.wait_until_paused(deadline);
+        hold.lock();
+        if (is_ending() || is_resumed_) {
+            return;
+        }
+        if (!busy.empty()) {
+            fail("the host has not finished what it does for " + list_of(busy) +
+                 " (see whether what the device stands on still answers, or allow more time)");
+        }
+    }
+    paused_ = true;
+}
+
+void MachinePause::resume() {
+    const std::lock_guard hold(lock_);
+    is_resumed_ = true;
+    paused_ = false;
+    if (!closed_) {
+        devices_.resume();
+        gate_.resume();
+    }
+}
+
+void MachinePause::check_looked_at(const std::string& tried) const {
+    if (!has_begun_ || !paused_ || is_ending()) {
+        throw UsageError("cannot " + tried + ": it is not paused (pause it while it runs)");
+    }
+}
+
+void MachinePause::start_devices(StopRequest& stop) {
+    const std::lock_guard hold(lock_);
+    have_devices_begun_ = true;
+    devices_.start(stop);
+}
+
+void MachinePause::open(std::size_t vcpus, PauseGate::KickAll kick_all) {
+    const std::lock_guard hold(lock_);
+    gate_.open(vcpus, std::move(kick_all));
+    has_begun_ = true;
+}
+
+void MachinePause::close() {
+    std::unique_lock hold(lock_);
+    if (std::exchange(closed_, true)) {
+        return;
+    }
+    paused_ = false;
+    gate_.close();
+    devices_.end_waiting();
+    changed_.wait(hold, [this] { return !is_under_way_; });
+}
+
+} // namespace vmm

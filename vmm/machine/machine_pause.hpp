@@ -1,0 +1,74 @@
+// Holds a whole machine: its vCPUs, and then its devices.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <mutex>
+#include <string>
+
+#include "vmm/machine/pause_gate.hpp"
+#include "vmm/machine/virtio_devices.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// What Machine::pause() and Machine::resume() do. The vCPUs are held first, so that nothing more is asked of the
+/// devices. Then all devices end at once what they have with the host.
+///
+/// Threads: any, but for open() and close(), which are for the thread of the run.
+class MachinePause {
+  public:
+    /// Both outlive it.
+    MachinePause(VirtioDevices& devices, const StopRequest& stop) : devices_(devices), stop_(stop) {}
+    MachinePause(const MachinePause&) = delete;
+    MachinePause& operator=(const MachinePause&) = delete;
+
+    /// Returns when the machine is paused, resume() was called meanwhile, or the machine is about to end. A call waits
+    /// for another one that is under way. It counts 24 hours for more. If it is called before open(), the machine
+    /// begins paused. Throws PauseError if the machine is not quiet `within` that time: then it goes on, unless it was
+    /// paused before. Throws UsageError after close(), or in the thread of a vCPU.
+    void pause(std::chrono::milliseconds within);
+    void resume();
+    [[nodiscard]] bool is_paused() const noexcept { return paused_.load(); }
+
+    /// Calls `look`, which must not call this, while the machine is paused, and nobody resumes it meanwhile. Throws
+    /// UsageError: it is not paused, or has not begun or has ended. `tried` is for the message: "save the machine".
+    template <typename Look>
+    auto look_while_paused(const std::string& tried, Look look) {
+        const std::lock_guard hold(lock_);
+        check_looked_at(tried);
+        return look();
+    }
+
+    /// Where vCPUs wait.
+    [[nodiscard]] PauseGate& gate() noexcept { return gate_; }
+
+    /// Starts the devices' threads, which call for an end by `stop`. Throws Error.
+    void start_devices(StopRequest& stop);
+    /// From now on there are `vcpus` threads of vCPUs: PauseGate::open().
+    void open(std::size_t vcpus, PauseGate::KickAll kick_all);
+    /// Ends pauses for good. Nobody is in pause() any more when it returns. A second call does nothing.
+    void close();
+
+  private:
+    using Deadline = std::chrono::steady_clock::time_point;
+    [[nodiscard]] bool is_ending() const noexcept { return closed_ || stop_.is_requested(); }
+    void check_looked_at(const std::string& tried) const;
+    void hold_all(std::unique_lock<std::mutex>& hold, std::chrono::milliseconds within, Deadline deadline);
+
+    VirtioDevices& devices_;
+    const StopRequest& stop_;
+    PauseGate gate_;
+    std::mutex lock_; ///< guards all below, and the calls of pause and resume of gate and devices
+    std::condition_variable changed_;
+    bool have_devices_begun_ = false; ///< before that there is nobody to wait for
+    bool has_begun_ = false;
+    bool closed_ = false;
+    bool is_under_way_ = false;       ///< somebody is in pause()
+    bool is_resumed_ = false;         ///< resume() was called since then
+    std::atomic<bool> paused_{false}; ///< written with the lock held
+};
+
+} // namespace vmm
