@@ -1,0 +1,52 @@
+#include <cpuid.h>
+#include <sys/utsname.h>
+
+#include <array>
+#include <chrono>
+#include <cstring>
+
+#include "vmm/machine/x86/cpuid.hpp"
+#include "vmm/state/snapshot_state.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+namespace {
+
+/// The text that registers of CPUID hold, without what fills it up.
+std::string text_of(std::span<const std::uint32_t> registers) {
+    std::string text(registers.size_bytes(), '\0');
+    std::memcpy(text.data(), registers.data(), registers.size_bytes());
+    text.resize(std::strlen(text.c_str()));
+    text.erase(0, std::min(text.find_first_not_of(' '), text.size()));
+    text.erase(text.find_last_not_of(' ') + 1);
+    return text;
+}
+
+std::string processor_vendor() {
+    std::uint32_t eax = 0;
+    std::uint32_t ebx = 0;
+    std::uint32_t ecx = 0;
+    std::uint32_t edx = 0;
+    __cpuid(0, eax, ebx, ecx, edx);
+    return text_of(std::array{ebx, edx, ecx});
+}
+
+} // namespace
+
+SnapshotOrigin origin_here() {
+    constexpr std::size_t kMostBytes = 64;
+    SnapshotOrigin origin;
+    origin.created_at =
+        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+    origin.vmm_version = kVersion;
+    utsname names{};
+    if (::uname(&names) == 0) {
+        origin.kernel_release = std::string(names.release).substr(0, kMostBytes);
+    }
+    origin.cpu_vendor = processor_vendor();
+    origin.cpu_model = text_of(host_cpu_brand());
+    return origin;
+}
+
+} // namespace vmm
