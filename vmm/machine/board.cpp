@@ -9,12 +9,17 @@ namespace vmm {
 using devices::AcpiPower;
 
 Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio,
-             CustomDevices& custom, StopRequest& stop)
+             CustomDevices& custom, StopRequest& stop, const BoardState& state)
     : com1_line_(vm, memory_map::kCom1Gsi), power_button_line_(vm, memory_map::kPowerButtonGsi),
-      serial_(com1_line_, std::move(serial_callbacks)), i8042_([&stop] { stop.request(ExitReason::kReboot); }),
-      system_control_(devices::system_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }),
-      reset_control_(devices::reset_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }),
-      power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }}) {
+      serial_(com1_line_, std::move(serial_callbacks), state.serial),
+      i8042_([&stop] { stop.request(ExitReason::kReboot); }, state.i8042),
+      system_control_(
+          devices::system_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }, state.system_control),
+      reset_control_(
+          devices::reset_control::kLayout, [&stop] { stop.request(ExitReason::kReboot); }, state.reset_control),
+      power_({[&stop] { stop.request(ExitReason::kPowerOff); }, [&stop] { stop.request(ExitReason::kReboot); }},
+             state.power),
+      rtc_(state.rtc) {
     ports_.attach(memory_map::kCom1Port, devices::SerialPort::kSize, serial_);
     ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
     ports_.attach(memory_map::kSystemControlPort, devices::system_control::kLayout.size, system_control_);
@@ -30,6 +35,15 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     custom.attach_to(ports_, mmio_);
     ports_.freeze();
     mmio_.freeze();
+}
+
+BoardState Board::state() const {
+    return {.serial = serial_.state(),
+            .i8042 = devices::I8042::state(),
+            .system_control = system_control_.state(),
+            .reset_control = reset_control_.state(),
+            .power = power_.state(),
+            .rtc = rtc_.state()};
 }
 
 loader::Hardware Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,

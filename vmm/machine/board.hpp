@@ -15,6 +15,7 @@
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/virtio_devices.hpp"
+#include "vmm/state/machine_state.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -26,13 +27,20 @@ namespace vmm {
 class Board {
   public:
     /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
-    /// `virtio` and `custom` do. After kvm::Vm::create_irqchip(). Throws Error.
+    /// `virtio` and `custom` do. The devices go on from `state`. After kvm::Vm::create_irqchip(). Throws Error, also if
+    /// no device can be in its state.
     Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
-          StopRequest& stop);
+          StopRequest& stop, const BoardState& state = {});
 
     [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
     [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
+
+    /// All of it as a value, while no vCPU runs.
+    [[nodiscard]] BoardState state() const;
+    /// Interrupts once more if a reason for it is pending. For a board that goes on from a state, once the interrupt
+    /// controllers have theirs.
+    void repeat_interrupts() noexcept { serial_.repeat_interrupt(); }
 
     /// Presses the power button once. A guest that was told of it by ACPI may switch itself off then.
     void press_power_button() noexcept { power_button_line_.raise(); }

@@ -204,11 +204,29 @@ LostOutput CharacterConsole::lost_output() const {
     return lost;
 }
 
+std::vector<std::byte> CharacterConsole::pending_input() const {
+    const std::lock_guard hold(input_lock_);
+    return pending_input_;
+}
+
+void CharacterConsole::add_input(std::span<const std::byte> bytes) {
+    const std::lock_guard hold(input_lock_);
+    const auto taken =
+        bytes.first(std::min(bytes.size(), kMostPending - std::min(kMostPending, pending_input_.size())));
+    pending_input_.insert(pending_input_.end(), taken.begin(), taken.end());
+}
+
+/// Gives the port what it takes. Returns whether that was all.
+bool CharacterConsole::feed_pending() {
+    const std::lock_guard hold(input_lock_);
+    const std::size_t accepted = port_->feed_input(pending_input_);
+    pending_input_.erase(pending_input_.begin(), pending_input_.begin() + static_cast<std::ptrdiff_t>(accepted));
+    return pending_input_.empty();
+}
+
 void CharacterConsole::feed_input() {
     for (;;) {
-        const std::size_t accepted = port_->feed_input(pending_input_);
-        pending_input_.erase(pending_input_.begin(), pending_input_.begin() + static_cast<std::ptrdiff_t>(accepted));
-        if (!pending_input_.empty()) {
+        if (!feed_pending()) {
             // The guest is behind, so nothing more is read until it has made room. A terminal stays watched, because
             // its stop key must still be heard.
             if (input_watched_ && !config_.escape_keys) {
@@ -230,14 +248,13 @@ void CharacterConsole::feed_input() {
             }
         }
         read_input();
-        if (pending_input_.empty()) {
+        if (pending_input().empty()) {
             return;
         }
     }
 }
 
 void CharacterConsole::read_input() {
-    constexpr std::size_t kMostPending = 4096; // This is what a person may type ahead of a guest that does not read.
     std::array<std::byte, 256> buffer{};
     const ssize_t count = uninterrupted([&] { return ::read(config_.input_fd, buffer.data(), buffer.size()); });
     if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -255,8 +272,8 @@ void CharacterConsole::read_input() {
         typed = escape_keys_.filter(bytes);
         bytes = typed.for_guest;
     }
-    if (pending_input_.size() + bytes.size() <= kMostPending) {
-        pending_input_.insert(pending_input_.end(), bytes.begin(), bytes.end());
+    if (pending_input().size() + bytes.size() <= kMostPending) {
+        add_input(bytes);
     }
     if (typed.help && config_.show_help) {
         config_.show_help();

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,7 +27,8 @@ namespace vmm {
 /// Moves the guest's output to one descriptor, and what arrives at another one to the guest. It never waits: if the
 /// reader is slow, the port's ring fills and then drops output; if the guest is slow, nothing more is read.
 ///
-/// Threads: one (the event loop's), but for the callbacks in `callbacks()`, which are for vCPU threads.
+/// Threads: one (the event loop's), but for the callbacks in `callbacks()`, which are for vCPU threads, and
+/// pending_input(): any.
 class CharacterConsole {
   public:
     /// `stop` is called when the stop key is pressed.
@@ -37,6 +39,14 @@ class CharacterConsole {
 
     /// Connects `port` and the descriptors to `loop`. Once. `port` and `loop` live as long as the loop runs.
     void attach(devices::CharacterPort& port, EventLoop& loop);
+
+    /// What was read for the guest, and has not gone to the port.
+    [[nodiscard]] std::vector<std::byte> pending_input() const;
+    /// Goes to the guest before all that is read. Before attach(). At most kMostPending bytes are taken.
+    void add_input(std::span<const std::byte> bytes);
+
+    /// This is what a person may type ahead of a guest that does not read.
+    static constexpr std::size_t kMostPending = 4096;
 
     /// How long flush() waits for a slow reader.
     struct Patience {
@@ -68,6 +78,7 @@ class CharacterConsole {
     void write_off(std::size_t bytes, int error_number) noexcept;
     void pump_output();
     void read_input();
+    [[nodiscard]] bool feed_pending();
     void feed_input();
 
     CharacterConfig config_;
@@ -83,6 +94,8 @@ class CharacterConsole {
     std::size_t pending_start_ = 0;
     std::size_t pending_end_ = 0;
     bool waiting_for_writable_ = false;
+    mutable std::mutex input_lock_;
+    /// Guarded by input_lock_:
     std::vector<std::byte> pending_input_; ///< read, not yet taken by the guest; at most one read's worth
     bool input_watched_ = false;
     bool input_always_ready_ = false; ///< a regular file

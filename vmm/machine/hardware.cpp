@@ -10,6 +10,7 @@
 #include "devices/disk_io.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/memory_map.hpp"
+#include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/machine/x86/boot_state.hpp"
 #include "vmm/machine/x86/cpuid.hpp"
@@ -81,6 +82,14 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
     return vm;
 }
 
+/// Guest memory, with what was added to it before its state was saved.
+const GuestMemory& whole_memory(GuestRam& ram, const Config& config, const MachineState* state) {
+    if (state != nullptr) {
+        map_added_memory(ram, config, *state);
+    }
+    return ram.memory();
+}
+
 std::deque<kvm::Vcpu> create_vcpus(kvm::Vm& vm, const Config& config, const GuestCpuid& guest_cpuid,
                                    std::uint64_t machine_check_capabilities) {
     std::deque<kvm::Vcpu> vcpus;
@@ -104,17 +113,27 @@ std::vector<kvm_cpuid_entry2> GuestCpuid::of(unsigned id) const {
     return model_.applied_to(guest_cpuid(supported_, config_.vcpus, id, tsc_deadline_));
 }
 
-Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder)
+Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state)
     : virtio_console(make_virtio_console(config, stop)),
-      virtio_devices(make_virtio_devices(config, device_services(config, virtio_console.get(), ram, embedder))),
-      system(open_checked_system(config)), ram(create_ram(config, stop)), vm(create_vm(system, ram.memory())),
+      virtio_devices(make_virtio_devices(config, device_services(config, virtio_console.get(), ram, embedder),
+                                         state != nullptr ? &state->virtio : nullptr)),
+      system(open_checked_system(config)), ram(create_ram(config, stop)),
+      vm(create_vm(system, whole_memory(ram, config, state))),
       serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }),
-      virtio(vm, ram.memory(), std::move(virtio_devices.devices)),
+      virtio(vm, ram.memory(), std::move(virtio_devices.devices), state != nullptr ? &state->virtio : nullptr),
       custom(vm, ram.memory(), config.devices,
              [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
-      board(vm, serial_console.callbacks(), virtio, custom, stop), cpuid(config, system),
-      vcpus(create_vcpus(vm, config, cpuid, system.machine_check_capabilities())), faults(vcpus),
-      second_level(vm, ram, config, cpuid.of(0)) {
+      board(vm, serial_console.callbacks(), virtio, custom, stop, state != nullptr ? state->board : BoardState{}),
+      cpuid(config, system),
+      vcpus(state != nullptr ? make_vcpus(vm, config, *state, refused_registers)
+                             : create_vcpus(vm, config, cpuid, system.machine_check_capabilities())),
+      faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)) {
+    if (state != nullptr) {
+        serial_console.add_input(state->serial_input);
+    }
+    for (const std::string& line : refused_registers) {
+        embedder.log(LogLevel::kWarning, line);
+    }
     if (!ram.warm_short_because().empty()) {
         embedder.log(LogLevel::kWarning, ram.warm_short_because() + "; " +
                                              format_bytes(config.memory_bytes - ram.warm_bytes()) +

@@ -20,6 +20,7 @@
 #include "vmm/machine/machine_second_level.hpp"
 #include "vmm/machine/virtio_devices.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
+#include "vmm/state/machine_state.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -46,9 +47,11 @@ class GuestCpuid {
 /// The members stand in the order they depend on each other: memory outlives the VM, and the VM outlives its vCPUs.
 /// Threads: those of each member.
 struct Hardware {
-    /// `config` is valid and resolved. It, `stop` and `embedder` outlive the hardware. Throws Error, and what a
-    /// DeviceConfig::make throws.
-    Hardware(const Config& config, StopRequest& stop, Embedder& embedder);
+    /// `config` is valid and resolved. It, `stop` and `embedder` outlive the hardware. With `state`, which may come
+    /// from anywhere, devices and vCPUs are as it says, and memory is as large; its clocks and interrupt controllers
+    /// are set last (restore_clocks_and_interrupts()). Throws Error, also if `state` is that of another machine than
+    /// `config` describes; and what a DeviceConfig::make throws.
+    Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state = nullptr);
     Hardware(const Hardware&) = delete;
     Hardware& operator=(const Hardware&) = delete;
 
@@ -61,8 +64,9 @@ struct Hardware {
     VirtioDevices virtio;
     CustomDevices custom;
     Board board;
-    GuestCpuid cpuid;
-    std::deque<kvm::Vcpu> vcpus; ///< a deque: a vCPU's address never changes
+    GuestCpuid cpuid;                           ///< for what begins anew
+    std::vector<std::string> refused_registers; ///< of a state, by KVM; a line each
+    std::deque<kvm::Vcpu> vcpus;                ///< a deque: a vCPU's address never changes
     FaultCounters faults;
     MachineSecondLevel second_level;
 };

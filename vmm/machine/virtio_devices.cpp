@@ -5,6 +5,7 @@
 #include <chrono>
 #include <exception>
 #include <utility>
+#include <variant>
 
 #include "devices/frame_stream.hpp"
 #include "devices/tap.hpp"
@@ -30,15 +31,102 @@ constexpr std::chrono::milliseconds kStopPatience{700};
 /// How long we wait for a disk that is in use.
 constexpr std::chrono::milliseconds kDiskPatience{500};
 
-void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services) {
+/// A device that a configuration has.
+struct PlannedDevice {
+    devices::virtio::DeviceId id{};
+    std::string name;
+};
+
+/// In the order in which make_virtio_devices() makes them.
+std::vector<PlannedDevice> planned_devices(const Config& config) {
+    using devices::virtio::DeviceId;
+    std::vector<PlannedDevice> planned;
+    for (std::size_t i = 0; i < config.disks.size(); ++i) {
+        planned.push_back({DeviceId::kBlock, "blk" + std::to_string(i)});
+    }
+    for (std::size_t i = 0; i < config.nets.size(); ++i) {
+        planned.push_back({DeviceId::kNet, "net" + std::to_string(i)});
+    }
+    const auto add_if = [&planned](bool has, DeviceId id, const char* name) {
+        if (has) {
+            planned.push_back({id, name});
+        }
+    };
+    add_if(config.vsock.has_value(), DeviceId::kVsock, "vsock0");
+    add_if(config.balloon.has_value(), DeviceId::kBalloon, "balloon0");
+    add_if(config.rng, DeviceId::kEntropy, "rng0");
+    add_if(config.console.has_value(), DeviceId::kConsole, "con0");
+    return planned;
+}
+
+/// A name that came from anywhere, for a message.
+std::string shown(const std::string& name) {
+    constexpr std::size_t kMostShown = 32;
+    std::string text;
+    for (const char c : name.substr(0, kMostShown)) {
+        text += c >= ' ' && c <= '~' ? c : '?';
+    }
+    return text;
+}
+
+/// Throws Error if `states` are not those of the devices `planned`.
+void compare(const std::vector<PlannedDevice>& planned, const std::vector<VirtioDeviceState>& states) {
+    const std::string tried = "cannot go on from the saved state of the devices: ";
+    const std::string advice = " (configure the machine as the one whose state was saved)";
+    for (std::size_t i = 0; i < std::max(planned.size(), states.size()); ++i) {
+        if (i >= planned.size()) {
+            throw Error(tried + "it has the device " + shown(states[i].name) + ", and this configuration has not" +
+                        advice);
+        }
+        if (i >= states.size()) {
+            throw Error(tried + "this configuration has the device " + planned[i].name + ", and it has not" + advice);
+        }
+        if (states[i].id != planned[i].id || states[i].name != planned[i].name) {
+            throw Error(tried + "it has the device " + shown(states[i].name) + " where this configuration has " +
+                        planned[i].name + advice);
+        }
+    }
+}
+
+/// What the devices go on from, one after the other.
+class SavedDevices {
+  public:
+    /// `made` are the devices that have been made. Both outlive it. Null: there is nothing to go on from.
+    SavedDevices(const std::vector<VirtioDeviceState>* states, const std::vector<std::unique_ptr<Device>>& made)
+        : states_(states), made_(made) {}
+
+    /// The state of the device that is made next. Throws Error: it is that of another kind.
+    template <typename State>
+    [[nodiscard]] State next() const {
+        if (states_ == nullptr) {
+            return {};
+        }
+        const VirtioDeviceState& saved = (*states_)[made_.size()];
+        const auto* const state = std::get_if<State>(&saved.device);
+        if (state == nullptr) {
+            throw Error("cannot go on from the saved state of the device " + saved.name +
+                        ": it is that of another kind of device (the snapshot is damaged)");
+        }
+        return *state;
+    }
+
+  private:
+    const std::vector<VirtioDeviceState>* states_;
+    const std::vector<std::unique_ptr<Device>>& made_;
+};
+
+void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services,
+             const devices::virtio::NetState& state) {
     // In user mode nobody else is on that network, so each guest may have the same address.
     const devices::MacAddress mac =
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     if (!net.user) {
         set.devices.push_back(std::make_unique<devices::virtio::Net>(
-            name, std::make_unique<devices::Tap>(net.tap), mac, [warn = services.warn, name, tap = net.tap] {
+            name, std::make_unique<devices::Tap>(net.tap), mac,
+            [warn = services.warn, name, tap = net.tap] {
                 warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
-            }));
+            },
+            state));
         return;
     }
     auto filter = make_frame_filter(net);
@@ -49,11 +137,13 @@ void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, cons
         name,
         std::make_unique<devices::FrameStream>(network.take_socket(), std::move(filter),
                                                [kept](const std::string& to) { kept->add(to); }),
-        mac, [warn = services.warn, name, &network] {
+        mac,
+        [warn = services.warn, name, &network] {
             const std::string words = network.last_words();
             warn(name + ": passt has ended" + (words.empty() ? "" : ", and said '" + words + "'") +
                  ": the guest's link is down");
-        }));
+        },
+        state));
 }
 
 } // namespace
@@ -63,9 +153,14 @@ std::size_t count_virtio_devices(const Config& config) noexcept {
            (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
 }
 
-VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services) {
+VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
+                              const std::vector<VirtioDeviceState>* states) {
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;
+    const SavedDevices saved(states, devices);
+    if (states != nullptr) {
+        compare(planned_devices(config), *states);
+    }
     for (const DiskConfig& disk : config.disks) {
         devices::DiskImage image(disk.path, {.read_only = disk.read_only,
                                              .direct = disk.direct,
@@ -74,19 +169,23 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
                                              .sector_bytes = disk.sector_bytes});
         devices.push_back(std::make_unique<devices::virtio::Block>(
             "blk" + std::to_string(devices.size()), std::move(image),
-            devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io}));
+            devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io},
+            saved.next<devices::virtio::BlockState>()));
     }
     for (std::size_t i = 0; i < config.nets.size(); ++i) {
-        add_net(set, config.nets[i], "net" + std::to_string(i), services);
+        add_net(set, config.nets[i], "net" + std::to_string(i), services, saved.next<devices::virtio::NetState>());
     }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(
-            "vsock0", devices::virtio::VsockConfig{
-                          .guest_cid = config.vsock->cid, .path = config.vsock->path, .warn = services.warn}));
+            "vsock0",
+            devices::virtio::VsockConfig{
+                .guest_cid = config.vsock->cid, .path = config.vsock->path, .warn = services.warn},
+            saved.next<devices::virtio::VsockState>()));
     }
     if (config.balloon) {
         auto balloon = std::make_unique<devices::virtio::Balloon>("balloon0", config.balloon->target_bytes,
-                                                                  config.balloon->reporting);
+                                                                  config.balloon->reporting,
+                                                                  saved.next<devices::virtio::BalloonState>());
         set.balloon = balloon.get();
         devices.push_back(std::move(balloon));
     }
@@ -95,7 +194,8 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
     }
     if (config.console) {
         auto console = std::make_unique<devices::virtio::Console>(
-            "con0", services.console, config.console->size ? config.console->size() : std::nullopt);
+            "con0", services.console, config.console->size ? config.console->size() : std::nullopt,
+            devices::virtio::Console::kDefaultOutputBytes, saved.next<devices::virtio::ConsoleState>());
         set.console = console.get();
         devices.push_back(std::move(console));
     }
@@ -103,40 +203,50 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
 }
 
 VirtioDevices::Slot::Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<Device> owned, GuestRange window,
-                          std::uint32_t interrupt)
+                          std::uint32_t interrupt, const VirtioDeviceState* state)
     : device(std::move(owned)), registers(window), gsi(interrupt), line(vm, interrupt),
-      doorbells(device->identity().queue_sizes.size()),
-      transport(device->identity(), memory, line,
-                {[this] { work.signal(); },
-                 [this](std::uint16_t index) {
-                     if (index < doorbells.size()) {
-                         doorbells[index].signal();
-                     }
-                 },
-                 kResetPatience,
-                 [this] {
-                     is_overdue = true;
-                     if (StopRequest* const to = stop.load(); to != nullptr) {
-                         to->request_for_failure();
-                     }
-                 },
-                 [this] {
-                     const StopRequest* const to = stop.load();
-                     return to != nullptr && to->is_requested();
-                 }}) {
+      doorbells(device->identity().queue_sizes.size()), transport(make_transport(memory, state)) {
     for (std::uint32_t index = 0; index < doorbells.size(); ++index) {
         vm.attach_ioeventfd(doorbells[index].fd(),
                             GuestAddress{to_integer(window.base) + MmioTransport::kQueueNotifyOffset}, index);
     }
 }
 
-VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<Device>> devices) {
+MmioTransport VirtioDevices::Slot::make_transport(const GuestMemory& memory, const VirtioDeviceState* state) {
+    MmioTransport::Hooks hooks{[this] { work.signal(); },
+                               [this](std::uint16_t index) {
+                                   if (index < doorbells.size()) {
+                                       doorbells[index].signal();
+                                   }
+                               },
+                               kResetPatience,
+                               [this] {
+                                   is_overdue = true;
+                                   if (StopRequest* const to = stop.load(); to != nullptr) {
+                                       to->request_for_failure();
+                                   }
+                               },
+                               [this] {
+                                   const StopRequest* const to = stop.load();
+                                   return to != nullptr && to->is_requested();
+                               }};
+    if (state == nullptr) {
+        return {device->identity(), memory, line, std::move(hooks)};
+    }
+    return {device->identity(), memory, line, std::move(hooks), state->transport};
+}
+
+VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<Device>> devices,
+                             const std::vector<VirtioDeviceState>* states)
+    : goes_on_(states != nullptr) {
     assert(devices.size() <= memory_map::kVirtioGsis.size());
+    assert(states == nullptr || states->size() == devices.size());
     std::uint64_t base = to_integer(memory_map::kVirtioWindow.base);
     for (std::unique_ptr<Device>& device : devices) {
         const GuestRange window{GuestAddress{base}, MmioTransport::kSize};
         assert(memory_map::kVirtioWindow.contains(window));
-        slots_.emplace_back(vm, memory, std::move(device), window, memory_map::kVirtioGsis[slots_.size()]);
+        slots_.emplace_back(vm, memory, std::move(device), window, memory_map::kVirtioGsis[slots_.size()],
+                            states == nullptr ? nullptr : &(*states)[slots_.size()]);
         base += MmioTransport::kSize;
     }
 }
@@ -165,11 +275,39 @@ std::vector<DeviceStatistics> VirtioDevices::statistics() const {
     return devices;
 }
 
+std::vector<VirtioDeviceState> VirtioDevices::states() {
+    // Who has asked for a pause has waited for it, unless the machine began paused.
+    constexpr std::chrono::seconds kPatience{1};
+    if (const auto busy = wait_until_paused(std::chrono::steady_clock::now() + kPatience); !busy.empty()) {
+        throw UsageError("cannot save the state of the device " + busy.front() + ": it is not paused");
+    }
+    std::vector<VirtioDeviceState> states;
+    for (const Slot& slot : slots_) {
+        const Device& device = *slot.device;
+        states.push_back({.name = device.identity().name,
+                          .id = device.identity().id,
+                          .transport = slot.transport.state(device.queue_states()),
+                          .device = device.state()});
+    }
+    return states;
+}
+
+void VirtioDevices::go_on() noexcept {
+    for (Slot& slot : slots_) {
+        slot.transport.repeat_interrupt();
+        slot.work.signal();
+        for (EventFd& doorbell : slot.doorbells) {
+            doorbell.signal();
+        }
+    }
+}
+
 void VirtioDevices::start(StopRequest& stop) {
     for (Slot& slot : slots_) {
         slot.stop = &stop;
         threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport.negotiation(), slot.transport,
-                                                   slot.doorbells, slot.work, stop, &slot.rung, pause_wanted_});
+                                                   slot.doorbells, slot.work, stop, &slot.rung, pause_wanted_,
+                                                   goes_on_});
     }
 }
 

@@ -27,6 +27,7 @@
 #include "vmm/machine/virtio_thread.hpp"
 #include "vmm/network/kept_frames.hpp"
 #include "vmm/network/user_network.hpp"
+#include "vmm/state/machine_state.hpp"
 #include "vmm/statistics.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -53,8 +54,10 @@ struct VirtioSet {
 };
 
 /// Opens or starts what the devices of `config` stand on (images, taps, passt). Throws Error: one of them cannot be
-/// had.
-[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services);
+/// had. With `states` the devices go on from them; they come from anywhere. Throws Error, too, if they are those of
+/// other devices than `config` has: it names the first that differs.
+[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
+                                            const std::vector<VirtioDeviceState>* states = nullptr);
 
 /// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
 ///
@@ -62,9 +65,9 @@ struct VirtioSet {
 class VirtioDevices {
   public:
     /// At most memory_map::kVirtioGsis.size() of them. After kvm::Vm::create_irqchip(). `vm` and `memory` outlive it.
-    /// Throws Error.
-    VirtioDevices(kvm::Vm& vm, const GuestMemory& memory,
-                  std::vector<std::unique_ptr<devices::virtio::Device>> devices);
+    /// With `states`, one for each device, their transports go on from them: see go_on(). Throws Error.
+    VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<devices::virtio::Device>> devices,
+                  const std::vector<VirtioDeviceState>* states = nullptr);
 
     /// Puts every device's registers on the bus, which outlives its use. Throws Error.
     void attach_to(devices::Bus& mmio);
@@ -73,6 +76,12 @@ class VirtioDevices {
 
     /// What each device has counted since it was made. Threads: any.
     [[nodiscard]] std::vector<DeviceStatistics> statistics() const;
+
+    /// Where each device and its driver are. All are paused: see wait_until_paused(). Throws UsageError: one is not.
+    [[nodiscard]] std::vector<VirtioDeviceState> states();
+    /// Lets devices that were made from states go on, as soon as they have threads: they look at all of their queues,
+    /// and their drivers are interrupted once. The interrupt controllers have their state. No vCPU runs.
+    void go_on() noexcept;
 
     /// Starts the devices' threads, before the first vCPU runs. They are paused if a pause was asked for. Throws Error.
     void start(StopRequest& stop);
@@ -107,7 +116,9 @@ class VirtioDevices {
 
     struct Slot {
         Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<devices::virtio::Device> owned, GuestRange window,
-             std::uint32_t interrupt);
+             std::uint32_t interrupt, const VirtioDeviceState* state);
+        [[nodiscard]] devices::virtio::MmioTransport make_transport(const GuestMemory& memory,
+                                                                    const VirtioDeviceState* state);
 
         std::unique_ptr<devices::virtio::Device> device;
         GuestRange registers;
@@ -123,6 +134,7 @@ class VirtioDevices {
 
     std::deque<Slot> slots_;
     bool pause_wanted_ = false;
+    bool goes_on_ = false;             ///< from states
     std::vector<std::string> left_;    ///< the names of the devices whose work goes on
     std::deque<VirtioThread> threads_; // last: they use the slots
 };

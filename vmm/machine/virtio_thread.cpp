@@ -13,10 +13,11 @@
 namespace vmm {
 
 using devices::virtio::Negotiation;
+using devices::virtio::QueueSet;
 using devices::virtio::Source;
 
 VirtioThread::VirtioThread(const Wiring& wiring)
-    : wiring_(wiring), pause_wanted_(wiring.paused),
+    : wiring_(wiring), interrupts_once_(wiring.goes_on), pause_wanted_(wiring.paused),
       thread_(start_thread(wiring.device.identity().name, [this] { body(); })) {}
 
 VirtioThread::~VirtioThread() {
@@ -138,7 +139,16 @@ void VirtioThread::serve_negotiation() {
     }
     if (work.activation) {
         active_ = true;
+        QueueSet enabled;
+        for (std::uint16_t index = 0; index < work.activation->queues.size(); ++index) {
+            if (work.activation->queues[index]) {
+                enabled.add(index);
+            }
+        }
         wiring_.device.activate(*std::move(work.activation), wiring_.driver);
+        if (std::exchange(interrupts_once_, false)) {
+            wiring_.driver.notify(enabled);
+        }
     }
     for (const std::uint16_t index : work.queue_resets) {
         wiring_.device.stop_queue(index);

@@ -42,6 +42,7 @@ class VirtioThread {
         StopRequest& stop;                          ///< for a failure of the host's
         std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody does
         bool paused = false;                        ///< from the start: even an activation waits for resume()
+        bool goes_on = false;                       ///< from a state: the driver is interrupted once
     };
 
     /// Throws Error: the host cannot make a thread.
@@ -83,6 +84,7 @@ class VirtioThread {
     void drain() noexcept;
 
     Wiring wiring_;
+    bool interrupts_once_;
     EventFd quit_;
     std::atomic<bool> quitting_ = false; ///< no turn begins any more, unless it ends what is with the host
     bool draining_ = false;

@@ -1,0 +1,100 @@
+#include "vmm/machine/rebuild.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/x86/saved_vcpu.hpp"
+#include "vmm/machine/memory_map.hpp"
+
+namespace vmm {
+
+namespace {
+
+constexpr std::uint32_t kMachineCheckCapabilities = 0x179; // IA32_MCG_CAP
+
+/// How many ticks a counter of `khz` makes in `ns`.
+std::uint64_t ticks_in(std::uint64_t ns, std::uint32_t khz) {
+    constexpr std::uint64_t kNanosecondsForKhz = 1'000'000;
+    const std::uint64_t whole = ns / kNanosecondsForKhz;
+    if (khz != 0 && whole > std::numeric_limits<std::uint64_t>::max() / khz - khz) {
+        return 0; // The host's clock was never right.
+    }
+    return whole * khz + ns % kNanosecondsForKhz * khz / kNanosecondsForKhz;
+}
+
+/// Bits of the vCPU that have to be there before its registers are.
+void set_up_machine_checks(kvm::Vcpu& vcpu, const kvm::VcpuState& state) {
+    const auto saved = std::ranges::find(state.msrs, kMachineCheckCapabilities, &kvm::Msr::index);
+    if (saved != state.msrs.end() && vcpu.msr(kMachineCheckCapabilities) != saved->value) {
+        vcpu.set_up_machine_checks(saved->value);
+    }
+}
+
+} // namespace
+
+void map_added_memory(GuestRam& ram, const Config& config, const MachineState& state) {
+    const std::string tried = "cannot go on from the saved state of the machine: ";
+    const std::vector<GuestRange> boot = memory_map::ram_layout(config.memory_bytes);
+    for (const GuestRange& range : boot) {
+        if (std::ranges::find(state.memory, range) == state.memory.end()) {
+            throw Error(tried + "its guest has " + format_bytes(state.boot_memory_bytes) +
+                        " of memory, and this machine has " + format_bytes(config.memory_bytes) +
+                        " (configure the memory of the machine whose state was saved)");
+        }
+    }
+    const std::uint64_t room =
+        *align_up(memory_map::address_space_bytes(config.memory_bytes), kGiB) + memory_map::kRoomForMoreMemory;
+    const std::uint64_t end = std::min(room, memory_map::kMaxAddressBytes);
+    for (const GuestRange& range : state.memory) {
+        if (std::ranges::find(boot, range) != boot.end()) {
+            continue;
+        }
+        if (range.size == 0 || to_integer(range.base) > end || range.size > end - to_integer(range.base) ||
+            range.overlaps(memory_map::kHole)) {
+            throw Error(tried + "its memory at " + to_string(range) +
+                        " is where this machine can have none (take a snapshot that is whole)");
+        }
+        validate_more_memory(config, range.size);
+        ram.add(ram.map(range));
+    }
+}
+
+std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, const MachineState& state,
+                                 std::vector<std::string>& refused) {
+    if (state.vcpus.size() != config.vcpus) {
+        throw Error(vmm::format("cannot go on from the saved state of the machine: its guest has {} vCPUs, and this "
+                                "machine has {} (configure as many as the machine had whose state was saved)",
+                                state.vcpus.size(), config.vcpus));
+    }
+    std::deque<kvm::Vcpu> vcpus;
+    for (unsigned id = 0; id < config.vcpus; ++id) {
+        kvm::Vcpu& vcpu = vcpus.emplace_back(vm, id);
+        set_up_machine_checks(vcpu, state.vcpus[id]);
+        for (std::string& line : kvm::restore_vcpu(vcpu, state.vcpus[id])) {
+            refused.push_back(std::move(line));
+        }
+    }
+    return vcpus;
+}
+
+void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state, kvm::ClockPolicy policy) {
+    const std::uint64_t elapsed_ns = kvm::elapsed_ns(state.vm, policy);
+    std::vector<kvm::Vcpu*> vcpus;
+    for (kvm::Vcpu& vcpu : hardware.vcpus) {
+        vcpus.push_back(&vcpu);
+    }
+    kvm::restore_tsc(vcpus, state.vcpus, ticks_in(elapsed_ns, state.vcpus.front().tsc_khz));
+    kvm::restore_interrupts(hardware.vm, state.vm);
+    kvm::restore_clock(hardware.vm, state.vm, elapsed_ns);
+    for (const kvm::Vcpu* const vcpu : vcpus) {
+        kvm::note_paused(*vcpu);
+    }
+    hardware.board.repeat_interrupts();
+    hardware.virtio.go_on();
+}
+
+} // namespace vmm

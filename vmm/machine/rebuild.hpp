@@ -1,0 +1,33 @@
+// How hardware is made from the state of a machine, and goes on.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "kvm/vcpu.hpp"
+#include "kvm/vm.hpp"
+#include "kvm/x86/saved_vm.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/guest_ram.hpp"
+#include "vmm/machine/hardware.hpp"
+#include "vmm/state/machine_state.hpp"
+
+namespace vmm {
+
+/// Maps the memory of `state` that is in none of the ranges that `ram` was made with: what was added while the guest
+/// ran. Before there are memslots. Throws Error: its memory is that of no machine like `config`'s.
+void map_added_memory(GuestRam& ram, const Config& config, const MachineState& state);
+
+/// Makes the vCPUs of `state` in `vm`, as far as that can be done before clocks are set. Appends a line for each
+/// register that KVM refused and a guest can do without to `refused`. Throws Error: they are not as many as `config`
+/// has, or KVM refuses their state.
+[[nodiscard]] std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, const MachineState& state,
+                                               std::vector<std::string>& refused);
+
+/// The last thing before the vCPUs of `hardware`, which was made from `state`, run: sets the time stamp counters, the
+/// interrupt controllers, the timer and the clock, and lets the devices go on. All of memory has its content. Once.
+/// Throws Error.
+void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state, kvm::ClockPolicy policy);
+
+} // namespace vmm
