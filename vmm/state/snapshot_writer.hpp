@@ -36,13 +36,17 @@ class SnapshotWriter {
     void commit(std::span<const std::byte> state, std::string_view config);
 
   private:
-    void write_file(const char* name, std::span<const std::byte> content);
-    void sync(int fd, const std::string& what) const;
+    /// The file `name` as it is called once all is done, for messages.
+    [[nodiscard]] std::string path_of(const char* name) const;
+    [[nodiscard]] UniqueFd create(const char* name) const;
+    void write_file(const char* name, std::span<const std::byte> content) const;
+    void sync(int fd, const std::string& path) const;
+    void remove() noexcept;
 
     std::filesystem::path directory_;
-    std::string temporary_name_; ///< in the parent; empty once it has its name
+    std::string name_; ///< in the parent; empty once all is done
     UniqueFd parent_;
-    UniqueFd partial_; ///< the directory under its temporary name
+    UniqueFd partial_; ///< the directory itself
     UniqueFd memory_;
 };
 

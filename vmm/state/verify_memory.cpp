@@ -1,0 +1,151 @@
+#include "vmm/state/verify_memory.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <exception>
+#include <mutex>
+#include <span>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/retry.hpp"
+#include "vmm/state/crc32c.hpp"
+#include "vmm/state/snapshot_files.hpp"
+
+namespace vmm {
+
+namespace {
+
+/// What the threads share.
+class MemoryVerifier {
+  public:
+    MemoryVerifier(const SnapshotReader& snapshot, const VerifyProgress& progress)
+        : snapshot_(snapshot), progress_(progress) {}
+
+    /// Checks chunks until there are no more, or one is wrong.
+    void run() noexcept {
+        std::size_t chunk = 0;
+        try {
+            std::vector<std::byte> buffer(kMemoryChunkBytes);
+            for (chunk = next_++; chunk < snapshot_.layout().chunks() && !has_failed_; chunk = next_++) {
+                check(chunk, buffer);
+            }
+        } catch (...) {
+            note_failure(chunk, std::current_exception());
+        }
+    }
+
+    /// Throws what the first of the wrong chunks is about.
+    void finish() const {
+        if (failure_) {
+            std::rethrow_exception(failure_);
+        }
+    }
+
+  private:
+    void check(std::size_t index, std::span<std::byte> buffer) {
+        const MemoryPiece piece = snapshot_.layout().chunk(index);
+        const MemoryChunk& known = (*snapshot_.state().memory)[index];
+        if (known.is_hole && is_hole_in_file(piece)) {
+            note_progress(piece.range.size);
+            return;
+        }
+        const std::span<std::byte> content = buffer.first(static_cast<std::size_t>(piece.range.size));
+        read(piece, content);
+        const bool is_right = known.is_hole
+                                  ? std::ranges::all_of(content, [](std::byte byte) { return byte == std::byte{0}; })
+                                  : crc32c(content) == known.crc32c;
+        if (!is_right) {
+            throw Error(format(
+                "the snapshot {} is damaged: guest memory {}, at offset {:#x} of its file '{}', is not what "
+                "was saved (take another snapshot)",
+                snapshot_.directory().string(), to_string(piece.range), piece.file_offset, snapshot_files::kMemory));
+        }
+        note_progress(piece.range.size);
+    }
+
+    /// Whether the file has nothing in all of the piece.
+    [[nodiscard]] bool is_hole_in_file(const MemoryPiece& piece) const {
+        const auto begin = static_cast<off_t>(piece.file_offset);
+        const off_t data = ::lseek(snapshot_.memory_fd(), begin, SEEK_DATA);
+        // There is no data up to the end of the file.
+        if (data < 0) {
+            return errno == ENXIO;
+        }
+        return data >= begin + static_cast<off_t>(piece.range.size);
+    }
+
+    void read(const MemoryPiece& piece, std::span<std::byte> content) const {
+        std::uint64_t offset = piece.file_offset;
+        while (!content.empty()) {
+            const ssize_t got = uninterrupted([&] {
+                return ::pread(snapshot_.memory_fd(), content.data(), content.size(), static_cast<off_t>(offset));
+            });
+            const std::string path = snapshot_.directory() / snapshot_files::kMemory;
+            if (got < 0) {
+                const int error_number = errno;
+                throw_errno(error_number, format("read {} bytes at {:#x} of {}", content.size(), offset, path),
+                            error_number == EIO ? "the disk fails: take another snapshot" : "");
+            }
+            if (got == 0) {
+                throw Error(format("cannot read {}: it has become shorter (leave a snapshot as it is)", path));
+            }
+            content = content.subspan(static_cast<std::size_t>(got));
+            offset += static_cast<std::uint64_t>(got);
+        }
+    }
+
+    void note_progress(std::uint64_t bytes) {
+        const std::lock_guard lock(mutex_);
+        done_bytes_ += bytes;
+        if (progress_) {
+            progress_(done_bytes_, snapshot_.layout().memory_bytes());
+        }
+    }
+
+    void note_failure(std::size_t chunk, std::exception_ptr failure) noexcept {
+        has_failed_ = true;
+        const std::lock_guard lock(mutex_);
+        if (!failure_ || chunk < failed_chunk_) {
+            failure_ = std::move(failure);
+            failed_chunk_ = chunk;
+        }
+    }
+
+    const SnapshotReader& snapshot_;
+    const VerifyProgress& progress_;
+    std::atomic<std::size_t> next_ = 0;
+    std::atomic<bool> has_failed_ = false;
+
+    std::mutex mutex_; ///< guards all below
+    std::uint64_t done_bytes_ = 0;
+    std::exception_ptr failure_;
+    std::size_t failed_chunk_ = 0;
+};
+
+} // namespace
+
+void verify_memory(const SnapshotReader& snapshot, unsigned threads, const VerifyProgress& progress) {
+    MemoryVerifier verifier(snapshot, progress);
+    {
+        std::vector<std::jthread> others;
+        try {
+            for (unsigned i = 1; i < threads; ++i) {
+                others.emplace_back([&verifier] { verifier.run(); });
+            }
+        } catch (const std::system_error&) { // This process may have no more threads: those that there are, do it.
+        }
+        verifier.run();
+    }
+    verifier.finish();
+}
+
+} // namespace vmm
