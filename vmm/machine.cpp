@@ -10,6 +10,8 @@
 #include "vmm/machine/hardware.hpp"
 #include "vmm/machine/keeper.hpp"
 #include "vmm/machine/run.hpp"
+#include "vmm/machine/snapshot_start.hpp"
+#include "vmm/machine/snapshot_taking.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 
 namespace vmm {
@@ -44,8 +46,21 @@ RunReport begin_report(const Config& config, const Hardware& hardware) {
 
 } // namespace
 
-/// The members stand in the order they depend on each other. The boot is opened before there is hardware, so that a
-/// kernel that is not there is refused at once.
+/// Stands behind the hardware, so that nothing uses that any more when it is destroyed.
+struct AbandonAtEnd {
+    ~AbandonAtEnd() { first.abandon(); }
+    FirstState& first;
+};
+
+std::unique_ptr<FirstState> open_first_state(const Config& config, const StopRequest& stop) {
+    if (config.restore) {
+        return std::make_unique<SnapshotStart>(config, stop);
+    }
+    return std::make_unique<KernelBoot>(config, stop);
+}
+
+/// The members stand in the order they depend on each other. The first state is opened before there is hardware, so
+/// that a kernel that is not there is refused at once.
 struct Machine::Parts {
     Parts(Config wanted, Clock::time_point started);
 
@@ -53,29 +68,31 @@ struct Machine::Parts {
     std::shared_ptr<StopRequest> shared_stop;
     StopRequest& stop;
     Embedder embedder;
-    KernelBoot boot;
+    std::unique_ptr<FirstState> first;
     Hardware hardware;
+    AbandonAtEnd abandon_at_end;
     RunReport report;
     Run run;
 };
 
 Machine::Parts::Parts(Config wanted, Clock::time_point started)
     : config(validated(std::move(wanted))), shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()),
-      stop(*shared_stop), embedder(config.log, stop), boot(config, stop), hardware(config, stop, embedder),
-      report(begin_report(config, hardware)), run(config, hardware, stop, embedder, report, started) {
+      stop(*shared_stop), embedder(config.log, stop), first(open_first_state(config, stop)),
+      hardware(config, stop, embedder, first->state()), abandon_at_end{*first}, report(begin_report(config, hardware)),
+      run(config, hardware, *first, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
     }
     if (config.prefault_keep) {
-        check_keeper(hardware.second_level, boot.adopts_page_tables(report.host));
+        check_keeper(hardware.second_level, first->adopts_page_tables(report.host));
     }
     // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables.
-    if (config.prefault.scope == prefault::Scope::kAll &&
-        (config.prefault_when == PrefaultWhen::kBefore || boot.adopts_page_tables(report.host))) {
+    if (first->adopts_page_tables(report.host) ||
+        (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore)) {
         const StopBridge bridge(stop); // Prefault vCPUs may run already, so that their faults are counted.
         hardware.second_level.prepare(bridge.token());
     }
-    boot.put_into(hardware, embedder);
+    first->put_into(hardware, embedder);
     config.kernel_image.reset(); // What the images held is in guest memory.
     config.initrd_image.reset();
 }
@@ -103,6 +120,7 @@ prefault::Report Machine::prefault(const prefault::Options& options, const std::
     StopBridge bridge(parts.stop);
     const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });
     prefault::Report report = parts.hardware.second_level.fill(options, bridge.token());
+    parts.first->finish();
     if (!parts.run.has_begun()) {
         parts.report.prefault = report;
         parts.report.locked_bytes = locked_bytes(); // These are the kernel's own figures.
@@ -152,6 +170,13 @@ void Machine::pause(std::chrono::milliseconds within) {
     parts_->run.pause().pause(within);
 }
 
+SnapshotReport Machine::snapshot(const SnapshotOptions& options, const std::stop_token& stop) {
+    Parts& parts = *parts_;
+    StopBridge bridge(parts.stop);
+    const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });
+    return take_snapshot({parts.config, parts.hardware, parts.run.pause(), *parts.first}, options, bridge.token());
+}
+
 void Machine::resume() {
     parts_->run.pause().resume();
 }
@@ -173,7 +198,7 @@ bool Machine::is_stop_requested() const noexcept {
 }
 
 std::span<const std::byte> Machine::device_tree() const noexcept {
-    return parts_->boot.device_tree();
+    return parts_->first->device_tree();
 }
 
 const RunReport& Machine::report() const {

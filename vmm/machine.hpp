@@ -12,6 +12,7 @@
 #include "kvm/host/export.hpp"
 #include "vmm/config.hpp"
 #include "vmm/report.hpp"
+#include "vmm/snapshot.hpp"
 #include "vmm/statistics.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -100,14 +101,27 @@ class Machine {
     /// Throws PauseError if not all is quiet `within` that time (24 hours at most): the guest goes on then. Throws
     /// UsageError: the machine has ended, or a device calls it in an access.
     void pause(std::chrono::milliseconds within = kPausePatience);
-    /// Lets the guest go on, and ends a pause() that is under way. Does nothing if the guest is not paused.
+    /// Lets the guest go on, and ends a pause() that is under way. Does nothing if the guest is not paused. Throws
+    /// UsageError: a snapshot is being written.
     void resume();
+
+    /// Saves the machine in a directory, from which another one goes on (Config::restore, docs/snapshots.md). Memory is
+    /// written while the guest runs; it stands still for what it has changed since, and for its state. Then it stays
+    /// paused, or goes on as `options` say; if the snapshot fails or a stop is requested, the guest does what it did
+    /// before, and there is no directory. A prefault and add_memory() wait meanwhile.
+    ///
+    /// What the embedding program writes to memory() while the guest runs is not noticed: it writes nothing meanwhile.
+    /// Throws UsageError: the machine does not run, somebody resumes it meanwhile, or dirty pages are logged already.
+    /// Throws PauseError: not all is quiet in time. Throws Error: it cannot be written, or the machine has devices of
+    /// the embedding program's own.
+    SnapshotReport snapshot(const SnapshotOptions& options, const std::stop_token& stop = {});
 
     /// What the machine is doing: before, during and after the run. Throws Error if KVM's counters cannot be read.
     [[nodiscard]] Statistics statistics() const;
 
     /// The guest's memory. The reference is valid as long as the machine. While the guest runs, it may change the
-    /// content at any moment.
+    /// content at any moment. That of a machine which goes on from a snapshot is there once prefault() has returned, or
+    /// the guest runs.
     [[nodiscard]] const GuestMemory& memory() const noexcept;
 
     /// Ends prefault() and run() soon; the first request counts.

@@ -27,7 +27,7 @@ struct SnapshotOptions {
     std::string config{};
     /// Whether the guest goes on afterwards. Otherwise it stays paused.
     bool resume = false;
-    unsigned workers = 0; ///< threads that write memory, at most limits::kMaxPrefaultWorkers; 0: those of a prefault
+    unsigned workers = 0; ///< threads that write memory, at most Config::kMaxPrefaultWorkers; 0: those of a prefault
     /// How long devices may take to finish what they have begun (Machine::pause()).
     std::chrono::milliseconds within{20'000};
     /// Is told some ten times a second, on the thread that takes the snapshot. It may be empty.

@@ -19,6 +19,7 @@ namespace {
 
 constexpr std::uint32_t kTsc = 0x10;
 constexpr std::uint32_t kTscAdjust = 0x3b;
+constexpr std::uint32_t kMachineCheckCapabilities = 0x179; // IA32_MCG_CAP
 constexpr std::uint32_t kTscDeadline = 0x6e0;
 /// The indexes that KVM takes from a guest for itself (Documentation/virt/kvm/x86/msr.rst).
 constexpr std::uint32_t kFirstOfKvm = 0x4b564d00;
@@ -280,6 +281,7 @@ std::vector<std::uint32_t> saved_msr_indexes(const System& system) {
     add_range(0x258, 0x259);
     add_range(0x268, 0x26f);
     add_range(0x2ff, 0x2ff); // their default comes after them, because it switches them on
+    add_range(kMachineCheckCapabilities, kMachineCheckCapabilities);
     add_range(0x400, 0x47f); // the banks of machine checks
     add_range(0x277, 0x277); // PAT
     add_range(0x48, 0x48);   // SPEC_CTRL
@@ -385,6 +387,18 @@ bool waits_for_deadline(const kvm_lapic_state& local_apic) {
 
 } // namespace
 
+namespace {
+
+/// The banks of machine checks are there before their registers are.
+void restore_machine_checks(Vcpu& vcpu, const VcpuState& state) {
+    const auto saved = value_of(state, kMachineCheckCapabilities);
+    if (saved && vcpu.msr(kMachineCheckCapabilities) != saved) {
+        vcpu.set_up_machine_checks(*saved);
+    }
+}
+
+} // namespace
+
 std::vector<std::string> restore_vcpu(Vcpu& vcpu, const VcpuState& state) {
     constexpr std::size_t kMostCpuidEntries = 256;
     if (state.cpuid.empty() || state.cpuid.size() > kMostCpuidEntries) {
@@ -394,6 +408,7 @@ std::vector<std::string> restore_vcpu(Vcpu& vcpu, const VcpuState& state) {
                         name_of_vcpu(vcpu), state.cpuid.size(), kMostCpuidEntries));
     }
     vcpu.set_cpuid(state.cpuid);
+    restore_machine_checks(vcpu, state);
     restore_tsc_khz(vcpu, state.tsc_khz);
     restore_special(vcpu, state.special);
     vcpu.set_registers(state.registers);

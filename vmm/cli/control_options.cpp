@@ -1,7 +1,9 @@
 #include "vmm/cli/control_options.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
+#include <system_error>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -42,6 +44,9 @@ Option option_of(const Parameter& parameter) {
         };
         return std::move(option).with_standard(parameter.standard);
     }
+    case Parameter::Kind::kPath:
+        return file("--" + name, parameter.help,
+                    [name](Given& given, const std::string& path) { given.control.options[name] = path; });
     case Parameter::Kind::kNumber:
     case Parameter::Kind::kBytes:
         break;
@@ -83,6 +88,16 @@ std::string what_it_takes(const Parameter& parameter) {
            std::to_string(parameter.least) + " to " + std::to_string(parameter.most);
 }
 
+/// The machine may have another working directory than we have. Throws Error.
+std::string absolute_path(const Parameter& parameter, const std::string& word) {
+    std::error_code error;
+    std::string path = std::filesystem::absolute(word, error).string();
+    if (word.empty() || error || path.size() > Parameter::kMostPathBytes) {
+        throw Error("'" + word + "' cannot be the " + parameter.name + ": it takes the name of a file or a directory");
+    }
+    return path;
+}
+
 /// The value that people wrote, as JSON. Throws Error.
 Json value_of(const Parameter& parameter, const std::string& word) {
     if (parameter.kind == Parameter::Kind::kFlag) {
@@ -90,6 +105,9 @@ Json value_of(const Parameter& parameter, const std::string& word) {
     }
     if (parameter.kind == Parameter::Kind::kChoice) {
         return parameter.choices[pick_choice(word, parameter.choices)];
+    }
+    if (parameter.kind == Parameter::Kind::kPath) {
+        return absolute_path(parameter, word);
     }
     const bool is_size = parameter.kind == Parameter::Kind::kBytes;
     const bool is_number = word.find_first_not_of("0123456789") == std::string::npos;

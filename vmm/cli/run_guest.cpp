@@ -27,6 +27,7 @@
 #include "vmm/output/file_roles.hpp"
 #include "vmm/output/report_file.hpp"
 #include "vmm/output/stop_on_signals.hpp"
+#include "vmm/state/snapshot_files.hpp"
 #include "vmm/watch.hpp"
 
 namespace vmm {
@@ -66,6 +67,11 @@ void check_files(const RunCommand& command) {
         }
     };
     add(Use::kRead, "--config", command.config_file);
+    if (config.restore) {
+        for (const char* const name : {snapshot_files::kState, snapshot_files::kMemory, snapshot_files::kConfig}) {
+            add(Use::kRead, "--restore", config.restore->path + "/" + name);
+        }
+    }
     add(Use::kRead, "--kernel", config.kernel_path);
     add(Use::kRead, "--initrd", config.initrd_path);
     for (const DiskConfig& disk : config.disks) {
@@ -155,7 +161,8 @@ class RunControl {
   public:
     /// Makes the socket; from then on clients wait. Throws Error.
     RunControl(const RunCommand& command, Messages& messages)
-        : messages_(messages), given_(command.given), stop_(command.config.stop) {
+        : messages_(messages), given_(command.given), given_of_machine_(command.given_of_machine),
+          stop_(command.config.stop) {
         if (!command.api.empty()) {
             socket_.emplace(command.api,
                             [&messages](const std::string& line) { messages.log(LogLevel::kWarning, line); });
@@ -193,6 +200,7 @@ class RunControl {
         }
         control::Surroundings surroundings;
         surroundings.options = given_;
+        surroundings.machine_options = given_of_machine_;
         surroundings.stop = stop_;
         surroundings.log_level = [this] { return messages_.log_level(); };
         surroundings.set_log_level = [this](LogLevel level) { messages_.set_log_level(level); };
@@ -216,6 +224,7 @@ class RunControl {
 
     Messages& messages_;
     std::string given_;
+    std::string given_of_machine_;
     std::shared_ptr<const StopRequest> stop_;
     std::optional<control::ListeningSocket> socket_;
     std::optional<control::Service> service_; ///< changes only while nothing of the machine runs

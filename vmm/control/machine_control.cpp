@@ -90,6 +90,7 @@ const MachineControl::Row& MachineControl::row_of(const Verb& verb) {
                                       Row{"prefault", &MachineControl::prefault, false},
                                       Row{"balloon", &MachineControl::balloon, false},
                                       Row{"add-memory", &MachineControl::add_memory, false},
+                                      Row{"snapshot", &MachineControl::snapshot, false},
                                       Row{"jobs", &MachineControl::jobs, false},
                                       Row{"job", &MachineControl::job, false},
                                       Row{"cancel", &MachineControl::cancel, false},
@@ -290,6 +291,41 @@ Jobs::Outcome MachineControl::run_prefault(prefault::Options options, const Jobs
     Json result = vmm::control::json_of(report);
     result["problem"] = in_words(report.problem);
     return {std::move(result), report.complete};
+}
+
+HttpAnswer MachineControl::snapshot(const Arguments& arguments) {
+    check_not_ended("take a snapshot");
+    SnapshotOptions options;
+    options.directory = *arguments.word("directory");
+    options.config = surroundings_.machine_options;
+    options.resume = arguments.flag("resume");
+    options.workers = static_cast<unsigned>(arguments.number("workers").value_or(0));
+    if (const auto within = arguments.number("within")) {
+        options.within = std::chrono::seconds(*within);
+    }
+    return started(jobs_.start("snapshot", [this, options = std::move(options)](const Jobs::Context& context) {
+        return run_snapshot(options, context);
+    }));
+}
+
+Jobs::Outcome MachineControl::run_snapshot(SnapshotOptions options, const Jobs::Context& context) {
+    options.progress = [&context](const SnapshotProgress& now) {
+        context.progress({std::string(now.stage), now.done_bytes, now.total_bytes});
+    };
+    const SnapshotReport report = machine_.snapshot(options, context.stop);
+    if (!report.complete) {
+        return {Json::object(), false};
+    }
+    events_.add("snapshot", {{"directory", options.directory}, {"resumed", options.resume}});
+    return {{{"directory", options.directory},
+             {"memory_bytes", report.memory_bytes},
+             {"written_bytes", report.written_bytes},
+             {"stopped_bytes", report.stopped_bytes},
+             {"passes", report.passes},
+             {"total_seconds", report.total_seconds},
+             {"stopped_seconds", report.stopped_seconds},
+             {"refilled", report.refilled}},
+            true};
 }
 
 HttpAnswer MachineControl::balloon(const Arguments& arguments) {

@@ -22,6 +22,7 @@ namespace vmm::control {
 
 /// The surroundings of a machine that is controlled.
 struct Surroundings {
+    std::string machine_options = "{}";      ///< those of them that are kept with a snapshot
     std::string options = "{}";              ///< those that were given, as the JSON of a configuration file
     std::shared_ptr<const StopRequest> stop; ///< the machine's
     std::function<LogLevel()> log_level;
@@ -71,6 +72,7 @@ class MachineControl {
     [[nodiscard]] HttpAnswer prefault(const Arguments& arguments);
     [[nodiscard]] HttpAnswer balloon(const Arguments& arguments);
     [[nodiscard]] HttpAnswer add_memory(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer snapshot(const Arguments& arguments);
     [[nodiscard]] HttpAnswer jobs(const Arguments& arguments);
     [[nodiscard]] HttpAnswer job(const Arguments& arguments);
     [[nodiscard]] HttpAnswer cancel(const Arguments& arguments);
@@ -82,6 +84,7 @@ class MachineControl {
     [[nodiscard]] HttpAnswer started(const JobStatus& job) const;
     [[nodiscard]] nlohmann::ordered_json json_of(const JobStatus& job) const;
     [[nodiscard]] Jobs::Outcome run_prefault(prefault::Options options, const Jobs::Context& context);
+    [[nodiscard]] Jobs::Outcome run_snapshot(SnapshotOptions options, const Jobs::Context& context);
     [[nodiscard]] Jobs::Outcome press_and_wait(std::uint64_t seconds, const Jobs::Context& context);
     [[nodiscard]] HttpAnswer state_answer(unsigned status) const;
     void check_not_ended(std::string_view tried) const;

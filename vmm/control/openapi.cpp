@@ -113,7 +113,7 @@ Json answer_schemas() {
                          {{"sequence", count("Its number, from 1 on")},
                           {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
                           {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended",
-                                            "job", "balloon", "memory-added", "log-level", "missed"},
+                                            "job", "snapshot", "balloon", "memory-added", "log-level", "missed"},
                                            "What happened")}}}};
     schemas["Document"] = {{"type", "object"}, {"description", "An OpenAPI document"}};
     return schemas;
@@ -131,6 +131,9 @@ Json schema_of(const Parameter& parameter) {
         break;
     case Parameter::Kind::kChoice:
         schema = {{"type", "string"}, {"enum", parameter.choices}};
+        break;
+    case Parameter::Kind::kPath:
+        schema = {{"type", "string"}, {"pattern", "^/"}, {"maxLength", Parameter::kMostPathBytes}};
         break;
     }
     return schema;

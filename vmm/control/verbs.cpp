@@ -68,6 +68,27 @@ std::vector<Parameter> pause_parameters() {
              .example = std::to_string(seconds)}};
 }
 
+std::vector<Parameter> snapshot_parameters() {
+    std::vector<Parameter> parameters{
+        {.name = "directory",
+         .kind = Kind::kPath,
+         .help = "The directory, which must not be there",
+         .is_required = true,
+         .is_positional = true,
+         .example = "\"/var/lib/vmm/guest1\""},
+        {.name = "resume", .kind = Kind::kFlag, .help = "Let the guest go on when the snapshot is taken"},
+        {.name = "workers",
+         .kind = Kind::kNumber,
+         .help = "Threads that write memory",
+         .least = 1,
+         .most = prefault::kMaxWorkers,
+         .standard = "the machine's",
+         .example = "2"}};
+    const std::vector<Parameter> of_pause = pause_parameters();
+    parameters.insert(parameters.end(), of_pause.begin(), of_pause.end());
+    return parameters;
+}
+
 std::vector<Parameter> prefault_parameters() {
     using prefault::Method;
     using prefault::Scope;
@@ -191,6 +212,14 @@ std::vector<Verb> make_verbs() {
          .parameters = {at, size},
          .status = 202,
          .answer = "Job"},
+        {.name = "snapshot",
+         .method = "POST",
+         .path = "/snapshot",
+         .help = "Save the machine in a directory, which is made for it, and hold the guest; `vmm run --restore` goes "
+                 "on from there",
+         .parameters = snapshot_parameters(),
+         .status = 202,
+         .answer = "Job"},
         {.name = "jobs", .method = "GET", .path = "/jobs", .help = "All jobs, running and ended", .answer = "Jobs"},
         {.name = "job",
          .method = "GET",
@@ -270,6 +299,8 @@ std::string what_it_takes(const Parameter& parameter) {
         return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
     case Kind::kChoice:
         return "one of " + list_of(parameter.choices);
+    case Kind::kPath:
+        return "a name that begins with /, of at most " + std::to_string(Parameter::kMostPathBytes) + " bytes";
     }
     return {};
 }
@@ -278,13 +309,20 @@ Wrong wrong_value(const Parameter& parameter) {
     return wrong(400, parameter.name + " has a value that it cannot have (give " + what_it_takes(parameter) + ")");
 }
 
+bool may_be(const Parameter& parameter, const std::string& word) {
+    if (parameter.kind == Kind::kPath) {
+        return word.starts_with('/') && word.size() <= Parameter::kMostPathBytes &&
+               word.find('\0') == std::string::npos;
+    }
+    return std::ranges::find(parameter.choices, word) != parameter.choices.end();
+}
+
 Arguments::Value checked(const Parameter& parameter, Arguments::Value value) {
     if (const auto* const number = std::get_if<std::uint64_t>(&value);
         number != nullptr && (*number < parameter.least || *number > parameter.most)) {
         throw wrong_value(parameter);
     }
-    if (const auto* const word = std::get_if<std::string>(&value);
-        word != nullptr && std::ranges::find(parameter.choices, *word) == parameter.choices.end()) {
+    if (const auto* const word = std::get_if<std::string>(&value); word != nullptr && !may_be(parameter, *word)) {
         throw wrong_value(parameter);
     }
     return value;
@@ -304,6 +342,7 @@ Arguments::Value value_of(const Parameter& parameter, const Json& json) {
         }
         break;
     case Kind::kChoice:
+    case Kind::kPath:
         if (json.is_string()) {
             return checked(parameter, json.get<std::string>());
         }
@@ -329,6 +368,7 @@ Arguments::Value value_of(const Parameter& parameter, const std::string& text) {
         break;
     }
     case Kind::kChoice:
+    case Kind::kPath:
         return checked(parameter, text);
     }
     throw wrong_value(parameter);
@@ -389,6 +429,7 @@ bool has(const Arguments& arguments, const Parameter& parameter) {
     case Kind::kBytes:
         return arguments.number(parameter.name).has_value();
     case Kind::kChoice:
+    case Kind::kPath:
         return arguments.word(parameter.name).has_value();
     }
     return false;

@@ -2,6 +2,7 @@
 // help, its manual page and its completions are made from it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -24,7 +25,10 @@ struct Parameter {
         kNumber, ///< a whole number within `least` and `most`
         kBytes,  ///< the same, in bytes; people write 512M
         kChoice, ///< one of `choices`
+        kPath, ///< the absolute name of a file or a directory, at most kMostPathBytes; people may write a relative one
     };
+    static constexpr std::size_t kMostPathBytes = 4095; ///< PATH_MAX
+
     enum class Place { kBody, kPath, kQuery };
 
     std::string name; ///< "within"

@@ -39,6 +39,9 @@ class FirstState {
     /// as a prefault does. It may be called again. Throws Error: it could not be had. Threads: any.
     virtual void finish() {}
 
+    /// Ends what finish() waits for. Nothing of `hardware` is used afterwards.
+    virtual void abandon() noexcept {}
+
     /// What is to be done last, before a vCPU runs: clocks and interrupts of a guest that goes on. Throws Error.
     virtual void start(Hardware& /*hardware*/) {}
 

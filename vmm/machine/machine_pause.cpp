@@ -98,6 +98,10 @@ void MachinePause::hold_all(std::unique_lock<std::mutex>& hold, std::chrono::mil
 
 void MachinePause::resume() {
     const std::lock_guard hold(lock_);
+    if (is_looked_at_) {
+        throw UsageError(
+            "cannot resume the machine: a snapshot of it is being written (wait for that, or cancel its job)");
+    }
     is_resumed_ = true;
     paused_ = false;
     if (!closed_) {
@@ -106,10 +110,23 @@ void MachinePause::resume() {
     }
 }
 
-void MachinePause::check_looked_at(const std::string& tried) const {
-    if (!has_begun_ || !paused_ || is_ending()) {
-        throw UsageError("cannot " + tried + ": it is not paused (pause it while it runs)");
+MachinePause::Looking::Looking(MachinePause& pause, const std::string& tried) : pause_(pause) {
+    std::unique_lock hold(pause.lock_);
+    pause.changed_.wait(hold, [&pause] { return !pause.is_under_way_ || pause.is_ending(); });
+    if (!pause.has_begun_ || !pause.paused_ || pause.is_ending()) {
+        throw UsageError("cannot " + tried +
+                         ": the machine is not paused, because it was resumed, has ended or has not begun "
+                         "(pause it while it runs)");
     }
+    pause.is_under_way_ = true;
+    pause.is_looked_at_ = true;
+}
+
+MachinePause::Looking::~Looking() {
+    const std::lock_guard hold(pause_.lock_);
+    pause_.is_under_way_ = false;
+    pause_.is_looked_at_ = false;
+    pause_.changed_.notify_all();
 }
 
 void MachinePause::start_devices(StopRequest& stop) {

@@ -30,15 +30,16 @@ class MachinePause {
     /// begins paused. Throws PauseError if the machine is not quiet `within` that time: then it goes on, unless it was
     /// paused before. Throws UsageError after close(), or in the thread of a vCPU.
     void pause(std::chrono::milliseconds within);
+    /// Throws UsageError: somebody looks at the paused machine.
     void resume();
     [[nodiscard]] bool is_paused() const noexcept { return paused_.load(); }
 
-    /// Calls `look`, which must not call this, while the machine is paused, and nobody resumes it meanwhile. Throws
-    /// UsageError: it is not paused, or has not begun or has ended. `tried` is for the message: "save the machine".
+    /// Calls `look` while the machine is paused, and nobody resumes it meanwhile: resume() is refused, and pause()
+    /// waits. Throws UsageError: it is not paused, has not begun or has ended. `tried` is for the message: "save the
+    /// machine".
     template <typename Look>
     auto look_while_paused(const std::string& tried, Look look) {
-        const std::lock_guard hold(lock_);
-        check_looked_at(tried);
+        const Looking looking(*this, tried);
         return look();
     }
 
@@ -55,7 +56,16 @@ class MachinePause {
   private:
     using Deadline = std::chrono::steady_clock::time_point;
     [[nodiscard]] bool is_ending() const noexcept { return closed_ || stop_.is_requested(); }
-    void check_looked_at(const std::string& tried) const;
+    class Looking {
+      public:
+        Looking(MachinePause& pause, const std::string& tried);
+        ~Looking();
+        Looking(const Looking&) = delete;
+        Looking& operator=(const Looking&) = delete;
+
+      private:
+        MachinePause& pause_;
+    };
     void hold_all(std::unique_lock<std::mutex>& hold, std::chrono::milliseconds within, Deadline deadline);
 
     VirtioDevices& devices_;
@@ -66,7 +76,8 @@ class MachinePause {
     bool have_devices_begun_ = false; ///< before that there is nobody to wait for
     bool has_begun_ = false;
     bool closed_ = false;
-    bool is_under_way_ = false;       ///< somebody is in pause()
+    bool is_under_way_ = false;       ///< somebody is in pause() or in look_while_paused()
+    bool is_looked_at_ = false;       ///< the latter
     bool is_resumed_ = false;         ///< resume() was called since then
     std::atomic<bool> paused_{false}; ///< written with the lock held
 };

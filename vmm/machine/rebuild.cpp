@@ -14,8 +14,6 @@ namespace vmm {
 
 namespace {
 
-constexpr std::uint32_t kMachineCheckCapabilities = 0x179; // IA32_MCG_CAP
-
 /// How many ticks a counter of `khz` makes in `ns`.
 std::uint64_t ticks_in(std::uint64_t ns, std::uint32_t khz) {
     constexpr std::uint64_t kNanosecondsForKhz = 1'000'000;
@@ -24,14 +22,6 @@ std::uint64_t ticks_in(std::uint64_t ns, std::uint32_t khz) {
         return 0; // The host's clock was never right.
     }
     return whole * khz + ns % kNanosecondsForKhz * khz / kNanosecondsForKhz;
-}
-
-/// Bits of the vCPU that have to be there before its registers are.
-void set_up_machine_checks(kvm::Vcpu& vcpu, const kvm::VcpuState& state) {
-    const auto saved = std::ranges::find(state.msrs, kMachineCheckCapabilities, &kvm::Msr::index);
-    if (saved != state.msrs.end() && vcpu.msr(kMachineCheckCapabilities) != saved->value) {
-        vcpu.set_up_machine_checks(saved->value);
-    }
 }
 
 } // namespace
@@ -73,7 +63,6 @@ std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, const Machin
     std::deque<kvm::Vcpu> vcpus;
     for (unsigned id = 0; id < config.vcpus; ++id) {
         kvm::Vcpu& vcpu = vcpus.emplace_back(vm, id);
-        set_up_machine_checks(vcpu, state.vcpus[id]);
         for (std::string& line : kvm::restore_vcpu(vcpu, state.vcpus[id])) {
             refused.push_back(std::move(line));
         }

@@ -28,10 +28,10 @@ double seconds_between(Clock::time_point start, Clock::time_point end) {
 
 } // namespace
 
-Run::Run(const Config& config, Hardware& hardware, StopRequest& stop, Embedder& embedder, RunReport& report,
-         Clock::time_point started)
-    : config_(config), hardware_(hardware), stop_(stop), embedder_(embedder), report_(report), started_(started),
-      pause_(hardware.virtio, stop) {}
+Run::Run(const Config& config, Hardware& hardware, FirstState& first, StopRequest& stop, Embedder& embedder,
+         RunReport& report, Clock::time_point started)
+    : config_(config), hardware_(hardware), first_(first), stop_(stop), embedder_(embedder), report_(report),
+      started_(started), pause_(hardware.virtio, stop) {}
 
 ExitReason Run::execute() {
     if (has_begun_.exchange(true)) {
@@ -56,6 +56,7 @@ ExitReason Run::execute() {
         const std::lock_guard hold(counting_);
         hardware_.faults.reset();
     }
+    first_.finish();
     std::deque<VcpuThread> threads;
     try {
         run_threads(threads);
@@ -99,6 +100,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (config_.watch) {
             watch_second_level(loop, watch_timer.emplace(1.0));
         }
+        first_.start(hardware_);
         pause_.start_devices(stop_);
         const VcpuEnvironment environment{hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), start};
         for (kvm::Vcpu& vcpu : hardware_.vcpus) {

@@ -16,6 +16,7 @@
 #include "vmm/machine/background_prefault.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/event_loop.hpp"
+#include "vmm/machine/first_state.hpp"
 #include "vmm/machine/hardware.hpp"
 #include "vmm/machine/keeper.hpp"
 #include "vmm/machine/machine_pause.hpp"
@@ -34,8 +35,8 @@ namespace vmm {
 class Run {
   public:
     /// All of these outlive it. `started` is when the clock of RunReport::seconds_to_first_instruction began.
-    Run(const Config& config, Hardware& hardware, StopRequest& stop, Embedder& embedder, RunReport& report,
-        std::chrono::steady_clock::time_point started);
+    Run(const Config& config, Hardware& hardware, FirstState& first, StopRequest& stop, Embedder& embedder,
+        RunReport& report, std::chrono::steady_clock::time_point started);
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
 
@@ -70,6 +71,7 @@ class Run {
 
     const Config& config_;
     Hardware& hardware_;
+    FirstState& first_;
     StopRequest& stop_;
     Embedder& embedder_;
     RunReport& report_;

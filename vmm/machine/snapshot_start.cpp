@@ -18,7 +18,7 @@ SnapshotStart::SnapshotStart(const Config& config, const StopRequest& stop)
     check_machine();
 }
 
-SnapshotStart::~SnapshotStart() {
+void SnapshotStart::abandon() noexcept {
     if (reading_.joinable()) {
         bridge_->request_stop();
         reading_.join();

@@ -26,13 +26,13 @@ class SnapshotStart final : public FirstState {
     /// Opens the snapshot and compares it with `config`, which outlives this, as `stop` does. Throws Error: it cannot
     /// be read, is damaged, or is of another machine than `config` describes.
     SnapshotStart(const Config& config, const StopRequest& stop);
-    /// Ends the reading.
-    ~SnapshotStart() override;
+    ~SnapshotStart() override { SnapshotStart::abandon(); }
 
     [[nodiscard]] const MachineState* state() const noexcept override { return &snapshot_.state().machine; }
     [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
     void put_into(Hardware& hardware, Embedder& embedder) override;
     void finish() override;
+    void abandon() noexcept override;
     void start(Hardware& hardware) override;
     [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override {
         return snapshot_.state().machine.device_tree;

@@ -1,5 +1,6 @@
 #include "vmm/machine/snapshot_taking.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,8 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <fcntl.h>
-#include <numeric>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,6 +17,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "prefault/options.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/machine/capture.hpp"
 #include "vmm/refuse_nul.hpp"
@@ -63,9 +64,9 @@ void check(const SnapshotOptions& options) {
         throw Error("cannot take a snapshot without a name for its directory");
     }
     refuse_nul(options.directory, "the directory of a snapshot");
-    if (options.workers > limits::kMaxPrefaultWorkers) {
+    if (options.workers > prefault::kMaxWorkers) {
         throw Error(vmm::format("cannot write a snapshot with {} threads: 1 to {} are possible", options.workers,
-                                limits::kMaxPrefaultWorkers));
+                                prefault::kMaxWorkers));
     }
     if (options.config.size() > snapshot_files::kMostConfigBytes) {
         throw Error("cannot keep " + format_bytes(options.config.size()) + " of configuration with a snapshot: " +
@@ -141,14 +142,16 @@ class Taking {
         ++report_.passes;
         left_ = log_->take_of_vcpus();
         stage_ = "memory that has changed";
+        std::uint64_t before = report_.memory_bytes;
         std::uint64_t bytes = bytes_of(left_);
-        while (report_.passes < kMostLivePasses && bytes > kLittleBytes) {
+        // A guest that changes memory as fast as it is written would have all of it written again and again.
+        while (report_.passes < kMostLivePasses && bytes > kLittleBytes && bytes < before / 2) {
             if (!memory_.write_pages(left_, stop_)) {
                 return false;
             }
             ++report_.passes;
             left_ = log_->take_of_vcpus();
-            bytes = bytes_of(left_);
+            before = std::exchange(bytes, bytes_of(left_));
         }
         return true;
     }
@@ -171,6 +174,7 @@ class Taking {
                                 .machine = capture(source_.hardware, source_.config, source_.first),
                                 .memory = memory_.index()};
             state_ = encode_state(state);
+            note_standstill();
             return true;
         });
     }
@@ -184,9 +188,13 @@ class Taking {
     }
     void resume() {
         source_.pause.resume();
+        note_standstill();
+        stands_still_since_.reset();
+    }
+    /// A guest that stays paused has been kept waiting until its state was known.
+    void note_standstill() {
         if (stands_still_since_) {
             report_.stopped_seconds = std::max(report_.stopped_seconds, seconds_since(*stands_still_since_));
-            stands_still_since_.reset();
         }
     }
     /// As it was before, or as it is asked for.
@@ -204,7 +212,7 @@ class Taking {
     SnapshotWriter writer_;
     MachineSecondLevel::Hold hold_;
     MemoryLayout layout_;
-    std::optional<UniqueFd> direct_;
+    UniqueFd direct_;
     MemoryFile file_;
     MemoryMovers movers_;
     MemoryWriter memory_;

@@ -1,0 +1,379 @@
+// Snapshots: what goes on from one is the guest that was saved, with a full second level where that is asked for.
+
+#include <gtest/gtest.h>
+
+#include <sys/resource.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/host_errors.hpp"
+#include "support/host_temporary_directory.hpp"
+#include "support/host_waiting.hpp"
+#include "support/kvm_machine.hpp"
+#include "support/kvm_require.hpp"
+#include "vmm/machine.hpp"
+
+namespace vmm {
+namespace {
+
+using testing::content_of;
+using testing::error_of;
+using testing::eventually;
+using testing::mentions;
+using testing::TemporaryDirectory;
+using testing::TestKernel;
+namespace kernels = testing::kernels;
+
+/// A machine that runs beside the test.
+class Running {
+  public:
+    explicit Running(Config config) {
+        config.serial.sink = [this](std::span<const std::byte> bytes) {
+            const std::lock_guard hold(lock_);
+            for (const std::byte byte : bytes) {
+                output_ += static_cast<char>(byte);
+            }
+        };
+        config.started = [this] { started_.set_value(); };
+        machine_.emplace(std::move(config));
+        if (machine_->report().prefault_when == PrefaultWhen::kBefore) {
+            filled_ = machine_->prefault();
+        }
+        thread_ = std::thread([this] {
+            try {
+                reason_ = machine_->run();
+            } catch (const Error& error) {
+                failure_ = error.what();
+                started_.set_value();
+            }
+        });
+        started_.get_future().wait();
+    }
+    ~Running() {
+        machine_->request_stop();
+        if (thread_.joinable()) {
+            thread_.join();
+        }
+    }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+
+    Machine& operator*() { return *machine_; }
+    Machine* operator->() { return &*machine_; }
+    [[nodiscard]] const prefault::Report& filled() const { return filled_; }
+
+    [[nodiscard]] std::string output() const {
+        const std::lock_guard hold(lock_);
+        return output_;
+    }
+    /// How many lines of passes the guest has printed.
+    [[nodiscard]] unsigned passes() const {
+        const std::string text = output();
+        unsigned count = 0;
+        for (std::size_t at = text.find("pass="); at != std::string::npos; at = text.find("pass=", at + 1)) {
+            ++count;
+        }
+        return count;
+    }
+    [[nodiscard]] bool says(const std::string& words) const {
+        return eventually([&] { return output().find(words) != std::string::npos; });
+    }
+    /// Waits until the guest has ended by itself.
+    RunReport end() {
+        thread_.join();
+        EXPECT_EQ(failure_, "");
+        return machine_->report();
+    }
+    RunReport stop() {
+        machine_->request_stop();
+        return end();
+    }
+
+  private:
+    mutable std::mutex lock_;
+    std::string output_;
+    std::optional<Machine> machine_;
+    prefault::Report filled_;
+    ExitReason reason_ = ExitReason::kStopped;
+    std::string failure_;
+    std::promise<void> started_;
+    std::thread thread_;
+};
+
+struct SnapshotTest : testing::KvmTest {
+    TemporaryDirectory directory;
+    std::string path = directory / "snapshot";
+
+    /// The built-in guest, which compares in each pass what the pass before it wrote.
+    [[nodiscard]] static Config guest(unsigned vcpus = 1) {
+        Config config;
+        config.memory_bytes = 16 * kMiB;
+        config.vcpus = vcpus;
+        config.command_line = "passes=1000000 check=1 report=live";
+        return config;
+    }
+    [[nodiscard]] Config restored(Config config) const {
+        config.command_line.clear();
+        config.kernel_path.clear();
+        config.restore = RestoreFrom{.path = path};
+        return config;
+    }
+    [[nodiscard]] SnapshotReport take(Running& running, bool resume = false) const {
+        SnapshotOptions options;
+        options.directory = path;
+        options.resume = resume;
+        return running->snapshot(options);
+    }
+    void expect_no_leftovers() const {
+        for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
+            ADD_FAILURE() << entry.path();
+        }
+    }
+    /// The guest does some passes more, and has found nothing wrong. Ends it.
+    static RunReport expect_goes_on(Running& running) {
+        constexpr unsigned kMore = 10;
+        const unsigned before = running.passes();
+        EXPECT_TRUE(eventually([&] { return running.passes() >= before + kMore; })) << running.output();
+        RunReport report = running.stop();
+        const std::string output = running.output();
+        for (std::size_t at = output.find(" errors="); at != std::string::npos; at = output.find(" errors=", at + 1)) {
+            EXPECT_EQ(output.substr(at, 9), " errors=0") << output;
+        }
+        return report;
+    }
+};
+
+TEST_F(SnapshotTest, GuestGoesOnFromIt) {
+    {
+        Running running(guest());
+        ASSERT_TRUE(running.says("pass=2 "));
+        const SnapshotReport report = take(running);
+        EXPECT_TRUE(report.complete);
+        EXPECT_EQ(report.memory_bytes, 16 * kMiB);
+        EXPECT_GT(report.written_bytes, 0U);
+        EXPECT_EQ(running->statistics().state, RunState::kPaused);
+        EXPECT_EQ(running.stop().exit, ExitReason::kStopped);
+    }
+    Running again(restored(guest()));
+    expect_goes_on(again);
+}
+
+TEST_F(SnapshotTest, GuestWithSeveralVcpusGoesOnFromIt) {
+    {
+        Running running(guest(3));
+        ASSERT_TRUE(running.says("pass=2 "));
+        ASSERT_TRUE(take(running).complete);
+    }
+    Running again(restored(guest(3)));
+    expect_goes_on(again);
+}
+
+TEST_F(SnapshotTest, GuestThatWasSavedGoesOnToo) {
+    Running running(guest(2));
+    ASSERT_TRUE(running.says("pass=2 "));
+    EXPECT_TRUE(take(running, true).complete);
+    expect_goes_on(running);
+}
+
+TEST_F(SnapshotTest, PausedGuestIsSavedAndStaysPaused) {
+    {
+        Running running(guest(2));
+        ASSERT_TRUE(running.says("pass=2 "));
+        running->pause();
+        const SnapshotReport report = take(running);
+        EXPECT_EQ(report.passes, 1U);
+        EXPECT_EQ(running->statistics().state, RunState::kPaused);
+    }
+    Running again(restored(guest(2)));
+    expect_goes_on(again);
+}
+
+struct Backing {
+    PageSize page_size;
+    prefault::Scope scope;
+};
+
+class SnapshotOf : public SnapshotTest, public ::testing::WithParamInterface<Backing> {};
+
+TEST_P(SnapshotOf, PrefaultedGuestComesBackFull) {
+    Config config = guest(2);
+    config.page_size = GetParam().page_size;
+    config.prefault.scope = GetParam().scope;
+    {
+        Running running(config);
+        ASSERT_TRUE(running.says("pass=2 "));
+        const SnapshotReport report = take(running);
+        ASSERT_TRUE(report.complete);
+        EXPECT_EQ(report.refilled, GetParam().scope == prefault::Scope::kAll);
+    }
+    Running again(restored(config));
+    const RunReport report = expect_goes_on(again);
+    if (GetParam().scope == prefault::Scope::kAll) {
+        EXPECT_TRUE(again.filled().complete) << again.filled().problem;
+        EXPECT_EQ(report.second_level_faults_total(), 0U);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(, SnapshotOf,
+                         ::testing::Values(Backing{PageSize::k4K, prefault::Scope::kAll},
+                                           Backing{PageSize::kThp, prefault::Scope::kAll},
+                                           Backing{PageSize::kThp, prefault::Scope::kHost}));
+
+TEST_F(SnapshotTest, OfASnapshotGoesOnAsWell) {
+    for (unsigned generation = 0; generation < 3; ++generation) {
+        Running running(generation == 0 ? guest() : restored(guest()));
+        ASSERT_TRUE(running.says("pass="));
+        if (generation != 0) { // What it goes on from is open, and has another name by now.
+            std::filesystem::rename(path, directory / ("old" + std::to_string(generation)));
+        }
+        ASSERT_TRUE(take(running).complete);
+    }
+    Running again(restored(guest()));
+    expect_goes_on(again);
+}
+
+TEST_F(SnapshotTest, MemoryThatWasAddedIsAPartOfIt) {
+    const GuestRange added{GuestAddress{4 * kGiB}, 4 * kMiB};
+    const std::vector<std::byte> words(100, std::byte{0x5a});
+    {
+        Running running(TestKernel(kernels::kSpin).config());
+        running->add_memory(added);
+        ASSERT_TRUE(running->memory().copy_in(GuestAddress{to_integer(added.base) + 0x1234}, words));
+        ASSERT_TRUE(take(running).complete);
+    }
+    Running again(restored(TestKernel(kernels::kSpin).config()));
+    std::vector<std::byte> found(words.size());
+    ASSERT_TRUE(again->memory().copy_out(GuestAddress{to_integer(added.base) + 0x1234}, found));
+    EXPECT_EQ(found, words);
+}
+
+TEST_F(SnapshotTest, NothingIsLeftOfOneThatIsStopped) {
+    Running running(guest());
+    ASSERT_TRUE(running.says("pass=2 "));
+    std::stop_source stop;
+    stop.request_stop();
+    SnapshotOptions options;
+    options.directory = path;
+    EXPECT_FALSE(running->snapshot(options, stop.get_token()).complete);
+    expect_no_leftovers();
+    expect_goes_on(running);
+}
+
+TEST_F(SnapshotTest, GuestGoesOnIfTheDiskIsFull) {
+    Running running(guest());
+    ASSERT_TRUE(running.says("pass=2 "));
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+    const rlimit little{kMiB, before.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &little), 0);
+    auto* const handler = ::signal(SIGXFSZ, SIG_IGN);
+    const std::string error = error_of([&] { static_cast<void>(take(running)); });
+    ::signal(SIGXFSZ, handler);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    EXPECT_TRUE(mentions(error, path));
+    EXPECT_TRUE(mentions(error, "ulimit -f"));
+    expect_no_leftovers();
+    expect_goes_on(running);
+}
+
+TEST_F(SnapshotTest, DirectoryThatIsThereIsRefused) {
+    Running running(TestKernel(kernels::kSpin).config());
+    std::filesystem::create_directory(path);
+    EXPECT_TRUE(mentions(error_of([&] { static_cast<void>(take(running)); }), path));
+    EXPECT_TRUE(std::filesystem::is_empty(path));
+}
+
+TEST_F(SnapshotTest, MachineThatDoesNotRunIsRefused) {
+    Machine machine(TestKernel(kernels::kSpin).config());
+    SnapshotOptions options;
+    options.directory = path;
+    EXPECT_THROW(static_cast<void>(machine.snapshot(options)), UsageError);
+    expect_no_leftovers();
+}
+
+TEST_F(SnapshotTest, AnotherMachineIsRefused) {
+    {
+        Running running(TestKernel(kernels::kSpin).config());
+        ASSERT_TRUE(take(running).complete);
+    }
+    const Config same = restored(TestKernel(kernels::kSpin).config());
+    const auto refusal = [](const Config& config) { return error_of([&] { const Machine machine(config); }); };
+    Config config = same;
+    config.memory_bytes = 32 * kMiB;
+    EXPECT_TRUE(mentions(refusal(config), "16 MiB"));
+    config = same;
+    config.vcpus = 2;
+    EXPECT_TRUE(mentions(refusal(config), "vCPU"));
+    config = same;
+    config.rng = true;
+    EXPECT_TRUE(mentions(refusal(config), "rng0"));
+    config = same;
+    config.restore->path = directory / "none";
+    EXPECT_TRUE(mentions(refusal(config), config.restore->path));
+    config = same;
+    config.command_line = "quiet";
+    EXPECT_TRUE(mentions(refusal(config), "Config::restore"));
+}
+
+/// Each file is cut short, and each of a few bytes in it is changed.
+TEST_F(SnapshotTest, DamageIsOneClearError) {
+    {
+        Running running(guest());
+        ASSERT_TRUE(running.says("pass=2 "));
+        ASSERT_TRUE(take(running).complete);
+    }
+    const Config config = restored(guest());
+    for (const char* const name : {"state", "memory"}) {
+        const std::string file = path + "/" + name;
+        const std::string whole = content_of(file);
+        const auto try_it = [&](const std::string& content) {
+            std::ofstream(file, std::ios::binary | std::ios::trunc) << content;
+            const std::string error = error_of([&] {
+                Machine machine(config);
+                static_cast<void>(machine.prefault());
+                machine.run();
+            });
+            EXPECT_TRUE(mentions(error, path)) << name;
+            EXPECT_EQ(error.find('\n'), std::string::npos);
+        };
+        try_it(whole.substr(0, whole.size() / 2));
+        // A byte of memory that is zero may be in a hole, in whose place nothing is read.
+        const std::size_t at = whole.find_last_not_of('\0');
+        std::string flipped = whole;
+        flipped[at] = static_cast<char>(flipped[at] ^ 4);
+        try_it(flipped);
+        std::ofstream(file, std::ios::binary | std::ios::trunc) << whole;
+    }
+}
+
+TEST_F(SnapshotTest, ResumeIsRefusedWhileItIsWritten) {
+    Running running(guest());
+    ASSERT_TRUE(running.says("pass=2 "));
+    running->pause();
+    SnapshotOptions options;
+    options.directory = path;
+    std::string error;
+    options.progress = [&](const SnapshotProgress&) {
+        if (error.empty()) {
+            error = error_of([&] { running->resume(); });
+        }
+    };
+    ASSERT_TRUE(running->snapshot(options).complete);
+    EXPECT_TRUE(mentions(error, "snapshot"));
+    running->resume();
+    expect_goes_on(running);
+}
+
+} // namespace
+} // namespace vmm
