@@ -22,6 +22,7 @@ void registers(Bytes program); ///< MmioTransport and Queue, behind a device tha
 void serial(Bytes program);
 void rtc(Bytes program);
 void kernel(Bytes file); ///< a kernel file of any format
+void state(Bytes file);  ///< the state of a machine, whose checksums are made right
 
 struct Target {
     std::string_view name;
@@ -31,7 +32,7 @@ inline constexpr std::array kTargets{
     Target{"block", block},         Target{"net", net},         Target{"rng", rng},
     Target{"vsock", vsock},         Target{"console", console}, Target{"balloon", balloon},
     Target{"registers", registers}, Target{"rtc", rtc},         Target{"serial", serial},
-    Target{"kernel", kernel},
+    Target{"kernel", kernel},       Target{"state", state},
 };
 
 } // namespace vmm::fuzz

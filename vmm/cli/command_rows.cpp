@@ -39,6 +39,13 @@ constexpr const char* kRunNotes =
     "  3  the guest crashed (triple fault, or KVM could not go on); its registers are printed\n"
     "  4  a signal stopped it";
 
+constexpr const char* kSnapshotNotes =
+    "info says when, where and by which version the snapshot was made, and which machine is in it. verify reads all "
+    "of\n"
+    "it and compares every checksum. docs/snapshots.md describes the files of a snapshot.\n"
+    "\n"
+    "Exit status: 0; 1 if the snapshot cannot be read or is damaged; 2 if the command line was not understood.";
+
 constexpr const char* kPoolNotes =
     "Sizes take K, M, G or T (powers of 1024); a number alone is bytes.\n"
     "The pool serves `vmm run --memory-from` of its own user and of root. Each piece is handed out once: when its "
@@ -69,6 +76,8 @@ constexpr CommandRow kProgram{"vmm", kIntroduction, kExamples, Place::kProgram};
 constexpr std::array kCommands{
     CommandRow{"run", "Run a guest", kRunNotes, Place::kRun},
     CommandRow{"ctl", "Ask something of a guest that runs with --api", "", Place::kControl},
+    CommandRow{"snapshot", "Say what is in a snapshot, and whether it is as it was saved", kSnapshotNotes,
+               Place::kSnapshotCommand},
     CommandRow{"pool", "Keep memory ready for guests, cleared and populated", kPoolNotes, Place::kPool},
     CommandRow{"doctor", "Say what this host offers; status 1 if no guest can run", "", Place::kDoctor},
     CommandRow{"config-schema", "Print the schema of the configuration file", "", Place::kConfigSchema, false},

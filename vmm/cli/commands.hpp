@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -47,6 +48,23 @@ struct PoolCommand {
     bool quiet = false;      ///< whether only errors are said
 };
 
+/// `vmm snapshot`
+struct SnapshotCommand {
+    enum class Action {
+        kInfo,   ///< say what is in it
+        kVerify, ///< compare all checksums
+    };
+    Action action = Action::kInfo;
+    std::string directory;
+    bool json = false;
+    unsigned workers = 0; ///< threads that read; 0: as many as this process has CPUs
+};
+
+/// "info", "verify"
+[[nodiscard]] constexpr std::string_view to_string(SnapshotCommand::Action action) noexcept {
+    return action == SnapshotCommand::Action::kInfo ? "info" : "verify";
+}
+
 /// `vmm doctor`
 struct DoctorCommand {};
 
@@ -56,7 +74,7 @@ struct TextCommand {
     int exit_code; ///< 0: the text goes to standard output; 2: to standard error
 };
 
-using Command = std::variant<RunCommand, ControlCommand, PoolCommand, DoctorCommand, BenchCommand, BenchCompareCommand,
-                             TextCommand>;
+using Command = std::variant<RunCommand, ControlCommand, SnapshotCommand, PoolCommand, DoctorCommand, BenchCommand,
+                             BenchCompareCommand, TextCommand>;
 
 } // namespace vmm

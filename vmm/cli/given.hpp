@@ -22,6 +22,7 @@ struct Given {
     bool quiet = false;
     PoolCommand pool;
     ControlCommand control;
+    SnapshotCommand snapshot;
     BenchCommand bench;
     BenchCompareCommand compare;
 };

@@ -17,6 +17,7 @@
 #include "vmm/cli/run_control.hpp"
 #include "vmm/cli/run_guest.hpp"
 #include "vmm/cli/run_pool.hpp"
+#include "vmm/cli/run_snapshot.hpp"
 #include "vmm/host/process_limits.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/output/patient_write.hpp"
@@ -36,6 +37,10 @@ int execute(const RunCommand& command, std::chrono::steady_clock::time_point sta
 
 int execute(const ControlCommand& command, std::chrono::steady_clock::time_point /*started*/) {
     return run_control(command);
+}
+
+int execute(const SnapshotCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_snapshot(command);
 }
 
 int execute(const PoolCommand& command, std::chrono::steady_clock::time_point /*started*/) {

@@ -22,6 +22,7 @@ enum class Place {
     kRun,
     kFile,
     kSnapshot, ///< what is kept with a snapshot, and counts again when it is restored
+    kSnapshotCommand,
     kControl,
     kDoctor,
     kConfigSchema,

@@ -8,13 +8,14 @@
 #include "vmm/cli/control_options.hpp"
 #include "vmm/cli/pool_options.hpp"
 #include "vmm/cli/run_options.hpp"
+#include "vmm/cli/snapshot_options.hpp"
 
 namespace vmm {
 
 std::span<const Option> options() {
     static const std::vector<Option> table = [] {
         std::vector<Option> rows = run_options();
-        for (auto* const part : {control_options, pool_options, bench_options}) {
+        for (auto* const part : {control_options, snapshot_options, pool_options, bench_options}) {
             for (Option& row : part()) {
                 rows.push_back(std::move(row));
             }

@@ -174,12 +174,11 @@ std::optional<RawSection> read_section(ByteReader& reader) {
 
 } // namespace
 
-std::string shown(std::string_view text) {
-    constexpr std::size_t kMostBytes = 40;
-    std::string line(text.substr(0, kMostBytes));
+std::string shown(std::string_view text, std::size_t most) {
+    std::string line(text.substr(0, most));
     std::ranges::replace_if(
         line, [](char c) { return c < ' ' || c > '~'; }, '?');
-    return text.size() > kMostBytes ? line + "..." : line;
+    return text.size() > most ? line + "..." : line;
 }
 
 std::vector<std::byte> pack_sections(const StateContainer& container) {

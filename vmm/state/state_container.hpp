@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace vmm {
@@ -64,7 +65,8 @@ inline constexpr std::uint32_t kFormatVersion = 1;
 /// the section where it is one.
 [[nodiscard]] StateContainer unpack_sections(std::span<const std::byte> bytes);
 
-/// `text`, of a file, as a message can show it: what no terminal should obey is a '?', and it has 40 bytes at most.
-[[nodiscard]] std::string shown(std::string_view text);
+/// `text`, of a file, as a message can show it: what no terminal should obey is a '?', and at most `most` bytes are
+/// shown.
+[[nodiscard]] std::string shown(std::string_view text, std::size_t most = 40);
 
 } // namespace vmm

@@ -61,7 +61,8 @@ std::string usage_error(const Words& words) {
 TEST(CommandLine, NamesTheWordThatIsNoCommand) {
     for (const char* const word : {"walk", "rum", "--prefault=all"}) {
         const std::string error = usage_error({word});
-        EXPECT_TRUE(mentions(error, "'" + std::string(word) + "' is no command: it is run or ctl or pool or doctor"))
+        EXPECT_TRUE(mentions(error, "'" + std::string(word) +
+                                        "' is no command: it is run or ctl or snapshot or pool or doctor"))
             << error;
     }
 }
@@ -79,6 +80,23 @@ TEST(CommandLine, TakesWhatAPoolIsMadeFrom) {
     EXPECT_TRUE(pool->config.split_over_nodes);
     EXPECT_EQ(pool->config.bytes_per_second, 3 * kGiB);
     EXPECT_EQ(pool->config.workers, 2U);
+}
+
+TEST(CommandLine, TakesWhatIsDoneWithASnapshot) {
+    const char* const words[] = {"vmm", "snapshot", "verify", "/snapshots/a", "--workers", "3"};
+    const Command command = parse_command_line(std::size(words), words);
+    const auto* const snapshot = std::get_if<SnapshotCommand>(&command);
+    ASSERT_NE(snapshot, nullptr);
+    EXPECT_EQ(snapshot->action, SnapshotCommand::Action::kVerify);
+    EXPECT_EQ(snapshot->directory, "/snapshots/a");
+    EXPECT_EQ(snapshot->workers, 3U);
+    EXPECT_FALSE(snapshot->json);
+}
+
+TEST(CommandLine, RefusesWhatIsNotDoneWithASnapshot) {
+    EXPECT_TRUE(mentions(usage_error({"snapshot", "mend", "/snapshots/a"}), "ACTION: 'mend'"));
+    EXPECT_TRUE(mentions(usage_error({"snapshot", "info"}), "DIR is required"));
+    EXPECT_TRUE(mentions(usage_error({"snapshot", "verify", "/snapshots/a", "--json"}), "only info prints JSON"));
 }
 
 // "" was taken for 0: no vCPUs, no workers, and node 0.
