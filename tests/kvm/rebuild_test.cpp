@@ -164,13 +164,25 @@ Config checking_guest(unsigned vcpus) {
     Config config;
     config.memory_bytes = 16 * kMiB;
     config.vcpus = vcpus;
-    config.command_line = "passes=100 check=1";
+    config.command_line = "passes=1000000 check=1";
     return config;
 }
 
-void expect_whole(const std::string& said) {
-    EXPECT_TRUE(mentions(said, "summary ")) << said;
-    EXPECT_TRUE(mentions(said, " errors=0")) << said;
+std::size_t count(const std::string& text, const std::string& word) {
+    std::size_t found = 0;
+    for (std::size_t at = text.find(word); at != std::string::npos; at = text.find(word, at + 1)) {
+        ++found;
+    }
+    return found;
+}
+
+/// Lets it do some more passes, and looks at what they found.
+void expect_goes_on(const Guest& guest) {
+    constexpr std::size_t kSome = 20;
+    const std::size_t before = count(guest.said(), " errors=");
+    EXPECT_TRUE(eventually([&] { return count(guest.said(), " errors=") > before + kSome; })) << guest.said();
+    const std::string said = guest.said();
+    EXPECT_LE(count(said, " errors="), count(said, " errors=0") + 1) << said; // The last may lack its number yet.
     EXPECT_FALSE(mentions(said, "error what")) << said;
 }
 
@@ -183,12 +195,10 @@ TEST_F(Capture, GuestInMidPassGoesOnInAnotherMachineAndFindsItsMemory) {
         EXPECT_EQ(saved.state.vcpus.size(), vcpus);
         EXPECT_EQ(saved.state.adopted_page_tables, std::nullopt);
         Guest second(config, &saved);
-        EXPECT_EQ(second.wait(), ExitReason::kPowerOff);
-        expect_whole(second.said());
-        EXPECT_FALSE(mentions(second.said(), "pass=5 ")) << second.said();
+        expect_goes_on(second);
+        EXPECT_FALSE(mentions(second.said(), "pass=4 ")) << second.said();
         first.go_on(); // The first one is none the worse for it.
-        EXPECT_EQ(first.wait(), ExitReason::kPowerOff);
-        expect_whole(first.said());
+        expect_goes_on(first);
     }
 }
 
@@ -201,8 +211,7 @@ TEST_F(Capture, GuestThatAdoptedThePrefaultsPageTablesFindsThemInTheOtherMachine
     EXPECT_EQ(saved.state.adopted_page_tables.has_value(), first.hardware().second_level.host().may_be_shadow());
     first.stop();
     Guest second(config, &saved);
-    EXPECT_EQ(second.wait(), ExitReason::kPowerOff);
-    expect_whole(second.said());
+    expect_goes_on(second);
 }
 
 /// The numbers in whole lines "flushed=N".
@@ -335,8 +344,7 @@ TEST_F(Capture, AddedMemoryIsThereInTheOtherMachine) {
     std::array<std::byte, 2> there{};
     EXPECT_TRUE(second.hardware().ram.memory().copy_out(added.base, there));
     EXPECT_EQ(there, word);
-    EXPECT_EQ(second.wait(), ExitReason::kPowerOff);
-    expect_whole(second.said());
+    expect_goes_on(second);
 }
 
 TEST_F(Capture, OfAMachineThatRunsOrHasADeviceWithoutStateIsRefused) {
