@@ -131,7 +131,8 @@ std::string snapshot_info_text(const SnapshotReader& snapshot) {
                          written_time(static_cast<std::int64_t>(machine.vm.realtime_ns / 1'000'000'000)),
                          machine.vcpus.front().tsc_khz));
     line("generation", machine.generation_id_at ? hexadecimal(machine.generation_id) : "none");
-    line("features", wrapped(features_of(snapshot)));
+    const std::vector<std::string> features = features_of(snapshot);
+    line("features", features.empty() ? "none" : wrapped(features));
     return text;
 }
 
