@@ -9,10 +9,12 @@
 
 namespace vmm {
 
-/// The features that `saved`, the CPUID of a vCPU, offers to the guest, and `offered`, the CPUID that a guest can be
-/// given on this host (guest_cpuid()), does not: each as "avx512f (leaf 0x7, EBX bit 16)", in the order of the leaves.
-/// A guest that uses one of them cannot go on here. What the guest itself switches on and off in its CPUID does not
-/// count.
+/// The features that `saved`, the CPUID of a vCPU, offers to the guest, and `offered` does not: each as "avx512f (leaf
+/// 0x7, EBX bit 16)", in the order of the leaves. A guest that uses one of them cannot go on here. What the guest
+/// itself switches on and off in its CPUID does not count.
+///
+/// `offered` is what KVM says of a new vCPU of this host, as `saved` is of the old one (kvm::VcpuState::cpuid): a KVM
+/// that cannot hide a feature adds it to what a vCPU is given.
 [[nodiscard]] std::vector<std::string> missing_features(std::span<const kvm_cpuid_entry2> saved,
                                                         std::span<const kvm_cpuid_entry2> offered);
 
