@@ -16,6 +16,9 @@
 #undef __DECLARE_FLEX_ARRAY
 #define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[0]
 #include <linux/kvm.h>
+// The macro that comes back belongs to a system header. Else what other headers of the kernel make with it would be
+// ours and the compiler would warn of that.
+#pragma GCC system_header
 #pragma pop_macro("__DECLARE_FLEX_ARRAY")
 #pragma GCC diagnostic pop
 
