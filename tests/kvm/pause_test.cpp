@@ -253,6 +253,42 @@ TEST_F(Pause, OfDevicesOfAllKindsEndsAndTheyGoOnWithWhatCameMeanwhile) {
     }
 }
 
+TEST_F(Pause, HoldsWhatTheDriverAndTheHostGiveToEachKindOfDevice) {
+    start();
+    struct Asked {
+        Which device;
+        std::uint16_t queue;
+        devices::testing::Buffer buffer;
+    };
+    const auto free = [](std::uint64_t page) { return GuestAddress{0x100000 + page * 0x1000}; };
+    // A buffer and a frame for the network, something from a guest's socket, a page for the balloon, and characters.
+    const std::vector<Asked> all{{kNet, 0, {free(0), 2048, true}},   {kNet, 1, {free(1), 12 + 60, false}},
+                                 {kVsock, 1, {free(2), 44, false}},  {kBalloon, 0, {free(3), 4, false}},
+                                 {kConsole, 1, {free(4), 4, false}}, {kRng, 0, {free(5), 64, true}}};
+    ASSERT_TRUE(memory.store(free(3), std::uint32_t{0x180}));
+    const std::string frame = std::string("\0\0\0\x3c", 4) + std::string(60, '\xff');
+    for (int round = 0; round < 3; ++round) {
+        pause->pause(kLong);
+        testing::write_text(network.ours.get(), frame);
+        for (const Asked& asked : all) {
+            queues[asked.device][asked.queue].add({asked.buffer});
+            drivers[asked.device].ring(asked.queue);
+        }
+        std::this_thread::sleep_for(5ms);
+        for (const Asked& asked : all) {
+            EXPECT_FALSE(queues[asked.device][asked.queue].take_used()) << asked.device;
+        }
+        pause->resume();
+        for (const Asked& asked : all) {
+            EXPECT_TRUE(eventually([&] { return queues[asked.device][asked.queue].take_used().has_value(); }))
+                << asked.device << " queue " << asked.queue;
+        }
+    }
+    for (std::size_t device = 0; device < kHowMany; ++device) {
+        EXPECT_EQ(drivers[device].status(), 15U) << device;
+    }
+}
+
 TEST_F(Pause, ThatFindsADeviceBusyFailsByNameAndTheOthersGoOn) {
     start();
     read_disk();
