@@ -14,8 +14,10 @@
 #include <nlohmann/json.hpp>
 
 #include "support/host_errors.hpp"
+#include "support/host_temporary_directory.hpp"
 #include "support/vmm_full_state.hpp"
 #include "vmm/state/cbor.hpp"
+#include "vmm/state/crc32c.hpp"
 #include "vmm/state/state_container.hpp"
 
 namespace vmm {
@@ -340,6 +342,27 @@ TEST(StateFile, RefusesToSaveWhatCouldNotBeRead) {
     state.memory->pop_back();
     EXPECT_TRUE(mentions(error_of([&] { return encode_state(state); }),
                          "cannot save the state of this machine: memory has 3 chunks, and has to have 4"));
+}
+
+// golden/state-N is what the first version with sections of version N wrote of FullState::make(1). It stays as it is.
+TEST(StateFile, OfEachVersionIsReadForEver) {
+    const std::string file = testing::content_of(VMM_SOURCE_DIR "/tests/unit/vmm/state/golden/state-1");
+    const SnapshotState state = decode_state(std::as_bytes(std::span(file)));
+    EXPECT_EQ(state.origin.kernel_release, "6.12.5");
+    ASSERT_EQ(state.machine.vcpus.size(), 1U);
+    const kvm::VcpuState& vcpu = state.machine.vcpus.front();
+    EXPECT_EQ(vcpu.registers.rip, 0x99f8e4a035606a3dU);
+    EXPECT_EQ(crc32c(vcpu.xsave), 0x9dc0f431U);
+    EXPECT_EQ(crc32c(std::as_bytes(std::span(vcpu.local_apic.regs))), 0x73f39289U);
+    EXPECT_EQ(vcpu.msrs.at(4).value, 0xd1f286ea02d7dd1cU);
+    EXPECT_EQ(vcpu.tsc_offset, -3653187);
+    EXPECT_EQ(state.machine.vm.timer.channels[2].gate, 57);
+    EXPECT_EQ(state.machine.vm.interrupt_controllers[2].chip.ioapic.redirtbl[23].bits, 0xa6dd1f427d8d0143U);
+    ASSERT_EQ(state.machine.virtio.size(), 7U);
+    const auto& queue = state.machine.virtio.front().transport.negotiation.queues.at(0);
+    EXPECT_EQ(queue.geometry.size, 62567);
+    EXPECT_EQ(queue.in_device->geometry.device_area, GuestAddress{0x8a05fe304e1e85c6});
+    EXPECT_EQ(state.memory->at(3).crc32c, 0x15e061U);
 }
 
 TEST(StateContainer, RefusesSectionsThatDoNotFillIt) {
