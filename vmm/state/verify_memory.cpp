@@ -1,5 +1,6 @@
 #include "vmm/state/verify_memory.hpp"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -139,7 +140,10 @@ void verify_memory(const SnapshotReader& snapshot, unsigned threads, const Verif
         std::vector<std::jthread> others;
         try {
             for (unsigned i = 1; i < threads; ++i) {
-                others.emplace_back([&verifier] { verifier.run(); });
+                others.emplace_back([&verifier, name = "verify" + std::to_string(i)] {
+                    ::pthread_setname_np(::pthread_self(), name.c_str());
+                    verifier.run();
+                });
             }
         } catch (const std::system_error&) { // This process may have no more threads: those that there are, do it.
         }
