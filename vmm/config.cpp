@@ -136,6 +136,12 @@ void validate_restore(const Config& config) {
             "cannot boot a kernel and go on from a snapshot (Config::restore): leave out the kernel, the initrd "
             "and the command line, which are those of the snapshot");
     }
+    if (config.restore->mode == RestoreMode::kCow && (is_from_pool(config.page_size) || config.memory_from)) {
+        throw Error(
+            "cannot map the memory of a snapshot (Config::restore.mode=cow) as huge pages of a pool or in place "
+            "of warm memory: take Config::page_size=4K or thp without Config::memory_from, or "
+            "Config::restore.mode=full");
+    }
     if (!config.devices.empty()) {
         throw Error("cannot go on from a snapshot (Config::restore) with devices of the embedding program "
                     "(Config::devices): their state is not known");

@@ -78,8 +78,8 @@ struct Machine::Parts {
 Machine::Parts::Parts(Config wanted, Clock::time_point started)
     : config(validated(std::move(wanted))), shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()),
       stop(*shared_stop), embedder(config.log, stop), first(open_first_state(config, stop)),
-      hardware(config, stop, embedder, first->state()), abandon_at_end{*first}, report(begin_report(config, hardware)),
-      run(config, hardware, *first, stop, embedder, report, started) {
+      hardware(config, stop, embedder, first->state(), first->memory_files()), abandon_at_end{*first},
+      report(begin_report(config, hardware)), run(config, hardware, *first, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
     }

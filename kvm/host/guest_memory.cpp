@@ -136,7 +136,7 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePa
     for (const FilePart& part : parts) {
         assert(part.offset >= done && part.offset <= range.size && part.size <= range.size - part.offset);
         make_up_to(part.offset);
-        mapping.put_file(part.offset, part.fd, part.file_offset, part.size, purpose);
+        mapping.put_file(part.offset, part.fd, part.file_offset, part.size, purpose, part.sharing);
         done = part.offset + part.size;
     }
     make_up_to(range.size);

@@ -57,6 +57,7 @@ struct FilePart {
     std::uint64_t size = 0;
     int fd = -1;                   ///< on loan, while it is mapped
     std::uint64_t file_offset = 0; ///< agrees with the guest's address modulo the largest page of the backing
+    Sharing sharing = Sharing::kShared;
 };
 
 /// Owns guest RAM on the host side; knows nothing of KVM. Every access to guest memory by address goes through `at`.
@@ -100,7 +101,7 @@ class GuestMemory {
     /// regions, no address space, no huge pages.
     ///
     /// Where `parts` say so (in ascending order, not overlapping, whole pages of the backing), a file takes the place
-    /// of new memory. It is mapped shared, so that its pages are the guest's, and what the guest writes is the file's.
+    /// of new memory. Its pages are the guest's, and if it is shared, what the guest writes is the file's.
     [[nodiscard]] NewRegion map(GuestRange range, std::span<const FilePart> parts = {}) const;
     /// Makes `region`, which map() of this object returned, part of the memory.
     void add(NewRegion region) noexcept;

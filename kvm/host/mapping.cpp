@@ -81,9 +81,10 @@ void Mapping::put_anonymous(std::size_t offset, std::size_t size, int extra_flag
 }
 
 void Mapping::put_file(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t size,
-                       std::string_view purpose) {
+                       std::string_view purpose, Sharing sharing) {
     assert(offset <= size_ && size <= size_ - offset);
-    map_or_throw(base_ + offset, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, file_offset, purpose);
+    const int flags = sharing == Sharing::kShared ? MAP_SHARED : MAP_PRIVATE | MAP_NORESERVE;
+    map_or_throw(base_ + offset, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, file_offset, purpose);
 }
 
 Mapping Mapping::anonymous(std::size_t size, std::size_t alignment, int extra_flags, std::string_view purpose) {

@@ -11,6 +11,12 @@
 VMM_API_BEGIN
 namespace vmm {
 
+/// Whether what is written to a mapping of a file is the file's.
+enum class Sharing {
+    kShared,  ///< it is
+    kPrivate, ///< it is not: a page is copied when it is first written. The file need not be writable.
+};
+
 /// Owns one mmap()ed range and unmaps it.
 class Mapping {
   public:
@@ -35,8 +41,9 @@ class Mapping {
 
     /// Puts private anonymous memory at `offset` of this mapping, whole pages of 4 KiB; otherwise as anonymous().
     void put_anonymous(std::size_t offset, std::size_t size, int extra_flags, std::string_view purpose);
-    /// Puts a part of the file behind `fd` there, shared, readable and writable. Throws Error.
-    void put_file(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t size, std::string_view purpose);
+    /// Puts a part of the file behind `fd` there, readable and writable. Throws Error.
+    void put_file(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t size, std::string_view purpose,
+                  Sharing sharing = Sharing::kShared);
 
     /// `size` bytes of the file behind `fd` from offset 0, shared, readable and writable. Throws Error.
     static Mapping shared_file(int fd, std::size_t size, std::string_view purpose);

@@ -111,21 +111,6 @@ void restore_xsave(const Vcpu& vcpu, const std::vector<std::byte>& saved) {
     }
 }
 
-std::vector<kvm_cpuid_entry2> save_cpuid(const Vcpu& vcpu) {
-    constexpr std::uint32_t kMostEntries = 256; // KVM_MAX_CPUID_ENTRIES
-    std::vector<std::byte> raw(sizeof(kvm_cpuid2) + kMostEntries * sizeof(kvm_cpuid_entry2));
-    std::memcpy(raw.data(), &kMostEntries, sizeof kMostEntries); // kvm_cpuid2::nent is the first member.
-    if (::ioctl(vcpu.fd(), KVM_GET_CPUID2, raw.data()) != 0) {
-        const int error_number = errno;
-        throw_errno(error_number, "save the CPUID of " + name_of_vcpu(vcpu));
-    }
-    std::uint32_t count = 0;
-    std::memcpy(&count, raw.data(), sizeof count);
-    std::vector<kvm_cpuid_entry2> entries(std::min(count, kMostEntries));
-    std::memcpy(entries.data(), raw.data() + sizeof(kvm_cpuid2), entries.size() * sizeof(kvm_cpuid_entry2));
-    return entries;
-}
-
 /// One call for as many registers as KVM takes. It stops at the first that it refuses, which is left out.
 std::vector<Msr> save_msrs(const Vcpu& vcpu, const std::vector<std::uint32_t>& indexes) {
     std::vector<Msr> saved;
@@ -251,6 +236,21 @@ bool is_for_looking_only(std::uint32_t index) {
 
 } // namespace
 
+std::vector<kvm_cpuid_entry2> cpuid_of(const Vcpu& vcpu) {
+    constexpr std::uint32_t kMostEntries = 256; // KVM_MAX_CPUID_ENTRIES
+    std::vector<std::byte> raw(sizeof(kvm_cpuid2) + kMostEntries * sizeof(kvm_cpuid_entry2));
+    std::memcpy(raw.data(), &kMostEntries, sizeof kMostEntries); // kvm_cpuid2::nent is the first member.
+    if (::ioctl(vcpu.fd(), KVM_GET_CPUID2, raw.data()) != 0) {
+        const int error_number = errno;
+        throw_errno(error_number, "ask for the CPUID of " + name_of_vcpu(vcpu));
+    }
+    std::uint32_t count = 0;
+    std::memcpy(&count, raw.data(), sizeof count);
+    std::vector<kvm_cpuid_entry2> entries(std::min(count, kMostEntries));
+    std::memcpy(entries.data(), raw.data() + sizeof(kvm_cpuid2), entries.size() * sizeof(kvm_cpuid_entry2));
+    return entries;
+}
+
 std::vector<std::uint32_t> saved_msr_indexes(const System& system) {
     std::uint32_t count = 0;
     std::vector<std::byte> raw(sizeof(kvm_msr_list));
@@ -315,7 +315,7 @@ VcpuState save_vcpu(const Vcpu& vcpu, const std::vector<std::uint32_t>& indexes)
     state.local_apic = vcpu.local_apic();
     state.tsc_khz = static_cast<std::uint32_t>(std::max(::ioctl(vcpu.fd(), KVM_GET_TSC_KHZ, 0), 0));
     state.tsc_offset = tsc_offset(vcpu).value_or(0);
-    state.cpuid = save_cpuid(vcpu);
+    state.cpuid = cpuid_of(vcpu);
     state.msrs = save_msrs(vcpu, indexes);
     state.nested = save_nested(vcpu);
     read(vcpu, KVM_GET_VCPU_EVENTS, state.events, "pending events");

@@ -43,6 +43,9 @@ struct VcpuState {
 /// Throws Error.
 [[nodiscard]] std::vector<std::uint32_t> saved_msr_indexes(const System& system);
 
+/// The CPUID that KVM shows to the guest of `vcpu`: what it was given, and what this KVM cannot hide. Throws Error.
+[[nodiscard]] std::vector<kvm_cpuid_entry2> cpuid_of(const Vcpu& vcpu);
+
 /// The state of `vcpu`, which does not run and has no exit to finish (Vcpu::finish_exit()). `indexes` are those of
 /// saved_msr_indexes(). Throws Error.
 [[nodiscard]] VcpuState save_vcpu(const Vcpu& vcpu, const std::vector<std::uint32_t>& indexes);

@@ -202,6 +202,7 @@ TEST_F(SnapshotTest, PausedGuestIsSavedAndStaysPaused) {
 struct Backing {
     PageSize page_size;
     prefault::Scope scope;
+    RestoreMode mode = RestoreMode::kFull;
 };
 
 class SnapshotOf : public SnapshotTest, public ::testing::WithParamInterface<Backing> {};
@@ -217,7 +218,9 @@ TEST_P(SnapshotOf, PrefaultedGuestComesBackFull) {
         ASSERT_TRUE(report.complete);
         EXPECT_EQ(report.refilled, GetParam().scope == prefault::Scope::kAll);
     }
-    Running again(restored(config));
+    Config other = restored(config);
+    other.restore->mode = GetParam().mode;
+    Running again(other);
     const RunReport report = expect_goes_on(again);
     if (GetParam().scope == prefault::Scope::kAll) {
         EXPECT_TRUE(again.filled().complete) << again.filled().problem;
@@ -228,7 +231,28 @@ TEST_P(SnapshotOf, PrefaultedGuestComesBackFull) {
 INSTANTIATE_TEST_SUITE_P(, SnapshotOf,
                          ::testing::Values(Backing{PageSize::k4K, prefault::Scope::kAll},
                                            Backing{PageSize::kThp, prefault::Scope::kAll},
-                                           Backing{PageSize::kThp, prefault::Scope::kHost}));
+                                           Backing{PageSize::kThp, prefault::Scope::kHost},
+                                           Backing{PageSize::k4K, prefault::Scope::kAll, RestoreMode::kCow},
+                                           Backing{PageSize::kThp, prefault::Scope::kAll, RestoreMode::kCow}));
+
+/// Two guests on one file: neither sees what the other writes, and the file is as it was.
+TEST_F(SnapshotTest, ClonesOfOneFileGoOnBesideEachOther) {
+    {
+        Running running(guest());
+        ASSERT_TRUE(running.says("pass=2 "));
+        ASSERT_TRUE(take(running).complete);
+    }
+    const std::string before = content_of(path + "/memory");
+    Config config = restored(guest());
+    config.restore->mode = RestoreMode::kCow;
+    Running one(config);
+    Running other(config);
+    expect_goes_on(one);
+    expect_goes_on(other);
+    EXPECT_TRUE(content_of(path + "/memory") == before);
+    config.page_size = PageSize::k2M;
+    EXPECT_TRUE(mentions(error_of([&] { const Machine machine(config); }), "Config::restore.mode=full"));
+}
 
 TEST_F(SnapshotTest, OfASnapshotGoesOnAsWell) {
     for (unsigned generation = 0; generation < 3; ++generation) {

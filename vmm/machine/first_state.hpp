@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "prefault/x86/second_level_host.hpp"
 #include "vmm/machine/embedder.hpp"
+#include "vmm/machine/guest_ram.hpp"
 
 namespace vmm {
 
@@ -26,6 +28,9 @@ class FirstState {
 
     /// What the hardware is made from; null: it is as after a reset.
     [[nodiscard]] virtual const MachineState* state() const noexcept { return nullptr; }
+
+    /// The files that are its memory; none: memory is new.
+    [[nodiscard]] virtual std::vector<FileRange> memory_files() const { return {}; }
 
     /// True if the guest goes on with the page tables of the prefault vCPUs. Without a second level in hardware, what
     /// they filled belongs to these tables; a guest that says so (the built-in one does) adopts them.

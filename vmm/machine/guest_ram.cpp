@@ -37,13 +37,6 @@ reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology,
     return reservation;
 }
 
-/// Warm memory for a part of the guest's.
-struct WarmRange {
-    GuestRange range;
-    int fd;
-    std::uint64_t file_offset;
-};
-
 /// What a pool is asked for: neighbours on one node are one share, so that a piece may reach over the hole between two
 /// regions.
 std::vector<prefault::WarmShare> shares_of(std::span<const prefault::PlacedRange> placed) {
@@ -59,8 +52,8 @@ std::vector<prefault::WarmShare> shares_of(std::span<const prefault::PlacedRange
 
 /// Lays what a pool gave over the ranges that it was asked for. A piece begins at a multiple of the largest page, and
 /// so does every range, so addresses and offsets agree.
-std::vector<WarmRange> lay_out(const prefault::WarmMemory& warm, std::span<const prefault::PlacedRange> placed) {
-    std::vector<WarmRange> ranges;
+std::vector<FileRange> lay_out(const prefault::WarmMemory& warm, std::span<const prefault::PlacedRange> placed) {
+    std::vector<FileRange> ranges;
     auto part = warm.parts.begin();
     std::uint64_t used_of_part = 0;
     std::size_t share = 0;
@@ -69,7 +62,7 @@ std::vector<WarmRange> lay_out(const prefault::WarmMemory& warm, std::span<const
         GuestRange left = placed[i].range;
         while (left.size != 0 && part != warm.parts.end() && part->share == share) {
             const std::uint64_t bytes = std::min(left.size, part->bytes - used_of_part);
-            ranges.push_back({{left.base, bytes}, part->piece.fd(), used_of_part});
+            ranges.push_back({{left.base, bytes}, part->piece.fd(), used_of_part, Sharing::kShared});
             left = {GuestAddress{to_integer(left.base) + bytes}, left.size - bytes};
             used_of_part += bytes;
             if (used_of_part == part->bytes) {
@@ -81,13 +74,13 @@ std::vector<WarmRange> lay_out(const prefault::WarmMemory& warm, std::span<const
     return ranges;
 }
 
-/// Those of `warm` that are in `region`.
-std::vector<FilePart> file_parts(GuestRange region, std::span<const WarmRange> warm) {
+/// Those of `files` that are in `region`.
+std::vector<FilePart> file_parts(GuestRange region, std::span<const FileRange> files) {
     std::vector<FilePart> parts;
-    for (const WarmRange& part : warm) {
+    for (const FileRange& part : files) {
         if (region.contains(part.range)) {
-            parts.push_back(
-                {to_integer(part.range.base) - to_integer(region.base), part.range.size, part.fd, part.file_offset});
+            parts.push_back({to_integer(part.range.base) - to_integer(region.base), part.range.size, part.fd,
+                             part.file_offset, part.sharing});
         }
     }
     return parts;
@@ -103,8 +96,8 @@ GuestRam::PageRelease::~PageRelease() {
     }
 }
 
-GuestRam::GuestRam(const Config& config, const std::stop_token& stop)
-    : policy_(config.numa), topology_(prefault::NumaTopology::read()),
+GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vector<FileRange> files)
+    : files_(std::move(files)), policy_(config.numa), topology_(prefault::NumaTopology::read()),
       reservation_(reserve_huge_pages(config, topology_, stop)), memory_(config.page_size),
       release_(memory_, config.prefault.workers), pins_(config.pin) {
     const std::vector<GuestRange> ranges = memory_map::ram_layout(config.memory_bytes);
@@ -143,9 +136,11 @@ void GuestRam::map_all(const Config& config, std::span<const GuestRange> ranges,
             validate_more_memory(config, config.memory_bytes - warm.bytes);
         }
     }
-    const std::vector<WarmRange> warm_ranges = lay_out(warm, placement_.ranges);
+    if (config.memory_from) {
+        files_ = lay_out(warm, placement_.ranges);
+    }
     for (const GuestRange& range : ranges) {
-        memory_.add(memory_.map(range, file_parts(range, warm_ranges)));
+        memory_.add(memory_.map(range, file_parts(range, files_)));
     }
     for (prefault::WarmMemory::Part& part : warm.parts) {
         try {
@@ -174,7 +169,7 @@ std::vector<unsigned> GuestRam::used_nodes() const {
 }
 
 GuestMemory::NewRegion GuestRam::map(GuestRange range) {
-    GuestMemory::NewRegion region = memory_.map(range);
+    GuestMemory::NewRegion region = memory_.map(range, file_parts(range, files_));
     new_placement_ = place(std::span(&range, 1));
     prefault::bind_memory(std::span(&region.region(), 1), new_placement_, policy_, topology_);
     // This makes sure that add() cannot fail.

@@ -18,6 +18,14 @@
 
 namespace vmm {
 
+/// A part of guest memory that is a part of a file.
+struct FileRange {
+    GuestRange range;
+    int fd = -1; ///< on loan, until the memory is mapped
+    std::uint64_t file_offset = 0;
+    Sharing sharing = Sharing::kShared;
+};
+
 /// Guest RAM, and everything about it that KVM does not know. It outlives the VM.
 ///
 /// Threads: memory() any; the rest one at a time.
@@ -25,8 +33,9 @@ class GuestRam {
   public:
     /// Raises the pool of huge pages if the configuration says so; maps and places memory. If only the first access
     /// would find a shortage of huge pages, they are populated at once. Throws Error, also if `stop` was requested
-    /// before it was done. With Config::memory_from, a pool's memory takes the place of new memory.
-    GuestRam(const Config& config, const std::stop_token& stop);
+    /// before it was done. With Config::memory_from, a pool's memory takes the place of new memory; otherwise `files`
+    /// do where there are any, which may be of memory that is added later, too.
+    GuestRam(const Config& config, const std::stop_token& stop, std::vector<FileRange> files = {});
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
     [[nodiscard]] prefault::PinnedMemory& pins() noexcept { return pins_; }
@@ -70,6 +79,7 @@ class GuestRam {
     /// The nodes that hold memory, in ascending order.
     [[nodiscard]] std::vector<unsigned> used_nodes() const;
 
+    std::vector<FileRange> files_;
     prefault::NumaPolicy policy_;
     prefault::NumaTopology topology_;
     std::optional<prefault::HugePageReservation> reservation_; ///< given back when the memory is gone

@@ -57,13 +57,13 @@ kvm::System open_checked_system(const Config& config) {
     return system;
 }
 
-GuestRam create_ram(const Config& config, const StopRequest& stop) {
+GuestRam create_ram(const Config& config, const StopRequest& stop, std::vector<FileRange> files) {
     if (is_from_pool(config.page_size) || config.memory_from) {
         // To raise a pool may take long, and so may populating, and a pool of warm memory may not answer.
         const StopBridge bridge(stop);
-        return {config, bridge.token()};
+        return {config, bridge.token(), std::move(files)};
     }
-    return {config, {}};
+    return {config, {}, std::move(files)};
 }
 
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
@@ -113,11 +113,12 @@ std::vector<kvm_cpuid_entry2> GuestCpuid::of(unsigned id) const {
     return model_.applied_to(guest_cpuid(supported_, config_.vcpus, id, tsc_deadline_));
 }
 
-Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state)
+Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state,
+                   std::vector<FileRange> files)
     : virtio_console(make_virtio_console(config, stop)),
       virtio_devices(make_virtio_devices(config, device_services(config, virtio_console.get(), ram, embedder),
                                          state != nullptr ? &state->virtio : nullptr)),
-      system(open_checked_system(config)), ram(create_ram(config, stop)),
+      system(open_checked_system(config)), ram(create_ram(config, stop, std::move(files))),
       vm(create_vm(system, whole_memory(ram, config, state))),
       serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }),
       virtio(vm, ram.memory(), std::move(virtio_devices.devices), state != nullptr ? &state->virtio : nullptr),
@@ -125,7 +126,7 @@ Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, 
              [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
       board(vm, serial_console.callbacks(), virtio, custom, stop, state != nullptr ? state->board : BoardState{}),
       cpuid(config, system),
-      vcpus(state != nullptr ? make_vcpus(vm, config, *state, refused_registers)
+      vcpus(state != nullptr ? make_vcpus(vm, system, config, *state, refused_registers)
                              : create_vcpus(vm, config, cpuid, system.machine_check_capabilities())),
       faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)) {
     if (state != nullptr) {

@@ -49,9 +49,10 @@ class GuestCpuid {
 struct Hardware {
     /// `config` is valid and resolved. It, `stop` and `embedder` outlive the hardware. With `state`, which may come
     /// from anywhere, devices and vCPUs are as it says, and memory is as large; its clocks and interrupt controllers
-    /// are set last (restore_clocks_and_interrupts()). Throws Error, also if `state` is that of another machine than
-    /// `config` describes; and what a DeviceConfig::make throws.
-    Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state = nullptr);
+    /// are set last (restore_clocks_and_interrupts()). Where there are `files` they are its memory. Throws Error, also
+    /// if `state` is that of another machine than `config` describes; and what a DeviceConfig::make throws.
+    Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state = nullptr,
+             std::vector<FileRange> files = {});
     Hardware(const Hardware&) = delete;
     Hardware& operator=(const Hardware&) = delete;
 

@@ -9,6 +9,7 @@
 #include "kvm/host/format.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "vmm/machine/memory_map.hpp"
+#include "vmm/state/x86/missing_features.hpp"
 
 namespace vmm {
 
@@ -22,6 +23,37 @@ std::uint64_t ticks_in(std::uint64_t ns, std::uint32_t khz) {
         return 0; // The host's clock was never right.
     }
     return whole * khz + ns % kNanosecondsForKhz * khz / kNanosecondsForKhz;
+}
+
+/// The name of the maker in leaf 0; empty if there is no such leaf.
+std::string vendor_of(const std::vector<kvm_cpuid_entry2>& cpuid) {
+    const auto leaf = std::ranges::find(cpuid, 0U, &kvm_cpuid_entry2::function);
+    std::string name;
+    if (leaf != cpuid.end()) {
+        for (const std::uint32_t part : {leaf->ebx, leaf->edx, leaf->ecx}) {
+            for (unsigned shift = 0; shift < 32; shift += 8) {
+                const char c = static_cast<char>(part >> shift & 0xffU);
+                name += c >= ' ' && c <= '~' ? c : '?';
+            }
+        }
+    }
+    return name;
+}
+
+/// Gives `vcpu`, which is new, all that this host has, to see what that lacks. Throws Error if it lacks something.
+void check_processor(kvm::Vcpu& vcpu, const kvm::System& system, const std::vector<kvm_cpuid_entry2>& saved) {
+    const std::string tried = "cannot go on from the saved state of the machine: ";
+    vcpu.set_cpuid(system.supported_cpuid());
+    const std::vector<kvm_cpuid_entry2> offered = kvm::cpuid_of(vcpu);
+    if (vendor_of(saved) != vendor_of(offered)) {
+        throw Error(tried + "its processor is of " + vendor_of(saved) + ", and this host's is of " +
+                    vendor_of(offered) + " (use a host of the same kind)");
+    }
+    if (const auto missing = missing_features(saved, offered); !missing.empty()) {
+        throw Error(tried + "this host's processor has not all that its guest was offered: it lacks " +
+                    describe_missing_features(missing) +
+                    " (use a host that has it, or run the guest with Config::cpu=x86-64-v2, say, before it is saved)");
+    }
 }
 
 } // namespace
@@ -53,8 +85,8 @@ void map_added_memory(GuestRam& ram, const Config& config, const MachineState& s
     }
 }
 
-std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, const MachineState& state,
-                                 std::vector<std::string>& refused) {
+std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const kvm::System& system, const Config& config,
+                                 const MachineState& state, std::vector<std::string>& refused) {
     if (state.vcpus.size() != config.vcpus) {
         throw Error(vmm::format("cannot go on from the saved state of the machine: its guest has {} vCPUs, and this "
                                 "machine has {} (configure as many as the machine had whose state was saved)",
@@ -63,6 +95,9 @@ std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, const Machin
     std::deque<kvm::Vcpu> vcpus;
     for (unsigned id = 0; id < config.vcpus; ++id) {
         kvm::Vcpu& vcpu = vcpus.emplace_back(vm, id);
+        if (id == 0) {
+            check_processor(vcpu, system, state.vcpus.front().cpuid);
+        }
         for (std::string& line : kvm::restore_vcpu(vcpu, state.vcpus[id])) {
             refused.push_back(std::move(line));
         }

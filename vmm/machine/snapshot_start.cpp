@@ -47,6 +47,16 @@ void SnapshotStart::check_machine() const {
     }
 }
 
+std::vector<FileRange> SnapshotStart::memory_files() const {
+    std::vector<FileRange> files;
+    if (config_.restore->mode == RestoreMode::kCow) {
+        for (const MemoryPiece& region : snapshot_.layout().regions()) {
+            files.push_back({region.range, snapshot_.memory_fd(), region.file_offset, Sharing::kPrivate});
+        }
+    }
+    return files;
+}
+
 bool SnapshotStart::adopts_page_tables(const prefault::SecondLevelHost& /*host*/) const {
     return state()->adopted_page_tables.has_value();
 }
@@ -60,6 +70,14 @@ void SnapshotStart::put_into(Hardware& hardware, Embedder& embedder) {
                     "): use the version that took it");
     }
     embedder.log(LogLevel::kInfo, "going on from the snapshot " + config_.restore->path);
+    if (config_.restore->mode == RestoreMode::kCow) {
+        if (config_.prefault.scope == prefault::Scope::kNone) {
+            embedder.log(LogLevel::kInfo,
+                         "guest memory is the snapshot's file: the first access to each page is a fault, and the first "
+                         "write copies it; a prefault does both for all of it before the guest goes on");
+        }
+        return;
+    }
     bridge_.emplace(stop_);
     std::packaged_task<void()> task([this, &ram = hardware.ram] { read(ram); });
     done_ = task.get_future().share();

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <vector>
 
 #include "vmm/config.hpp"
 #include "vmm/machine/embedder.hpp"
@@ -18,7 +19,8 @@
 namespace vmm {
 
 /// Goes on from the snapshot that Config::restore names. Its memory is read by threads of its own, from put_into() on,
-/// so that a prefault may fill the second level meanwhile: the second level depends on addresses alone.
+/// so that a prefault may fill the second level meanwhile: the second level depends on addresses alone. With
+/// RestoreMode::kCow nothing is read, because the file is the memory.
 ///
 /// Threads: one, but for finish().
 class SnapshotStart final : public FirstState {
@@ -29,6 +31,7 @@ class SnapshotStart final : public FirstState {
     ~SnapshotStart() override { SnapshotStart::abandon(); }
 
     [[nodiscard]] const MachineState* state() const noexcept override { return &snapshot_.state().machine; }
+    [[nodiscard]] std::vector<FileRange> memory_files() const override;
     [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
     void put_into(Hardware& hardware, Embedder& embedder) override;
     void finish() override;

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/write_log.hpp"
 #include "prefault/host/workforce.hpp"
 #include "vmm/state/crc32c.hpp"
 #include "vmm/state/transfers.hpp"
@@ -15,7 +16,6 @@ namespace vmm {
 
 namespace {
 
-constexpr std::uint64_t kPageBytes = 4 * kKiB;
 constexpr std::uint64_t kPagesPerWord = 64;
 
 bool is_zero(std::span<const std::byte> bytes) noexcept {
@@ -37,9 +37,9 @@ bool is_zero(std::span<const std::byte> bytes) noexcept {
 template <typename IsWanted, typename Take>
 void for_each_run(std::uint64_t bytes, IsWanted is_wanted, Take take) {
     std::uint64_t run = 0;
-    for (std::uint64_t offset = 0; offset < bytes; offset += kPageBytes) {
-        const std::uint64_t size = std::min(kPageBytes, bytes - offset);
-        if (is_wanted(offset / kPageBytes)) {
+    for (std::uint64_t offset = 0; offset < bytes; offset += WriteLog::kPageBytes) {
+        const std::uint64_t size = std::min(WriteLog::kPageBytes, bytes - offset);
+        if (is_wanted(offset / WriteLog::kPageBytes)) {
             run += size;
             continue;
         }
@@ -133,7 +133,10 @@ bool MemoryWriter::write_all(const std::stop_token& stop) {
         const std::span<std::byte> bytes = memory_.at(chunk).value();
         bool is_hole = true;
         for_each_run(
-            chunk.size, [&](std::uint64_t page) { return !is_zero(bytes.subspan(page * kPageBytes, kPageBytes)); },
+            chunk.size,
+            [&](std::uint64_t page) {
+                return !is_zero(bytes.subspan(page * WriteLog::kPageBytes, WriteLog::kPageBytes));
+            },
             [&](std::uint64_t offset, std::uint64_t size) {
                 is_hole = false;
                 worker.write({GuestAddress{to_integer(chunk.base) + offset}, size}, bytes.subspan(offset, size));
@@ -157,7 +160,7 @@ bool MemoryWriter::write_pages(std::span<const std::vector<std::uint64_t>> pages
             const std::span<std::byte> bytes = region.bytes().subspan(begin, chunk.size);
             bool is_clean = true;
             for_each_run(
-                chunk.size, [&](std::uint64_t page) { return is_set(pages[i], begin / kPageBytes + page); },
+                chunk.size, [&](std::uint64_t page) { return is_set(pages[i], begin / WriteLog::kPageBytes + page); },
                 [&](std::uint64_t offset, std::uint64_t size) {
                     is_clean = false;
                     worker.write({GuestAddress{to_integer(chunk.base) + offset}, size}, bytes.subspan(offset, size));
