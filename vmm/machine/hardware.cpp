@@ -113,6 +113,10 @@ std::vector<kvm_cpuid_entry2> GuestCpuid::of(unsigned id) const {
     return model_.applied_to(guest_cpuid(supported_, config_.vcpus, id, tsc_deadline_));
 }
 
+std::vector<kvm_cpuid_entry2> GuestCpuid::most() const {
+    return guest_cpuid(supported_, config_.vcpus, 0, tsc_deadline_);
+}
+
 Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state,
                    std::vector<FileRange> files)
     : virtio_console(make_virtio_console(config, stop)),
@@ -126,7 +130,7 @@ Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, 
              [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
       board(vm, serial_console.callbacks(), virtio, custom, stop, state != nullptr ? state->board : BoardState{}),
       cpuid(config, system),
-      vcpus(state != nullptr ? make_vcpus(vm, system, config, *state, refused_registers)
+      vcpus(state != nullptr ? make_vcpus(vm, config, cpuid.most(), *state, refused_registers)
                              : create_vcpus(vm, config, cpuid, system.machine_check_capabilities())),
       faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)) {
     if (state != nullptr) {

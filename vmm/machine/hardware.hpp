@@ -33,6 +33,8 @@ class GuestCpuid {
 
     /// The leaves of vCPU `id`. A prefault vCPU has those of vCPU 0.
     [[nodiscard]] std::vector<kvm_cpuid_entry2> of(unsigned id) const;
+    /// All that vCPU 0 can have on this host, whatever Config::cpu says.
+    [[nodiscard]] std::vector<kvm_cpuid_entry2> most() const;
 
   private:
     const Config& config_;

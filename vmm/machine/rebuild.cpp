@@ -40,10 +40,12 @@ std::string vendor_of(const std::vector<kvm_cpuid_entry2>& cpuid) {
     return name;
 }
 
-/// Gives `vcpu`, which is new, all that this host has, to see what that lacks. Throws Error if it lacks something.
-void check_processor(kvm::Vcpu& vcpu, const kvm::System& system, const std::vector<kvm_cpuid_entry2>& saved) {
+/// Gives `vcpu`, which is new, all that a guest can have here, to see what that lacks. Throws Error if it lacks
+/// something.
+void check_processor(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> all,
+                     const std::vector<kvm_cpuid_entry2>& saved) {
     const std::string tried = "cannot go on from the saved state of the machine: ";
-    vcpu.set_cpuid(system.supported_cpuid());
+    vcpu.set_cpuid(all);
     const std::vector<kvm_cpuid_entry2> offered = kvm::cpuid_of(vcpu);
     if (vendor_of(saved) != vendor_of(offered)) {
         throw Error(tried + "its processor is of " + vendor_of(saved) + ", and this host's is of " +
@@ -85,7 +87,7 @@ void map_added_memory(GuestRam& ram, const Config& config, const MachineState& s
     }
 }
 
-std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const kvm::System& system, const Config& config,
+std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, std::span<const kvm_cpuid_entry2> offered,
                                  const MachineState& state, std::vector<std::string>& refused) {
     if (state.vcpus.size() != config.vcpus) {
         throw Error(vmm::format("cannot go on from the saved state of the machine: its guest has {} vCPUs, and this "
@@ -96,7 +98,7 @@ std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const kvm::System& system, const C
     for (unsigned id = 0; id < config.vcpus; ++id) {
         kvm::Vcpu& vcpu = vcpus.emplace_back(vm, id);
         if (id == 0) {
-            check_processor(vcpu, system, state.vcpus.front().cpuid);
+            check_processor(vcpu, offered, state.vcpus.front().cpuid);
         }
         for (std::string& line : kvm::restore_vcpu(vcpu, state.vcpus[id])) {
             refused.push_back(std::move(line));

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <deque>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "kvm/system.hpp"
+#include "kvm/uapi.hpp"
 #include "kvm/vcpu.hpp"
 #include "kvm/vm.hpp"
 #include "kvm/x86/saved_vm.hpp"
@@ -21,10 +22,12 @@ namespace vmm {
 void map_added_memory(GuestRam& ram, const Config& config, const MachineState& state);
 
 /// Makes the vCPUs of `state` in `vm`, as far as that can be done before clocks are set. Appends a line for each
-/// register that KVM refused and a guest can do without to `refused`. Throws Error: they are not as many as `config`
-/// has, this host's processor lacks features of theirs, or KVM refuses their state.
-[[nodiscard]] std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const kvm::System& system, const Config& config,
-                                               const MachineState& state, std::vector<std::string>& refused);
+/// register that KVM refused and a guest can do without to `refused`. `offered` is all that a guest can have here.
+/// Throws Error: they are not as many as `config` has, this host's processor lacks features of theirs, or KVM refuses
+/// their state.
+[[nodiscard]] std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config,
+                                               std::span<const kvm_cpuid_entry2> offered, const MachineState& state,
+                                               std::vector<std::string>& refused);
 
 /// The last thing before the vCPUs of `hardware`, which was made from `state`, run: sets the time stamp counters, the
 /// interrupt controllers, the timer and the clock, and lets the devices go on. All of memory has its content. Once.
