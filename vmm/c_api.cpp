@@ -129,6 +129,7 @@ constexpr std::array kPageSizes{vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::Pa
 constexpr std::array kScopes{vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost, vmm::prefault::Scope::kAll};
 constexpr std::array kPins{vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock, vmm::prefault::Pin::kLongterm,
                            vmm::prefault::Pin::kAuto};
+constexpr std::array kRestoreModes{vmm::RestoreMode::kFull, vmm::RestoreMode::kCow};
 constexpr std::array kTriggers{vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
 constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 
@@ -292,6 +293,18 @@ int vmm_config_set_nested(vmm_config* config, int nested) {
     });
 }
 
+int vmm_config_set_restore(vmm_config* config, const char* directory, int mode) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        const vmm::RestoreMode chosen_mode = chosen(mode, kRestoreModes, "the mode of a restore");
+        const std::string path = text_or_empty(directory);
+        config->config.restore.reset();
+        if (!path.empty()) {
+            config->config.restore = vmm::RestoreFrom{.path = path, .mode = chosen_mode};
+        }
+    });
+}
+
 int vmm_config_set_pin(vmm_config* config, int pin) {
     return guarded(EINVAL, [&] {
         need(config);
@@ -426,6 +439,18 @@ int vmm_machine_resume(vmm_machine* machine) {
     return guarded(EIO, [&] {
         need(machine);
         machine->machine.resume();
+    });
+}
+
+int vmm_machine_snapshot(vmm_machine* machine, const char* directory, int resume) {
+    return guarded(EIO, [&] {
+        need(machine);
+        vmm::SnapshotOptions options;
+        options.directory = text_or_empty(directory);
+        options.resume = resume != 0;
+        if (!machine->machine.snapshot(options).complete) {
+            throw vmm::Error("cannot take a snapshot: a stop was requested");
+        }
     });
 }
 

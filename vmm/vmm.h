@@ -33,6 +33,8 @@ enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM, VMM_PIN_AUTO };
 #define VMM_WORKER_PER_CPU 0xffffffffU /* for vmm_config_set_prefault(): one for each CPU */
 enum vmm_exit { VMM_EXIT_POWER_OFF, VMM_EXIT_REBOOT, VMM_EXIT_CRASH, VMM_EXIT_SIGNAL, VMM_EXIT_STOPPED };
 enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE_ENDED };
+/* How the memory of a snapshot becomes a guest's: it is read, or its file is mapped and copied as it is written. */
+enum vmm_restore { VMM_RESTORE_FULL, VMM_RESTORE_COW };
 enum vmm_trigger { VMM_TRIGGER_EDGE, VMM_TRIGGER_LEVEL };
 enum vmm_space { VMM_SPACE_PORT_IO, VMM_SPACE_MMIO };
 
@@ -73,6 +75,9 @@ VMM_API int vmm_config_set_command_line(vmm_config* config, const char* text);
 /* The same, from memory instead of a file, which there must not be, too. The bytes are copied. NULL: none. */
 VMM_API int vmm_config_set_kernel_image(vmm_config* config, const void* data, size_t size);
 VMM_API int vmm_config_set_initrd_image(vmm_config* config, const void* data, size_t size);
+/* The machine goes on from the snapshot in this directory instead of booting. The rest of the configuration is that of
+ * the machine that was saved. NULL or "": it boots. */
+VMM_API int vmm_config_set_restore(vmm_config* config, const char* directory, int mode); /* enum vmm_restore */
 VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
 /* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
@@ -106,6 +111,10 @@ VMM_API void vmm_machine_request_stop(vmm_machine* machine);
 VMM_API int vmm_machine_pause(vmm_machine* machine);
 VMM_API int vmm_machine_pause_within(vmm_machine* machine, unsigned milliseconds);
 VMM_API int vmm_machine_resume(vmm_machine* machine);
+/* Saves the machine, which runs, in a directory that is made for it, from which vmm_config_set_restore() goes on. Then
+ * the guest stays paused, or goes on if `resume` is not 0. If it fails the guest does what it did before.
+ * -ETIMEDOUT as vmm_machine_pause(). -EBUSY: the machine does not run. */
+VMM_API int vmm_machine_snapshot(vmm_machine* machine, const char* directory, int resume);
 /* VMM_TRIGGER_EDGE: one interrupt. VMM_TRIGGER_LEVEL: the line goes up, and stays there until it is lowered, which only
  * such a device can do. -EINVAL where no device with an interrupt has the name, or several have it: then the next two
  * serve, which take the device's number. */
