@@ -78,7 +78,7 @@ VMM_API int vmm_config_set_initrd_image(vmm_config* config, const void* data, si
 /* The machine goes on from the snapshot in this directory instead of booting. The rest of the configuration is that of
  * the machine that was saved. NULL or "": it boots. */
 VMM_API int vmm_config_set_restore(vmm_config* config, const char* directory, int mode); /* enum vmm_restore */
-VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
+VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size);    /* enum vmm_page_size */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
 /* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
 VMM_API int vmm_config_set_cpu(vmm_config* config, const char* cpu);
