@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 300
 # The order in which verbs are asked; those that end the machine come last. Every verb of the document has to be here.
 ORDER = [
     *("status", "statistics", "metrics", "api-schema", "log-level", "set-log-level", "pause", "resume", "balloon"),
-    *("prefault", "add-memory", "jobs", "job", "cancel", "events", "stop", "reset"),
+    *("prefault", "add-memory", "jobs", "job", "cancel", "snapshot", "events", "stop", "reset"),
 ]
 # What is wrong: method, path, body, and the status of the refusal.
 WRONG = [
@@ -33,6 +33,8 @@ WRONG = [
     ("POST", "/balloon", "{}", 400),
     ("POST", "/balloon", '{"target": 1}', 400),
     ("POST", "/prefault", '{"workers": 0}', 400),
+    ("POST", "/snapshot", "{}", 400),
+    ("POST", "/snapshot", '{"directory": "relative"}', 400),
     ("GET", "/jobs/99", None, 404),
     ("GET", "/jobs/x", None, 400),
     ("DELETE", "/jobs/99", None, 404),
@@ -59,6 +61,7 @@ class Machine:
 
     def __init__(self, vmm, document, folder):
         self.document = document
+        self.folder = folder
         self.path = str(folder / "api")
         notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notified.bind(str(folder / "notify"))
@@ -134,6 +137,8 @@ def try_all(machine, document):
         target, body = example_of(path, operation)
         if name == "stop":
             body = '{"within": 3600}'  # It is cancelled, so that reset has a machine.
+        if name == "snapshot":
+            body = json.dumps({"directory": str(machine.folder / "snapshot"), "resume": True})
         status, kind, text = machine.ask(method, target, body)
         assert status < 300, (name, status, text)
         machine.validate_answer(operation, status, kind, text)
