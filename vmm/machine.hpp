@@ -110,10 +110,10 @@ class Machine {
     /// paused, or goes on as `options` say; if the snapshot fails or a stop is requested, the guest does what it did
     /// before, and there is no directory. A prefault and add_memory() wait meanwhile.
     ///
-    /// What the embedding program writes to memory() while the guest runs is not noticed: it writes nothing meanwhile.
-    /// Throws UsageError: the machine does not run, somebody resumes it meanwhile, or dirty pages are logged already.
-    /// Throws PauseError: not all is quiet in time. Throws Error: it cannot be written, or the machine has devices of
-    /// the embedding program's own.
+    /// The snapshot notices what the embedding program writes by GuestMemory::copy_in() and store(). It does not notice
+    /// what is written through GuestMemory::at(): nobody may do that meanwhile. Throws UsageError: the machine does not
+    /// run, somebody resumes it meanwhile, or dirty pages are logged already. Throws PauseError: not all is quiet in
+    /// time. Throws Error: it cannot be written, or the machine has devices of the embedding program's own.
     SnapshotReport snapshot(const SnapshotOptions& options, const std::stop_token& stop = {});
 
     /// What the machine is doing: before, during and after the run. Throws Error if KVM's counters cannot be read.

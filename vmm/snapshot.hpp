@@ -43,7 +43,7 @@ struct SnapshotReport {
     unsigned passes = 0;             ///< over memory, the last one included
     double total_seconds = 0;
     double stopped_seconds = 0; ///< the longest time for which the guest stood still; 0 if it did before
-    /// Whether the second level, if it was full, has been filled again: writing while the guest runs drops mappings.
+    /// Whether the second level has been filled again. It is, if it was full before: the dirty log drops mappings.
     bool refilled = false;
 };
 

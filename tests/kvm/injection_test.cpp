@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <climits>
 #include <csignal>
 #include <filesystem>
@@ -25,6 +26,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "kvm/host/format.hpp"
@@ -175,6 +178,20 @@ PoolState pool_state() {
     return pool ? PoolState{pool->total, pool->free, pool->reserved} : PoolState{};
 }
 
+/// The same when what a test before has ended has given its pages back, which comes a little later. Others may keep
+/// pages of the pool for as long as they like.
+PoolState pool_at_rest() {
+    PoolState last = pool_state();
+    static_cast<void>(eventually([&last] {
+        if (last.free == last.total) {
+            return true;
+        }
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+        return std::exchange(last, pool_state()) == last;
+    }));
+    return last;
+}
+
 /// Fits to be shown to a user as it is.
 bool is_one_clear_line(const std::string& errors) {
     static constexpr std::array<std::string_view, 5> kNotForUsers{"bad_alloc", "std::", "vmm::", "errno", "what()"};
@@ -210,7 +227,7 @@ class HostThatRefuses : public KvmTest {
         if (const std::string reason = SyscallInjector::why_not(); !reason.empty()) {
             GTEST_SKIP() << reason;
         }
-        pool_before_ = pool_state();
+        pool_before_ = pool_at_rest();
     }
 
     /// `afterwards` is called when the command has ended, before we look at what it left.

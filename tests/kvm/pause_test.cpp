@@ -124,8 +124,8 @@ class OnBus final : public devices::Device {
     std::uint64_t base_;
 };
 
-/// One device of each kind with its thread, and a driver that has enabled all queues. There are no vCPUs: the test is
-/// the guest.
+/// One device of each kind with its thread, and a driver that has enabled all queues. There are no vCPUs, because
+/// the test does what a guest does.
 class Pause : public testing::KvmTest {
   protected:
     enum Which : std::size_t { kBlock, kNet, kVsock, kBalloon, kRng, kConsole, kHowMany };

@@ -25,7 +25,7 @@ class PauseGate {
     /// Throws UsageError in the thread of a vCPU of this gate, which would wait for itself in pause().
     void check_thread() const;
     /// Returns true when no vCPU is in the guest any more, or resume() or close() was called. Before open() it returns
-    /// at once, and the guest begins when it is resumed. Returns false if a vCPU does not come here until `deadline`;
+    /// at once, and the guest begins when it is resumed. Returns false if a vCPU has not come here by `deadline`;
     /// those that have come go on waiting.
     [[nodiscard]] bool pause(std::chrono::steady_clock::time_point deadline);
     void resume();

@@ -18,8 +18,8 @@
 
 namespace vmm {
 
-/// Goes on from the snapshot that Config::restore names. Its memory is read by threads of its own, from put_into() on,
-/// so that a prefault may fill the second level meanwhile: the second level depends on addresses alone. With
+/// The machine goes on from the snapshot that Config::restore names. From put_into() on, threads of this object read
+/// the memory. A prefault may fill the second level meanwhile, because that depends on addresses alone. With
 /// RestoreMode::kCow nothing is read, because the file is the memory.
 ///
 /// Threads: one, but for finish().

@@ -79,8 +79,8 @@ class VirtioDevices {
 
     /// Where each device and its driver are. All are paused: see wait_until_paused(). Throws UsageError: one is not.
     [[nodiscard]] std::vector<VirtioDeviceState> states();
-    /// Lets devices that were made from states go on, as soon as they have threads: they look at all of their queues,
-    /// and their drivers are interrupted once. The interrupt controllers have their state. No vCPU runs.
+    /// Lets devices that were made from states go on. As soon as they have threads they look at all of their queues and
+    /// interrupt their drivers once. It is called when the interrupt controllers have their state and no vCPU runs.
     void go_on() noexcept;
 
     /// Starts the devices' threads, before the first vCPU runs. They are paused if a pause was asked for. Throws Error.

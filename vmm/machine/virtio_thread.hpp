@@ -63,8 +63,9 @@ class VirtioThread {
     void pause() noexcept;
     /// Lets the device go on, also if it is not paused yet. Does nothing if no pause was asked for. Threads: any.
     void resume() noexcept;
-    /// Returns true when the device is paused, and false at `deadline`, or if it was resumed, has ended or nobody is to
-    /// wait any more. Its const functions may be called from when it returned true to resume(). Threads: any.
+    /// Returns true when the device is paused. Returns false if it is not paused by `deadline`, if it was resumed or
+    /// has ended, or after end_waiting(). After it has returned true, the device's const functions may be called until
+    /// resume(). Threads: any.
     [[nodiscard]] bool wait_until_paused(std::chrono::steady_clock::time_point deadline) noexcept;
     /// Nobody waits in wait_until_paused() from now on. Threads: any.
     void end_waiting() noexcept;

@@ -15,9 +15,8 @@ using CborValue = nlohmann::json;
 
 [[nodiscard]] std::vector<std::byte> to_cbor(const CborValue& value);
 
-/// The value that `bytes` are. It is bounded: lists and objects are nested 16 deep at most, and there are two million
-/// values and names in it at most. `what` is for messages.
-/// Throws Error: it is none.
+/// Reads the value that is encoded in `bytes`. Lists and objects may be nested 16 deep, and there may be two million
+/// values and names in it. `what` is for messages. Throws Error: it is no such value, or it is larger.
 [[nodiscard]] CborValue from_cbor(std::span<const std::byte> bytes, std::string_view what);
 
 } // namespace vmm

@@ -28,8 +28,9 @@ constexpr std::array<std::uint32_t, 256> make_table() {
 
 constexpr std::array<std::uint32_t, 256> kTable = make_table();
 
-/// What a checksum (its bits inverted) becomes behind `kStreamBytes` zeros, for each of its bytes. The instruction
-/// takes three clock cycles, and a new one can begin in each: three streams are read at once, and put together by this.
+/// For each byte of a checksum (with its bits inverted): what it becomes behind `kStreamBytes` zeros. The processor
+/// needs three clock cycles for the instruction, and can begin one in each cycle. So three streams are read at once,
+/// and this table puts their checksums together.
 constexpr std::size_t kStreamBytes = 2048;
 using Shift = std::array<std::array<std::uint32_t, 256>, 4>;
 

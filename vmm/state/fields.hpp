@@ -72,8 +72,9 @@ struct FieldRange {
 //         fields.number("dr6", debug.dr6);
 //     }
 //
-// A structure becomes an object, in which each field that is there has its name. A list of pairs and the like becomes a
-// list of lists (rows()). Both check what they are told of a field, and throw Error.
+// A structure becomes an object, and each of its fields becomes a member with the field's name. A list of small
+// structures, such as pairs, becomes a list of lists (rows()). Both check what they are told of a field, and throw
+// Error.
 
 /// The numbers of one row of a table, in their order.
 class RowWriter {

@@ -29,8 +29,8 @@ class Transfers {
     Transfers(const Transfers&) = delete;
     Transfers& operator=(const Transfers&) = delete;
 
-    /// Begins to write `bytes` at `offset`, or to read them. The bytes stay where they are until finish(). It may wait
-    /// for earlier ones. Throws Error: one of the earlier ones failed, or the file ends before what is to be read.
+    /// These begin to write or to read `bytes` at `offset`, and may wait until earlier transfers are done. The caller
+    /// leaves the bytes where they are until finish(). Throws Error: an earlier transfer failed.
     void write(std::uint64_t offset, std::span<const std::byte> bytes);
     void read(std::uint64_t offset, std::span<std::byte> bytes);
     /// Waits until all is done. Throws Error: one of them failed.

@@ -20,8 +20,8 @@ struct OtherBit {
     unsigned bit;
 };
 
-// The first group follows what the guest writes to its registers (KVM's kvm_update_cpuid_runtime()), the second says
-// how many vCPUs there are, and that they are vCPUs.
+// KVM changes the bits of the first group when the guest writes to its registers (kvm_update_cpuid_runtime()). The bits
+// of the second group say how many vCPUs there are, and that they are vCPUs.
 constexpr std::array kOtherBits{
     OtherBit{0x1, &kvm_cpuid_entry2::ecx, 27},       // OSXSAVE
     OtherBit{0x1, &kvm_cpuid_entry2::ecx, 3},        // MONITOR
