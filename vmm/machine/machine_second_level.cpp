@@ -94,7 +94,12 @@ void MachineSecondLevel::note_filled(const prefault::Report& report, bool smm, c
         return;
     }
     if (report.complete) {
-        full_bytes_ = std::min(wanted, report.mapped.bytes() + report.smm_mapped.bytes());
+        // Mappings may be taken away again before they are counted. What a fill before has proven to be possible stays.
+        const std::uint64_t counted = std::min(wanted, report.mapped.bytes() + report.smm_mapped.bytes());
+        full_bytes_ = full_bytes_is_proven_ ? std::max(full_bytes_.load(), counted) : counted;
+        full_bytes_is_proven_ = true;
+    } else if (full_bytes_is_proven_) {
+        return;
     } else if (!stop.stop_requested()) {
         full_bytes_ = wanted;
     }

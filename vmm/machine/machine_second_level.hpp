@@ -116,6 +116,7 @@ class MachineSecondLevel {
     unsigned next_vcpu_id_;        ///< the id of a vCPU that could not be finished is used up
     std::size_t smm_memslots_ = 0; ///< how many regions are memslots of system management mode, too
     std::atomic<std::uint64_t> full_bytes_{0};
+    bool full_bytes_is_proven_ = false; ///< a fill that was complete has counted as much
     std::atomic<bool> logs_dirty_pages_{false};
     std::atomic<unsigned> dirty_log_switches_{0};
     std::unique_ptr<WriteLog> own_writes_; ///< a device may still mark pages in it after the log has ended by a failure
