@@ -129,7 +129,6 @@ constexpr std::array kPageSizes{vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::Pa
 constexpr std::array kScopes{vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost, vmm::prefault::Scope::kAll};
 constexpr std::array kPins{vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock, vmm::prefault::Pin::kLongterm,
                            vmm::prefault::Pin::kAuto};
-constexpr std::array kRestoreModes{vmm::RestoreMode::kFull, vmm::RestoreMode::kCow};
 constexpr std::array kTriggers{vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
 constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 
@@ -296,7 +295,7 @@ int vmm_config_set_nested(vmm_config* config, int nested) {
 int vmm_config_set_restore(vmm_config* config, const char* directory, int mode) {
     return guarded(EINVAL, [&] {
         need(config);
-        const vmm::RestoreMode chosen_mode = chosen(mode, kRestoreModes, "the mode of a restore");
+        const vmm::RestoreMode chosen_mode = chosen(mode, vmm::kRestoreModes, "the mode of a restore");
         const std::string path = text_or_empty(directory);
         config->config.restore.reset();
         if (!path.empty()) {

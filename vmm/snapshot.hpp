@@ -1,6 +1,7 @@
 // Snapshots of a machine: how they are taken, and how a machine goes on from one.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -52,6 +53,9 @@ enum class RestoreMode {
     kFull, ///< it is read, by several threads at once, into memory that is populated as Config says
     kCow,  ///< the file is mapped: pages are read when they are touched, and copied when they are written
 };
+
+/// All of them, in the order in which help lists them.
+inline constexpr std::array kRestoreModes{RestoreMode::kFull, RestoreMode::kCow};
 
 /// The name used on the command line: "full", "cow".
 [[nodiscard]] std::string_view to_string(RestoreMode mode) noexcept;

@@ -296,7 +296,7 @@ std::vector<Option> restore_options() {
              [](Given& given, const std::string& path) { given.restore = path; })
             .setting("restore")
             .only_in({Place::kRun}),
-        choice<RestoreMode>("--restore-mode", {RestoreMode::kFull, RestoreMode::kCow},
+        choice<RestoreMode>("--restore-mode", {kRestoreModes.begin(), kRestoreModes.end()},
                             "How its memory becomes the guest's: all of it is read, or pages are mapped, and copied "
                             "when they are written",
                             [](Given& given, RestoreMode mode) { given.restore_mode = mode; })
