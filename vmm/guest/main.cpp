@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "vmm/guest/acpi.hpp"
+#include "vmm/guest/commands.hpp"
 #include "vmm/guest/cpus.hpp"
 #include "vmm/guest/device_tree.hpp"
 #include "vmm/guest/machine.hpp"
@@ -315,7 +316,12 @@ extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::u
     const WorkloadPlan plan{options, report.started + 1};
     const std::uint64_t results = take(free, plan.result_bytes(), kStaticMapEnd, "results");
     print_start(plan, report.failed, free);
-    run_workload(plan, free, results);
+    plan_workload(plan, free, results);
+    if (options.heartbeat_khz) {
+        obey_commands(*options.heartbeat_khz);
+    } else {
+        run_passes();
+    }
     power_off(acpi.power_off);
 }
 

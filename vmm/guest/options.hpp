@@ -33,6 +33,9 @@ struct Options {
     std::optional<std::uint64_t> tables;
     /// Where the loader says that a device tree lies: 8-aligned, below 4 GiB.
     std::optional<std::uint64_t> fdt;
+    /// Instead of running the passes, CPU 0 has a heartbeat and obeys commands. The value is the rate of the time-stamp
+    /// counter in kHz.
+    std::optional<std::uint64_t> heartbeat_khz;
 };
 
 /// Why an option cannot be used. Refers to the command line that was parsed.
@@ -219,15 +222,26 @@ namespace detail {
     return {};
 }
 
+[[nodiscard]] constexpr std::string_view set_heartbeat(Options& options, std::string_view value) noexcept {
+    constexpr std::uint64_t kMostKhz = 100'000'000;
+    const auto khz = parse_decimal(value);
+    if (!khz || *khz == 0 || *khz > kMostKhz) {
+        return "not-1-to-100000000-khz";
+    }
+    options.heartbeat_khz = khz;
+    return {};
+}
+
 struct Known {
     std::string_view name;
     std::string_view (*set)(Options& options, std::string_view value) noexcept;
 };
 
 inline constexpr std::array kKnown{
-    Known{"passes", set_passes}, Known{"stride", set_stride}, Known{"cpus", set_cpus},
-    Known{"order", set_order},   Known{"reader", set_reader}, Known{"check", set_check},
-    Known{"report", set_report}, Known{"tables", set_tables}, Known{"fdt", set_fdt},
+    Known{"passes", set_passes},       Known{"stride", set_stride}, Known{"cpus", set_cpus},
+    Known{"order", set_order},         Known{"reader", set_reader}, Known{"check", set_check},
+    Known{"report", set_report},       Known{"tables", set_tables}, Known{"fdt", set_fdt},
+    Known{"heartbeat", set_heartbeat},
 };
 
 } // namespace detail
@@ -265,6 +279,10 @@ inline constexpr std::array kKnown{
             }
             seen[i] = true;
         }
+    }
+    if (parsed.options.heartbeat_khz && parsed.options.report_at_end.value_or(false)) {
+        // The other CPUs are gone once results are printed at the end, and commands may ask for more passes.
+        parsed.error = OptionError{"report", "end", "not-with-heartbeat"};
     }
     return parsed;
 }

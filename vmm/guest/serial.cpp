@@ -19,6 +19,7 @@ constexpr std::uint8_t k8N1 = 0x03;
 constexpr std::uint8_t kFifoOnAndCleared = 0x07;
 constexpr std::uint8_t kFifoIsOn = 0xc0;
 constexpr std::uint8_t kReadyAndRequest = 0x03;
+constexpr std::uint8_t kDataReady = 0x01;
 constexpr std::uint8_t kTransmitterEmpty = 0x20;
 
 constexpr unsigned kFifoBytes = 16;
@@ -61,6 +62,10 @@ void print(const Line& line) noexcept {
     }
     put('\r');
     put('\n');
+}
+
+std::optional<char> read() noexcept {
+    return (in8(kLineStatus) & kDataReady) != 0 ? std::optional(static_cast<char>(in8(kData))) : std::nullopt;
 }
 
 } // namespace vmm::guest::serial

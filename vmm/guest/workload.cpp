@@ -145,12 +145,25 @@ std::uint64_t WorkloadPlan::result_bytes() const noexcept {
     return (rows * cpus * sizeof(Result) + kPageBytes - 1) / kPageBytes * kPageBytes;
 }
 
-void run_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept {
+void plan_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept {
     current = plan;
     slots = Slots(memory, plan.options.stride);
     // This is in bounds, because the caller gives as much memory as result_bytes() says.
     results = reinterpret_cast<Result*>(results_address);
+}
 
+std::uint64_t slot_count() noexcept {
+    return slots.count();
+}
+
+void touch(std::uint64_t first, std::uint64_t count) noexcept {
+    for (std::uint64_t i = first; i < slots.count() && i - first < count; ++i) {
+        const std::uint64_t address = slots.address(i);
+        write_word(address, read_word(address));
+    }
+}
+
+void run_passes() noexcept {
     const std::uint64_t first_pass = current.options.reader_one ? 0 : 1;
     Summary summary;
     for (pass = first_pass; pass <= current.options.passes; ++pass) {

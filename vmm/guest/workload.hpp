@@ -19,14 +19,26 @@ struct WorkloadPlan {
     std::size_t cpus = 1;
 
     [[nodiscard]] constexpr bool report_at_end() const noexcept {
-        return options.report_at_end.value_or(cpus > kMaxCpusReportedLive);
+        return options.report_at_end.value_or(cpus > kMaxCpusReportedLive && !options.heartbeat_khz);
     }
     /// How much memory the results need, in whole pages. It is mapped, and not part of the memory that is worked on.
     [[nodiscard]] std::uint64_t result_bytes() const noexcept;
 };
 
-/// Runs the passes that `plan` asks for over all of `memory`, which is mapped and is written to; prints a line for each
-/// CPU and pass, and a summary. `results_address` is that of result_bytes() bytes. For CPU 0, once.
-void run_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept;
+// What follows is for CPU 0.
+
+/// Says what run_passes() is to do: all of `memory` is mapped, and will be written to. `results_address` is that of
+/// result_bytes() bytes. Comes before all else, once.
+void plan_workload(const WorkloadPlan& plan, const MemoryRanges& memory, std::uint64_t results_address) noexcept;
+
+/// Runs the passes, and prints a line for each CPU and pass, and a summary. May be called again, unless the results are
+/// printed at the end.
+void run_passes() noexcept;
+
+/// How many places a pass writes to.
+[[nodiscard]] std::uint64_t slot_count() noexcept;
+
+/// Writes to the slots [first, first + count) what is there, or to those of them that exist.
+void touch(std::uint64_t first, std::uint64_t count) noexcept;
 
 } // namespace vmm::guest

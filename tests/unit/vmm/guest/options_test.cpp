@@ -30,6 +30,7 @@ TEST(GuestOptions, EmptyLineGivesTheDefaults) {
     EXPECT_FALSE(options.report_at_end);
     EXPECT_FALSE(options.tables);
     EXPECT_FALSE(options.fdt);
+    EXPECT_FALSE(options.heartbeat_khz);
 }
 
 TEST(GuestOptions, AllAreRead) {
@@ -52,6 +53,14 @@ TEST(GuestOptions, AddressOfADeviceTreeIsChecked) {
     EXPECT_EQ(reason("fdt=0xc0012"), "not-a-multiple-of-8");
     EXPECT_EQ(reason("fdt=0x100000000"), "not-below-4-gib");
     EXPECT_EQ(reason("fdt=0x8 fdt=0x8"), "given-twice");
+}
+
+TEST(GuestOptions, HeartbeatNeedsARateAndLiveResults) {
+    EXPECT_EQ(parsed("heartbeat=2000000 report=live").heartbeat_khz, 2'000'000U);
+    EXPECT_EQ(reason("heartbeat=0"), "not-1-to-100000000-khz");
+    EXPECT_EQ(reason("heartbeat=on"), "not-1-to-100000000-khz");
+    EXPECT_EQ(reason("heartbeat=2000000 report=end"), "not-with-heartbeat");
+    EXPECT_EQ(reason("report=end heartbeat=2000000"), "not-with-heartbeat");
 }
 
 TEST(GuestOptions, WordsOfOthersAreIgnored) {
