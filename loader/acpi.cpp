@@ -70,19 +70,33 @@ Term virtio_mmio(std::size_t number, const VirtioMmioHardware& virtio) {
                    aml::name("_CCA", aml::integer(1)), resources({registers, line})});
 }
 
-/// What power_button_events() notifies.
+// What events() notify.
 constexpr std::string_view kPowerButton = "PWRB";
 
 Term power_button() {
     return device(kPowerButton, {aml::name("_HID", aml::eisa_id("PNP0C0C")), aml::name("_UID", aml::integer(0))});
 }
 
-/// A generic event device (ACPI 6.3, 5.6.9): hardware-reduced machines have no fixed event for the button.
-Term power_button_events(std::uint32_t gsi) {
-    constexpr std::uint8_t kPressed = 0x80; // ACPI 6.3, table 5.169
-    const std::array<Term, 1> body = {aml::notify(kPowerButton, kPressed)};
-    return device("GED0", {aml::name("_HID", aml::string("ACPI0013")), aml::name("_UID", aml::integer(0)),
-                           resources({aml::interrupt(gsi, false)}), aml::method("_EVT", 1, body)});
+constexpr std::string_view kGenerationId = "VGEN";
+
+/// Microsoft, "Virtual Machine Generation ID". Guests know the device by a _CID: by the one of that document, or by the
+/// one that Hyper-V has beside it, because the first is longer than an id may be. The _HID is anybody's.
+Term generation_id(GuestAddress address) {
+    const std::array<Term, 2> known_by = {aml::string("VM_Gen_Counter"), aml::string("VMGENCTR")};
+    const std::array<Term, 2> halves = {aml::integer(to_integer(address) & UINT32_MAX),
+                                        aml::integer(to_integer(address) >> 32U)};
+    return device(kGenerationId,
+                  {aml::name("_HID", aml::string("VMMG0001")), aml::name("_CID", aml::package(known_by)),
+                   aml::name("_DDN", aml::string("VM_Gen_Counter")), aml::name("ADDR", aml::package(halves))});
+}
+
+/// A generic event device (ACPI 6.3, 5.6.9), because a hardware-reduced machine has no fixed events: each edge on `gsi`
+/// notifies `object`. `name` is GEDn, and `number` is n.
+Term events(std::string_view name, std::uint8_t number, std::uint32_t gsi, std::string_view object) {
+    constexpr std::uint8_t kHappened = 0x80; // the button: ACPI 6.3, table 5.169; the identifier: its specification
+    const std::array<Term, 1> body = {aml::notify(object, kHappened)};
+    return device(name, {aml::name("_HID", aml::string("ACPI0013")), aml::name("_UID", aml::integer(number)),
+                         resources({aml::interrupt(gsi, false)}), aml::method("_EVT", 1, body)});
 }
 
 Term power_off_state(std::uint8_t sleep_type) {
@@ -92,7 +106,7 @@ Term power_off_state(std::uint8_t sleep_type) {
 
 std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     std::vector<Term> devices;
-    devices.reserve(hardware.vcpus + 4 + hardware.virtio_mmio.size());
+    devices.reserve(hardware.vcpus + 6 + hardware.virtio_mmio.size());
     for (unsigned i = 0; i < hardware.vcpus; ++i) {
         devices.push_back(processor(i));
     }
@@ -104,7 +118,11 @@ std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     }
     if (hardware.power_button_gsi) {
         devices.push_back(power_button());
-        devices.push_back(power_button_events(*hardware.power_button_gsi));
+        devices.push_back(events("GED0", 0, *hardware.power_button_gsi, kPowerButton));
+    }
+    if (hardware.generation_id) {
+        devices.push_back(generation_id(hardware.generation_id->address));
+        devices.push_back(events("GED1", 1, hardware.generation_id->gsi, kGenerationId));
     }
     for (std::size_t i = 0; i < hardware.virtio_mmio.size(); ++i) {
         devices.push_back(virtio_mmio(i, hardware.virtio_mmio[i]));

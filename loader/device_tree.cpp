@@ -215,6 +215,14 @@ void write_memory_mapped_devices(TreeWriter& tree, const Hardware& hardware) {
                 tree.cells("phandle", {kPowerPhandle});
             });
         }
+        if (hardware.generation_id) {
+            constexpr std::uint64_t kBytes = 16;
+            tree.node(unit("rng", to_integer(hardware.generation_id->address)), [&] {
+                tree.text("compatible", "microsoft,vmgenid");
+                registers(tree, {hardware.generation_id->address, kBytes});
+                interrupt(tree, hardware.generation_id->gsi, InterruptTrigger::kEdge);
+            });
+        }
         for (const VirtioMmioHardware& virtio : hardware.virtio_mmio) {
             tree.node(unit("virtio", to_integer(virtio.registers.base)), [&] {
                 tree.text("compatible", "virtio,mmio");

@@ -31,6 +31,13 @@ struct VirtioMmioHardware {
     InterruptTrigger trigger = InterruptTrigger::kEdge;
 };
 
+/// The identifier by which a guest finds out that it goes on from a snapshot (Microsoft, "Virtual Machine Generation
+/// ID"): 16 bytes of its memory.
+struct GenerationIdHardware {
+    GuestAddress address{}; ///< a multiple of 8, in memory that the guest is not told to use
+    std::uint32_t gsi = 0;  ///< each edge says that the identifier may have changed
+};
+
 /// All addresses come from the caller; ports are I/O ports, one byte wide.
 struct Hardware {
     unsigned vcpus = 1;                   ///< 1 to kMaxVcpus
@@ -47,6 +54,7 @@ struct Hardware {
     std::optional<SerialPortHardware> com1;
     /// The line of the power button: each edge is one press. Only ACPI tables tell of it.
     std::optional<std::uint32_t> power_button_gsi;
+    std::optional<GenerationIdHardware> generation_id;
     std::optional<std::uint16_t> cmos_rtc_port;  ///< the index port; the data port follows it
     std::uint8_t cmos_century_index = 0;         ///< where the clock keeps the century; 0 if it does not
     std::vector<VirtioMmioHardware> virtio_mmio; ///< at most kMaxVirtioMmio

@@ -29,7 +29,9 @@
 #include "vmm/machine/capture.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/first_state.hpp"
+#include "vmm/machine/generation_id.hpp"
 #include "vmm/machine/hardware.hpp"
+#include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/run.hpp"
 
@@ -50,7 +52,7 @@ struct Saved {
 class FromSaved final : public FirstState {
   public:
     /// `saved` outlives it.
-    explicit FromSaved(const Saved& saved) : saved_(saved) {}
+    explicit FromSaved(const Saved& saved, const GoingOn& how) : saved_(saved), how_(how) {}
     [[nodiscard]] const MachineState* state() const noexcept override { return &saved_.state; }
     [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& /*host*/) const override {
         return saved_.state.adopted_page_tables.has_value();
@@ -63,21 +65,23 @@ class FromSaved final : public FirstState {
             EXPECT_TRUE(hardware.ram.memory().copy_in(saved_.state.memory[i].base, saved_.memory[i]));
         }
     }
-    void start(Hardware& hardware) override {
-        restore_clocks_and_interrupts(hardware, saved_.state, kvm::ClockPolicy::kStopped);
+    void start(Hardware& hardware) override { restore_clocks_and_interrupts(hardware, saved_.state, how_); }
+    [[nodiscard]] std::optional<GuestAddress> generation_id_at() const noexcept override {
+        return saved_.state.generation_id_at;
     }
     [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override { return saved_.state.device_tree; }
 
   private:
     const Saved& saved_;
+    GoingOn how_;
 };
 
 /// A machine in parts, as Machine has it, and what its guest says on the serial port.
 class Guest {
   public:
     /// It boots, or goes on from `saved`, which outlives it. Destruction stops it.
-    explicit Guest(Config wanted, const Saved* saved = nullptr)
-        : config_(checked(std::move(wanted), *this)), embedder_({}, stop_), first_(first(saved)),
+    explicit Guest(Config wanted, const Saved* saved = nullptr, const GoingOn& how = {})
+        : config_(checked(std::move(wanted), *this)), embedder_({}, stop_), first_(first(saved, how)),
           hardware_(config_, stop_, embedder_, first_->state()),
           run_(config_, hardware_, *first_, stop_, embedder_, report_, std::chrono::steady_clock::now()) {
         if (config_.prefault.scope == prefault::Scope::kAll) {
@@ -137,9 +141,9 @@ class Guest {
         validate(config);
         return config;
     }
-    [[nodiscard]] std::unique_ptr<FirstState> first(const Saved* saved) const {
+    [[nodiscard]] std::unique_ptr<FirstState> first(const Saved* saved, const GoingOn& how) const {
         if (saved != nullptr) {
-            return std::make_unique<FromSaved>(*saved);
+            return std::make_unique<FromSaved>(*saved, how);
         }
         return std::make_unique<KernelBoot>(config_, stop_);
     }
@@ -345,6 +349,91 @@ TEST_F(Capture, AddedMemoryIsThereInTheOtherMachine) {
     EXPECT_TRUE(second.hardware().ram.memory().copy_out(added.base, there));
     EXPECT_EQ(there, word);
     expect_goes_on(second);
+}
+
+/// The identifier that the guest finds where its tables say.
+GenerationId generation_of(Guest& guest) {
+    return generation_id_in(guest.hardware().ram.memory(), memory_map::kGenerationId.base);
+}
+
+/// True if an interrupt waits in the PIC, which a guest that never asked for interrupts leaves there.
+bool is_told_of_its_generation(Guest& guest) {
+    constexpr unsigned kLine = memory_map::kGenerationIdGsi;
+    const kvm_irqchip slave = kvm::save_vm(guest.hardware().vm).interrupt_controllers.at(KVM_IRQCHIP_PIC_SLAVE);
+    return (slave.chip.pic.irr & 1U << (kLine - 8)) != 0;
+}
+
+TEST_F(Capture, GuestIsOfAnotherGenerationEachTimeItGoesOn) {
+    const Config config = checking_guest(1);
+    Guest booted(config);
+    ASSERT_TRUE(booted.says("pass=1 "));
+    EXPECT_NE(generation_of(booted), GenerationId{});
+    EXPECT_NE(generation_of(booted), generation_of(*std::make_unique<Guest>(config)));
+    EXPECT_FALSE(is_told_of_its_generation(booted));
+    const Saved saved = booted.save();
+    EXPECT_EQ(saved.state.generation_id_at, memory_map::kGenerationId.base);
+    EXPECT_EQ(saved.state.generation_id, generation_of(booted));
+
+    Guest one(config, &saved);
+    Guest twin(config, &saved);
+    for (Guest* const guest : {&one, &twin}) {
+        ASSERT_TRUE(guest->says("pass="));
+        EXPECT_NE(generation_of(*guest), saved.state.generation_id);
+        EXPECT_TRUE(eventually([&] { return is_told_of_its_generation(*guest); }));
+    }
+    EXPECT_NE(generation_of(one), generation_of(twin));
+    const Saved again = one.save();
+    EXPECT_EQ(again.state.generation_id, generation_of(one));
+    Guest next(config, &again);
+    ASSERT_TRUE(next.says("pass="));
+    EXPECT_NE(generation_of(next), again.state.generation_id);
+}
+
+TEST_F(Capture, GuestThatOnlyMovedIsOfTheSameGeneration) {
+    const Config config = checking_guest(1);
+    Saved saved;
+    {
+        Guest booted(config);
+        ASSERT_TRUE(booted.says("pass=1 "));
+        saved = booted.save();
+    }
+    Guest moved(config, &saved, {.generation = GenerationPolicy::kSame});
+    ASSERT_TRUE(moved.says("pass="));
+    EXPECT_EQ(generation_of(moved), saved.state.generation_id);
+    EXPECT_TRUE(eventually([&] { return is_told_of_its_generation(moved); }));
+}
+
+TEST_F(Capture, GuestWithoutAGenerationGoesOnWithoutOne) {
+    const Config config = checking_guest(1);
+    Saved saved;
+    {
+        Guest booted(config);
+        ASSERT_TRUE(booted.says("pass=1 "));
+        saved = booted.save();
+    }
+    const GenerationId before = saved.state.generation_id;
+    saved.state.generation_id_at.reset();
+    saved.state.generation_id = {};
+    Guest guest(config, &saved);
+    expect_goes_on(guest);
+    EXPECT_EQ(generation_of(guest), before) << "what lies there is the guest's own";
+    EXPECT_FALSE(is_told_of_its_generation(guest));
+    EXPECT_EQ(guest.save().state.generation_id_at, std::nullopt);
+}
+
+TEST_F(Capture, GenerationThatIsNotInMemoryIsRefused) {
+    const Config config = checking_guest(1);
+    Saved saved;
+    {
+        Guest booted(config);
+        ASSERT_TRUE(booted.says("pass=1 "));
+        saved = booted.save();
+    }
+    for (const std::uint64_t at : {UINT64_MAX, UINT64_MAX - 7, 16 * kMiB, 16 * kMiB - 8, std::uint64_t{0xdf014}}) {
+        saved.state.generation_id_at = GuestAddress{at};
+        const std::string refusal = error_of([&] { Guest guest(config, &saved); });
+        EXPECT_TRUE(mentions(refusal, "its generation identifier is at " + to_string(GuestAddress{at}))) << refusal;
+    }
 }
 
 TEST_F(Capture, OfAMachineThatRunsOrHasADeviceWithoutStateIsRefused) {

@@ -4,6 +4,7 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -24,6 +25,8 @@
 #include "support/kvm_machine.hpp"
 #include "support/kvm_snapshot.hpp"
 #include "vmm/machine.hpp"
+#include "vmm/machine/generation_id.hpp"
+#include "vmm/machine/memory_map.hpp"
 #include "vmm/vmm.h"
 
 namespace vmm {
@@ -150,6 +153,28 @@ TEST_F(SnapshotTest, OfASnapshotGoesOnAsWell) {
     }
     Running again(restored(guest()));
     expect_goes_on(again);
+}
+
+TEST_F(SnapshotTest, EveryGuestThatGoesOnFromItIsOfAnotherGeneration) {
+    const auto generation_of = [](Running& running) {
+        return running->memory().load<GenerationId>(memory_map::kGenerationId.base);
+    };
+    std::vector<std::optional<GenerationId>> seen;
+    {
+        Running running(guest());
+        ASSERT_TRUE(running.says("pass=2 "));
+        seen.emplace_back(generation_of(running));
+        ASSERT_TRUE(take(running).complete);
+    }
+    for (const RestoreMode mode : {RestoreMode::kFull, RestoreMode::kCow, RestoreMode::kFull, RestoreMode::kCow}) {
+        Config config = restored(guest());
+        config.restore->mode = mode;
+        Running again(config);
+        const auto generation = generation_of(again);
+        EXPECT_EQ(std::ranges::find(seen, generation), seen.end());
+        seen.push_back(generation);
+        expect_goes_on(again);
+    }
 }
 
 TEST_F(SnapshotTest, MemoryThatWasAddedIsAPartOfIt) {

@@ -11,6 +11,7 @@ using devices::AcpiPower;
 Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio,
              CustomDevices& custom, StopRequest& stop, const BoardState& state)
     : com1_line_(vm, memory_map::kCom1Gsi), power_button_line_(vm, memory_map::kPowerButtonGsi),
+      generation_id_line_(vm, memory_map::kGenerationIdGsi),
       serial_(com1_line_, std::move(serial_callbacks), state.serial),
       i8042_([&stop] { stop.request(ExitReason::kReboot); }, state.i8042),
       system_control_(
@@ -62,6 +63,7 @@ loader::Hardware Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma>
     hardware.power_registers = GuestRange{memory_map::kPowerRegisters, AcpiPower::kSize};
     static_assert(AcpiPower::kSleepControlOffset == 0);
     hardware.power_button_gsi = memory_map::kPowerButtonGsi;
+    hardware.generation_id = loader::GenerationIdHardware{memory_map::kGenerationId.base, memory_map::kGenerationIdGsi};
     hardware.com1 = loader::SerialPortHardware{memory_map::kCom1Port, memory_map::kCom1Gsi};
     hardware.cmos_rtc_port = memory_map::kRtcPort;
     hardware.cmos_century_index = devices::Rtc::kCenturyIndex;

@@ -45,6 +45,9 @@ class Board {
     /// Presses the power button once. A guest that was told of it by ACPI may switch itself off then.
     void press_power_button() noexcept { power_button_line_.raise(); }
 
+    /// Interrupts the guest to have it look at its generation identifier.
+    void tell_of_generation_id() noexcept { generation_id_line_.raise(); }
+
     /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices is told of this
     /// board.
     [[nodiscard]] static loader::Hardware describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
@@ -53,6 +56,7 @@ class Board {
   private:
     IrqfdLine com1_line_;
     IrqfdLine power_button_line_;
+    IrqfdLine generation_id_line_;
     devices::SerialPort serial_;
     devices::I8042 i8042_;
     devices::ResetRegister system_control_;

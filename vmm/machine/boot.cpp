@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kvm/host/format.hpp"
+#include "vmm/machine/generation_id.hpp"
 #include "vmm/machine/x86/boot_state.hpp"
 
 namespace vmm {
@@ -40,6 +41,7 @@ void KernelBoot::put_into(Hardware& hardware, Embedder& embedder) {
         Board::describe(config_.vcpus, hardware.ram.describe_nodes(config_.vcpus), hardware.virtio.describe()),
         plan.layout());
     device_tree_ = std::move(loaded.device_tree);
+    write_new_generation_id(hardware.ram.memory(), memory_map::kGenerationId.base);
     const loader::BootEntry& entry = loaded.entry;
     set_boot_state(hardware.vcpus.front(), entry, plan.layout());
     embedder.log(LogLevel::kInfo,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "vmm/machine/first_state.hpp"
 #include "vmm/machine/guest_images.hpp"
 #include "vmm/machine/hardware.hpp"
+#include "vmm/machine/memory_map.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -25,9 +27,12 @@ class KernelBoot final : public FirstState {
     KernelBoot(const Config& config, const StopRequest& stop);
 
     [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
-    /// Writes the kernel, the initrd and all tables to guest memory, sets the first vCPU's registers, and closes the
-    /// files. Throws Error if something does not fit, and what the log throws.
+    /// Writes the kernel, the initrd, all tables and a generation identifier to guest memory, sets the first vCPU's
+    /// registers, and closes the files. Throws Error if something does not fit, and what the log throws.
     void put_into(Hardware& hardware, Embedder& embedder) override;
+    [[nodiscard]] std::optional<GuestAddress> generation_id_at() const noexcept override {
+        return memory_map::kGenerationId.base;
+    }
     [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override { return device_tree_; }
 
   private:

@@ -9,6 +9,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "kvm/x86/saved_vm.hpp"
+#include "vmm/machine/generation_id.hpp"
 
 namespace vmm {
 
@@ -33,6 +34,10 @@ MachineState capture(Hardware& hardware, const Config& config, const FirstState&
     state.boot_memory_bytes = config.memory_bytes;
     if (first.adopts_page_tables(hardware.second_level.host())) {
         state.adopted_page_tables = hardware.second_level.page_tables();
+    }
+    state.generation_id_at = first.generation_id_at();
+    if (state.generation_id_at) {
+        state.generation_id = generation_id_in(hardware.ram.memory(), *state.generation_id_at);
     }
     const std::span<const std::byte> device_tree = first.device_tree();
     state.device_tree.assign(device_tree.begin(), device_tree.end());

@@ -8,7 +8,7 @@
 
 namespace vmm {
 
-/// The state of `hardware`, but for the content of its memory and for the generation identifier. It is for
+/// The state of `hardware`, but for the content of its memory. It is for
 /// MachinePause::look_while_paused(), and memory stays what it is meanwhile. `config` is what the hardware was made of,
 /// and `first` what the guest began with.
 ///

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "kvm/host/guest_address.hpp"
 #include "prefault/x86/second_level_host.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/guest_ram.hpp"
@@ -49,6 +51,9 @@ class FirstState {
 
     /// What is to be done last, before a vCPU runs: clocks and interrupts of a guest that goes on. Throws Error.
     virtual void start(Hardware& /*hardware*/) {}
+
+    /// Where in its memory the guest finds its generation identifier; nothing if it has none. After put_into().
+    [[nodiscard]] virtual std::optional<GuestAddress> generation_id_at() const noexcept = 0;
 
     /// The device tree as the guest was given it; empty if it has none. After put_into().
     [[nodiscard]] virtual std::span<const std::byte> device_tree() const noexcept = 0;

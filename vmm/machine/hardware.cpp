@@ -9,6 +9,7 @@
 
 #include "devices/disk_io.hpp"
 #include "vmm/host/capabilities.hpp"
+#include "vmm/machine/generation_id.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/stop_bridge.hpp"
@@ -86,6 +87,7 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 const GuestMemory& whole_memory(GuestRam& ram, const Config& config, const MachineState* state) {
     if (state != nullptr) {
         map_added_memory(ram, config, *state);
+        check_generation_id(ram.memory(), *state);
     }
     return ram.memory();
 }

@@ -17,7 +17,11 @@ std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes)
     using loader::MemoryKind;
     std::vector<loader::MemoryMapEntry> map{{kLowRam, MemoryKind::kRam}};
     const std::uint64_t high_start = to_integer(kHighRamStart);
-    map.push_back({{kLowRam.end(), high_start - to_integer(kLowRam.end())}, MemoryKind::kReserved});
+    const auto reserve = [&map](GuestAddress from, GuestAddress to) {
+        map.push_back({{from, to_integer(to) - to_integer(from)}, MemoryKind::kReserved});
+    };
+    reserve(kLowRam.end(), kGenerationIdPage.base);
+    reserve(kGenerationIdPage.end(), kHighRamStart);
     for (const GuestRange& ram : ram_layout(memory_bytes)) {
         const std::uint64_t start = std::max(to_integer(ram.base), high_start);
         if (start < to_integer(ram.end())) {

@@ -3,6 +3,7 @@
 //   0x0000'0000   RAM                   boot information, see below
 //   0x0009'fc00   reserved              what a PC keeps for BIOS data and video; backed by memory all the same
 //   0x000c'0000   reserved              the device tree
+//   0x000d'f000   in no map             the generation identifier
 //   0x000e'0000   reserved              ACPI tables, where guests that scan for them look
 //   0x000f'fff0   reserved              the reset vector's stand-in
 //   0x0010'0000   RAM                   up to 3 GiB
@@ -27,7 +28,12 @@ inline constexpr GuestAddress kZeroPage{0x7000};
 inline constexpr GuestRange kStartInfo{GuestAddress{0x8000}, 0x1000};
 inline constexpr GuestRange kCommandLine{GuestAddress{0x10000}, 0x10000};
 inline constexpr GuestRange kLowRam{GuestAddress{0}, 0x9fc00};
-inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x20000}; ///< with what the boot protocol puts before it
+inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x1f000}; ///< with what the boot protocol puts before it
+/// A page of its own, as the specification of the generation identifier wants. The guest's memory map does not have it:
+/// what is called reserved below 1 MiB, Linux lets no driver claim, and the one that finds the identifier by a device
+/// tree has to. No extension ROM is looked for at the identifier itself, whose bytes are random.
+inline constexpr GuestRange kGenerationIdPage{GuestAddress{0xdf000}, 0x1000};
+inline constexpr GuestRange kGenerationId{GuestAddress{to_integer(kGenerationIdPage.base) + 16}, 16};
 inline constexpr GuestRange kAcpiTables{GuestAddress{0xe0000}, 0x1f000};
 inline constexpr GuestAddress kHighRamStart{0x100000};
 
@@ -51,8 +57,10 @@ inline constexpr std::uint16_t kResetControlPorts = 0xcf8; ///< the register its
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
 inline constexpr std::uint32_t kPowerButtonGsi = 9;
+inline constexpr std::uint32_t kGenerationIdGsi = 13; ///< a PC's coprocessor, whose errors are exceptions today
 /// One line for each virtio device. They are not shared, because they are edge-triggered. These are the 24 inputs of
-/// the I/O APIC without those that have fixed uses in a PC (timer, keyboard, cascade, COM1, clock, ACPI, ATA).
+/// the I/O APIC without those that have fixed uses (timer, keyboard, cascade, COM1, clock, power button, generation
+/// identifier).
 inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
                                                            17, 18, 19, 20, 21, 22, 23, 3};
 

@@ -107,8 +107,8 @@ std::deque<kvm::Vcpu> make_vcpus(kvm::Vm& vm, const Config& config, std::span<co
     return vcpus;
 }
 
-void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state, kvm::ClockPolicy policy) {
-    const std::uint64_t elapsed_ns = kvm::elapsed_ns(state.vm, policy);
+void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state, const GoingOn& how) {
+    const std::uint64_t elapsed_ns = kvm::elapsed_ns(state.vm, how.clock);
     std::vector<kvm::Vcpu*> vcpus;
     for (kvm::Vcpu& vcpu : hardware.vcpus) {
         vcpus.push_back(&vcpu);
@@ -121,6 +121,7 @@ void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state
     }
     hardware.board.repeat_interrupts();
     hardware.virtio.go_on();
+    restore_generation_id(hardware.ram.memory(), hardware.board, state.generation_id_at, how.generation);
 }
 
 } // namespace vmm

@@ -11,6 +11,7 @@
 #include "kvm/vm.hpp"
 #include "kvm/x86/saved_vm.hpp"
 #include "vmm/config.hpp"
+#include "vmm/machine/generation_id.hpp"
 #include "vmm/machine/guest_ram.hpp"
 #include "vmm/machine/hardware.hpp"
 #include "vmm/state/machine_state.hpp"
@@ -29,9 +30,15 @@ void map_added_memory(GuestRam& ram, const Config& config, const MachineState& s
                                                std::span<const kvm_cpuid_entry2> offered, const MachineState& state,
                                                std::vector<std::string>& refused);
 
+/// How a guest goes on: as a copy that has stood still, unless something else is said.
+struct GoingOn {
+    kvm::ClockPolicy clock = kvm::ClockPolicy::kStopped;
+    GenerationPolicy generation = GenerationPolicy::kNew;
+};
+
 /// The last thing before the vCPUs of `hardware`, which was made from `state`, run: sets the time stamp counters, the
-/// interrupt controllers, the timer and the clock, and lets the devices go on. All of memory has its content. Once.
-/// Throws Error.
-void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state, kvm::ClockPolicy policy);
+/// interrupt controllers, the timer and the clock, lets the devices go on, and tells the guest of its generation. All
+/// of memory has its content, or gets it when it is touched. Once. Throws Error.
+void restore_clocks_and_interrupts(Hardware& hardware, const MachineState& state, const GoingOn& how);
 
 } // namespace vmm

@@ -103,8 +103,10 @@ void SnapshotStart::finish() {
 
 void SnapshotStart::start(Hardware& hardware) {
     restore_clocks_and_interrupts(hardware, *state(),
-                                  config_.restore->clock == RestoreClock::kRealtime ? kvm::ClockPolicy::kRealtime
-                                                                                    : kvm::ClockPolicy::kStopped);
+                                  {.clock = config_.restore->clock == RestoreClock::kRealtime
+                                                ? kvm::ClockPolicy::kRealtime
+                                                : kvm::ClockPolicy::kStopped,
+                                   .generation = GenerationPolicy::kNew});
 }
 
 } // namespace vmm

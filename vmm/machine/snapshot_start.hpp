@@ -37,6 +37,9 @@ class SnapshotStart final : public FirstState {
     void finish() override;
     void abandon() noexcept override;
     void start(Hardware& hardware) override;
+    [[nodiscard]] std::optional<GuestAddress> generation_id_at() const noexcept override {
+        return snapshot_.state().machine.generation_id_at;
+    }
     [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override {
         return snapshot_.state().machine.device_tree;
     }

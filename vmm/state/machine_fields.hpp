@@ -8,7 +8,7 @@ namespace vmm::machine_fields {
 
 inline constexpr FieldSize kRegions{1, memory_map::kScratchMemslot};
 inline constexpr FieldSize kSerialInputBytes{0, 64 * kKiB};
-inline constexpr FieldSize kDeviceTreeBytes{0, memory_map::kDeviceTree.size};
+inline constexpr FieldSize kDeviceTreeBytes{0, 128 * kKiB};
 inline constexpr std::size_t kMostOriginBytes = 64;
 
 /// `machine` is a MachineState.

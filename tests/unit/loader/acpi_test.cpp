@@ -33,6 +33,7 @@ Hardware full_config(unsigned vcpus) {
     config.reset_value = 6;
     config.com1 = SerialPortHardware{.port = 0x3f8, .gsi = 4};
     config.power_button_gsi = 9;
+    config.generation_id = GenerationIdHardware{.address = GuestAddress{0x3000df010}, .gsi = 13};
     config.cmos_rtc_port = 0x70;
     config.cmos_century_index = 0x32;
     config.virtio_mmio = {
@@ -358,14 +359,32 @@ class AcpiSourceTest : public ::testing::Test {
 TEST_F(AcpiSourceTest, DevicesAreInTheDsdt) {
     const Guest guest{full_config(2)};
     const std::string source = Iasl{guest}.disassemble("DSDT");
-    for (const std::string_view part :
-         {"Device (C000)", "Device (C001)", "\"ACPI0007\"", "EisaId (\"PNP0501\")", "0x03F8", "EisaId (\"PNP0B00\")",
-          "Device (V000)", "Device (V001)", "\"LNRO0005\"", "0xC0001000",
-          "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive",
-          "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive", "Name (\\_S5", "EisaId (\"PNP0C0C\")",
-          "\"ACPI0013\"", "Method (_EVT, 1, NotSerialized)", "Notify (PWRB, 0x80)"}) {
+    for (const std::string_view part : {"Device (C000)",
+                                        "Device (C001)",
+                                        "\"ACPI0007\"",
+                                        "EisaId (\"PNP0501\")",
+                                        "0x03F8",
+                                        "EisaId (\"PNP0B00\")",
+                                        "Device (V000)",
+                                        "Device (V001)",
+                                        "\"LNRO0005\"",
+                                        "0xC0001000",
+                                        "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive",
+                                        "Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive",
+                                        "Name (\\_S5",
+                                        "EisaId (\"PNP0C0C\")",
+                                        "\"ACPI0013\"",
+                                        "Method (_EVT, 1, NotSerialized)",
+                                        "Notify (PWRB, 0x80)",
+                                        "\"VMGENCTR\"",
+                                        "Name (_CID, Package (0x02)",
+                                        "Name (_DDN, \"VM_Gen_Counter\")",
+                                        "Notify (VGEN, 0x80)"}) {
         EXPECT_TRUE(mentions(source, part)) << part << " is not in\n" << source;
     }
+    const std::string place = source.substr(source.find("Name (ADDR, Package (0x02)"), 200);
+    EXPECT_LT(place.find("0x000DF010"), place.find("0x03")) << "the low half comes first:\n" << place;
+    EXPECT_TRUE(mentions(place, "0x03")) << place;
     EXPECT_FALSE(mentions(source, "Device (C002)"));
     EXPECT_FALSE(mentions(source, "Device (V002)"));
 }

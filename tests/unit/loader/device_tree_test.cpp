@@ -47,6 +47,7 @@ Hardware hardware_with(unsigned vcpus, unsigned virtio_devices) {
     hardware.reset_value = 6;
     hardware.power_registers = GuestRange{GuestAddress{0xd0020000}, 3};
     hardware.com1 = SerialPortHardware{.port = 0x3f8, .gsi = 4};
+    hardware.generation_id = GenerationIdHardware{.address = GuestAddress{0x3000df010}, .gsi = 13};
     hardware.cmos_rtc_port = 0x70;
     hardware.cmos_century_index = 0x32;
     for (unsigned i = 0; i < virtio_devices; ++i) {
@@ -266,6 +267,7 @@ TEST(DeviceTree, WhatIsNotThereIsNotToldOf) {
     hardware.com1.reset();
     hardware.cmos_rtc_port.reset();
     hardware.power_registers.reset();
+    hardware.generation_id.reset();
     const Tree tree = tree_of(hardware);
     EXPECT_EQ(tree.paths("/isa@1,0/"), Names{});
     EXPECT_FALSE(tree.has("/chosen", "stdout-path"));
@@ -304,6 +306,13 @@ TEST(DeviceTree, EveryVirtioDeviceHasItsRegistersAndItsLine) {
     EXPECT_EQ(tree.cells("/soc/virtio@d0010000", "interrupts"), (Cells{21, 0}));
 }
 
+TEST(DeviceTree, GenerationIdentifierHasItsPlaceAndItsLine) {
+    const Tree tree = tree_of(hardware_with(1, 0));
+    EXPECT_EQ(tree.names("/soc/rng@3000df010", "compatible"), Names{"microsoft,vmgenid"});
+    EXPECT_EQ(tree.cells("/soc/rng@3000df010", "reg"), (Cells{3, 0xdf010, 0, 16}));
+    EXPECT_EQ(tree.cells("/soc/rng@3000df010", "interrupts"), (Cells{13, 0}));
+}
+
 TEST(DeviceTree, LevelTriggeredLinesAreSo) {
     Hardware hardware = hardware_with(1, 1);
     hardware.virtio_mmio[0].trigger = InterruptTrigger::kLevel;
@@ -325,7 +334,7 @@ TEST(DeviceTree, NodesAreThoseOfMemoryAndVcpus) {
 }
 
 TEST(DeviceTree, OfTheLargestMachineFitsItsPlace) {
-    constexpr std::size_t kRoom = 0x20000; // memory_map::kDeviceTree
+    constexpr std::size_t kRoom = 0x1f000; // memory_map::kDeviceTree
     const auto tree =
         build_device_tree(largest_hardware(), {kMapOnBothSidesOfTheHole, std::string(2047, 'x'), std::nullopt});
     EXPECT_LE(build_setup_dtb(tree).size(), kRoom);
