@@ -5,6 +5,8 @@
 //   device_tool vsock-say PORT TEXT          in the guest: connects to the host, says TEXT, prints what comes back
 //   device_tool unix-ask PATH PORT BYTES N   outside: N connections at once to the guest's port, which echo BYTES each
 //   device_tool unix-answer PATH N           outside: answers N connections of the guest's with what they say
+//   device_tool clock                        in the guest: looks at CLOCK_MONOTONIC every 10 ms, and says CLOCK
+//                                            and its nanoseconds every second; CLOCK-BACK, if it is less than it was
 //   device_tool terminal COLUMNSxROWS TEXT COMMAND...
 //                                            outside: runs COMMAND at a terminal of 80x24, which it prints; makes it
 //                                            COLUMNSxROWS when TEXT is on it
@@ -16,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h> // NOLINT(modernize-deprecated-headers): nanosleep() is POSIX's.
 #include <unistd.h>
 
 #include <array>
@@ -103,6 +106,28 @@ int vsock_say(unsigned port, std::string_view text) {
     ::shutdown(connection, SHUT_WR);
     std::printf("ANSWER %s\n", read_to_end(connection).c_str());
     return 0;
+}
+
+[[noreturn]] void watch_clock() {
+    constexpr long long kNanosecondsOfSecond = 1'000'000'000;
+    constexpr timespec kBetween{.tv_sec = 0, .tv_nsec = 10'000'000};
+    long long last = 0;
+    long long said = 0;
+    for (;;) {
+        timespec time{};
+        ::clock_gettime(CLOCK_MONOTONIC, &time);
+        const long long now = (time.tv_sec * kNanosecondsOfSecond) + time.tv_nsec;
+        if (now < last) {
+            std::printf("CLOCK-BACK from %lld to %lld\n", last, now);
+        }
+        if (now >= said + kNanosecondsOfSecond) {
+            std::printf("CLOCK %lld\n", now);
+            said = now;
+        }
+        std::fflush(stdout);
+        last = now;
+        ::nanosleep(&kBetween, nullptr);
+    }
 }
 
 sockaddr_un unix_address(const char* path) {
@@ -208,6 +233,9 @@ int terminal(const char* size, const std::string& text, char** command) {
 int main(int argc, char** argv) {
     const std::string verb = argc > 1 ? argv[1] : "";
     const auto number = [argv](int index) { return static_cast<unsigned>(std::strtoul(argv[index], nullptr, 10)); };
+    if (verb == "clock" && argc == 2) {
+        watch_clock();
+    }
     if (verb == "vsock-echo" && argc == 3) {
         return vsock_echo(number(2));
     }
