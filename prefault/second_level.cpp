@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <chrono>
 #include <string>
 #include <utility>
@@ -291,6 +292,23 @@ Report SecondLevel::fill(const Options& options, const std::stop_token& stop) {
         prepare(wanted.workers, stop);
     }
     return Fill(*this, wanted, std::move(method), stop).run();
+}
+
+void SecondLevel::begin_pieces(Method method, const std::stop_token& stop) {
+    const bool can_pre_fault = vm_.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
+    piece_method_ = choose_method(method, vcpus_.host(), can_pre_fault).method;
+    prepare(1, stop);
+    vcpus_.begin(kvm::AddressSpace::kNormal, end_of(placement_.ranges), stop);
+    static_cast<void>(vcpus_.take_problem()); // The proof comes later.
+}
+
+bool SecondLevel::fill_piece(GuestRange piece, const std::stop_token& stop) {
+    assert(piece_method_ != Method::kNone);
+    const std::uint64_t page_bytes = certain_page_bytes(memory_.page_size());
+    const bool mapped = piece_method_ == Method::kTouch || vcpus_.pre_fault_chunk(0, piece, page_bytes, stop);
+    return mapped && (piece_method_ == Method::kIoctl ||
+                      vcpus_.touch_chunk(kvm::AddressSpace::kNormal, 0, piece,
+                                         piece_method_ == Method::kTouch ? page_bytes : kSmallPage, stop));
 }
 
 GuestAddress SecondLevel::page_tables() const noexcept {

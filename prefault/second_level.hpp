@@ -50,6 +50,14 @@ class SecondLevel {
     /// progress sink throws.
     Report fill(const Options& options, const std::stop_token& stop = {});
 
+    /// Gets ready for fill_piece(), by `method` of the options. Whatever fill() did in between, it need not be called
+    /// again. Throws Error.
+    void begin_pieces(Method method, const std::stop_token& stop = {});
+    /// Maps `piece`, a part of one region whose pages exist on the host, so that it serves a running guest although the
+    /// rest of memory is not there yet. Nothing is proven: fill() does that, once all is there. Returns false if that
+    /// did not succeed. After begin_pieces(). Throws Error if KVM refuses.
+    bool fill_piece(GuestRange piece, const std::stop_token& stop);
+
     /// Makes the prefault vCPUs that fill() needs for `workers` workers, ahead of it. Throws Error.
     void prepare(unsigned workers, const std::stop_token& stop = {});
 
@@ -78,6 +86,7 @@ class SecondLevel {
     const Placement& placement_;
     PinnedMemory& pins_;
     bool has_smm_;
+    Method piece_method_ = Method::kNone; ///< of fill_piece(); kNone before begin_pieces()
     PrefaultVcpus vcpus_;
 };
 

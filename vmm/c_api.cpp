@@ -304,6 +304,18 @@ int vmm_config_set_restore(vmm_config* config, const char* directory, int mode) 
     });
 }
 
+int vmm_config_set_record_working_set(vmm_config* config, unsigned milliseconds) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        if (!config->config.restore) {
+            throw vmm::Error("cannot record the working set of a snapshot: the machine goes on from none "
+                             "(vmm_config_set_restore())");
+        }
+        config->config.restore->record_working_set = std::chrono::milliseconds(milliseconds);
+        config->config.restore->check();
+    });
+}
+
 int vmm_config_set_pin(vmm_config* config, int pin) {
     return guarded(EINVAL, [&] {
         need(config);

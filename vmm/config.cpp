@@ -44,7 +44,8 @@ void validate_prefault(const Config& config) {
             "cannot fill the second level of system management mode alone: take Config::prefault.scope=all with "
             "Config::prefault.smm");
     }
-    if (options.scope == prefault::Scope::kNone && config.prefault_when == PrefaultWhen::kBackground) {
+    if (options.scope == prefault::Scope::kNone && config.prefault_when == PrefaultWhen::kBackground &&
+        !restores_lazily(config)) {
         throw Error("cannot prefault nothing in the background: take Config::prefault.scope=all or host with "
                     "Config::prefault_when=background");
     }
@@ -142,6 +143,12 @@ void validate_restore(const Config& config) {
             "of warm memory: take Config::page_size=4K or thp without Config::memory_from, or "
             "Config::restore.mode=full");
     }
+    if (restores_lazily(config) && (config.page_size == PageSize::k1G || config.memory_from)) {
+        throw Error(
+            "cannot read the memory of a snapshot when it is touched (Config::restore.mode=lazy) in pages of 1G, "
+            "which come as a whole, or in place of warm memory, which is there: take Config::page_size=4K, thp or "
+            "2M without Config::memory_from, or Config::restore.mode=full");
+    }
     if (!config.devices.empty()) {
         throw Error("cannot go on from a snapshot (Config::restore) with devices of the embedding program "
                     "(Config::devices): their state is not known");
@@ -184,10 +191,28 @@ void RestoreFrom::check() const {
         throw Error("cannot go on from a snapshot without a name (Config::restore.path)");
     }
     refuse_nul(path, "the path of a snapshot");
+    if (record_working_set.count() != 0 && mode != RestoreMode::kLazy) {
+        throw Error(
+            "cannot record what the guest needs first of a snapshot (Config::restore.record_working_set) if all "
+            "of it is there at the start: take Config::restore.mode=lazy");
+    }
+    if (record_working_set.count() < 0 || record_working_set > kLongestRecord) {
+        throw Error("cannot record for " + std::to_string(record_working_set.count()) +
+                    " ms what the guest needs first of a snapshot (Config::restore.record_working_set): 1 to " +
+                    std::to_string(kLongestRecord.count()) + " are possible, and 0 for nothing");
+    }
 }
 
 std::string_view to_string(RestoreMode mode) noexcept {
-    return mode == RestoreMode::kCow ? "cow" : "full";
+    switch (mode) {
+    case RestoreMode::kFull:
+        return "full";
+    case RestoreMode::kCow:
+        return "cow";
+    case RestoreMode::kLazy:
+        return "lazy";
+    }
+    return "unknown";
 }
 
 std::string_view to_string(RestoreClock clock) noexcept {
@@ -210,9 +235,16 @@ std::string_view to_string(HardwareDescription hardware) noexcept {
     return "unknown";
 }
 
+bool restores_lazily(const Config& config) noexcept {
+    return config.restore && config.restore->mode == RestoreMode::kLazy;
+}
+
 Config resolved(Config config) {
     config.pin = prefault::resolved(config.pin, config.prefault.scope);
     config.prefault = prefault::resolved(std::move(config.prefault));
+    if (restores_lazily(config)) {
+        config.prefault_when = PrefaultWhen::kBackground;
+    }
     return config;
 }
 

@@ -149,9 +149,13 @@ struct Config {
     static constexpr const char* kDefaultCommandLine = "console=ttyS0";
 };
 
+/// Whether the guest's memory comes while it runs (RestoreMode::kLazy).
+[[nodiscard]] bool restores_lazily(const Config& config) noexcept;
+
 /// `config` with its derived defaults filled in: prefault::kWorkerPerCpu becomes the number of CPUs that workers may
-/// use, and Pin::kAuto becomes kMlock if anything is populated, else kNone. An explicit choice stays. A Machine does
-/// this with the configuration it is given. Throws Error as prefault::usable_cpu_list().
+/// use, and Pin::kAuto becomes kMlock if anything is populated, else kNone. An explicit choice stays. If the guest's
+/// memory comes while it runs, prefault_when is kBackground. A Machine does this with the configuration it is given.
+/// Throws Error as prefault::usable_cpu_list().
 [[nodiscard]] Config resolved(Config config);
 
 /// Throws Error if `config` asks for what cannot be on any host: texts, sizes, counts, ranges, and choices that exclude

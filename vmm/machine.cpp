@@ -78,8 +78,8 @@ struct Machine::Parts {
 Machine::Parts::Parts(Config wanted, Clock::time_point started)
     : config(validated(std::move(wanted))), shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()),
       stop(*shared_stop), embedder(config.log, stop), first(open_first_state(config, stop)),
-      hardware(config, stop, embedder, first->state(), first->memory_files()), abandon_at_end{*first},
-      report(begin_report(config, hardware)), run(config, hardware, *first, stop, embedder, report, started) {
+      hardware(config, stop, embedder, *first), abandon_at_end{*first}, report(begin_report(config, hardware)),
+      run(config, hardware, *first, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
     }
@@ -119,8 +119,11 @@ prefault::Report Machine::prefault(const prefault::Options& options, const std::
     Parts& parts = *parts_;
     StopBridge bridge(parts.stop);
     const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });
+    if (parts.first->is_lazy()) {
+        parts.first->finish(bridge.token());
+    }
     prefault::Report report = parts.hardware.second_level.fill(options, bridge.token());
-    parts.first->finish();
+    parts.first->finish(bridge.token());
     if (!parts.run.has_begun()) {
         parts.report.prefault = report;
         parts.report.locked_bytes = locked_bytes(); // These are the kernel's own figures.

@@ -88,6 +88,14 @@ std::string_view scope_name(const prefault::Report& prefault) {
     return prefault.ranges.empty() ? to_string(prefault.scope) : "ranges";
 }
 
+Json lazy_json(const LazyReport& lazy) {
+    return {{"chunks", lazy.chunks},
+            {"demanded_chunks", lazy.demanded_chunks},
+            {"working_set_chunks", lazy.working_set_chunks},
+            {"longest_wait_seconds", lazy.longest_wait_seconds},
+            {"seconds_until_loaded", or_null(lazy.seconds_until_loaded)}};
+}
+
 } // namespace
 
 std::string to_json(const RunReport& report) {
@@ -127,6 +135,7 @@ std::string to_json(const RunReport& report) {
                         {"seconds_until_full", or_null(report.seconds_until_full)},
                         {"faults_until_full", or_null(report.faults_until_full)}};
     json["kept"] = report.kept ? kept_json(*report.kept) : Json(nullptr);
+    json["lazy"] = report.lazy ? lazy_json(*report.lazy) : Json(nullptr);
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
                      {"cpu", report.cpu},

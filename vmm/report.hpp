@@ -52,6 +52,8 @@ struct RunReport {
 
     std::optional<prefault::KeptReport> kept; ///< nothing unless Config::prefault_keep
 
+    std::optional<LazyReport> lazy; ///< nothing unless memory came while the guest ran (RestoreMode::kLazy)
+
     double seconds_to_first_instruction = 0;
 
     unsigned vcpus = 0;

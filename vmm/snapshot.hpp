@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -48,16 +49,29 @@ struct SnapshotReport {
     bool refilled = false;
 };
 
+/// How memory came to a guest while it ran (RestoreMode::kLazy). It comes in chunks of 2 MiB.
+struct LazyReport {
+    std::uint64_t chunks = 0;             ///< of the guest's memory
+    std::uint64_t demanded_chunks = 0;    ///< somebody touched before they were there
+    std::uint64_t working_set_chunks = 0; ///< were known to be needed first
+    double longest_wait_seconds = 0;      ///< for one of the demanded chunks, from when it was noticed
+    /// From when memory was mapped until all was there; nothing if the guest ended before.
+    std::optional<double> seconds_until_loaded;
+};
+
 /// How the memory of a snapshot becomes a guest's.
 enum class RestoreMode {
     kFull, ///< it is read, by several threads at once, into memory that is populated as Config says
     kCow,  ///< the file is mapped: pages are read when they are touched, and copied when they are written
+    /// The guest runs at once, and whoever touches memory that is not there yet waits until it is read (userfaultfd).
+    /// The rest is read in the background. Then it is as with kFull: populated, pinned and filled as Config says.
+    kLazy,
 };
 
 /// All of them, in the order in which help lists them.
-inline constexpr std::array kRestoreModes{RestoreMode::kFull, RestoreMode::kCow};
+inline constexpr std::array kRestoreModes{RestoreMode::kFull, RestoreMode::kCow, RestoreMode::kLazy};
 
-/// The name used on the command line: "full", "cow".
+/// The name used on the command line: "full", "cow", "lazy".
 [[nodiscard]] std::string_view to_string(RestoreMode mode) noexcept;
 
 /// What the guest's clocks show after a restore.
@@ -76,6 +90,12 @@ struct RestoreFrom {
     std::string path{}; ///< the snapshot's directory
     RestoreMode mode = RestoreMode::kFull;
     RestoreClock clock = RestoreClock::kStopped;
+    /// With kLazy: for so long after the start only memory that is touched is read, and what that was is kept with the
+    /// snapshot as its working set, which a later restore by kLazy reads first. 0: nothing is recorded; at most an
+    /// hour.
+    std::chrono::milliseconds record_working_set{0};
+
+    static constexpr std::chrono::milliseconds kLongestRecord{3'600'000};
 
     /// Throws Error if it asks for what no host can give.
     void check() const;

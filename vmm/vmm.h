@@ -33,8 +33,9 @@ enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM, VMM_PIN_AUTO };
 #define VMM_WORKER_PER_CPU 0xffffffffU /* for vmm_config_set_prefault(): one for each CPU */
 enum vmm_exit { VMM_EXIT_POWER_OFF, VMM_EXIT_REBOOT, VMM_EXIT_CRASH, VMM_EXIT_SIGNAL, VMM_EXIT_STOPPED };
 enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE_ENDED };
-/* How the memory of a snapshot becomes a guest's: it is read, or its file is mapped and copied as it is written. */
-enum vmm_restore { VMM_RESTORE_FULL, VMM_RESTORE_COW };
+/* How the memory of a snapshot becomes a guest's: it is read, its file is mapped and copied as it is written, or it is
+ * read while the guest runs. */
+enum vmm_restore { VMM_RESTORE_FULL, VMM_RESTORE_COW, VMM_RESTORE_LAZY };
 enum vmm_trigger { VMM_TRIGGER_EDGE, VMM_TRIGGER_LEVEL };
 enum vmm_space { VMM_SPACE_PORT_IO, VMM_SPACE_MMIO };
 
@@ -78,7 +79,10 @@ VMM_API int vmm_config_set_initrd_image(vmm_config* config, const void* data, si
 /* The machine goes on from the snapshot in this directory instead of booting. The rest of the configuration is that of
  * the machine that was saved. NULL or "": it boots. */
 VMM_API int vmm_config_set_restore(vmm_config* config, const char* directory, int mode); /* enum vmm_restore */
-VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size);    /* enum vmm_page_size */
+/* With VMM_RESTORE_LAZY, after vmm_config_set_restore(): so long only memory that is touched is read, and which that
+ * was is kept with the snapshot for later restores. 0, the default: nothing is recorded; at most 3,600,000. */
+VMM_API int vmm_config_set_record_working_set(vmm_config* config, unsigned milliseconds);
+VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
 /* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
 VMM_API int vmm_config_set_cpu(vmm_config* config, const char* cpu);

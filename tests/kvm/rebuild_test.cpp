@@ -82,7 +82,7 @@ class Guest {
     /// It boots, or goes on from `saved`, which outlives it. Destruction stops it.
     explicit Guest(Config wanted, const Saved* saved = nullptr, const GoingOn& how = {})
         : config_(checked(std::move(wanted), *this)), embedder_({}, stop_), first_(first(saved, how)),
-          hardware_(config_, stop_, embedder_, first_->state()),
+          hardware_(config_, stop_, embedder_, *first_),
           run_(config_, hardware_, *first_, stop_, embedder_, report_, std::chrono::steady_clock::now()) {
         if (config_.prefault.scope == prefault::Scope::kAll) {
             hardware_.second_level.prepare();

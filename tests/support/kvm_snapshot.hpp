@@ -31,7 +31,7 @@ class Running {
                 output_ += static_cast<char>(byte);
             }
         };
-        config.started = [this] { started_.set_value(); };
+        config.started = [this] { note_started(); };
         machine_.emplace(std::move(config));
         if (machine_->report().prefault_when == PrefaultWhen::kBefore) {
             filled_ = machine_->prefault();
@@ -41,7 +41,7 @@ class Running {
                 reason_ = machine_->run();
             } catch (const Error& error) {
                 failure_ = error.what();
-                started_.set_value();
+                note_started();
             }
         });
         started_.get_future().wait();
@@ -81,18 +81,29 @@ class Running {
         EXPECT_EQ(failure_, "");
         return machine_->report();
     }
+    /// Waits until the run has failed, and says why.
+    std::string failure() {
+        thread_.join();
+        return failure_;
+    }
     RunReport stop() {
         machine_->request_stop();
         return end();
     }
 
   private:
+    /// Or it has failed, before or after.
+    void note_started() {
+        std::call_once(once_, [this] { started_.set_value(); });
+    }
+
     mutable std::mutex lock_;
     std::string output_;
     std::optional<Machine> machine_;
     prefault::Report filled_;
     ExitReason reason_ = ExitReason::kStopped;
     std::string failure_;
+    std::once_flag once_;
     std::promise<void> started_;
     std::thread thread_;
 };

@@ -11,6 +11,7 @@
 #include "devices/disk_io.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/user_fault_fd.hpp"
 #include "kvm/system.hpp"
 #include "kvm/vm.hpp"
 #include "prefault/host/cpu_list.hpp"
@@ -230,6 +231,14 @@ void examine_disk_io(std::vector<Finding>& findings) {
                                        : Finding{Verdict::kAdvice, "disk I/O", "by threads, which is slower", why_not});
 }
 
+/// Finds out by trying.
+void examine_lazy_restore(std::vector<Finding>& findings) {
+    const std::string problem = UserFaultFd::problem();
+    findings.push_back(problem.empty()
+                           ? Finding{Verdict::kGood, "snapshots", "memory can come while the guest runs", ""}
+                           : Finding{Verdict::kAdvice, "snapshots", "without --restore-mode=lazy", problem});
+}
+
 } // namespace
 
 std::vector<Finding> examine_host() {
@@ -249,6 +258,7 @@ std::vector<Finding> examine_host(const SettingsSources& sources) {
     examine_open_files(findings);
     examine_processors(sources, findings);
     examine_disk_io(findings);
+    examine_lazy_restore(findings);
     examine_what_can_be_read(sources, findings);
     const std::vector<Finding> settings = examine_settings(sources);
     findings.insert(findings.end(), settings.begin(), settings.end());

@@ -64,8 +64,10 @@ void choose_keeper(const Given& given, RunCommand& run) {
 /// Throws Error.
 void choose_restore(const Given& given, RunCommand& run) {
     if (given.restore.empty()) {
-        if (given.restore_mode || given.restore_clock) {
-            throw Error("--restore-mode and --restore-clock say how --restore goes on: give that, too");
+        if (given.restore_mode || given.restore_clock || given.record_working_set_ms != 0) {
+            throw Error(
+                "--restore-mode, --restore-clock and --record-working-set say how --restore goes on: give that, "
+                "too");
         }
         return;
     }
@@ -76,6 +78,8 @@ void choose_restore(const Given& given, RunCommand& run) {
     restore.path = given.restore;
     restore.mode = given.restore_mode.value_or(restore.mode);
     restore.clock = given.restore_clock.value_or(restore.clock);
+    restore.record_working_set = std::chrono::milliseconds(given.record_working_set_ms);
+    restore.check();
 }
 
 } // namespace
@@ -85,13 +89,13 @@ RunCommand run_command_of(const Given& given) {
         throw Error("--quiet and --verbose exclude each other");
     }
     RunCommand run = given.run;
+    choose_restore(given, run);
     run.config = resolved(std::move(run.config));
     connect_stdio(given, run);
     static_cast<void>(CpuModel::parse(run.config.cpu, run.config.nested));
     validate_balloon(run.config);
     choose_hardware_description(given, run);
     choose_keeper(given, run);
-    choose_restore(given, run);
     if (!run.api.empty() && run.api_fd) {
         throw Error("--api and --api-fd exclude each other: there is one control socket");
     }

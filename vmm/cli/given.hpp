@@ -18,6 +18,7 @@ struct Given {
     std::string restore; ///< a snapshot; empty: none
     std::optional<RestoreMode> restore_mode;
     std::optional<RestoreClock> restore_clock;
+    unsigned record_working_set_ms = 0;
     unsigned verbosity = 0;
     bool quiet = false;
     PoolCommand pool;

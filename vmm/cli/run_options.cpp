@@ -297,8 +297,8 @@ std::vector<Option> restore_options() {
             .setting("restore")
             .only_in({Place::kRun}),
         choice<RestoreMode>("--restore-mode", {kRestoreModes.begin(), kRestoreModes.end()},
-                            "How its memory becomes the guest's: all of it is read, or pages are mapped, and copied "
-                            "when they are written",
+                            "How its memory becomes the guest's: all of it is read; or pages are mapped, and copied "
+                            "when they are written; or it is read while the guest runs, what is touched first",
                             [](Given& given, RestoreMode mode) { given.restore_mode = mode; })
             .setting("restore.mode")
             .with_standard(std::string(to_string(RestoreFrom{}.mode)))
@@ -308,6 +308,13 @@ std::vector<Option> restore_options() {
                              [](Given& given, RestoreClock clock) { given.restore_clock = clock; })
             .setting("restore.clock")
             .with_standard(std::string(to_string(RestoreFrom{}.clock)))
+            .only_in({Place::kRun}),
+        number(
+            "--record-working-set", {1, static_cast<unsigned>(RestoreFrom::kLongestRecord.count())},
+            "With --restore-mode=lazy: for so many milliseconds read only what is touched, and keep with the snapshot "
+            "what that was: later restores read it first",
+            [](Given& given, unsigned milliseconds) { given.record_working_set_ms = milliseconds; })
+            .setting("restore.record_working_set")
             .only_in({Place::kRun}),
     };
 }

@@ -4,12 +4,14 @@
 #include <cstddef>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <vector>
 
 #include "kvm/host/guest_address.hpp"
 #include "prefault/x86/second_level_host.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/guest_ram.hpp"
+#include "vmm/snapshot.hpp"
 
 namespace vmm {
 
@@ -18,7 +20,7 @@ struct MachineState;
 
 /// What puts the first state into a machine's hardware: the boot of a kernel, or a snapshot. It is opened before there
 /// is hardware, so that what is missing is refused at once. Then put_into() is called once, and finish() before the
-/// guest runs.
+/// guest runs, unless it is_lazy().
 ///
 /// Threads: one, but for finish().
 class FirstState {
@@ -34,6 +36,11 @@ class FirstState {
     /// The files that are its memory; none: memory is new.
     [[nodiscard]] virtual std::vector<FileRange> memory_files() const { return {}; }
 
+    /// Guest memory is mapped, and nobody has touched it yet. Once, before all below. Throws Error.
+    virtual void note_memory(const GuestRam& /*ram*/, Embedder& /*embedder*/) {}
+    /// Nobody touches that memory any more, nor will. Nothing of it is used afterwards.
+    virtual void let_go_of_memory() noexcept {}
+
     /// True if the guest goes on with the page tables of the prefault vCPUs. Without a second level in hardware, what
     /// they filled belongs to these tables; a guest that says so (the built-in one does) adopts them.
     [[nodiscard]] virtual bool adopts_page_tables(const prefault::SecondLevelHost& host) const = 0;
@@ -42,15 +49,23 @@ class FirstState {
     /// adopts_page_tables(). Throws Error, and what the log throws.
     virtual void put_into(Hardware& hardware, Embedder& embedder) = 0;
 
-    /// Waits until all of guest memory has its content. Until then only what keeps the content of memory may touch it,
-    /// as a prefault does. It may be called again. Throws Error: it could not be had. Threads: any.
-    virtual void finish() {}
+    /// Whether the guest may run before all of its memory has its content, because whoever touches a page waits for it.
+    /// Such memory is not filled before finish().
+    [[nodiscard]] virtual bool is_lazy() const noexcept { return false; }
 
-    /// Ends what finish() waits for. Nothing of `hardware` is used afterwards.
+    /// Waits until all of guest memory has its content. Until then only what keeps the content of memory may touch it,
+    /// as a prefault does. It may be called again. Throws Error: it could not be had; StoppedError: `stop` was
+    /// requested. Threads: any.
+    virtual void finish(const std::stop_token& /*stop*/ = {}) {}
+
+    /// Ends what finish() waits for. Nothing of `hardware` but its memory is used afterwards.
     virtual void abandon() noexcept {}
 
     /// What is to be done last, before a vCPU runs: clocks and interrupts of a guest that goes on. Throws Error.
     virtual void start(Hardware& /*hardware*/) {}
+
+    /// How memory came; nothing unless it is_lazy().
+    [[nodiscard]] virtual std::optional<LazyReport> lazy_report() const { return std::nullopt; }
 
     /// Where in its memory the guest finds its generation identifier; nothing if it has none. After put_into().
     [[nodiscard]] virtual std::optional<GuestAddress> generation_id_at() const noexcept = 0;

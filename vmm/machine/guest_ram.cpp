@@ -109,7 +109,8 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vecto
     }
     // The kernel reserves pages of the pool for a mapping, but it reserves neither those of one node nor those of a
     // control group. A process that is confined to some nodes from outside (numactl, cpuset) is as good as bound.
-    if (is_from_pool(config.page_size) &&
+    // Pages that come one by one are asked for one by one, and whoever does that is told of a shortage.
+    if (is_from_pool(config.page_size) && !restores_lazily(config) &&
         (binds_to_nodes(policy_) || prefault::is_confined(topology_) ||
          prefault::read_huge_page_cgroup_limit(certain_page_bytes(config.page_size)).has_value())) {
         prefault::Workforce workforce;

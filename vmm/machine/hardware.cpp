@@ -9,6 +9,7 @@
 
 #include "devices/disk_io.hpp"
 #include "vmm/host/capabilities.hpp"
+#include "vmm/machine/first_state.hpp"
 #include "vmm/machine/generation_id.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/rebuild.hpp"
@@ -46,7 +47,7 @@ DeviceServices device_services(const Config& config, CharacterConsole* console, 
     if (console != nullptr) {
         services.console = console->callbacks();
     }
-    if (config.pin == prefault::Pin::kLongterm) {
+    if (config.pin == prefault::Pin::kLongterm && !restores_lazily(config)) { // A buffer's pages are all there.
         services.pinned_memory = [&ram] { return buffers_of(ram.memory()); };
     }
     return services;
@@ -58,13 +59,13 @@ kvm::System open_checked_system(const Config& config) {
     return system;
 }
 
-GuestRam create_ram(const Config& config, const StopRequest& stop, std::vector<FileRange> files) {
+GuestRam create_ram(const Config& config, const StopRequest& stop, const FirstState& first) {
     if (is_from_pool(config.page_size) || config.memory_from) {
         // To raise a pool may take long, and so may populating, and a pool of warm memory may not answer.
         const StopBridge bridge(stop);
-        return {config, bridge.token(), std::move(files)};
+        return {config, bridge.token(), first.memory_files()};
     }
-    return {config, {}, std::move(files)};
+    return {config, {}, first.memory_files()};
 }
 
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
@@ -84,11 +85,12 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 }
 
 /// Guest memory, with what was added to it before its state was saved.
-const GuestMemory& whole_memory(GuestRam& ram, const Config& config, const MachineState* state) {
-    if (state != nullptr) {
-        map_added_memory(ram, config, *state);
-        check_generation_id(ram.memory(), *state);
+const GuestMemory& whole_memory(GuestRam& ram, const Config& config, FirstState& first, Embedder& embedder) {
+    if (first.state() != nullptr) {
+        map_added_memory(ram, config, *first.state());
+        check_generation_id(ram.memory(), *first.state());
     }
+    first.note_memory(ram, embedder); // KVM touches it as soon as it has the registers of vCPUs.
     return ram.memory();
 }
 
@@ -119,13 +121,16 @@ std::vector<kvm_cpuid_entry2> GuestCpuid::most() const {
     return guest_cpuid(supported_, config_.vcpus, 0, tsc_deadline_);
 }
 
-Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state,
-                   std::vector<FileRange> files)
+Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first)
+    : Hardware(config, stop, embedder, first, first.state()) {}
+
+Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first,
+                   const MachineState* state)
     : virtio_console(make_virtio_console(config, stop)),
       virtio_devices(make_virtio_devices(config, device_services(config, virtio_console.get(), ram, embedder),
                                          state != nullptr ? &state->virtio : nullptr)),
-      system(open_checked_system(config)), ram(create_ram(config, stop, std::move(files))),
-      vm(create_vm(system, whole_memory(ram, config, state))),
+      system(open_checked_system(config)), ram(create_ram(config, stop, first)), memory_use{first},
+      vm(create_vm(system, whole_memory(ram, config, first, embedder))),
       serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }),
       virtio(vm, ram.memory(), std::move(virtio_devices.devices), state != nullptr ? &state->virtio : nullptr),
       custom(vm, ram.memory(), config.devices,

@@ -16,6 +16,7 @@
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/fault_counters.hpp"
+#include "vmm/machine/first_state.hpp"
 #include "vmm/machine/guest_ram.hpp"
 #include "vmm/machine/machine_second_level.hpp"
 #include "vmm/machine/virtio_devices.hpp"
@@ -49,12 +50,11 @@ class GuestCpuid {
 /// The members stand in the order they depend on each other: memory outlives the VM, and the VM outlives its vCPUs.
 /// Threads: those of each member.
 struct Hardware {
-    /// `config` is valid and resolved. It, `stop` and `embedder` outlive the hardware. With `state`, which may come
+    /// `config` is valid and resolved. It and the others outlive the hardware. If `first` has a state, which may come
     /// from anywhere, devices and vCPUs are as it says, and memory is as large; its clocks and interrupt controllers
-    /// are set last (restore_clocks_and_interrupts()). Where there are `files` they are its memory. Throws Error, also
-    /// if `state` is that of another machine than `config` describes; and what a DeviceConfig::make throws.
-    Hardware(const Config& config, StopRequest& stop, Embedder& embedder, const MachineState* state = nullptr,
-             std::vector<FileRange> files = {});
+    /// are set last (restore_clocks_and_interrupts()). Throws Error, also if the state is that of another machine than
+    /// `config` describes; and what a DeviceConfig::make throws.
+    Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first);
     Hardware(const Hardware&) = delete;
     Hardware& operator=(const Hardware&) = delete;
 
@@ -62,6 +62,11 @@ struct Hardware {
     VirtioSet virtio_devices;                         ///< the devices themselves until `virtio` has them
     kvm::System system;
     GuestRam ram;
+    /// Whoever gives memory its content ends that when nobody can touch it any more.
+    struct MemoryUse {
+        ~MemoryUse() { first.let_go_of_memory(); }
+        FirstState& first;
+    } memory_use;
     kvm::Vm vm;
     CharacterConsole serial_console;
     VirtioDevices virtio;
@@ -72,6 +77,9 @@ struct Hardware {
     std::deque<kvm::Vcpu> vcpus;                ///< a deque: a vCPU's address never changes
     FaultCounters faults;
     MachineSecondLevel second_level;
+
+  private:
+    Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first, const MachineState* state);
 };
 
 } // namespace vmm

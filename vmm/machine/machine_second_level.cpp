@@ -75,6 +75,18 @@ std::optional<prefault::Report> MachineSecondLevel::refill(const prefault::Optio
     return logs_dirty_pages_ ? std::nullopt : std::optional(fill_locked(options, stop));
 }
 
+void MachineSecondLevel::begin_pieces(const std::stop_token& stop) {
+    const std::lock_guard hold(lock_);
+    add_memslots_of_smm();
+    second_level_.begin_pieces(config_.prefault.method, stop);
+    fills_pieces_ = true;
+}
+
+bool MachineSecondLevel::fill_piece(GuestRange piece, const std::stop_token& stop) {
+    const std::unique_lock hold(lock_, std::try_to_lock);
+    return hold && fills_pieces_ && !logs_dirty_pages_ && second_level_.fill_piece(piece, stop);
+}
+
 prefault::Report MachineSecondLevel::fill_locked(const prefault::Options& options, const std::stop_token& stop) {
     if (options.scope == prefault::Scope::kAll) {
         add_memslots_of_smm();

@@ -44,6 +44,13 @@ class MachineSecondLevel {
     /// As fill(), unless dirty logging is on: then it returns nothing, and touches nothing. Throws Error.
     std::optional<prefault::Report> refill(const prefault::Options& options, const std::stop_token& stop);
 
+    /// Gets ready for fill_piece(): makes a prefault vCPU, by the method of the configuration. Throws Error.
+    void begin_pieces(const std::stop_token& stop);
+    /// Maps `piece`, a part of one region, whose pages exist on the host. It never waits for another call: it returns
+    /// false, with nothing done, while there is one, while dirty pages are logged, and before begin_pieces(). Throws
+    /// Error.
+    bool fill_piece(GuestRange piece, const std::stop_token& stop);
+
     /// How much KVM maps if nothing is missing, by the fills until now; 0 if there was none of all memory, or if it was
     /// stopped. A fill that was not proven complete counts as if it had been. Never waits for another call.
     [[nodiscard]] std::uint64_t full_bytes() const noexcept { return full_bytes_.load(); }
@@ -117,6 +124,7 @@ class MachineSecondLevel {
     std::size_t smm_memslots_ = 0; ///< how many regions are memslots of system management mode, too
     std::atomic<std::uint64_t> full_bytes_{0};
     bool full_bytes_is_proven_ = false; ///< a fill that was complete has counted as much
+    bool fills_pieces_ = false;
     std::atomic<bool> logs_dirty_pages_{false};
     std::atomic<unsigned> dirty_log_switches_{0};
     std::unique_ptr<WriteLog> own_writes_; ///< a device may still mark pages in it after the log has ended by a failure

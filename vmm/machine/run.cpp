@@ -56,7 +56,9 @@ ExitReason Run::execute() {
         const std::lock_guard hold(counting_);
         hardware_.faults.reset();
     }
-    first_.finish();
+    if (!first_.is_lazy()) {
+        first_.finish();
+    }
     std::deque<VcpuThread> threads;
     try {
         run_threads(threads);
@@ -114,7 +116,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         hardware_.second_level.note_guest_runs();
         start.count_down(); // This waits until every thread exists: a guest that has begun cannot be taken back.
         if (config_.prefault_when == PrefaultWhen::kBackground) {
-            background.emplace(hardware_.second_level, background_options(), stop_, [this] { note_full(); });
+            background.emplace(first_, hardware_.second_level, background_options(), stop_, [this] { note_full(); });
         }
         if (config_.prefault_keep) {
             keeper.emplace(config_, hardware_.second_level, hardware_.faults, stop_, embedder_);
@@ -277,6 +279,7 @@ void Run::note_end(const std::deque<VcpuThread>& threads) {
     report_.second_level_faults = hardware_.faults.counts();
     report_.exits = hardware_.faults.exits();
     report_.mapped = hardware_.second_level.mapped_at_rest();
+    report_.lazy = first_.lazy_report();
     for (std::size_t i = 0; i < threads.size(); ++i) {
         if (report_.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
             const kvm::Vcpu& vcpu = hardware_.vcpus[i];

@@ -1,21 +1,72 @@
 #include "vmm/machine/snapshot_start.hpp"
 
+#include <algorithm>
+#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stoppable_read.hpp"
 #include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/state/memory_file.hpp"
-#include "vmm/state/snapshot_files.hpp"
+#include "vmm/state/working_set.hpp"
 
 namespace vmm {
 
 SnapshotStart::SnapshotStart(const Config& config, const StopRequest& stop)
-    : config_(config), stop_(stop), snapshot_(config.restore.value().path) {
+    : config_(config), stop_(stop), snapshot_(config.restore.value().path), memory_(snapshot_.memory()) {
     check_machine();
+    if (restores_lazily(config)) {
+        lazy_.emplace(memory_, certain_page_bytes(config.page_size), lazy_settings());
+    }
+}
+
+LazyMemory::Settings SnapshotStart::lazy_settings() {
+    constexpr unsigned kMostDemandThreads = 4; // Each access that waits is of one vCPU or one device.
+    LazyMemory::Settings settings;
+    settings.demand_threads = std::min(config_.vcpus, kMostDemandThreads);
+    settings.workers = config_.prefault.workers;
+    settings.record_for = config_.restore->record_working_set;
+    if (settings.record_for.count() == 0) {
+        try {
+            settings.working_set = read_working_set(snapshot_);
+        } catch (const Error& error) { // It is advice.
+            working_set_problem_ = error.what();
+        }
+    }
+    settings.recorded = [this](const WorkingSet& set) {
+        try {
+            write_working_set(snapshot_, set);
+            embedder_->log(LogLevel::kInfo,
+                           vmm::format("the working set of the snapshot {} is {} of {} chunks", config_.restore->path,
+                                       set.size(), snapshot_.layout().chunks()));
+        } catch (const Error& error) { // The guest does not need it.
+            embedder_->warn(error.what());
+        }
+    };
+    settings.failed = [this](std::exception_ptr why) {
+        try {
+            std::rethrow_exception(why);
+        } catch (const std::exception& error) {
+            embedder_->warn(std::string("the guest cannot go on without memory that cannot be had: ") + error.what());
+        } catch (...) { // note_failure() has it.
+        }
+        embedder_->note_failure(std::move(why));
+    };
+    return settings;
+}
+
+void SnapshotStart::note_memory(const GuestRam& ram, Embedder& embedder) {
+    embedder_ = &embedder;
+    if (!working_set_problem_.empty()) {
+        embedder.log(LogLevel::kWarning, working_set_problem_);
+    }
+    if (lazy_) {
+        lazy_->serve(ram);
+    }
 }
 
 void SnapshotStart::abandon() noexcept {
@@ -23,6 +74,20 @@ void SnapshotStart::abandon() noexcept {
         bridge_->request_stop();
         reading_.join();
     }
+    if (lazy_) {
+        lazy_->abandon();
+    }
+}
+
+void SnapshotStart::let_go_of_memory() noexcept {
+    abandon();
+    if (lazy_) {
+        lazy_->let_go();
+    }
+}
+
+std::optional<LazyReport> SnapshotStart::lazy_report() const {
+    return lazy_ ? std::optional(lazy_->report()) : std::nullopt;
 }
 
 /// The devices compare themselves when they are made.
@@ -79,6 +144,11 @@ void SnapshotStart::put_into(Hardware& hardware, Embedder& embedder) {
         return;
     }
     bridge_.emplace(stop_);
+    if (lazy_) {
+        const bool fills = config_.prefault.scope == prefault::Scope::kAll && config_.prefault.ranges.empty();
+        lazy_->load(fills ? &hardware.second_level : nullptr, bridge_->token());
+        return;
+    }
     std::packaged_task<void()> task([this, &ram = hardware.ram] { read(ram); });
     done_ = task.get_future().share();
     reading_ = start_thread("the memory of a snapshot",
@@ -86,17 +156,16 @@ void SnapshotStart::put_into(Hardware& hardware, Embedder& embedder) {
 }
 
 void SnapshotStart::read(const GuestRam& ram) const {
-    const MemoryFile file{.fd = snapshot_.memory_fd(),
-                          .name = (snapshot_.directory() / snapshot_files::kMemory).string()};
     const MemoryMovers movers{.workers = config_.prefault.workers};
-    if (!read_memory(ram.memory(), ram.placement(), snapshot_.layout(), snapshot_.state().memory.value(), file, movers,
-                     bridge_->token())) {
-        throw Error("cannot go on from the snapshot " + config_.restore->path + ": a stop was requested");
+    if (!read_memory(ram.memory(), ram.placement(), memory_, movers, bridge_->token())) {
+        throw StoppedError("cannot go on from the snapshot " + config_.restore->path + ": a stop was requested");
     }
 }
 
-void SnapshotStart::finish() {
-    if (done_.valid()) {
+void SnapshotStart::finish(const std::stop_token& stop) {
+    if (lazy_) {
+        lazy_->wait(stop);
+    } else if (done_.valid()) {
         done_.get();
     }
 }

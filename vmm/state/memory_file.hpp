@@ -15,15 +15,9 @@
 #include "prefault/host/placement.hpp"
 #include "vmm/state/memory_index.hpp"
 #include "vmm/state/memory_layout.hpp"
+#include "vmm/state/memory_source.hpp"
 
 namespace vmm {
-
-/// The file as it is open. Both descriptors are loans.
-struct MemoryFile {
-    int fd = -1;
-    int direct_fd = -1; ///< the same with O_DIRECT; -1: its file system has none
-    std::string name;   ///< for messages
-};
 
 /// Who moves memory, and who is told.
 struct MemoryMovers {
@@ -68,9 +62,8 @@ class MemoryWriter {
 };
 
 /// Reads guest memory back. Chunks that are holes are left alone: memory is zero there already. Each chunk is compared
-/// with its checksum. Returns false if `stop` was requested. Throws Error: the file cannot be read, or is damaged.
+/// with its checksum. Returns false if `stop` was requested. Throws Error: a file cannot be read, or is damaged.
 [[nodiscard]] bool read_memory(const GuestMemory& memory, const prefault::Placement& placement,
-                               const MemoryLayout& layout, const MemoryIndex& index, const MemoryFile& file,
-                               const MemoryMovers& movers, const std::stop_token& stop);
+                               const MemorySource& source, const MemoryMovers& movers, const std::stop_token& stop);
 
 } // namespace vmm

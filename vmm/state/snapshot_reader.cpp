@@ -126,7 +126,9 @@ UniqueFd open_checked_memory(int directory_fd, const std::filesystem::path& dire
 SnapshotReader::SnapshotReader(const std::filesystem::path& directory)
     : directory_(directory), fd_(open_directory(directory_)), state_(read_state(fd_.get(), directory_)),
       layout_(state_.machine.memory), config_(read_config(fd_.get(), directory_)),
-      memory_(open_checked_memory(fd_.get(), directory_, layout_)) {}
+      memory_(open_checked_memory(fd_.get(), directory_, layout_)), files_{{.fd = memory_.get(),
+                                                                            .name = directory_ /
+                                                                                    snapshot_files::kMemory}} {}
 
 UniqueFd SnapshotReader::open_memory(int flags) const {
     UniqueFd file(::openat(fd_.get(), snapshot_files::kMemory, O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags));

@@ -3,9 +3,11 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/state/memory_layout.hpp"
+#include "vmm/state/memory_source.hpp"
 #include "vmm/state/snapshot_state.hpp"
 
 namespace vmm {
@@ -26,11 +28,15 @@ class SnapshotReader {
     [[nodiscard]] const MemoryLayout& layout() const noexcept { return layout_; }
     /// The text of config.json: what the machine was configured with. At most 1 MiB, and nothing else is checked.
     [[nodiscard]] const std::string& config() const noexcept { return config_; }
-    /// The memory file, on loan, open to read.
+    /// Its own memory file, on loan, open to read.
     [[nodiscard]] int memory_fd() const noexcept { return memory_.get(); }
     /// The same, opened once more with `flags` beside O_RDONLY, such as O_DIRECT. Nothing if the file system has no
     /// such files. Throws Error.
     [[nodiscard]] UniqueFd open_memory(int flags) const;
+    /// All of memory, wherever it is. It refers to this object.
+    [[nodiscard]] MemorySource memory() const noexcept { return {layout_, *state_.memory, files_}; }
+    /// The directory, on loan.
+    [[nodiscard]] int directory_fd() const noexcept { return fd_.get(); }
 
   private:
     std::filesystem::path directory_;
@@ -39,6 +45,7 @@ class SnapshotReader {
     MemoryLayout layout_;
     std::string config_;
     UniqueFd memory_;
+    std::vector<MemoryFile> files_;
 };
 
 } // namespace vmm

@@ -76,7 +76,7 @@ struct MemoryFileTest : ::testing::Test {
         writer.emplace(guest.memory, guest.placement, layout, file, movers);
     }
     [[nodiscard]] bool read_into(const Guest& other, const std::stop_token& stop = {}) const {
-        return read_memory(other.memory, other.placement, layout, writer->index(), file, movers, stop);
+        return read_memory(other.memory, other.placement, {layout, writer->index(), std::span(&file, 1)}, movers, stop);
     }
 };
 

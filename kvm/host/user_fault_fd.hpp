@@ -1,0 +1,57 @@
+// Memory of this process whose pages another thread provides when they are first touched.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "kvm/host/unique_fd.hpp"
+
+namespace vmm {
+
+/// A userfaultfd (Documentation/admin-guide/mm/userfaultfd.rst). Whoever touches a page of watched memory that is not
+/// there waits, in user space or in the kernel (KVM, io_uring), until the page is provided and wake() is called.
+///
+/// Threads: any.
+class UserFaultFd {
+  public:
+    /// For memory whose pages are of `page_bytes`. Throws Error: this process may not have faults of the kernel wait
+    /// for it, or the host has no userfaultfd.
+    explicit UserFaultFd(std::size_t page_bytes);
+
+    /// What a constructor would throw, for people; empty: it would not.
+    [[nodiscard]] static std::string problem();
+
+    /// Watches `memory`: private and anonymous, or of a pool of huge pages; whole pages of the backing. What is there
+    /// already stays. Throws Error: the kernel cannot do it with such memory.
+    void watch(std::span<std::byte> memory);
+    /// Ends that. Whoever waits goes on; what is missing then is zero. `memory` need not be watched.
+    void unwatch(std::span<std::byte> memory) noexcept;
+
+    /// Readable when somebody waits. On loan.
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    /// The page of 4 KiB that somebody has touched, who waits; each such access is told once. Nothing if nobody waits
+    /// that has not been told of. Never blocks. Throws Error.
+    [[nodiscard]] std::optional<std::byte*> take_fault();
+
+    /// Provides `content` at `memory`, which is as long, watched, and whole pages of the backing. Pages that are there
+    /// stay as they are. Nobody is woken. Throws Error: the host has no more memory.
+    void provide(std::span<std::byte> memory, std::span<const std::byte> content);
+    /// The same, moving the pages of `content`, which is private and anonymous memory of this process's, and is empty
+    /// afterwards: a huge page stays one. Linux 6.8 is the first that can. Returns false if it cannot be done with all
+    /// of these pages, or some of `memory` is there: provide() does the rest then.
+    [[nodiscard]] bool provide_by_moving(std::span<std::byte> memory, std::span<std::byte> content) noexcept;
+    [[nodiscard]] bool can_move() const noexcept;
+    /// Has everybody go on who waits for a page of `memory`. If it is not there, they wait again, and are told of
+    /// again.
+    void wake(std::span<std::byte> memory) noexcept;
+
+  private:
+    std::size_t page_bytes_;
+    UniqueFd fd_;
+    std::uint64_t features_ = 0; ///< of the kernel: UFFD_FEATURE_...
+};
+
+} // namespace vmm

@@ -1,0 +1,117 @@
+#include "kvm/host/user_fault_fd.hpp"
+
+#include <gtest/gtest.h>
+
+#include <poll.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <future>
+#include <string>
+#include <vector>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/mapping.hpp"
+
+namespace vmm {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kPages = 4;
+
+struct UserFaultFdTest : ::testing::Test {
+    Mapping memory = Mapping::anonymous(kPages * kPage, kPage, 0, "a test");
+    Mapping content = Mapping::anonymous(kPages * kPage, kPage, 0, "a test");
+
+    void SetUp() override {
+        if (const std::string problem = UserFaultFd::problem(); !problem.empty()) {
+            GTEST_SKIP() << problem;
+        }
+        ::madvise(memory.data(), memory.size(), MADV_NOHUGEPAGE);
+        ::madvise(content.data(), content.size(), MADV_NOHUGEPAGE);
+        for (std::size_t page = 0; page < kPages; ++page) {
+            std::memset(content.data() + page * kPage, static_cast<int>('a' + page), kPage);
+        }
+    }
+    [[nodiscard]] std::span<std::byte> page(std::size_t index) const {
+        return memory.bytes().subspan(index * kPage, kPage);
+    }
+    /// Reads the first byte of a page on another thread.
+    [[nodiscard]] std::future<char> read(std::size_t index) const {
+        return std::async(std::launch::async, [first = page(index).data()] {
+            return static_cast<char>(*const_cast<const volatile std::byte*>(first));
+        });
+    }
+    static std::byte* wait_for_fault(UserFaultFd& faults) {
+        for (;;) {
+            pollfd ready{faults.fd(), POLLIN, 0};
+            ::poll(&ready, 1, -1);
+            if (const auto page = faults.take_fault()) {
+                return *page;
+            }
+        }
+    }
+};
+
+TEST_F(UserFaultFdTest, WhoTouchesAPageWaitsUntilItIsProvided) {
+    UserFaultFd faults(kPage);
+    faults.watch(memory.bytes());
+    EXPECT_EQ(faults.take_fault(), std::nullopt);
+    std::future<char> found = read(2);
+    EXPECT_EQ(wait_for_fault(faults), page(2).data());
+    faults.provide(page(2), content.bytes().subspan(2 * kPage, kPage));
+    faults.wake(page(2));
+    EXPECT_EQ(found.get(), 'c');
+}
+
+TEST_F(UserFaultFdTest, WhatIsThereStays) {
+    page(1)[0] = std::byte{'X'};
+    UserFaultFd faults(kPage);
+    faults.watch(memory.bytes());
+    faults.provide(memory.bytes(), content.bytes());
+    EXPECT_EQ(page(0)[0], std::byte{'a'});
+    EXPECT_EQ(page(1)[0], std::byte{'X'});
+    EXPECT_EQ(page(3)[0], std::byte{'d'});
+}
+
+TEST_F(UserFaultFdTest, PagesThatAreMovedAreGoneWhereTheyWere) {
+    UserFaultFd faults(kPage);
+    if (!faults.can_move()) {
+        GTEST_SKIP() << "this kernel cannot move pages (Linux 6.8 is the first that can)";
+    }
+    faults.watch(memory.bytes());
+    ASSERT_TRUE(faults.provide_by_moving(memory.bytes(), content.bytes()));
+    EXPECT_EQ(page(3)[kPage - 1], std::byte{'d'});
+    EXPECT_TRUE(std::ranges::all_of(content.bytes(), [](std::byte byte) { return byte == std::byte{0}; }));
+}
+
+/// A caller then copies what is left, and what was moved stays.
+TEST_F(UserFaultFdTest, MovingOverAPageThatIsThereIsRefused) {
+    page(1)[0] = std::byte{'X'};
+    UserFaultFd faults(kPage);
+    faults.watch(memory.bytes());
+    EXPECT_FALSE(faults.provide_by_moving(memory.bytes(), content.bytes()));
+    faults.provide(memory.bytes(), content.bytes());
+    EXPECT_EQ(page(0)[0], std::byte{'a'});
+    EXPECT_EQ(page(1)[0], std::byte{'X'});
+    EXPECT_EQ(page(2)[0], std::byte{'c'});
+}
+
+TEST_F(UserFaultFdTest, WhoWaitsGoesOnWithZerosWhenNobodyWatchesAnyMore) {
+    UserFaultFd faults(kPage);
+    faults.watch(memory.bytes());
+    std::future<char> found = read(0);
+    EXPECT_EQ(wait_for_fault(faults), page(0).data());
+    faults.unwatch(memory.bytes());
+    EXPECT_EQ(found.get(), '\0');
+}
+
+TEST_F(UserFaultFdTest, MemoryThatCannotBeWatchedIsRefused) {
+    UserFaultFd faults(kPage);
+    EXPECT_THROW(faults.watch({memory.data() + 1, kPage}), Error);
+}
+
+} // namespace
+} // namespace vmm

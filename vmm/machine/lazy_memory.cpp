@@ -1,0 +1,434 @@
+#include "vmm/machine/lazy_memory.hpp"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <memory>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/mapping.hpp"
+#include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/unique_fd.hpp"
+#include "prefault/host/low_priority.hpp"
+#include "vmm/machine/vcpu_thread.hpp"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+namespace vmm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kPurpose = "the memory of a snapshot on its way to the guest";
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Has everything be as if nobody had touched it.
+void empty(std::span<std::byte> bytes) noexcept {
+    ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED);
+}
+
+} // namespace
+
+/// What each thread that loads has of its own.
+class LazyMemory::Loader {
+  public:
+    explicit Loader(LazyMemory& owner)
+        : owner_(owner), reader_(owner.source_),
+          content_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kPurpose)),
+          zeros_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kPurpose)) {
+        ::madvise(content_.data(), content_.size(), owner.can_move_ ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+        ::madvise(zeros_.data(), zeros_.size(), MADV_NOHUGEPAGE); // It is only read: one page of zeros is enough.
+    }
+
+    /// Makes chunk `chunk` be there. Throws Error.
+    void load(std::size_t chunk) {
+        const std::span<std::byte> memory = owner_.piece_of(chunk).bytes;
+        const std::span<std::byte> content = content_.bytes().first(memory.size());
+        const bool moves = owner_.can_move_ && memory.size() == content_.size();
+        if (!reader_.read(chunk, content)) {
+            if (!moves) {
+                owner_.faults_.provide(memory, zeros_.bytes().first(memory.size()));
+                return;
+            }
+            empty(content_.bytes());
+            ::madvise(content_.data(), content_.size(), MADV_POPULATE_WRITE); // What it leaves out is copied below.
+        }
+        if (moves && owner_.faults_.provide_by_moving(memory, content)) {
+            return;
+        }
+        owner_.faults_.provide(memory, content);
+    }
+
+    /// Makes `page`, which was there and was given back, be there again. Throws Error.
+    void provide_zeros(std::span<std::byte> page) { owner_.faults_.provide(page, zeros_.bytes().first(page.size())); }
+
+  private:
+    LazyMemory& owner_;
+    ChunkReader reader_;
+    Mapping content_;
+    Mapping zeros_;
+};
+
+LazyMemory::LazyMemory(const MemorySource& source, std::size_t page_bytes, Settings settings)
+    : source_(source), page_bytes_(page_bytes), settings_(std::move(settings)), faults_(page_bytes),
+      states_(source.layout.chunks()) {
+    assert(page_bytes <= kMemoryChunkBytes);
+    std::vector<bool> is_first(states_.size());
+    order_ = settings_.working_set;
+    for (const std::size_t chunk : order_) {
+        is_first[chunk] = true;
+    }
+    for (std::size_t chunk = 0; chunk < states_.size(); ++chunk) {
+        if (!is_first[chunk]) {
+            order_.push_back(chunk);
+        }
+    }
+}
+
+LazyMemory::~LazyMemory() {
+    abandon();
+    let_go();
+}
+
+void LazyMemory::start(const char* name, void (LazyMemory::*body)() noexcept) {
+    auto thread = start_thread(kPurpose, [this, name, body] {
+        ::pthread_setname_np(::pthread_self(), name);
+        (this->*body)();
+    });
+    (body == &LazyMemory::serve_demand ? demand_threads_ : load_threads_).push_back(std::move(thread));
+}
+
+void LazyMemory::serve(const GuestRam& ram) {
+    begin_ = Clock::now();
+    const std::vector<prefault::PlacedRange>& placed = ram.placement().ranges;
+    const bool anywhere = std::ranges::none_of(placed, [](const auto& part) { return part.node.has_value(); });
+    is_thp_ = ram.memory().page_size() == PageSize::kThp;
+    can_move_ = is_thp_ && anywhere && faults_.can_move();
+    for (const MemoryPiece& region : source_.layout.regions()) {
+        regions_.push_back({ram.memory().at(region.range).value(), region.range.base,
+                            static_cast<std::size_t>(region.file_offset / kMemoryChunkBytes)});
+    }
+    for (const Region& region : regions_) {
+        faults_.watch(region.bytes);
+    }
+    is_serving_ = true;
+    records_ = settings_.record_for.count() != 0;
+    for (unsigned i = 0; i < settings_.demand_threads; ++i) {
+        start("lazy", &LazyMemory::serve_demand);
+    }
+}
+
+void LazyMemory::load(MachineSecondLevel* second_level, const std::stop_token& stop) {
+    stop_.emplace(stop, RequestStop{&loading_});
+    record_until_ = Clock::now() + settings_.record_for;
+    if (second_level != nullptr) {
+        {
+            const std::lock_guard hold(lock_);
+            maps_ = true;
+        }
+        map_thread_ = start_thread("the mapping of memory that comes", [this, second_level] {
+            ::pthread_setname_np(::pthread_self(), "lazy map");
+            map_chunks(*second_level);
+        });
+    }
+    for (unsigned i = 0; i < settings_.workers; ++i) {
+        start("lazy load", &LazyMemory::load_rest);
+    }
+}
+
+LazyMemory::Piece LazyMemory::piece_of(std::size_t chunk) const {
+    const GuestRange range = source_.layout.chunk(chunk).range;
+    const auto after = std::ranges::upper_bound(regions_, chunk, {}, &Region::first_chunk);
+    const Region& region = *std::prev(after);
+    return {region.bytes.subspan(to_integer(range.base) - to_integer(region.base), range.size), range};
+}
+
+std::optional<std::size_t> LazyMemory::chunk_at(const std::byte* page) const noexcept {
+    const auto address = reinterpret_cast<std::uintptr_t>(page);
+    for (const Region& region : regions_) {
+        const auto base = reinterpret_cast<std::uintptr_t>(region.bytes.data());
+        if (address >= base && address - base < region.bytes.size()) {
+            return region.first_chunk + (address - base) / kMemoryChunkBytes;
+        }
+    }
+    return std::nullopt;
+}
+
+void LazyMemory::serve_demand() noexcept {
+    try {
+        Loader loader(*this);
+        while (is_serving_) {
+            std::array<pollfd, 2> ready{pollfd{faults_.fd(), POLLIN, 0}, pollfd{ended_.fd(), POLLIN, 0}};
+            ::poll(ready.data(), ready.size(), -1);
+            while (const auto page = faults_.take_fault()) {
+                try {
+                    heed(*page, loader);
+                } catch (...) { // Somebody may still wait for what can be had.
+                    fail(std::current_exception());
+                }
+            }
+        }
+    } catch (...) {
+        fail(std::current_exception());
+    }
+}
+
+void LazyMemory::heed(std::byte* page, Loader& loader) {
+    const auto begin = Clock::now();
+    const auto chunk = chunk_at(page);
+    if (!chunk) {
+        return;
+    }
+    std::atomic<State>& state = states_[*chunk];
+    State seen = state.load();
+    while (seen != State::kPresent && seen != State::kDemanded) {
+        // It is read here even if a thread in the background reads it, which has a low priority: nobody waits for that.
+        if (state.compare_exchange_weak(seen, State::kDemanded)) {
+            {
+                const std::lock_guard hold(lock_);
+                demanded_.push_back(*chunk);
+            }
+            load(*chunk, loader);
+            note_present(*chunk, begin);
+            return;
+        }
+    }
+    if (seen == State::kPresent) {
+        const Piece piece = piece_of(*chunk);
+        const auto offset = static_cast<std::size_t>(page - piece.bytes.data()) / page_bytes_ * page_bytes_;
+        const std::span<std::byte> bytes = piece.bytes.subspan(offset, page_bytes_);
+        try {
+            loader.provide_zeros(bytes);
+        } catch (const Error&) {
+            throw_if_needed();
+        }
+        faults_.wake(bytes);
+    }
+}
+
+void LazyMemory::load(std::size_t chunk, Loader& loader) {
+    try {
+        loader.load(chunk);
+    } catch (const Error&) {
+        throw_if_needed();
+    }
+}
+
+/// If all is there, or nothing will be any more, memory is not watched, and nobody needs what could not be provided.
+void LazyMemory::throw_if_needed() const {
+    if (!is_loaded_ && !has_failed_) {
+        throw;
+    }
+}
+
+void LazyMemory::load_rest() noexcept {
+    try {
+        wait_for_record();
+        Loader loader(*this);
+        std::optional<prefault::LowPriority> nice;
+        const std::stop_token stop = loading_.get_token();
+        while (!stop.stop_requested() && !has_failed_) {
+            const std::size_t index = next_++;
+            if (index >= order_.size()) {
+                return;
+            }
+            if (index >= settings_.working_set.size() && !nice) {
+                nice.emplace(stop);
+            }
+            const std::size_t chunk = order_[index];
+            State absent = State::kAbsent;
+            if (states_[chunk].compare_exchange_strong(absent, State::kLoading)) {
+                load(chunk, loader);
+                note_present(chunk, std::nullopt);
+            }
+        }
+    } catch (...) {
+        fail(std::current_exception());
+    }
+}
+
+void LazyMemory::wait_for_record() {
+    WorkingSet recorded;
+    {
+        std::unique_lock hold(lock_);
+        const auto ended = [this] { return !records_; };
+        if (ended()) {
+            return;
+        }
+        changed_.wait_until(hold, loading_.get_token(), record_until_, ended);
+        if (!std::exchange(records_, false)) {
+            return; // Another thread has seen the end.
+        }
+        recorded = demanded_;
+    }
+    changed_.notify_all();
+    if (settings_.recorded) {
+        settings_.recorded(recorded);
+    }
+}
+
+/// The one who waits goes on once it is mapped, or at once if nobody maps.
+void LazyMemory::note_present(std::size_t chunk, std::optional<Clock::time_point> demanded) {
+    const bool is_new = states_[chunk].exchange(State::kPresent) != State::kPresent;
+    bool is_mapped_first = false;
+    {
+        const std::lock_guard hold(lock_);
+        is_mapped_first = maps_;
+        if (maps_ && demanded) {
+            to_map_.push_front({chunk, demanded});
+        } else if (maps_) {
+            to_map_.push_back({chunk, demanded});
+        }
+    }
+    if (is_mapped_first) {
+        changed_.notify_all();
+    } else {
+        let_go_on({chunk, demanded});
+    }
+    if (is_new && ++present_ == states_.size()) {
+        note_loaded();
+    }
+}
+
+void LazyMemory::let_go_on(const Waited& waited) {
+    faults_.wake(piece_of(waited.chunk).bytes);
+    if (waited.since) {
+        const std::lock_guard hold(lock_);
+        longest_wait_seconds_ = std::max(longest_wait_seconds_, seconds_since(*waited.since));
+    }
+}
+
+void LazyMemory::map_chunks(MachineSecondLevel& second_level) noexcept {
+    const std::stop_token stop = loading_.get_token();
+    bool can_map = true;
+    try {
+        second_level.begin_pieces(stop);
+    } catch (const Error&) { // The fill that follows says why.
+        can_map = false;
+    }
+    std::unique_lock hold(lock_);
+    for (;;) {
+        can_map = can_map && changed_.wait(hold, stop, [this] { return !to_map_.empty() || is_loaded_; });
+        if (!can_map || to_map_.empty()) {
+            break;
+        }
+        const Waited next = to_map_.front();
+        to_map_.pop_front();
+        hold.unlock();
+        try {
+            // Once all is there, a fill maps the rest by several threads.
+            can_map = is_loaded_ || second_level.fill_piece(piece_of(next.chunk).range, stop) || !stop.stop_requested();
+        } catch (const Error&) {
+            can_map = false;
+        }
+        let_go_on(next);
+        hold.lock();
+    }
+    maps_ = false;
+    const std::deque<Waited> rest = std::exchange(to_map_, {});
+    hold.unlock();
+    for (const Waited& waited : rest) {
+        let_go_on(waited);
+    }
+}
+
+void LazyMemory::note_loaded() noexcept {
+    is_loaded_ = true;
+    for (const Region& region : regions_) {
+        faults_.unwatch(region.bytes);
+        if (is_thp_ && !can_move_) { // What came in small pages becomes huge ones, as far as the host can (Linux 6.1).
+            ::madvise(region.bytes.data(), region.bytes.size(), MADV_COLLAPSE);
+        }
+    }
+    is_serving_ = false;
+    ended_.signal();
+    {
+        const std::lock_guard hold(lock_);
+        seconds_until_loaded_ = seconds_since(begin_);
+    }
+    changed_.notify_all();
+}
+
+void LazyMemory::fail(std::exception_ptr why) noexcept {
+    {
+        const std::lock_guard hold(lock_);
+        if (failure_) {
+            return;
+        }
+        failure_ = why;
+        has_failed_ = true;
+    }
+    changed_.notify_all();
+    if (settings_.failed) {
+        settings_.failed(why);
+    }
+    // A page of zeros instead would be taken for what the guest had there, and might be written to its disks.
+    const UniqueFd nothing(::memfd_create("memory that could not be read", MFD_CLOEXEC));
+    for (std::size_t chunk = 0; chunk < states_.size(); ++chunk) {
+        if (states_[chunk] != State::kPresent) {
+            const std::span<std::byte> bytes = piece_of(chunk).bytes;
+            ::mmap(bytes.data(), bytes.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, nothing.get(), 0);
+            faults_.wake(bytes);
+        }
+    }
+}
+
+void LazyMemory::wait(const std::stop_token& stop) {
+    const std::stop_callback wake(stop, [this] {
+        const std::lock_guard hold(lock_);
+        changed_.notify_all();
+    });
+    std::unique_lock hold(lock_);
+    changed_.wait(hold, loading_.get_token(), [&] { return is_loaded_ || failure_ || stop.stop_requested(); });
+    if (failure_) {
+        std::rethrow_exception(failure_);
+    }
+    if (!is_loaded_) {
+        throw StoppedError("cannot wait until all of the guest's memory is there: a stop was requested");
+    }
+}
+
+void LazyMemory::abandon() noexcept {
+    loading_.request_stop();
+    for (std::thread& thread : load_threads_) {
+        thread.join();
+    }
+    load_threads_.clear();
+    if (map_thread_.joinable()) {
+        map_thread_.join();
+    }
+}
+
+void LazyMemory::let_go() noexcept {
+    is_serving_ = false;
+    ended_.signal();
+    for (std::thread& thread : demand_threads_) {
+        thread.join();
+    }
+    demand_threads_.clear();
+    for (const Region& region : std::exchange(regions_, {})) {
+        faults_.unwatch(region.bytes);
+    }
+}
+
+LazyReport LazyMemory::report() const {
+    const std::lock_guard hold(lock_);
+    return {.chunks = states_.size(),
+            .demanded_chunks = demanded_.size(),
+            .working_set_chunks = settings_.working_set.size(),
+            .longest_wait_seconds = longest_wait_seconds_,
+            .seconds_until_loaded = seconds_until_loaded_};
+}
+
+} // namespace vmm

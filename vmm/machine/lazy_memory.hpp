@@ -1,0 +1,149 @@
+// Guest memory that comes while the guest runs.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kvm/host/event_fd.hpp"
+#include "kvm/host/user_fault_fd.hpp"
+#include "vmm/machine/guest_ram.hpp"
+#include "vmm/machine/machine_second_level.hpp"
+#include "vmm/snapshot.hpp"
+#include "vmm/state/memory_source.hpp"
+#include "vmm/state/working_set.hpp"
+
+namespace vmm {
+
+/// Gives a guest its memory while it runs, in chunks (MemoryLayout::chunk()). Whoever touches a page that is not there
+/// waits for its chunk, which is read at once. All others come in the background: the working set first, then the rest.
+/// Each is compared with its checksum before anybody sees it. Once there is a second level to fill, a chunk is mapped
+/// in it before anybody who waits for it goes on, so that it costs the guest one second-level fault at most. When the
+/// last one is there, the memory is ordinary memory.
+///
+/// Threads: one, but for wait() and report(). It has threads of its own: some that wait for accesses, some at low
+/// priority that load the rest, and one that maps.
+class LazyMemory {
+  public:
+    struct Settings {
+        unsigned demand_threads = 1; ///< who wait for accesses; at least 1
+        unsigned workers = 1;        ///< who load the rest; at least 1
+        WorkingSet working_set{};    ///< what is loaded first
+        /// So long nothing is loaded but what is touched, and that is given to `recorded`. 0: never.
+        std::chrono::milliseconds record_for{0};
+        std::function<void(const WorkingSet&)> recorded{}; ///< on a thread of this object; what it throws is a failure
+        /// Is given what went wrong, once, on a thread of this object: the guest cannot go on. Memory that is not there
+        /// yet becomes such that whoever touches it gets SIGBUS, or an error of the kernel.
+        std::function<void(std::exception_ptr)> failed{};
+    };
+
+    /// Nothing is read yet. What `source` refers to outlives this. Throws Error: this process can have no userfaultfd.
+    LazyMemory(const MemorySource& source, std::size_t page_bytes, Settings settings);
+    ~LazyMemory();
+    LazyMemory(const LazyMemory&) = delete;
+    LazyMemory& operator=(const LazyMemory&) = delete;
+
+    /// From now on whoever touches `ram`, whose memory is that of the source's layout and has no pages yet, gets what
+    /// is in the source. Throws Error.
+    void serve(const GuestRam& ram);
+    /// Begins to load the rest, until `stop` is requested. From now on what comes is mapped in `second_level`, unless
+    /// it is null. After serve(). Throws Error.
+    void load(MachineSecondLevel* second_level, const std::stop_token& stop);
+
+    /// Waits until all is there. Throws what went wrong, and StoppedError if `stop` was requested or abandon() called.
+    /// Threads: any.
+    void wait(const std::stop_token& stop);
+    /// Ends loading and mapping. Accesses are still served.
+    void abandon() noexcept;
+    /// Ends serving, too. Nobody touches the memory any more.
+    void let_go() noexcept;
+
+    /// What has been done until now. Threads: any.
+    [[nodiscard]] LazyReport report() const;
+
+  private:
+    enum class State : std::uint8_t { kAbsent, kLoading, kDemanded, kPresent };
+    struct Region {
+        std::span<std::byte> bytes;
+        GuestAddress base{};
+        std::size_t first_chunk = 0;
+    };
+    struct Piece {
+        std::span<std::byte> bytes;
+        GuestRange range;
+    };
+    /// A chunk that is there, and since when somebody has waited for it.
+    struct Waited {
+        std::size_t chunk = 0;
+        std::optional<std::chrono::steady_clock::time_point> since;
+    };
+    struct RequestStop {
+        std::stop_source* source;
+        void operator()() const noexcept { source->request_stop(); }
+    };
+    class Loader;
+
+    [[nodiscard]] Piece piece_of(std::size_t chunk) const;
+    /// The chunk that `page` is in; nothing if it is no guest memory.
+    [[nodiscard]] std::optional<std::size_t> chunk_at(const std::byte* page) const noexcept;
+    void serve_demand() noexcept;
+    void heed(std::byte* page, Loader& loader);
+    void load(std::size_t chunk, Loader& loader);
+    void throw_if_needed() const;
+    void load_rest() noexcept;
+    void wait_for_record();
+    void map_chunks(MachineSecondLevel& second_level) noexcept;
+    void note_present(std::size_t chunk, std::optional<std::chrono::steady_clock::time_point> demanded);
+    void let_go_on(const Waited& waited);
+    void note_loaded() noexcept;
+    void fail(std::exception_ptr why) noexcept;
+    void start(const char* name, void (LazyMemory::*body)() noexcept);
+
+    const MemorySource source_;
+    const std::size_t page_bytes_;
+    const Settings settings_;
+    UserFaultFd faults_;
+    EventFd ended_; ///< wakes the threads that wait for accesses
+    std::vector<Region> regions_;
+    bool is_thp_ = false;
+    bool can_move_ = false; ///< whole transparent huge pages
+    std::vector<std::atomic<State>> states_;
+    std::vector<std::size_t> order_; ///< of loading
+    std::atomic<std::size_t> next_{0};
+    std::atomic<std::size_t> present_{0};
+    std::atomic<bool> is_loaded_{false};
+    std::atomic<bool> is_serving_{false};
+    std::atomic<bool> has_failed_{false};
+    std::stop_source loading_;
+    std::optional<std::stop_callback<RequestStop>> stop_;
+    std::chrono::steady_clock::time_point begin_;
+    std::chrono::steady_clock::time_point record_until_;
+
+    mutable std::mutex lock_; ///< guards all below
+    std::condition_variable_any changed_;
+    WorkingSet demanded_;
+    bool records_ = false;
+    double longest_wait_seconds_ = 0;
+    std::optional<double> seconds_until_loaded_;
+    std::exception_ptr failure_;
+    bool maps_ = false;
+    std::deque<Waited> to_map_; ///< those that somebody waits for first
+
+    std::vector<std::thread> demand_threads_;
+    std::vector<std::thread> load_threads_;
+    std::thread map_thread_;
+};
+
+} // namespace vmm
