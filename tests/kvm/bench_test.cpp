@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "support/kvm_command.hpp"
@@ -73,6 +74,51 @@ TEST_F(Bench, CountsFaultsOfEachMethodAndWritesThemDown) {
     const CommandResult regression = run_command({"bench", "compare", json_, directory_.write("b", worse.dump())});
     EXPECT_EQ(regression.exit_status, 1) << regression.output;
     EXPECT_NE(regression.output.find("WORSE"), std::string::npos) << regression.output;
+}
+
+TEST_F(Bench, StateMeasuresEveryModeAndCountsNoFaultAfterAFullRestore) {
+    const CommandResult result = run_command({"bench", "state", "--memory", "16M", "--page-size", "4K", "--workers",
+                                              "1", "--runs", "2", "--clones", "2", "--no-warm", "--json", json_});
+    ASSERT_EQ(result.exit_status, 0) << result.errors << result.output;
+    EXPECT_NE(result.output.find("at most"), std::string::npos) << result.output;
+
+    const Json json = Json::parse(content_of(json_));
+    EXPECT_EQ(json["kind"], "vmm bench state");
+    EXPECT_TRUE(json["complete"].get<bool>());
+    std::map<std::string, Json> cases;
+    for (const Json& each : json["cases"]) {
+        const Json& of = each["case"];
+        const std::string mode = of["restore_mode"].is_null() ? "" : " " + of["restore_mode"].get<std::string>();
+        ASSERT_EQ(each["runs"].size(), 2U) << of;
+        cases[of["scenario"].get<std::string>() + mode] = each;
+    }
+    const auto each_run = [&](const std::string& name, const std::string& figure, auto holds) {
+        ASSERT_TRUE(cases.contains(name)) << name;
+        for (const Json& run : cases[name]["runs"]) {
+            EXPECT_TRUE(run[figure].is_number() && holds(run[figure].get<double>())) << name << ' ' << figure << run;
+        }
+    };
+    const auto is_positive = [](double value) { return value > 0; };
+    const auto is_zero = [](double value) { return value == 0; };
+    each_run("pause", "late_max_seconds", is_positive);
+    each_run("pause", "backward", is_zero);
+    each_run("snapshot", "stopped_seconds", is_positive);
+    each_run("snapshot", "written_bytes", [](double bytes) { return bytes > 8 << 20; });
+    each_run("cold start", "ready_seconds", is_positive);
+    each_run("bare read", "read_seconds", is_positive);
+    each_run("bare read", "populate_seconds", is_positive);
+    each_run("restore full", "ready_seconds", is_positive);
+    each_run("restore full", "faults", is_zero);
+    each_run("restore full", "backward", is_zero);
+    each_run("restore cow", "faults", [](double faults) { return faults >= 400; }); // an eighth of 4096 pages
+    each_run("restore cow", "gap_seconds", is_positive);
+    each_run("passes full", "first_over_steady", is_positive);
+    each_run("passes full", "faults", is_zero);
+    each_run("clones cow", "ready_most_seconds", is_positive);
+    for (const Json& mode : json["settings"]["restore_modes"]) { // Some hosts have no userfaultfd.
+        each_run("restore " + mode.get<std::string>(), "late_max_seconds", is_positive);
+        each_run("restore " + mode.get<std::string>(), "backward", is_zero);
+    }
 }
 
 TEST_F(Bench, AnotherVmmIsMeasuredByATemplateAndOneThatFailsIsReported) {

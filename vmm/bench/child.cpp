@@ -160,11 +160,14 @@ ChildEnd run_child(const ChildSpec& spec) {
     ProgramSpec start;
     start.program = spec.words.front();
     start.arguments = spec.words;
-    start.in = spec.on_output ? in.read.get() : -1;
+    start.in = spec.on_output || !spec.input.empty() ? in.read.get() : -1;
     start.out = out.write.get();
     start.errors = err.write.get();
     start.without_huge_pages = spec.without_huge_pages;
     start.ends_with_us = true;
+    if (!spec.input.empty() && ::write(in.write.get(), spec.input.data(), spec.input.size()) < 0) {
+        throw_errno(errno, "write to the pipe of a measured program");
+    }
     ChildEnd end;
     const double cpu_before = cpu_seconds();
     const auto started = Clock::now();

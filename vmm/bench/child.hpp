@@ -16,8 +16,9 @@ struct ChildSpec {
     bool without_huge_pages = false;
     double timeout_seconds = 600;
     int stop_fd = -1; ///< becomes readable when the program is to end at once
+    /// What its standard input begins with, a few bytes. Empty, and no `on_output`: the input is empty.
+    std::string input{};
     /// Called with all output so far, whenever there is more. What it returns goes to the program's standard input.
-    /// Empty: the program's standard input is empty.
     std::function<std::string(pid_t child, std::string_view output)> on_output;
 };
 

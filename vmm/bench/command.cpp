@@ -17,21 +17,20 @@
 #include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
-#include "prefault/host/huge_page_pool.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/compare.hpp"
 #include "vmm/bench/model.hpp"
 #include "vmm/bench/plot.hpp"
+#include "vmm/bench/progress_text.hpp"
+#include "vmm/bench/raised_pools.hpp"
+#include "vmm/bench/result_files.hpp"
 #include "vmm/bench/results.hpp"
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/table.hpp"
 #include "vmm/bench/warm.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/stop_bridge.hpp"
-#include "vmm/output/file_roles.hpp"
-#include "vmm/output/nonblocking_output.hpp"
 #include "vmm/output/patient_write.hpp"
-#include "vmm/output/report_file.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 #include "vmm/version.hpp"
 
@@ -48,81 +47,6 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Shows on a terminal what is under way. A terminal that nobody reads, or that is stopped, misses it.
-class ProgressText {
-  public:
-    ProgressText() = default;
-    ProgressText(const ProgressText&) = delete;
-    ProgressText& operator=(const ProgressText&) = delete;
-    ~ProgressText() { write("\r\033[K"); }
-
-    void show(const std::string& text) { write("\r\033[K" + text.substr(0, 110)); }
-
-  private:
-    void write(std::string_view text) {
-        if (terminal_) {
-            static_cast<void>(output_.write(std::as_bytes(std::span(text))));
-        }
-    }
-
-    bool terminal_ = ::isatty(STDERR_FILENO) == 1;
-    NonblockingOutput output_{STDERR_FILENO};
-};
-
-/// The files that results go to. Construction finds out whether they can be written.
-class Outputs {
-  public:
-    explicit Outputs(const BenchCommand& command) {
-        FileRoles roles; // This comes before any file is opened for writing.
-        roles.add_descriptor("standard output", STDOUT_FILENO);
-        roles.add_descriptor("standard error", STDERR_FILENO);
-        for (const auto& [role, path] :
-             {std::pair("--json", &command.json), {"--csv", &command.csv}, {"--plot", &command.plot}}) {
-            if (!path->empty()) {
-                roles.add(FileRoles::Use::kWrite, role, *path);
-            }
-        }
-        if (!command.plot.empty()) {
-            format_ = plot_format(command.plot);
-            if (!format_) {
-                throw Error("cannot draw the plot to " + command.plot + ": its name must end in .svg or .png");
-            }
-            check_gnuplot(*format_);
-        }
-        open(json_, command.json);
-        open(csv_, command.csv);
-        open(plot_, command.plot);
-    }
-
-    void write(const Results& results, const WritePatience& patience) {
-        if (json_) {
-            json_->write(to_json(results), patience);
-        }
-        if (csv_) {
-            csv_->write(to_csv(results), patience);
-        }
-        if (plot_) {
-            if (const std::string script = plot_script(results, *format_); !script.empty()) {
-                plot_->write(draw_plot(script), patience);
-            } else {
-                print_message("vmm: warning: there is nothing to draw: no run came to its end\n");
-            }
-        }
-    }
-
-  private:
-    static void open(std::unique_ptr<ReportFile>& file, const std::string& path) {
-        if (!path.empty()) {
-            file = std::make_unique<ReportFile>(path);
-        }
-    }
-
-    std::unique_ptr<ReportFile> json_;
-    std::unique_ptr<ReportFile> csv_;
-    std::unique_ptr<ReportFile> plot_;
-    std::optional<PlotFormat> format_;
-};
-
 template <typename Value>
 void take_default(std::vector<Value>& list, const std::vector<Value>& preset) {
     if (list.empty()) {
@@ -138,38 +62,6 @@ void complete_matrix(Matrix& matrix, const Matrix& preset) {
     take_default(matrix.methods, preset.methods);
     take_default(matrix.orders, preset.orders);
 }
-
-/// Raises the pools of huge pages for all runs at once. Pages that stay in the pool stay backed by the hypervisor below
-/// us, so no run waits for them. If `stop` is requested meanwhile, the pools may be smaller.
-class RaisedPools {
-  public:
-    RaisedPools(const std::vector<Cell>& cells, const HostRoom& room, const std::stop_token& stop) {
-        for (const PageSize page_size : {PageSize::k2M, PageSize::k1G}) {
-            if (missing_pool_bytes(cells, page_size, room) == 0) {
-                continue;
-            }
-            const auto largest = std::ranges::max_element(cells, [&](const Cell& one, const Cell& other) {
-                return (one.page_size == page_size ? one.memory_bytes : 0) <
-                       (other.page_size == page_size ? other.memory_bytes : 0);
-            });
-            try {
-                auto reservation = prefault::HugePageReservation::unless_stopped(
-                    stop, prefault::HugePageDemand{
-                              page_size, {prefault::HugePageShare{std::nullopt, largest->memory_bytes}}, true});
-                if (!reservation) {
-                    return;
-                }
-                reservations_.push_back(std::move(*reservation));
-            } catch (const Error& error) {
-                throw Error("cannot measure " + to_string(*largest) + ": " + error.what());
-            }
-            reservations_.back().release_turn();
-        }
-    }
-
-  private:
-    std::vector<prefault::HugePageReservation> reservations_;
-};
 
 /// Refuses before the first run what `vmm run` would refuse. Throws Error.
 void check_cells(const std::vector<Cell>& cells) {
@@ -282,7 +174,7 @@ class Benchmark {
 } // namespace
 
 int run_bench(const BenchCommand& command) {
-    Outputs outputs(command);
+    ResultFiles files({command.json, command.csv, command.plot});
     Results results;
     results.version = kVersion;
     results.host = read_host_facts();
@@ -340,7 +232,9 @@ int run_bench(const BenchCommand& command) {
     }
     const WritePatience patience{.hurry_fd = stop_on_signals.fd()};
     const bool printed = print_result(text, patience);
-    outputs.write(results, patience);
+    files.write({[&] { return to_json(results); }, [&] { return to_csv(results); },
+                 [&](PlotFormat format) { return plot_script(results, format); }},
+                patience);
     if (stop.is_requested()) {
         return kStoppedBySignal;
     }

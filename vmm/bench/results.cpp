@@ -1,7 +1,5 @@
 #include "vmm/bench/results.hpp"
 
-#include <sys/utsname.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
@@ -10,46 +8,11 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
-#include "kvm/system.hpp"
-#include "prefault/host/cpu_list.hpp"
-#include "prefault/x86/second_level_host.hpp"
-#include "vmm/host/memory_facts.hpp"
+#include "vmm/bench/json_parts.hpp"
 
 namespace vmm::bench {
 
-namespace {
-
 using Json = nlohmann::ordered_json;
-
-std::string cpu_model() {
-    std::ifstream cpuinfo("/proc/cpuinfo");
-    for (std::string line; std::getline(cpuinfo, line);) {
-        if (line.starts_with("model name")) {
-            const std::size_t colon = line.find(':');
-            return colon == std::string::npos ? "" : line.substr(std::min(colon + 2, line.size()));
-        }
-    }
-    return "";
-}
-
-} // namespace
-
-HostFacts read_host_facts() {
-    HostFacts facts;
-    utsname names{};
-    ::uname(&names);
-    facts.node = names.nodename;
-    facts.kernel = names.release;
-    facts.cpu = cpu_model();
-    facts.cpus = static_cast<unsigned>(prefault::usable_cpu_list().size());
-    facts.memory_bytes = read_host_memory().total_bytes.value_or(0);
-    const prefault::SecondLevelHost second_level = prefault::detect_second_level();
-    facts.second_level = prefault::to_string(second_level.kind);
-    facts.tdp_mmu = second_level.tdp_mmu;
-    facts.prefault_ioctl = kvm::System().extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
-    facts.nested = second_level.nested;
-    return facts;
-}
 
 std::vector<double> CellResult::values(Figure figure) const {
     std::vector<double> values;
@@ -111,28 +74,11 @@ Json cell_json(const Cell& cell) {
             {"order", to_string(cell.order)}};
 }
 
-template <typename Value>
-Json or_null(const std::optional<Value>& value) {
-    return value ? Json(*value) : Json(nullptr);
-}
-
-Json sample_json(const Sample& sample) {
-    Json json = Json::object();
-    for (std::size_t i = 0; i < kFigures.size(); ++i) {
-        json[std::string(kFigures[i].name)] = or_null(sample.values()[i]);
-    }
-    return json;
-}
-
 Json statistics_json(const CellResult& result) {
     Json json = Json::object();
     for (std::size_t i = 0; i < kFigures.size(); ++i) {
         if (const auto statistics = result.statistics(static_cast<Figure>(i))) {
-            json[std::string(kFigures[i].name)] = {{"min", statistics->least},
-                                                   {"median", statistics->median},
-                                                   {"max", statistics->most},
-                                                   {"low", statistics->confidence.low},
-                                                   {"high", statistics->confidence.high}};
+            json[std::string(kFigures[i].name)] = to_json_parts(*statistics);
         }
     }
     return json;
@@ -145,15 +91,7 @@ std::string to_json(const Results& results) {
     json["schema"] = Results::kSchema;
     json["kind"] = "vmm bench";
     json["version"] = results.version;
-    json["host"] = {{"node", results.host.node},
-                    {"kernel", results.host.kernel},
-                    {"cpu", results.host.cpu},
-                    {"cpus", results.host.cpus},
-                    {"memory_bytes", results.host.memory_bytes},
-                    {"second_level", results.host.second_level},
-                    {"tdp_mmu", results.host.tdp_mmu ? Json(*results.host.tdp_mmu) : Json(nullptr)},
-                    {"kvm_pre_fault_memory", results.host.prefault_ioctl},
-                    {"nested", results.host.nested}};
+    json["host"] = to_json_parts(results.host);
     json["settings"] = {{"preset", results.settings.preset},
                         {"runs", results.settings.runs},
                         {"passes", results.settings.passes},
@@ -162,17 +100,13 @@ std::string to_json(const Results& results) {
                         {"qemu_version", results.settings.qemu_version},
                         {"command", results.settings.command},
                         {"bandwidth_bytes_per_second", or_null(results.settings.bandwidth)}};
-    json["harness"] = {{"seconds", results.harness.seconds},
-                       {"run_seconds", results.harness.run_seconds},
-                       {"own_cpu_seconds", results.harness.own_cpu_seconds},
-                       {"share", results.harness.share()},
-                       {"empty_run_seconds", or_null(results.harness.empty_run_seconds)}};
+    json["harness"] = to_json_parts(results.harness);
     json["complete"] = results.complete;
     json["cells"] = Json::array();
     for (const CellResult& result : results.cells) {
         Json runs = Json::array();
         for (const Sample& sample : result.samples) {
-            runs.push_back(sample_json(sample));
+            runs.push_back(to_json_parts(sample, kFigures));
         }
         json["cells"].push_back({{"cell", cell_json(result.cell)},
                                  {"failure", result.failure},

@@ -7,27 +7,12 @@
 #include <vector>
 
 #include "vmm/bench/cell.hpp"
+#include "vmm/bench/harness.hpp"
+#include "vmm/bench/host_facts.hpp"
 #include "vmm/bench/sample.hpp"
 #include "vmm/bench/statistics.hpp"
 
 namespace vmm::bench {
-
-/// The host. Results of different hosts cannot be compared.
-struct HostFacts {
-    std::string node;   ///< its name
-    std::string kernel; ///< release
-    std::string cpu;    ///< model
-    unsigned cpus = 0;  ///< that we may use
-    std::uint64_t memory_bytes = 0;
-    std::string second_level;    ///< "npt", "ept", "shadow"
-    std::optional<bool> tdp_mmu; ///< nothing: not known
-    bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY
-    bool nested = false;         ///< it is itself a guest
-
-    friend bool operator==(const HostFacts&, const HostFacts&) = default;
-};
-
-[[nodiscard]] HostFacts read_host_facts();
 
 struct Settings {
     std::string preset; ///< empty: none
@@ -40,19 +25,6 @@ struct Settings {
     std::optional<double> bandwidth; ///< bytes a second that all CPUs together write; where it was measured
 
     friend bool operator==(const Settings&, const Settings&) = default;
-};
-
-/// What the harness added.
-struct Harness {
-    double seconds = 0;                      ///< of the whole benchmark
-    double run_seconds = 0;                  ///< of these, in measured programs
-    double own_cpu_seconds = 0;              ///< of processor time of the harness while they ran
-    std::optional<double> empty_run_seconds; ///< a run that measures nothing: starting, ending and reading it
-
-    /// What the harness took from the programs it measured, as a share of their time.
-    [[nodiscard]] double share() const noexcept { return run_seconds > 0 ? own_cpu_seconds / run_seconds : 0; }
-
-    friend bool operator==(const Harness&, const Harness&) = default;
 };
 
 struct CellResult {

@@ -3,8 +3,8 @@
 
 #include <array>
 #include <cstddef>
-#include <optional>
-#include <string_view>
+
+#include "vmm/bench/figure_values.hpp"
 
 namespace vmm::bench {
 
@@ -24,11 +24,6 @@ enum class Figure {
     kTotal,           ///< kPrefault + kReader + kFirst
     kFaults,          ///< second-level faults of all the guest's vCPUs
     kExits,           ///< exits of all the guest's vCPUs
-};
-
-struct FigureFacts {
-    std::string_view name; ///< in JSON and CSV
-    bool is_time;
 };
 
 inline constexpr std::array<FigureFacts, 14> kFigures{{{"ready_seconds", true},
@@ -51,21 +46,8 @@ inline constexpr std::array<FigureFacts, 14> kFigures{{{"ready_seconds", true},
 }
 static_assert(index_of(Figure::kExits) + 1 == kFigures.size());
 
-/// The figures of one run. A figure is missing if the contender does not tell it, or if it does not apply.
-class Sample {
-  public:
-    [[nodiscard]] std::optional<double>& operator[](Figure figure) noexcept { return values_[index_of(figure)]; }
-    [[nodiscard]] const std::optional<double>& operator[](Figure figure) const noexcept {
-        return values_[index_of(figure)];
-    }
-    [[nodiscard]] const std::array<std::optional<double>, kFigures.size()>& values() const noexcept { return values_; }
-    [[nodiscard]] std::array<std::optional<double>, kFigures.size()>& values() noexcept { return values_; }
-
-    friend bool operator==(const Sample&, const Sample&) = default;
-
-  private:
-    std::array<std::optional<double>, kFigures.size()> values_{};
-};
+/// The figures of one run.
+using Sample = FigureValues<Figure, kFigures.size()>;
 
 /// Fills in kTotal and kFirstOverSteady from the others.
 inline void derive(Sample& sample) noexcept {

@@ -53,6 +53,12 @@ std::optional<std::uint64_t> parse_memory(const std::string& word) {
     return size && *size >= kMinMemoryBytes && *size % kMemoryStepBytes == 0 ? size : std::nullopt;
 }
 
+/// Completes "'x' is ..." for what is none.
+std::string no_memory_size() {
+    return "no size of at least " + size_text(kMinMemoryBytes) + ", in steps of " + size_text(kMemoryStepBytes) +
+           " (a whole number and K, M, G or T)";
+}
+
 /// An option that takes items between commas. `what` completes "'x' is ...". `set` is given each item once.
 template <typename Value>
 Option list(std::string names, std::function<std::optional<Value>(const std::string&)> parse, std::string what,
@@ -142,7 +148,7 @@ Option preset_option() {
                     const auto names = names_of(kPresets);
                     const auto found = std::ranges::find(names, word);
                     if (found == names.end()) {
-                        throw Error("'" + word + "' is none of quick, rfc, scale, nor compare");
+                        throw Error("'" + word + "' is none of quick, rfc, scale, nor state, nor compare");
                     }
                     given.bench.preset = kPresets.at(static_cast<std::size_t>(found - names.begin()));
                 });
@@ -152,10 +158,7 @@ std::vector<Option> matrix_options() {
     return {
         preset_option(),
         list<std::uint64_t>(
-            "-m,--memory", parse_memory,
-            "no size of at least " + size_text(kMinMemoryBytes) + ", in steps of " + size_text(kMemoryStepBytes) +
-                " (a whole number and K, M, G or T)",
-            "Memory of the guest",
+            "-m,--memory", parse_memory, no_memory_size(), "Memory of the guest",
             [](Given& given, std::vector<std::uint64_t> sizes) { given.bench.matrix.memory_bytes = std::move(sizes); }),
         count_list("-c,--vcpus", {1, Config::kMaxVcpus}, "Virtual CPUs",
                    [](Given& given, std::vector<unsigned> counts) { given.bench.matrix.vcpus = std::move(counts); }),
@@ -224,6 +227,46 @@ std::vector<Option> output_and_contender_options() {
     };
 }
 
+std::vector<Option> state_options() {
+    using Command = BenchStateCommand;
+    return {
+        flag("--quick", "Smaller and fewer, where the options do not say: 128M, 2 runs, 4 clones",
+             [](Given& given, bool quick) { given.bench_state.quick = quick; }),
+        text("-m,--memory", {.kind = OptionValue::Kind::kText, .form = "SIZE"}, "Memory of the guest (default: 1G)",
+             [](Given& given, const std::string& word) {
+                 const auto bytes = parse_memory(word);
+                 if (!bytes) {
+                     throw Error("'" + word + "' is " + no_memory_size());
+                 }
+                 given.bench_state.memory_bytes = bytes;
+             }),
+        count("-c,--vcpus", {1, Config::kMaxVcpus}, "Virtual CPUs",
+              [](Given& given, unsigned vcpus) { given.bench_state.vcpus = vcpus; })
+            .with_standard(std::to_string(Command{}.vcpus)),
+        count("--workers", {1, Config::kMaxPrefaultWorkers},
+              "Prefault workers, and threads that read and write memory (default: the CPUs)",
+              [](Given& given, unsigned workers) { given.bench_state.workers = workers; }),
+        choice_list("--page-size", bench::kPageSizes,
+                    "Pages behind guest memory (default: 4K, thp, and 2M if there are)",
+                    [](Given& given, auto sizes) { given.bench_state.page_sizes = std::move(sizes); }),
+        choice_list("--restore-mode", kRestoreModes, "How memory becomes a guest's (default: all that this host has)",
+                    [](Given& given, auto modes) { given.bench_state.modes = std::move(modes); }),
+        count("--runs", {1, BenchCommand::kMaxRuns}, "Runs of each case (default: 5)",
+              [](Given& given, unsigned runs) { given.bench_state.runs = runs; }),
+        count("--clones", {1, Command::kMaxClones}, "Guests that go on from one snapshot at once (default: 20)",
+              [](Given& given, unsigned clones) { given.bench_state.clones = clones; }),
+        flag("--warm,!--no-warm", "Populate as much memory before each run (default), or measure it as it is",
+             [](Given& given, bool warm) { given.bench_state.warm = warm; }),
+        quantity("--timeout", "SECONDS", 1, 1e6, "End a run that takes longer; it has failed",
+                 [](Given& given, double seconds) { given.bench_state.timeout_seconds = seconds; })
+            .with_standard(format_number(Command{}.timeout_seconds)),
+        file("--json", "Write everything as JSON",
+             [](Given& given, const std::string& path) { given.bench_state.json = path; }),
+        file("--plot", "Draw a picture, .svg or .png (needs gnuplot)",
+             [](Given& given, const std::string& path) { given.bench_state.plot = path; }),
+    };
+}
+
 std::vector<Option> compare_options() {
     return {
         file("BEFORE", "A file of --json", [](Given& given, const std::string& path) { given.compare.before = path; })
@@ -249,6 +292,7 @@ std::vector<Option> bench_options() {
     add(matrix_options(), Place::kBench);
     add(run_settings(), Place::kBench);
     add(output_and_contender_options(), Place::kBench);
+    add(state_options(), Place::kBenchState);
     add(compare_options(), Place::kCompare);
     return rows;
 }

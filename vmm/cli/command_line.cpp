@@ -123,7 +123,9 @@ std::map<Place, CLI::App*> add_commands(CLI::App& app, Given& given) {
     for (const CommandRow& row : command_rows()) {
         add(app, row);
     }
-    add(*commands.at(Place::kBench), compare_row());
+    for (const CommandRow& row : bench_rows()) {
+        add(*commands.at(Place::kBench), row);
+    }
     return commands;
 }
 
@@ -311,6 +313,9 @@ Command parse_command_line(int argc, const char* const* argv) {
     }
     if (is_given(Place::kCompare)) {
         return given.compare;
+    }
+    if (is_given(Place::kBenchState)) {
+        return given.bench_state;
     }
     if (is_given(Place::kBench)) {
         return given.bench;

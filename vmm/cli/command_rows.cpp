@@ -60,7 +60,9 @@ constexpr const char* kBenchNotes =
     "Lists have commas: --memory 256M,1G --vcpus 1,2,4. Every combination is measured, each run in a process of its\n"
     "own, round by round over all combinations. Huge pages that the pool lacks are added for the time of the "
     "benchmark\n"
-    "(needs root). docs/bench.md describes figures, files and presets.\n"
+    "(needs root). docs/bench.md describes figures, files and presets. `vmm bench state --help` and `vmm bench "
+    "compare\n"
+    "--help` say what these take.\n"
     "\n"
     "Presets (options given beside them count more):\n"
     "  quick    64M or 128M by every method, in less than a minute\n"
@@ -85,10 +87,20 @@ constexpr std::array kCommands{
     CommandRow{"bench", "Measure what populating memory costs and saves", kBenchNotes, Place::kBench},
 };
 
-constexpr CommandRow kCompare{"compare",
-                              "Say what changed beyond noise between two files of --json; status 1 if something got "
-                              "worse",
-                              "", Place::kCompare};
+constexpr const char* kStateNotes =
+    "A guest is started, paused and saved; then guests go on from its snapshot, in every mode and with every size of "
+    "page.\n"
+    "Each aim is printed beside its figure; one that is missed is no failure. docs/bench.md describes the figures.\n"
+    "\n"
+    "Exit status: 0; 1 if something could not be measured; 2 if the command line was not understood; 4 if a signal\n"
+    "stopped it, with what was done by then printed and written.";
+
+constexpr std::array kOfBench{
+    CommandRow{"state", "Measure pause, snapshot and restore, and how late a guest is over each", kStateNotes,
+               Place::kBenchState},
+    CommandRow{"compare", "Say what changed beyond noise between two files of --json; status 1 if something got worse",
+               "", Place::kCompare},
+};
 
 } // namespace
 
@@ -105,8 +117,8 @@ std::span<const CommandRow> command_rows() {
     return rows;
 }
 
-const CommandRow& compare_row() noexcept {
-    return kCompare;
+std::span<const CommandRow> bench_rows() noexcept {
+    return kOfBench;
 }
 
 const Option& help_option() {

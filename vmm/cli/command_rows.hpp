@@ -22,8 +22,8 @@ struct CommandRow {
 /// The commands that follow the program's name.
 [[nodiscard]] std::span<const CommandRow> command_rows();
 
-/// The command that follows `vmm bench`.
-[[nodiscard]] const CommandRow& compare_row() noexcept;
+/// The commands that follow `vmm bench`.
+[[nodiscard]] std::span<const CommandRow> bench_rows() noexcept;
 
 /// The option that every command has, and the program, too.
 [[nodiscard]] const Option& help_option();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "vmm/bench/command.hpp"
+#include "vmm/bench/state_command.hpp"
 #include "vmm/config.hpp"
 #include "vmm/memory_pool.hpp"
 
@@ -75,6 +76,6 @@ struct TextCommand {
 };
 
 using Command = std::variant<RunCommand, ControlCommand, SnapshotCommand, PoolCommand, DoctorCommand, BenchCommand,
-                             BenchCompareCommand, TextCommand>;
+                             BenchStateCommand, BenchCompareCommand, TextCommand>;
 
 } // namespace vmm

@@ -25,6 +25,7 @@ struct Given {
     ControlCommand control;
     SnapshotCommand snapshot;
     BenchCommand bench;
+    BenchStateCommand bench_state;
     BenchCompareCommand compare;
 };
 

@@ -11,6 +11,7 @@
 #include <variant>
 
 #include "vmm/bench/command.hpp"
+#include "vmm/bench/state_command.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
 #include "vmm/cli/option_names.hpp"
@@ -55,6 +56,10 @@ int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_po
 
 int execute(const BenchCommand& command, std::chrono::steady_clock::time_point /*started*/) {
     return run_bench(command);
+}
+
+int execute(const BenchStateCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_bench_state(command);
 }
 
 int execute(const BenchCompareCommand& command, std::chrono::steady_clock::time_point /*started*/) {

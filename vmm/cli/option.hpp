@@ -29,6 +29,7 @@ enum class Place {
     kApiSchema,
     kPool,
     kBench,
+    kBenchState,
     kCompare
 };
 

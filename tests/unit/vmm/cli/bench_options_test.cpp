@@ -45,6 +45,30 @@ TEST(BenchCommandLine, WithoutWordsLeavesEverythingToThePreset) {
     EXPECT_TRUE(bench.warm);
 }
 
+TEST(BenchCommandLine, StateHasOptionsOfItsOwn) {
+    const Command command =
+        parse_bench({"state", "--quick", "-m", "64M", "--vcpus", "2", "--workers", "3", "--page-size", "4K,thp",
+                     "--restore-mode", "cow", "--runs", "7", "--clones", "9", "--no-warm", "--json", "a"});
+    const auto* const state = std::get_if<BenchStateCommand>(&command);
+    ASSERT_NE(state, nullptr);
+    EXPECT_TRUE(state->quick);
+    EXPECT_EQ(state->memory_bytes, 64 * kMiB);
+    EXPECT_EQ(state->vcpus, 2U);
+    EXPECT_EQ(state->workers, 3U);
+    EXPECT_EQ(state->page_sizes, (std::vector{PageSize::k4K, PageSize::kThp}));
+    EXPECT_EQ(state->modes, std::vector{RestoreMode::kCow});
+    EXPECT_EQ(state->runs, 7U);
+    EXPECT_EQ(state->clones, 9U);
+    EXPECT_FALSE(state->warm);
+    EXPECT_EQ(state->json, "a");
+}
+
+TEST(BenchCommandLine, StateRefusesWhatCannotBe) {
+    EXPECT_TRUE(mentions(refusal({"state", "--memory", "3M"}), "'3M' is no size of at least 16M"));
+    EXPECT_TRUE(mentions(refusal({"state", "--restore-mode", "slow"}), "'slow' is not one of full, cow, lazy"));
+    EXPECT_TRUE(mentions(refusal({"state", "--clones", "0"}), "not a number from 1 to"));
+}
+
 TEST(BenchCommandLine, TakesLists) {
     const BenchCommand bench =
         understood({"rfc", "--memory", "256M,1G", "--vcpus", "1,2", "--page-size", "4K,thp,2M,1G", "--prefault",

@@ -1,0 +1,116 @@
+#include "vmm/bench/bare_read.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/unique_fd.hpp"
+#include "prefault/host/populate.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/guest_ram.hpp"
+#include "vmm/machine/stop_bridge.hpp"
+
+namespace vmm::bench {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::uint64_t kPieceBytes = 2 * kMiB;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Reads `bytes` of the file from `offset` on. Returns 0, or why not as errno has it; a file that ends early is EIO.
+int read_piece(int fd, std::uint64_t offset, std::span<std::byte> bytes) noexcept {
+    while (!bytes.empty()) {
+        const ssize_t count = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+        if (count < 0 && errno == EINTR) {
+            continue;
+        }
+        if (count <= 0) {
+            return count < 0 ? errno : EIO;
+        }
+        bytes = bytes.subspan(static_cast<std::size_t>(count));
+        offset += static_cast<std::uint64_t>(count);
+    }
+    return 0;
+}
+
+/// All pieces of memory, each with its place in the file.
+struct Piece {
+    std::uint64_t offset;
+    std::span<std::byte> bytes;
+};
+
+std::vector<Piece> pieces_of(const GuestMemory& memory) {
+    std::vector<Piece> pieces;
+    std::uint64_t offset = 0;
+    for (const MemoryRegion& region : memory.regions()) {
+        for (std::uint64_t at = 0; at < region.range.size; at += kPieceBytes) {
+            pieces.push_back({offset, region.bytes().subspan(at, kPieceBytes)});
+            offset += kPieceBytes;
+        }
+    }
+    return pieces;
+}
+
+} // namespace
+
+std::optional<BareRead> read_bare(const std::string& path, PageSize page_size, unsigned workers,
+                                  const StopRequest& stop) {
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    struct stat facts {};
+    if (!file || ::fstat(file.get(), &facts) != 0) {
+        throw_errno(errno, "read " + path);
+    }
+    Config config;
+    config.memory_bytes = static_cast<std::uint64_t>(facts.st_size);
+    config.page_size = page_size;
+    config.prefault.workers = workers;
+    const StopBridge bridge(stop);
+
+    BareRead result;
+    auto start = Clock::now();
+    const GuestRam ram(config, bridge.token());
+    if (!prefault::populate_host(ram.memory(), ram.placement().ranges, {workers, {}, {}, false, {}}, bridge.token())) {
+        return std::nullopt;
+    }
+    result.populate_seconds = seconds_since(start);
+
+    const std::vector<Piece> pieces = pieces_of(ram.memory());
+    std::atomic<std::size_t> next{0};
+    std::atomic<int> failure{0};
+    const auto read_all = [&] {
+        for (std::size_t i = 0; (i = next.fetch_add(1)) < pieces.size() && !stop.is_requested();) {
+            if (const int error = read_piece(file.get(), pieces[i].offset, pieces[i].bytes); error != 0) {
+                failure = error;
+            }
+        }
+    };
+    start = Clock::now();
+    {
+        std::vector<std::jthread> threads;
+        for (unsigned i = 1; i < workers; ++i) {
+            threads.emplace_back(read_all);
+        }
+        read_all();
+    }
+    result.read_seconds = seconds_since(start);
+    if (failure != 0) {
+        throw_errno(failure, "read " + path);
+    }
+    return stop.is_requested() ? std::nullopt : std::optional(result);
+}
+
+} // namespace vmm::bench

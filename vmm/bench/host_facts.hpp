@@ -1,0 +1,27 @@
+// The host that was measured on.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace vmm::bench {
+
+/// The host. Results of different hosts cannot be compared.
+struct HostFacts {
+    std::string node;   ///< its name
+    std::string kernel; ///< release
+    std::string cpu;    ///< model
+    unsigned cpus = 0;  ///< that we may use
+    std::uint64_t memory_bytes = 0;
+    std::string second_level;    ///< "npt", "ept", "shadow"
+    std::optional<bool> tdp_mmu; ///< nothing: not known
+    bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY
+    bool nested = false;         ///< it is itself a guest
+
+    friend bool operator==(const HostFacts&, const HostFacts&) = default;
+};
+
+[[nodiscard]] HostFacts read_host_facts();
+
+} // namespace vmm::bench

@@ -1,0 +1,59 @@
+// One case of `vmm bench state`: what is done to a guest, and with which memory.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvm/host/guest_memory.hpp"
+#include "vmm/snapshot.hpp"
+
+namespace vmm::bench {
+
+enum class Scenario {
+    kPause,    ///< a guest that runs is paused, and goes on
+    kSnapshot, ///< a snapshot is taken of a guest that runs, and it goes on
+    kCold,     ///< a guest boots, without prefault
+    kBareRead, ///< no guest: the snapshot's file is read into memory, by as many threads
+    kRestore,  ///< a guest goes on from the snapshot, and works for a second on an eighth of its memory
+    kPasses,   ///< likewise, and it runs passes over all of its memory
+    kClones,   ///< several guests go on from the snapshot at once
+};
+
+/// In the order in which they are shown.
+inline constexpr std::array kScenarios{Scenario::kPause,   Scenario::kSnapshot, Scenario::kCold,  Scenario::kBareRead,
+                                       Scenario::kRestore, Scenario::kPasses,   Scenario::kClones};
+
+/// "pause", "snapshot", "cold start", "bare read", "restore", "passes", "clones".
+[[nodiscard]] std::string_view to_string(Scenario scenario) noexcept;
+
+struct StateCase {
+    Scenario scenario = Scenario::kCold;
+    PageSize page_size = PageSize::kThp;
+    std::optional<RestoreMode> mode{}; ///< of a guest that goes on from a snapshot
+
+    friend bool operator==(const StateCase&, const StateCase&) = default;
+};
+
+/// "restore full, 4K pages"
+[[nodiscard]] std::string to_string(const StateCase& each);
+
+/// Whether the case is measured on the guest that the snapshot is of, before it is taken.
+[[nodiscard]] bool is_before_snapshot(Scenario scenario) noexcept;
+
+/// Whether all of memory is there before the guest goes on.
+[[nodiscard]] bool comes_back_full(RestoreMode mode) noexcept;
+
+/// Whether a guest can go on in this mode with memory of such pages (Config).
+[[nodiscard]] bool can_restore(RestoreMode mode, PageSize page_size) noexcept;
+
+/// The pages of the guest that is saved, and of clones: `thp` if it is among `page_sizes`, else the first of them.
+[[nodiscard]] PageSize saved_page_size(const std::vector<PageSize>& page_sizes) noexcept;
+
+/// All cases, in the order in which they are shown. Neither list is empty.
+[[nodiscard]] std::vector<StateCase> state_cases(const std::vector<PageSize>& page_sizes,
+                                                 const std::vector<RestoreMode>& modes);
+
+} // namespace vmm::bench

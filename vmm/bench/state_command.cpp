@@ -1,0 +1,182 @@
+#include "vmm/bench/state_command.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/user_fault_fd.hpp"
+#include "vmm/bench/matrix.hpp"
+#include "vmm/bench/progress_text.hpp"
+#include "vmm/bench/raised_pools.hpp"
+#include "vmm/bench/result_files.hpp"
+#include "vmm/bench/state_plot.hpp"
+#include "vmm/bench/state_results.hpp"
+#include "vmm/bench/state_run.hpp"
+#include "vmm/bench/state_table.hpp"
+#include "vmm/bench/warm.hpp"
+#include "vmm/machine/stop_bridge.hpp"
+#include "vmm/output/patient_write.hpp"
+#include "vmm/output/stop_on_signals.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using namespace bench;
+
+constexpr int kStoppedBySignal = 4;
+
+std::optional<double> load_average() {
+    double load = 0;
+    return ::getloadavg(&load, 1) == 1 ? std::optional(load) : std::nullopt;
+}
+
+StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room, unsigned cpus) {
+    StateSettings settings;
+    settings.memory_bytes = command.memory_bytes.value_or(command.quick ? 128 * kMiB : kGiB);
+    settings.vcpus = command.vcpus;
+    settings.workers = command.workers.value_or(cpus);
+    settings.page_sizes = command.page_sizes;
+    if (settings.page_sizes.empty()) {
+        settings.page_sizes = {PageSize::k4K, PageSize::kThp};
+        if (room.may_raise_pools || room.free_2m_bytes >= settings.memory_bytes) {
+            settings.page_sizes.push_back(PageSize::k2M);
+        }
+    }
+    settings.modes = command.modes;
+    if (settings.modes.empty()) {
+        settings.modes.assign(kRestoreModes.begin(), kRestoreModes.end());
+        if (!UserFaultFd::problem().empty()) {
+            std::erase(settings.modes, RestoreMode::kLazy);
+        }
+    }
+    settings.runs = command.runs.value_or(command.quick ? 2 : 5);
+    settings.clones = command.clones.value_or(command.quick ? 4 : 20);
+    settings.warm = command.warm;
+    return settings;
+}
+
+/// The guests, for what knows whether they fit.
+std::vector<Cell> cells_of(const StateSettings& settings) {
+    std::vector<Cell> cells;
+    for (const PageSize page_size : settings.page_sizes) {
+        Cell cell;
+        cell.memory_bytes = settings.memory_bytes;
+        cell.vcpus = settings.vcpus;
+        cell.workers = settings.workers;
+        cell.page_size = page_size;
+        cells.push_back(cell);
+    }
+    return cells;
+}
+
+/// Makes all runs of all cases, round by round, so that a drift of the host hits all cases alike.
+class StateBenchmark {
+  public:
+    StateBenchmark(StateResults& results, double timeout_seconds, StopRequest& stop)
+        : results_(results), stop_(stop), runner_(results.settings, "/proc/self/exe", timeout_seconds, stop) {}
+
+    /// Throws Error: the guest that the others go on from cannot be saved.
+    void run() {
+        const auto started = Clock::now();
+        progress_.show("a guest is saved");
+        try {
+            take(runner_.save());
+        } catch (const Error& error) {
+            if (!stop_.is_requested()) {
+                throw Error(std::string("cannot measure restores: the guest to be saved: ") + error.what());
+            }
+        }
+        for (unsigned round = 0; round < results_.settings.runs && !stop_.is_requested(); ++round) {
+            run_round(round);
+        }
+        results_.complete = std::ranges::all_of(results_.cases, [this](const StateResult& result) {
+            return result.failure.empty() && result.samples.size() == results_.settings.runs;
+        });
+        results_.harness.run_seconds = runner_.cost().runs;
+        results_.harness.own_cpu_seconds = runner_.cost().own_cpu;
+        results_.harness.seconds = std::chrono::duration<double>(Clock::now() - started).count();
+    }
+
+  private:
+    void take(StateRunner::BeforeSnapshot before) {
+        for (StateResult& result : results_.cases) {
+            if (is_before_snapshot(result.of.scenario)) {
+                result.samples = std::move(result.of.scenario == Scenario::kPause ? before.pauses : before.snapshots);
+            }
+        }
+    }
+
+    void run_round(unsigned round) {
+        for (const std::size_t i : round_order(results_.cases.size(), round)) {
+            StateResult& result = results_.cases[i];
+            if (stop_.is_requested()) {
+                return;
+            }
+            if (is_before_snapshot(result.of.scenario) || !result.failure.empty()) {
+                continue;
+            }
+            progress_.show(vmm::format("run {} of {}: {}", round + 1, results_.settings.runs, to_string(result.of)));
+            if (results_.settings.warm) {
+                warm_memory(results_.settings.memory_bytes, result.of.page_size, stop_);
+            }
+            try {
+                result.samples.push_back(runner_.run(result.of));
+            } catch (const Error& error) {
+                if (!stop_.is_requested()) {
+                    result.failure = error.what();
+                }
+            }
+        }
+    }
+
+    StateResults& results_;
+    StopRequest& stop_;
+    StateRunner runner_;
+    ProgressText progress_;
+};
+
+} // namespace
+
+int run_bench_state(const BenchStateCommand& command) {
+    ResultFiles files({.json = command.json, .plot = command.plot});
+    StateResults results;
+    results.version = kVersion;
+    results.host = read_host_facts();
+    const HostRoom room = read_host_room();
+    results.settings = settings_of(command, room, results.host.cpus);
+    const std::vector<Cell> cells = cells_of(results.settings);
+    check_fits(cells, room);
+    for (const StateCase& each : state_cases(results.settings.page_sizes, results.settings.modes)) {
+        results.cases.push_back({each});
+    }
+    results.load_before = load_average();
+
+    StopRequest stop;
+    const StopOnSignals stop_on_signals(stop);
+    {
+        const StopBridge bridge(stop); // Raising a pool may take long.
+        const RaisedPools pools(cells, room, bridge.token());
+        if (stop.is_requested()) {
+            return kStoppedBySignal;
+        }
+        StateBenchmark(results, command.timeout_seconds, stop).run();
+    }
+    results.load_after = load_average();
+    const WritePatience patience{.hurry_fd = stop_on_signals.fd()};
+    const bool printed = print_result(to_table(results), patience);
+    files.write({[&] { return to_json(results); }, {}, [&](PlotFormat format) { return plot_script(results, format); }},
+                patience);
+    if (stop.is_requested()) {
+        return kStoppedBySignal;
+    }
+    return !printed || results.any_failed() ? 1 : 0;
+}
+
+} // namespace vmm

@@ -1,0 +1,38 @@
+// `vmm bench state`, from its options to its exit status.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kvm/host/guest_memory.hpp"
+#include "vmm/snapshot.hpp"
+
+namespace vmm {
+
+/// `vmm bench state`
+struct BenchStateCommand {
+    bool quick = false;                        ///< smaller, where the options do not say
+    std::optional<std::uint64_t> memory_bytes; ///< a multiple of 2 MiB
+    unsigned vcpus = 1;
+    std::optional<unsigned> workers;
+    std::vector<PageSize> page_sizes; ///< empty: those that this host can give
+    std::vector<RestoreMode> modes;   ///< empty: those that this host can give
+    std::optional<unsigned> runs;     ///< 1 to BenchCommand::kMaxRuns
+    std::optional<unsigned> clones;   ///< 1 to kMaxClones
+    double timeout_seconds = 600;     ///< of one run
+    bool warm = true;
+    std::string json; ///< files; empty: none
+    std::string plot;
+
+    static constexpr unsigned kMaxClones = 500;
+};
+
+/// Measures and prints. Returns the program's exit status: 0; 1 if a case failed; 4 if a signal stopped it. In the last
+/// case, what was done by then is printed and written. A missed aim is printed, and is no failure.
+/// Throws Error before the first run: it does not fit this host, or an output cannot be written; or the guest that the
+/// others go on from cannot be saved.
+[[nodiscard]] int run_bench_state(const BenchStateCommand& command);
+
+} // namespace vmm

@@ -1,0 +1,108 @@
+#include "vmm/bench/state_results.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "vmm/bench/json_parts.hpp"
+#include "vmm/bench/state_aims.hpp"
+
+namespace vmm::bench {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+template <typename Values>
+Json names_json(const Values& values) {
+    Json names = Json::array();
+    for (const auto& value : values) {
+        names.push_back(vmm::to_string(value));
+    }
+    return names;
+}
+
+Json case_json(const StateResult& result) {
+    Json statistics = Json::object();
+    for (std::size_t i = 0; i < kStateFigures.size(); ++i) {
+        if (const auto described = result.statistics(static_cast<StateFigure>(i))) {
+            statistics[std::string(kStateFigures.at(i).name)] = to_json_parts(*described);
+        }
+    }
+    Json runs = Json::array();
+    for (const StateSample& sample : result.samples) {
+        runs.push_back(to_json_parts(sample, kStateFigures));
+    }
+    const Json mode = result.of.mode ? Json(vmm::to_string(*result.of.mode)) : Json(nullptr);
+    return {{"case",
+             {{"scenario", to_string(result.of.scenario)},
+              {"restore_mode", mode},
+              {"page_size", vmm::to_string(result.of.page_size)}}},
+            {"failure", result.failure},
+            {"statistics", statistics},
+            {"runs", runs}};
+}
+
+std::string_view unit_of(StateAim::Kind kind) {
+    return kind == StateAim::Kind::kRatio ? "ratio" : kind == StateAim::Kind::kSeconds ? "seconds" : "count";
+}
+
+} // namespace
+
+std::vector<double> StateResult::values(StateFigure figure) const {
+    std::vector<double> values;
+    for (const StateSample& sample : samples) {
+        if (const auto value = sample[figure]) {
+            values.push_back(*value);
+        }
+    }
+    return values;
+}
+
+std::optional<Statistics> StateResult::statistics(StateFigure figure) const {
+    const std::vector<double> all = values(figure);
+    return all.empty() ? std::nullopt : std::optional(describe(all));
+}
+
+const StateResult* StateResults::find(const StateCase& of) const noexcept {
+    const auto found = std::ranges::find_if(cases, [&](const StateResult& each) { return each.of == of; });
+    return found == cases.end() ? nullptr : &*found;
+}
+
+bool StateResults::any_failed() const noexcept {
+    return std::ranges::any_of(cases, [](const StateResult& each) { return !each.failure.empty(); });
+}
+
+std::string to_json(const StateResults& results) {
+    Json json;
+    json["schema"] = StateResults::kSchema;
+    json["kind"] = "vmm bench state";
+    json["version"] = results.version;
+    json["host"] = to_json_parts(results.host);
+    json["settings"] = {{"memory_bytes", results.settings.memory_bytes},
+                        {"vcpus", results.settings.vcpus},
+                        {"workers", results.settings.workers},
+                        {"page_sizes", names_json(results.settings.page_sizes)},
+                        {"restore_modes", names_json(results.settings.modes)},
+                        {"runs", results.settings.runs},
+                        {"clones", results.settings.clones},
+                        {"warm", results.settings.warm}};
+    json["harness"] = to_json_parts(results.harness);
+    json["load"] = {{"before", or_null(results.load_before)}, {"after", or_null(results.load_after)}};
+    json["complete"] = results.complete;
+    json["aims"] = Json::array();
+    for (const StateAim& aim : state_aims(results)) {
+        json["aims"].push_back({{"name", aim.name},
+                                {"unit", unit_of(aim.kind)},
+                                {"bound", aim.bound},
+                                {"met", aim.is_met()},
+                                {"statistics", to_json_parts(aim.value)}});
+    }
+    json["cases"] = Json::array();
+    for (const StateResult& result : results.cases) {
+        json["cases"].push_back(case_json(result));
+    }
+    // A host's name may be something other than UTF-8.
+    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+} // namespace vmm::bench
