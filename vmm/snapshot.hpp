@@ -25,6 +25,10 @@ struct SnapshotProgress {
 struct SnapshotOptions {
     /// The directory that is made for it. It must not be there, and what it is in must be.
     std::string directory{};
+    /// The directory of another snapshot of a guest with the same memory: what has the same content there, in pieces of
+    /// 2 MiB, is not written again, and whoever goes on needs both. Its files must not change while either is there.
+    /// Empty: all of memory is written.
+    std::string base{};
     /// A text that is kept with it as `config.json`, for whoever restores it. The command keeps its options there.
     std::string config{};
     /// Whether the guest goes on afterwards. Otherwise it stays paused.
@@ -41,6 +45,7 @@ struct SnapshotReport {
     bool complete = false;           ///< false: a stop was requested, and there is no snapshot
     std::uint64_t memory_bytes = 0;  ///< of the guest
     std::uint64_t written_bytes = 0; ///< of memory; zero pages are left out, and what changed was written again
+    std::uint64_t based_bytes = 0;   ///< of memory that is as in SnapshotOptions::base, and was left out
     std::uint64_t stopped_bytes = 0; ///< of them, those that were written while the guest stood still
     unsigned passes = 0;             ///< over memory, the last one included
     double total_seconds = 0;

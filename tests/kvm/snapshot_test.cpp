@@ -177,6 +177,109 @@ TEST_F(SnapshotTest, EveryGuestThatGoesOnFromItIsOfAnotherGeneration) {
     }
 }
 
+struct Incremental : SnapshotTest {
+    static constexpr unsigned kWords = 3;
+    static GuestAddress place(unsigned word) { return GuestAddress{(2 + 2 * word) * 2 * kMiB + 0x1238}; }
+
+    /// Saves a guest three times, each time on the snapshot before. In between it gets one word more.
+    void save_chain() {
+        Running running(TestKernel(kernels::kSpin).config());
+        std::string base;
+        for (unsigned word = 0; word < kWords; ++word) {
+            ASSERT_TRUE(running->memory().store(place(word), std::uint64_t{100} + word));
+            SnapshotOptions options;
+            options.base = base;
+            options.directory = path = directory / ("snapshot" + std::to_string(word));
+            options.resume = true;
+            const SnapshotReport report = running->snapshot(options);
+            ASSERT_TRUE(report.complete);
+            if (base.empty()) {
+                EXPECT_EQ(report.based_bytes, 0U);
+            } else {
+                EXPECT_GT(report.based_bytes, 0U);
+                EXPECT_LT(report.written_bytes, 2 * kMiB);
+            }
+            base = path;
+        }
+    }
+    [[nodiscard]] Config config() const { return restored(TestKernel(kernels::kSpin).config()); }
+    void expect_all_words(const Config& config) const {
+        Running again(config);
+        for (unsigned word = 0; word < kWords; ++word) {
+            EXPECT_EQ(again->memory().load<std::uint64_t>(place(word)), std::uint64_t{100} + word) << word;
+        }
+    }
+    [[nodiscard]] std::string refused() const {
+        return error_of([&] { const Machine machine(config()); });
+    }
+};
+
+TEST_F(Incremental, GuestGoesOnFromAChain) {
+    save_chain();
+    for (const RestoreMode mode : {RestoreMode::kFull, RestoreMode::kCow}) {
+        Config wanted = config();
+        wanted.restore->mode = mode;
+        expect_all_words(wanted);
+    }
+    // What they lie in may have another name.
+    const std::string elsewhere = directory / "elsewhere";
+    std::filesystem::create_directory(elsewhere);
+    for (const char* const name : {"snapshot0", "snapshot1", "snapshot2"}) {
+        std::filesystem::rename(directory / name, elsewhere + "/" + name);
+    }
+    path = elsewhere + "/snapshot2";
+    expect_all_words(config());
+}
+
+/// Nothing has changed, so that all that is not zero is in the base.
+TEST_F(Incremental, GuestThatStandsStillGoesOn) {
+    {
+        Running running(guest(2));
+        ASSERT_TRUE(running.says("pass=2 "));
+        ASSERT_TRUE(take(running).complete);
+        SnapshotOptions options;
+        options.base = path;
+        options.directory = path = directory / "second";
+        const SnapshotReport report = running->snapshot(options);
+        EXPECT_TRUE(report.complete);
+        EXPECT_GT(report.based_bytes, 0U);
+        EXPECT_EQ(report.written_bytes, 0U);
+    }
+    Running again(restored(guest(2)));
+    expect_goes_on(again);
+}
+
+TEST_F(Incremental, BaseThatIsNotAsItWasIsRefused) {
+    save_chain();
+    const std::string first = directory / "snapshot0";
+    const std::string away = directory / "away";
+    std::filesystem::rename(first, away);
+    EXPECT_TRUE(mentions(refused(), first)) << refused();
+    std::filesystem::copy(directory / "snapshot2", first);
+    EXPECT_TRUE(mentions(refused(), first)) << refused(); // It builds on one that builds on it.
+    std::filesystem::remove_all(first);
+    {
+        Running running(TestKernel(kernels::kSpin).config());
+        SnapshotOptions options;
+        options.directory = first;
+        ASSERT_TRUE(running->snapshot(options).complete);
+    }
+    EXPECT_TRUE(mentions(refused(), "another one is there now")) << refused();
+    std::filesystem::remove_all(first);
+    std::filesystem::rename(away, first);
+    expect_all_words(config());
+}
+
+TEST_F(Incremental, BaseThatIsNoSnapshotIsRefusedAndNothingIsLeft) {
+    Running running(guest());
+    SnapshotOptions options;
+    options.directory = path;
+    options.base = directory / "nothing";
+    EXPECT_TRUE(mentions(error_of([&] { static_cast<void>(running->snapshot(options)); }), "nothing"));
+    expect_no_leftovers();
+    expect_goes_on(running);
+}
+
 TEST_F(SnapshotTest, MemoryThatWasAddedIsAPartOfIt) {
     const GuestRange added{GuestAddress{4 * kGiB}, 4 * kMiB};
     const std::vector<std::byte> words(100, std::byte{0x5a});

@@ -29,14 +29,22 @@ std::vector<std::string> verb_names() {
     return names;
 }
 
+/// "--incremental-to" of "incremental_to".
+std::string option_name(const Parameter& parameter) {
+    std::string name = "--" + parameter.name;
+    std::ranges::replace(name, '_', '-');
+    return name;
+}
+
 Option option_of(const Parameter& parameter) {
     const std::string& name = parameter.name;
+    const std::string names = option_name(parameter);
     switch (parameter.kind) {
     case Parameter::Kind::kFlag:
-        return flag("--" + name, parameter.help,
+        return flag(names, parameter.help,
                     [name](Given& given, bool on) { given.control.options[name] = on ? "true" : "false"; });
     case Parameter::Kind::kChoice: {
-        Option option{.names = "--" + name, .help = parameter.help};
+        Option option{.names = names, .help = parameter.help};
         option.value = {
             .kind = OptionValue::Kind::kChoice, .form = form_of(parameter.choices), .choices = parameter.choices};
         option.take = [name, choices = parameter.choices](Given& given, const std::vector<std::string>& words) {
@@ -45,14 +53,14 @@ Option option_of(const Parameter& parameter) {
         return std::move(option).with_standard(parameter.standard);
     }
     case Parameter::Kind::kPath:
-        return file("--" + name, parameter.help,
+        return file(names, parameter.help,
                     [name](Given& given, const std::string& path) { given.control.options[name] = path; });
     case Parameter::Kind::kNumber:
     case Parameter::Kind::kBytes:
         break;
     }
     const bool is_size = parameter.kind == Parameter::Kind::kBytes;
-    return text("--" + name, {.kind = OptionValue::Kind::kText, .form = is_size ? "SIZE" : "N"}, parameter.help,
+    return text(names, {.kind = OptionValue::Kind::kText, .form = is_size ? "SIZE" : "N"}, parameter.help,
                 [name](Given& given, const std::string& word) { given.control.options[name] = word; })
         .with_standard(parameter.standard);
 }
@@ -74,7 +82,7 @@ std::string synopsis_of(const Verb& verb) {
     }
     for (const Parameter& parameter : verb.parameters) {
         if (!parameter.is_positional) {
-            form += " [--" + parameter.name + (parameter.kind == Parameter::Kind::kFlag ? "]" : " ...]");
+            form += " [" + option_name(parameter) + (parameter.kind == Parameter::Kind::kFlag ? "]" : " ...]");
         }
     }
     return form;

@@ -30,13 +30,17 @@ constexpr double kNanosecondsInSecond = 1e9;
 struct MemoryAmounts {
     std::uint64_t all_bytes = 0;
     std::uint64_t not_zero_bytes = 0; ///< in whole chunks
-    std::uint64_t disk_bytes = 0;     ///< what the file takes
+    std::uint64_t based_bytes = 0;    ///< of them, in what it builds on
+    std::uint64_t disk_bytes = 0;     ///< what its own file takes
 };
 
 MemoryAmounts memory_amounts(const SnapshotReader& snapshot) {
     MemoryAmounts amounts{.all_bytes = snapshot.layout().memory_bytes()};
     for (std::size_t i = 0; i < snapshot.layout().chunks(); ++i) {
-        amounts.not_zero_bytes += (*snapshot.state().memory)[i].is_hole ? 0 : snapshot.layout().chunk(i).range.size;
+        const MemoryChunk& chunk = (*snapshot.state().memory)[i];
+        const std::uint64_t bytes = snapshot.layout().chunk(i).range.size;
+        amounts.not_zero_bytes += chunk.is_hole ? 0 : bytes;
+        amounts.based_bytes += chunk.file != 0 ? bytes : 0;
     }
     struct stat facts {};
     if (::fstat(snapshot.memory_fd(), &facts) == 0) {
@@ -120,6 +124,10 @@ std::string snapshot_info_text(const SnapshotReader& snapshot) {
     for (const MemoryPiece& region : snapshot.layout().regions()) {
         line("", to_string(region.range));
     }
+    if (snapshot.base() != nullptr) {
+        line("builds on", format("{}; pieces of memory that are there, or in what that builds on: {}",
+                                 snapshot.base()->directory().string(), format_bytes(amounts.based_bytes)));
+    }
     std::vector<std::string> devices;
     for (const VirtioDeviceState& device : machine.virtio) {
         devices.push_back(shown(device.name) + " (" + std::string(kind_of(device)) + ")" +
@@ -167,6 +175,9 @@ std::string snapshot_info_json(const SnapshotReader& snapshot) {
           {"tsc_khz", machine.vcpus.front().tsc_khz}}},
         {"cpu", {{"vendor", origin.cpu_vendor}, {"model", origin.cpu_model}, {"features", features_of(snapshot)}}},
     };
+    if (snapshot.base() != nullptr) {
+        info["base"] = {{"directory", snapshot.base()->directory().string()}, {"bytes", amounts.based_bytes}};
+    }
     if (machine.generation_id_at) {
         info["generation_id"] = hexadecimal(machine.generation_id);
     }

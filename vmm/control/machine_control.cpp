@@ -299,6 +299,7 @@ HttpAnswer MachineControl::snapshot(const Arguments& arguments) {
     options.directory = *arguments.word("directory");
     options.config = surroundings_.machine_options;
     options.resume = arguments.flag("resume");
+    options.base = arguments.word("incremental_to").value_or("");
     options.workers = static_cast<unsigned>(arguments.number("workers").value_or(0));
     if (const auto within = arguments.number("within")) {
         options.within = std::chrono::seconds(*within);
@@ -320,6 +321,7 @@ Jobs::Outcome MachineControl::run_snapshot(SnapshotOptions options, const Jobs::
     return {{{"directory", options.directory},
              {"memory_bytes", report.memory_bytes},
              {"written_bytes", report.written_bytes},
+             {"based_bytes", report.based_bytes},
              {"stopped_bytes", report.stopped_bytes},
              {"passes", report.passes},
              {"total_seconds", report.total_seconds},

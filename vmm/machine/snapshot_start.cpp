@@ -114,9 +114,23 @@ void SnapshotStart::check_machine() const {
 
 std::vector<FileRange> SnapshotStart::memory_files() const {
     std::vector<FileRange> files;
-    if (config_.restore->mode == RestoreMode::kCow) {
-        for (const MemoryPiece& region : snapshot_.layout().regions()) {
-            files.push_back({region.range, snapshot_.memory_fd(), region.file_offset, Sharing::kPrivate});
+    if (config_.restore->mode != RestoreMode::kCow) {
+        return files;
+    }
+    for (const MemoryPiece& region : memory_.layout.regions()) {
+        for (std::uint64_t offset = 0; offset < region.range.size; offset += kMemoryChunkBytes) {
+            const std::uint64_t file_offset = region.file_offset + offset;
+            const std::size_t file = memory_.index[static_cast<std::size_t>(file_offset / kMemoryChunkBytes)].file;
+            const std::uint64_t bytes = std::min(kMemoryChunkBytes, region.range.size - offset);
+            // Neighbours in one file are one mapping.
+            if (offset != 0 && files.back().fd == memory_.files[file].fd) {
+                files.back().range.size += bytes;
+            } else {
+                files.push_back({{GuestAddress{to_integer(region.range.base) + offset}, bytes},
+                                 memory_.files[file].fd,
+                                 file_offset,
+                                 Sharing::kPrivate});
+            }
         }
     }
     return files;

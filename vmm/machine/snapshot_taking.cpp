@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -23,6 +24,7 @@
 #include "vmm/refuse_nul.hpp"
 #include "vmm/state/memory_file.hpp"
 #include "vmm/state/snapshot_files.hpp"
+#include "vmm/state/snapshot_reader.hpp"
 #include "vmm/state/snapshot_writer.hpp"
 #include "vmm/state/state_file.hpp"
 
@@ -64,6 +66,7 @@ void check(const SnapshotOptions& options) {
         throw Error("cannot take a snapshot without a name for its directory");
     }
     refuse_nul(options.directory, "the directory of a snapshot");
+    refuse_nul(options.base, "the directory of the snapshot that another one builds on");
     if (options.workers > prefault::kMaxWorkers) {
         throw Error(vmm::format("cannot write a snapshot with {} threads: 1 to {} are possible", options.workers,
                                 prefault::kMaxWorkers));
@@ -89,11 +92,14 @@ class Taking {
   public:
     Taking(const SnapshotSource& source, const SnapshotOptions& options, const std::stop_token& stop)
         : source_(source), options_(options), stop_(stop), writer_(options.directory),
+          base_(options.base.empty() ? nullptr : std::make_unique<SnapshotReader>(options.base)),
           hold_(source.hardware.second_level), layout_(ranges_of(source.hardware.ram.memory())),
           direct_(writer_.open_memory(O_DIRECT)), file_{writer_.memory_fd(), direct_.get(),
                                                         options.directory + "/" + snapshot_files::kMemory},
+          base_memory_(base_ ? std::optional(base_->memory()) : std::nullopt),
           movers_{options.workers != 0 ? options.workers : source.config.prefault.workers, {}},
-          memory_(source.hardware.ram.memory(), source.hardware.ram.placement(), layout_, file_, movers_),
+          memory_(source.hardware.ram.memory(), source.hardware.ram.placement(), layout_, file_, movers_,
+                  base_memory_ ? &*base_memory_ : nullptr),
           was_paused_(source.pause.is_paused()) {
         if (::ftruncate(writer_.memory_fd(), static_cast<off_t>(layout_.file_bytes())) != 0) {
             throw_errno(errno, "give " + file_.name + " its size of " + format_bytes(layout_.file_bytes()),
@@ -124,6 +130,7 @@ class Taking {
             writer_.commit(state_, options_.config);
         }
         report_.written_bytes = memory_.written_bytes();
+        report_.based_bytes = memory_.based_bytes();
         report_.total_seconds = seconds_since(start);
         return report_;
     }
@@ -172,7 +179,11 @@ class Taking {
             report_.stopped_bytes = memory_.written_bytes() - before;
             SnapshotState state{.origin = origin_here(),
                                 .machine = capture(source_.hardware, source_.config, source_.first),
-                                .memory = memory_.index()};
+                                .memory = memory_.index(),
+                                .base = {}};
+            if (base_ && memory_.based_bytes() != 0) { // Otherwise it is whole by itself.
+                state.base = base_->as_base(options_.directory);
+            }
             state_ = encode_state(state);
             note_standstill();
             return true;
@@ -210,10 +221,12 @@ class Taking {
     const SnapshotOptions& options_;
     const std::stop_token& stop_;
     SnapshotWriter writer_;
+    std::unique_ptr<SnapshotReader> base_;
     MachineSecondLevel::Hold hold_;
     MemoryLayout layout_;
     UniqueFd direct_;
     MemoryFile file_;
+    std::optional<MemorySource> base_memory_;
     MemoryMovers movers_;
     MemoryWriter memory_;
     bool was_paused_;

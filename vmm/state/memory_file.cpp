@@ -94,7 +94,34 @@ class MemoryWriter::Worker {
   public:
     explicit Worker(MemoryWriter& writer)
         : writer_(writer), transfers_(writer.file_.direct_fd >= 0 ? writer.file_.direct_fd : writer.file_.fd,
-                                      writer.file_.name, writer.file_.direct_fd < 0) {}
+                                      writer.file_.name, writer.file_.direct_fd < 0) {
+        if (writer.base_ != nullptr) {
+            base_.emplace(*writer.base_);
+            content_.resize(kMemoryChunkBytes);
+        }
+    }
+
+    /// Writes what is not zero of `chunk`, unless it is the same in the base.
+    void write_chunk(GuestRange chunk, std::span<const std::byte> bytes) {
+        if (leave_to_base(chunk, bytes)) {
+            return;
+        }
+        bool is_hole = true;
+        for_each_run(
+            chunk.size,
+            [&](std::uint64_t page) {
+                return !is_zero(bytes.subspan(page * WriteLog::kPageBytes, WriteLog::kPageBytes));
+            },
+            [&](std::uint64_t offset, std::uint64_t size) {
+                is_hole = false;
+                write({GuestAddress{to_integer(chunk.base) + offset}, size}, bytes.subspan(offset, size));
+            });
+        if (!is_hole) {
+            finish(chunk, bytes);
+        } else {
+            writer_.index_[chunk_of(writer_.layout_, chunk.base)] = {};
+        }
+    }
 
     void write(GuestRange part, std::span<const std::byte> bytes) {
         transfers_.write(offset_of(writer_.layout_, part.base), bytes);
@@ -106,13 +133,44 @@ class MemoryWriter::Worker {
     }
 
   private:
+    /// Equal checksums do not prove that the content is equal, so it is compared.
+    bool leave_to_base(GuestRange chunk, std::span<const std::byte> bytes) {
+        const std::size_t index = chunk_of(writer_.layout_, chunk.base);
+        if (!base_ || !writer_.is_in_base(index)) {
+            return false;
+        }
+        const MemoryChunk& known = writer_.base_->index[index];
+        const std::span<std::byte> there = std::span(content_).first(bytes.size());
+        if (known.is_hole || crc32c(bytes) != known.crc32c || !base_->read(index, there) ||
+            std::memcmp(there.data(), bytes.data(), bytes.size()) != 0) {
+            return false;
+        }
+        writer_.index_[index] = {.is_hole = false, .crc32c = known.crc32c, .file = 1};
+        return true;
+    }
+
     MemoryWriter& writer_;
     Transfers transfers_;
+    std::optional<ChunkReader> base_;
+    std::vector<std::byte> content_; ///< of a chunk of the base
 };
 
 MemoryWriter::MemoryWriter(const GuestMemory& memory, const prefault::Placement& placement, const MemoryLayout& layout,
-                           const MemoryFile& file, const MemoryMovers& movers)
-    : memory_(memory), placement_(placement), layout_(layout), file_(file), movers_(movers), index_(layout.chunks()) {}
+                           const MemoryFile& file, const MemoryMovers& movers, const MemorySource* base)
+    : memory_(memory), placement_(placement), layout_(layout), file_(file), movers_(movers), base_(base),
+      index_(layout.chunks()) {}
+
+bool MemoryWriter::is_in_base(std::size_t chunk) const {
+    return chunk < base_->layout.chunks() && base_->layout.chunk(chunk) == layout_.chunk(chunk);
+}
+
+std::uint64_t MemoryWriter::based_bytes() const noexcept {
+    std::uint64_t bytes = 0;
+    for (std::size_t chunk = 0; chunk < index_.size(); ++chunk) {
+        bytes += index_[chunk].file != 0 ? layout_.chunk(chunk).range.size : 0;
+    }
+    return bytes;
+}
 
 bool MemoryWriter::for_each_chunk(const std::stop_token& stop,
                                   const std::function<void(Worker&, GuestRange chunk)>& work) {
@@ -129,22 +187,8 @@ bool MemoryWriter::for_each_chunk(const std::stop_token& stop,
 }
 
 bool MemoryWriter::write_all(const std::stop_token& stop) {
-    return for_each_chunk(stop, [this](Worker& worker, GuestRange chunk) {
-        const std::span<std::byte> bytes = memory_.at(chunk).value();
-        bool is_hole = true;
-        for_each_run(
-            chunk.size,
-            [&](std::uint64_t page) {
-                return !is_zero(bytes.subspan(page * WriteLog::kPageBytes, WriteLog::kPageBytes));
-            },
-            [&](std::uint64_t offset, std::uint64_t size) {
-                is_hole = false;
-                worker.write({GuestAddress{to_integer(chunk.base) + offset}, size}, bytes.subspan(offset, size));
-            });
-        if (!is_hole) {
-            worker.finish(chunk, bytes);
-        }
-    });
+    return for_each_chunk(
+        stop, [this](Worker& worker, GuestRange chunk) { worker.write_chunk(chunk, memory_.at(chunk).value()); });
 }
 
 bool MemoryWriter::write_pages(std::span<const std::vector<std::uint64_t>> pages, const std::stop_token& stop) {
@@ -158,14 +202,21 @@ bool MemoryWriter::write_pages(std::span<const std::vector<std::uint64_t>> pages
             }
             const std::uint64_t begin = to_integer(chunk.base) - to_integer(region.range.base);
             const std::span<std::byte> bytes = region.bytes().subspan(begin, chunk.size);
+            // What the base has is not in the file, so that all of it is to be written, or is as there again.
+            const bool is_based = index_[chunk_of(layout_, chunk.base)].file != 0;
             bool is_clean = true;
             for_each_run(
                 chunk.size, [&](std::uint64_t page) { return is_set(pages[i], begin / WriteLog::kPageBytes + page); },
                 [&](std::uint64_t offset, std::uint64_t size) {
                     is_clean = false;
+                    if (is_based) {
+                        return;
+                    }
                     worker.write({GuestAddress{to_integer(chunk.base) + offset}, size}, bytes.subspan(offset, size));
                 });
-            if (!is_clean) {
+            if (!is_clean && is_based) {
+                worker.write_chunk(chunk, bytes);
+            } else if (!is_clean) {
                 worker.finish(chunk, bytes);
             }
         }

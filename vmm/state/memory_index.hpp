@@ -10,7 +10,7 @@ namespace vmm {
 struct MemoryChunk {
     bool is_hole = true;      ///< all of it is zero, and the file has nothing there
     std::uint32_t crc32c = 0; ///< of the memory in it; 0 for a hole
-    std::uint8_t file = 0;    ///< which file has it (MemorySource::files): 0 is the snapshot's own
+    std::uint8_t file = 0;    ///< which file has it (MemorySource::files): 0 is the snapshot's own, 1 its base's
 
     friend bool operator==(const MemoryChunk&, const MemoryChunk&) = default;
 };

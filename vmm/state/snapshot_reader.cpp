@@ -7,12 +7,14 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <system_error>
 #include <vector>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/retry.hpp"
 #include "vmm/refuse_nul.hpp"
+#include "vmm/state/crc32c.hpp"
 #include "vmm/state/snapshot_files.hpp"
 #include "vmm/state/state_file.hpp"
 
@@ -88,9 +90,11 @@ std::vector<std::byte> content_of(const SnapshotFile& file, std::size_t most) {
 }
 
 /// Throws Error, with the name of the file.
-SnapshotState read_state(int directory_fd, const std::filesystem::path& directory) {
+SnapshotState read_state(int directory_fd, const std::filesystem::path& directory, SnapshotBase& identity) {
     const SnapshotFile file = open_file(directory_fd, directory, snapshot_files::kState);
     const std::vector<std::byte> content = content_of(file, kMostStateBytes);
+    identity.state_bytes = content.size();
+    identity.state_crc32c = crc32c(content);
     try {
         SnapshotState state = decode_state(content);
         if (!state.memory) {
@@ -123,12 +127,67 @@ UniqueFd open_checked_memory(int directory_fd, const std::filesystem::path& dire
 
 } // namespace
 
-SnapshotReader::SnapshotReader(const std::filesystem::path& directory)
-    : directory_(directory), fd_(open_directory(directory_)), state_(read_state(fd_.get(), directory_)),
+SnapshotReader::SnapshotReader(const std::filesystem::path& directory, unsigned most_bases)
+    : directory_(directory), fd_(open_directory(directory_)), state_(read_state(fd_.get(), directory_, identity_)),
       layout_(state_.machine.memory), config_(read_config(fd_.get(), directory_)),
       memory_(open_checked_memory(fd_.get(), directory_, layout_)), files_{{.fd = memory_.get(),
-                                                                            .name = directory_ /
-                                                                                    snapshot_files::kMemory}} {}
+                                                                            .name =
+                                                                                directory_ / snapshot_files::kMemory}} {
+    if (state_.base) {
+        open_base(most_bases);
+    }
+}
+
+/// A base that was changed since is not taken, whatever it has become.
+void SnapshotReader::open_base(unsigned most_bases) {
+    const SnapshotBase& wanted = *state_.base;
+    refuse_nul(wanted.path, "the path of the snapshot that " + directory_.string() + " builds on");
+    const std::filesystem::path path = (directory_ / wanted.path).lexically_normal();
+    const std::string tried =
+        format("cannot use the snapshot {}: it builds on the snapshot {}, ", directory_.string(), path.string());
+    if (most_bases == 0) {
+        throw Error(tried + format("which is one of a chain of more than {} (take a snapshot that builds on none)",
+                                   kMostBases));
+    }
+    try {
+        base_.reset(new SnapshotReader(path, most_bases - 1));
+    } catch (const Error& error) {
+        throw Error(tried + "which is not there as it was: " + error.what());
+    }
+    if (base_->identity_ != SnapshotBase{{}, wanted.state_bytes, wanted.state_crc32c}) {
+        throw Error(tried + "and another one is there now (put the right one there)");
+    }
+    const MemorySource there = base_->memory();
+    MemoryIndex& index = *state_.memory;
+    for (std::size_t i = 0; i < index.size(); ++i) {
+        if (index[i].file == 0) {
+            continue;
+        }
+        if (i >= there.index.size() || there.layout.chunk(i) != layout_.chunk(i) || there.index[i].is_hole ||
+            there.index[i].crc32c != index[i].crc32c) {
+            throw Error(tried + format("which has other content for guest memory {} (take another snapshot)",
+                                       to_string(layout_.chunk(i).range)));
+        }
+        index[i].file = static_cast<std::uint8_t>(there.index[i].file + 1);
+    }
+    files_.insert(files_.end(), there.files.begin(), there.files.end());
+}
+
+SnapshotBase SnapshotReader::as_base(const std::filesystem::path& from) const {
+    std::error_code error;
+    const std::filesystem::path here = std::filesystem::canonical(directory_, error);
+    const std::filesystem::path there =
+        error ? from : std::filesystem::weakly_canonical(std::filesystem::absolute(from), error);
+    if (error) {
+        throw Error(
+            format("cannot build on the snapshot {}: where it is cannot be found out: {} (name it by a path that "
+                   "begins with /)",
+                   directory_.string(), error.message()));
+    }
+    SnapshotBase base = identity_;
+    base.path = here.lexically_relative(there).string();
+    return base;
+}
 
 UniqueFd SnapshotReader::open_memory(int flags) const {
     UniqueFd file(::openat(fd_.get(), snapshot_files::kMemory, O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags));

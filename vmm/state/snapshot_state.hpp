@@ -24,11 +24,22 @@ struct SnapshotOrigin {
 /// This process, this host, now.
 [[nodiscard]] SnapshotOrigin origin_here();
 
+/// The snapshot that another one builds on: some of its memory is there.
+struct SnapshotBase {
+    std::string path; ///< of its directory, from the directory of the other one if it does not begin with /
+    std::uint64_t state_bytes = 0;  ///< the size of its file `state`, which says what it is
+    std::uint32_t state_crc32c = 0; ///< of that file
+
+    friend bool operator==(const SnapshotBase&, const SnapshotBase&) = default;
+};
+
 struct SnapshotState {
     SnapshotOrigin origin;
     MachineState machine;
     /// Of the memory file; none if memory is kept elsewhere, as in a migration.
     std::optional<MemoryIndex> memory;
+    /// Where those chunks of memory are whose MemoryChunk::file is 1; nothing: all are in its own file.
+    std::optional<SnapshotBase> base;
 };
 
 } // namespace vmm

@@ -24,6 +24,8 @@ namespace vmm {
 
 namespace {
 
+constexpr std::size_t kMostPathBytes = 4096; // PATH_MAX
+
 /// One kind of section. Both functions describe one field, which has the name of the section.
 struct SectionKind {
     std::string_view name;
@@ -129,10 +131,57 @@ void read_index(FieldReader& fields, std::string_view name, SnapshotState& state
     state.memory = std::move(index);
 }
 
+/// What a snapshot builds on, and a bit for each chunk that is there.
+struct PackedBase {
+    SnapshotBase base;
+    std::vector<std::byte> chunks;
+};
+
+void describe_base(auto& fields, std::string_view name, auto& packed, std::size_t chunks) {
+    fields.object(name, packed, [chunks](auto& inner, auto& value) {
+        inner.text("path", value.base.path, kMostPathBytes);
+        inner.number("state_bytes", value.base.state_bytes);
+        inner.number("state_crc32c", value.base.state_crc32c);
+        inner.bytes("chunks", value.chunks, {(chunks + 7) / 8, (chunks + 7) / 8});
+    });
+}
+
+void write_base(FieldWriter& fields, std::string_view name, const SnapshotState& state) {
+    const MemoryIndex& index = *state.memory;
+    PackedBase packed{*state.base, std::vector<std::byte>((index.size() + 7) / 8)};
+    for (std::size_t i = 0; i < index.size(); ++i) {
+        if (index[i].file != 0) {
+            packed.chunks[i / 8] |= std::byte{1} << (i % 8);
+        }
+    }
+    describe_base(fields, name, packed, index.size());
+}
+
+void read_base(FieldReader& fields, std::string_view name, SnapshotState& state) {
+    const FieldPath path{&fields.path(), name, std::nullopt, false};
+    if (!state.memory) {
+        path.refuse("is there, and the memory is not");
+    }
+    MemoryIndex& index = *state.memory;
+    PackedBase packed;
+    describe_base(fields, name, packed, index.size());
+    for (std::size_t i = 0; i < packed.chunks.size() * 8; ++i) {
+        if ((packed.chunks[i / 8] >> (i % 8) & std::byte{1}) == std::byte{0}) {
+            continue;
+        }
+        if (i >= index.size() || index[i].is_hole) {
+            path.refuse("has a chunk that is a hole, or beyond the end of memory");
+        }
+        index[i].file = 1;
+    }
+    state.base = std::move(packed.base);
+}
+
 constexpr std::string_view kOrigin = "origin";
+constexpr std::string_view kBase = "base";
 constexpr std::string_view kMemory = "memory";
 
-// In the order in which they are read: the memory's index depends on the machine.
+// In the order in which they are read: the memory's index depends on the machine, and the base on the index.
 constexpr std::array kSectionKinds{
     SectionKind{kOrigin, 1, false, describe_origin<FieldWriter, const SnapshotState>,
                 describe_origin<FieldReader, SnapshotState>},
@@ -146,6 +195,7 @@ constexpr std::array kSectionKinds{
     SectionKind{"virtio", 1, true, describe_virtio<FieldWriter, const SnapshotState>,
                 describe_virtio<FieldReader, SnapshotState>},
     SectionKind{kMemory, 1, true, write_index, read_index},
+    SectionKind{kBase, 1, true, write_base, read_base},
 };
 
 [[noreturn]] void refuse_newer(const StateContainer& container, const std::string& why) {
@@ -171,8 +221,8 @@ void check_all_known(const StateContainer& container) {
 void read_section_of(const SectionKind& kind, const StateContainer& container, SnapshotState& state) {
     const auto section = std::ranges::find(container.sections, kind.name, &StateSection::name);
     if (section == container.sections.end() || section->version == 0 || section->version > kind.version) {
-        // A state whose memory is kept elsewhere has no index of it.
-        if (kind.is_required && kind.name != kMemory) {
+        // A state whose memory is kept elsewhere has no index of it, and most build on no other.
+        if (kind.is_required && kind.name != kMemory && kind.name != kBase) {
             throw Error(format("cannot use this state: its section '{}' is missing (take a snapshot that is whole)",
                                kind.name));
         }
@@ -190,7 +240,7 @@ void read_section_of(const SectionKind& kind, const StateContainer& container, S
 std::vector<std::byte> encode_state(const SnapshotState& state) {
     StateContainer container{kVersion, {}};
     for (const SectionKind& kind : kSectionKinds) {
-        if (kind.name == kMemory && !state.memory) {
+        if ((kind.name == kMemory && !state.memory) || (kind.name == kBase && !(state.memory && state.base))) {
             continue;
         }
         CborValue fields;

@@ -19,7 +19,6 @@
 #include "kvm/host/format.hpp"
 #include "kvm/host/retry.hpp"
 #include "vmm/state/crc32c.hpp"
-#include "vmm/state/snapshot_files.hpp"
 
 namespace vmm {
 
@@ -60,15 +59,15 @@ class MemoryVerifier {
             return;
         }
         const std::span<std::byte> content = buffer.first(static_cast<std::size_t>(piece.range.size));
-        read(piece, content);
+        read(file_of(index), piece, content);
         const bool is_right = known.is_hole
                                   ? std::ranges::all_of(content, [](std::byte byte) { return byte == std::byte{0}; })
                                   : crc32c(content) == known.crc32c;
         if (!is_right) {
-            throw Error(format(
-                "the snapshot {} is damaged: guest memory {}, at offset {:#x} of its file '{}', is not what "
-                "was saved (take another snapshot)",
-                snapshot_.directory().string(), to_string(piece.range), piece.file_offset, snapshot_files::kMemory));
+            throw Error(format("the snapshot {} is damaged: guest memory {}, at offset {:#x} of {}, is not what "
+                               "was saved (take another snapshot)",
+                               snapshot_.directory().string(), to_string(piece.range), piece.file_offset,
+                               file_of(index).name));
         }
         note_progress(piece.range.size);
     }
@@ -84,20 +83,23 @@ class MemoryVerifier {
         return data >= begin + static_cast<off_t>(piece.range.size);
     }
 
-    void read(const MemoryPiece& piece, std::span<std::byte> content) const {
+    [[nodiscard]] const MemoryFile& file_of(std::size_t chunk) const {
+        const MemorySource memory = snapshot_.memory();
+        return memory.files[memory.index[chunk].file];
+    }
+
+    static void read(const MemoryFile& file, const MemoryPiece& piece, std::span<std::byte> content) {
         std::uint64_t offset = piece.file_offset;
         while (!content.empty()) {
-            const ssize_t got = uninterrupted([&] {
-                return ::pread(snapshot_.memory_fd(), content.data(), content.size(), static_cast<off_t>(offset));
-            });
-            const std::string path = snapshot_.directory() / snapshot_files::kMemory;
+            const ssize_t got = uninterrupted(
+                [&] { return ::pread(file.fd, content.data(), content.size(), static_cast<off_t>(offset)); });
             if (got < 0) {
                 const int error_number = errno;
-                throw_errno(error_number, format("read {} bytes at {:#x} of {}", content.size(), offset, path),
+                throw_errno(error_number, format("read {} bytes at {:#x} of {}", content.size(), offset, file.name),
                             error_number == EIO ? "the disk fails: take another snapshot" : "");
             }
             if (got == 0) {
-                throw Error(format("cannot read {}: it has become shorter (leave a snapshot as it is)", path));
+                throw Error(format("cannot read {}: it has become shorter (leave a snapshot as it is)", file.name));
             }
             content = content.subspan(static_cast<std::size_t>(got));
             offset += static_cast<std::uint64_t>(got);

@@ -115,6 +115,37 @@ TEST_F(MemoryFileTest, ZeroPagesAreHoles) {
     EXPECT_LT(static_cast<std::uint64_t>(status.st_blocks) * 512, kMemoryChunkBytes);
 }
 
+TEST_F(MemoryFileTest, WhatIsTheSameInTheBaseIsLeftOut) {
+    guest.fill(range(0, kLowBytes), 1);
+    guest.fill(range(kHighBase, 2 * kMiB), 2);
+    ASSERT_TRUE(writer->write_all({}));
+    const MemorySource base{layout, writer->index(), std::span(&file, 1)};
+
+    guest.fill(range(2 * kMiB + 3 * kPage, kPage), 3); // changed
+    guest.fill(range(kHighBase + 2 * kMiB, kPage), 4); // was a hole
+    const UniqueFd other_fd(::open((directory / "other").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    ASSERT_EQ(::ftruncate(other_fd.get(), static_cast<off_t>(layout.file_bytes())), 0);
+    const MemoryFile other_file{.fd = other_fd.get(), .name = directory / "other"};
+    MemoryWriter second(guest.memory, guest.placement, layout, other_file, movers, &base);
+    ASSERT_TRUE(second.write_all({}));
+    EXPECT_EQ(second.written_bytes(), 2 * kMiB + kPage);
+    EXPECT_EQ(second.based_bytes(), 2 * kMiB + kMiB + 2 * kMiB);
+
+    // A page of what was left out changes, and all of its chunk is written.
+    guest.fill(range(5 * kPage, kPage), 5);
+    std::vector<std::vector<std::uint64_t>> pages{std::vector<std::uint64_t>(kLowBytes / kPage / 64 + 1),
+                                                  std::vector<std::uint64_t>(kHighBytes / kPage / 64)};
+    set(pages[0], 5);
+    ASSERT_TRUE(second.write_pages(pages, {}));
+    EXPECT_EQ(second.based_bytes(), kMiB + 2 * kMiB);
+    EXPECT_EQ(second.written_bytes(), 4 * kMiB + kPage);
+
+    const Guest read_back;
+    const std::array files{other_file, file};
+    ASSERT_TRUE(read_memory(read_back.memory, read_back.placement, {layout, second.index(), files}, movers, {}));
+    EXPECT_TRUE(read_back.content() == guest.content());
+}
+
 TEST_F(MemoryFileTest, PagesAreWrittenAgainWhateverIsInThem) {
     guest.fill(range(0, 4 * kPage), 1);
     guest.fill(range(kHighBase, kPage), 2);

@@ -120,6 +120,7 @@ TEST(StateFile, KeepsEveryField) {
     expect_same(state.machine, again.machine);
     EXPECT_EQ(state.origin, again.origin);
     EXPECT_EQ(state.memory, again.memory);
+    EXPECT_EQ(state.base, again.base);
     EXPECT_EQ(encode_state(again), bytes);
 }
 
@@ -134,6 +135,27 @@ TEST(StateFile, KeepsWhatIsNotThere) {
     const SnapshotState again = decode_state(encode_state(state));
     expect_same(state.machine, again.machine);
     EXPECT_FALSE(again.memory);
+    EXPECT_FALSE(again.base);
+}
+
+TEST(StateFile, OfASnapshotThatBuildsOnNoneHasNoBase) {
+    SnapshotState state = FullState::make(1);
+    state.base.reset();
+    state.memory->at(2).file = 0;
+    const SnapshotState again = decode_state(encode_state(state));
+    EXPECT_EQ(state.memory, again.memory);
+    EXPECT_FALSE(again.base);
+}
+
+TEST(StateFile, RefusesABaseOfWhatIsNotThere) {
+    const auto with_chunks = [](std::uint8_t bits) {
+        return refusal_of_fields("base", [bits](Json& fields) { fields["chunks"] = Json::binary({bits}); });
+    };
+    EXPECT_EQ(with_chunks(0b1001), "");
+    EXPECT_TRUE(mentions(with_chunks(0b0010), "base has a chunk that is a hole"));
+    EXPECT_TRUE(mentions(with_chunks(0b10000), "beyond the end of memory"));
+    EXPECT_TRUE(mentions(refusal_of_fields("base", [](Json& fields) { fields["path"] = std::string(5000, 'x'); }),
+                         "base.path"));
 }
 
 TEST(StateFile, KeepsNothingOfWhatFillsAStructureUp) {
