@@ -235,8 +235,6 @@ class FullState {
         state.machine.generation_id_at = GuestAddress{0xe1230};
         fill(state.machine.generation_id);
         state.memory = MemoryIndex{{false, next()}, {true, 0}, {false, next()}, {false, next()}};
-        state.memory->at(2).file = 1;
-        state.base = SnapshotBase{.path = "../before", .state_bytes = next(), .state_crc32c = next()};
         return state;
     }
 

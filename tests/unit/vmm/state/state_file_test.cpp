@@ -88,14 +88,22 @@ void expect_same(const MachineState& a, const MachineState& b) {
     EXPECT_EQ(a.generation_id, b.generation_id);
 }
 
+/// As FullState::make(), of a snapshot that builds on another one.
+SnapshotState make_based(std::size_t vcpus) {
+    SnapshotState state = FullState::make(vcpus);
+    state.memory->at(2).file = 1;
+    state.base = SnapshotBase{.path = "../before", .state_bytes = 1234, .state_crc32c = 0x89abcdef};
+    return state;
+}
+
 /// What is said of `bytes`, or "".
 std::string refusal_of(const Bytes& bytes) {
     return error_of([&] { return decode_state(bytes); });
 }
 
-/// The state of `FullState` with another content in one section, and all checksums right.
+/// The state of make_based() with another content in one section, and all checksums right.
 Bytes with_section(const std::string& name, const std::function<void(StateSection&)>& change) {
-    static const StateContainer whole = unpack_sections(encode_state(FullState::make(1)));
+    static const StateContainer whole = unpack_sections(encode_state(make_based(1)));
     StateContainer container = whole;
     change(*std::ranges::find(container.sections, name, &StateSection::name));
     return pack_sections(container);
@@ -114,7 +122,7 @@ std::string refusal_of_fields(const std::string& name, const std::function<void(
 }
 
 TEST(StateFile, KeepsEveryField) {
-    const SnapshotState state = FullState::make(3);
+    const SnapshotState state = make_based(3);
     const Bytes bytes = encode_state(state);
     const SnapshotState again = decode_state(bytes);
     expect_same(state.machine, again.machine);
@@ -139,9 +147,7 @@ TEST(StateFile, KeepsWhatIsNotThere) {
 }
 
 TEST(StateFile, OfASnapshotThatBuildsOnNoneHasNoBase) {
-    SnapshotState state = FullState::make(1);
-    state.base.reset();
-    state.memory->at(2).file = 0;
+    const SnapshotState state = FullState::make(1);
     const SnapshotState again = decode_state(encode_state(state));
     EXPECT_EQ(state.memory, again.memory);
     EXPECT_FALSE(again.base);
@@ -208,7 +214,7 @@ TEST(StateFile, NamesTheSectionThatIsDamaged) {
 }
 
 TEST(StateFile, RefusesWhatItDoesNotKnowByName) {
-    StateContainer container = unpack_sections(encode_state(FullState::make(1)));
+    StateContainer container = unpack_sections(encode_state(make_based(1)));
     container.sections.push_back({"teleport", 1, true, {}});
     EXPECT_TRUE(mentions(refusal_of(pack_sections(container)), "it has a section 'teleport', and vmm"));
     container.sections.back().is_required = false;
@@ -235,7 +241,7 @@ TEST(StateFile, RefusesAnotherFormatAndArchitecture) {
 
 TEST(StateFile, RefusesAMissingSection) {
     for (const std::string name : {"machine", "vcpus", "vm", "board", "virtio"}) {
-        StateContainer container = unpack_sections(encode_state(FullState::make(1)));
+        StateContainer container = unpack_sections(encode_state(make_based(1)));
         std::erase_if(container.sections, [&](const StateSection& section) { return section.name == name; });
         EXPECT_TRUE(mentions(refusal_of(pack_sections(container)), "its section '" + name + "' is missing"));
     }
