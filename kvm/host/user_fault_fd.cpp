@@ -40,8 +40,8 @@ namespace vmm {
 namespace {
 
 constexpr std::size_t kSmallPage = 4096;
-constexpr const char* kTried = "have the kernel wait for pages of guest memory (userfaultfd)";
-constexpr std::array kAdvice{
+constexpr const char* kUserFaultTried = "have the kernel wait for pages of guest memory (userfaultfd)";
+constexpr std::array kUserFaultAdvice{
     ErrnoAdvice{EPERM, "give this user access to /dev/userfaultfd, run with CAP_SYS_PTRACE, or set the sysctl "
                        "vm.unprivileged_userfaultfd to 1"},
     ErrnoAdvice{ENOSYS, "use a kernel with CONFIG_USERFAULTFD"},
@@ -67,13 +67,13 @@ int open_user_fault_fd() noexcept {
 UserFaultFd::UserFaultFd(std::size_t page_bytes) : page_bytes_(page_bytes), fd_(open_user_fault_fd()) {
     if (!fd_) {
         const int error_number = errno;
-        throw_errno(error_number, kTried, kAdvice);
+        throw_errno(error_number, kUserFaultTried, kUserFaultAdvice);
     }
     uffdio_api api{};
     api.api = UFFD_API;
     if (::ioctl(fd_.get(), UFFDIO_API, &api) != 0) {
         const int error_number = errno;
-        throw_errno(error_number, kTried, kAdvice);
+        throw_errno(error_number, kUserFaultTried, kUserFaultAdvice);
     }
     features_ = api.features;
 }
@@ -93,7 +93,7 @@ void UserFaultFd::watch(std::span<std::byte> memory) {
     range.mode = UFFDIO_REGISTER_MODE_MISSING;
     if (::ioctl(fd_.get(), UFFDIO_REGISTER, &range) != 0) {
         const int error_number = errno;
-        throw_errno(error_number, kTried,
+        throw_errno(error_number, kUserFaultTried,
                     error_number == EINVAL ? "this kernel cannot do it for such memory: take pages of 4K" : "");
     }
 }

@@ -27,14 +27,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr const char* kPurpose = "the memory of a snapshot on its way to the guest";
+constexpr const char* kLazyPurpose = "the memory of a snapshot on its way to the guest";
 
-double seconds_since(Clock::time_point start) {
+double seconds_from(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 /// Has everything be as if nobody had touched it.
-void empty(std::span<std::byte> bytes) noexcept {
+void drop_pages(std::span<std::byte> bytes) noexcept {
     ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED);
 }
 
@@ -45,8 +45,8 @@ class LazyMemory::Loader {
   public:
     explicit Loader(LazyMemory& owner)
         : owner_(owner), reader_(owner.source_),
-          content_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kPurpose)),
-          zeros_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kPurpose)) {
+          content_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kLazyPurpose)),
+          zeros_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kLazyPurpose)) {
         ::madvise(content_.data(), content_.size(), owner.can_move_ ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
         ::madvise(zeros_.data(), zeros_.size(), MADV_NOHUGEPAGE); // It is only read: one page of zeros is enough.
     }
@@ -61,7 +61,7 @@ class LazyMemory::Loader {
                 owner_.faults_.provide(memory, zeros_.bytes().first(memory.size()));
                 return;
             }
-            empty(content_.bytes());
+            drop_pages(content_.bytes());
             ::madvise(content_.data(), content_.size(), MADV_POPULATE_WRITE); // What it leaves out is copied below.
         }
         if (moves && owner_.faults_.provide_by_moving(memory, content)) {
@@ -102,7 +102,7 @@ LazyMemory::~LazyMemory() {
 }
 
 void LazyMemory::start(const char* name, void (LazyMemory::*body)() noexcept) {
-    auto thread = start_thread(kPurpose, [this, name, body] {
+    auto thread = start_thread(kLazyPurpose, [this, name, body] {
         ::pthread_setname_np(::pthread_self(), name);
         (this->*body)();
     });
@@ -305,7 +305,7 @@ void LazyMemory::let_go_on(const Waited& waited) {
     faults_.wake(piece_of(waited.chunk).bytes);
     if (waited.since) {
         const std::lock_guard hold(lock_);
-        longest_wait_seconds_ = std::max(longest_wait_seconds_, seconds_since(*waited.since));
+        longest_wait_seconds_ = std::max(longest_wait_seconds_, seconds_from(*waited.since));
     }
 }
 
@@ -355,7 +355,7 @@ void LazyMemory::note_loaded() noexcept {
     ended_.signal();
     {
         const std::lock_guard hold(lock_);
-        seconds_until_loaded_ = seconds_since(begin_);
+        seconds_until_loaded_ = seconds_from(begin_);
     }
     changed_.notify_all();
 }

@@ -25,30 +25,30 @@ namespace {
 
 constexpr const char* kChunkBytes = "chunk_bytes";
 constexpr const char* kChunks = "chunks";
-constexpr mode_t kFileMode = 0600;
+constexpr mode_t kWorkingSetMode = 0600;
 
-constexpr std::array kWriteAdvice{
+constexpr std::array kWorkingSetAdvice{
     ErrnoAdvice{ENOSPC, "free some space"},
     ErrnoAdvice{EDQUOT, "free some space"},
     ErrnoAdvice{EROFS, "record it in a copy of the snapshot that can be written"},
     ErrnoAdvice{EACCES, "become the user who made the snapshot, or root"},
 };
 
-[[noreturn]] void refuse(const char* why) {
+[[noreturn]] void refuse_set(const char* why) {
     throw Error(format("the working set is damaged: {} (remove it, or record another one)", why));
 }
 
 /// Removes a file unless it is told that it stays.
-class Temporary {
+class TemporaryFile {
   public:
-    Temporary(int directory, std::string name) : directory_(directory), name_(std::move(name)) {}
-    ~Temporary() {
+    TemporaryFile(int directory, std::string name) : directory_(directory), name_(std::move(name)) {}
+    ~TemporaryFile() {
         if (!name_.empty()) {
             ::unlinkat(directory_, name_.c_str(), 0);
         }
     }
-    Temporary(const Temporary&) = delete;
-    Temporary& operator=(const Temporary&) = delete;
+    TemporaryFile(const TemporaryFile&) = delete;
+    TemporaryFile& operator=(const TemporaryFile&) = delete;
     void stays() noexcept { name_.clear(); }
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
@@ -69,20 +69,20 @@ std::string to_json(const WorkingSet& set) {
 WorkingSet parse_working_set(std::string_view text, std::size_t chunks) {
     const auto json = nlohmann::json::parse(text, nullptr, false);
     if (!json.is_object() || !json.contains(kChunkBytes) || !json.contains(kChunks) || !json[kChunks].is_array()) {
-        refuse("it is not what vmm writes");
+        refuse_set("it is not what vmm writes");
     }
     if (json[kChunkBytes] != kMemoryChunkBytes) {
-        refuse("its chunks have another size");
+        refuse_set("its chunks have another size");
     }
     WorkingSet set;
     std::vector<bool> seen(chunks);
     for (const auto& entry : json[kChunks]) {
         if (!entry.is_number_unsigned() || entry.get<std::uint64_t>() >= chunks) {
-            refuse("it names memory that the guest does not have");
+            refuse_set("it names memory that the guest does not have");
         }
         const auto chunk = entry.get<std::size_t>();
         if (seen[chunk]) {
-            refuse("it names a part of memory twice");
+            refuse_set("it names a part of memory twice");
         }
         seen[chunk] = true;
         set.push_back(chunk);
@@ -122,10 +122,10 @@ WorkingSet read_working_set(const SnapshotReader& snapshot) {
 
 void write_working_set(const SnapshotReader& snapshot, const WorkingSet& set) {
     const std::string path = snapshot.directory() / snapshot_files::kWorkingSet;
-    const auto fail = [&path](int error_number) { throw_errno(error_number, "write " + path, kWriteAdvice); };
-    Temporary temporary(snapshot.directory_fd(), format(".{}.{}", snapshot_files::kWorkingSet, ::getpid()));
+    const auto fail = [&path](int error_number) { throw_errno(error_number, "write " + path, kWorkingSetAdvice); };
+    TemporaryFile temporary(snapshot.directory_fd(), format(".{}.{}", snapshot_files::kWorkingSet, ::getpid()));
     const UniqueFd file(::openat(snapshot.directory_fd(), temporary.name().c_str(),
-                                 O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, kFileMode));
+                                 O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, kWorkingSetMode));
     if (!file) {
         fail(errno);
     }
