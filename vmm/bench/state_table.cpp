@@ -106,12 +106,12 @@ std::string details(const StateResult& result) {
     return "";
 }
 
-std::string factor_text(double factor) {
+std::string times_text(double factor) {
     return factor >= 100 ? vmm::format("{:.0f}", factor) : vmm::format("{:.2f}", factor);
 }
 
 std::string aim_text(StateAim::Kind kind, double value) {
-    return kind == StateAim::Kind::kRatio     ? factor_text(value)
+    return kind == StateAim::Kind::kRatio     ? times_text(value)
            : kind == StateAim::Kind::kSeconds ? format_seconds(value)
                                               : format_count(value);
 }
