@@ -18,12 +18,12 @@
 namespace vmm {
 namespace {
 
-constexpr std::size_t kPage = 4096;
-constexpr std::size_t kPages = 4;
+constexpr std::size_t kTestPage = 4096;
+constexpr std::size_t kTestPages = 4;
 
 struct UserFaultFdTest : ::testing::Test {
-    Mapping memory = Mapping::anonymous(kPages * kPage, kPage, 0, "a test");
-    Mapping content = Mapping::anonymous(kPages * kPage, kPage, 0, "a test");
+    Mapping memory = Mapping::anonymous(kTestPages * kTestPage, kTestPage, 0, "a test");
+    Mapping content = Mapping::anonymous(kTestPages * kTestPage, kTestPage, 0, "a test");
 
     void SetUp() override {
         if (const std::string problem = UserFaultFd::problem(); !problem.empty()) {
@@ -31,12 +31,12 @@ struct UserFaultFdTest : ::testing::Test {
         }
         ::madvise(memory.data(), memory.size(), MADV_NOHUGEPAGE);
         ::madvise(content.data(), content.size(), MADV_NOHUGEPAGE);
-        for (std::size_t page = 0; page < kPages; ++page) {
-            std::memset(content.data() + page * kPage, static_cast<int>('a' + page), kPage);
+        for (std::size_t page = 0; page < kTestPages; ++page) {
+            std::memset(content.data() + page * kTestPage, static_cast<int>('a' + page), kTestPage);
         }
     }
     [[nodiscard]] std::span<std::byte> page(std::size_t index) const {
-        return memory.bytes().subspan(index * kPage, kPage);
+        return memory.bytes().subspan(index * kTestPage, kTestPage);
     }
     /// Reads the first byte of a page on another thread.
     [[nodiscard]] std::future<char> read(std::size_t index) const {
@@ -56,19 +56,19 @@ struct UserFaultFdTest : ::testing::Test {
 };
 
 TEST_F(UserFaultFdTest, WhoTouchesAPageWaitsUntilItIsProvided) {
-    UserFaultFd faults(kPage);
+    UserFaultFd faults(kTestPage);
     faults.watch(memory.bytes());
     EXPECT_EQ(faults.take_fault(), std::nullopt);
     std::future<char> found = read(2);
     EXPECT_EQ(wait_for_fault(faults), page(2).data());
-    faults.provide(page(2), content.bytes().subspan(2 * kPage, kPage));
+    faults.provide(page(2), content.bytes().subspan(2 * kTestPage, kTestPage));
     faults.wake(page(2));
     EXPECT_EQ(found.get(), 'c');
 }
 
 TEST_F(UserFaultFdTest, WhatIsThereStays) {
     page(1)[0] = std::byte{'X'};
-    UserFaultFd faults(kPage);
+    UserFaultFd faults(kTestPage);
     faults.watch(memory.bytes());
     faults.provide(memory.bytes(), content.bytes());
     EXPECT_EQ(page(0)[0], std::byte{'a'});
@@ -77,20 +77,20 @@ TEST_F(UserFaultFdTest, WhatIsThereStays) {
 }
 
 TEST_F(UserFaultFdTest, PagesThatAreMovedAreGoneWhereTheyWere) {
-    UserFaultFd faults(kPage);
+    UserFaultFd faults(kTestPage);
     if (!faults.can_move()) {
         GTEST_SKIP() << "this kernel cannot move pages (Linux 6.8 is the first that can)";
     }
     faults.watch(memory.bytes());
     ASSERT_TRUE(faults.provide_by_moving(memory.bytes(), content.bytes()));
-    EXPECT_EQ(page(3)[kPage - 1], std::byte{'d'});
+    EXPECT_EQ(page(3)[kTestPage - 1], std::byte{'d'});
     EXPECT_TRUE(std::ranges::all_of(content.bytes(), [](std::byte byte) { return byte == std::byte{0}; }));
 }
 
 /// A caller then copies what is left, and what was moved stays.
 TEST_F(UserFaultFdTest, MovingOverAPageThatIsThereIsRefused) {
     page(1)[0] = std::byte{'X'};
-    UserFaultFd faults(kPage);
+    UserFaultFd faults(kTestPage);
     faults.watch(memory.bytes());
     EXPECT_FALSE(faults.provide_by_moving(memory.bytes(), content.bytes()));
     faults.provide(memory.bytes(), content.bytes());
@@ -100,7 +100,7 @@ TEST_F(UserFaultFdTest, MovingOverAPageThatIsThereIsRefused) {
 }
 
 TEST_F(UserFaultFdTest, WhoWaitsGoesOnWithZerosWhenNobodyWatchesAnyMore) {
-    UserFaultFd faults(kPage);
+    UserFaultFd faults(kTestPage);
     faults.watch(memory.bytes());
     std::future<char> found = read(0);
     EXPECT_EQ(wait_for_fault(faults), page(0).data());
@@ -109,8 +109,8 @@ TEST_F(UserFaultFdTest, WhoWaitsGoesOnWithZerosWhenNobodyWatchesAnyMore) {
 }
 
 TEST_F(UserFaultFdTest, MemoryThatCannotBeWatchedIsRefused) {
-    UserFaultFd faults(kPage);
-    EXPECT_THROW(faults.watch({memory.data() + 1, kPage}), Error);
+    UserFaultFd faults(kTestPage);
+    EXPECT_THROW(faults.watch({memory.data() + 1, kTestPage}), Error);
 }
 
 } // namespace
