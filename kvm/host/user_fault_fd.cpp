@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <fstream>
 #include <string>
 
 #include "kvm/host/error.hpp"
@@ -71,6 +72,7 @@ UserFaultFd::UserFaultFd(std::size_t page_bytes) : page_bytes_(page_bytes), fd_(
     }
     uffdio_api api{};
     api.api = UFFD_API;
+    api.features = UFFD_FEATURE_THREAD_ID;
     if (::ioctl(fd_.get(), UFFDIO_API, &api) != 0) {
         const int error_number = errno;
         throw_errno(error_number, kUserFaultTried, kUserFaultAdvice);
@@ -103,7 +105,7 @@ void UserFaultFd::unwatch(std::span<std::byte> memory) noexcept {
     ::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range);
 }
 
-std::optional<std::byte*> UserFaultFd::take_fault() {
+std::optional<UserFaultFd::Fault> UserFaultFd::take_fault() {
     for (;;) {
         uffd_msg message{};
         const ssize_t got = uninterrupted([&] { return ::read(fd_.get(), &message, sizeof(message)); });
@@ -116,9 +118,24 @@ std::optional<std::byte*> UserFaultFd::take_fault() {
         }
         if (got == sizeof(message) && message.event == UFFD_EVENT_PAGEFAULT) {
             const std::uint64_t page = message.arg.pagefault.address / kSmallPage * kSmallPage;
-            return reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(page)); // NOLINT(performance-no-int-to-ptr)
+            return Fault{reinterpret_cast<std::byte*>(page), // NOLINT(performance-no-int-to-ptr)
+                         message.arg.pagefault.feat.ptid};
         }
     }
+}
+
+/// A thread that has entered the kernel by a page fault of its own is in no system call: proc(5) shows -1. So it is
+/// with io_uring's workers, which are never in user space.
+UserFaultFd::Accessor UserFaultFd::accessor(std::uint32_t thread) {
+    const std::string directory = "/proc/self/task/" + std::to_string(thread);
+    std::string call;
+    std::string name;
+    std::getline(std::ifstream(directory + "/syscall"), call);
+    std::getline(std::ifstream(directory + "/comm"), name);
+    if (call == "running") {
+        return Accessor::kNobody;
+    }
+    return call.starts_with("-1 ") && !name.starts_with("iou-") ? Accessor::kProgram : Accessor::kKernel;
 }
 
 void UserFaultFd::provide(std::span<std::byte> memory, std::span<const std::byte> content) {

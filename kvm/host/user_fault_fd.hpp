@@ -32,9 +32,21 @@ class UserFaultFd {
 
     /// Readable when somebody waits. On loan.
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-    /// The page of 4 KiB that somebody has touched, who waits; each such access is told once. Nothing if nobody waits
-    /// that has not been told of. Never blocks. Throws Error.
-    [[nodiscard]] std::optional<std::byte*> take_fault();
+    /// Somebody who has touched a page that is not there, and waits.
+    struct Fault {
+        std::byte* page;      ///< of 4 KiB
+        std::uint32_t thread; ///< of this process, or one of the kernel's own; as gettid()
+    };
+    /// Who does the access that a thread waits for.
+    enum class Accessor {
+        kProgram, ///< the thread itself, in user space
+        kKernel,  ///< the kernel, in a system call of the thread's or by itself
+        kNobody,  ///< it does not wait any more
+    };
+    /// Each access is told once. Nothing if nobody waits who has not been told of. Never blocks. Throws Error.
+    [[nodiscard]] std::optional<Fault> take_fault();
+    /// Who waits in `thread`, by what /proc says of it; kKernel if that is not known.
+    [[nodiscard]] static Accessor accessor(std::uint32_t thread);
 
     /// Provides `content` at `memory`, which is as long, watched, and whole pages of the backing. Pages that are there
     /// stay as they are. Nobody is woken. Throws Error: the host has no more memory.

@@ -53,6 +53,9 @@ class FirstState {
     /// Such memory is not filled before finish().
     [[nodiscard]] virtual bool is_lazy() const noexcept { return false; }
 
+    /// Whether vCPUs run from now on. Threads: any.
+    virtual void note_guest_runs(bool /*runs*/) noexcept {}
+
     /// Waits until all of guest memory has its content. Until then only what keeps the content of memory may touch it,
     /// as a prefault does. It may be called again. Throws Error: it could not be had; StoppedError: `stop` was
     /// requested. Threads: any.

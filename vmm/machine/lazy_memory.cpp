@@ -171,9 +171,9 @@ void LazyMemory::serve_demand() noexcept {
         while (is_serving_) {
             std::array<pollfd, 2> ready{pollfd{faults_.fd(), POLLIN, 0}, pollfd{ended_.fd(), POLLIN, 0}};
             ::poll(ready.data(), ready.size(), -1);
-            while (const auto page = faults_.take_fault()) {
+            while (const auto fault = faults_.take_fault()) {
                 try {
-                    heed(*page, loader);
+                    heed(*fault, loader);
                 } catch (...) { // Somebody may still wait for what can be had.
                     fail(std::current_exception());
                 }
@@ -184,10 +184,20 @@ void LazyMemory::serve_demand() noexcept {
     }
 }
 
-void LazyMemory::heed(std::byte* page, Loader& loader) {
+std::span<std::byte> LazyMemory::page_at(std::byte* address) const {
+    const Piece piece = piece_of(*chunk_at(address));
+    const auto offset = static_cast<std::size_t>(address - piece.bytes.data()) / page_bytes_ * page_bytes_;
+    return piece.bytes.subspan(offset, page_bytes_);
+}
+
+void LazyMemory::heed(UserFaultFd::Fault fault, Loader& loader) {
     const auto begin = Clock::now();
-    const auto chunk = chunk_at(page);
+    const auto chunk = chunk_at(fault.page);
     if (!chunk) {
+        return;
+    }
+    if (has_failed_ && states_[*chunk] != State::kPresent) {
+        heed_without_memory(fault, loader);
         return;
     }
     std::atomic<State>& state = states_[*chunk];
@@ -205,9 +215,7 @@ void LazyMemory::heed(std::byte* page, Loader& loader) {
         }
     }
     if (seen == State::kPresent) {
-        const Piece piece = piece_of(*chunk);
-        const auto offset = static_cast<std::size_t>(page - piece.bytes.data()) / page_bytes_ * page_bytes_;
-        const std::span<std::byte> bytes = piece.bytes.subspan(offset, page_bytes_);
+        const std::span<std::byte> bytes = page_at(fault.page);
         try {
             loader.provide_zeros(bytes);
         } catch (const Error&) {
@@ -373,15 +381,42 @@ void LazyMemory::fail(std::exception_ptr why) noexcept {
     if (settings_.failed) {
         settings_.failed(why);
     }
-    // A page of zeros instead would be taken for what the guest had there, and might be written to its disks.
-    const UniqueFd nothing(::memfd_create("memory that could not be read", MFD_CLOEXEC));
+    wake_all(); // Those who wait, wait again, and heed_without_memory() is told of them.
+}
+
+void LazyMemory::wake_all() noexcept {
     for (std::size_t chunk = 0; chunk < states_.size(); ++chunk) {
-        if (states_[chunk] != State::kPresent) {
-            const std::span<std::byte> bytes = piece_of(chunk).bytes;
-            ::mmap(bytes.data(), bytes.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, nothing.get(), 0);
-            faults_.wake(bytes);
-        }
+        faults_.wake(piece_of(chunk).bytes);
     }
+}
+
+void LazyMemory::note_guest_runs(bool runs) noexcept {
+    guest_runs_ = runs;
+    if (has_failed_) {
+        wake_all();
+    }
+}
+
+/// A page of zeros would be taken for what the guest had there, and might be written to its disks. So the kernel gets
+/// none. A device that reads a request, say, gets one when the guest has ended: all that comes of it is an error.
+void LazyMemory::heed_without_memory(UserFaultFd::Fault fault, Loader& loader) {
+    const std::span<std::byte> page = page_at(fault.page);
+    switch (UserFaultFd::accessor(fault.thread)) {
+    case UserFaultFd::Accessor::kKernel: {
+        const UniqueFd nothing(::memfd_create("memory that could not be read", MFD_CLOEXEC));
+        ::mmap(page.data(), page.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, nothing.get(), 0);
+        break;
+    }
+    case UserFaultFd::Accessor::kProgram:
+        if (guest_runs_) {
+            return; // note_guest_runs() wakes them.
+        }
+        loader.provide_zeros(page);
+        break;
+    case UserFaultFd::Accessor::kNobody:
+        break;
+    }
+    faults_.wake(page);
 }
 
 void LazyMemory::wait(const std::stop_token& stop) {

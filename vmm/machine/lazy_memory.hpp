@@ -44,8 +44,9 @@ class LazyMemory {
         /// So long nothing is loaded but what is touched, and that is given to `recorded`. 0: never.
         std::chrono::milliseconds record_for{0};
         std::function<void(const WorkingSet&)> recorded{}; ///< on a thread of this object; what it throws is a failure
-        /// Is given what went wrong, once, on a thread of this object: the guest cannot go on. Memory that is not there
-        /// yet becomes such that whoever touches it gets SIGBUS, or an error of the kernel.
+        /// Is given what went wrong, once, on a thread of this object: the guest cannot go on, and has to be stopped.
+        /// What the kernel touches of memory that is not there yet (for a vCPU, or to write it to a disk) is an error
+        /// from then on. What this process touches itself becomes zeros, as soon as no guest runs that could see them.
         std::function<void(std::exception_ptr)> failed{};
     };
 
@@ -61,6 +62,9 @@ class LazyMemory {
     /// Begins to load the rest, until `stop` is requested. From now on what comes is mapped in `second_level`, unless
     /// it is null. After serve(). Throws Error.
     void load(MachineSecondLevel* second_level, const std::stop_token& stop);
+
+    /// Whether the guest runs from now on. Threads: any.
+    void note_guest_runs(bool runs) noexcept;
 
     /// Waits until all is there. Throws what went wrong, and StoppedError if `stop` was requested or abandon() called.
     /// Threads: any.
@@ -98,8 +102,12 @@ class LazyMemory {
     [[nodiscard]] Piece piece_of(std::size_t chunk) const;
     /// The chunk that `page` is in; nothing if it is no guest memory.
     [[nodiscard]] std::optional<std::size_t> chunk_at(const std::byte* page) const noexcept;
+    /// The page of the backing that `address` is in.
+    [[nodiscard]] std::span<std::byte> page_at(std::byte* address) const;
     void serve_demand() noexcept;
-    void heed(std::byte* page, Loader& loader);
+    void heed(UserFaultFd::Fault fault, Loader& loader);
+    void heed_without_memory(UserFaultFd::Fault fault, Loader& loader);
+    void wake_all() noexcept;
     void load(std::size_t chunk, Loader& loader);
     void throw_if_needed() const;
     void load_rest() noexcept;
@@ -126,6 +134,7 @@ class LazyMemory {
     std::atomic<bool> is_loaded_{false};
     std::atomic<bool> is_serving_{false};
     std::atomic<bool> has_failed_{false};
+    std::atomic<bool> guest_runs_{false};
     std::stop_source loading_;
     std::optional<std::stop_callback<RequestStop>> stop_;
     std::chrono::steady_clock::time_point begin_;

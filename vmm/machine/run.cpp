@@ -114,6 +114,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             }
         });
         hardware_.second_level.note_guest_runs();
+        first_.note_guest_runs(true);
         start.count_down(); // This waits until every thread exists: a guest that has begun cannot be taken back.
         if (config_.prefault_when == PrefaultWhen::kBackground) {
             background.emplace(first_, hardware_.second_level, background_options(), stop_, [this] { note_full(); });
@@ -135,6 +136,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             start.count_down();
         }
         threads.clear(); // Their destructors kick and join.
+        first_.note_guest_runs(false);
         hardware_.virtio.abandon();
         throw;
     }
@@ -146,6 +148,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
     for (VcpuThread& thread : threads) {
         thread.join();
     }
+    first_.note_guest_runs(false);
     if (background) {
         note_background(background->join(), threads);
     }

@@ -176,6 +176,12 @@ void SnapshotStart::read(const GuestRam& ram) const {
     }
 }
 
+void SnapshotStart::note_guest_runs(bool runs) noexcept {
+    if (lazy_) {
+        lazy_->note_guest_runs(runs);
+    }
+}
+
 void SnapshotStart::finish(const std::stop_token& stop) {
     if (lazy_) {
         lazy_->wait(stop);

@@ -43,6 +43,7 @@ class SnapshotStart final : public FirstState {
     [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
     void put_into(Hardware& hardware, Embedder& embedder) override;
     [[nodiscard]] bool is_lazy() const noexcept override { return lazy_.has_value(); }
+    void note_guest_runs(bool runs) noexcept override;
     void finish(const std::stop_token& stop) override;
     void abandon() noexcept override;
     [[nodiscard]] std::optional<LazyReport> lazy_report() const override;

@@ -4,6 +4,7 @@
 
 #include <poll.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -14,6 +15,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/mapping.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm {
 namespace {
@@ -24,6 +26,8 @@ constexpr std::size_t kTestPages = 4;
 struct UserFaultFdTest : ::testing::Test {
     Mapping memory = Mapping::anonymous(kTestPages * kTestPage, kTestPage, 0, "a test");
     Mapping content = Mapping::anonymous(kTestPages * kTestPage, kTestPage, 0, "a test");
+
+    std::uint32_t thread = 0; ///< of the last fault
 
     void SetUp() override {
         if (const std::string problem = UserFaultFd::problem(); !problem.empty()) {
@@ -44,12 +48,13 @@ struct UserFaultFdTest : ::testing::Test {
             return static_cast<char>(*const_cast<const volatile std::byte*>(first));
         });
     }
-    static std::byte* wait_for_fault(UserFaultFd& faults) {
+    std::byte* wait_for_fault(UserFaultFd& faults) {
         for (;;) {
             pollfd ready{faults.fd(), POLLIN, 0};
             ::poll(&ready, 1, -1);
             if (const auto page = faults.take_fault()) {
-                return *page;
+                thread = page->thread;
+                return page->page;
             }
         }
     }
@@ -64,6 +69,26 @@ TEST_F(UserFaultFdTest, WhoTouchesAPageWaitsUntilItIsProvided) {
     faults.provide(page(2), content.bytes().subspan(2 * kTestPage, kTestPage));
     faults.wake(page(2));
     EXPECT_EQ(found.get(), 'c');
+}
+
+TEST_F(UserFaultFdTest, TellsTheProgramFromTheKernel) {
+    UserFaultFd faults(kTestPage);
+    faults.watch(memory.bytes());
+    std::future<char> found = read(2);
+    wait_for_fault(faults);
+    EXPECT_EQ(UserFaultFd::accessor(thread), UserFaultFd::Accessor::kProgram);
+    faults.provide(page(2), content.bytes().subspan(0, kTestPage));
+    faults.wake(page(2));
+    found.get();
+
+    const UniqueFd file(::memfd_create("a test", MFD_CLOEXEC));
+    std::future<ssize_t> written =
+        std::async(std::launch::async, [&] { return ::write(file.get(), page(1).data(), 1); });
+    wait_for_fault(faults);
+    EXPECT_EQ(UserFaultFd::accessor(thread), UserFaultFd::Accessor::kKernel);
+    faults.provide(page(1), content.bytes().subspan(0, kTestPage));
+    faults.wake(page(1));
+    EXPECT_EQ(written.get(), 1);
 }
 
 TEST_F(UserFaultFdTest, WhatIsThereStays) {
