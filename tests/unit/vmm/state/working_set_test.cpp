@@ -15,7 +15,7 @@ using testing::mentions;
 TEST(WorkingSet, IsReadAsItWasWritten) {
     const WorkingSet set{7, 0, 3};
     EXPECT_EQ(parse_working_set(to_json(set), 8), set);
-    EXPECT_EQ(parse_working_set(to_json({}), 8), WorkingSet{});
+    EXPECT_EQ(parse_working_set(to_json(WorkingSet{}), 8), WorkingSet{});
 }
 
 TEST(WorkingSet, ThatIsDamagedIsRefused) {
