@@ -41,6 +41,8 @@ class FrameLink {
     [[nodiscard]] virtual std::ptrdiff_t receive(std::span<const iovec> buffers) = 0;
     /// Sends one frame. Returns 0, or -errno: -EAGAIN if there is no room now, -EPERM if the frame may not go there.
     [[nodiscard]] virtual int send(std::span<const iovec> frame) = 0;
+    /// As send(), of a frame that is not the guest's but this process's own: it may go anywhere.
+    [[nodiscard]] virtual int send_own(std::span<const iovec> frame) { return send(frame); }
 
     /// True if the host's end is there. Once it is gone it does not come back, and fd() must not be waited on.
     [[nodiscard]] virtual bool is_up() const noexcept = 0;

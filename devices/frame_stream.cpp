@@ -148,7 +148,8 @@ void FrameStream::send_rest() noexcept {
     }
 }
 
-int FrameStream::send(std::span<const iovec> frame) {
+/// `filter` is null if nobody judges the frame.
+int FrameStream::send(std::span<const iovec> frame, FrameFilter* filter) {
     send_rest();
     if (!up_) {
         return -ENOTCONN;
@@ -171,9 +172,9 @@ int FrameStream::send(std::span<const iovec> frame) {
     std::size_t count = 1;
     std::size_t skip = kHeaderBytes;
     std::array<std::byte, FrameFilter::kHeadBytes> head;
-    if (filter_) {
+    if (filter != nullptr) {
         const std::size_t copied = gather_some(head, frame, skip);
-        const auto verdict = filter_->to_host(std::span(head).first(copied), bytes);
+        const auto verdict = filter->to_host(std::span(head).first(copied), bytes);
         if (verdict != FrameFilter::Verdict::kPass) {
             if (verdict == FrameFilter::Verdict::kHostsOwn && kept_) {
                 kept_(FrameFilter::destination(std::span(head).first(copied)));

@@ -35,13 +35,15 @@ class FrameStream final : public FrameLink {
     [[nodiscard]] bool has_offloads() const noexcept override { return false; }
     void set_offloads(const FrameOffloads& /*offloads*/) noexcept override {}
     [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) override;
-    [[nodiscard]] int send(std::span<const iovec> frame) override;
+    [[nodiscard]] int send(std::span<const iovec> frame) override { return send(frame, filter_.get()); }
+    [[nodiscard]] int send_own(std::span<const iovec> frame) override { return send(frame, nullptr); }
     [[nodiscard]] bool is_up() const noexcept override { return up_; }
     [[nodiscard]] bool has_rest() const noexcept override { return up_ && rest_begin_ != rest_.size(); }
     void send_rest() noexcept override;
 
   private:
     [[nodiscard]] bool read_more() noexcept;
+    [[nodiscard]] int send(std::span<const iovec> frame, FrameFilter* filter);
     [[nodiscard]] int send_pieces(std::span<iovec> pieces);
 
     UniqueFd socket_;

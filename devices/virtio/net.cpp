@@ -53,10 +53,36 @@ Identity identity_of(std::string name, const FrameLink& link, const MacAddress& 
     return identity;
 }
 
+/// A request of RARP (RFC 903) by the guest for itself, to all, with a header that says nothing. It has the least
+/// length of an Ethernet frame.
+std::vector<std::byte> announcement_of(const MacAddress& mac) {
+    constexpr std::size_t kLeastFrame = 60;
+    std::vector<std::byte> frame(FrameLink::kHeaderBytes + kLeastFrame);
+    std::size_t at = FrameLink::kHeaderBytes;
+    const auto put = [&frame, &at](std::span<const std::uint8_t> bytes) {
+        std::ranges::copy(std::as_bytes(bytes), frame.begin() + static_cast<std::ptrdiff_t>(at));
+        at += bytes.size();
+    };
+    constexpr MacAddress kAll{0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+    constexpr std::array<std::uint8_t, 2> kRarp{0x80, 0x35};
+    // Ethernet, IPv4, the sizes of their addresses, "request reverse".
+    constexpr std::array<std::uint8_t, 8> kRequest{0, 1, 0x08, 0x00, 6, 4, 0, 3};
+    constexpr std::array<std::uint8_t, 4> kNoAddress{};
+    put(kAll);
+    put(mac);
+    put(kRarp);
+    put(kRequest);
+    put(mac);
+    put(kNoAddress);
+    put(mac);
+    put(kNoAddress);
+    return frame;
+}
+
 } // namespace
 
 Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost,
-         const NetState& state)
+         const NetState& state, const std::optional<MacAddress>& announced)
     : SynchronousDevice(identity_of(std::move(name), *link, mac)), link_(std::move(link)),
       link_lost_(std::move(link_lost)), told_up_(state.link_up), frame_(FrameLink::kMostBytes),
       frame_bytes_(state.frame.size()) {
@@ -64,6 +90,12 @@ Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& ma
         throw Error("cannot restore the device " + identity().name + ": the frame that it holds is none");
     }
     std::ranges::copy(state.frame, frame_.begin());
+    if (announced) {
+        announcement_ = announcement_of(*announced);
+        next_announcement_.emplace();
+        announcements_left_ = kAnnouncements;
+        is_announcement_due_ = true;
+    }
 }
 
 DeviceState Net::state() const {
@@ -84,6 +116,8 @@ void Net::begin(std::uint64_t features) {
 
 void Net::end() noexcept {
     frame_bytes_ = 0;
+    announcements_left_ = 0; // Another driver comes, and says itself who it is.
+    is_announcement_due_ = false;
     link_->set_offloads({});
 }
 
@@ -109,10 +143,14 @@ std::vector<Source> Net::sources() const {
         return sources;
     }
     const bool receives = has_working_queue(kReceive) && !wants_buffers_;
-    const std::uint32_t events = (receives ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
-                                 (is_sending_ || link_->has_rest() ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
+    const std::uint32_t events =
+        (receives ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
+        (is_sending_ || is_announcement_due_ || link_->has_rest() ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
     if (events != 0) {
         sources.push_back({link_->fd(), events});
+    }
+    if (announcements_left_ != 0) {
+        sources.push_back(next_announcement_->source());
     }
     return sources;
 }
@@ -128,6 +166,7 @@ Net::Statistics Net::statistics() const noexcept {
 
 void Net::serve() {
     link_->send_rest();
+    announce();
     send_some();
     receive_some();
     look_at_link();
@@ -146,6 +185,30 @@ void Net::look_at_link() {
     ask_for_another_turn(); // A frame that waited for room has to go, too.
     if (link_lost_) {
         std::exchange(link_lost_, {})();
+    }
+}
+
+// --- Announcements ---------------------------------------------------------------------------------------------------
+
+void Net::look_at_source(int fd) {
+    if (next_announcement_ && fd == next_announcement_->source().fd) {
+        next_announcement_->take(fd);
+        is_announcement_due_ = announcements_left_ != 0;
+    }
+}
+
+/// Sends the announcement that is due, if there is one and the link has room for it.
+void Net::announce() {
+    if (!is_announcement_due_) {
+        return;
+    }
+    const std::array<iovec, 1> frame{{{announcement_.data(), announcement_.size()}}};
+    if (link_->send_own(frame) == -EAGAIN) {
+        return; // EPOLLOUT says when.
+    }
+    is_announcement_due_ = false;
+    if (--announcements_left_ != 0) {
+        next_announcement_->set(Alarm::Clock::now() + kBetweenAnnouncements);
     }
 }
 

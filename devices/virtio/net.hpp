@@ -4,16 +4,19 @@
 #include <sys/uio.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "devices/frame_link.hpp"
 #include "devices/tap.hpp"
+#include "devices/virtio/alarm.hpp"
 #include "devices/virtio/synchronous_device.hpp"
 
 namespace vmm::devices::virtio {
@@ -21,16 +24,21 @@ namespace vmm::devices::virtio {
 /// One receive and one transmit queue on a link to the host. If the link can (a tap), checksums and TCP segmentation
 /// are left to whoever comes last, host or guest, as negotiated. Frames wait in the link while the guest offers no
 /// buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in either direction
-/// has the thread for one turn at a time. When the host's end goes away the guest's link is down, and what the guest
-/// sends is dropped from then on.
+/// has the thread for one turn at a time. A guest that goes on from a state may be elsewhere now, so the host's network
+/// is told of its address (see the constructor). When the host's end goes away the guest's link is down, and what the
+/// guest sends is dropped from then on.
 ///
 /// Threads: one, but for identity() and statistics().
 class Net final : public SynchronousDevice {
   public:
     /// `link_lost`, unless empty, is called once on the device's thread when the host's end is gone. Throws Error:
     /// this process has no descriptor left, or `state` is that of no such device.
+    ///
+    /// If there is an address to be `announced`, frames from it are sent as soon as the device that goes on has its
+    /// driver, kAnnouncements of them: switches learn from them where the guest is. They are of RARP, as other VMMs
+    /// send them, because that needs no address but this one.
     Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& mac, std::function<void()> link_lost = {},
-        const NetState& state = {});
+        const NetState& state = {}, const std::optional<MacAddress>& announced = {});
     Net(std::string name, Tap tap, const MacAddress& mac);
 
     [[nodiscard]] std::vector<Source> sources() const override;
@@ -47,6 +55,9 @@ class Net final : public SynchronousDevice {
     static constexpr std::uint16_t kQueueSize = 256;
     static constexpr int kMostFramesATurn = 256;   ///< in each direction, of at most FrameLink::kMostBytes
     static constexpr int kMostBuffersATurn = 4096; ///< of the guest's that are taken for frames, useful or not
+    /// A port of a switch may not forward yet when the first one comes.
+    static constexpr int kAnnouncements = 5;
+    static constexpr std::chrono::milliseconds kBetweenAnnouncements{100};
 
   private:
     void begin(std::uint64_t features) override;
@@ -64,6 +75,8 @@ class Net final : public SynchronousDevice {
     void send_some();
     [[nodiscard]] int send(const Chain& chain);
     void look_at_link();
+    void look_at_source(int fd) override;
+    void announce();
 
     std::unique_ptr<FrameLink> link_;
     std::function<void()> link_lost_; ///< empty once called
@@ -83,6 +96,11 @@ class Net final : public SynchronousDevice {
     Chain sending_;
     bool is_sending_ = false; ///< sending_ waits for room in the link
     std::vector<iovec> pieces_;
+
+    std::vector<std::byte> announcement_; ///< with its header; empty: nothing is to be announced
+    std::optional<Alarm> next_announcement_;
+    int announcements_left_ = 0;
+    bool is_announcement_due_ = false;
 
     std::atomic<std::uint64_t> received_{0};
     std::atomic<std::uint64_t> sent_{0};

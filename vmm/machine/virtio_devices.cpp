@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cassert>
 #include <chrono>
+#include <cstring>
 #include <exception>
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -110,13 +112,30 @@ class SavedDevices {
         return *state;
     }
 
+    /// The address that the guest of the network that is made next has; nothing if it begins anew. It is in the
+    /// configuration space, and stays what it was if another one is configured.
+    [[nodiscard]] std::optional<devices::MacAddress> next_mac() const {
+        if (states_ == nullptr) {
+            return std::nullopt;
+        }
+        const std::vector<std::byte>& config = (*states_)[made_.size()].transport.negotiation.config;
+        devices::MacAddress mac{};
+        if (config.size() < mac.size()) { // The transport refuses it.
+            return std::nullopt;
+        }
+        std::memcpy(mac.data(), config.data(), mac.size());
+        return mac;
+    }
+
   private:
     const std::vector<VirtioDeviceState>* states_;
     const std::vector<std::unique_ptr<Device>>& made_;
 };
 
 void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services,
-             const devices::virtio::NetState& state) {
+             const SavedDevices& saved) {
+    const auto state = saved.next<devices::virtio::NetState>();
+    const std::optional<devices::MacAddress> announced = saved.next_mac();
     // In user mode nobody else is on that network, so each guest may have the same address.
     const devices::MacAddress mac =
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
@@ -126,7 +145,7 @@ void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, cons
             [warn = services.warn, name, tap = net.tap] {
                 warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
             },
-            state));
+            state, announced));
         return;
     }
     auto filter = make_frame_filter(net);
@@ -143,7 +162,7 @@ void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, cons
             warn(name + ": passt has ended" + (words.empty() ? "" : ", and said '" + words + "'") +
                  ": the guest's link is down");
         },
-        state));
+        state, announced));
 }
 
 } // namespace
@@ -173,7 +192,7 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
             saved.next<devices::virtio::BlockState>()));
     }
     for (std::size_t i = 0; i < config.nets.size(); ++i) {
-        add_net(set, config.nets[i], "net" + std::to_string(i), services, saved.next<devices::virtio::NetState>());
+        add_net(set, config.nets[i], "net" + std::to_string(i), services, saved);
     }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(

@@ -185,6 +185,19 @@ TEST(FrameStreamWithAFilter, DecidesHoweverAFrameIsCut) {
     EXPECT_EQ(kept, (std::vector<std::string>{"TCP port 0 of 127.0.0.1"}));
 }
 
+TEST(FrameStreamWithAFilter, DoesNotJudgeWhatIsNotTheGuests) {
+    Ends ends;
+    FrameStream stream(std::move(ends.device),
+                       std::make_unique<FrameFilter>(FrameFilter::Network{}, [](std::uint32_t) { return true; }), {});
+    Bytes announcement(kHeader + 60, 0xff);
+    announcement[kHeader + 12] = 0x80; // RARP
+    announcement[kHeader + 13] = 0x35;
+    const std::array<iovec, 1> pieces{{{announcement.data(), announcement.size()}}};
+    EXPECT_EQ(stream.send(pieces), -EPERM);
+    EXPECT_EQ(stream.send_own(pieces), 0);
+    EXPECT_EQ(ends.heard(), with_length(Bytes(announcement.begin() + kHeader, announcement.end())));
+}
+
 TEST(FrameStreamWithAFilter, SendsWhatItHasJudgedThoughTheGuestChangesItMeanwhile) {
     Ends ends;
     Bytes bytes(kHeader);

@@ -458,6 +458,95 @@ TEST(StateOfNet, ALinkThatWasDownIsUpWithANewOne) {
     EXPECT_NE(rig.driver().read(reg::kConfigGeneration), generation);
 }
 
+/// The request of RARP in which `mac` asks for itself, behind its header (RFC 903).
+std::vector<std::uint8_t> announcement_of(const MacAddress& mac) {
+    std::vector<std::uint8_t> frame(Tap::kHeaderBytes);
+    const auto add = [&frame](std::initializer_list<std::uint8_t> bytes) { frame.insert(frame.end(), bytes); };
+    const auto add_mac = [&] { frame.insert(frame.end(), mac.begin(), mac.end()); };
+    add({0xff, 0xff, 0xff, 0xff, 0xff, 0xff});
+    add_mac();
+    add({0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3});
+    add_mac();
+    add({0, 0, 0, 0});
+    add_mac();
+    frame.resize(Tap::kHeaderBytes + 60);
+    return frame;
+}
+
+/// A network that goes on, and announces an address.
+class StateOfAnnouncingNet : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        ASSERT_TRUE(rig.start());
+        second = rig.replace_device([&](const DeviceState& state) {
+            return std::make_unique<Net>("net0", std::make_unique<Tap>(std::move(after.device)), make_mac_address("t"),
+                                         std::function<void()>{}, std::get<NetState>(state), kMac);
+        });
+        ASSERT_TRUE(second);
+    }
+    /// Serves the device until it has sent `count` frames in all.
+    [[nodiscard]] bool sends(std::size_t count) {
+        return rig.pump_until([&] {
+            std::array<std::uint8_t, 2048> buffer{};
+            for (ssize_t size = 0; (size = ::read(after.host.get(), buffer.data(), buffer.size())) > 0;) {
+                frames.emplace_back(buffer.begin(), buffer.begin() + size);
+            }
+            return frames.size() >= count;
+        });
+    }
+    /// Nothing comes of itself any more: what it waits for are its link and its own turn.
+    [[nodiscard]] bool has_announced_all() const { return second->sources().size() == 2; }
+
+    static constexpr MacAddress kMac{0x52, 0x54, 0, 1, 2, 3};
+    Link before;
+    Link after;
+    Net first{"net0", Tap(std::move(before.device)), make_mac_address("t")};
+    VirtioRig rig{first};
+    Net* second = nullptr;
+    std::vector<std::vector<std::uint8_t>> frames;
+};
+
+TEST_F(StateOfAnnouncingNet, ItsAddressIsAnnouncedAFewTimes) {
+    EXPECT_FALSE(has_announced_all());
+    ASSERT_TRUE(sends(Net::kAnnouncements));
+    EXPECT_EQ(frames, std::vector(Net::kAnnouncements, announcement_of(kMac)));
+    EXPECT_TRUE(has_announced_all());
+    EXPECT_EQ(second->statistics().sent, 0U) << "they are none of the guest's";
+}
+
+TEST_F(StateOfAnnouncingNet, AnotherDriverIsNotAnnounced) {
+    ASSERT_TRUE(sends(1));
+    ASSERT_TRUE(rig.reset());
+    ASSERT_TRUE(rig.start());
+    EXPECT_TRUE(has_announced_all());
+}
+
+TEST_F(StateOfAnnouncingNet, AnAnnouncementWaitsForRoom) {
+    // The link is full: the device is made on a cable that takes nothing more.
+    Link full;
+    const std::array<std::uint8_t, 72> frame{};
+    while (::write(full.device.get(), frame.data(), frame.size()) > 0) {
+    }
+    auto* const third = rig.replace_device([&](const DeviceState& state) {
+        return std::make_unique<Net>("net0", std::make_unique<Tap>(std::move(full.device)), make_mac_address("t"),
+                                     std::function<void()>{}, std::get<NetState>(state), kMac);
+    });
+    ASSERT_TRUE(third);
+    rig.settle();
+    const std::size_t waiting = full.heard().size();
+    EXPECT_TRUE(rig.pump_until([&] { return !full.heard().empty(); }));
+    EXPECT_GT(waiting, 0U);
+}
+
+TEST(StateOfNet, ThatBeginsAnewAnnouncesNothing) {
+    Link link;
+    Net net("net0", Tap(std::move(link.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    EXPECT_EQ(net.sources().size(), 2U);
+    EXPECT_TRUE(link.heard().empty());
+}
+
 TEST(StateOfNet, AFrameThatIsNoneIsRefused) {
     Link link;
     NetState state;
