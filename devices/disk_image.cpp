@@ -224,9 +224,10 @@ void DiskImage::lock() const {
         return;
     }
     if (errno == EAGAIN || errno == EACCES) {
-        throw Error(
-            "cannot use the disk " + path_ + ": another process, or another disk of this guest, " +
-            (options_.read_only ? "writes to it" : "uses it (only readers can share a disk: \",ro\" for each)"));
+        throw Error("cannot use the disk " + path_ + ": another process, or another disk of this guest, " +
+                    (options_.read_only
+                         ? "writes to it"
+                         : "uses it (end it, or take a copy: only readers can share a disk, \",ro\" for each)"));
     }
     const int error_number = errno;
     throw_errno(error_number, "lock the disk " + path_, lock_advice(error_number, path_));

@@ -142,6 +142,20 @@ struct Block::Request {
     }
 };
 
+namespace {
+
+/// A size of a disk that can be told from any other one: "64 MiB", "1.50 GiB (1610613248 bytes)". `sectors` may be any.
+std::string size_of(std::uint64_t sectors) {
+    if (sectors > UINT64_MAX / DiskImage::kSectorBytes) {
+        return std::to_string(sectors) + " sectors";
+    }
+    const std::uint64_t bytes = sectors * DiskImage::kSectorBytes;
+    const std::string text = format_bytes(bytes);
+    return text.find('.') == std::string::npos ? text : text + " (" + std::to_string(bytes) + " bytes)";
+}
+
+} // namespace
+
 Block::Block(std::string name, DiskImage image, BlockConfig config, const BlockState& state)
     : Block(std::move(name), std::move(image), nullptr, std::move(config), state) {}
 
@@ -149,9 +163,8 @@ Block::Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, Bloc
     : image_(std::move(image)), config_(std::move(config)),
       io_(std::move(io)), changed_{state.unflushed_begin, state.unflushed_end}, data_lost_(state.data_lost) {
     if (state.sectors != 0 && state.sectors != image_.sectors()) {
-        throw Error("cannot restore the disk " + image_.path() + ": it has " + std::to_string(image_.sectors()) +
-                    " sectors of 512 bytes, and had " + std::to_string(state.sectors) +
-                    " when its state was saved (take the same disk)");
+        throw Error("cannot restore the disk " + image_.path() + ": it has " + size_of(image_.sectors()) +
+                    ", and had " + size_of(state.sectors) + " when its state was saved (take the same disk)");
     }
     assert(config_.queues >= 1 && config_.queues <= 16 && config_.id.size() <= kIdBytes);
     if (!io_) {

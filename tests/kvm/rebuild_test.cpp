@@ -315,7 +315,7 @@ TEST_F(Capture, StateOfAnotherMachineIsRefusedByWhatDiffers) {
     EXPECT_TRUE(mentions(refusal(other), "this configuration has the device con0")) << refusal(other);
     other = config;
     other.disks[0].path = large;
-    EXPECT_TRUE(mentions(refusal(other), "has 128 sectors of 512 bytes, and had 64")) << refusal(other);
+    EXPECT_TRUE(mentions(refusal(other), "has 64 KiB, and had 32 KiB")) << refusal(other);
     other = config;
     other.disks[0].queues = 4;
     EXPECT_TRUE(mentions(refusal(other), "blk0")) << refusal(other);

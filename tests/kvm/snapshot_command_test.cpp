@@ -66,6 +66,11 @@ TEST_F(SnapshotCommandLine, VerifiesASnapshot) {
     EXPECT_EQ(result.exit_status, 0) << result.errors;
     EXPECT_EQ(result.output, path_ + ": its state and 7 MiB of memory are as they were saved\n");
     EXPECT_EQ(result.errors, "") << "there is no terminal";
+    const CommandResult json = run_command({"snapshot", "verify", path_, "--json"});
+    EXPECT_EQ(json.exit_status, 0) << json.errors;
+    EXPECT_EQ(nlohmann::json::parse(json.output),
+              (nlohmann::json{{"directory", path_}, {"verified", true}, {"memory_bytes", 7 << 20}}))
+        << json.output;
 }
 
 TEST_F(SnapshotCommandLine, RefusesASnapshotThatIsDamaged) {

@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "kvm/host/user_fault_fd.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "support/host_waiting.hpp"
@@ -166,7 +167,11 @@ TEST_F(SnapshotTest, EveryGuestThatGoesOnFromItIsOfAnotherGeneration) {
         seen.emplace_back(generation_of(running));
         ASSERT_TRUE(take(running).complete);
     }
-    for (const RestoreMode mode : {RestoreMode::kFull, RestoreMode::kCow, RestoreMode::kFull, RestoreMode::kCow}) {
+    std::vector<RestoreMode> modes{RestoreMode::kFull, RestoreMode::kCow, RestoreMode::kFull, RestoreMode::kCow};
+    if (UserFaultFd::problem().empty()) {
+        modes.insert(modes.end(), 2, RestoreMode::kLazy);
+    }
+    for (const RestoreMode mode : modes) {
         Config config = restored(guest());
         config.restore->mode = mode;
         Running again(config);
@@ -278,6 +283,25 @@ TEST_F(Incremental, BaseThatIsNoSnapshotIsRefusedAndNothingIsLeft) {
     EXPECT_TRUE(mentions(error_of([&] { static_cast<void>(running->snapshot(options)); }), "nothing"));
     expect_no_leftovers();
     expect_goes_on(running);
+}
+
+TEST_F(SnapshotTest, TwoGuestsCannotGoOnWithTheSameWritableDisk) {
+    const std::string disk = directory.write("disk", std::string(64 * kKiB, ' '));
+    const TestKernel kernel(kernels::kSpin);
+    Config config = kernel.config();
+    config.disks.push_back({.path = disk});
+    {
+        Running running(config);
+        ASSERT_TRUE(take(running).complete);
+    }
+    Running first(restored(config));
+    const std::string error = error_of([&] { const Machine second(restored(config)); });
+    EXPECT_TRUE(mentions(error, "cannot use the disk " + disk + ": another process")) << error;
+    EXPECT_TRUE(mentions(error, "end it, or take a copy")) << error;
+    EXPECT_EQ(error.find('\n'), std::string::npos) << error;
+    Config other = restored(config);
+    other.disks[0].path = directory.write("copy", std::string(64 * kKiB, ' '));
+    const Running second(other);
 }
 
 TEST_F(SnapshotTest, MemoryThatWasAddedIsAPartOfIt) {

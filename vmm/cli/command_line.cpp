@@ -300,9 +300,6 @@ Command parse_command_line(int argc, const char* const* argv) {
         return TextCommand{control::openapi_document(), 0};
     }
     if (is_given(Place::kSnapshotCommand)) {
-        if (given.snapshot.json && given.snapshot.action != SnapshotCommand::Action::kInfo) {
-            return usage_error(app, "--json: only info prints JSON");
-        }
         return given.snapshot;
     }
     if (is_given(Place::kPool)) {

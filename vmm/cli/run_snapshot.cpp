@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 
+#include <nlohmann/json.hpp>
+
 #include "kvm/host/format.hpp"
 #include "kvm/host/guest_address.hpp"
 #include "prefault/host/cpu_list.hpp"
@@ -63,6 +65,13 @@ std::string verify(const SnapshotCommand& command, const SnapshotReader& snapsho
         VerifyLine line;
         verify_memory(snapshot, threads,
                       [&line](std::uint64_t done_bytes, std::uint64_t all_bytes) { line.show(done_bytes, all_bytes); });
+    }
+    if (command.json) {
+        nlohmann::ordered_json answer;
+        answer["directory"] = snapshot.directory().string();
+        answer["verified"] = true; // What is not is an error.
+        answer["memory_bytes"] = snapshot.layout().memory_bytes();
+        return answer.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + '\n';
     }
     return format("{}: its state and {} of memory are as they were saved\n", snapshot.directory().string(),
                   format_bytes(snapshot.layout().memory_bytes()));

@@ -15,7 +15,7 @@ std::vector<Option> snapshot_options() {
             .required(),
         file("DIR", "Its directory", [](Given& given, const std::string& path) { given.snapshot.directory = path; })
             .required(),
-        flag("--json", "Of info: print it as JSON", [](Given& given, bool json) { given.snapshot.json = json; }),
+        flag("--json", "Print the answer as JSON", [](Given& given, bool json) { given.snapshot.json = json; }),
         number("--workers", {1, prefault::kMaxWorkers}, "Of verify: threads that read",
                [](Given& given, unsigned workers) { given.snapshot.workers = workers; })
             .with_standard("the CPUs it may use"),
