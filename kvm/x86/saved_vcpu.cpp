@@ -234,6 +234,15 @@ bool is_for_looking_only(std::uint32_t index) {
     return std::ranges::find(kSingle, index) != kSingle.end() || is_machine_check || is_counter || tells_of_features;
 }
 
+/// True if no guest misses `msr` where KVM refuses it: where system management mode keeps its memory, as it is after a
+/// reset (Intel SDM volume 3, 32.11), in a KVM that does not have the mode; and the registers of Hyper-V, which no
+/// guest is told of here, in a KVM without them.
+bool is_missed_by_nobody(const Msr& msr) {
+    constexpr Msr kSystemManagementBase{0x9e, 0x30000};
+    const bool is_of_hyper_v = msr.index >= 0x40000000 && msr.index < 0x40000200;
+    return msr == kSystemManagementBase || is_of_hyper_v;
+}
+
 } // namespace
 
 std::vector<kvm_cpuid_entry2> cpuid_of(const Vcpu& vcpu) {
@@ -357,6 +366,9 @@ std::vector<std::string> restore_msrs(Vcpu& vcpu, const VcpuState& state) {
     for (const Msr& msr : ordered) {
         // A counter that KVM cannot move goes on as the host's does.
         if (set_msr(vcpu, msr) || msr.index == kTsc) {
+            continue;
+        }
+        if (is_missed_by_nobody(msr)) {
             continue;
         }
         if (msr.value == 0 || is_for_looking_only(msr.index)) {
