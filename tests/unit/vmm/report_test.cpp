@@ -78,6 +78,11 @@ RunReport whole_report() {
     report.seconds_until_full = 0.375;
     report.faults_until_full = 17;
     report.kept = whole_kept();
+    report.lazy = LazyReport{.chunks = 40,
+                             .demanded_chunks = 41,
+                             .working_set_chunks = 42,
+                             .longest_wait_seconds = 0.5,
+                             .seconds_until_loaded = 2.5};
     report.seconds_to_first_instruction = 1.5;
     report.vcpus = 2;
     report.cpu = "x86-64-v2";
@@ -173,6 +178,11 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/kept/events/0/causes/0",
                                        "/kept/events/0/counts/compact_isolated",
                                        "/kept/events/0/problem",
+                                       "/lazy/chunks",
+                                       "/lazy/demanded_chunks",
+                                       "/lazy/working_set_chunks",
+                                       "/lazy/longest_wait_seconds",
+                                       "/lazy/seconds_until_loaded",
                                        "/boot/seconds_to_first_instruction",
                                        "/guest/vcpus",
                                        "/guest/cpu",
@@ -236,6 +246,11 @@ TEST(ReportJson, HasEachValueInItsPlace) {
     EXPECT_EQ(report["prefault"]["problem"], "");
     EXPECT_EQ(report["prefault"]["seconds_until_full"], 0.375);
     EXPECT_EQ(report["prefault"]["faults_until_full"], 17);
+    EXPECT_EQ(report["lazy"], (json{{"chunks", 40},
+                                    {"demanded_chunks", 41},
+                                    {"working_set_chunks", 42},
+                                    {"longest_wait_seconds", 0.5},
+                                    {"seconds_until_loaded", 2.5}}));
     EXPECT_EQ(report["boot"]["seconds_to_first_instruction"], 1.5);
     EXPECT_EQ(report["guest"]["vcpus"], 2);
     EXPECT_EQ(report["guest"]["cpu"], "x86-64-v2");
