@@ -51,9 +51,10 @@ class UserFaultFd {
     /// Provides `content` at `memory`, which is as long, watched, and whole pages of the backing. Pages that are there
     /// stay as they are. Nobody is woken. Throws Error: the host has no more memory.
     void provide(std::span<std::byte> memory, std::span<const std::byte> content);
-    /// The same, moving the pages of `content`, which is private and anonymous memory of this process's, and is empty
-    /// afterwards: a huge page stays one. Linux 6.8 is the first that can. Returns false if it cannot be done with all
-    /// of these pages, or some of `memory` is there: provide() does the rest then.
+    /// As provide(), but the pages of `content` are moved instead of being copied, so that a huge page stays a huge
+    /// page. `content` is private anonymous memory of this process, and it is empty afterwards. Linux can do this
+    /// since 6.8. The function returns false if not all pages could be moved, or if some of `memory` was there already.
+    /// The caller then calls provide() with the same arguments.
     [[nodiscard]] bool provide_by_moving(std::span<std::byte> memory, std::span<std::byte> content) noexcept;
     [[nodiscard]] bool can_move() const noexcept;
     /// Has everybody go on who waits for a page of `memory`. If it is not there, they wait again, and are told of

@@ -234,9 +234,9 @@ bool is_for_looking_only(std::uint32_t index) {
     return std::ranges::find(kSingle, index) != kSingle.end() || is_machine_check || is_counter || tells_of_features;
 }
 
-/// True if no guest misses `msr` where KVM refuses it: where system management mode keeps its memory, as it is after a
-/// reset (Intel SDM volume 3, 32.11), in a KVM that does not have the mode; and the registers of Hyper-V, which no
-/// guest is told of here, in a KVM without them.
+/// Returns true if no guest misses `msr` when KVM refuses it. There are two kinds. One is the base of system management
+/// mode's memory with its value after a reset (Intel SDM volume 3, 32.11): a KVM that refuses it does not have that
+/// mode. The others are the registers of Hyper-V, because no guest is told of Hyper-V here.
 bool is_missed_by_nobody(const Msr& msr) {
     constexpr Msr kSystemManagementBase{0x9e, 0x30000};
     const bool is_of_hyper_v = msr.index >= 0x40000000 && msr.index < 0x40000200;

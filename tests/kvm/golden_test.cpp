@@ -84,8 +84,8 @@ class Golden : public KvmTest, public ::testing::WithParamInterface<const char*>
         ASSERT_NO_FATAL_FAILURE(unpack(packed / "memory.gz", path_ + "/memory"));
     }
 
-    /// Why this host cannot have the guest, as the message has it; empty if it can. What this version of vmm can do has
-    /// no part in it.
+    /// Returns the part of the message that says why this host cannot have the guest. It is empty if the host can have
+    /// it. Only the host decides that, and not this version of vmm.
     [[nodiscard]] static std::string why_not_here(const SnapshotState& state) {
         if (state.origin.cpu_vendor != host_vendor()) {
             return "its processor is of " + state.origin.cpu_vendor;

@@ -29,8 +29,9 @@ struct BenchStateCommand {
     static constexpr unsigned kMaxClones = 500;
 };
 
-/// Measures and prints. Returns the program's exit status: 0; 1 if a case failed; 4 if a signal stopped it. In the last
-/// case, what was done by then is printed and written. A missed aim is printed, and is no failure.
+/// Measures and prints. Returns the exit status of the program: 1 if a case failed, 4 if a signal stopped it, and 0
+/// otherwise. If a signal stops it, what has been measured by then is printed and written. A missed aim is printed, and
+/// it is no failure.
 /// Throws Error before the first run: it does not fit this host, or an output cannot be written; or the guest that the
 /// others go on from cannot be saved.
 [[nodiscard]] int run_bench_state(const BenchStateCommand& command);

@@ -47,7 +47,8 @@ class StateRunner {
     [[nodiscard]] std::string snapshot() const { return folder_.file("snapshot"); }
     /// The words of a guest that goes on from the snapshot, and writes its report to `report`.
     [[nodiscard]] std::vector<std::string> restore_words(const StateCase& each, const std::string& report) const;
-    /// Runs a program to its end, which finds `input` on its standard input, and returns what it says. Throws Error.
+    /// Runs a program to its end, and returns what it says. The program can read `input` from its standard input.
+    /// Throws Error.
     [[nodiscard]] std::string run_program(std::vector<std::string> words, const std::string& input);
     /// Asks the guest's control socket, and returns the answer, which is JSON.
     [[nodiscard]] std::string ask(std::vector<std::string> words);

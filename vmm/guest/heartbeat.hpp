@@ -73,8 +73,8 @@ struct HeartbeatReport {
     std::uint64_t backward = 0; ///< how often the clock showed less than before
 };
 
-/// Looks at a clock, and notes how late it was at each beat. A beat is due every millisecond, whatever became of the
-/// one before. So each beat of a time in which nobody could look is noted, with the time by which that one was late.
+/// This looks at a clock, and notes for each beat how late it was seen. A beat is due every millisecond, even if the
+/// beat before it was late. If nobody could look for some milliseconds, each beat of that time is noted as late.
 class Heartbeat {
   public:
     constexpr Heartbeat() noexcept = default;

@@ -50,10 +50,10 @@ class GuestCpuid {
 /// The members stand in the order they depend on each other: memory outlives the VM, and the VM outlives its vCPUs.
 /// Threads: those of each member.
 struct Hardware {
-    /// `config` is valid and resolved. It and the others outlive the hardware. If `first` has a state, which may come
-    /// from anywhere, devices and vCPUs are as it says, and memory is as large; its clocks and interrupt controllers
-    /// are set last (restore_clocks_and_interrupts()). Throws Error, also if the state is that of another machine than
-    /// `config` describes; and what a DeviceConfig::make throws.
+    /// `config` is valid and resolved. All arguments outlive the hardware. If `first` has a state, the devices, the
+    /// vCPUs and the size of memory are as the state says. Nobody has to trust that state. Its clocks and interrupt
+    /// controllers are set last, by restore_clocks_and_interrupts(). Throws Error, also if the state is that of another
+    /// machine than `config` describes; and what a DeviceConfig::make throws.
     Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first);
     Hardware(const Hardware&) = delete;
     Hardware& operator=(const Hardware&) = delete;

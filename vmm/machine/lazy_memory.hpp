@@ -28,10 +28,10 @@
 namespace vmm {
 
 /// Gives a guest its memory while it runs, in chunks (MemoryLayout::chunk()). Whoever touches a page that is not there
-/// waits for its chunk, which is read at once. All others come in the background: the working set first, then the rest.
-/// Each is compared with its checksum before anybody sees it. Once there is a second level to fill, a chunk is mapped
-/// in it before anybody who waits for it goes on, so that it costs the guest one second-level fault at most. When the
-/// last one is there, the memory is ordinary memory.
+/// waits until its chunk has been read. The other chunks are read in the background: the working set is first, and the
+/// rest follows. Every chunk is compared with its checksum before anybody sees it. From load() on, it is also mapped in
+/// the second level before those who wait for it go on. So a chunk costs the guest at most one second-level fault. When
+/// the last chunk is there, the memory is ordinary memory.
 ///
 /// Threads: one, but for wait() and report(). It has threads of its own: some that wait for accesses, some at low
 /// priority that load the rest, and one that maps.
@@ -44,9 +44,10 @@ class LazyMemory {
         /// So long nothing is loaded but what is touched, and that is given to `recorded`. 0: never.
         std::chrono::milliseconds record_for{0};
         std::function<void(const WorkingSet&)> recorded{}; ///< on a thread of this object; what it throws is a failure
-        /// Is given what went wrong, once, on a thread of this object: the guest cannot go on, and has to be stopped.
-        /// What the kernel touches of memory that is not there yet (for a vCPU, or to write it to a disk) is an error
-        /// from then on. What this process touches itself becomes zeros, as soon as no guest runs that could see them.
+        /// It is given what went wrong, once, on a thread of this object. The guest cannot go on then, and has to be
+        /// stopped. From then on the kernel gets an error if it touches memory that is not there yet, be it for a vCPU
+        /// or to write it to a disk. If this process touches such memory itself, it waits until no guest runs, and then
+        /// finds zeros.
         std::function<void(std::exception_ptr)> failed{};
     };
 

@@ -46,9 +46,9 @@ class MachineSecondLevel {
 
     /// Gets ready for fill_piece(): makes a prefault vCPU, by the method of the configuration. Throws Error.
     void begin_pieces(const std::stop_token& stop);
-    /// Maps `piece`, a part of one region, whose pages exist on the host. It never waits for another call: it returns
-    /// false, with nothing done, while there is one, while dirty pages are logged, and before begin_pieces(). Throws
-    /// Error.
+    /// Maps `piece`, which is a part of one region and whose pages exist on the host. This never waits for another
+    /// call. It does nothing and returns false while another call is under way, while dirty pages are logged, and
+    /// before begin_pieces(). Throws Error.
     bool fill_piece(GuestRange piece, const std::stop_token& stop);
 
     /// How much KVM maps if nothing is missing, by the fills until now; 0 if there was none of all memory, or if it was
