@@ -72,12 +72,13 @@ class Channel {
     [[nodiscard]] int fd() const noexcept { return socket_.get(); }
 
   private:
-    void wait(short events, const char* tried);
+    void wait(short events, std::chrono::steady_clock::time_point give_up, const std::string& tried);
+    [[noreturn]] void throw_end(const std::string& tried) const;
 
-    UniqueFd socket_;
+    std::unique_ptr<TlsHelper> tls_; ///< null: there is none
+    UniqueFd socket_;                ///< it is closed first: the helper then sends what is left, and ends
     std::string name_;
     int stop_fd_;
-    std::unique_ptr<TlsHelper> tls_; ///< null: there is none
     bool takes_descriptors_ = false;
     UniqueFd peer_process_;
     std::chrono::milliseconds patience_{10'000};
