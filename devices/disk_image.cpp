@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::devices {
 
@@ -209,6 +210,24 @@ void DiskImage::open_tail() {
     }
     if (one.st_dev != other.st_dev || one.st_ino != other.st_ino) {
         throw Error("cannot " + tried + ": another file has taken its name meanwhile (try again)");
+    }
+}
+
+void DiskImage::release(bool flush) {
+    if (flush && !options_.read_only && uninterrupted([this] { return ::fdatasync(fd_.get()); }) != 0) {
+        throw_errno(errno, "flush the disk " + path_);
+    }
+    if (options_.lock) {
+        struct flock range {};
+        range.l_type = F_UNLCK;
+        range.l_whence = SEEK_SET;
+        static_cast<void>(::fcntl(fd_.get(), F_OFD_SETLK, &range)); // There is nothing that could fail.
+    }
+}
+
+void DiskImage::reclaim() {
+    if (options_.lock) {
+        lock();
     }
 }
 

@@ -36,6 +36,13 @@ class DiskImage {
     /// in use, or cannot be locked.
     DiskImage(std::string path, const Options& options);
 
+    /// Gives the lock up, so that another process can have the image, and reclaim() takes it again: nothing is read or
+    /// written meanwhile. With `flush` all that was written is on the medium before, for a reader on another host. A
+    /// block device of this host stays taken, because it has no such lock. Throws Error: it cannot be flushed; another
+    /// one uses it now.
+    void release(bool flush);
+    void reclaim();
+
     [[nodiscard]] const std::string& path() const noexcept { return path_; }
     [[nodiscard]] int fd() const noexcept { return fd_.get(); } ///< on loan
     [[nodiscard]] bool is_read_only() const noexcept { return options_.read_only; }

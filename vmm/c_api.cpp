@@ -133,6 +133,7 @@ constexpr std::array kTriggers{vmm::InterruptTrigger::kEdge, vmm::InterruptTrigg
 constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 
 static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
+static_assert(static_cast<int>(vmm::ExitReason::kMigrated) == VMM_EXIT_MIGRATED);
 static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
 static_assert(static_cast<int>(vmm::RunState::kEnded) == VMM_STATE_ENDED);
 static_assert(static_cast<int>(vmm::RunState::kPaused) == VMM_STATE_PAUSED);

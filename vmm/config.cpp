@@ -155,6 +155,46 @@ void validate_restore(const Config& config) {
     }
 }
 
+void validate_incoming(const Config& config) {
+    if (!config.incoming) {
+        return;
+    }
+    const std::string tried = "cannot take a guest that arrives (Config::incoming)";
+    if (config.restore) {
+        throw Error(tried + " and go on from a snapshot (Config::restore): leave one out");
+    }
+    if (!config.kernel_path.empty() || config.kernel_image || !config.initrd_path.empty() || config.initrd_image ||
+        !config.command_line.empty()) {
+        throw Error(tried + " and boot a kernel: leave out the kernel, the initrd and the command line, which the "
+                            "guest has already");
+    }
+    if (config.memory_from) {
+        throw Error(tried + " in warm memory of a pool (Config::memory_from): leave that out");
+    }
+    if (!config.devices.empty()) {
+        throw Error(tried + " with devices of the embedding program (Config::devices): their state is not known");
+    }
+}
+
+void validate_sharing(const Config& config) {
+    if (!config.memory_shared) {
+        return;
+    }
+    const std::string tried = "cannot share the guest's memory (Config::memory_shared)";
+    if (config.memory_from) {
+        throw Error(tried + " if it comes from a pool of warm memory, whose pieces have one owner "
+                            "(Config::memory_from): leave one out");
+    }
+    if (config.restore && config.restore->mode != RestoreMode::kFull) {
+        throw Error(tried + " and go on from a snapshot in another way than by reading all of it first: take "
+                            "Config::restore.mode=full");
+    }
+    if (config.balloon) {
+        throw Error(tried + " and give the guest a balloon (Config::balloon): pages of a file do not go back to the "
+                            "host (leave one out)");
+    }
+}
+
 } // namespace
 
 void validate_balloon(const Config& config) {
@@ -235,6 +275,10 @@ std::string_view to_string(HardwareDescription hardware) noexcept {
     return "unknown";
 }
 
+bool is_handed_over(const Config& config) noexcept {
+    return config.incoming && config.incoming->hands_memory_over();
+}
+
 bool restores_lazily(const Config& config) noexcept {
     return config.restore && config.restore->mode == RestoreMode::kLazy;
 }
@@ -252,6 +296,8 @@ void check_values(const Config& config) {
     validate_texts(config);
     validate_images(config);
     validate_restore(config);
+    validate_incoming(config);
+    validate_sharing(config);
     validate_memory_size(config);
     validate_memory_source(config);
     if (config.vcpus < 1 || config.vcpus > Config::kMaxVcpus) {

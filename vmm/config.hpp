@@ -22,6 +22,7 @@
 #include "vmm/device_configs.hpp" // IWYU pragma: export
 #include "vmm/limits.hpp"
 #include "vmm/log.hpp"
+#include "vmm/migration.hpp" // IWYU pragma: export
 #include "vmm/snapshot.hpp" // IWYU pragma: export
 #include "vmm/stop_request.hpp"
 #include "vmm/watch.hpp"
@@ -89,10 +90,17 @@ struct Config {
     /// initrd and no command line.
     std::optional<RestoreFrom> restore{};
 
+    /// The guest that the machine goes on with, which has announced itself (IncomingGuest::wait()), instead of booting;
+    /// null: it boots. Then there is no kernel, no initrd and no command line, either. One machine is made of it.
+    std::shared_ptr<IncomingGuest> incoming{};
+
     std::uint64_t memory_bytes = limits::kDefaultMemoryBytes; ///< a multiple of the page size, at least kMinMemoryBytes
     PageSize page_size = PageSize::kThp;
     std::optional<MemoryFrom> memory_from{}; ///< nothing: memory is made
-    unsigned vcpus = 1;                      ///< 1 to kMaxVcpus
+    /// Whether memory is a file in memory (memfd_create(2)), which another process of this host can take over without
+    /// a copy (Machine::migrate() to a unix socket). What that costs: docs/migration.md.
+    bool memory_shared = false;
+    unsigned vcpus = 1; ///< 1 to kMaxVcpus
     /// The features of the host's processors that the guest is offered (docs/cpu.md). It begins with "host", or with a
     /// level of the x86-64 psABI, which is the same on every host: "x86-64-v1" to "x86-64-v4". Features that are taken
     /// away or required follow, by their names in /proc/cpuinfo: "host,-x2apic,-avx512f", "x86-64-v2,+aes".
@@ -148,6 +156,9 @@ struct Config {
     static constexpr unsigned kMaxKeepEveryMs = limits::kMaxKeepEveryMs;
     static constexpr const char* kDefaultCommandLine = "console=ttyS0";
 };
+
+/// Whether the guest's memory exists already, and is handed over by another process (Config::incoming).
+[[nodiscard]] bool is_handed_over(const Config& config) noexcept;
 
 /// Whether the guest's memory comes while it runs (RestoreMode::kLazy).
 [[nodiscard]] bool restores_lazily(const Config& config) noexcept;

@@ -5,7 +5,9 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/process_memory.hpp"
 #include "vmm/host/memory_need.hpp"
+#include "vmm/machine/arrival.hpp"
 #include "vmm/machine/boot.hpp"
+#include "vmm/machine/departure.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/hardware.hpp"
 #include "vmm/machine/keeper.hpp"
@@ -46,6 +48,17 @@ RunReport begin_report(const Config& config, const Hardware& hardware) {
 
 } // namespace
 
+/// What `make` returns. If it throws, `first` is told why, because somebody elsewhere may want to know.
+template <typename Make>
+auto made_or_told(FirstState& first, Make make) {
+    try {
+        return make();
+    } catch (const std::exception& error) {
+        first.note_failure(error.what());
+        throw;
+    }
+}
+
 /// Stands behind the hardware, so that nothing uses that any more when it is destroyed.
 struct AbandonAtEnd {
     ~AbandonAtEnd() { first.abandon(); }
@@ -55,6 +68,9 @@ struct AbandonAtEnd {
 std::unique_ptr<FirstState> open_first_state(const Config& config, const StopRequest& stop) {
     if (config.restore) {
         return std::make_unique<SnapshotStart>(config, stop);
+    }
+    if (config.incoming) {
+        return std::make_unique<Arrival>(config, stop);
     }
     return std::make_unique<KernelBoot>(config, stop);
 }
@@ -78,7 +94,7 @@ struct Machine::Parts {
 Machine::Parts::Parts(Config wanted, Clock::time_point started)
     : config(validated(std::move(wanted))), shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()),
       stop(*shared_stop), embedder(config.log, stop), first(open_first_state(config, stop)),
-      hardware(config, stop, embedder, *first), abandon_at_end{*first}, report(begin_report(config, hardware)),
+      hardware(made_or_told(*first, [&] { return Hardware(config, stop, embedder, *first); })), abandon_at_end{*first}, report(begin_report(config, hardware)),
       run(config, hardware, *first, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
@@ -86,9 +102,11 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
     if (config.prefault_keep) {
         check_keeper(hardware.second_level, first->adopts_page_tables(report.host));
     }
-    // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables.
-    if (first->adopts_page_tables(report.host) ||
-        (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore)) {
+    report.prefault = first->arrival_prefault().value_or(prefault::Report{});
+    // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables. Those of
+    // a guest that has arrived have been there already.
+    if (!first->comes_later() && (first->adopts_page_tables(report.host) ||
+        (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore))) {
         const StopBridge bridge(stop); // Prefault vCPUs may run already, so that their faults are counted.
         hardware.second_level.prepare(bridge.token());
     }
@@ -182,6 +200,21 @@ SnapshotReport Machine::snapshot(const SnapshotOptions& options, const std::stop
 
 void Machine::resume() {
     parts_->run.pause().resume();
+}
+
+MigrationReport Machine::migrate(const MigrationOptions& options, const std::stop_token& stop) {
+    Parts& parts = *parts_;
+    const StopBridge ends(parts.stop);
+    StopBridge cancelled(parts.stop);
+    const std::stop_callback also(stop, [&cancelled] { cancelled.request_stop(); });
+    const std::stop_token of_attempt = cancelled.token();
+    const std::stop_token of_machine = ends.token();
+    MigrationReport report = depart({parts.config, parts.hardware, parts.run.pause(), *parts.first}, options,
+                                    of_attempt, of_machine);
+    if (report.complete) {
+        parts.stop.request(ExitReason::kMigrated);
+    }
+    return report;
 }
 
 Statistics Machine::statistics() const {

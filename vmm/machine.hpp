@@ -11,6 +11,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/export.hpp"
 #include "vmm/config.hpp"
+#include "vmm/migration.hpp"
 #include "vmm/report.hpp"
 #include "vmm/snapshot.hpp"
 #include "vmm/statistics.hpp"
@@ -26,7 +27,8 @@ class PauseError : public Error {
 };
 
 /// A guest: its memory, its vCPUs and its devices. Construction creates everything and loads the kernel, but populates
-/// nothing and runs nothing. Destruction gives everything back.
+/// nothing and runs nothing. If a guest arrives (Config::incoming), construction makes, populates and fills its memory as
+/// the configuration says, and ends when the guest is this machine's. Destruction gives everything back.
 ///
 ///     Config config;
 ///     config.kernel_path = "vmlinux";
@@ -102,7 +104,8 @@ class Machine {
     /// UsageError: the machine has ended, or a device calls it in an access.
     void pause(std::chrono::milliseconds within = kPausePatience);
     /// Lets the guest go on, and ends a pause() that is under way. Does nothing if the guest is not paused. Throws
-    /// UsageError: a snapshot is being written.
+    /// UsageError: a snapshot is being written, or the guest is being given away. Throws Error: it was given away, and
+    /// another process uses a disk of its.
     void resume();
 
     /// Saves the machine in a directory, from which another one goes on (Config::restore, docs/snapshots.md). Memory is
@@ -115,6 +118,19 @@ class Machine {
     /// run, somebody resumes it meanwhile, or dirty pages are logged already. Throws PauseError: not all is quiet in
     /// time. Throws Error: it cannot be written, or the machine has devices of the embedding program's own.
     SnapshotReport snapshot(const SnapshotOptions& options, const std::stop_token& stop = {});
+
+    /// Moves the guest to another process or host, where an IncomingGuest waits for it (docs/migration.md). Memory is
+    /// sent while the guest runs; it stands still for what it has changed last, and for its state. When it returns with
+    /// a complete report, the guest runs elsewhere and run() is about to return ExitReason::kMigrated. Otherwise the
+    /// guest goes on here, with a full second level if that was full before. A prefault and add_memory() wait
+    /// meanwhile. What is said of writes at snapshot() holds here, too.
+    ///
+    /// Throws UsageError: the machine does not run, somebody resumes it meanwhile, or dirty pages are logged already.
+    /// Throws PauseError: not all is quiet in time. Throws Error: nobody is there, the other end does not take the
+    /// guest (a feature of its processor is missing there, say), the link was cut for too long, or it takes longer than
+    /// it may. If the link is cut in the very moment in which the guest is given away, and the other end cannot be
+    /// asked, the guest stands still here: resume() lets it go on, which is right only if it does not run there.
+    MigrationReport migrate(const MigrationOptions& options, const std::stop_token& stop = {});
 
     /// What the machine is doing: before, during and after the run. Throws Error if KVM's counters cannot be read.
     [[nodiscard]] Statistics statistics() const;

@@ -96,6 +96,18 @@ Json lazy_json(const LazyReport& lazy) {
             {"seconds_until_loaded", or_null(lazy.seconds_until_loaded)}};
 }
 
+Json arrival_json(const ArrivalReport& arrival) {
+    return {{"shared", arrival.shared},
+            {"received_bytes", arrival.received_bytes},
+            {"resumed", arrival.resumed},
+            {"receiving_seconds", arrival.receiving_seconds},
+            {"fill_seconds", arrival.fill_seconds},
+            {"mapped_bytes", arrival.mapped_bytes},
+            {"takeover_seconds", arrival.takeover_seconds},
+            {"faults_in_first_second", or_null(arrival.faults_in_first_second)},
+            {"faults_in_ten_seconds", or_null(arrival.faults_in_ten_seconds)}};
+}
+
 } // namespace
 
 std::string to_json(const RunReport& report) {
@@ -136,6 +148,7 @@ std::string to_json(const RunReport& report) {
                         {"faults_until_full", or_null(report.faults_until_full)}};
     json["kept"] = report.kept ? kept_json(*report.kept) : Json(nullptr);
     json["lazy"] = report.lazy ? lazy_json(*report.lazy) : Json(nullptr);
+    json["arrival"] = report.arrival ? arrival_json(*report.arrival) : Json(nullptr);
     json["boot"] = {{"seconds_to_first_instruction", report.seconds_to_first_instruction}};
     json["guest"] = {{"vcpus", report.vcpus},
                      {"cpu", report.cpu},

@@ -54,6 +54,8 @@ struct RunReport {
 
     std::optional<LazyReport> lazy; ///< nothing unless memory came while the guest ran (RestoreMode::kLazy)
 
+    std::optional<ArrivalReport> arrival; ///< nothing unless the guest came from elsewhere (Config::incoming)
+
     double seconds_to_first_instruction = 0;
 
     unsigned vcpus = 0;

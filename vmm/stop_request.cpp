@@ -14,6 +14,8 @@ std::string_view to_string(ExitReason reason) noexcept {
         return "signal";
     case ExitReason::kStopped:
         return "stopped";
+    case ExitReason::kMigrated:
+        return "migrated";
     }
     return "?";
 }

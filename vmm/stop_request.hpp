@@ -17,9 +17,10 @@ enum class ExitReason {
     kCrash,    ///< a vCPU cannot go on: triple fault, or an error inside KVM
     kSignal,   ///< a signal to this process asked for it
     kStopped,  ///< the program that embeds the machine, or the person at the terminal, asked for it
+    kMigrated, ///< the guest runs elsewhere (Machine::migrate())
 };
 
-/// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped".
+/// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped", "migrated".
 [[nodiscard]] std::string_view to_string(ExitReason reason) noexcept;
 
 /// A request to stop. The first one counts. Threads: any; request() may also be called from a signal handler.

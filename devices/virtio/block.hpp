@@ -73,6 +73,8 @@ class Block final : public Device {
     void resume() override;
     [[nodiscard]] std::vector<std::optional<Queue::State>> queue_states() const override;
     [[nodiscard]] DeviceState state() const override;
+    void release_host(bool flush) override { image_.release(flush); }
+    void reclaim_host() override { image_.reclaim(); }
 
     /// What it has done since it was made. Threads: any.
     struct Statistics {

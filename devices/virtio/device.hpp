@@ -132,6 +132,12 @@ class Device {
     [[nodiscard]] virtual std::vector<std::optional<Queue::State>> queue_states() const { return {}; }
     /// What it keeps beside that. Only while is_paused().
     [[nodiscard]] virtual DeviceState state() const { return {}; }
+
+    /// Gives up what of the host's only one may have, so that the device that goes on from its state can have it; and
+    /// takes it again. Only while is_paused(), which it stays between the two. With `flush`, what it wrote can be read
+    /// on another host. Both throw Error.
+    virtual void release_host(bool /*flush*/) {}
+    virtual void reclaim_host() {}
 };
 
 } // namespace vmm::devices::virtio

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -15,6 +14,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/mapping.hpp"
+#include "prefault/host/memory_file.hpp"
 #include "prefault/host/numa.hpp"
 #include "prefault/host/populate.hpp"
 #include "prefault/host/workforce.hpp"
@@ -31,19 +31,6 @@ constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 /// What the owner of a piece adds: the last is there once, so that only one can be the first to add them.
 constexpr int kOwnerSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
 constexpr std::uint64_t kBlockBytes = 512; ///< of st_blocks (stat(2))
-
-unsigned memfd_flags(PageSize page_size) {
-    switch (page_size) {
-    case PageSize::k4K:
-    case PageSize::kThp:
-        break;
-    case PageSize::k2M:
-        return MFD_HUGETLB | MFD_HUGE_2MB;
-    case PageSize::k1G:
-        return MFD_HUGETLB | MFD_HUGE_1GB;
-    }
-    return 0;
-}
 
 std::string warm_memory(std::uint64_t bytes, PageSize page_size) {
     return format_bytes(bytes) + " of warm memory (" + std::string(to_string(page_size)) + " pages)";
@@ -62,12 +49,8 @@ std::string warm_memory(std::uint64_t bytes, PageSize page_size) {
 }
 
 UniqueFd make_file(const WarmPiece::Spec& spec) {
-    UniqueFd file(::memfd_create("vmm-warm", MFD_CLOEXEC | MFD_ALLOW_SEALING | memfd_flags(spec.page_size)));
+    UniqueFd file = make_memory_file("vmm-warm", spec.bytes, spec.page_size, F_SEAL_GROW);
     if (!file) {
-        throw_make_error(errno, spec);
-    }
-    if (::ftruncate(file.get(), static_cast<off_t>(spec.bytes)) != 0 ||
-        ::fcntl(file.get(), F_ADD_SEALS, F_SEAL_GROW) != 0) {
         throw_make_error(errno, spec);
     }
     return file;

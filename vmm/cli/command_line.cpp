@@ -149,10 +149,10 @@ void take_from_file(CLI::Option& option, const ConfigFileEntry& entry, const std
     }
 }
 
-/// Gives the options of `run` what the file at `path` says, unless they have a value already. `place` says which
-/// options may stand there. Throws Error.
-void apply_config_file(CLI::App& run, const std::string& path, Place place) {
-    for (const ConfigFileEntry& entry : read_config_file(path)) {
+/// Gives the options of `run` what `entries` of the file at `path` say, unless they have a value already. `place` says
+/// which options may stand there. Throws Error.
+void apply_entries(CLI::App& run, const std::vector<ConfigFileEntry>& entries, const std::string& path, Place place) {
+    for (const ConfigFileEntry& entry : entries) {
         if (find_option(place, entry.option) == nullptr) {
             throw Error(config_file_error(path, entry.lines.front()) + "there is no option '" + entry.option + "'");
         }
@@ -164,6 +164,10 @@ void apply_config_file(CLI::App& run, const std::string& path, Place place) {
             take_from_file(*option, entry, path);
         }
     }
+}
+
+void apply_config_file(CLI::App& run, const std::string& path, Place place) {
+    apply_entries(run, read_config_file(path), path, place);
 }
 
 std::string config_file_of_snapshot(const std::string& directory) {
@@ -262,7 +266,11 @@ std::vector<CommandText> describe_commands() {
     return commands;
 }
 
-Command parse_command_line(int argc, const char* const* argv) {
+namespace {
+
+/// As parse_command_line(); with `config_of_guest`, what the machine of a guest that arrives is configured with, unless
+/// that is null.
+Command parse(int argc, const char* const* argv, const std::string* config_of_guest) {
     CLI::App app(program_row().help, program_row().name);
     Given given;
     given.bench.matrix.orders.clear(); // The preset's, unless an option says.
@@ -275,6 +283,11 @@ Command parse_command_line(int argc, const char* const* argv) {
         }
         if (!given.restore.empty()) {
             apply_config_file(*commands.at(Place::kRun), config_file_of_snapshot(given.restore), Place::kSnapshot);
+        }
+        if (config_of_guest != nullptr && !config_of_guest->empty()) {
+            constexpr const char* kName = "what the source sends";
+            apply_entries(*commands.at(Place::kRun), parse_config_file(*config_of_guest, kName), kName,
+                          Place::kSnapshot);
         }
     } catch (const CLI::Success& success) { // The words ask for help or the version.
         std::ostringstream text;
@@ -321,10 +334,25 @@ Command parse_command_line(int argc, const char* const* argv) {
         RunCommand run = run_command_of(given);
         run.given = options_given(*commands.at(Place::kRun), Place::kFile);
         run.given_of_machine = options_given(*commands.at(Place::kRun), Place::kSnapshot);
+        if (run.incoming) {
+            run.completed = [argc, argv](const std::string& config) -> std::variant<RunCommand, TextCommand> {
+                Command command = parse(argc, argv, &config);
+                if (auto* const text = std::get_if<TextCommand>(&command)) {
+                    return std::move(*text);
+                }
+                return std::get<RunCommand>(std::move(command));
+            };
+        }
         return run;
     } catch (const Error& error) {
         return usage_error(app, error.what());
     }
+}
+
+} // namespace
+
+Command parse_command_line(int argc, const char* const* argv) {
+    return parse(argc, argv, nullptr);
 }
 
 } // namespace vmm

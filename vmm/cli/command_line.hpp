@@ -21,6 +21,7 @@ struct CommandText {
 [[nodiscard]] std::vector<CommandText> describe_commands();
 
 /// Understands the words a program was started with. Creates nothing; opens nothing but the file of --config.
+/// A RunCommand with `incoming` keeps `argv`.
 [[nodiscard]] Command parse_command_line(int argc, const char* const* argv);
 
 } // namespace vmm

@@ -1,6 +1,7 @@
 // What the program can be asked to do, as values.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -15,11 +16,18 @@
 
 namespace vmm {
 
+struct RunCommand;
+struct TextCommand;
+
 /// `vmm run`
 struct RunCommand {
     Config config;                ///< `serial` and `log` are not filled in; `console` says only whether there is one
     std::string serial = "stdio"; ///< "stdio", "none" or a file
     std::string console = "none"; ///< where a virtio console goes, as for `serial`
+    std::optional<IncomingGuest::Options> incoming{}; ///< the guest arrives there; nothing: it does not
+    /// With `incoming`: the same command with what the guest's machine is configured with there, a JSON text, in place
+    /// of what was not said here; or what is wrong with that.
+    std::function<std::variant<RunCommand, TextCommand>(const std::string& config)> completed{};
     std::string report;           ///< a file; empty: none
     std::string dump_dtb;    ///< a file for the guest's device tree; empty: none. With a file, the guest is not run.
     std::string log_file;    ///< empty: none

@@ -12,6 +12,7 @@
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
 #include "vmm/control/verbs.hpp"
+#include "vmm/migration.hpp"
 
 namespace vmm {
 
@@ -52,6 +53,7 @@ Option option_of(const Parameter& parameter) {
         };
         return std::move(option).with_standard(parameter.standard);
     }
+    case Parameter::Kind::kAddress: // It has a place of its own.
     case Parameter::Kind::kPath:
         return file(names, parameter.help,
                     [name](Given& given, const std::string& path) { given.control.options[name] = path; });
@@ -116,6 +118,13 @@ Json value_of(const Parameter& parameter, const std::string& word) {
     }
     if (parameter.kind == Parameter::Kind::kPath) {
         return absolute_path(parameter, word);
+    }
+    if (parameter.kind == Parameter::Kind::kAddress) {
+        MigrationAddress address = MigrationAddress::parse(word);
+        if (address.kind == MigrationAddress::Kind::kUnix) {
+            address.path = absolute_path(parameter, address.path);
+        }
+        return to_string(address);
     }
     const bool is_size = parameter.kind == Parameter::Kind::kBytes;
     const bool is_number = word.find_first_not_of("0123456789") == std::string::npos;

@@ -82,6 +82,23 @@ void choose_restore(const Given& given, RunCommand& run) {
     restore.check();
 }
 
+/// Throws Error.
+void choose_incoming(const Given& given, RunCommand& run) {
+    if (given.incoming.empty()) {
+        if (!given.tls.empty() || given.insecure) {
+            throw Error("--tls and --insecure say how a guest may come that --incoming waits for: give that, too");
+        }
+        return;
+    }
+    if (!run.dump_dtb.empty()) {
+        throw Error("--incoming and --dump-dtb exclude each other: a guest that arrives has its device tree already");
+    }
+    IncomingGuest::Options& incoming = run.incoming.emplace();
+    incoming.address = MigrationAddress::parse(given.incoming);
+    incoming.security = {.tls_directory = given.tls, .insecure = given.insecure};
+    incoming.security.check(incoming.address, true);
+}
+
 } // namespace
 
 RunCommand run_command_of(const Given& given) {
@@ -90,6 +107,7 @@ RunCommand run_command_of(const Given& given) {
     }
     RunCommand run = given.run;
     choose_restore(given, run);
+    choose_incoming(given, run);
     run.config = resolved(std::move(run.config));
     connect_stdio(given, run);
     static_cast<void>(CpuModel::parse(run.config.cpu, run.config.nested));

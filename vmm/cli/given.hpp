@@ -19,6 +19,9 @@ struct Given {
     std::optional<RestoreMode> restore_mode;
     std::optional<RestoreClock> restore_clock;
     unsigned record_working_set_ms = 0;
+    std::string incoming; ///< an address; empty: no guest arrives
+    std::string tls;
+    bool insecure = false;
     unsigned verbosity = 0;
     bool quiet = false;
     PoolCommand pool;

@@ -128,6 +128,7 @@ bool is_done(const Json& job) {
 struct JobEnd {
     bool has_ended = false;    ///< the job
     std::string machine_ended; ///< why the machine ended; empty if it did not before the job
+    Json migrated{};           ///< what a migration has cost, if the guest has gone
 };
 
 /// Reads `events` until the job has ended, or the machine has. A job that ends the machine is done when that has ended.
@@ -138,6 +139,9 @@ JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_mac
         if (member(event, "event") == "ended") {
             end.machine_ended = member(event, "reason");
             break;
+        }
+        if (member(event, "event") == "migrated") {
+            end.migrated = event;
         }
         if (member(event, "event") == "job" && event.value("id", std::uint64_t{0}) == id) {
             end.has_ended = true;
@@ -163,6 +167,13 @@ int do_job(const ControlCommand& command, const Client& client, const ControlReq
     const std::uint64_t id = parse(begun.body).value("id", std::uint64_t{0});
     const bool ends_machine = command.verb == "stop";
     const JobEnd end = wait_for_job(events, id, ends_machine);
+    if (command.verb == "migrate" && end.migrated.is_object()) { // The machine may be gone already.
+        Json result = end.migrated;
+        for (const char* const of_event : {"sequence", "time", "event"}) {
+            result.erase(of_event);
+        }
+        return print(command.json ? result.dump() + "\n" : in_words(result));
+    }
     if (ends_machine && !end.machine_ended.empty()) {
         return print(command.json ? Json{{"ended", end.machine_ended}}.dump() + "\n"
                                   : "ended: " + end.machine_ended + "\n");

@@ -24,6 +24,7 @@
 #include "vmm/control/socket.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/machine.hpp"
+#include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/file_roles.hpp"
 #include "vmm/output/report_file.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -47,6 +48,7 @@ int exit_code(ExitReason reason) {
     case ExitReason::kPowerOff:
     case ExitReason::kReboot:
     case ExitReason::kStopped:
+    case ExitReason::kMigrated:
         return kSuccess;
     case ExitReason::kCrash:
         return kGuestFailed;
@@ -136,7 +138,12 @@ bool prefault_before(Machine& machine, const Config& config) {
 /// `when_full` is called if the second level is full before the guest starts.
 ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& progress,
                        const std::function<void()>& when_full) {
-    if (config.prefault_when == PrefaultWhen::kBefore && prefault_before(machine, config)) {
+    if (config.incoming) { // Its memory was populated before its state came.
+        const prefault::Report& filled = machine.report().prefault;
+        if (filled.scope == prefault::Scope::kAll && filled.complete && filled.ranges.empty()) {
+            when_full();
+        }
+    } else if (config.prefault_when == PrefaultWhen::kBefore && prefault_before(machine, config)) {
         when_full();
     }
     progress.close();
@@ -331,21 +338,51 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
     return exit_code(ending.reason);
 }
 
+/// Waits for the guest that is to arrive, and makes `command` the one of its machine. Throws Error, and StoppedError.
+void wait_for_guest(RunCommand& command, const StopRequest& stop, Messages& messages) {
+    const auto guest = std::make_shared<IncomingGuest>(
+        *command.incoming, [&messages](LogLevel level, std::string_view line) { messages.log(level, line); });
+    if (command.summary) {
+        messages.say("vmm: a guest can come to " + to_string(guest->address()) + "\n");
+    }
+    const StopBridge bridge(stop);
+    guest->wait(bridge.token());
+    try {
+        auto completed = command.completed(guest->config());
+        if (const auto* const text = std::get_if<TextCommand>(&completed)) {
+            throw Error("cannot configure the machine as the source's: " + text->text);
+        }
+        command = std::get<RunCommand>(std::move(completed));
+        command.config.incoming = guest;
+        validate(command.config);
+    } catch (const Error& error) {
+        guest->refuse(error.what());
+        throw;
+    }
+}
+
 } // namespace
 
 int run_guest(RunCommand command, std::chrono::steady_clock::time_point started) {
-    validate(command.config); // Nothing is opened before this, so a refusal leaves nothing behind.
-    command.config.stop = std::make_shared<StopRequest>();
-    const StopOnSignals signals(*command.config.stop); // It lives as long as there is anything to give back.
+    if (!command.incoming) {
+        validate(command.config); // Nothing is opened before this, so a refusal leaves nothing behind.
+    }
+    const auto stop = std::make_shared<StopRequest>();
+    const StopOnSignals signals(*stop); // It lives as long as there is anything to give back.
     Messages messages;
     int status = kHostFailed;
     try {
+        if (command.incoming) {
+            wait_for_guest(command, *stop, messages);
+            started = std::chrono::steady_clock::now();
+        }
+        command.config.stop = stop;
         status = run(command, signals, messages, started);
     } catch (const std::bad_alloc&) {
         messages.say_error(kNoMemory);
     } catch (const std::exception& error) {
         if (dynamic_cast<const Error*>(&error) != nullptr &&
-            command.config.stop->is_requested_for(ExitReason::kSignal)) {
+            stop->is_requested_for(ExitReason::kSignal)) {
             status = kStoppedBySignal; // The stop came during construction, which throws then.
         } else {
             messages.say_error(error.what());

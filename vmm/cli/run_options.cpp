@@ -235,6 +235,11 @@ std::vector<Option> placement_options() {
             parse_memory_from_option,
             [](Given& given, const std::vector<MemoryFrom>& one) { given.run.config.memory_from = one.back(); })
             .setting("memory_from"),
+        flag("--memory-shared",
+             "Guest memory is a file in memory, which another vmm of this host can take over without a copy "
+             "(docs/migration.md)",
+             [](Given& given, bool shared) { given.run.config.memory_shared = shared; })
+            .setting("memory_shared"),
         choice<prefault::Pin>("--pin", {prefault::Pin::kNone, prefault::Pin::kMlock, prefault::Pin::kLongterm},
                               "Guest memory is locked against swapping, or pinned in place against migration, too "
                               "(io_uring buffers)",
@@ -319,6 +324,32 @@ std::vector<Option> restore_options() {
     };
 }
 
+std::vector<Option> incoming_options() {
+    OptionValue address{.kind = OptionValue::Kind::kText, .form = "unix:PATH|tcp:HOST:PORT"};
+    return {
+        text("--incoming", std::move(address),
+             "Wait there for a guest that another vmm sends by `vmm ctl SOCKET migrate`, and go on with it; what is "
+             "not said here is as it was there (docs/migration.md)",
+             [](Given& given, const std::string& word) {
+                 static_cast<void>(MigrationAddress::parse(word));
+                 given.incoming = word;
+             })
+            .setting("incoming")
+            .excluding("--restore")
+            .only_in({Place::kRun}),
+        file("--tls",
+             "With --incoming: a directory with ca-cert.pem, server-cert.pem and server-key.pem; both ends prove who "
+             "they are",
+             [](Given& given, const std::string& path) { given.tls = path; })
+            .only_in({Place::kRun}),
+        flag("--insecure",
+             "With --incoming: let a guest come from another host without TLS, although whoever is in between can read "
+             "and change it",
+             [](Given& given, bool insecure) { given.insecure = insecure; })
+            .only_in({Place::kRun}),
+    };
+}
+
 std::vector<Option> control_socket_options() {
     return {
         file("--api",
@@ -371,6 +402,7 @@ std::vector<Option> run_options() {
     const std::vector<Place> of_run{Place::kRun, Place::kFile};
     add(guest_options(), of_machine);
     add(restore_options(), of_run);
+    add(incoming_options(), of_run);
     add(prefault_options(), of_machine);
     add(placement_options(), of_machine);
     add(device_options(), of_machine);

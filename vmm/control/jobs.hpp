@@ -26,6 +26,7 @@ struct JobProgress {
     std::string stage{}; ///< for people: "second level"
     std::uint64_t done = 0;
     std::uint64_t total = 0;
+    nlohmann::ordered_json details{}; ///< what else there is to say: an object, or null
 };
 
 /// A job at one moment.

@@ -91,6 +91,7 @@ const MachineControl::Row& MachineControl::row_of(const Verb& verb) {
                                       Row{"balloon", &MachineControl::balloon, false},
                                       Row{"add-memory", &MachineControl::add_memory, false},
                                       Row{"snapshot", &MachineControl::snapshot, false},
+                                      Row{"migrate", &MachineControl::migrate, false},
                                       Row{"jobs", &MachineControl::jobs, false},
                                       Row{"job", &MachineControl::job, false},
                                       Row{"cancel", &MachineControl::cancel, false},
@@ -330,6 +331,77 @@ Jobs::Outcome MachineControl::run_snapshot(SnapshotOptions options, const Jobs::
             true};
 }
 
+HttpAnswer MachineControl::migrate(const Arguments& arguments) {
+    check_not_ended("migrate the guest");
+    MigrationOptions options;
+    options.address = MigrationAddress::parse(*arguments.word("address"));
+    options.security.tls_directory = arguments.word("tls").value_or("");
+    options.security.insecure = arguments.flag("insecure");
+    options.streams = static_cast<unsigned>(arguments.number("streams").value_or(options.streams));
+    if (const auto downtime = arguments.number("downtime")) {
+        options.downtime = std::chrono::milliseconds(*downtime);
+    }
+    if (const auto timeout = arguments.number("timeout")) {
+        options.timeout = std::chrono::seconds(*timeout);
+    }
+    for (const OnTimeout on_timeout : kOnTimeouts) {
+        if (arguments.word("on_timeout") == std::string(to_string(on_timeout))) {
+            options.on_timeout = on_timeout;
+        }
+    }
+    options.bytes_per_second = arguments.number("bandwidth").value_or(0);
+    for (const Compression compression : kCompressions) {
+        if (arguments.word("compress") == std::string(to_string(compression))) {
+            options.compression = compression;
+        }
+    }
+    options.most_throttled_percent =
+        static_cast<unsigned>(arguments.number("throttle").value_or(options.most_throttled_percent));
+    if (const auto within = arguments.number("within")) {
+        options.within = std::chrono::seconds(*within);
+    }
+    options.config = surroundings_.machine_options;
+    options.check();
+    return started(jobs_.start("migrate", [this, options = std::move(options)](const Jobs::Context& context) {
+        return run_migration(options, context);
+    }));
+}
+
+Jobs::Outcome MachineControl::run_migration(MigrationOptions options, const Jobs::Context& context) {
+    options.progress = [&context](const MigrationProgress& now) {
+        Json details = {{"round", now.round},
+                        {"sent_bytes", now.sent_bytes},
+                        {"bytes_per_second", now.bytes_per_second},
+                        {"dirtied_bytes_per_second", now.dirtied_bytes_per_second},
+                        {"throttled_percent", now.throttled_percent}};
+        if (now.left) {
+            details["seconds_left"] = now.left->count();
+        }
+        context.progress({std::string(now.stage), now.done_bytes, now.total_bytes, std::move(details)});
+    };
+    const MigrationReport report = machine_.migrate(options, context.stop);
+    if (!report.complete) {
+        return {Json::object(), false};
+    }
+    Json result = {{"address", to_string(options.address)},
+                   {"shared", report.shared},
+                   {"memory_bytes", report.memory_bytes},
+                   {"sent_bytes", report.sent_bytes},
+                   {"last_bytes", report.last_bytes},
+                   {"rounds", report.rounds},
+                   {"reconnects", report.reconnects},
+                   {"throttled_percent", report.throttled_percent},
+                   {"total_seconds", report.total_seconds},
+                   {"downtime_seconds", report.downtime_seconds},
+                   {"pause_seconds", report.pause_seconds},
+                   {"pages_seconds", report.pages_seconds},
+                   {"state_seconds", report.state_seconds},
+                   {"takeover_seconds", report.takeover_seconds},
+                   {"mapped_bytes", report.mapped_bytes}};
+    events_.add("migrated", result);
+    return {std::move(result), true};
+}
+
 HttpAnswer MachineControl::balloon(const Arguments& arguments) {
     const std::uint64_t target = *arguments.number("target");
     if (!config_.balloon) {
@@ -359,6 +431,9 @@ Json MachineControl::json_of(const JobStatus& job) const {
         {"kind", job.kind},
         {"state", to_string(job.state)},
         {"progress", {{"stage", job.progress.stage}, {"done", job.progress.done}, {"total", job.progress.total}}}};
+    if (job.progress.details.is_object()) {
+        json["progress"]["details"] = job.progress.details;
+    }
     if (job.state == JobState::kFailed) {
         const Json error = Json::parse(error_answer(400, in_words(job.error)).body);
         json.update(error);

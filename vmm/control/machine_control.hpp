@@ -73,6 +73,7 @@ class MachineControl {
     [[nodiscard]] HttpAnswer balloon(const Arguments& arguments);
     [[nodiscard]] HttpAnswer add_memory(const Arguments& arguments);
     [[nodiscard]] HttpAnswer snapshot(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer migrate(const Arguments& arguments);
     [[nodiscard]] HttpAnswer jobs(const Arguments& arguments);
     [[nodiscard]] HttpAnswer job(const Arguments& arguments);
     [[nodiscard]] HttpAnswer cancel(const Arguments& arguments);
@@ -85,6 +86,7 @@ class MachineControl {
     [[nodiscard]] nlohmann::ordered_json json_of(const JobStatus& job) const;
     [[nodiscard]] Jobs::Outcome run_prefault(prefault::Options options, const Jobs::Context& context);
     [[nodiscard]] Jobs::Outcome run_snapshot(SnapshotOptions options, const Jobs::Context& context);
+    [[nodiscard]] Jobs::Outcome run_migration(MigrationOptions options, const Jobs::Context& context);
     [[nodiscard]] Jobs::Outcome press_and_wait(std::uint64_t seconds, const Jobs::Context& context);
     [[nodiscard]] HttpAnswer state_answer(unsigned status) const;
     void check_not_ended(std::string_view tried) const;

@@ -95,9 +95,12 @@ Json answer_schemas() {
         {{"id", count("Its number")},
          {"kind", text("The verb that began it")},
          {"state", one_of({"running", "done", "failed", "cancelled"}, "How far it is")},
-         {"progress", object("How far it has come", {{"stage", text("What it is doing; empty if it does not say")},
-                                                     {"done", count("Of the total")},
-                                                     {"total", count("0 if it is not known")}})},
+         {"progress", object("How far it has come",
+                             {{"stage", text("What it is doing; empty if it does not say")},
+                              {"done", count("Of the total")},
+                              {"total", count("0 if it is not known")},
+                              {"details", {{"type", "object"}, {"description", "What else there is to say"}}}},
+                             {"details"})},
          {"error", text("Why it failed")},
          {"advice", text("What the caller can do about that")},
          {"result", {{"type", "object"}, {"description", "What it did, once it has ended"}}}},
@@ -113,7 +116,7 @@ Json answer_schemas() {
                          {{"sequence", count("Its number, from 1 on")},
                           {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
                           {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended",
-                                            "job", "snapshot", "balloon", "memory-added", "log-level", "missed"},
+                                            "job", "snapshot", "migrated", "balloon", "memory-added", "log-level", "missed"},
                                            "What happened")}}}};
     schemas["Document"] = {{"type", "object"}, {"description", "An OpenAPI document"}};
     return schemas;
@@ -131,6 +134,9 @@ Json schema_of(const Parameter& parameter) {
         break;
     case Parameter::Kind::kChoice:
         schema = {{"type", "string"}, {"enum", parameter.choices}};
+        break;
+    case Parameter::Kind::kAddress:
+        schema = {{"type", "string"}, {"pattern", "^(unix:/|tcp:).+$"}};
         break;
     case Parameter::Kind::kPath:
         schema = {{"type", "string"}, {"pattern", "^/"}, {"maxLength", Parameter::kMostPathBytes}};

@@ -8,11 +8,13 @@
 
 #include <nlohmann/json.hpp>
 
+#include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/guest_address.hpp"
 #include "prefault/options.hpp"
 #include "vmm/control/log_levels.hpp"
 #include "vmm/machine.hpp"
+#include "vmm/migration.hpp"
 
 namespace vmm::control {
 
@@ -87,6 +89,77 @@ std::vector<Parameter> snapshot_parameters() {
          .most = prefault::kMaxWorkers,
          .standard = "the machine's",
          .example = "2"}};
+    const std::vector<Parameter> of_pause = pause_parameters();
+    parameters.insert(parameters.end(), of_pause.begin(), of_pause.end());
+    return parameters;
+}
+
+std::vector<Parameter> migrate_parameters() {
+    const MigrationOptions standard;
+    constexpr std::uint64_t kMostMilliseconds = 60'000;
+    constexpr std::uint64_t kMostSeconds = 86'400;
+    std::vector<std::string> compressions;
+    for (const Compression compression : kCompressions) {
+        compressions.emplace_back(to_string(compression));
+    }
+    std::vector<std::string> on_timeouts;
+    for (const OnTimeout on_timeout : kOnTimeouts) {
+        on_timeouts.emplace_back(to_string(on_timeout));
+    }
+    std::vector<Parameter> parameters{
+        {.name = "address",
+         .kind = Kind::kAddress,
+         .help = "Where `vmm run --incoming` waits: unix:PATH or tcp:HOST:PORT",
+         .is_required = true,
+         .is_positional = true,
+         .example = "\"unix:/run/vmm/guest1.incoming\""},
+        {.name = "streams",
+         .kind = Kind::kNumber,
+         .help = "Connections that memory goes through, each with a thread",
+         .least = 1,
+         .most = MigrationOptions::kMostStreams,
+         .standard = std::to_string(standard.streams),
+         .example = "2"},
+        {.name = "downtime",
+         .kind = Kind::kNumber,
+         .help = "Milliseconds that the guest may stand still",
+         .least = 1,
+         .most = kMostMilliseconds,
+         .standard = std::to_string(standard.downtime.count()),
+         .example = "100"},
+        {.name = "timeout",
+         .kind = Kind::kNumber,
+         .help = "Seconds that all of it may take; 0: as many as it takes",
+         .most = kMostSeconds,
+         .standard = "0",
+         .example = "600"},
+        {.name = "on_timeout",
+         .kind = Kind::kChoice,
+         .help = "What is done then: the guest stays here, or stands still for as long as the rest takes",
+         .choices = on_timeouts,
+         .standard = std::string(to_string(standard.on_timeout))},
+        {.name = "bandwidth",
+         .kind = Kind::kBytes,
+         .help = "Most bytes a second that go over the wire, over all streams",
+         .least = MigrationOptions::kLeastBytesPerSecond,
+         .most = kMostExact,
+         .standard = "no limit"},
+        {.name = "compress",
+         .kind = Kind::kChoice,
+         .help = "Whether pages are compressed: never, always, or where it is worth it",
+         .choices = compressions,
+         .standard = std::string(to_string(standard.compression))},
+        {.name = "throttle",
+         .kind = Kind::kNumber,
+         .help = "Most of their time, in percent, that vCPUs are held if the guest changes memory too fast; 0: never",
+         .most = MigrationOptions::kMostThrottledPercent,
+         .standard = std::to_string(standard.most_throttled_percent)},
+        {.name = "tls",
+         .kind = Kind::kPath,
+         .help = "A directory with ca-cert.pem, client-cert.pem and client-key.pem: both ends prove who they are"},
+        {.name = "insecure",
+         .kind = Kind::kFlag,
+         .help = "Let the guest go to another host without TLS: whoever is in between can read and change it"}};
     const std::vector<Parameter> of_pause = pause_parameters();
     parameters.insert(parameters.end(), of_pause.begin(), of_pause.end());
     return parameters;
@@ -223,6 +296,13 @@ std::vector<Verb> make_verbs() {
          .parameters = snapshot_parameters(),
          .status = 202,
          .answer = "Job"},
+        {.name = "migrate",
+         .method = "POST",
+         .path = "/migrate",
+         .help = "Move the guest to another vmm, which waits for it by `vmm run --incoming`, while it runs",
+         .parameters = migrate_parameters(),
+         .status = 202,
+         .answer = "Job"},
         {.name = "jobs", .method = "GET", .path = "/jobs", .help = "All jobs, running and ended", .answer = "Jobs"},
         {.name = "job",
          .method = "GET",
@@ -302,6 +382,8 @@ std::string what_it_takes(const Parameter& parameter) {
         return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
     case Kind::kChoice:
         return "one of " + list_of(parameter.choices);
+    case Kind::kAddress:
+        return "unix:PATH or tcp:HOST:PORT";
     case Kind::kPath:
         return "a name that begins with /, of at most " + std::to_string(Parameter::kMostPathBytes) + " bytes";
     }
@@ -312,10 +394,22 @@ Wrong wrong_value(const Parameter& parameter) {
     return wrong(400, parameter.name + " has a value that it cannot have (give " + what_it_takes(parameter) + ")");
 }
 
+bool is_migration_address(const std::string& word) {
+    try {
+        const MigrationAddress address = MigrationAddress::parse(word);
+        return address.kind == MigrationAddress::Kind::kTcp || address.path.starts_with('/');
+    } catch (const Error&) {
+        return false;
+    }
+}
+
 bool may_be(const Parameter& parameter, const std::string& word) {
     if (parameter.kind == Kind::kPath) {
         return word.starts_with('/') && word.size() <= Parameter::kMostPathBytes &&
                word.find('\0') == std::string::npos;
+    }
+    if (parameter.kind == Kind::kAddress) {
+        return is_migration_address(word);
     }
     return std::ranges::find(parameter.choices, word) != parameter.choices.end();
 }
@@ -346,6 +440,7 @@ Arguments::Value value_of(const Parameter& parameter, const Json& json) {
         break;
     case Kind::kChoice:
     case Kind::kPath:
+    case Kind::kAddress:
         if (json.is_string()) {
             return checked(parameter, json.get<std::string>());
         }
@@ -372,6 +467,7 @@ Arguments::Value value_of(const Parameter& parameter, const std::string& text) {
     }
     case Kind::kChoice:
     case Kind::kPath:
+    case Kind::kAddress:
         return checked(parameter, text);
     }
     throw wrong_value(parameter);
@@ -433,6 +529,7 @@ bool has(const Arguments& arguments, const Parameter& parameter) {
         return arguments.number(parameter.name).has_value();
     case Kind::kChoice:
     case Kind::kPath:
+    case Kind::kAddress:
         return arguments.word(parameter.name).has_value();
     }
     return false;

@@ -26,6 +26,7 @@ struct Parameter {
         kBytes,  ///< the same, in bytes; people write 512M
         kChoice, ///< one of `choices`
         kPath, ///< the absolute name of a file or a directory, at most kMostPathBytes; people may write a relative one
+        kAddress, ///< of a migration (MigrationAddress), with an absolute path; people may write a relative one
     };
     static constexpr std::size_t kMostPathBytes = 4095; ///< PATH_MAX
 

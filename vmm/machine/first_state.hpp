@@ -2,23 +2,29 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
 #include <optional>
 #include <span>
 #include <stop_token>
+#include <string_view>
 #include <vector>
 
 #include "kvm/host/guest_address.hpp"
+#include "kvm/vcpu.hpp"
+#include "prefault/report.hpp"
 #include "prefault/x86/second_level_host.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/guest_ram.hpp"
+#include "vmm/migration.hpp"
 #include "vmm/snapshot.hpp"
 
 namespace vmm {
 
 struct Hardware;
+class MachineSecondLevel;
 struct MachineState;
 
-/// What puts the first state into a machine's hardware: the boot of a kernel, or a snapshot. It is opened before there
+/// What puts the first state into a machine's hardware: the boot of a kernel, a snapshot, or a guest that arrives. It is opened before there
 /// is hardware, so that what is missing is refused at once. Then put_into() is called once, and finish() before the
 /// guest runs, unless it is_lazy().
 ///
@@ -45,6 +51,15 @@ class FirstState {
     /// they filled belongs to these tables; a guest that says so (the built-in one does) adopts them.
     [[nodiscard]] virtual bool adopts_page_tables(const prefault::SecondLevelHost& host) const = 0;
 
+    /// Whether the state is known only after memory, the VM and its vCPUs exist: a guest that arrives from elsewhere.
+    /// state() tells beforehand what the machine looks like.
+    [[nodiscard]] virtual bool comes_later() const noexcept { return false; }
+    /// Waits until such a state is there; state() is it from then on. Memory has its content then, and `second_level`
+    /// is filled as Config says. Once, after note_memory(). Throws Error, and StoppedError if a stop is requested.
+    virtual void wait_for_state(MachineSecondLevel& /*second_level*/, std::deque<kvm::Vcpu>& /*vcpus*/) {}
+    /// The machine cannot be made: `why`.
+    virtual void note_failure(std::string_view /*why*/) noexcept {}
+
     /// Puts what the guest begins with into `hardware`, or begins to. The second level has to be prepared if
     /// adopts_page_tables(). Throws Error, and what the log throws.
     virtual void put_into(Hardware& hardware, Embedder& embedder) = 0;
@@ -69,6 +84,10 @@ class FirstState {
 
     /// How memory came; nothing unless it is_lazy().
     [[nodiscard]] virtual std::optional<LazyReport> lazy_report() const { return std::nullopt; }
+
+    /// How the guest arrived, and what its prefault did; nothing unless it comes_later().
+    [[nodiscard]] virtual std::optional<ArrivalReport> arrival_report() const { return std::nullopt; }
+    [[nodiscard]] virtual std::optional<prefault::Report> arrival_prefault() const { return std::nullopt; }
 
     /// Where in its memory the guest finds its generation identifier; nothing if it has none. After put_into().
     [[nodiscard]] virtual std::optional<GuestAddress> generation_id_at() const noexcept = 0;

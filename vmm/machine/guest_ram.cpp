@@ -1,9 +1,14 @@
 #include "vmm/machine/guest_ram.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "prefault/host/memory_file.hpp"
 #include "prefault/host/populate.hpp"
 #include "prefault/host/warm_memory.hpp"
 #include "vmm/machine/memory_map.hpp"
@@ -97,7 +102,7 @@ GuestRam::PageRelease::~PageRelease() {
 }
 
 GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vector<FileRange> files)
-    : files_(std::move(files)), policy_(config.numa), topology_(prefault::NumaTopology::read()),
+    : files_(std::move(files)), is_shared_(config.memory_shared || is_handed_over(config)), policy_(config.numa), topology_(prefault::NumaTopology::read()),
       reservation_(reserve_huge_pages(config, topology_, stop)), memory_(config.page_size),
       release_(memory_, config.prefault.workers), pins_(config.pin) {
     const std::vector<GuestRange> ranges = memory_map::ram_layout(config.memory_bytes);
@@ -141,7 +146,7 @@ void GuestRam::map_all(const Config& config, std::span<const GuestRange> ranges,
         files_ = lay_out(warm, placement_.ranges);
     }
     for (const GuestRange& range : ranges) {
-        memory_.add(memory_.map(range, file_parts(range, files_)));
+        memory_.add(memory_.map(range, parts_for(range)));
     }
     for (prefault::WarmMemory::Part& part : warm.parts) {
         try {
@@ -152,6 +157,43 @@ void GuestRam::map_all(const Config& config, std::span<const GuestRange> ranges,
     }
     warm_bytes_ = warm.bytes;
     warm_short_because_ = std::move(warm.short_because);
+}
+
+std::vector<FilePart> GuestRam::parts_for(GuestRange range) {
+    std::vector<FilePart> parts = file_parts(range, files_);
+    if (!is_shared_) {
+        return parts;
+    }
+    SharedFile shared{range, {}, 0};
+    if (parts.empty()) {
+        shared.file = prefault::make_memory_file("vmm-guest", range.size, memory_.page_size(),
+                                                 F_SEAL_SHRINK | F_SEAL_GROW);
+        if (!shared.file) {
+            throw_errno(errno, "make " + format_bytes(range.size) + " of shared memory for the guest",
+                        {{ENOMEM, "free memory, or raise the pool of huge pages (vm.nr_hugepages)"},
+                         {ENODEV, "this host has no pages of that size (Config::page_size)"},
+                         {EINVAL, "this host has no pages of that size (Config::page_size)"},
+                         {ENOENT, "this host has no pages of that size (Config::page_size)"}});
+        }
+        parts.push_back({0, range.size, shared.file.get(), 0, Sharing::kShared});
+    } else { // It was handed over, in one piece for each region.
+        shared.file = UniqueFd(::fcntl(parts.front().fd, F_DUPFD_CLOEXEC, 0));
+        shared.offset = parts.front().file_offset;
+        if (!shared.file) {
+            throw_errno(errno, "keep the file of the guest's memory");
+        }
+    }
+    shared_files_.push_back(std::move(shared));
+    return parts;
+}
+
+std::vector<FileRange> GuestRam::shared_files() const {
+    std::vector<FileRange> ranges;
+    for (const SharedFile& shared : shared_files_) {
+        ranges.push_back({shared.range, shared.file.get(), shared.offset, Sharing::kShared});
+    }
+    std::ranges::sort(ranges, {}, [](const FileRange& one) { return one.range.base; });
+    return ranges;
 }
 
 std::vector<prefault::PlacedRange> GuestRam::place(std::span<const GuestRange> ranges) const {
@@ -170,7 +212,7 @@ std::vector<unsigned> GuestRam::used_nodes() const {
 }
 
 GuestMemory::NewRegion GuestRam::map(GuestRange range) {
-    GuestMemory::NewRegion region = memory_.map(range, file_parts(range, files_));
+    GuestMemory::NewRegion region = memory_.map(range, parts_for(range));
     new_placement_ = place(std::span(&range, 1));
     prefault::bind_memory(std::span(&region.region(), 1), new_placement_, policy_, topology_);
     // This makes sure that add() cannot fail.

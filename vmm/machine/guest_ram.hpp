@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvm/host/guest_memory.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "loader/acpi.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/host/huge_page_pool.hpp"
@@ -47,6 +48,9 @@ class GuestRam {
     /// Why that is less than all although it was asked for; empty: it is not.
     [[nodiscard]] const std::string& warm_short_because() const noexcept { return warm_short_because_; }
 
+    /// The files that all of memory is (Config::memory_shared), in ascending order, on loan; empty if it is none.
+    [[nodiscard]] std::vector<FileRange> shared_files() const;
+
     /// Maps and places one more region, which is not part of the memory before add(). Throws Error.
     [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
     void add(GuestMemory::NewRegion region) noexcept;
@@ -73,13 +77,24 @@ class GuestRam {
         unsigned workers_;
     };
 
+    /// What is mapped at `range`: parts of files_, or a new file if memory is shared.
+    [[nodiscard]] std::vector<FilePart> parts_for(GuestRange range);
     [[nodiscard]] std::vector<prefault::PlacedRange> place(std::span<const GuestRange> ranges) const;
     /// Maps all memory: what a pool gives of it, and new memory for the rest.
     void map_all(const Config& config, std::span<const GuestRange> ranges, const std::stop_token& stop);
     /// The nodes that hold memory, in ascending order.
     [[nodiscard]] std::vector<unsigned> used_nodes() const;
 
+    /// A file that is a region of memory, and nothing else.
+    struct SharedFile {
+        GuestRange range;
+        UniqueFd file;
+        std::uint64_t offset = 0;
+    };
+
     std::vector<FileRange> files_;
+    bool is_shared_;
+    std::vector<SharedFile> shared_files_;
     prefault::NumaPolicy policy_;
     prefault::NumaTopology topology_;
     std::optional<prefault::HugePageReservation> reservation_; ///< given back when the memory is gone

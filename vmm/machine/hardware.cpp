@@ -106,6 +106,23 @@ std::deque<kvm::Vcpu> create_vcpus(kvm::Vm& vm, const Config& config, const Gues
     return vcpus;
 }
 
+VirtioSet make_devices(Hardware& hardware, const Config& config, Embedder& embedder, const MachineState* state) {
+    return make_virtio_devices(config,
+                               device_services(config, hardware.virtio_console.get(), hardware.ram, embedder),
+                               state != nullptr ? &state->virtio : nullptr);
+}
+
+/// The devices, when all before them is there. Those of a guest that arrives are made now, because until now what they
+/// stand on was another process's.
+std::vector<std::unique_ptr<devices::virtio::Device>> take_devices(Hardware& hardware, const Config& config,
+                                                                   Embedder& embedder, FirstState& first) {
+    if (first.comes_later()) {
+        first.wait_for_state(hardware.second_level, hardware.vcpus);
+        hardware.virtio_devices = make_devices(hardware, config, embedder, first.state());
+    }
+    return std::move(hardware.virtio_devices.devices);
+}
+
 } // namespace
 
 GuestCpuid::GuestCpuid(const Config& config, const kvm::System& system)
@@ -127,19 +144,18 @@ Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, 
 Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first,
                    const MachineState* state)
     : virtio_console(make_virtio_console(config, stop)),
-      virtio_devices(make_virtio_devices(config, device_services(config, virtio_console.get(), ram, embedder),
-                                         state != nullptr ? &state->virtio : nullptr)),
+      virtio_devices(first.comes_later() ? VirtioSet{} : make_devices(*this, config, embedder, state)),
       system(open_checked_system(config)), ram(create_ram(config, stop, first)), memory_use{first},
-      vm(create_vm(system, whole_memory(ram, config, first, embedder))),
-      serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }),
-      virtio(vm, ram.memory(), std::move(virtio_devices.devices), state != nullptr ? &state->virtio : nullptr),
-      custom(vm, ram.memory(), config.devices,
-             [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
-      board(vm, serial_console.callbacks(), virtio, custom, stop, state != nullptr ? state->board : BoardState{}),
-      cpuid(config, system),
+      vm(create_vm(system, whole_memory(ram, config, first, embedder))), cpuid(config, system),
       vcpus(state != nullptr ? make_vcpus(vm, config, cpuid.most(), *state, refused_registers)
                              : create_vcpus(vm, config, cpuid, system.machine_check_capabilities())),
-      faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)) {
+      faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)),
+      serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }),
+      virtio(vm, ram.memory(), take_devices(*this, config, embedder, first),
+             state != nullptr ? &state->virtio : nullptr),
+      custom(vm, ram.memory(), config.devices,
+             [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
+      board(vm, serial_console.callbacks(), virtio, custom, stop, state != nullptr ? state->board : BoardState{}) {
     if (state != nullptr) {
         serial_console.add_input(state->serial_input);
     }

@@ -59,7 +59,7 @@ struct Hardware {
     Hardware& operator=(const Hardware&) = delete;
 
     std::unique_ptr<CharacterConsole> virtio_console; ///< null: the guest has none
-    VirtioSet virtio_devices;                         ///< the devices themselves until `virtio` has them
+    VirtioSet virtio_devices;                         ///< the devices themselves until `virtio` has them; see below
     kvm::System system;
     GuestRam ram;
     /// Whoever gives memory its content ends that when nobody can touch it any more.
@@ -68,15 +68,17 @@ struct Hardware {
         FirstState& first;
     } memory_use;
     kvm::Vm vm;
-    CharacterConsole serial_console;
-    VirtioDevices virtio;
-    CustomDevices custom;
-    Board board;
     GuestCpuid cpuid;                           ///< for what begins anew
     std::vector<std::string> refused_registers; ///< of a state, by KVM; a line each
     std::deque<kvm::Vcpu> vcpus;                ///< a deque: a vCPU's address never changes
     FaultCounters faults;
     MachineSecondLevel second_level;
+    /// What is above is there when a guest that arrives (FirstState::comes_later()) is waited for; what is below is
+    /// made when it is ours.
+    CharacterConsole serial_console;
+    VirtioDevices virtio;
+    CustomDevices custom;
+    Board board;
 
   private:
     Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first, const MachineState* state);

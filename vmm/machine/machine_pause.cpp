@@ -100,8 +100,10 @@ void MachinePause::resume() {
     const std::lock_guard hold(lock_);
     if (is_looked_at_) {
         throw UsageError(
-            "cannot resume the machine: a snapshot of it is being written (wait for that, or cancel its job)");
+            "cannot resume the machine: a snapshot of it is being written, or it is being migrated (wait for that, or "
+            "cancel its job)");
     }
+    devices_.reclaim_host(); // A guest that was given away to another process may never have run there.
     is_resumed_ = true;
     paused_ = false;
     if (!closed_) {

@@ -30,7 +30,7 @@ class MachinePause {
     /// begins paused. Throws PauseError if the machine is not quiet `within` that time: then it goes on, unless it was
     /// paused before. Throws UsageError after close(), or in the thread of a vCPU.
     void pause(std::chrono::milliseconds within);
-    /// Throws UsageError: somebody looks at the paused machine.
+    /// Throws UsageError: somebody looks at the paused machine. Throws Error: VirtioDevices::reclaim_host().
     void resume();
     [[nodiscard]] bool is_paused() const noexcept { return paused_.load(); }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <functional>
 #include <string>
 #include <utility>
 
@@ -13,15 +12,6 @@
 #include "vmm/machine/x86/cpuid.hpp"
 
 namespace vmm {
-
-namespace {
-
-/// Sets in `pages` what is set in `others`, which are as many.
-void join(std::vector<std::uint64_t>& pages, const std::vector<std::uint64_t>& others) {
-    std::ranges::transform(pages, others, pages.begin(), std::bit_or<>());
-}
-
-} // namespace
 
 MachineSecondLevel::MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config& config,
                                        std::vector<kvm_cpuid_entry2> cpuid)
@@ -196,8 +186,8 @@ MachineSecondLevel::DirtyLog::~DirtyLog() {
     }
 }
 
-std::vector<std::vector<std::uint64_t>> MachineSecondLevel::DirtyLog::take_of_vcpus() {
-    std::vector<std::vector<std::uint64_t>> pages;
+PageBits MachineSecondLevel::DirtyLog::take_of_vcpus() {
+    PageBits pages;
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : level_.ram_.memory().regions()) {
         pages.push_back(level_.vm_.take_dirty_log(slot, region.range.size));
@@ -209,11 +199,16 @@ std::vector<std::vector<std::uint64_t>> MachineSecondLevel::DirtyLog::take_of_vc
     return pages;
 }
 
-std::vector<std::vector<std::uint64_t>> MachineSecondLevel::DirtyLog::take_last() {
-    std::vector<std::vector<std::uint64_t>> pages = take_of_vcpus();
+PageBits MachineSecondLevel::DirtyLog::take_all() {
+    PageBits pages = take_of_vcpus();
     for (std::size_t i = 0; i < pages.size(); ++i) {
         join(pages[i], level_.own_writes_->take(i));
     }
+    return pages;
+}
+
+PageBits MachineSecondLevel::DirtyLog::take_last() {
+    PageBits pages = take_all();
     level_.ram_.log_writes(nullptr);
     return pages;
 }

@@ -16,6 +16,7 @@
 #include "prefault/second_level.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/guest_ram.hpp"
+#include "vmm/state/page_bits.hpp"
 
 namespace vmm {
 
@@ -90,12 +91,12 @@ class MachineSecondLevel {
         DirtyLog(const DirtyLog&) = delete;
         DirtyLog& operator=(const DirtyLog&) = delete;
 
-        /// The pages of each region that vCPUs have written since the log began, or since it was read last: a bit for
-        /// each page of 4 KiB, in the order of GuestMemory::regions(). Throws Error.
-        [[nodiscard]] std::vector<std::vector<std::uint64_t>> take_of_vcpus();
-        /// The same, and the pages that this process has written since the log began, which are logged no more from now
-        /// on. No device has work in flight. Once. Throws Error.
-        [[nodiscard]] std::vector<std::vector<std::uint64_t>> take_last();
+        /// The pages that vCPUs have written since the log began, or since they were read last. Throws Error.
+        [[nodiscard]] PageBits take_of_vcpus();
+        /// The same, and those that this process has written since then. No device has work in flight. Throws Error.
+        [[nodiscard]] PageBits take_all();
+        /// The same; what this process writes is logged no more from now on. Once. Throws Error.
+        [[nodiscard]] PageBits take_last();
 
       private:
         MachineSecondLevel& level_;

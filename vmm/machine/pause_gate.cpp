@@ -23,6 +23,7 @@ void PauseGate::close() {
     const std::lock_guard hold(lock_);
     closed_ = true;
     wanted_.store(false);
+    held_.store(false);
     kick_all_ = {};
     changed_.notify_all();
 }
@@ -56,6 +57,20 @@ void PauseGate::resume() {
     changed_.notify_all();
 }
 
+void PauseGate::hold() {
+    const std::lock_guard hold(lock_);
+    if (!closed_ && kick_all_) {
+        held_.store(true, std::memory_order_release);
+        kick_all_();
+    }
+}
+
+void PauseGate::let_go() {
+    const std::lock_guard hold(lock_);
+    held_.store(false);
+    changed_.notify_all();
+}
+
 void PauseGate::note_vcpu_thread() noexcept {
     gate_of_this_thread = this;
 }
@@ -64,7 +79,7 @@ void PauseGate::wait() {
     std::unique_lock hold(lock_);
     ++waiting_;
     changed_.notify_all();
-    changed_.wait(hold, [this] { return closed_ || !wanted_.load(); });
+    changed_.wait(hold, [this] { return closed_ || !is_shut(); });
     --waiting_;
 }
 

@@ -29,8 +29,16 @@ class PauseGate {
     /// those that have come go on waiting.
     [[nodiscard]] bool pause(std::chrono::steady_clock::time_point deadline);
     void resume();
+
+    /// Holds all vCPUs for a while, whether or not there is a pause: between these two they come here and wait. hold()
+    /// does not wait for them. Nothing changes after close().
+    void hold();
+    void let_go();
+
     /// Whether a vCPU that comes here has to wait.
-    [[nodiscard]] bool is_shut() const noexcept { return wanted_.load(std::memory_order_acquire); }
+    [[nodiscard]] bool is_shut() const noexcept {
+        return wanted_.load(std::memory_order_acquire) || held_.load(std::memory_order_acquire);
+    }
 
     void note_vcpu_thread() noexcept;
     void pass() {
@@ -45,6 +53,7 @@ class PauseGate {
     std::mutex lock_;
     std::condition_variable changed_;
     std::atomic<bool> wanted_{false};
+    std::atomic<bool> held_{false};
     bool closed_ = false;
     std::size_t vcpus_ = 0;
     std::size_t waiting_ = 0;

@@ -91,6 +91,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         loop.watch(stop_.fd(), EPOLLIN, [&stopping](std::uint32_t) { stopping = true; });
     assert(watched);
     std::optional<TimerFd> watch_timer;
+    std::optional<TimerFd> arrival_timer;
     std::optional<BackgroundPrefault> background;
     std::optional<Keeper> keeper;
     try {
@@ -101,6 +102,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         }
         if (config_.watch) {
             watch_second_level(loop, watch_timer.emplace(1.0));
+        }
+        if (first_.comes_later()) {
+            watch_arrival(loop, arrival_timer.emplace(1.0));
         }
         first_.start(hardware_);
         pause_.start_devices(stop_);
@@ -195,6 +199,22 @@ void Run::watch_second_level(EventLoop& loop, TimerFd& timer) {
     assert(watched);
 }
 
+/// Counts the faults that a guest takes in its first seconds here.
+void Run::watch_arrival(EventLoop& loop, TimerFd& timer) {
+    constexpr unsigned kLast = 10;
+    [[maybe_unused]] const bool watched =
+        loop.watch(timer.fd(), EPOLLIN, [this, &timer, &loop, seconds = 0U](std::uint32_t) mutable {
+            timer.clear();
+            if (++seconds == 1) {
+                faults_in_first_second_ = hardware_.faults.total();
+            } else if (seconds == kLast) {
+                faults_in_ten_seconds_ = hardware_.faults.total();
+                loop.unwatch(timer.fd());
+            }
+        });
+    assert(watched);
+}
+
 void Run::watch_terminal_size(EventLoop& loop) {
     const int fd = config_.console->resized_fd;
     if (fd < 0 || !config_.console->size) {
@@ -283,6 +303,11 @@ void Run::note_end(const std::deque<VcpuThread>& threads) {
     report_.exits = hardware_.faults.exits();
     report_.mapped = hardware_.second_level.mapped_at_rest();
     report_.lazy = first_.lazy_report();
+    report_.arrival = first_.arrival_report();
+    if (report_.arrival) {
+        report_.arrival->faults_in_first_second = faults_in_first_second_;
+        report_.arrival->faults_in_ten_seconds = faults_in_ten_seconds_;
+    }
     for (std::size_t i = 0; i < threads.size(); ++i) {
         if (report_.exit == ExitReason::kCrash && !threads[i].crash().empty()) {
             const kvm::Vcpu& vcpu = hardware_.vcpus[i];

@@ -60,6 +60,7 @@ class Run {
     [[nodiscard]] prefault::CpuList cpus_of(unsigned vcpu) const;
     [[nodiscard]] prefault::Options background_options();
     void watch_second_level(EventLoop& loop, TimerFd& timer);
+    void watch_arrival(EventLoop& loop, TimerFd& timer);
     void watch_terminal_size(EventLoop& loop);
     void note_full();
     void note_background(BackgroundPrefault::Result result, const std::deque<VcpuThread>& threads);
@@ -83,6 +84,8 @@ class Run {
     std::atomic<std::thread::id> runner_;       ///< the thread that is in execute()
     mutable std::mutex counting_;               ///< held while the counters begin anew, and while they are read
     std::vector<std::uint64_t> watched_faults_; ///< the counts of the last sample
+    std::optional<std::uint64_t> faults_in_first_second_; ///< of a guest that arrived
+    std::optional<std::uint64_t> faults_in_ten_seconds_;
 };
 
 } // namespace vmm

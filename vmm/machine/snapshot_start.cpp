@@ -9,6 +9,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "vmm/machine/check_machine.hpp"
 #include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/state/memory_file.hpp"
@@ -18,7 +19,8 @@ namespace vmm {
 
 SnapshotStart::SnapshotStart(const Config& config, const StopRequest& stop)
     : config_(config), stop_(stop), snapshot_(config.restore.value().path), memory_(snapshot_.memory()) {
-    check_machine();
+    check_machine_like(snapshot_.state().machine, config,
+                       "cannot go on from the snapshot " + config.restore->path + ": ");
     if (restores_lazily(config)) {
         lazy_.emplace(memory_, certain_page_bytes(config.page_size), lazy_settings());
     }
@@ -88,28 +90,6 @@ void SnapshotStart::let_go_of_memory() noexcept {
 
 std::optional<LazyReport> SnapshotStart::lazy_report() const {
     return lazy_ ? std::optional(lazy_->report()) : std::nullopt;
-}
-
-/// The devices compare themselves when they are made.
-void SnapshotStart::check_machine() const {
-    const MachineState& state = snapshot_.state().machine;
-    const std::string tried = "cannot go on from the snapshot " + config_.restore->path + ": ";
-    if (state.boot_memory_bytes != config_.memory_bytes) {
-        throw Error(tried + "its guest has " + format_bytes(state.boot_memory_bytes) +
-                    " of memory, and this machine is to have " + format_bytes(config_.memory_bytes) +
-                    " (Config::memory_bytes has to be the same)");
-    }
-    if (state.vcpus.size() != config_.vcpus) {
-        throw Error(tried + vmm::format("its guest has {} vCPUs, and this machine is to have {} (Config::vcpus has to "
-                                        "be the same)",
-                                        state.vcpus.size(), config_.vcpus));
-    }
-    for (const GuestRange& range : state.memory) {
-        if (!is_aligned(range.size, certain_page_bytes(config_.page_size))) {
-            throw Error(tried + "its memory at " + to_string(range) + " is not of whole pages of " +
-                        std::string(to_string(config_.page_size)) + " (Config::page_size: take smaller pages)");
-        }
-    }
 }
 
 std::vector<FileRange> SnapshotStart::memory_files() const {

@@ -56,7 +56,6 @@ class SnapshotStart final : public FirstState {
     }
 
   private:
-    void check_machine() const;
     void read(const GuestRam& ram) const;
     [[nodiscard]] LazyMemory::Settings lazy_settings();
 

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -23,6 +22,7 @@
 #include "vmm/machine/capture.hpp"
 #include "vmm/refuse_nul.hpp"
 #include "vmm/state/memory_file.hpp"
+#include "vmm/state/page_bits.hpp"
 #include "vmm/state/snapshot_files.hpp"
 #include "vmm/state/snapshot_reader.hpp"
 #include "vmm/state/snapshot_writer.hpp"
@@ -33,8 +33,6 @@ namespace vmm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-/// The pages of each region that are to be written again.
-using Pages = std::vector<std::vector<std::uint64_t>>;
 
 /// How often at most what has changed is written while the guest runs.
 constexpr unsigned kMostLivePasses = 4;
@@ -43,22 +41,6 @@ constexpr std::uint64_t kLittleBytes = 2 * kMiB;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::uint64_t bytes_of(const Pages& pages) {
-    std::uint64_t count = 0;
-    for (const std::vector<std::uint64_t>& region : pages) {
-        for (const std::uint64_t word : region) {
-            count += static_cast<std::uint64_t>(std::popcount(word));
-        }
-    }
-    return count * 4 * kKiB;
-}
-
-void join(Pages& pages, const Pages& others) {
-    for (std::size_t i = 0; i < std::min(pages.size(), others.size()); ++i) {
-        std::ranges::transform(pages[i], others[i], pages[i].begin(), std::bit_or<>());
-    }
 }
 
 void check(const SnapshotOptions& options) {
@@ -90,17 +72,17 @@ std::vector<GuestRange> ranges_of(const GuestMemory& memory) {
 /// One call of take_snapshot().
 class Taking {
   public:
-    Taking(const SnapshotSource& source, const SnapshotOptions& options, const std::stop_token& stop)
-        : source_(source), options_(options), stop_(stop), writer_(options.directory),
+    Taking(const MachineToSave& machine, const SnapshotOptions& options, const std::stop_token& stop)
+        : machine_(machine), options_(options), stop_(stop), writer_(options.directory),
           base_(options.base.empty() ? nullptr : std::make_unique<SnapshotReader>(options.base)),
-          hold_(source.hardware.second_level), layout_(ranges_of(source.hardware.ram.memory())),
+          hold_(machine.hardware.second_level), layout_(ranges_of(machine.hardware.ram.memory())),
           direct_(writer_.open_memory(O_DIRECT)), file_{writer_.memory_fd(), direct_.get(),
                                                         options.directory + "/" + snapshot_files::kMemory},
           base_memory_(base_ ? std::optional(base_->memory()) : std::nullopt),
-          movers_{options.workers != 0 ? options.workers : source.config.prefault.workers, {}},
-          memory_(source.hardware.ram.memory(), source.hardware.ram.placement(), layout_, file_, movers_,
+          movers_{options.workers != 0 ? options.workers : machine.config.prefault.workers, {}},
+          memory_(machine.hardware.ram.memory(), machine.hardware.ram.placement(), layout_, file_, movers_,
                   base_memory_ ? &*base_memory_ : nullptr),
-          was_paused_(source.pause.is_paused()) {
+          was_paused_(machine.pause.is_paused()) {
         if (::ftruncate(writer_.memory_fd(), static_cast<off_t>(layout_.file_bytes())) != 0) {
             throw_errno(errno, "give " + file_.name + " its size of " + format_bytes(layout_.file_bytes()),
                         {{EFBIG, "raise `ulimit -f`, or use another file system"}});
@@ -140,7 +122,7 @@ class Taking {
     /// stop was requested.
     bool write_live() {
         pause();
-        source_.pause.look_while_paused(kTried, [this] { log_.emplace(hold_); });
+        machine_.pause.look_while_paused(kTried, [this] { log_.emplace(hold_); });
         resume();
         stage_ = "memory";
         if (!memory_.write_all(stop_)) {
@@ -166,7 +148,7 @@ class Taking {
     /// Stops the guest, and writes what is left, and its state. Returns false if a stop was requested.
     bool write_rest() {
         pause();
-        return source_.pause.look_while_paused(kTried, [this] {
+        return machine_.pause.look_while_paused(kTried, [this] {
             const std::uint64_t before = memory_.written_bytes();
             if (log_) {
                 join(left_, log_->take_last());
@@ -178,7 +160,7 @@ class Taking {
             ++report_.passes;
             report_.stopped_bytes = memory_.written_bytes() - before;
             SnapshotState state{.origin = origin_here(),
-                                .machine = capture(source_.hardware, source_.config, source_.first),
+                                .machine = capture(machine_.hardware, machine_.config, machine_.first),
                                 .memory = memory_.index(),
                                 .base = {}};
             if (base_ && memory_.based_bytes() != 0) { // Otherwise it is whole by itself.
@@ -192,13 +174,13 @@ class Taking {
 
     void pause() {
         const Clock::time_point asked = Clock::now();
-        source_.pause.pause(options_.within);
+        machine_.pause.pause(options_.within);
         if (!was_paused_) {
             stands_still_since_ = asked;
         }
     }
     void resume() {
-        source_.pause.resume();
+        machine_.pause.resume();
         note_standstill();
         stands_still_since_.reset();
     }
@@ -217,7 +199,7 @@ class Taking {
 
     static constexpr const char* kTried = "take a snapshot";
 
-    const SnapshotSource& source_;
+    const MachineToSave& machine_;
     const SnapshotOptions& options_;
     const std::stop_token& stop_;
     SnapshotWriter writer_;
@@ -231,7 +213,7 @@ class Taking {
     MemoryWriter memory_;
     bool was_paused_;
     std::optional<MachineSecondLevel::DirtyLog> log_;
-    Pages left_;
+    PageBits left_; ///< pages that are to be written again
     std::vector<std::byte> state_;
     std::string_view stage_;
     std::optional<Clock::time_point> stands_still_since_;
@@ -240,17 +222,12 @@ class Taking {
 
 } // namespace
 
-SnapshotReport take_snapshot(const SnapshotSource& source, const SnapshotOptions& options,
+SnapshotReport take_snapshot(const MachineToSave& machine, const SnapshotOptions& options,
                              const std::stop_token& stop) {
     check(options);
-    SnapshotReport report = Taking(source, options, stop).run();
-    // Logging has split large mappings, and its end has dropped the small ones.
-    const MachineSecondLevel& level = source.hardware.second_level;
-    if (report.passes > 1 && level.full_bytes() != 0 && source.config.prefault.scope == prefault::Scope::kAll) {
-        prefault::Options again = source.config.prefault;
-        again.progress = {};
-        again.background = false;
-        report.refilled = source.hardware.second_level.fill(again, stop).complete;
+    SnapshotReport report = Taking(machine, options, stop).run();
+    if (report.passes > 1) {
+        report.refilled = fill_again(machine, stop);
     }
     return report;
 }

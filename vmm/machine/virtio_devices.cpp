@@ -311,6 +311,30 @@ std::vector<VirtioDeviceState> VirtioDevices::states() {
     return states;
 }
 
+void VirtioDevices::release_host(bool flush) {
+    if (has_released_host_) {
+        return;
+    }
+    has_released_host_ = true;
+    try {
+        for (Slot& slot : slots_) {
+            slot.device->release_host(flush);
+        }
+    } catch (...) {
+        reclaim_host();
+        throw;
+    }
+}
+
+void VirtioDevices::reclaim_host() {
+    if (has_released_host_) {
+        for (Slot& slot : slots_) {
+            slot.device->reclaim_host();
+        }
+        has_released_host_ = false;
+    }
+}
+
 void VirtioDevices::go_on() noexcept {
     for (Slot& slot : slots_) {
         slot.transport.repeat_interrupt();

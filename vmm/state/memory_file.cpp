@@ -10,52 +10,12 @@
 #include "kvm/host/write_log.hpp"
 #include "prefault/host/workforce.hpp"
 #include "vmm/state/crc32c.hpp"
+#include "vmm/state/page_bits.hpp"
 #include "vmm/state/transfers.hpp"
 
 namespace vmm {
 
 namespace {
-
-constexpr std::uint64_t kPagesPerWord = 64;
-
-bool is_zero(std::span<const std::byte> bytes) noexcept {
-    std::uint64_t any = 0;
-    for (std::size_t i = 0; i + sizeof(any) <= bytes.size(); i += 64) {
-        for (std::size_t j = i; j < std::min<std::size_t>(i + 64, bytes.size()); j += sizeof(any)) {
-            std::uint64_t word = 0;
-            std::memcpy(&word, bytes.data() + j, sizeof(word));
-            any |= word;
-        }
-        if (any != 0) {
-            return false;
-        }
-    }
-    return any == 0;
-}
-
-/// Calls `take(first byte, bytes)` for each run of pages of `bytes` bytes for which `is_wanted(page)` holds.
-template <typename IsWanted, typename Take>
-void for_each_run(std::uint64_t bytes, IsWanted is_wanted, Take take) {
-    std::uint64_t run = 0;
-    for (std::uint64_t offset = 0; offset < bytes; offset += WriteLog::kPageBytes) {
-        const std::uint64_t size = std::min(WriteLog::kPageBytes, bytes - offset);
-        if (is_wanted(offset / WriteLog::kPageBytes)) {
-            run += size;
-            continue;
-        }
-        if (run != 0) {
-            take(offset - run, run);
-        }
-        run = 0;
-    }
-    if (run != 0) {
-        take(bytes - run, run);
-    }
-}
-
-bool is_set(const std::vector<std::uint64_t>& pages, std::uint64_t page) {
-    return (pages[page / kPagesPerWord] >> (page % kPagesPerWord) & 1U) != 0;
-}
 
 prefault::Workforce workforce_of(const MemoryMovers& movers, const prefault::Placement& placement) {
     prefault::Workforce workforce;

@@ -1,0 +1,128 @@
+// A machine that begins with a guest that arrives from another process or host.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "kvm/host/event_fd.hpp"
+#include "kvm/host/unique_fd.hpp"
+#include "vmm/config.hpp"
+#include "vmm/machine/embedder.hpp"
+#include "vmm/machine/first_state.hpp"
+#include "vmm/machine/machine_second_level.hpp"
+#include "vmm/migration/incoming_guest.hpp"
+#include "vmm/migration/page_receiver.hpp"
+#include "vmm/state/snapshot_state.hpp"
+#include "vmm/stop_request.hpp"
+
+namespace vmm {
+
+/// The machine goes on with the guest of Config::incoming. Memory is made as Config says, and filled with the pages
+/// that arrive while the second level is filled, too. A thread of this object speaks with the source until that knows
+/// that the guest runs.
+///
+/// Whose the guest is, is decided by one message, the commit. Before it the guest is the source's: whatever fails, this
+/// machine is not made. After it the guest is ours, unless we refuse it: then it is the source's again.
+///
+/// Threads: one.
+class Arrival final : public FirstState {
+  public:
+    /// Both outlive it. Throws Error: the guest is of another machine than `config` describes.
+    Arrival(const Config& config, const StopRequest& stop);
+    ~Arrival() override;
+    Arrival(const Arrival&) = delete;
+    Arrival& operator=(const Arrival&) = delete;
+
+    [[nodiscard]] const MachineState* state() const noexcept override { return &state_.machine; }
+    [[nodiscard]] std::vector<FileRange> memory_files() const override;
+    [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;
+    void note_memory(const GuestRam& ram, Embedder& embedder) override;
+    [[nodiscard]] bool comes_later() const noexcept override { return true; }
+    void wait_for_state(MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus) override;
+    void note_failure(std::string_view why) noexcept override;
+    void put_into(Hardware& hardware, Embedder& embedder) override;
+    void start(Hardware& hardware) override;
+    [[nodiscard]] std::optional<ArrivalReport> arrival_report() const override;
+    [[nodiscard]] std::optional<prefault::Report> arrival_prefault() const override { return prefault_; }
+    [[nodiscard]] std::optional<GuestAddress> generation_id_at() const noexcept override {
+        return state_.machine.generation_id_at;
+    }
+    [[nodiscard]] std::span<const std::byte> device_tree() const noexcept override {
+        return state_.machine.device_tree;
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    enum class Phase : std::uint8_t {
+        kReceiving, ///< pages; the guest runs at the source
+        kPrepared,  ///< all is there; the source may give the guest away
+        kOurs,      ///< it has
+        kRunning,   ///< and has been told that it runs
+        kOver,      ///< nobody has to be told anything any more
+        kFailed,    ///< there will be no guest here
+    };
+
+    void fill(MachineSecondLevel& second_level);
+    void prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus);
+    [[noreturn]] void rethrow_failure();
+
+    // On the thread that speaks with the source.
+    void converse() noexcept;
+    [[nodiscard]] bool serve_once();
+    void heed(Message message);
+    void greet(Reception::Visitor visitor);
+    void resume(Reception::Visitor visitor);
+    void note_cut(const std::string& why) noexcept;
+    void heed_cut();
+    void note_stream_cut(const std::string& why) noexcept;
+    void note_synced(std::uint64_t round) noexcept;
+
+    void fail(std::exception_ptr why) noexcept;
+    [[nodiscard]] std::shared_ptr<Channel> control() const;
+    bool say(MessageType type, std::span<const std::byte> body = {}) noexcept;
+
+    const Config& config_;
+    const StopRequest& stop_;
+    IncomingGuest::Impl& guest_;
+    const SessionId session_;
+    const bool is_shared_;
+    unsigned streams_ = 1;
+    SnapshotState state_;            ///< the first one, then the last one
+    std::vector<UniqueFd> files_;    ///< that are memory; empty once it is mapped
+    SharedMemory shared_memory_;
+    Clock::time_point begin_ = Clock::now();
+    std::optional<prefault::Report> prefault_;
+    std::unique_ptr<PageReceiver> pages_;
+    EventFd wake_; ///< of the thread
+    std::mutex saying_; ///< held while something is sent to the source; lock_ is not held then
+
+    mutable std::mutex lock_; ///< guards all below
+    std::condition_variable changed_;
+    Phase phase_ = Phase::kReceiving;
+    std::shared_ptr<Channel> control_;           ///< null while it is cut; who uses it has a copy
+    std::optional<Clock::time_point> cut_at_;    ///< nothing while it is not
+    std::string cut_because_;
+    UniqueFd source_process_;
+    std::optional<std::vector<std::byte>> last_state_; ///< came, and has not been looked at yet
+    std::exception_ptr failure_;
+    bool is_full_ = false;
+    bool is_closing_ = false;
+    std::uint32_t attempt_ = 0;
+    std::optional<Clock::time_point> last_state_at_;
+    ArrivalReport report_;
+
+    std::thread thread_; // last: it uses all of the above
+};
+
+} // namespace vmm

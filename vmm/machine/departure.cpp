@@ -1,0 +1,646 @@
+#include "vmm/machine/departure.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/event_fd.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/stoppable_read.hpp"
+#include "vmm/machine/capture.hpp"
+#include "vmm/machine/vcpu_throttle.hpp"
+#include "vmm/migration/channel.hpp"
+#include "vmm/migration/messages.hpp"
+#include "vmm/migration/page_sender.hpp"
+#include "vmm/migration/peer_process.hpp"
+#include "vmm/migration/session_id.hpp"
+#include "vmm/state/page_bits.hpp"
+#include "vmm/state/state_file.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kPatienceToConnect{10'000};
+/// The other end makes, pins and clears all of the guest's memory before it accepts.
+constexpr milliseconds kPatienceForMemory{600'000};
+constexpr milliseconds kPatience{60'000};
+constexpr milliseconds kBetweenTries{200};
+/// The other end fills its second level, and little changes meanwhile.
+constexpr milliseconds kWhileItFills{50};
+/// What is assumed of the network until it is known.
+constexpr double kAssumedBytesPerSecond = 200e6;
+/// Rates of less than this say more of the way than of its width.
+constexpr std::uint64_t kBytesToMeasure = 1 * kMiB;
+/// What the switch takes beside the pages, at least.
+constexpr double kSwitchSeconds = 0.005;
+constexpr unsigned kThrottleStep = 20;
+
+double seconds_since_then(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+constexpr const char* kTriedToMigrate = "migrate the machine";
+
+/// The other end has said that it does not take the guest.
+class RefusedError : public Error {
+  public:
+    using Error::Error;
+};
+
+class Departure {
+  public:
+    Departure(const MachineToSave& machine, const MigrationOptions& options, const std::stop_token& stop,
+              const std::stop_token& machine_ends)
+        : machine_(machine), options_(options), stop_(stop), machine_ends_(machine_ends),
+          hold_(machine.hardware.second_level), was_paused_(machine.pause.is_paused()),
+          shared_files_(options.address.kind == MigrationAddress::Kind::kUnix
+                            ? machine.hardware.ram.shared_files()
+                            : std::vector<FileRange>{}),
+          sender_(machine.hardware.ram.memory(),
+                  {.compression = options.compression,
+                   .bytes_per_second = options.bytes_per_second,
+                   .progress = [this](std::uint64_t done, std::uint64_t total) { tell(done, total); }}),
+          throttle_(machine.pause.gate()), session_(new_session_id()) {
+        report_.memory_bytes = machine.hardware.ram.memory().size_bytes();
+        report_.shared = !shared_files_.empty();
+    }
+
+    /// Returns false if a stop was requested, and the guest is here.
+    bool run() {
+        try {
+            announce();
+            return report_.shared ? hand_over() : send_and_switch();
+        } catch (const StoppedError&) {
+            if (is_committed_) {
+                throw; // The machine is about to end.
+            }
+            abort("a stop was requested there");
+            return false;
+        } catch (const std::exception& error) {
+            if (!is_committed_) {
+                abort(error.what());
+            }
+            throw;
+        }
+    }
+
+    [[nodiscard]] MigrationReport report() {
+        report_.sent_bytes = sender_.sent_bytes();
+        report_.total_seconds = seconds_since_then(start_);
+        return report_;
+    }
+
+  private:
+    // ---- before there are pages
+
+    void announce() {
+        stage_ = "connecting";
+        control_ = connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect);
+        control_->set_patience(kPatience);
+        Hello hello;
+        hello.session = session_;
+        hello.streams = options_.streams;
+        hello.shares_memory = report_.shared;
+        hello.config = options_.config;
+        hello.vmm_version = kVersion;
+        send_message(*control_, MessageType::kHello, encode(hello));
+        const auto welcome = decode<Welcome>(expect(MessageType::kWelcome));
+        if (welcome.protocol < kOldestProtocol || welcome.protocol > kNewestProtocol) {
+            throw Error(vmm::format("{} wants version {} of the protocol of migrations, which this vmm does not speak "
+                                    "(use versions of vmm that are next to each other)",
+                                    control_->name(), welcome.protocol));
+        }
+        send_message(*control_, MessageType::kFirstState, first_state());
+        if (report_.shared) {
+            send_shared_memory();
+        }
+        stage_ = "the destination makes memory";
+        control_->set_patience(kPatienceForMemory);
+        static_cast<void>(expect(MessageType::kAccept));
+        control_->set_patience(kPatience);
+        if (!report_.shared) {
+            open_streams();
+        }
+    }
+
+    /// What the machine looks like. The guest stands still for it, and from then on what changes in memory is known.
+    std::vector<std::byte> first_state() {
+        const Clock::time_point asked = Clock::now();
+        pause();
+        std::vector<std::byte> state;
+        {
+            const Resumer resumer(*this);
+            state = machine_.pause.look_while_paused(kTriedToMigrate, [this] {
+                if (!report_.shared) {
+                    log_.emplace(hold_);
+                }
+                return state_now();
+            });
+        }
+        switch_seconds_ = 2 * seconds_since_then(asked) + kSwitchSeconds;
+        return state;
+    }
+
+    std::vector<std::byte> state_now() {
+        return encode_state({.origin = origin_here(),
+                             .machine = capture(machine_.hardware, machine_.config, machine_.first),
+                             .memory = {},
+                             .base = {}});
+    }
+
+    void send_shared_memory() {
+        SharedMemory memory;
+        std::vector<int> fds;
+        for (const FileRange& file : shared_files_) {
+            memory.files.push_back({file.range, file.file_offset, static_cast<std::uint32_t>(fds.size())});
+            fds.push_back(file.fd);
+        }
+        send_message(*control_, MessageType::kMemory, encode(memory));
+        control_->send_descriptors(fds);
+    }
+
+    void open_streams() {
+        std::vector<std::unique_ptr<Channel>> streams;
+        for (unsigned index = 0; index < options_.streams; ++index) {
+            streams.push_back(
+                connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect));
+            streams.back()->set_patience(kPatience);
+            send_message(*streams.back(), MessageType::kStream, encode(Stream{session_, index, report_.reconnects}));
+        }
+        sender_.use(std::move(streams));
+    }
+
+    // ---- while the guest runs
+
+    bool send_and_switch() {
+        PageBits todo = all_pages(machine_.hardware.ram.memory().regions());
+        for (;;) {
+            try {
+                stage_ = report_.rounds == 0 ? "memory" : "memory that has changed";
+                send_round(todo);
+                todo = log_->take_of_vcpus();
+                heed_time();
+                if (!may_switch(todo)) {
+                    continue;
+                }
+                if (switch_over(todo)) {
+                    return true;
+                }
+                ++switches_tried_;
+            } catch (const LinkError& error) {
+                if (is_committed_) {
+                    throw;
+                }
+                todo = go_on_after(error, todo);
+            }
+        }
+    }
+
+    /// Sends `pages`, and waits until they are there.
+    void send_round(const PageBits& pages) {
+        const Clock::time_point begin = Clock::now();
+        const std::uint64_t before = sender_.sent_bytes();
+        throw_if_stopped();
+        if (!sender_.send(pages, ++round_, sending_.get_token())) {
+            throw_if_stopped();
+            heed_time(); // It is over, or else the round would not have ended.
+        }
+        wait_until_synced();
+        const double seconds = std::max(seconds_since_then(begin), 1e-6);
+        const std::uint64_t sent = sender_.sent_bytes() - before;
+        round_bytes_ = bytes_of(pages);
+        round_seconds_ = seconds;
+        if (sent >= kBytesToMeasure) {
+            bytes_per_second_ = static_cast<double>(sent) / seconds;
+        }
+        ++report_.rounds;
+    }
+
+    void wait_until_synced() {
+        for (;;) {
+            const auto synced = decode<Round>(expect(MessageType::kSynced));
+            if (synced.number == round_) {
+                is_full_there_ = is_full_there_ || synced.is_full;
+                sender_.note_synced();
+                return;
+            }
+        }
+    }
+
+    /// Whether what is left can go over while the guest stands still. Slows the guest down if that gets no better.
+    bool may_switch(const PageBits& todo) {
+        const std::uint64_t left = bytes_of(todo);
+        dirtied_per_second_ = static_cast<double>(left) / round_seconds_;
+        if (is_forced_) {
+            return true;
+        }
+        if (fits(left)) {
+            if (is_full_there_) {
+                return true;
+            }
+            wait(kWhileItFills);
+            return false;
+        }
+        // A round in which the guest changes more than half as much as was sent does not get it much nearer.
+        if (report_.rounds > 1 && left > round_bytes_ / 2 && options_.most_throttled_percent != 0) {
+            const unsigned percent = std::min(throttle_.percent() + kThrottleStep, options_.most_throttled_percent);
+            throttle_.set_percent(percent);
+            report_.throttled_percent = std::max(report_.throttled_percent, percent);
+        }
+        return false;
+    }
+
+    [[nodiscard]] double seconds_for(std::uint64_t bytes) const {
+        return static_cast<double>(bytes) / bytes_per_second_ + switch_seconds_;
+    }
+    [[nodiscard]] bool fits(std::uint64_t bytes) const {
+        return seconds_for(bytes) <= std::chrono::duration<double>(options_.downtime).count();
+    }
+
+    [[nodiscard]] bool is_over_time() const {
+        return options_.timeout.count() != 0 && Clock::now() - start_ >= options_.timeout;
+    }
+    /// Throws Error if the time is over and nothing else was asked for.
+    void heed_time() {
+        if (!is_over_time() || is_forced_) {
+            return;
+        }
+        if (options_.on_timeout == OnTimeout::kForce) {
+            is_forced_ = true;
+            return;
+        }
+        throw Error(vmm::format(
+            "cannot migrate the machine within {} s: the guest changes {} of memory a second, and {} a second go over "
+            "(allow more downtime or more time, slow the guest down more, or force the end by MigrationOptions::"
+            "on_timeout)",
+            options_.timeout.count(), format_bytes(static_cast<std::uint64_t>(dirtied_per_second_)),
+            format_bytes(static_cast<std::uint64_t>(bytes_per_second_))));
+    }
+
+    /// Looks for the other end again. Returns what is to be sent then, of what was to be sent before.
+    PageBits go_on_after(const LinkError& error, const PageBits& todo) {
+        throw_if_refused();
+        sender_.shut_down();
+        const Clock::time_point deadline = Clock::now() + options_.reconnect;
+        throttle_.set_percent(0);
+        stage_ = "connecting again";
+        while (!is_peer_gone()) {
+            throw_if_stopped();
+            try {
+                std::unique_ptr<Channel> control =
+                    connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect);
+                control->set_patience(kPatience);
+                send_message(*control, MessageType::kResume, encode(Resume{session_}));
+                control_ = std::move(control);
+                const auto resumed = decode<Resumed>(expect(MessageType::kResumed));
+                PageBits left = sender_.missing(todo, resumed.applied_frames);
+                ++report_.reconnects;
+                open_streams();
+                return left;
+            } catch (const StoppedError&) {
+                throw;
+            } catch (const RefusedError&) {
+                throw;
+            } catch (const Error&) {
+                if (Clock::now() >= deadline) {
+                    break;
+                }
+                wait(kBetweenTries);
+            }
+        }
+        throw Error(std::string("cannot migrate the machine, which goes on here: ") + error.what());
+    }
+
+    // ---- the switch
+
+    /// Guest memory is the destination's already.
+    bool hand_over() {
+        stage_ = "the destination fills its second level";
+        do { // An empty round says when the table there is full.
+            throw_if_stopped();
+            send_message(*control_, MessageType::kAsk, encode(Round{++round_, false}));
+            wait_until_synced();
+            if (!is_full_there_) {
+                heed_time();
+                wait(kWhileItFills);
+            }
+        } while (!is_full_there_ && !is_forced_);
+        try {
+            return switch_over(no_pages(machine_.hardware.ram.memory().regions()));
+        } catch (const LinkError& error) {
+            if (is_committed_) {
+                throw;
+            }
+            throw Error(std::string("cannot migrate the machine, which goes on here: ") + error.what());
+        }
+    }
+
+    /// Stops the guest and gives it away. Returns false if it goes on here, because it changed too much at last.
+    /// Adds to `todo` what is to be sent then.
+    bool switch_over(PageBits&& todo) { return switch_over(todo); }
+    bool switch_over(PageBits& todo) {
+        stage_ = "the switch";
+        const Clock::time_point asked = Clock::now();
+        pause();
+        Resumer resumer(*this);
+        const bool is_over = machine_.pause.look_while_paused(kTriedToMigrate, [&] {
+            report_.pause_seconds = seconds_since_then(asked);
+            if (log_) {
+                join(todo, log_->take_all());
+            }
+            const std::uint64_t left = bytes_of(todo);
+            if (!report_.shared && !is_forced_ && !fits(left)) {
+                return false;
+            }
+            send_last(todo, left, asked);
+            give_away();
+            report_.downtime_seconds = seconds_since_then(asked);
+            report_.takeover_seconds = report_.downtime_seconds - report_.pause_seconds - report_.pages_seconds -
+                                       report_.state_seconds;
+            return true;
+        });
+        if (is_over) {
+            resumer.dismiss();
+            report_.complete = true;
+        }
+        return is_over;
+    }
+
+    void send_last(const PageBits& todo, std::uint64_t left, Clock::time_point asked) {
+        throttle_.set_percent(0);
+        const std::vector<std::byte> state = state_now();
+        if (!report_.shared) {
+            send_round(todo);
+            report_.last_bytes = left;
+        }
+        report_.pages_seconds = seconds_since_then(asked) - report_.pause_seconds;
+        send_message(*control_, MessageType::kLastState, state);
+        const auto prepared = decode<Prepared>(expect(MessageType::kPrepared));
+        report_.mapped_bytes = prepared.mapped_bytes;
+        report_.state_seconds = seconds_since_then(asked) - report_.pause_seconds - report_.pages_seconds;
+    }
+
+    /// From here on the guest is the other end's, unless that says no.
+    void give_away() {
+        throw_if_stopped();
+        on_stop_.reset(); // It would come too late.
+        cancelled_.clear();
+        machine_.hardware.virtio.release_host(options_.address.kind == MigrationAddress::Kind::kTcp);
+        is_committed_ = true;
+        try {
+            send_message(*control_, MessageType::kCommit);
+            wait_until_it_runs();
+        } catch (const RefusedError&) {
+            take_back();
+            throw;
+        } catch (const LinkError& error) {
+            ask_who_has_it(error);
+        }
+    }
+
+    /// A stop of this attempt comes too late; that of the machine does not.
+    void wait_until_it_runs() {
+        const Clock::time_point deadline = Clock::now() + kPatience;
+        while (!control_->wait_readable(milliseconds(100))) {
+            if (machine_ends_.stop_requested()) {
+                throw StoppedError("the machine ends, and the guest is the destination's");
+            }
+            if (Clock::now() >= deadline) {
+                throw LinkError(control_->name() + " does not say that the guest runs");
+            }
+        }
+        static_cast<void>(expect(MessageType::kRunning));
+        try {
+            send_message(*control_, MessageType::kFarewell);
+        } catch (const Error&) { // The guest runs there whatever we say.
+        }
+    }
+
+    /// The link was cut when the guest was given away. Returns if it runs there.
+    void ask_who_has_it(const LinkError& error) {
+        const Clock::time_point deadline = Clock::now() + options_.reconnect;
+        while (!machine_ends_.stop_requested()) {
+            if (is_peer_gone()) { // It would have said that the guest runs before it did, and that would be here.
+                take_back();
+                throw Error(std::string("cannot migrate the machine, which goes on here: the destination has ended "
+                                        "before the guest ran there: ") +
+                            error.what());
+            }
+            try {
+                const auto control =
+                    connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect);
+                send_message(*control, MessageType::kQuestion, encode(Question{session_}));
+                const Message answer = receive_message(*control);
+                if (answer.type == MessageType::kAnswer && decode<Answer>(answer).is_taken) {
+                    return;
+                }
+                if (answer.type == MessageType::kAnswer) {
+                    take_back();
+                    throw RefusedError("cannot migrate the machine, which goes on here: the destination has not taken "
+                                       "the guest, and will not");
+                }
+            } catch (const RefusedError&) {
+                throw;
+            } catch (const StoppedError&) {
+                throw;
+            } catch (const Error&) { // Nobody is there, or nobody answers.
+            }
+            if (Clock::now() >= deadline) {
+                throw Error("the guest was given to " + control_->name() +
+                            ", which does not answer any more: the guest stands still here, because it may run there "
+                            "(if it does not, resume it here; if it does, stop this machine)");
+            }
+            std::this_thread::sleep_for(kBetweenTries);
+        }
+        throw StoppedError("the machine ends, and the guest may be the destination's");
+    }
+
+    void take_back() {
+        machine_.hardware.virtio.reclaim_host();
+        is_committed_ = false;
+    }
+
+    // ---- the other end
+
+    /// The next message, which has to be of `type`. Throws RefusedError if it is a refusal.
+    Message expect(MessageType type) {
+        Message message = receive_message(*control_);
+        if (message.type == MessageType::kRefused) {
+            throw RefusedError("the destination does not take the guest: " + decode<Why>(message).text);
+        }
+        if (message.type != type) {
+            throw Error(vmm::format("{} answers with a message of type {} instead of {}", control_->name(),
+                                    static_cast<unsigned>(message.type), static_cast<unsigned>(type)));
+        }
+        return message;
+    }
+
+    /// The last word of the other end may be there, although the streams were cut.
+    void throw_if_refused() {
+        try {
+            while (control_->wait_readable(kBetweenTries)) {
+                const Message message = receive_message(*control_);
+                if (message.type == MessageType::kRefused) {
+                    throw RefusedError("the destination does not take the guest: " + decode<Why>(message).text);
+                }
+            }
+        } catch (const LinkError&) { // There is none.
+        }
+        control_->shut_down();
+    }
+
+    /// Whether the process at the other end is known to have ended.
+    [[nodiscard]] bool is_peer_gone() const { return has_ended(control_->peer_process()); }
+
+    void abort(const char* why) noexcept {
+        try {
+            if (control_) {
+                sender_.shut_down();
+                control_->set_patience(milliseconds(1000));
+                on_stop_.reset();
+                cancelled_.clear();
+                send_message(*control_, MessageType::kAbort, encode(Why{why}));
+            }
+        } catch (...) { // The other end sees that the connection ends.
+        }
+    }
+
+    // ---- this end
+
+    struct EndWaiting {
+        Departure* departure;
+        void operator()() const noexcept {
+            departure->sending_.request_stop();
+            departure->cancelled_.signal();
+        }
+    };
+
+    /// Lets the guest go on at its end, unless it was paused before, or is given away.
+    class Resumer {
+      public:
+        explicit Resumer(Departure& departure) : departure_(departure) {}
+        ~Resumer() {
+            if (!is_dismissed_ && !departure_.is_committed_) {
+                departure_.resume();
+            }
+        }
+        Resumer(const Resumer&) = delete;
+        Resumer& operator=(const Resumer&) = delete;
+        void dismiss() noexcept { is_dismissed_ = true; }
+
+      private:
+        Departure& departure_;
+        bool is_dismissed_ = false;
+    };
+
+    void pause() { machine_.pause.pause(options_.within); }
+    void resume() noexcept {
+        if (!was_paused_) {
+            try {
+                machine_.pause.resume();
+            } catch (const Error&) { // Nobody looks at it any more.
+            }
+        }
+    }
+
+    void throw_if_stopped() const {
+        if (stop_.stop_requested()) {
+            throw StoppedError("cannot migrate the machine: a stop was requested");
+        }
+    }
+    void wait(milliseconds time) {
+        check_not_stopped(cancelled_.fd(), kTriedToMigrate, static_cast<int>(time.count()));
+    }
+
+    void tell(std::uint64_t done, std::uint64_t total) {
+        if (is_over_time() && options_.on_timeout == OnTimeout::kCancel) {
+            sending_.request_stop();
+        }
+        if (!options_.progress) {
+            return;
+        }
+        MigrationProgress now;
+        now.stage = stage_;
+        now.round = report_.rounds + 1;
+        now.done_bytes = done;
+        now.total_bytes = total;
+        now.sent_bytes = sender_.sent_bytes();
+        now.bytes_per_second = static_cast<std::uint64_t>(bytes_per_second_);
+        now.dirtied_bytes_per_second = static_cast<std::uint64_t>(dirtied_per_second_);
+        now.throttled_percent = throttle_.percent();
+        if (report_.rounds != 0) {
+            now.left = std::chrono::seconds(static_cast<std::int64_t>(
+                static_cast<double>(total - done) / bytes_per_second_ + switch_seconds_));
+        }
+        options_.progress(now);
+    }
+
+    const MachineToSave& machine_;
+    const MigrationOptions& options_;
+    const std::stop_token& stop_;
+    const std::stop_token& machine_ends_;
+    const Clock::time_point start_ = Clock::now();
+    EventFd cancelled_;
+    std::stop_source sending_; ///< a round
+    std::optional<std::stop_callback<EndWaiting>> on_stop_{std::in_place, stop_, EndWaiting{this}};
+    MachineSecondLevel::Hold hold_;
+    bool was_paused_;
+    std::vector<FileRange> shared_files_;
+    PageSender sender_;
+    std::optional<MachineSecondLevel::DirtyLog> log_;
+    VcpuThrottle throttle_;
+    const SessionId session_;
+    std::unique_ptr<Channel> control_;
+    std::string_view stage_;
+    std::uint64_t round_ = 0;         ///< its number, which each attempt has anew
+    std::uint64_t round_bytes_ = 0;   ///< of memory, in the last one
+    double round_seconds_ = 1;        ///< of the last one
+    double bytes_per_second_ = kAssumedBytesPerSecond;
+    double dirtied_per_second_ = 0;
+    double switch_seconds_ = kSwitchSeconds; ///< what a switch takes beside the pages
+    unsigned switches_tried_ = 0;
+    bool is_full_there_ = false;
+    bool is_forced_ = false;
+    bool is_committed_ = false;
+    MigrationReport report_;
+};
+
+} // namespace
+
+MigrationReport depart(const MachineToSave& machine, const MigrationOptions& options, const std::stop_token& stop,
+                       const std::stop_token& machine_ends) {
+    options.check();
+    MigrationReport report;
+    std::exception_ptr failure;
+    try {
+        Departure departure(machine, options, stop, machine_ends);
+        departure.run();
+        report = departure.report();
+    } catch (...) {
+        failure = std::current_exception();
+    }
+    if (!report.complete && !machine_ends.stop_requested()) {
+        try {
+            fill_again(machine, machine_ends);
+        } catch (const Error&) { // The guest runs, and takes faults. What failed before is what counts.
+        }
+    }
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+    return report;
+}
+
+} // namespace vmm
