@@ -23,7 +23,7 @@
 #include "vmm/limits.hpp"
 #include "vmm/log.hpp"
 #include "vmm/migration.hpp" // IWYU pragma: export
-#include "vmm/snapshot.hpp" // IWYU pragma: export
+#include "vmm/snapshot.hpp"  // IWYU pragma: export
 #include "vmm/stop_request.hpp"
 #include "vmm/watch.hpp"
 

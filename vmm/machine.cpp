@@ -94,8 +94,8 @@ struct Machine::Parts {
 Machine::Parts::Parts(Config wanted, Clock::time_point started)
     : config(validated(std::move(wanted))), shared_stop(config.stop ? config.stop : std::make_shared<StopRequest>()),
       stop(*shared_stop), embedder(config.log, stop), first(open_first_state(config, stop)),
-      hardware(made_or_told(*first, [&] { return Hardware(config, stop, embedder, *first); })), abandon_at_end{*first}, report(begin_report(config, hardware)),
-      run(config, hardware, *first, stop, embedder, report, started) {
+      hardware(made_or_told(*first, [&] { return Hardware(config, stop, embedder, *first); })), abandon_at_end{*first},
+      report(begin_report(config, hardware)), run(config, hardware, *first, stop, embedder, report, started) {
     for (const std::string& line : host_room_warnings(config)) {
         embedder.log(LogLevel::kWarning, line);
     }
@@ -105,8 +105,9 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
     report.prefault = first->arrival_prefault().value_or(prefault::Report{});
     // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables. Those of
     // a guest that has arrived have been there already.
-    if (!first->comes_later() && (first->adopts_page_tables(report.host) ||
-        (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore))) {
+    if (!first->comes_later() &&
+        (first->adopts_page_tables(report.host) ||
+         (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore))) {
         const StopBridge bridge(stop); // Prefault vCPUs may run already, so that their faults are counted.
         hardware.second_level.prepare(bridge.token());
     }
@@ -209,9 +210,15 @@ MigrationReport Machine::migrate(const MigrationOptions& options, const std::sto
     const std::stop_callback also(stop, [&cancelled] { cancelled.request_stop(); });
     const std::stop_token of_attempt = cancelled.token();
     const std::stop_token of_machine = ends.token();
-    MigrationReport report = depart({parts.config, parts.hardware, parts.run.pause(), *parts.first}, options,
-                                    of_attempt, of_machine);
+    MigrationReport report =
+        depart({parts.config, parts.hardware, parts.run.pause(), *parts.first}, options, of_attempt, of_machine);
     if (report.complete) {
+        try {
+            if (options.gone) {
+                options.gone(report);
+            }
+        } catch (...) { // The guest has gone all the same.
+        }
         parts.stop.request(ExitReason::kMigrated);
     }
     return report;

@@ -27,8 +27,8 @@ class PauseError : public Error {
 };
 
 /// A guest: its memory, its vCPUs and its devices. Construction creates everything and loads the kernel, but populates
-/// nothing and runs nothing. If a guest arrives (Config::incoming), construction makes, populates and fills its memory as
-/// the configuration says, and ends when the guest is this machine's. Destruction gives everything back.
+/// nothing and runs nothing. If a guest arrives (Config::incoming), construction makes, populates and fills its memory
+/// as the configuration says, and ends when the guest is this machine's. Destruction gives everything back.
 ///
 ///     Config config;
 ///     config.kernel_path = "vmlinux";

@@ -46,12 +46,31 @@ struct MigrationProgress {
     std::string_view stage{}; ///< for people: "memory", "memory that has changed"
     unsigned round = 0;       ///< over memory, from 1 on
     std::uint64_t done_bytes = 0;
-    std::uint64_t total_bytes = 0;                ///< of the round
-    std::uint64_t sent_bytes = 0;                 ///< over the wire, in all rounds
-    std::uint64_t bytes_per_second = 0;           ///< of the last round
-    std::uint64_t dirtied_bytes_per_second = 0;   ///< by the guest, in the last round
-    unsigned throttled_percent = 0;               ///< of their time, for which vCPUs are held
-    std::optional<std::chrono::seconds> left{};   ///< until the guest could go over; nothing: it is not known
+    std::uint64_t total_bytes = 0;              ///< of the round
+    std::uint64_t sent_bytes = 0;               ///< over the wire, in all rounds
+    std::uint64_t bytes_per_second = 0;         ///< of the last round
+    std::uint64_t dirtied_bytes_per_second = 0; ///< by the guest, in the last round
+    unsigned throttled_percent = 0;             ///< of their time, for which vCPUs are held
+    std::optional<std::chrono::seconds> left{}; ///< until the guest could go over; nothing: it is not known
+};
+
+/// What a migration has cost, at the source.
+struct MigrationReport {
+    bool complete = false;          ///< false: a stop was requested, and the guest is still here
+    bool shared = false;            ///< memory was handed over, and no page was sent
+    std::uint64_t memory_bytes = 0; ///< of the guest
+    std::uint64_t sent_bytes = 0;   ///< over the wire, for pages
+    std::uint64_t last_bytes = 0;   ///< of memory that was sent while the guest stood still
+    unsigned rounds = 0;            ///< over memory, the last one included
+    unsigned reconnects = 0;        ///< how often a connection was cut and made again
+    unsigned throttled_percent = 0; ///< the most that vCPUs were held
+    double total_seconds = 0;
+    double downtime_seconds = 0;    ///< from the request to stand still until the other end said that the guest runs
+    double pause_seconds = 0;       ///< of it, until nothing moved any more
+    double pages_seconds = 0;       ///< of it, until the last page had been sent
+    double state_seconds = 0;       ///< of it, until the other end was ready to take the guest
+    double takeover_seconds = 0;    ///< of it, the rest: devices, clocks, and the way of the last word
+    std::uint64_t mapped_bytes = 0; ///< what KVM had mapped at the other end before the guest's first instruction
 };
 
 /// How a guest is sent away (Machine::migrate()).
@@ -77,6 +96,9 @@ struct MigrationOptions {
     std::string config{};
     /// Is told some ten times a second, on a thread of the migration's. It may be empty.
     std::function<void(const MigrationProgress&)> progress{};
+    /// Is told that the guest runs elsewhere, before the machine begins to end, on the thread that migrates. What it
+    /// throws is ignored. It may be empty.
+    std::function<void(const MigrationReport&)> gone{};
 
     static constexpr unsigned kMostStreams = 16;
     static constexpr unsigned kMostThrottledPercent = 99;
@@ -86,34 +108,15 @@ struct MigrationOptions {
     void check() const;
 };
 
-/// What a migration has cost, at the source.
-struct MigrationReport {
-    bool complete = false;            ///< false: a stop was requested, and the guest is still here
-    bool shared = false;              ///< memory was handed over, and no page was sent
-    std::uint64_t memory_bytes = 0;   ///< of the guest
-    std::uint64_t sent_bytes = 0;     ///< over the wire, for pages
-    std::uint64_t last_bytes = 0;     ///< of memory that was sent while the guest stood still
-    unsigned rounds = 0;              ///< over memory, the last one included
-    unsigned reconnects = 0;          ///< how often a connection was cut and made again
-    unsigned throttled_percent = 0;   ///< the most that vCPUs were held
-    double total_seconds = 0;
-    double downtime_seconds = 0;      ///< from the request to stand still until the other end said that the guest runs
-    double pause_seconds = 0;         ///< of it, until nothing moved any more
-    double pages_seconds = 0;         ///< of it, until the last page had been sent
-    double state_seconds = 0;         ///< of it, until the other end was ready to take the guest
-    double takeover_seconds = 0;      ///< of it, the rest: devices, clocks, and the way of the last word
-    std::uint64_t mapped_bytes = 0;   ///< what KVM had mapped at the other end before the guest's first instruction
-};
-
 /// What is known of how a guest arrived, at the destination (RunReport::arrival).
 struct ArrivalReport {
-    bool shared = false;               ///< memory was taken over, and no page was received
-    std::uint64_t received_bytes = 0;  ///< over the wire, for pages
-    unsigned resumed = 0;              ///< how often a connection was cut and made again
-    double receiving_seconds = 0;      ///< from the guest's announcement to its last state
-    double fill_seconds = 0;           ///< of the prefault, which went on meanwhile
-    std::uint64_t mapped_bytes = 0;    ///< by KVM's count, after the last byte and before the first instruction
-    double takeover_seconds = 0;       ///< from the last state to the moment at which the guest was let go
+    bool shared = false;              ///< memory was taken over, and no page was received
+    std::uint64_t received_bytes = 0; ///< over the wire, for pages
+    unsigned resumed = 0;             ///< how often a connection was cut and made again
+    double receiving_seconds = 0;     ///< from the guest's announcement to its last state
+    double fill_seconds = 0;          ///< of the prefault, which went on meanwhile
+    std::uint64_t mapped_bytes = 0;   ///< by KVM's count, after the last byte and before the first instruction
+    double takeover_seconds = 0;      ///< from the last state to the moment at which the guest was let go
     /// Second-level faults of all vCPUs since the guest was let go; nothing if it ended before.
     std::optional<std::uint64_t> faults_in_first_second{};
     std::optional<std::uint64_t> faults_in_ten_seconds{};

@@ -31,7 +31,14 @@ enum vmm_scope { VMM_PREFAULT_NONE, VMM_PREFAULT_HOST, VMM_PREFAULT_ALL };
 /* VMM_PIN_AUTO, the default: VMM_PIN_MLOCK if anything is populated, else VMM_PIN_NONE. */
 enum vmm_pin { VMM_PIN_NONE, VMM_PIN_MLOCK, VMM_PIN_LONGTERM, VMM_PIN_AUTO };
 #define VMM_WORKER_PER_CPU 0xffffffffU /* for vmm_config_set_prefault(): one for each CPU */
-enum vmm_exit { VMM_EXIT_POWER_OFF, VMM_EXIT_REBOOT, VMM_EXIT_CRASH, VMM_EXIT_SIGNAL, VMM_EXIT_STOPPED, VMM_EXIT_MIGRATED };
+enum vmm_exit {
+    VMM_EXIT_POWER_OFF,
+    VMM_EXIT_REBOOT,
+    VMM_EXIT_CRASH,
+    VMM_EXIT_SIGNAL,
+    VMM_EXIT_STOPPED,
+    VMM_EXIT_MIGRATED
+};
 enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE_ENDED };
 /* How the memory of a snapshot becomes a guest's: it is read, its file is mapped and copied as it is written, or it is
  * read while the guest runs. */

@@ -28,8 +28,8 @@ unsigned memfd_flags(PageSize page_size) noexcept {
 
 UniqueFd make_memory_file(const char* name, std::uint64_t bytes, PageSize page_size, int seals) noexcept {
     UniqueFd file(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | memfd_flags(page_size)));
-    if (file && (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0 ||
-                 ::fcntl(file.get(), F_ADD_SEALS, seals) != 0)) {
+    if (file &&
+        (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0 || ::fcntl(file.get(), F_ADD_SEALS, seals) != 0)) {
         const int error_number = errno;
         file = {};
         errno = error_number;

@@ -28,7 +28,7 @@ struct RunCommand {
     /// With `incoming`: the same command with what the guest's machine is configured with there, a JSON text, in place
     /// of what was not said here; or what is wrong with that.
     std::function<std::variant<RunCommand, TextCommand>(const std::string& config)> completed{};
-    std::string report;           ///< a file; empty: none
+    std::string report;      ///< a file; empty: none
     std::string dump_dtb;    ///< a file for the guest's device tree; empty: none. With a file, the guest is not run.
     std::string log_file;    ///< empty: none
     std::string config_file; ///< the file the rest was read from; empty: only the command line

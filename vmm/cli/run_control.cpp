@@ -142,6 +142,7 @@ JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_mac
         }
         if (member(event, "event") == "migrated") {
             end.migrated = event;
+            break;
         }
         if (member(event, "event") == "job" && event.value("id", std::uint64_t{0}) == id) {
             end.has_ended = true;

@@ -381,8 +381,7 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
     } catch (const std::bad_alloc&) {
         messages.say_error(kNoMemory);
     } catch (const std::exception& error) {
-        if (dynamic_cast<const Error*>(&error) != nullptr &&
-            stop->is_requested_for(ExitReason::kSignal)) {
+        if (dynamic_cast<const Error*>(&error) != nullptr && stop->is_requested_for(ExitReason::kSignal)) {
             status = kStoppedBySignal; // The stop came during construction, which throws then.
         } else {
             messages.say_error(error.what());

@@ -47,6 +47,23 @@ Json json_of(const prefault::Report& report) {
             {"problem", report.problem}};
 }
 
+Json json_of(const MigrationReport& report) {
+    return {{"shared", report.shared},
+            {"memory_bytes", report.memory_bytes},
+            {"sent_bytes", report.sent_bytes},
+            {"last_bytes", report.last_bytes},
+            {"rounds", report.rounds},
+            {"reconnects", report.reconnects},
+            {"throttled_percent", report.throttled_percent},
+            {"total_seconds", report.total_seconds},
+            {"downtime_seconds", report.downtime_seconds},
+            {"pause_seconds", report.pause_seconds},
+            {"pages_seconds", report.pages_seconds},
+            {"state_seconds", report.state_seconds},
+            {"takeover_seconds", report.takeover_seconds},
+            {"mapped_bytes", report.mapped_bytes}};
+}
+
 } // namespace
 
 MachineControl::MachineControl(Machine& machine, const Config& config, Surroundings surroundings)
@@ -379,27 +396,14 @@ Jobs::Outcome MachineControl::run_migration(MigrationOptions options, const Jobs
         }
         context.progress({std::string(now.stage), now.done_bytes, now.total_bytes, std::move(details)});
     };
+    Json result = Json::object();
+    options.gone = [this, &result, &options](const MigrationReport& report) {
+        result = vmm::control::json_of(report);
+        result["address"] = to_string(options.address);
+        events_.add("migrated", result);
+    };
     const MigrationReport report = machine_.migrate(options, context.stop);
-    if (!report.complete) {
-        return {Json::object(), false};
-    }
-    Json result = {{"address", to_string(options.address)},
-                   {"shared", report.shared},
-                   {"memory_bytes", report.memory_bytes},
-                   {"sent_bytes", report.sent_bytes},
-                   {"last_bytes", report.last_bytes},
-                   {"rounds", report.rounds},
-                   {"reconnects", report.reconnects},
-                   {"throttled_percent", report.throttled_percent},
-                   {"total_seconds", report.total_seconds},
-                   {"downtime_seconds", report.downtime_seconds},
-                   {"pause_seconds", report.pause_seconds},
-                   {"pages_seconds", report.pages_seconds},
-                   {"state_seconds", report.state_seconds},
-                   {"takeover_seconds", report.takeover_seconds},
-                   {"mapped_bytes", report.mapped_bytes}};
-    events_.add("migrated", result);
-    return {std::move(result), true};
+    return {std::move(result), report.complete};
 }
 
 HttpAnswer MachineControl::balloon(const Arguments& arguments) {

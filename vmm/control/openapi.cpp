@@ -90,34 +90,35 @@ Json answer_schemas() {
                                               {{"type", "object"},
                                                {"description", "Counters by name, since the device was made"},
                                                {"additionalProperties", count("A counter")}}}}))}});
-    schemas["Job"] = object(
-        "An action that takes long",
-        {{"id", count("Its number")},
-         {"kind", text("The verb that began it")},
-         {"state", one_of({"running", "done", "failed", "cancelled"}, "How far it is")},
-         {"progress", object("How far it has come",
-                             {{"stage", text("What it is doing; empty if it does not say")},
-                              {"done", count("Of the total")},
-                              {"total", count("0 if it is not known")},
-                              {"details", {{"type", "object"}, {"description", "What else there is to say"}}}},
-                             {"details"})},
-         {"error", text("Why it failed")},
-         {"advice", text("What the caller can do about that")},
-         {"result", {{"type", "object"}, {"description", "What it did, once it has ended"}}}},
-        {"error", "advice", "result"});
+    schemas["Job"] =
+        object("An action that takes long",
+               {{"id", count("Its number")},
+                {"kind", text("The verb that began it")},
+                {"state", one_of({"running", "done", "failed", "cancelled"}, "How far it is")},
+                {"progress", object("How far it has come",
+                                    {{"stage", text("What it is doing; empty if it does not say")},
+                                     {"done", count("Of the total")},
+                                     {"total", count("0 if it is not known")},
+                                     {"details", {{"type", "object"}, {"description", "What else there is to say"}}}},
+                                    {"details"})},
+                {"error", text("Why it failed")},
+                {"advice", text("What the caller can do about that")},
+                {"result", {{"type", "object"}, {"description", "What it did, once it has ended"}}}},
+               {"error", "advice", "result"});
     schemas["Jobs"] = object("All jobs", {{"jobs", list_of(reference("Job"))}});
     schemas["Balloon"] = object("The balloon", {{"target_bytes", count("How much the guest is asked for")}});
     schemas["LogLevel"] =
         object("How much is said", {{"level", one_of(log_level_names(), "The least important lines that are said")}});
-    schemas["Event"] = {{"type", "object"},
-                        {"description", "Something that happened. Other members depend on the event."},
-                        {"required", {"event"}},
-                        {"properties",
-                         {{"sequence", count("Its number, from 1 on")},
-                          {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
-                          {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended",
-                                            "job", "snapshot", "migrated", "balloon", "memory-added", "log-level", "missed"},
-                                           "What happened")}}}};
+    schemas["Event"] = {
+        {"type", "object"},
+        {"description", "Something that happened. Other members depend on the event."},
+        {"required", {"event"}},
+        {"properties",
+         {{"sequence", count("Its number, from 1 on")},
+          {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
+          {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended", "job",
+                            "snapshot", "migrated", "balloon", "memory-added", "log-level", "missed"},
+                           "What happened")}}}};
     schemas["Document"] = {{"type", "object"}, {"description", "An OpenAPI document"}};
     return schemas;
 }

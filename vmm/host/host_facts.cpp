@@ -76,7 +76,8 @@ void check_against_host(const Config& config, const HostFacts& facts) {
                     " NUMA nodes: a guest can be told of " + std::to_string(loader::kMaxAcpiNodes) +
                     " (take Config::numa=interleave or Config::numa.node)");
     }
-    if (is_from_pool(wanted.page_size) && !wanted.memory_from && !is_handed_over(wanted)) { // Its memory is set aside already.
+    if (is_from_pool(wanted.page_size) && !wanted.memory_from &&
+        !is_handed_over(wanted)) { // Its memory is set aside already.
         prefault::check_huge_page_pool(huge_page_demand(wanted, facts.nodes));
     }
     check_host_room(wanted, facts);

@@ -104,8 +104,8 @@ std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_s
 }
 
 MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
-    MemoryNeed need =
-        need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow, config.memory_from.has_value() || is_handed_over(config));
+    MemoryNeed need = need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow,
+                              config.memory_from.has_value() || is_handed_over(config));
     const std::uint64_t fixed = fixed_bytes(config);
     need.beside += fixed;
     need.beside_all += fixed;

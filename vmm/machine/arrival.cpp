@@ -183,8 +183,8 @@ void Arrival::prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_l
 void Arrival::put_into(Hardware& /*hardware*/, Embedder& /*embedder*/) {}
 
 void Arrival::start(Hardware& hardware) {
-    restore_clocks_and_interrupts(
-        hardware, state_.machine, {.clock = kvm::ClockPolicy::kRealtime, .generation = GenerationPolicy::kSame});
+    restore_clocks_and_interrupts(hardware, state_.machine,
+                                  {.clock = kvm::ClockPolicy::kRealtime, .generation = GenerationPolicy::kSame});
     {
         const std::lock_guard hold(lock_);
         phase_ = Phase::kRunning;

@@ -98,20 +98,20 @@ class Arrival final : public FirstState {
     const SessionId session_;
     const bool is_shared_;
     unsigned streams_ = 1;
-    SnapshotState state_;            ///< the first one, then the last one
-    std::vector<UniqueFd> files_;    ///< that are memory; empty once it is mapped
+    SnapshotState state_;         ///< the first one, then the last one
+    std::vector<UniqueFd> files_; ///< that are memory; empty once it is mapped
     SharedMemory shared_memory_;
     Clock::time_point begin_ = Clock::now();
     std::optional<prefault::Report> prefault_;
     std::unique_ptr<PageReceiver> pages_;
-    EventFd wake_; ///< of the thread
+    EventFd wake_;      ///< of the thread
     std::mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 
     mutable std::mutex lock_; ///< guards all below
     std::condition_variable changed_;
     Phase phase_ = Phase::kReceiving;
-    std::shared_ptr<Channel> control_;           ///< null while it is cut; who uses it has a copy
-    std::optional<Clock::time_point> cut_at_;    ///< nothing while it is not
+    std::shared_ptr<Channel> control_;        ///< null while it is cut; who uses it has a copy
+    std::optional<Clock::time_point> cut_at_; ///< nothing while it is not
     std::string cut_because_;
     UniqueFd source_process_;
     std::optional<std::vector<std::byte>> last_state_; ///< came, and has not been looked at yet

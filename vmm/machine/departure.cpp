@@ -65,9 +65,8 @@ class Departure {
               const std::stop_token& machine_ends)
         : machine_(machine), options_(options), stop_(stop), machine_ends_(machine_ends),
           hold_(machine.hardware.second_level), was_paused_(machine.pause.is_paused()),
-          shared_files_(options.address.kind == MigrationAddress::Kind::kUnix
-                            ? machine.hardware.ram.shared_files()
-                            : std::vector<FileRange>{}),
+          shared_files_(options.address.kind == MigrationAddress::Kind::kUnix ? machine.hardware.ram.shared_files()
+                                                                              : std::vector<FileRange>{}),
           sender_(machine.hardware.ram.memory(),
                   {.compression = options.compression,
                    .bytes_per_second = options.bytes_per_second,
@@ -367,8 +366,8 @@ class Departure {
             send_last(todo, left, asked);
             give_away();
             report_.downtime_seconds = seconds_since_then(asked);
-            report_.takeover_seconds = report_.downtime_seconds - report_.pause_seconds - report_.pages_seconds -
-                                       report_.state_seconds;
+            report_.takeover_seconds =
+                report_.downtime_seconds - report_.pause_seconds - report_.pages_seconds - report_.state_seconds;
             return true;
         });
         if (is_over) {
@@ -581,8 +580,8 @@ class Departure {
         now.dirtied_bytes_per_second = static_cast<std::uint64_t>(dirtied_per_second_);
         now.throttled_percent = throttle_.percent();
         if (report_.rounds != 0) {
-            now.left = std::chrono::seconds(static_cast<std::int64_t>(
-                static_cast<double>(total - done) / bytes_per_second_ + switch_seconds_));
+            now.left = std::chrono::seconds(
+                static_cast<std::int64_t>(static_cast<double>(total - done) / bytes_per_second_ + switch_seconds_));
         }
         options_.progress(now);
     }
@@ -604,9 +603,9 @@ class Departure {
     const SessionId session_;
     std::unique_ptr<Channel> control_;
     std::string_view stage_;
-    std::uint64_t round_ = 0;         ///< its number, which each attempt has anew
-    std::uint64_t round_bytes_ = 0;   ///< of memory, in the last one
-    double round_seconds_ = 1;        ///< of the last one
+    std::uint64_t round_ = 0;       ///< its number, which each attempt has anew
+    std::uint64_t round_bytes_ = 0; ///< of memory, in the last one
+    double round_seconds_ = 1;      ///< of the last one
     double bytes_per_second_ = kAssumedBytesPerSecond;
     double dirtied_per_second_ = 0;
     double switch_seconds_ = kSwitchSeconds; ///< what a switch takes beside the pages

@@ -24,9 +24,9 @@ struct Hardware;
 class MachineSecondLevel;
 struct MachineState;
 
-/// What puts the first state into a machine's hardware: the boot of a kernel, a snapshot, or a guest that arrives. It is opened before there
-/// is hardware, so that what is missing is refused at once. Then put_into() is called once, and finish() before the
-/// guest runs, unless it is_lazy().
+/// What puts the first state into a machine's hardware: the boot of a kernel, a snapshot, or a guest that arrives. It
+/// is opened before there is hardware, so that what is missing is refused at once. Then put_into() is called once, and
+/// finish() before the guest runs, unless it is_lazy().
 ///
 /// Threads: one, but for finish().
 class FirstState {

@@ -102,9 +102,9 @@ GuestRam::PageRelease::~PageRelease() {
 }
 
 GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vector<FileRange> files)
-    : files_(std::move(files)), is_shared_(config.memory_shared || is_handed_over(config)), policy_(config.numa), topology_(prefault::NumaTopology::read()),
-      reservation_(reserve_huge_pages(config, topology_, stop)), memory_(config.page_size),
-      release_(memory_, config.prefault.workers), pins_(config.pin) {
+    : files_(std::move(files)), is_shared_(config.memory_shared || is_handed_over(config)), policy_(config.numa),
+      topology_(prefault::NumaTopology::read()), reservation_(reserve_huge_pages(config, topology_, stop)),
+      memory_(config.page_size), release_(memory_, config.prefault.workers), pins_(config.pin) {
     const std::vector<GuestRange> ranges = memory_map::ram_layout(config.memory_bytes);
     placement_.ranges = place(ranges);
     map_all(config, ranges, stop);
@@ -166,8 +166,8 @@ std::vector<FilePart> GuestRam::parts_for(GuestRange range) {
     }
     SharedFile shared{range, {}, 0};
     if (parts.empty()) {
-        shared.file = prefault::make_memory_file("vmm-guest", range.size, memory_.page_size(),
-                                                 F_SEAL_SHRINK | F_SEAL_GROW);
+        shared.file =
+            prefault::make_memory_file("vmm-guest", range.size, memory_.page_size(), F_SEAL_SHRINK | F_SEAL_GROW);
         if (!shared.file) {
             throw_errno(errno, "make " + format_bytes(range.size) + " of shared memory for the guest",
                         {{ENOMEM, "free memory, or raise the pool of huge pages (vm.nr_hugepages)"},

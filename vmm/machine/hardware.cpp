@@ -107,8 +107,7 @@ std::deque<kvm::Vcpu> create_vcpus(kvm::Vm& vm, const Config& config, const Gues
 }
 
 VirtioSet make_devices(Hardware& hardware, const Config& config, Embedder& embedder, const MachineState* state) {
-    return make_virtio_devices(config,
-                               device_services(config, hardware.virtio_console.get(), hardware.ram, embedder),
+    return make_virtio_devices(config, device_services(config, hardware.virtio_console.get(), hardware.ram, embedder),
                                state != nullptr ? &state->virtio : nullptr);
 }
 

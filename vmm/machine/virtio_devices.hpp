@@ -79,8 +79,8 @@ class VirtioDevices {
 
     /// Where each device and its driver are. All are paused: see wait_until_paused(). Throws UsageError: one is not.
     [[nodiscard]] std::vector<VirtioDeviceState> states();
-    /// All of them as Device::release_host() and Device::reclaim_host(): they are paused, and stay so between the two. A
-    /// second call does nothing. If release_host() throws, none has given up anything. Throws Error.
+    /// All of them as Device::release_host() and Device::reclaim_host(): they are paused, and stay so between the two.
+    /// A second call does nothing. If release_host() throws, none has given up anything. Throws Error.
     void release_host(bool flush);
     void reclaim_host();
 
@@ -139,7 +139,7 @@ class VirtioDevices {
 
     std::deque<Slot> slots_;
     bool pause_wanted_ = false;
-    bool goes_on_ = false;             ///< from states
+    bool goes_on_ = false; ///< from states
     bool has_released_host_ = false;
     std::vector<std::string> left_;    ///< the names of the devices whose work goes on
     std::deque<VirtioThread> threads_; // last: they use the slots

@@ -54,12 +54,12 @@ void check_shared(const SharedMemory& memory, const std::vector<UniqueFd>& files
 } // namespace
 
 IncomingGuest::Impl::Impl(const Options& wanted, LogSink sink)
-    : options(wanted), log(std::move(sink)),
-      reception(std::in_place, wanted.address, wanted.security, [this](const std::string& line) {
-          if (log) {
-              log(LogLevel::kWarning, line);
-          }
-      }),
+    : options(wanted), log(std::move(sink)), reception(std::in_place, wanted.address, wanted.security,
+                                                       [this](const std::string& line) {
+                                                           if (log) {
+                                                               log(LogLevel::kWarning, line);
+                                                           }
+                                                       }),
       address(reception->address()) {}
 
 void IncomingGuest::Impl::wait(const std::stop_token& stop) {

@@ -30,16 +30,16 @@ class IncomingGuest::Impl {
         std::unique_ptr<Channel> control;
         Hello hello;
         SnapshotState first_state;
-        SharedMemory shared_memory;     ///< empty: pages will come
-        std::vector<UniqueFd> files;    ///< that SharedMemory speaks of
+        SharedMemory shared_memory;  ///< empty: pages will come
+        std::vector<UniqueFd> files; ///< that SharedMemory speaks of
     };
 
     const Options options;
     const LogSink log;
     std::optional<Reception> reception; ///< nothing once nobody is waited for any more
-    const MigrationAddress address; ///< where it listens, or listened
-    bool hands_memory_over = false; ///< the guest that announced itself last
-    Announced announced; ///< after wait(); its control is null before, and when somebody has taken it
+    const MigrationAddress address;     ///< where it listens, or listened
+    bool hands_memory_over = false;     ///< the guest that announced itself last
+    Announced announced;                ///< after wait(); its control is null before, and when somebody has taken it
 
   private:
     void receive(Reception::Visitor visitor);

@@ -15,14 +15,6 @@
 
 namespace vmm {
 
-namespace {
-
-struct FreeDecompression {
-    void operator()(ZSTD_DCtx* context) const noexcept { ZSTD_freeDCtx(context); }
-};
-
-} // namespace
-
 /// Takes frames off one stream.
 class PageReceiver::Unpacker {
   public:
@@ -61,6 +53,10 @@ class PageReceiver::Unpacker {
     }
 
   private:
+    struct FreeContext {
+        void operator()(ZSTD_DCtx* context) const noexcept { ZSTD_freeDCtx(context); }
+    };
+
     void check(const FrameHeader& header, std::span<const std::byte> payload) const {
         if (crc32c(payload) != header.payload_crc32c) {
             throw Error("pages from " + channel_.name() + " at " + to_string(header.range()) +
@@ -91,7 +87,7 @@ class PageReceiver::Unpacker {
     Channel& channel_;
     GuestMemory::Hint hint_;
     std::vector<std::byte> packed_;
-    std::unique_ptr<ZSTD_DCtx, FreeDecompression> context_;
+    std::unique_ptr<ZSTD_DCtx, FreeContext> context_;
 };
 
 PageReceiver::PageReceiver(const GuestMemory& memory, unsigned streams, Callbacks callbacks)

@@ -27,10 +27,6 @@ constexpr std::uint64_t kPagesPerChunk = kMemoryChunkBytes / WriteLog::kPageByte
 /// So little is sent by the calling thread: to start threads would take longer.
 constexpr std::uint64_t kLittle = 512 * kKiB;
 
-struct FreeContext {
-    void operator()(ZSTD_CCtx* context) const noexcept { ZSTD_freeCCtx(context); }
-};
-
 /// Threads that are joined at its end, also if not all of them can be made.
 struct Crowd {
     Crowd() = default;
@@ -45,38 +41,42 @@ struct Crowd {
     std::vector<std::thread> threads;
 };
 
-/// Decides whether frames are compressed.
-class CompressionChoice {
-  public:
-    explicit CompressionChoice(Compression wanted) : wanted_(wanted) {}
-
-    [[nodiscard]] bool compresses() noexcept {
-        if (wanted_ != Compression::kAuto) {
-            return wanted_ == Compression::kZstd;
-        }
-        if (left_out_ != 0) {
-            --left_out_;
-            return false;
-        }
-        return true;
-    }
-    void note(std::size_t before, std::size_t after) noexcept {
-        // It costs more than it saves unless a quarter is saved.
-        if (wanted_ == Compression::kAuto && after > before / 4 * 3) {
-            left_out_ = kFramesUntilNextTry;
-        }
-    }
-
-  private:
-    static constexpr unsigned kFramesUntilNextTry = 32;
-    Compression wanted_;
-    unsigned left_out_ = 0;
-};
-
 } // namespace
 
 /// What belongs to one stream, and to its thread as long as there is one.
 class PageSender::Worker {
+    struct FreeContext {
+        void operator()(ZSTD_CCtx* context) const noexcept { ZSTD_freeCCtx(context); }
+    };
+
+    /// Decides whether frames are compressed.
+    class CompressionChoice {
+      public:
+        explicit CompressionChoice(Compression wanted) : wanted_(wanted) {}
+
+        [[nodiscard]] bool compresses() noexcept {
+            if (wanted_ != Compression::kAuto) {
+                return wanted_ == Compression::kZstd;
+            }
+            if (left_out_ != 0) {
+                --left_out_;
+                return false;
+            }
+            return true;
+        }
+        void note(std::size_t before, std::size_t after) noexcept {
+            // It costs more than it saves unless a quarter is saved.
+            if (wanted_ == Compression::kAuto && after > before / 4 * 3) {
+                left_out_ = kFramesUntilNextTry;
+            }
+        }
+
+      private:
+        static constexpr unsigned kFramesUntilNextTry = 32;
+        Compression wanted_;
+        unsigned left_out_ = 0;
+    };
+
   public:
     Worker(PageSender& sender, Stream& stream)
         : sender_(sender), stream_(stream), choice_(sender.settings_.compression), content_(kMostFrameBytes) {
@@ -93,9 +93,7 @@ class PageSender::Worker {
         const MemoryRegion& region = sender_.memory_.regions()[chunk.region];
         const std::span<std::byte> bytes =
             region.bytes().subspan(chunk.first_page * WriteLog::kPageBytes, chunk.pages * WriteLog::kPageBytes);
-        const auto is_wanted = [&](std::uint64_t page) {
-            return is_set(pages[chunk.region], chunk.first_page + page);
-        };
+        const auto is_wanted = [&](std::uint64_t page) { return is_set(pages[chunk.region], chunk.first_page + page); };
         for_each_run(bytes.size(), is_wanted, [&](std::uint64_t begin, std::uint64_t size) {
             // A run of wanted pages is a sequence of runs that are zero or are not.
             std::uint64_t done = 0;
@@ -109,8 +107,8 @@ class PageSender::Worker {
                     end += WriteLog::kPageBytes;
                 }
                 const std::uint64_t first = chunk.first_page + (begin + done) / WriteLog::kPageBytes;
-                const GuestRange range{
-                    GuestAddress{to_integer(region.range.base) + first * WriteLog::kPageBytes}, end - done};
+                const GuestRange range{GuestAddress{to_integer(region.range.base) + first * WriteLog::kPageBytes},
+                                       end - done};
                 if (!zero) {
                     send_content(chunk.region, first, range, bytes.subspan(begin + done, end - done), stop);
                 } else if (may_have_content(chunk.region, first, range.size)) {
@@ -133,7 +131,7 @@ class PageSender::Worker {
                       const std::stop_token& stop) {
         for (std::uint64_t page = first_page; page < first_page + range.size / WriteLog::kPageBytes; ++page) {
             sender_.has_content_[region][static_cast<std::size_t>(page / 64)].fetch_or(std::uint64_t{1} << (page % 64),
-                                                                                      std::memory_order_relaxed);
+                                                                                       std::memory_order_relaxed);
         }
         // The guest may write meanwhile: the checksum has to be that of what is sent.
         const std::span<std::byte> copy = std::span(content_).first(live.size());
@@ -151,8 +149,7 @@ class PageSender::Worker {
         send_frame(FrameKind::kRaw, range, copy, stop);
     }
 
-    void send_frame(FrameKind kind, GuestRange range, std::span<const std::byte> payload,
-                    const std::stop_token& stop) {
+    void send_frame(FrameKind kind, GuestRange range, std::span<const std::byte> payload, const std::stop_token& stop) {
         FrameHeader header{.kind = kind,
                            .address = to_integer(range.base),
                            .bytes = static_cast<std::uint32_t>(range.size),

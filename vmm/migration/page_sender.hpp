@@ -78,7 +78,7 @@ class PageSender {
     const Settings settings_;
     prefault::Pace pace_;
     std::vector<Stream> streams_;
-    std::vector<std::unique_ptr<Worker>> workers_; ///< one for each stream
+    std::vector<std::unique_ptr<Worker>> workers_;                     ///< one for each stream
     std::vector<std::vector<std::atomic<std::uint64_t>>> has_content_; ///< pages that may not be zero over there
     std::atomic<std::size_t> next_chunk_{0};
     std::atomic<std::uint64_t> sent_bytes_{0};

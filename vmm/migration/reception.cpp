@@ -62,8 +62,8 @@ void Reception::receive_all() noexcept {
             if (auto caller = listener_.take()) {
                 const auto shared = std::make_shared<MigrationListener::Caller>(std::move(*caller));
                 const std::lock_guard hold(lock_);
-                served_.push_back(start_thread("who connects for a migration",
-                                               [this, shared] { receive(std::move(*shared)); }));
+                served_.push_back(
+                    start_thread("who connects for a migration", [this, shared] { receive(std::move(*shared)); }));
             }
         } catch (const std::exception& error) { // The host is short of something: they try again.
             warn_(error.what());
