@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -53,6 +54,18 @@ class Vm {
     void log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, bool on,
                          AddressSpace address_space = AddressSpace::kNormal);
 
+    /// Whether from now on it is the caller who has pages watched, piece by piece (api.rst, 7.18,
+    /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with KVM_DIRTY_LOG_INITIALLY_SET). A log that begins then protects nothing and
+    /// splits nothing, and says that all pages have been written; watch_pages() begins with a piece. take_dirty_log()
+    /// begins anew with what it returns, also piece by piece, so that vCPUs are not kept waiting for long. Returns
+    /// false if KVM cannot: then a log is as before. Not while one is on.
+    [[nodiscard]] bool watch_by_piece(bool on) noexcept;
+    /// Says that the pages of `pages` whose bit is set have not been written, and watches them from now on
+    /// (KVM_CLEAR_DIRTY_LOG). `pages` are those of a memslot from `first_page` on, a multiple of 64; `count` is one,
+    /// too, or reaches the end of the memslot. Throws Error. Threads: any.
+    void watch_pages(std::uint32_t slot, std::uint64_t first_page, std::uint64_t count,
+                     std::span<const std::uint64_t> pages, AddressSpace address_space = AddressSpace::kNormal) const;
+
     /// The pages of a memslot that vCPUs, or KVM for them, have written since its log began or was read last
     /// (api.rst, 4.8, KVM_GET_DIRTY_LOG): a bit for each page of 4 KiB, the first in bit 0. `bytes` is the size of the
     /// memslot. Throws Error.
@@ -94,6 +107,7 @@ class Vm {
 
     UniqueFd fd_;
     std::size_t vcpu_mmap_bytes_;
+    bool watches_by_piece_ = false;
 };
 
 } // namespace vmm::kvm

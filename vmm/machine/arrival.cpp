@@ -193,6 +193,11 @@ void Arrival::start(Hardware& hardware) {
     static_cast<void>(say(MessageType::kRunning)); // It is ours whatever becomes of the source, which may ask.
 }
 
+bool Arrival::starts_paused() const noexcept {
+    const std::lock_guard hold(lock_);
+    return starts_paused_;
+}
+
 std::optional<ArrivalReport> Arrival::arrival_report() const {
     const std::lock_guard hold(lock_);
     return report_;
@@ -333,6 +338,7 @@ void Arrival::heed(Message message) {
         if (phase_ != Phase::kPrepared) {
             break;
         }
+        starts_paused_ = decode<Commit>(message).is_paused;
         phase_ = Phase::kOurs;
         changed_.notify_all();
         return;

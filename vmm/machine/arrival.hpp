@@ -53,6 +53,7 @@ class Arrival final : public FirstState {
     void note_failure(std::string_view why) noexcept override;
     void put_into(Hardware& hardware, Embedder& embedder) override;
     void start(Hardware& hardware) override;
+    [[nodiscard]] bool starts_paused() const noexcept override;
     [[nodiscard]] std::optional<ArrivalReport> arrival_report() const override;
     [[nodiscard]] std::optional<prefault::Report> arrival_prefault() const override { return prefault_; }
     [[nodiscard]] std::optional<GuestAddress> generation_id_at() const noexcept override {
@@ -118,6 +119,7 @@ class Arrival final : public FirstState {
     std::exception_ptr failure_;
     bool is_full_ = false;
     bool is_closing_ = false;
+    bool starts_paused_ = false;
     std::uint32_t attempt_ = 0;
     std::optional<Clock::time_point> last_state_at_;
     ArrivalReport report_;

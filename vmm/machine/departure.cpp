@@ -64,12 +64,18 @@ class Departure {
     Departure(const MachineToSave& machine, const MigrationOptions& options, const std::stop_token& stop,
               const std::stop_token& machine_ends)
         : machine_(machine), options_(options), stop_(stop), machine_ends_(machine_ends),
-          hold_(machine.hardware.second_level), was_paused_(machine.pause.is_paused()),
+          hold_(machine.hardware.second_level),
           shared_files_(options.address.kind == MigrationAddress::Kind::kUnix ? machine.hardware.ram.shared_files()
                                                                               : std::vector<FileRange>{}),
           sender_(machine.hardware.ram.memory(),
                   {.compression = options.compression,
                    .bytes_per_second = options.bytes_per_second,
+                   .before =
+                       [this](GuestRange part) {
+                           if (log_) {
+                               log_->watch(part);
+                           }
+                       },
                    .progress = [this](std::uint64_t done, std::uint64_t total) { tell(done, total); }}),
           throttle_(machine.pause.gate()), session_(new_session_id()) {
         report_.memory_bytes = machine.hardware.ram.memory().size_bytes();
@@ -399,7 +405,7 @@ class Departure {
         machine_.hardware.virtio.release_host(options_.address.kind == MigrationAddress::Kind::kTcp);
         is_committed_ = true;
         try {
-            send_message(*control_, MessageType::kCommit);
+            send_message(*control_, MessageType::kCommit, encode(Commit{was_paused_}));
             wait_until_it_runs();
         } catch (const RefusedError&) {
             take_back();
@@ -544,7 +550,11 @@ class Departure {
         bool is_dismissed_ = false;
     };
 
-    void pause() { machine_.pause.pause(options_.within); }
+    /// A guest that somebody has paused meanwhile stays so.
+    void pause() {
+        was_paused_ = machine_.pause.is_paused();
+        machine_.pause.pause(options_.within);
+    }
     void resume() noexcept {
         if (!was_paused_) {
             try {
@@ -595,7 +605,7 @@ class Departure {
     std::stop_source sending_; ///< a round
     std::optional<std::stop_callback<EndWaiting>> on_stop_{std::in_place, stop_, EndWaiting{this}};
     MachineSecondLevel::Hold hold_;
-    bool was_paused_;
+    bool was_paused_ = false; ///< when we paused it last
     std::vector<FileRange> shared_files_;
     PageSender sender_;
     std::optional<MachineSecondLevel::DirtyLog> log_;

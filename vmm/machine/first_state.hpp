@@ -85,6 +85,9 @@ class FirstState {
     /// How memory came; nothing unless it is_lazy().
     [[nodiscard]] virtual std::optional<LazyReport> lazy_report() const { return std::nullopt; }
 
+    /// Whether the guest stands still until somebody lets it go on. After put_into().
+    [[nodiscard]] virtual bool starts_paused() const noexcept { return false; }
+
     /// How the guest arrived, and what its prefault did; nothing unless it comes_later().
     [[nodiscard]] virtual std::optional<ArrivalReport> arrival_report() const { return std::nullopt; }
     [[nodiscard]] virtual std::optional<prefault::Report> arrival_prefault() const { return std::nullopt; }

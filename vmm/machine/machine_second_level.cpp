@@ -1,6 +1,7 @@
 #include "vmm/machine/machine_second_level.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <string>
 #include <utility>
@@ -172,9 +173,14 @@ MachineSecondLevel::DirtyLog::DirtyLog(Hold& hold) : level_(hold.level_) {
     level_.own_writes_ = std::make_unique<WriteLog>(level_.ram_.memory().regions());
     level_.ram_.log_writes(level_.own_writes_.get());
     try {
+        by_piece_ = level_.vm_.watch_by_piece(true);
+        for (const MemoryRegion& region : level_.ram_.memory().regions()) {
+            watched_.emplace_back(static_cast<std::size_t>((region.range.size + kWatchedAtOnce - 1) / kWatchedAtOnce));
+        }
         level_.log_locked(true);
     } catch (...) {
         level_.ram_.log_writes(nullptr);
+        static_cast<void>(level_.vm_.watch_by_piece(false));
         throw;
     }
 }
@@ -183,6 +189,43 @@ MachineSecondLevel::DirtyLog::~DirtyLog() {
     try {
         level_.log_locked(false);
     } catch (const Error&) { // KVM goes on logging, which costs time and nothing else.
+    }
+    static_cast<void>(level_.vm_.watch_by_piece(false));
+}
+
+void MachineSecondLevel::DirtyLog::watch(GuestRange range) {
+    if (!by_piece_) {
+        return;
+    }
+    std::uint32_t slot = 0;
+    for (const MemoryRegion& region : level_.ram_.memory().regions()) {
+        if (region.range.contains(range)) {
+            const std::uint64_t begin = to_integer(range.base) - to_integer(region.range.base);
+            for (std::uint64_t piece = begin / kWatchedAtOnce; piece * kWatchedAtOnce < begin + range.size; ++piece) {
+                watch_piece(slot, region, piece);
+            }
+            return;
+        }
+        ++slot;
+    }
+}
+
+/// Piece `piece` of `region`, which is memslot `slot`. Nobody adds memory meanwhile (Hold).
+void MachineSecondLevel::DirtyLog::watch_piece(std::uint32_t slot, const MemoryRegion& region, std::uint64_t piece) {
+    if (watched_[slot][static_cast<std::size_t>(piece)].exchange(true)) {
+        return;
+    }
+    constexpr std::uint64_t kPages = kWatchedAtOnce / WriteLog::kPageBytes;
+    static constexpr auto kAll = [] {
+        std::array<std::uint64_t, kPages / 64> words{};
+        words.fill(~std::uint64_t{0});
+        return words;
+    }();
+    const std::uint64_t first = piece * kPages;
+    const std::uint64_t count = std::min(kPages, region.range.size / WriteLog::kPageBytes - first);
+    level_.vm_.watch_pages(slot, first, count, kAll);
+    if (slot < level_.smm_memslots_) {
+        level_.vm_.watch_pages(slot, first, count, kAll, kvm::AddressSpace::kSmm);
     }
 }
 

@@ -91,6 +91,11 @@ class MachineSecondLevel {
         DirtyLog(const DirtyLog&) = delete;
         DirtyLog& operator=(const DirtyLog&) = delete;
 
+        /// Has the pages of `range`, which is a part of a region,
+        /// watched from now on, unless they are: what vCPUs write there is logged only from then on. Until then all of
+        /// them count as written. So the cost of protecting pages is spread. Throws Error. Threads: any.
+        void watch(GuestRange range);
+
         /// The pages that vCPUs have written since the log began, or since they were read last. Throws Error.
         [[nodiscard]] PageBits take_of_vcpus();
         /// The same, and those that this process has written since then. No device has work in flight. Throws Error.
@@ -99,7 +104,12 @@ class MachineSecondLevel {
         [[nodiscard]] PageBits take_last();
 
       private:
+        static constexpr std::uint64_t kWatchedAtOnce = 2 * kMiB;
+        void watch_piece(std::uint32_t slot, const MemoryRegion& region, std::uint64_t piece);
+
         MachineSecondLevel& level_;
+        bool by_piece_ = false;                               ///< otherwise all is watched from the beginning
+        std::vector<std::vector<std::atomic<bool>>> watched_; ///< pieces of each region
     };
 
     /// As SecondLevel::mapped(). Never waits for another call.

@@ -106,6 +106,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (first_.comes_later()) {
             watch_arrival(loop, arrival_timer.emplace(1.0));
         }
+        if (first_.starts_paused()) {
+            pause_.pause(std::chrono::milliseconds(0)); // There is nobody to wait for yet.
+        }
         first_.start(hardware_);
         pause_.start_devices(stop_);
         const VcpuEnvironment environment{hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), start};

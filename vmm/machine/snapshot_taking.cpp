@@ -79,7 +79,13 @@ class Taking {
           direct_(writer_.open_memory(O_DIRECT)), file_{writer_.memory_fd(), direct_.get(),
                                                         options.directory + "/" + snapshot_files::kMemory},
           base_memory_(base_ ? std::optional(base_->memory()) : std::nullopt),
-          movers_{options.workers != 0 ? options.workers : machine.config.prefault.workers, {}},
+          movers_{options.workers != 0 ? options.workers : machine.config.prefault.workers,
+                  [this](GuestRange part) {
+                      if (log_) {
+                          log_->watch(part);
+                      }
+                  },
+                  {}},
           memory_(machine.hardware.ram.memory(), machine.hardware.ram.placement(), layout_, file_, movers_,
                   base_memory_ ? &*base_memory_ : nullptr),
           was_paused_(machine.pause.is_paused()) {

@@ -50,6 +50,7 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
     case MessageType::kQuestion:
     case MessageType::kMemory:
     case MessageType::kAbort:
+    case MessageType::kCommit:
     case MessageType::kAsk:
     case MessageType::kWelcome:
     case MessageType::kResumed:
@@ -58,7 +59,6 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
     case MessageType::kRefused:
     case MessageType::kAnswer:
         return kSmall;
-    case MessageType::kCommit:
     case MessageType::kFarewell:
     case MessageType::kAccept:
     case MessageType::kRunning:
@@ -110,6 +110,9 @@ void describe(auto& fields, auto&& prepared, const Prepared& /*tag*/) {
     if constexpr (!std::is_const_v<std::remove_reference_t<decltype(prepared)>>) {
         prepared.fill_seconds = static_cast<double>(microseconds) / 1e6;
     }
+}
+void describe(auto& fields, auto&& commit, const Commit& /*tag*/) {
+    fields.flag("is_paused", commit.is_paused);
 }
 void describe(auto& fields, auto&& answer, const Answer& /*tag*/) {
     fields.flag("is_taken", answer.is_taken);
@@ -205,6 +208,9 @@ std::vector<std::byte> encode(const Round& value) {
 std::vector<std::byte> encode(const Prepared& value) {
     return encoded(value);
 }
+std::vector<std::byte> encode(const Commit& value) {
+    return encoded(value);
+}
 std::vector<std::byte> encode(const Answer& value) {
     return encoded(value);
 }
@@ -227,6 +233,7 @@ template Welcome decode(const Message& message);
 template Resumed decode(const Message& message);
 template Round decode(const Message& message);
 template Prepared decode(const Message& message);
+template Commit decode(const Message& message);
 template Answer decode(const Message& message);
 template Why decode(const Message& message);
 template SharedMemory decode(const Message& message);

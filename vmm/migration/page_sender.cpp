@@ -93,6 +93,10 @@ class PageSender::Worker {
         const MemoryRegion& region = sender_.memory_.regions()[chunk.region];
         const std::span<std::byte> bytes =
             region.bytes().subspan(chunk.first_page * WriteLog::kPageBytes, chunk.pages * WriteLog::kPageBytes);
+        if (sender_.settings_.before) {
+            sender_.settings_.before(
+                {GuestAddress{to_integer(region.range.base) + chunk.first_page * WriteLog::kPageBytes}, bytes.size()});
+        }
         const auto is_wanted = [&](std::uint64_t page) { return is_set(pages[chunk.region], chunk.first_page + page); };
         for_each_run(bytes.size(), is_wanted, [&](std::uint64_t begin, std::uint64_t size) {
             // A run of wanted pages is a sequence of runs that are zero or are not.

@@ -29,6 +29,9 @@ class PageSender {
     struct Settings {
         Compression compression = Compression::kNone;
         std::uint64_t bytes_per_second = 0; ///< over all streams; 0: no limit
+        /// Is told of each part of memory, of at most 2 MiB, before it is read, on the thread that reads it. May be
+        /// empty.
+        std::function<void(GuestRange)> before{};
         /// Is told some ten times a second how many bytes of memory of the round are done, of how many. May be empty.
         std::function<void(std::uint64_t done, std::uint64_t total)> progress{};
     };

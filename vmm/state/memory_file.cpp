@@ -147,8 +147,12 @@ bool MemoryWriter::for_each_chunk(const std::stop_token& stop,
 }
 
 bool MemoryWriter::write_all(const std::stop_token& stop) {
-    return for_each_chunk(
-        stop, [this](Worker& worker, GuestRange chunk) { worker.write_chunk(chunk, memory_.at(chunk).value()); });
+    return for_each_chunk(stop, [this](Worker& worker, GuestRange chunk) {
+        if (movers_.before) {
+            movers_.before(chunk);
+        }
+        worker.write_chunk(chunk, memory_.at(chunk).value());
+    });
 }
 
 bool MemoryWriter::write_pages(std::span<const std::vector<std::uint64_t>> pages, const std::stop_token& stop) {

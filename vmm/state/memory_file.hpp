@@ -22,6 +22,8 @@ namespace vmm {
 /// Who moves memory, and who is told.
 struct MemoryMovers {
     unsigned workers = 1;
+    /// Is told of each part of memory before write_all() reads it, on the thread that reads it. It may be empty.
+    std::function<void(GuestRange)> before{};
     /// Is told some ten times a second how many bytes of guest memory are done, of how many. It may be empty.
     std::function<void(std::uint64_t done, std::uint64_t total)> progress{};
 };
