@@ -9,12 +9,14 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/stoppable_read.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/version.hpp"
 #include "vmm/vmm.h"
@@ -42,6 +44,12 @@ class CallbackFailed : public vmm::Error {
     using Error::Error;
 };
 
+/// A stop that the caller has asked for.
+class Interrupted : public vmm::Error {
+  public:
+    using Error::Error;
+};
+
 int fail(int code, const char* message) noexcept {
     try {
         last_error = message;
@@ -64,6 +72,8 @@ int guarded(int code_of_errors, Body body) noexcept {
         return fail(ETIMEDOUT, error.what());
     } catch (const CallbackFailed& error) {
         return fail(EIO, error.what());
+    } catch (const Interrupted& error) {
+        return fail(EINTR, error.what());
     } catch (const vmm::Error& error) {
         return fail(code_of_errors, error.what());
     } catch (const std::bad_alloc&) {
@@ -207,6 +217,11 @@ struct vmm_machine {
     vmm::Machine machine;
 };
 
+struct vmm_incoming {
+    std::shared_ptr<vmm::IncomingGuest> guest;
+    std::stop_source stop;
+};
+
 extern "C" {
 
 const char* vmm_version(void) {
@@ -283,6 +298,13 @@ int vmm_config_set_cpu(vmm_config* config, const char* cpu) {
         need(config);
         const std::string text = text_or_empty(cpu);
         config->config.cpu = text.empty() ? vmm::Config().cpu : text;
+    });
+}
+
+int vmm_config_set_memory_shared(vmm_config* config, int shared) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.memory_shared = shared != 0;
     });
 }
 
@@ -464,6 +486,61 @@ int vmm_machine_snapshot(vmm_machine* machine, const char* directory, int resume
             throw vmm::Error("cannot take a snapshot: a stop was requested");
         }
     });
+}
+
+int vmm_machine_migrate(vmm_machine* machine, const vmm_migration* migration) {
+    return guarded(EIO, [&] {
+        need(machine, migration);
+        vmm::MigrationOptions options;
+        options.address = vmm::MigrationAddress::parse(text_or_empty(migration->address));
+        options.security = {.tls_directory = text_or_empty(migration->tls_directory),
+                            .insecure = migration->insecure != 0};
+        options.streams = migration->streams != 0 ? migration->streams : options.streams;
+        if (migration->downtime_ms != 0) {
+            options.downtime = std::chrono::milliseconds(migration->downtime_ms);
+        }
+        if (!machine->machine.migrate(options).complete) {
+            throw vmm::Error("cannot migrate the machine: a stop was requested");
+        }
+    });
+}
+
+int vmm_incoming_new(const char* address, const char* tls_directory, int insecure, vmm_incoming** incoming) {
+    return guarded(EIO, [&] {
+        need(address, incoming);
+        vmm::IncomingGuest::Options options;
+        options.address = vmm::MigrationAddress::parse(text_or_empty(address));
+        options.security = {.tls_directory = text_or_empty(tls_directory), .insecure = insecure != 0};
+        *incoming = new vmm_incoming{std::make_shared<vmm::IncomingGuest>(options, vmm::LogSink{}), {}};
+    });
+}
+
+int vmm_incoming_wait(vmm_incoming* incoming) {
+    return guarded(EIO, [&] {
+        need(incoming);
+        try {
+            incoming->guest->wait(incoming->stop.get_token());
+        } catch (const vmm::StoppedError& error) {
+            throw Interrupted(error.what());
+        }
+    });
+}
+
+void vmm_incoming_stop(vmm_incoming* incoming) {
+    if (incoming != nullptr) {
+        incoming->stop.request_stop();
+    }
+}
+
+int vmm_config_set_incoming(vmm_config* config, const vmm_incoming* incoming) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.incoming = incoming != nullptr ? incoming->guest : nullptr;
+    });
+}
+
+void vmm_incoming_free(vmm_incoming* incoming) {
+    delete incoming;
 }
 
 int vmm_machine_raise_interrupt(vmm_machine* machine, const char* device) {

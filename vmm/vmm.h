@@ -24,6 +24,7 @@ extern "C" {
 
 typedef struct vmm_config vmm_config;
 typedef struct vmm_machine vmm_machine;
+typedef struct vmm_incoming vmm_incoming; /* a guest that is to arrive from another process or host */
 
 /* Where an int is one of these, a value that is none is -EINVAL. */
 enum vmm_page_size { VMM_PAGE_4K, VMM_PAGE_THP, VMM_PAGE_2M, VMM_PAGE_1G };
@@ -90,6 +91,8 @@ VMM_API int vmm_config_set_restore(vmm_config* config, const char* directory, in
  * was is kept with the snapshot for later restores. 0, the default: nothing is recorded; at most 3,600,000. */
 VMM_API int vmm_config_set_record_working_set(vmm_config* config, unsigned milliseconds);
 VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
+/* 1: memory is a file in memory, which another process of this host can take over without a copy; 0, the default. */
+VMM_API int vmm_config_set_memory_shared(vmm_config* config, int shared);
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
 /* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
 VMM_API int vmm_config_set_cpu(vmm_config* config, const char* cpu);
@@ -126,6 +129,26 @@ VMM_API int vmm_machine_resume(vmm_machine* machine);
  * the guest stays paused, or goes on if `resume` is not 0. If it fails the guest does what it did before.
  * -ETIMEDOUT as vmm_machine_pause(). -EBUSY: the machine does not run. */
 VMM_API int vmm_machine_snapshot(vmm_machine* machine, const char* directory, int resume);
+/* Moves the guest of the machine, which runs, to where a vmm_incoming waits for it, while it runs (docs/migration.md).
+ * If it returns 0 the guest runs there, and vmm_machine_run() is about to return with VMM_EXIT_MIGRATED. Otherwise it
+ * goes on here. -ETIMEDOUT as vmm_machine_pause(). -EBUSY: the machine does not run. */
+struct vmm_migration {
+    const char* address;       /* "unix:PATH" or "tcp:HOST:PORT" */
+    const char* tls_directory; /* NULL or "": no TLS */
+    int insecure;              /* 1: TCP to another host may do without TLS */
+    unsigned streams;          /* 0: one */
+    unsigned downtime_ms;      /* how long the guest may stand still; 0: the library's default */
+};
+VMM_API int vmm_machine_migrate(vmm_machine* machine, const struct vmm_migration* migration);
+/* Listens there for a guest; vmm_incoming_wait() returns when one has announced itself, or vmm_incoming_stop() was
+ * called (-EINTR). Then vmm_config_set_incoming() has a machine made that goes on with it: its configuration is that of
+ * the machine where the guest runs. The machine is made when the guest is its own. */
+VMM_API int vmm_incoming_new(const char* address, const char* tls_directory, int insecure, vmm_incoming** incoming);
+VMM_API int vmm_incoming_wait(vmm_incoming* incoming);
+VMM_API void vmm_incoming_stop(vmm_incoming* incoming);                                /* from any thread */
+VMM_API int vmm_config_set_incoming(vmm_config* config, const vmm_incoming* incoming); /* NULL: none */
+/* Machines that were made of it go on. NULL is allowed. */
+VMM_API void vmm_incoming_free(vmm_incoming* incoming);
 /* VMM_TRIGGER_EDGE: one interrupt. VMM_TRIGGER_LEVEL: the line goes up, and stays there until it is lowered, which only
  * such a device can do. -EINVAL where no device with an interrupt has the name, or several have it: then the next two
  * serve, which take the device's number. */

@@ -83,6 +83,15 @@ RunReport whole_report() {
                              .working_set_chunks = 42,
                              .longest_wait_seconds = 0.5,
                              .seconds_until_loaded = 2.5};
+    report.arrival = ArrivalReport{.shared = true,
+                                   .received_bytes = 51,
+                                   .resumed = 52,
+                                   .receiving_seconds = 3.5,
+                                   .fill_seconds = 1.25,
+                                   .mapped_bytes = 53,
+                                   .takeover_seconds = 0.0625,
+                                   .faults_in_first_second = 54,
+                                   .faults_in_ten_seconds = 55};
     report.seconds_to_first_instruction = 1.5;
     report.vcpus = 2;
     report.cpu = "x86-64-v2";
@@ -183,6 +192,15 @@ TEST(ReportJson, HasTheMembersOfTheSchema) {
                                        "/lazy/working_set_chunks",
                                        "/lazy/longest_wait_seconds",
                                        "/lazy/seconds_until_loaded",
+                                       "/arrival/shared",
+                                       "/arrival/received_bytes",
+                                       "/arrival/resumed",
+                                       "/arrival/receiving_seconds",
+                                       "/arrival/fill_seconds",
+                                       "/arrival/mapped_bytes",
+                                       "/arrival/takeover_seconds",
+                                       "/arrival/faults_in_first_second",
+                                       "/arrival/faults_in_ten_seconds",
                                        "/boot/seconds_to_first_instruction",
                                        "/guest/vcpus",
                                        "/guest/cpu",
@@ -251,6 +269,15 @@ TEST(ReportJson, HasEachValueInItsPlace) {
                                     {"working_set_chunks", 42},
                                     {"longest_wait_seconds", 0.5},
                                     {"seconds_until_loaded", 2.5}}));
+    EXPECT_EQ(report["arrival"], (json{{"shared", true},
+                                       {"received_bytes", 51},
+                                       {"resumed", 52},
+                                       {"receiving_seconds", 3.5},
+                                       {"fill_seconds", 1.25},
+                                       {"mapped_bytes", 53},
+                                       {"takeover_seconds", 0.0625},
+                                       {"faults_in_first_second", 54},
+                                       {"faults_in_ten_seconds", 55}}));
     EXPECT_EQ(report["boot"]["seconds_to_first_instruction"], 1.5);
     EXPECT_EQ(report["guest"]["vcpus"], 2);
     EXPECT_EQ(report["guest"]["cpu"], "x86-64-v2");
