@@ -95,6 +95,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     constexpr std::array kPlaces{Place{"linux/kvm.h", {"kvm/uapi.hpp", "kvm/uapi.hpp"}},
                                  Place{"CLI/", {"vmm/cli/command_line.cpp", "vmm/cli/command_line.cpp"}},
                                  Place{"boost/", {"vmm/control/http.cpp", "vmm/control/http.cpp"}},
+                                 Place{"openssl/", {"vmm/tls/", "vmm/tls/"}},
                                  Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
                                  Place{"liburing", {"devices/uring_disk_io.", "prefault/host/longterm_pin."}},
                                  Place{"numa.h", {"prefault/host/numa.", "prefault/host/numa."}},

@@ -20,7 +20,7 @@ namespace {
 
 /// How long the program may take to send what is left, and to end. It gives up a second before.
 constexpr std::chrono::seconds kLastBytesPatience{5};
-constexpr std::size_t kLongestStatus = 300;
+constexpr std::size_t kLongestStatus = 4096;
 
 /// One end, and the other for the program.
 struct HelperEnds {

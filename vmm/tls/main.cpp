@@ -1,0 +1,153 @@
+// vmm-tls: encrypts one connection of a migration, in a process that has nothing but that connection. Keys and the
+// library that handles what strangers send stay out of the process that has the guest.
+//
+// It is started by vmm/migration/tls_helper.cpp:
+//   vmm-tls connect|listen DIRECTORY NAME
+// with the plain end, a unix stream socket, as descriptor 0, a pipe for its one line as 1, and the connected TCP socket
+// as 3. Neither socket blocks. The line is "ok", or why there is no connection. NAME is that of the server, which who
+// listens does not need. It ends when the connection does, or when the plain end is closed.
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstddef>
+#include <cstdio>
+#include <exception>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmm/tls/session.hpp"
+
+namespace {
+
+constexpr int kPlain = 0;
+constexpr int kStatus = 1;
+constexpr int kTcp = 3;
+constexpr int kFirstUnknown = 4;
+
+// It is newer than some headers that this is built with.
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
+/// What a connection needs, and memory, time and random bytes. Other calls fail with EPERM.
+constexpr unsigned kAllowedCalls[]{
+    SYS_read,    SYS_write,           SYS_close,         SYS_recvfrom,     SYS_sendto,
+    SYS_recvmsg, SYS_sendmsg,         SYS_shutdown,      SYS_getsockopt,
+#ifdef SYS_poll
+    SYS_poll,
+#endif
+    SYS_ppoll,   SYS_restart_syscall, SYS_rt_sigreturn,  SYS_brk,          SYS_mmap,
+    SYS_munmap,  SYS_mremap,          SYS_madvise,       SYS_futex,        SYS_sched_yield,
+    SYS_getpid,  SYS_getrandom,       SYS_clock_gettime, SYS_gettimeofday,
+#ifdef SYS_time
+    SYS_time,
+#endif
+    SYS_exit,    SYS_exit_group,
+};
+
+/// Has the kernel refuse everything else from now on. It does nothing where it is not known how calls are numbered, and
+/// in a sanitizer's build, whose runtime makes calls of its own.
+void allow_few_calls() {
+#if defined(__x86_64__)
+    constexpr unsigned kArchitecture = AUDIT_ARCH_X86_64;
+#elif defined(__aarch64__)
+    constexpr unsigned kArchitecture = AUDIT_ARCH_AARCH64;
+#else
+    constexpr unsigned kArchitecture = 0;
+#endif
+#ifdef VMM_SANITIZED
+    constexpr bool kIsUsed = false;
+#else
+    constexpr bool kIsUsed = kArchitecture != 0;
+#endif
+    if (!kIsUsed) {
+        return;
+    }
+    std::vector<sock_filter> filter{
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kArchitecture, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+    };
+    for (const unsigned call : kAllowedCalls) {
+        filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
+        filter.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+    }
+    filter.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM));
+    const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+    ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
+}
+
+/// What a stranger might make this process do is no more than to use its two sockets. It goes on where the kernel
+/// refuses a part of this, because an older one does not have all of it.
+void give_up_privileges() {
+    ::syscall(SYS_close_range, kFirstUnknown, ~0U, 0);
+    // No descriptor is opened any more: poll(2) asks for as many as there are.
+    const rlimit files{kFirstUnknown, kFirstUnknown};
+    ::setrlimit(RLIMIT_NOFILE, &files);
+    const rlimit none{0, 0};
+    ::setrlimit(RLIMIT_CORE, &none);
+    ::setrlimit(RLIMIT_NPROC, &none);
+    ::setrlimit(RLIMIT_FSIZE, &none);
+    // Neither a core file nor another process of this user's gets at the key.
+    ::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    const std::array<__user_cap_data_struct, 2> capabilities{};
+    ::syscall(SYS_capset, &header, capabilities.data());
+    ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    allow_few_calls();
+}
+
+void say(std::string line) noexcept {
+    line += '\n';
+    // It is shorter than what a pipe always takes, and nobody may wait for it any more.
+    [[maybe_unused]] const ssize_t written = ::write(kStatus, line.data(), line.size());
+}
+
+std::optional<vmm::tls::Role> role_of(std::string_view word) noexcept {
+    if (word == "connect") {
+        return vmm::tls::Role::kConnect;
+    }
+    return word == "listen" ? std::optional(vmm::tls::Role::kListen) : std::nullopt;
+}
+
+int run(int count, char** words) {
+    const auto role = count == 4 ? role_of(words[1]) : std::nullopt;
+    if (!role) {
+        std::fputs("usage: vmm-tls connect|listen DIRECTORY NAME (vmm starts it, with sockets as descriptors)\n",
+                   stderr);
+        return 2;
+    }
+    ::signal(SIGPIPE, SIG_IGN);
+    try {
+        vmm::tls::Session session(*role, words[2], words[3]);
+        give_up_privileges();
+        session.shake_hands(kTcp, kPlain);
+        say("ok");
+        session.pump();
+        return 0;
+    } catch (const vmm::tls::NobodyWaits&) {
+        return 1;
+    } catch (const std::exception& error) {
+        say(error.what());
+        return 1;
+    }
+}
+
+} // namespace
+
+int main(int count, char** words) {
+    // No destructor and no check at the end needs anything that was given up.
+    ::_exit(run(count, words));
+}
