@@ -23,7 +23,8 @@ class LinkError : public Error {
     using Error::Error;
 };
 
-/// A process that has the plain end of a connection with TLS and encrypts what goes through it; it ends with this.
+/// A process that has the plain end of a connection with TLS and encrypts what goes through it; it ends with this
+/// (vmm/migration/tls_helper.hpp).
 class TlsHelper;
 
 /// A connection that is established, and protected as asked.
@@ -35,6 +36,8 @@ class Channel {
     /// `stop_fd` is a loan: once it is readable, whatever waits throws StoppedError. It is negative if there is none.
     Channel(UniqueFd socket, std::string name, int stop_fd);
     Channel(UniqueFd socket, std::string name, int stop_fd, std::unique_ptr<TlsHelper> tls);
+    /// What was sent is still delivered, if the other end takes it. With TLS that is waited for, a few seconds at most,
+    /// unless it was shut down.
     ~Channel();
     Channel(const Channel&) = delete;
     Channel& operator=(const Channel&) = delete;
@@ -63,7 +66,8 @@ class Channel {
     /// empty if that is not known.
     [[nodiscard]] const UniqueFd& peer_process() const noexcept { return peer_process_; }
 
-    /// Ends the connection at once: whoever waits, here and at the other end, gets LinkError. Threads: any.
+    /// Ends the connection at once: whoever waits, here and at the other end, gets LinkError. What was sent last may be
+    /// lost. Threads: any.
     void shut_down() noexcept;
 
     /// "unix:/run/guest.sock", "tcp:192.0.2.1:4444"
@@ -84,8 +88,9 @@ class Channel {
     std::chrono::milliseconds patience_{10'000};
 };
 
-/// Connects to `address`, within `patience`, and does what `security` asks for. `stop_fd` as in Channel. Throws Error
-/// (nobody is there, TLS fails, the peer is another user's) and StoppedError.
+/// Connects to `address`, within `patience`, and does what `security` asks for. Every address of a name is tried, and
+/// none may be one that check() would refuse. `stop_fd` as in Channel. Throws Error (nobody is there, TLS fails, the
+/// peer is another user's) and StoppedError.
 [[nodiscard]] std::unique_ptr<Channel> connect_channel(const MigrationAddress& address,
                                                        const MigrationSecurity& security, int stop_fd,
                                                        std::chrono::milliseconds patience);

@@ -20,7 +20,8 @@ namespace vmm {
 class MigrationListener {
   public:
     /// Throws Error: somebody else listens there, or the address is not this host's. `warn` is told of what is odd and
-    /// no error. A listener for TCP takes only what `security` allows.
+    /// no error. A listener for TCP takes only what `security` allows. A name that has several addresses stands for
+    /// the first: "localhost" is 127.0.0.1.
     MigrationListener(MigrationAddress address, MigrationSecurity security,
                       const std::function<void(const std::string&)>& warn);
     MigrationListener(const MigrationListener&) = delete;

@@ -18,7 +18,7 @@ namespace vmm {
 
 namespace {
 
-/// How long the program may take to send what is left, and to end. It gives up a second before.
+/// How long the program may take to send what is left, and to end.
 constexpr std::chrono::seconds kLastBytesPatience{5};
 constexpr std::size_t kLongestStatus = 4096;
 
