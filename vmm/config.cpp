@@ -168,6 +168,11 @@ void validate_incoming(const Config& config) {
         throw Error(tried + " and boot a kernel: leave out the kernel, the initrd and the command line, which the "
                             "guest has already");
     }
+    if (config.incoming->may_post_copy() && (config.page_size == PageSize::k1G || config.memory_shared)) {
+        throw Error(tried + " before all of its memory does (post-copy) in pages of 1G or in shared memory: take "
+                            "Config::page_size=4K, thp or 2M and Config::memory_shared=false, or migrate without "
+                            "post-copy");
+    }
     if (config.memory_from) {
         throw Error(tried + " in warm memory of a pool (Config::memory_from): leave that out");
     }
@@ -280,7 +285,8 @@ bool is_handed_over(const Config& config) noexcept {
 }
 
 bool restores_lazily(const Config& config) noexcept {
-    return config.restore && config.restore->mode == RestoreMode::kLazy;
+    return (config.restore && config.restore->mode == RestoreMode::kLazy) ||
+           (config.incoming && config.incoming->may_post_copy());
 }
 
 Config resolved(Config config) {

@@ -160,7 +160,7 @@ struct Config {
 /// Whether the guest's memory exists already, and is handed over by another process (Config::incoming).
 [[nodiscard]] bool is_handed_over(const Config& config) noexcept;
 
-/// Whether the guest's memory comes while it runs (RestoreMode::kLazy).
+/// Whether the guest's memory comes while it runs (RestoreMode::kLazy), or may (MigrationOptions::post_copy_after).
 [[nodiscard]] bool restores_lazily(const Config& config) noexcept;
 
 /// `config` with its derived defaults filled in: prefault::kWorkerPerCpu becomes the number of CPUs that workers may

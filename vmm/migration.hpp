@@ -58,6 +58,7 @@ struct MigrationProgress {
 struct MigrationReport {
     bool complete = false;          ///< false: a stop was requested, and the guest is still here
     bool shared = false;            ///< memory was handed over, and no page was sent
+    bool post_copy = false;         ///< the guest went over before all of its memory had
     std::uint64_t memory_bytes = 0; ///< of the guest
     std::uint64_t sent_bytes = 0;   ///< over the wire, for pages
     std::uint64_t last_bytes = 0;   ///< of memory that was sent while the guest stood still
@@ -88,6 +89,10 @@ struct MigrationOptions {
     /// How much of their time vCPUs may be held, in percent, if the guest changes memory faster than it can be sent: 0
     /// (never) to 99.
     unsigned most_throttled_percent = 80;
+    /// After so many rounds the guest goes over even if not all of its memory has: it waits there for what it touches,
+    /// and the rest follows (post-copy). From then on a connection that is cut loses the guest. 0: never. It has no
+    /// effect on memory that is handed over.
+    unsigned post_copy_after = 0;
     /// How long devices may take to finish what they have begun (Machine::pause()).
     std::chrono::milliseconds within{20'000};
     /// How long the other end is looked for again after a connection was cut.
@@ -159,6 +164,9 @@ class IncomingGuest {
     [[nodiscard]] const std::string& config() const;
     /// Whether its memory comes as files, and no page is copied; false before wait().
     [[nodiscard]] bool hands_memory_over() const noexcept;
+    /// Whether the guest may arrive before all of its memory has (MigrationOptions::post_copy_after): then memory is
+    /// populated, pinned and filled while it runs. False before wait().
+    [[nodiscard]] bool may_post_copy() const noexcept;
     /// Tells the source that its guest is not taken, and why. The next one can come: see wait().
     void refuse(std::string_view why) noexcept;
 

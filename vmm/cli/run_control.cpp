@@ -161,6 +161,10 @@ int do_job(const ControlCommand& command, const Client& client, const ControlReq
     if (events.status() >= kFirstRefusal) {
         return refused(command, events.refusal());
     }
+    if (parse(request.body).value("post_copy_after", std::uint64_t{0}) != 0) {
+        print_message("vmm ctl: the guest may go over before all of its memory has: from then on a connection that is "
+                      "cut loses it\n");
+    }
     const ClientAnswer begun = client.ask(request.method, request.target, request.body);
     if (begun.status >= kFirstRefusal) {
         return refused(command, begun.body);

@@ -49,6 +49,7 @@ Json json_of(const prefault::Report& report) {
 
 Json json_of(const MigrationReport& report) {
     return {{"shared", report.shared},
+            {"post_copy", report.post_copy},
             {"memory_bytes", report.memory_bytes},
             {"sent_bytes", report.sent_bytes},
             {"last_bytes", report.last_bytes},
@@ -377,6 +378,7 @@ HttpAnswer MachineControl::migrate(const Arguments& arguments) {
     if (const auto within = arguments.number("within")) {
         options.within = std::chrono::seconds(*within);
     }
+    options.post_copy_after = static_cast<unsigned>(arguments.number("post_copy_after").value_or(0));
     options.config = surroundings_.machine_options;
     options.check();
     return started(jobs_.start("migrate", [this, options = std::move(options)](const Jobs::Context& context) {

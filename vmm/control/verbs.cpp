@@ -154,6 +154,13 @@ std::vector<Parameter> migrate_parameters() {
          .help = "Most of their time, in percent, that vCPUs are held if the guest changes memory too fast; 0: never",
          .most = MigrationOptions::kMostThrottledPercent,
          .standard = std::to_string(standard.most_throttled_percent)},
+        {.name = "post_copy_after",
+         .kind = Kind::kNumber,
+         .help =
+             "After so many rounds over memory the guest goes over, and waits there for what it touches; from then on "
+             "a connection that is cut loses the guest. 0: never",
+         .most = 1000,
+         .standard = "0"},
         {.name = "tls",
          .kind = Kind::kPath,
          .help = "A directory with ca-cert.pem, client-cert.pem and client-key.pem: both ends prove who they are"},

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <optional>
@@ -11,6 +12,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/user_fault_fd.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "vmm/machine/check_machine.hpp"
 #include "vmm/machine/rebuild.hpp"
@@ -18,6 +20,7 @@
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/migration/messages.hpp"
 #include "vmm/migration/peer_process.hpp"
+#include "vmm/migration/remote_chunks.hpp"
 #include "vmm/state/state_file.hpp"
 
 namespace vmm {
@@ -30,6 +33,10 @@ constexpr std::chrono::milliseconds kPatienceWithSource{60'000};
 constexpr std::chrono::seconds kPatienceWithQuestions{30};
 /// How long a last word to the source may take.
 constexpr std::chrono::milliseconds kPatienceToSay{2000};
+/// The source opens these at once.
+constexpr std::chrono::seconds kPatienceWithConnections{30};
+/// What the guest waits for.
+constexpr std::chrono::milliseconds kPatienceWithServers{20'000};
 constexpr int kTurnMs = 100;
 
 constexpr const char* kTriedToArrive = "cannot go on with the guest that arrives: ";
@@ -56,9 +63,18 @@ Arrival::Arrival(const Config& config, const StopRequest& stop)
     }
     streams_ = announced.hello.streams;
     report_.shared = is_shared_;
+    if (guest_.may_post_copy) {
+        if (const std::string problem = UserFaultFd::problem(); !problem.empty()) {
+            const std::string why =
+                kTriedToArrive + ("before all of its memory is here: " + problem) + " (migrate it without post-copy)";
+            static_cast<void>(say(MessageType::kRefused, encode(Why{why})));
+            throw Error(why);
+        }
+    }
 }
 
 Arrival::~Arrival() {
+    say_complete(true); // A guest that has ended needs no more memory.
     {
         const std::lock_guard hold(lock_);
         is_closing_ = true;
@@ -86,6 +102,8 @@ bool Arrival::adopts_page_tables(const prefault::SecondLevelHost& /*host*/) cons
 
 void Arrival::note_memory(const GuestRam& ram, Embedder& embedder) {
     files_.clear(); // GuestRam has its own.
+    ram_ = &ram;
+    embedder_ = &embedder;
     embedder.log(LogLevel::kInfo, vmm::format("a guest arrives from {}", control_->name()));
     if (!is_shared_) {
         pages_ = std::make_unique<PageReceiver>(
@@ -163,6 +181,14 @@ void Arrival::prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_l
         last.machine.adopted_page_tables != state_.machine.adopted_page_tables) {
         throw Error(std::string(kTriedToArrive) + "it has become another machine on its way");
     }
+    std::optional<PostCopy> post_copy;
+    {
+        const std::lock_guard hold(lock_);
+        post_copy = post_copy_;
+    }
+    if (post_copy) {
+        begin_post_copy(*post_copy); // KVM touches memory as soon as it has the registers of vCPUs.
+    }
     for (std::size_t id = 0; id < vcpus.size(); ++id) {
         static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // What is refused was said before.
     }
@@ -180,17 +206,123 @@ void Arrival::prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_l
     static_cast<void>(say(MessageType::kPrepared, encode(Prepared{mapped, report_.fill_seconds})));
 }
 
-void Arrival::put_into(Hardware& /*hardware*/, Embedder& /*embedder*/) {}
+/// What the source has not sent yet comes when it is touched, from now on.
+void Arrival::begin_post_copy(const PostCopy& post_copy) {
+    {
+        std::unique_lock hold(lock_);
+        streams_are_over_ = true;
+        const bool are_there = changed_.wait_for(hold, kPatienceWithConnections, [&] {
+            return failure_ || std::ranges::find(serving_, nullptr) == serving_.end();
+        });
+        if (failure_ || !are_there) {
+            throw Error(std::string(kTriedToArrive) + "the source does not offer what is left of its memory");
+        }
+    }
+    pages_->cut();
+    layout_.emplace(state_.machine.memory);
+    LazyMemory::Settings settings;
+    settings.workers = post_copy.connections - 1;
+    settings.present.assign(layout_->chunks(), true);
+    for (std::size_t chunk = 0; chunk < layout_->chunks(); ++chunk) {
+        settings.present[chunk] = (post_copy.absent_chunks.at(chunk / 8) >> (chunk % 8) & std::byte{1}) == std::byte{0};
+    }
+    if (std::ranges::find(settings.present, false) == settings.present.end()) {
+        throw Error(std::string(kTriedToArrive) + "the source says that memory is missing, and of none where");
+    }
+    settings.failed = [this](std::exception_ptr why) {
+        try {
+            std::rethrow_exception(why);
+        } catch (const std::exception& error) {
+            embedder_->warn(std::string("the guest cannot go on without memory that the source has not sent: ") +
+                            error.what());
+        } catch (...) { // note_failure() has it.
+        }
+        embedder_->note_failure(std::move(why));
+    };
+    settings.loaded = [this] {
+        is_loaded_ = true;
+        wake_.signal();
+    };
+    const auto next_source = [this]() -> std::unique_ptr<ChunkSource> {
+        const std::lock_guard hold(lock_);
+        return std::make_unique<RemoteChunks>(*layout_, serving_.at(next_serving_++));
+    };
+    bridge_.emplace(stop_);
+    on_stop_.emplace(bridge_->token(), [this] { end_serving(); });
+    lazy_.emplace(*layout_, next_source, certain_page_bytes(config_.page_size), std::move(settings));
+    lazy_->serve(*ram_);
+}
+
+void Arrival::put_into(Hardware& hardware, Embedder& embedder) {
+    embedder.log(LogLevel::kInfo, "the guest has arrived");
+    if (lazy_) {
+        const bool fills = config_.prefault.scope == prefault::Scope::kAll && config_.prefault.ranges.empty();
+        lazy_->load(fills ? &hardware.second_level : nullptr, bridge_->token());
+    }
+}
+
+/// Nobody waits for the source any more.
+void Arrival::end_serving() noexcept {
+    for (const std::shared_ptr<Channel>& channel : serving_) {
+        if (channel) {
+            channel->shut_down();
+        }
+    }
+}
+
+void Arrival::note_guest_runs(bool runs) noexcept {
+    if (lazy_) {
+        lazy_->note_guest_runs(runs);
+    }
+}
+
+void Arrival::finish(const std::stop_token& stop) {
+    if (lazy_) {
+        lazy_->wait(stop);
+    }
+}
+
+void Arrival::abandon() noexcept {
+    if (lazy_) {
+        if (!lazy_->report().seconds_until_loaded) {
+            end_serving();
+        }
+        lazy_->abandon();
+    }
+}
+
+void Arrival::let_go_of_memory() noexcept {
+    if (pages_) {
+        pages_->cut();
+    }
+    abandon();
+    if (lazy_) {
+        lazy_->let_go();
+    }
+}
+
+std::optional<LazyReport> Arrival::lazy_report() const {
+    return lazy_ ? std::optional(lazy_->report()) : std::nullopt;
+}
 
 void Arrival::start(Hardware& hardware) {
     restore_clocks_and_interrupts(hardware, state_.machine,
                                   {.clock = kvm::ClockPolicy::kRealtime, .generation = GenerationPolicy::kSame});
+    const std::lock_guard saying(saying_); // Nothing else is said before this.
+    std::shared_ptr<Channel> source;
     {
         const std::lock_guard hold(lock_);
         phase_ = Phase::kRunning;
-        report_.takeover_seconds = std::chrono::duration<double>(Clock::now() - *last_state_at_).count();
+        report_.takeover_seconds =
+            last_state_at_ ? std::chrono::duration<double>(Clock::now() - *last_state_at_).count() : 0;
+        source = control_;
     }
-    static_cast<void>(say(MessageType::kRunning)); // It is ours whatever becomes of the source, which may ask.
+    if (source) {
+        try {
+            send_message(*source, MessageType::kRunning);
+        } catch (const Error&) { // It is ours whatever becomes of the source, which may ask.
+        }
+    }
 }
 
 bool Arrival::starts_paused() const noexcept {
@@ -286,6 +418,11 @@ void Arrival::converse() noexcept {
         pages_->cut();
     }
     guest_.reception.reset(); // Nobody is waited for any more.
+    const std::lock_guard hold(lock_);
+    control_.reset();
+    if (is_loaded_) {
+        serving_.clear();
+    }
 }
 
 /// Waits for whatever happens next, and heeds it. False: there is nothing to be waited for.
@@ -314,7 +451,19 @@ bool Arrival::serve_once() {
         greet(std::move(*visitor));
     }
     heed_cut();
+    say_complete(is_loaded_);
     return true;
+}
+
+/// That the source is not needed any more, if the guest came before its memory and `is_so`. Once.
+void Arrival::say_complete(bool is_so) noexcept {
+    {
+        const std::lock_guard hold(lock_);
+        if (!is_so || phase_ != Phase::kRunning || !streams_are_over_ || std::exchange(has_said_complete_, true)) {
+            return;
+        }
+    }
+    static_cast<void>(say(MessageType::kComplete));
 }
 
 void Arrival::heed(Message message) {
@@ -327,6 +476,17 @@ void Arrival::heed(Message message) {
         last_state_at_ = Clock::now();
         last_state_ = std::move(message.body);
         changed_.notify_all();
+        return;
+    case MessageType::kPostCopy:
+        if (phase_ != Phase::kReceiving || !guest_.may_post_copy || post_copy_) {
+            break;
+        }
+        post_copy_ = decode<PostCopy>(message);
+        if (post_copy_->absent_chunks.size() != (MemoryLayout(state_.machine.memory).chunks() + 7) / 8) {
+            hold.unlock();
+            throw Error(std::string(kTriedToArrive) + "the source speaks of another memory");
+        }
+        serving_.resize(post_copy_->connections);
         return;
     case MessageType::kAsk: {
         const bool is_full = is_full_;
@@ -381,6 +541,17 @@ void Arrival::greet(Reception::Visitor visitor) {
             pages_->add(stream.index, std::move(visitor.channel));
             return;
         }
+        case MessageType::kServe: {
+            const auto serve = decode<Serve>(visitor.first);
+            const std::lock_guard hold(lock_);
+            if (serve.session != session_ || serve.index >= serving_.size() || serving_[serve.index]) {
+                throw Error("it belongs to another migration");
+            }
+            channel.set_patience(kPatienceWithServers);
+            serving_[serve.index] = std::move(visitor.channel);
+            changed_.notify_all();
+            return;
+        }
         case MessageType::kResume:
             if (decode<Resume>(visitor.first).session != session_ || !pages_) {
                 throw Error("it belongs to another migration");
@@ -419,6 +590,9 @@ void Arrival::resume(Reception::Visitor visitor) {
         if (phase_ > Phase::kPrepared) {
             throw Error("the guest is here already");
         }
+        if (post_copy_) {
+            throw Error("some of its memory is not here any more");
+        }
         phase_ = Phase::kReceiving;
         last_state_.reset();
         if (control_) {
@@ -443,7 +617,7 @@ void Arrival::resume(Reception::Visitor visitor) {
 void Arrival::note_stream_cut(const std::string& why) noexcept {
     {
         const std::lock_guard hold(lock_);
-        if (phase_ >= Phase::kOurs) {
+        if (phase_ >= Phase::kOurs || streams_are_over_) {
             return;
         }
     }

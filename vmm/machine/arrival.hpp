@@ -1,15 +1,18 @@
 // A machine that begins with a guest that arrives from another process or host.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -20,9 +23,12 @@
 #include "vmm/config.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/first_state.hpp"
+#include "vmm/machine/lazy_memory.hpp"
 #include "vmm/machine/machine_second_level.hpp"
+#include "vmm/machine/stop_bridge.hpp"
 #include "vmm/migration/incoming_guest.hpp"
 #include "vmm/migration/page_receiver.hpp"
+#include "vmm/state/memory_layout.hpp"
 #include "vmm/state/snapshot_state.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -51,6 +57,12 @@ class Arrival final : public FirstState {
     [[nodiscard]] bool comes_later() const noexcept override { return true; }
     void wait_for_state(MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus) override;
     void note_failure(std::string_view why) noexcept override;
+    void let_go_of_memory() noexcept override;
+    [[nodiscard]] bool is_lazy() const noexcept override { return lazy_.has_value(); }
+    void note_guest_runs(bool runs) noexcept override;
+    void finish(const std::stop_token& stop) override;
+    void abandon() noexcept override;
+    [[nodiscard]] std::optional<LazyReport> lazy_report() const override;
     void put_into(Hardware& hardware, Embedder& embedder) override;
     void start(Hardware& hardware) override;
     [[nodiscard]] bool starts_paused() const noexcept override;
@@ -75,6 +87,9 @@ class Arrival final : public FirstState {
     };
 
     void fill(MachineSecondLevel& second_level);
+    void begin_post_copy(const PostCopy& post_copy);
+    void end_serving() noexcept;
+    void say_complete(bool is_so) noexcept;
     void prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus);
     [[noreturn]] void rethrow_failure();
 
@@ -105,6 +120,12 @@ class Arrival final : public FirstState {
     Clock::time_point begin_ = Clock::now();
     std::optional<prefault::Report> prefault_;
     std::unique_ptr<PageReceiver> pages_;
+    const GuestRam* ram_ = nullptr; ///< from note_memory() on, as the next
+    Embedder* embedder_ = nullptr;
+    std::optional<MemoryLayout> layout_;            ///< of a post-copy, as the next three
+    std::vector<std::shared_ptr<Channel>> serving_; ///< what this end asks on; all are there once lazy_ is
+    std::size_t next_serving_ = 0;                  ///< guarded by lock_, as serving_ is until then
+    std::optional<StopBridge> bridge_;
     EventFd wake_;      ///< of the thread
     std::mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 
@@ -118,11 +139,18 @@ class Arrival final : public FirstState {
     std::optional<std::vector<std::byte>> last_state_; ///< came, and has not been looked at yet
     std::exception_ptr failure_;
     bool is_full_ = false;
+    std::optional<PostCopy> post_copy_; ///< the source wants one
+    bool streams_are_over_ = false;     ///< the source sends no more pages by itself
+    bool has_said_complete_ = false;
     bool is_closing_ = false;
     bool starts_paused_ = false;
     std::uint32_t attempt_ = 0;
     std::optional<Clock::time_point> last_state_at_;
     ArrivalReport report_;
+
+    std::optional<LazyMemory> lazy_;     ///< nothing unless the guest came before its memory
+    std::atomic<bool> is_loaded_{false}; ///< all of lazy_'s memory is there
+    std::optional<std::stop_callback<std::function<void()>>> on_stop_; ///< ends what lazy_ waits for
 
     std::thread thread_; // last: it uses all of the above
 };

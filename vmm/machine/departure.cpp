@@ -15,12 +15,14 @@
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
 #include "vmm/machine/capture.hpp"
+#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/machine/vcpu_throttle.hpp"
 #include "vmm/migration/channel.hpp"
 #include "vmm/migration/messages.hpp"
 #include "vmm/migration/page_sender.hpp"
 #include "vmm/migration/peer_process.hpp"
 #include "vmm/migration/session_id.hpp"
+#include "vmm/state/memory_layout.hpp"
 #include "vmm/state/page_bits.hpp"
 #include "vmm/state/state_file.hpp"
 #include "vmm/version.hpp"
@@ -118,6 +120,7 @@ class Departure {
         hello.session = session_;
         hello.streams = options_.streams;
         hello.shares_memory = report_.shared;
+        hello.may_post_copy = options_.post_copy_after != 0;
         hello.config = options_.config;
         hello.vmm_version = kVersion;
         send_message(*control_, MessageType::kHello, encode(hello));
@@ -208,6 +211,9 @@ class Departure {
                 if (is_committed_) {
                     throw;
                 }
+                if (report_.post_copy) { // The destination has dropped some of what it had.
+                    throw Error(std::string("cannot migrate the machine, which goes on here: ") + error.what());
+                }
                 todo = go_on_after(error, todo);
             }
         }
@@ -248,7 +254,7 @@ class Departure {
     bool may_switch(const PageBits& todo) {
         const std::uint64_t left = bytes_of(todo);
         dirtied_per_second_ = static_cast<double>(left) / round_seconds_;
-        if (is_forced_) {
+        if (is_forced_ || (options_.post_copy_after != 0 && report_.rounds >= options_.post_copy_after)) {
             return true;
         }
         if (fits(left)) {
@@ -366,7 +372,9 @@ class Departure {
                 join(todo, log_->take_all());
             }
             const std::uint64_t left = bytes_of(todo);
-            if (!report_.shared && !is_forced_ && !fits(left)) {
+            const bool too_much = !report_.shared && !fits(left);
+            report_.post_copy = too_much && options_.post_copy_after != 0;
+            if (too_much && !is_forced_ && !report_.post_copy) {
                 return false;
             }
             send_last(todo, left, asked);
@@ -378,15 +386,90 @@ class Departure {
         });
         if (is_over) {
             resumer.dismiss();
+            if (report_.post_copy) {
+                serve_rest();
+            }
             report_.complete = true;
         }
         return is_over;
     }
 
+    // ---- post-copy
+
+    /// What is left goes over when the guest asks for it, or by and by. From here on a cut link ends the attempt: what
+    /// the destination does not have, it has dropped.
+    void begin_post_copy(const PageBits& todo) {
+        std::vector<GuestRange> ranges;
+        for (const MemoryRegion& region : machine_.hardware.ram.memory().regions()) {
+            ranges.push_back(region.range);
+        }
+        std::ranges::sort(ranges, {}, &GuestRange::base);
+        const MemoryLayout layout(ranges);
+        PostCopy message;
+        message.connections = options_.streams + 1; // One is for what the guest waits for.
+        message.absent_chunks.resize((layout.chunks() + 7) / 8);
+        for (std::size_t chunk = 0; chunk < layout.chunks(); ++chunk) {
+            if (has_any(todo, layout.chunk(chunk).range)) {
+                message.absent_chunks[chunk / 8] |= std::byte{1} << (chunk % 8);
+            }
+        }
+        send_message(*control_, MessageType::kPostCopy, encode(message));
+        for (unsigned index = 0; index < message.connections; ++index) {
+            servers_.push_back(
+                connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect));
+            servers_.back()->set_patience(kPatience);
+            send_message(*servers_.back(), MessageType::kServe, encode(Serve{session_, index}));
+        }
+        for (const std::unique_ptr<Channel>& channel : servers_) {
+            serving_.threads.push_back(start_thread("memory that follows a guest", [this, &channel] {
+                try {
+                    sender_.serve(*channel, machine_ends_);
+                } catch (const Error&) { // The destination has all, or it has gone: the control connection tells which.
+                }
+            }));
+        }
+    }
+
+    [[nodiscard]] bool has_any(const PageBits& pages, GuestRange range) const {
+        const std::span<const MemoryRegion> regions = machine_.hardware.ram.memory().regions();
+        for (std::size_t i = 0; i < regions.size(); ++i) {
+            if (regions[i].range.contains(range)) {
+                const std::uint64_t first =
+                    (to_integer(range.base) - to_integer(regions[i].range.base)) / WriteLog::kPageBytes;
+                for (std::uint64_t page = first; page < first + range.size / WriteLog::kPageBytes; ++page) {
+                    if (is_set(pages[i], page)) {
+                        return true;
+                    }
+                }
+            }
+        }
+        return false;
+    }
+
+    /// Until the destination has all of memory. The guest runs there.
+    void serve_rest() {
+        stage_ = "memory that the guest has not yet";
+        try {
+            while (!control_->wait_readable(milliseconds(100))) {
+                if (machine_ends_.stop_requested()) {
+                    throw StoppedError("the machine ends, and the guest has not all of its memory yet");
+                }
+            }
+            static_cast<void>(expect(MessageType::kComplete));
+            send_message(*control_, MessageType::kFarewell);
+        } catch (const LinkError& error) {
+            throw Error(std::string("the guest is lost: it went over before all of its memory had, and the connection "
+                                    "ended: ") +
+                        error.what());
+        }
+    }
+
     void send_last(const PageBits& todo, std::uint64_t left, Clock::time_point asked) {
         throttle_.set_percent(0);
         const std::vector<std::byte> state = state_now();
-        if (!report_.shared) {
+        if (report_.post_copy) {
+            begin_post_copy(todo);
+        } else if (!report_.shared) {
             send_round(todo);
             report_.last_bytes = left;
         }
@@ -428,7 +511,9 @@ class Departure {
         }
         static_cast<void>(expect(MessageType::kRunning));
         try {
-            send_message(*control_, MessageType::kFarewell);
+            if (!report_.post_copy) {
+                send_message(*control_, MessageType::kFarewell);
+            }
         } catch (const Error&) { // The guest runs there whatever we say.
         }
     }
@@ -513,12 +598,19 @@ class Departure {
         try {
             if (control_) {
                 sender_.shut_down();
+                end_serving();
                 control_->set_patience(milliseconds(1000));
                 on_stop_.reset();
                 cancelled_.clear();
                 send_message(*control_, MessageType::kAbort, encode(Why{why}));
             }
         } catch (...) { // The other end sees that the connection ends.
+        }
+    }
+
+    void end_serving() noexcept {
+        for (const std::unique_ptr<Channel>& channel : servers_) {
+            channel->shut_down();
         }
     }
 
@@ -624,6 +716,17 @@ class Departure {
     bool is_forced_ = false;
     bool is_committed_ = false;
     MigrationReport report_;
+    std::vector<std::unique_ptr<Channel>> servers_; ///< what the destination asks on, in a post-copy
+    struct Serving {
+        ~Serving() {
+            departure.end_serving();
+            for (std::thread& thread : threads) {
+                thread.join();
+            }
+        }
+        Departure& departure;
+        std::vector<std::thread> threads{};
+    } serving_{*this}; // last: its threads use all of the above
 };
 
 } // namespace

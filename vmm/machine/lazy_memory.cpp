@@ -44,7 +44,7 @@ void drop_pages(std::span<std::byte> bytes) noexcept {
 class LazyMemory::Loader {
   public:
     explicit Loader(LazyMemory& owner)
-        : owner_(owner), reader_(owner.source_),
+        : owner_(owner), source_(owner.make_source_()),
           content_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kLazyPurpose)),
           zeros_(Mapping::anonymous(kMemoryChunkBytes, kMemoryChunkBytes, 0, kLazyPurpose)) {
         ::madvise(content_.data(), content_.size(), owner.can_move_ ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
@@ -56,7 +56,7 @@ class LazyMemory::Loader {
         const std::span<std::byte> memory = owner_.piece_of(chunk).bytes;
         const std::span<std::byte> content = content_.bytes().first(memory.size());
         const bool moves = owner_.can_move_ && memory.size() == content_.size();
-        if (!reader_.read(chunk, content)) {
+        if (!source_->read(chunk, content)) {
             if (!moves) {
                 owner_.faults_.provide(memory, zeros_.bytes().first(memory.size()));
                 return;
@@ -75,17 +75,24 @@ class LazyMemory::Loader {
 
   private:
     LazyMemory& owner_;
-    ChunkReader reader_;
+    std::unique_ptr<ChunkSource> source_;
     Mapping content_;
     Mapping zeros_;
 };
 
-LazyMemory::LazyMemory(const MemorySource& source, std::size_t page_bytes, Settings settings)
-    : source_(source), page_bytes_(page_bytes), settings_(std::move(settings)), faults_(page_bytes),
-      states_(source.layout.chunks()) {
+LazyMemory::LazyMemory(const MemoryLayout& layout, MakeSource make_source, std::size_t page_bytes, Settings settings)
+    : layout_(layout), make_source_(std::move(make_source)), page_bytes_(page_bytes), settings_(std::move(settings)),
+      faults_(page_bytes), states_(layout.chunks()) {
     assert(page_bytes <= kMemoryChunkBytes);
     std::vector<bool> is_first(states_.size());
     order_ = settings_.working_set;
+    for (std::size_t chunk = 0; chunk < settings_.present.size(); ++chunk) {
+        if (settings_.present[chunk]) {
+            states_[chunk] = State::kPresent;
+            is_first[chunk] = true;
+            ++present_;
+        }
+    }
     for (const std::size_t chunk : order_) {
         is_first[chunk] = true;
     }
@@ -115,17 +122,40 @@ void LazyMemory::serve(const GuestRam& ram) {
     const bool anywhere = std::ranges::none_of(placed, [](const auto& part) { return part.node.has_value(); });
     is_thp_ = ram.memory().page_size() == PageSize::kThp;
     can_move_ = is_thp_ && anywhere && faults_.can_move();
-    for (const MemoryPiece& region : source_.layout.regions()) {
+    for (const MemoryPiece& region : layout_.regions()) {
         regions_.push_back({ram.memory().at(region.range).value(), region.range.base,
                             static_cast<std::size_t>(region.file_offset / kMemoryChunkBytes)});
     }
     for (const Region& region : regions_) {
-        faults_.watch(region.bytes);
+        watch(region);
     }
     is_serving_ = true;
     records_ = settings_.record_for.count() != 0;
     for (unsigned i = 0; i < settings_.demand_threads; ++i) {
         start("lazy", &LazyMemory::serve_demand);
+    }
+}
+
+/// All of it but what is present, where a page that is missing is zero.
+void LazyMemory::watch(const Region& region) {
+    if (settings_.present.empty()) {
+        faults_.watch(region.bytes);
+        return;
+    }
+    std::size_t begin = 0;
+    for (std::size_t offset = 0; offset < region.bytes.size(); offset += kMemoryChunkBytes) {
+        const std::size_t end = std::min<std::size_t>(offset + kMemoryChunkBytes, region.bytes.size());
+        const bool present = settings_.present[region.first_chunk + offset / kMemoryChunkBytes];
+        if (!present && end != region.bytes.size()) {
+            continue;
+        }
+        const std::size_t stop = present ? offset : end;
+        if (stop > begin) {
+            const std::span<std::byte> absent = region.bytes.subspan(begin, stop - begin);
+            drop_pages(absent);
+            faults_.watch(absent);
+        }
+        begin = end;
     }
 }
 
@@ -148,7 +178,7 @@ void LazyMemory::load(MachineSecondLevel* second_level, const std::stop_token& s
 }
 
 LazyMemory::Piece LazyMemory::piece_of(std::size_t chunk) const {
-    const GuestRange range = source_.layout.chunk(chunk).range;
+    const GuestRange range = layout_.chunk(chunk).range;
     const auto after = std::ranges::upper_bound(regions_, chunk, {}, &Region::first_chunk);
     const Region& region = *std::prev(after);
     return {region.bytes.subspan(to_integer(range.base) - to_integer(region.base), range.size), range};
@@ -366,6 +396,9 @@ void LazyMemory::note_loaded() noexcept {
         seconds_until_loaded_ = seconds_from(begin_);
     }
     changed_.notify_all();
+    if (settings_.loaded) {
+        settings_.loaded();
+    }
 }
 
 void LazyMemory::fail(std::exception_ptr why) noexcept {

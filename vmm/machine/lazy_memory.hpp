@@ -9,6 +9,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -41,9 +42,11 @@ class LazyMemory {
         unsigned demand_threads = 1; ///< who wait for accesses; at least 1
         unsigned workers = 1;        ///< who load the rest; at least 1
         WorkingSet working_set{};    ///< what is loaded first
+        std::vector<bool> present{}; ///< by chunk: what is there already; empty: nothing is
         /// So long nothing is loaded but what is touched, and that is given to `recorded`. 0: never.
         std::chrono::milliseconds record_for{0};
         std::function<void(const WorkingSet&)> recorded{}; ///< on a thread of this object; what it throws is a failure
+        std::function<void()> loaded{}; ///< is told that all is there, on a thread of this object; it throws nothing
         /// It is given what went wrong, once, on a thread of this object. The guest cannot go on then, and has to be
         /// stopped. From then on the kernel gets an error if it touches memory that is not there yet, be it for a vCPU
         /// or to write it to a disk. If this process touches such memory itself, it waits until no guest runs, and then
@@ -51,14 +54,18 @@ class LazyMemory {
         std::function<void(std::exception_ptr)> failed{};
     };
 
-    /// Nothing is read yet. What `source` refers to outlives this. Throws Error: this process can have no userfaultfd.
-    LazyMemory(const MemorySource& source, std::size_t page_bytes, Settings settings);
+    /// Makes what one thread gets chunks from, on that thread. Throws Error.
+    using MakeSource = std::function<std::unique_ptr<ChunkSource>()>;
+
+    /// Nothing is read yet. `layout`, and what a source refers to, outlive this. Throws Error: this process can have no
+    /// userfaultfd.
+    LazyMemory(const MemoryLayout& layout, MakeSource make_source, std::size_t page_bytes, Settings settings);
     ~LazyMemory();
     LazyMemory(const LazyMemory&) = delete;
     LazyMemory& operator=(const LazyMemory&) = delete;
 
-    /// From now on whoever touches `ram`, whose memory is that of the source's layout and has no pages yet, gets what
-    /// is in the source. Throws Error.
+    /// From now on whoever touches `ram`, whose memory is that of the layout, gets what is in the source. It has no
+    /// pages yet, but for those of chunks that are present; what others there are is dropped. Throws Error.
     void serve(const GuestRam& ram);
     /// Begins to load the rest, until `stop` is requested. From now on what comes is mapped in `second_level`, unless
     /// it is null. After serve(). Throws Error.
@@ -100,6 +107,7 @@ class LazyMemory {
     };
     class Loader;
 
+    void watch(const Region& region);
     [[nodiscard]] Piece piece_of(std::size_t chunk) const;
     /// The chunk that `page` is in; nothing if it is no guest memory.
     [[nodiscard]] std::optional<std::size_t> chunk_at(const std::byte* page) const noexcept;
@@ -120,7 +128,8 @@ class LazyMemory {
     void fail(std::exception_ptr why) noexcept;
     void start(const char* name, void (LazyMemory::*body)() noexcept);
 
-    const MemorySource source_;
+    const MemoryLayout& layout_;
+    const MakeSource make_source_;
     const std::size_t page_bytes_;
     const Settings settings_;
     UserFaultFd faults_;

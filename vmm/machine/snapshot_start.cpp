@@ -22,7 +22,9 @@ SnapshotStart::SnapshotStart(const Config& config, const StopRequest& stop)
     check_machine_like(snapshot_.state().machine, config,
                        "cannot go on from the snapshot " + config.restore->path + ": ");
     if (restores_lazily(config)) {
-        lazy_.emplace(memory_, certain_page_bytes(config.page_size), lazy_settings());
+        lazy_.emplace(
+            memory_.layout, [this] { return std::make_unique<ChunkReader>(memory_); },
+            certain_page_bytes(config.page_size), lazy_settings());
     }
 }
 

@@ -4,6 +4,7 @@
 #include "kvm/host/format.hpp"
 #include "kvm/host/write_log.hpp"
 #include "vmm/state/crc32c.hpp"
+#include "vmm/state/memory_layout.hpp"
 
 namespace vmm {
 
@@ -17,6 +18,7 @@ bool can_be(const FrameHeader& header) {
     switch (header.kind) {
     case FrameKind::kSync:
         return header.bytes == 0 && header.payload_bytes == 0;
+    case FrameKind::kAsk:
     case FrameKind::kZero:
         return header.payload_bytes == 0;
     case FrameKind::kRaw:
@@ -39,8 +41,8 @@ void FrameHeader::check(std::string_view who) const {
     }
     const bool has_pages = kind != FrameKind::kSync;
     if (!can_be(*this) || reserved != 0 ||
-        (has_pages && (bytes == 0 || bytes > kMostFrameBytes || !is_aligned(bytes, WriteLog::kPageBytes) ||
-                       !is_aligned(address, WriteLog::kPageBytes)))) {
+        (has_pages && (bytes == 0 || bytes > (kind == FrameKind::kAsk ? kMemoryChunkBytes : kMostFrameBytes) ||
+                       !is_aligned(bytes, WriteLog::kPageBytes) || !is_aligned(address, WriteLog::kPageBytes)))) {
         throw Error(vmm::format("{} sends a frame that cannot be (kind {}, {} bytes at {:#x}, {} of them on the wire)",
                                 who, static_cast<unsigned>(kind), bytes, address, payload_bytes));
     }

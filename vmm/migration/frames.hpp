@@ -18,6 +18,7 @@ enum class FrameKind : std::uint16_t {
     kRaw = 1,  ///< the bytes of the range
     kZero = 2, ///< nothing: the range is zero
     kZstd = 3, ///< the bytes of the range, compressed (RFC 8878)
+    kAsk = 5,  ///< nothing, from the destination: it wants this range, a chunk or less, and a kSync with its address
     kSync = 4, ///< nothing: the frames of a round end here; `address` is the round's number
 };
 

@@ -112,6 +112,7 @@ void IncomingGuest::Impl::receive(Reception::Visitor visitor) {
             check_shared(guest.shared_memory, guest.files, guest.first_state);
         }
         hands_memory_over = guest.hello.shares_memory;
+        may_post_copy = guest.hello.may_post_copy && !hands_memory_over;
         guest.control = std::move(visitor.channel);
         announced = std::move(guest);
     } catch (const std::exception& error) {
@@ -161,6 +162,10 @@ const std::string& IncomingGuest::config() const {
 
 bool IncomingGuest::hands_memory_over() const noexcept {
     return impl_->hands_memory_over;
+}
+
+bool IncomingGuest::may_post_copy() const noexcept {
+    return impl_->may_post_copy;
 }
 
 void IncomingGuest::refuse(std::string_view why) noexcept {

@@ -38,8 +38,9 @@ class IncomingGuest::Impl {
     const LogSink log;
     std::optional<Reception> reception; ///< nothing once nobody is waited for any more
     const MigrationAddress address;     ///< where it listens, or listened
-    bool hands_memory_over = false;     ///< the guest that announced itself last
-    Announced announced;                ///< after wait(); its control is null before, and when somebody has taken it
+    bool may_post_copy = false;
+    bool hands_memory_over = false; ///< the guest that announced itself last
+    Announced announced;            ///< after wait(); its control is null before, and when somebody has taken it
 
   private:
     void receive(Reception::Visitor visitor);

@@ -31,6 +31,7 @@ static_assert(sizeof(MessageHeader) == 16);
 
 constexpr std::size_t kMostTextBytes = 4096;
 constexpr std::size_t kMostVersionBytes = 64;
+constexpr std::size_t kMostChunkBytes = 1 * kMiB; ///< a bit for each 2 MiB: 16 TiB of memory
 
 std::uint32_t checksum_of(const MessageHeader& header) {
     return crc32c(std::as_bytes(std::span(&header, 1)).first(offsetof(MessageHeader, header_crc32c)));
@@ -47,6 +48,7 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
         return kMostStateBytes;
     case MessageType::kStream:
     case MessageType::kResume:
+    case MessageType::kServe:
     case MessageType::kQuestion:
     case MessageType::kMemory:
     case MessageType::kAbort:
@@ -59,6 +61,9 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
     case MessageType::kRefused:
     case MessageType::kAnswer:
         return kSmall;
+    case MessageType::kPostCopy:
+        return kMostChunkBytes + kSmall;
+    case MessageType::kComplete:
     case MessageType::kFarewell:
     case MessageType::kAccept:
     case MessageType::kRunning:
@@ -78,6 +83,7 @@ void describe(auto& fields, auto&& hello, const Hello& /*tag*/) {
     fields.raw("session", hello.session);
     fields.number("streams", hello.streams, {1, kMostStreams});
     fields.flag("shares_memory", hello.shares_memory);
+    fields.flag("may_post_copy", hello.may_post_copy);
     fields.text("config", hello.config, snapshot_files::kMostConfigBytes);
     fields.text("vmm_version", hello.vmm_version, kMostVersionBytes);
 }
@@ -85,6 +91,14 @@ void describe(auto& fields, auto&& stream, const Stream& /*tag*/) {
     fields.raw("session", stream.session);
     fields.number("index", stream.index, {0, kMostStreams - 1});
     fields.number("attempt", stream.attempt);
+}
+void describe(auto& fields, auto&& serve, const Serve& /*tag*/) {
+    fields.raw("session", serve.session);
+    fields.number("index", serve.index, {0, kMostStreams});
+}
+void describe(auto& fields, auto&& post_copy, const PostCopy& /*tag*/) {
+    fields.number("connections", post_copy.connections, {2, kMostStreams + 1});
+    fields.bytes("absent_chunks", post_copy.absent_chunks, {1, kMostChunkBytes});
 }
 void describe(auto& fields, auto&& resume, const Resume& /*tag*/) {
     fields.raw("session", resume.session);
@@ -190,6 +204,12 @@ std::vector<std::byte> encode(const Hello& value) {
 std::vector<std::byte> encode(const Stream& value) {
     return encoded(value);
 }
+std::vector<std::byte> encode(const Serve& value) {
+    return encoded(value);
+}
+std::vector<std::byte> encode(const PostCopy& value) {
+    return encoded(value);
+}
 std::vector<std::byte> encode(const Resume& value) {
     return encoded(value);
 }
@@ -227,6 +247,8 @@ Body decode(const Message& message) {
 }
 template Hello decode(const Message& message);
 template Stream decode(const Message& message);
+template Serve decode(const Message& message);
+template PostCopy decode(const Message& message);
 template Resume decode(const Message& message);
 template Question decode(const Message& message);
 template Welcome decode(const Message& message);

@@ -28,11 +28,13 @@ enum class MessageType : std::uint32_t {
     kHello = 1,    ///< Hello: a guest wants to come
     kStream = 2,   ///< Stream: pages will follow
     kResume = 3,   ///< Resume: the connections were cut, and the migration goes on
+    kServe = 5,    ///< Serve: the destination will ask for parts of memory here (post-copy)
     kQuestion = 4, ///< Question: has the guest been taken?
 
     // From the source, later.
     kFirstState = 16, ///< the state of the machine as it is now (encode_state()): what it will look like
     kMemory = 17,     ///< Memory: descriptors of files that are the guest's memory follow
+    kPostCopy = 23,   ///< PostCopy: the guest goes over now, and these parts of memory follow
     kLastState = 18,  ///< the state with which the guest goes on; no page follows
     kCommit = 19,     ///< Commit: the guest is the destination's from now on
     kAbort = 20,      ///< Why: the guest stays at the source
@@ -48,6 +50,7 @@ enum class MessageType : std::uint32_t {
     kRunning = 37,  ///< the guest runs from now on
     kRefused = 38,  ///< Why: the guest does not run here, and will not
     kAnswer = 39,   ///< Answer, to kQuestion
+    kComplete = 40, ///< all of memory is here (post-copy): the source is not needed any more
 };
 
 /// A message as it is on the wire: a header of 16 bytes (type, length, CRC-32C of the body, CRC-32C of the header's
@@ -71,6 +74,7 @@ struct Hello {
     SessionId session{};
     std::uint32_t streams = 1;
     bool shares_memory = false; ///< the guest's memory comes as files, and no page is sent
+    bool may_post_copy = false; ///< the guest may go over before all of its memory has
     std::string config{};       ///< JSON: what the guest's machine is configured with; at most 1 MiB
     std::string vmm_version{};  ///< for messages
 };
@@ -79,8 +83,17 @@ struct Stream {
     std::uint32_t index = 0;
     std::uint32_t attempt = 0; ///< how often the migration was resumed before
 };
+struct Serve {
+    SessionId session{};
+    std::uint32_t index = 0;
+};
 struct Resume {
     SessionId session{};
+};
+struct PostCopy {
+    std::uint32_t connections = 2; ///< that kServe will come on, at least 2
+    /// A bit for each chunk of memory (MemoryLayout) that is not whole, the first in bit 0 of the first byte.
+    std::vector<std::byte> absent_chunks{};
 };
 struct Question {
     SessionId session{};
@@ -119,6 +132,8 @@ struct SharedMemory {
 
 [[nodiscard]] std::vector<std::byte> encode(const Hello& value);
 [[nodiscard]] std::vector<std::byte> encode(const Stream& value);
+[[nodiscard]] std::vector<std::byte> encode(const Serve& value);
+[[nodiscard]] std::vector<std::byte> encode(const PostCopy& value);
 [[nodiscard]] std::vector<std::byte> encode(const Resume& value);
 [[nodiscard]] std::vector<std::byte> encode(const Question& value);
 [[nodiscard]] std::vector<std::byte> encode(const Welcome& value);

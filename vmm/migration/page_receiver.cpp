@@ -1,94 +1,16 @@
 #include "vmm/migration/page_receiver.hpp"
 
-#include <zstd.h>
-
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
+#include "vmm/migration/frame_reader.hpp"
 #include "vmm/migration/frames.hpp"
-#include "vmm/state/crc32c.hpp"
 
 namespace vmm {
-
-/// Takes frames off one stream.
-class PageReceiver::Unpacker {
-  public:
-    Unpacker(const GuestMemory& memory, Channel& channel) : memory_(memory), channel_(channel) {}
-
-    /// The next header; its range is memory, unless it is a kSync.
-    FrameHeader next() {
-        FrameHeader header;
-        channel_.receive(std::as_writable_bytes(std::span(&header, 1)));
-        header.check(channel_.name());
-        return header;
-    }
-
-    /// Puts what follows `header` into memory. Returns how many bytes followed.
-    std::size_t apply(const FrameHeader& header) {
-        const auto bytes = memory_.at(header.range(), hint_);
-        if (!bytes) {
-            throw Error(vmm::format("{} sends pages at {}, where the guest has no memory", channel_.name(),
-                                    to_string(header.range())));
-        }
-        switch (header.kind) {
-        case FrameKind::kZero:
-            std::memset(bytes->data(), 0, bytes->size()); // The pages stay, and so do their mappings.
-            break;
-        case FrameKind::kRaw:
-            channel_.receive(*bytes);
-            check(header, *bytes);
-            break;
-        case FrameKind::kZstd:
-            unpack(header, *bytes);
-            break;
-        case FrameKind::kSync:
-            break;
-        }
-        return header.payload_bytes;
-    }
-
-  private:
-    struct FreeContext {
-        void operator()(ZSTD_DCtx* context) const noexcept { ZSTD_freeDCtx(context); }
-    };
-
-    void check(const FrameHeader& header, std::span<const std::byte> payload) const {
-        if (crc32c(payload) != header.payload_crc32c) {
-            throw Error("pages from " + channel_.name() + " at " + to_string(header.range()) +
-                        " were changed on their way (try again, or use another network)");
-        }
-    }
-
-    void unpack(const FrameHeader& header, std::span<std::byte> bytes) {
-        packed_.resize(kMostFrameBytes);
-        const std::span<std::byte> packed = std::span(packed_).first(header.payload_bytes);
-        channel_.receive(packed);
-        check(header, packed);
-        if (!context_) {
-            context_.reset(ZSTD_createDCtx());
-            if (!context_) {
-                throw std::bad_alloc();
-            }
-        }
-        const std::size_t size =
-            ZSTD_decompressDCtx(context_.get(), bytes.data(), bytes.size(), packed.data(), packed.size());
-        if (ZSTD_isError(size) != 0 || size != bytes.size()) {
-            throw Error("pages from " + channel_.name() + " at " + to_string(header.range()) +
-                        " are not what their compression says (try again without compression)");
-        }
-    }
-
-    const GuestMemory& memory_;
-    Channel& channel_;
-    GuestMemory::Hint hint_;
-    std::vector<std::byte> packed_;
-    std::unique_ptr<ZSTD_DCtx, FreeContext> context_;
-};
 
 PageReceiver::PageReceiver(const GuestMemory& memory, unsigned streams, Callbacks callbacks)
     : memory_(memory), callbacks_(std::move(callbacks)), streams_(streams) {}
@@ -153,14 +75,21 @@ void PageReceiver::receive(Stream& stream) noexcept {
 }
 
 void PageReceiver::receive_all(Stream& stream) {
-    Unpacker unpacker(memory_, *stream.channel);
+    FrameReader reader(*stream.channel);
+    GuestMemory::Hint hint;
     for (;;) {
-        const FrameHeader header = unpacker.next();
+        const FrameHeader header = reader.next();
         if (header.kind == FrameKind::kSync) {
             note_sync(stream, header.address);
             continue;
         }
-        received_bytes_ += sizeof header + unpacker.apply(header);
+        const auto bytes = memory_.at(header.range(), hint);
+        if (!bytes) {
+            throw Error(vmm::format("{} sends pages at {}, where the guest has no memory", stream.channel->name(),
+                                    to_string(header.range())));
+        }
+        reader.take(header, *bytes);
+        received_bytes_ += sizeof header + header.payload_bytes;
         const std::lock_guard hold(lock_);
         ++stream.applied_frames;
     }

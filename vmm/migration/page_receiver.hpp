@@ -51,7 +51,6 @@ class PageReceiver {
         std::uint64_t applied_frames = 0;
         std::uint64_t synced_round = 0;
     };
-    class Unpacker;
     void receive(Stream& stream) noexcept;
     void receive_all(Stream& stream);
     void note_sync(Stream& stream, std::uint64_t round);

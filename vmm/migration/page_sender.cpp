@@ -78,8 +78,10 @@ class PageSender::Worker {
     };
 
   public:
-    Worker(PageSender& sender, Stream& stream)
-        : sender_(sender), stream_(stream), choice_(sender.settings_.compression), content_(kMostFrameBytes) {
+    Worker(PageSender& sender, Stream& stream) : Worker(sender, stream, *stream.channel) {}
+    Worker(PageSender& sender, Stream& stream, Channel& channel)
+        : sender_(sender), stream_(stream), channel_(channel), choice_(sender.settings_.compression),
+          content_(kMostFrameBytes) {
         if (sender.settings_.compression != Compression::kNone) {
             context_.reset(ZSTD_createCCtx());
             if (!context_) {
@@ -126,7 +128,7 @@ class PageSender::Worker {
     void send_sync(std::uint64_t number) {
         FrameHeader header{.kind = FrameKind::kSync, .address = number};
         header.seal();
-        stream_.channel->send(header.as_bytes());
+        channel_.send(header.as_bytes());
         sender_.sent_bytes_ += sizeof header;
     }
 
@@ -162,7 +164,7 @@ class PageSender::Worker {
         header.seal();
         const std::array pieces{header.as_bytes(), payload};
         stream_.frames.push_back(range); // Before it is sent, because a part of it may arrive.
-        stream_.channel->send(std::span(pieces).first(payload.empty() ? 1 : 2));
+        channel_.send(std::span(pieces).first(payload.empty() ? 1 : 2));
         sender_.sent_bytes_ += sizeof header + payload.size();
         sender_.pace_.wait_after(sizeof header + payload.size(), stop);
     }
@@ -182,6 +184,7 @@ class PageSender::Worker {
 
     PageSender& sender_;
     Stream& stream_;
+    Channel& channel_;
     CompressionChoice choice_;
     std::vector<std::byte> content_;
     std::vector<std::byte> packed_;
@@ -291,6 +294,33 @@ void PageSender::note_progress(std::uint64_t bytes) {
     if (now - told_ >= std::chrono::milliseconds(100)) {
         told_ = now;
         settings_.progress(std::min(done_bytes_, total_bytes_), total_bytes_);
+    }
+}
+
+void PageSender::serve(Channel& channel, const std::stop_token& stop) {
+    Stream stream;
+    Worker worker(*this, stream, channel);
+    const std::span<const MemoryRegion> regions = memory_.regions();
+    PageBits wanted = no_pages(regions);
+    while (!stop.stop_requested()) {
+        FrameHeader ask;
+        channel.receive(std::as_writable_bytes(std::span(&ask, 1)));
+        ask.check(channel.name());
+        std::size_t region = 0;
+        while (region < regions.size() && !regions[region].range.contains(ask.range())) {
+            ++region;
+        }
+        if (ask.kind != FrameKind::kAsk || region == regions.size()) {
+            throw Error(channel.name() + " asks for memory that there is not");
+        }
+        const std::uint64_t first =
+            (to_integer(ask.range().base) - to_integer(regions[region].range.base)) / WriteLog::kPageBytes;
+        const std::uint64_t count = ask.range().size / WriteLog::kPageBytes;
+        set_pages(wanted[region], first, count, true);
+        worker.send_chunk({region, first, count}, wanted, stop);
+        worker.send_sync(ask.address);
+        set_pages(wanted[region], first, count, false);
+        stream.frames.clear();
     }
 }
 

@@ -50,6 +50,10 @@ class PageSender {
     /// Sends `pages`, and the end of round `number`. The guest may run meanwhile: what it writes is to be sent again.
     /// Returns false if `stop` was requested. Throws LinkError, StoppedError, Error.
     [[nodiscard]] bool send(const PageBits& pages, std::uint64_t number, const std::stop_token& stop);
+    /// Answers what the destination asks for on `channel`, until it ends that, or `stop` is requested. Memory does not
+    /// change any more. Throws LinkError at the end of the channel, StoppedError, Error. Threads: any, several at once.
+    void serve(Channel& channel, const std::stop_token& stop);
+
     /// The destination has put all of the last round into memory.
     void note_synced() noexcept;
     /// Those of `pages`, which the last send() was given, that the destination has not put into memory.

@@ -28,17 +28,32 @@ struct MemorySource {
     std::span<const MemoryFile> files; ///< MemoryChunk::file counts them
 };
 
-/// Reads chunks of memory, and compares each with its checksum.
+/// Where one thread gets chunks of memory from.
 ///
 /// Threads: the one that made it.
-class ChunkReader {
+class ChunkSource {
+  public:
+    ChunkSource() = default;
+    virtual ~ChunkSource() = default;
+    ChunkSource(const ChunkSource&) = delete;
+    ChunkSource& operator=(const ChunkSource&) = delete;
+
+    /// Gets chunk `chunk` to `bytes`, as long as MemoryLayout::chunk() says. Returns false, with nothing that counts in
+    /// `bytes`, if it is all zero. Throws Error: it cannot be had.
+    [[nodiscard]] virtual bool read(std::size_t chunk, std::span<std::byte> bytes) = 0;
+};
+
+/// Reads chunks of memory from files, and compares each with its checksum.
+///
+/// Threads: the one that made it.
+class ChunkReader final : public ChunkSource {
   public:
     /// Opens nothing yet. What `source` refers to outlives it.
     explicit ChunkReader(const MemorySource& source) : source_(source), transfers_(source.files.size()) {}
 
     /// Reads chunk `chunk` to `bytes`, as long as MemoryLayout::chunk() says. Returns false, with nothing read, if it
     /// is all zero. Throws Error: the file cannot be read, or is damaged; `bytes` are something else then.
-    [[nodiscard]] bool read(std::size_t chunk, std::span<std::byte> bytes);
+    [[nodiscard]] bool read(std::size_t chunk, std::span<std::byte> bytes) override;
 
   private:
     const MemorySource source_;
