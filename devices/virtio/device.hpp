@@ -38,6 +38,9 @@ struct Identity {
     std::string name;                       ///< for messages and threads, at most 15 bytes: "blk0"
     std::uint64_t features = 0;             ///< offered by the type; Negotiation adds those above
     std::vector<std::uint16_t> queue_sizes; ///< by queue, the most entries it may have
+    /// How many queues there were in the first version of the device: a state that has fewer than there are now, but as
+    /// many as these, is of that version, and its driver has never seen the others. 0: as many as there are.
+    std::size_t first_queues = 0;
     std::vector<std::byte> config;          ///< the configuration space as it is at first
     std::vector<std::byte> config_writable; ///< by byte, which bits the driver may write; none beyond its end
 };

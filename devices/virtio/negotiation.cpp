@@ -46,6 +46,10 @@ Negotiation::Negotiation(const Identity& identity, const GuestMemory& memory, Ho
                          State state)
     : Negotiation(identity, memory, std::move(hooks), std::move(forget)) {
     state_ = std::move(state);
+    while (identity.first_queues != 0 && state_.queues.size() >= identity.first_queues &&
+           state_.queues.size() < identity.queue_sizes.size()) {
+        state_.queues.push_back(fresh_queue(state_.queues.size()));
+    }
     if (const std::string_view why = why_impossible(); !why.empty()) {
         throw Error("cannot restore the device " + identity_.name + ": " + std::string(why) +
                     " (see whether it is configured as the one whose state was saved)");

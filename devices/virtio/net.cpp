@@ -28,10 +28,23 @@ constexpr std::uint64_t kHostTso6 = 1ULL << 12;
 constexpr std::uint64_t kHostEcn = 1ULL << 13;
 constexpr std::uint64_t kMergeBuffers = 1ULL << 15;
 constexpr std::uint64_t kStatus = 1ULL << 16;
+constexpr std::uint64_t kControlQueue = 1ULL << 17;
+constexpr std::uint64_t kGuestAnnounce = 1ULL << 21;
 
 constexpr std::uint16_t kReceive = 0;
 constexpr std::uint16_t kTransmit = 1;
+constexpr std::uint16_t kControl = 2;
 constexpr std::uint16_t kLinkUp = 1;
+constexpr std::uint16_t kAnnounce = 2; ///< of the status: the driver is asked to announce the guest (5.1.6.5.4)
+/// What stands at the beginning of a command (5.1.6.5), and the answer at its end.
+struct Command {
+    std::uint8_t kind = 0;
+    std::uint8_t command = 0;
+};
+constexpr std::uint8_t kOfAnnouncements = 3;
+constexpr std::uint8_t kAcknowledged = 0;
+constexpr std::byte kDone{0};
+constexpr std::byte kNotDone{1};
 constexpr std::size_t kStatusOffset = sizeof(MacAddress); ///< in the configuration space (5.1.4)
 constexpr std::size_t kFlagsOffset = 0;                   ///< flags in the header (5.1.6)
 constexpr std::size_t kSegmentationOffset = 1;            ///< gso_type
@@ -41,8 +54,9 @@ Identity identity_of(std::string name, const FrameLink& link, const MacAddress& 
     Identity identity;
     identity.id = DeviceId::kNet;
     identity.name = std::move(name);
-    identity.queue_sizes.assign(2, Net::kQueueSize);
-    identity.features = kMac | kMergeBuffers | kStatus;
+    identity.queue_sizes = {Net::kQueueSize, Net::kQueueSize, Net::kControlQueueSize};
+    identity.first_queues = 2;
+    identity.features = kMac | kMergeBuffers | kStatus | kControlQueue | kGuestAnnounce;
     if (link.has_offloads()) {
         identity.features |=
             kChecksum | kGuestChecksum | kGuestTso4 | kGuestTso6 | kGuestEcn | kHostTso4 | kHostTso6 | kHostEcn;
@@ -95,6 +109,7 @@ Net::Net(std::string name, std::unique_ptr<FrameLink> link, const MacAddress& ma
         next_announcement_.emplace();
         announcements_left_ = kAnnouncements;
         is_announcement_due_ = true;
+        asks_to_announce_ = true;
     }
 }
 
@@ -108,6 +123,7 @@ Net::Net(std::string name, Tap tap, const MacAddress& mac)
 
 void Net::begin(std::uint64_t features) {
     const auto has = [features](std::uint64_t feature) { return (features & feature) != 0; };
+    can_announce_ = has(kGuestAnnounce);
     merges_ = has(kMergeBuffers);
     checksums_ = has(kGuestChecksum);
     segments_ = checksums_ && (has(kGuestTso4) || has(kGuestTso6));
@@ -118,6 +134,10 @@ void Net::end() noexcept {
     frame_bytes_ = 0;
     announcements_left_ = 0; // Another driver comes, and says itself who it is.
     is_announcement_due_ = false;
+    asks_to_announce_ = false;
+    if (std::exchange(has_asked_to_announce_, false)) {
+        tell_status();
+    }
     link_->set_offloads({});
 }
 
@@ -126,13 +146,13 @@ void Net::forget_queue(std::uint16_t index) noexcept {
         buffers_taken_ = 0;
         room_ = 0;
         wants_buffers_ = false;
-    } else {
+    } else if (index == kTransmit) {
         is_sending_ = false;
     }
 }
 
 std::uint16_t Net::put_back(std::uint16_t index) noexcept {
-    const std::size_t taken = index == kReceive ? buffers_taken_ : (is_sending_ ? 1 : 0);
+    const std::size_t taken = index == kReceive ? buffers_taken_ : (index == kTransmit && is_sending_ ? 1 : 0);
     forget_queue(index);
     return static_cast<std::uint16_t>(taken);
 }
@@ -165,6 +185,10 @@ Net::Statistics Net::statistics() const noexcept {
 }
 
 void Net::serve() {
+    obey_some();
+    if (asks_to_announce_ && can_announce_ && !std::exchange(has_asked_to_announce_, true)) {
+        tell_status();
+    }
     link_->send_rest();
     announce();
     send_some();
@@ -177,8 +201,7 @@ void Net::look_at_link() {
         return;
     }
     told_up_ = !told_up_; // Up again after a restore only, with another link.
-    const std::uint16_t status = told_up_ ? kLinkUp : 0;
-    driver().change_config(kStatusOffset, std::as_bytes(std::span(&status, 1)));
+    tell_status();
     if (told_up_) {
         return;
     }
@@ -186,6 +209,51 @@ void Net::look_at_link() {
     if (link_lost_) {
         std::exchange(link_lost_, {})();
     }
+}
+
+void Net::tell_status() {
+    const auto status =
+        static_cast<std::uint16_t>((told_up_ ? kLinkUp : 0U) | (asks_to_announce_ && can_announce_ ? kAnnounce : 0U));
+    driver().change_config(kStatusOffset, std::as_bytes(std::span(&status, 1)));
+}
+
+// --- What the driver commands ---------------------------------------------------------------------------------------
+
+void Net::obey_some() {
+    Queue* const queue = working_queue(kControl);
+    for (int commands = 0; queue != nullptr && commands < kControlQueueSize; ++commands) {
+        if (!take(kControl, command_)) {
+            return;
+        }
+        const bool is_done = obey(command_);
+        const std::byte answer = is_done ? kDone : kNotDone;
+        std::uint32_t written = 0;
+        if (command_.writable_bytes != 0) { // The answer is the last byte that may be written (5.1.6.5).
+            written = static_cast<std::uint32_t>(
+                copy_to(command_, command_.writable_bytes - 1, std::span(&answer, 1)) != 0 ? command_.writable_bytes
+                                                                                           : 0);
+        }
+        queue->push(command_.head, written);
+    }
+    if (queue != nullptr) {
+        ask_for_another_turn();
+    }
+}
+
+/// Whether the command is one that there is, and was obeyed.
+bool Net::obey(const Chain& chain) {
+    Command command;
+    if (copy_from(chain, 0, std::as_writable_bytes(std::span(&command, 1))) != sizeof command ||
+        command.kind != kOfAnnouncements || command.command != kAcknowledged || !can_announce_) {
+        return false;
+    }
+    if (asks_to_announce_) {
+        asks_to_announce_ = false;
+        has_asked_to_announce_ = false;
+        tell_status(); // "MUST clear VIRTIO_NET_S_ANNOUNCE ... before it marks the command buffer as used"
+                       // (5.1.6.5.4.2).
+    }
+    return true;
 }
 
 // --- Announcements ---------------------------------------------------------------------------------------------------

@@ -21,12 +21,12 @@
 
 namespace vmm::devices::virtio {
 
-/// One receive and one transmit queue on a link to the host. If the link can (a tap), checksums and TCP segmentation
-/// are left to whoever comes last, host or guest, as negotiated. Frames wait in the link while the guest offers no
-/// buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in either direction
-/// has the thread for one turn at a time. A guest that goes on from a state may be elsewhere now, so the host's network
-/// is told of its address (see the constructor). When the host's end goes away the guest's link is down, and what the
-/// guest sends is dropped from then on.
+/// One receive queue, one transmit queue and a control queue on a link to the host. If the link can (a tap), checksums
+/// and TCP segmentation are left to whoever comes last, host or guest, as negotiated. Frames wait in the link while the
+/// guest offers no buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in
+/// either direction has the thread for one turn at a time. A guest that goes on from a state may be elsewhere now, so
+/// the host's network is told of its address (see the constructor), and a driver that can announces its addresses
+/// itself. When the host's end goes away the guest's link is down, and what the guest sends is dropped from then on.
 ///
 /// Threads: one, but for identity() and statistics().
 class Net final : public SynchronousDevice {
@@ -53,6 +53,7 @@ class Net final : public SynchronousDevice {
     [[nodiscard]] Statistics statistics() const noexcept;
 
     static constexpr std::uint16_t kQueueSize = 256;
+    static constexpr std::uint16_t kControlQueueSize = 64;
     static constexpr int kMostFramesATurn = 256;   ///< in each direction, of at most FrameLink::kMostBytes
     static constexpr int kMostBuffersATurn = 4096; ///< of the guest's that are taken for frames, useful or not
     /// A port of a switch may not forward yet when the first one comes.
@@ -75,15 +76,21 @@ class Net final : public SynchronousDevice {
     void send_some();
     [[nodiscard]] int send(const Chain& chain);
     void look_at_link();
+    void obey_some();
+    [[nodiscard]] bool obey(const Chain& chain);
+    void tell_status();
     void look_at_source(int fd) override;
     void announce();
 
     std::unique_ptr<FrameLink> link_;
-    std::function<void()> link_lost_; ///< empty once called
-    bool told_up_ = true;             ///< what the guest knows of the link
-    bool merges_ = false;             ///< a frame may take several buffers
-    bool checksums_ = false;          ///< the guest understands checksums that are not computed
-    bool segments_ = false;           ///< and frames that are to be cut into segments
+    std::function<void()> link_lost_;    ///< empty once called
+    bool told_up_ = true;                ///< what the guest knows of the link
+    bool asks_to_announce_ = false;      ///< the driver has to say that the guest is here, and has not said so yet
+    bool can_announce_ = false;          ///< the driver
+    bool has_asked_to_announce_ = false; ///< by the status
+    bool merges_ = false;                ///< a frame may take several buffers
+    bool checksums_ = false;             ///< the guest understands checksums that are not computed
+    bool segments_ = false;              ///< and frames that are to be cut into segments
 
     std::vector<std::byte> frame_;  ///< a frame for the guest that is not delivered yet
     std::size_t frame_bytes_ = 0;   ///< its size; 0: there is none
@@ -93,6 +100,7 @@ class Net final : public SynchronousDevice {
     bool wants_buffers_ = false;    ///< the guest has none for the frame that is there
     int buffers_left_ = 0;          ///< how many may still be taken in this turn
 
+    Chain command_;
     Chain sending_;
     bool is_sending_ = false; ///< sending_ waits for room in the link
     std::vector<iovec> pieces_;

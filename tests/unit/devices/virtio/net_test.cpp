@@ -160,21 +160,60 @@ TEST(VirtioNet, AFrameGoesStraightIntoBuffersThatHoldAny) { // 5.1.6.4
 }
 
 // 2.2.2: "MUST NOT offer a feature which requires another feature which was not offered", 5.1.3.1 which those are; and
-// no feature of which 5.1.4.1 or 5.1.6.5 ask more than is done: no mtu, no pairs of queues, no control queue.
+// no feature of which 5.1.4.1 or 5.1.6.5 ask more than is done: no mtu, no pairs of queues, no filters.
 TEST(VirtioNet, OffersWhatItDoesWithAllThatThatRequires) {
     Cable cable;
     const Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
-    // CSUM, GUEST_CSUM, MAC, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, MRG_RXBUF, STATUS
+    // CSUM, GUEST_CSUM, MAC, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, MRG_RXBUF, STATUS,
+    // CTRL_VQ, GUEST_ANNOUNCE
     std::uint64_t features = 0;
-    for (const unsigned bit : {0U, 1U, 5U, 7U, 8U, 9U, 11U, 12U, 13U, 15U, 16U}) {
+    for (const unsigned bit : {0U, 1U, 5U, 7U, 8U, 9U, 11U, 12U, 13U, 15U, 16U, 17U, 21U}) {
         features |= 1ULL << bit;
     }
     EXPECT_EQ(net.identity().features, features);
-    constexpr std::array<std::array<unsigned, 2>, 6> kRequires{
-        {{7, 1}, {8, 1}, {9, 7}, {11, 0}, {12, 0}, {13, 11}}}; // the first one the second one
+    constexpr std::array<std::array<unsigned, 2>, 7> kRequires{
+        {{7, 1}, {8, 1}, {9, 7}, {11, 0}, {12, 0}, {13, 11}, {21, 17}}}; // the first one the second one
     for (const auto& [feature, required] : kRequires) {
         EXPECT_LE(features >> feature & 1, features >> required & 1) << feature;
     }
+}
+
+/// Sends a command on the control queue, and returns its answer.
+std::uint8_t answer_to(VirtioRig& rig, std::uint8_t kind, std::uint8_t command) {
+    constexpr std::uint16_t kControl = 2;
+    const GuestAddress at = rig.allocate(16);
+    EXPECT_TRUE(rig.memory().store(at, std::array<std::uint8_t, 3>{kind, command, 0xee}));
+    rig.queue(kControl).add({{at, 2}, {at + 2, 1, kWritable}});
+    rig.ring(kControl);
+    EXPECT_TRUE(rig.wait_for_used(kControl));
+    return rig.memory().load<std::uint8_t>(at + 2).value_or(0xff);
+}
+
+// 5.1.6.5: what is no command that was negotiated is answered by VIRTIO_NET_ERR.
+TEST(VirtioNet, ACommandThatThereIsNotIsAnsweredByAnError) {
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    EXPECT_EQ(answer_to(rig, 0, 0), 1); // RX, PROMISC
+    EXPECT_EQ(answer_to(rig, 3, 1), 1); // ANNOUNCE, something else
+    EXPECT_EQ(answer_to(rig, 3, 0), 0); // ANNOUNCE, ACK: nobody has asked, and that is no fault
+}
+
+// A chain without a command, or without room for the answer, is given back, and the next one is served.
+TEST(VirtioNet, ACommandThatIsNoneHoldsNobodyUp) {
+    constexpr std::uint16_t kControl = 2;
+    Cable cable;
+    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start());
+    const GuestAddress at = rig.allocate(16);
+    rig.queue(kControl).add({{at, 1}});
+    rig.queue(kControl).add({{at, 4, kWritable}});
+    rig.ring(kControl);
+    ASSERT_TRUE(rig.wait_for_used(kControl));
+    ASSERT_TRUE(rig.wait_for_used(kControl));
+    EXPECT_EQ(answer_to(rig, 3, 0), 0);
 }
 
 // 5.1.6.2.2: "MUST ignore flag bits that it does not recognize", "MUST NOT use the csum_start and csum_offset" without

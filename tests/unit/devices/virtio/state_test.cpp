@@ -514,6 +514,49 @@ TEST_F(StateOfAnnouncingNet, ItsAddressIsAnnouncedAFewTimes) {
     EXPECT_EQ(second->statistics().sent, 0U) << "they are none of the guest's";
 }
 
+// 5.1.6.5.4: the driver sees ANNOUNCE in the status, sends what it has to say, and acknowledges.
+TEST_F(StateOfAnnouncingNet, TheDriverIsAskedToAnnounceItself) {
+    constexpr std::uint64_t kStatusOffset = 6;
+    constexpr std::uint16_t kControl = 2;
+    rig.settle();
+    EXPECT_EQ(rig.driver().read_config<std::uint16_t>(kStatusOffset), 3U);
+    const GuestAddress at = rig.allocate(16);
+    ASSERT_TRUE(rig.memory().store(at, std::array<std::uint8_t, 3>{3, 0, 0xee}));
+    rig.queue(kControl).add({{at, 2}, {at + 2, 1, kWritable}});
+    rig.ring(kControl);
+    ASSERT_TRUE(rig.wait_for_used(kControl));
+    EXPECT_EQ(rig.memory().load<std::uint8_t>(at + 2), std::uint8_t{0});
+    EXPECT_EQ(rig.driver().read_config<std::uint16_t>(kStatusOffset), 1U);
+    rig.settle();
+    EXPECT_EQ(rig.driver().read_config<std::uint16_t>(kStatusOffset), 1U) << "once is enough";
+}
+
+TEST_F(StateOfAnnouncingNet, AnotherDriverIsNotAskedToAnnounceItself) {
+    constexpr std::uint64_t kStatusOffset = 6;
+    rig.settle();
+    ASSERT_TRUE(rig.reset());
+    ASSERT_TRUE(rig.start());
+    rig.settle();
+    EXPECT_EQ(rig.driver().read_config<std::uint16_t>(kStatusOffset), 1U);
+}
+
+// What was saved before there was a control queue goes on without one.
+TEST(StateOfNet, OfTheFirstVersionHasTwoQueues) {
+    Link link;
+    Net net("net0", Tap(std::move(link.device)), make_mac_address("t"));
+    VirtioRig rig(net);
+    ASSERT_TRUE(rig.start(~(1ULL << 17 | 1ULL << 21)));
+    ASSERT_TRUE(rig.pump().pause());
+    Negotiation::State state = rig.pump().state().negotiation;
+    state.queues.resize(2);
+    EXPECT_NO_THROW(Negotiation(
+        net.identity(), rig.memory(), {}, [] {}, state));
+    state.queues.resize(1);
+    EXPECT_THROW(Negotiation(
+                     net.identity(), rig.memory(), {}, [] {}, state),
+                 Error);
+}
+
 TEST_F(StateOfAnnouncingNet, AnotherDriverIsNotAnnounced) {
     ASSERT_TRUE(sends(1));
     ASSERT_TRUE(rig.reset());
