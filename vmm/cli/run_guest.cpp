@@ -345,6 +345,9 @@ void wait_for_guest(RunCommand& command, const StopRequest& stop, Messages& mess
     if (command.summary) {
         messages.say("vmm: a guest can come to " + to_string(guest->address()) + "\n");
     }
+    if (const std::string problem = control::notify_supervisor("READY=1"); !problem.empty()) {
+        messages.log(LogLevel::kWarning, problem);
+    }
     const StopBridge bridge(stop);
     guest->wait(bridge.token());
     try {

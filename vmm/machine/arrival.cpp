@@ -494,6 +494,12 @@ void Arrival::heed(Message message) {
         static_cast<void>(say(MessageType::kSynced, encode(Round{decode<Round>(message).number, is_full})));
         return;
     }
+    case MessageType::kNotYet:
+        if (phase_ != Phase::kPrepared || post_copy_) {
+            break;
+        }
+        phase_ = Phase::kReceiving;
+        return;
     case MessageType::kCommit:
         if (phase_ != Phase::kPrepared) {
             break;

@@ -206,7 +206,6 @@ class Departure {
                 if (switch_over(todo)) {
                     return true;
                 }
-                ++switches_tried_;
             } catch (const LinkError& error) {
                 if (is_committed_) {
                     throw;
@@ -264,6 +263,9 @@ class Departure {
             wait(kWhileItFills);
             return false;
         }
+        if (left < kBytesToMeasure) { // It is not the guest that is too fast.
+            wait(kWhileItFills);
+        }
         // A round in which the guest changes more than half as much as was sent does not get it much nearer.
         if (report_.rounds > 1 && left > round_bytes_ / 2 && options_.most_throttled_percent != 0) {
             const unsigned percent = std::min(throttle_.percent() + kThrottleStep, options_.most_throttled_percent);
@@ -292,12 +294,16 @@ class Departure {
             is_forced_ = true;
             return;
         }
-        throw Error(vmm::format(
-            "cannot migrate the machine within {} s: the guest changes {} of memory a second, and {} a second go over "
-            "(allow more downtime or more time, slow the guest down more, or force the end by MigrationOptions::"
-            "on_timeout)",
-            options_.timeout.count(), format_bytes(static_cast<std::uint64_t>(dirtied_per_second_)),
-            format_bytes(static_cast<std::uint64_t>(bytes_per_second_))));
+        const std::string tried = vmm::format("cannot migrate the machine within {} s: ", options_.timeout.count());
+        if (report_.shared || !is_full_there_) {
+            throw Error(tried + "the destination is not ready, or would keep the guest waiting for longer than it may "
+                                "stand still (allow more time, or more downtime)");
+        }
+        throw Error(
+            vmm::format("{}the guest changes {} of memory a second, and {} a second go over (allow more time or "
+                        "more downtime, let vCPUs be held more, use more streams, or force the end)",
+                        tried, format_bytes(static_cast<std::uint64_t>(dirtied_per_second_)),
+                        format_bytes(static_cast<std::uint64_t>(bytes_per_second_))));
     }
 
     /// Looks for the other end again. Returns what is to be sent then, of what was to be sent before.
@@ -338,18 +344,12 @@ class Departure {
 
     /// Guest memory is the destination's already.
     bool hand_over() {
-        stage_ = "the destination fills its second level";
-        do { // An empty round says when the table there is full.
-            throw_if_stopped();
-            send_message(*control_, MessageType::kAsk, encode(Round{++round_, false}));
-            wait_until_synced();
-            if (!is_full_there_) {
-                heed_time();
-                wait(kWhileItFills);
-            }
-        } while (!is_full_there_ && !is_forced_);
         try {
-            return switch_over(no_pages(machine_.hardware.ram.memory().regions()));
+            PageBits nothing = no_pages(machine_.hardware.ram.memory().regions());
+            do {
+                wait_until_full_there();
+            } while (!switch_over(nothing));
+            return true;
         } catch (const LinkError& error) {
             if (is_committed_) {
                 throw;
@@ -358,9 +358,22 @@ class Departure {
         }
     }
 
+    void wait_until_full_there() {
+        stage_ = "the destination fills its second level";
+        for (;;) {
+            throw_if_stopped();
+            send_message(*control_, MessageType::kAsk, encode(Round{++round_, false}));
+            wait_until_synced();
+            heed_time();
+            if (is_full_there_ || is_forced_) {
+                return;
+            }
+            wait(kWhileItFills);
+        }
+    }
+
     /// Stops the guest and gives it away. Returns false if it goes on here, because it changed too much at last.
     /// Adds to `todo` what is to be sent then.
-    bool switch_over(PageBits&& todo) { return switch_over(todo); }
     bool switch_over(PageBits& todo) {
         stage_ = "the switch";
         const Clock::time_point asked = Clock::now();
@@ -377,13 +390,22 @@ class Departure {
             if (too_much && !is_forced_ && !report_.post_copy) {
                 return false;
             }
+            set_patience(is_forced_ ? kPatience : patience_while_it_stands_still());
             send_last(todo, left, asked);
+            if (!is_forced_ && !report_.post_copy && !is_in_time(asked)) {
+                send_message(*control_, MessageType::kNotYet);
+                todo = no_pages(machine_.hardware.ram.memory().regions());
+                return false;
+            }
             give_away();
             report_.downtime_seconds = seconds_since_then(asked);
             report_.takeover_seconds =
                 report_.downtime_seconds - report_.pause_seconds - report_.pages_seconds - report_.state_seconds;
             return true;
         });
+        if (!is_committed_) {
+            set_patience(kPatience);
+        }
         if (is_over) {
             resumer.dismiss();
             if (report_.post_copy) {
@@ -462,6 +484,26 @@ class Departure {
                                     "ended: ") +
                         error.what());
         }
+    }
+
+    /// Who makes a guest wait that stands still is not waited for as long as otherwise.
+    [[nodiscard]] milliseconds patience_while_it_stands_still() const {
+        constexpr milliseconds kLeast{5000};
+        return std::max(kLeast, 4 * options_.downtime);
+    }
+    void set_patience(milliseconds patience) {
+        control_->set_patience(patience);
+        sender_.set_patience(patience);
+    }
+
+    /// Whether the guest has not stood still for too long yet. If it has, more is expected of the next switch.
+    bool is_in_time(Clock::time_point asked) {
+        const double seconds = seconds_since_then(asked);
+        if (seconds <= std::chrono::duration<double>(options_.downtime).count()) {
+            return true;
+        }
+        switch_seconds_ = std::max(switch_seconds_, seconds - report_.pages_seconds);
+        return false;
     }
 
     void send_last(const PageBits& todo, std::uint64_t left, Clock::time_point asked) {
@@ -597,15 +639,16 @@ class Departure {
     void abort(const char* why) noexcept {
         try {
             if (control_) {
-                sender_.shut_down();
-                end_serving();
-                control_->set_patience(milliseconds(1000));
+
+                control_->set_patience(milliseconds(300));
                 on_stop_.reset();
                 cancelled_.clear();
                 send_message(*control_, MessageType::kAbort, encode(Why{why}));
             }
         } catch (...) { // The other end sees that the connection ends.
         }
+        sender_.shut_down(); // Not before: the other end would take it for a link that was cut.
+        end_serving();
     }
 
     void end_serving() noexcept {
@@ -711,7 +754,6 @@ class Departure {
     double bytes_per_second_ = kAssumedBytesPerSecond;
     double dirtied_per_second_ = 0;
     double switch_seconds_ = kSwitchSeconds; ///< what a switch takes beside the pages
-    unsigned switches_tried_ = 0;
     bool is_full_there_ = false;
     bool is_forced_ = false;
     bool is_committed_ = false;

@@ -64,6 +64,7 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
     case MessageType::kPostCopy:
         return kMostChunkBytes + kSmall;
     case MessageType::kComplete:
+    case MessageType::kNotYet:
     case MessageType::kFarewell:
     case MessageType::kAccept:
     case MessageType::kRunning:

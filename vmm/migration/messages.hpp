@@ -37,6 +37,7 @@ enum class MessageType : std::uint32_t {
     kPostCopy = 23,   ///< PostCopy: the guest goes over now, and these parts of memory follow
     kLastState = 18,  ///< the state with which the guest goes on; no page follows
     kCommit = 19,     ///< Commit: the guest is the destination's from now on
+    kNotYet = 24,     ///< the guest goes on at the source, and another round follows: it took too long this time
     kAbort = 20,      ///< Why: the guest stays at the source
     kAsk = 22,        ///< Round, of no pages: is the second level full? kSynced is the answer
     kFarewell = 21,   ///< the source knows that the guest runs, and is about to end

@@ -211,6 +211,12 @@ void PageSender::use(std::vector<std::unique_ptr<Channel>> streams) {
     }
 }
 
+void PageSender::set_patience(std::chrono::milliseconds patience) noexcept {
+    for (const Stream& stream : streams_) {
+        stream.channel->set_patience(patience);
+    }
+}
+
 void PageSender::shut_down() noexcept {
     for (const Stream& stream : streams_) {
         stream.channel->shut_down();

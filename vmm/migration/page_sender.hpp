@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -44,6 +45,8 @@ class PageSender {
 
     /// From now on pages go through these.
     void use(std::vector<std::unique_ptr<Channel>> streams);
+    /// As Channel::set_patience(), of all streams.
+    void set_patience(std::chrono::milliseconds patience) noexcept;
     /// Ends the streams at once.
     void shut_down() noexcept;
 
