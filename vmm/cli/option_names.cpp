@@ -15,6 +15,9 @@ namespace vmm {
 namespace {
 
 constexpr std::string_view kPrefix = "Config::";
+/// Of a structure that `vmm run` has for Config::incoming, and `vmm ctl` for a migration, by the same names.
+constexpr std::string_view kOfSecurity = "MigrationSecurity::";
+constexpr std::string_view kSecurityMember = "Config::incoming.security.";
 
 /// True if a name that ends where `rest` begins is not a part of a longer one: a point may end a sentence.
 bool ends_here(std::string_view rest) {
@@ -72,7 +75,12 @@ std::optional<Replacement> replace_any_member(std::string_view text) {
 
 } // namespace
 
-std::string with_option_names(std::string_view text) {
+std::string with_option_names(std::string_view words) {
+    std::string whole(words);
+    for (std::size_t at = 0; (at = whole.find(kOfSecurity, at)) != std::string::npos;) {
+        whole.replace(at, kOfSecurity.size(), kSecurityMember);
+    }
+    std::string_view text = whole;
     std::string result;
     while (!text.empty()) {
         const std::size_t at = std::min(text.find(kPrefix), text.size());

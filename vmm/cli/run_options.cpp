@@ -341,11 +341,13 @@ std::vector<Option> incoming_options() {
              "With --incoming: a directory with ca-cert.pem, server-cert.pem and server-key.pem; both ends prove who "
              "they are",
              [](Given& given, const std::string& path) { given.tls = path; })
+            .setting("incoming.security.tls_directory")
             .only_in({Place::kRun}),
         flag("--insecure",
              "With --incoming: let a guest come from another host without TLS, although whoever is in between can read "
              "and change it",
              [](Given& given, bool insecure) { given.insecure = insecure; })
+            .setting("incoming.security.insecure")
             .only_in({Place::kRun}),
     };
 }

@@ -248,8 +248,8 @@ void set_tcp_options(int socket) noexcept {
 void throw_unprotected(const std::string& where) {
     throw Error("cannot use " + where +
                 " for a migration: everybody between the hosts could read and change the guest (give a directory with "
-                "certificates for TLS; or take a unix socket or the loopback interface, and forward that by ssh; or "
-                "declare the network safe with 'insecure')");
+                "certificates for TLS by MigrationSecurity::tls_directory; or take a unix socket or the loopback "
+                "interface, and forward that by ssh; or declare the network safe by MigrationSecurity::insecure)");
 }
 
 void check_protected(const MigrationSecurity& security, const MigrationAddress& address, const Endpoint& endpoint) {
