@@ -57,11 +57,8 @@ eventually() {
 }
 says() { grep -qE -- "$2" "$work/$1" 2>/dev/null; } # FILE PATTERN
 lines() { wc -l <"$work/$1"; }
-goes_on() { # FILE: more is written to it
-    local before
-    before=$(lines "$1")
-    eventually eval "(( \$(lines $1) > before ))"
-}
+has_more() { (($(lines "$1") > $2)); } # FILE LINES
+goes_on() { eventually has_more "$1" "$(lines "$1")"; } # FILE: more is written to it
 
 # ---- the hosts
 
