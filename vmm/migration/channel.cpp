@@ -132,7 +132,13 @@ Channel::Channel(UniqueFd socket, std::string name, int stop_fd, std::unique_ptr
 Channel::~Channel() = default;
 
 void Channel::wait(short events, std::chrono::steady_clock::time_point give_up, const std::string& tried) {
-    if (!wait_for_link(socket_.get(), events, stop_fd_, give_up, tried)) {
+    const bool is_ready = wait_for_link(socket_.get(), events, stop_fd_, std::min(give_up, deadline_), tried);
+    if (std::chrono::steady_clock::now() >= deadline_) {
+        throw LinkError("cannot " + tried +
+                        ": it has taken longer than it may (see what the process at the other end " +
+                        "waits for, and the network between)");
+    }
+    if (!is_ready) {
         throw LinkError("cannot " + tried + ": not a byte has passed for " + in_words(patience_) +
                         " (see whether the process at the other end still runs, and the network between)");
     }

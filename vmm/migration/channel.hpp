@@ -44,6 +44,10 @@ class Channel {
 
     /// From now on send() and receive() throw LinkError if not a single byte passes for so long. At first: 10 s.
     void set_patience(std::chrono::milliseconds patience) noexcept { patience_ = patience; }
+    /// From now on they throw LinkError, too, if they would wait at this time or later: who sends a byte now and then
+    /// is not waited for for ever. At first: never.
+    void set_deadline(std::chrono::steady_clock::time_point deadline) noexcept { deadline_ = deadline; }
+    static constexpr std::chrono::steady_clock::time_point kNoDeadline = std::chrono::steady_clock::time_point::max();
 
     /// Sends all of the pieces, in their order: at most 16 of them. Throws LinkError, StoppedError, Error.
     void send(std::span<const std::span<const std::byte>> pieces);
@@ -86,6 +90,7 @@ class Channel {
     bool takes_descriptors_ = false;
     UniqueFd peer_process_;
     std::chrono::milliseconds patience_{10'000};
+    std::chrono::steady_clock::time_point deadline_ = kNoDeadline;
 };
 
 /// Connects to `address`, within `patience`, and does what `security` asks for. Every address of a name is tried, and

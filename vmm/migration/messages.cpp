@@ -134,6 +134,11 @@ void describe(auto& fields, auto&& answer, const Answer& /*tag*/) {
 }
 void describe(auto& fields, auto&& why, const Why& /*tag*/) {
     fields.text("text", why.text, kMostTextBytes);
+    if constexpr (!std::is_const_v<std::remove_reference_t<decltype(why)>>) {
+        // It is shown on a terminal here, which what the other end says must not drive.
+        std::ranges::replace_if(
+            why.text, [](char byte) { return byte < ' ' || byte > '~'; }, '?');
+    }
 }
 void describe(auto& fields, auto&& memory, const SharedMemory& /*tag*/) {
     fields.list("files", memory.files, {1, GuestMemory::kMaxRegions}, [](auto& inner, auto& file) {
@@ -173,13 +178,33 @@ void send_message(Channel& channel, MessageType type, std::span<const std::byte>
     channel.send(std::span(pieces).first(body.empty() ? 1 : 2));
 }
 
-Message receive_message(Channel& channel) {
+namespace {
+
+/// What is said first is a few KiB long, but for the configuration of a guest.
+bool may_be_first(std::uint32_t type) {
+    switch (static_cast<MessageType>(type)) {
+    case MessageType::kHello:
+    case MessageType::kStream:
+    case MessageType::kResume:
+    case MessageType::kQuestion:
+        return true;
+    default:
+        return false;
+    }
+}
+
+Message receive_message_that(Channel& channel, bool is_first) {
     MessageHeader header;
     channel.receive(std::as_writable_bytes(std::span(&header, 1)));
     if (header.header_crc32c != checksum_of(header)) {
         throw Error("what " + channel.name() + " sends is no migration (is another program at the other end?)");
     }
     const auto most = most_body_bytes(header.type);
+    if (is_first && most && !may_be_first(header.type)) {
+        throw Error(vmm::format("{} begins with a message of type {}, which cannot be the first (use versions of vmm "
+                                "that are next to each other)",
+                                channel.name(), header.type));
+    }
     if (!most || header.body_bytes > *most) {
         throw Error(vmm::format("{} sends a message of type {} with {} bytes, which there is not in this version of "
                                 "the protocol (use versions of vmm that are next to each other)",
@@ -197,6 +222,15 @@ Message receive_message(Channel& channel) {
         throw Error("a message from " + channel.name() + " was changed on its way (try again, or use another network)");
     }
     return message;
+}
+
+} // namespace
+
+Message receive_message(Channel& channel) {
+    return receive_message_that(channel, false);
+}
+Message receive_first_message(Channel& channel) {
+    return receive_message_that(channel, true);
 }
 
 std::vector<std::byte> encode(const Hello& value) {

@@ -66,6 +66,9 @@ void send_message(Channel& channel, MessageType type, std::span<const std::byte>
 /// Receives the next one. Throws as Channel::receive(), and Error: what came is no message, or a longer one than there
 /// can be of its type.
 [[nodiscard]] Message receive_message(Channel& channel);
+/// As receive_message(), of what comes first on a connection: one of the first four types. Others are refused before
+/// memory is made for them.
+[[nodiscard]] Message receive_first_message(Channel& channel);
 
 // The bodies. Each is CBOR, an object; members that are not known are ignored. decode() throws Error: the body is none.
 
@@ -120,7 +123,7 @@ struct Answer {
     bool is_taken = false; ///< the guest runs at the destination, or will; otherwise it never will
 };
 struct Why {
-    std::string text{}; ///< a message of Error
+    std::string text{}; ///< a message of Error; of what is received, each byte that is no printable ASCII is "?"
 };
 struct SharedFile {
     GuestRange range{};

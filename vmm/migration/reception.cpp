@@ -10,12 +10,13 @@
 
 #include "kvm/host/error.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
+#include "vmm/migration/endpoints.hpp"
 
 namespace vmm {
 
 Reception::Reception(const MigrationAddress& address, const MigrationSecurity& security,
-                     std::function<void(const std::string&)> warn)
-    : listener_(address, security, warn), warn_(std::move(warn)),
+                     std::function<void(const std::string&)> warn, std::chrono::milliseconds patience)
+    : listener_(address, security, warn), warn_(std::move(warn)), patience_(patience),
       thread_(start_thread("who connects for a migration", [this] { receive_all(); })) {}
 
 Reception::~Reception() {
@@ -77,9 +78,11 @@ void Reception::receive(MigrationListener::Caller caller) noexcept {
         const std::string name = caller.name;
         try {
             Visitor visitor;
-            visitor.channel = listener_.establish(std::move(caller), closing_.fd(), kPatience);
-            visitor.channel->set_patience(kPatience);
-            visitor.first = receive_message(*visitor.channel);
+            visitor.channel = listener_.establish(std::move(caller), closing_.fd(), patience_);
+            visitor.channel->set_patience(kPatience); // And so for whoever takes them.
+            visitor.channel->set_deadline(give_up_after(patience_));
+            visitor.first = receive_first_message(*visitor.channel);
+            visitor.channel->set_deadline(Channel::kNoDeadline);
             const std::lock_guard hold(lock_);
             visitors_.push_back(std::move(visitor));
             arrived_.signal();

@@ -1,6 +1,7 @@
 // Who connects to a migration's address, and what they want.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <functional>
@@ -30,9 +31,13 @@ class Reception {
         Message first;
     };
 
+    static constexpr std::size_t kMostVisitors = 48; ///< at once; the others wait for the kernel
+    /// How long one has to prove who they are, and then to say what they want.
+    static constexpr std::chrono::milliseconds kPatience{10'000};
+
     /// `warn` is called on threads of this object. Throws Error: it cannot listen there.
     Reception(const MigrationAddress& address, const MigrationSecurity& security,
-              std::function<void(const std::string&)> warn);
+              std::function<void(const std::string&)> warn, std::chrono::milliseconds patience = kPatience);
     /// Sends away those who are there.
     ~Reception();
     Reception(const Reception&) = delete;
@@ -45,10 +50,6 @@ class Reception {
     /// The one who has waited longest; nothing if there is none. Does not wait.
     [[nodiscard]] std::optional<Visitor> take();
 
-    static constexpr std::size_t kMostVisitors = 48; ///< at once; the others wait for the kernel
-    /// How long one has to say who they are and what they want.
-    static constexpr std::chrono::milliseconds kPatience{10'000};
-
   private:
     void receive_all() noexcept;
     void receive(MigrationListener::Caller caller) noexcept;
@@ -56,6 +57,7 @@ class Reception {
 
     MigrationListener listener_;
     std::function<void(const std::string&)> warn_;
+    const std::chrono::milliseconds patience_;
     EventFd arrived_;
     EventFd closing_;
     std::mutex lock_; ///< guards all below
