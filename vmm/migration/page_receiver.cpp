@@ -38,21 +38,27 @@ void PageReceiver::add(unsigned index, std::unique_ptr<Channel> channel) {
 }
 
 void PageReceiver::cut() noexcept {
-    std::vector<std::thread> threads;
+    const std::lock_guard one_at_a_time(cutting_);
     {
         const std::lock_guard hold(lock_);
-        for (Stream& stream : streams_) {
+        for (const Stream& stream : streams_) {
             if (stream.channel) {
                 stream.channel->shut_down();
-                threads.push_back(std::move(stream.thread));
             }
         }
     }
-    for (std::thread& thread : threads) {
-        thread.join();
-    }
-    const std::lock_guard hold(lock_);
     for (Stream& stream : streams_) {
+        std::thread thread;
+        {
+            const std::lock_guard hold(lock_);
+            if (!stream.channel) {
+                continue;
+            }
+            stream.channel->shut_down(); // It may have been added a moment ago.
+            thread = std::move(stream.thread);
+        }
+        thread.join();
+        const std::lock_guard hold(lock_);
         stream.channel.reset();
     }
 }

@@ -38,6 +38,7 @@ class PageReceiver {
     /// Begins to receive from stream `index`. Throws Error: there is no such stream, or it is there already.
     void add(unsigned index, std::unique_ptr<Channel> channel);
     /// Ends all streams and waits for their threads, none of which touches memory any more. They may be added again.
+    /// Who calls it while it goes on waits, too; a stream that is added meanwhile may be cut or not.
     void cut() noexcept;
 
     /// How many frames of each stream have been put into memory since the beginning. After cut().
@@ -57,6 +58,7 @@ class PageReceiver {
 
     const GuestMemory& memory_;
     const Callbacks callbacks_;
+    std::mutex cutting_;      ///< held by cut(), and taken before lock_
     mutable std::mutex lock_; ///< guards what stands in the streams, but for the channels in use
     std::vector<Stream> streams_;
     std::atomic<std::uint64_t> received_bytes_{0};
