@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <exception>
+#include <iterator>
 #include <stop_token>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "vmm/migration/endpoints.hpp"
 #include "vmm/state/state_file.hpp"
 
 namespace vmm {
@@ -23,6 +25,8 @@ namespace {
 
 /// The source pauses its guest for its first state, which may take as long as its devices do.
 constexpr std::chrono::milliseconds kPatienceForState{60'000};
+/// And how long all of it may take: the next guest waits for so long.
+constexpr std::chrono::seconds kPatienceForAll{120};
 
 /// Throws Error unless the files are such that nothing that the source does to them later can hurt this process.
 void check_shared(const SharedMemory& memory, const std::vector<UniqueFd>& files, const SnapshotState& state) {
@@ -30,7 +34,12 @@ void check_shared(const SharedMemory& memory, const std::vector<UniqueFd>& files
     if (memory.files.size() != state.machine.memory.size() || files.size() != memory.files.size()) {
         throw Error(tried + "it comes in another number of pieces than the guest has");
     }
-    for (const SharedFile& part : memory.files) {
+    for (auto one = memory.files.begin(); one != memory.files.end(); ++one) {
+        const SharedFile& part = *one;
+        if (std::ranges::find(std::next(one), memory.files.end(), part.range, &SharedFile::range) !=
+            memory.files.end()) {
+            throw Error(tried + "its memory at " + to_string(part.range) + " comes twice");
+        }
         if (std::ranges::find(state.machine.memory, part.range) == state.machine.memory.end()) {
             throw Error(tried + "the guest has no memory at " + to_string(part.range));
         }
@@ -66,6 +75,10 @@ void IncomingGuest::Impl::wait(const std::stop_token& stop) {
     const EventFd stopped;
     const std::stop_callback wake(stop, [&stopped] { stopped.signal(); });
     constexpr const char* kTried = "wait for a guest";
+    if (!reception) {
+        throw UsageError("cannot wait for a guest: nobody listens any more (make another IncomingGuest: one that had "
+                         "begun to arrive has ended this one)");
+    }
     while (!announced.control) {
         std::array<pollfd, 2> fds{{{stopped.fd(), POLLIN, 0}, {reception->fd(), POLLIN, 0}}};
         if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) {
@@ -75,14 +88,15 @@ void IncomingGuest::Impl::wait(const std::stop_token& stop) {
             throw StoppedError("cannot wait for a guest: a stop was requested");
         }
         if (auto visitor = reception->take()) {
-            receive(std::move(*visitor));
+            receive(std::move(*visitor), stop);
         }
     }
 }
 
-void IncomingGuest::Impl::receive(Reception::Visitor visitor) {
+void IncomingGuest::Impl::receive(Reception::Visitor visitor, const std::stop_token& stop) {
     Channel& channel = *visitor.channel;
     try {
+        const std::stop_callback hang_up(stop, [&channel] { channel.shut_down(); });
         if (visitor.first.type == MessageType::kQuestion) {
             send_message(channel, MessageType::kAnswer, encode(Answer{false}));
             return;
@@ -94,6 +108,7 @@ void IncomingGuest::Impl::receive(Reception::Visitor visitor) {
         guest.hello = decode<Hello>(visitor.first);
         send_message(channel, MessageType::kWelcome, encode(Welcome{choose_protocol(guest.hello)}));
         channel.set_patience(kPatienceForState);
+        channel.set_deadline(give_up_after(kPatienceForAll));
         const Message state = receive_message(channel);
         if (state.type != MessageType::kFirstState) {
             throw Error("it does not say what the machine looks like");
@@ -111,6 +126,7 @@ void IncomingGuest::Impl::receive(Reception::Visitor visitor) {
             guest.files = channel.receive_descriptors();
             check_shared(guest.shared_memory, guest.files, guest.first_state);
         }
+        channel.set_deadline(Channel::kNoDeadline);
         hands_memory_over = guest.hello.shares_memory;
         may_post_copy = guest.hello.may_post_copy && !hands_memory_over;
         guest.control = std::move(visitor.channel);

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -43,7 +44,7 @@ class IncomingGuest::Impl {
     Announced announced;            ///< after wait(); its control is null before, and when somebody has taken it
 
   private:
-    void receive(Reception::Visitor visitor);
+    void receive(Reception::Visitor visitor, const std::stop_token& stop);
 };
 
 } // namespace vmm
