@@ -186,6 +186,7 @@ bool may_be_first(std::uint32_t type) {
     case MessageType::kHello:
     case MessageType::kStream:
     case MessageType::kResume:
+    case MessageType::kServe:
     case MessageType::kQuestion:
         return true;
     default:

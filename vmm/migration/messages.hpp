@@ -66,7 +66,7 @@ void send_message(Channel& channel, MessageType type, std::span<const std::byte>
 /// Receives the next one. Throws as Channel::receive(), and Error: what came is no message, or a longer one than there
 /// can be of its type.
 [[nodiscard]] Message receive_message(Channel& channel);
-/// As receive_message(), of what comes first on a connection: one of the first four types. Others are refused before
+/// As receive_message(), of what comes first on a connection: one of the first five types. Others are refused before
 /// memory is made for them.
 [[nodiscard]] Message receive_first_message(Channel& channel);
 

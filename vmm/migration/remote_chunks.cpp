@@ -23,19 +23,22 @@ bool RemoteChunks::read(std::size_t chunk, std::span<std::byte> bytes) {
     channel_->send(ask.as_bytes());
     std::memset(bytes.data(), 0, bytes.size()); // Zero pages are left out.
     FrameReader reader(*channel_);
-    bool is_zero = true;
+    std::uint64_t received = 0;
     for (;;) {
         const FrameHeader header = reader.next();
         if (header.kind == FrameKind::kSync) {
             if (header.address != ask.address) {
                 throw Error(channel_->name() + " answers something else than what was asked");
             }
-            return !is_zero;
+            return received != 0;
         }
         if (!range.contains(header.range())) {
             throw Error(channel_->name() + " sends pages that were not asked for");
         }
-        is_zero = false;
+        received += header.bytes;
+        if (received > range.size) { // It could go on for ever.
+            throw Error(channel_->name() + " sends pages more than once");
+        }
         reader.take(header, bytes.subspan(to_integer(header.range().base) - to_integer(range.base), header.bytes));
     }
 }

@@ -45,6 +45,7 @@ TEST(MigrationFrame, WhatCanBeIsTaken) {
     EXPECT_EQ(refusal_of_frame(frame_of(FrameKind::kZero, ~std::uint64_t{0} - 4095, 4096)), "");
     EXPECT_EQ(refusal_of_frame(frame_of(FrameKind::kZstd, 0, 4096, std::span(payload).first(1))), "");
     EXPECT_EQ(refusal_of_frame(frame_of(FrameKind::kZstd, 0, 4096, std::span(payload).first(4096))), "");
+    EXPECT_EQ(refusal_of_frame(frame_of(FrameKind::kAsk, 4096, 2 * kMiB)), "");
     EXPECT_EQ(refusal_of_frame(frame_of(FrameKind::kSync, ~std::uint64_t{0}, 0)), "");
 }
 
@@ -68,7 +69,10 @@ TEST(MigrationFrame, WhatCannotBeIsRefusedWhateverItsChecksumSays) {
     };
     std::vector<FrameHeader> wrong{
         of(FrameKind{0}, 0, 4096, 0),
-        of(FrameKind{5}, 0, 4096, 0),
+        of(FrameKind{6}, 0, 4096, 0),
+        of(FrameKind::kAsk, 0, 2 * kMiB + 4096, 0),
+        of(FrameKind::kAsk, 0, 4096, 4096),
+        of(FrameKind::kAsk, 0, 0, 0),
         of(FrameKind{0xffff}, 0, 4096, 0),
         of(FrameKind::kRaw, 0, 0, 0),
         of(FrameKind::kRaw, 0, 4095, 4095),

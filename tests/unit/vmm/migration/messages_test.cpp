@@ -56,6 +56,7 @@ TEST(MigrationMessage, ABodyIsTheSameAtTheOtherEnd) {
                                              .session = numbered_session(),
                                              .streams = 16,
                                              .shares_memory = true,
+                                             .may_post_copy = true,
                                              .config = "{\"a\": \"\xff\n\"}",
                                              .vmm_version = "1.2.3"});
     EXPECT_EQ(hello.oldest_protocol, 3U);
@@ -63,6 +64,7 @@ TEST(MigrationMessage, ABodyIsTheSameAtTheOtherEnd) {
     EXPECT_EQ(hello.session, numbered_session());
     EXPECT_EQ(hello.streams, 16U);
     EXPECT_TRUE(hello.shares_memory);
+    EXPECT_TRUE(hello.may_post_copy);
     EXPECT_EQ(hello.config, "{\"a\": \"\xff\n\"}");
     EXPECT_EQ(hello.vmm_version, "1.2.3");
 
@@ -83,6 +85,12 @@ TEST(MigrationMessage, ABodyIsTheSameAtTheOtherEnd) {
     EXPECT_EQ(prepared.fill_seconds, 1.5);
     EXPECT_EQ(there_and_back(Prepared{0, -1}).fill_seconds, 0);
     EXPECT_TRUE(there_and_back(Answer{true}).is_taken);
+    EXPECT_TRUE(there_and_back(Commit{true}).is_paused);
+    EXPECT_EQ(there_and_back(Serve{numbered_session(), 16}).session, numbered_session());
+    EXPECT_EQ(there_and_back(Serve{numbered_session(), 16}).index, 16U);
+    const PostCopy post_copy = there_and_back(PostCopy{17, {std::byte{1}, std::byte{0x80}}});
+    EXPECT_EQ(post_copy.connections, 17U);
+    EXPECT_EQ(post_copy.absent_chunks, (std::vector{std::byte{1}, std::byte{0x80}}));
     EXPECT_EQ(there_and_back(Why{"it failed (try again)"}).text, "it failed (try again)");
 
     const SharedMemory memory = there_and_back(
@@ -118,6 +126,11 @@ TEST(MigrationMessage, ABodyThatCannotBeIsRefused) {
             refusal_of_body(hello, set("session", CborValue::binary(std::vector<std::uint8_t>(bytes)))), "session"));
     }
     EXPECT_TRUE(mentions(refusal_of_body(Stream{}, set("index", 16)), "index"));
+    EXPECT_TRUE(mentions(refusal_of_body(Serve{}, set("index", 17)), "index"));
+    const PostCopy post_copy{2, {std::byte{1}}};
+    EXPECT_TRUE(mentions(refusal_of_body(post_copy, set("connections", 1)), "connections"));
+    EXPECT_TRUE(mentions(refusal_of_body(post_copy, set("connections", 18)), "connections"));
+    EXPECT_TRUE(mentions(refusal_of_body(post_copy, set("absent_chunks", CborValue::binary({}))), "absent_chunks"));
     EXPECT_TRUE(mentions(refusal_of_body(Resumed{{1}}, set("applied_frames", CborValue::array())), "applied_frames"));
     EXPECT_TRUE(
         mentions(refusal_of_body(Resumed{{1}}, set("applied_frames", CborValue::array({CborValue::array({1, 2})}))),
@@ -196,7 +209,7 @@ TEST_F(MigrationWire, EveryChangedByteIsNoticed) {
 }
 
 TEST_F(MigrationWire, TypesThatThereAreNotAreRefused) {
-    for (const std::uint32_t type : {0U, 5U, 15U, 23U, 31U, 40U, 0xffffffffU}) {
+    for (const std::uint32_t type : {0U, 6U, 15U, 24U, 31U, 41U, 0xffffffffU}) {
         ChannelEnds ends(kPatience);
         ends.source->send(message_header(type, 0, 0));
         EXPECT_TRUE(mentions(error_of([&] { return receive_message(*ends.destination); }),
@@ -214,8 +227,9 @@ TEST_F(MigrationWire, MoreThanThereCanBeOfATypeIsRefusedBeforeItComes) {
          {Limit{MessageType::kHello, snapshot_files::kMostConfigBytes + kSmallBody},
           Limit{MessageType::kFirstState, kMostStateBytes}, Limit{MessageType::kLastState, kMostStateBytes},
           Limit{MessageType::kStream, kSmallBody}, Limit{MessageType::kMemory, kSmallBody},
-          Limit{MessageType::kRefused, kSmallBody}, Limit{MessageType::kCommit, 0}, Limit{MessageType::kFarewell, 0},
-          Limit{MessageType::kAccept, 0}, Limit{MessageType::kRunning, 0}}) {
+          Limit{MessageType::kRefused, kSmallBody}, Limit{MessageType::kCommit, kSmallBody},
+          Limit{MessageType::kPostCopy, 1 * kMiB + kSmallBody}, Limit{MessageType::kComplete, 0},
+          Limit{MessageType::kFarewell, 0}, Limit{MessageType::kAccept, 0}, Limit{MessageType::kRunning, 0}}) {
         const auto type = static_cast<std::uint32_t>(limit.type);
         for (const std::uint32_t bytes : {static_cast<std::uint32_t>(limit.most_bytes + 1), 0xffffffffU}) {
             ChannelEnds ends(kPatience);
@@ -232,9 +246,9 @@ TEST_F(MigrationWire, MoreThanThereCanBeOfATypeIsRefusedBeforeItComes) {
     }
 }
 
-TEST_F(MigrationWire, TheFirstMessageIsOneOfFour) {
-    for (const MessageType type :
-         {MessageType::kHello, MessageType::kStream, MessageType::kResume, MessageType::kQuestion}) {
+TEST_F(MigrationWire, TheFirstMessageSaysWhatTheConnectionIsFor) {
+    for (const MessageType type : {MessageType::kHello, MessageType::kStream, MessageType::kResume, MessageType::kServe,
+                                   MessageType::kQuestion}) {
         send_message(*ends_.source, type);
         EXPECT_EQ(receive_first_message(*ends_.destination).type, type);
     }

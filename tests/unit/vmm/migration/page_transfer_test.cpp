@@ -614,6 +614,11 @@ TEST_F(MigrationPageReceiver, AHeaderThatCannotBeEndsIt) {
     EXPECT_TRUE(mentions(told_.failure(), "a frame that cannot be (kind 9"));
 }
 
+TEST_F(MigrationPageReceiver, ASourceDoesNotAskForPages) {
+    send(frame_of(FrameKind::kAsk, 0, kSentPage));
+    EXPECT_TRUE(mentions(told_.failure(), "asks for pages, which it has itself"));
+}
+
 class MigrationPageOutside : public MigrationPageReceiver, public ::testing::WithParamInterface<GuestRange> {};
 
 TEST_P(MigrationPageOutside, IsRefused) {
