@@ -209,7 +209,7 @@ TEST_F(MigrationWire, EveryChangedByteIsNoticed) {
 }
 
 TEST_F(MigrationWire, TypesThatThereAreNotAreRefused) {
-    for (const std::uint32_t type : {0U, 6U, 15U, 24U, 31U, 41U, 0xffffffffU}) {
+    for (const std::uint32_t type : {0U, 6U, 15U, 25U, 31U, 41U, 0xffffffffU}) {
         ChannelEnds ends(kPatience);
         ends.source->send(message_header(type, 0, 0));
         EXPECT_TRUE(mentions(error_of([&] { return receive_message(*ends.destination); }),
