@@ -21,8 +21,9 @@ void balloon(Bytes program);
 void registers(Bytes program); ///< MmioTransport and Queue, behind a device that echoes
 void serial(Bytes program);
 void rtc(Bytes program);
-void kernel(Bytes file); ///< a kernel file of any format
-void state(Bytes file);  ///< the state of a machine, whose checksums are made right
+void kernel(Bytes file);       ///< a kernel file of any format
+void state(Bytes file);        ///< the state of a machine, whose checksums are made right
+void migration(Bytes program); ///< what the source of a migration sends
 
 struct Target {
     std::string_view name;
@@ -32,7 +33,7 @@ inline constexpr std::array kTargets{
     Target{"block", block},         Target{"net", net},         Target{"rng", rng},
     Target{"vsock", vsock},         Target{"console", console}, Target{"balloon", balloon},
     Target{"registers", registers}, Target{"rtc", rtc},         Target{"serial", serial},
-    Target{"kernel", kernel},       Target{"state", state},
+    Target{"kernel", kernel},       Target{"state", state},     Target{"migration", migration},
 };
 
 } // namespace vmm::fuzz
