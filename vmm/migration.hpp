@@ -56,15 +56,17 @@ struct MigrationProgress {
 
 /// What a migration has cost, at the source.
 struct MigrationReport {
-    bool complete = false;          ///< false: a stop was requested, and the guest is still here
-    bool shared = false;            ///< memory was handed over, and no page was sent
-    bool post_copy = false;         ///< the guest went over before all of its memory had
-    std::uint64_t memory_bytes = 0; ///< of the guest
-    std::uint64_t sent_bytes = 0;   ///< over the wire, for pages
-    std::uint64_t last_bytes = 0;   ///< of memory that was sent while the guest stood still
-    unsigned rounds = 0;            ///< over memory, the last one included
-    unsigned reconnects = 0;        ///< how often a connection was cut and made again
-    unsigned throttled_percent = 0; ///< the most that vCPUs were held
+    bool complete = false;               ///< false: a stop was requested, and the guest is still here
+    bool shared = false;                 ///< memory was handed over, and no page was sent
+    bool post_copy = false;              ///< the guest went over before all of its memory had
+    std::uint64_t memory_bytes = 0;      ///< of the guest
+    std::uint64_t sent_bytes = 0;        ///< over the wire, for pages
+    std::uint64_t last_bytes = 0;        ///< of memory that was sent while the guest stood still
+    unsigned rounds = 0;                 ///< over memory, the last one included
+    unsigned reconnects = 0;             ///< how often a connection was cut and made again
+    unsigned throttled_percent = 0;      ///< the most that vCPUs were held
+    std::uint64_t first_round_bytes = 0; ///< of sent_bytes, those of the first round
+    double first_round_seconds = 0;      ///< until the other end had put all of them into memory
     double total_seconds = 0;
     double downtime_seconds = 0;    ///< from the request to stand still until the other end said that the guest runs
     double pause_seconds = 0;       ///< of it, until nothing moved any more

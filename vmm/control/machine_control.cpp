@@ -56,6 +56,8 @@ Json json_of(const MigrationReport& report) {
             {"rounds", report.rounds},
             {"reconnects", report.reconnects},
             {"throttled_percent", report.throttled_percent},
+            {"first_round_bytes", report.first_round_bytes},
+            {"first_round_seconds", report.first_round_seconds},
             {"total_seconds", report.total_seconds},
             {"downtime_seconds", report.downtime_seconds},
             {"pause_seconds", report.pause_seconds},

@@ -235,6 +235,10 @@ class Departure {
         if (sent >= kBytesToMeasure) {
             bytes_per_second_ = static_cast<double>(sent) / seconds;
         }
+        if (report_.rounds == 0) {
+            report_.first_round_bytes = sent;
+            report_.first_round_seconds = seconds;
+        }
         ++report_.rounds;
     }
 
