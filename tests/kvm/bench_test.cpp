@@ -121,6 +121,56 @@ TEST_F(Bench, StateMeasuresEveryModeAndCountsNoFaultAfterAFullRestore) {
     }
 }
 
+TEST_F(Bench, MigrateLetsAGuestGoOverInEveryModeAndCountsNoFaultWhereItArrives) {
+    const CommandResult result = run_command({"bench",       "migrate",  "--memory",  "16M",
+                                              "--page-size", "4K",       "--vcpus",   "1",
+                                              "--link",      "unix,tcp", "--streams", "1,2",
+                                              "--prefault",  "all,none", "--mode",    "idle,worker,writer,local",
+                                              "--workers",   "1",        "--runs",    "1",
+                                              "--downtime",  "60000",    "--give-up", "600",
+                                              "--no-warm",   "--json",   json_});
+    ASSERT_EQ(result.exit_status, 0) << result.errors << result.output;
+    EXPECT_NE(result.output.find("at most"), std::string::npos) << result.output;
+
+    const Json json = Json::parse(content_of(json_));
+    EXPECT_EQ(json["kind"], "vmm bench migrate");
+    EXPECT_TRUE(json["complete"].get<bool>());
+    ASSERT_EQ(json["cases"].size(), 7U);
+    for (const Json& each : json["cases"]) {
+        const Json& of = each["case"];
+        ASSERT_EQ(each["runs"].size(), 1U) << of;
+        const Json& run = each["runs"][0];
+        const bool is_full = of["prefault"] == "all";
+        const bool is_copied = of["mode"] != "local";
+        EXPECT_EQ(run["came_over"], 1) << of;
+        EXPECT_GT(run["downtime_seconds"], 0) << of;
+        if (is_full) {
+            EXPECT_EQ(run["faults_in_first_second"], 0) << of;
+            EXPECT_GE(run["mapped_share"], 1) << of;
+        } else {
+            EXPECT_GE(run["faults_in_first_second"], 50) << of << ": of 512 pages, of which KVM may map eight at once";
+        }
+        EXPECT_EQ(run["bytes_per_second"].is_number(), is_copied) << of;
+        EXPECT_EQ(run["rate_over_bare"].is_number(), is_copied) << of;
+        if (is_copied) {
+            EXPECT_GT(run["sent_bytes"], 8 << 20) << of << ": the guest has written to all of its pages";
+            EXPECT_GE(run["rounds"], 2) << of;
+        } else {
+            EXPECT_EQ(run["sent_bytes"], 0) << of;
+        }
+        const bool tells_the_time = of["mode"] != "writer";
+        for (const char* const figure :
+             {"late_p99_before_seconds", "late_p99_seconds", "gap_seconds", "first_over_steady"}) {
+            EXPECT_EQ(run[figure].is_number(), tells_the_time) << of << figure;
+        }
+    }
+}
+
+TEST_F(Bench, MigrateSaysThatNothingIsLeftToMeasure) {
+    expect_refused({"bench", "migrate", "--mode", "local", "--link", "tcp"}, 1, "unix socket");
+    expect_refused({"bench", "migrate", "--memory", "15T"}, 1, "its memory twice");
+}
+
 TEST_F(Bench, AnotherVmmIsMeasuredByATemplateAndOneThatFailsIsReported) {
     const std::string template_of_ours = command_under_test() + " run -q {kernel} --cmdline {cmdline} -m {memory_mib}M "
                                                                 "-c {vcpus} --page-size {page_size}";

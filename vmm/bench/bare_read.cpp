@@ -14,18 +14,13 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/unique_fd.hpp"
-#include "prefault/host/populate.hpp"
-#include "vmm/config.hpp"
-#include "vmm/machine/guest_ram.hpp"
-#include "vmm/machine/stop_bridge.hpp"
+#include "vmm/bench/bare_memory.hpp"
 
 namespace vmm::bench {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr std::uint64_t kPieceBytes = 2 * kMiB;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -47,24 +42,6 @@ int read_piece(int fd, std::uint64_t offset, std::span<std::byte> bytes) noexcep
     return 0;
 }
 
-/// All pieces of memory, each with its place in the file.
-struct Piece {
-    std::uint64_t offset;
-    std::span<std::byte> bytes;
-};
-
-std::vector<Piece> pieces_of(const GuestMemory& memory) {
-    std::vector<Piece> pieces;
-    std::uint64_t offset = 0;
-    for (const MemoryRegion& region : memory.regions()) {
-        for (std::uint64_t at = 0; at < region.range.size; at += kPieceBytes) {
-            pieces.push_back({offset, region.bytes().subspan(at, kPieceBytes)});
-            offset += kPieceBytes;
-        }
-    }
-    return pieces;
-}
-
 } // namespace
 
 std::optional<BareRead> read_bare(const std::string& path, PageSize page_size, unsigned workers,
@@ -74,21 +51,15 @@ std::optional<BareRead> read_bare(const std::string& path, PageSize page_size, u
     if (!file || ::fstat(file.get(), &facts) != 0) {
         throw_errno(errno, "read " + path);
     }
-    Config config;
-    config.memory_bytes = static_cast<std::uint64_t>(facts.st_size);
-    config.page_size = page_size;
-    config.prefault.workers = workers;
-    const StopBridge bridge(stop);
-
     BareRead result;
-    auto start = Clock::now();
-    const GuestRam ram(config, bridge.token());
-    if (!prefault::populate_host(ram.memory(), ram.placement().ranges, {workers, {}, {}, false, {}}, bridge.token())) {
+    BareMemory memory(static_cast<std::uint64_t>(facts.st_size), page_size, workers);
+    const auto populated = memory.populate(stop);
+    if (!populated) {
         return std::nullopt;
     }
-    result.populate_seconds = seconds_since(start);
+    result.populate_seconds = *populated;
 
-    const std::vector<Piece> pieces = pieces_of(ram.memory());
+    const std::vector<BareMemory::Piece> pieces = memory.pieces();
     std::atomic<std::size_t> next{0};
     std::atomic<int> failure{0};
     const auto read_all = [&] {
@@ -98,7 +69,7 @@ std::optional<BareRead> read_bare(const std::string& path, PageSize page_size, u
             }
         }
     };
-    start = Clock::now();
+    const auto start = Clock::now();
     {
         std::vector<std::jthread> threads;
         for (unsigned i = 1; i < workers; ++i) {

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <string>
 
+#include "kvm/host/error.hpp"
+
 namespace vmm::bench {
 
 namespace {
@@ -32,6 +34,32 @@ std::optional<HeartbeatLine> parse_heartbeat(std::string_view line) {
         return std::nullopt;
     }
     return HeartbeatLine{*beats, *p50 * kMicrosecond, *p99 * kMicrosecond, *most * kMicrosecond, *backward};
+}
+
+HeartbeatLine heartbeat_of(const std::string& line) {
+    const auto heartbeat = parse_heartbeat(line);
+    if (!heartbeat) {
+        throw Error("the guest's heartbeat is not what it should be: " + line.substr(0, 200));
+    }
+    return *heartbeat;
+}
+
+/// The guest's lines about its heartbeat, in order.
+std::vector<HeartbeatLine> heartbeats_of(const std::string& console) {
+    std::vector<HeartbeatLine> lines;
+    for (std::size_t at = 0; (at = console.find("heartbeat ", at)) != std::string::npos;) {
+        const std::size_t end = console.find('\n', at);
+        if (end == std::string::npos) {
+            break;
+        }
+        std::string line = console.substr(at, end - at);
+        if (line.ends_with('\r')) {
+            line.pop_back();
+        }
+        lines.push_back(heartbeat_of(line));
+        at = end;
+    }
+    return lines;
 }
 
 void add_heartbeat(const HeartbeatLine& line, StateSample& sample) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -20,6 +21,11 @@ struct HeartbeatLine {
 
 /// Returns nothing if `line` is no such line, or is not whole.
 [[nodiscard]] std::optional<HeartbeatLine> parse_heartbeat(std::string_view line);
+
+/// The same of a line that has to be one. Throws Error.
+[[nodiscard]] HeartbeatLine heartbeat_of(const std::string& line);
+/// All such lines of the guest's output, in order. Throws Error.
+[[nodiscard]] std::vector<HeartbeatLine> heartbeats_of(const std::string& console);
 
 /// Adds what a line says, but for the number of beats.
 void add_heartbeat(const HeartbeatLine& line, StateSample& sample);

@@ -3,8 +3,10 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 
+#include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/x86/second_level_host.hpp"
@@ -42,6 +44,17 @@ HostFacts read_host_facts() {
     facts.prefault_ioctl = kvm::System().extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     facts.nested = second_level.nested;
     return facts;
+}
+
+std::optional<double> load_average() {
+    double load = 0;
+    return ::getloadavg(&load, 1) == 1 ? std::optional(load) : std::nullopt;
+}
+
+std::string load_line(std::optional<double> before, std::optional<double> after, unsigned cpus) {
+    return before && after ? vmm::format("the host's load average was {:.1f} before and {:.1f} after, with {} CPUs\n",
+                                         *before, *after, cpus)
+                           : "";
 }
 
 } // namespace vmm::bench

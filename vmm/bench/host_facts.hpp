@@ -24,4 +24,10 @@ struct HostFacts {
 
 [[nodiscard]] HostFacts read_host_facts();
 
+/// The host's load average of a minute; nothing if it is not known.
+[[nodiscard]] std::optional<double> load_average();
+
+/// For people: what it was before and after a benchmark, as a line. Empty if one of them is not known.
+[[nodiscard]] std::string load_line(std::optional<double> before, std::optional<double> after, unsigned cpus);
+
 } // namespace vmm::bench

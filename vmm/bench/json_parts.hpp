@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "vmm/bench/figure_values.hpp"
 #include "vmm/bench/harness.hpp"
@@ -31,6 +32,40 @@ template <typename Figure, std::size_t count>
         json[std::string(facts[i].name)] = or_null(values.values()[i]);
     }
     return json;
+}
+
+/// The statistics of every figure that a run has.
+template <typename Figure, std::size_t count>
+[[nodiscard]] nlohmann::ordered_json statistics_json(const std::vector<FigureValues<Figure, count>>& samples,
+                                                     const std::array<FigureFacts, count>& facts) {
+    auto json = nlohmann::ordered_json::object();
+    for (std::size_t i = 0; i < count; ++i) {
+        if (const auto described = statistics_of(samples, static_cast<Figure>(i))) {
+            json[std::string(facts[i].name)] = to_json_parts(*described);
+        }
+    }
+    return json;
+}
+
+/// The figures of each run.
+template <typename Figure, std::size_t count>
+[[nodiscard]] nlohmann::ordered_json runs_json(const std::vector<FigureValues<Figure, count>>& samples,
+                                               const std::array<FigureFacts, count>& facts) {
+    auto json = nlohmann::ordered_json::array();
+    for (const FigureValues<Figure, count>& sample : samples) {
+        json.push_back(to_json_parts(sample, facts));
+    }
+    return json;
+}
+
+/// The names of the values, as to_string() has them.
+template <typename Value>
+[[nodiscard]] nlohmann::ordered_json names_json(const std::vector<Value>& values) {
+    auto names = nlohmann::ordered_json::array();
+    for (const Value& value : values) {
+        names.push_back(std::string(to_string(value)));
+    }
+    return names;
 }
 
 } // namespace vmm::bench

@@ -60,6 +60,14 @@ void LiveGuest::say(std::string_view bytes) {
 }
 
 std::string LiveGuest::wait_for(std::string_view start) {
+    auto line = find(start);
+    if (!line) {
+        throw Error("the guest ended early: " + wait().problem());
+    }
+    return *std::move(line);
+}
+
+std::optional<std::string> LiveGuest::find(std::string_view start) {
     const auto deadline = after(timeout_seconds_);
     for (;;) {
         for (std::size_t end = 0; (end = output_.find('\n')) != std::string::npos;) {
@@ -76,7 +84,7 @@ std::string LiveGuest::wait_for(std::string_view start) {
             }
         }
         if (!read_more(deadline)) {
-            throw Error("the guest ended early: " + wait().problem());
+            return std::nullopt;
         }
     }
 }

@@ -29,6 +29,8 @@ class LiveGuest {
     /// Waits for a line that begins so, behind the one that was found before, and returns it without its end. Throws
     /// Error: the program has ended, or a stop was requested, or it takes too long.
     [[nodiscard]] std::string wait_for(std::string_view start);
+    /// The same; nothing if the program has ended before.
+    [[nodiscard]] std::optional<std::string> find(std::string_view start);
     /// Waits until the program has ended. Throws Error, as wait_for() does, or because it failed.
     void wait_for_end();
 

@@ -9,10 +9,8 @@ namespace vmm::bench {
 
 namespace {
 
-using Values = std::vector<std::optional<double>>; ///< one for each round
-
-Values values_of(const StateResult* result, StateFigure figure) {
-    Values values;
+RoundValues values_of(const StateResult* result, StateFigure figure) {
+    RoundValues values;
     if (result != nullptr) {
         for (const StateSample& sample : result->samples) {
             values.push_back(sample[figure]);
@@ -23,69 +21,49 @@ Values values_of(const StateResult* result, StateFigure figure) {
 
 /// `combine` of what two cases have in the same round.
 template <typename Combine>
-Values by_round(const Values& one, const Values& other, Combine combine) {
-    Values values;
+RoundValues by_round(const RoundValues& one, const RoundValues& other, Combine combine) {
+    RoundValues values;
     for (std::size_t i = 0; i < std::min(one.size(), other.size()); ++i) {
         values.push_back(one[i] && other[i] ? combine(*one[i], *other[i]) : std::nullopt);
     }
     return values;
 }
 
-Values ratios(const Values& of, const Values& over) {
+RoundValues ratios(const RoundValues& of, const RoundValues& over) {
     return by_round(of, over,
                     [](double value, double base) { return base > 0 ? std::optional(value / base) : std::nullopt; });
 }
 
-Values sums(const Values& one, const Values& other) {
+RoundValues sums(const RoundValues& one, const RoundValues& other) {
     return by_round(one, other, [](double value, double more) { return std::optional(value + more); });
 }
 
-/// Collects aims, and leaves out those for which nothing was measured.
-class Aims {
-  public:
-    void add(std::string name, StateAim::Kind kind, const Values& values, double bound) {
-        std::vector<double> known;
-        for (const auto& value : values) {
-            if (value) {
-                known.push_back(*value);
-            }
-        }
-        if (!known.empty()) {
-            aims_.push_back({std::move(name), kind, describe(known), bound});
-        }
-    }
-    [[nodiscard]] std::vector<StateAim> take() && { return std::move(aims_); }
-
-  private:
-    std::vector<StateAim> aims_;
-};
-
-void add_restores(const StateResults& results, Aims& aims) {
+void add_restores(const StateResults& results, AimList& aims) {
     for (const StateResult& result : results.cases) {
         if (result.of.scenario != Scenario::kRestore || !comes_back_full(*result.of.mode)) {
             continue;
         }
         const StateResult* const bare = results.find({Scenario::kBareRead, result.of.page_size});
-        const Values ready = values_of(&result, StateFigure::kReady);
-        const Values read = values_of(bare, StateFigure::kRead);
+        const RoundValues ready = values_of(&result, StateFigure::kReady);
+        const RoundValues read = values_of(bare, StateFigure::kRead);
         const std::string name = to_string(result.of) + ": ready over a bare read";
-        aims.add(name + " into populated memory", StateAim::Kind::kRatio, ratios(ready, read), 1.1);
-        aims.add(name + ", populating included", StateAim::Kind::kRatio,
+        aims.add(name + " into populated memory", Aim::Kind::kRatio, ratios(ready, read), 1.1);
+        aims.add(name + ", populating included", Aim::Kind::kRatio,
                  ratios(ready, sums(read, values_of(bare, StateFigure::kPopulate))), 1.1);
     }
     for (const StateResult& result : results.cases) {
         if (result.of.scenario == Scenario::kRestore && !comes_back_full(*result.of.mode)) {
             const StateResult* const cold = results.find({Scenario::kCold, result.of.page_size});
-            aims.add(to_string(result.of) + ": ready over a cold start", StateAim::Kind::kRatio,
+            aims.add(to_string(result.of) + ": ready over a cold start", Aim::Kind::kRatio,
                      ratios(values_of(&result, StateFigure::kReady), values_of(cold, StateFigure::kReady)), 1.5);
         }
     }
 }
 
-void add_memory(const StateResults& results, Aims& aims) {
+void add_memory(const StateResults& results, AimList& aims) {
     for (const StateResult& result : results.cases) {
         if (result.of.scenario == Scenario::kPasses) {
-            aims.add(to_string(result.of) + ": first pass over steady pass", StateAim::Kind::kRatio,
+            aims.add(to_string(result.of) + ": first pass over steady pass", Aim::Kind::kRatio,
                      values_of(&result, StateFigure::kFirstOverSteady), 1.05);
         }
     }
@@ -93,18 +71,18 @@ void add_memory(const StateResults& results, Aims& aims) {
         if (result.of.scenario != Scenario::kRestore) {
             continue;
         }
-        const Values faults = values_of(&result, StateFigure::kFaults);
+        const RoundValues faults = values_of(&result, StateFigure::kFaults);
         if (comes_back_full(*result.of.mode)) {
-            aims.add(to_string(result.of) + ": faults of the first second", StateAim::Kind::kCount, faults, 0);
+            aims.add(to_string(result.of) + ": faults of the first second", Aim::Kind::kCount, faults, 0);
         } else if (*result.of.mode != RestoreMode::kCow) {
             const StateResult* const cow = results.find({Scenario::kRestore, result.of.page_size, RestoreMode::kCow});
-            aims.add(to_string(result.of) + ": faults of the first second over those of cow", StateAim::Kind::kRatio,
+            aims.add(to_string(result.of) + ": faults of the first second over those of cow", Aim::Kind::kRatio,
                      ratios(faults, values_of(cow, StateFigure::kFaults)), 0.1);
         }
     }
 }
 
-void add_snapshot(const StateResults& results, Aims& aims) {
+void add_snapshot(const StateResults& results, AimList& aims) {
     for (const StateResult& result : results.cases) {
         if (result.of.scenario != Scenario::kSnapshot) {
             continue;
@@ -122,29 +100,29 @@ void add_snapshot(const StateResults& results, Aims& aims) {
             continue;
         }
         const double bound = median(bounds);
-        aims.add(to_string(result.of) + ": the guest stood still", StateAim::Kind::kSeconds,
+        aims.add(to_string(result.of) + ": the guest stood still", Aim::Kind::kSeconds,
                  values_of(&result, StateFigure::kStopped), bound);
-        aims.add(to_string(result.of) + ": the guest's latest beat", StateAim::Kind::kSeconds,
+        aims.add(to_string(result.of) + ": the guest's latest beat", Aim::Kind::kSeconds,
                  values_of(&result, StateFigure::kLateMax), bound);
     }
 }
 
-void add_clones(const StateResults& results, Aims& aims) {
+void add_clones(const StateResults& results, AimList& aims) {
     for (const StateResult& result : results.cases) {
         if (result.of.scenario == Scenario::kClones) {
             const StateResult* const one = results.find({Scenario::kRestore, result.of.page_size, result.of.mode});
             aims.add(vmm::format("{} at once, {}: ready of the 95th percentile over one", results.settings.clones,
                                  to_string(result.of)),
-                     StateAim::Kind::kRatio,
+                     Aim::Kind::kRatio,
                      ratios(values_of(&result, StateFigure::kReady), values_of(one, StateFigure::kReady)), 3);
         }
     }
 }
 
-void add_clock(const StateResults& results, Aims& aims) {
-    Values backward;
+void add_clock(const StateResults& results, AimList& aims) {
+    RoundValues backward;
     for (const StateResult& result : results.cases) {
-        const Values values = values_of(&result, StateFigure::kBackward);
+        const RoundValues values = values_of(&result, StateFigure::kBackward);
         backward.insert(backward.end(), values.begin(), values.end());
     }
     // One run in which it went back is one too many, which a median would hide.
@@ -152,7 +130,7 @@ void add_clock(const StateResults& results, Aims& aims) {
     for (const auto& value : backward) {
         sum = value ? std::optional(sum.value_or(0) + *value) : sum;
     }
-    aims.add("all guests: how often the clock went back", StateAim::Kind::kCount, {sum}, 0);
+    aims.add("all guests: how often the clock went back", Aim::Kind::kCount, {sum}, 0);
 }
 
 } // namespace
@@ -162,8 +140,8 @@ double wanted_stop_seconds(double bytes, double written_bytes, double total_seco
     return kBesideDirty + (written_bytes > 0 ? bytes * total_seconds / written_bytes : 0);
 }
 
-std::vector<StateAim> state_aims(const StateResults& results) {
-    Aims aims;
+std::vector<Aim> state_aims(const StateResults& results) {
+    AimList aims;
     add_restores(results, aims);
     add_memory(results, aims);
     add_snapshot(results, aims);

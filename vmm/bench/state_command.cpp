@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cstdlib>
 #include <utility>
 
 #include "kvm/host/error.hpp"
@@ -13,6 +12,7 @@
 #include "vmm/bench/progress_text.hpp"
 #include "vmm/bench/raised_pools.hpp"
 #include "vmm/bench/result_files.hpp"
+#include "vmm/bench/rounds.hpp"
 #include "vmm/bench/state_plot.hpp"
 #include "vmm/bench/state_results.hpp"
 #include "vmm/bench/state_run.hpp"
@@ -31,11 +31,6 @@ using Clock = std::chrono::steady_clock;
 using namespace bench;
 
 constexpr int kStoppedBySignal = 4;
-
-std::optional<double> load_average() {
-    double load = 0;
-    return ::getloadavg(&load, 1) == 1 ? std::optional(load) : std::nullopt;
-}
 
 StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room, unsigned cpus) {
     StateSettings settings;
@@ -93,12 +88,16 @@ class StateBenchmark {
                 throw Error(std::string("cannot measure restores: the guest to be saved: ") + error.what());
             }
         }
-        for (unsigned round = 0; round < results_.settings.runs && !stop_.is_requested(); ++round) {
-            run_round(round);
-        }
-        results_.complete = std::ranges::all_of(results_.cases, [this](const StateResult& result) {
-            return result.failure.empty() && result.samples.size() == results_.settings.runs;
+        run_rounds(results_.cases, results_.settings.runs, stop_, progress_, [this](StateResult& result) {
+            if (is_before_snapshot(result.of.scenario)) {
+                return;
+            }
+            if (results_.settings.warm) {
+                warm_memory(results_.settings.memory_bytes, result.of.page_size, stop_);
+            }
+            result.samples.push_back(runner_.run(result.of));
         });
+        results_.complete = have_all_runs(results_.cases, results_.settings.runs);
         results_.harness.run_seconds = runner_.cost().runs;
         results_.harness.own_cpu_seconds = runner_.cost().own_cpu;
         results_.harness.seconds = std::chrono::duration<double>(Clock::now() - started).count();
@@ -109,29 +108,6 @@ class StateBenchmark {
         for (StateResult& result : results_.cases) {
             if (is_before_snapshot(result.of.scenario)) {
                 result.samples = std::move(result.of.scenario == Scenario::kPause ? before.pauses : before.snapshots);
-            }
-        }
-    }
-
-    void run_round(unsigned round) {
-        for (const std::size_t i : round_order(results_.cases.size(), round)) {
-            StateResult& result = results_.cases[i];
-            if (stop_.is_requested()) {
-                return;
-            }
-            if (is_before_snapshot(result.of.scenario) || !result.failure.empty()) {
-                continue;
-            }
-            progress_.show(vmm::format("run {} of {}: {}", round + 1, results_.settings.runs, to_string(result.of)));
-            if (results_.settings.warm) {
-                warm_memory(results_.settings.memory_bytes, result.of.page_size, stop_);
-            }
-            try {
-                result.samples.push_back(runner_.run(result.of));
-            } catch (const Error& error) {
-                if (!stop_.is_requested()) {
-                    result.failure = error.what();
-                }
             }
         }
     }

@@ -3,14 +3,13 @@
 #include <algorithm>
 
 #include "kvm/host/format.hpp"
+#include "vmm/bench/plot_parts.hpp"
 #include "vmm/bench/table.hpp"
 
 namespace vmm::bench {
 
 namespace {
 
-constexpr unsigned kBarWidth = 92; // pixels, with the space beside it
-constexpr unsigned kPanelHeight = 480;
 constexpr double kMilliseconds = 1e-3;
 
 /// A label in two lines.
@@ -55,41 +54,17 @@ std::string late_line(const StateResult& result) {
                        std::max(p99->median, kLeast) / kMilliseconds, std::max(most->median, kLeast) / kMilliseconds);
 }
 
-struct Block {
-    std::string lines;
-    std::size_t bars = 0;
-};
-
-template <typename MakeLine>
-Block block_of(const StateResults& results, MakeLine make_line) {
-    Block block;
-    for (const StateResult& result : results.cases) {
-        const std::string line = make_line(result);
-        block.lines += line;
-        block.bars += line.empty() ? 0 : 1;
-    }
-    return block;
-}
-
 } // namespace
 
 std::string plot_script(const StateResults& results, PlotFormat format) {
-    const Block ready = block_of(results, [](const StateResult& result) {
+    const PlotBlock ready = plot_block(results.cases, [](const StateResult& result) {
         return is_drawn_as_ready(result.of.scenario) ? ready_line(result) : std::string();
     });
-    const Block late = block_of(results, late_line);
+    const PlotBlock late = plot_block(results.cases, late_line);
     if (ready.bars == 0 && late.bars == 0) {
         return "";
     }
-    const std::size_t width = std::max<std::size_t>((ready.bars + late.bars) * kBarWidth + 180, 860);
-    std::string script =
-        format == PlotFormat::kSvg
-            ? vmm::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, kPanelHeight)
-            : vmm::format("set terminal pngcairo size {},{} font 'sans,10' background '#ffffff'\n", width,
-                          kPanelHeight);
-    script += "set encoding utf8\nset style data histograms\nset style fill solid 0.9 noborder\nset boxwidth 0.7\n"
-              "set grid ytics lc rgb '#dddddd'\nset border 3\nset xtics nomirror scale 0\nset ytics nomirror\n"
-              "set key below\nset xlabel \"\\n\"\nset ylabel \"milliseconds\"\nset logscale y\n";
+    std::string script = bars_head(ready.bars + late.bars, format);
     script += "$ready << END\n" + ready.lines + "END\n$late << END\n" + late.lines + "END\n";
     script +=
         vmm::format("set multiplot layout 1,{} title \"A guest of {} from its snapshot\" font ',13'\n",

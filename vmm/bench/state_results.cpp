@@ -12,55 +12,21 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-template <typename Values>
-Json names_json(const Values& values) {
-    Json names = Json::array();
-    for (const auto& value : values) {
-        names.push_back(vmm::to_string(value));
-    }
-    return names;
-}
-
 Json case_json(const StateResult& result) {
-    Json statistics = Json::object();
-    for (std::size_t i = 0; i < kStateFigures.size(); ++i) {
-        if (const auto described = result.statistics(static_cast<StateFigure>(i))) {
-            statistics[std::string(kStateFigures.at(i).name)] = to_json_parts(*described);
-        }
-    }
-    Json runs = Json::array();
-    for (const StateSample& sample : result.samples) {
-        runs.push_back(to_json_parts(sample, kStateFigures));
-    }
     const Json mode = result.of.mode ? Json(vmm::to_string(*result.of.mode)) : Json(nullptr);
     return {{"case",
              {{"scenario", to_string(result.of.scenario)},
               {"restore_mode", mode},
               {"page_size", vmm::to_string(result.of.page_size)}}},
             {"failure", result.failure},
-            {"statistics", statistics},
-            {"runs", runs}};
-}
-
-std::string_view unit_of(StateAim::Kind kind) {
-    return kind == StateAim::Kind::kRatio ? "ratio" : kind == StateAim::Kind::kSeconds ? "seconds" : "count";
+            {"statistics", statistics_json(result.samples, kStateFigures)},
+            {"runs", runs_json(result.samples, kStateFigures)}};
 }
 
 } // namespace
 
-std::vector<double> StateResult::values(StateFigure figure) const {
-    std::vector<double> values;
-    for (const StateSample& sample : samples) {
-        if (const auto value = sample[figure]) {
-            values.push_back(*value);
-        }
-    }
-    return values;
-}
-
 std::optional<Statistics> StateResult::statistics(StateFigure figure) const {
-    const std::vector<double> all = values(figure);
-    return all.empty() ? std::nullopt : std::optional(describe(all));
+    return statistics_of(samples, figure);
 }
 
 const StateResult* StateResults::find(const StateCase& of) const noexcept {
@@ -89,14 +55,7 @@ std::string to_json(const StateResults& results) {
     json["harness"] = to_json_parts(results.harness);
     json["load"] = {{"before", or_null(results.load_before)}, {"after", or_null(results.load_after)}};
     json["complete"] = results.complete;
-    json["aims"] = Json::array();
-    for (const StateAim& aim : state_aims(results)) {
-        json["aims"].push_back({{"name", aim.name},
-                                {"unit", unit_of(aim.kind)},
-                                {"bound", aim.bound},
-                                {"met", aim.is_met()},
-                                {"statistics", to_json_parts(aim.value)}});
-    }
+    json["aims"] = to_json_parts(state_aims(results));
     json["cases"] = Json::array();
     for (const StateResult& result : results.cases) {
         json["cases"].push_back(case_json(result));

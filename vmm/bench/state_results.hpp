@@ -32,8 +32,6 @@ struct StateResult {
     std::vector<StateSample> samples{}; ///< of each round, in order
     std::string failure{};              ///< why no further run was made; empty: no run failed
 
-    /// The values of one figure in the runs that have it.
-    [[nodiscard]] std::vector<double> values(StateFigure figure) const;
     /// Returns nothing if no run has the figure.
     [[nodiscard]] std::optional<Statistics> statistics(StateFigure figure) const;
 };

@@ -7,7 +7,6 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <thread>
@@ -19,37 +18,21 @@
 #include "vmm/bench/guest_output.hpp"
 #include "vmm/bench/heartbeat_output.hpp"
 #include "vmm/bench/live_guest.hpp"
+#include "vmm/bench/said_json.hpp"
 #include "vmm/bench/statistics.hpp"
 
 namespace vmm::bench {
 
 namespace {
 
-using Json = nlohmann::json;
-
 /// Of the guest over its memory, when it is asked for passes. The first one after a restore is held against the others.
 constexpr unsigned kPasses = 5;
 
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator(file), {}};
-}
-
-/// Calls `read` with `text` as JSON. Throws Error that names `what`.
-template <typename Read>
-auto with_json(const std::string& text, std::string_view what, Read read) {
-    try {
-        return read(Json::parse(text));
-    } catch (const nlohmann::json::exception& error) {
-        throw Error(std::string(what) + " is not what it should be: " + error.what());
-    }
-}
-
 /// What the report of a `vmm run` has.
 void add_report(const std::string& path, bool has_prefault, StateSample& sample) {
-    with_json(read_file(path), "the run's report", [&](const Json& json) {
-        const Json& guest = json.at("guest");
-        const Json& prefault = json.at("prefault");
+    with_json(read_text_file(path), "the run's report", [&](const nlohmann::json& json) {
+        const nlohmann::json& guest = json.at("guest");
+        const nlohmann::json& prefault = json.at("prefault");
         if (guest.at("exit") != "poweroff") {
             throw Error("the guest ended by " + guest.at("exit").get<std::string>());
         }
@@ -74,9 +57,9 @@ struct Counts {
 };
 
 Counts parse_statistics(const std::string& text) {
-    return with_json(text, "the answer to statistics", [](const Json& json) {
+    return with_json(text, "the answer to statistics", [](const nlohmann::json& json) {
         Counts counts;
-        for (const Json& vcpu : json.at("vcpus")) {
+        for (const nlohmann::json& vcpu : json.at("vcpus")) {
             counts.faults += vcpu.at("second_level_faults").get<double>();
             counts.exits += vcpu.value("exits", 0.0);
         }
@@ -89,32 +72,6 @@ void add_counts(const Counts& before, const Counts& after, StateSample& sample) 
     sample[StateFigure::kExits] = after.exits - before.exits;
 }
 
-HeartbeatLine heartbeat_of(const std::string& line) {
-    const auto heartbeat = parse_heartbeat(line);
-    if (!heartbeat) {
-        throw Error("the guest's heartbeat is not what it should be: " + line.substr(0, 200));
-    }
-    return *heartbeat;
-}
-
-/// The guest's lines about its heartbeat, in order.
-std::vector<HeartbeatLine> heartbeats_of(const std::string& console) {
-    std::vector<HeartbeatLine> lines;
-    for (std::size_t at = 0; (at = console.find("heartbeat ", at)) != std::string::npos;) {
-        const std::size_t end = console.find('\n', at);
-        if (end == std::string::npos) {
-            break;
-        }
-        std::string line = console.substr(at, end - at);
-        if (line.ends_with('\r')) {
-            line.pop_back();
-        }
-        lines.push_back(heartbeat_of(line));
-        at = end;
-    }
-    return lines;
-}
-
 /// A process that starts reads the snapshot's file from the page cache, unless it has been pushed out.
 void read_into_page_cache(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
@@ -123,18 +80,12 @@ void read_into_page_cache(const std::string& path) {
     }
 }
 
-/// The least of `values` that 95 of 100 do not exceed.
-double percentile_95(std::vector<double> values) {
-    std::ranges::sort(values);
-    const auto rank = static_cast<std::size_t>(std::ceil(0.95 * static_cast<double>(values.size())));
-    return values.at(std::max<std::size_t>(rank, 1) - 1);
-}
-
 } // namespace
 
 StateRunner::StateRunner(const StateSettings& settings, std::string program, double timeout_seconds,
                          const StopRequest& stop)
-    : settings_(settings), program_(std::move(program)), timeout_seconds_(timeout_seconds), stop_(stop) {
+    : settings_(settings), timeout_seconds_(timeout_seconds), stop_(stop),
+      programs_(std::move(program), timeout_seconds, stop) {
     // Two snapshots at most are there at a time.
     const std::uint64_t needed = 2 * settings.memory_bytes + 64 * kMiB;
     struct statvfs room {};
@@ -149,31 +100,10 @@ StateRunner::StateRunner(const StateSettings& settings, std::string program, dou
     }
 }
 
-std::string StateRunner::run_program(std::vector<std::string> words, const std::string& input) {
-    ChildSpec spec;
-    spec.words = std::move(words);
-    spec.input = input;
-    spec.timeout_seconds = timeout_seconds_;
-    spec.stop_fd = stop_.fd();
-    const ChildEnd end = run_child(spec);
-    cost_.runs += end.seconds;
-    cost_.own_cpu += end.own_cpu_seconds;
-    if (!end.succeeded()) {
-        throw Error(end.stopped ? "a stop was requested" : end.problem());
-    }
-    return end.output;
-}
-
-std::string StateRunner::ask(std::vector<std::string> words) {
-    words.insert(words.begin(), {program_, "ctl", folder_.file("socket")});
-    words.emplace_back("--json");
-    return run_program(std::move(words), "");
-}
-
 StateRunner::BeforeSnapshot StateRunner::save() {
     const auto khz = static_cast<std::uint64_t>(std::llround(1e-3 / clock_.seconds_per_cycle()));
-    LiveGuest guest({program_, "run", "--quiet", "--memory", std::to_string(settings_.memory_bytes), "--vcpus",
-                     std::to_string(settings_.vcpus), "--page-size",
+    LiveGuest guest({programs_.program(), "run", "--quiet", "--memory", std::to_string(settings_.memory_bytes),
+                     "--vcpus", std::to_string(settings_.vcpus), "--page-size",
                      std::string(vmm::to_string(saved_page_size(settings_.page_sizes))), "--prefault", "all",
                      "--prefault-workers", std::to_string(settings_.workers), "--serial", "stdio", "--api",
                      folder_.file("socket"), "--cmdline", vmm::format("heartbeat={} passes={}", khz, kPasses)},
@@ -190,25 +120,26 @@ StateRunner::BeforeSnapshot StateRunner::save() {
     const std::string workers = std::to_string(settings_.workers);
     for (unsigned run = 0; run < settings_.runs; ++run) {
         static_cast<void>(heartbeat());
-        Counts before = parse_statistics(ask({"statistics"}));
-        static_cast<void>(ask({"pause"}));
-        static_cast<void>(ask({"resume"}));
+        Counts before = parse_statistics(programs_.ask(folder_.file("socket"), {"statistics"}));
+        static_cast<void>(programs_.ask(folder_.file("socket"), {"pause"}));
+        static_cast<void>(programs_.ask(folder_.file("socket"), {"resume"}));
         StateSample pause;
         add_heartbeat(heartbeat(), pause);
-        Counts after = parse_statistics(ask({"statistics"}));
+        Counts after = parse_statistics(programs_.ask(folder_.file("socket"), {"statistics"}));
         add_counts(before, after, pause);
         result.pauses.push_back(pause);
 
         const std::string directory = folder_.file(vmm::format("snapshot-{}", run));
         static_cast<void>(heartbeat());
-        before = parse_statistics(ask({"statistics"}));
-        const std::string answer = ask({"snapshot", directory, "--resume", "--workers", workers});
+        before = parse_statistics(programs_.ask(folder_.file("socket"), {"statistics"}));
+        const std::string answer =
+            programs_.ask(folder_.file("socket"), {"snapshot", directory, "--resume", "--workers", workers});
         StateSample taken;
         add_heartbeat(heartbeat(), taken);
-        after = parse_statistics(ask({"statistics"}));
+        after = parse_statistics(programs_.ask(folder_.file("socket"), {"statistics"}));
         add_counts(before, after, taken);
-        with_json(answer, "the answer to snapshot", [&](const Json& json) {
-            const Json& cost = json.at("result");
+        with_json(answer, "the answer to snapshot", [&](const nlohmann::json& json) {
+            const nlohmann::json& cost = json.at("result");
             taken[StateFigure::kTotal] = cost.at("total_seconds").get<double>();
             taken[StateFigure::kWrittenBytes] = cost.at("written_bytes").get<double>();
             taken[StateFigure::kStopped] = cost.at("stopped_seconds").get<double>();
@@ -220,8 +151,8 @@ StateRunner::BeforeSnapshot StateRunner::save() {
     }
     // It runs until its state is saved: its clock goes on while it is paused.
     static_cast<void>(heartbeat());
-    static_cast<void>(ask({"snapshot", snapshot(), "--workers", workers}));
-    static_cast<void>(ask({"stop", "--force"}));
+    static_cast<void>(programs_.ask(folder_.file("socket"), {"snapshot", snapshot(), "--workers", workers}));
+    static_cast<void>(programs_.ask(folder_.file("socket"), {"stop", "--force"}));
     guest.wait_for_end();
     read_into_page_cache(snapshot() + "/memory");
     if (std::ranges::find(settings_.modes, RestoreMode::kLazy) != settings_.modes.end()) {
@@ -235,7 +166,7 @@ void StateRunner::record_working_set() {
     std::vector<std::string> words = restore_words(
         {Scenario::kRestore, saved_page_size(settings_.page_sizes), RestoreMode::kLazy}, folder_.file("report"));
     words.insert(words.end(), {"--record-working-set", "1000"});
-    static_cast<void>(run_program(std::move(words), "hwwq"));
+    static_cast<void>(programs_.run(std::move(words), "hwwq"));
 }
 
 StateSample StateRunner::run(const StateCase& each) {
@@ -260,10 +191,10 @@ StateSample StateRunner::run(const StateCase& each) {
 StateSample StateRunner::run_cold(PageSize page_size) {
     const std::string report = folder_.file("report");
     static_cast<void>(
-        run_program({program_, "run", "--quiet", "--memory", std::to_string(settings_.memory_bytes), "--vcpus",
-                     std::to_string(settings_.vcpus), "--page-size", std::string(vmm::to_string(page_size)),
-                     "--cmdline", "passes=1 stride=64M", "--report", report},
-                    ""));
+        programs_.run({programs_.program(), "run", "--quiet", "--memory", std::to_string(settings_.memory_bytes),
+                       "--vcpus", std::to_string(settings_.vcpus), "--page-size",
+                       std::string(vmm::to_string(page_size)), "--cmdline", "passes=1 stride=64M", "--report", report},
+                      ""));
     StateSample sample;
     add_report(report, false, sample);
     return sample;
@@ -282,7 +213,7 @@ StateSample StateRunner::run_bare(PageSize page_size) const {
 
 std::vector<std::string> StateRunner::restore_words(const StateCase& each, const std::string& report) const {
     const RestoreMode mode = each.mode.value();
-    return {program_,
+    return {programs_.program(),
             "run",
             "--quiet",
             "--restore",
@@ -303,7 +234,7 @@ std::vector<std::string> StateRunner::restore_words(const StateCase& each, const
 
 StateSample StateRunner::run_restore(const StateCase& each) {
     const std::string report = folder_.file("report");
-    const std::string console = run_program(restore_words(each, report), "hwq");
+    const std::string console = programs_.run(restore_words(each, report), "hwq");
     const std::vector<HeartbeatLine> lines = heartbeats_of(console);
     if (lines.size() != 2) {
         throw Error(vmm::format("the guest told {} times of its heartbeat instead of twice", lines.size()));
@@ -318,7 +249,7 @@ StateSample StateRunner::run_restore(const StateCase& each) {
 
 StateSample StateRunner::run_passes(const StateCase& each) {
     const std::string report = folder_.file("report");
-    const std::string console = run_program(restore_words(each, report), "pq");
+    const std::string console = programs_.run(restore_words(each, report), "pq");
     Sample passes;
     add_guest_figures(parse_guest_output(console), clock_.seconds_per_cycle(), passes);
     StateSample sample;
@@ -364,8 +295,8 @@ StateSample StateRunner::run_clones(const StateCase& each) {
         ready.push_back(*one[StateFigure::kReady]);
         all[StateFigure::kFaults] = all[StateFigure::kFaults].value_or(0) + one[StateFigure::kFaults].value_or(0);
     }
-    cost_.runs += std::ranges::max_element(ends, {}, &ChildEnd::seconds)->seconds;
-    all[StateFigure::kReady] = percentile_95(ready);
+    programs_.add_cost(std::ranges::max_element(ends, {}, &ChildEnd::seconds)->seconds);
+    all[StateFigure::kReady] = percentile(ready, 95);
     all[StateFigure::kReadyMost] = *std::ranges::max_element(ready);
     return all;
 }

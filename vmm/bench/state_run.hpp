@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "vmm/bench/program_runner.hpp"
 #include "vmm/bench/run.hpp"
 #include "vmm/bench/state_results.hpp"
 #include "vmm/stop_request.hpp"
@@ -33,7 +34,7 @@ class StateRunner {
     /// Runs a case once that is not before the snapshot. Throws Error: it failed, or a stop was requested.
     [[nodiscard]] StateSample run(const StateCase& each);
 
-    [[nodiscard]] const HarnessCost& cost() const noexcept { return cost_; }
+    [[nodiscard]] const HarnessCost& cost() const noexcept { return programs_.cost(); }
 
   private:
     /// Has the snapshot know what a guest needs first.
@@ -47,19 +48,12 @@ class StateRunner {
     [[nodiscard]] std::string snapshot() const { return folder_.file("snapshot"); }
     /// The words of a guest that goes on from the snapshot, and writes its report to `report`.
     [[nodiscard]] std::vector<std::string> restore_words(const StateCase& each, const std::string& report) const;
-    /// Runs a program to its end, and returns what it says. The program can read `input` from its standard input.
-    /// Throws Error.
-    [[nodiscard]] std::string run_program(std::vector<std::string> words, const std::string& input);
-    /// Asks the guest's control socket, and returns the answer, which is JSON.
-    [[nodiscard]] std::string ask(std::vector<std::string> words);
-
     const StateSettings& settings_;
-    std::string program_;
     double timeout_seconds_;
     const StopRequest& stop_;
     WorkFolder folder_;
     CycleClock clock_;
-    HarnessCost cost_;
+    ProgramRunner programs_;
 };
 
 } // namespace vmm::bench

@@ -106,25 +106,6 @@ std::string details(const StateResult& result) {
     return "";
 }
 
-std::string times_text(double factor) {
-    return factor >= 100 ? vmm::format("{:.0f}", factor) : vmm::format("{:.2f}", factor);
-}
-
-std::string aim_text(StateAim::Kind kind, double value) {
-    return kind == StateAim::Kind::kRatio     ? times_text(value)
-           : kind == StateAim::Kind::kSeconds ? format_seconds(value)
-                                              : format_count(value);
-}
-
-std::string aim_row(const StateAim& aim) {
-    std::string value = aim_text(aim.kind, aim.value.median);
-    if (aim.value.least != aim.value.most) {
-        value += vmm::format(" [{} .. {}]", aim_text(aim.kind, aim.value.least), aim_text(aim.kind, aim.value.most));
-    }
-    return vmm::format("  {:<70} {:>27} {:>8}  {}\n", aim.name, value, aim_text(aim.kind, aim.bound),
-                       aim.is_met() ? "met" : "MISSED");
-}
-
 } // namespace
 
 std::string to_table(const StateResults& results) {
@@ -144,19 +125,13 @@ std::string to_table(const StateResults& results) {
     for (const StateResult& result : results.cases) {
         text += result.samples.empty() ? "" : details(result);
     }
-    text += vmm::format("  {:<70} {:>27} {:>8}\n", "aim", "measured", "at most");
-    for (const StateAim& aim : state_aims(results)) {
-        text += aim_row(aim);
-    }
+    text += aims_table(state_aims(results));
     for (const StateResult& result : results.cases) {
         if (!result.failure.empty()) {
             text += vmm::format("FAILED {}: {}\n", to_string(result.of), result.failure);
         }
     }
-    if (results.load_before && results.load_after) {
-        text += vmm::format("the host's load average was {:.1f} before and {:.1f} after, with {} CPUs\n",
-                            *results.load_before, *results.load_after, results.host.cpus);
-    }
+    text += load_line(results.load_before, results.load_after, results.host.cpus);
     if (!results.complete) {
         text += results.any_failed() ? "NOT COMPLETE: see what failed\n" : "NOT COMPLETE: stopped\n";
     }

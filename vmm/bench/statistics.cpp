@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -45,6 +46,12 @@ double ratio(double from, double to) {
 }
 
 } // namespace
+
+double percentile(std::vector<double> values, double percent) {
+    std::ranges::sort(values);
+    const auto rank = static_cast<std::size_t>(std::ceil(percent / 100 * static_cast<double>(values.size())));
+    return values.at(std::max<std::size_t>(rank, 1) - 1);
+}
 
 double median(std::vector<double> values) {
     assert(!values.empty());

@@ -1,6 +1,7 @@
 // Statistics of a few runs.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -8,6 +9,9 @@ namespace vmm::bench {
 
 /// The middle value, or the mean of the two in the middle. `values` is not empty.
 [[nodiscard]] double median(std::vector<double> values);
+
+/// The least of `values` that `percent` of 100 of them do not exceed. `values` is not empty.
+[[nodiscard]] double percentile(std::vector<double> values, double percent);
 
 /// From `low` to `high`.
 struct Interval {
@@ -25,6 +29,25 @@ struct Statistics {
 /// `values` is not empty. The interval is a percentile bootstrap (Efron and Tibshirani, "An Introduction to the
 /// Bootstrap", 13.3) of kResamples resamples from a fixed seed: the same values give the same interval.
 [[nodiscard]] Statistics describe(std::span<const double> values);
+
+/// The values of one figure (FigureValues), in the samples that have it.
+template <typename Sample, typename Figure>
+[[nodiscard]] std::vector<double> values_of(const std::vector<Sample>& samples, Figure figure) {
+    std::vector<double> values;
+    for (const Sample& sample : samples) {
+        if (const auto value = sample[figure]) {
+            values.push_back(*value);
+        }
+    }
+    return values;
+}
+
+/// Their statistics; nothing if no sample has the figure.
+template <typename Sample, typename Figure>
+[[nodiscard]] std::optional<Statistics> statistics_of(const std::vector<Sample>& samples, Figure figure) {
+    const std::vector<double> values = values_of(samples, figure);
+    return values.empty() ? std::nullopt : std::optional(describe(values));
+}
 
 /// The bootstrap interval of median(to) / median(from), with this confidence (0.99: 99%). Neither is empty. The ratio
 /// is infinite if only the median of `from` is 0, and 1 if both are 0.

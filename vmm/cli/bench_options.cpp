@@ -14,6 +14,7 @@
 #include "vmm/bench/cell.hpp"
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
+#include "vmm/migration.hpp"
 
 namespace vmm {
 
@@ -148,7 +149,7 @@ Option preset_option() {
                     const auto names = names_of(kPresets);
                     const auto found = std::ranges::find(names, word);
                     if (found == names.end()) {
-                        throw Error("'" + word + "' is none of quick, rfc, scale, nor state, nor compare");
+                        throw Error("'" + word + "' is none of quick, rfc, scale, nor state, nor migrate, nor compare");
                     }
                     given.bench.preset = kPresets.at(static_cast<std::size_t>(found - names.begin()));
                 });
@@ -267,6 +268,63 @@ std::vector<Option> state_options() {
     };
 }
 
+std::vector<Option> migrate_options() {
+    using Command = BenchMigrateCommand;
+    return {
+        text("-m,--memory", {.kind = OptionValue::Kind::kText, .form = "SIZE"}, "Memory of the guest",
+             [](Given& given, const std::string& word) {
+                 const auto bytes = parse_memory(word);
+                 if (!bytes) {
+                     throw Error("'" + word + "' is " + no_memory_size());
+                 }
+                 given.bench_migrate.memory_bytes = *bytes;
+             })
+            .with_standard(size_text(Command{}.memory_bytes)),
+        choice_list(
+            "--mode", bench::kMigrateModes,
+            "What the guest does, and how its memory goes over: it writes nothing; an eighth of its memory each "
+            "second; all of it as fast as it can; memory is handed over; it goes over before its memory "
+            "(default: all that this host has)",
+            [](Given& given, auto modes) { given.bench_migrate.lists.modes = std::move(modes); }),
+        choice_list("--page-size", bench::kPageSizes,
+                    "Pages behind guest memory (default: 4K, thp, and 2M if there are)",
+                    [](Given& given, auto sizes) { given.bench_migrate.lists.page_sizes = std::move(sizes); }),
+        count_list("-c,--vcpus", {1, Config::kMaxVcpus}, "Virtual CPUs (default: those of 1,2,4 that this host has)",
+                   [](Given& given, auto counts) { given.bench_migrate.lists.vcpus = std::move(counts); }),
+        choice_list("--link", bench::kMigrateLinks, "Unix sockets, or TCP over the loopback interface (default: both)",
+                    [](Given& given, auto links) { given.bench_migrate.lists.links = std::move(links); }),
+        count_list("--streams", {1, MigrationOptions::kMostStreams},
+                   "Connections that memory goes through (default: 1,2)",
+                   [](Given& given, auto counts) { given.bench_migrate.lists.streams = std::move(counts); }),
+        choice_list("--prefault", bench::kMigrateFills,
+                    "What the destination populates before the guest arrives (default: both)",
+                    [](Given& given, auto fills) { given.bench_migrate.lists.fills = std::move(fills); }),
+        flag("--every", "Every combination, and not only those that differ from the first one in one thing",
+             [](Given& given, bool every) { given.bench_migrate.every = every; }),
+        count("--workers", {1, Config::kMaxPrefaultWorkers}, "Prefault workers (default: the CPUs)",
+              [](Given& given, unsigned workers) { given.bench_migrate.workers = workers; }),
+        count("--runs", {1, BenchCommand::kMaxRuns}, "Runs of each case",
+              [](Given& given, unsigned runs) { given.bench_migrate.runs = runs; })
+            .with_standard(std::to_string(Command{}.runs)),
+        count("--downtime", {1, Command::kMaxDowntimeMs}, "Milliseconds that the guest may stand still",
+              [](Given& given, unsigned milliseconds) { given.bench_migrate.downtime_ms = milliseconds; })
+            .with_standard(std::to_string(Command{}.downtime_ms)),
+        count("--give-up", {1, Command::kMaxGiveUpSeconds},
+              "Seconds after which a guest stays where it is, because it changes too much",
+              [](Given& given, unsigned seconds) { given.bench_migrate.give_up_seconds = seconds; })
+            .with_standard(std::to_string(Command{}.give_up_seconds)),
+        flag("--warm,!--no-warm", "Populate as much memory before each run (default), or measure it as it is",
+             [](Given& given, bool warm) { given.bench_migrate.warm = warm; }),
+        quantity("--timeout", "SECONDS", 1, 1e6, "End a run that takes longer; it has failed",
+                 [](Given& given, double seconds) { given.bench_migrate.timeout_seconds = seconds; })
+            .with_standard(format_number(Command{}.timeout_seconds)),
+        file("--json", "Write everything as JSON",
+             [](Given& given, const std::string& path) { given.bench_migrate.json = path; }),
+        file("--plot", "Draw a picture, .svg or .png (needs gnuplot)",
+             [](Given& given, const std::string& path) { given.bench_migrate.plot = path; }),
+    };
+}
+
 std::vector<Option> compare_options() {
     return {
         file("BEFORE", "A file of --json", [](Given& given, const std::string& path) { given.compare.before = path; })
@@ -293,6 +351,7 @@ std::vector<Option> bench_options() {
     add(run_settings(), Place::kBench);
     add(output_and_contender_options(), Place::kBench);
     add(state_options(), Place::kBenchState);
+    add(migrate_options(), Place::kBenchMigrate);
     add(compare_options(), Place::kCompare);
     return rows;
 }

@@ -327,6 +327,9 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
     if (is_given(Place::kBenchState)) {
         return given.bench_state;
     }
+    if (is_given(Place::kBenchMigrate)) {
+        return given.bench_migrate;
+    }
     if (is_given(Place::kBench)) {
         return given.bench;
     }

@@ -60,9 +60,9 @@ constexpr const char* kBenchNotes =
     "Lists have commas: --memory 256M,1G --vcpus 1,2,4. Every combination is measured, each run in a process of its\n"
     "own, round by round over all combinations. Huge pages that the pool lacks are added for the time of the "
     "benchmark\n"
-    "(needs root). docs/bench.md describes figures, files and presets. `vmm bench state --help` and `vmm bench "
-    "compare\n"
-    "--help` say what these take.\n"
+    "(needs root). docs/bench.md describes figures, files and presets. `vmm bench state --help`, `vmm bench "
+    "migrate\n"
+    "--help` and `vmm bench compare --help` say what these take.\n"
     "\n"
     "Presets (options given beside them count more):\n"
     "  quick    64M or 128M by every method, in less than a minute\n"
@@ -95,9 +95,20 @@ constexpr const char* kStateNotes =
     "Exit status: 0; 1 if something could not be measured; 2 if the command line was not understood; 4 if a signal\n"
     "stopped it, with what was done by then printed and written.";
 
+constexpr const char* kMigrateNotes =
+    "Lists have commas. What is measured is the first one of all lists, and what differs from it in one thing; with\n"
+    "--every, every combination. Each guest migrates from one process to another one of this host, in each round "
+    "anew.\n"
+    "Each aim is printed beside its figure; one that is missed is no failure. docs/bench.md describes the figures.\n"
+    "\n"
+    "Exit status: 0; 1 if something could not be measured; 2 if the command line was not understood; 4 if a signal\n"
+    "stopped it, with what was done by then printed and written.";
+
 constexpr std::array kOfBench{
     CommandRow{"state", "Measure pause, snapshot and restore, and how late a guest is over each", kStateNotes,
                Place::kBenchState},
+    CommandRow{"migrate", "Measure live migration: how long a guest stands still, and what it finds where it arrives",
+               kMigrateNotes, Place::kBenchMigrate},
     CommandRow{"compare", "Say what changed beyond noise between two files of --json; status 1 if something got worse",
                "", Place::kCompare},
 };

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "vmm/bench/command.hpp"
+#include "vmm/bench/migrate_command.hpp"
 #include "vmm/bench/state_command.hpp"
 #include "vmm/config.hpp"
 #include "vmm/memory_pool.hpp"
@@ -84,6 +85,6 @@ struct TextCommand {
 };
 
 using Command = std::variant<RunCommand, ControlCommand, SnapshotCommand, PoolCommand, DoctorCommand, BenchCommand,
-                             BenchStateCommand, BenchCompareCommand, TextCommand>;
+                             BenchStateCommand, BenchMigrateCommand, BenchCompareCommand, TextCommand>;
 
 } // namespace vmm

@@ -29,6 +29,7 @@ struct Given {
     SnapshotCommand snapshot;
     BenchCommand bench;
     BenchStateCommand bench_state;
+    BenchMigrateCommand bench_migrate;
     BenchCompareCommand compare;
 };
 

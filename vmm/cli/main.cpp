@@ -11,6 +11,7 @@
 #include <variant>
 
 #include "vmm/bench/command.hpp"
+#include "vmm/bench/migrate_command.hpp"
 #include "vmm/bench/state_command.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/cli/doctor.hpp"
@@ -60,6 +61,10 @@ int execute(const BenchCommand& command, std::chrono::steady_clock::time_point /
 
 int execute(const BenchStateCommand& command, std::chrono::steady_clock::time_point /*started*/) {
     return run_bench_state(command);
+}
+
+int execute(const BenchMigrateCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_bench_migrate(command);
 }
 
 int execute(const BenchCompareCommand& command, std::chrono::steady_clock::time_point /*started*/) {

@@ -30,6 +30,7 @@ enum class Place {
     kPool,
     kBench,
     kBenchState,
+    kBenchMigrate,
     kCompare
 };
 

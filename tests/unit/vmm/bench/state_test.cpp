@@ -37,9 +37,9 @@ StateResults results_with(Set set) {
     return results;
 }
 
-const StateAim* find_aim(const std::vector<StateAim>& aims, const std::string& part) {
+const Aim* find_aim(const std::vector<Aim>& aims, const std::string& part) {
     const auto found =
-        std::ranges::find_if(aims, [&](const StateAim& aim) { return aim.name.find(part) != std::string::npos; });
+        std::ranges::find_if(aims, [&](const Aim& aim) { return aim.name.find(part) != std::string::npos; });
     return found == aims.end() ? nullptr : &*found;
 }
 
@@ -104,26 +104,26 @@ TEST(BenchStateAims, AreRatiosOfTheSameRoundAgainstTheirBounds) {
             sample[StateFigure::kReady] = 0.2;
         }
     });
-    const std::vector<StateAim> aims = state_aims(results);
-    const StateAim* const strict = find_aim(aims, "restore full, 4K pages: ready over a bare read into populated");
+    const std::vector<Aim> aims = state_aims(results);
+    const Aim* const strict = find_aim(aims, "restore full, 4K pages: ready over a bare read into populated");
     ASSERT_NE(strict, nullptr);
     EXPECT_DOUBLE_EQ(strict->value.median, 3);
     EXPECT_FALSE(strict->is_met());
-    const StateAim* const whole = find_aim(aims, "restore full, 4K pages: ready over a bare read, populating");
+    const Aim* const whole = find_aim(aims, "restore full, 4K pages: ready over a bare read, populating");
     ASSERT_NE(whole, nullptr);
     EXPECT_DOUBLE_EQ(whole->value.median, 1);
     EXPECT_TRUE(whole->is_met());
-    const StateAim* const cow = find_aim(aims, "restore cow, thp pages: ready over a cold start");
+    const Aim* const cow = find_aim(aims, "restore cow, thp pages: ready over a cold start");
     ASSERT_NE(cow, nullptr);
     EXPECT_DOUBLE_EQ(cow->value.median, 0.04 / 0.03);
     EXPECT_TRUE(cow->is_met());
-    const StateAim* const first = find_aim(aims, "passes full, 2M pages: first pass");
+    const Aim* const first = find_aim(aims, "passes full, 2M pages: first pass");
     ASSERT_NE(first, nullptr);
     EXPECT_TRUE(first->is_met());
-    const StateAim* const faults = find_aim(aims, "restore full, thp pages: faults");
+    const Aim* const faults = find_aim(aims, "restore full, thp pages: faults");
     ASSERT_NE(faults, nullptr);
     EXPECT_FALSE(faults->is_met()) << "one fault is one too many";
-    const StateAim* const clones = find_aim(aims, "20 at once, clones cow");
+    const Aim* const clones = find_aim(aims, "20 at once, clones cow");
     ASSERT_NE(clones, nullptr);
     EXPECT_DOUBLE_EQ(clones->value.median, 5);
     EXPECT_FALSE(clones->is_met());
@@ -144,12 +144,12 @@ TEST(BenchStateAims, AStopMayTakeTwentyMillisecondsAndTheTimeOfWhatIsDirty) {
             sample[StateFigure::kLateMax] = 0.035;
         }
     });
-    const std::vector<StateAim> aims = state_aims(results);
-    const StateAim* const stopped = find_aim(aims, "stood still");
+    const std::vector<Aim> aims = state_aims(results);
+    const Aim* const stopped = find_aim(aims, "stood still");
     ASSERT_NE(stopped, nullptr);
     EXPECT_DOUBLE_EQ(stopped->bound, 0.03);
     EXPECT_TRUE(stopped->is_met());
-    const StateAim* const latest = find_aim(aims, "latest beat");
+    const Aim* const latest = find_aim(aims, "latest beat");
     ASSERT_NE(latest, nullptr);
     EXPECT_FALSE(latest->is_met());
 }
@@ -158,8 +158,8 @@ TEST(BenchStateAims, AClockThatWentBackInOneRunOfManyIsSeen) {
     const StateResults results = results_with([](const StateCase& each, StateSample& sample) {
         sample[StateFigure::kBackward] = each == StateCase{Scenario::kPause, PageSize::kThp} ? 1 : 0;
     });
-    const std::vector<StateAim> aims = state_aims(results);
-    const StateAim* const backward = find_aim(aims, "clock went back");
+    const std::vector<Aim> aims = state_aims(results);
+    const Aim* const backward = find_aim(aims, "clock went back");
     ASSERT_NE(backward, nullptr);
     EXPECT_EQ(backward->value.median, 1);
     EXPECT_FALSE(backward->is_met());

@@ -16,6 +16,14 @@ TEST(BenchStatistics, MedianIsTheMiddleOrTheMeanOfTheTwoThere) {
     EXPECT_EQ(median({7}), 7);
 }
 
+TEST(BenchStatistics, PercentileIsTheLeastValueThatSoManyDoNotExceed) {
+    EXPECT_EQ(percentile({3, 1, 2, 4}, 50), 2);
+    EXPECT_EQ(percentile({3, 1, 2, 4}, 51), 3);
+    EXPECT_EQ(percentile({3, 1, 2, 4}, 99), 4);
+    EXPECT_EQ(percentile({3, 1, 2, 4}, 0), 1);
+    EXPECT_EQ(percentile({7}, 95), 7);
+}
+
 TEST(BenchStatistics, DescribesLeastMedianAndMost) {
     const Statistics statistics = describe(std::vector<double>{5, 1, 9});
     EXPECT_EQ(statistics.least, 1);

@@ -69,6 +69,40 @@ TEST(BenchCommandLine, StateRefusesWhatCannotBe) {
     EXPECT_TRUE(mentions(refusal({"state", "--clones", "0"}), "not a number from 1 to"));
 }
 
+TEST(BenchCommandLine, MigrateTakesListsOfWhatVaries) {
+    const Command command = parse_bench(
+        {"migrate", "-m",   "64M",        "--mode", "idle,post-copy", "--page-size", "4K,thp",    "--vcpus",   "1,2",
+         "--link",  "tcp",  "--streams",  "1,4",    "--prefault",     "none",        "--every",   "--workers", "3",
+         "--runs",  "7",    "--downtime", "50",     "--give-up",      "9",           "--no-warm", "--json",    "a",
+         "--plot",  "b.svg"});
+    const auto* const migrate = std::get_if<BenchMigrateCommand>(&command);
+    ASSERT_NE(migrate, nullptr);
+    EXPECT_EQ(migrate->memory_bytes, 64 * kMiB);
+    EXPECT_EQ(migrate->lists, (bench::MigrateLists{.modes = {bench::MigrateMode::kIdle, bench::MigrateMode::kPostCopy},
+                                                   .page_sizes = {PageSize::k4K, PageSize::kThp},
+                                                   .vcpus = {1, 2},
+                                                   .links = {bench::MigrateLink::kTcp},
+                                                   .streams = {1, 4},
+                                                   .fills = {bench::MigrateFill::kNone}}));
+    EXPECT_TRUE(migrate->every);
+    EXPECT_EQ(migrate->workers, 3U);
+    EXPECT_EQ(migrate->runs, 7U);
+    EXPECT_EQ(migrate->downtime_ms, 50U);
+    EXPECT_EQ(migrate->give_up_seconds, 9U);
+    EXPECT_FALSE(migrate->warm);
+    EXPECT_EQ(migrate->json, "a");
+    EXPECT_EQ(migrate->plot, "b.svg");
+}
+
+TEST(BenchCommandLine, MigrateRefusesWhatCannotBe) {
+    EXPECT_TRUE(mentions(refusal({"migrate", "--memory", "3M"}), "'3M' is no size of at least 16M"));
+    EXPECT_TRUE(mentions(refusal({"migrate", "--mode", "slow"}),
+                         "'slow' is not one of idle, worker, writer, local, post-copy"));
+    EXPECT_TRUE(mentions(refusal({"migrate", "--link", "rdma"}), "'rdma' is not one of unix, tcp"));
+    EXPECT_TRUE(mentions(refusal({"migrate", "--streams", "17"}), "not a number from 1 to 16"));
+    EXPECT_TRUE(mentions(refusal({"migrate", "--prefault", "host"}), "'host' is not one of all, none"));
+}
+
 TEST(BenchCommandLine, TakesLists) {
     const BenchCommand bench =
         understood({"rfc", "--memory", "256M,1G", "--vcpus", "1,2", "--page-size", "4K,thp,2M,1G", "--prefault",

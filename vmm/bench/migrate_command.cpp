@@ -1,0 +1,148 @@
+#include "vmm/bench/migrate_command.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/format.hpp"
+#include "kvm/host/user_fault_fd.hpp"
+#include "vmm/bench/matrix.hpp"
+#include "vmm/bench/migrate_plot.hpp"
+#include "vmm/bench/migrate_results.hpp"
+#include "vmm/bench/migrate_run.hpp"
+#include "vmm/bench/migrate_table.hpp"
+#include "vmm/bench/progress_text.hpp"
+#include "vmm/bench/raised_pools.hpp"
+#include "vmm/bench/result_files.hpp"
+#include "vmm/bench/rounds.hpp"
+#include "vmm/bench/warm.hpp"
+#include "vmm/machine/stop_bridge.hpp"
+#include "vmm/output/patient_write.hpp"
+#include "vmm/output/stop_on_signals.hpp"
+#include "vmm/version.hpp"
+
+namespace vmm {
+
+namespace {
+
+using namespace bench;
+
+constexpr int kMigrateStoppedBySignal = 4;
+
+/// Memory is there twice: at the source and at the destination, or on both sides of a bare loop.
+constexpr std::uint64_t kEndsOfMigration = 2;
+
+template <typename Value>
+void fill_in(std::vector<Value>& list, std::vector<Value> standard) {
+    if (list.empty()) {
+        list = std::move(standard);
+    }
+}
+
+MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const HostRoom& room, unsigned cpus) {
+    MigrateSettings settings;
+    settings.memory_bytes = command.memory_bytes;
+    settings.lists = command.lists;
+    fill_in(settings.lists.page_sizes, {PageSize::k4K, PageSize::kThp});
+    if (command.lists.page_sizes.empty() &&
+        (room.may_raise_pools || room.free_2m_bytes >= kEndsOfMigration * settings.memory_bytes)) {
+        settings.lists.page_sizes.push_back(PageSize::k2M);
+    }
+    fill_in(settings.lists.vcpus, cpus >= 4   ? std::vector{1U, 2U, 4U}
+                                  : cpus >= 2 ? std::vector{1U, 2U}
+                                              : std::vector{1U});
+    fill_in(settings.lists.links, {kMigrateLinks.begin(), kMigrateLinks.end()});
+    fill_in(settings.lists.streams, {1, 2});
+    fill_in(settings.lists.fills, {kMigrateFills.begin(), kMigrateFills.end()});
+    fill_in(settings.lists.modes, {kMigrateModes.begin(), kMigrateModes.end()});
+    if (command.lists.modes.empty() && !UserFaultFd::problem().empty()) {
+        std::erase(settings.lists.modes, MigrateMode::kPostCopy);
+    }
+    settings.every = command.every;
+    settings.runs = command.runs;
+    settings.workers = command.workers.value_or(cpus);
+    settings.downtime_ms = command.downtime_ms;
+    settings.give_up_seconds = command.give_up_seconds;
+    settings.warm = command.warm;
+    return settings;
+}
+
+/// The guests of each case, for what knows whether they fit.
+std::vector<Cell> cells_of_both_ends(const MigrateResults& results) {
+    std::vector<Cell> cells;
+    for (const MigrateResult& result : results.cases) {
+        Cell cell;
+        cell.memory_bytes = kEndsOfMigration * results.settings.memory_bytes;
+        cell.vcpus = result.of.vcpus;
+        cell.workers = results.settings.workers;
+        cell.page_size = result.of.page_size;
+        cells.push_back(cell);
+    }
+    return cells;
+}
+
+void measure_migrations(MigrateResults& results, double timeout_seconds, StopRequest& stop) {
+    const auto started = std::chrono::steady_clock::now();
+    MigrateRunner runner(results.settings, "/proc/self/exe", timeout_seconds, stop);
+    ProgressText progress;
+    const MigrateSettings& settings = results.settings;
+    run_rounds(results.cases, settings.runs, stop, progress, [&](MigrateResult& result) {
+        if (settings.warm) {
+            warm_memory(kEndsOfMigration * settings.memory_bytes, result.of.page_size, stop);
+        }
+        result.samples.push_back(runner.run(result.of));
+    });
+    results.complete = have_all_runs(results.cases, settings.runs);
+    results.harness.run_seconds = runner.cost().runs;
+    results.harness.own_cpu_seconds = runner.cost().own_cpu;
+    results.harness.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+}
+
+} // namespace
+
+int run_bench_migrate(const BenchMigrateCommand& command) {
+    ResultFiles files({.json = command.json, .plot = command.plot});
+    MigrateResults results;
+    results.version = kVersion;
+    results.host = read_host_facts();
+    const HostRoom room = read_host_room();
+    results.settings = migrate_settings_of(command, room, results.host.cpus);
+    for (const MigrateCase& each : migrate_cases(results.settings.lists, results.settings.every)) {
+        results.cases.push_back({each});
+    }
+    if (results.cases.empty()) {
+        throw Error("cannot measure what cannot be: 'local' has a unix socket, one stream and a prefault, and "
+                    "'post-copy' has a prefault and no pages of 1G (--mode, --link, --streams, --prefault)");
+    }
+    const std::vector<Cell> cells = cells_of_both_ends(results);
+    try {
+        check_fits(cells, room);
+    } catch (const Error& error) {
+        throw Error(std::string("a guest that migrates has its memory twice: ") + error.what());
+    }
+    results.load_before = load_average();
+
+    StopRequest stop;
+    const StopOnSignals stop_on_signals(stop);
+    {
+        const StopBridge bridge(stop); // Raising a pool may take long.
+        const RaisedPools pools(cells, room, bridge.token());
+        if (stop.is_requested()) {
+            return kMigrateStoppedBySignal;
+        }
+        measure_migrations(results, command.timeout_seconds, stop);
+    }
+    results.load_after = load_average();
+    const WritePatience patience{.hurry_fd = stop_on_signals.fd()};
+    const bool printed = print_result(to_table(results), patience);
+    files.write({[&] { return to_json(results); }, {}, [&](PlotFormat format) { return plot_script(results, format); }},
+                patience);
+    if (stop.is_requested()) {
+        return kMigrateStoppedBySignal;
+    }
+    return !printed || results.any_failed() ? 1 : 0;
+}
+
+} // namespace vmm

@@ -1,0 +1,14 @@
+// The results of `vmm bench migrate` as lines for people.
+#pragma once
+
+#include <string>
+
+#include "vmm/bench/migrate_results.hpp"
+
+namespace vmm::bench {
+
+/// The whole output for a terminal: the cases with their figures, the aims beside what was measured, and what failed.
+/// Lines have at most 120 characters, but for those about failures.
+[[nodiscard]] std::string to_table(const MigrateResults& results);
+
+} // namespace vmm::bench

@@ -1,0 +1,33 @@
+// What the pictures of several benchmarks have in common.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "vmm/bench/plot.hpp"
+
+namespace vmm::bench {
+
+/// Lines of data for gnuplot.
+struct PlotBlock {
+    std::string lines;
+    std::size_t bars = 0; ///< that are in it
+};
+
+/// What `make_line` makes of each of `results`. An empty line is no bar.
+template <typename Result, typename MakeLine>
+[[nodiscard]] PlotBlock plot_block(const std::vector<Result>& results, MakeLine make_line) {
+    PlotBlock block;
+    for (const Result& result : results) {
+        const std::string line = make_line(result);
+        block.lines += line;
+        block.bars += line.empty() ? 0 : 1;
+    }
+    return block;
+}
+
+/// The beginning of a picture with panels side by side that have so many bars, in milliseconds on a logarithmic scale.
+[[nodiscard]] std::string bars_head(std::size_t bars, PlotFormat format);
+
+} // namespace vmm::bench
