@@ -4,7 +4,7 @@
 # shellcheck disable=SC2154
 #
 # What it leaves in $lab_dir; each entry is complete or absent:
-#   kernel/6.12.117/  vmlinuz and vmlinux, and parts of initramfs: lab_modules.cpio and ept_modules.cpio (/lab/modules
+#   kernel/6.12.117/  vmlinuz and vmlinux, and parts of initramfs: npt_modules.cpio and ept_modules.cpio (/lab/modules
 #                     of the AMD and of the Intel machine), guest_modules.cpio (/modules) and guest.cpio (both kernel
 #                     files, in /guest)
 #   kernel/6.12       a link to the newest of that series when it was fetched
@@ -12,7 +12,7 @@
 #   qemu/             root/ (QEMU and every library it needs), thread (what -accel tcg,thread= it stands)
 #   bochs/            bochs, and root/ (its firmware, and what makes a disk that it starts from); fetch_bochs.sh makes it
 
-readonly lab_modules=(kvm_amd tun virtio_pci virtio_console virtio_blk crc32c_generic ext4)
+readonly npt_modules=(kvm_amd tun bridge virtio_pci virtio_console virtio_blk crc32c_generic ext4)
 readonly ept_modules=(kvm_intel tun)
 readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console virtio_balloon
     vmw_vsock_virtio_transport crc32c_generic ext4)
@@ -139,9 +139,9 @@ fetch_kernel() { # VERSION OPTIONAL-VERSION
         say "fetching $package $version"
         unpack "$fetching/kernel-root" "$package"
         if [ -e "$directory" ]; then
-            # It was fetched before there was an EPT lab.
-            make_ept_modules "$fetching/ept_modules.cpio"
-            mv "$fetching/ept_modules.cpio" "$directory/"
+            # It was fetched when the lab did not need these modules yet.
+            "make_${paging}_modules" "$fetching/$modules_archive"
+            mv "$fetching/$modules_archive" "$directory/"
         else
             make_kernel "$directory"
         fi
@@ -156,18 +156,24 @@ fetch_kernel() { # VERSION OPTIONAL-VERSION
 # Makes the folder of the kernel whose package is unpacked in kernel-root.
 make_kernel() { # DIRECTORY
     local new=$fetching/kernel
-    mkdir -p "$new" "$fetching/parts"/{lab/lab/modules,guest/guest,guest_modules/modules}
+    mkdir -p "$new" "$fetching/parts"/{guest/guest,guest_modules/modules}
     cp "$fetching"/kernel-root/boot/vmlinuz-* "$new/vmlinuz"
     extract_vmlinux "$new/vmlinuz" "$new/vmlinux"
     cp "$new"/vmlinu[xz] "$fetching/parts/guest/guest/"
-    extract_modules "$fetching/kernel-root" "$fetching/parts/lab/lab/modules" "${lab_modules[@]}"
     extract_modules "$fetching/kernel-root" "$fetching/parts/guest_modules/modules" "${guest_modules[@]}"
-    [ -e "$fetching/parts/lab/lab/modules/kvm_amd.ko" ] || die "$package has no module kvm_amd"
-    make_cpio "$fetching/parts/lab" >"$new/lab_modules.cpio"
     make_cpio "$fetching/parts/guest" >"$new/guest.cpio"
     make_cpio "$fetching/parts/guest_modules" >"$new/guest_modules.cpio"
+    make_npt_modules "$new/npt_modules.cpio"
     make_ept_modules "$new/ept_modules.cpio"
     mv -T "$new" "$1"
+}
+
+make_npt_modules() { # FILE
+    local modules=$fetching/parts/npt/lab/modules
+    mkdir -p "$modules"
+    extract_modules "$fetching/kernel-root" "$modules" "${npt_modules[@]}"
+    [ -e "$modules/kvm_amd.ko" ] || die "the kernel's package has no module kvm_amd"
+    make_cpio "$fetching/parts/npt" >"$1"
 }
 
 # Without their type information (BTF): reading that is a quarter of what loading kvm costs the Intel machine.

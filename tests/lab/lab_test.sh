@@ -225,9 +225,9 @@ for part in "$real"/kernel/6.12/*; do
     ln -s "$(realpath "$part")" "$hanging/kernel/6.12/"
 done
 mkfifo "$work/modules/lab/modules/virtio_pci.order"
-rm "$hanging/kernel/6.12/lab_modules.cpio"
+rm "$hanging/kernel/6.12/npt_modules.cpio"
 (cd "$work/modules" && find . -mindepth 1 | cpio --quiet -o -H newc) |
-    cat "$real/kernel/6.12/lab_modules.cpio" - >"$hanging/kernel/6.12/lab_modules.cpio"
+    cat "$real/kernel/6.12/npt_modules.cpio" - >"$hanging/kernel/6.12/npt_modules.cpio"
 VMM_LAB_DIR=$hanging VMM_LAB_BOOT_LIMIT=1 lab run -- true
 check "a boot that hangs is the lab's failure" status_is 125
 check "it is tried again, twice" equal <(grep -c 'it did not boot within 1 s: once more' "$work/err") 2

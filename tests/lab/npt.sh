@@ -4,7 +4,7 @@
 # shellcheck disable=SC2034,SC2154
 
 readonly lab_option='' default_memory=2G
-readonly vendor_module=kvm_amd paging=npt modules_archive=lab_modules.cpio emulator=qemu
+readonly vendor_module=kvm_amd paging=npt modules_archive=npt_modules.cpio emulator=qemu
 # A memory block of Linux on x86-64: no NUMA node of the lab begins or ends within one.
 readonly memory_block_mib=128
 
