@@ -3,6 +3,8 @@
 //
 //   device_tool vsock-echo PORT              in the guest: echoes every connection until its other end is closed
 //   device_tool vsock-say PORT TEXT          in the guest: connects to the host, says TEXT, prints what comes back
+//   device_tool vsock-hold PORT              in the guest: connects to the host, says HELD, and RESET when that
+//                                            connection is gone; then again
 //   device_tool unix-ask PATH PORT BYTES N   outside: N connections at once to the guest's port, which echo BYTES each
 //   device_tool unix-answer PATH N           outside: answers N connections of the guest's with what they say
 //   device_tool clock                        in the guest: looks at CLOCK_MONOTONIC every 10 ms, and says CLOCK
@@ -106,6 +108,29 @@ int vsock_say(unsigned port, std::string_view text) {
     ::shutdown(connection, SHUT_WR);
     std::printf("ANSWER %s\n", read_to_end(connection).c_str());
     return 0;
+}
+
+[[noreturn]] void vsock_hold(unsigned port) {
+    constexpr timespec kBetween{.tv_sec = 0, .tv_nsec = 100'000'000};
+    sockaddr_vm address{};
+    address.svm_family = AF_VSOCK;
+    address.svm_cid = VMADDR_CID_HOST;
+    address.svm_port = port;
+    for (;;) {
+        const int connection = ::socket(AF_VSOCK, SOCK_STREAM, 0);
+        if (connection < 0) {
+            fail("vsock");
+        }
+        if (::connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) {
+            std::puts("HELD");
+            std::fflush(stdout);
+            static_cast<void>(read_to_end(connection));
+            std::puts("RESET");
+            std::fflush(stdout);
+        }
+        ::close(connection);
+        ::nanosleep(&kBetween, nullptr);
+    }
 }
 
 [[noreturn]] void watch_clock() {
@@ -241,6 +266,9 @@ int main(int argc, char** argv) {
     }
     if (verb == "vsock-say" && argc == 4) {
         return vsock_say(number(2), argv[3]);
+    }
+    if (verb == "vsock-hold" && argc == 3) {
+        vsock_hold(number(2));
     }
     if (verb == "unix-ask" && argc == 6) {
         return unix_ask(argv[2], argv[3], number(4), number(5));
