@@ -43,10 +43,12 @@ constexpr milliseconds kBetweenTries{200};
 constexpr milliseconds kWhileItFills{50};
 /// What is assumed of the network until it is known.
 constexpr double kAssumedBytesPerSecond = 200e6;
-/// Rates of less than this say more of the way than of its width.
+/// Rates of less than this say more of the way than of its width, unless they are higher than what was known.
 constexpr std::uint64_t kBytesToMeasure = 1 * kMiB;
 /// What the switch takes beside the pages, at least.
 constexpr double kSwitchSeconds = 0.005;
+/// By how much less is expected of the switch after each round in which what is left does not fit.
+constexpr double kSwitchDecay = 0.9;
 constexpr unsigned kThrottleStep = 20;
 
 double seconds_since_then(Clock::time_point start) {
@@ -221,7 +223,7 @@ class Departure {
     /// Sends `pages`, and waits until they are there.
     void send_round(const PageBits& pages) {
         const Clock::time_point begin = Clock::now();
-        const std::uint64_t before = sender_.sent_bytes();
+        const std::uint64_t before = sender_.content_bytes(); // What is left is not compressed either.
         throw_if_stopped();
         if (!sender_.send(pages, ++round_, sending_.get_token())) {
             throw_if_stopped();
@@ -229,11 +231,12 @@ class Departure {
         }
         wait_until_synced();
         const double seconds = std::max(seconds_since_then(begin), 1e-6);
-        const std::uint64_t sent = sender_.sent_bytes() - before;
+        const std::uint64_t sent = sender_.content_bytes() - before;
         round_bytes_ = bytes_of(pages);
         round_seconds_ = seconds;
-        if (sent >= kBytesToMeasure) {
-            bytes_per_second_ = static_cast<double>(sent) / seconds;
+        const double rate = static_cast<double>(sent) / seconds;
+        if (sent >= kBytesToMeasure || rate > bytes_per_second_) {
+            bytes_per_second_ = rate;
         }
         if (report_.rounds == 0) {
             report_.first_round_bytes = sent;
@@ -270,6 +273,8 @@ class Departure {
         if (left < kBytesToMeasure) { // It is not the guest that is too fast.
             wait(kWhileItFills);
         }
+        // What made a pause or a switch slow may have passed: less is expected from round to round, until one is tried.
+        switch_seconds_ = std::max(kSwitchSeconds, switch_seconds_ * kSwitchDecay);
         // A round in which the guest changes more than half as much as was sent does not get it much nearer.
         if (report_.rounds > 1 && left > round_bytes_ / 2 && options_.most_throttled_percent != 0) {
             const unsigned percent = std::min(throttle_.percent() + kThrottleStep, options_.most_throttled_percent);

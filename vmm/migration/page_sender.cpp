@@ -166,6 +166,7 @@ class PageSender::Worker {
         stream_.frames.push_back(range); // Before it is sent, because a part of it may arrive.
         channel_.send(std::span(pieces).first(payload.empty() ? 1 : 2));
         sender_.sent_bytes_ += sizeof header + payload.size();
+        sender_.content_bytes_ += kind == FrameKind::kZero ? 0 : range.size;
         sender_.pace_.wait_after(sizeof header + payload.size(), stop);
     }
 

@@ -24,7 +24,7 @@ namespace vmm {
 
 /// Sends pages, in rounds. Each stream has a thread as long as a round goes on.
 ///
-/// Threads: one, but for sent_bytes().
+/// Threads: one, but for sent_bytes() and content_bytes().
 class PageSender {
   public:
     struct Settings {
@@ -66,6 +66,8 @@ class PageSender {
 
     /// What went over the wire, headers included. Threads: any.
     [[nodiscard]] std::uint64_t sent_bytes() const noexcept { return sent_bytes_.load(); }
+    /// How much memory that went over, without what is zero: the same as above, before it was compressed. Threads: any.
+    [[nodiscard]] std::uint64_t content_bytes() const noexcept { return content_bytes_.load(); }
 
   private:
     class Worker;
@@ -92,6 +94,7 @@ class PageSender {
     std::vector<std::vector<std::atomic<std::uint64_t>>> has_content_; ///< pages that may not be zero over there
     std::atomic<std::size_t> next_chunk_{0};
     std::atomic<std::uint64_t> sent_bytes_{0};
+    std::atomic<std::uint64_t> content_bytes_{0};
     std::mutex progress_lock_;
     std::uint64_t done_bytes_ = 0;
     std::uint64_t total_bytes_ = 0;

@@ -304,6 +304,7 @@ TEST(MigrationPageSender, CompressionSendsLessOfWhatRepeatsAndNoMoreOfWhatDoesNo
             ASSERT_TRUE(transfer.send(transfer.everything(), 1));
             EXPECT_EQ(difference(transfer.source, transfer.destination), "");
             transfer.receiver.cut();
+            EXPECT_EQ(transfer.sender.content_bytes(), transfer.source.size_bytes());
             const std::uint64_t headers = (transfer.receiver.applied_frames().front() + 1) * sizeof(FrameHeader);
             if (repeats) {
                 EXPECT_LT(transfer.sender.sent_bytes(), transfer.source.size_bytes());
