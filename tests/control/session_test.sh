@@ -125,5 +125,29 @@ else
     diff <(kind_of ctl) <(kind_of curl)
     fail "$name"
 fi
+
+name="a guest that ends while it migrates has not migrated, and both ends say so"
+"$vmm" run -q -m 64M --api "$work/source.sock" --serial "$work/serial" --cmdline passes=1000000 </dev/null &
+source=$!
+"$vmm" run --incoming "unix:$work/in" </dev/null >"$work/destination" 2>&1 &
+destination=$!
+eventually grep -q '^pass=1 ' "$work/serial"
+eventually grep -q 'a guest can come' "$work/destination"
+"$vmm" ctl "$work/source.sock" migrate "unix:$work/in" --bandwidth 64K >"$work/migrated" 2>&1 &
+migrating=$!
+is_migrating() { "$vmm" ctl "$work/source.sock" jobs | grep -q 'round: 1'; }
+eventually is_migrating
+kill -TERM $source
+wait $source
+wait $migrating
+status_of_ctl=$?
+wait $destination
+status_of_destination=$?
+if ((status_of_ctl != 0 && status_of_destination != 0)); then
+    pass "$name"
+else
+    cat "$work/migrated" "$work/destination"
+    fail "$name: $status_of_ctl, $status_of_destination"
+fi
 echo "$passed passed, $failed failed"
 ((failed == 0))

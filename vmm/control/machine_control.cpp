@@ -407,6 +407,9 @@ Jobs::Outcome MachineControl::run_migration(MigrationOptions options, const Jobs
         events_.add("migrated", result);
     };
     const MigrationReport report = machine_.migrate(options, context.stop);
+    if (!report.complete && !context.stop.stop_requested()) {
+        throw Error("cannot migrate the machine to " + to_string(options.address) + ": it ended before it had gone");
+    }
     return {std::move(result), report.complete};
 }
 
