@@ -23,9 +23,17 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 Config validated(Config config) {
-    config = resolved(std::move(config));
-    validate(config);
-    return config;
+    const std::shared_ptr<IncomingGuest> guest = config.incoming;
+    try {
+        config = resolved(std::move(config));
+        validate(config);
+        return config;
+    } catch (const std::exception& error) {
+        if (guest) { // Its source waits for an answer.
+            guest->refuse(error.what());
+        }
+        throw;
+    }
 }
 
 /// What is known before the guest runs.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -32,7 +33,7 @@ constexpr std::chrono::milliseconds kPatienceWithSource{60'000};
 /// How long the source is waited for that may ask whether its guest runs here.
 constexpr std::chrono::seconds kPatienceWithQuestions{30};
 /// How long a last word to the source may take.
-constexpr std::chrono::milliseconds kPatienceToSay{2000};
+constexpr std::chrono::milliseconds kPatienceToSay{300};
 /// The source opens these at once.
 constexpr std::chrono::seconds kPatienceWithConnections{30};
 /// What the guest waits for.
@@ -58,9 +59,7 @@ Arrival::Arrival(const Config& config, const StopRequest& stop)
     files_ = std::move(announced.files);
     shared_memory_ = std::move(announced.shared_memory);
     control_->set_patience(kPatienceWithSource);
-    if (control_->peer_process()) {
-        source_process_ = UniqueFd(::fcntl(control_->peer_process().get(), F_DUPFD_CLOEXEC, 0));
-    }
+    source_process_ = process_at_other_end(*control_, announced.hello.process);
     streams_ = announced.hello.streams;
     report_.shared = is_shared_;
     if (guest_.may_post_copy) {
@@ -75,11 +74,12 @@ Arrival::Arrival(const Config& config, const StopRequest& stop)
 
 Arrival::~Arrival() {
     say_complete(true); // A guest that has ended needs no more memory.
+    give_back();
     {
         const std::lock_guard hold(lock_);
         is_closing_ = true;
-        if (control_ && (phase_ == Phase::kReceiving || phase_ == Phase::kPrepared)) {
-            control_->shut_down();
+        if (control_) { // Nothing more is heard. What was said, that the guest runs, say, still arrives.
+            ::shutdown(control_->fd(), SHUT_RD);
         }
     }
     wake_.signal();
@@ -152,8 +152,9 @@ void Arrival::wait_for_state(MachineSecondLevel& second_level, std::deque<kvm::V
         }
         std::vector<std::byte> bytes = std::move(*last_state_);
         last_state_.reset();
+        const std::uint64_t taken_back = times_taken_back_;
         hold.unlock();
-        prepare(std::move(bytes), second_level, vcpus);
+        prepare(std::move(bytes), taken_back, second_level, vcpus);
         hold.lock();
     }
     hold.unlock();
@@ -174,7 +175,8 @@ void Arrival::fill(MachineSecondLevel& second_level) {
 }
 
 /// Puts the last state where it belongs, as far as that can be undone, and says so.
-void Arrival::prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus) {
+void Arrival::prepare(std::vector<std::byte> bytes, std::uint64_t taken_back, MachineSecondLevel& second_level,
+                      std::deque<kvm::Vcpu>& vcpus) {
     SnapshotState last = decode_state(bytes);
     check_machine_like(last.machine, config_, kTriedToArrive);
     if (last.machine.memory != state_.machine.memory ||
@@ -198,8 +200,8 @@ void Arrival::prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_l
         state_ = std::move(last);
         report_.mapped_bytes = mapped;
         report_.receiving_seconds = std::chrono::duration<double>(*last_state_at_ - begin_).count();
-        if (phase_ != Phase::kReceiving || !control_ || last_state_) {
-            return; // The link was cut meanwhile, and all that will come again.
+        if (phase_ != Phase::kReceiving || cut_at_ || times_taken_back_ != taken_back) {
+            return; // The guest has gone on meanwhile, or the link was cut: all that will come again.
         }
         phase_ = Phase::kPrepared; // Before the source knows it: its answer may be here at once.
     }
@@ -311,7 +313,11 @@ void Arrival::start(Hardware& hardware) {
     const std::lock_guard saying(saying_); // Nothing else is said before this.
     std::shared_ptr<Channel> source;
     {
-        const std::lock_guard hold(lock_);
+        std::unique_lock hold(lock_);
+        if (failure_) { // The source has been told, and goes on with the guest.
+            hold.unlock();
+            rethrow_failure();
+        }
         phase_ = Phase::kRunning;
         report_.takeover_seconds =
             last_state_at_ ? std::chrono::duration<double>(Clock::now() - *last_state_at_).count() : 0;
@@ -349,6 +355,17 @@ void Arrival::rethrow_failure() {
         failure = failure_;
     }
     std::rethrow_exception(failure);
+}
+
+/// Whoever was to run the guest does not: it is the source's again.
+void Arrival::give_back() noexcept {
+    {
+        const std::lock_guard hold(lock_);
+        if (phase_ != Phase::kOurs) {
+            return;
+        }
+    }
+    note_failure("the machine that was made for the guest has ended before it ran");
 }
 
 /// Once, unless the guest runs. The source hears of it.
@@ -414,14 +431,20 @@ void Arrival::converse() noexcept {
     } catch (...) {
         fail(std::current_exception());
     }
+    try {
+        answer_questions();
+    } catch (...) { // There is no memory for it.
+    }
     if (pages_) {
         pages_->cut();
     }
-    guest_.reception.reset(); // Nobody is waited for any more.
     const std::lock_guard hold(lock_);
     control_.reset();
     if (is_loaded_) {
         serving_.clear();
+    }
+    if (!lazy_ || is_loaded_) {
+        guest_.reception.reset(); // Nobody is waited for any more. It ends the connections that came through it.
     }
 }
 
@@ -450,6 +473,8 @@ bool Arrival::serve_once() {
     while (auto visitor = guest_.reception->take()) {
         greet(std::move(*visitor));
     }
+    answer_questions();
+    heed_last_words();
     heed_cut();
     say_complete(is_loaded_);
     return true;
@@ -464,6 +489,31 @@ void Arrival::say_complete(bool is_so) noexcept {
         }
     }
     static_cast<void>(say(MessageType::kComplete));
+}
+
+/// Whether the guest has been taken. While that is not known yet, the answer waits.
+void Arrival::answer_questions() {
+    if (questions_.empty()) {
+        return;
+    }
+    bool is_taken = false;
+    {
+        const std::lock_guard hold(lock_);
+        if (phase_ == Phase::kOurs) {
+            return;
+        }
+        is_taken = phase_ == Phase::kRunning || phase_ == Phase::kOver;
+    }
+    if (!is_taken) {
+        fail(std::make_exception_ptr(Error("the guest stays where it was: it has gone on there")));
+    }
+    for (const std::unique_ptr<Channel>& channel : std::exchange(questions_, {})) {
+        try {
+            channel->set_patience(kPatienceToSay);
+            send_message(*channel, MessageType::kAnswer, encode(Answer{is_taken}));
+        } catch (const Error&) { // They have gone.
+        }
+    }
 }
 
 void Arrival::heed(Message message) {
@@ -495,10 +545,10 @@ void Arrival::heed(Message message) {
         return;
     }
     case MessageType::kNotYet:
-        if (phase_ != Phase::kPrepared || post_copy_) {
+        if (phase_ >= Phase::kOurs) {
             break;
         }
-        phase_ = Phase::kReceiving;
+        take_back();
         return;
     case MessageType::kCommit:
         if (phase_ != Phase::kPrepared) {
@@ -535,12 +585,12 @@ void Arrival::greet(Reception::Visitor visitor) {
         switch (visitor.first.type) {
         case MessageType::kStream: {
             const auto stream = decode<Stream>(visitor.first);
-            std::uint32_t attempt = 0;
+            bool is_expected = false;
             {
                 const std::lock_guard hold(lock_);
-                attempt = attempt_;
+                is_expected = stream.attempt == attempt_ && phase_ == Phase::kReceiving && !streams_are_over_;
             }
-            if (stream.session != session_ || !pages_ || stream.attempt != attempt) {
+            if (stream.session != session_ || !pages_ || !is_expected) {
                 throw Error("it belongs to another migration");
             }
             channel.set_patience(kPatienceWithSource);
@@ -564,19 +614,13 @@ void Arrival::greet(Reception::Visitor visitor) {
             }
             resume(std::move(visitor));
             return;
-        case MessageType::kQuestion: {
-            const bool is_known = decode<Question>(visitor.first).session == session_;
-            bool is_taken = false;
-            {
-                const std::lock_guard hold(lock_);
-                is_taken = is_known && (phase_ == Phase::kOurs || phase_ == Phase::kRunning);
+        case MessageType::kQuestion:
+            if (decode<Question>(visitor.first).session != session_) {
+                send_message(channel, MessageType::kAnswer, encode(Answer{false}));
+                return;
             }
-            if (is_known && !is_taken) {
-                fail(std::make_exception_ptr(Error("the guest stays where it was: it has gone on there")));
-            }
-            send_message(channel, MessageType::kAnswer, encode(Answer{is_taken}));
+            questions_.push_back(std::move(visitor.channel));
             return;
-        }
         default:
             throw Error("another guest arrives here already (use another address)");
         }
@@ -599,8 +643,7 @@ void Arrival::resume(Reception::Visitor visitor) {
         if (post_copy_) {
             throw Error("some of its memory is not here any more");
         }
-        phase_ = Phase::kReceiving;
-        last_state_.reset();
+        take_back();
         if (control_) {
             control_->shut_down();
         }
@@ -623,11 +666,18 @@ void Arrival::resume(Reception::Visitor visitor) {
 void Arrival::note_stream_cut(const std::string& why) noexcept {
     {
         const std::lock_guard hold(lock_);
-        if (phase_ >= Phase::kOurs || streams_are_over_) {
+        if (phase_ >= Phase::kPrepared || streams_are_over_) { // Nothing more is needed of it.
             return;
         }
     }
     note_cut(why);
+}
+
+/// With the lock held: what came of the guest's last state is not what it goes on with.
+void Arrival::take_back() {
+    phase_ = Phase::kReceiving;
+    last_state_.reset();
+    ++times_taken_back_;
 }
 
 /// Of any of the connections: the source makes all of them anew.
@@ -646,6 +696,23 @@ void Arrival::note_cut(const std::string& why) noexcept {
         }
     }
     wake_.signal();
+}
+
+/// What the source said before a connection was cut counts.
+void Arrival::heed_last_words() {
+    std::shared_ptr<Channel> source;
+    {
+        const std::lock_guard hold(lock_);
+        if (cut_at_) {
+            source = control_;
+        }
+    }
+    try {
+        while (source) { // It has been shut down, so that this ends.
+            heed(receive_message(*source));
+        }
+    } catch (const LinkError&) {
+    }
 }
 
 /// What becomes of a guest whose source is not heard any more.

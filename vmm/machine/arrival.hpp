@@ -90,7 +90,8 @@ class Arrival final : public FirstState {
     void begin_post_copy(const PostCopy& post_copy);
     void end_serving() noexcept;
     void say_complete(bool is_so) noexcept;
-    void prepare(std::vector<std::byte> bytes, MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus);
+    void prepare(std::vector<std::byte> bytes, std::uint64_t taken_back, MachineSecondLevel& second_level,
+                 std::deque<kvm::Vcpu>& vcpus);
     [[noreturn]] void rethrow_failure();
 
     // On the thread that speaks with the source.
@@ -99,12 +100,16 @@ class Arrival final : public FirstState {
     void heed(Message message);
     void greet(Reception::Visitor visitor);
     void resume(Reception::Visitor visitor);
+    void answer_questions();
+    void take_back();
     void note_cut(const std::string& why) noexcept;
+    void heed_last_words();
     void heed_cut();
     void note_stream_cut(const std::string& why) noexcept;
     void note_synced(std::uint64_t round) noexcept;
 
     void fail(std::exception_ptr why) noexcept;
+    void give_back() noexcept;
     [[nodiscard]] std::shared_ptr<Channel> control() const;
     bool say(MessageType type, std::span<const std::byte> body = {}) noexcept;
 
@@ -126,7 +131,8 @@ class Arrival final : public FirstState {
     std::vector<std::shared_ptr<Channel>> serving_; ///< what this end asks on; all are there once lazy_ is
     std::size_t next_serving_ = 0;                  ///< guarded by lock_, as serving_ is until then
     std::optional<StopBridge> bridge_;
-    EventFd wake_;      ///< of the thread
+    std::vector<std::unique_ptr<Channel>> questions_; ///< of the source's, not answered yet; the thread's
+    EventFd wake_;                                    ///< of the thread
     std::mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 
     mutable std::mutex lock_; ///< guards all below
@@ -137,6 +143,7 @@ class Arrival final : public FirstState {
     std::string cut_because_;
     UniqueFd source_process_;
     std::optional<std::vector<std::byte>> last_state_; ///< came, and has not been looked at yet
+    std::uint64_t times_taken_back_ = 0;               ///< how often the guest has gone on at the source since
     std::exception_ptr failure_;
     bool is_full_ = false;
     std::optional<PostCopy> post_copy_; ///< the source wants one

@@ -125,6 +125,7 @@ class Departure {
         hello.may_post_copy = options_.post_copy_after != 0;
         hello.config = options_.config;
         hello.vmm_version = kVersion;
+        hello.process = own_process_name();
         send_message(*control_, MessageType::kHello, encode(hello));
         const auto welcome = decode<Welcome>(expect(MessageType::kWelcome));
         if (welcome.protocol < kOldestProtocol || welcome.protocol > kNewestProtocol) {
@@ -132,6 +133,7 @@ class Departure {
                                     "(use versions of vmm that are next to each other)",
                                     control_->name(), welcome.protocol));
         }
+        destination_process_ = process_at_other_end(*control_, welcome.process);
         send_message(*control_, MessageType::kFirstState, first_state());
         if (report_.shared) {
             send_shared_memory();
@@ -402,7 +404,6 @@ class Departure {
             set_patience(is_forced_ ? kPatience : patience_while_it_stands_still());
             send_last(todo, left, asked);
             if (!is_forced_ && !report_.post_copy && !is_in_time(asked)) {
-                send_message(*control_, MessageType::kNotYet);
                 todo = no_pages(machine_.hardware.ram.memory().regions());
                 return false;
             }
@@ -480,6 +481,7 @@ class Departure {
     /// Until the destination has all of memory. The guest runs there.
     void serve_rest() {
         stage_ = "memory that the guest has not yet";
+        control_->set_deadline(Channel::kNoDeadline);
         try {
             while (!control_->wait_readable(milliseconds(100))) {
                 if (machine_ends_.stop_requested()) {
@@ -525,6 +527,7 @@ class Departure {
             report_.last_bytes = left;
         }
         report_.pages_seconds = seconds_since_then(asked) - report_.pause_seconds;
+        has_sent_state_ = true;
         send_message(*control_, MessageType::kLastState, state);
         const auto prepared = decode<Prepared>(expect(MessageType::kPrepared));
         report_.mapped_bytes = prepared.mapped_bytes;
@@ -534,8 +537,10 @@ class Departure {
     /// From here on the guest is the other end's, unless that says no.
     void give_away() {
         throw_if_stopped();
-        on_stop_.reset(); // It would come too late.
+        on_stop_.reset(); // It would come too late. The machine's end does not.
         cancelled_.clear();
+        on_machine_end_.emplace(machine_ends_, EndWaiting{this});
+        control_->set_deadline(Clock::now() + kPatience);
         machine_.hardware.virtio.release_host(options_.address.kind == MigrationAddress::Kind::kTcp);
         is_committed_ = true;
         try {
@@ -582,6 +587,7 @@ class Departure {
             try {
                 const auto control =
                     connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect);
+                control->set_deadline(Clock::now() + kPatienceToConnect);
                 send_message(*control, MessageType::kQuestion, encode(Question{session_}));
                 const Message answer = receive_message(*control);
                 if (answer.type == MessageType::kAnswer && decode<Answer>(answer).is_taken) {
@@ -609,6 +615,7 @@ class Departure {
     }
 
     void take_back() {
+        on_machine_end_.reset();
         machine_.hardware.virtio.reclaim_host();
         is_committed_ = false;
     }
@@ -643,12 +650,24 @@ class Departure {
     }
 
     /// Whether the process at the other end is known to have ended.
-    [[nodiscard]] bool is_peer_gone() const { return has_ended(control_->peer_process()); }
+    [[nodiscard]] bool is_peer_gone() const { return has_ended(destination_process_); }
+
+    /// The guest is about to go on here. The destination has to know that before it does, because it takes a guest
+    /// whose source has ended. Where it cannot be told, it has closed the connection, and takes none.
+    void take_state_back() noexcept {
+        if (std::exchange(has_sent_state_, false)) {
+            try {
+                control_->set_patience(milliseconds(1000));
+                send_message(*control_, MessageType::kNotYet);
+                control_->set_patience(kPatience);
+            } catch (...) {
+            }
+        }
+    }
 
     void abort(const char* why) noexcept {
         try {
             if (control_) {
-
                 control_->set_patience(milliseconds(300));
                 on_stop_.reset();
                 cancelled_.clear();
@@ -682,6 +701,7 @@ class Departure {
         explicit Resumer(Departure& departure) : departure_(departure) {}
         ~Resumer() {
             if (!is_dismissed_ && !departure_.is_committed_) {
+                departure_.take_state_back();
                 departure_.resume();
             }
         }
@@ -748,6 +768,7 @@ class Departure {
     EventFd cancelled_;
     std::stop_source sending_; ///< a round
     std::optional<std::stop_callback<EndWaiting>> on_stop_{std::in_place, stop_, EndWaiting{this}};
+    std::optional<std::stop_callback<EndWaiting>> on_machine_end_; ///< from the commit on
     MachineSecondLevel::Hold hold_;
     bool was_paused_ = false; ///< when we paused it last
     std::vector<FileRange> shared_files_;
@@ -756,6 +777,7 @@ class Departure {
     VcpuThrottle throttle_;
     const SessionId session_;
     std::unique_ptr<Channel> control_;
+    UniqueFd destination_process_; ///< a pidfd; empty if it is not known
     std::string_view stage_;
     std::uint64_t round_ = 0;       ///< its number, which each attempt has anew
     std::uint64_t round_bytes_ = 0; ///< of memory, in the last one
@@ -765,6 +787,7 @@ class Departure {
     double switch_seconds_ = kSwitchSeconds; ///< what a switch takes beside the pages
     bool is_full_there_ = false;
     bool is_forced_ = false;
+    bool has_sent_state_ = false; ///< the last one
     bool is_committed_ = false;
     MigrationReport report_;
     std::vector<std::unique_ptr<Channel>> servers_; ///< what the destination asks on, in a post-copy

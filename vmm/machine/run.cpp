@@ -137,6 +137,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             loop.run_once(-1);
         }
     } catch (...) {
+        first_.note_failure("its machine failed before the guest ran");
         stop_.request_for_failure();
         pause_.close();
         if (!start.try_wait()) {

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <memory>
@@ -29,7 +30,7 @@ class TlsHelper;
 
 /// A connection that is established, and protected as asked.
 ///
-/// Threads: one may send while another receives; the rest one at a time.
+/// Threads: one may send while another receives, and a third one may call set_patience(); the rest one at a time.
 class Channel {
   public:
     /// Takes over a connected stream socket, which is made non-blocking. `name` of the other end is for messages.
@@ -43,7 +44,7 @@ class Channel {
     Channel& operator=(const Channel&) = delete;
 
     /// From now on send() and receive() throw LinkError if not a single byte passes for so long. At first: 10 s.
-    void set_patience(std::chrono::milliseconds patience) noexcept { patience_ = patience; }
+    void set_patience(std::chrono::milliseconds patience) noexcept { patience_.store(patience); }
     /// From now on they throw LinkError, too, if they would wait at this time or later: who sends a byte now and then
     /// is not waited for for ever. At first: never.
     void set_deadline(std::chrono::steady_clock::time_point deadline) noexcept { deadline_ = deadline; }
@@ -89,7 +90,7 @@ class Channel {
     int stop_fd_;
     bool takes_descriptors_ = false;
     UniqueFd peer_process_;
-    std::chrono::milliseconds patience_{10'000};
+    std::atomic<std::chrono::milliseconds> patience_{std::chrono::milliseconds(10'000)};
     std::chrono::steady_clock::time_point deadline_ = kNoDeadline;
 };
 

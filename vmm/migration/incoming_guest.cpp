@@ -17,6 +17,7 @@
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
 #include "vmm/migration/endpoints.hpp"
+#include "vmm/migration/peer_process.hpp"
 #include "vmm/state/state_file.hpp"
 
 namespace vmm {
@@ -106,7 +107,7 @@ void IncomingGuest::Impl::receive(Reception::Visitor visitor, const std::stop_to
         }
         Announced guest;
         guest.hello = decode<Hello>(visitor.first);
-        send_message(channel, MessageType::kWelcome, encode(Welcome{choose_protocol(guest.hello)}));
+        send_message(channel, MessageType::kWelcome, encode(Welcome{choose_protocol(guest.hello), own_process_name()}));
         channel.set_patience(kPatienceForState);
         channel.set_deadline(give_up_after(kPatienceForAll));
         const Message state = receive_message(channel);

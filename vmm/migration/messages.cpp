@@ -9,6 +9,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/guest_memory.hpp"
+#include "vmm/migration/peer_process.hpp"
 #include "vmm/state/cbor.hpp"
 #include "vmm/state/crc32c.hpp"
 #include "vmm/state/fields.hpp"
@@ -87,6 +88,7 @@ void describe(auto& fields, auto&& hello, const Hello& /*tag*/) {
     fields.flag("may_post_copy", hello.may_post_copy);
     fields.text("config", hello.config, snapshot_files::kMostConfigBytes);
     fields.text("vmm_version", hello.vmm_version, kMostVersionBytes);
+    fields.text("process", hello.process, kMostProcessNameBytes);
 }
 void describe(auto& fields, auto&& stream, const Stream& /*tag*/) {
     fields.raw("session", stream.session);
@@ -109,6 +111,7 @@ void describe(auto& fields, auto&& question, const Question& /*tag*/) {
 }
 void describe(auto& fields, auto&& welcome, const Welcome& /*tag*/) {
     fields.number("protocol", welcome.protocol);
+    fields.text("process", welcome.process, kMostProcessNameBytes);
 }
 void describe(auto& fields, auto&& resumed, const Resumed& /*tag*/) {
     fields.rows("applied_frames", resumed.applied_frames, {1, kMostStreams},

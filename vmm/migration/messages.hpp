@@ -37,7 +37,7 @@ enum class MessageType : std::uint32_t {
     kPostCopy = 23,   ///< PostCopy: the guest goes over now, and these parts of memory follow
     kLastState = 18,  ///< the state with which the guest goes on; no page follows
     kCommit = 19,     ///< Commit: the guest is the destination's from now on
-    kNotYet = 24,     ///< the guest goes on at the source, and another round follows: it took too long this time
+    kNotYet = 24,     ///< the guest goes on at the source: a last state that came is void, and another may follow
     kAbort = 20,      ///< Why: the guest stays at the source
     kAsk = 22,        ///< Round, of no pages: is the second level full? kSynced is the answer
     kFarewell = 21,   ///< the source knows that the guest runs, and is about to end
@@ -81,6 +81,7 @@ struct Hello {
     bool may_post_copy = false; ///< the guest may go over before all of its memory has
     std::string config{};       ///< JSON: what the guest's machine is configured with; at most 1 MiB
     std::string vmm_version{};  ///< for messages
+    std::string process{};      ///< own_process_name(): the source
 };
 struct Stream {
     SessionId session{};
@@ -104,6 +105,7 @@ struct Question {
 };
 struct Welcome {
     std::uint32_t protocol = kNewestProtocol;
+    std::string process{}; ///< own_process_name(): the destination
 };
 struct Resumed {
     std::vector<std::uint64_t> applied_frames{}; ///< of each stream, since the migration began

@@ -120,6 +120,7 @@ class PageSender::Worker {
                 } else if (may_have_content(chunk.region, first, range.size)) {
                     send_frame(FrameKind::kZero, range, {}, stop);
                 }
+                sender_.note_progress(end - done);
                 done = end;
             }
         });
@@ -270,7 +271,6 @@ void PageSender::run(std::vector<std::unique_ptr<Worker>>& workers, const PageBi
             for (std::size_t next = next_chunk_++; next < chunks.size() && !stop.stop_requested();
                  next = next_chunk_++) {
                 workers[index]->send_chunk(chunks[next], pages, stop);
-                note_progress(chunks[next].pages * WriteLog::kPageBytes);
             }
         } catch (...) {
             failures[index] = std::current_exception();
