@@ -32,8 +32,11 @@ class Running {
             }
         };
         config.started = [this] { note_started(); };
+        const bool arrives = config.incoming != nullptr;
         machine_.emplace(std::move(config));
-        if (machine_->report().prefault_when == PrefaultWhen::kBefore) {
+        if (arrives) { // Its memory was populated before its state came.
+            filled_ = machine_->report().prefault;
+        } else if (machine_->report().prefault_when == PrefaultWhen::kBefore) {
             filled_ = machine_->prefault();
         }
         thread_ = std::thread([this] {
