@@ -65,7 +65,7 @@ struct MigrationReport {
     unsigned rounds = 0;                 ///< over memory, the last one included
     unsigned reconnects = 0;             ///< how often a connection was cut and made again
     unsigned throttled_percent = 0;      ///< the most that vCPUs were held
-    std::uint64_t first_round_bytes = 0; ///< of sent_bytes, those of the first round
+    std::uint64_t first_round_bytes = 0; ///< of pages in the first round, before compression
     double first_round_seconds = 0;      ///< until the other end had put all of them into memory
     double total_seconds = 0;
     double downtime_seconds = 0;    ///< from the request to stand still until the other end said that the guest runs

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace vmm::bench {
 
@@ -36,16 +37,24 @@ RoundValues later_than_before(const MigrateResult& result) {
     return values;
 }
 
+/// In how many runs a guest that writes nothing stayed.
+RoundValues stays(const MigrateResult& result) {
+    const std::vector<double> over = values_of(result.samples, MigrateFigure::kCameOver);
+    return {over.empty() ? std::nullopt : std::optional(static_cast<double>(std::ranges::count(over, 0)))};
+}
+
 void add_downtime(const MigrateResult& result, const MigrateSettings& settings, AimList& aims) {
     const std::string name = to_string(result.of) + ": downtime";
     const RoundValues downtimes = round_values(result, MigrateFigure::kDowntime);
     switch (result.of.mode) {
     case MigrateMode::kIdle:
+        aims.add(to_string(result.of) + ": runs in which it did not go over", Aim::Kind::kCount, stays(result), 0);
         aims.add(name, Aim::Kind::kSeconds, downtimes, kIdleDowntimeSeconds);
         aims.add(name + ", p99", Aim::Kind::kSeconds, {result.percentile(MigrateFigure::kDowntime, 99)},
                  kIdleDowntimeP99Seconds);
         break;
     case MigrateMode::kLocal:
+        aims.add(to_string(result.of) + ": runs in which it did not go over", Aim::Kind::kCount, stays(result), 0);
         aims.add(name, Aim::Kind::kSeconds, downtimes, kLocalDowntimeSeconds);
         break;
     case MigrateMode::kWorker:

@@ -89,10 +89,14 @@ void measure_migrations(MigrateResults& results, double timeout_seconds, StopReq
     ProgressText progress;
     const MigrateSettings& settings = results.settings;
     run_rounds(results.cases, settings.runs, stop, progress, [&](MigrateResult& result) {
-        if (settings.warm) {
+        if (settings.warm && !copies_first(result.of.mode)) { // A bare loop uses as much memory.
             warm_memory(kEndsOfMigration * settings.memory_bytes, result.of.page_size, stop);
         }
-        result.samples.push_back(runner.run(result.of));
+        MigrateRunner::Run run = runner.run(result.of);
+        result.samples.push_back(run.sample);
+        if (!run.stayed_because.empty()) {
+            result.stayed_because = std::move(run.stayed_because);
+        }
     });
     results.complete = have_all_runs(results.cases, settings.runs);
     results.harness.run_seconds = runner.cost().runs;

@@ -10,7 +10,7 @@ namespace vmm::bench {
 
 /// What is measured. Times are in seconds.
 enum class MigrateFigure {
-    kCameOver,      ///< 1: the guest went over; 0: it changed too much, and was not waited for any longer
+    kCameOver,      ///< 1: the guest went over; 0: it stayed, because it could not in the time given
     kDowntime,      ///< for how long the guest stood still, as the source has it
     kPause,         ///< of it: until nothing moved any more
     kPages,         ///< of it: until the last page had been sent

@@ -27,6 +27,7 @@ MigrateJson migrate_case_json(const MigrateResult& result) {
               {"streams", result.of.streams},
               {"prefault", to_string(result.of.fill)}}},
             {"failure", result.failure},
+            {"stayed_because", result.stayed_because},
             {"statistics", std::move(statistics)},
             {"runs", runs_json(result.samples, kMigrateFigures)}};
 }

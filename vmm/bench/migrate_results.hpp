@@ -30,6 +30,7 @@ struct MigrateSettings {
 struct MigrateResult {
     MigrateCase of;
     std::vector<MigrateSample> samples{}; ///< of each round, in order
+    std::string stayed_because{};         ///< why the guest did not go over, of the last run in which it did not
     std::string failure{};                ///< why no further run was made; empty: no run failed
 
     /// Returns nothing if no run has the figure.

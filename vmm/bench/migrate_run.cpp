@@ -1,5 +1,6 @@
 #include "vmm/bench/migrate_run.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <future>
@@ -166,8 +167,9 @@ void MigrateRunner::arrive(const MigrateCase& each, LiveGuest& destination, Migr
     destination.wait_for_end();
 }
 
-MigrateSample MigrateRunner::run(const MigrateCase& each) {
-    MigrateSample sample;
+MigrateRunner::Run MigrateRunner::run(const MigrateCase& each) {
+    Run run;
+    MigrateSample& sample = run.sample;
     if (copies_first(each.mode)) {
         sample[MigrateFigure::kBareRate] = bare_rate(each);
     }
@@ -189,8 +191,11 @@ MigrateSample MigrateRunner::run(const MigrateCase& each) {
     }
     const ChildEnd end = migrate(each, source, wait_for_address());
     const bool is_over = end.succeeded();
-    if (!is_over && !changed_too_much(end.output + end.errors)) {
-        throw Error("the guest did not go over: " + end.problem());
+    if (!is_over) {
+        run.stayed_because = why_it_stayed(end.output + end.errors);
+        if (run.stayed_because.empty()) {
+            throw Error("the guest did not go over: " + end.problem());
+        }
     }
     sample[MigrateFigure::kCameOver] = is_over ? 1 : 0;
     if (is_over) {
@@ -204,11 +209,12 @@ MigrateSample MigrateRunner::run(const MigrateCase& each) {
     if (rate && bare && *bare > 0) {
         sample[MigrateFigure::kRateOverBare] = *rate / *bare;
     }
-    return sample;
+    return run;
 }
 
-bool changed_too_much(const std::string& said) {
-    return said.find("cannot migrate the machine within ") != std::string::npos;
+std::string why_it_stayed(const std::string& said) {
+    const std::size_t at = said.find("cannot migrate the machine within ");
+    return at == std::string::npos ? "" : said.substr(at, std::min(said.find_first_of("(\"\n", at), said.size()) - at);
 }
 
 void add_departure(const std::string& said, MigrateSample& sample) {

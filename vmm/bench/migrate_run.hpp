@@ -21,8 +21,12 @@ class MigrateRunner {
     MigrateRunner(const MigrateSettings& settings, std::string program, double timeout_seconds,
                   const StopRequest& stop);
 
+    struct Run {
+        MigrateSample sample{};
+        std::string stayed_because{}; ///< what the source said if the guest did not go over in time; empty: it did
+    };
     /// Lets a guest migrate once. Throws Error: it failed, or a stop was requested.
-    [[nodiscard]] MigrateSample run(const MigrateCase& each);
+    [[nodiscard]] Run run(const MigrateCase& each);
 
     [[nodiscard]] const HarnessCost& cost() const noexcept { return programs_.cost(); }
 
@@ -49,8 +53,9 @@ class MigrateRunner {
     ProgramRunner programs_;
 };
 
-/// Whether the end of `vmm ctl migrate` says that the guest changed too much for the time that it was given.
-[[nodiscard]] bool changed_too_much(const std::string& said);
+/// Why the guest did not go over in the time that it was given, of what `vmm ctl migrate` says; empty if it says
+/// something else.
+[[nodiscard]] std::string why_it_stayed(const std::string& said);
 
 /// The figures in what `vmm ctl migrate` says of a guest that has gone over. Throws Error.
 void add_departure(const std::string& said, MigrateSample& sample);

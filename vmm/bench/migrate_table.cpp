@@ -88,14 +88,14 @@ std::string rows_of(const MigrateResults& results, Row row) {
     return text;
 }
 
-/// The guests that stayed, because they changed too much.
+/// The guests that did not go over in time.
 std::string stayed(const MigrateResults& results) {
     std::string text;
     for (const MigrateResult& result : results.cases) {
         const std::vector<double> over = values_of(result.samples, MigrateFigure::kCameOver);
         if (const auto count = std::ranges::count(over, 0); count != 0) {
-            text += vmm::format("  {}: not convergent in {} of {} runs: the guest changed too much, and stayed\n",
-                                to_string(result.of), count, over.size());
+            text += vmm::format("  {}: not convergent in {} of {} runs: {}\n", to_string(result.of), count, over.size(),
+                                result.stayed_because);
         }
     }
     return text;

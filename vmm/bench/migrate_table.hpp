@@ -8,7 +8,8 @@
 namespace vmm::bench {
 
 /// The whole output for a terminal: the cases with their figures, the aims beside what was measured, and what failed.
-/// Lines have at most 120 characters, but for those about failures.
+/// Lines have at most 120 characters, but for those about failures and about
+/// guests that stayed.
 [[nodiscard]] std::string to_table(const MigrateResults& results);
 
 } // namespace vmm::bench

@@ -310,7 +310,7 @@ std::vector<Option> migrate_options() {
               [](Given& given, unsigned milliseconds) { given.bench_migrate.downtime_ms = milliseconds; })
             .with_standard(std::to_string(Command{}.downtime_ms)),
         count("--give-up", {1, Command::kMaxGiveUpSeconds},
-              "Seconds after which a guest stays where it is, because it changes too much",
+              "Seconds after which a guest that has not gone over stays where it is",
               [](Given& given, unsigned seconds) { given.bench_migrate.give_up_seconds = seconds; })
             .with_standard(std::to_string(Command{}.give_up_seconds)),
         flag("--warm,!--no-warm", "Populate as much memory before each run (default), or measure it as it is",
