@@ -808,6 +808,9 @@ class Departure {
 MigrationReport depart(const MachineToSave& machine, const MigrationOptions& options, const std::stop_token& stop,
                        const std::stop_token& machine_ends) {
     options.check();
+    if (machine_ends.stop_requested()) {
+        throw UsageError("cannot migrate the machine: it has ended, or is about to");
+    }
     MigrationReport report;
     std::exception_ptr failure;
     try {
