@@ -175,9 +175,9 @@ round() {
         fi
     fi
     for api in source there; do "$vmm" ctl $api.api stop --force >/dev/null 2>&1; done
-    if [[ -n $proxy ]]; then kill -9 "$proxy"; fi
+    if [[ -n $proxy ]]; then kill -9 "$proxy" 2>/dev/null; fi
     # A destination to which nobody came waits on.
-    if lives "$there"; then kill -TERM "$there"; fi
+    if lives "$there"; then kill -TERM "$there" 2>/dev/null; fi
     if ! eventually is_over "$source" || ! eventually is_over "$there"; then
         echo "round $1: a process is left"
         bad=$((bad + 1))
