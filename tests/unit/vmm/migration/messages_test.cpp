@@ -121,7 +121,7 @@ TEST(MigrationMessage, ABodyThatCannotBeIsRefused) {
     EXPECT_TRUE(mentions(refusal_of_body(hello, set("streams", 17)), "streams"));
     EXPECT_TRUE(mentions(refusal_of_body(hello, set("streams", -1)), "streams"));
     EXPECT_TRUE(mentions(refusal_of_body(hello, set("newest_protocol", std::uint64_t{1} << 32U)), "newest_protocol"));
-    for (const std::size_t bytes : {0, 15, 17}) {
+    for (const std::size_t bytes : {0U, 15U, 17U}) {
         EXPECT_TRUE(mentions(
             refusal_of_body(hello, set("session", CborValue::binary(std::vector<std::uint8_t>(bytes)))), "session"));
     }

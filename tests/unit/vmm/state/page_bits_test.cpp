@@ -46,8 +46,8 @@ TEST(PageBits, NoPagesHaveRoomForAll) {
 }
 
 TEST(PageBits, RunsOfAnyPlaceAreSetAndCleared) {
-    for (const std::uint64_t first : {0, 1, 62, 63, 64, 65, 127}) {
-        for (const std::uint64_t count : {0, 1, 2, 63, 64, 65, 129}) {
+    for (const std::uint64_t first : {0U, 1U, 62U, 63U, 64U, 65U, 127U}) {
+        for (const std::uint64_t count : {0U, 1U, 2U, 63U, 64U, 65U, 129U}) {
             std::vector<std::uint64_t> pages(5);
             set_pages(pages, first, count, true);
             std::vector<std::uint64_t> wanted;
