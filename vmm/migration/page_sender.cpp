@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <string>
 #include <thread>
@@ -142,7 +141,7 @@ class PageSender::Worker {
         }
         // The guest may write meanwhile: the checksum has to be that of what is sent.
         const std::span<std::byte> copy = std::span(content_).first(live.size());
-        std::memcpy(copy.data(), live.data(), live.size());
+        copy_live(copy, live);
         if (context_ && choice_.compresses()) {
             const std::size_t size = ZSTD_compressCCtx(context_.get(), packed_.data(), copy.size() - 1, copy.data(),
                                                        copy.size(), kFastestLevel);

@@ -34,8 +34,13 @@ void join(PageBits& pages, const PageBits& others);
 /// How many bytes of memory are set.
 [[nodiscard]] std::uint64_t bytes_of(const PageBits& pages) noexcept;
 
-/// Whether all of `bytes`, a multiple of 8, are zero. The guest may write meanwhile.
+// Both read guest memory that the guest and its devices may write meanwhile: what they find then is anything, and is
+// read again, because whoever writes is logged. To ThreadSanitizer that is no race.
+
+/// Whether all of `bytes`, a multiple of 8, are zero.
 [[nodiscard]] bool is_zero(std::span<const std::byte> bytes) noexcept;
+/// Copies `from`, a multiple of 8 bytes, to `to`, which is as long.
+void copy_live(std::span<std::byte> to, std::span<const std::byte> from) noexcept;
 
 /// Calls `take(first byte, bytes)` for each run of pages of `bytes` bytes for which `is_wanted(page)` holds.
 template <typename IsWanted, typename Take>
