@@ -37,7 +37,7 @@ void join(PageBits& pages, const PageBits& others);
 // Both read guest memory that the guest and its devices may write meanwhile: what they find then is anything, and is
 // read again, because whoever writes is logged. To ThreadSanitizer that is no race.
 
-/// Whether all of `bytes`, a multiple of 8, are zero.
+/// Whether all of `bytes`, a multiple of 8, and aligned to 8, are zero.
 [[nodiscard]] bool is_zero(std::span<const std::byte> bytes) noexcept;
 /// Copies `from`, a multiple of 8 bytes, to `to`, which is as long.
 void copy_live(std::span<std::byte> to, std::span<const std::byte> from) noexcept;
