@@ -21,7 +21,9 @@ class Input {
         static_assert(std::is_trivially_copyable_v<T>);
         T value{};
         const std::span<const std::byte> from = take_bytes(sizeof(T));
-        std::memcpy(&value, from.data(), from.size());
+        if (!from.empty()) {
+            std::memcpy(&value, from.data(), from.size());
+        }
         return value;
     }
     std::uint8_t byte() noexcept { return take<std::uint8_t>(); }

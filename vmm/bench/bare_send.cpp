@@ -116,7 +116,6 @@ std::optional<double> send_bare(std::uint64_t bytes, PageSize page_size, Migrate
     std::atomic<int> failure{0};
     const auto start = std::chrono::steady_clock::now();
     {
-        std::vector<std::jthread> threads;
         // Each stream has every so-many-th piece.
         const auto go_through = [&](unsigned stream, const std::vector<BareMemory::Piece>& pieces, int fd, auto move) {
             for (std::size_t i = stream; i < pieces.size(); i += streams) {
@@ -127,6 +126,7 @@ std::optional<double> send_bare(std::uint64_t bytes, PageSize page_size, Migrate
                 }
             }
         };
+        std::vector<std::jthread> threads; // They use what stands above.
         for (unsigned stream = 0; stream < streams; ++stream) {
             threads.emplace_back([&, stream] {
                 const int fd = pairs[stream].from.get();
