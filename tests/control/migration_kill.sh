@@ -78,7 +78,11 @@ eventually() {
 }
 lives() { kill -0 "$1" 2>/dev/null; }
 is_over() { ! lives "$1"; }
-lines() { if [[ -e $1 ]]; then grep -c '^pass=' "$1"; else echo 0; fi; }
+lines() {
+    local count
+    count=$(grep -c '^pass=' "$1" 2>/dev/null)
+    echo "${count:-0}"
+}
 has_more_lines() { (($(lines "$1") > $2)); }
 # goes_on PID OUTPUT: the guest of that process prints more.
 goes_on() {
@@ -129,7 +133,8 @@ round() {
         cd ..
         return
     fi
-    local options=(--streams $((1 + RANDOM % 3)))
+    # A guest that changes more than goes over is made to go.
+    local options=(--streams $((1 + RANDOM % 3)) --timeout 3 --on-timeout force)
     if ((RANDOM % 2)); then options+=(--bandwidth 64M); fi
     "$vmm" ctl source.api migrate $address "${options[@]}" >ctl.log 2>&1 &
     ctl=$!
@@ -138,7 +143,7 @@ round() {
     moment=$((RANDOM % 2 ? RANDOM % 300 : RANDOM % 1500))
     sleep "$(printf '0.%03d' $((moment % 1000)))"
     case $what in
-    source) kill -9 "$source" ;;
+    source) kill -9 "$source" 2>/dev/null ;; # It may have ended: the guest has gone.
     destination) kill -9 "$there" ;;
     link) kill -USR1 "$proxy" ;;
     esac
@@ -161,7 +166,7 @@ round() {
             if [[ $(state there) == running || $(state there) == paused ]]; then
                 outcome='hangs' bad=$((bad + 1))
             fi
-        elif [[ $what == destination ]] && is_over "$source" && grep -q '^takeover seconds' ctl.log; then
+        elif [[ $what == destination ]] && grep -q '^takeover seconds' ctl.log && eventually is_over "$source"; then
             outcome='was lost with the destination, where it ran'
         else
             outcome='is nowhere' bad=$((bad + 1))
