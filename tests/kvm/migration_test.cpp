@@ -562,7 +562,8 @@ TEST_F(StayingGuest, SecondMigrationAtOnceIsRefused) {
 
 TEST_F(StayingGuest, SecondGuestAtOneAddressIsRefused) {
 #ifdef VMM_SANITIZED
-    GTEST_SKIP() << "three guests that never rest keep KVM waiting for minutes (synchronize_srcu) where all else is slow, too";
+    GTEST_SKIP()
+        << "three guests that never rest keep KVM waiting for minutes (synchronize_srcu) where all else is slow, too";
 #endif
     Running source(full_guest());
     Running second(full_guest(1));
