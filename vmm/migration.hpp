@@ -91,9 +91,9 @@ struct MigrationOptions {
     /// How much of their time vCPUs may be held, in percent, if the guest changes memory faster than it can be sent: 0
     /// (never) to 99.
     unsigned most_throttled_percent = 80;
-    /// After so many rounds the guest goes over even if not all of its memory has: it waits there for what it touches,
-    /// and the rest follows (post-copy). From then on a connection that is cut loses the guest. 0: never. It has no
-    /// effect on memory that is handed over.
+    /// After so many rounds the guest goes over, although some of its memory has not. It waits there for what it
+    /// touches, and the rest follows (post-copy). From then on a connection that is cut loses the guest. 0 means never.
+    /// It has no effect on memory that is handed over.
     unsigned post_copy_after = 0;
     /// How long devices may take to finish what they have begun (Machine::pause()).
     std::chrono::milliseconds within{20'000};

@@ -27,7 +27,8 @@ template <typename Result, typename MakeLine>
     return block;
 }
 
-/// The beginning of a picture with panels side by side that have so many bars, in milliseconds on a logarithmic scale.
+/// Begins a picture of panels that stand side by side and have `bars` bars in all. Their scale is logarithmic, and in
+/// milliseconds.
 [[nodiscard]] std::string bars_head(std::size_t bars, PlotFormat format);
 
 } // namespace vmm::bench

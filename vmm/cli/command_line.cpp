@@ -268,8 +268,8 @@ std::vector<CommandText> describe_commands() {
 
 namespace {
 
-/// As parse_command_line(); with `config_of_guest`, what the machine of a guest that arrives is configured with, unless
-/// that is null.
+/// Does what parse_command_line() does. If a guest has arrived, `config_of_guest` is the configuration of its machine,
+/// and counts where the words say nothing; otherwise it is null.
 Command parse(int argc, const char* const* argv, const std::string* config_of_guest) {
     CLI::App app(program_row().help, program_row().name);
     Given given;

@@ -41,8 +41,9 @@ class MigrationListener {
     /// no descriptor left.
     [[nodiscard]] std::optional<Caller> take();
 
-    /// Makes sure who `caller` is, by their user or by TLS, which may take up to `patience`. Throws Error: they are
-    /// nobody we deal with, or they are silent; StoppedError. `stop_fd` as in Channel. Threads: any, several at once.
+    /// Makes sure who `caller` is, by their user or by TLS. This may take up to `patience`. Throws Error if they are
+    /// nobody we deal with, or if they are silent. Throws StoppedError once `stop_fd` is readable, as Channel does. Any
+    /// threads may call it, several at once.
     [[nodiscard]] std::unique_ptr<Channel> establish(Caller caller, int stop_fd,
                                                      std::chrono::milliseconds patience) const;
 

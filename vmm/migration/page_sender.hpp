@@ -54,7 +54,8 @@ class PageSender {
     /// Returns false if `stop` was requested. Throws LinkError, StoppedError, Error.
     [[nodiscard]] bool send(const PageBits& pages, std::uint64_t number, const std::stop_token& stop);
     /// Answers what the destination asks for on `channel`, until it ends that, or `stop` is requested. Memory does not
-    /// change any more. Throws LinkError at the end of the channel, StoppedError, Error. Threads: any, several at once.
+    /// change any more. Throws LinkError when the channel ends, StoppedError, and Error. Any threads may call it,
+    /// several at once.
     void serve(Channel& channel, const std::stop_token& stop);
 
     /// The destination has put all of the last round into memory.
@@ -66,7 +67,7 @@ class PageSender {
 
     /// What went over the wire, headers included. Threads: any.
     [[nodiscard]] std::uint64_t sent_bytes() const noexcept { return sent_bytes_.load(); }
-    /// How much memory that went over, without what is zero: the same as above, before it was compressed. Threads: any.
+    /// How many bytes of memory went over that were not zero. Compression does not change this count. Threads: any.
     [[nodiscard]] std::uint64_t content_bytes() const noexcept { return content_bytes_.load(); }
 
   private:

@@ -20,8 +20,8 @@
 namespace vmm {
 
 /// Takes whoever connects, makes sure who they are, and reads the first thing that they say. Each is served by a thread
-/// of its own for that, so that nobody who is slow keeps another one waiting. Who says nothing, or no message, is sent
-/// away, and `warn` is told.
+/// of its own for that, so that nobody who is slow keeps another one waiting. Whoever says nothing is sent away, and so
+/// is whoever says something that is no message. `warn` is told of both.
 ///
 /// Threads: any; one at a time takes visitors.
 class Reception {

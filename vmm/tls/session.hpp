@@ -25,8 +25,8 @@ class NobodyWaits : public std::exception {};
 class Session {
   public:
     /// Reads the certificates in `directory`, as vmm/migration/tls_files.hpp names them. A server's certificate has to
-    /// be for `name`, a host's name or address; who listens takes every client whose certificate is signed. Throws
-    /// Failure.
+    /// be for `name`, which is a host's name or address. A server takes every client whose certificate is signed.
+    /// Throws Failure.
     Session(Role role, std::string directory, std::string name);
 
     /// Establishes TLS on `tcp`, which does not block. Throws Failure, or NobodyWaits if `plain` is closed meanwhile.
