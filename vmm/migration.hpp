@@ -90,7 +90,7 @@ struct MigrationOptions {
     Compression compression = Compression::kNone;
     /// How much of their time vCPUs may be held, in percent, if the guest changes memory faster than it can be sent: 0
     /// (never) to 99.
-    unsigned most_throttled_percent = 80;
+    unsigned most_throttled_percent = kMostThrottledPercent;
     /// After so many rounds the guest goes over, although some of its memory has not. It waits there for what it
     /// touches, and the rest follows (post-copy). From then on a connection that is cut loses the guest. 0 means never.
     /// It has no effect on memory that is handed over.

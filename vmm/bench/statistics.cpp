@@ -63,6 +63,9 @@ double median(std::vector<double> values) {
 Statistics describe(std::span<const double> values) {
     assert(!values.empty());
     const auto [least, most] = std::ranges::minmax_element(values);
+    if (values.size() == 1) { // So are all resamples.
+        return {*least, *least, *least, {*least, *least}};
+    }
     Resampler resampler;
     std::vector<double> medians(kResamples);
     std::ranges::generate(medians, [&] { return resampler.median_of(values); });

@@ -1,5 +1,6 @@
 #include "vmm/machine/vcpu_throttle.hpp"
 
+#include <algorithm>
 #include <chrono>
 
 #include "vmm/machine/vcpu_thread.hpp"
@@ -10,6 +11,20 @@ namespace {
 
 /// A guest's timer ticks more seldom than this, and so it stays responsive.
 constexpr std::chrono::microseconds kTurn{10'000};
+/// A guest that runs for less than this each time is mostly entered and left.
+constexpr std::chrono::microseconds kShortestRun{1'000};
+constexpr unsigned kAll = 100;
+
+/// How long vCPUs run in each turn, if they are held for `percent` of it, and how long they are held.
+struct Turn {
+    std::chrono::microseconds run;
+    std::chrono::microseconds held;
+};
+
+Turn turn_of(unsigned percent) {
+    const auto run = std::max(kTurn * (kAll - percent) / kAll, kShortestRun);
+    return {run, run * percent / (kAll - percent)};
+}
 
 } // namespace
 
@@ -42,11 +57,13 @@ void VcpuThrottle::hold_by_turns() {
         if (is_over_) {
             break;
         }
-        const auto held = kTurn * percent_ / 100;
+        const unsigned percent = percent_;
+        const Turn turn = turn_of(percent);
+        const auto is_another = [this, percent] { return is_over_ || percent_ != percent; };
         gate_.hold();
-        changed_.wait_for(hold, held, [this] { return is_over_; });
+        changed_.wait_for(hold, turn.held, is_another);
         gate_.let_go();
-        changed_.wait_for(hold, kTurn - held, [this] { return is_over_; });
+        changed_.wait_for(hold, turn.run, is_another);
     }
 }
 
