@@ -80,8 +80,8 @@ void decode_as_said(const Message& message) {
         return decode_as<SharedMemory>(message);
     case MessageType::kPostCopy:
         return decode_as<PostCopy>(message);
-    case MessageType::kCommit:
-        return decode_as<Commit>(message);
+    case MessageType::kLastState:
+        return decode_as<LastState>(message);
     case MessageType::kAbort:
     case MessageType::kRefused:
         return decode_as<Why>(message);

@@ -175,6 +175,7 @@ class Pause : public testing::KvmTest {
     /// Starts the threads, and a driver for each device.
     void start() {
         pause->start_devices(stop);
+        pause->let_devices_begin();
         pause->open(0, [] {});
         std::uint64_t free = 0x10000;
         for (std::size_t i = 0; i < kHowMany; ++i) {

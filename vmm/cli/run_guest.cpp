@@ -1,5 +1,6 @@
 #include "vmm/cli/run_guest.hpp"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <exception>
@@ -237,6 +238,13 @@ class RunControl {
     std::optional<control::Service> service_; ///< changes only while nothing of the machine runs
 };
 
+/// To give memory back takes the processor for long. A guest that has gone to another process of this host needs it
+/// more.
+void give_way_to_guest_elsewhere() noexcept {
+    constexpr int kLeast = 19;
+    static_cast<void>(::setpriority(PRIO_PROCESS, 0, kLeast)); // It is only slower otherwise.
+}
+
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
                       std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress,
                       RunControl& control) {
@@ -252,6 +260,9 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
             }
         }
         ending.reason = run_machine(machine, config, progress, [&control] { control.note_full(); });
+        if (ending.reason == ExitReason::kMigrated) {
+            give_way_to_guest_elsewhere();
+        }
         ending.report = machine.report();
         ending.report.prefault.problem = with_option_names(ending.report.prefault.problem);
         if (ending.report.kept) {

@@ -150,11 +150,11 @@ void Arrival::wait_for_state(MachineSecondLevel& second_level, std::deque<kvm::V
         if (phase_ >= Phase::kOurs) {
             break;
         }
-        std::vector<std::byte> bytes = std::move(*last_state_);
+        const LastState last = std::move(*last_state_);
         last_state_.reset();
         const std::uint64_t taken_back = times_taken_back_;
         hold.unlock();
-        prepare(std::move(bytes), taken_back, second_level, vcpus);
+        prepare(last, taken_back, second_level, vcpus);
         hold.lock();
     }
     hold.unlock();
@@ -175,9 +175,9 @@ void Arrival::fill(MachineSecondLevel& second_level) {
 }
 
 /// Puts the last state where it belongs, as far as that can be undone, and says so.
-void Arrival::prepare(std::vector<std::byte> bytes, std::uint64_t taken_back, MachineSecondLevel& second_level,
+void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSecondLevel& second_level,
                       std::deque<kvm::Vcpu>& vcpus) {
-    SnapshotState last = decode_state(bytes);
+    SnapshotState last = decode_state(said.state);
     check_machine_like(last.machine, config_, kTriedToArrive);
     if (last.machine.memory != state_.machine.memory ||
         last.machine.adopted_page_tables != state_.machine.adopted_page_tables) {
@@ -203,6 +203,7 @@ void Arrival::prepare(std::vector<std::byte> bytes, std::uint64_t taken_back, Ma
         if (phase_ != Phase::kReceiving || cut_at_ || times_taken_back_ != taken_back) {
             return; // The guest has gone on meanwhile, or the link was cut: all that will come again.
         }
+        starts_paused_ = said.is_paused;
         phase_ = Phase::kPrepared; // Before the source knows it: its answer may be here at once.
     }
     static_cast<void>(say(MessageType::kPrepared, encode(Prepared{mapped, report_.fill_seconds})));
@@ -524,7 +525,7 @@ void Arrival::heed(Message message) {
             break;
         }
         last_state_at_ = Clock::now();
-        last_state_ = std::move(message.body);
+        last_state_ = decode<LastState>(message);
         changed_.notify_all();
         return;
     case MessageType::kPostCopy:
@@ -554,7 +555,6 @@ void Arrival::heed(Message message) {
         if (phase_ != Phase::kPrepared) {
             break;
         }
-        starts_paused_ = decode<Commit>(message).is_paused;
         phase_ = Phase::kOurs;
         changed_.notify_all();
         return;

@@ -90,7 +90,7 @@ class Arrival final : public FirstState {
     void begin_post_copy(const PostCopy& post_copy);
     void end_serving() noexcept;
     void say_complete(bool is_so) noexcept;
-    void prepare(std::vector<std::byte> bytes, std::uint64_t taken_back, MachineSecondLevel& second_level,
+    void prepare(const LastState& said, std::uint64_t taken_back, MachineSecondLevel& second_level,
                  std::deque<kvm::Vcpu>& vcpus);
     [[noreturn]] void rethrow_failure();
 
@@ -142,8 +142,8 @@ class Arrival final : public FirstState {
     std::optional<Clock::time_point> cut_at_; ///< nothing while it is not
     std::string cut_because_;
     UniqueFd source_process_;
-    std::optional<std::vector<std::byte>> last_state_; ///< came, and has not been looked at yet
-    std::uint64_t times_taken_back_ = 0;               ///< how often the guest has gone on at the source since
+    std::optional<LastState> last_state_; ///< came, and has not been looked at yet
+    std::uint64_t times_taken_back_ = 0;  ///< how often the guest has gone on at the source since
     std::exception_ptr failure_;
     bool is_full_ = false;
     std::optional<PostCopy> post_copy_; ///< the source wants one

@@ -519,7 +519,7 @@ class Departure {
 
     void send_last(const PageBits& todo, std::uint64_t left, Clock::time_point asked) {
         throttle_.set_percent(0);
-        const std::vector<std::byte> state = state_now();
+        const LastState last{state_now(), was_paused_};
         if (report_.post_copy) {
             begin_post_copy(todo);
         } else if (!report_.shared) {
@@ -528,7 +528,7 @@ class Departure {
         }
         report_.pages_seconds = seconds_since_then(asked) - report_.pause_seconds;
         has_sent_state_ = true;
-        send_message(*control_, MessageType::kLastState, state);
+        send_message(*control_, MessageType::kLastState, encode(last));
         const auto prepared = decode<Prepared>(expect(MessageType::kPrepared));
         report_.mapped_bytes = prepared.mapped_bytes;
         report_.state_seconds = seconds_since_then(asked) - report_.pause_seconds - report_.pages_seconds;
@@ -544,7 +544,7 @@ class Departure {
         machine_.hardware.virtio.release_host(options_.address.kind == MigrationAddress::Kind::kTcp);
         is_committed_ = true;
         try {
-            send_message(*control_, MessageType::kCommit, encode(Commit{was_paused_}));
+            send_message(*control_, MessageType::kCommit);
             wait_until_it_runs();
         } catch (const RefusedError&) {
             take_back();

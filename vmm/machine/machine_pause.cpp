@@ -134,7 +134,15 @@ MachinePause::Looking::~Looking() {
 void MachinePause::start_devices(StopRequest& stop) {
     const std::lock_guard hold(lock_);
     have_devices_begun_ = true;
+    devices_.pause(); // Before they exist: so they begin.
     devices_.start(stop);
+}
+
+void MachinePause::let_devices_begin() {
+    const std::lock_guard hold(lock_);
+    if (!paused_ && !is_under_way_ && !closed_) { // Otherwise whoever pauses it lets them go on.
+        devices_.resume();
+    }
 }
 
 void MachinePause::open(std::size_t vcpus, PauseGate::KickAll kick_all) {

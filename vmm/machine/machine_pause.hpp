@@ -46,8 +46,10 @@ class MachinePause {
     /// Where vCPUs wait.
     [[nodiscard]] PauseGate& gate() noexcept { return gate_; }
 
-    /// Starts the devices' threads, which call for an end by `stop`. Throws Error.
+    /// Starts the devices' threads, which call for an end by `stop`. They wait. Throws Error.
     void start_devices(StopRequest& stop);
+    /// Lets them begin, unless the machine is paused. After start_devices().
+    void let_devices_begin();
     /// From now on there are `vcpus` threads of vCPUs: PauseGate::open().
     void open(std::size_t vcpus, PauseGate::KickAll kick_all);
     /// Ends pauses for good. Nobody is in pause() any more when it returns. A second call does nothing.

@@ -109,12 +109,14 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (first_.starts_paused()) {
             pause_.pause(std::chrono::milliseconds(0)); // There is nobody to wait for yet.
         }
-        first_.start(hardware_);
+        // All threads are made first, and wait: from start() on a guest that arrives is nobody else's.
         pause_.start_devices(stop_);
         const VcpuEnvironment environment{hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), start};
         for (kvm::Vcpu& vcpu : hardware_.vcpus) {
             threads.emplace_back(vcpu, cpus_of(vcpu.id()), environment);
         }
+        first_.start(hardware_);
+        pause_.let_devices_begin();
         pause_.open(threads.size(), [&threads] {
             for (VcpuThread& thread : threads) {
                 thread.kick();

@@ -45,15 +45,15 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
     case MessageType::kHello:
         return snapshot_files::kMostConfigBytes + kSmall;
     case MessageType::kFirstState:
-    case MessageType::kLastState:
         return kMostStateBytes;
+    case MessageType::kLastState:
+        return kMostStateBytes + kSmall;
     case MessageType::kStream:
     case MessageType::kResume:
     case MessageType::kServe:
     case MessageType::kQuestion:
     case MessageType::kMemory:
     case MessageType::kAbort:
-    case MessageType::kCommit:
     case MessageType::kAsk:
     case MessageType::kWelcome:
     case MessageType::kResumed:
@@ -64,6 +64,7 @@ std::optional<std::size_t> most_body_bytes(std::uint32_t type) {
         return kSmall;
     case MessageType::kPostCopy:
         return kMostChunkBytes + kSmall;
+    case MessageType::kCommit:
     case MessageType::kComplete:
     case MessageType::kNotYet:
     case MessageType::kFarewell:
@@ -129,8 +130,9 @@ void describe(auto& fields, auto&& prepared, const Prepared& /*tag*/) {
         prepared.fill_seconds = static_cast<double>(microseconds) / 1e6;
     }
 }
-void describe(auto& fields, auto&& commit, const Commit& /*tag*/) {
-    fields.flag("is_paused", commit.is_paused);
+void describe(auto& fields, auto&& last, const LastState& /*tag*/) {
+    fields.bytes("state", last.state, {1, kMostStateBytes});
+    fields.flag("is_paused", last.is_paused);
 }
 void describe(auto& fields, auto&& answer, const Answer& /*tag*/) {
     fields.flag("is_taken", answer.is_taken);
@@ -267,7 +269,7 @@ std::vector<std::byte> encode(const Round& value) {
 std::vector<std::byte> encode(const Prepared& value) {
     return encoded(value);
 }
-std::vector<std::byte> encode(const Commit& value) {
+std::vector<std::byte> encode(const LastState& value) {
     return encoded(value);
 }
 std::vector<std::byte> encode(const Answer& value) {
@@ -294,7 +296,7 @@ template Welcome decode(const Message& message);
 template Resumed decode(const Message& message);
 template Round decode(const Message& message);
 template Prepared decode(const Message& message);
-template Commit decode(const Message& message);
+template LastState decode(const Message& message);
 template Answer decode(const Message& message);
 template Why decode(const Message& message);
 template SharedMemory decode(const Message& message);

@@ -35,8 +35,8 @@ enum class MessageType : std::uint32_t {
     kFirstState = 16, ///< the state of the machine as it is now (encode_state()): what it will look like
     kMemory = 17,     ///< Memory: descriptors of files that are the guest's memory follow
     kPostCopy = 23,   ///< PostCopy: the guest goes over now, and these parts of memory follow
-    kLastState = 18,  ///< the state with which the guest goes on; no page follows
-    kCommit = 19,     ///< Commit: the guest is the destination's from now on
+    kLastState = 18,  ///< LastState, with which the guest goes on; no page follows
+    kCommit = 19,     ///< the guest is the destination's from now on
     kNotYet = 24,     ///< the guest goes on at the source: a last state that came is void, and another may follow
     kAbort = 20,      ///< Why: the guest stays at the source
     kAsk = 22,        ///< Round, of no pages: is the second level full? kSynced is the answer
@@ -118,8 +118,9 @@ struct Prepared {
     std::uint64_t mapped_bytes = 0; ///< what KVM has mapped in the second level, by its own count
     double fill_seconds = 0;        ///< how long the prefault took
 };
-struct Commit {
-    bool is_paused = false; ///< the guest stands still there, too, until somebody lets it go on
+struct LastState {
+    std::vector<std::byte> state{}; ///< encode_state()
+    bool is_paused = false;         ///< the guest stands still there, too, until somebody lets it go on
 };
 struct Answer {
     bool is_taken = false; ///< the guest runs at the destination, or will; otherwise it never will
@@ -146,7 +147,7 @@ struct SharedMemory {
 [[nodiscard]] std::vector<std::byte> encode(const Resumed& value);
 [[nodiscard]] std::vector<std::byte> encode(const Round& value);
 [[nodiscard]] std::vector<std::byte> encode(const Prepared& value);
-[[nodiscard]] std::vector<std::byte> encode(const Commit& value);
+[[nodiscard]] std::vector<std::byte> encode(const LastState& value);
 [[nodiscard]] std::vector<std::byte> encode(const Answer& value);
 [[nodiscard]] std::vector<std::byte> encode(const Why& value);
 [[nodiscard]] std::vector<std::byte> encode(const SharedMemory& value);

@@ -382,7 +382,7 @@ TEST_F(MigrationSharedMemory, ADescriptorThatThereIsNotIsRefused) {
 TEST_F(MigrationSharedMemory, SomethingElseInsteadOfMemoryIsRefused) {
     const auto source = welcomed({.shares_memory = true});
     send_message(*source, MessageType::kFirstState, arriving_state());
-    send_message(*source, MessageType::kLastState, arriving_state());
+    send_message(*source, MessageType::kLastState, encode(LastState{arriving_state(), false}));
     EXPECT_TRUE(mentions(refusal(*source), "does not hand its memory over"));
     expect_next_arrives();
 }

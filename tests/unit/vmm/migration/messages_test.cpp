@@ -85,7 +85,9 @@ TEST(MigrationMessage, ABodyIsTheSameAtTheOtherEnd) {
     EXPECT_EQ(prepared.fill_seconds, 1.5);
     EXPECT_EQ(there_and_back(Prepared{0, -1}).fill_seconds, 0);
     EXPECT_TRUE(there_and_back(Answer{true}).is_taken);
-    EXPECT_TRUE(there_and_back(Commit{true}).is_paused);
+    const LastState last = there_and_back(LastState{{std::byte{7}, std::byte{9}}, true});
+    EXPECT_EQ(last.state, (std::vector{std::byte{7}, std::byte{9}}));
+    EXPECT_TRUE(last.is_paused);
     EXPECT_EQ(there_and_back(Serve{numbered_session(), 16}).session, numbered_session());
     EXPECT_EQ(there_and_back(Serve{numbered_session(), 16}).index, 16U);
     const PostCopy post_copy = there_and_back(PostCopy{17, {std::byte{1}, std::byte{0x80}}});
@@ -225,11 +227,12 @@ TEST_F(MigrationWire, MoreThanThereCanBeOfATypeIsRefusedBeforeItComes) {
     constexpr std::size_t kSmallBody = 16 * kKiB;
     for (const Limit limit :
          {Limit{MessageType::kHello, snapshot_files::kMostConfigBytes + kSmallBody},
-          Limit{MessageType::kFirstState, kMostStateBytes}, Limit{MessageType::kLastState, kMostStateBytes},
-          Limit{MessageType::kStream, kSmallBody}, Limit{MessageType::kMemory, kSmallBody},
-          Limit{MessageType::kRefused, kSmallBody}, Limit{MessageType::kCommit, kSmallBody},
-          Limit{MessageType::kPostCopy, 1 * kMiB + kSmallBody}, Limit{MessageType::kComplete, 0},
-          Limit{MessageType::kFarewell, 0}, Limit{MessageType::kAccept, 0}, Limit{MessageType::kRunning, 0}}) {
+          Limit{MessageType::kFirstState, kMostStateBytes},
+          Limit{MessageType::kLastState, kMostStateBytes + kSmallBody}, Limit{MessageType::kStream, kSmallBody},
+          Limit{MessageType::kMemory, kSmallBody}, Limit{MessageType::kRefused, kSmallBody},
+          Limit{MessageType::kCommit, 0}, Limit{MessageType::kPostCopy, 1 * kMiB + kSmallBody},
+          Limit{MessageType::kComplete, 0}, Limit{MessageType::kFarewell, 0}, Limit{MessageType::kAccept, 0},
+          Limit{MessageType::kRunning, 0}}) {
         const auto type = static_cast<std::uint32_t>(limit.type);
         for (const std::uint32_t bytes : {static_cast<std::uint32_t>(limit.most_bytes + 1), 0xffffffffU}) {
             ChannelEnds ends(kPatience);
