@@ -144,6 +144,9 @@ constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio}
 
 static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
 static_assert(static_cast<int>(vmm::ExitReason::kMigrated) == VMM_EXIT_MIGRATED);
+static_assert(static_cast<int>(vmm::ExitReason::kSandbox) == VMM_EXIT_SANDBOX);
+static_assert(static_cast<int>(vmm::SandboxMode::kLog) == VMM_SANDBOX_LOG);
+static_assert(static_cast<int>(vmm::SandboxMode::kOn) == VMM_SANDBOX_ON);
 static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
 static_assert(static_cast<int>(vmm::RunState::kEnded) == VMM_STATE_ENDED);
 static_assert(static_cast<int>(vmm::RunState::kPaused) == VMM_STATE_PAUSED);
@@ -305,6 +308,16 @@ int vmm_config_set_memory_shared(vmm_config* config, int shared) {
     return guarded(EINVAL, [&] {
         need(config);
         config->config.memory_shared = shared != 0;
+    });
+}
+
+int vmm_config_set_sandbox(vmm_config* config, int mode) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        if (mode < VMM_SANDBOX_OFF || mode > VMM_SANDBOX_ON) {
+            throw vmm::UsageError("the sandbox is none of enum vmm_sandbox");
+        }
+        config->config.sandbox = static_cast<vmm::SandboxMode>(mode);
     });
 }
 

@@ -264,6 +264,18 @@ std::string_view to_string(RestoreClock clock) noexcept {
     return clock == RestoreClock::kRealtime ? "realtime" : "stopped";
 }
 
+std::string_view to_string(SandboxMode mode) noexcept {
+    switch (mode) {
+    case SandboxMode::kOff:
+        return "off";
+    case SandboxMode::kLog:
+        return "log";
+    case SandboxMode::kOn:
+        return "on";
+    }
+    return "?";
+}
+
 std::string_view to_string(PrefaultWhen when) noexcept {
     return when == PrefaultWhen::kBackground ? "background" : "before";
 }

@@ -44,6 +44,16 @@ enum class PrefaultWhen {
 /// The name used on the command line and in the report: "before", "background".
 [[nodiscard]] std::string_view to_string(PrefaultWhen when) noexcept;
 
+/// Whether threads that a guest can reach are confined (docs/threat-model.md).
+enum class SandboxMode {
+    kOff,
+    kLog, ///< what would be refused is done, and the kernel writes it to its audit log
+    kOn,  ///< what is refused raises SIGSYS, which ends the process unless the program has a handler
+};
+
+/// The name used on the command line: "off", "log", "on".
+[[nodiscard]] std::string_view to_string(SandboxMode mode) noexcept;
+
 /// The way in which the guest is told of its hardware.
 enum class HardwareDescription {
     kAcpi, ///< ACPI tables
@@ -100,6 +110,10 @@ struct Config {
     /// Whether memory is a file in memory (memfd_create(2)), which another process of this host can take over without
     /// a copy (Machine::migrate() to a unix socket). What that costs: docs/migration.md.
     bool memory_shared = false;
+    /// What threads of vCPUs and of virtio devices may do. They are confined one by one when they begin; no other
+    /// thread of the process is. A custom device is called on threads of vCPUs, which may make only the calls that are
+    /// listed in vmm/sandbox/thread_filter.cpp.
+    SandboxMode sandbox = SandboxMode::kOff;
     unsigned vcpus = 1; ///< 1 to kMaxVcpus
     /// The features of the host's processors that the guest is offered (docs/cpu.md). It begins with "host", or with a
     /// level of the x86-64 psABI, which is the same on every host: "x86-64-v1" to "x86-64-v4". Features that are taken

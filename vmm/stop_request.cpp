@@ -16,6 +16,8 @@ std::string_view to_string(ExitReason reason) noexcept {
         return "stopped";
     case ExitReason::kMigrated:
         return "migrated";
+    case ExitReason::kSandbox:
+        return "sandbox";
     }
     return "?";
 }

@@ -18,9 +18,10 @@ enum class ExitReason {
     kSignal,   ///< a signal to this process asked for it
     kStopped,  ///< the program that embeds the machine, or the person at the terminal, asked for it
     kMigrated, ///< the guest runs elsewhere (Machine::migrate())
+    kSandbox,  ///< a thread that is confined tried what it never does (Config::sandbox)
 };
 
-/// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped", "migrated".
+/// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped", "migrated", "sandbox".
 [[nodiscard]] std::string_view to_string(ExitReason reason) noexcept;
 
 /// A request to stop. The first one counts. Threads: any; request() may also be called from a signal handler.

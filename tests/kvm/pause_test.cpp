@@ -174,7 +174,7 @@ class Pause : public testing::KvmTest {
     }
     /// Starts the threads, and a driver for each device.
     void start() {
-        pause->start_devices(stop);
+        pause->start_devices(stop, no_sandbox);
         pause->let_devices_begin();
         pause->open(0, [] {});
         std::uint64_t free = 0x10000;
@@ -223,6 +223,7 @@ class Pause : public testing::KvmTest {
     std::optional<kvm::System> system;
     std::optional<kvm::Vm> vm;
     StopRequest stop;
+    const Sandbox no_sandbox{SandboxMode::kOff};
     devices::Bus mmio{devices::AddressSpace::kMmio};
     std::vector<std::vector<std::uint16_t>> queue_sizes; ///< by device
     std::optional<VirtioDevices> devices;

@@ -74,7 +74,7 @@ class ResetPatience : public testing::KvmTest {
         devices.emplace(*vm, memory, std::move(owned));
         devices->attach_to(mmio);
         mmio.freeze();
-        devices->start(stop);
+        devices->start(stop, no_sandbox);
         add_status(1);
         add_status(3);
         write(reg::kDriverFeaturesSel, 1);
@@ -105,6 +105,7 @@ class ResetPatience : public testing::KvmTest {
     std::optional<kvm::System> system;
     std::optional<kvm::Vm> vm;
     StopRequest stop;
+    const Sandbox no_sandbox{SandboxMode::kOff};
     devices::Bus mmio{devices::AddressSpace::kMmio};
     std::optional<VirtioDevices> devices;
 };

@@ -90,6 +90,17 @@ inline CommandResult run_command(
     return false;
 }
 
+/// How many filters of system calls a thread has (proc_pid_status(5), Seccomp_filters).
+[[nodiscard]] inline unsigned filters_of(pid_t process, pid_t thread) {
+    std::ifstream status("/proc/" + std::to_string(process) + "/task/" + std::to_string(thread) + "/status");
+    std::string word;
+    while (status >> word && word != "Seccomp_filters:") {
+    }
+    unsigned count = 0;
+    status >> count;
+    return count;
+}
+
 /// `vmm ARGUMENTS...` that goes on beside the test, with nothing to read.
 class CommandBeside {
   public:
@@ -118,6 +129,7 @@ class CommandBeside {
     CommandBeside& operator=(const CommandBeside&) = delete;
 
     void send(int signal) const { ::kill(child_, signal); }
+    [[nodiscard]] pid_t process() const noexcept { return child_; }
     [[nodiscard]] bool has_thread(const std::string& name) const {
         return testing::has_thread(std::to_string(child_), name);
     }

@@ -20,6 +20,13 @@ namespace vmm {
 struct RunCommand;
 struct TextCommand;
 
+/// A sanitizer's runtime makes calls of its own in every thread.
+#ifdef VMM_SANITIZED
+inline constexpr SandboxMode kStandardSandbox = SandboxMode::kOff;
+#else
+inline constexpr SandboxMode kStandardSandbox = SandboxMode::kOn;
+#endif
+
 /// `vmm run`
 struct RunCommand {
     Config config;                ///< `serial` and `log` are not filled in; `console` says only whether there is one

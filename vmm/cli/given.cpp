@@ -106,6 +106,7 @@ RunCommand run_command_of(const Given& given) {
         throw Error("--quiet and --verbose exclude each other");
     }
     RunCommand run = given.run;
+    run.config.sandbox = given.sandbox.value_or(kStandardSandbox);
     choose_restore(given, run);
     choose_incoming(given, run);
     run.config = resolved(std::move(run.config));

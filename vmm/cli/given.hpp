@@ -15,6 +15,7 @@ struct Given {
     std::optional<std::string> serial;
     std::optional<HardwareDescription> hardware;
     std::optional<unsigned> keep_every_ms;
+    std::optional<SandboxMode> sandbox;
     std::string restore; ///< a snapshot; empty: none
     std::optional<RestoreMode> restore_mode;
     std::optional<RestoreClock> restore_clock;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <ctime>
 #include <exception>
 #include <mutex>
 #include <string>
@@ -84,6 +85,14 @@ void Messages::open_log(const RunCommand& command) {
     logger_ = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
     logger_->set_level(spdlog::level::debug);
     logger_->set_error_handler([](const std::string&) {}); // spdlog's own words would wait for a reader.
+}
+
+void Messages::prepare_for_sandbox() {
+    ::tzset(); // A line of the log has the local time, and the first one reads a file for that.
+    terminal_.start();
+    if (file_) {
+        file_->start();
+    }
 }
 
 void Messages::log(LogLevel level, std::string_view line) {

@@ -27,6 +27,10 @@ class Messages {
     /// be written.
     void open_log(const RunCommand& command);
 
+    /// From now on a message costs the thread that says it no system call but a write to an event: threads that are
+    /// confined say some. After open_log(). Throws Error.
+    void prepare_for_sandbox();
+
     /// Writes a line to the log. Does nothing before open_log().
     void log(LogLevel level, std::string_view line);
     /// How important a line of the log has to be to be shown on standard error. Another level holds from then on.

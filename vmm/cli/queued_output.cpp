@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "kvm/host/blocked_signals.hpp"
+#include "kvm/host/error.hpp"
 #include "kvm/host/event_fd.hpp"
 
 namespace vmm {
@@ -186,6 +187,15 @@ void QueuedOutput::start_thread() {
         });
         state.has_thread = true;
     } catch (const std::exception&) { // The host has no thread for us, so the queue waits.
+    }
+}
+
+void QueuedOutput::start() {
+    const std::lock_guard hold(state_->lock);
+    start_thread();
+    if (!state_->has_thread) {
+        throw Error(
+            "cannot start the thread that writes messages (raise `ulimit -u`, or `ulimit -v` if memory is short)");
     }
 }
 

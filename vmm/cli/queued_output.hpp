@@ -72,6 +72,8 @@ class QueuedOutput {
     QueuedOutput(const QueuedOutput&) = delete;
     QueuedOutput& operator=(const QueuedOutput&) = delete;
 
+    /// Makes the thread that writes now instead of when it is needed: callers may be unable to make one. Throws Error.
+    void start();
     /// Never waits.
     void write(std::string_view text);
     /// Writes `text` only if all earlier text has been written. This is for a picture that only counts now.

@@ -19,6 +19,7 @@
 #include "vmm/cli/messages.hpp"
 #include "vmm/cli/option_names.hpp"
 #include "vmm/cli/progress_line.hpp"
+#include "vmm/cli/sandbox_alarm.hpp"
 #include "vmm/cli/terminal.hpp"
 #include "vmm/cli/window_size.hpp"
 #include "vmm/control/service.hpp"
@@ -52,6 +53,7 @@ int exit_code(ExitReason reason) {
     case ExitReason::kMigrated:
         return kSuccess;
     case ExitReason::kCrash:
+    case ExitReason::kSandbox:
         return kGuestFailed;
     case ExitReason::kSignal:
         return kStoppedBySignal;
@@ -335,6 +337,11 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
         return write_device_tree(*device_tree_file, config, started, patience);
     }
     control.listen_to(config);
+    std::optional<SandboxAlarm> alarm;
+    if (config.sandbox != SandboxMode::kOff) {
+        messages.prepare_for_sandbox();
+        alarm.emplace(*config.stop, messages);
+    }
     const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control);
     warn_of_background_prefault(ending, config);
     if (!ending.crash.empty()) {

@@ -352,6 +352,18 @@ std::vector<Option> incoming_options() {
     };
 }
 
+std::vector<Option> confinement_options() {
+    return {
+        choice<SandboxMode>(
+            "--sandbox", {SandboxMode::kOff, SandboxMode::kLog, SandboxMode::kOn},
+            "Confine the threads that a guest can reach: a system call that one of them never needs ends "
+            "the run, or is logged by the kernel (docs/threat-model.md)",
+            [](Given& given, SandboxMode mode) { given.sandbox = mode; })
+            .setting("sandbox")
+            .with_standard(std::string(to_string(kStandardSandbox))),
+    };
+}
+
 std::vector<Option> control_socket_options() {
     return {
         file("--api",
@@ -408,6 +420,7 @@ std::vector<Option> run_options() {
     add(prefault_options(), of_machine);
     add(placement_options(), of_machine);
     add(device_options(), of_machine);
+    add(confinement_options(), of_run);
     add(control_socket_options(), of_run);
     add(output_options(), of_run);
     return rows;

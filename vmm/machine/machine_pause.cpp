@@ -131,11 +131,11 @@ MachinePause::Looking::~Looking() {
     pause_.changed_.notify_all();
 }
 
-void MachinePause::start_devices(StopRequest& stop) {
+void MachinePause::start_devices(StopRequest& stop, const Sandbox& sandbox) {
     const std::lock_guard hold(lock_);
     have_devices_begun_ = true;
     devices_.pause(); // Before they exist: so they begin.
-    devices_.start(stop);
+    devices_.start(stop, sandbox);
 }
 
 void MachinePause::let_devices_begin() {

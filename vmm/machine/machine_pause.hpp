@@ -46,8 +46,8 @@ class MachinePause {
     /// Where vCPUs wait.
     [[nodiscard]] PauseGate& gate() noexcept { return gate_; }
 
-    /// Starts the devices' threads, which call for an end by `stop`. They wait. Throws Error.
-    void start_devices(StopRequest& stop);
+    /// Starts the devices' threads, which call for an end by `stop`. They wait. `sandbox` outlives them. Throws Error.
+    void start_devices(StopRequest& stop, const Sandbox& sandbox);
     /// Lets them begin, unless the machine is paused. After start_devices().
     void let_devices_begin();
     /// From now on there are `vcpus` threads of vCPUs: PauseGate::open().

@@ -31,7 +31,7 @@ double seconds_between(Clock::time_point start, Clock::time_point end) {
 Run::Run(const Config& config, Hardware& hardware, FirstState& first, StopRequest& stop, Embedder& embedder,
          RunReport& report, Clock::time_point started)
     : config_(config), hardware_(hardware), first_(first), stop_(stop), embedder_(embedder), report_(report),
-      started_(started), pause_(hardware.virtio, stop) {}
+      started_(started), pause_(hardware.virtio, stop), sandbox_(config.sandbox) {}
 
 ExitReason Run::execute() {
     if (has_begun_.exchange(true)) {
@@ -110,8 +110,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             pause_.pause(std::chrono::milliseconds(0)); // There is nobody to wait for yet.
         }
         // All threads are made first, and wait: from start() on a guest that arrives is nobody else's.
-        pause_.start_devices(stop_);
-        const VcpuEnvironment environment{hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), start};
+        pause_.start_devices(stop_, sandbox_);
+        const VcpuEnvironment environment{
+            hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), sandbox_, start};
         for (kvm::Vcpu& vcpu : hardware_.vcpus) {
             threads.emplace_back(vcpu, cpus_of(vcpu.id()), environment);
         }

@@ -79,6 +79,7 @@ class Run {
     std::chrono::steady_clock::time_point started_;
     std::string crash_;
     MachinePause pause_;
+    const Sandbox sandbox_;
     std::atomic<bool> has_begun_{false};
     std::atomic<RunState> state_{RunState::kReady};
     std::atomic<std::thread::id> runner_;       ///< the thread that is in execute()

@@ -44,8 +44,10 @@ void VcpuThread::join() {
 
 void VcpuThread::body() noexcept {
     try {
-        ::pthread_setname_np(::pthread_self(), ("vcpu" + std::to_string(vcpu_.id())).c_str());
+        const std::string name = "vcpu" + std::to_string(vcpu_.id());
+        ::pthread_setname_np(::pthread_self(), name.c_str());
         prefault::bind_this_thread(cpus_);
+        environment_.sandbox.confine(ThreadKind::kVcpu, name);
         run_until_stopped();
     } catch (...) {
         failure_ = std::current_exception();

@@ -14,6 +14,7 @@
 #include "kvm/vcpu.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "vmm/machine/pause_gate.hpp"
+#include "vmm/sandbox/sandbox.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -24,6 +25,7 @@ struct VcpuEnvironment {
     devices::Bus& mmio;
     StopRequest& stop;
     PauseGate& gate;
+    const Sandbox& sandbox;
     std::latch& start; ///< no vCPU enters the guest before it is open
 };
 

@@ -345,11 +345,11 @@ void VirtioDevices::go_on() noexcept {
     }
 }
 
-void VirtioDevices::start(StopRequest& stop) {
+void VirtioDevices::start(StopRequest& stop, const Sandbox& sandbox) {
     for (Slot& slot : slots_) {
         slot.stop = &stop;
         threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport.negotiation(), slot.transport,
-                                                   slot.doorbells, slot.work, stop, &slot.rung, pause_wanted_,
+                                                   slot.doorbells, slot.work, stop, sandbox, &slot.rung, pause_wanted_,
                                                    goes_on_});
     }
 }

@@ -89,7 +89,7 @@ class VirtioDevices {
     void go_on() noexcept;
 
     /// Starts the devices' threads, before the first vCPU runs. They are paused if a pause was asked for. Throws Error.
-    void start(StopRequest& stop);
+    void start(StopRequest& stop, const Sandbox& sandbox);
 
     // One call of these four at a time, from any thread, and none once join() or abandon() has begun; but end_waiting()
     // and resume() also while wait_until_paused() is under way.

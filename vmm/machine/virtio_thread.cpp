@@ -3,9 +3,12 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
+#include <cerrno>
 #include <utility>
 
 #include "vmm/machine/vcpu_thread.hpp"
@@ -15,6 +18,28 @@ namespace vmm {
 using devices::virtio::Negotiation;
 using devices::virtio::QueueSet;
 using devices::virtio::Source;
+
+namespace {
+
+ThreadKind kind_of(devices::virtio::DeviceId device) {
+    switch (device) {
+    case devices::virtio::DeviceId::kNet:
+        return ThreadKind::kNet;
+    case devices::virtio::DeviceId::kBlock:
+        return ThreadKind::kBlock;
+    case devices::virtio::DeviceId::kConsole:
+        return ThreadKind::kConsole;
+    case devices::virtio::DeviceId::kEntropy:
+        return ThreadKind::kEntropy;
+    case devices::virtio::DeviceId::kBalloon:
+        return ThreadKind::kBalloon;
+    case devices::virtio::DeviceId::kVsock:
+        return ThreadKind::kVsock;
+    }
+    return ThreadKind::kConsole; // It has the least.
+}
+
+} // namespace
 
 VirtioThread::VirtioThread(const Wiring& wiring)
     : wiring_(wiring), interrupts_once_(wiring.goes_on), pause_wanted_(wiring.paused),
@@ -36,12 +61,18 @@ void VirtioThread::join() noexcept {
     }
 }
 
+/// Whether the thread has ended without an end of its own: the sandbox's alarm has ended it.
+bool VirtioThread::has_vanished() const noexcept {
+    const pid_t id = id_.load();
+    return id != 0 && ::syscall(SYS_tgkill, ::getpid(), id, 0) != 0 && errno == ESRCH;
+}
+
 bool VirtioThread::join_until(std::chrono::steady_clock::time_point deadline) noexcept {
     if (!thread_.joinable()) {
         return true;
     }
     end();
-    if (!ended_.try_acquire_until(deadline)) {
+    if (!ended_.try_acquire_until(deadline) && !has_vanished()) {
         return false;
     }
     thread_.join();
@@ -50,7 +81,10 @@ bool VirtioThread::join_until(std::chrono::steady_clock::time_point deadline) no
 
 void VirtioThread::body() noexcept {
     try {
-        ::pthread_setname_np(::pthread_self(), wiring_.device.identity().name.c_str());
+        const devices::virtio::Identity& identity = wiring_.device.identity();
+        id_ = static_cast<pid_t>(::syscall(SYS_gettid));
+        ::pthread_setname_np(::pthread_self(), identity.name.c_str());
+        wiring_.sandbox.confine(kind_of(identity.id), identity.name);
         [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();

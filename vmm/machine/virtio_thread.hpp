@@ -17,6 +17,7 @@
 #include "devices/virtio/negotiation.hpp"
 #include "kvm/host/event_fd.hpp"
 #include "vmm/machine/event_loop.hpp"
+#include "vmm/sandbox/sandbox.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -40,6 +41,7 @@ class VirtioThread {
         std::deque<EventFd>& doorbells;             ///< by queue
         EventFd& work;                              ///< Negotiation::Hooks::work
         StopRequest& stop;                          ///< for a failure of the host's
+        const Sandbox& sandbox;                     ///< while the thread begins
         std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody does
         bool paused = false;                        ///< from the start: even an activation waits for resume()
         bool goes_on = false;                       ///< from a state: the driver is interrupted once
@@ -75,6 +77,7 @@ class VirtioThread {
 
   private:
     void body() noexcept;
+    [[nodiscard]] bool has_vanished() const noexcept;
     void serve_resets_first();
     void watch_sources();
     void serve_negotiation();
@@ -104,6 +107,7 @@ class VirtioThread {
     bool is_paused_ = false; ///< written by the thread alone, which says false before it lets the device go on
     bool nobody_waits_ = false;
     std::exception_ptr failure_;
+    std::atomic<pid_t> id_ = 0;
     std::binary_semaphore ended_{0}; ///< the thread has nothing more to do
     std::thread thread_;             // last: it uses all of the above
 };

@@ -37,9 +37,7 @@ void end_if_second() {
     if (first_signal_ms.compare_exchange_strong(first, now) || now - first < kOneRequestMs) {
         return;
     }
-    if (void (*const act)() = last_act.load(); act != nullptr) {
-        act();
-    }
+    perform_last_act();
     ::_exit(kStatusOfSecond);
 }
 
@@ -78,6 +76,12 @@ void restore(const Actions& before) {
 
 void set_last_act(void (*act)()) noexcept {
     last_act.store(act);
+}
+
+void perform_last_act() noexcept {
+    if (void (*const act)() = last_act.load(); act != nullptr) {
+        act();
+    }
 }
 
 ExitOnSignals::ExitOnSignals(int status) {

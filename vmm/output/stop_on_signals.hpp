@@ -12,6 +12,8 @@ namespace vmm {
 /// What is done before a second signal ends the process: giving something back that would outlive it. It runs in a
 /// signal handler. Null: nothing. Threads: any.
 void set_last_act(void (*act)()) noexcept;
+/// Does what set_last_act() was told, before another end of the process.
+void perform_last_act() noexcept;
 
 /// The signals that end a program.
 inline constexpr std::array kStopSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};

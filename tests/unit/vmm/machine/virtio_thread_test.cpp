@@ -132,6 +132,8 @@ class Busy final : public devices::virtio::Device {
 };
 
 // What broke: the end of a machine waited for a disk's work, however long that took.
+const Sandbox no_sandbox(SandboxMode::kOff);
+
 TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
     const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
     const GuestMemory memory(layout, PageSize::k4K);
@@ -142,7 +144,7 @@ TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
     Busy device;
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {[&work] { work.signal(); }, {}});
     devices::testing::RegisterDriver driver(transport);
-    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox});
     ASSERT_TRUE(driver.negotiate(driver.device_features()));
     driver.add_status(devices::virtio::kStatusDriverOk);
     while (!device.is_active()) {
@@ -167,7 +169,7 @@ TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     std::deque<EventFd> doorbells(1);
     Reopening device;
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
-    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox});
     device.signal();
     ASSERT_TRUE(device.waits_for(1));
     ASSERT_TRUE(device.has_same_number()) << "not what this test is about";
@@ -235,7 +237,7 @@ TEST(VirtioThread, NoTurnBeginsAfterTheEndOfTheRunHoweverMuchIsReady) {
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
     std::promise<VirtioThread*> made;
     device.on_last_turn = [thread = made.get_future().share()] { thread.get()->end(); };
-    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox});
     made.set_value(&thread);
     while (device.turns() < Flooded::kTurns) {
         std::this_thread::yield();

@@ -1,0 +1,86 @@
+#include "vmm/sandbox/sandbox.hpp"
+
+#include <linux/capability.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <string>
+
+#include "kvm/host/error.hpp"
+#include "vmm/sandbox/landlock.hpp"
+#include "vmm/sandbox/thread_filter.hpp"
+
+namespace vmm {
+
+namespace {
+
+/// Linux's names of threads are not longer (prctl(2), PR_SET_NAME).
+constexpr std::size_t kMostNameBytes = 15;
+struct ThreadName {
+    std::array<char, kMostNameBytes> text{};
+    std::size_t bytes = 0;
+};
+thread_local constinit ThreadName name_of_this_thread;
+
+[[noreturn]] void throw_cannot(int error_number, const char* what) {
+    throw_errno(error_number, std::string("confine a thread (--sandbox): ") + what,
+                "this kernel lacks seccomp filters, or forbids them: use --sandbox off, and trust the guest");
+}
+
+/// Of the calling thread alone: for the kernel each thread has its own.
+void drop_capabilities() {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> none{};
+    if (::syscall(SYS_capset, &header, none.data()) != 0) {
+        throw_cannot(errno, "give up its capabilities");
+    }
+}
+
+} // namespace
+
+Sandbox::Sandbox(SandboxMode mode) : mode_(mode) {
+    if (mode == SandboxMode::kOff) {
+        return;
+    }
+    for (std::size_t kind = 0; kind < filters_.size(); ++kind) {
+        filters_[kind] = make_thread_filter(static_cast<ThreadKind>(kind),
+                                            mode == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
+    }
+    if (mode == SandboxMode::kOn) {
+        no_files_ = make_ruleset_without_rights();
+    }
+}
+
+void Sandbox::confine(ThreadKind kind, std::string_view name) const {
+    if (mode_ == SandboxMode::kOff) {
+        return;
+    }
+    name_of_this_thread.bytes = std::min(name.size(), kMostNameBytes);
+    std::copy_n(name.begin(), name_of_this_thread.bytes, name_of_this_thread.text.begin());
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+        throw_cannot(errno, "give up new privileges");
+    }
+    if (mode_ == SandboxMode::kOn) {
+        if (no_files_) {
+            restrict_this_thread(no_files_.get());
+        }
+        drop_capabilities();
+    }
+    const std::vector<sock_filter>& filter = filters_[static_cast<std::size_t>(kind)];
+    // The kernel does not write to it.
+    const sock_fprog program{static_cast<unsigned short>(filter.size()), const_cast<sock_filter*>(filter.data())};
+    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) {
+        throw_cannot(errno, "filter its system calls");
+    }
+}
+
+std::string_view confined_thread() noexcept {
+    return {name_of_this_thread.text.data(), name_of_this_thread.bytes};
+}
+
+} // namespace vmm
