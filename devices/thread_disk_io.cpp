@@ -133,9 +133,11 @@ class ThreadDiskIo::Crew {
     int start_thread() {
         try {
             const SignalsBlocked inherited;
-            threads_.emplace_back([this] { body(); });
-            const std::string name = "disk-io" + std::to_string(threads_.size() - 1);
-            ::pthread_setname_np(threads_.back().native_handle(), name.c_str());
+            threads_.emplace_back([this, name = "disk-io" + std::to_string(threads_.size())] {
+                // Each names itself: another one's name is a file, which a confined thread cannot open.
+                ::pthread_setname_np(::pthread_self(), name.c_str());
+                body();
+            });
             return 0;
         } catch (const std::system_error& error) {
             return error.code().value();

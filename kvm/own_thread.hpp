@@ -9,7 +9,7 @@ namespace vmm::kvm {
 
 /// What to do if KVM answers EAGAIN to a vCPU that is ready to run: it cannot start its own thread (the one that
 /// recovers huge pages, arch/x86/kvm/mmu/mmu.c), which the kernel counts among those of this process. Names the control
-/// group whose limit is reached, if one is.
+/// group whose limit is reached, if one is, and if this thread may open files.
 [[nodiscard]] std::string own_thread_advice(const CgroupRoots& roots = {});
 
 } // namespace vmm::kvm
