@@ -1,0 +1,13 @@
+// What the calling thread may do that not every thread may.
+#pragma once
+
+namespace vmm {
+
+/// Whether the calling thread may open files. Otherwise it is confined, and to try would end the program: whoever would
+/// look something up for the text of an error does without it.
+[[nodiscard]] bool may_open_files() noexcept;
+
+/// The calling thread may not, from now on.
+void note_no_files_in_this_thread() noexcept;
+
+} // namespace vmm
