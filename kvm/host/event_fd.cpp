@@ -17,9 +17,16 @@ EventFd::EventFd() : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
 }
 
 void EventFd::signal() const noexcept {
-    // Full counter: EAGAIN, and then it is readable already.
+    // If the counter is full, the answer is EAGAIN, and the descriptor is readable already. Linux does not interrupt
+    // this call, but what emulates or filters system calls may. Then a thread would sleep for ever if nobody called
+    // again. kvm/host/retry.hpp waits, which a signal handler must not.
+    constexpr int kMostTries = 100;
     const std::uint64_t one = 1;
-    [[maybe_unused]] const auto written = ::write(fd_.get(), &one, sizeof one);
+    for (int tries = 0; tries < kMostTries; ++tries) {
+        if (::write(fd_.get(), &one, sizeof one) >= 0 || errno != EINTR) {
+            return;
+        }
+    }
 }
 
 void EventFd::clear() const noexcept {

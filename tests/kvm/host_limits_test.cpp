@@ -24,6 +24,7 @@
 #include "prefault/x86/second_level_host.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_syscall_injector.hpp"
+#include "support/host_temporary_directory.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_require.hpp"
 
@@ -123,10 +124,31 @@ TEST_F(Advice, BelongsToTheErrorAtEachCall) {
         {"io_uring", {"-m", "32M", "--pin=longterm"}, SYS_io_uring_setup, 0, ENOSYS, "no io_uring"},
         {"io_uring", {"-m", "32M", "--pin=longterm"}, SYS_io_uring_setup, 0, EMFILE, "ulimit -n"},
         {"io_uring", {"-m", "32M", "--pin=longterm"}, SYS_io_uring_setup, 0, EPERM, "--pin=mlock"},
+        {"affinity", small, SYS_sched_getaffinity, 0, ENOMEM, "which CPUs"}, // It was told as a wrong command line.
     };
     for (const AdviceCase& one : cases) {
         expect(one);
     }
+}
+
+// The thread of the control socket slept for ever, and the run with it, when the one call that wakes it was
+// interrupted.
+TEST_F(HostLimits, AnInterruptedWakeIsMadeAgain) {
+    if (const std::string reason = SyscallInjector::why_not(); !reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+    constexpr std::uint64_t kBytesOfAWake = sizeof(std::uint64_t);
+    const TemporaryDirectory directory;
+    Words words = run_words({"-m", "32M", "--prefault=all", "--api", directory / "api"});
+    words.insert(words.begin(), command_under_test());
+    unsigned wakes = 0;
+    const InjectedRun run = SyscallInjector({SYS_write}).run(words, [&](const SystemCall& call) {
+        const bool is_wake = call.arguments[2] == kBytesOfAWake;
+        return is_wake && wakes++ % 2 == 0 ? EINTR : 0; // Each is interrupted, and is made when it is tried again.
+    });
+    EXPECT_GT(wakes, 0U);
+    EXPECT_FALSE(run.timed_out) << run.stuck;
+    EXPECT_EQ(run.exit_status, 0) << run.errors;
 }
 
 /// A control group of version 1 or 2 with a limit on memory. Nothing is left of it.

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "prefault/options.hpp"
 #include "vmm/cli/command_rows.hpp"
 #include "vmm/cli/config_file.hpp"
 #include "vmm/cli/config_schema.hpp"
@@ -333,6 +334,9 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
     if (is_given(Place::kBench)) {
         return given.bench;
     }
+    // This asks the host how many processors there are. If that fails it is no fault of the command line, so main()
+    // says it.
+    given.run.config.prefault = prefault::resolved(std::move(given.run.config.prefault));
     try {
         RunCommand run = run_command_of(given);
         run.given = options_given(*commands.at(Place::kRun), Place::kFile);

@@ -34,15 +34,18 @@ constexpr std::array kFatalSignals{SIGABRT, SIGALRM, SIGBUS,  SIGFPE,  SIGILL,  
 constexpr std::array kJobControlSignals{SIGTSTP, SIGCONT};
 std::array<struct sigaction, 65> actions_before{};
 
-/// Sets the terminal if we are in the foreground: in the background the attempt would stop us. It uses TCSANOW, because
-/// a terminal that has stopped its output would keep TCSAFLUSH waiting. With `discard_input`, unread input is thrown
-/// away. It was meant for the guest, and a shell could take a terminal's answer to the guest for a command.
+/// Sets the terminal unless we are in the background, where the attempt would stop us. If the kernel does not say where
+/// we are, it is tried. A call that fails is made again, whatever the error, because a terminal that is left raw is of
+/// no use to anybody. It uses TCSANOW, because a terminal that has stopped its output would keep TCSAFLUSH waiting.
+/// With `discard_input`, unread input is thrown away. It was meant for the guest, and a shell could take a terminal's
+/// answer to the guest for a command.
 void set_mode(const termios& mode, bool discard_input) noexcept {
     const int error_number = errno;
-    if (::tcgetpgrp(taken_terminal.fd) == ::getpgrp()) {
+    const pid_t foreground = ::tcgetpgrp(taken_terminal.fd);
+    if (foreground < 0 || foreground == ::getpgrp()) {
         constexpr int kMostTries = 100;
         for (int tries = 0; tries < kMostTries; ++tries) {
-            if (::tcsetattr(taken_terminal.fd, TCSANOW, &mode) == 0 || errno != EINTR) {
+            if (::tcsetattr(taken_terminal.fd, TCSANOW, &mode) == 0) {
                 break;
             }
         }
