@@ -186,8 +186,13 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
         pidfd_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
     }
     // We write a byte and do not close the pipe, because another thread's child may have a copy of the writing end for
-    // a while. Both ends are still ours, so this cannot fail.
-    [[maybe_unused]] const ssize_t written = ::write(go.writer.get(), "", 1);
+    // a while.
+    if (uninterrupted([&] { return ::write(go.writer.get(), "", 1); }) != 1) {
+        const int refused = errno;
+        signal(SIGKILL); // It would wait for the byte for ever, and we for its answer.
+        wait();
+        throw_errno(refused, tried);
+    }
     failed.writer.reset();
     int why = 0;
     const ssize_t count = uninterrupted([&] { return ::read(failed.reader.get(), &why, sizeof(why)); });

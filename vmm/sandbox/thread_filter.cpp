@@ -19,6 +19,7 @@
 #include <span>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "kvm/uapi.hpp"
 
@@ -71,10 +72,14 @@ class FilterBuilder {
         }
         check(::seccomp_export_bpf(context_.get(), file.get()));
         const off_t bytes = ::lseek(file.get(), 0, SEEK_END);
+        if (bytes < 0) {
+            throw_errno(errno, kTried);
+        }
         std::vector<sock_filter> program(static_cast<std::size_t>(bytes) / sizeof(sock_filter));
         const std::span<std::byte> to = std::as_writable_bytes(std::span(program));
-        if (::pread(file.get(), to.data(), to.size(), 0) != static_cast<ssize_t>(to.size())) {
-            throw_errno(errno, kTried);
+        const ssize_t count = uninterrupted([&] { return ::pread(file.get(), to.data(), to.size(), 0); });
+        if (count != static_cast<ssize_t>(to.size())) {
+            throw_errno(count < 0 ? errno : EIO, kTried);
         }
         return program;
     }

@@ -4,22 +4,15 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <pty.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 
-#include <array>
-#include <cerrno>
 #include <csignal>
-#include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -28,6 +21,7 @@
 
 #include "kvm/host/unique_fd.hpp"
 #include "support/host_pipe.hpp"
+#include "support/host_refused_call.hpp"
 
 namespace vmm {
 namespace {
@@ -37,24 +31,6 @@ using testing::write_text;
 constexpr std::string_view kReply = "\x1b[12;34R"; // a terminal's answer to "where is the cursor?"
 
 constexpr int kCannotRefuse = 99;
-
-/// Has every ioctl of this kind fail in this process with EIO, from now on.
-void refuse_ioctl(unsigned request) {
-    std::array program{
-        sock_filter(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))),
-        sock_filter(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3)),
-        // The lower half of the second argument; the machines that this runs on are little-endian.
-        sock_filter(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args) + sizeof(std::uint64_t))),
-        sock_filter(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, request, 0, 1)),
-        sock_filter(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EIO)),
-        sock_filter(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)),
-    };
-    const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0 ||
-        ::tcgetpgrp(STDIN_FILENO) >= 0) {
-        ::_exit(kCannotRefuse);
-    }
-}
 
 /// Runs `ending` in a process of its own with the terminal taken and `kReply` waiting to be read, and says how many
 /// bytes a shell would find there afterwards.
@@ -116,7 +92,9 @@ TEST(RawTerminalEnd, OfAStoppedTerminalWaitsForNobody) {
 // stayed raw.
 TEST(RawTerminalEnd, WithoutKnowingTheForegroundGivesTheTerminalBack) {
     EXPECT_EQ(left_after([](std::optional<RawTerminal>& taken) {
-                  refuse_ioctl(TIOCGPGRP);
+                  if (!testing::refuse_calls(SYS_ioctl, 1, TIOCGPGRP) || ::tcgetpgrp(STDIN_FILENO) >= 0) {
+                      ::_exit(kCannotRefuse);
+                  }
                   taken.reset();
               }),
               0);

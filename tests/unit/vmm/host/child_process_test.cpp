@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,9 +16,11 @@
 #include <string>
 #include <vector>
 
+#include "kvm/host/error.hpp"
 #include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_pipe.hpp"
+#include "support/host_refused_call.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/network/user_network.hpp"
@@ -196,6 +199,36 @@ TEST(UserNetwork, StartsAProgramWithItsConnectionAndAPathAndNothingElse) {
     EXPECT_FALSE(mentions(descriptors, "100")) << descriptors;
     EXPECT_TRUE(descriptors.starts_with("0\n1\n")) << descriptors;
     EXPECT_TRUE(mentions(descriptors, "3\n")) << descriptors;
+}
+
+// Parent and child waited for each other for ever when the byte did not go out by which the child may begin.
+TEST(ChildProcessStart, ThatCannotTellTheChildToBeginIsAnError) {
+    constexpr int kRefused = 10;
+    constexpr int kBegan = 11;
+    constexpr int kCannotRefuse = 12;
+    constexpr unsigned kPatienceSeconds = 120;
+    const pid_t process = ::fork(); // What is refused stays refused, so this is for a process of its own.
+    if (process == 0) {
+        std::signal(SIGALRM, SIG_DFL);
+        ::alarm(kPatienceSeconds);
+        constexpr unsigned kBytes = 2; // the argument of write() that says how many
+        if (!testing::refuse_calls(SYS_write, kBytes, 1)) {
+            ::_exit(kCannotRefuse);
+        }
+        try {
+            const ChildProcess child(shell("true"), "try it");
+        } catch (const Error& error) {
+            ::_exit(mentions(error.what(), "cannot try it: ") ? kRefused : kBegan);
+        }
+        ::_exit(kBegan);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(process, &status, 0), process);
+    ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    if (WEXITSTATUS(status) == kCannotRefuse) {
+        GTEST_SKIP() << "this process may have no system calls of its own refused (seccomp)";
+    }
+    EXPECT_EQ(WEXITSTATUS(status), kRefused);
 }
 
 } // namespace
