@@ -1,4 +1,8 @@
 // The bytes of guest.elf; the build names the file.
+#ifdef __CET__
+// The linker marks a program for CET if every object has this mark.
+#include <cet.h>
+#endif
         .section .rodata
         .balign 16
         .globl  vmm_guest_image_begin, vmm_guest_image_end

@@ -235,7 +235,7 @@ void Run::watch_terminal_size(EventLoop& loop) {
     tell(); // The size may have changed since the machine was made.
     const bool watched = loop.watch(fd, EPOLLIN, [fd, tell](std::uint32_t) {
         std::uint64_t count = 0;
-        static_cast<void>(::read(fd, &count, sizeof(count)));
+        [[maybe_unused]] const ssize_t ignored = ::read(fd, &count, sizeof(count));
         tell();
     });
     if (!watched) {
