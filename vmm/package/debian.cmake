@@ -59,6 +59,9 @@ License: Apache-2.0
 ")
     install(FILES ${folder}/changelog.gz ${folder}/copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${package}
             COMPONENT ${component})
+    # scripts/package puts it there. Whoever calls cpack by hand has none.
+    install(FILES ${CMAKE_CURRENT_BINARY_DIR}/debian/sbom.spdx.json DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${package}
+            COMPONENT ${component} OPTIONAL)
     if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/lintian/${component})
         configure_file(lintian/${component} ${folder}/${package} COPYONLY)
         install(FILES ${folder}/${package} DESTINATION ${CMAKE_INSTALL_DATADIR}/lintian/overrides
