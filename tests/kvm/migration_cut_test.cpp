@@ -190,7 +190,7 @@ TEST_F(MigrationCut, AtManyBytesOnTheWayBack) {
 TEST_F(MigrationCut, AgainAndAgain) {
     for (const bool tcp : {false, true}) {
         unsigned reconnects = 0;
-        EXPECT_EQ(migrate_through({.bytes = 3 * kMiB, .times = 4}, tcp, 2, &reconnects), Outcome::kMoved);
+        EXPECT_EQ(migrate_through({.bytes = kMiB, .times = 4}, tcp, 2, &reconnects), Outcome::kMoved);
         EXPECT_GE(reconnects, 4U);
     }
 }

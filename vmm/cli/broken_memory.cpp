@@ -12,6 +12,7 @@
 #include <optional>
 #include <string_view>
 
+#include "vmm/cli/sandbox_alarm.hpp"
 #include "vmm/limits.hpp"
 
 namespace vmm {
@@ -71,6 +72,9 @@ std::optional<GuestAddress> guest_address_of(const void* host) noexcept {
 }
 
 void on_bus_error(int signal, siginfo_t* info, void* /*context*/) {
+    if (SandboxAlarm::takes_over(on_bus_error, signal, info)) {
+        return;
+    }
     // A signal that somebody sends (kill(2)) has a code of 0 or less, and no address.
     const auto guest = info->si_code > 0 ? guest_address_of(info->si_addr) : std::nullopt;
     if (!guest) {

@@ -19,10 +19,14 @@
 #include "prefault/host/numa.hpp"
 #include "prefault/host/pin.hpp"
 #include "prefault/x86/second_level_host.hpp"
+#include "vmm/cli/commands.hpp"
 #include "vmm/cli/host_settings.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/host/memory_facts.hpp"
+#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/machine/x86/cpuid.hpp"
+#include "vmm/sandbox/landlock.hpp"
+#include "vmm/sandbox/sandbox.hpp"
 
 namespace vmm {
 
@@ -239,6 +243,34 @@ void examine_lazy_restore(std::vector<Finding>& findings) {
                            : Finding{Verdict::kAdvice, "snapshots", "without --restore-mode=lazy", problem});
 }
 
+/// Finds out by trying, in a thread that ends then.
+void examine_sandbox(std::vector<Finding>& findings) {
+    if (kStandardSandbox == SandboxMode::kOff) {
+        findings.push_back({Verdict::kGood, "sandbox", "off, because this program was built with a sanitizer", ""});
+        return;
+    }
+    std::string problem;
+    try {
+        const Sandbox sandbox(SandboxMode::kOn);
+        start_thread("a trial of the sandbox", [&] {
+            try {
+                sandbox.confine(ThreadKind::kVcpu, "trial");
+            } catch (const Error& error) {
+                problem = error.what();
+            }
+        }).join();
+    } catch (const Error& error) {
+        problem = error.what();
+    }
+    const int landlock = landlock_version();
+    findings.push_back(problem.empty()
+                           ? Finding{Verdict::kGood, "sandbox",
+                                     landlock != 0 ? vmm::format("by seccomp and Landlock {}", landlock)
+                                                   : "by seccomp; this kernel has no Landlock",
+                                     ""}
+                           : Finding{Verdict::kAdvice, "sandbox", "guests run with --sandbox=off alone", problem});
+}
+
 } // namespace
 
 std::vector<Finding> examine_host() {
@@ -259,6 +291,7 @@ std::vector<Finding> examine_host(const SettingsSources& sources) {
     examine_processors(sources, findings);
     examine_disk_io(findings);
     examine_lazy_restore(findings);
+    examine_sandbox(findings);
     examine_what_can_be_read(sources, findings);
     const std::vector<Finding> settings = examine_settings(sources);
     findings.insert(findings.end(), settings.begin(), settings.end());

@@ -340,7 +340,7 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
     std::optional<SandboxAlarm> alarm;
     if (config.sandbox != SandboxMode::kOff) {
         messages.prepare_for_sandbox();
-        alarm.emplace(*config.stop, messages);
+        alarm.emplace(*config.stop, [&messages](std::string_view error) { messages.say_error(error); });
     }
     const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control);
     warn_of_background_prefault(ending, config);

@@ -1,5 +1,6 @@
 #include "vmm/cli/sandbox_alarm.hpp"
 
+#include <linux/futex.h>
 #include <poll.h>
 #include <seccomp.h>
 #include <sys/syscall.h>
@@ -8,9 +9,15 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <climits>
+#include <cstdint>
 #include <cstdlib>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "kvm/host/format.hpp"
 #include "vmm/limits.hpp"
@@ -22,7 +29,7 @@ namespace vmm {
 
 namespace {
 
-constexpr int kPatienceMs = 5000;
+constexpr std::chrono::seconds kPatience{5};
 /// SYS_SECCOMP of sigaction(2), for which the C library has no name.
 constexpr int kBySeccomp = 1;
 
@@ -38,6 +45,24 @@ struct RefusedCall {
 RefusedCall first;
 std::atomic<bool> is_taken{false};
 
+/// What the alarm's thread does for a confined one.
+struct Errand {
+    SandboxAlarm::Handler handler = nullptr;
+    int signal = 0;
+    siginfo_t info{};
+};
+enum ErrandState : std::uint32_t { kNoErrand, kBeingWritten, kGiven, kDone };
+Errand errand;
+std::atomic<std::uint32_t> errand_state{kNoErrand};
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free && sizeof(errand_state) == sizeof(std::uint32_t),
+              "for use in a signal handler, and as the word of a futex");
+
+void wait_while(std::uint32_t state) noexcept {
+    while (errand_state.load() == state) {
+        ::syscall(SYS_futex, &errand_state, FUTEX_WAIT_PRIVATE, state, nullptr, nullptr, 0);
+    }
+}
+
 std::string name_of(int call) {
     struct Free {
         void operator()(char* text) const noexcept { std::free(text); }
@@ -48,7 +73,8 @@ std::string name_of(int call) {
 
 } // namespace
 
-SandboxAlarm::SandboxAlarm(StopRequest& stop, Messages& messages) : stop_(stop), messages_(messages) {
+SandboxAlarm::SandboxAlarm(StopRequest& stop, std::function<void(std::string_view)> say)
+    : stop_(stop), say_(std::move(say)) {
     is_taken.store(false);
     current.store(this);
     struct sigaction action {};
@@ -95,29 +121,73 @@ void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
     }
 }
 
+bool SandboxAlarm::takes_over(Handler handler, int signal, siginfo_t* info) noexcept {
+    SandboxAlarm* const self = current.load();
+    if (self == nullptr || confined_thread().empty()) {
+        return false;
+    }
+    if (signal == SIGSYS && info->si_code == kBySeccomp) {
+        on_signal(signal, info, nullptr);
+    }
+    std::uint32_t expected = kNoErrand;
+    while (!errand_state.compare_exchange_strong(expected, kBeingWritten)) {
+        wait_while(expected); // Mostly until the process ends.
+        expected = kNoErrand;
+    }
+    errand = {handler, signal, *info};
+    errand_state.store(kGiven);
+    self->raised_.signal();
+    wait_while(kGiven);
+    errand_state.store(kNoErrand);
+    ::syscall(SYS_futex, &errand_state, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    return true;
+}
+
+void SandboxAlarm::run_errand() noexcept {
+    if (errand_state.load() == kGiven) {
+        errand.handler(errand.signal, &errand.info, nullptr);
+        errand_state.store(kDone);
+        ::syscall(SYS_futex, &errand_state, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    }
+}
+
 void SandboxAlarm::watch() {
-    std::array<pollfd, 2> fds{{{raised_.fd(), POLLIN, 0}, {over_.fd(), POLLIN, 0}}};
-    while (::poll(fds.data(), fds.size(), -1) < 0) {
-    }
-    if (fds[0].revents == 0) {
-        return;
-    }
-    say();
-    pollfd over{over_.fd(), POLLIN, 0};
-    if (::poll(&over, 1, kPatienceMs) == 0) {
-        perform_last_act();
-        ::_exit(exit_codes::kGuestFailed);
+    std::optional<std::chrono::steady_clock::time_point> deadline;
+    for (;;) {
+        std::array<pollfd, 2> fds{{{raised_.fd(), POLLIN, 0}, {over_.fd(), POLLIN, 0}}};
+        const int left = !deadline ? -1
+                                   : static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(
+                                                          *deadline - std::chrono::steady_clock::now())
+                                                          .count());
+        const int ready = ::poll(fds.data(), fds.size(), deadline ? std::max(left, 0) : -1);
+        if (ready == 0) {
+            perform_last_act();
+            ::_exit(exit_codes::kGuestFailed);
+        }
+        if (ready > 0 && fds[0].revents != 0) {
+            raised_.clear();
+            run_errand();
+            if (is_taken.load() && !deadline) {
+                say();
+                deadline = std::chrono::steady_clock::now() + kPatience;
+            }
+        } else if (ready > 0) {
+            return;
+        }
     }
 }
 
 void SandboxAlarm::say() const {
     try {
-        messages_.say_error(vmm::format(
+        say_(vmm::format(
             "the sandbox ended the run: the thread {} tried the system call {}, which it never needs; it was not made "
             "(the "
             "guest may have taken over this process: look at what runs in it, and at SECURITY.md; if it is something "
-            "that you have added to this program, use --sandbox off)",
-            std::string_view(first.thread.data(), first.thread_bytes), name_of(first.number)));
+            "that you have added to this program, use --sandbox off{})",
+            std::string_view(first.thread.data(), first.thread_bytes), name_of(first.number),
+            first.number == SYS_tgkill
+                ? "; it is also how a thread ends whose own check has failed, which it said before"
+                : ""));
     } catch (const std::exception&) { // There is no memory even to say so.
     }
 }

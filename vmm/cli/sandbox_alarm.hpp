@@ -1,12 +1,12 @@
-// What happens when a confined thread tries what it may not.
+// What happens when a confined thread tries what it may not, or faults.
 #pragma once
 
 #include <csignal>
-#include <memory>
+#include <functional>
+#include <string_view>
 #include <thread>
 
 #include "kvm/host/event_fd.hpp"
-#include "vmm/cli/messages.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
@@ -18,19 +18,27 @@ namespace vmm {
 /// one.
 class SandboxAlarm {
   public:
-    /// Both outlive it. Throws Error: the host has no thread for it.
-    SandboxAlarm(StopRequest& stop, Messages& messages);
+    /// `stop` outlives it. `say` tells people of an error; it is called on another thread. Throws Error: the host has
+    /// no thread for it.
+    SandboxAlarm(StopRequest& stop, std::function<void(std::string_view error)> say);
     ~SandboxAlarm();
     SandboxAlarm(const SandboxAlarm&) = delete;
     SandboxAlarm& operator=(const SandboxAlarm&) = delete;
+
+    using Handler = void (*)(int signal, siginfo_t* info, void* context);
+    /// For handlers of faults, which do what a confined thread may not: give a terminal back, end the process. If the
+    /// calling thread is confined, this has `handler` called for it by a thread that is not, without a context, and
+    /// returns true when it has returned. False: the caller is to go on. It may be called in a signal handler.
+    [[nodiscard]] static bool takes_over(Handler handler, int signal, siginfo_t* info) noexcept;
 
   private:
     static void on_signal(int signal, siginfo_t* info, void* context);
     void watch();
     void say() const;
+    static void run_errand() noexcept;
 
     StopRequest& stop_;
-    Messages& messages_;
+    const std::function<void(std::string_view)> say_;
     EventFd raised_;
     EventFd over_;
     struct sigaction before_ {};

@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "kvm/host/error.hpp"
+#include "vmm/cli/sandbox_alarm.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 
 namespace vmm {
@@ -64,6 +65,9 @@ void restore() noexcept {
 
 /// Gives the terminal back, then lets the signal do what it would have done without us.
 void on_fatal_signal(int signal, siginfo_t* info, void* context) {
+    if (SandboxAlarm::takes_over(on_fatal_signal, signal, info)) {
+        return;
+    }
     const struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
     const bool has_details = (before.sa_flags & SA_SIGINFO) != 0;
     if (!has_details || signal != SIGBUS ||

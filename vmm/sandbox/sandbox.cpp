@@ -36,10 +36,19 @@ thread_local constinit ThreadName name_of_this_thread;
 }
 
 /// Of the calling thread alone: for the kernel each thread has its own.
-void drop_capabilities() {
+void drop_capabilities(ThreadKind kind) {
     __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> none{};
-    if (::syscall(SYS_capset, &header, none.data()) != 0) {
+    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> kept{};
+    if (::syscall(SYS_capget, &header, kept.data()) != 0) {
+        throw_cannot(errno, "see its capabilities");
+    }
+    // The thread of a disk locks guest memory as buffers of its ring, which may be more than RLIMIT_MEMLOCK.
+    const std::uint32_t locks = kind == ThreadKind::kBlock ? CAP_TO_MASK(CAP_IPC_LOCK) : 0;
+    for (std::size_t word = 0; word < kept.size(); ++word) {
+        const std::uint32_t both = kept[word].permitted & (word == 0 ? locks : 0);
+        kept[word] = {.effective = both, .permitted = both, .inheritable = 0};
+    }
+    if (::syscall(SYS_capset, &header, kept.data()) != 0) {
         throw_cannot(errno, "give up its capabilities");
     }
 }
@@ -50,8 +59,8 @@ Sandbox::Sandbox(SandboxMode mode) : mode_(mode) {
     if (mode == SandboxMode::kOff) {
         return;
     }
-    // The allocator of glibc counts the processors when it makes its ninth arena, by a file or a call that a confined thread
-    // lacks. Told how many arenas there may be, it does not: as many as it would have counted.
+    // The allocator of glibc counts the processors when it makes its ninth arena, by a file or a call that a confined
+    // thread lacks. Told how many arenas there may be, it does not: as many as it would have counted.
     constexpr int kArenasOfAProcessor = 8;
     ::mallopt(M_ARENA_MAX, kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
     for (std::size_t kind = 0; kind < filters_.size(); ++kind) {
@@ -77,7 +86,7 @@ void Sandbox::confine(ThreadKind kind, std::string_view name) const {
         if (no_files_) {
             restrict_this_thread(no_files_.get());
         }
-        drop_capabilities();
+        drop_capabilities(kind);
     }
     const std::vector<sock_filter>& filter = filters_[static_cast<std::size_t>(kind)];
     // The kernel does not write to it.

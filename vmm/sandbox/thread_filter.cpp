@@ -1,6 +1,7 @@
 #include "vmm/sandbox/thread_filter.hpp"
 
 #include <linux/if_tun.h>
+#include <linux/io_uring.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
@@ -154,6 +155,8 @@ void allow_kind(FilterBuilder& filter, ThreadKind kind) {
         allow_threads(filter); // Where there is no io_uring, threads make the calls for a disk.
         filter.allow({SCMP_SYS(io_uring_enter), SCMP_SYS(preadv), SCMP_SYS(preadv2), SCMP_SYS(pwritev),
                       SCMP_SYS(pwritev2), SCMP_SYS(fdatasync), SCMP_SYS(fallocate)});
+        // Guest memory becomes buffers of the ring when the driver begins.
+        filter.allow_if(SCMP_SYS(io_uring_register), 1, 0xffffffff, IORING_REGISTER_BUFFERS);
         return;
     case ThreadKind::kNet:
         allow_device(filter);

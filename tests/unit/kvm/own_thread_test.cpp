@@ -5,7 +5,9 @@
 
 #include <filesystem>
 #include <string>
+#include <thread>
 
+#include "kvm/host/thread_rights.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
 
@@ -53,6 +55,18 @@ TEST(OwnThread, AdviceNamesNoGroupWhereNoLimitIsReached) {
     const std::string advice = own_thread_advice(groups.roots());
     EXPECT_FALSE(mentions(advice, "allows")) << advice;
     EXPECT_TRUE(mentions(advice, "ulimit -u")) << advice;
+}
+
+TEST(OwnThread, AdviceOfAThreadThatOpensNoFilesNamesNoGroup) {
+    const Groups groups("4\n", "max\n");
+    std::string advice;
+    std::thread([&] {
+        note_no_files_in_this_thread();
+        advice = own_thread_advice(groups.roots());
+    }).join();
+    EXPECT_FALSE(mentions(advice, "allows")) << advice;
+    EXPECT_TRUE(mentions(advice, "pids.max")) << advice;
+    EXPECT_TRUE(may_open_files()) << "it is about that thread alone";
 }
 
 } // namespace

@@ -129,7 +129,7 @@ const std::vector<Forbidden>& forbidden() {
         {"pkey_mprotect", [] { return ::syscall(SYS_pkey_mprotect, nullptr, 4096, PROT_EXEC, -1); }},
         {"mremap", [] { return ::syscall(SYS_mremap, nullptr, 4096, 8192, MREMAP_MAYMOVE); }},
         {"io_uring_setup", [] { return ::syscall(SYS_io_uring_setup, 1, nullptr); }},
-        {"io_uring_register", [] { return ::syscall(SYS_io_uring_register, 0, 0, nullptr, 0); }},
+        {"io_uring_register of files", [] { return ::syscall(SYS_io_uring_register, 0, 2, nullptr, 0); }},
         {"io_uring_enter", [] { return ::syscall(SYS_io_uring_enter, 0, 0, 0, 0, nullptr, 0); }, {ThreadKind::kBlock}},
         {"userfaultfd", [] { return ::syscall(SYS_userfaultfd, 0); }},
         {"bpf", [] { return ::syscall(SYS_bpf, 0, nullptr, 0); }},
