@@ -118,8 +118,10 @@ void allow_the_c_library(FilterBuilder& filter) {
 /// Twelve calls, and of ioctl() these.
 void allow_vcpu(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(rt_sigtimedwait)}); // It takes a kick.
-    // Memory that is free need not be given back at once.
+    // Memory that is free need not be given back at once; and who pauses between two attempts does without the pause.
     filter.answer(SCMP_SYS(madvise), 0);
+    filter.answer(SCMP_SYS(clock_nanosleep), 0);
+    filter.answer(SCMP_SYS(nanosleep), 0);
     static constexpr std::array<unsigned long, 6> kRequests{KVM_RUN,      KVM_KVMCLOCK_CTRL, KVM_IRQ_LINE,
                                                             KVM_GET_REGS, KVM_GET_SREGS,     KVM_GET_MP_STATE};
     filter.allow_ioctls(kRequests);
@@ -127,10 +129,10 @@ void allow_vcpu(FilterBuilder& filter) {
 
 /// What each thread of a device does: it waits for its queues, and tells the guest.
 void allow_device(FilterBuilder& filter) {
-    filter.allow({SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(read), SCMP_SYS(poll),
+    filter.allow({SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(timerfd_settime), SCMP_SYS(read), SCMP_SYS(poll),
                   SCMP_SYS(close)});
     // MADV_DONTNEED, and what of it there is for locked memory: nothing else of memory is at stake than its content.
-    filter.allow({SCMP_SYS(madvise)});
+    filter.allow({SCMP_SYS(madvise), SCMP_SYS(clock_nanosleep), SCMP_SYS(nanosleep)});
 }
 
 /// A thread may make threads of this process, which have its filter, and no process. clone3() has its flags in memory,
