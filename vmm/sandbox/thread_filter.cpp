@@ -129,8 +129,8 @@ void allow_vcpu(FilterBuilder& filter) {
 
 /// What each thread of a device does: it waits for its queues, and tells the guest.
 void allow_device(FilterBuilder& filter) {
-    filter.allow({SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(timerfd_settime), SCMP_SYS(read), SCMP_SYS(poll),
-                  SCMP_SYS(close)});
+    filter.allow({SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(timerfd_settime),
+                  SCMP_SYS(read), SCMP_SYS(poll), SCMP_SYS(close)});
     // MADV_DONTNEED, and what of it there is for locked memory: nothing else of memory is at stake than its content.
     filter.allow({SCMP_SYS(madvise), SCMP_SYS(clock_nanosleep), SCMP_SYS(nanosleep)});
 }
