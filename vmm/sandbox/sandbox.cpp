@@ -9,12 +9,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/thread_rights.hpp"
+#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/sandbox/landlock.hpp"
 #include "vmm/sandbox/thread_filter.hpp"
 
@@ -33,6 +36,26 @@ thread_local constinit ThreadName name_of_this_thread;
 [[noreturn]] void throw_cannot(int error_number, const char* what) {
     throw_errno(error_number, std::string("confine a thread (--sandbox): ") + what,
                 "this kernel lacks seccomp filters, or forbids them: use --sandbox off, and trust the guest");
+}
+
+/// The allocator of glibc looks at the host when it needs to know something for the first time, in whatever thread that
+/// is: how many processors there are when it makes its ninth arena, and how the kernel overcommits memory
+/// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread could not.
+void prepare_allocator() {
+    constexpr int kArenasOfAProcessor = 8; // As many as it would have counted.
+    ::mallopt(M_ARENA_MAX, kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
+    // A thread has an arena of its own. More than 128 KiB that are free at its end are given back.
+    start_thread("the preparation of the sandbox", [] {
+        constexpr std::size_t kLessThanAMapping = 100'000;
+        std::array<std::unique_ptr<volatile char[]>, 4> blocks;
+        for (auto& block : blocks) {
+            block = std::make_unique<volatile char[]>(kLessThanAMapping);
+            block[0] = 1;
+        }
+        for (std::size_t last = blocks.size(); last > 0; --last) {
+            blocks[last - 1].reset();
+        }
+    }).join();
 }
 
 /// Of the calling thread alone: for the kernel each thread has its own.
@@ -59,10 +82,7 @@ Sandbox::Sandbox(SandboxMode mode) : mode_(mode) {
     if (mode == SandboxMode::kOff) {
         return;
     }
-    // The allocator of glibc counts the processors when it makes its ninth arena, by a file or a call that a confined
-    // thread lacks. Told how many arenas there may be, it does not: as many as it would have counted.
-    constexpr int kArenasOfAProcessor = 8;
-    ::mallopt(M_ARENA_MAX, kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
+    prepare_allocator();
     for (std::size_t kind = 0; kind < filters_.size(); ++kind) {
         filters_[kind] = make_thread_filter(static_cast<ThreadKind>(kind),
                                             mode == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);

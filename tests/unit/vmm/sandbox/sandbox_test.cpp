@@ -211,6 +211,12 @@ TEST_F(SandboxTest, EveryThreadHasMemoryLocksEventsAndAnEnd) {
                 blocks.back()[bytes - 1] = 1;
             }
             blocks.clear();
+            for (int i = 0; i < 64; ++i) { // The arena grows, and shrinks again.
+                blocks.push_back(std::make_unique<char[]>(100'000));
+            }
+            while (!blocks.empty()) {
+                blocks.pop_back();
+            }
             const std::uint64_t one = 1;
             if (::write(event, &one, sizeof one) != sizeof one) {
                 ::raise(SIGKILL);
