@@ -128,6 +128,12 @@ class Server::Loop {
 
     void end() {
         const Clock::time_point deadline = Clock::now() + limits_.end_patience;
+        accept_some(); // Whoever had asked before the end is heard, also if this thread was kept from running.
+        for (Connection& connection : connections_) {
+            if (connection.phase == Phase::kReading) {
+                read(connection);
+            }
+        }
         ending_ = true;
         deliver();
         for (Connection& connection : connections_) {
