@@ -18,6 +18,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/event_fd.hpp"
+#include "kvm/host/thread_rights.hpp"
 
 namespace vmm::devices {
 
@@ -133,7 +134,10 @@ class ThreadDiskIo::Crew {
     int start_thread() {
         try {
             const SignalsBlocked inherited;
-            threads_.emplace_back([this, name = "disk-io" + std::to_string(threads_.size())] {
+            threads_.emplace_back([this, name = "disk-io" + std::to_string(threads_.size()), opens = may_open_files()] {
+                if (!opens) { // It has the filter of the thread that made it.
+                    note_no_files_in_this_thread();
+                }
                 // Each names itself: another one's name is a file, which a confined thread cannot open.
                 ::pthread_setname_np(::pthread_self(), name.c_str());
                 body();

@@ -7,7 +7,7 @@ namespace vmm {
 /// look something up for the text of an error does without it.
 [[nodiscard]] bool may_open_files() noexcept;
 
-/// The calling thread may not, from now on.
+/// The calling thread may not, from now on. A thread that it makes has to be told, too.
 void note_no_files_in_this_thread() noexcept;
 
 } // namespace vmm

@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "kvm/host/format.hpp"
+#include "kvm/host/thread_rights.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -100,7 +101,7 @@ SandboxAlarm::~SandboxAlarm() {
 
 void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
     SandboxAlarm* const self = current.load();
-    if (info->si_code != kBySeccomp || self == nullptr || confined_thread().empty()) { // Somebody else's.
+    if (info->si_code != kBySeccomp || self == nullptr) { // Somebody else's.
         struct sigaction standard {};
         standard.sa_handler = SIG_DFL;
         ::sigaction(signal, self != nullptr ? &self->before_ : &standard, nullptr);
@@ -123,11 +124,14 @@ void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
 
 bool SandboxAlarm::takes_over(Handler handler, int signal, siginfo_t* info) noexcept {
     SandboxAlarm* const self = current.load();
-    if (self == nullptr || confined_thread().empty()) {
+    if (self == nullptr) {
         return false;
     }
     if (signal == SIGSYS && info->si_code == kBySeccomp) {
         on_signal(signal, info, nullptr);
+    }
+    if (may_open_files()) { // It is not confined.
+        return false;
     }
     std::uint32_t expected = kNoErrand;
     while (!errand_state.compare_exchange_strong(expected, kBeingWritten)) {
@@ -155,11 +159,13 @@ void SandboxAlarm::watch() {
     std::optional<std::chrono::steady_clock::time_point> deadline;
     for (;;) {
         std::array<pollfd, 2> fds{{{raised_.fd(), POLLIN, 0}, {over_.fd(), POLLIN, 0}}};
-        const int left = !deadline ? -1
-                                   : static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(
-                                                          *deadline - std::chrono::steady_clock::now())
-                                                          .count());
-        const int ready = ::poll(fds.data(), fds.size(), deadline ? std::max(left, 0) : -1);
+        int patience_ms = -1;
+        if (deadline) {
+            const auto left =
+                std::chrono::ceil<std::chrono::milliseconds>(*deadline - std::chrono::steady_clock::now());
+            patience_ms = static_cast<int>(std::max<std::int64_t>(left.count(), 0));
+        }
+        const int ready = ::poll(fds.data(), fds.size(), patience_ms);
         if (ready == 0) {
             perform_last_act();
             ::_exit(exit_codes::kGuestFailed);
@@ -179,15 +185,18 @@ void SandboxAlarm::watch() {
 
 void SandboxAlarm::say() const {
     try {
-        say_(vmm::format(
-            "the sandbox ended the run: the thread {} tried the system call {}, which it never needs; it was not made "
-            "(the "
-            "guest may have taken over this process: look at what runs in it, and at SECURITY.md; if it is something "
-            "that you have added to this program, use --sandbox off{})",
-            std::string_view(first.thread.data(), first.thread_bytes), name_of(first.number),
+        const std::string thread = first.thread_bytes != 0
+                                       ? "the thread " + std::string(first.thread.data(), first.thread_bytes)
+                                       : std::string("a thread that a confined one had made");
+        const char* const other_cause =
             first.number == SYS_tgkill
                 ? "; it is also how a thread ends whose own check has failed, which it said before"
-                : ""));
+                : "";
+        say_(vmm::format(
+            "the sandbox ended the run: {} tried the system call {}, which it never needs; it was not made (the "
+            "guest may have taken over this process: look at what runs in it, and at SECURITY.md; if it is "
+            "something that you have added to this program, use --sandbox off{})",
+            thread, name_of(first.number), other_cause));
     } catch (const std::exception&) { // There is no memory even to say so.
     }
 }

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
@@ -34,16 +35,23 @@ struct ThreadName {
 thread_local constinit ThreadName name_of_this_thread;
 
 [[noreturn]] void throw_cannot(int error_number, const char* what) {
-    throw_errno(error_number, std::string("confine a thread (--sandbox): ") + what,
-                "this kernel lacks seccomp filters, or forbids them: use --sandbox off, and trust the guest");
+    throw_errno(error_number, std::string("confine a thread (Config::sandbox): ") + what,
+                "this kernel lacks seccomp filters, or forbids them: use Config::sandbox=off, and trust the guest");
 }
 
 /// The allocator of glibc looks at the host when it needs to know something for the first time, in whatever thread that
 /// is: how many processors there are when it makes its ninth arena, and how the kernel overcommits memory
 /// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread could not.
 void prepare_allocator() {
-    constexpr int kArenasOfAProcessor = 8; // As many as it would have counted.
-    ::mallopt(M_ARENA_MAX, kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
+    const char* const tunables = std::getenv("GLIBC_TUNABLES");
+    const bool is_told =
+        std::getenv("MALLOC_ARENA_MAX") != nullptr ||
+        (tunables != nullptr && std::string_view(tunables).find("arena_max") != std::string_view::npos);
+    if (!is_told) { // Then as many as it would have counted.
+        constexpr int kArenasOfAProcessor = 8;
+        ::mallopt(M_ARENA_MAX,
+                  kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
+    }
     // A thread has an arena of its own. More than 128 KiB that are free at its end are given back.
     start_thread("the preparation of the sandbox", [] {
         constexpr std::size_t kLessThanAMapping = 100'000;
