@@ -30,7 +30,7 @@ namespace {
 
 constexpr const char* kTried = "make the filter of a thread's system calls";
 
-/// One for libseccomp, with the words of this file.
+/// Builds a filter by libseccomp.
 class FilterBuilder {
   public:
     explicit FilterBuilder(Refusal refusal)
@@ -55,7 +55,7 @@ class FilterBuilder {
         const scmp_arg_cmp comparison{argument, SCMP_CMP_MASKED_EQ, mask, value};
         check(::seccomp_rule_add_array(context_.get(), SCMP_ACT_ALLOW, call, 1, &comparison));
     }
-    /// The call is not made, and returns this error; 0: it is said to have been made.
+    /// The call is not made. It returns this error; with 0 it looks as if it had been made.
     void answer(int call, unsigned error_number) {
         check(::seccomp_rule_add_array(context_.get(), SCMP_ACT_ERRNO(error_number), call, 0, nullptr));
     }
@@ -115,7 +115,7 @@ void allow_the_c_library(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(write)});
 }
 
-/// Twelve calls, and of ioctl() these.
+/// With what the C library needs, a vCPU has twelve calls, and six requests of ioctl().
 void allow_vcpu(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(rt_sigtimedwait)}); // It takes a kick.
     // Memory that is free need not be given back at once; and who pauses between two attempts does without the pause.
