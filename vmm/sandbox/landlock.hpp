@@ -5,9 +5,9 @@
 
 namespace vmm {
 
-/// Makes a ruleset that leaves none of the rights that this kernel knows of: to reach files by name, and TCP ports. What
-/// is open stays open. It is empty if the kernel has no Landlock, or has it switched off. Throws Error: there is no
-/// descriptor for it.
+/// Makes a ruleset that leaves none of the rights that this kernel knows of: to reach files by name, and TCP ports.
+/// What is open stays open. It is empty if the kernel has no Landlock, or has it switched off. Throws Error: there is
+/// no descriptor for it.
 [[nodiscard]] UniqueFd make_ruleset_without_rights();
 
 /// Restricts the calling thread by it, for good. PR_SET_NO_NEW_PRIVS has to be set. Throws Error.
