@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <string>
 #include <thread>
 
@@ -57,8 +58,10 @@ void prepare_allocator() {
         constexpr std::size_t kLessThanAMapping = 100'000;
         std::array<std::unique_ptr<volatile char[]>, 4> blocks;
         for (auto& block : blocks) {
-            block = std::make_unique<volatile char[]>(kLessThanAMapping);
-            block[0] = 1;
+            block.reset(new (std::nothrow) volatile char[kLessThanAMapping]); // Without memory nothing shrinks, either.
+            if (block) {
+                block[0] = 1;
+            }
         }
         for (std::size_t last = blocks.size(); last > 0; --last) {
             blocks[last - 1].reset();
