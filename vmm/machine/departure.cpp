@@ -1,5 +1,7 @@
 #include "vmm/machine/departure.hpp"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <chrono>
 #include <exception>
@@ -345,6 +347,7 @@ class Departure {
                 if (Clock::now() >= deadline) {
                     break;
                 }
+                throw_if_refused(); // It may have come since.
                 wait(kBetweenTries);
             }
         }
@@ -646,7 +649,7 @@ class Departure {
             }
         } catch (const LinkError&) { // There is none.
         }
-        control_->shut_down();
+        ::shutdown(control_->fd(), SHUT_WR); // So the other end notices; what it says can still be heard.
     }
 
     /// Whether the process at the other end is known to have ended.
