@@ -1,5 +1,5 @@
-// `vmm run` when a thread that its guest can reach tries what it never needs. A debugger changes the thread's next
-// system call into another one, as whoever has taken it over would.
+// These tests show what `vmm run` does when a thread that its guest can reach tries what it never needs. A debugger
+// changes the thread's next system call into another one, as whoever has taken it over would.
 
 #include <gtest/gtest.h>
 

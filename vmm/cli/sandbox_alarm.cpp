@@ -116,7 +116,7 @@ void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
         self->stop_.request(ExitReason::kSandbox);
         self->raised_.signal();
     }
-    // The call was not made, and this thread does nothing more: whoever joins it finds that it has ended.
+    // The call was not made. This thread does nothing more, and whoever joins it finds that it has ended.
     for (;;) {
         ::syscall(SYS_exit, 0);
     }

@@ -21,8 +21,8 @@ struct RulesetAttributes {
 };
 constexpr unsigned kGetVersion = 1;
 
-/// How many rights to files there are in each version, in the order of their bits: version 1 has 13, 2 adds REFER, 3
-/// TRUNCATE, and 5 IOCTL_DEV.
+/// Says how many rights to files each version has. Their bits follow each other. Version 1 has 13 of them, version 2
+/// adds REFER, version 3 adds TRUNCATE, and version 5 adds IOCTL_DEV.
 constexpr std::array<unsigned, 6> kFileRights{0, 13, 14, 15, 15, 16};
 constexpr int kFirstWithNetwork = 4;
 constexpr std::uint64_t kNetworkRights = 0b11; // to bind and to connect a TCP port

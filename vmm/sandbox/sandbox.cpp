@@ -53,7 +53,8 @@ void prepare_allocator() {
         ::mallopt(M_ARENA_MAX,
                   kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
     }
-    // A thread has an arena of its own. More than 128 KiB that are free at its end are given back.
+    // A thread has an arena of its own. When more than 128 KiB at the end of it are free, the allocator gives them
+    // back.
     start_thread("the preparation of the sandbox", [] {
         constexpr std::size_t kLessThanAMapping = 100'000;
         std::array<std::unique_ptr<volatile char[]>, 4> blocks;

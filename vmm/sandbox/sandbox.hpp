@@ -13,7 +13,8 @@
 
 namespace vmm {
 
-/// The filters of all kinds of threads, made once. Where it is off, it does nothing.
+/// It makes the filters of all kinds of threads once, and confines threads by them. If the mode is kOff, it does
+/// nothing.
 ///
 /// Threads: confine() any.
 class Sandbox {

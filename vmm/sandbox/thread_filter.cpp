@@ -115,7 +115,7 @@ void allow_the_c_library(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(write)});
 }
 
-/// With what the C library needs, a vCPU has twelve calls, and six requests of ioctl().
+/// A vCPU has twelve calls, those that the C library needs included, and six requests of ioctl().
 void allow_vcpu(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(rt_sigtimedwait)}); // It takes a kick.
     // Memory that is free need not be given back at once; and who pauses between two attempts does without the pause.

@@ -201,7 +201,7 @@ TEST(UserNetwork, StartsAProgramWithItsConnectionAndAPathAndNothingElse) {
     EXPECT_TRUE(mentions(descriptors, "3\n")) << descriptors;
 }
 
-// Parent and child waited for each other for ever when the byte did not go out by which the child may begin.
+// A byte tells the child that it may begin. When it could not be sent, parent and child waited for each other for ever.
 TEST(ChildProcessStart, ThatCannotTellTheChildToBeginIsAnError) {
     constexpr int kRefused = 10;
     constexpr int kBegan = 11;

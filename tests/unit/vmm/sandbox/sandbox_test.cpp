@@ -48,7 +48,7 @@ constexpr std::array kKinds{ThreadKind::kVcpu,    ThreadKind::kBlock,   ThreadKi
                             ThreadKind::kConsole, ThreadKind::kEntropy, ThreadKind::kBalloon};
 static_assert(kKinds.back() == kLastThreadKind);
 
-/// How a process ended in which a thread was confined and then did something.
+/// Tells how a process ended. One of its threads was confined, and then did something.
 struct Outcome {
     int signal = 0; ///< that ended it; 0: none
     int status = 0;
