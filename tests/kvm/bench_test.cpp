@@ -76,6 +76,52 @@ TEST_F(Bench, CountsFaultsOfEachMethodAndWritesThemDown) {
     EXPECT_NE(regression.output.find("WORSE"), std::string::npos) << regression.output;
 }
 
+TEST_F(Bench, SharesOfCellsAreMergedToAWhole) {
+    const auto measure = [this](const std::string& share, const std::string& attempt) {
+        const std::string path = directory_ / (std::string("share") + share.front() + ".json");
+        const CommandResult result =
+            run_command({"bench",       "--memory", "16M",        "--vcpus",         "1",      "--workers", "1",
+                         "--page-size", "4K",       "--prefault", "none,host,touch", "--runs", "1",         "--passes",
+                         "2",           "--cells",  share,        "--attempt",       attempt,  "--json",    path});
+        EXPECT_EQ(result.exit_status, 0) << result.errors << result.output;
+        const Json json = Json::parse(content_of(path));
+        EXPECT_EQ(json["matrix"].size(), 3U);
+        EXPECT_FALSE(json["host"]["kernel"].get<std::string>().empty());
+        EXPECT_TRUE(json["host"]["microcode"].is_string());
+        return path;
+    };
+    const std::string first = measure("1/2", "1");
+    const std::string second = measure("2/2", "2");
+    const CommandResult whole = run_command({"bench", "merge", first, second, "--json", json_});
+    EXPECT_EQ(whole.exit_status, 0) << whole.errors << whole.output;
+    EXPECT_NE(whole.output.find("COMPLETE: every cell was measured"), std::string::npos) << whole.output;
+    EXPECT_NE(whole.output.find("RETRIED 4K pages, 16 MiB, 1 vCPU, host, 1 worker"), std::string::npos) << whole.output;
+    const Json merged = Json::parse(content_of(json_));
+    EXPECT_TRUE(merged["complete"].get<bool>());
+    ASSERT_EQ(merged["groups"].size(), 1U);
+    EXPECT_EQ(merged["groups"][0]["results"]["cells"].size(), 3U);
+    EXPECT_EQ(merged["sources"][1]["attempt"], 2);
+    const CommandResult same = run_command({"bench", "compare", json_, json_});
+    EXPECT_EQ(same.exit_status, 0) << same.output << same.errors;
+
+    const CommandResult part = run_command({"bench", "merge", first});
+    EXPECT_EQ(part.exit_status, 1) << part.output;
+    EXPECT_NE(part.output.find("MISSING 4K pages, 16 MiB, 1 vCPU, host, 1 worker"), std::string::npos) << part.output;
+
+    const std::string before = content_of(first);
+    expect_refused({"bench", "merge", first, second, "--json", first}, 1, "share1.json");
+    EXPECT_EQ(content_of(first), before) << "it is not written over";
+    const std::string copy = directory_.write("copy.json", before);
+    expect_refused({"bench", "merge", first, copy}, 1, "these are the same results");
+    expect_refused({"bench", "merge", first, directory_ / "nothing"}, 1, "No such file");
+}
+
+TEST_F(Bench, RefusesAShareThatHasNoCell) {
+    expect_refused(
+        {"bench", "--memory", "16M", "--page-size", "4K", "--prefault", "none", "--cells", "2/2", "--json", json_}, 1,
+        "cannot measure share 2/2 of the cells: the matrix has only 1");
+}
+
 TEST_F(Bench, StateMeasuresEveryModeAndCountsNoFaultAfterAFullRestore) {
     const CommandResult result = run_command({"bench", "state", "--memory", "16M", "--page-size", "4K", "--workers",
                                               "1", "--runs", "2", "--clones", "2", "--no-warm", "--json", json_});

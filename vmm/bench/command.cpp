@@ -19,6 +19,7 @@
 #include "prefault/host/cpu_list.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/compare.hpp"
+#include "vmm/bench/merge.hpp"
 #include "vmm/bench/model.hpp"
 #include "vmm/bench/plot.hpp"
 #include "vmm/bench/progress_text.hpp"
@@ -30,6 +31,7 @@
 #include "vmm/bench/warm.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/stop_bridge.hpp"
+#include "vmm/output/file_roles.hpp"
 #include "vmm/output/patient_write.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 #include "vmm/version.hpp"
@@ -184,13 +186,23 @@ int run_bench(const BenchCommand& command) {
     const PresetFacts preset = preset_facts(command.preset, room, host, command.full);
     Matrix matrix = command.matrix;
     complete_matrix(matrix, preset.matrix);
-    const std::vector<Cell> cells = cells_of(matrix);
+    std::vector<Cell> cells = cells_of(matrix);
+    if (command.cells) {
+        results.matrix = cells;
+        cells = cells_of_share(results.matrix, *command.cells);
+        if (cells.empty()) {
+            throw Error(vmm::format("cannot measure share {} of the cells: the matrix has only {} (take fewer shares)",
+                                    to_string(*command.cells), results.matrix.size()));
+        }
+    }
     check_fits(cells, room);
 
     results.settings.preset = to_string(command.preset);
     results.settings.runs = command.runs.value_or(preset.runs);
     results.settings.passes = command.settings.passes;
     results.settings.warm = command.warm;
+    results.settings.share = command.cells;
+    results.settings.attempt = command.attempt;
     results.settings.time_limit_seconds =
         command.time_limit_seconds ? command.time_limit_seconds : preset.time_limit_seconds;
     if (matrix.qemu) {
@@ -242,11 +254,33 @@ int run_bench(const BenchCommand& command) {
 }
 
 int run_bench_compare(const BenchCompareCommand& command) {
-    const Results before = read_results(command.before);
-    const Results after = read_results(command.after);
-    const Comparison comparison = compare(before, after, command.threshold);
+    const MergedResults before = read_merged(command.before);
+    const MergedResults after = read_merged(command.after);
+    const HostsComparison comparison = compare(before, after, command.threshold);
     const bool printed = print_result(to_text(comparison, command.threshold));
     return !printed || comparison.any_worse() ? 1 : 0;
+}
+
+int run_bench_merge(const BenchMergeCommand& command) {
+    FileRoles roles;
+    for (const std::string& file : command.files) {
+        roles.add(FileRoles::Use::kRead, "a file of results", file);
+    }
+    for (const auto& [role, path] : {std::pair("--json", &command.json), {"--plot", &command.plot}}) {
+        if (!path->empty()) {
+            roles.add(FileRoles::Use::kWrite, role, *path); // It is emptied below, so it cannot be one that is read.
+        }
+    }
+    std::vector<MergeInput> inputs;
+    for (const std::string& file : command.files) {
+        inputs.push_back({file, read_results(file)});
+    }
+    const MergedResults merged = merge(inputs, kVersion);
+    ResultFiles files({.json = command.json, .plot = command.plot});
+    const bool printed = print_result(to_table(merged));
+    files.write({[&] { return to_json(merged); }, {}, [&](PlotFormat format) { return plot_script(merged, format); }},
+                {});
+    return !printed || merged.any_failed() ? 1 : 0;
 }
 
 } // namespace vmm

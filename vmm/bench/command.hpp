@@ -3,10 +3,12 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "vmm/bench/contenders.hpp"
 #include "vmm/bench/matrix.hpp"
 #include "vmm/bench/presets.hpp"
+#include "vmm/bench/share.hpp"
 
 namespace vmm {
 
@@ -24,6 +26,8 @@ struct BenchCommand {
     std::string csv;
     std::string plot;
     bench::RunSettings settings;
+    std::optional<bench::Share> cells; ///< of the matrix; nothing: all of it
+    unsigned attempt = 1;              ///< as Settings::attempt; with `cells`
 
     static constexpr unsigned kMaxRuns = 1000;
 };
@@ -35,6 +39,13 @@ struct BenchCompareCommand {
     double threshold = 0.1; ///< a tenth
 };
 
+/// `vmm bench merge FILE...`
+struct BenchMergeCommand {
+    std::vector<std::string> files;
+    std::string json; ///< files; empty: none
+    std::string plot;
+};
+
 /// Measures and prints. Returns the program's exit status: 0; 1 if a cell failed; 4 if a signal stopped it. In the
 /// last case, what was done by then is printed and written.
 /// Throws Error before the first run: the matrix does not fit this host, an output cannot be written, or a program is
@@ -43,5 +54,9 @@ struct BenchCompareCommand {
 
 /// Prints what changed. Returns 0, or 1 if something got worse. Throws Error: a file cannot be read, or is no result.
 [[nodiscard]] int run_bench_compare(const BenchCompareCommand& command);
+
+/// Joins results and prints them by kind of host. Returns 0, or 1 if a cell failed or is missing. Throws Error: a file
+/// cannot be read, is no result or is there twice, or an output cannot be written.
+[[nodiscard]] int run_bench_merge(const BenchMergeCommand& command);
 
 } // namespace vmm

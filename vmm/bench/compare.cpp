@@ -59,6 +59,7 @@ void warn_of_hosts(const Results& before, const Results& after, std::vector<std:
     warn("the kernel", before.host.kernel, after.host.kernel);
     warn("the processor", before.host.cpu, after.host.cpu);
     warn("the number of CPUs", std::to_string(before.host.cpus), std::to_string(after.host.cpus));
+    warn("the microcode", before.host.microcode, after.host.microcode);
     warn("memory", format_bytes(before.host.memory_bytes), format_bytes(after.host.memory_bytes));
     warn("the second level", before.host.second_level, after.host.second_level);
 }
@@ -141,6 +142,77 @@ std::string to_text(const Comparison& comparison, double threshold) {
     }
     return text + vmm::format("{} of {} figures changed by more than {:g}% and beyond noise\n",
                               comparison.changes.size(), comparison.compared, threshold * 100);
+}
+
+namespace {
+
+/// Whether the hosts are the same machine but for what an update changes.
+bool same_but_for_updates(const HostFacts& one, HostFacts other) {
+    other.kernel = one.kernel;
+    other.microcode = one.microcode;
+    other.prefault_ioctl = one.prefault_ioctl; // This one comes with the kernel.
+    return same_kind(one, other);
+}
+
+} // namespace
+
+bool HostsComparison::any_worse() const noexcept {
+    return std::ranges::any_of(kinds, [](const KindComparison& kind) { return kind.comparison.any_worse(); });
+}
+
+HostsComparison compare(const MergedResults& before, const MergedResults& after, double threshold) {
+    HostsComparison all;
+    if (before.groups.size() == 1 && after.groups.size() == 1) {
+        all.kinds.push_back({"", compare(before.groups.front().results, after.groups.front().results, threshold)});
+        return all;
+    }
+    std::vector<const HostGroup*> left; // Those of `after` without a counterpart so far.
+    for (const HostGroup& group : after.groups) {
+        left.push_back(&group);
+    }
+    std::vector<const HostGroup*> counterparts(before.groups.size(), nullptr);
+    const auto pair_up = [&](auto is_like) {
+        for (std::size_t i = 0; i < before.groups.size(); ++i) {
+            const auto found =
+                counterparts[i] != nullptr ? left.end() : std::ranges::find_if(left, [&](const HostGroup* group) {
+                    return is_like(before.groups[i].results.host, group->results.host);
+                });
+            if (found != left.end()) {
+                counterparts[i] = *found;
+                left.erase(found);
+            }
+        }
+    };
+    pair_up(same_kind);
+    pair_up(same_but_for_updates);
+    const auto alone = [&all](const HostGroup& group, const char* which) {
+        all.alone.push_back(
+            vmm::format("only the file of {} has hosts of this kind: {}", which, kind_text(group.results.host)));
+    };
+    for (std::size_t i = 0; i < before.groups.size(); ++i) {
+        const HostGroup& group = before.groups[i];
+        if (counterparts[i] == nullptr) {
+            alone(group, "before");
+            continue;
+        }
+        all.kinds.push_back(
+            {kind_text(counterparts[i]->results.host), compare(group.results, counterparts[i]->results, threshold)});
+    }
+    for (const HostGroup* const group : left) {
+        alone(*group, "after");
+    }
+    return all;
+}
+
+std::string to_text(const HostsComparison& comparison, double threshold) {
+    std::string text;
+    for (const KindComparison& kind : comparison.kinds) {
+        text += (kind.kind.empty() ? "" : "=== " + kind.kind + "\n") + to_text(kind.comparison, threshold);
+    }
+    for (const std::string& alone : comparison.alone) {
+        text += "warning: " + alone + "\n";
+    }
+    return comparison.kinds.empty() ? text + "nothing to compare\n" : text;
 }
 
 } // namespace vmm::bench

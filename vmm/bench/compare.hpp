@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "vmm/bench/merge.hpp"
 #include "vmm/bench/results.hpp"
 
 namespace vmm::bench {
@@ -36,5 +37,25 @@ struct Comparison {
 inline constexpr double kResolutionSeconds = 0.001;
 
 [[nodiscard]] std::string to_text(const Comparison& comparison, double threshold);
+
+/// The comparison of hosts of one kind.
+struct KindComparison {
+    std::string kind; ///< for people; empty: there is only one kind on either side
+    Comparison comparison;
+};
+
+struct HostsComparison {
+    std::vector<KindComparison> kinds;
+    std::vector<std::string> alone; ///< kinds of hosts that only one of the two has, a sentence each
+
+    [[nodiscard]] bool any_worse() const noexcept;
+};
+
+/// Compares hosts of the same kind with each other. If either side has one kind alone, those two are compared, whatever
+/// they are, with a warning for each difference. Otherwise, kinds that differ only in kernel and microcode are compared
+/// as well, where no other is closer.
+[[nodiscard]] HostsComparison compare(const MergedResults& before, const MergedResults& after, double threshold);
+
+[[nodiscard]] std::string to_text(const HostsComparison& comparison, double threshold);
 
 } // namespace vmm::bench

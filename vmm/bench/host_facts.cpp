@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <string_view>
 
 #include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
@@ -16,10 +17,11 @@ namespace vmm::bench {
 
 namespace {
 
-std::string cpu_model() {
+/// What the first processor's line of that name says in /proc/cpuinfo; empty if there is none.
+std::string cpuinfo_value(std::string_view name) {
     std::ifstream cpuinfo("/proc/cpuinfo");
     for (std::string line; std::getline(cpuinfo, line);) {
-        if (line.starts_with("model name")) {
+        if (line.starts_with(name)) {
             const std::size_t colon = line.find(':');
             return colon == std::string::npos ? "" : line.substr(std::min(colon + 2, line.size()));
         }
@@ -35,7 +37,8 @@ HostFacts read_host_facts() {
     ::uname(&names);
     facts.node = names.nodename;
     facts.kernel = names.release;
-    facts.cpu = cpu_model();
+    facts.cpu = cpuinfo_value("model name");
+    facts.microcode = cpuinfo_value("microcode");
     facts.cpus = static_cast<unsigned>(prefault::usable_cpu_list().size());
     facts.memory_bytes = read_host_memory().total_bytes.value_or(0);
     const prefault::SecondLevelHost second_level = prefault::detect_second_level();
@@ -44,6 +47,20 @@ HostFacts read_host_facts() {
     facts.prefault_ioctl = kvm::System().extension(KVM_CAP_PRE_FAULT_MEMORY) != 0;
     facts.nested = second_level.nested;
     return facts;
+}
+
+bool same_kind(const HostFacts& one, const HostFacts& other) noexcept {
+    return one.cpu == other.cpu && one.microcode == other.microcode && one.cpus == other.cpus &&
+           one.kernel == other.kernel && one.second_level == other.second_level && one.tdp_mmu == other.tdp_mmu &&
+           one.prefault_ioctl == other.prefault_ioctl && one.nested == other.nested;
+}
+
+std::string kind_text(const HostFacts& host) {
+    return vmm::format("{}{}, {} CPU{}, Linux {}, {}{}{}{}", host.cpu.empty() ? "unknown processor" : host.cpu,
+                       host.microcode.empty() ? "" : " (microcode " + host.microcode + ")", host.cpus,
+                       host.cpus == 1 ? "" : "s", host.kernel, host.second_level,
+                       host.tdp_mmu.value_or(false) ? " with TDP MMU" : "",
+                       host.prefault_ioctl ? ", KVM_PRE_FAULT_MEMORY" : "", host.nested ? ", itself a guest" : "");
 }
 
 std::optional<double> load_average() {

@@ -18,11 +18,19 @@ struct HostFacts {
     std::optional<bool> tdp_mmu; ///< nothing: not known
     bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY
     bool nested = false;         ///< it is itself a guest
+    std::string microcode{};     ///< its revision as /proc/cpuinfo has it, "0xa101148"; empty: not known
 
     friend bool operator==(const HostFacts&, const HostFacts&) = default;
 };
 
 [[nodiscard]] HostFacts read_host_facts();
+
+/// Whether figures of both hosts are those of one kind of host: the processor, its microcode, how many CPUs may be
+/// used, the kernel, and the second level are the same. Name and memory may differ.
+[[nodiscard]] bool same_kind(const HostFacts& one, const HostFacts& other) noexcept;
+
+/// The kind for people: "AMD EPYC 9654 (microcode 0xa101148), 4 CPUs, Linux 6.12.9, npt with TDP MMU".
+[[nodiscard]] std::string kind_text(const HostFacts& host);
 
 /// The host's load average of a minute; nothing if it is not known.
 [[nodiscard]] std::optional<double> load_average();

@@ -8,6 +8,7 @@ Json to_json_parts(const HostFacts& host) {
     return {{"node", host.node},
             {"kernel", host.kernel},
             {"cpu", host.cpu},
+            {"microcode", host.microcode},
             {"cpus", host.cpus},
             {"memory_bytes", host.memory_bytes},
             {"second_level", host.second_level},

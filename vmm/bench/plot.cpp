@@ -19,6 +19,7 @@ constexpr unsigned kBarWidth = 92; // pixels, with the space beside it
 constexpr unsigned kPanelHeight = 480;
 
 struct Panel {
+    std::string heading; ///< empty: none
     Cell shape;
     std::vector<const CellResult*> bars;
     double highest = 0; ///< seconds
@@ -29,7 +30,7 @@ bool is_larger(const Cell& one, const Cell& other) {
 }
 
 /// One shape for each page size: the largest.
-std::vector<Panel> panels_of(const Results& results) {
+std::vector<Panel> panels_of(const Results& results, const std::string& heading) {
     std::vector<Panel> panels;
     for (const CellResult& result : results.cells) {
         const auto most = result.statistics(Figure::kTotal);
@@ -39,12 +40,12 @@ std::vector<Panel> panels_of(const Results& results) {
         auto panel = std::ranges::find_if(
             panels, [&](const Panel& each) { return each.shape.page_size == result.cell.page_size; });
         if (panel == panels.end()) {
-            panel = panels.insert(panels.end(), Panel{result.cell, {}, 0});
+            panel = panels.insert(panels.end(), Panel{heading, result.cell, {}, 0});
         } else if (!same_shape(panel->shape, result.cell)) {
             if (!is_larger(result.cell, panel->shape)) {
                 continue;
             }
-            *panel = Panel{result.cell, {}, 0};
+            *panel = Panel{heading, result.cell, {}, 0};
         }
         // The largest number of workers counts.
         const auto same = std::find_if(panel->bars.begin(), panel->bars.end(), [&](const CellResult* bar) {
@@ -116,6 +117,40 @@ std::string bar_line(const CellResult& bar, double unit) {
                        total.least / unit, total.most / unit, escaped(label));
 }
 
+/// Seconds in a unit of the panel's scale.
+double unit_of(const Panel& panel) {
+    return panel.highest < 0.5 ? 1e-3 : 1;
+}
+
+/// A text between double quotes of gnuplot's.
+std::string quoted(const std::string& text) {
+    std::string safe;
+    for (const char c : text) {
+        if (c == '"' || c == '\\') {
+            safe += '\\';
+        }
+        safe += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
+    }
+    return safe;
+}
+
+/// Draws one panel with the block of data $bars`number`.
+std::string panel_commands(const Panel& panel, std::size_t number) {
+    const double unit = unit_of(panel);
+    const double top = std::max(panel.highest, 1e-6) * 1.25 / unit;
+    const std::string heading = panel.heading.empty() ? "" : quoted(panel.heading) + "\\n";
+    std::string script = vmm::format(
+        "set title \"{}{}\" noenhanced\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n", heading,
+        panel_title(panel.shape), unit < 1 ? "milliseconds" : "seconds", top, panel.bars.size() - 1);
+    script += vmm::format(
+        "plot $bars{0} using 2:xtic(1) title 'host memory populated' lc rgb '#8da0cb', '' using 3 title 'second "
+        "level filled' lc rgb '#66c2a5', '' using 4 title 'one vCPU reads' lc rgb '#e5c494', '' using 5 title "
+        "'first pass of the guest' lc rgb '#fc8d62', '' using 0:7:(0):($8-$7) notitle with vectors heads size "
+        "screen 0.003,90 lc rgb '#444444', '' using 0:8:9 with labels offset 0,1.7 notitle\n",
+        number);
+    return script;
+}
+
 } // namespace
 
 std::optional<PlotFormat> plot_format(const std::string& path) {
@@ -125,53 +160,63 @@ std::optional<PlotFormat> plot_format(const std::string& path) {
 }
 
 std::string plot_script(const Results& results, PlotFormat format) {
-    const std::vector<Panel> panels = panels_of(results);
-    if (panels.empty()) {
+    return plot_script({PlotRow{"", &results}}, format);
+}
+
+std::string plot_script(const std::vector<PlotRow>& wanted, PlotFormat format) {
+    std::vector<std::vector<Panel>> rows;
+    for (const PlotRow& row : wanted) {
+        if (auto panels = panels_of(*row.results, row.title); !panels.empty()) {
+            rows.push_back(std::move(panels));
+        }
+    }
+    if (rows.empty()) {
         return "";
     }
     std::size_t bars = 0;
     std::size_t runs = 0;
-    for (const Panel& panel : panels) {
-        bars = std::max(bars, panel.bars.size());
-        for (const CellResult* bar : panel.bars) {
-            runs = std::max(runs, bar->samples.size());
+    std::size_t columns = 0;
+    for (const std::vector<Panel>& panels : rows) {
+        columns = std::max(columns, panels.size());
+        for (const Panel& panel : panels) {
+            bars = std::max(bars, panel.bars.size());
+            for (const CellResult* bar : panel.bars) {
+                runs = std::max(runs, bar->samples.size());
+            }
         }
     }
-    const std::size_t width =
-        std::max<std::size_t>(panels.size() * std::max<std::size_t>(bars * kBarWidth + 90, 360), 860);
+    const std::size_t width = std::max<std::size_t>(columns * std::max<std::size_t>(bars * kBarWidth + 90, 360), 860);
+    const std::size_t height = rows.size() * kPanelHeight;
     std::string script =
         format == PlotFormat::kSvg
-            ? vmm::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, kPanelHeight)
-            : vmm::format("set terminal pngcairo size {},{} font 'sans,10' background '#ffffff'\n", width,
-                          kPanelHeight);
+            ? vmm::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, height)
+            : vmm::format("set terminal pngcairo size {},{} font 'sans,10' background '#ffffff'\n", width, height);
     script += "set encoding utf8\nset style data histograms\nset style histogram rowstacked\n"
               "set style fill solid 0.9 noborder\nset boxwidth 0.6\nset grid ytics lc rgb '#dddddd'\nset border 3\n"
               "set xtics nomirror scale 0\nset ytics nomirror\nset key below\nset xlabel \"\\n\"\n";
-    for (std::size_t i = 0; i < panels.size(); ++i) {
-        const double unit = panels[i].highest < 0.5 ? 1e-3 : 1;
-        script += vmm::format("$bars{} << END\n", i);
-        for (const CellResult* bar : panels[i].bars) {
-            script += bar_line(*bar, unit);
+    std::size_t number = 0;
+    for (const std::vector<Panel>& panels : rows) {
+        for (const Panel& panel : panels) {
+            script += vmm::format("$bars{} << END\n", number++);
+            for (const CellResult* bar : panel.bars) {
+                script += bar_line(*bar, unit_of(panel));
+            }
+            script += "END\n";
         }
-        script += "END\n";
     }
     script +=
-        vmm::format("set multiplot layout 1,{} title \"Time until a guest has touched all its memory once (median "
+        vmm::format("set multiplot layout {},{} title \"Time until a guest has touched all its memory once (median "
                     "of {} run{}, whiskers from the\\nfastest to the slowest), and the second-level faults it "
                     "took meanwhile\" font ',13'\n",
-                    panels.size(), runs, runs == 1 ? "" : "s");
-    for (std::size_t i = 0; i < panels.size(); ++i) {
-        const bool small = panels[i].highest < 0.5;
-        const double top = std::max(panels[i].highest, 1e-6) * 1.25 / (small ? 1e-3 : 1);
-        script += vmm::format("set title \"{}\"\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n",
-                              panel_title(panels[i].shape), small ? "milliseconds" : "seconds", top,
-                              panels[i].bars.size() - 1);
-        script += vmm::format(
-            "plot $bars{0} using 2:xtic(1) title 'host memory populated' lc rgb '#8da0cb', '' using 3 title 'second "
-            "level filled' lc rgb '#66c2a5', '' using 4 title 'one vCPU reads' lc rgb '#e5c494', '' using 5 title "
-            "'first pass of the guest' lc rgb '#fc8d62', '' using 0:7:(0):($8-$7) notitle with vectors heads size "
-            "screen 0.003,90 lc rgb '#444444', '' using 0:8:9 with labels offset 0,1.7 notitle\n",
-            i);
+                    rows.size(), columns, runs, runs == 1 ? "" : "s");
+    number = 0;
+    for (const std::vector<Panel>& panels : rows) {
+        for (const Panel& panel : panels) {
+            script += panel_commands(panel, number++);
+        }
+        for (std::size_t empty = panels.size(); empty < columns; ++empty) {
+            script += "set multiplot next\n";
+        }
     }
     return script + "unset multiplot\n";
 }

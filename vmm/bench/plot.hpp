@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "vmm/bench/results.hpp"
 
@@ -17,6 +18,15 @@ enum class PlotFormat { kSvg, kPng };
 /// (of the most memory and vCPUs measured) and in it a bar for each method, with its time and faults above. The text is
 /// empty if there is nothing to draw.
 [[nodiscard]] std::string plot_script(const Results& results, PlotFormat format);
+
+/// Results that have panels of their own in a picture.
+struct PlotRow {
+    std::string title; ///< stands above each panel; empty: nothing does
+    const Results* results = nullptr;
+};
+
+/// The same with a row of panels for each of `rows`. Rows without a run are left out.
+[[nodiscard]] std::string plot_script(const std::vector<PlotRow>& rows, PlotFormat format);
 
 /// Throws Error: gnuplot is not there, or cannot write `format`.
 void check_gnuplot(PlotFormat format);

@@ -9,6 +9,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "vmm/bench/json_parts.hpp"
+#include "vmm/bench/results_json.hpp"
 
 namespace vmm::bench {
 
@@ -62,9 +63,7 @@ void derive_prealloc(Results& results) {
     }
 }
 
-namespace {
-
-Json cell_json(const Cell& cell) {
+Json to_json_parts(const Cell& cell) {
     return {{"contender", to_string(cell.contender)},
             {"memory_bytes", cell.memory_bytes},
             {"vcpus", cell.vcpus},
@@ -72,6 +71,20 @@ Json cell_json(const Cell& cell) {
             {"page_size", vmm::to_string(cell.page_size)},
             {"prefault", to_string(cell.method)},
             {"order", to_string(cell.order)}};
+}
+
+namespace {
+
+Json share_json(const std::optional<Share>& share) {
+    return share ? Json{{"index", share->index}, {"of", share->of}} : Json(nullptr);
+}
+
+Json cells_json(const std::vector<Cell>& cells) {
+    Json json = Json::array();
+    for (const Cell& cell : cells) {
+        json.push_back(to_json_parts(cell));
+    }
+    return json;
 }
 
 Json statistics_json(const CellResult& result) {
@@ -86,7 +99,7 @@ Json statistics_json(const CellResult& result) {
 
 } // namespace
 
-std::string to_json(const Results& results) {
+Json to_json_parts(const Results& results) {
     Json json;
     json["schema"] = Results::kSchema;
     json["kind"] = "vmm bench";
@@ -99,7 +112,9 @@ std::string to_json(const Results& results) {
                         {"time_limit_seconds", or_null(results.settings.time_limit_seconds)},
                         {"qemu_version", results.settings.qemu_version},
                         {"command", results.settings.command},
-                        {"bandwidth_bytes_per_second", or_null(results.settings.bandwidth)}};
+                        {"bandwidth_bytes_per_second", or_null(results.settings.bandwidth)},
+                        {"cells", share_json(results.settings.share)},
+                        {"attempt", results.settings.attempt}};
     json["harness"] = to_json_parts(results.harness);
     json["complete"] = results.complete;
     json["cells"] = Json::array();
@@ -108,14 +123,19 @@ std::string to_json(const Results& results) {
         for (const Sample& sample : result.samples) {
             runs.push_back(to_json_parts(sample, kFigures));
         }
-        json["cells"].push_back({{"cell", cell_json(result.cell)},
+        json["cells"].push_back({{"cell", to_json_parts(result.cell)},
                                  {"failure", result.failure},
                                  {"left_out", result.left_out},
                                  {"statistics", statistics_json(result)},
                                  {"runs", runs}});
     }
+    json["matrix"] = cells_json(results.matrix);
+    return json;
+}
+
+std::string to_json(const Results& results) {
     // A host's name may be something other than UTF-8.
-    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+    return to_json_parts(results).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 std::string to_csv(const Results& results) {
@@ -155,7 +175,9 @@ Value known(const std::optional<Value>& value, const Json& text) {
     return *value;
 }
 
-Cell parse_cell(const Json& json) {
+} // namespace
+
+Cell cell_of_json(const Json& json) {
     Cell cell;
     cell.contender = known(parse_contender(json.at("contender").get<std::string>()), json.at("contender"));
     cell.memory_bytes = json.at("memory_bytes").get<std::uint64_t>();
@@ -167,9 +189,30 @@ Cell parse_cell(const Json& json) {
     return cell;
 }
 
+namespace {
+
+/// The share of a matrix; nothing in files of before, and of all cells. Throws Error.
+std::optional<Share> parse_share_of(const Json& settings) {
+    const auto found = settings.find("cells");
+    if (found == settings.end() || found->is_null()) {
+        return std::nullopt;
+    }
+    const auto share =
+        parse_share(vmm::format("{}/{}", found->at("index").get<unsigned>(), found->at("of").get<unsigned>()));
+    return known(share, *found);
+}
+
+unsigned parse_attempt(const Json& settings) {
+    const auto attempt = settings.value("attempt", 1U); // Files of before do not say it.
+    if (attempt < 1 || attempt > Settings::kMostAttempts) {
+        throw Error(vmm::format("there is no attempt {}", attempt));
+    }
+    return attempt;
+}
+
 CellResult parse_cell_result(const Json& json) {
     CellResult result;
-    result.cell = parse_cell(json.at("cell"));
+    result.cell = cell_of_json(json.at("cell"));
     result.failure = json.at("failure").get<std::string>();
     result.left_out = json.at("left_out").get<bool>();
     for (const Json& run : json.at("runs")) {
@@ -182,7 +225,9 @@ CellResult parse_cell_result(const Json& json) {
     return result;
 }
 
-Results parse_json(const Json& json) {
+} // namespace
+
+Results results_of_json(const Json& json) {
     if (json.at("kind") != "vmm bench") {
         throw Error("it is of another kind");
     }
@@ -200,7 +245,8 @@ Results parse_json(const Json& json) {
                     host.at("second_level").get<std::string>(),
                     host.at("tdp_mmu").is_null() ? std::nullopt : std::optional(host.at("tdp_mmu").get<bool>()),
                     host.at("kvm_pre_fault_memory").get<bool>(),
-                    host.value("nested", false)}; // Files of before do not say it.
+                    host.value("nested", false), // Files of before do not say it, nor the next.
+                    host.value("microcode", "")};
     const Json& settings = json.at("settings");
     results.settings = {settings.at("preset").get<std::string>(),
                         settings.at("runs").get<unsigned>(),
@@ -209,7 +255,9 @@ Results parse_json(const Json& json) {
                         optional_of<double>(settings, "time_limit_seconds"),
                         settings.at("qemu_version").get<std::string>(),
                         settings.at("command").get<std::string>(),
-                        optional_of<double>(settings, "bandwidth_bytes_per_second")};
+                        optional_of<double>(settings, "bandwidth_bytes_per_second"),
+                        parse_share_of(settings),
+                        parse_attempt(settings)};
     const Json& harness = json.at("harness");
     results.harness = {harness.at("seconds").get<double>(), harness.at("run_seconds").get<double>(),
                        harness.at("own_cpu_seconds").get<double>(), optional_of<double>(harness, "empty_run_seconds")};
@@ -217,19 +265,21 @@ Results parse_json(const Json& json) {
     for (const Json& cell : json.at("cells")) {
         results.cells.push_back(parse_cell_result(cell));
     }
+    for (const Json& cell : json.value("matrix", Json::array())) {
+        results.matrix.push_back(cell_of_json(cell));
+    }
     return results;
 }
 
-} // namespace
-
-Results parse_results(const std::string& text, const std::string& origin) {
+void read_json_of_results(const std::string& text, const std::string& origin,
+                          const std::function<void(const Json&)>& take) {
     const std::string tried = "cannot use " + origin + " as results of vmm bench: ";
     const Json json = Json::parse(text, nullptr, false);
     if (json.is_discarded()) {
         throw Error(tried + "it is not JSON");
     }
     try {
-        return parse_json(json);
+        take(json);
     } catch (const Json::exception&) {
         throw Error(tried + "it has not the members that --json writes");
     } catch (const Error& error) {
@@ -237,7 +287,13 @@ Results parse_results(const std::string& text, const std::string& origin) {
     }
 }
 
-Results read_results(const std::string& path) {
+Results parse_results(const std::string& text, const std::string& origin) {
+    Results results;
+    read_json_of_results(text, origin, [&results](const Json& json) { results = results_of_json(json); });
+    return results;
+}
+
+std::string read_file_of_results(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     if (!file) {
         throw_errno(errno, "read " + path);
@@ -247,7 +303,11 @@ Results read_results(const std::string& path) {
     if (file.bad()) {
         throw_errno(errno != 0 ? errno : EIO, "read " + path);
     }
-    return parse_results(text, path);
+    return text;
+}
+
+Results read_results(const std::string& path) {
+    return parse_results(read_file_of_results(path), path);
 }
 
 } // namespace vmm::bench

@@ -10,6 +10,7 @@
 #include "vmm/bench/harness.hpp"
 #include "vmm/bench/host_facts.hpp"
 #include "vmm/bench/sample.hpp"
+#include "vmm/bench/share.hpp"
 #include "vmm/bench/statistics.hpp"
 
 namespace vmm::bench {
@@ -23,6 +24,10 @@ struct Settings {
     std::string qemu_version;        ///< empty: not against QEMU
     std::string command;             ///< empty: not against a command
     std::optional<double> bandwidth; ///< bytes a second that all CPUs together write; where it was measured
+    std::optional<Share> share{};    ///< of the matrix; nothing: all of it
+    unsigned attempt = 1;            ///< how often this share was begun, with this time; 1 to kMostAttempts
+
+    static constexpr unsigned kMostAttempts = 1000;
 
     friend bool operator==(const Settings&, const Settings&) = default;
 };
@@ -51,6 +56,7 @@ struct Results {
     Harness harness;
     bool complete = false; ///< every cell had all its runs
     std::vector<CellResult> cells;
+    std::vector<Cell> matrix{}; ///< with Settings::share: the cells of all shares
 
     [[nodiscard]] const CellResult* find(const Cell& cell) const noexcept;
     [[nodiscard]] bool any_failed() const noexcept;

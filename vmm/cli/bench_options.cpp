@@ -12,6 +12,8 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "vmm/bench/cell.hpp"
+#include "vmm/bench/results.hpp"
+#include "vmm/bench/share.hpp"
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
 #include "vmm/migration.hpp"
@@ -149,7 +151,8 @@ Option preset_option() {
                     const auto names = names_of(kPresets);
                     const auto found = std::ranges::find(names, word);
                     if (found == names.end()) {
-                        throw Error("'" + word + "' is none of quick, rfc, scale, nor state, nor migrate, nor compare");
+                        throw Error("'" + word +
+                                    "' is none of quick, rfc, scale, nor state, nor migrate, nor merge, nor compare");
                     }
                     given.bench.preset = kPresets.at(static_cast<std::size_t>(found - names.begin()));
                 });
@@ -175,6 +178,26 @@ std::vector<Option> matrix_options() {
             [](Given& given, auto methods) { given.bench.matrix.methods = std::move(methods); }),
         choice_list("--order", bench::kOrders, "In which order a vCPU visits its pages: seq, random (default: seq)",
                     [](Given& given, auto orders) { given.bench.matrix.orders = std::move(orders); }),
+    };
+}
+
+std::vector<Option> share_options() {
+    OptionValue share{.kind = OptionValue::Kind::kText, .form = "I/N"};
+    return {
+        text("--cells", std::move(share),
+             "Only share I of N equal shares of all combinations: other hosts measure the others, and `vmm bench "
+             "merge` joins the files of --json (docs/fleet.md)",
+             [](Given& given, const std::string& word) {
+                 given.bench.cells = bench::parse_share(word);
+                 if (!given.bench.cells) {
+                     throw Error("'" + word + "' is no share like 2/4: I is from 1 to N, and N at most " +
+                                 std::to_string(bench::Share::kMostShares));
+                 }
+             }),
+        count("--attempt", {1, bench::Settings::kMostAttempts},
+              "How often this share has been begun, with this time, for --json: the merge names what was retried",
+              [](Given& given, unsigned attempt) { given.bench.attempt = attempt; })
+            .with_standard(std::to_string(BenchCommand{}.attempt)),
     };
 }
 
@@ -325,9 +348,24 @@ std::vector<Option> migrate_options() {
     };
 }
 
+std::vector<Option> merge_options() {
+    Option files{.names = "FILE", .help = "Files of `vmm bench --json`, by any hosts"};
+    files.value = {.kind = OptionValue::Kind::kText, .form = "FILE"};
+    files.value.is_file = true;
+    files.take = [](Given& given, const Words& words) { given.bench_merge.files = words; };
+    return {
+        std::move(files).required().repeated(),
+        file("--json", "Write the merged results as JSON",
+             [](Given& given, const std::string& path) { given.bench_merge.json = path; }),
+        file("--plot", "Draw a picture, .svg or .png, with a row for each kind of host (needs gnuplot)",
+             [](Given& given, const std::string& path) { given.bench_merge.plot = path; }),
+    };
+}
+
 std::vector<Option> compare_options() {
     return {
-        file("BEFORE", "A file of --json", [](Given& given, const std::string& path) { given.compare.before = path; })
+        file("BEFORE", "A file of --json, also of `vmm bench merge`",
+             [](Given& given, const std::string& path) { given.compare.before = path; })
             .required(),
         file("AFTER", "Another one", [](Given& given, const std::string& path) { given.compare.after = path; })
             .required(),
@@ -348,10 +386,12 @@ std::vector<Option> bench_options() {
         }
     };
     add(matrix_options(), Place::kBench);
+    add(share_options(), Place::kBench);
     add(run_settings(), Place::kBench);
     add(output_and_contender_options(), Place::kBench);
     add(state_options(), Place::kBenchState);
     add(migrate_options(), Place::kBenchMigrate);
+    add(merge_options(), Place::kBenchMerge);
     add(compare_options(), Place::kCompare);
     return rows;
 }

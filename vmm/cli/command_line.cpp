@@ -325,6 +325,9 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
     if (is_given(Place::kCompare)) {
         return given.compare;
     }
+    if (is_given(Place::kBenchMerge)) {
+        return given.bench_merge;
+    }
     if (is_given(Place::kBenchState)) {
         return given.bench_state;
     }
@@ -332,6 +335,9 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
         return given.bench_migrate;
     }
     if (is_given(Place::kBench)) {
+        if (given.bench.attempt != 1 && !given.bench.cells) {
+            return usage_error(app, "--attempt says how often --cells was begun: give that, too");
+        }
         return given.bench;
     }
     // This asks the host how many processors there are. If that fails it is no fault of the command line, so main()

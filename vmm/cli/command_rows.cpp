@@ -62,7 +62,7 @@ constexpr const char* kBenchNotes =
     "benchmark\n"
     "(needs root). docs/bench.md describes figures, files and presets. `vmm bench state --help`, `vmm bench "
     "migrate\n"
-    "--help` and `vmm bench compare --help` say what these take.\n"
+    "--help`, `vmm bench merge --help` and `vmm bench compare --help` say what these take.\n"
     "\n"
     "Presets (options given beside them count more):\n"
     "  quick    64M or 128M by every method, in less than a minute\n"
@@ -104,11 +104,23 @@ constexpr const char* kMigrateNotes =
     "Exit status: 0; 1 if something could not be measured; 2 if the command line was not understood; 4 if a signal\n"
     "stopped it, with what was done by then printed and written.";
 
+constexpr const char* kMergeNotes =
+    "Runs on hosts of one kind are put together: the same processor and microcode, as many CPUs, the same kernel, "
+    "second\n"
+    "level, version and way of measuring. Other hosts have a table and a row of the picture of their own. A cell that\n"
+    "failed in one file and was measured in another one counts as measured, and is named, as is what is missing of a\n"
+    "matrix whose shares were measured (--cells).\n"
+    "\n"
+    "Exit status: 0; 1 if a cell failed or is missing, or a file is no result of `vmm bench`; 2 if the command line "
+    "was\n"
+    "not understood.";
+
 constexpr std::array kOfBench{
     CommandRow{"state", "Measure pause, snapshot and restore, and how late a guest is over each", kStateNotes,
                Place::kBenchState},
     CommandRow{"migrate", "Measure live migration: how long a guest stands still, and what it finds where it arrives",
                kMigrateNotes, Place::kBenchMigrate},
+    CommandRow{"merge", "Join the files of several hosts, by kind of host", kMergeNotes, Place::kBenchMerge},
     CommandRow{"compare", "Say what changed beyond noise between two files of --json; status 1 if something got worse",
                "", Place::kCompare},
 };

@@ -27,6 +27,14 @@ inline constexpr SandboxMode kStandardSandbox = SandboxMode::kOff;
 inline constexpr SandboxMode kStandardSandbox = SandboxMode::kOn;
 #endif
 
+/// A signal that saves the machine, which ends then.
+struct SnapshotOn {
+    int signal = 0;        ///< SIGUSR1 or SIGUSR2
+    std::string directory; ///< that is made for the snapshot
+
+    friend bool operator==(const SnapshotOn&, const SnapshotOn&) = default;
+};
+
 /// `vmm run`
 struct RunCommand {
     Config config;                ///< `serial` and `log` are not filled in; `console` says only whether there is one
@@ -47,6 +55,7 @@ struct RunCommand {
     std::string given_of_machine = "{}"; ///< those of them that are kept with a snapshot
     bool watch = false;                  ///< whether to say once a second what KVM has mapped
     bool summary = true;                 ///< whether to end with a few lines for people
+    std::optional<SnapshotOn> snapshot_on{};
 };
 
 /// `vmm ctl`
@@ -91,7 +100,8 @@ struct TextCommand {
     int exit_code; ///< 0: the text goes to standard output; 2: to standard error
 };
 
-using Command = std::variant<RunCommand, ControlCommand, SnapshotCommand, PoolCommand, DoctorCommand, BenchCommand,
-                             BenchStateCommand, BenchMigrateCommand, BenchCompareCommand, TextCommand>;
+using Command =
+    std::variant<RunCommand, ControlCommand, SnapshotCommand, PoolCommand, DoctorCommand, BenchCommand,
+                 BenchStateCommand, BenchMigrateCommand, BenchMergeCommand, BenchCompareCommand, TextCommand>;
 
 } // namespace vmm

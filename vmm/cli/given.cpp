@@ -118,6 +118,9 @@ RunCommand run_command_of(const Given& given) {
     if (!run.api.empty() && run.api_fd) {
         throw Error("--api and --api-fd exclude each other: there is one control socket");
     }
+    if (run.snapshot_on && !run.dump_dtb.empty()) {
+        throw Error("--snapshot-on and --dump-dtb exclude each other: no guest runs");
+    }
     run.log_level = log_level(given);
     run.summary = !given.quiet;
     return run;

@@ -31,6 +31,7 @@ struct Given {
     BenchCommand bench;
     BenchStateCommand bench_state;
     BenchMigrateCommand bench_migrate;
+    BenchMergeCommand bench_merge;
     BenchCompareCommand compare;
 };
 

@@ -67,6 +67,10 @@ int execute(const BenchMigrateCommand& command, std::chrono::steady_clock::time_
     return run_bench_migrate(command);
 }
 
+int execute(const BenchMergeCommand& command, std::chrono::steady_clock::time_point /*started*/) {
+    return run_bench_merge(command);
+}
+
 int execute(const BenchCompareCommand& command, std::chrono::steady_clock::time_point /*started*/) {
     return run_bench_compare(command);
 }

@@ -31,6 +31,7 @@ enum class Place {
     kBench,
     kBenchState,
     kBenchMigrate,
+    kBenchMerge,
     kCompare
 };
 

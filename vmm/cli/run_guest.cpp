@@ -20,6 +20,7 @@
 #include "vmm/cli/option_names.hpp"
 #include "vmm/cli/progress_line.hpp"
 #include "vmm/cli/sandbox_alarm.hpp"
+#include "vmm/cli/snapshot_signal.hpp"
 #include "vmm/cli/terminal.hpp"
 #include "vmm/cli/window_size.hpp"
 #include "vmm/control/service.hpp"
@@ -31,6 +32,7 @@
 #include "vmm/output/report_file.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 #include "vmm/state/snapshot_files.hpp"
+#include "vmm/state/snapshot_writer.hpp"
 #include "vmm/watch.hpp"
 
 namespace vmm {
@@ -240,6 +242,55 @@ class RunControl {
     std::optional<control::Service> service_; ///< changes only while nothing of the machine runs
 };
 
+/// Saves the machine when a signal comes, if the command asks for that.
+class Checkpoint {
+  public:
+    /// All of these outlive it. `signal` is null if the command does not ask.
+    Checkpoint(const RunCommand& command, const SnapshotSignal* signal, Messages& messages)
+        : signal_(signal), messages_(messages), summary_(command.summary) {
+        if (command.snapshot_on) {
+            options_.directory = command.snapshot_on->directory;
+            options_.config = command.given_of_machine;
+        }
+    }
+
+    /// Has `config` tell of the guest's start. This outlives the machine that is made from it.
+    void listen_to(Config& config) {
+        if (signal_ == nullptr) {
+            return;
+        }
+        config.started = [this, before = std::move(config.started)] {
+            if (before) {
+                before();
+            }
+            on_signal_->note_started();
+        };
+    }
+
+    /// Watches for the signal until the end of what is returned.
+    [[nodiscard]] std::shared_ptr<void> watch(Machine& machine) {
+        if (signal_ == nullptr) {
+            return nullptr;
+        }
+        on_signal_.emplace(
+            machine, *signal_, options_,
+            SnapshotOnSignal::Words{[this](std::string_view text) {
+                                        if (summary_) {
+                                            messages_.say(text);
+                                        }
+                                    },
+                                    [this](std::string_view error) { messages_.say_error(with_option_names(error)); }});
+        return {this, [](Checkpoint* self) { self->on_signal_.reset(); }};
+    }
+
+  private:
+    const SnapshotSignal* signal_;
+    Messages& messages_;
+    bool summary_;
+    SnapshotOptions options_;
+    std::optional<SnapshotOnSignal> on_signal_; ///< changes only while nothing of the machine runs
+};
+
 /// To give memory back takes the processor for long. A guest that has gone to another process of this host needs it
 /// more.
 void give_way_to_guest_elsewhere() noexcept {
@@ -249,11 +300,12 @@ void give_way_to_guest_elsewhere() noexcept {
 
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
                       std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress,
-                      RunControl& control) {
+                      RunControl& control, Checkpoint& checkpoint) {
     Ending ending;
     {
         Machine machine(config, started);
         const std::shared_ptr<void> served = control.serve(machine, config);
+        const std::shared_ptr<void> watched = checkpoint.watch(machine);
         const BrokenMemoryReport broken_memory(machine.memory());
         for (const CharacterConnection* const connection : connections) {
             if (connection->file) { // By now the disks are locked, and none of them is this file.
@@ -295,7 +347,7 @@ int write_device_tree(ReportFile& file, const Config& config, std::chrono::stead
 }
 
 /// Makes a run and says all there is to say about it.
-int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
+int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal* snapshot_signal, Messages& messages,
         std::chrono::steady_clock::time_point started) {
     const WritePatience patience{.hurry_fd = signals.fd()};
     check_files(command);
@@ -337,12 +389,14 @@ int run(RunCommand& command, const StopOnSignals& signals, Messages& messages,
         return write_device_tree(*device_tree_file, config, started, patience);
     }
     control.listen_to(config);
+    Checkpoint checkpoint(command, snapshot_signal, messages);
+    checkpoint.listen_to(config);
     std::optional<SandboxAlarm> alarm;
     if (config.sandbox != SandboxMode::kOff) {
         messages.prepare_for_sandbox();
         alarm.emplace(*config.stop, [&messages](std::string_view error) { messages.say_error(error); });
     }
-    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control);
+    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control, checkpoint);
     warn_of_background_prefault(ending, config);
     if (!ending.crash.empty()) {
         messages.say("vmm: the guest crashed\n" + ending.crash);
@@ -385,6 +439,11 @@ void wait_for_guest(RunCommand& command, const StopRequest& stop, Messages& mess
 } // namespace
 
 int run_guest(RunCommand command, std::chrono::steady_clock::time_point started) {
+    std::optional<SnapshotSignal> snapshot_signal; // The signal may come from now on.
+    if (command.snapshot_on) {
+        snapshot_signal.emplace(command.snapshot_on->signal);
+        SnapshotWriter::check_place(command.snapshot_on->directory);
+    }
     if (!command.incoming) {
         validate(command.config); // Nothing is opened before this, so a refusal leaves nothing behind.
     }
@@ -398,7 +457,7 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
             started = std::chrono::steady_clock::now();
         }
         command.config.stop = stop;
-        status = run(command, signals, messages, started);
+        status = run(command, signals, snapshot_signal ? &*snapshot_signal : nullptr, messages, started);
     } catch (const std::bad_alloc&) {
         messages.say_error(kNoMemory);
     } catch (const std::exception& error) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -324,6 +325,32 @@ std::vector<Option> restore_options() {
     };
 }
 
+/// Throws Error.
+SnapshotOn parse_snapshot_on(const std::string& word) {
+    constexpr std::array kSignals{std::pair("SIGUSR1", SIGUSR1), std::pair("SIGUSR2", SIGUSR2)};
+    const std::size_t colon = std::min(word.find(':'), word.size());
+    const auto found = std::ranges::find(kSignals, word.substr(0, colon), &std::pair<const char*, int>::first);
+    if (found == kSignals.end()) {
+        throw Error("'" + word.substr(0, colon) + "' is neither SIGUSR1 nor SIGUSR2: say SIGUSR1:DIR");
+    }
+    if (colon + 1 >= word.size()) {
+        throw Error("'" + word + "' names no directory: say " + found->first + ":DIR");
+    }
+    return {found->second, word.substr(colon + 1)};
+}
+
+std::vector<Option> signal_options() {
+    OptionValue value{.kind = OptionValue::Kind::kText, .form = "SIGUSR1|SIGUSR2:DIR"};
+    value.pattern = "^SIGUSR[12]:.+$";
+    return {
+        text("--snapshot-on", std::move(value),
+             "When this signal comes, save the machine in DIR, which is made then, and end: `vmm run --restore DIR` "
+             "goes "
+             "on (docs/fleet.md)",
+             [](Given& given, const std::string& word) { given.run.snapshot_on = parse_snapshot_on(word); }),
+    };
+}
+
 std::vector<Option> incoming_options() {
     OptionValue address{.kind = OptionValue::Kind::kText, .form = "unix:PATH|tcp:HOST:PORT"};
     return {
@@ -416,6 +443,7 @@ std::vector<Option> run_options() {
     const std::vector<Place> of_run{Place::kRun, Place::kFile};
     add(guest_options(), of_machine);
     add(restore_options(), of_run);
+    add(signal_options(), of_run);
     add(incoming_options(), of_run);
     add(prefault_options(), of_machine);
     add(placement_options(), of_machine);

@@ -96,15 +96,30 @@ std::string make_partial(int parent, const std::filesystem::path& directory) {
     }
 }
 
+/// Throws Error.
+void check_is_free(int parent, const std::filesystem::path& directory) {
+    const std::string name = directory.filename();
+    struct stat ignored {};
+    if (::fstatat(parent, name.c_str(), &ignored, AT_SYMLINK_NOFOLLOW) == 0) {
+        refuse_existing(directory);
+    }
+}
+
 } // namespace
+
+void SnapshotWriter::check_place(const std::filesystem::path& directory) {
+    const std::filesystem::path plain = checked(directory);
+    const UniqueFd parent = open_parent(plain);
+    check_is_free(parent.get(), plain);
+    if (::faccessat(parent.get(), ".", W_OK | X_OK, AT_EACCESS) != 0) {
+        const int error_number = errno;
+        throw_write_error(error_number, "make the snapshot " + plain.string());
+    }
+}
 
 SnapshotWriter::SnapshotWriter(const std::filesystem::path& directory)
     : directory_(checked(directory)), parent_(open_parent(directory_)) {
-    const std::string name = directory_.filename();
-    struct stat ignored {};
-    if (::fstatat(parent_.get(), name.c_str(), &ignored, AT_SYMLINK_NOFOLLOW) == 0) {
-        refuse_existing(directory_);
-    }
+    check_is_free(parent_.get(), directory_);
     name_ = make_partial(parent_.get(), directory_);
     try {
         partial_.reset(::openat(parent_.get(), name_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));

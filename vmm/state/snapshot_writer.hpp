@@ -17,6 +17,10 @@ namespace vmm {
 /// Directories have mode 0700, files 0600. Threads: one at a time; the memory file is written by any.
 class SnapshotWriter {
   public:
+    /// Throws Error if the constructor would: `directory` exists, or its parent does not, or cannot be written. Creates
+    /// nothing.
+    static void check_place(const std::filesystem::path& directory);
+
     /// Throws Error: `directory` exists, or its parent does not, or cannot be written.
     explicit SnapshotWriter(const std::filesystem::path& directory);
     ~SnapshotWriter();

@@ -171,5 +171,27 @@ TEST(BenchCommandLine, WhatCannotBeIsAUsageErrorThatNamesIt) {
     EXPECT_NE(refusal({"compare", "a", "b", "--threshold", "-1"}), "");
 }
 
+TEST(BenchCommandLine, TakesAShareOfTheCells) {
+    const BenchCommand bench = understood({"quick", "--cells", "2/4", "--attempt", "3"});
+    EXPECT_EQ(bench.cells, (bench::Share{2, 4}));
+    EXPECT_EQ(bench.attempt, 3U);
+    EXPECT_EQ(understood({"quick"}).cells, std::nullopt);
+    EXPECT_TRUE(mentions(refusal({"--cells", "5/4"}), "'5/4' is no share like 2/4"));
+    EXPECT_TRUE(mentions(refusal({"--cells", ""}), "--cells"));
+    EXPECT_TRUE(mentions(refusal({"--cells", "1/2", "--attempt", "0"}), "not a number from 1 to 1000"));
+    EXPECT_TRUE(mentions(refusal({"--attempt", "2"}), "--cells"));
+}
+
+TEST(BenchCommandLine, MergeTakesFiles) {
+    const Command command = parse_bench({"merge", "a.json", "b.json", "--json", "c.json", "--plot", "d.svg"});
+    const auto* const merge = std::get_if<BenchMergeCommand>(&command);
+    ASSERT_NE(merge, nullptr);
+    EXPECT_EQ(merge->files, (std::vector<std::string>{"a.json", "b.json"}));
+    EXPECT_EQ(merge->json, "c.json");
+    EXPECT_EQ(merge->plot, "d.svg");
+    EXPECT_NE(refusal({"merge"}), "");
+    EXPECT_NE(refusal({"merge", "a.json", "--csv", "x"}), "");
+}
+
 } // namespace
 } // namespace vmm

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <csignal>
 #include <optional>
 #include <string>
 #include <variant>
@@ -468,6 +469,17 @@ TEST(CommandLine, ErrorIsOneLineWhateverItQuotes) {
         EXPECT_TRUE(mentions(error, "\\x1b[2J\\x0a")) << error;
         EXPECT_LT(error.size(), 3000U);
     }
+}
+
+TEST(CommandLine, SnapshotOnTakesASignalAndADirectory) {
+    EXPECT_EQ(run().snapshot_on, std::nullopt);
+    EXPECT_EQ(run({"--snapshot-on", "SIGUSR1:/x/a:b"}).snapshot_on, (SnapshotOn{SIGUSR1, "/x/a:b"}));
+    EXPECT_EQ(run({"--snapshot-on=SIGUSR2:x"}).snapshot_on, (SnapshotOn{SIGUSR2, "x"}));
+    EXPECT_TRUE(mentions(usage_error({"run", "--snapshot-on", "SIGTERM:x"}), "'SIGTERM' is neither SIGUSR1 nor"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--snapshot-on", "x"}), "say SIGUSR1:DIR"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--snapshot-on", "SIGUSR1"}), "names no directory"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--snapshot-on", "SIGUSR1:"}), "names no directory"));
+    EXPECT_TRUE(mentions(usage_error({"run", "--snapshot-on", "SIGUSR1:x", "--dump-dtb", "y"}), "no guest runs"));
 }
 
 } // namespace

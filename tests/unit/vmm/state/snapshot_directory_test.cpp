@@ -209,6 +209,22 @@ TEST(SnapshotDirectory, ReplacesNothing) {
     EXPECT_EQ(names_in(parent.path()), (Names{"empty", "file", "link"}));
 }
 
+TEST(SnapshotDirectory, IsCheckedWithoutMakingAnything) {
+    const TemporaryDirectory directory;
+    SnapshotWriter::check_place(directory.path() / "snapshot");
+    SnapshotWriter::check_place(directory.path() / "snapshot/");
+    EXPECT_TRUE(fs::is_empty(directory.path()));
+    const auto refusal = [](const fs::path& path) {
+        return error_of([&] {
+            SnapshotWriter::check_place(path);
+            return 0;
+        });
+    };
+    EXPECT_TRUE(mentions(refusal(directory.path()), "there is a file or a directory of this name"));
+    EXPECT_TRUE(mentions(refusal(directory.path() / "missing/snapshot"), "make the parent directory first"));
+    EXPECT_TRUE(mentions(refusal("/"), "has no name of its own"));
+}
+
 TEST(SnapshotDirectory, ReplacesNothingThatCameMeanwhile) {
     const TemporaryDirectory parent;
     {
