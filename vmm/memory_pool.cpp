@@ -163,6 +163,9 @@ struct MemoryPool::Parts {
                 failed = false;
                 if (stock.is_full()) {
                     log(LogLevel::kInfo, format_bytes(config.size_bytes) + " are ready");
+                    if (config.filled) {
+                        config.filled();
+                    }
                 }
             } catch (const Error& error) {
                 if (!std::exchange(failed, true)) {

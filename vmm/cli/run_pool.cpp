@@ -7,6 +7,7 @@
 
 #include "kvm/host/format.hpp"
 #include "vmm/cli/messages.hpp"
+#include "vmm/control/socket.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 
@@ -21,6 +22,13 @@ int run_pool(const PoolCommand& command) {
     config.log = [&messages, quiet = command.quiet](LogLevel level, std::string_view line) {
         if (!quiet || level == LogLevel::kError) {
             messages.say("vmm pool: " + std::string(line) + "\n");
+        }
+    };
+    config.filled = [&config, said = false]() mutable {
+        if (!std::exchange(said, true)) {
+            if (const std::string problem = control::notify_supervisor("READY=1"); !problem.empty()) {
+                config.log(LogLevel::kWarning, problem);
+            }
         }
     };
     MemoryPool pool(config);
