@@ -168,6 +168,41 @@ void Vm::attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t valu
     }
 }
 
+namespace {
+
+/// A length of 0 is any length, and the value is not looked at.
+kvm_ioeventfd doorbell_of_any_length(int event_fd, GuestAddress address) noexcept {
+    kvm_ioeventfd doorbell{};
+    doorbell.addr = to_integer(address);
+    doorbell.fd = event_fd;
+    return doorbell;
+}
+
+} // namespace
+
+void Vm::attach_ioeventfd(int event_fd, GuestAddress address) {
+    kvm_ioeventfd doorbell = doorbell_of_any_length(event_fd, address);
+    if (::ioctl(fd_.get(), KVM_IOEVENTFD, &doorbell) != 0) {
+        throw_errno(errno, "attach an event to writes at " + to_string(address));
+    }
+}
+
+void Vm::detach_ioeventfd(int event_fd, GuestAddress address) const noexcept {
+    kvm_ioeventfd doorbell = doorbell_of_any_length(event_fd, address);
+    doorbell.flags = KVM_IOEVENTFD_FLAG_DEASSIGN;
+    static_cast<void>(::ioctl(fd_.get(), KVM_IOEVENTFD, &doorbell));
+}
+
+void Vm::signal_msi(std::uint64_t address, std::uint32_t data) const noexcept {
+    constexpr unsigned kHighShift = 32;
+    kvm_msi message{};
+    message.address_lo = static_cast<std::uint32_t>(address);
+    message.address_hi = static_cast<std::uint32_t>(address >> kHighShift);
+    message.data = data;
+    // It returns how many processors took it: none, if the guest's message goes nowhere.
+    static_cast<void>(::ioctl(fd_.get(), KVM_SIGNAL_MSI, &message));
+}
+
 Stats Vm::stats() const {
     UniqueFd fd(::ioctl(fd_.get(), KVM_GET_STATS_FD, nullptr));
     if (!fd) {

@@ -72,7 +72,8 @@ class Vm {
     [[nodiscard]] std::vector<std::uint64_t> take_dirty_log(std::uint32_t slot, std::uint64_t bytes,
                                                             AddressSpace address_space = AddressSpace::kNormal) const;
 
-    /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD). Throws Error.
+    /// Each write to `event_fd` from now on is one edge on interrupt line `gsi` (KVM_IRQFD), until `event_fd` is
+    /// closed. Throws Error.
     void attach_irqfd(int event_fd, std::uint32_t gsi);
 
     /// Puts interrupt line `gsi` up or down (KVM_IRQ_LINE); an input of the I/O APIC that is level-triggered interrupts
@@ -82,6 +83,15 @@ class Vm {
     /// Each 4-byte write of `value` to `address`, which is no RAM, becomes a write to `event_fd` from now on, without
     /// an exit to user space (api.rst, 4.59). Throws Error.
     void attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t value);
+
+    /// Each write of any width to `address` alone, which is no RAM, becomes a write to `event_fd` from now on. Needs
+    /// KVM_CAP_IOEVENTFD_ANY_LENGTH (all x86 kernels since 4.4). Throws Error.
+    void attach_ioeventfd(int event_fd, GuestAddress address);
+    /// Ends that, once no vCPU is in the midst of such a write. Nothing happens if it was not attached. Threads: any.
+    void detach_ioeventfd(int event_fd, GuestAddress address) const noexcept;
+
+    /// Delivers a message-signalled interrupt at once (KVM_SIGNAL_MSI). Threads: any.
+    void signal_msi(std::uint64_t address, std::uint32_t data) const noexcept;
 
     /// The counters of the VM as a whole. Throws Error if the kernel (before 5.14) has none.
     [[nodiscard]] Stats stats() const;

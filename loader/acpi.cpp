@@ -90,13 +90,114 @@ Term generation_id(GuestAddress address) {
                    aml::name("_DDN", aml::string("VM_Gen_Counter")), aml::name("ADDR", aml::package(halves))});
 }
 
+/// The button: ACPI 6.3, table 5.169; the identifier: its specification.
+constexpr std::uint8_t kHappened = 0x80;
+
 /// A generic event device (ACPI 6.3, 5.6.9), because a hardware-reduced machine has no fixed events: each edge on `gsi`
-/// notifies `object`. `name` is GEDn, and `number` is n.
-Term events(std::string_view name, std::uint8_t number, std::uint32_t gsi, std::string_view object) {
-    constexpr std::uint8_t kHappened = 0x80; // the button: ACPI 6.3, table 5.169; the identifier: its specification
-    const std::array<Term, 1> body = {aml::notify(object, kHappened)};
+/// does `what`. `name` is GEDn, and `number` is n.
+Term events(std::string_view name, std::uint8_t number, std::uint32_t gsi, const Term& what) {
+    const std::array<Term, 1> body = {what};
     return device(name, {aml::name("_HID", aml::string("ACPI0013")), aml::name("_UID", aml::integer(number)),
                          resources({aml::interrupt(gsi, false)}), aml::method("_EVT", 1, body)});
+}
+
+// --- DSDT: PCI -----------------------------------------------------------------------------------------------------
+
+constexpr std::string_view kPciRoot = "PCI0";
+constexpr std::string_view kPciHotplugCheck = "HPCK";
+constexpr unsigned kPciSlots = 32;
+
+/// The name of the device in a slot, as kPciRoot has it: S01.
+std::string slot_name(unsigned slot) {
+    constexpr std::string_view kDigits = "0123456789ABCDEF";
+    return {'S', kDigits[slot >> 4U], kDigits[slot & 0xfU]};
+}
+
+/// What the system may do by itself (PCI Firmware 3.0, 4.5): it may use the PCI Express capability. Hot-plug is ours,
+/// by ACPI; power management events and error reporting there are none.
+Term pci_osc() {
+    constexpr std::uint64_t kCapabilityStructure = 1U << 4U;
+    constexpr std::uint64_t kUnknownUuid = 1U << 2U;
+    const std::array<Term, 3> granted = {
+        aml::double_word_of(aml::argument(3), 8, "CTRL"),
+        aml::store(aml::bits_of_both(aml::reference("CTRL"), aml::integer(kCapabilityStructure)),
+                   aml::reference("CTRL")),
+        aml::result(aml::argument(3))};
+    const std::array<Term, 3> refused = {
+        aml::double_word_of(aml::argument(3), 0, "STAT"),
+        aml::store(aml::bits_of_either(aml::reference("STAT"), aml::integer(kUnknownUuid)), aml::reference("STAT")),
+        aml::result(aml::argument(3))};
+    const std::array<Term, 2> body = {
+        aml::if_true(aml::equal(aml::argument(0), aml::uuid("33DB4D5B-1FF7-401C-9657-7441C03DD766")), granted),
+        aml::otherwise(refused)};
+    return aml::method("_OSC", 4, body);
+}
+
+/// Which line the pin of each slot is at (6.2.13).
+Term pci_pins(const PciHardware& pci) {
+    constexpr std::uint64_t kAnyFunction = 0xffff;
+    constexpr unsigned kSlotShift = 16;
+    std::vector<Term> entries;
+    for (unsigned slot = 0; slot < kPciSlots; ++slot) {
+        const std::array<Term, 4> entry = {aml::integer(std::uint64_t{slot} << kSlotShift | kAnyFunction),
+                                           aml::integer(0), aml::integer(0),
+                                           aml::integer(pci.pin_gsis.at(slot % pci.pin_gsis.size()))};
+        entries.push_back(aml::package(entry));
+    }
+    return aml::name("_PRT", aml::package(entries));
+}
+
+/// A slot that devices come into and go out of while the guest runs.
+Term pci_slot(unsigned slot) {
+    constexpr unsigned kSlotShift = 16;
+    const std::array<Term, 1> eject = {aml::store(aml::integer(std::uint64_t{1} << slot), aml::reference("EJCT"))};
+    return device(slot_name(slot), {aml::name("_ADR", aml::integer(std::uint64_t{slot} << kSlotShift)),
+                                    aml::name("_SUN", aml::integer(slot)), aml::method("_EJ0", 1, eject)});
+}
+
+/// Tells the system of the slots of which the registers say that a device has come, or that it is to go.
+Term pci_hotplug_check() {
+    constexpr std::uint8_t kDeviceCheck = 1; // ACPI 6.3, table 5.168
+    constexpr std::uint8_t kEjectRequest = 3;
+    std::vector<Term> body;
+    const auto tell = [&body](std::string_view of, std::uint8_t what) {
+        body.push_back(aml::store(aml::reference(of), aml::local(0)));
+        for (unsigned slot = 1; slot < kPciSlots; ++slot) {
+            const std::array<Term, 1> told = {aml::notify(slot_name(slot), what)};
+            body.push_back(
+                aml::if_true(aml::bits_of_both(aml::local(0), aml::integer(std::uint64_t{1} << slot)), told));
+        }
+    };
+    tell("COME", kDeviceCheck);
+    tell("GONE", kEjectRequest);
+    return aml::method(kPciHotplugCheck, 0, body);
+}
+
+/// The host bridge. Its resources are what it passes on to the bus, and the ports of its own.
+Term pci_root(const PciHardware& pci) {
+    constexpr std::uint8_t kConfigPorts = 8;
+    const std::uint32_t first = low_address(pci.window.base);
+    const auto last = static_cast<std::uint32_t>(to_integer(pci.window.end()) - 1);
+    std::vector<Term> terms = {aml::name("_HID", aml::eisa_id("PNP0A08")),
+                               aml::name("_CID", aml::eisa_id("PNP0A03")),
+                               aml::name("_UID", aml::integer(0)),
+                               aml::name("_SEG", aml::integer(0)),
+                               aml::name("_BBN", aml::integer(0)),
+                               aml::name("_CCA", aml::integer(1)),
+                               resources({aml::bus_numbers(0, 0), aml::io_ports(pci.config_ports, kConfigPorts),
+                                          aml::bridged_memory(first, last)}),
+                               pci_osc(),
+                               pci_pins(pci)};
+    if (pci.hotplug) {
+        constexpr std::array<std::string_view, 3> kFields{"COME", "GONE", "EJCT"};
+        terms.push_back(aml::port_region("HPRG", pci.hotplug->ports, kFields.size() * sizeof(std::uint32_t)));
+        terms.push_back(aml::double_word_fields("HPRG", kFields));
+        for (unsigned slot = 1; slot < kPciSlots; ++slot) {
+            terms.push_back(pci_slot(slot));
+        }
+        terms.push_back(pci_hotplug_check());
+    }
+    return aml::device(kPciRoot, terms);
 }
 
 Term power_off_state(std::uint8_t sleep_type) {
@@ -106,7 +207,7 @@ Term power_off_state(std::uint8_t sleep_type) {
 
 std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     std::vector<Term> devices;
-    devices.reserve(hardware.vcpus + 6 + hardware.virtio_mmio.size());
+    devices.reserve(hardware.vcpus + 8 + hardware.virtio_mmio.size());
     for (unsigned i = 0; i < hardware.vcpus; ++i) {
         devices.push_back(processor(i));
     }
@@ -118,11 +219,18 @@ std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     }
     if (hardware.power_button_gsi) {
         devices.push_back(power_button());
-        devices.push_back(events("GED0", 0, *hardware.power_button_gsi, kPowerButton));
+        devices.push_back(events("GED0", 0, *hardware.power_button_gsi, aml::notify(kPowerButton, kHappened)));
     }
     if (hardware.generation_id) {
         devices.push_back(generation_id(hardware.generation_id->address));
-        devices.push_back(events("GED1", 1, hardware.generation_id->gsi, kGenerationId));
+        devices.push_back(events("GED1", 1, hardware.generation_id->gsi, aml::notify(kGenerationId, kHappened)));
+    }
+    if (hardware.pci) {
+        devices.push_back(pci_root(*hardware.pci));
+        if (hardware.pci->hotplug) {
+            const std::string check = "\\_SB." + std::string(kPciRoot) + "." + std::string(kPciHotplugCheck);
+            devices.push_back(events("GED2", 2, hardware.pci->hotplug->gsi, aml::reference(check)));
+        }
     }
     for (std::size_t i = 0; i < hardware.virtio_mmio.size(); ++i) {
         devices.push_back(virtio_mmio(i, hardware.virtio_mmio[i]));
@@ -219,6 +327,20 @@ std::vector<std::byte> build_madt(const Hardware& hardware) {
     return std::move(table).finish();
 }
 
+// --- MCFG: where configuration spaces lie in memory (PCI Firmware 3.0, 4.1.2) ----------------------------------------
+
+std::vector<std::byte> build_mcfg(const PciHardware& pci) {
+    constexpr std::uint8_t kRevision = 1;
+    AcpiTable table{"MCFG", kRevision};
+    table.put_zeros(8);
+    table.put(to_integer(pci.ecam.base));
+    table.put(std::uint16_t{0}); // its segment
+    table.put(std::uint8_t{0});  // the first bus
+    table.put(std::uint8_t{0});  // the last bus
+    table.put_zeros(4);
+    return std::move(table).finish();
+}
+
 // --- XSDT and RSDP: where the others are --------------------------------------------------------------------------
 
 std::vector<std::byte> build_xsdt(std::span<const GuestAddress> tables) {
@@ -295,6 +417,9 @@ std::vector<std::byte> build_acpi_tables(const Hardware& hardware, GuestAddress 
     TableArea area{base, kRsdpBytes};
     const GuestAddress dsdt = area.add(build_dsdt(hardware));
     std::vector<GuestAddress> tables = {area.add(build_fadt(hardware, dsdt)), area.add(build_madt(hardware))};
+    if (hardware.pci) {
+        tables.push_back(area.add(build_mcfg(*hardware.pci)));
+    }
     if (hardware.numa) {
         tables.push_back(area.add(build_srat(*hardware.numa)));
         if (!hardware.numa->distances.empty()) {

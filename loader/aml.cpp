@@ -1,5 +1,7 @@
 #include "loader/aml.hpp"
 
+#include <algorithm>
+#include <array>
 #include <cassert>
 #include <concepts>
 #include <limits>
@@ -24,8 +26,23 @@ enum Op : std::uint8_t {
     kPackageOp = 0x12,
     kMethodOp = 0x14,
     kExtendedPrefix = 0x5b,
+    kDualNamePrefix = 0x2e,
+    kMultiNamePrefix = 0x2f,
+    kLocal0Op = 0x60,
+    kArgument0Op = 0x68,
+    kStoreOp = 0x70,
+    kAndOp = 0x7b,
+    kOrOp = 0x7d,
     kNotifyOp = 0x86,
-    kDeviceOp = 0x82, // after kExtendedPrefix
+    kCreateDwordFieldOp = 0x8a,
+    kLequalOp = 0x93,
+    kIfOp = 0xa0,
+    kElseOp = 0xa1,
+    kReturnOp = 0xa4,
+    // These come after kExtendedPrefix.
+    kRegionOp = 0x80,
+    kFieldOp = 0x81,
+    kDeviceOp = 0x82,
 };
 
 constexpr std::size_t kSegmentBytes = 4; // of a name
@@ -84,16 +101,32 @@ Term package_length(std::size_t content_bytes) {
     return term;
 }
 
-/// A name of one segment: up to four characters, filled up with underscores; a leading backslash means the root.
+/// Segments with dots between them, each of up to four characters, which are filled up with underscores; a leading
+/// backslash means the root.
 Term name_string(std::string_view name) {
     Term term;
     if (name.starts_with('\\')) {
         append(term, name.substr(0, 1));
         name.remove_prefix(1);
     }
-    assert(!name.empty() && name.size() <= kSegmentBytes);
-    append(term, name);
-    append(term, std::string_view{"____"}.substr(name.size()));
+    Term segments;
+    std::uint8_t count = 0;
+    while (!name.empty()) {
+        const std::string_view segment = name.substr(0, name.find('.'));
+        assert(!segment.empty() && segment.size() <= kSegmentBytes);
+        append(segments, segment);
+        append(segments, std::string_view{"____"}.substr(segment.size()));
+        name.remove_prefix(std::min(name.size(), segment.size() + 1));
+        ++count;
+    }
+    assert(count > 0);
+    if (count == 2) {
+        append(term, kDualNamePrefix);
+    } else if (count > 2) {
+        append(term, kMultiNamePrefix);
+        append(term, count);
+    }
+    append(term, segments);
     return term;
 }
 
@@ -185,6 +218,126 @@ Term method(std::string_view name, unsigned arguments, std::span<const Term> ter
     return enclosed(opcode(kMethodOp), content);
 }
 
+Term buffer(std::span<const std::byte> bytes) {
+    Term content = integer(bytes.size());
+    content.insert(content.end(), bytes.begin(), bytes.end());
+    return enclosed(opcode(kBufferOp), content);
+}
+
+Term uuid(std::string_view text) {
+    // The first three fields are little-endian (ACPI 6.3, 19.6.142): where each byte stands in the text.
+    constexpr std::array<std::size_t, 16> kPlaces{6, 4, 2, 0, 11, 9, 16, 14, 19, 21, 24, 26, 28, 30, 32, 34};
+    constexpr std::size_t kCharacters = 36;
+    assert(text.size() == kCharacters);
+    Term bytes;
+    for (const std::size_t place : kPlaces) {
+        append(bytes, static_cast<std::uint8_t>(hex_digit(text[place]) << 4U | hex_digit(text[place + 1])));
+    }
+    return buffer(bytes);
+}
+
+Term port_region(std::string_view name, std::uint16_t first_port, std::uint8_t bytes) {
+    constexpr std::uint8_t kSystemIo = 1;
+    Term term = opcode(kExtendedPrefix);
+    append(term, kRegionOp);
+    append(term, name_string(name));
+    append(term, kSystemIo);
+    append(term, integer(first_port));
+    append(term, integer(bytes));
+    return term;
+}
+
+Term double_word_fields(std::string_view region, std::span<const std::string_view> names) {
+    constexpr std::uint8_t kDoubleWordAccess = 3; // the rest of the flags: no lock, and other bits are preserved
+    constexpr std::uint8_t kBits = 32;            // as a PkgLength of one byte
+    Term content = name_string(region);
+    append(content, kDoubleWordAccess);
+    for (const std::string_view name : names) {
+        append(content, name_string(name));
+        append(content, kBits);
+    }
+    Term head = opcode(kExtendedPrefix);
+    append(head, kFieldOp);
+    return enclosed(head, content);
+}
+
+Term argument(unsigned number) {
+    assert(number <= 6);
+    Term term;
+    append(term, static_cast<std::uint8_t>(kArgument0Op + number));
+    return term;
+}
+
+Term local(unsigned number) {
+    assert(number <= 7);
+    Term term;
+    append(term, static_cast<std::uint8_t>(kLocal0Op + number));
+    return term;
+}
+
+Term reference(std::string_view name) {
+    return name_string(name);
+}
+
+Term if_true(const Term& condition, std::span<const Term> terms) {
+    Term content = condition;
+    append(content, joined(terms));
+    return enclosed(opcode(kIfOp), content);
+}
+
+Term otherwise(std::span<const Term> terms) {
+    return enclosed(opcode(kElseOp), joined(terms));
+}
+
+Term equal(const Term& left, const Term& right) {
+    Term term = opcode(kLequalOp);
+    append(term, left);
+    append(term, right);
+    return term;
+}
+
+namespace {
+
+/// An operation on two values, whose result is stored nowhere.
+Term operation(Op op, const Term& left, const Term& right) {
+    Term term = opcode(op);
+    append(term, left);
+    append(term, right);
+    append(term, std::uint8_t{0}); // NullName
+    return term;
+}
+
+} // namespace
+
+Term bits_of_both(const Term& left, const Term& right) {
+    return operation(kAndOp, left, right);
+}
+
+Term bits_of_either(const Term& left, const Term& right) {
+    return operation(kOrOp, left, right);
+}
+
+Term store(const Term& value, const Term& to) {
+    Term term = opcode(kStoreOp);
+    append(term, value);
+    append(term, to);
+    return term;
+}
+
+Term double_word_of(const Term& buffer, std::uint8_t offset, std::string_view name) {
+    Term term = opcode(kCreateDwordFieldOp);
+    append(term, buffer);
+    append(term, integer(offset));
+    append(term, name_string(name));
+    return term;
+}
+
+Term result(const Term& value) {
+    Term term = opcode(kReturnOp);
+    append(term, value);
+    return term;
+}
+
 Term notify(std::string_view object, std::uint8_t value) {
     Term term = opcode(kNotifyOp);
     append(term, name_string(object));
@@ -221,6 +374,49 @@ Term io_ports(std::uint16_t first_port, std::uint8_t count) {
     append(term, std::uint8_t{0}); // alignment: the base is fixed
     append(term, count);
     return term;
+}
+
+namespace {
+
+/// Address space descriptors (ACPI 6.3, 6.4.3.5), whose granularity is 0: both ends are fixed.
+template <std::unsigned_integral Value>
+Term address_space(std::uint8_t item, std::uint8_t type, std::uint8_t type_flags, Value first, Value last) {
+    constexpr std::uint8_t kFixedAtBothEnds = 0x0c; // produced here, and decoded positively
+    constexpr std::size_t kHeadBytes = 3;
+    Term term;
+    append(term, item);
+    append(term, static_cast<std::uint16_t>(kHeadBytes + 5 * sizeof(Value)));
+    append(term, type);
+    append(term, kFixedAtBothEnds);
+    append(term, type_flags);
+    append(term, Value{0}); // granularity
+    append(term, first);
+    append(term, last);
+    append(term, Value{0}); // translation
+    append(term, static_cast<Value>(last - first + 1));
+    return term;
+}
+
+constexpr std::uint8_t kWordItem = 0x88;
+constexpr std::uint8_t kDoubleWordItem = 0x87;
+constexpr std::uint8_t kMemoryType = 0;
+constexpr std::uint8_t kPortType = 1;
+constexpr std::uint8_t kBusNumberType = 2;
+
+} // namespace
+
+Term bus_numbers(std::uint16_t first, std::uint16_t last) {
+    return address_space<std::uint16_t>(kWordItem, kBusNumberType, 0, first, last);
+}
+
+Term bridged_ports(std::uint16_t first, std::uint16_t last) {
+    constexpr std::uint8_t kEntireRange = 0x03;
+    return address_space<std::uint16_t>(kWordItem, kPortType, kEntireRange, first, last);
+}
+
+Term bridged_memory(std::uint32_t first, std::uint32_t last) {
+    constexpr std::uint8_t kWritable = 0x01;
+    return address_space<std::uint32_t>(kDoubleWordItem, kMemoryType, kWritable, first, last);
 }
 
 Term memory32_fixed(std::uint32_t base, std::uint32_t size) {

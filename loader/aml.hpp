@@ -10,7 +10,7 @@
 #include "kvm/host/guest_address.hpp"
 
 /// Each function gives the bytes of one term; terms are put together by passing them to the next function (ACPI 6.3,
-/// chapter 20, and 6.4 for the resource descriptors). Names are written as they are in ASL.
+/// chapter 20, and 6.4 for the resource descriptors). Names are written as they are in ASL: "_CRS", "\\_SB.PCI0".
 namespace vmm::loader::aml {
 
 using Term = std::vector<std::byte>;
@@ -29,6 +29,38 @@ using Term = std::vector<std::byte>;
 [[nodiscard]] Term scope(std::string_view path, std::span<const Term> terms);
 /// Method (name, arguments) { terms }, which takes 0 to 7 arguments and is not serialized.
 [[nodiscard]] Term method(std::string_view name, unsigned arguments, std::span<const Term> terms);
+/// A buffer of bytes.
+[[nodiscard]] Term buffer(std::span<const std::byte> bytes);
+/// ToUUID (text): 36 characters with capital digits, as in
+/// "33DB4D5B-1FF7-401C-9657-7441C03DD766".
+[[nodiscard]] Term uuid(std::string_view text);
+/// OperationRegion (name, SystemIO, first_port, bytes).
+[[nodiscard]] Term port_region(std::string_view name, std::uint16_t first_port, std::uint8_t bytes);
+/// Field (region, DWordAcc, NoLock, Preserve) { each of `names`, 32 bits wide, one after the other }.
+[[nodiscard]] Term double_word_fields(std::string_view region, std::span<const std::string_view> names);
+
+// What a method is made of.
+/// Argument 0 to 6, or local variable 0 to 7.
+[[nodiscard]] Term argument(unsigned number);
+[[nodiscard]] Term local(unsigned number);
+/// An object, or a method that is called without arguments.
+[[nodiscard]] Term reference(std::string_view name);
+/// If (condition) { terms }.
+[[nodiscard]] Term if_true(const Term& condition, std::span<const Term> terms);
+/// Else { terms }, right after if_true().
+[[nodiscard]] Term otherwise(std::span<const Term> terms);
+/// LEqual (left, right).
+[[nodiscard]] Term equal(const Term& left, const Term& right);
+/// And (left, right), Or (left, right): values.
+[[nodiscard]] Term bits_of_both(const Term& left, const Term& right);
+[[nodiscard]] Term bits_of_either(const Term& left, const Term& right);
+/// Store (value, to).
+[[nodiscard]] Term store(const Term& value, const Term& to);
+/// CreateDWordField (buffer, offset, name).
+[[nodiscard]] Term double_word_of(const Term& buffer, std::uint8_t offset, std::string_view name);
+/// Return (value).
+[[nodiscard]] Term result(const Term& value);
+
 /// Notify (object, value).
 [[nodiscard]] Term notify(std::string_view object, std::uint8_t value);
 /// Device (name) { terms }.
@@ -36,8 +68,13 @@ using Term = std::vector<std::byte>;
 
 /// ResourceTemplate () { descriptors }: what _CRS is.
 [[nodiscard]] Term resource_template(std::span<const Term> descriptors);
-/// IO (Decode16, first_port, first_port, 0, count): for resource_template only, as the two below.
+/// IO (Decode16, first_port, first_port, 0, count): for resource_template only, as those below.
 [[nodiscard]] Term io_ports(std::uint16_t first_port, std::uint8_t count);
+/// WordBusNumber: the buses `first` to `last`, all decoded.
+[[nodiscard]] Term bus_numbers(std::uint16_t first, std::uint16_t last);
+/// WordIO, DWordMemory (not cacheable, writable): what a bridge passes on. `last` is the last that it does.
+[[nodiscard]] Term bridged_ports(std::uint16_t first, std::uint16_t last);
+[[nodiscard]] Term bridged_memory(std::uint32_t first, std::uint32_t last);
 /// Memory32Fixed (ReadWrite, base, size).
 [[nodiscard]] Term memory32_fixed(std::uint32_t base, std::uint32_t size);
 /// Interrupt (ResourceConsumer, Edge or Level, ActiveHigh, Exclusive) { gsi }.

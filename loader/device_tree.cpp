@@ -234,6 +234,35 @@ void write_memory_mapped_devices(TreeWriter& tree, const Hardware& hardware) {
     });
 }
 
+/// Devicetree's binding host-generic-pci, with the cells of IEEE 1275's PCI binding: the first one has the space (bits
+/// 24 and 25) and, of a device, its slot from bit 11 on.
+void write_pci(TreeWriter& tree, const PciHardware& pci) {
+    constexpr std::uint32_t kMemory32 = 0x02000000;
+    constexpr std::uint32_t kLevelHigh = 2; // see interrupt()
+    constexpr std::uint32_t kSlots = 4;     // which differ; the mask takes slots modulo 4
+    constexpr unsigned kSlotShift = 11;
+    constexpr std::uint32_t kPinA = 1;
+    const std::uint64_t base = to_integer(pci.window.base);
+    tree.node(unit("pcie", to_integer(pci.ecam.base)), [&] {
+        tree.text("compatible", "pci-host-ecam-generic");
+        tree.text("device_type", "pci");
+        registers(tree, pci.ecam);
+        tree.cells("#address-cells", {3});
+        tree.cells("#size-cells", {2});
+        tree.cells("bus-range", {0, 0});
+        tree.cells("ranges", {kMemory32, high(base), low(base), high(base), low(base), high(pci.window.size),
+                              low(pci.window.size)});
+        tree.flag("dma-coherent");
+        tree.cells("#interrupt-cells", {1});
+        tree.cells("interrupt-map-mask", {(kSlots - 1) << kSlotShift, 0, 0, 7});
+        std::vector<std::uint32_t> map;
+        for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
+            map.insert(map.end(), {slot << kSlotShift, 0, 0, kPinA, kIoApicPhandle, pci.pin_gsis.at(slot), kLevelHigh});
+        }
+        tree.cells("interrupt-map", std::move(map));
+    });
+}
+
 /// What lies at ports: in the first cell of an ISA address, bit 0 is set for them (IEEE 1275, ISA binding).
 void write_port_devices(TreeWriter& tree, const Hardware& hardware) {
     constexpr std::uint32_t kIo = 1;
@@ -317,6 +346,9 @@ std::vector<std::byte> build_device_tree(const Hardware& hardware, const DeviceT
             write_distances(tree, *hardware.numa);
         }
         write_memory_mapped_devices(tree, hardware);
+        if (hardware.pci) {
+            write_pci(tree, *hardware.pci);
+        }
         write_port_devices(tree, hardware);
         if (hardware.power_registers) {
             write_power(tree, hardware);

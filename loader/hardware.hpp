@@ -1,6 +1,7 @@
 // The hardware of the guest, as ACPI tables and device tree both tell of it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -31,6 +32,24 @@ struct VirtioMmioHardware {
     InterruptTrigger trigger = InterruptTrigger::kEdge;
 };
 
+/// A PCI bus: bus 0 of segment 0, with devices of one function in slots 0 to 31.
+struct PciHardware {
+    GuestRange ecam;                ///< the configuration spaces by memory, 1 MiB below 4 GiB
+    GuestRange window;              ///< where the registers of functions may lie, below 4 GiB
+    std::uint16_t config_ports = 0; ///< the first of eight by which configuration spaces are reached, too
+    /// The line of INTA of slot n is at place n modulo 4. They are level-triggered.
+    std::array<std::uint32_t, 4> pin_gsis{};
+    /// How devices come and go while the guest runs; nothing: they do not. Three registers of 32 bits, in which bit n
+    /// is slot n: those to which a device has come, and those whose device is to go, both of which reading clears; and
+    /// one that is written to say that the device may be taken away. Each edge on `gsi` says that one of the first two
+    /// has changed. Only ACPI tables tell of it.
+    struct Hotplug {
+        std::uint16_t ports = 0; ///< the first of twelve
+        std::uint32_t gsi = 0;
+    };
+    std::optional<Hotplug> hotplug;
+};
+
 /// The identifier by which a guest finds out that it goes on from a snapshot (Microsoft, "Virtual Machine Generation
 /// ID"): 16 bytes of its memory.
 struct GenerationIdHardware {
@@ -58,7 +77,8 @@ struct Hardware {
     std::optional<std::uint16_t> cmos_rtc_port;  ///< the index port; the data port follows it
     std::uint8_t cmos_century_index = 0;         ///< where the clock keeps the century; 0 if it does not
     std::vector<VirtioMmioHardware> virtio_mmio; ///< at most kMaxVirtioMmio
-    std::optional<AcpiNuma> numa;                ///< without it all memory and all vCPUs are equally near
+    std::optional<PciHardware> pci;
+    std::optional<AcpiNuma> numa; ///< without it all memory and all vCPUs are equally near
 };
 
 } // namespace vmm::loader

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "devices/pci/root_bus.hpp"
 #include "kvm/host/error.hpp"
 #include "prefault/host/warm_memory.hpp"
 #include "vmm/host/host_facts.hpp"
@@ -68,11 +69,23 @@ void validate_keep(const Config& config) {
     }
 }
 
+/// Whether the guest goes on from a state, which says how it reaches its devices.
+bool goes_on(const Config& config) {
+    return config.restore || config.incoming;
+}
+
 void validate_devices(const Config& config) {
     const std::size_t devices = count_virtio_devices(config);
-    if (devices > memory_map::kVirtioGsis.size()) {
+    constexpr std::size_t kMostByMmio = memory_map::kVirtioGsis.size();
+    constexpr std::size_t kMostByPci = devices::pci::RootBus::kSlots - 1; // The host bridge has one.
+    if (devices > kMostByPci) {
+        throw Error("cannot give the guest " + std::to_string(devices) + " virtio devices: its PCI bus has slots for " +
+                    std::to_string(kMostByPci));
+    }
+    if (devices > kMostByMmio && !goes_on(config) && config.transport == VirtioTransport::kMmio) {
         throw Error("cannot give the guest " + std::to_string(devices) +
-                    " virtio devices: there are interrupt lines for " + std::to_string(memory_map::kVirtioGsis.size()));
+                    " virtio devices: there are interrupt lines for " + std::to_string(kMostByMmio) + ", and " +
+                    std::to_string(kMostByPci) + " slots on a PCI bus (take Config::transport=pci)");
     }
     for (const DiskConfig& disk : config.disks) {
         disk.check();
@@ -278,6 +291,16 @@ std::string_view to_string(SandboxMode mode) noexcept {
 
 std::string_view to_string(PrefaultWhen when) noexcept {
     return when == PrefaultWhen::kBackground ? "background" : "before";
+}
+
+std::string_view to_string(VirtioTransport transport) noexcept {
+    switch (transport) {
+    case VirtioTransport::kMmio:
+        return "mmio";
+    case VirtioTransport::kPci:
+        return "pci";
+    }
+    return "?";
 }
 
 std::string_view to_string(HardwareDescription hardware) noexcept {

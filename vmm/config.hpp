@@ -64,6 +64,15 @@ enum class HardwareDescription {
 /// The name used on the command line: "acpi", "fdt", "both".
 [[nodiscard]] std::string_view to_string(HardwareDescription hardware) noexcept;
 
+/// How the guest reaches its virtio devices.
+enum class VirtioTransport {
+    kMmio, ///< registers in memory, with an interrupt line each (virtio 1.2, 4.2); at most 17 devices
+    kPci,  ///< functions on a PCI bus, with message-signalled interrupts (virtio 1.2, 4.1); at most 31 devices
+};
+
+/// The name used on the command line: "mmio", "pci".
+[[nodiscard]] std::string_view to_string(VirtioTransport transport) noexcept;
+
 /// Memory that is taken out of a pool of warm memory (MemoryPool, `vmm pool`) instead of being made: its pages exist
 /// and are zero, so that only the second level is left to be filled. The pool has pages of Config::page_size.
 struct MemoryFrom {
@@ -121,6 +130,8 @@ struct Config {
     std::string cpu = "host";
     bool nested = false; ///< whether the guest may have guests of its own (VMX or SVM); the host has to offer it
     HardwareDescription hardware = HardwareDescription::kAcpi;
+    /// How the guest reaches its virtio devices. A guest that goes on (`restore`, `incoming`) reaches them as before.
+    VirtioTransport transport = VirtioTransport::kMmio;
     /// The CPUs that vCPUs run on: vCPU i runs on the CPU at place i of the list, which begins again at its end. If it
     /// is empty, a vCPU runs where the process may; if `numa` is split, it runs on its node.
     prefault::CpuList vcpu_cpus;

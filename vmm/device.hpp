@@ -70,7 +70,7 @@ struct DeviceConfig {
     std::uint64_t base = 0; ///< its first port or address
     std::uint64_t size = 0; ///< how many there are, at least 1
     /// The input of the I/O APIC that it raises: 3, 5, 6, 7, 10, 11, 12 or 14 to 23. No other device may have it;
-    /// virtio devices take the first of these, beginning with 5.
+    /// virtio devices over MMIO take the first of these, beginning with 5, and PCI takes 19 to 23.
     std::optional<std::uint32_t> interrupt;
     InterruptTrigger trigger = InterruptTrigger::kEdge; ///< kLevel needs an interrupt
     /// Makes the device. Each machine's constructor calls it once, and throws what it throws.

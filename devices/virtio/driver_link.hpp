@@ -33,6 +33,13 @@ class QueueSet {
         return index < kMostQueues && (bits_ >> index & 1) != 0;
     }
     [[nodiscard]] bool empty() const noexcept { return bits_ == 0; }
+    /// Calls `with(index)` for each of them, in ascending order.
+    template <typename With>
+    void each(With with) const {
+        for (std::uint64_t left = bits_; left != 0; left &= left - 1) {
+            with(static_cast<std::uint16_t>(std::countr_zero(left)));
+        }
+    }
 
     friend bool operator==(const QueueSet&, const QueueSet&) = default;
 

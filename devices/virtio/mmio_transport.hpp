@@ -12,6 +12,7 @@
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/driver_link.hpp"
 #include "devices/virtio/negotiation.hpp"
+#include "devices/virtio/transport.hpp"
 #include "kvm/host/guest_memory.hpp"
 
 namespace vmm::devices::virtio {
@@ -28,7 +29,7 @@ namespace vmm::devices::virtio {
 ///
 /// Threads: the guest's side (read, write) any; the device's side one, the device's thread; both at once. notify()
 /// takes no lock.
-class MmioTransport final : public devices::Device, public DriverLink {
+class MmioTransport final : public devices::Device, public Transport {
   public:
     /// The size of the register window, in bytes.
     static constexpr std::uint64_t kSize = 0x1000;
@@ -37,16 +38,7 @@ class MmioTransport final : public devices::Device, public DriverLink {
 
     using Hooks = Negotiation::Hooks;
 
-    /// All of it as a value.
-    struct State {
-        Negotiation::State negotiation;
-        std::uint32_t device_features_select = 0;
-        std::uint32_t driver_features_select = 0;
-        std::uint32_t queue_select = 0;
-        std::uint32_t interrupt_status = 0;
-
-        friend bool operator==(const State&, const State&) = default;
-    };
+    using State = MmioState;
 
     /// `memory` and `interrupt` outlive it.
     MmioTransport(const Identity& identity, const GuestMemory& memory, IrqLine& interrupt, Hooks hooks);
@@ -62,23 +54,24 @@ class MmioTransport final : public devices::Device, public DriverLink {
 
     // --- The device's side --------------------------------------------------------------------------------------
 
-    [[nodiscard]] Negotiation& negotiation() noexcept { return negotiation_; }
-    [[nodiscard]] const Negotiation& negotiation() const noexcept { return negotiation_; }
+    [[nodiscard]] Negotiation& negotiation() noexcept override { return negotiation_; }
+    [[nodiscard]] const Negotiation& negotiation() const noexcept override { return negotiation_; }
 
     void notify(QueueSet queues) noexcept override;
     void change_config(std::size_t offset, std::span<const std::byte> bytes) override;
     void fail(std::string_view why) override;
     [[nodiscard]] const GuestMemory& memory() const noexcept override { return negotiation_.memory(); }
 
-    /// How many interrupts there were, for statistics. Threads: any.
-    [[nodiscard]] std::uint64_t interrupts() const noexcept { return interrupts_.load(std::memory_order_relaxed); }
+    [[nodiscard]] std::uint64_t interrupts() const noexcept override {
+        return interrupts_.load(std::memory_order_relaxed);
+    }
+    [[nodiscard]] TransportState save(std::span<const std::optional<Queue::State>> queues) const override {
+        return state(queues);
+    }
+    void repeat_interrupt() noexcept override;
 
-    /// All of it as a value; `queues` is where the device is in each of its queues (Device::queue_states()). The guest
-    /// does not run meanwhile.
+    /// What save() returns.
     [[nodiscard]] State state(std::span<const std::optional<Queue::State>> queues) const;
-    /// Interrupts once more if the driver has not acknowledged all events. For a transport that was made from a state,
-    /// once the interrupt controller has its state: the first interrupt may have been lost between the two.
-    void repeat_interrupt() noexcept;
 
   private:
     [[nodiscard]] std::uint32_t read_register(std::uint64_t offset) const noexcept;

@@ -69,6 +69,11 @@ std::uint32_t Negotiation::offered_features(std::uint32_t half) const noexcept {
     return half < 2 ? static_cast<std::uint32_t>(offered_features_ >> (32 * half)) : 0;
 }
 
+std::uint32_t Negotiation::accepted_features(std::uint32_t half) const {
+    const std::lock_guard lock(mutex_);
+    return half < 2 ? static_cast<std::uint32_t>(state_.driver_features >> (32 * half)) : 0;
+}
+
 void Negotiation::accept_features(std::uint32_t half, std::uint32_t bits) {
     const std::lock_guard lock(mutex_);
     if (reset_ != Stop::kNone || has_status(kStatusFeaturesOk)) {

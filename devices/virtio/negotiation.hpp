@@ -109,6 +109,8 @@ class Negotiation {
 
     /// 32 of the features that are offered: bits 0 to 31 for 0, 32 to 63 for 1, none beyond.
     [[nodiscard]] std::uint32_t offered_features(std::uint32_t half) const noexcept;
+    /// The features that the driver has accepted so far, by halves.
+    [[nodiscard]] std::uint32_t accepted_features(std::uint32_t half) const;
     /// The driver accepts `bits` of that half.
     void accept_features(std::uint32_t half, std::uint32_t bits);
 

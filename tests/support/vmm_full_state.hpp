@@ -167,8 +167,8 @@ class FullState {
                 .device_area = number<GuestAddress>()};
     }
 
-    devices::virtio::MmioTransport::State transport() {
-        devices::virtio::MmioTransport::State transport;
+    devices::virtio::MmioState transport() {
+        devices::virtio::MmioState transport;
         auto& negotiation = transport.negotiation;
         negotiation.status = next();
         negotiation.driver_features = number<std::uint64_t>();

@@ -291,6 +291,12 @@ std::vector<Option> device_options() {
             [](Given& given, HardwareDescription hardware) { given.hardware = hardware; })
             .setting("hardware")
             .with_standard(std::string(to_string(Config{}.hardware))),
+        choice<VirtioTransport>(
+            "--transport", {VirtioTransport::kMmio, VirtioTransport::kPci},
+            "How the guest reaches its virtio devices: by registers in memory, or on a PCI bus (docs/devices.md)",
+            [](Given& given, VirtioTransport transport) { given.run.config.transport = transport; })
+            .setting("transport")
+            .with_standard(std::string(to_string(Config{}.transport))),
     };
 }
 

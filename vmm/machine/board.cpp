@@ -9,7 +9,7 @@ namespace vmm {
 using devices::AcpiPower;
 
 Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio,
-             CustomDevices& custom, StopRequest& stop, const BoardState& state)
+             CustomDevices& custom, PciRoot* pci, StopRequest& stop, const BoardState& state)
     : com1_line_(vm, memory_map::kCom1Gsi), power_button_line_(vm, memory_map::kPowerButtonGsi),
       generation_id_line_(vm, memory_map::kGenerationIdGsi),
       serial_(com1_line_, std::move(serial_callbacks), state.serial),
@@ -24,8 +24,18 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     ports_.attach(memory_map::kCom1Port, devices::SerialPort::kSize, serial_);
     ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
     ports_.attach(memory_map::kSystemControlPort, devices::system_control::kLayout.size, system_control_);
-    // An embedding program that brings its own PCI has this port, too.
-    if (!custom.claims_ports({GuestAddress{memory_map::kResetControlPorts}, devices::reset_control::kLayout.size})) {
+    if (pci != nullptr) {
+        const PciState& of_pci = state.pci ? *state.pci : PciState{};
+        pci_ports_.emplace(pci->bus(), reset_control_, of_pci.ports);
+        ports_.attach(memory_map::kPciConfigPorts, devices::pci::ConfigPorts::kSize, *pci_ports_);
+        pci_hotplug_line_.emplace(vm, memory_map::kPciHotplugGsi);
+        pci_hotplug_.emplace(
+            *pci_hotplug_line_, [&virtio](unsigned slot) { virtio.let_go(slot); }, of_pci.hotplug);
+        ports_.attach(memory_map::kPciHotplugPorts, devices::pci::Hotplug::kSize, *pci_hotplug_);
+        pci->attach_to(mmio_);
+    } else if (!custom.claims_ports(
+                   {GuestAddress{memory_map::kResetControlPorts}, devices::reset_control::kLayout.size})) {
+        // An embedding program that brings its own PCI has this port, too.
         ports_.attach(memory_map::kResetControlPorts, devices::reset_control::kLayout.size, reset_control_);
     }
     ports_.attach(memory_map::kAcpiPowerPort, AcpiPower::kSize, power_);
@@ -44,15 +54,26 @@ BoardState Board::state() const {
             .system_control = system_control_.state(),
             .reset_control = reset_control_.state(),
             .power = power_.state(),
-            .rtc = rtc_.state()};
+            .rtc = rtc_.state(),
+            .pci = pci_ports_ ? std::optional(PciState{pci_ports_->state(), pci_hotplug_->state()}) : std::nullopt};
+}
+
+void Board::repeat_interrupts() noexcept {
+    serial_.repeat_interrupt();
+    if (pci_hotplug_) {
+        pci_hotplug_->repeat_interrupt();
+    }
 }
 
 loader::Hardware Board::describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
-                                 std::vector<loader::VirtioMmioHardware> virtio) {
+                                 std::vector<loader::VirtioMmioHardware> virtio, bool has_pci) {
     loader::Hardware hardware;
     hardware.vcpus = vcpus;
     hardware.numa = std::move(numa);
     hardware.virtio_mmio = std::move(virtio);
+    if (has_pci) {
+        hardware.pci = PciRoot::describe();
+    }
     hardware.local_apic = memory_map::kLocalApic;
     hardware.io_apic = memory_map::kIoApic;
     hardware.sleep_control_port = memory_map::kAcpiPowerPort + AcpiPower::kSleepControlOffset;

@@ -7,6 +7,8 @@
 #include "devices/acpi_power.hpp"
 #include "devices/bus.hpp"
 #include "devices/i8042.hpp"
+#include "devices/pci/config_ports.hpp"
+#include "devices/pci/hotplug.hpp"
 #include "devices/reset_register.hpp"
 #include "devices/rtc.hpp"
 #include "devices/serial_port.hpp"
@@ -14,6 +16,7 @@
 #include "loader/hardware.hpp"
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/irqfd_line.hpp"
+#include "vmm/machine/pci_root.hpp"
 #include "vmm/machine/virtio_devices.hpp"
 #include "vmm/state/machine_state.hpp"
 #include "vmm/stop_request.hpp"
@@ -29,8 +32,9 @@ class Board {
     /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
     /// `virtio` and `custom` do. The devices go on from `state`. After kvm::Vm::create_irqchip(). Throws Error, also if
     /// no device can be in its state.
+    /// `pci` may be null: then the machine has no PCI.
     Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
-          StopRequest& stop, const BoardState& state = {});
+          PciRoot* pci, StopRequest& stop, const BoardState& state = {});
 
     [[nodiscard]] devices::Bus& ports() noexcept { return ports_; }
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
@@ -40,7 +44,7 @@ class Board {
     [[nodiscard]] BoardState state() const;
     /// Interrupts once more if a reason for it is pending. For a board that goes on from a state, once the interrupt
     /// controllers have theirs.
-    void repeat_interrupts() noexcept { serial_.repeat_interrupt(); }
+    void repeat_interrupts() noexcept;
 
     /// Presses the power button once. A guest that was told of it by ACPI may switch itself off then.
     void press_power_button() noexcept { power_button_line_.raise(); }
@@ -48,10 +52,10 @@ class Board {
     /// Interrupts the guest to have it look at its generation identifier.
     void tell_of_generation_id() noexcept { generation_id_line_.raise(); }
 
-    /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices is told of this
-    /// board.
+    /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices over MMIO is told
+    /// of this board.
     [[nodiscard]] static loader::Hardware describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
-                                                   std::vector<loader::VirtioMmioHardware> virtio);
+                                                   std::vector<loader::VirtioMmioHardware> virtio, bool has_pci);
 
   private:
     IrqfdLine com1_line_;
@@ -63,6 +67,9 @@ class Board {
     devices::ResetRegister reset_control_;
     devices::AcpiPower power_;
     devices::Rtc rtc_;
+    std::optional<devices::pci::ConfigPorts> pci_ports_;
+    std::optional<IrqfdLine> pci_hotplug_line_;
+    std::optional<devices::pci::Hotplug> pci_hotplug_;
     devices::Bus ports_{devices::AddressSpace::kPortIo};
     devices::Bus mmio_{devices::AddressSpace::kMmio};
 };

@@ -34,11 +34,12 @@ std::string KernelBoot::command_line(const Hardware& hardware) const {
 }
 
 void KernelBoot::put_into(Hardware& hardware, Embedder& embedder) {
-    const BootPlan plan(config_.memory_bytes, config_.hardware);
+    const bool has_pci = hardware.pci != nullptr;
+    const BootPlan plan(config_.memory_bytes, config_.hardware, has_pci);
     const std::string line = command_line(hardware);
     LoadedGuest loaded = load_guest(
         hardware.ram.memory(), files_, line,
-        Board::describe(config_.vcpus, hardware.ram.describe_nodes(config_.vcpus), hardware.virtio.describe()),
+        Board::describe(config_.vcpus, hardware.ram.describe_nodes(config_.vcpus), hardware.virtio.describe(), has_pci),
         plan.layout());
     device_tree_ = std::move(loaded.device_tree);
     write_new_generation_id(hardware.ram.memory(), memory_map::kGenerationId.base);

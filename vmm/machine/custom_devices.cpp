@@ -5,6 +5,8 @@
 #include <set>
 #include <utility>
 
+#include "devices/pci/config_ports.hpp"
+#include "devices/pci/hotplug.hpp"
 #include "kvm/host/error.hpp"
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/memory_map.hpp"
@@ -29,6 +31,20 @@ constexpr std::array kTakenAddresses{
     memory_map::kScratchWindow, memory_map::kVirtioWindow, GuestRange{memory_map::kIoApic, kPageBytes},
     GuestRange{memory_map::kLocalApic, kPageBytes}, GuestRange{memory_map::kRealModePages, 4 * kPageBytes}};
 
+/// What else is taken if there is PCI.
+constexpr std::array kPciAddresses{memory_map::kPciEcam, memory_map::kPciWindow};
+constexpr std::array kPciPorts{GuestRange{GuestAddress{memory_map::kPciConfigPorts}, devices::pci::ConfigPorts::kSize},
+                               GuestRange{GuestAddress{memory_map::kPciHotplugPorts}, devices::pci::Hotplug::kSize}};
+
+void refuse_taken(GuestRange range, std::span<const GuestRange> taken, const std::string& tried,
+                  const std::string& why) {
+    for (const GuestRange& other : taken) {
+        if (other.overlaps(range)) {
+            throw Error(tried + ": " + to_string(range) + " overlaps " + to_string(other) + ", which " + why);
+        }
+    }
+}
+
 void validate_place(const DeviceConfig& device, const std::string& tried) {
     if (device.size == 0) {
         throw Error(tried + ": its size is 0; at least 1 is needed");
@@ -40,18 +56,10 @@ void validate_place(const DeviceConfig& device, const std::string& tried) {
         throw Error(tried + ": base " + to_string(range.base) + " and size " + std::to_string(device.size) +
                     " are not within " + to_string(all));
     }
-    const auto refuse = [&](std::span<const GuestRange> taken) {
-        for (const GuestRange& other : taken) {
-            if (other.overlaps(range)) {
-                throw Error(tried + ": " + to_string(range) + " overlaps " + to_string(other) + ", which " +
-                            (is_port ? "KVM answers for itself" : "the machine needs itself"));
-            }
-        }
-    };
     if (is_port) {
-        refuse(kPortsOfKvm);
+        refuse_taken(range, kPortsOfKvm, tried, "KVM answers for itself");
     } else {
-        refuse(kTakenAddresses);
+        refuse_taken(range, kTakenAddresses, tried, "the machine needs itself");
     }
 }
 
@@ -82,13 +90,43 @@ void DeviceConfig::check(std::size_t place) const {
     validate_place(*this, tried);
 }
 
-void validate_custom_devices(const Config& config) {
+namespace {
+
+/// The inputs of the I/O APIC that nothing of `config` has.
+std::set<std::uint32_t> free_lines(const Config& config) {
     const auto& lines = memory_map::kVirtioGsis;
+    if (config.transport == VirtioTransport::kPci) {
+        std::set<std::uint32_t> free(lines.begin(), lines.end());
+        for (const std::uint32_t line : memory_map::kPciPinGsis) {
+            free.erase(line);
+        }
+        free.erase(memory_map::kPciHotplugGsi);
+        return free;
+    }
     const std::size_t taken = std::min(count_virtio_devices(config), lines.size());
-    std::set<std::uint32_t> free(lines.begin() + static_cast<std::ptrdiff_t>(taken), lines.end());
+    return {lines.begin() + static_cast<std::ptrdiff_t>(taken), lines.end()};
+}
+
+void refuse_places_of_pci(const DeviceConfig& device, const std::string& tried) {
+    const GuestRange range{GuestAddress{device.base}, device.size};
+    const std::string why = "belongs to PCI (take another place, or Config::transport=mmio)";
+    if (device.space == DeviceSpace::kPortIo) {
+        refuse_taken(range, kPciPorts, tried, why);
+    } else {
+        refuse_taken(range, kPciAddresses, tried, why);
+    }
+}
+
+} // namespace
+
+void validate_custom_devices(const Config& config) {
+    std::set<std::uint32_t> free = free_lines(config);
     for (std::size_t i = 0; i < config.devices.size(); ++i) {
         const DeviceConfig& device = config.devices[i];
         device.check(i);
+        if (config.transport == VirtioTransport::kPci) {
+            refuse_places_of_pci(device, trying_to_add(device, i));
+        }
         if (device.interrupt && free.erase(*device.interrupt) == 0) {
             std::string names;
             for (const std::uint32_t line : free) {

@@ -77,8 +77,8 @@ GuestFiles GuestFiles::open(const Config& config, int stop_fd) {
     return files;
 }
 
-BootPlan::BootPlan(std::uint64_t memory_bytes, HardwareDescription hardware)
-    : memory_map_(memory_map::guest_memory_map(memory_bytes)), hardware_(hardware) {}
+BootPlan::BootPlan(std::uint64_t memory_bytes, HardwareDescription hardware, bool has_pci)
+    : memory_map_(memory_map::guest_memory_map(memory_bytes, has_pci)), hardware_(hardware) {}
 
 loader::BootLayout BootPlan::layout() const {
     return {.zero_page = memory_map::kZeroPage,

@@ -31,7 +31,7 @@ struct GuestFiles {
 /// The memory map that the guest is given, and the places of its boot information.
 class BootPlan {
   public:
-    BootPlan(std::uint64_t memory_bytes, HardwareDescription hardware);
+    BootPlan(std::uint64_t memory_bytes, HardwareDescription hardware, bool has_pci);
     [[nodiscard]] loader::BootLayout layout() const;
 
   private:

@@ -111,6 +111,11 @@ VirtioSet make_devices(Hardware& hardware, const Config& config, Embedder& embed
                                state != nullptr ? &state->virtio : nullptr);
 }
 
+std::unique_ptr<PciRoot> make_pci(kvm::Vm& vm, const Config& config, const MachineState* state) {
+    const bool has_pci = state != nullptr ? state->board.pci.has_value() : config.transport == VirtioTransport::kPci;
+    return has_pci ? std::make_unique<PciRoot>(vm) : nullptr;
+}
+
 /// The devices, when all before them is there. Those of a guest that arrives are made now, because until now what they
 /// stand on was another process's.
 std::vector<std::unique_ptr<devices::virtio::Device>> take_devices(Hardware& hardware, const Config& config,
@@ -149,12 +154,13 @@ Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, 
       vcpus(state != nullptr ? make_vcpus(vm, config, cpuid.most(), *state, refused_registers)
                              : create_vcpus(vm, config, cpuid, system.machine_check_capabilities())),
       faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)),
-      serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }),
-      virtio(vm, ram.memory(), take_devices(*this, config, embedder, first),
+      serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }), pci(make_pci(vm, config, state)),
+      virtio(vm, ram.memory(), take_devices(*this, config, embedder, first), pci.get(),
              state != nullptr ? &state->virtio : nullptr),
       custom(vm, ram.memory(), config.devices,
              [&embedder](std::exception_ptr thrown) { embedder.note_failure(std::move(thrown)); }),
-      board(vm, serial_console.callbacks(), virtio, custom, stop, state != nullptr ? state->board : BoardState{}) {
+      board(vm, serial_console.callbacks(), virtio, custom, pci.get(), stop,
+            state != nullptr ? state->board : BoardState{}) {
     if (state != nullptr) {
         serial_console.add_input(state->serial_input);
     }

@@ -19,6 +19,7 @@
 #include "vmm/machine/first_state.hpp"
 #include "vmm/machine/guest_ram.hpp"
 #include "vmm/machine/machine_second_level.hpp"
+#include "vmm/machine/pci_root.hpp"
 #include "vmm/machine/virtio_devices.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/state/machine_state.hpp"
@@ -76,6 +77,7 @@ struct Hardware {
     /// What is above is there when a guest that arrives (FirstState::comes_later()) is waited for; what is below is
     /// made when it is ours.
     CharacterConsole serial_console;
+    std::unique_ptr<PciRoot> pci; ///< null: the machine has none
     VirtioDevices virtio;
     CustomDevices custom;
     Board board;

@@ -13,7 +13,7 @@ std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes) {
     return layout;
 }
 
-std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes) {
+std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes, bool has_pci) {
     using loader::MemoryKind;
     std::vector<loader::MemoryMapEntry> map{{kLowRam, MemoryKind::kRam}};
     const std::uint64_t high_start = to_integer(kHighRamStart);
@@ -23,10 +23,17 @@ std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes)
     reserve(kLowRam.end(), kGenerationIdPage.base);
     reserve(kGenerationIdPage.end(), kHighRamStart);
     for (const GuestRange& ram : ram_layout(memory_bytes)) {
+        if (has_pci && ram.base >= kHole.end()) {
+            map.push_back({kPciEcam, MemoryKind::kReserved});
+            has_pci = false;
+        }
         const std::uint64_t start = std::max(to_integer(ram.base), high_start);
         if (start < to_integer(ram.end())) {
             map.push_back({{GuestAddress{start}, to_integer(ram.end()) - start}, MemoryKind::kRam});
         }
+    }
+    if (has_pci) {
+        map.push_back({kPciEcam, MemoryKind::kReserved});
     }
     return map;
 }

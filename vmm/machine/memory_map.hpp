@@ -42,6 +42,8 @@ inline constexpr GuestRange kHole{GuestAddress{3 * kGiB}, kGiB};
 inline constexpr GuestRange kScratchWindow{GuestAddress{0xe0000000}, 256 * kMiB};
 inline constexpr GuestRange kVirtioWindow{GuestAddress{0xd0000000}, 0x20000}; ///< one page of registers a device
 inline constexpr GuestAddress kPowerRegisters{0xd0020000};                    ///< those of kAcpiPowerPort, once more
+inline constexpr GuestRange kPciEcam{GuestAddress{0xd0100000}, kMiB};         ///< configuration spaces of bus 0
+inline constexpr GuestRange kPciWindow{GuestAddress{0xd1000000}, 16 * kMiB};  ///< registers of PCI functions
 inline constexpr GuestAddress kIoApic{0xfec00000};
 inline constexpr GuestAddress kLocalApic{0xfee00000};
 inline constexpr GuestAddress kRealModePages{0xfeffc000}; ///< four pages for KVM, see kvm::Vm::reserve_real_mode_pages
@@ -53,6 +55,8 @@ inline constexpr std::uint16_t kSystemControlPort = 0x92;
 inline constexpr std::uint16_t kCom1Port = 0x3f8;
 inline constexpr std::uint16_t kAcpiPowerPort = 0x600;
 inline constexpr std::uint16_t kResetControlPorts = 0xcf8; ///< the register itself is at 0xcf9
+inline constexpr std::uint16_t kPciHotplugPorts = 0x620;
+inline constexpr std::uint16_t kPciConfigPorts = 0xcf8; ///< with PCI, eight ports, which have that register, too
 
 // Interrupt lines (GSIs).
 inline constexpr std::uint32_t kCom1Gsi = 4;
@@ -63,6 +67,10 @@ inline constexpr std::uint32_t kGenerationIdGsi = 13; ///< a PC's coprocessor, w
 /// identifier).
 inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
                                                            17, 18, 19, 20, 21, 22, 23, 3};
+
+/// What the pins of PCI functions share, level-triggered. With PCI no virtio device has a line of its own.
+inline constexpr std::array<std::uint32_t, 4> kPciPinGsis{20, 21, 22, 23};
+inline constexpr std::uint32_t kPciHotplugGsi = 19; ///< a device comes or goes
 
 // Memslots: one for each region of RAM from 0 on, and the scratch slot of the prefault.
 inline constexpr std::uint32_t kScratchMemslot = 16;
@@ -78,8 +86,9 @@ inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
 /// The ranges of `memory_bytes` of RAM: below the hole, and the rest from 4 GiB on.
 [[nodiscard]] std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes);
 
-/// The memory map that the guest is given for `memory_bytes` of RAM.
-[[nodiscard]] std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes);
+/// The memory map that the guest is given for `memory_bytes` of RAM. Linux takes configuration spaces in memory for
+/// real only if they are reserved there.
+[[nodiscard]] std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes, bool has_pci);
 
 /// The end of the highest RAM, but at least 4 GiB.
 [[nodiscard]] std::uint64_t address_space_bytes(std::uint64_t memory_bytes);

@@ -22,6 +22,7 @@ namespace vmm {
 
 using devices::virtio::Device;
 using devices::virtio::MmioTransport;
+using devices::virtio::PciTransport;
 
 namespace {
 
@@ -118,7 +119,7 @@ class SavedDevices {
         if (states_ == nullptr) {
             return std::nullopt;
         }
-        const std::vector<std::byte>& config = (*states_)[made_.size()].transport.negotiation.config;
+        const std::vector<std::byte>& config = negotiation_of((*states_)[made_.size()].transport).config;
         devices::MacAddress mac{};
         if (config.size() < mac.size()) { // The transport refuses it.
             return std::nullopt;
@@ -221,75 +222,181 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
     return set;
 }
 
-VirtioDevices::Slot::Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<Device> owned, GuestRange window,
-                          std::uint32_t interrupt, const VirtioDeviceState* state)
-    : device(std::move(owned)), registers(window), gsi(interrupt), line(vm, interrupt),
-      doorbells(device->identity().queue_sizes.size()), transport(make_transport(memory, state)) {
-    for (std::uint32_t index = 0; index < doorbells.size(); ++index) {
-        vm.attach_ioeventfd(doorbells[index].fd(),
-                            GuestAddress{to_integer(window.base) + MmioTransport::kQueueNotifyOffset}, index);
+namespace {
+
+/// What a device's registers go on from. Throws Error: they were of another kind.
+template <typename State>
+const State& registers_in(const VirtioDeviceState& state) {
+    const State* const registers = std::get_if<State>(&state.transport);
+    if (registers == nullptr) {
+        throw Error("cannot go on from the saved state of the device " + shown(state.name) +
+                    ": its registers are those of another transport than the machine has (the snapshot is damaged)");
     }
+    return *registers;
 }
 
-MmioTransport VirtioDevices::Slot::make_transport(const GuestMemory& memory, const VirtioDeviceState* state) {
-    MmioTransport::Hooks hooks{[this] { work.signal(); },
-                               [this](std::uint16_t index) {
-                                   if (index < doorbells.size()) {
-                                       doorbells[index].signal();
-                                   }
-                               },
-                               kResetPatience,
-                               [this] {
-                                   is_overdue = true;
-                                   if (StopRequest* const to = stop.load(); to != nullptr) {
-                                       to->request_for_failure();
-                                   }
-                               },
-                               [this] {
-                                   const StopRequest* const to = stop.load();
-                                   return to != nullptr && to->is_requested();
-                               }};
-    if (state == nullptr) {
-        return {device->identity(), memory, line, std::move(hooks)};
+} // namespace
+
+VirtioDevices::OverMmio::OverMmio(kvm::Vm& vm, const GuestMemory& memory, std::size_t place,
+                                  const devices::virtio::Identity& identity, devices::virtio::Negotiation::Hooks hooks,
+                                  const VirtioDeviceState* state)
+    : registers{GuestAddress{to_integer(memory_map::kVirtioWindow.base) + place * MmioTransport::kSize},
+                MmioTransport::kSize},
+      gsi(memory_map::kVirtioGsis.at(place)), line(vm, gsi),
+      transport(state == nullptr ? MmioTransport(identity, memory, line, std::move(hooks))
+                                 : MmioTransport(identity, memory, line, std::move(hooks),
+                                                 registers_in<devices::virtio::MmioState>(*state))) {
+    assert(memory_map::kVirtioWindow.contains(registers));
+}
+
+namespace {
+
+std::vector<std::unique_ptr<devices::pci::MessageLine>> make_messages(PciRoot& pci, std::size_t count) {
+    std::vector<std::unique_ptr<devices::pci::MessageLine>> messages;
+    for (std::size_t i = 0; i < count; ++i) {
+        messages.push_back(pci.make_message_line());
     }
-    return {device->identity(), memory, line, std::move(hooks), state->transport};
+    return messages;
+}
+
+std::vector<devices::pci::MessageLine*>
+pointers_to(const std::vector<std::unique_ptr<devices::pci::MessageLine>>& messages) {
+    std::vector<devices::pci::MessageLine*> pointers;
+    for (const auto& message : messages) {
+        pointers.push_back(message.get());
+    }
+    return pointers;
+}
+
+} // namespace
+
+VirtioDevices::OverPci::OverPci(PciRoot& pci, const GuestMemory& memory, unsigned number,
+                                const devices::virtio::Identity& identity, devices::virtio::Negotiation::Hooks hooks,
+                                const VirtioDeviceState* state)
+    : slot(number), messages(make_messages(pci, PciTransport::vectors(identity))), message_lines(pointers_to(messages)),
+      pin(pci.make_pin(slot)),
+      transport(state == nullptr
+                    ? PciTransport(identity, memory, PciRoot::place(slot, PciTransport::kBytes), {message_lines, *pin},
+                                   std::move(hooks))
+                    : PciTransport(identity, memory, PciRoot::place(slot, PciTransport::kBytes), {message_lines, *pin},
+                                   std::move(hooks), registers_in<devices::virtio::PciState>(*state))) {}
+
+VirtioDevices::Slot::Slot(std::unique_ptr<Device> owned)
+    : device(std::move(owned)), doorbells(device->identity().queue_sizes.size()) {}
+
+devices::virtio::Transport& VirtioDevices::Slot::transport() noexcept {
+    return mmio ? static_cast<devices::virtio::Transport&>(mmio->transport) : pci->transport;
+}
+
+const devices::virtio::Transport& VirtioDevices::Slot::transport() const noexcept {
+    return mmio ? static_cast<const devices::virtio::Transport&>(mmio->transport) : pci->transport;
+}
+
+devices::virtio::Negotiation::Hooks VirtioDevices::Slot::hooks() {
+    return {[this] { work.signal(); },
+            [this](std::uint16_t index) {
+                if (index < doorbells.size()) {
+                    doorbells[index].signal();
+                }
+            },
+            kResetPatience,
+            [this] {
+                is_overdue = true;
+                if (StopRequest* const to = stop.load(); to != nullptr) {
+                    to->request_for_failure();
+                }
+            },
+            [this] {
+                const StopRequest* const to = stop.load();
+                return to != nullptr && to->is_requested();
+            }};
 }
 
 VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<Device>> devices,
-                             const std::vector<VirtioDeviceState>* states)
-    : goes_on_(states != nullptr) {
-    assert(devices.size() <= memory_map::kVirtioGsis.size());
+                             PciRoot* pci, const std::vector<VirtioDeviceState>* states)
+    : vm_(vm), memory_(memory), pci_(pci), goes_on_(states != nullptr) {
     assert(states == nullptr || states->size() == devices.size());
-    std::uint64_t base = to_integer(memory_map::kVirtioWindow.base);
     for (std::unique_ptr<Device>& device : devices) {
-        const GuestRange window{GuestAddress{base}, MmioTransport::kSize};
-        assert(memory_map::kVirtioWindow.contains(window));
-        slots_.emplace_back(vm, memory, std::move(device), window, memory_map::kVirtioGsis[slots_.size()],
-                            states == nullptr ? nullptr : &(*states)[slots_.size()]);
-        base += MmioTransport::kSize;
+        slots_.push_back(std::make_shared<Slot>(std::move(device)));
+        connect(*slots_.back(), states == nullptr ? nullptr : &(*states)[slots_.size() - 1]);
+        if (pci_ != nullptr) {
+            const std::shared_ptr<Slot>& slot = slots_.back();
+            pci_->bus().insert(slot->pci->slot, {slot, &slot->pci->transport});
+        }
     }
 }
 
+VirtioDevices::~VirtioDevices() {
+    if (pci_ == nullptr) {
+        return;
+    }
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (slot->pci) {
+            pci_->bus().remove(slot->pci->slot);
+            pci_->release_doorbells(slot->pci->slot);
+        }
+    }
+}
+
+unsigned VirtioDevices::free_pci_slot() const {
+    unsigned slot = 1;
+    while (slot < devices::pci::RootBus::kSlots && pci_->bus().function(slot)) {
+        ++slot;
+    }
+    return slot;
+}
+
+/// Gives a device its registers and doorbells.
+void VirtioDevices::connect(Slot& slot, const VirtioDeviceState* state) {
+    const devices::virtio::Identity& identity = slot.device->identity();
+    if (pci_ == nullptr) {
+        slot.mmio.emplace(vm_, memory_, slots_.size() - 1, identity, slot.hooks(), state);
+        for (std::uint32_t index = 0; index < slot.doorbells.size(); ++index) {
+            vm_.attach_ioeventfd(
+                slot.doorbells[index].fd(),
+                GuestAddress{to_integer(slot.mmio->registers.base) + MmioTransport::kQueueNotifyOffset}, index);
+        }
+        return;
+    }
+    const unsigned number = state != nullptr ? state->pci_slot : free_pci_slot();
+    if (number == 0 || number >= devices::pci::RootBus::kSlots || pci_->bus().function(number)) {
+        throw Error("cannot put the device " + identity.name + " into slot " + std::to_string(number) +
+                    " of the PCI bus: there is none that is free (take a snapshot that is whole)");
+    }
+    slot.pci.emplace(*pci_, memory_, number, identity, slot.hooks(), state);
+    std::vector<int> events;
+    for (const EventFd& doorbell : slot.doorbells) {
+        events.push_back(doorbell.fd());
+    }
+    pci_->catch_doorbells(number, std::move(events), PciTransport::kDoorbells, PciTransport::kDoorbellStride);
+}
+
+void VirtioDevices::let_go(unsigned /*slot*/) noexcept {}
+
 void VirtioDevices::attach_to(devices::Bus& mmio) {
-    for (Slot& slot : slots_) {
-        mmio.attach(to_integer(slot.registers.base), slot.registers.size, slot.transport);
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (slot->mmio) {
+            mmio.attach(to_integer(slot->mmio->registers.base), slot->mmio->registers.size, slot->mmio->transport);
+        }
     }
 }
 
 std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
     std::vector<loader::VirtioMmioHardware> nodes;
-    for (const Slot& slot : slots_) {
-        nodes.push_back({slot.registers, slot.gsi, loader::InterruptTrigger::kEdge});
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (slot->mmio) {
+            nodes.push_back({slot->mmio->registers, slot->mmio->gsi, loader::InterruptTrigger::kEdge});
+        }
     }
     return nodes;
 }
 
 std::vector<DeviceStatistics> VirtioDevices::statistics() const {
     std::vector<DeviceStatistics> devices;
-    for (const Slot& slot : slots_) {
-        devices.push_back(
-            {slot.device->identity().name,
-             {{"doorbell_turns", slot.rung.load(std::memory_order_relaxed)}, {"interrupts", slot.line.raised()}}});
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        devices.push_back({slot->device->identity().name,
+                           {{"doorbell_turns", slot->rung.load(std::memory_order_relaxed)},
+                            {"interrupts", slot->transport().interrupts()}}});
     }
     return devices;
 }
@@ -301,12 +408,13 @@ std::vector<VirtioDeviceState> VirtioDevices::states() {
         throw UsageError("cannot save the state of the device " + busy.front() + ": it is not paused");
     }
     std::vector<VirtioDeviceState> states;
-    for (const Slot& slot : slots_) {
-        const Device& device = *slot.device;
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        const Device& device = *slot->device;
         states.push_back({.name = device.identity().name,
                           .id = device.identity().id,
-                          .transport = slot.transport.state(device.queue_states()),
-                          .device = device.state()});
+                          .transport = slot->transport().save(device.queue_states()),
+                          .device = device.state(),
+                          .pci_slot = slot->pci ? slot->pci->slot : 0});
     }
     return states;
 }
@@ -317,8 +425,8 @@ void VirtioDevices::release_host(bool flush) {
     }
     has_released_host_ = true;
     try {
-        for (Slot& slot : slots_) {
-            slot.device->release_host(flush);
+        for (const std::shared_ptr<Slot>& slot : slots_) {
+            slot->device->release_host(flush);
         }
     } catch (...) {
         reclaim_host();
@@ -328,29 +436,29 @@ void VirtioDevices::release_host(bool flush) {
 
 void VirtioDevices::reclaim_host() {
     if (has_released_host_) {
-        for (Slot& slot : slots_) {
-            slot.device->reclaim_host();
+        for (const std::shared_ptr<Slot>& slot : slots_) {
+            slot->device->reclaim_host();
         }
         has_released_host_ = false;
     }
 }
 
 void VirtioDevices::go_on() noexcept {
-    for (Slot& slot : slots_) {
-        slot.transport.repeat_interrupt();
-        slot.work.signal();
-        for (EventFd& doorbell : slot.doorbells) {
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        slot->transport().repeat_interrupt();
+        slot->work.signal();
+        for (EventFd& doorbell : slot->doorbells) {
             doorbell.signal();
         }
     }
 }
 
 void VirtioDevices::start(StopRequest& stop, const Sandbox& sandbox) {
-    for (Slot& slot : slots_) {
-        slot.stop = &stop;
-        threads_.emplace_back(VirtioThread::Wiring{*slot.device, slot.transport.negotiation(), slot.transport,
-                                                   slot.doorbells, slot.work, stop, sandbox, &slot.rung, pause_wanted_,
-                                                   goes_on_});
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        slot->stop = &stop;
+        threads_.emplace_back(VirtioThread::Wiring{*slot->device, slot->transport().negotiation(), slot->transport(),
+                                                   slot->doorbells, slot->work, stop, sandbox, &slot->rung,
+                                                   pause_wanted_, goes_on_});
     }
 }
 
@@ -365,7 +473,7 @@ std::vector<std::string> VirtioDevices::wait_until_paused(std::chrono::steady_cl
     std::vector<std::string> busy;
     for (std::size_t i = 0; i < threads_.size(); ++i) {
         if (!threads_[i].wait_until_paused(deadline)) {
-            busy.push_back(slots_[i].device->identity().name);
+            busy.push_back(slots_[i]->device->identity().name);
         }
     }
     return busy;
@@ -392,7 +500,7 @@ std::exception_ptr VirtioDevices::end_threads() noexcept {
     }
     std::exception_ptr failure;
     for (std::size_t i = 0; i < threads_.size(); ++i) {
-        const Device& device = *slots_[i].device;
+        const Device& device = *slots_[i]->device;
         const bool joined = threads_[i].join_until(deadline);
         if (joined && !failure) {
             failure = threads_[i].failure();
@@ -415,9 +523,9 @@ void VirtioDevices::join() {
     if (const std::exception_ptr failure = end_threads()) {
         std::rethrow_exception(failure);
     }
-    for (const Slot& slot : slots_) {
-        if (slot.is_overdue) {
-            throw Error("cannot reset the guest's device " + slot.device->identity().name +
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (slot->is_overdue) {
+            throw Error("cannot reset the guest's device " + slot->device->identity().name +
                         ": the host did not finish what it was given within " + std::to_string(kResetPatience.count()) +
                         " s, and would write to memory that the guest's driver uses for something else by then (see "
                         "whether what the device stands on still answers)");
@@ -427,9 +535,9 @@ void VirtioDevices::join() {
 
 std::vector<std::string> VirtioDevices::failures() const {
     std::vector<std::string> lines;
-    for (const Slot& slot : slots_) {
-        if (const std::string why = slot.transport.negotiation().failure(); !why.empty()) {
-            lines.push_back(slot.device->identity().name + ": its driver broke a rule: " + why);
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (const std::string why = slot->transport().negotiation().failure(); !why.empty()) {
+            lines.push_back(slot->device->identity().name + ": its driver broke a rule: " + why);
         }
     }
     for (const std::string& name : left_) {

@@ -8,6 +8,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,12 +19,15 @@
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/pci_transport.hpp"
+#include "devices/virtio/transport.hpp"
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/guest_memory.hpp"
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/irqfd_line.hpp"
+#include "vmm/machine/pci_root.hpp"
 #include "vmm/machine/virtio_thread.hpp"
 #include "vmm/network/kept_frames.hpp"
 #include "vmm/network/user_network.hpp"
@@ -59,20 +63,28 @@ struct VirtioSet {
 [[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
                                             const std::vector<VirtioDeviceState>* states = nullptr);
 
-/// Owns the devices; each has its own page of registers, interrupt line, doorbells and thread.
+/// Owns the devices; each has its own registers, interrupts, doorbells and thread. Over MMIO the registers are a page
+/// with a line; over PCI they are a function on the bus.
 ///
 /// Threads: the one that made it, but for what is on the bus.
 class VirtioDevices {
   public:
-    /// At most memory_map::kVirtioGsis.size() of them. After kvm::Vm::create_irqchip(). `vm` and `memory` outlive it.
-    /// With `states`, one for each device, their transports go on from them: see go_on(). Throws Error.
+    /// At most memory_map::kVirtioGsis.size() of them, and 31 with `pci`; that is null for devices over MMIO. After
+    /// kvm::Vm::create_irqchip(). `vm`, `memory` and `pci` outlive it. With `states`, one for each device, their
+    /// transports go on from them: see go_on(). Throws Error.
     VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<devices::virtio::Device>> devices,
-                  const std::vector<VirtioDeviceState>* states = nullptr);
+                  PciRoot* pci, const std::vector<VirtioDeviceState>* states = nullptr);
+    ~VirtioDevices();
+    VirtioDevices(const VirtioDevices&) = delete;
+    VirtioDevices& operator=(const VirtioDevices&) = delete;
 
-    /// Puts every device's registers on the bus, which outlives its use. Throws Error.
+    /// Puts the registers of devices over MMIO on the bus, which outlives its use. Throws Error.
     void attach_to(devices::Bus& mmio);
-    /// Where the guest finds them.
+    /// Where the guest finds these.
     [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
+
+    /// The guest does without the device in `slot` of the PCI bus from now on. Threads: any.
+    void let_go(unsigned slot) noexcept;
 
     /// What each device has counted since it was made. Threads: any.
     [[nodiscard]] std::vector<DeviceStatistics> statistics() const;
@@ -119,25 +131,52 @@ class VirtioDevices {
   private:
     [[nodiscard]] std::exception_ptr end_threads() noexcept;
 
-    struct Slot {
-        Slot(kvm::Vm& vm, const GuestMemory& memory, std::unique_ptr<devices::virtio::Device> owned, GuestRange window,
-             std::uint32_t interrupt, const VirtioDeviceState* state);
-        [[nodiscard]] devices::virtio::MmioTransport make_transport(const GuestMemory& memory,
-                                                                    const VirtioDeviceState* state);
+    /// A device's registers as a page of memory.
+    struct OverMmio {
+        OverMmio(kvm::Vm& vm, const GuestMemory& memory, std::size_t place, const devices::virtio::Identity& identity,
+                 devices::virtio::Negotiation::Hooks hooks, const VirtioDeviceState* state);
 
-        std::unique_ptr<devices::virtio::Device> device;
         GuestRange registers;
         std::uint32_t gsi;
         IrqfdLine line;
+        devices::virtio::MmioTransport transport;
+    };
+    /// A device's registers as a function on the PCI bus.
+    struct OverPci {
+        OverPci(PciRoot& pci, const GuestMemory& memory, unsigned number, const devices::virtio::Identity& identity,
+                devices::virtio::Negotiation::Hooks hooks, const VirtioDeviceState* state);
+
+        unsigned slot;
+        std::vector<std::unique_ptr<devices::pci::MessageLine>> messages;
+        std::vector<devices::pci::MessageLine*> message_lines;
+        std::unique_ptr<devices::pci::PinLine> pin;
+        devices::virtio::PciTransport transport;
+    };
+
+    struct Slot {
+        explicit Slot(std::unique_ptr<devices::virtio::Device> owned);
+        [[nodiscard]] devices::virtio::Negotiation::Hooks hooks();
+        [[nodiscard]] devices::virtio::Transport& transport() noexcept;
+        [[nodiscard]] const devices::virtio::Transport& transport() const noexcept;
+
+        std::unique_ptr<devices::virtio::Device> device;
         EventFd work;
         std::deque<EventFd> doorbells;
         std::atomic<std::uint64_t> rung{0};      ///< turns that doorbells began
         std::atomic<StopRequest*> stop{nullptr}; ///< from start() on, before the guest runs
         std::atomic<bool> is_overdue{false};     ///< the device was not done when the patience with a reset ended
-        devices::virtio::MmioTransport transport;
+        std::optional<OverMmio> mmio;            ///< one of these two is there
+        std::optional<OverPci> pci;
     };
 
-    std::deque<Slot> slots_;
+    void connect(Slot& slot, const VirtioDeviceState* state);
+    [[nodiscard]] unsigned free_pci_slot() const;
+
+    kvm::Vm& vm_;
+    const GuestMemory& memory_;
+    PciRoot* pci_;
+    /// Shared with the bus: an access of the guest may be under way when a device goes.
+    std::vector<std::shared_ptr<Slot>> slots_;
     bool pause_wanted_ = false;
     bool goes_on_ = false; ///< from states
     bool has_released_host_ = false;

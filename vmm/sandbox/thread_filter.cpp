@@ -115,15 +115,17 @@ void allow_the_c_library(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(write)});
 }
 
-/// A vCPU has twelve calls, those that the C library needs included, and six requests of ioctl().
+/// A vCPU has twelve calls, those that the C library needs included, and nine requests of ioctl(): the last three when
+/// the guest sets up its PCI functions.
 void allow_vcpu(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(rt_sigtimedwait)}); // It takes a kick.
     // Memory that is free need not be given back at once; and who pauses between two attempts does without the pause.
     filter.answer(SCMP_SYS(madvise), 0);
     filter.answer(SCMP_SYS(clock_nanosleep), 0);
     filter.answer(SCMP_SYS(nanosleep), 0);
-    static constexpr std::array<unsigned long, 6> kRequests{KVM_RUN,      KVM_KVMCLOCK_CTRL, KVM_IRQ_LINE,
-                                                            KVM_GET_REGS, KVM_GET_SREGS,     KVM_GET_MP_STATE};
+    static constexpr std::array<unsigned long, 9> kRequests{KVM_RUN,       KVM_KVMCLOCK_CTRL,   KVM_IRQ_LINE,
+                                                            KVM_GET_REGS,  KVM_GET_SREGS,       KVM_GET_MP_STATE,
+                                                            KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI};
     filter.allow_ioctls(kRequests);
 }
 
@@ -131,6 +133,8 @@ void allow_vcpu(FilterBuilder& filter) {
 void allow_device(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(timerfd_settime),
                   SCMP_SYS(read), SCMP_SYS(poll), SCMP_SYS(close)});
+    static constexpr std::array<unsigned long, 3> kOfInterrupts{KVM_IRQ_LINE, KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI};
+    filter.allow_ioctls(kOfInterrupts); // Over PCI: the pin, and messages.
     // MADV_DONTNEED, and what of it there is for locked memory: nothing else of memory is at stake than its content.
     filter.allow({SCMP_SYS(madvise), SCMP_SYS(clock_nanosleep), SCMP_SYS(nanosleep)});
 }

@@ -37,6 +37,11 @@ inline void board(auto& fields, auto& board) {
     fields.number("reset_control", board.reset_control.value);
     fields.number("sleep_type", board.power.sleep_type);
     fields.object("rtc", board.rtc, [](auto& inner, auto& value) { rtc(inner, value); });
+    fields.object("pci", board.pci, [](auto& inner, auto& value) {
+        inner.number("config_address", value.ports.address);
+        inner.number("come", value.hotplug.come);
+        inner.number("gone", value.hotplug.gone);
+    });
 }
 
 } // namespace vmm::board_fields

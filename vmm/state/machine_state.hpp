@@ -10,12 +10,14 @@
 
 #include "devices/acpi_power.hpp"
 #include "devices/i8042.hpp"
+#include "devices/pci/config_ports.hpp"
+#include "devices/pci/hotplug.hpp"
 #include "devices/reset_register.hpp"
 #include "devices/rtc.hpp"
 #include "devices/serial_port.hpp"
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/device_state.hpp"
-#include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/transport.hpp"
 #include "kvm/host/guest_address.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "kvm/x86/saved_vm.hpp"
@@ -29,8 +31,15 @@ namespace vmm {
 struct VirtioDeviceState {
     std::string name; ///< as Identity has it: "blk0"
     devices::virtio::DeviceId id{};
-    devices::virtio::MmioTransport::State transport; ///< with where the device is in its queues
+    devices::virtio::TransportState transport; ///< with where the device is in its queues
     devices::virtio::DeviceState device;
+    std::uint32_t pci_slot = 0; ///< 0: it is not on a PCI bus
+};
+
+/// What of PCI no function keeps.
+struct PciState {
+    devices::pci::ConfigPorts::State ports;
+    devices::pci::Hotplug::State hotplug;
 };
 
 /// The devices that are not virtio.
@@ -41,6 +50,7 @@ struct BoardState {
     devices::ResetRegister::State reset_control{};
     devices::AcpiPower::State power;
     devices::Rtc::State rtc;
+    std::optional<PciState> pci{}; ///< nothing: the machine has no PCI
 };
 
 /// A machine that does not run. The content of its memory is kept apart from it.

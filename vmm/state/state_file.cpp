@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "devices/pci/root_bus.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "vmm/limits.hpp"
@@ -65,7 +66,7 @@ void describe_board(auto& fields, std::string_view name, auto& state) {
 }
 
 void describe_virtio(auto& fields, std::string_view name, auto& state) {
-    fields.list(name, state.machine.virtio, {0, memory_map::kVirtioGsis.size()},
+    fields.list(name, state.machine.virtio, {0, devices::pci::RootBus::kSlots - 1},
                 [](auto& inner, auto& value) { virtio_fields::virtio_device(inner, value); });
 }
 

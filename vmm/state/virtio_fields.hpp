@@ -3,6 +3,8 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -15,6 +17,7 @@
 #include "devices/virtio/device_state.hpp"
 #include "devices/virtio/driver_link.hpp"
 #include "devices/virtio/mmio_transport.hpp"
+#include "devices/virtio/transport.hpp"
 #include "vmm/state/fields.hpp"
 
 namespace vmm::virtio_fields {
@@ -25,6 +28,7 @@ inline constexpr std::size_t kMostNameBytes = 15; // virtio::Identity::name
 inline constexpr std::size_t kMostFailureBytes = 1024;
 inline constexpr FieldSize kQueues{0, virtio::QueueSet::kMostQueues};
 inline constexpr FieldSize kConfigBytes{0, virtio::MmioTransport::kSize};
+inline constexpr FieldSize kVectors{0, devices::pci::Msix::kMostVectors};
 inline constexpr FieldSize kFrameBytes{0, devices::FrameLink::kMostBytes};
 inline constexpr FieldSize kInputBytes{0, virtio::Console::kInputBytes};
 inline constexpr FieldSize kOutputBytes{0, devices::CharacterPort::kDefaultOutputBytes};
@@ -63,12 +67,51 @@ inline void negotiation(auto& fields, auto& negotiation) {
     fields.text("failure", negotiation.failure, kMostFailureBytes);
 }
 
-inline void transport(auto& fields, auto& transport) {
+inline void mmio(auto& fields, auto& transport) {
     fields.object("negotiation", transport.negotiation, [](auto& inner, auto& value) { negotiation(inner, value); });
     fields.number("device_features_select", transport.device_features_select);
     fields.number("driver_features_select", transport.driver_features_select);
     fields.number("queue_select", transport.queue_select);
     fields.number("interrupt_status", transport.interrupt_status);
+}
+
+inline void pci(auto& fields, auto& transport) {
+    fields.object("negotiation", transport.negotiation, [](auto& inner, auto& value) { negotiation(inner, value); });
+    fields.number("device_features_select", transport.device_features_select);
+    fields.number("driver_features_select", transport.driver_features_select);
+    fields.number("queue_select", transport.queue_select);
+    fields.number("interrupt_status", transport.interrupt_status);
+    fields.number("config_vector", transport.config_vector);
+    fields.rows("queue_vectors", transport.queue_vectors, kQueues, [](auto& row, auto& vector) { row.number(vector); });
+    fields.raw("config_space", transport.config_space);
+    fields.rows("msix", transport.msix.entries, kVectors, [](auto& row, auto& entry) {
+        row.number(entry.message.address);
+        row.number(entry.message.data);
+        row.number(entry.control);
+    });
+    fields.rows("msix_pending", transport.msix.pending, kVectors,
+                [](auto& row, auto& is_pending) { row.number(is_pending); });
+}
+
+inline void transport(FieldWriter& fields, const virtio::TransportState& transport) {
+    if (const auto* const over_mmio = std::get_if<virtio::MmioState>(&transport)) {
+        fields.object("transport", *over_mmio, [](auto& inner, auto& value) { mmio(inner, value); });
+    } else {
+        fields.object("pci_transport", std::get<virtio::PciState>(transport),
+                      [](auto& inner, auto& value) { pci(inner, value); });
+    }
+}
+
+inline void transport(FieldReader& fields, virtio::TransportState& transport) {
+    std::optional<virtio::PciState> over_pci;
+    fields.object("pci_transport", over_pci, [](auto& inner, auto& value) { pci(inner, value); });
+    if (over_pci) {
+        transport = *std::move(over_pci);
+        return;
+    }
+    virtio::MmioState over_mmio;
+    fields.object("transport", over_mmio, [](auto& inner, auto& value) { mmio(inner, value); });
+    transport = std::move(over_mmio);
 }
 
 /// The kinds of devices in the order of virtio::DeviceState.
@@ -132,7 +175,16 @@ inline void device(FieldReader& fields, virtio::DeviceState& device) {
 inline void virtio_device(auto& fields, auto& virtio_device) {
     fields.text("name", virtio_device.name, kMostNameBytes);
     fields.number("id", virtio_device.id);
-    fields.object("transport", virtio_device.transport, [](auto& inner, auto& value) { transport(inner, value); });
+    transport(fields, virtio_device.transport);
+    // Without PCI nothing is written, as before there was PCI.
+    std::optional<std::uint32_t> slot;
+    if (virtio_device.pci_slot != 0) {
+        slot = virtio_device.pci_slot;
+    }
+    fields.number("pci_slot", slot);
+    if constexpr (!std::is_const_v<std::remove_reference_t<decltype(virtio_device)>>) {
+        virtio_device.pci_slot = slot.value_or(0);
+    }
     fields.object("device", virtio_device.device, [](auto& inner, auto& value) { device(inner, value); });
 }
 

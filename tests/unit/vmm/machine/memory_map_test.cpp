@@ -74,7 +74,7 @@ TEST(AddressSpace, EndsWithTheHighestRamButNotBelowFourGib) {
 TEST(GuestMemoryMap, DoesNotOverlapItself) {
     for (const std::uint64_t size : kSizes) {
         Ranges ranges;
-        for (const MemoryMapEntry& entry : guest_memory_map(size)) {
+        for (const MemoryMapEntry& entry : guest_memory_map(size, false)) {
             EXPECT_NE(entry.range.size, 0U) << size;
             ranges.push_back(entry.range);
         }
@@ -86,7 +86,7 @@ TEST(GuestMemoryMap, DoesNotOverlapItself) {
 TEST(GuestMemoryMap, CallsOnlyRamRam) {
     for (const std::uint64_t size : kSizes) {
         const Ranges ram = ram_layout(size);
-        for (const MemoryMapEntry& entry : guest_memory_map(size)) {
+        for (const MemoryMapEntry& entry : guest_memory_map(size, false)) {
             EXPECT_TRUE(is_within(ram, entry.range)) << size << ": " << to_string(entry.range);
         }
     }
@@ -95,7 +95,7 @@ TEST(GuestMemoryMap, CallsOnlyRamRam) {
 TEST(GuestMemoryMap, AccountsForEveryByteOfRamButThePageOfTheGenerationIdentifier) {
     for (const std::uint64_t size : kSizes) {
         std::uint64_t total = 0;
-        for (const MemoryMapEntry& entry : guest_memory_map(size)) {
+        for (const MemoryMapEntry& entry : guest_memory_map(size, false)) {
             EXPECT_FALSE(entry.range.overlaps(kGenerationIdPage)) << to_string(entry.range);
             total += entry.range.size;
         }
@@ -104,7 +104,7 @@ TEST(GuestMemoryMap, AccountsForEveryByteOfRamButThePageOfTheGenerationIdentifie
 }
 
 TEST(GuestMemoryMap, ReservesWhatAPcReservesBelowOneMib) {
-    for (const MemoryMapEntry& entry : guest_memory_map(512 * kMiB)) {
+    for (const MemoryMapEntry& entry : guest_memory_map(512 * kMiB, false)) {
         if (entry.range.overlaps({kLowRam.end(), to_integer(kHighRamStart) - to_integer(kLowRam.end())})) {
             EXPECT_EQ(entry.kind, MemoryKind::kReserved);
         } else {
@@ -133,7 +133,7 @@ TEST(GuestAddresses, OfFirmwareAreReservedAndDisjoint) {
     EXPECT_TRUE(is_aligned(to_integer(kGenerationId.base), 8));
     for (const GuestRange& piece :
          {kDeviceTree, kGenerationIdPage, kAcpiTables, GuestRange{loader::kResetVector, 16}}) {
-        for (const MemoryMapEntry& entry : guest_memory_map(Config::kMinMemoryBytes)) {
+        for (const MemoryMapEntry& entry : guest_memory_map(Config::kMinMemoryBytes, false)) {
             EXPECT_TRUE(!entry.range.overlaps(piece) || entry.kind == MemoryKind::kReserved) << to_string(piece);
         }
     }
@@ -141,7 +141,8 @@ TEST(GuestAddresses, OfFirmwareAreReservedAndDisjoint) {
 
 TEST(GuestAddresses, OfDevicesAreInTheHoleAndDisjoint) {
     const Ranges devices{kScratchWindow,  kVirtioWindow,      {kPowerRegisters, 4096},
-                         {kIoApic, 4096}, {kLocalApic, 4096}, {kRealModePages, 4 * 4096}};
+                         {kIoApic, 4096}, {kLocalApic, 4096}, {kRealModePages, 4 * 4096},
+                         kPciEcam,        kPciWindow};
     expect_disjoint(devices);
     for (const GuestRange& piece : devices) {
         EXPECT_TRUE(kHole.contains(piece)) << to_string(piece);

@@ -1,0 +1,41 @@
+// One function of a PCI device, as the root bus sees it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "kvm/host/guest_address.hpp"
+
+namespace vmm::devices::pci {
+
+/// Its configuration space (PCI Local Bus 3.0, chapter 6) and the registers behind its one base address register.
+///
+/// Threads: any, at once. No function throws, and each locks for a bounded time; but a write to a register may wait for
+/// the device, as the reset of a virtio device does.
+class Function {
+  public:
+    Function() = default;
+    Function(const Function&) = delete;
+    Function(Function&&) = delete;
+    Function& operator=(const Function&) = delete;
+    Function& operator=(Function&&) = delete;
+    virtual ~Function() = default;
+
+    /// A short name for messages.
+    [[nodiscard]] virtual std::string_view name() const noexcept = 0;
+
+    /// `offset` is below 4096. The access is one of 1 to 4 bytes within an aligned double word. Bytes where there is no
+    /// register read as ones beyond the first 256, and as zeros below.
+    virtual void read_config(std::uint16_t offset, std::span<std::byte> data) noexcept = 0;
+    virtual void write_config(std::uint16_t offset, std::span<const std::byte> data) noexcept = 0;
+
+    /// Where its registers answer now; nothing if it does not decode memory or has no registers.
+    [[nodiscard]] virtual std::optional<GuestRange> decoded() const noexcept { return std::nullopt; }
+    /// `offset` is from the begin of decoded() on, and the access lies within.
+    virtual void read(std::uint64_t offset, std::span<std::byte> data) noexcept;
+    virtual void write(std::uint64_t offset, std::span<const std::byte> data) noexcept;
+};
+
+} // namespace vmm::devices::pci

@@ -1,0 +1,70 @@
+// What a machine needs of any transport.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include "devices/pci/config_space.hpp"
+#include "devices/pci/msix.hpp"
+#include "devices/virtio/driver_link.hpp"
+#include "devices/virtio/negotiation.hpp"
+#include "devices/virtio/queue.hpp"
+
+namespace vmm::devices::virtio {
+
+/// A device's registers over MMIO, as a value.
+struct MmioState {
+    Negotiation::State negotiation;
+    std::uint32_t device_features_select = 0;
+    std::uint32_t driver_features_select = 0;
+    std::uint32_t queue_select = 0;
+    std::uint32_t interrupt_status = 0;
+
+    friend bool operator==(const MmioState&, const MmioState&) = default;
+};
+
+/// A device's registers over PCI, as a value.
+struct PciState {
+    Negotiation::State negotiation;
+    std::uint32_t device_features_select = 0;
+    std::uint32_t driver_features_select = 0;
+    std::uint16_t queue_select = 0;
+    std::uint8_t interrupt_status = 0;
+    std::uint16_t config_vector = 0;
+    std::vector<std::uint16_t> queue_vectors; ///< by queue
+    pci::ConfigSpace::State config_space{};
+    pci::Msix::State msix;
+
+    friend bool operator==(const PciState&, const PciState&) = default;
+};
+
+using TransportState = std::variant<MmioState, PciState>;
+
+/// What the driver negotiated, whatever the transport.
+[[nodiscard]] inline const Negotiation::State& negotiation_of(const TransportState& state) noexcept {
+    return std::visit([](const auto& one) -> const Negotiation::State& { return one.negotiation; }, state);
+}
+
+/// The registers of a device, with the state of its negotiation. Each kind is the device's DriverLink.
+///
+/// Threads: those of each kind.
+class Transport : public DriverLink {
+  public:
+    virtual ~Transport() = default;
+
+    [[nodiscard]] virtual Negotiation& negotiation() noexcept = 0;
+    [[nodiscard]] virtual const Negotiation& negotiation() const noexcept = 0;
+    /// How many interrupts there were, for statistics. Threads: any.
+    [[nodiscard]] virtual std::uint64_t interrupts() const noexcept = 0;
+    /// All of it as a value; `queues` is where the device is in each of its queues (Device::queue_states()). The guest
+    /// does not run meanwhile.
+    [[nodiscard]] virtual TransportState save(std::span<const std::optional<Queue::State>> queues) const = 0;
+    /// Interrupts once more if the driver has not acknowledged all events. For a transport that was made from a state,
+    /// once the interrupt controller has its state: the first interrupt may have been lost between the two.
+    virtual void repeat_interrupt() noexcept = 0;
+};
+
+} // namespace vmm::devices::virtio
