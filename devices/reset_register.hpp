@@ -74,8 +74,9 @@ inline constexpr ResetRegister::Layout kLayout{.name = "system-control",
 /// and 3 say which kind of reset it is: the processor alone (bit 1 is clear), everything (bit 1 is set), or everything
 /// with the power off and on (bit 3 is set, too); here each kind is a reboot.
 ///
-/// The device takes the ports 0xcf8 to 0xcfb, which hold the address register of PCI in a machine that has PCI. This
-/// machine has none, so the accesses that are for PCI read as ones and their writes are ignored.
+/// The device takes the ports 0xcf8 to 0xcfb. In a machine that has PCI they hold its address register, too, and
+/// pci::ConfigPorts passes the rest on to this device. Without PCI, accesses that are for it read as ones and their
+/// writes are ignored.
 namespace reset_control {
 
 inline constexpr std::uint8_t kSystemReset = 0x02;

@@ -145,6 +145,7 @@ constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio}
 static_assert(static_cast<int>(vmm::ExitReason::kStopped) == VMM_EXIT_STOPPED);
 static_assert(static_cast<int>(vmm::ExitReason::kMigrated) == VMM_EXIT_MIGRATED);
 static_assert(static_cast<int>(vmm::ExitReason::kSandbox) == VMM_EXIT_SANDBOX);
+static_assert(static_cast<int>(vmm::VirtioTransport::kPci) == VMM_TRANSPORT_PCI);
 static_assert(static_cast<int>(vmm::SandboxMode::kLog) == VMM_SANDBOX_LOG);
 static_assert(static_cast<int>(vmm::SandboxMode::kOn) == VMM_SANDBOX_ON);
 static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
@@ -318,6 +319,16 @@ int vmm_config_set_sandbox(vmm_config* config, int mode) {
             throw vmm::UsageError("the sandbox is none of enum vmm_sandbox");
         }
         config->config.sandbox = static_cast<vmm::SandboxMode>(mode);
+    });
+}
+
+int vmm_config_set_transport(vmm_config* config, int transport) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        if (transport < VMM_TRANSPORT_MMIO || transport > VMM_TRANSPORT_PCI) {
+            throw vmm::UsageError("the transport is none of enum vmm_transport");
+        }
+        config->config.transport = static_cast<vmm::VirtioTransport>(transport);
     });
 }
 

@@ -45,6 +45,8 @@ enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE
 /* How the memory of a snapshot becomes a guest's: it is read, its file is mapped and copied as it is written, or it is
  * read while the guest runs. */
 enum vmm_restore { VMM_RESTORE_FULL, VMM_RESTORE_COW, VMM_RESTORE_LAZY };
+/* How the guest reaches its virtio devices: registers in memory, the default, or functions on a PCI bus. */
+enum vmm_transport { VMM_TRANSPORT_MMIO, VMM_TRANSPORT_PCI };
 enum vmm_sandbox { VMM_SANDBOX_OFF, VMM_SANDBOX_LOG, VMM_SANDBOX_ON };
 enum vmm_trigger { VMM_TRIGGER_EDGE, VMM_TRIGGER_LEVEL };
 enum vmm_space { VMM_SPACE_PORT_IO, VMM_SPACE_MMIO };
@@ -97,7 +99,8 @@ VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_s
 VMM_API int vmm_config_set_memory_shared(vmm_config* config, int shared);
 /* What threads of vCPUs and of virtio devices may do. A call that is refused raises SIGSYS, which ends the process
  * unless the program has a handler. VMM_SANDBOX_OFF is the default. */
-VMM_API int vmm_config_set_sandbox(vmm_config* config, int mode); /* enum vmm_sandbox */
+VMM_API int vmm_config_set_sandbox(vmm_config* config, int mode);        /* enum vmm_sandbox */
+VMM_API int vmm_config_set_transport(vmm_config* config, int transport); /* enum vmm_transport */
 VMM_API int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus);
 /* "host", "host,-x2apic", "x86-64-v2,+aes": see docs/cpu.md. NULL or "": "host". */
 VMM_API int vmm_config_set_cpu(vmm_config* config, const char* cpu);

@@ -387,15 +387,55 @@ TEST(HugePageDemand, OfSplitMemoryNamesEachNodesShare) {
 
 TEST(ConfigDevices, AreAsManyAsThereAreInterruptLines) {
     Config config;
-    config.disks.resize(40, {.path = "a.img"});
+    config.disks.resize(20, {.path = "a.img"});
     EXPECT_EQ(testing::error_of([&] { validate(config); }),
-              "cannot give the guest 40 virtio devices: there are interrupt lines for 17");
+              "cannot give the guest 20 virtio devices: there are interrupt lines for 17, and 31 slots on a PCI bus "
+              "(take Config::transport=pci)");
     config.disks.resize(16);
     config.rng = true;
     EXPECT_NO_THROW(validate(config));
     config.console.emplace();
     EXPECT_TRUE(testing::mentions(testing::error_of([&] { validate(config); }), "18 virtio devices"))
         << "a console is one of them";
+}
+
+TEST(ConfigDevices, OnPciAreAsManyAsThereAreSlots) {
+    Config config;
+    config.transport = VirtioTransport::kPci;
+    config.disks.resize(31, {.path = "a.img"});
+    EXPECT_NO_THROW(validate(config));
+    config.disks.resize(32, {.path = "a.img"});
+    EXPECT_EQ(testing::error_of([&] { validate(config); }),
+              "cannot give the guest 32 virtio devices: its PCI bus has slots for 31");
+}
+
+TEST(ConfigDevices, OfTheEmbedderAreNotWherePciIs) {
+    const auto refusal = [](DeviceSpace space, std::uint64_t base, VirtioTransport transport,
+                            std::optional<std::uint32_t> interrupt = {}) {
+        Config config;
+        config.transport = transport;
+        config.devices.push_back({.name = "mine",
+                                  .space = space,
+                                  .base = base,
+                                  .size = 4,
+                                  .interrupt = interrupt,
+                                  .make = [](const DeviceHost&) { return std::shared_ptr<CustomDevice>(); }});
+        return testing::error_of([&] { validate(config); });
+    };
+    for (const std::uint64_t port : {0xcf8U, 0xcffU, 0x620U, 0x62bU}) {
+        EXPECT_TRUE(testing::mentions(refusal(DeviceSpace::kPortIo, port, VirtioTransport::kPci), "belongs to PCI"));
+        EXPECT_EQ(refusal(DeviceSpace::kPortIo, port, VirtioTransport::kMmio), "");
+    }
+    for (const std::uint64_t address : {0xd0100000U, 0xd1ffffffU}) {
+        EXPECT_TRUE(testing::mentions(refusal(DeviceSpace::kMmio, address, VirtioTransport::kPci), "belongs to PCI"));
+        EXPECT_EQ(refusal(DeviceSpace::kMmio, address, VirtioTransport::kMmio), "");
+    }
+    for (const std::uint32_t line : {19U, 20U, 23U}) {
+        EXPECT_TRUE(testing::mentions(refusal(DeviceSpace::kPortIo, 0x500, VirtioTransport::kPci, line),
+                                      "not one of those that are free"));
+        EXPECT_EQ(refusal(DeviceSpace::kPortIo, 0x500, VirtioTransport::kMmio, line), "");
+    }
+    EXPECT_EQ(refusal(DeviceSpace::kPortIo, 0x500, VirtioTransport::kPci, 5), "");
 }
 
 TEST(ConfigDevices, WithABalloonOfMemoryThatIsToStayAreRefused) {
