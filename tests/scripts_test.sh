@@ -62,6 +62,39 @@ mkdir -p "$work/build/vmm/package/include"
 prints "scripts/api-docs prints the name of the first page" "$work/build/api/html/index.html" \
     "$root/scripts/api-docs" "$work/build"
 
+# refuses NAME STATUS WORDS ARGUMENT...: scripts/fleet/slurm ends with the status, says WORDS, and makes no folder.
+refuses() {
+    local name=$1 status=$2 words=$3 output
+    shift 3
+    output=$("$root/scripts/fleet/slurm" "$@" 2>&1)
+    local is=$?
+    if ((is == status)) && [[ $output == *"$words"* && ! -e $work/run ]]; then
+        echo "PASS $name"
+        passed=$((passed + 1))
+    else
+        echo "FAIL $name: status $is; it printed '$output'"
+        failed=$((failed + 1))
+    fi
+}
+for program in sbatch squeue scontrol scancel vmm; do stand_in "$program" <<<''; done
+refuses "scripts/fleet/slurm needs a folder" 2 "--out FOLDER" --tasks 2
+refuses "scripts/fleet/slurm refuses no tasks" 2 "--tasks N" --out "$work/run" --tasks 0
+refuses "scripts/fleet/slurm refuses an option that there is not" 2 "--tasks N" --out "$work/run" --cells 1/2
+refuses "scripts/fleet/slurm gives each share its own --json" 1 "--json=x is this script's own" --out "$work/run" -- --json=x
+refuses "scripts/fleet/slurm refuses a command that cannot be run" 1 "nobody cannot be run here" --out "$work/run" --vmm nobody
+mkdir "$work/taken"
+refuses "scripts/fleet/slurm refuses a folder that is there" 1 "name one that is not there yet" --out "$work/taken"
+stand_in sbatch <<<'exit 1'
+output=$("$root/scripts/fleet/slurm" --out "$work/refused" -- quick 2>&1)
+if (($? == 1)) && [[ $output == *"sbatch refused the job array"* ]]; then
+    echo "PASS scripts/fleet/slurm says that Slurm refuses the job"
+    passed=$((passed + 1))
+else
+    echo "FAIL scripts/fleet/slurm says that Slurm refuses the job: it printed '$output'"
+    failed=$((failed + 1))
+fi
+rm "$work"/bin/{sbatch,squeue,scontrol,scancel,vmm}
+
 # finds NAME FILE: scripts/lint fails in a tree that has this file besides itself, and names the file.
 finds() {
     local name=$1 file=$2

@@ -56,6 +56,18 @@ std::vector<CgroupLineage> cgroup_lineages(std::string_view controller, const Cg
     return lineages;
 }
 
+bool cgroup_memory_counts_huge_pages(const CgroupRoots& roots) {
+    // A line ends in "- cgroup2 SOURCE OPTION,OPTION".
+    std::ifstream mounts(roots.mounts);
+    for (std::string line; std::getline(mounts, line);) {
+        const std::size_t type = line.find(" - cgroup2 ");
+        if (type != std::string::npos && line.find("memory_hugetlb_accounting", type) != std::string::npos) {
+            return true;
+        }
+    }
+    return false;
+}
+
 std::optional<std::uint64_t> read_cgroup_number(const std::filesystem::path& file) {
     constexpr std::uint64_t kNoLimit = 1ULL << 62;
     std::ifstream stream(file);

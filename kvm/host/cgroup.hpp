@@ -12,8 +12,9 @@ namespace vmm {
 
 /// Where control groups are looked for.
 struct CgroupRoots {
-    std::string self = "/proc/self/cgroup"; ///< which groups a process is in (cgroups(7))
-    std::string mount = "/sys/fs/cgroup";   ///< where the hierarchies are
+    std::string self = "/proc/self/cgroup";      ///< which groups a process is in (cgroups(7))
+    std::string mount = "/sys/fs/cgroup";        ///< where the hierarchies are
+    std::string mounts = "/proc/self/mountinfo"; ///< how they are mounted (proc_pid_mountinfo(5))
 };
 
 /// The group of one hierarchy that this process is in, and those above it.
@@ -28,6 +29,10 @@ struct CgroupLineage {
 /// Every hierarchy in which `controller` ("memory", "hugetlb") may limit this process: that of version 2, and that of
 /// version 1 which has the controller. Empty if groups cannot be read. Throws nothing but std::bad_alloc.
 [[nodiscard]] std::vector<CgroupLineage> cgroup_lineages(std::string_view controller, const CgroupRoots& roots = {});
+
+/// Whether groups of version 2 count huge pages of a pool as memory, too: the mount option memory_hugetlb_accounting
+/// (Documentation/admin-guide/cgroup-v2.rst, Linux 6.6).
+[[nodiscard]] bool cgroup_memory_counts_huge_pages(const CgroupRoots& roots = {});
 
 /// The number in a group's file; nothing if the file is not there or says that there is no limit: "max" in version 2
 /// (Documentation/admin-guide/cgroup-v2.rst), a number near 2^63 in version 1.

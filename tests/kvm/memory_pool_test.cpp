@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -138,6 +139,18 @@ class PoolMemory : public testing::KvmTest {
     testing::TemporaryDirectory directory_;
     std::string path_ = directory_ / "pool";
 };
+
+TEST_F(PoolMemory, SaysThatAllOfItIsReady) {
+    std::atomic<unsigned> filled = 0;
+    MemoryPoolConfig config = pool_config();
+    config.filled = [&filled] { ++filled; };
+    PoolBeside pool(config);
+    ASSERT_TRUE(pool.is_full_at_last());
+    EXPECT_TRUE(testing::eventually([&] { return filled == 1; }));
+    const TouchingGuest guest;
+    const Machine machine(from_pool(guest.config()));
+    EXPECT_TRUE(testing::eventually([&] { return filled == 2; })) << "it was filled again";
+}
 
 TEST_F(PoolMemory, GuestOfSmallPagesTakesNoFault) {
     expect_no_fault(PageSize::k4K);

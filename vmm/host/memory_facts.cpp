@@ -112,10 +112,12 @@ std::optional<std::uint64_t> MemoryGroup::left_below_high() const noexcept {
 
 std::vector<MemoryGroup> read_memory_groups(const CgroupRoots& roots) {
     std::vector<MemoryGroup> groups;
+    const bool counts_huge_pages = cgroup_memory_counts_huge_pages(roots);
     for (const CgroupLineage& lineage : cgroup_lineages("memory", roots)) {
         for (const std::filesystem::path& folder : lineage.folders) {
-            MemoryGroup group =
-                lineage.version == CgroupLineage::Version::k2 ? read_group_2(folder) : read_group_1(folder);
+            const bool is_version_2 = lineage.version == CgroupLineage::Version::k2;
+            MemoryGroup group = is_version_2 ? read_group_2(folder) : read_group_1(folder);
+            group.counts_huge_pages = is_version_2 && counts_huge_pages;
             if (group.limit || group.high) {
                 groups.push_back(std::move(group));
             }
@@ -192,22 +194,31 @@ std::string find_refusal(const MemoryNeed& need, const MemoryFacts& facts) {
                                mib(need.mapped), mib(difference(limit.limit, limit.used)), limit.name, limit.command);
         }
     }
-    if (need.guest_ahead == 0) {
+    if (need.guest_ahead == 0 && need.pool_ahead == 0) {
         return {};
     }
-    const std::string needed = describe_need(need.guest_ahead, need.beside);
     for (const MemoryGroup& group : facts.groups) {
-        if (const auto left = group.left(); left && need.ahead() > *left) {
+        const std::uint64_t guest = need.guest_ahead + (group.counts_huge_pages ? need.pool_ahead : 0);
+        if (guest == 0) {
+            continue;
+        }
+        const std::string needed = describe_need(guest, need.beside);
+        const std::uint64_t ahead = guest + need.beside;
+        if (const auto left = group.left(); left && ahead > *left) {
             return vmm::format(
                 "{}, and {} (raise its limit, take less with Config::memory_bytes, or Config::prefault.scope=none)",
                 needed, describe_group(*left, *group.limit, group.limit_file));
         }
-        if (const auto left = group.left_below_high(); left && need.ahead() > *left) {
+        if (const auto left = group.left_below_high(); left && ahead > *left) {
             return vmm::format("{}, and above its limit the kernel slows this process down: {} (raise it, take less "
                                "with Config::memory_bytes, or Config::prefault.scope=none)",
                                needed, describe_group(*left, *group.high, group.high_file));
         }
     }
+    if (need.guest_ahead == 0) {
+        return {};
+    }
+    const std::string needed = describe_need(need.guest_ahead, need.beside);
     if (facts.host.available_bytes && need.ahead() > *facts.host.available_bytes) {
         return vmm::format("{}, and this host has {} available{} (free some, take less with Config::memory_bytes, or "
                            "Config::prefault.scope=none)",
@@ -218,16 +229,18 @@ std::string find_refusal(const MemoryNeed& need, const MemoryFacts& facts) {
 }
 
 void add_warnings(const MemoryNeed& need, const MemoryFacts& facts, std::vector<std::string>& warnings) {
-    const std::string needed = describe_need(need.guest, need.beside_all);
     for (const MemoryGroup& group : facts.groups) {
         const std::uint64_t swap = need.locked ? 0 : swap_left(group, facts.host);
-        if (const auto left = group.left(); left && need.all() > *left && need.all() - *left > swap) {
+        const std::uint64_t guest = need.guest + (group.counts_huge_pages ? need.pool : 0);
+        const std::string needed = describe_need(guest, need.beside_all);
+        const std::uint64_t all = guest + need.beside_all;
+        if (const auto left = group.left(); left && all > *left && all - *left > swap) {
             warnings.push_back(
                 vmm::format("the kernel may kill this program when the guest uses all of its memory: {}, and {}",
                             needed, describe_group(*left, *group.limit, group.limit_file)));
             return;
         }
-        if (const auto left = group.left_below_high(); left && need.all() > *left) {
+        if (const auto left = group.left_below_high(); left && all > *left) {
             warnings.push_back(
                 vmm::format("the kernel may slow the guest down when it uses all of its memory: {}, and {}", needed,
                             describe_group(*left, *group.high, group.high_file)));
@@ -240,7 +253,7 @@ void add_warnings(const MemoryNeed& need, const MemoryFacts& facts, std::vector<
             warnings.push_back(
                 vmm::format("the kernel may kill this program when the guest uses all of its memory: {}, and this host "
                             "has {} available",
-                            needed, mib(*facts.host.available_bytes)));
+                            describe_need(need.guest, need.beside_all), mib(*facts.host.available_bytes)));
         }
     }
 }

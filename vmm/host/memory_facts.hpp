@@ -29,6 +29,7 @@ struct MemoryGroup {
     std::optional<std::uint64_t> swap_limit; ///< of swap alone, whatever the version
     std::uint64_t used = 0;                  ///< less what the kernel takes back when it needs it: the cache of files
     std::uint64_t swap_used = 0;
+    bool counts_huge_pages = false; ///< whether pages of a pool count, too
 
     /// What is left of the smaller limit, and of memory.high; nothing if there is no such limit.
     [[nodiscard]] std::optional<std::uint64_t> left() const noexcept;
@@ -64,13 +65,16 @@ struct MemorySources {
 
 [[nodiscard]] MemoryFacts read_memory_facts(const MemorySources& sources = {});
 
-/// What a guest takes of the host's memory, in bytes, beside pages of a pool, which are set aside already.
+/// What a guest takes of the host's memory, in bytes, beside pages of a pool, which are set aside already and have
+/// members of their own.
 struct MemoryNeed {
     std::uint64_t guest = 0;       ///< all of its memory
     std::uint64_t guest_ahead = 0; ///< how much of it is made resident before the guest runs
     std::uint64_t beside = 0;      ///< tables, the kernel's own and this program, by the time the guest starts
     std::uint64_t beside_all = 0;  ///< the same when all of the guest's memory is resident
     std::uint64_t mapped = 0;      ///< address space, pages of a pool included
+    std::uint64_t pool = 0;        ///< pages of a pool of huge pages, for groups that count them
+    std::uint64_t pool_ahead = 0;  ///< how many of them are taken before the guest runs
     bool locked = false;           ///< whether guest memory is never swapped out
 
     [[nodiscard]] std::uint64_t ahead() const noexcept { return guest_ahead + beside; }

@@ -73,6 +73,10 @@ MemoryNeed need_of(std::uint64_t bytes, std::uint64_t ahead, const Config& confi
     MemoryNeed need;
     need.guest = from_pool ? 0 : bytes;
     need.guest_ahead = from_pool ? 0 : ahead;
+    if (is_from_pool(config.page_size) && !exists) { // What exists is counted with whoever made it.
+        need.pool = bytes;
+        need.pool_ahead = ahead;
+    }
     need.beside = slots + table_bytes(ahead, config.page_size, may_be_shadow);
     need.beside_all = slots + table_bytes(bytes, config.page_size, may_be_shadow);
     need.mapped = bytes;
@@ -86,7 +90,7 @@ bool kvm_may_shadow() {
 
 std::string tried(const Config& config, const MemoryNeed& need) {
     return "cannot give the guest " + format_bytes(config.memory_bytes) + " of memory" +
-           (need.guest_ahead != 0 ? " ahead of time" : "") + ": ";
+           (need.guest_ahead != 0 || need.pool_ahead != 0 ? " ahead of time" : "") + ": ";
 }
 
 } // namespace

@@ -17,7 +17,7 @@ class MemoryCgroup : public ::testing::Test {
         return read_memory_cgroup_limit({directory_ / "cgroup-of-self", directory_ / "cgroup"});
     }
     [[nodiscard]] std::vector<MemoryGroup> groups() const {
-        return read_memory_groups({directory_ / "cgroup-of-self", directory_ / "cgroup"});
+        return read_memory_groups({directory_ / "cgroup-of-self", directory_ / "cgroup", directory_ / "mounts"});
     }
     void write(const std::string& name, const std::string& content) const { directory_.write(name, content + "\n"); }
 
@@ -62,6 +62,24 @@ TEST_F(MemoryCgroup, HasLeftWhatIsNotInUse) {
     EXPECT_EQ(group.left_below_high(), 200000000U - 58000000U);
     EXPECT_EQ(group.swap_limit, 4096U);
     EXPECT_EQ(group.swap_used, 1024U);
+}
+
+TEST_F(MemoryCgroup, CountsPagesOfAPoolIfItIsMountedSo) {
+    write("cgroup-of-self", "5:memory:/a\n0::/a");
+    write("cgroup/memory/a/memory.limit_in_bytes", "1000000");
+    write("cgroup/a/memory.max", "4096");
+    const auto counts = [this](const std::string& mounts) {
+        write("mounts", mounts);
+        std::vector<bool> counting;
+        for (const MemoryGroup& group : groups()) {
+            counting.push_back(group.counts_huge_pages);
+        }
+        return counting;
+    };
+    const std::string mount = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+    EXPECT_EQ(counts(mount + "\n"), (std::vector{false, false}));
+    EXPECT_EQ(counts(mount + ",memory_hugetlb_accounting\n"), (std::vector{false, true})) << "version 1 never does";
+    EXPECT_EQ(counts("1 2 0:3 / /x rw - tmpfs memory_hugetlb_accounting rw\n"), (std::vector{false, false}));
 }
 
 TEST_F(MemoryCgroup, OfVersion1CountsSwapBesideMemory) {
@@ -164,6 +182,27 @@ TEST(JudgeMemory, WeighsWhatIsNeededAgainstWhatIsLeft) {
             EXPECT_TRUE(testing::mentions(verdict.warnings.front(), one.warning)) << verdict.warnings.front();
         }
     }
+}
+
+TEST(JudgeMemory, CountsPagesOfAPoolWhereTheGroupDoes) {
+    MemoryNeed need;
+    need.pool = 200 * kMiB;
+    need.pool_ahead = 100 * kMiB;
+    need.beside = 10 * kMiB;
+    need.beside_all = 20 * kMiB;
+    MemoryFacts facts = roomy_host();
+    facts.host.available_bytes = kMiB; // They are set aside already.
+    facts.groups = {group_of(110 * kMiB - 1, 0)};
+    EXPECT_EQ(judge_memory(need, facts).refusal, "");
+    EXPECT_TRUE(judge_memory(need, facts).warnings.empty());
+    facts.groups.front().counts_huge_pages = true;
+    EXPECT_TRUE(testing::mentions(judge_memory(need, facts).refusal, "it takes 110.0 MiB"))
+        << judge_memory(need, facts).refusal;
+    facts.groups.front().limit = 110 * kMiB;
+    EXPECT_EQ(judge_memory(need, facts).refusal, "");
+    EXPECT_EQ(judge_memory(need, facts).warnings.size(), 1U) << "the guest may touch all of it";
+    facts.groups.front().limit = 220 * kMiB;
+    EXPECT_TRUE(judge_memory(need, facts).warnings.empty());
 }
 
 TEST(JudgeMemory, LetsALazyGuestRunWithAWarning) {

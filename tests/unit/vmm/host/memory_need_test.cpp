@@ -60,6 +60,10 @@ TEST(MemoryNeed, LeavesOutPagesOfAPoolAndStillMapsThem) {
     EXPECT_EQ(need.guest, 0U);
     EXPECT_EQ(need.guest_ahead, 0U);
     EXPECT_GT(need.mapped, kGiB);
+    EXPECT_EQ(need.pool, kGiB);
+    EXPECT_EQ(need.pool_ahead, kGiB);
+    EXPECT_EQ(memory_need(guest_of(kGiB, PageSize::k2M, prefault::Scope::kNone), false).pool_ahead, 0U);
+    EXPECT_EQ(memory_need(guest_of(kGiB, PageSize::k4K, prefault::Scope::kAll), false).pool, 0U);
 }
 
 TEST(MemoryNeed, GrowsWithVcpusAndWorkers) {
