@@ -134,14 +134,20 @@ std::string quoted(const std::string& text) {
     return safe;
 }
 
-/// Draws one panel with the block of data $bars`number`.
-std::string panel_commands(const Panel& panel, std::size_t number) {
+/// Draws one panel with the block of data $bars`number`. The first one of a row has the heading of all of them, which
+/// is wider than a panel.
+std::string panel_commands(const Panel& panel, std::size_t number, bool is_first_of_row) {
     const double unit = unit_of(panel);
     const double top = std::max(panel.highest, 1e-6) * 1.25 / unit;
-    const std::string heading = panel.heading.empty() ? "" : quoted(panel.heading) + "\\n";
-    std::string script = vmm::format(
-        "set title \"{}{}\" noenhanced\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n", heading,
-        panel_title(panel.shape), unit < 1 ? "milliseconds" : "seconds", top, panel.bars.size() - 1);
+    std::string script = "unset label\n";
+    if (is_first_of_row && !panel.heading.empty()) {
+        script +=
+            vmm::format("set label 1 \"{}\" at graph 0, graph 1 left offset 0,2.4 noenhanced\n", quoted(panel.heading));
+    }
+    script +=
+        vmm::format("set title \"{}{}\" noenhanced\nset ylabel \"{}\"\nset yrange [0:{:.6g}]\nset xrange [-0.6:{}.6]\n",
+                    panel.heading.empty() ? "" : "\\n", panel_title(panel.shape), unit < 1 ? "milliseconds" : "seconds",
+                    top, panel.bars.size() - 1);
     script += vmm::format(
         "plot $bars{0} using 2:xtic(1) title 'host memory populated' lc rgb '#8da0cb', '' using 3 title 'second "
         "level filled' lc rgb '#66c2a5', '' using 4 title 'one vCPU reads' lc rgb '#e5c494', '' using 5 title "
@@ -212,7 +218,7 @@ std::string plot_script(const std::vector<PlotRow>& wanted, PlotFormat format) {
     number = 0;
     for (const std::vector<Panel>& panels : rows) {
         for (const Panel& panel : panels) {
-            script += panel_commands(panel, number++);
+            script += panel_commands(panel, number++, &panel == &panels.front());
         }
         for (std::size_t empty = panels.size(); empty < columns; ++empty) {
             script += "set multiplot next\n";

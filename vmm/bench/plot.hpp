@@ -21,7 +21,7 @@ enum class PlotFormat { kSvg, kPng };
 
 /// Results that have panels of their own in a picture.
 struct PlotRow {
-    std::string title; ///< stands above each panel; empty: nothing does
+    std::string title; ///< stands above the row; empty: nothing does
     const Results* results = nullptr;
 };
 

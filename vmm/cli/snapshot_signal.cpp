@@ -1,6 +1,7 @@
 #include "vmm/cli/snapshot_signal.hpp"
 
 #include <poll.h>
+#include <pthread.h>
 
 #include <array>
 #include <atomic>
@@ -70,6 +71,7 @@ bool SnapshotOnSignal::wait_for(const EventFd& event) const {
 }
 
 void SnapshotOnSignal::body() noexcept {
+    ::pthread_setname_np(::pthread_self(), "snapshot-signal");
     // Nothing is cleared of `started_`: a guest that has started has started for good.
     while (wait_for(signal_.arrived()) && wait_for(started_)) {
         signal_.arrived().clear();

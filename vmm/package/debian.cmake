@@ -19,6 +19,21 @@ set(CPACK_INSTALL_DEFAULT_DIRECTORY_PERMISSIONS
 set(soname_package libvmm${PROJECT_VERSION_MAJOR})
 set(CPACK_DEBIAN_VMM_PACKAGE_NAME vmm)
 set(CPACK_DEBIAN_VMM_PACKAGE_SECTION admin)
+# The user of the units. dpkg has no way of its own to make one.
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/debian/postinst "#!/bin/sh
+set -e
+if [ \"$1\" = configure ]; then
+    if command -v systemd-sysusers >/dev/null; then
+        systemd-sysusers vmm.conf
+    fi
+    if [ -d /run/systemd/system ]; then
+        systemctl daemon-reload || true
+    fi
+fi
+")
+file(CHMOD ${CMAKE_CURRENT_BINARY_DIR}/debian/postinst
+     PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
+set(CPACK_DEBIAN_VMM_PACKAGE_CONTROL_EXTRA ${CMAKE_CURRENT_BINARY_DIR}/debian/postinst)
 set(CPACK_COMPONENT_VMM_DESCRIPTION "Runs virtual machines on KVM whose memory is populated, pinned and mapped in
 the second-level page table (EPT, NPT) before the guest's first instruction,
 so that the guest takes no second-level page fault.")
