@@ -137,6 +137,8 @@ class ThreadDiskIo::Crew {
             threads_.emplace_back([this, name = "disk-io" + std::to_string(threads_.size()), opens = may_open_files()] {
                 if (!opens) { // It has the filter of the thread that made it.
                     note_no_files_in_this_thread();
+                } else {
+                    begin_thread();
                 }
                 // Each names itself: another one's name is a file, which a confined thread cannot open.
                 ::pthread_setname_np(::pthread_self(), name.c_str());

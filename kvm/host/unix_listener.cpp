@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 
 namespace vmm {
 
@@ -152,8 +153,10 @@ UnixListener::UnixListener(std::string path, int type, std::string what,
 
 UnixListener::~UnixListener() {
     struct stat file {};
-    if (::lstat(path_.c_str(), &file) == 0 && file.st_dev == device_ && file.st_ino == inode_) {
-        ::unlink(path_.c_str());
+    // A server looks itself, and a confined process may not see its socket any more.
+    if (file_server() != nullptr ||
+        (::lstat(path_.c_str(), &file) == 0 && file.st_dev == device_ && file.st_ino == inode_)) {
+        files::remove_at(AT_FDCWD, path_.c_str());
     }
 }
 

@@ -100,7 +100,7 @@ TEST_F(SandboxOfCommand, CallThatAThreadNeverNeedsEndsTheRunAndIsNamed) {
         ASSERT_TRUE(eventually([&] { return command.has_thread("vcpu0") && command.has_thread(name); })) << name;
         // Until it is confined the call would be made.
         const pid_t thread = thread_of(command.process(), name);
-        ASSERT_TRUE(eventually([&] { return testing::filters_of(command.process(), thread) > of_all_; })) << name;
+        ASSERT_TRUE(eventually([&] { return testing::filters_of(command.process(), thread) > of_all_ + 1; })) << name;
         if (!change_next_call(thread, SYS_execve)) {
             GTEST_SKIP() << "no process may be debugged here";
         }
@@ -113,7 +113,8 @@ TEST_F(SandboxOfCommand, CallThatAThreadNeverNeedsEndsTheRunAndIsNamed) {
 }
 
 TEST_F(SandboxOfCommand, EveryThreadThatAGuestReachesIsConfinedUnlessItIsOff) {
-    for (const auto& [mode, filters] : {std::pair("on", 1U), {"log", 1U}, {"off", 0U}}) {
+    // One filter is the whole process's, and one is the thread's own.
+    for (const auto& [mode, filters] : {std::pair("on", 2U), {"log", 2U}, {"off", 0U}}) {
         CommandBeside command(words({"--sandbox", mode}));
         for (const std::string name : {"vcpu0", "blk0", "vsock0", "balloon0"}) {
             ASSERT_TRUE(eventually([&] { return command.has_thread(name); })) << name;
@@ -125,6 +126,61 @@ TEST_F(SandboxOfCommand, EveryThreadThatAGuestReachesIsConfinedUnlessItIsOff) {
         command.send(SIGTERM);
         EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
     }
+}
+
+/// The number after `name` in a thread's status.
+std::string status_of(pid_t process, pid_t thread, const std::string& name) {
+    std::ifstream file("/proc/" + std::to_string(process) + "/task/" + std::to_string(thread) + "/status");
+    for (std::string line; std::getline(file, line);) {
+        if (line.starts_with(name + ":\t")) {
+            return line.substr(name.size() + 2);
+        }
+    }
+    return "nothing";
+}
+
+TEST_F(SandboxOfCommand, NoThreadOfTheProcessIsLeftOut) {
+    const std::string log = directory_ / "log";
+    const std::string api = directory_ / "api";
+    CommandBeside command(words({"--log-file", log, "--api", api}));
+    ASSERT_TRUE(eventually([&] { return command.has_thread("vcpu0"); }));
+    const pid_t vcpu = thread_of(command.process(), "vcpu0");
+    ASSERT_TRUE(eventually([&] { return testing::filters_of(command.process(), vcpu) == of_all_ + 2; }));
+    constexpr std::uint64_t kToLockMemory = 1U << 14U; // CAP_IPC_LOCK
+    unsigned threads = 0;
+    for (const auto& task :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(command.process()) + "/task")) {
+        const auto thread = static_cast<pid_t>(std::stoi(task.path().filename()));
+        const std::string name = status_of(command.process(), thread, "Name");
+        if (name.starts_with("kvm-") || name == "nothing") { // Linux runs some threads of KVM in our name.
+            continue;
+        }
+        ++threads;
+        EXPECT_GT(testing::filters_of(command.process(), thread), of_all_) << name;
+        EXPECT_EQ(status_of(command.process(), thread, "NoNewPrivs"), "1") << name;
+        for (const char* const set : {"CapInh", "CapPrm", "CapEff", "CapAmb"}) {
+            EXPECT_EQ(std::stoull("0" + status_of(command.process(), thread, set), nullptr, 16) & ~kToLockMemory, 0U)
+                << name << " " << set;
+        }
+    }
+    EXPECT_GE(threads, 6U);
+    command.send(SIGTERM);
+    EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
+    EXPECT_EQ(report()["guest"]["exit"], "signal");
+    EXPECT_FALSE(std::filesystem::exists(api)) << "its broker removes it";
+    EXPECT_FALSE(std::filesystem::exists(vsock_));
+}
+
+TEST_F(SandboxOfCommand, CallThatAThreadOfTheHostsSideNeverNeedsIsNamed) {
+    CommandBeside command(words({"--api", directory_ / "api"}));
+    ASSERT_TRUE(eventually([&] { return command.has_thread("vcpu0") && command.has_thread("control"); }));
+    const pid_t thread = thread_of(command.process(), "control");
+    ASSERT_TRUE(eventually([&] { return testing::filters_of(command.process(), thread) > of_all_; }));
+    if (!change_next_call(thread, SYS_execve)) {
+        GTEST_SKIP() << "no process may be debugged here";
+    }
+    EXPECT_EQ(command.wait(), exit_codes::kGuestFailed) << command.errors();
+    EXPECT_TRUE(mentions(command.errors(), "the thread control tried the system call execve")) << command.errors();
 }
 
 } // namespace

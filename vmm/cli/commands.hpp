@@ -14,6 +14,7 @@
 #include "vmm/bench/state_command.hpp"
 #include "vmm/config.hpp"
 #include "vmm/memory_pool.hpp"
+#include "vmm/sandbox/jail.hpp"
 
 namespace vmm {
 
@@ -53,9 +54,12 @@ struct RunCommand {
     std::optional<unsigned> api_fd;      ///< the descriptor of one that listens already
     std::string given = "{}";            ///< the options that were given, as the JSON of a configuration file
     std::string given_of_machine = "{}"; ///< those of them that are kept with a snapshot
+    std::optional<JailSettings> jail{};  ///< nothing: the process stays where it is
     bool watch = false;                  ///< whether to say once a second what KVM has mapped
     bool summary = true;                 ///< whether to end with a few lines for people
     std::optional<SnapshotOn> snapshot_on{};
+
+    JailSettings& jail_or_new() { return jail ? *jail : jail.emplace(); }
 };
 
 /// `vmm ctl`

@@ -99,6 +99,30 @@ void choose_incoming(const Given& given, RunCommand& run) {
     incoming.security.check(incoming.address, true);
 }
 
+/// What a jail goes with. Throws Error.
+void check_jail_options(const RunCommand& run) {
+    if (!run.jail) {
+        return;
+    }
+    if (run.jail->directory.empty()) {
+        throw Error("--uid, --gid, --cgroup and --netns are for --jail: name an empty directory with it");
+    }
+    if (run.config.sandbox != SandboxMode::kOn) {
+        throw Error("--jail takes --sandbox on: a process that is not confined would leave it");
+    }
+    if (run.config.vsock) {
+        throw Error("--jail and --vsock exclude each other: a guest's connections go to sockets by their names, and in "
+                    "a jail there are none");
+    }
+    if (run.incoming) {
+        throw Error("--jail and --incoming exclude each other: what the guest needs is known only when it has come");
+    }
+    if (run.config.reserve_huge_pages) {
+        throw Error("--jail and --reserve-hugepages exclude each other: in a jail the pools cannot be lowered again "
+                    "(raise them before)");
+    }
+}
+
 } // namespace
 
 RunCommand run_command_of(const Given& given) {
@@ -121,6 +145,7 @@ RunCommand run_command_of(const Given& given) {
     if (run.snapshot_on && !run.dump_dtb.empty()) {
         throw Error("--snapshot-on and --dump-dtb exclude each other: no guest runs");
     }
+    check_jail_options(run);
     run.log_level = log_level(given);
     run.summary = !given.quiet;
     return run;

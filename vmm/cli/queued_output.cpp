@@ -16,6 +16,7 @@
 #include "kvm/host/blocked_signals.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/event_fd.hpp"
+#include "kvm/host/thread_rights.hpp"
 
 namespace vmm {
 
@@ -182,6 +183,7 @@ void QueuedOutput::start_thread() {
     try {
         const AllSignalsBlocked signals_are_for_others;
         state.thread = std::thread([shared = state_] {
+            begin_thread();
             ::pthread_setname_np(::pthread_self(), "output");
             shared->run();
         });

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <initializer_list>
@@ -28,9 +29,11 @@
 #include "vmm/limits.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/machine/stop_bridge.hpp"
+#include "vmm/migration/tls_helper.hpp"
 #include "vmm/output/file_roles.hpp"
 #include "vmm/output/report_file.hpp"
 #include "vmm/output/stop_on_signals.hpp"
+#include "vmm/sandbox/process_sandbox.hpp"
 #include "vmm/state/snapshot_files.hpp"
 #include "vmm/state/snapshot_writer.hpp"
 #include "vmm/watch.hpp"
@@ -300,10 +303,15 @@ void give_way_to_guest_elsewhere() noexcept {
 
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
                       std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress,
-                      RunControl& control, Checkpoint& checkpoint) {
+                      RunControl& control, Checkpoint& checkpoint, ProcessSandbox& sandbox) {
     Ending ending;
     {
         Machine machine(config, started);
+        if (config.vsock) {
+            sandbox.add_socket(config.vsock->path);
+        }
+        control::connect_supervisor();
+        sandbox.confine(); // All is open by now, and what begins from now on inherits it.
         const std::shared_ptr<void> served = control.serve(machine, config);
         const std::shared_ptr<void> watched = checkpoint.watch(machine);
         const BrokenMemoryReport broken_memory(machine.memory());
@@ -348,7 +356,7 @@ int write_device_tree(ReportFile& file, const Config& config, std::chrono::stead
 
 /// Makes a run and says all there is to say about it.
 int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal* snapshot_signal, Messages& messages,
-        std::chrono::steady_clock::time_point started) {
+        ProcessSandbox& sandbox, std::chrono::steady_clock::time_point started) {
     const WritePatience patience{.hurry_fd = signals.fd()};
     check_files(command);
     messages.open_log(command);
@@ -396,7 +404,7 @@ int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal*
         messages.prepare_for_sandbox();
         alarm.emplace(*config.stop, [&messages](std::string_view error) { messages.say_error(error); });
     }
-    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control, checkpoint);
+    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control, checkpoint, sandbox);
     warn_of_background_prefault(ending, config);
     if (!ending.crash.empty()) {
         messages.say("vmm: the guest crashed\n" + ending.crash);
@@ -408,6 +416,68 @@ int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal*
         report_file->write(to_json(ending.report), patience);
     }
     return exit_code(ending.reason);
+}
+
+/// What the process will need of files and connections when its machine has been made.
+ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
+    ProcessSandbox::Settings settings;
+    const Config& config = command.config;
+    const bool has_control = !command.api.empty() || command.api_fd || std::getenv("LISTEN_FDS") != nullptr;
+    settings.needs.network = has_control || command.incoming;
+    settings.pages_arrive = command.incoming.has_value();
+    settings.lowers_pools = config.reserve_huge_pages;
+    BrokerRules& broker = settings.broker;
+    for (const std::string* const path : {&command.log_file, &command.serial, &command.console}) {
+        if (!path->empty() && *path != "stdio" && *path != "none") {
+            broker.outputs.push_back(*path);
+        }
+    }
+    if (!command.api.empty()) {
+        broker.sockets.push_back(command.api);
+    }
+    if (command.incoming && !command.incoming->address.path.empty()) {
+        broker.sockets.push_back(command.incoming->address.path);
+    }
+    broker.snapshots = has_control || command.snapshot_on;
+    if (command.jail) {
+        settings.jail = command.jail;
+        if (::geteuid() == 0) {
+            broker.user = command.jail->user;
+            broker.group = command.jail->group;
+        }
+        if (command.api_fd) {
+            settings.kept.push_back(static_cast<int>(*command.api_fd));
+        }
+        for (const std::string* const path : {&command.log_file, &command.serial, &command.console, &command.report}) {
+            if (const auto fd = named_descriptor(*path)) {
+                settings.kept.push_back(*fd);
+            }
+        }
+    }
+    if (config.restore) {
+        broker.working_set = config.restore->path;
+    }
+    if (settings.needs.network) {
+        try {
+            broker.programs.push_back({tls_program().string(), {"listen", "connect"}, 4});
+        } catch (const Error&) { // Who asks for TLS is told that it is missing.
+        }
+        broker.programs.push_back({"getent", {"ahosts"}, 3});
+    }
+    if (!command.report.empty()) {
+        broker.write_output = [report = command.report](std::string_view path, std::string_view text) {
+            try {
+                if (path != report) {
+                    return std::string("cannot write to a place that is not that of the report");
+                }
+                ReportFile(report).write(text, {});
+                return std::string();
+            } catch (const std::exception& error) {
+                return std::string(error.what());
+            }
+        };
+    }
+    return settings;
 }
 
 /// Waits for the guest that is to arrive, and makes `command` the one of its machine. Throws Error, and StoppedError.
@@ -447,6 +517,17 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
     if (!command.incoming) {
         validate(command.config); // Nothing is opened before this, so a refusal leaves nothing behind.
     }
+    if (command.jail && command.dump_dtb.empty()) {
+        check_jail(*command.jail);
+        if (const auto inherited = control::inherited_socket(); inherited && command.api.empty() && !command.api_fd) {
+            command.api_fd = static_cast<unsigned>(*inherited); // LISTEN_PID is the number of this process.
+        }
+    }
+    ProcessSandbox::Settings settings = settings_of_sandbox(command);
+    if (snapshot_signal) {
+        settings.kept.push_back(snapshot_signal->arrived().fd());
+    }
+    ProcessSandbox sandbox(command.dump_dtb.empty() ? command.config.sandbox : SandboxMode::kOff, std::move(settings));
     const auto stop = std::make_shared<StopRequest>();
     const StopOnSignals signals(*stop); // It lives as long as there is anything to give back.
     Messages messages;
@@ -457,7 +538,7 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
             started = std::chrono::steady_clock::now();
         }
         command.config.stop = stop;
-        status = run(command, signals, snapshot_signal ? &*snapshot_signal : nullptr, messages, started);
+        status = run(command, signals, snapshot_signal ? &*snapshot_signal : nullptr, messages, sandbox, started);
     } catch (const std::bad_alloc&) {
         messages.say_error(kNoMemory);
     } catch (const std::exception& error) {

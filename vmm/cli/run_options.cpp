@@ -389,11 +389,24 @@ std::vector<Option> confinement_options() {
     return {
         choice<SandboxMode>(
             "--sandbox", {SandboxMode::kOff, SandboxMode::kLog, SandboxMode::kOn},
-            "Confine the threads that a guest can reach: a system call that one of them never needs ends "
-            "the run, or is logged by the kernel (docs/threat-model.md)",
+            "Confine the process, and most of all the threads that a guest can reach: a system call that one of them "
+            "never needs ends the run, or is logged by the kernel (docs/threat-model.md)",
             [](Given& given, SandboxMode mode) { given.sandbox = mode; })
             .setting("sandbox")
             .with_standard(std::string(to_string(kStandardSandbox))),
+        file("--jail",
+             "Take the host's files, processes and network from the guest's process: that empty directory becomes its "
+             "root (docs/threat-model.md)",
+             [](Given& given, const std::string& path) { given.run.jail_or_new().directory = path; }),
+        number("--uid", {}, "With --jail: the user that the guest's process becomes; needed as root, and only then",
+               [](Given& given, unsigned user) { given.run.jail_or_new().user = user; }),
+        number("--gid", {}, "With --jail: its group",
+               [](Given& given, unsigned group) { given.run.jail_or_new().group = group; }),
+        file("--cgroup", "With --jail: the directory of a control group that the process joins",
+             [](Given& given, const std::string& path) { given.run.jail_or_new().cgroup = path; }),
+        text("--netns", {.kind = OptionValue::Kind::kText, .form = "NAME"},
+             "With --jail: the network namespace it goes to, of those of `ip netns`, instead of a new one",
+             [](Given& given, const std::string& name) { given.run.jail_or_new().net_namespace = name; }),
     };
 }
 

@@ -3,6 +3,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <seccomp.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -109,7 +110,11 @@ void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
         return;
     }
     if (!is_taken.exchange(true)) {
-        const std::string_view thread = confined_thread();
+        std::string_view thread = confined_thread();
+        std::array<char, 17> own_name{}; // with a zero at its end
+        if (thread.empty() && may_open_files() && ::prctl(PR_GET_NAME, own_name.data()) == 0) {
+            thread = own_name.data();
+        }
         first.thread_bytes = std::min(thread.size(), first.thread.size());
         std::copy_n(thread.begin(), first.thread_bytes, first.thread.begin());
         first.number = info->si_syscall;

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <string_view>
+#include <utility>
 
 #include "kvm/host/error.hpp"
 
@@ -36,6 +37,17 @@ std::optional<int> number_in(const char* variable) {
     int number = 0;
     const auto [last, error] = std::from_chars(word.data(), word.data() + word.size(), number);
     return error == std::errc() && last == word.data() + word.size() ? std::optional(number) : std::nullopt;
+}
+
+/// Of a path that fits.
+std::pair<sockaddr_un, socklen_t> address_of_supervisor(std::string_view path) noexcept {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, path.size());
+    if (path.front() == '@') { // An abstract name, unix(7).
+        address.sun_path[0] = '\0';
+    }
+    return {address, static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size())};
 }
 
 } // namespace
@@ -75,24 +87,49 @@ std::optional<int> inherited_socket() {
     return kFirstInherited;
 }
 
+namespace {
+
+/// Where NOTIFY_SOCKET is, if connect_supervisor() has found it.
+UniqueFd& supervisor() {
+    static UniqueFd connected;
+    return connected;
+}
+
+} // namespace
+
+void connect_supervisor() {
+    const char* const where = std::getenv("NOTIFY_SOCKET"); // NOLINT(concurrency-mt-unsafe): as above
+    if (where == nullptr || *where == '\0') {
+        return;
+    }
+    const std::string_view path(where);
+    if ((path.front() != '/' && path.front() != '@') || path.size() >= sizeof(sockaddr_un::sun_path)) {
+        return;
+    }
+    UniqueFd socket = make_unix_socket(SOCK_DGRAM);
+    const auto [name, size] = address_of_supervisor(path);
+    // The socket API takes every kind of address as a sockaddr; the size says which it is.
+    if (socket && ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&name), size) == 0) {
+        supervisor() = std::move(socket);
+    }
+}
+
 std::string notify_supervisor(const std::string& state) {
+    if (supervisor()) {
+        const bool told = ::send(supervisor().get(), state.data(), state.size(), MSG_NOSIGNAL) >= 0;
+        return told ? std::string() : "cannot tell NOTIFY_SOCKET that the machine runs: " + errno_reason(errno);
+    }
     const char* const where = std::getenv("NOTIFY_SOCKET"); // NOLINT(concurrency-mt-unsafe): as above
     if (where == nullptr || *where == '\0') {
         return {};
     }
     const std::string_view path(where);
     const std::string tried = "cannot tell " + std::string(path) + " (NOTIFY_SOCKET) that the machine runs: ";
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if ((path.front() != '/' && path.front() != '@') || path.size() >= sizeof(address.sun_path)) {
+    if ((path.front() != '/' && path.front() != '@') || path.size() >= sizeof(sockaddr_un::sun_path)) {
         return tried + "it is no path of a unix socket";
     }
-    path.copy(address.sun_path, path.size());
-    if (path.front() == '@') { // An abstract name, unix(7).
-        address.sun_path[0] = '\0';
-    }
+    const auto [address, size] = address_of_supervisor(path);
     const UniqueFd socket = make_unix_socket(SOCK_DGRAM);
-    const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
     // The socket API takes every kind of address as a sockaddr; the size says which it is.
     if (!socket || ::sendto(socket.get(), state.data(), state.size(), MSG_NOSIGNAL,
                             reinterpret_cast<const sockaddr*>(&address), size) < 0) {

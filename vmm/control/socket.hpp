@@ -32,6 +32,10 @@ class ListeningSocket {
 /// sd_listen_fds(3). Nothing if there is none. Throws Error: there are several.
 [[nodiscard]] std::optional<int> inherited_socket();
 
+/// Connects to whoever has set NOTIFY_SOCKET: for a process that will not find it by its name any more. It does
+/// nothing if that fails; notify_supervisor() then says why. Threads: the main one, before notify_supervisor().
+void connect_supervisor();
+
 /// Tells the init system, or whoever has set NOTIFY_SOCKET, `state`: "READY=1" (sd_notify(3)). Returns why that failed;
 /// empty if it did not, or if nobody wants to know.
 [[nodiscard]] std::string notify_supervisor(const std::string& state);

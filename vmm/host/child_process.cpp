@@ -1,6 +1,7 @@
 #include "vmm/host/child_process.hpp"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -14,6 +15,7 @@
 #include <optional>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/retry.hpp"
 #include "vmm/host/process_limits.hpp"
 
@@ -88,6 +90,11 @@ struct Start {
             ::_exit(126); // The parent was gone before the child could ask for the signal.
         }
     }
+    if (start.spec.user &&
+        (::setgroups(0, nullptr) != 0 || ::setresgid(*start.spec.group, *start.spec.group, *start.spec.group) != 0 ||
+         ::setresuid(*start.spec.user, *start.spec.user, *start.spec.user) != 0)) {
+        fail(start);
+    }
     if (start.spec.without_huge_pages) {
         ::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
     }
@@ -153,6 +160,15 @@ void close_on_exec_from(int first, bool with_close_range) noexcept {
 }
 
 ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bool with_pidfd) {
+    if (FileServer* const server = file_server()) { // This process may not make another one.
+        std::vector<std::string> all{spec.program};
+        all.insert(all.end(), spec.arguments.begin(), spec.arguments.end());
+        const std::array<int, 4> fds{spec.in, spec.out, spec.errors, spec.kept};
+        FileServer::Started started = server->start({all, fds}, tried);
+        pid_ = started.pid;
+        pidfd_ = std::move(started.pidfd);
+        return;
+    }
     std::vector<std::string> arguments = spec.arguments;
     std::vector<std::string> environment = spec.environment.value_or(std::vector<std::string>{});
     const std::vector<char*> words = pointers_to(arguments);

@@ -23,6 +23,8 @@ struct ProgramSpec {
     int errors = -1;                                       ///< its standard error, likewise
     int kept = -1;                                         ///< what it finds as ChildProcess::kKeptFd; -1: nothing
     bool without_huge_pages = false;                       ///< PR_SET_THP_DISABLE
+    std::optional<uid_t> user{};                           ///< who runs it, without other groups; nothing: who we are
+    std::optional<gid_t> group{};                          ///< goes with `user`
     bool ends_with_us = false;                             ///< the kernel kills it when the thread that started it ends
 };
 

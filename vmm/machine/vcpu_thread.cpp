@@ -7,6 +7,7 @@
 
 #include "kvm/host/blocked_signals.hpp"
 #include "kvm/host/error.hpp"
+#include "kvm/host/thread_rights.hpp"
 #include "kvm/kick.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "vmm/machine/dispatch.hpp"
@@ -16,7 +17,10 @@ namespace vmm {
 std::thread start_thread(std::string_view whose, std::function<void()> body) {
     try {
         const AllSignalsBlocked inherited;
-        return std::thread(std::move(body));
+        return std::thread([body = std::move(body)] {
+            begin_thread();
+            body();
+        });
     } catch (const std::system_error& error) {
         throw Error("cannot start a thread for " + std::string(whose) + ": " + error.code().message() +
                     " (raise `ulimit -u`, or `ulimit -v` if memory is short)");

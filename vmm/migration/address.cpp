@@ -12,6 +12,7 @@
 #include <string>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "kvm/host/unix_listener.hpp"
 #include "vmm/migration/endpoints.hpp"
@@ -109,10 +110,13 @@ bool looks_like_loopback(const std::string& host) {
 void check_tls_file(const std::string& directory, std::string_view name) {
     const std::string path = directory + "/" + std::string(name);
     const std::string trying = "use TLS with " + path;
-    // O_NONBLOCK: nobody writes to a fifo of that name, perhaps.
-    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+    // O_NONBLOCK: nobody writes to a fifo of that name, perhaps. A confined process opens no such file, and the program
+    // that reads it says if it cannot.
+    const bool opens = file_server() == nullptr;
+    const UniqueFd file(::open(path.c_str(), (opens ? O_RDONLY : O_PATH) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
     struct stat facts {};
-    if (!file || ::fstat(file.get(), &facts) != 0) {
+    if (!file || ::fstat(file.get(), &facts) != 0 ||
+        (!opens && ::faccessat(AT_FDCWD, path.c_str(), R_OK, AT_EACCESS) != 0)) {
         throw_errno(errno, trying,
                     {{ENOENT, "who listens needs ca-cert.pem, server-cert.pem and server-key.pem in that directory, "
                               "who connects ca-cert.pem, client-cert.pem and client-key.pem"},

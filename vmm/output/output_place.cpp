@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 
 namespace vmm {
 
@@ -155,8 +156,8 @@ void OutputPlace::walk(const std::string& path, const std::string& tried) {
 }
 
 UniqueFd OutputPlace::open(int flags, mode_t mode) const noexcept {
-    return UniqueFd(::openat(directory_.get(), name_.c_str(),
-                             flags | O_CLOEXEC | O_NOCTTY | (by_descriptor_ ? 0 : O_NOFOLLOW), mode));
+    return files::open_at(directory_.get(), name_.c_str(),
+                          flags | O_CLOEXEC | O_NOCTTY | (by_descriptor_ ? 0 : O_NOFOLLOW), mode);
 }
 
 void check_not_locked(int fd, const std::string& tried) {

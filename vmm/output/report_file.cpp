@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 
 namespace vmm {
 
@@ -169,6 +170,17 @@ bool ReportFile::replace(std::string_view text) {
 }
 
 void ReportFile::write(std::string_view text, const WritePatience& patience) {
+    if (FileServer* const server = file_server(); server != nullptr && overwritable_) {
+        std::string problem; // Only the other process may make a file there.
+        if (server->write_output(path_.c_str(), text, problem)) {
+            return;
+        }
+        if (!problem.empty()) {
+            throw Error(problem);
+        }
+        const int error_number = errno;
+        throw_errno(error_number, tried());
+    }
     if (place_) {
         try { // Much may have happened to the file since.
             *this = ReportFile(path_, what_);

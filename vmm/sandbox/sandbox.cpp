@@ -21,6 +21,7 @@
 #include "kvm/host/thread_rights.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/sandbox/landlock.hpp"
+#include "vmm/sandbox/process_sandbox.hpp"
 #include "vmm/sandbox/thread_filter.hpp"
 
 namespace vmm {
@@ -70,24 +71,6 @@ void prepare_allocator() {
     }).join();
 }
 
-/// Of the calling thread alone: for the kernel each thread has its own.
-void drop_capabilities(ThreadKind kind) {
-    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> kept{};
-    if (::syscall(SYS_capget, &header, kept.data()) != 0) {
-        throw_cannot(errno, "see its capabilities");
-    }
-    // The thread of a disk locks guest memory as buffers of its ring, which may be more than RLIMIT_MEMLOCK.
-    const std::uint32_t locks = kind == ThreadKind::kBlock ? CAP_TO_MASK(CAP_IPC_LOCK) : 0;
-    for (std::size_t word = 0; word < kept.size(); ++word) {
-        const std::uint32_t both = kept[word].permitted & (word == 0 ? locks : 0);
-        kept[word] = {.effective = both, .permitted = both, .inheritable = 0};
-    }
-    if (::syscall(SYS_capset, &header, kept.data()) != 0) {
-        throw_cannot(errno, "give up its capabilities");
-    }
-}
-
 } // namespace
 
 Sandbox::Sandbox(SandboxMode mode) : mode_(mode) {
@@ -118,7 +101,11 @@ void Sandbox::confine(ThreadKind kind, std::string_view name) const {
         if (no_files_) {
             restrict_this_thread(no_files_.get());
         }
-        drop_capabilities(kind);
+        // The thread of a disk locks guest memory as buffers of its ring, which may be more than RLIMIT_MEMLOCK.
+        if (const int error = drop_capabilities(kind == ThreadKind::kBlock ? CAP_TO_MASK(CAP_IPC_LOCK) : 0);
+            error != 0) {
+            throw_cannot(error, "give up its capabilities");
+        }
     }
     const std::vector<sock_filter>& filter = filters_[static_cast<std::size_t>(kind)];
     // The kernel does not write to it.

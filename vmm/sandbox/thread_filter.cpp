@@ -8,95 +8,17 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
-#include <cstddef>
 #include <cstdint>
-#include <initializer_list>
-#include <memory>
-#include <new>
-#include <span>
 
-#include "kvm/host/error.hpp"
-#include "kvm/host/retry.hpp"
-#include "kvm/host/unique_fd.hpp"
 #include "kvm/uapi.hpp"
+#include "vmm/sandbox/filter_builder.hpp"
 
 namespace vmm {
 
 namespace {
-
-constexpr const char* kTried = "make the filter of a thread's system calls";
-
-/// Builds a filter by libseccomp.
-class FilterBuilder {
-  public:
-    explicit FilterBuilder(Refusal refusal)
-        : context_(::seccomp_init(refusal == Refusal::kSignal ? SCMP_ACT_TRAP : SCMP_ACT_LOG)) {
-        if (!context_) {
-            throw std::bad_alloc();
-        }
-        constexpr std::uint32_t kBinaryTree = 2;
-        check(::seccomp_attr_set(context_.get(), SCMP_FLTATR_CTL_OPTIMIZE, kBinaryTree));
-        // Calls of another architecture have other numbers.
-        check(::seccomp_attr_set(context_.get(), SCMP_FLTATR_ACT_BADARCH,
-                                 refusal == Refusal::kSignal ? SCMP_ACT_KILL_PROCESS : SCMP_ACT_LOG));
-    }
-
-    void allow(std::initializer_list<int> calls) {
-        for (const int call : calls) {
-            check(::seccomp_rule_add_array(context_.get(), SCMP_ACT_ALLOW, call, 0, nullptr));
-        }
-    }
-    /// Allows it if the bits of `mask` in this argument (the first is 0) are `value`.
-    void allow_if(int call, unsigned argument, std::uint64_t mask, std::uint64_t value) {
-        const scmp_arg_cmp comparison{argument, SCMP_CMP_MASKED_EQ, mask, value};
-        check(::seccomp_rule_add_array(context_.get(), SCMP_ACT_ALLOW, call, 1, &comparison));
-    }
-    /// The call is not made. It returns this error; with 0 it looks as if it had been made.
-    void answer(int call, unsigned error_number) {
-        check(::seccomp_rule_add_array(context_.get(), SCMP_ACT_ERRNO(error_number), call, 0, nullptr));
-    }
-    void allow_ioctls(std::span<const unsigned long> requests) {
-        constexpr std::uint64_t kAllBits = 0xffffffff; // The kernel takes the rest for nothing.
-        for (const unsigned long request : requests) {
-            allow_if(SCMP_SYS(ioctl), 1, kAllBits, request & kAllBits);
-        }
-    }
-
-    [[nodiscard]] std::vector<sock_filter> take() {
-        const UniqueFd file(::memfd_create("vmm-filter", MFD_CLOEXEC));
-        if (!file) {
-            throw_errno(errno, kTried);
-        }
-        check(::seccomp_export_bpf(context_.get(), file.get()));
-        const off_t bytes = ::lseek(file.get(), 0, SEEK_END);
-        if (bytes < 0) {
-            throw_errno(errno, kTried);
-        }
-        std::vector<sock_filter> program(static_cast<std::size_t>(bytes) / sizeof(sock_filter));
-        const std::span<std::byte> to = std::as_writable_bytes(std::span(program));
-        const ssize_t count = uninterrupted([&] { return ::pread(file.get(), to.data(), to.size(), 0); });
-        if (count != static_cast<ssize_t>(to.size())) {
-            throw_errno(count < 0 ? errno : EIO, kTried);
-        }
-        return program;
-    }
-
-  private:
-    struct Release {
-        void operator()(void* context) const noexcept { ::seccomp_release(context); }
-    };
-    /// libseccomp returns errors as negative numbers.
-    static void check(int result) {
-        if (result < 0) {
-            throw_errno(-result, kTried);
-        }
-    }
-    std::unique_ptr<void, Release> context_;
-};
 
 /// What the C library does for any thread: memory, locks, signals that end it, its own end. Memory is never made
 /// executable.

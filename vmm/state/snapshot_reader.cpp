@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/retry.hpp"
 #include "vmm/refuse_nul.hpp"
@@ -35,7 +36,7 @@ constexpr std::array kReadAdvice{
 
 UniqueFd open_directory(const std::filesystem::path& directory) {
     refuse_nul(directory.string(), "the directory of the snapshot");
-    UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    UniqueFd fd = files::open_directory_at(AT_FDCWD, directory.c_str());
     if (!fd) {
         const int error_number = errno;
         throw_read_error(error_number, "open the snapshot " + directory.string());
@@ -52,7 +53,7 @@ struct SnapshotFile {
 
 /// Throws Error: there is no such file, or it is no regular file. A pipe, say, is not waited for.
 SnapshotFile open_file(int directory_fd, const std::filesystem::path& directory, const char* name) {
-    SnapshotFile file{UniqueFd(::openat(directory_fd, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC)), directory / name};
+    SnapshotFile file{files::open_at(directory_fd, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC), directory / name};
     struct stat facts {};
     if (!file.fd || ::fstat(file.fd.get(), &facts) != 0) {
         const int error_number = errno;
@@ -174,15 +175,20 @@ void SnapshotReader::open_base(unsigned most_bases) {
 }
 
 SnapshotBase SnapshotReader::as_base(const std::filesystem::path& from) const {
-    std::error_code error;
-    const std::filesystem::path here = std::filesystem::canonical(directory_, error);
-    const std::filesystem::path there =
-        error ? from : std::filesystem::weakly_canonical(std::filesystem::absolute(from), error);
-    if (error) {
+    std::filesystem::path wanted = from;
+    while (!wanted.has_filename() && wanted.has_relative_path()) { // "/x/y/" is "/x/y".
+        wanted = wanted.parent_path();
+    }
+    const std::filesystem::path here = files::canonical(directory_.c_str());
+    const std::filesystem::path parent =
+        files::canonical(wanted.has_parent_path() ? wanted.parent_path().c_str() : ".");
+    const std::filesystem::path there = parent / wanted.filename();
+    if (here.empty() || parent.empty()) {
+        const int error_number = errno;
         throw Error(
             format("cannot build on the snapshot {}: where it is cannot be found out: {} (name it by a path that "
                    "begins with /)",
-                   directory_.string(), error.message()));
+                   directory_.string(), errno_reason(error_number)));
     }
     SnapshotBase base = identity_;
     base.path = here.lexically_relative(there).string();
@@ -190,7 +196,7 @@ SnapshotBase SnapshotReader::as_base(const std::filesystem::path& from) const {
 }
 
 UniqueFd SnapshotReader::open_memory(int flags) const {
-    UniqueFd file(::openat(fd_.get(), snapshot_files::kMemory, O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags));
+    UniqueFd file = files::open_at(fd_.get(), snapshot_files::kMemory, O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags);
     if (!file && errno != EINVAL) {
         const int error_number = errno;
         throw_read_error(error_number, "open " + (directory_ / snapshot_files::kMemory).string());

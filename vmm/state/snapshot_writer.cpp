@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
@@ -15,6 +14,7 @@
 #include <initializer_list>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/retry.hpp"
 #include "vmm/refuse_nul.hpp"
@@ -70,7 +70,7 @@ std::filesystem::path checked(const std::filesystem::path& directory) {
 /// Throws Error.
 UniqueFd open_parent(const std::filesystem::path& directory) {
     const std::filesystem::path parent = directory.has_parent_path() ? directory.parent_path() : ".";
-    UniqueFd fd(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    UniqueFd fd = files::open_directory_at(AT_FDCWD, parent.c_str());
     if (!fd) {
         const int error_number = errno;
         throw_write_error(error_number, format("open {}, in which the snapshot {} is to be", parent.string(),
@@ -86,7 +86,7 @@ std::string make_partial(int parent, const std::filesystem::path& directory) {
     for (;;) {
         const std::string name =
             format(".{}.partial-{}-{}", directory.filename().string(), ::getpid(), count.fetch_add(1));
-        if (::mkdirat(parent, name.c_str(), kDirectoryMode) == 0) {
+        if (files::make_directory_at(parent, name.c_str(), kDirectoryMode)) {
             return name;
         }
         const int error_number = errno;
@@ -122,7 +122,7 @@ SnapshotWriter::SnapshotWriter(const std::filesystem::path& directory)
     check_is_free(parent_.get(), directory_);
     name_ = make_partial(parent_.get(), directory_);
     try {
-        partial_.reset(::openat(parent_.get(), name_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+        partial_ = files::open_directory_at(parent_.get(), name_.c_str(), O_NOFOLLOW);
         if (!partial_) {
             const int error_number = errno;
             throw_write_error(error_number, "open the snapshot " + directory_.string());
@@ -142,9 +142,9 @@ SnapshotWriter::~SnapshotWriter() {
 
 void SnapshotWriter::remove() noexcept {
     for (const char* name : {snapshot_files::kMemory, snapshot_files::kState, snapshot_files::kConfig}) {
-        ::unlinkat(partial_.get(), name, 0);
+        files::remove_at(partial_.get(), name);
     }
-    ::unlinkat(parent_.get(), name_.c_str(), AT_REMOVEDIR);
+    files::remove_at(parent_.get(), name_.c_str(), AT_REMOVEDIR);
 }
 
 std::string SnapshotWriter::path_of(const char* name) const {
@@ -152,7 +152,7 @@ std::string SnapshotWriter::path_of(const char* name) const {
 }
 
 UniqueFd SnapshotWriter::create(const char* name) const {
-    UniqueFd file(::openat(partial_.get(), name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode));
+    UniqueFd file = files::open_at(partial_.get(), name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, kFileMode);
     if (!file) {
         const int error_number = errno;
         throw_write_error(error_number, "make " + path_of(name));
@@ -161,7 +161,7 @@ UniqueFd SnapshotWriter::create(const char* name) const {
 }
 
 UniqueFd SnapshotWriter::open_memory(int flags) const {
-    UniqueFd file(::openat(partial_.get(), snapshot_files::kMemory, O_RDWR | O_NOFOLLOW | O_CLOEXEC | flags));
+    UniqueFd file = files::open_at(partial_.get(), snapshot_files::kMemory, O_RDWR | O_NOFOLLOW | O_CLOEXEC | flags);
     if (!file && errno != EINVAL) {
         const int error_number = errno;
         throw_write_error(error_number, "open " + path_of(snapshot_files::kMemory));
@@ -189,15 +189,21 @@ void SnapshotWriter::sync(int fd, const std::string& path) const {
     }
 }
 
+void SnapshotWriter::sync_directory(int fd) const {
+    if (!files::sync_directory(fd)) {
+        const int error_number = errno;
+        throw_write_error(error_number, "write " + directory_.string() + " to the disk");
+    }
+}
+
 void SnapshotWriter::commit(std::span<const std::byte> state, std::string_view config) {
     assert(!name_.empty());
     write_file(snapshot_files::kState, state);
     write_file(snapshot_files::kConfig, std::as_bytes(std::span(config)));
     sync(memory_.get(), path_of(snapshot_files::kMemory));
-    sync(partial_.get(), directory_);
+    sync_directory(partial_.get());
     const std::string name = directory_.filename();
-    // glibc has had a function for it since 2.28, and musl has none.
-    if (::syscall(SYS_renameat2, parent_.get(), name_.c_str(), parent_.get(), name.c_str(), RENAME_NOREPLACE) != 0) {
+    if (!files::rename_at(parent_.get(), name_.c_str(), name.c_str(), RENAME_NOREPLACE)) {
         const int error_number = errno;
         if (error_number == EEXIST) {
             refuse_existing(directory_);
@@ -206,7 +212,7 @@ void SnapshotWriter::commit(std::span<const std::byte> state, std::string_view c
             throw_write_error(error_number, "give the snapshot its name, " + directory_.string());
         }
         // The file system cannot do it at once (NFS, say). A directory that is not empty is not replaced by any.
-        if (::renameat(parent_.get(), name_.c_str(), parent_.get(), name.c_str()) != 0) {
+        if (!files::rename_at(parent_.get(), name_.c_str(), name.c_str())) {
             const int second_error = errno;
             if (second_error == EEXIST || second_error == ENOTEMPTY || second_error == ENOTDIR) {
                 refuse_existing(directory_);
@@ -215,7 +221,7 @@ void SnapshotWriter::commit(std::span<const std::byte> state, std::string_view c
         }
     }
     name_ = name;
-    sync(parent_.get(), directory_);
+    sync_directory(parent_.get());
     name_.clear();
 }
 

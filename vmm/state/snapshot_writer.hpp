@@ -45,6 +45,7 @@ class SnapshotWriter {
     [[nodiscard]] UniqueFd create(const char* name) const;
     void write_file(const char* name, std::span<const std::byte> content) const;
     void sync(int fd, const std::string& path) const;
+    void sync_directory(int fd) const;
     void remove() noexcept;
 
     std::filesystem::path directory_;

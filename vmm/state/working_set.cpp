@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/retry.hpp"
 #include "kvm/host/unique_fd.hpp"
@@ -44,7 +45,7 @@ class TemporaryFile {
     TemporaryFile(int directory, std::string name) : directory_(directory), name_(std::move(name)) {}
     ~TemporaryFile() {
         if (!name_.empty()) {
-            ::unlinkat(directory_, name_.c_str(), 0);
+            files::remove_at(directory_, name_.c_str());
         }
     }
     TemporaryFile(const TemporaryFile&) = delete;
@@ -92,8 +93,8 @@ WorkingSet parse_working_set(std::string_view text, std::size_t chunks) {
 
 WorkingSet read_working_set(const SnapshotReader& snapshot) {
     const std::string path = snapshot.directory() / snapshot_files::kWorkingSet;
-    const UniqueFd file(
-        ::openat(snapshot.directory_fd(), snapshot_files::kWorkingSet, O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    const UniqueFd file =
+        files::open_at(snapshot.directory_fd(), snapshot_files::kWorkingSet, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (!file) {
         const int error_number = errno;
         if (error_number == ENOENT) {
@@ -124,8 +125,8 @@ void write_working_set(const SnapshotReader& snapshot, const WorkingSet& set) {
     const std::string path = snapshot.directory() / snapshot_files::kWorkingSet;
     const auto fail = [&path](int error_number) { throw_errno(error_number, "write " + path, kWorkingSetAdvice); };
     TemporaryFile temporary(snapshot.directory_fd(), format(".{}.{}", snapshot_files::kWorkingSet, ::getpid()));
-    const UniqueFd file(::openat(snapshot.directory_fd(), temporary.name().c_str(),
-                                 O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, kWorkingSetMode));
+    const UniqueFd file = files::open_at(snapshot.directory_fd(), temporary.name().c_str(),
+                                         O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, kWorkingSetMode);
     if (!file) {
         fail(errno);
     }
@@ -137,8 +138,8 @@ void write_working_set(const SnapshotReader& snapshot, const WorkingSet& set) {
         }
         rest.remove_prefix(static_cast<std::size_t>(written));
     }
-    if (::fsync(file.get()) != 0 || ::renameat(snapshot.directory_fd(), temporary.name().c_str(),
-                                               snapshot.directory_fd(), snapshot_files::kWorkingSet) != 0) {
+    if (::fsync(file.get()) != 0 ||
+        !files::rename_at(snapshot.directory_fd(), temporary.name().c_str(), snapshot_files::kWorkingSet)) {
         fail(errno);
     }
     temporary.stays();

@@ -1,0 +1,48 @@
+// Builds a filter of system calls by libseccomp.
+#pragma once
+
+#include <linux/filter.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "vmm/sandbox/thread_filter.hpp"
+
+namespace vmm {
+
+/// A filter that refuses every system call but those that it is told of. Every member but the destructor throws Error.
+class FilterBuilder {
+  public:
+    /// What becomes of a call that no rule names.
+    enum class Otherwise {
+        kRefused, ///< as `refusal` says
+        kEperm,   ///< it is not made, and fails with EPERM; with Refusal::kLog it is made and logged
+    };
+    explicit FilterBuilder(Refusal refusal, Otherwise otherwise = Otherwise::kRefused);
+
+    void allow(std::initializer_list<int> calls);
+    /// Allows it if the bits of `mask` in this argument (the first is 0) are `value`.
+    void allow_if(int call, unsigned argument, std::uint64_t mask, std::uint64_t value);
+    /// The call is not made. It returns this error; with 0 it looks as if it had been made.
+    void answer(int call, unsigned error_number);
+    /// They are refused as `refusal` says, where other calls fail with EPERM.
+    void refuse(std::initializer_list<int> calls);
+    /// The same if the bits of `mask` in this argument are `value`.
+    void refuse_if(int call, unsigned argument, std::uint64_t mask, std::uint64_t value);
+    void allow_ioctls(std::span<const unsigned long> requests);
+
+    /// The program.
+    [[nodiscard]] std::vector<sock_filter> take();
+
+  private:
+    struct Release {
+        void operator()(void* context) const noexcept;
+    };
+    std::uint32_t refusal_; ///< an action of libseccomp
+    std::unique_ptr<void, Release> context_;
+};
+
+} // namespace vmm
