@@ -1,13 +1,18 @@
 #include "kvm/host/process_memory.hpp"
 
+#include <link.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cinttypes>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -116,6 +121,27 @@ std::optional<std::uint64_t> resident_bytes(const std::string& proc) {
         return std::nullopt;
     }
     return resident_pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+void release_program_pages() noexcept {
+    ::dl_iterate_phdr(
+        [](dl_phdr_info* program, std::size_t, void*) {
+            const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+            for (const ElfW(Phdr) & segment : std::span(program->dlpi_phdr, program->dlpi_phnum)) {
+                // What the dynamic linker writes to lies in segments that can be written. Those keep what was written.
+                if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) {
+                    continue;
+                }
+                const std::uintptr_t begin = (program->dlpi_addr + segment.p_vaddr) & ~(page - 1);
+                const std::uintptr_t end = (program->dlpi_addr + segment.p_vaddr + segment.p_memsz) & ~(page - 1);
+                if (end > begin) {
+                    // The linker's own addresses. Who may not do this keeps the pages.
+                    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+                }
+            }
+            return 1; // The program is the first, and libraries follow.
+        },
+        nullptr);
 }
 
 } // namespace vmm

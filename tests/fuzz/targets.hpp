@@ -24,6 +24,12 @@ void rtc(Bytes program);
 void kernel(Bytes file);       ///< a kernel file of any format
 void state(Bytes file);        ///< the state of a machine, whose checksums are made right
 void migration(Bytes program); ///< what the source of a migration sends
+void control(Bytes program);   ///< requests of the control socket, and answers to a client
+void options(Bytes program);   ///< command lines and configuration files
+void machine(Bytes program);   ///< a guest with all of its CPUs (support/fuzz_guest.hpp); it needs can_run_machines()
+
+/// Whether this process may use /dev/kvm.
+[[nodiscard]] bool can_run_machines();
 
 struct Target {
     std::string_view name;
@@ -34,6 +40,7 @@ inline constexpr std::array kTargets{
     Target{"vsock", vsock},         Target{"console", console}, Target{"balloon", balloon},
     Target{"registers", registers}, Target{"rtc", rtc},         Target{"serial", serial},
     Target{"kernel", kernel},       Target{"state", state},     Target{"migration", migration},
+    Target{"control", control},     Target{"options", options}, Target{"machine", machine},
 };
 
 } // namespace vmm::fuzz

@@ -19,6 +19,7 @@
 #include "support/host_waiting.hpp"
 #include "support/kvm_command.hpp"
 #include "support/kvm_machine.hpp"
+#include "support/kvm_require.hpp"
 #include "vmm/limits.hpp"
 
 namespace vmm {

@@ -15,6 +15,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/process_memory.hpp"
 #include "vmm/cli/broken_memory.hpp"
 #include "vmm/cli/character_connection.hpp"
 #include "vmm/cli/messages.hpp"
@@ -195,6 +196,7 @@ class RunControl {
             if (const std::string problem = control::notify_supervisor("READY=1"); !problem.empty()) {
                 messages_.log(LogLevel::kWarning, problem);
             }
+            release_program_pages(); // Most of what has run so far never runs again.
         };
         config.filled = [this] { tell([](control::MachineControl& control) { control.note_full(); }); };
         config.ended = [this](ExitReason reason) {

@@ -27,6 +27,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/process_memory.hpp"
 #include "kvm/host/retry.hpp"
 #include "vmm/host/child_process.hpp"
 #include "vmm/sandbox/broker_message.hpp"
@@ -519,6 +520,7 @@ void close_all_but(int fd) noexcept {
     ::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     close_all_but(socket.get());
+    release_program_pages();
     try {
         Desk desk(std::move(rules), std::move(socket));
         desk.serve();

@@ -154,8 +154,8 @@ void allow_threads_and_signals(FilterBuilder& filter) {
         filter.allow_if(call, 0, kLow, 0); // of this process
     }
     filter.allow({SCMP_SYS(getrlimit), SCMP_SYS(setrlimit)});
-    for (const std::uint64_t option : {PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_GET_DUMPABLE}) {
-        filter.allow_if(SCMP_SYS(prctl), 0, kLow, option);
+    for (const int option : {PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_GET_DUMPABLE}) {
+        filter.allow_if(SCMP_SYS(prctl), 0, kLow, static_cast<std::uint64_t>(option));
     }
     // Threads give up more of their own.
     filter.allow({SCMP_SYS(seccomp), SCMP_SYS(capget), SCMP_SYS(capset)});
