@@ -16,7 +16,6 @@ static_assert(std::endian::native == std::endian::little, "the registers are lit
 constexpr std::uint64_t kCommon = 0x0000;
 constexpr std::uint64_t kIsr = 0x1000;
 constexpr std::uint64_t kConfig = 0x2000;
-constexpr std::uint64_t kDoorbells = PciTransport::kDoorbells;
 constexpr std::uint64_t kMsixTable = 0x4000;
 constexpr std::uint64_t kMsixPending = 0x5000;
 constexpr std::uint64_t kStructureBytes = 0x1000; ///< from one to the next
