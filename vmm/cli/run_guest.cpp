@@ -429,6 +429,8 @@ ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
     const bool has_control = !command.api.empty() || command.api_fd || std::getenv("LISTEN_FDS") != nullptr;
     settings.needs.network = has_control || command.incoming;
     settings.pages_arrive = command.incoming.has_value();
+    settings.stays_dumpable =
+        (restores_lazily(config) || command.incoming) && (::geteuid() != 0 || command.jail.has_value());
     settings.lowers_pools = config.reserve_huge_pages;
     BrokerRules& broker = settings.broker;
     for (const std::string* const path : {&command.log_file, &command.serial, &command.console}) {

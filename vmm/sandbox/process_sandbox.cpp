@@ -80,7 +80,8 @@ int drop_capabilities(std::uint32_t kept) noexcept {
 }
 
 ProcessSandbox::ProcessSandbox(SandboxMode mode, Settings settings)
-    : mode_(mode), needs_(settings.needs), lowers_pools_(settings.lowers_pools) {
+    : mode_(mode), needs_(settings.needs), lowers_pools_(settings.lowers_pools),
+      stays_dumpable_(settings.stays_dumpable) {
     if (mode_ != SandboxMode::kOn) {
         return;
     }
@@ -138,7 +139,7 @@ void ProcessSandbox::confine() {
             own_facts_.reset(::open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC)); // Its /proc is another one.
             files_ = make_ruleset(places_of_the_kernel(false), needs_.network);
         }
-        if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) {
+        if (::prctl(PR_SET_DUMPABLE, stays_dumpable_ ? 1 : 0, 0, 0, 0) != 0) {
             throw_cannot_confine(errno, "keep its memory from other processes");
         }
         if (const int error = give_up_files_and_capabilities(files_.get(), kKeptCapabilities); error != 0) {

@@ -33,6 +33,9 @@ class ProcessSandbox {
         /// Whether threads that begin before confine() may wait for pages of guest memory that are elsewhere
         /// (userfaultfd(2)), which takes CAP_SYS_PTRACE on many hosts.
         bool pages_arrive = false;
+        /// Whether the process may be debugged by its user. Otherwise the kernel gives to root what it says of a
+        /// thread's system call (/proc/self/task/TID/syscall), which decides what becomes of pages that cannot be had.
+        bool stays_dumpable = false;
         /// Where the process is put; nothing: it stays where it is. Only with SandboxMode::kOn.
         std::optional<JailSettings> jail{};
         /// With a jail: the descriptors beside 0 to 2 that were inherited for a purpose.
@@ -49,9 +52,9 @@ class ProcessSandbox {
     void add_socket(const std::string& path);
 
     /// Confines the process, for good: it is put into its jail if it has one, gains no rights by execve(2), is not
-    /// dumpable (prctl(2), PR_SET_DUMPABLE), has no capability but CAP_IPC_LOCK, reaches by name only the files of the
-    /// kernel that a machine is measured by (Landlock), and makes the system calls of make_process_filter() alone.
-    /// Throws Error.
+    /// dumpable (prctl(2), PR_SET_DUMPABLE) unless that is wanted, has no capability but CAP_IPC_LOCK, reaches by name
+    /// only the files of the kernel that a machine is measured by (Landlock), and makes the system calls of
+    /// make_process_filter() alone. Throws Error.
     void confine();
 
   private:
@@ -60,6 +63,7 @@ class ProcessSandbox {
     SandboxMode mode_;
     ProcessNeeds needs_;
     bool lowers_pools_;
+    bool stays_dumpable_;
     UniqueFd own_facts_; ///< /proc/self, which Landlock knows by what is in memory of it
     UniqueFd files_;     ///< a Landlock ruleset; none: the host has no Landlock
     std::optional<Broker> broker_;

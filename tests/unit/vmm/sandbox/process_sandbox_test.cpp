@@ -196,6 +196,24 @@ TEST_F(ProcessSandboxTest, HasNoCapabilityButToLockMemoryAndIsNotDumpable) {
     EXPECT_EQ(in_confined_process(SandboxMode::kOn, look).status, 0);
 }
 
+TEST_F(ProcessSandboxTest, StaysDumpableIfThatIsWanted) {
+    const pid_t process = ::fork();
+    if (process == 0) {
+        int status = kNotEvenConfined;
+        try {
+            ProcessSandbox sandbox(SandboxMode::kOn, {.stays_dumpable = true});
+            sandbox.confine();
+            status = ::prctl(PR_GET_DUMPABLE);
+        } catch (const std::exception&) { // The status says so.
+        }
+        ::_exit(status);
+    }
+    int status = 0;
+    ::waitpid(process, &status, 0);
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 1);
+}
+
 TEST_F(ProcessSandboxTest, ThreadsBeginWorkAndEnd) {
     const EndOfProcess end = in_confined_process(SandboxMode::kOn, [] {
         std::atomic<int> done = 0;
