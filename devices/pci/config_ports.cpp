@@ -20,14 +20,15 @@ constexpr bool is_address_register(std::uint64_t offset, std::size_t bytes) noex
     return offset == 0 && bytes == sizeof(std::uint32_t);
 }
 
-/// Where in ECAM's order an access to the data ports goes; nothing if it goes to no device of bus 0.
+/// Where in ECAM's order an access to the data ports goes; nothing if it goes to no device of bus 0, or beyond the
+/// ports.
 std::optional<std::uint32_t> selected(std::uint32_t address, std::uint64_t offset) noexcept {
     constexpr std::uint32_t kBusBits = 0x00ff0000;
     constexpr unsigned kFunctionShift = 8;
     constexpr unsigned kEcamFunctionShift = 12;
     constexpr std::uint32_t kDeviceAndFunctionBits = 0xff;
     constexpr std::uint32_t kRegisterBits = 0xfc;
-    if ((address & kEnabled) == 0 || (address & kBusBits) != 0) {
+    if (offset >= ConfigPorts::kSize || (address & kEnabled) == 0 || (address & kBusBits) != 0) {
         return std::nullopt;
     }
     return (address >> kFunctionShift & kDeviceAndFunctionBits) << kEcamFunctionShift | (address & kRegisterBits) |

@@ -197,7 +197,7 @@ void Msix::write_table(std::uint64_t offset, std::span<const std::byte> data) no
 void Msix::read_pending(std::uint64_t offset, std::span<std::byte> data) const noexcept {
     constexpr std::size_t kBits = 8;
     const std::size_t bytes = (vectors_.size() + 63) / 64 * sizeof(std::uint64_t);
-    if (!is_access(offset, data.size()) || offset + data.size() > bytes) {
+    if (!is_access(offset, data.size()) || offset > bytes - data.size()) {
         std::ranges::fill(data, kNoRegister);
         return;
     }

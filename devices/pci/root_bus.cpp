@@ -88,7 +88,8 @@ RootBus::Target RootBus::target(GuestAddress address, std::size_t length) const 
         const GuestRange range = *slot.registers;
         if (address >= range.base && address < range.end()) {
             const std::uint64_t offset = to_integer(address) - to_integer(range.base);
-            return {slot.function, offset, std::min<std::uint64_t>(length, range.size - offset)};
+            // A function with a lower number may begin before this one ends.
+            return {slot.function, offset, std::min<std::uint64_t>(until, range.size - offset)};
         }
         if (range.base > address) {
             until = std::min<std::uint64_t>(until, to_integer(range.base) - to_integer(address));
@@ -101,13 +102,19 @@ RootBus::Target RootBus::target(GuestAddress address, std::size_t length) const 
 
 void RootBus::Ecam::read(std::uint64_t offset, std::span<std::byte> data) noexcept {
     by_double_words(offset, data, [this](std::uint64_t at, std::span<std::byte> part) {
-        bus_.read_config(static_cast<std::uint32_t>(at), part);
+        if (at < kEcamBytes) {
+            bus_.read_config(static_cast<std::uint32_t>(at), part);
+        } else {
+            std::ranges::fill(part, kNobody);
+        }
     });
 }
 
 void RootBus::Ecam::write(std::uint64_t offset, std::span<const std::byte> data) noexcept {
     by_double_words(offset, data, [this](std::uint64_t at, std::span<const std::byte> part) {
-        bus_.write_config(static_cast<std::uint32_t>(at), part);
+        if (at < kEcamBytes) {
+            bus_.write_config(static_cast<std::uint32_t>(at), part);
+        }
     });
 }
 

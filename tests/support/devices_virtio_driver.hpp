@@ -398,26 +398,25 @@ class RegisterDriver {
 /// One device with its transport, and what the device's thread does for them, a turn at a time.
 ///
 /// Threads: the registers any; turn() and what else moves the device one.
-class VirtioPump {
+template <typename OfTransport>
+class DevicePump {
   public:
-    /// `device`, `memory` and `irq` outlive it. `patience` as MmioTransport::Hooks has it, for tests with two threads.
-    VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq, std::chrono::milliseconds patience = {})
-        : device_(device), transport_(device.identity(), memory, irq, hooks(patience)) {
+    using Hooks = virtio::Negotiation::Hooks;
+
+    /// `make` makes the transport, with the hooks that it is given. `device` outlives the pump, as does what the
+    /// transport is made of. `patience` is that of the hooks, for tests with two threads.
+    template <typename Make>
+    DevicePump(virtio::Device& device, std::chrono::milliseconds patience, Make make)
+        : device_(device), transport_(make(hooks(patience))) {
         assert(wake_);
+        wake(); // There may be work for one that was made from a state.
     }
-    /// Goes on from `state`, which was that of another transport of such a device.
-    VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq,
-               const virtio::MmioTransport::State& state)
-        : device_(device), transport_(device.identity(), memory, irq, hooks({}), state) {
-        assert(wake_);
-        wake();
-    }
-    VirtioPump(const VirtioPump&) = delete;
-    VirtioPump(VirtioPump&&) = delete;
-    VirtioPump& operator=(const VirtioPump&) = delete;
-    VirtioPump& operator=(VirtioPump&&) = delete;
+    DevicePump(const DevicePump&) = delete;
+    DevicePump(DevicePump&&) = delete;
+    DevicePump& operator=(const DevicePump&) = delete;
+    DevicePump& operator=(DevicePump&&) = delete;
     /// Stops the device and lets it come to rest.
-    ~VirtioPump() {
+    ~DevicePump() {
         if (!stopping_) {
             device_.stop();
         }
@@ -428,7 +427,7 @@ class VirtioPump {
         assert(device_.is_idle());
     }
 
-    [[nodiscard]] virtio::MmioTransport& transport() noexcept { return transport_; }
+    [[nodiscard]] OfTransport& transport() noexcept { return transport_; }
 
     /// Does all that there is to do, once; if there is nothing, waits for it, at most `wait`. Returns whether there was
     /// anything.
@@ -453,13 +452,13 @@ class VirtioPump {
         return device_.is_paused();
     }
     /// All of the transport as a value; the device is paused.
-    [[nodiscard]] virtio::MmioTransport::State state() const { return transport_.state(device_.queue_states()); }
+    [[nodiscard]] typename OfTransport::State state() const { return transport_.state(device_.queue_states()); }
     [[nodiscard]] virtio::Device& device() noexcept { return device_; }
     /// How often the device was activated.
     [[nodiscard]] int activations() const noexcept { return activations_; }
 
   private:
-    [[nodiscard]] virtio::MmioTransport::Hooks hooks(std::chrono::milliseconds patience) {
+    [[nodiscard]] Hooks hooks(std::chrono::milliseconds patience) {
         return {.work = [this] { wake(); },
                 .doorbell =
                     [this](std::uint16_t index) {
@@ -550,7 +549,23 @@ class VirtioPump {
     bool stopping_ = false;
     std::set<std::uint16_t> stopping_queues_;
     int activations_ = 0;
-    virtio::MmioTransport transport_;
+    OfTransport transport_;
+};
+
+/// The same over MMIO.
+class VirtioPump final : public DevicePump<virtio::MmioTransport> {
+  public:
+    /// `device`, `memory` and `irq` outlive it.
+    VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq, std::chrono::milliseconds patience = {})
+        : DevicePump(device, patience, [&](Hooks hooks) {
+              return virtio::MmioTransport(device.identity(), memory, irq, std::move(hooks));
+          }) {}
+    /// Goes on from `state`, which was that of another transport of such a device.
+    VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq,
+               const virtio::MmioTransport::State& state)
+        : DevicePump(device, {}, [&](Hooks hooks) {
+              return virtio::MmioTransport(device.identity(), memory, irq, std::move(hooks), state);
+          }) {}
 };
 
 /// A device under test with all that is around it.
