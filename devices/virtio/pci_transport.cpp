@@ -155,12 +155,12 @@ std::uint8_t add_structure(pci::ConfigSpace& config, const Structure& structure,
     std::memcpy(body.data() + kOffsetField, &structure.offset, sizeof structure.offset);
     std::memcpy(body.data() + kSizeField, &structure.length, sizeof structure.length);
     std::ranges::copy(more, body.begin() + kBodyBytes);
-    std::array<std::byte, kBodyBytes> writable{};
+    std::array<std::byte, kBodyBytes + kWindowBytes> writable{};
     if (is_writable) {
         writable[kBarField] = std::byte{0xff};
         std::fill(writable.begin() + kOffsetField, writable.end(), std::byte{0xff});
     }
-    return config.add_capability(kVendorSpecific, std::span(body).first(bytes), writable);
+    return config.add_capability(kVendorSpecific, std::span(body).first(bytes), std::span(writable).first(bytes));
 }
 
 std::uint64_t number_in(std::span<const std::byte> data) noexcept {
@@ -186,6 +186,8 @@ PciTransport::PciTransport(const Identity& identity, const GuestMemory& memory, 
       negotiation_(make_negotiation(identity, memory, std::move(hooks), state)) {
     assert(interrupts.messages.size() == vectors(identity) && identity.config.size() <= kStructureBytes);
     pin_is_off_ = (config_space_.command() & pci::kCommandNoPin) != 0;
+    seen_generation_ = negotiation_.config_generation();
+    shown_generation_ = static_cast<std::uint8_t>(seen_generation_);
     forget();
     if (state == nullptr) {
         return;
@@ -263,36 +265,42 @@ std::optional<PciTransport::Access> PciTransport::window_access() const noexcept
     return Access{offset, length};
 }
 
+/// Whether an access to configuration space is one to the data of the window, any part of it (4.1.4.9.1).
+bool PciTransport::is_window_access(std::uint16_t offset, std::size_t bytes) const noexcept {
+    const std::size_t data = capabilities_.window + kWindowData;
+    return offset < data + kWindowBytes && offset + bytes > data;
+}
+
 void PciTransport::read_config(std::uint16_t offset, std::span<std::byte> data) noexcept {
-    const std::size_t window = capabilities_.window + kWindowData;
-    if (offset == window) {
-        std::array<std::byte, kWindowBytes> bytes{};
-        if (const auto access = window_access()) {
-            read(access->offset, std::span(bytes).first(access->length));
-        } else {
-            bytes.fill(kNoRegister);
+    std::array<std::byte, kWindowBytes> window{};
+    std::size_t window_bytes = 0;
+    if (is_window_access(offset, data.size())) {
+        window.fill(kNoRegister);
+        const auto access = window_access();
+        window_bytes = access ? access->length : window.size();
+        if (access) {
+            read(access->offset, std::span(window).first(access->length));
         }
-        std::ranges::copy(std::span(bytes).first(std::min(data.size(), bytes.size())), data.begin());
-        return;
     }
     const std::lock_guard hold(config_mutex_);
+    config_space_.write(capabilities_.window + kWindowData, std::span(window).first(window_bytes));
     config_space_.show_interrupt(interrupt_status_.load() != 0 && !msix_.is_enabled());
     config_space_.read(offset, data);
 }
 
 void PciTransport::write_config(std::uint16_t offset, std::span<const std::byte> data) noexcept {
-    if (offset == capabilities_.window + kWindowData) {
-        const auto access = window_access();
-        if (access && data.size() >= access->length) {
-            write(access->offset, data.first(access->length));
-        }
-        return;
-    }
+    std::array<std::byte, kWindowBytes> window{};
     {
         const std::lock_guard hold(config_mutex_);
         config_space_.write(offset, data);
+        config_space_.read(capabilities_.window + kWindowData, window);
         pin_is_off_ = (config_space_.command() & pci::kCommandNoPin) != 0;
         msix_.set_control(config_space_.word(capabilities_.msix + pci::Msix::kControlOffset));
+    }
+    if (is_window_access(offset, data.size())) {
+        if (const auto access = window_access()) {
+            write(access->offset, std::span(window).first(access->length));
+        }
     }
     follow_pin();
 }
@@ -376,12 +384,24 @@ std::uint64_t PciTransport::read_common(std::uint64_t offset, std::size_t bytes)
     case kStatus:
         return negotiation_.status();
     case kConfigGeneration:
-        return negotiation_.config_generation();
+        return take_generation();
     case kQueueSelect:
         return queue_select_.load();
     default:
         return read_common_of_queue(offset, bytes);
     }
+}
+
+/// 4.1.4.3.1: another value if the configuration has changed since it was read last. The number of changes alone would
+/// not do, because there are only 8 bits of it.
+std::uint8_t PciTransport::take_generation() const {
+    const std::lock_guard hold(generation_mutex_);
+    const std::uint32_t generation = negotiation_.config_generation();
+    if (generation != seen_generation_) {
+        seen_generation_ = generation;
+        ++shown_generation_;
+    }
+    return shown_generation_;
 }
 
 /// Of the queue that is selected. If it does not exist, its size is 0 (4.1.4.3), and so is the rest.
@@ -397,7 +417,8 @@ std::uint64_t PciTransport::read_common_of_queue(std::uint64_t offset, std::size
     };
     switch (offset) {
     case kQueueSize:
-        return queue->geometry.size;
+        // 4.1.4.3.1: a power of two or 0, whatever the driver has written.
+        return std::has_single_bit(queue->geometry.size) ? queue->geometry.size : 0;
     case kQueueVector:
         return queue_vectors_[index].load();
     case kQueueEnable:
@@ -550,8 +571,16 @@ void PciTransport::repeat_interrupt() noexcept {
 }
 
 PciTransport::State PciTransport::state(std::span<const std::optional<Queue::State>> queues) const {
+    constexpr std::uint32_t kShownBits = 0xff;
     State state;
-    state.negotiation = negotiation_.state(queues);
+    {
+        // What goes on from it shows the same generation, or the next one if the driver has not read the last change.
+        const std::lock_guard hold(generation_mutex_);
+        state.negotiation = negotiation_.state(queues);
+        std::uint32_t& generation = state.negotiation.config_generation;
+        const std::uint8_t next = generation == seen_generation_ ? shown_generation_ : shown_generation_ + 1;
+        generation = (generation & ~kShownBits) | next;
+    }
     {
         const std::lock_guard hold(config_mutex_);
         state.config_space = config_space_.state();

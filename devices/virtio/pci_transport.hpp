@@ -122,9 +122,11 @@ class PciTransport final : public pci::Function, public Transport {
     [[nodiscard]] Negotiation make_negotiation(const Identity& identity, const GuestMemory& memory, Hooks hooks,
                                                const State* state);
     [[nodiscard]] std::optional<Access> window_access() const noexcept;
+    [[nodiscard]] bool is_window_access(std::uint16_t offset, std::size_t bytes) const noexcept;
 
     [[nodiscard]] std::uint64_t read_common(std::uint64_t offset, std::size_t bytes) const noexcept;
     [[nodiscard]] std::uint64_t read_common_of_queue(std::uint64_t offset, std::size_t bytes) const noexcept;
+    [[nodiscard]] std::uint8_t take_generation() const;
     void write_common(std::uint64_t offset, std::size_t bytes, std::uint64_t value);
     template <typename Value>
     void select(std::atomic<Value>& what, Value value);
@@ -151,6 +153,9 @@ class PciTransport final : public pci::Function, public Transport {
     std::atomic<std::uint16_t> queue_select_ = 0;
     std::atomic<std::uint16_t> config_vector_;
     std::array<std::atomic<std::uint16_t>, QueueSet::kMostQueues> queue_vectors_;
+    mutable std::mutex generation_mutex_;       ///< guards the two below
+    mutable std::uint32_t seen_generation_ = 0; ///< of the negotiation, when the driver read it last
+    mutable std::uint8_t shown_generation_ = 0;
     Negotiation negotiation_; // last: a reset sets all of the above
 };
 

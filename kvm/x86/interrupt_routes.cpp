@@ -41,12 +41,13 @@ std::vector<kvm_irq_routing_entry> chip_routes() {
 InterruptRoutes::InterruptRoutes(const Vm& vm) : vm_(vm), fixed_(chip_routes()) {}
 
 std::uint32_t InterruptRoutes::add() {
-    constexpr std::size_t kMost = 4096 - kFirstMessageGsi; // KVM_MAX_IRQ_ROUTES
+    constexpr std::size_t kMostRoutes = 4096; // KVM_MAX_IRQ_ROUTES
+    const std::size_t most = kMostRoutes - fixed_.size();
     const std::lock_guard hold(mutex_);
     auto free = std::ranges::find(messages_, false, &Route::is_taken);
     if (free == messages_.end()) {
-        if (messages_.size() == kMost) {
-            throw Error("cannot give a device of the guest another interrupt: all " + std::to_string(kMost) +
+        if (messages_.size() == most) {
+            throw Error("cannot give a device of the guest another interrupt: all " + std::to_string(most) +
                         " that a virtual machine of KVM has are taken (configure fewer devices or queues)");
         }
         messages_.emplace_back();

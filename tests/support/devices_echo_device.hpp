@@ -80,7 +80,7 @@ class EchoDevice final : public virtio::Device {
         }
     }
     void doorbell(std::uint16_t index) override {
-        if (driver_ == nullptr || index >= queues_.size() || !queues_[index] || is_stopping(index)) {
+        if (driver_ == nullptr || paused_ || index >= queues_.size() || !queues_[index] || is_stopping(index)) {
             return;
         }
         virtio::Queue& queue = *queues_[index];
@@ -124,6 +124,7 @@ class EchoDevice final : public virtio::Device {
     void stop() override {
         ++stops_;
         driver_ = nullptr;
+        paused_ = false;
         stopping_.clear();
     }
     [[nodiscard]] bool is_idle() const noexcept override { return driver_ == nullptr && held_.empty(); }
@@ -135,6 +136,23 @@ class EchoDevice final : public virtio::Device {
         std::erase(stopping_, index);
         queues_.at(index) = std::move(queue);
         doorbell(index);
+    }
+    void pause() override { paused_ = true; }
+    [[nodiscard]] bool is_paused() const noexcept override { return paused_ && held_.empty(); }
+    void resume() override {
+        paused_ = false;
+        for (std::size_t index = 0; index < queues_.size(); ++index) {
+            doorbell(static_cast<std::uint16_t>(index));
+        }
+    }
+    [[nodiscard]] std::vector<std::optional<virtio::Queue::State>> queue_states() const override {
+        std::vector<std::optional<virtio::Queue::State>> states;
+        if (driver_ != nullptr) {
+            for (const std::optional<virtio::Queue>& queue : queues_) {
+                states.push_back(queue ? std::optional(queue->state()) : std::nullopt);
+            }
+        }
+        return states;
     }
 
   private:
@@ -167,6 +185,7 @@ class EchoDevice final : public virtio::Device {
     std::vector<std::uint16_t> stopping_;
     std::vector<std::pair<std::uint16_t, virtio::Chain>> held_;
     bool holds_ = false;
+    bool paused_ = false;
     std::uint64_t answered_ = 0;
     int stops_ = 0;
 };

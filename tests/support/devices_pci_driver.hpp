@@ -2,10 +2,8 @@
 //
 //     EchoDevice device;
 //     PciRig rig{device};
-//     ASSERT_TRUE(rig.start());                       // finds the structures, negotiates, takes a vector for each queue
-//     rig.queue(0).add({{at, 16}});
-//     rig.ring(0);
-//     ASSERT_TRUE(rig.wait_for_used(0));
+//     ASSERT_TRUE(rig.start());                       // finds the structures, negotiates, takes a vector for each
+//     queue rig.queue(0).add({{at, 16}}); rig.ring(0); ASSERT_TRUE(rig.wait_for_used(0));
 //     EXPECT_EQ(rig.message(1).take(), 1U);           // the interrupt of queue 0
 #pragma once
 
@@ -333,9 +331,7 @@ class PciDriver {
         write<std::uint64_t>(table_entry(vector), message.address);
         write<std::uint32_t>(table_entry(vector) + 8U, message.data);
     }
-    void mask(unsigned vector, bool masked) {
-        write<std::uint32_t>(table_entry(vector) + 12U, masked ? 1 : 0);
-    }
+    void mask(unsigned vector, bool masked) { write<std::uint32_t>(table_entry(vector) + 12U, masked ? 1 : 0); }
     /// A message of its own for each vector, none masked, and MSI-X on.
     void enable_msix() {
         for (unsigned vector = 0; vector < vectors_; ++vector) {

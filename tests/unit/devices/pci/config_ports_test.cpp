@@ -114,7 +114,8 @@ TEST_F(ConfigPortsTest, WithoutTheEnableBitThereIsNobody) {
 }
 
 TEST_F(ConfigPortsTest, OnOtherBusesFunctionsAndSlotsThereIsNobody) {
-    for (const std::uint32_t other_bits : {1U << 16U, 0x80U << 16U, 0xffU << 16U, 1U << 8U, 7U << 8U, 1U << 11U << 3U}) {
+    for (const std::uint32_t other_bits :
+         {1U << 16U, 0x80U << 16U, 0xffU << 16U, 1U << 8U, 7U << 8U, 1U << 11U << 3U}) {
         out(kAddress, address(kSlot, 0) ^ other_bits);
         EXPECT_EQ(in<std::uint32_t>(kData), UINT32_MAX) << other_bits;
         out(kData, UINT32_MAX);
@@ -131,8 +132,7 @@ TEST_F(ConfigPortsTest, TheOtherDeviceAnswersForTheRestOfThePorts) {
     out(0, std::uint8_t{1});
     out(kReset, std::uint8_t{2});
     out(2, std::uint16_t{0x0403});
-    EXPECT_EQ(other.written,
-              (std::vector<std::pair<std::uint64_t, unsigned>>{{0, 1}, {kReset, 2}, {2, 3}, {3, 4}}));
+    EXPECT_EQ(other.written, (std::vector<std::pair<std::uint64_t, unsigned>>{{0, 1}, {kReset, 2}, {2, 3}, {3, 4}}));
     EXPECT_EQ(in<std::uint32_t>(kAddress), address(kSlot, 0)) << "it is as it was";
     EXPECT_EQ(in<std::uint16_t>(3), 0x36a3U) << "each byte is that of its port";
 }

@@ -175,8 +175,7 @@ TEST(ConfigSpace, TheListOfCapabilitiesLeadsToEachOfThem) {
     ASSERT_EQ(pointer[0], std::byte{0x40});
     EXPECT_EQ(read(space, 0x40, 7), (std::vector{std::byte{9}, std::byte{0x48}, std::byte{0xa1}, std::byte{0xa2},
                                                  std::byte{0xa3}, std::byte{0xa4}, std::byte{0xa5}}));
-    EXPECT_EQ(read(space, 0x48, 4),
-              (std::vector{std::byte{0x11}, std::byte{0}, std::byte{0x77}, std::byte{0x88}}));
+    EXPECT_EQ(read(space, 0x48, 4), (std::vector{std::byte{0x11}, std::byte{0}, std::byte{0x77}, std::byte{0x88}}));
 }
 
 // 6.2.3.

@@ -342,9 +342,7 @@ void expect_nothing_lost(Change change) {
     WaitedFor line;
     const std::array<MessageLine*, 1> lines{&line};
     Msix msix{lines};
-    const auto set_mask = [&msix](std::uint32_t value) {
-        msix.write_table(12, std::as_bytes(std::span(&value, 1)));
-    };
+    const auto set_mask = [&msix](std::uint32_t value) { msix.write_table(12, std::as_bytes(std::span(&value, 1))); };
     set_mask(0);
     msix.set_control(kMsixEnable);
     std::atomic<bool> is_over = false;

@@ -58,8 +58,8 @@ class RootBusTest : public ::testing::Test {
     }
     std::shared_ptr<MemoryFunction> insert(unsigned slot, std::uint64_t base, std::uint8_t fill,
                                            std::uint32_t bytes = kBytes) {
-        auto function = std::make_shared<MemoryFunction>(static_cast<std::uint16_t>(0x100 + slot), bytes,
-                                                         GuestAddress{base}, fill);
+        auto function =
+            std::make_shared<MemoryFunction>(static_cast<std::uint16_t>(0x100 + slot), bytes, GuestAddress{base}, fill);
         bus.insert(slot, function);
         return function;
     }
@@ -117,9 +117,8 @@ TEST_F(RootBusTest, AnAccessOfEcamIsCutAtDoubleWords) {
 
 TEST_F(RootBusTest, BeyondTheEndOfEcamThereIsNothing) {
     const auto function = insert(0, to_integer(kWindow.base), 0);
-    for (const std::uint64_t offset :
-         {RootBus::kEcamBytes, RootBus::kEcamBytes * 2, std::uint64_t{1} << 32U, std::uint64_t{1} << 47U,
-          UINT64_MAX - 3}) {
+    for (const std::uint64_t offset : {RootBus::kEcamBytes, RootBus::kEcamBytes * 2, std::uint64_t{1} << 32U,
+                                       std::uint64_t{1} << 47U, UINT64_MAX - 3}) {
         EXPECT_EQ(read(bus.ecam(), offset, 4), std::vector(4, std::byte{0xff})) << offset;
         bus.ecam().write(offset, std::vector(4, std::byte{0xff}));
     }
