@@ -60,10 +60,25 @@ Hardware config_with(AcpiNuma numa) {
     return config;
 }
 
+Hardware config_with_pci(bool hotplug = true) {
+    Hardware config = full_config(2);
+    config.virtio_mmio.clear();
+    config.pci = PciHardware{.ecam = {GuestAddress{0xd0100000}, 0x100000},
+                             .window = {GuestAddress{0xd1000000}, 0x1000000},
+                             .config_ports = 0xcf8,
+                             .pin_gsis = {20, 21, 22, 23},
+                             .hotplug = {}};
+    if (hotplug) {
+        config.pci->hotplug = PciHardware::Hotplug{.ports = 0x620, .gsi = 19};
+    }
+    return config;
+}
+
 /// As many of everything as there can be.
 Hardware largest_config() {
     Hardware config = full_config(kMaxVcpus);
     config.virtio_mmio.assign(kMaxVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
+    config.pci = config_with_pci().pci;
     AcpiNuma& numa = config.numa.emplace();
     for (unsigned i = 0; i < kMaxAcpiNumaMemory; ++i) {
         numa.memory.push_back({{GuestAddress{i * kGiB}, kGiB}, i % kMaxAcpiNodes});
@@ -302,6 +317,24 @@ TEST(Acpi, NodeWithoutMemoryCounts) {
     EXPECT_EQ(Guest{config_with(numa)}.field<std::uint64_t>("SLIT", 36), 2U);
 }
 
+// PCI Firmware 3.0, 4.1.2.
+TEST(Acpi, PciHasATableOfItsConfigurationSpaces) {
+    for (const bool hotplug : {false, true}) {
+        const Guest guest{config_with_pci(hotplug)};
+        ASSERT_EQ(guest.tables().size(), 5U); // XSDT, FACP, APIC, MCFG, DSDT
+        EXPECT_EQ(guest.table("MCFG").size(), 60U);
+        EXPECT_EQ(sum(guest.table("MCFG")), 0U);
+        EXPECT_EQ(guest.field<std::uint8_t>("MCFG", 8), 1); // revision
+        EXPECT_EQ(guest.field<std::uint64_t>("MCFG", 36), 0U);
+        EXPECT_EQ(guest.field<std::uint64_t>("MCFG", 44), 0xd0100000U);
+        EXPECT_EQ(guest.field<std::uint16_t>("MCFG", 52), 0U) << "segment";
+        EXPECT_EQ(guest.field<std::uint8_t>("MCFG", 54), 0U) << "first bus";
+        EXPECT_EQ(guest.field<std::uint8_t>("MCFG", 55), 0U) << "last bus";
+        EXPECT_EQ(guest.field<std::uint32_t>("MCFG", 56), 0U);
+    }
+    EXPECT_FALSE(Guest{full_config(2)}.tables().contains("MCFG"));
+}
+
 /// Runs the ACPICA compiler over a guest's tables, in a directory of its own.
 class Iasl {
   public:
@@ -387,6 +420,77 @@ TEST_F(AcpiSourceTest, DevicesAreInTheDsdt) {
     EXPECT_TRUE(mentions(place, "0x03")) << place;
     EXPECT_FALSE(mentions(source, "Device (C002)"));
     EXPECT_FALSE(mentions(source, "Device (V002)"));
+}
+
+/// What lies between the braces that follow `head`.
+std::string block_of(const std::string& source, const std::string& head) {
+    const std::size_t begin = source.find(head);
+    if (begin == std::string::npos) {
+        return {};
+    }
+    std::size_t at = source.find('{', begin);
+    const std::size_t first = at;
+    int depth = 0;
+    for (; at < source.size(); ++at) {
+        depth += source[at] == '{' ? 1 : source[at] == '}' ? -1 : 0;
+        if (depth == 0) {
+            break;
+        }
+    }
+    return source.substr(first, at - first);
+}
+
+TEST_F(AcpiSourceTest, PciIsInTheDsdt) {
+    const Guest guest{config_with_pci()};
+    const Iasl iasl{guest};
+    const std::string source = iasl.disassemble("DSDT");
+    for (const std::string_view part :
+         {"Device (PCI0)", "EisaId (\"PNP0A08\")", "EisaId (\"PNP0A03\")", "Name (_SEG, Zero)", "Name (_BBN, Zero)",
+          "Name (_CCA, One)", "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode",
+          "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite", "0xD1000000",
+          "0xD1FFFFFF", "0x0CF8", "Method (_OSC, 4, NotSerialized)",
+          "ToUUID (\"33db4d5b-1ff7-401c-9657-7441c03dd766\")", "CreateDWordField (Arg3, 0x08, CTRL)",
+          "OperationRegion (HPRG, SystemIO, 0x0620, 0x0C)", "Field (HPRG, DWordAcc, NoLock, Preserve)", "Device (GED2)",
+          "\\_SB.PCI0.HPCK ()"}) {
+        EXPECT_TRUE(mentions(source, part)) << part << " is not in\n" << source;
+    }
+    const std::string slot = block_of(source, "Device (S1F)");
+    for (const std::string_view part :
+         {"Name (_ADR, 0x001F0000)", "Name (_SUN, 0x1F)", "Method (_EJ0, 1, NotSerialized)", "EJCT = 0x80000000"}) {
+        EXPECT_TRUE(mentions(slot, part)) << part << " is not in\n" << slot;
+    }
+    EXPECT_FALSE(mentions(source, "Device (S00)")) << "the host bridge stays";
+    const std::string check = block_of(source, "Method (HPCK");
+    const std::size_t gone = check.find("Local0 = GONE");
+    ASSERT_NE(gone, std::string::npos) << check;
+    EXPECT_LT(check.find("Local0 = COME"), check.find("Notify (S01, One)"));
+    EXPECT_LT(check.find("Notify (S1F, One)"), gone);
+    EXPECT_LT(gone, check.find("Notify (S01, 0x03)"));
+    EXPECT_TRUE(mentions(check, "Notify (S01, 0x03)") && mentions(check, "Notify (S1F, 0x03)"));
+    EXPECT_FALSE(mentions(check, "S00"));
+    const std::string output = iasl.compile("DSDT");
+    EXPECT_TRUE(mentions(output, "0 Errors, 0 Warnings")) << output;
+    EXPECT_TRUE(mentions(iasl.disassemble("MCFG"), "Base Address : 00000000D0100000"));
+}
+
+// ACPI 6.3, 6.2.13.
+TEST_F(AcpiSourceTest, EachSlotOfPciHasItsPinOnOneOfFourLines) {
+    const Guest guest{config_with_pci()};
+    std::string pins = block_of(Iasl{guest}.disassemble("DSDT"), "Name (_PRT");
+    std::erase_if(pins, [](char c) { return c == ' ' || c == '\n'; });
+    EXPECT_TRUE(mentions(pins, "{0xFFFF,Zero,Zero,0x14}")) << pins;
+    EXPECT_TRUE(mentions(pins, "{0x0001FFFF,Zero,Zero,0x15}")) << pins;
+    EXPECT_TRUE(mentions(pins, "{0x0004FFFF,Zero,Zero,0x14}")) << pins;
+    EXPECT_TRUE(mentions(pins, "{0x001FFFFF,Zero,Zero,0x17}")) << pins;
+}
+
+TEST_F(AcpiSourceTest, PciWithoutHotplugTellsOfNone) {
+    const Guest guest{config_with_pci(false)};
+    const std::string source = Iasl{guest}.disassemble("DSDT");
+    EXPECT_TRUE(mentions(source, "Device (PCI0)"));
+    for (const std::string_view part : {"HPRG", "Device (S01)", "HPCK", "Device (GED2)", "_EJ0"}) {
+        EXPECT_FALSE(mentions(source, part)) << part;
+    }
 }
 
 TEST_F(AcpiSourceTest, DsdtOfTheLargestMachineCompilesWithoutComplaint) {

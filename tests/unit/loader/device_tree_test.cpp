@@ -306,6 +306,41 @@ TEST(DeviceTree, EveryVirtioDeviceHasItsRegistersAndItsLine) {
     EXPECT_EQ(tree.cells("/soc/virtio@d0010000", "interrupts"), (Cells{21, 0}));
 }
 
+/// A PCI bus instead of virtio over MMIO.
+Hardware hardware_with_pci() {
+    Hardware hardware = hardware_with(1, 0);
+    hardware.pci = PciHardware{.ecam = {GuestAddress{0xd0100000}, 0x100000},
+                               .window = {GuestAddress{0xd1000000}, 0x1000000},
+                               .config_ports = 0xcf8,
+                               .pin_gsis = {20, 21, 22, 23},
+                               .hotplug = PciHardware::Hotplug{.ports = 0x620, .gsi = 19}};
+    return hardware;
+}
+
+// Devicetree's binding host-generic-pci, and IEEE 1275's of PCI.
+TEST(DeviceTree, PciHasItsConfigurationSpacesItsWindowAndItsPins) {
+    const std::string pci = "/pcie@d0100000";
+    const Tree tree = tree_of(hardware_with_pci());
+    EXPECT_EQ(tree.names(pci, "compatible"), Names{"pci-host-ecam-generic"});
+    EXPECT_EQ(tree.names(pci, "device_type"), Names{"pci"});
+    EXPECT_EQ(tree.cells(pci, "reg"), (Cells{0, 0xd0100000, 0, 0x100000}));
+    EXPECT_EQ(tree.cells(pci, "#address-cells"), Cells{3});
+    EXPECT_EQ(tree.cells(pci, "#size-cells"), Cells{2});
+    EXPECT_EQ(tree.cells(pci, "bus-range"), (Cells{0, 0}));
+    EXPECT_EQ(tree.cells(pci, "ranges"), (Cells{0x02000000, 0, 0xd1000000, 0, 0xd1000000, 0, 0x1000000}));
+    EXPECT_TRUE(tree.has(pci, "dma-coherent"));
+    EXPECT_EQ(tree.cells(pci, "#interrupt-cells"), Cells{1});
+    EXPECT_EQ(tree.cells(pci, "interrupt-map-mask"), (Cells{0x1800, 0, 0, 7}));
+    const Cells map = tree.cells(pci, "interrupt-map");
+    ASSERT_EQ(map.size(), 4 * 7U);
+    for (std::uint32_t slot = 0; slot < 4; ++slot) {
+        const Cells entry(map.begin() + slot * 7, map.begin() + slot * 7 + 7);
+        EXPECT_EQ(entry, (Cells{slot << 11U, 0, 0, 1, map[4], 20 + slot, 2})) << "level-triggered, active high";
+    }
+    EXPECT_EQ(tree.paths("/pcie").size(), 1U);
+    EXPECT_EQ(tree_of(hardware_with(1, 1)).paths("/pcie"), Names{}) << "without PCI there is none";
+}
+
 TEST(DeviceTree, GenerationIdentifierHasItsPlaceAndItsLine) {
     const Tree tree = tree_of(hardware_with(1, 0));
     EXPECT_EQ(tree.names("/soc/rng@3000df010", "compatible"), Names{"microsoft,vmgenid"});
@@ -375,6 +410,7 @@ TEST_F(DeviceTreeSourceTest, HasNothingToComplainOf) {
     EXPECT_EQ(complaints(hardware_with(2, 17), kMapOnBothSidesOfTheHole), "");
     EXPECT_EQ(complaints(hardware_with(254, 1), kMapOnBothSidesOfTheHole), "");
     EXPECT_EQ(complaints(hardware_with_two_nodes(), kMapOnBothSidesOfTheHole), "");
+    EXPECT_EQ(complaints(hardware_with_pci(), kSmallMap), "");
     EXPECT_EQ(complaints(largest_hardware(), kMapOnBothSidesOfTheHole), "");
 }
 
