@@ -225,6 +225,31 @@ TEST_F(JailTest, GuestWorksAndItsEndIsThatOfTheCommand) {
     EXPECT_TRUE(report()["vmm"]["resident_overhead_bytes"].is_number()) << "it has a /proc of its own";
 }
 
+/// The process inside cannot name any file. Its broker makes the snapshot, as the user of the jail.
+TEST_F(JailTest, SnapshotLeavesItAndBelongsToItsUser) {
+    const std::string api = directory_ / "api";
+    CommandBeside command(with(words(as_user_), {"--cmdline", "passes=1000000", "--api", api}));
+    ASSERT_TRUE(eventually([&] { return child_with_thread(command.process(), "vcpu0") != 0; })) << command.errors();
+    const std::string one = directory_ / "one";
+    const CommandResult taken = run_command({"ctl", api, "snapshot", one, "--resume"});
+    EXPECT_EQ(taken.exit_status, exit_codes::kSuccess) << taken.output << taken.errors;
+    struct stat facts {};
+    ASSERT_EQ(::stat((one + "/state").c_str(), &facts), 0);
+    EXPECT_EQ(facts.st_uid, kUser);
+    const std::string other = directory_ / "other"; // It builds on the first, which is read again.
+    const CommandResult more = run_command({"ctl", api, "snapshot", other, "--resume", "--incremental-to", one});
+    EXPECT_EQ(more.exit_status, exit_codes::kSuccess) << more.output << more.errors;
+    EXPECT_EQ(run_command({"snapshot", "verify", other}).exit_status, exit_codes::kSuccess);
+    // Root alone may write there, and the jail is not root's.
+    const std::string of_root = directory_ / "of_root";
+    std::filesystem::create_directory(of_root);
+    const CommandResult refused = run_command({"ctl", api, "snapshot", of_root + "/three", "--resume"});
+    EXPECT_NE(refused.exit_status, exit_codes::kSuccess);
+    EXPECT_TRUE(mentions(refused.output + refused.errors, "Permission denied")) << refused.output << refused.errors;
+    command.send(SIGTERM);
+    EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
+}
+
 TEST_F(JailTest, KilledParentTakesTheGuestWithIt) {
     CommandBeside command(with(words(as_user_), {"--cmdline", "passes=1000000"}));
     pid_t inside = 0;
