@@ -19,6 +19,20 @@ class FullState {
   public:
     /// With `vcpus` vCPUs, and one device of each kind.
     [[nodiscard]] static SnapshotState make(std::size_t vcpus = 2) { return FullState().all(vcpus); }
+    /// The same of a machine whose devices are on a PCI bus.
+    [[nodiscard]] static SnapshotState make_with_pci(std::size_t vcpus = 2) {
+        FullState full;
+        SnapshotState state = full.all(vcpus);
+        state.machine.board.pci =
+            PciState{.ports = {full.next()}, .hotplug = {.come = full.next(), .gone = full.next()}};
+        std::uint32_t slot = 1;
+        for (VirtioDeviceState& device : state.machine.virtio) {
+            device.transport = full.pci_transport();
+            device.pci_slot = slot;
+            slot += 3;
+        }
+        return state;
+    }
 
   private:
     std::uint32_t next() {
@@ -167,9 +181,8 @@ class FullState {
                 .device_area = number<GuestAddress>()};
     }
 
-    devices::virtio::MmioState transport() {
-        devices::virtio::MmioState transport;
-        auto& negotiation = transport.negotiation;
+    devices::virtio::Negotiation::State negotiation() {
+        devices::virtio::Negotiation::State negotiation;
         negotiation.status = next();
         negotiation.driver_features = number<std::uint64_t>();
         negotiation.accepts_unknown = true;
@@ -187,10 +200,33 @@ class FullState {
         negotiation.config = bytes(24);
         negotiation.reset_config = bytes(25);
         negotiation.failure = "queue 0: \xff\n is no text";
+        return negotiation;
+    }
+
+    devices::virtio::MmioState transport() {
+        devices::virtio::MmioState transport;
+        transport.negotiation = negotiation();
         transport.device_features_select = next();
         transport.driver_features_select = next();
         transport.queue_select = next();
         transport.interrupt_status = next();
+        return transport;
+    }
+
+    devices::virtio::PciState pci_transport() {
+        devices::virtio::PciState transport;
+        transport.negotiation = negotiation();
+        transport.device_features_select = next();
+        transport.driver_features_select = next();
+        transport.queue_select = number<std::uint16_t>();
+        transport.interrupt_status = byte();
+        transport.config_vector = number<std::uint16_t>();
+        transport.queue_vectors = {number<std::uint16_t>(), number<std::uint16_t>()};
+        fill(transport.config_space);
+        for (int i = 0; i < 3; ++i) {
+            transport.msix.entries.push_back({{number<std::uint64_t>(), next()}, next()});
+            transport.msix.pending.push_back(byte());
+        }
         return transport;
     }
 

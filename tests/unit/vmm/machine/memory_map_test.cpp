@@ -92,6 +92,29 @@ TEST(GuestMemoryMap, CallsOnlyRamRam) {
     }
 }
 
+// Linux uses ECAM only if the map reserves it.
+TEST(GuestMemoryMap, WithPciReservesItsConfigurationSpacesAndNothingElseMore) {
+    for (const std::uint64_t size : kSizes) {
+        std::vector<MemoryMapEntry> with = guest_memory_map(size, true);
+        Ranges ranges;
+        for (const MemoryMapEntry& entry : with) {
+            ranges.push_back(entry.range);
+        }
+        expect_disjoint(ranges);
+        EXPECT_TRUE(std::ranges::is_sorted(ranges, {}, &GuestRange::base)) << size;
+        const auto ecam = std::ranges::find(with, kPciEcam, &MemoryMapEntry::range);
+        ASSERT_NE(ecam, with.end()) << size;
+        EXPECT_EQ(ecam->kind, MemoryKind::kReserved);
+        with.erase(ecam);
+        const std::vector<MemoryMapEntry> without = guest_memory_map(size, false);
+        ASSERT_EQ(with.size(), without.size()) << size;
+        for (std::size_t i = 0; i < with.size(); ++i) {
+            EXPECT_EQ(with[i].range, without[i].range) << size;
+            EXPECT_EQ(with[i].kind, without[i].kind) << size;
+        }
+    }
+}
+
 TEST(GuestMemoryMap, AccountsForEveryByteOfRamButThePageOfTheGenerationIdentifier) {
     for (const std::uint64_t size : kSizes) {
         std::uint64_t total = 0;

@@ -59,6 +59,7 @@ void expect_same(const VirtioDeviceState& a, const VirtioDeviceState& b) {
     EXPECT_EQ(a.id, b.id);
     EXPECT_TRUE(a.transport == b.transport) << a.name;
     EXPECT_TRUE(a.device == b.device) << a.name;
+    EXPECT_EQ(a.pci_slot, b.pci_slot) << a.name;
 }
 
 void expect_same(const MachineState& a, const MachineState& b) {
@@ -75,6 +76,11 @@ void expect_same(const MachineState& a, const MachineState& b) {
     EXPECT_TRUE(a.board.reset_control == b.board.reset_control);
     EXPECT_TRUE(a.board.power == b.board.power);
     EXPECT_TRUE(a.board.rtc == b.board.rtc);
+    ASSERT_EQ(a.board.pci.has_value(), b.board.pci.has_value());
+    if (a.board.pci) {
+        EXPECT_EQ(a.board.pci->ports, b.board.pci->ports);
+        EXPECT_EQ(a.board.pci->hotplug, b.board.pci->hotplug);
+    }
     EXPECT_EQ(a.serial_input, b.serial_input);
     ASSERT_EQ(a.virtio.size(), b.virtio.size());
     for (std::size_t i = 0; i < a.virtio.size(); ++i) {
@@ -130,6 +136,64 @@ TEST(StateFile, KeepsEveryField) {
     EXPECT_EQ(state.memory, again.memory);
     EXPECT_EQ(state.base, again.base);
     EXPECT_EQ(encode_state(again), bytes);
+}
+
+TEST(StateFile, KeepsEveryFieldOfAMachineWithPci) {
+    const SnapshotState state = FullState::make_with_pci(1);
+    const Bytes bytes = encode_state(state);
+    const SnapshotState again = decode_state(bytes);
+    expect_same(state.machine, again.machine);
+    ASSERT_TRUE(again.machine.board.pci);
+    EXPECT_EQ(encode_state(again), bytes);
+}
+
+// What reads states of before there was PCI reads those of machines without it, too.
+TEST(StateFile, OfAMachineWithoutPciSaysNothingOfIt) {
+    const StateContainer container = unpack_sections(encode_state(FullState::make(1)));
+    for (const StateSection& section : container.sections) {
+        if (section.name == "board" || section.name == "virtio") {
+            const std::string text =
+                from_cbor(section.content, section.name).dump(-1, ' ', true, Json::error_handler_t::replace);
+            EXPECT_FALSE(mentions(text, "pci")) << section.name;
+        }
+    }
+}
+
+/// What is said of FullState::make_with_pci() when its devices are changed.
+std::string refusal_of_pci(const std::function<void(Json&)>& change) {
+    StateContainer container = unpack_sections(encode_state(FullState::make_with_pci(1)));
+    StateSection& section = *std::ranges::find(container.sections, "virtio", &StateSection::name);
+    Json fields = from_cbor(section.content, "virtio");
+    change(fields);
+    section.content = to_cbor(fields);
+    return refusal_of(pack_sections(container));
+}
+
+TEST(StateFile, RefusesRegistersOverPciThatNoDeviceHas) {
+    EXPECT_EQ(refusal_of_pci([](Json& /*virtio*/) {}), "");
+    const auto refusal = [](const std::function<void(Json&)>& change) {
+        return refusal_of_pci([&](Json& virtio) { change(virtio[0]["pci_transport"]); });
+    };
+    EXPECT_TRUE(mentions(refusal([](Json& pci) {
+                             const Json one = pci["msix"].at(0);
+                             for (std::size_t i = pci["msix"].size(); i < 129; ++i) {
+                                 pci["msix"].push_back(one);
+                             }
+                         }),
+                         "virtio[0].pci_transport.msix has 129"));
+    EXPECT_TRUE(mentions(refusal([](Json& pci) { pci["msix"].at(0).push_back(1); }), "virtio[0].pci_transport.msix"));
+    EXPECT_TRUE(
+        mentions(refusal([](Json& pci) { pci.erase("config_space"); }), "virtio[0].pci_transport.config_space"));
+    EXPECT_TRUE(mentions(
+        refusal([](Json& pci) { pci["config_space"] = Json::binary(Json::binary_t(std::vector<std::uint8_t>(255))); }),
+        "virtio[0].pci_transport.config_space"));
+    EXPECT_TRUE(
+        mentions(refusal([](Json& pci) { pci["config_vector"] = 0x10000; }), "virtio[0].pci_transport.config_vector"));
+    EXPECT_TRUE(
+        mentions(refusal([](Json& pci) { pci["queue_vectors"] = "none"; }), "virtio[0].pci_transport.queue_vectors"));
+    EXPECT_TRUE(
+        mentions(refusal_of_pci([](Json& virtio) { virtio[0].erase("pci_transport"); }), "virtio[0].transport"));
+    EXPECT_TRUE(mentions(refusal_of_pci([](Json& virtio) { virtio[0]["pci_slot"] = -1; }), "virtio[0].pci_slot"));
 }
 
 TEST(StateFile, KeepsWhatIsNotThere) {
