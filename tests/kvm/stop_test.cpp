@@ -209,5 +209,40 @@ TEST_F(StoppedCommand, DoesNoChunkThatHadNotBegunWhenTheStopWasHeard) {
     EXPECT_LE(chunks, kBeforeTheStop + kWorkers - 1) << "the others may have been in one each; there are 16 and more";
 }
 
+// A batch system sends SIGTERM, and SIGKILL half a minute later, in which a guest of terabytes has not been given back.
+TEST_F(StoppedCommand, HasWrittenItsReportBeforeItGivesMemoryBack) {
+#ifdef VMM_SANITIZED
+    GTEST_SKIP() << "a sanitizer's runtime maps and unmaps as much memory itself";
+#endif
+    if (const std::string reason = testing::SyscallInjector::why_not(); !reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+    constexpr std::uint64_t kPopulateWrite = 23; // MADV_POPULATE_WRITE
+    constexpr std::uint64_t kGuestBytes = 256 * kMiB;
+    const testing::TemporaryDirectory directory;
+    const std::string report = directory / "report";
+    bool stopped = false;
+    unsigned given_back = 0;
+    unsigned reported_before = 0;
+    const auto run = testing::SyscallInjector({SYS_madvise, SYS_munmap})
+                         .run({testing::command_under_test(), "run", "-q", "--serial=none", "--prefault=all", "-m",
+                               "256M", "--page-size=4K", "--report", report, kernel()},
+                              [&](const testing::SystemCall& call) {
+                                  if (!stopped && call.number == SYS_madvise && call.arguments[2] == kPopulateWrite) {
+                                      stopped = true;
+                                      ::kill(call.thread, SIGTERM);
+                                  }
+                                  if (stopped && call.number == SYS_munmap && call.arguments[1] >= kGuestBytes) {
+                                      ++given_back;
+                                      reported_before += std::filesystem::exists(report) ? 1 : 0;
+                                  }
+                                  return 0;
+                              });
+    EXPECT_EQ(run.exit_status, 4) << run.errors << run.stuck;
+    EXPECT_GE(given_back, 1U);
+    EXPECT_EQ(reported_before, given_back);
+    EXPECT_NE(testing::content_of(report).find("\"exit\": \"signal\""), std::string::npos);
+}
+
 } // namespace
 } // namespace vmm

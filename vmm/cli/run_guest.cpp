@@ -307,7 +307,8 @@ void give_way_to_guest_elsewhere() noexcept {
 
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
                       std::initializer_list<const CharacterConnection*> connections, ProgressDisplay& progress,
-                      RunControl& control, Checkpoint& checkpoint, ProcessSandbox& sandbox) {
+                      RunControl& control, Checkpoint& checkpoint, ProcessSandbox& sandbox,
+                      const std::function<void(const RunReport&)>& before_teardown) {
     Ending ending;
     {
         Machine machine(config, started);
@@ -335,6 +336,9 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
             ending.report.kept->problem = with_option_names(ending.report.kept->problem);
         }
         ending.crash = machine.crash_description();
+        if (ending.reason == ExitReason::kSignal) {
+            before_teardown(ending.report);
+        }
     }
     const std::chrono::duration<double> teardown = std::chrono::steady_clock::now() - ending.report.guest_ended;
     ending.report.teardown_seconds = teardown.count();
@@ -408,7 +412,19 @@ int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal*
         messages.prepare_for_sandbox();
         alarm.emplace(*config.stop, [&messages](std::string_view error) { messages.say_error(error); });
     }
-    const Ending ending = run_to_the_end(config, started, {&serial, &console}, progress, control, checkpoint, sandbox);
+    // Whoever sent the signal may kill us soon, and to give much memory back takes long: the report is there before
+    // that.
+    const auto report_early = [&](const RunReport& report) {
+        if (report_file && report_file->is_replaced_by_writing()) {
+            try {
+                report_file->write(to_json(report), patience);
+            } catch (const Error& error) { // It is tried again below, and is an error then.
+                config.log(LogLevel::kWarning, error.what());
+            }
+        }
+    };
+    const Ending ending =
+        run_to_the_end(config, started, {&serial, &console}, progress, control, checkpoint, sandbox, report_early);
     warn_of_background_prefault(ending, config);
     if (!ending.crash.empty()) {
         messages.say("vmm: the guest crashed\n" + ending.crash);

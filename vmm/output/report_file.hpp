@@ -13,9 +13,9 @@
 
 namespace vmm {
 
-/// The file of `--report`, or of something else that is written once. Construction finds out whether it can be written,
-/// while nothing has been done yet, and leaves what is there as it is. write() replaces it as a whole, so that a reader
-/// sees the old text or the new one and never half of it, and with the owner and the mode that it had. It is
+/// The file of `--report`, or of something else that is written at the end. Construction finds out whether it can be
+/// written, while nothing has been done yet, and leaves what is there as it is. write() replaces it as a whole, so that
+/// a reader sees the old text or the new one and never half of it, and with the owner and the mode that it had. It is
 /// overwritten in place where replacing it would change more than its content: where the name is a link, the file has
 /// other names (hard links), attributes, or an owner that we cannot give to a new one, or where it can be written but
 /// not replaced (others' folders, mounted files). A pipe or terminal, and /dev/stdout and the like, are written to
@@ -25,7 +25,11 @@ class ReportFile {
     /// Throws Error if `path` cannot be written, leads over another user's link (OutputPlace), or is locked as a
     /// disk. `what` it will be is for messages.
     explicit ReportFile(std::string path, std::string what = "the report");
-    /// Once. Throws Error; a file that is replaced as a whole is then as it was.
+    /// True if what was written is replaced by another write(): it is a file, and neither a pipe nor a terminal nor a
+    /// descriptor of ours.
+    [[nodiscard]] bool is_replaced_by_writing() const noexcept { return overwritable_; }
+    /// Throws Error; a file that is replaced as a whole is then as it was. To be called once, unless
+    /// is_replaced_by_writing().
     void write(std::string_view text, const WritePatience& patience = {});
 
   private:
