@@ -10,6 +10,7 @@
 #include "vmm/machine/departure.hpp"
 #include "vmm/machine/embedder.hpp"
 #include "vmm/machine/hardware.hpp"
+#include "vmm/machine/hotplug.hpp"
 #include "vmm/machine/keeper.hpp"
 #include "vmm/machine/run.hpp"
 #include "vmm/machine/snapshot_start.hpp"
@@ -181,6 +182,20 @@ void Machine::set_balloon(std::uint64_t bytes) {
     wanted.balloon->target_bytes = bytes;
     validate_balloon(wanted);
     parts_->hardware.virtio_devices.balloon->set_target(bytes);
+}
+
+std::string Machine::add_disk(const DiskConfig& disk) {
+    return vmm::add_disk(parts_->hardware, parts_->config, parts_->embedder, disk);
+}
+
+std::string Machine::add_net(const NetConfig& net) {
+    return vmm::add_net(parts_->hardware, parts_->config, parts_->embedder, net);
+}
+
+void Machine::remove_device(const std::string& name, std::chrono::milliseconds within, const std::stop_token& stop) {
+    StopBridge bridge(parts_->stop);
+    const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });
+    vmm::remove_device(parts_->hardware, name, within, bridge.token());
 }
 
 void Machine::press_power_button() {

@@ -81,6 +81,18 @@ class Machine {
     /// without. Throws Error: the machine has no balloon, or cannot have one of that size.
     void set_balloon(std::uint64_t bytes);
 
+    /// Gives the guest a disk while it runs, or connects it to a network. The guest is told of it, and sees it as soon
+    /// as its driver has looked. Returns the name of the device ("blk1"), which statistics() have, too. A snapshot or a
+    /// migration that is under way is waited for. Throws UsageError: the guest has no PCI bus (Config::transport), or
+    /// does not run. Throws Error: what the device stands on cannot be had, or there is no slot left on the bus.
+    std::string add_disk(const DiskConfig& disk);
+    std::string add_net(const NetConfig& net);
+
+    /// Asks the guest to do without a device, by its name, and waits until it does. Throws UsageError: the guest has no
+    /// PCI bus. Throws Error: there is no such device, or the guest has not given it back `within` that time (24 hours
+    /// at most); it may still do so later. Throws StoppedError if `stop` is requested.
+    void remove_device(const std::string& name, std::chrono::milliseconds within, const std::stop_token& stop = {});
+
     /// Presses the guest's power button once. What the guest does then is its own: Linux switches itself off if a
     /// program of its listens. Throws Error: the guest is told of its hardware by a device tree alone, which has no
     /// button.

@@ -20,6 +20,7 @@ PATIENCE_SECONDS = 300
 # The order in which verbs are asked; those that end the machine come last. Every verb of the document has to be here.
 ORDER = [
     *("status", "statistics", "metrics", "api-schema", "log-level", "set-log-level", "pause", "resume", "balloon"),
+    *("add-disk", "remove-disk", "add-net", "remove-net"),
     *("prefault", "add-memory", "jobs", "job", "cancel", "snapshot", "migrate", "events", "stop", "reset"),
 ]
 # What is wrong: method, path, body, and the status of the refusal.
@@ -33,6 +34,15 @@ WRONG = [
     ("POST", "/balloon", "{}", 400),
     ("POST", "/balloon", '{"target": 1}', 400),
     ("POST", "/prefault", '{"workers": 0}', 400),
+    ("POST", "/add-disk", "{}", 400),
+    ("POST", "/add-disk", '{"path": "relative"}', 400),
+    ("POST", "/add-disk", '{"path": "/disk", "queues": 17}', 400),
+    ("POST", "/add-disk", '{"path": "/disk", "sector": "1024"}', 400),
+    ("POST", "/add-net", '{"tap": "with/slash"}', 400),
+    ("POST", "/add-net", '{"tap": "a-name-of-16-byte"}', 400),
+    ("POST", "/add-net", '{"tap": "tap1", "mac": "no"}', 400),
+    ("POST", "/remove-disk", '{"name": "net0"}', 400),
+    ("POST", "/remove-net", '{"name": ""}', 400),
     ("POST", "/snapshot", "{}", 400),
     ("POST", "/snapshot", '{"directory": "relative"}', 400),
     ("POST", "/migrate", "{}", 400),

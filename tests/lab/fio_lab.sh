@@ -167,10 +167,10 @@ answer_vsock() {
 boot_guest() {
     begin=$(now) vsock=$1
     shift
-    modules=virtio_mmio,virtio_console,virtio_blk,virtio_net,virtio_rng,vmw_vsock_virtio_transport,crc32c_generic,ext4
+    modules=virtio_mmio,virtio_pci,virtio_console,virtio_blk,virtio_net,virtio_rng,vmw_vsock_virtio_transport,crc32c_generic,ext4
     # On a busy machine a processor of the guest may not run for half a minute. What hangs for good is found by `eventually`.
     patience="rcupdate.rcu_cpu_stall_timeout=300 watchdog_thresh=60"
-    start boot ttyS0 -m 256M -c 4 --page-size=4K --prefault=all --rng --disk /dev/vda,ro --disk /tmp/disk --net tap=tap0 \
+    start boot ttyS0 --transport "${transport-mmio}" -m 256M -c 4 --page-size=4K --prefault=all --rng --disk /dev/vda,ro --disk /tmp/disk --net tap=tap0 \
         --vsock "$vsock" "$@" --initrd /guest/initrd /guest/vmlinuz \
         --cmdline "loglevel=5 $patience modules=$modules root_disk=/dev/vda root_init=/root/fio_guest"
     # What is typed before that is lost: the kernel empties the serial port when it finds it.

@@ -9,7 +9,7 @@
 set -uo pipefail
 export LC_ALL=C
 umask 022
-readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups)
+readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups pci)
 if [[ ${1-} == --parts ]]; then
     printf '%s\n' "${parts[@]}"
     exit
@@ -76,6 +76,11 @@ part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool"
 part_snapshot() { checks --memory 3G --hugepages-2m 128 -- snapshot; }
 part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/device_tool" -- migration; }
 part_cgroups() { checks --memory 2G --hugepages-2m 80 -- cgroups; }
+# Both stock kernels, on the PCI bus.
+part_pci() {
+    checks --memory 3G --hugepages-2m 128 -- pci
+    checks --guest-kernel 6.1 -- pci_devices
+}
 part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
 part_kernel() { checks --guest-kernel 6.1 -- kernel; }
 # A guest of a guest: vmm runs vmm.

@@ -57,6 +57,10 @@ Option option_of(const Parameter& parameter) {
     case Parameter::Kind::kPath:
         return file(names, parameter.help,
                     [name](Given& given, const std::string& path) { given.control.options[name] = path; });
+    case Parameter::Kind::kName:
+        return text(names, {.kind = OptionValue::Kind::kText, .form = "NAME"}, parameter.help,
+                    [name](Given& given, const std::string& word) { given.control.options[name] = word; })
+            .with_standard(parameter.standard);
     case Parameter::Kind::kNumber:
     case Parameter::Kind::kBytes:
         break;
@@ -115,6 +119,9 @@ Json value_of(const Parameter& parameter, const std::string& word) {
     }
     if (parameter.kind == Parameter::Kind::kChoice) {
         return parameter.choices[pick_choice(word, parameter.choices)];
+    }
+    if (parameter.kind == Parameter::Kind::kName) {
+        return word; // The machine says what is wrong with it.
     }
     if (parameter.kind == Parameter::Kind::kPath) {
         return absolute_path(parameter, word);

@@ -110,6 +110,10 @@ const MachineControl::Row& MachineControl::row_of(const Verb& verb) {
                                       Row{"prefault", &MachineControl::prefault, false},
                                       Row{"balloon", &MachineControl::balloon, false},
                                       Row{"add-memory", &MachineControl::add_memory, false},
+                                      Row{"add-disk", &MachineControl::add_disk, false},
+                                      Row{"remove-disk", &MachineControl::remove_disk, false},
+                                      Row{"add-net", &MachineControl::add_net, false},
+                                      Row{"remove-net", &MachineControl::remove_net, false},
                                       Row{"snapshot", &MachineControl::snapshot, false},
                                       Row{"migrate", &MachineControl::migrate, false},
                                       Row{"jobs", &MachineControl::jobs, false},
@@ -433,6 +437,62 @@ HttpAnswer MachineControl::add_memory(const Arguments& arguments) {
         Json result = vmm::control::json_of(report);
         result["problem"] = in_words(report.problem);
         return {std::move(result), report.complete};
+    }));
+}
+
+Jobs::Outcome MachineControl::added(const std::string& name) {
+    events_.add("device-added", {{"name", name}});
+    return {{{"name", name}}, true};
+}
+
+HttpAnswer MachineControl::add_disk(const Arguments& arguments) {
+    check_not_ended("give the guest a disk");
+    DiskConfig disk;
+    disk.path = *arguments.word("path");
+    disk.read_only = arguments.flag("read_only");
+    disk.direct = arguments.flag("direct");
+    disk.queues = static_cast<unsigned>(arguments.number("queues").value_or(disk.queues));
+    disk.sector_bytes = arguments.word("sector") == "4096" ? 4096 : disk.sector_bytes;
+    disk.id = arguments.word("id").value_or("");
+    disk.check();
+    return started(jobs_.start("add-disk", [this, disk = std::move(disk)](const Jobs::Context& /*context*/) {
+        return added(machine_.add_disk(disk));
+    }));
+}
+
+HttpAnswer MachineControl::add_net(const Arguments& arguments) {
+    check_not_ended("connect the guest to a network");
+    NetConfig net;
+    net.tap = *arguments.word("tap");
+    net.mac = arguments.word("mac").value_or("");
+    net.check();
+    return started(jobs_.start("add-net", [this, net = std::move(net)](const Jobs::Context& /*context*/) {
+        return added(machine_.add_net(net));
+    }));
+}
+
+HttpAnswer MachineControl::remove_disk(const Arguments& arguments) {
+    return remove_device(arguments, "remove-disk", "blk");
+}
+
+HttpAnswer MachineControl::remove_net(const Arguments& arguments) {
+    return remove_device(arguments, "remove-net", "net");
+}
+
+HttpAnswer MachineControl::remove_device(const Arguments& arguments, const char* verb, std::string_view kind) {
+    constexpr std::uint64_t kUsualSeconds = 20;
+    const std::string name = *arguments.word("name");
+    check_not_ended("take a device from the guest");
+    if (!name.starts_with(kind)) {
+        throw Error("cannot take the device " + name + " from the guest by " + verb +
+                    ": the names of those begin with " + std::string(kind));
+    }
+    const std::chrono::seconds within(arguments.number("within").value_or(kUsualSeconds));
+    return started(jobs_.start(verb, [this, name, within](const Jobs::Context& context) -> Jobs::Outcome {
+        context.progress({"waiting for the guest", 0, 0});
+        machine_.remove_device(name, within, context.stop);
+        events_.add("device-removed", {{"name", name}});
+        return {{{"name", name}}, true};
     }));
 }
 

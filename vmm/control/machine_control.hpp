@@ -72,6 +72,10 @@ class MachineControl {
     [[nodiscard]] HttpAnswer prefault(const Arguments& arguments);
     [[nodiscard]] HttpAnswer balloon(const Arguments& arguments);
     [[nodiscard]] HttpAnswer add_memory(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer add_disk(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer add_net(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer remove_disk(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer remove_net(const Arguments& arguments);
     [[nodiscard]] HttpAnswer snapshot(const Arguments& arguments);
     [[nodiscard]] HttpAnswer migrate(const Arguments& arguments);
     [[nodiscard]] HttpAnswer jobs(const Arguments& arguments);
@@ -83,6 +87,8 @@ class MachineControl {
     [[nodiscard]] HttpAnswer api_schema(const Arguments& arguments);
 
     [[nodiscard]] HttpAnswer started(const JobStatus& job) const;
+    [[nodiscard]] HttpAnswer remove_device(const Arguments& arguments, const char* verb, std::string_view kind);
+    [[nodiscard]] Jobs::Outcome added(const std::string& name);
     [[nodiscard]] nlohmann::ordered_json json_of(const JobStatus& job) const;
     [[nodiscard]] Jobs::Outcome run_prefault(prefault::Options options, const Jobs::Context& context);
     [[nodiscard]] Jobs::Outcome run_snapshot(SnapshotOptions options, const Jobs::Context& context);

@@ -109,16 +109,16 @@ Json answer_schemas() {
     schemas["Balloon"] = object("The balloon", {{"target_bytes", count("How much the guest is asked for")}});
     schemas["LogLevel"] =
         object("How much is said", {{"level", one_of(log_level_names(), "The least important lines that are said")}});
-    schemas["Event"] = {
-        {"type", "object"},
-        {"description", "Something that happened. Other members depend on the event."},
-        {"required", {"event"}},
-        {"properties",
-         {{"sequence", count("Its number, from 1 on")},
-          {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
-          {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended", "job",
-                            "snapshot", "migrated", "balloon", "memory-added", "log-level", "missed"},
-                           "What happened")}}}};
+    schemas["Event"] = {{"type", "object"},
+                        {"description", "Something that happened. Other members depend on the event."},
+                        {"required", {"event"}},
+                        {"properties",
+                         {{"sequence", count("Its number, from 1 on")},
+                          {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
+                          {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended",
+                                            "job", "snapshot", "migrated", "balloon", "memory-added", "device-added",
+                                            "device-removed", "log-level", "missed"},
+                                           "What happened")}}}};
     schemas["Document"] = {{"type", "object"}, {"description", "An OpenAPI document"}};
     return schemas;
 }
@@ -135,6 +135,9 @@ Json schema_of(const Parameter& parameter) {
         break;
     case Parameter::Kind::kChoice:
         schema = {{"type", "string"}, {"enum", parameter.choices}};
+        break;
+    case Parameter::Kind::kName:
+        schema = {{"type", "string"}, {"pattern", "^[!-.0-~]+$"}, {"maxLength", parameter.most}};
         break;
     case Parameter::Kind::kAddress:
         schema = {{"type", "string"}, {"pattern", "^(unix:/|tcp:).+$"}};

@@ -13,6 +13,7 @@
 #include "kvm/host/guest_address.hpp"
 #include "prefault/options.hpp"
 #include "vmm/control/log_levels.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/migration.hpp"
 
@@ -195,6 +196,68 @@ std::vector<Parameter> prefault_parameters() {
              .example = "2"}};
 }
 
+std::vector<Parameter> disk_parameters() {
+    const DiskConfig standard;
+    return {{.name = "path",
+             .kind = Kind::kPath,
+             .help = "The image or block device",
+             .is_required = true,
+             .is_positional = true,
+             .example = "\"/var/lib/vmm/disk.img\""},
+            {.name = "read_only", .kind = Kind::kFlag, .help = "Whether the guest may only read it"},
+            {.name = "direct", .kind = Kind::kFlag, .help = "Whether I/O bypasses the host's page cache (O_DIRECT)"},
+            {.name = "queues",
+             .kind = Kind::kNumber,
+             .help = "Queues of requests",
+             .least = 1,
+             .most = limits::kMaxDiskQueues,
+             .standard = std::to_string(standard.queues)},
+            {.name = "sector",
+             .kind = Kind::kChoice,
+             .help = "The size of the sectors that the guest sees, in bytes",
+             .choices = {"512", "4096"},
+             .standard = std::to_string(standard.sector_bytes)},
+            {.name = "id",
+             .kind = Kind::kName,
+             .help = "The serial number that the guest sees",
+             .most = limits::kMaxDiskIdBytes}};
+}
+
+std::vector<Parameter> net_parameters() {
+    constexpr std::uint64_t kMostInterfaceBytes = 15; // IFNAMSIZ, without its NUL
+    constexpr std::uint64_t kMacCharacters = 17;
+    return {{.name = "tap",
+             .kind = Kind::kName,
+             .help = "The tap interface of the host's",
+             .is_required = true,
+             .is_positional = true,
+             .most = kMostInterfaceBytes,
+             .example = "\"tap1\""},
+            {.name = "mac",
+             .kind = Kind::kName,
+             .help = "The address that the guest has on that network",
+             .most = kMacCharacters,
+             .standard = "made from the name of the interface",
+             .example = "\"52:54:00:00:00:01\""}};
+}
+
+std::vector<Parameter> removal_parameters(const std::string& example) {
+    constexpr std::uint64_t kMostNameBytes = 15; // virtio::Identity::name
+    return {{.name = "name",
+             .kind = Kind::kName,
+             .help = "The device, as the status names it",
+             .is_required = true,
+             .is_positional = true,
+             .most = kMostNameBytes,
+             .example = "\"" + example + "\""},
+            {.name = "within",
+             .kind = Kind::kNumber,
+             .help = "Seconds that the guest has to give it back",
+             .most = kMostSecondsToStop,
+             .standard = "20",
+             .example = "20"}};
+}
+
 std::vector<Verb> make_verbs() {
     const Parameter target{.name = "target",
                            .kind = Kind::kBytes,
@@ -295,6 +358,34 @@ std::vector<Verb> make_verbs() {
          .parameters = {at, size},
          .status = 202,
          .answer = "Job"},
+        {.name = "add-disk",
+         .method = "POST",
+         .path = "/add-disk",
+         .help = "Give the guest another disk (needs --transport=pci)",
+         .parameters = disk_parameters(),
+         .status = 202,
+         .answer = "Job"},
+        {.name = "remove-disk",
+         .method = "POST",
+         .path = "/remove-disk",
+         .help = "Ask the guest to do without a disk, and wait until it does",
+         .parameters = removal_parameters("blk1"),
+         .status = 202,
+         .answer = "Job"},
+        {.name = "add-net",
+         .method = "POST",
+         .path = "/add-net",
+         .help = "Connect the guest to another network (needs --transport=pci)",
+         .parameters = net_parameters(),
+         .status = 202,
+         .answer = "Job"},
+        {.name = "remove-net",
+         .method = "POST",
+         .path = "/remove-net",
+         .help = "Ask the guest to do without a network, and wait until it does",
+         .parameters = removal_parameters("net1"),
+         .status = 202,
+         .answer = "Job"},
         {.name = "snapshot",
          .method = "POST",
          .path = "/snapshot",
@@ -389,6 +480,8 @@ std::string what_it_takes(const Parameter& parameter) {
         return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
     case Kind::kChoice:
         return "one of " + list_of(parameter.choices);
+    case Kind::kName:
+        return vmm::format("1 to {} letters, digits and signs", parameter.most);
     case Kind::kAddress:
         return "unix:PATH or tcp:HOST:PORT";
     case Kind::kPath:
@@ -418,6 +511,10 @@ bool may_be(const Parameter& parameter, const std::string& word) {
     if (parameter.kind == Kind::kAddress) {
         return is_migration_address(word);
     }
+    if (parameter.kind == Kind::kName) {
+        return !word.empty() && word.size() <= parameter.most &&
+               std::ranges::all_of(word, [](char c) { return c > ' ' && c <= '~' && c != '/'; });
+    }
     return std::ranges::find(parameter.choices, word) != parameter.choices.end();
 }
 
@@ -446,6 +543,7 @@ Arguments::Value value_of(const Parameter& parameter, const Json& json) {
         }
         break;
     case Kind::kChoice:
+    case Kind::kName:
     case Kind::kPath:
     case Kind::kAddress:
         if (json.is_string()) {
@@ -473,6 +571,7 @@ Arguments::Value value_of(const Parameter& parameter, const std::string& text) {
         break;
     }
     case Kind::kChoice:
+    case Kind::kName:
     case Kind::kPath:
     case Kind::kAddress:
         return checked(parameter, text);
@@ -535,6 +634,7 @@ bool has(const Arguments& arguments, const Parameter& parameter) {
     case Kind::kBytes:
         return arguments.number(parameter.name).has_value();
     case Kind::kChoice:
+    case Kind::kName:
     case Kind::kPath:
     case Kind::kAddress:
         return arguments.word(parameter.name).has_value();

@@ -25,6 +25,7 @@ struct Parameter {
         kNumber, ///< a whole number within `least` and `most`
         kBytes,  ///< the same, in bytes; people write 512M
         kChoice, ///< one of `choices`
+        kName,   ///< of a device or a network interface, or an address: at most `most` printable characters
         kPath, ///< the absolute name of a file or a directory, at most kMostPathBytes; people may write a relative one
         kAddress, ///< of a migration (MigrationAddress), with an absolute path; people may write a relative one
     };

@@ -49,6 +49,11 @@ class Board {
     /// Presses the power button once. A guest that was told of it by ACPI may switch itself off then.
     void press_power_button() noexcept { power_button_line_.raise(); }
 
+    /// Tells the guest that a device has come to `slot` of its PCI bus, or that the one there is wanted back. With PCI
+    /// only.
+    void announce_device(unsigned slot) noexcept { pci_hotplug_->announce(slot); }
+    void ask_for_device(unsigned slot) noexcept { pci_hotplug_->ask_back(slot); }
+
     /// Interrupts the guest to have it look at its generation identifier.
     void tell_of_generation_id() noexcept { generation_id_line_.raise(); }
 

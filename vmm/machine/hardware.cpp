@@ -39,20 +39,6 @@ std::vector<std::span<std::byte>> buffers_of(const GuestMemory& memory) {
     return pieces;
 }
 
-/// `ram` need not be there before a device's thread asks for its memory.
-DeviceServices device_services(const Config& config, CharacterConsole* console, const GuestRam& ram,
-                               Embedder& embedder) {
-    DeviceServices services;
-    services.warn = [&embedder](const std::string& line) { embedder.warn(line); };
-    if (console != nullptr) {
-        services.console = console->callbacks();
-    }
-    if (config.pin == prefault::Pin::kLongterm && !restores_lazily(config)) { // A buffer's pages are all there.
-        services.pinned_memory = [&ram] { return buffers_of(ram.memory()); };
-    }
-    return services;
-}
-
 kvm::System open_checked_system(const Config& config) {
     kvm::System system;
     check_host(system, config);
@@ -128,6 +114,19 @@ std::vector<std::unique_ptr<devices::virtio::Device>> take_devices(Hardware& har
 }
 
 } // namespace
+
+DeviceServices device_services(const Config& config, CharacterConsole* console, const GuestRam& ram,
+                               Embedder& embedder) {
+    DeviceServices services;
+    services.warn = [&embedder](const std::string& line) { embedder.warn(line); };
+    if (console != nullptr) {
+        services.console = console->callbacks();
+    }
+    if (config.pin == prefault::Pin::kLongterm && !restores_lazily(config)) { // A buffer's pages are all there.
+        services.pinned_memory = [&ram] { return buffers_of(ram.memory()); };
+    }
+    return services;
+}
 
 GuestCpuid::GuestCpuid(const Config& config, const kvm::System& system)
     : config_(config), model_(CpuModel::parse(config.cpu, config.nested)),

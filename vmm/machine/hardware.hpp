@@ -86,4 +86,9 @@ struct Hardware {
     Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first, const MachineState* state);
 };
 
+/// What devices ask of the machine. `ram` outlives them, and need not be there before a device's thread asks for its
+/// memory; so does `embedder`. `console` may be null.
+[[nodiscard]] DeviceServices device_services(const Config& config, CharacterConsole* console, const GuestRam& ram,
+                                             Embedder& embedder);
+
 } // namespace vmm

@@ -103,6 +103,11 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (config_.watch) {
             watch_second_level(loop, watch_timer.emplace(1.0));
         }
+        if (hardware_.virtio.has_pci()) {
+            [[maybe_unused]] const bool follows = loop.watch(hardware_.virtio.let_go_fd(), EPOLLIN,
+                                                             [this](std::uint32_t) { hardware_.virtio.take_away(); });
+            assert(follows);
+        }
         if (first_.comes_later()) {
             watch_arrival(loop, arrival_timer.emplace(1.0));
         }

@@ -1,6 +1,7 @@
 #include "vmm/machine/virtio_devices.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <chrono>
 #include <cstring>
@@ -72,6 +73,19 @@ std::string shown(const std::string& name) {
     return text;
 }
 
+std::string_view kind_in(std::string_view name) {
+    const std::size_t last = name.find_last_not_of("0123456789");
+    return last == std::string_view::npos ? std::string_view{} : name.substr(0, last + 1);
+}
+
+/// Whether both names are the same word with some number. Which numbers there are depends on what has come and gone
+/// while the guest ran.
+bool is_numbered_alike(std::string_view name, std::string_view other) {
+    constexpr std::size_t kMostDigits = 3;
+    const std::string_view kind = kind_in(name);
+    return kind == kind_in(other) && name.size() > kind.size() && name.size() <= kind.size() + kMostDigits;
+}
+
 /// Throws Error if `states` are not those of the devices `planned`.
 void compare(const std::vector<PlannedDevice>& planned, const std::vector<VirtioDeviceState>& states) {
     const std::string tried = "cannot go on from the saved state of the devices: ";
@@ -84,11 +98,24 @@ void compare(const std::vector<PlannedDevice>& planned, const std::vector<Virtio
         if (i >= states.size()) {
             throw Error(tried + "this configuration has the device " + planned[i].name + ", and it has not" + advice);
         }
-        if (states[i].id != planned[i].id || states[i].name != planned[i].name) {
+        if (states[i].id != planned[i].id || !is_numbered_alike(states[i].name, planned[i].name)) {
             throw Error(tried + "it has the device " + shown(states[i].name) + " where this configuration has " +
                         planned[i].name + advice);
         }
     }
+}
+
+/// The devices of `config`, by the names that they had if they go on from `states`. Throws Error if the states are
+/// those of others.
+std::vector<PlannedDevice> devices_of(const Config& config, const std::vector<VirtioDeviceState>* states) {
+    std::vector<PlannedDevice> planned = planned_devices(config);
+    if (states != nullptr) {
+        compare(planned, *states);
+        for (std::size_t i = 0; i < planned.size(); ++i) {
+            planned[i].name = (*states)[i].name;
+        }
+    }
+    return planned;
 }
 
 /// What the devices go on from, one after the other.
@@ -133,39 +160,6 @@ class SavedDevices {
     const std::vector<std::unique_ptr<Device>>& made_;
 };
 
-void add_net(VirtioSet& set, const NetConfig& net, const std::string& name, const DeviceServices& services,
-             const SavedDevices& saved) {
-    const auto state = saved.next<devices::virtio::NetState>();
-    const std::optional<devices::MacAddress> announced = saved.next_mac();
-    // In user mode nobody else is on that network, so each guest may have the same address.
-    const devices::MacAddress mac =
-        net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
-    if (!net.user) {
-        set.devices.push_back(std::make_unique<devices::virtio::Net>(
-            name, std::make_unique<devices::Tap>(net.tap), mac,
-            [warn = services.warn, name, tap = net.tap] {
-                warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
-            },
-            state, announced));
-        return;
-    }
-    auto filter = make_frame_filter(net);
-    const auto kept = filter ? std::make_shared<KeptFrames>(name, services.warn) : nullptr;
-    UserNetwork& network = *set.networks.emplace_back(std::make_unique<UserNetwork>(net));
-    set.kept_frames.push_back(kept);
-    set.devices.push_back(std::make_unique<devices::virtio::Net>(
-        name,
-        std::make_unique<devices::FrameStream>(network.take_socket(), std::move(filter),
-                                               [kept](const std::string& to) { kept->add(to); }),
-        mac,
-        [warn = services.warn, name, &network] {
-            const std::string words = network.last_words();
-            warn(name + ": passt has ended" + (words.empty() ? "" : ", and said '" + words + "'") +
-                 ": the guest's link is down");
-        },
-        state, announced));
-}
-
 } // namespace
 
 std::size_t count_virtio_devices(const Config& config) noexcept {
@@ -173,48 +167,91 @@ std::size_t count_virtio_devices(const Config& config) noexcept {
            (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
 }
 
+MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
+                     const devices::virtio::BlockState& state) {
+    devices::DiskImage image(disk.path, {.read_only = disk.read_only,
+                                         .direct = disk.direct,
+                                         .patience = kDiskPatience,
+                                         .lock = disk.lock,
+                                         .sector_bytes = disk.sector_bytes});
+    MadeDevice made;
+    made.device = std::make_unique<devices::virtio::Block>(
+        name, std::move(image),
+        devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io}, state);
+    return made;
+}
+
+MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
+                    const devices::virtio::NetState& state, std::optional<devices::MacAddress> announced) {
+    // In user mode nobody else is on that network, so each guest may have the same address.
+    const devices::MacAddress mac =
+        net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
+    MadeDevice made;
+    if (!net.user) {
+        made.device = std::make_unique<devices::virtio::Net>(
+            name, std::make_unique<devices::Tap>(net.tap), mac,
+            [warn = services.warn, name, tap = net.tap] {
+                warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
+            },
+            state, announced);
+        return made;
+    }
+    auto filter = make_frame_filter(net);
+    made.kept_frames = filter ? std::make_shared<KeptFrames>(name, services.warn) : nullptr;
+    made.network = std::make_unique<UserNetwork>(net);
+    made.device = std::make_unique<devices::virtio::Net>(
+        name,
+        std::make_unique<devices::FrameStream>(made.network->take_socket(), std::move(filter),
+                                               [kept = made.kept_frames](const std::string& to) { kept->add(to); }),
+        mac,
+        [warn = services.warn, name, network = made.network.get()] {
+            const std::string words = network->last_words();
+            warn(name + ": passt has ended" + (words.empty() ? "" : ", and said '" + words + "'") +
+                 ": the guest's link is down");
+        },
+        state, announced);
+    return made;
+}
+
 VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
                               const std::vector<VirtioDeviceState>* states) {
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;
     const SavedDevices saved(states, devices);
-    if (states != nullptr) {
-        compare(planned_devices(config), *states);
-    }
+    const std::vector<PlannedDevice> planned = devices_of(config, states);
+    const auto next_name = [&] { return planned.at(devices.size()).name; };
     for (const DiskConfig& disk : config.disks) {
-        devices::DiskImage image(disk.path, {.read_only = disk.read_only,
-                                             .direct = disk.direct,
-                                             .patience = kDiskPatience,
-                                             .lock = disk.lock,
-                                             .sector_bytes = disk.sector_bytes});
-        devices.push_back(std::make_unique<devices::virtio::Block>(
-            "blk" + std::to_string(devices.size()), std::move(image),
-            devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io},
-            saved.next<devices::virtio::BlockState>()));
+        devices.push_back(make_disk(disk, next_name(), services, saved.next<devices::virtio::BlockState>()).device);
     }
-    for (std::size_t i = 0; i < config.nets.size(); ++i) {
-        add_net(set, config.nets[i], "net" + std::to_string(i), services, saved);
+    for (const NetConfig& net : config.nets) {
+        MadeDevice made =
+            make_net(net, next_name(), services, saved.next<devices::virtio::NetState>(), saved.next_mac());
+        devices.push_back(std::move(made.device));
+        if (made.network) {
+            set.networks.push_back(std::move(made.network));
+            set.kept_frames.push_back(std::move(made.kept_frames));
+        }
     }
     if (config.vsock) {
         devices.push_back(std::make_unique<devices::virtio::Vsock>(
-            "vsock0",
+            next_name(),
             devices::virtio::VsockConfig{
                 .guest_cid = config.vsock->cid, .path = config.vsock->path, .warn = services.warn},
             saved.next<devices::virtio::VsockState>()));
     }
     if (config.balloon) {
-        auto balloon = std::make_unique<devices::virtio::Balloon>("balloon0", config.balloon->target_bytes,
+        auto balloon = std::make_unique<devices::virtio::Balloon>(next_name(), config.balloon->target_bytes,
                                                                   config.balloon->reporting,
                                                                   saved.next<devices::virtio::BalloonState>());
         set.balloon = balloon.get();
         devices.push_back(std::move(balloon));
     }
     if (config.rng) {
-        devices.push_back(std::make_unique<devices::virtio::Rng>("rng0"));
+        devices.push_back(std::make_unique<devices::virtio::Rng>(next_name()));
     }
     if (config.console) {
         auto console = std::make_unique<devices::virtio::Console>(
-            "con0", services.console, config.console->size ? config.console->size() : std::nullopt,
+            next_name(), services.console, config.console->size ? config.console->size() : std::nullopt,
             devices::virtio::Console::kDefaultOutputBytes, saved.next<devices::virtio::ConsoleState>());
         set.console = console.get();
         devices.push_back(std::move(console));
@@ -281,8 +318,9 @@ VirtioDevices::OverPci::OverPci(PciRoot& pci, const GuestMemory& memory, unsigne
                     : PciTransport(identity, memory, PciRoot::place(slot, PciTransport::kBytes), {message_lines, *pin},
                                    std::move(hooks), registers_in<devices::virtio::PciState>(*state))) {}
 
-VirtioDevices::Slot::Slot(std::unique_ptr<Device> owned)
-    : device(std::move(owned)), doorbells(device->identity().queue_sizes.size()) {}
+VirtioDevices::Slot::Slot(MadeDevice made)
+    : network(std::move(made.network)), device(std::move(made.device)),
+      doorbells(device->identity().queue_sizes.size()) {}
 
 devices::virtio::Transport& VirtioDevices::Slot::transport() noexcept {
     return mmio ? static_cast<devices::virtio::Transport&>(mmio->transport) : pci->transport;
@@ -317,7 +355,9 @@ VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector
     : vm_(vm), memory_(memory), pci_(pci), goes_on_(states != nullptr) {
     assert(states == nullptr || states->size() == devices.size());
     for (std::unique_ptr<Device>& device : devices) {
-        slots_.push_back(std::make_shared<Slot>(std::move(device)));
+        MadeDevice made;
+        made.device = std::move(device);
+        slots_.push_back(std::make_shared<Slot>(std::move(made)));
         connect(*slots_.back(), states == nullptr ? nullptr : &(*states)[slots_.size() - 1]);
         if (pci_ != nullptr) {
             const std::shared_ptr<Slot>& slot = slots_.back();
@@ -371,7 +411,101 @@ void VirtioDevices::connect(Slot& slot, const VirtioDeviceState* state) {
     pci_->catch_doorbells(number, std::move(events), PciTransport::kDoorbells, PciTransport::kDoorbellStride);
 }
 
-void VirtioDevices::let_go(unsigned /*slot*/) noexcept {}
+// --- Devices that come and go while the guest runs -------------------------------------------------------------------
+
+std::string VirtioDevices::free_name(std::string_view kind) const {
+    const std::lock_guard hold(mutex_);
+    std::string name;
+    for (unsigned number = 0;; ++number) {
+        name = std::string(kind) + std::to_string(number);
+        const auto has_it = [&name](const auto& slot) { return slot->device->identity().name == name; };
+        if (std::ranges::none_of(slots_, has_it) && std::ranges::none_of(stuck_, has_it)) {
+            return name;
+        }
+    }
+}
+
+unsigned VirtioDevices::add(MadeDevice made) {
+    const std::lock_guard hold(mutex_);
+    assert(pci_ != nullptr);
+    if (is_ending_ || stop_ == nullptr) {
+        throw UsageError("cannot give the guest the device " + made.device->identity().name +
+                         ": the machine does not run");
+    }
+    if (free_pci_slot() >= devices::pci::RootBus::kSlots) {
+        throw Error("cannot give the guest the device " + made.device->identity().name +
+                    ": all slots of its PCI bus are taken (take a device away first)");
+    }
+    const auto slot = std::make_shared<Slot>(std::move(made));
+    connect(*slot, nullptr);
+    start_thread_of(*slot);
+    slots_.push_back(slot);
+    pci_->bus().insert(slot->pci->slot, {slot, &slot->pci->transport});
+    return slot->pci->slot;
+}
+
+std::optional<unsigned> VirtioDevices::slot_of(std::string_view name) const {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
+        if (slot->pci && slot->device->identity().name == name) {
+            return slot->pci->slot;
+        }
+    }
+    return std::nullopt;
+}
+
+void VirtioDevices::let_go(unsigned number) noexcept {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
+        if (slot->pci && slot->pci->slot == number && !slot->is_let_go.exchange(true)) {
+            pci_->bus().remove(number);
+            pci_->release_doorbells(number);
+            let_go_event_.signal();
+        }
+    }
+}
+
+void VirtioDevices::take_away() noexcept {
+    let_go_event_.clear();
+    const auto deadline = std::chrono::steady_clock::now() + kStopPatience;
+    for (std::shared_ptr<Slot>& slot : slots()) {
+        if (!slot->is_let_go) {
+            continue;
+        }
+        const bool is_done = slot->thread->join_until(deadline) && slot->device->is_idle();
+        {
+            const std::lock_guard hold(mutex_);
+            std::erase(slots_, slot);
+            if (!is_done) {
+                left_.push_back(slot->device->identity().name);
+                stuck_.push_back(slot);
+            }
+        }
+        slot.reset(); // What the device stood on is free before anybody hears that it is gone.
+        gone_.notify_all();
+    }
+}
+
+bool VirtioDevices::wait_until_gone(std::string_view name, std::chrono::steady_clock::time_point deadline,
+                                    const std::stop_token& stop) const {
+    std::unique_lock hold(mutex_);
+    const auto is_gone = [&] {
+        return std::ranges::none_of(slots_, [name](const auto& slot) { return slot->device->identity().name == name; });
+    };
+    static_cast<void>(gone_.wait_until(hold, stop, deadline, [&] { return is_gone() || is_ending_; }));
+    return is_gone();
+}
+
+VirtioDevices::Slots VirtioDevices::slots() const {
+    const std::lock_guard hold(mutex_);
+    return slots_;
+}
+
+/// With the lock held.
+void VirtioDevices::start_thread_of(Slot& slot) {
+    slot.stop = stop_;
+    slot.thread.emplace(VirtioThread::Wiring{*slot.device, slot.transport().negotiation(), slot.transport(),
+                                             slot.doorbells, slot.work, *stop_, *sandbox_, &slot.rung, pause_wanted_,
+                                             goes_on_});
+}
 
 void VirtioDevices::attach_to(devices::Bus& mmio) {
     for (const std::shared_ptr<Slot>& slot : slots_) {
@@ -393,7 +527,7 @@ std::vector<loader::VirtioMmioHardware> VirtioDevices::describe() const {
 
 std::vector<DeviceStatistics> VirtioDevices::statistics() const {
     std::vector<DeviceStatistics> devices;
-    for (const std::shared_ptr<Slot>& slot : slots_) {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
         devices.push_back({slot->device->identity().name,
                            {{"doorbell_turns", slot->rung.load(std::memory_order_relaxed)},
                             {"interrupts", slot->transport().interrupts()}}});
@@ -408,7 +542,7 @@ std::vector<VirtioDeviceState> VirtioDevices::states() {
         throw UsageError("cannot save the state of the device " + busy.front() + ": it is not paused");
     }
     std::vector<VirtioDeviceState> states;
-    for (const std::shared_ptr<Slot>& slot : slots_) {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
         const Device& device = *slot->device;
         states.push_back({.name = device.identity().name,
                           .id = device.identity().id,
@@ -416,6 +550,11 @@ std::vector<VirtioDeviceState> VirtioDevices::states() {
                           .device = device.state(),
                           .pci_slot = slot->pci ? slot->pci->slot : 0});
     }
+    // In the order in which a configuration has them, whenever they came.
+    std::ranges::stable_sort(states, {}, [](const VirtioDeviceState& state) {
+        constexpr std::array<std::string_view, 6> kOrder{"blk", "net", "vsock", "balloon", "rng", "con"};
+        return std::ranges::find(kOrder, kind_in(state.name)) - kOrder.begin();
+    });
     return states;
 }
 
@@ -425,7 +564,7 @@ void VirtioDevices::release_host(bool flush) {
     }
     has_released_host_ = true;
     try {
-        for (const std::shared_ptr<Slot>& slot : slots_) {
+        for (const std::shared_ptr<Slot>& slot : slots()) {
             slot->device->release_host(flush);
         }
     } catch (...) {
@@ -436,7 +575,7 @@ void VirtioDevices::release_host(bool flush) {
 
 void VirtioDevices::reclaim_host() {
     if (has_released_host_) {
-        for (const std::shared_ptr<Slot>& slot : slots_) {
+        for (const std::shared_ptr<Slot>& slot : slots()) {
             slot->device->reclaim_host();
         }
         has_released_host_ = false;
@@ -444,7 +583,7 @@ void VirtioDevices::reclaim_host() {
 }
 
 void VirtioDevices::go_on() noexcept {
-    for (const std::shared_ptr<Slot>& slot : slots_) {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
         slot->transport().repeat_interrupt();
         slot->work.signal();
         for (EventFd& doorbell : slot->doorbells) {
@@ -454,65 +593,92 @@ void VirtioDevices::go_on() noexcept {
 }
 
 void VirtioDevices::start(StopRequest& stop, const Sandbox& sandbox) {
+    const std::lock_guard hold(mutex_);
+    stop_ = &stop;
+    sandbox_ = &sandbox;
     for (const std::shared_ptr<Slot>& slot : slots_) {
-        slot->stop = &stop;
-        threads_.emplace_back(VirtioThread::Wiring{*slot->device, slot->transport().negotiation(), slot->transport(),
-                                                   slot->doorbells, slot->work, stop, sandbox, &slot->rung,
-                                                   pause_wanted_, goes_on_});
+        start_thread_of(*slot);
     }
+    goes_on_ = false; // What comes later begins anew.
 }
 
 void VirtioDevices::pause() noexcept {
+    const std::lock_guard hold(mutex_);
     pause_wanted_ = true;
-    for (VirtioThread& thread : threads_) {
-        thread.pause();
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (slot->thread) {
+            slot->thread->pause();
+        }
     }
 }
 
 std::vector<std::string> VirtioDevices::wait_until_paused(std::chrono::steady_clock::time_point deadline) {
     std::vector<std::string> busy;
-    for (std::size_t i = 0; i < threads_.size(); ++i) {
-        if (!threads_[i].wait_until_paused(deadline)) {
-            busy.push_back(slots_[i]->device->identity().name);
+    for (const std::shared_ptr<Slot>& slot : slots()) {
+        if (slot->thread && !slot->thread->wait_until_paused(deadline)) {
+            busy.push_back(slot->device->identity().name);
         }
     }
     return busy;
 }
 
 void VirtioDevices::resume() noexcept {
+    const std::lock_guard hold(mutex_);
     pause_wanted_ = false;
-    for (VirtioThread& thread : threads_) {
-        thread.resume();
+    for (const std::shared_ptr<Slot>& slot : slots_) {
+        if (slot->thread) {
+            slot->thread->resume();
+        }
     }
 }
 
 void VirtioDevices::end_waiting() noexcept {
-    for (VirtioThread& thread : threads_) {
-        thread.end_waiting();
+    for (const std::shared_ptr<Slot>& slot : slots()) {
+        if (slot->thread) {
+            slot->thread->end_waiting();
+        }
     }
 }
 
 /// Returns the first failure.
 std::exception_ptr VirtioDevices::end_threads() noexcept {
+    Slots ending;
+    {
+        const std::lock_guard hold(mutex_);
+        is_ending_ = true;
+        ending = slots_;
+    }
+    gone_.notify_all();
     const auto deadline = std::chrono::steady_clock::now() + kStopPatience;
-    for (VirtioThread& thread : threads_) {
-        thread.end(); // All of them end at once, not one after the other.
+    for (const std::shared_ptr<Slot>& slot : ending) {
+        if (slot->thread) {
+            slot->thread->end(); // All of them end at once, not one after the other.
+        }
     }
     std::exception_ptr failure;
-    for (std::size_t i = 0; i < threads_.size(); ++i) {
-        const Device& device = *slots_[i]->device;
-        const bool joined = threads_[i].join_until(deadline);
-        if (joined && !failure) {
-            failure = threads_[i].failure();
+    std::vector<std::string> left;
+    for (const std::shared_ptr<Slot>& slot : ending) {
+        const bool joined = !slot->thread || slot->thread->join_until(deadline);
+        if (joined && slot->thread && !failure) {
+            failure = slot->thread->failure();
         }
-        if (!joined || !device.is_idle()) {
-            left_.push_back(device.identity().name);
+        if (!joined || !slot->device->is_idle()) {
+            left.push_back(slot->device->identity().name);
         }
     }
+    const std::lock_guard hold(mutex_);
+    left_.insert(left_.end(), left.begin(), left.end());
     if (left_.empty()) {
-        threads_.clear();
+        for (const std::shared_ptr<Slot>& slot : slots_) {
+            slot->thread.reset();
+        }
     }
     return failure;
+}
+
+bool VirtioDevices::has_left_work() const noexcept {
+    const std::lock_guard hold(mutex_);
+    return !left_.empty();
 }
 
 void VirtioDevices::abandon() noexcept {
@@ -523,7 +689,7 @@ void VirtioDevices::join() {
     if (const std::exception_ptr failure = end_threads()) {
         std::rethrow_exception(failure);
     }
-    for (const std::shared_ptr<Slot>& slot : slots_) {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
         if (slot->is_overdue) {
             throw Error("cannot reset the guest's device " + slot->device->identity().name +
                         ": the host did not finish what it was given within " + std::to_string(kResetPatience.count()) +
@@ -535,7 +701,7 @@ void VirtioDevices::join() {
 
 std::vector<std::string> VirtioDevices::failures() const {
     std::vector<std::string> lines;
-    for (const std::shared_ptr<Slot>& slot : slots_) {
+    for (const std::shared_ptr<Slot>& slot : slots()) {
         if (const std::string why = slot->transport().negotiation().failure(); !why.empty()) {
             lines.push_back(slot->device->identity().name + ": its driver broke a rule: " + why);
         }

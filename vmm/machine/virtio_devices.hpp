@@ -3,18 +3,23 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "devices/bus.hpp"
 #include "devices/character_port.hpp"
+#include "devices/tap.hpp"
 #include "devices/virtio/balloon.hpp"
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/device.hpp"
@@ -43,6 +48,22 @@ struct DeviceServices {
     std::function<void(const std::string&)> warn;                     ///< the user
     devices::CharacterPort::Callbacks console;                        ///< on the console's thread
 };
+
+/// A device, and the program that it stands on, if there is one: that outlives it.
+struct MadeDevice {
+    std::unique_ptr<UserNetwork> network;
+    std::shared_ptr<KeptFrames> kept_frames; ///< what the network keeps from the host; null if it keeps nothing
+    std::unique_ptr<devices::virtio::Device> device;
+};
+
+/// Opens a disk image and makes a device of it. Throws Error.
+[[nodiscard]] MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
+                                   const devices::virtio::BlockState& state = {});
+/// Opens a tap interface or starts passt, and makes a device of it. `announced` is the address that the guest knows of
+/// it already. Throws Error.
+[[nodiscard]] MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
+                                  const devices::virtio::NetState& state = {},
+                                  std::optional<devices::MacAddress> announced = {});
 
 /// How many virtio devices the guest of `config` has.
 [[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;
@@ -83,8 +104,30 @@ class VirtioDevices {
     /// Where the guest finds these.
     [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
 
-    /// The guest does without the device in `slot` of the PCI bus from now on. Threads: any.
+    // --- Devices that come and go while the guest runs
+    // ----------------------------------------------------------------
+
+    /// Whether the guest has a PCI bus, on which devices can come and go.
+    [[nodiscard]] bool has_pci() const noexcept { return pci_ != nullptr; }
+    /// The first name of the kind that no device has: "blk3". Threads: any.
+    [[nodiscard]] std::string free_name(std::string_view kind) const;
+    /// Puts a device on the bus, and starts its thread, paused if a pause was asked for. Returns its slot, which the
+    /// guest is to be told of. Throws UsageError: the machine does not run. Throws Error: there is no slot left, or the
+    /// host cannot make a thread. Threads: any.
+    unsigned add(MadeDevice made);
+    /// The slot of the device of that name; nothing if there is none. Threads: any.
+    [[nodiscard]] std::optional<unsigned> slot_of(std::string_view name) const;
+    /// The guest does without the device in `slot` from now on, which is on the bus no more. Threads: any.
     void let_go(unsigned slot) noexcept;
+    /// Readable when devices were let go, whose threads take_away() is to end.
+    [[nodiscard]] int let_go_fd() const noexcept { return let_go_event_.fd(); }
+    /// Ends the threads of these devices and destroys them. Waits for their work with the host, but not for long: see
+    /// has_left_work(). Threads: one.
+    void take_away() noexcept;
+    /// Waits until there is no device of that name; false if there is one at `deadline`, or if the machine ends, or a
+    /// stop is requested. Threads: any.
+    [[nodiscard]] bool wait_until_gone(std::string_view name, std::chrono::steady_clock::time_point deadline,
+                                       const std::stop_token& stop) const;
 
     /// What each device has counted since it was made. Threads: any.
     [[nodiscard]] std::vector<DeviceStatistics> statistics() const;
@@ -123,7 +166,7 @@ class VirtioDevices {
 
     /// After join() or abandon(): whether the host still works for a device, and writes to guest memory. Then neither
     /// this nor anything that it was made from may ever be destroyed.
-    [[nodiscard]] bool has_left_work() const noexcept { return !left_.empty(); }
+    [[nodiscard]] bool has_left_work() const noexcept;
 
     /// A line for each device whose driver broke a rule, or whose work with the host does not end.
     [[nodiscard]] std::vector<std::string> failures() const;
@@ -154,11 +197,12 @@ class VirtioDevices {
     };
 
     struct Slot {
-        explicit Slot(std::unique_ptr<devices::virtio::Device> owned);
+        explicit Slot(MadeDevice made);
         [[nodiscard]] devices::virtio::Negotiation::Hooks hooks();
         [[nodiscard]] devices::virtio::Transport& transport() noexcept;
         [[nodiscard]] const devices::virtio::Transport& transport() const noexcept;
 
+        std::unique_ptr<UserNetwork> network; ///< of a device that came while the guest ran
         std::unique_ptr<devices::virtio::Device> device;
         EventFd work;
         std::deque<EventFd> doorbells;
@@ -167,21 +211,32 @@ class VirtioDevices {
         std::atomic<bool> is_overdue{false};     ///< the device was not done when the patience with a reset ended
         std::optional<OverMmio> mmio;            ///< one of these two is there
         std::optional<OverPci> pci;
+        std::atomic<bool> is_let_go{false};
+        std::optional<VirtioThread> thread; // last: it uses all of the above
     };
+    using Slots = std::vector<std::shared_ptr<Slot>>;
 
+    [[nodiscard]] Slots slots() const;
     void connect(Slot& slot, const VirtioDeviceState* state);
+    void start_thread_of(Slot& slot);
     [[nodiscard]] unsigned free_pci_slot() const;
 
     kvm::Vm& vm_;
     const GuestMemory& memory_;
     PciRoot* pci_;
+    mutable std::mutex mutex_; ///< guards what follows
     /// Shared with the bus: an access of the guest may be under way when a device goes.
-    std::vector<std::shared_ptr<Slot>> slots_;
+    Slots slots_;
+    std::vector<std::shared_ptr<Slot>> stuck_; ///< were let go, and the host still works for them
+    const Sandbox* sandbox_ = nullptr;         ///< from start() on
+    StopRequest* stop_ = nullptr;              ///< likewise
+    bool is_ending_ = false;
+    mutable std::condition_variable_any gone_;
+    EventFd let_go_event_;
     bool pause_wanted_ = false;
     bool goes_on_ = false; ///< from states
     bool has_released_host_ = false;
-    std::vector<std::string> left_;    ///< the names of the devices whose work goes on
-    std::deque<VirtioThread> threads_; // last: they use the slots
+    std::vector<std::string> left_; ///< the names of the devices whose work goes on
 };
 
 } // namespace vmm

@@ -1,0 +1,69 @@
+#include "vmm/machine/hotplug.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "kvm/host/error.hpp"
+#include "kvm/host/stoppable_read.hpp"
+
+namespace vmm {
+
+namespace {
+
+void check_has_bus(const Hardware& hardware, const std::string& tried) {
+    if (!hardware.virtio.has_pci()) {
+        throw UsageError("cannot " + tried +
+                         ": the guest reaches its devices by registers in memory, and none can come or go (run it with "
+                         "Config::transport=pci)");
+    }
+}
+
+/// `make` makes the device of that name.
+template <typename Make>
+std::string add(Hardware& hardware, std::string_view kind, Make make) {
+    const MachineSecondLevel::Hold hold(hardware.second_level);
+    const std::string name = hardware.virtio.free_name(kind);
+    const unsigned slot = hardware.virtio.add(make(name));
+    hardware.board.announce_device(slot);
+    return name;
+}
+
+} // namespace
+
+std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk) {
+    check_has_bus(hardware, "give the guest the disk " + disk.path);
+    disk.check();
+    const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
+    return add(hardware, "blk", [&](const std::string& name) { return make_disk(disk, name, services); });
+}
+
+std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net) {
+    check_has_bus(hardware, "connect the guest to a network");
+    net.check();
+    const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
+    return add(hardware, "net", [&](const std::string& name) { return make_net(net, name, services); });
+}
+
+void remove_device(Hardware& hardware, const std::string& name, std::chrono::milliseconds within,
+                   const std::stop_token& stop) {
+    const std::string tried = "take the device " + name + " from the guest";
+    check_has_bus(hardware, tried);
+    const auto slot = hardware.virtio.slot_of(name);
+    if (!slot) {
+        throw Error("cannot " + tried + ": there is none of that name (see the devices of the machine's status)");
+    }
+    hardware.board.ask_for_device(*slot);
+    constexpr std::chrono::hours kMost{24};
+    const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(within, kMost);
+    if (hardware.virtio.wait_until_gone(name, deadline, stop)) {
+        return;
+    }
+    if (stop.stop_requested()) {
+        throw StoppedError("waiting for the guest to give back the device " + name);
+    }
+    throw Error("cannot " + tried + ": it has not given the device back within " +
+                std::to_string(std::chrono::duration_cast<std::chrono::seconds>(within).count()) +
+                " s, and may still do so (see whether its system has booted, and whether it uses the device)");
+}
+
+} // namespace vmm
