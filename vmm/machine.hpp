@@ -84,7 +84,8 @@ class Machine {
     /// Gives the guest a disk while it runs, or connects it to a network. The guest is told of it, and sees it as soon
     /// as its driver has looked. Returns the name of the device ("blk1"), which statistics() have, too. A snapshot or a
     /// migration that is under way is waited for. Throws UsageError: the guest has no PCI bus (Config::transport), or
-    /// does not run. Throws Error: what the device stands on cannot be had, or there is no slot left on the bus.
+    /// does not run, or the process is confined as `vmm run` is. Throws Error: what the device stands on cannot be had,
+    /// or there is no slot left on the bus.
     std::string add_disk(const DiskConfig& disk);
     std::string add_net(const NetConfig& net);
 

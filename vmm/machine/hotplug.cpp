@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/stoppable_read.hpp"
 
 namespace vmm {
@@ -15,6 +16,15 @@ void check_has_bus(const Hardware& hardware, const std::string& tried) {
         throw UsageError("cannot " + tried +
                          ": the guest reaches its devices by registers in memory, and none can come or go (run it with "
                          "Config::transport=pci)");
+    }
+}
+
+/// A process that is confined as a whole reaches no disk and no tap interface any more.
+void check_can_open(const std::string& tried) {
+    if (file_server() != nullptr) {
+        throw UsageError("cannot " + tried +
+                         ": this process is confined, and opens only what it was told of at its start (run it with "
+                         "Config::sandbox=off)");
     }
 }
 
@@ -31,14 +41,18 @@ std::string add(Hardware& hardware, std::string_view kind, Make make) {
 } // namespace
 
 std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk) {
-    check_has_bus(hardware, "give the guest the disk " + disk.path);
+    const std::string tried = "give the guest the disk " + disk.path;
+    check_has_bus(hardware, tried);
+    check_can_open(tried);
     disk.check();
     const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
     return add(hardware, "blk", [&](const std::string& name) { return make_disk(disk, name, services); });
 }
 
 std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net) {
-    check_has_bus(hardware, "connect the guest to a network");
+    const std::string tried = "connect the guest to a network";
+    check_has_bus(hardware, tried);
+    check_can_open(tried);
     net.check();
     const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
     return add(hardware, "net", [&](const std::string& name) { return make_net(net, name, services); });

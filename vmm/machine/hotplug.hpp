@@ -16,7 +16,8 @@ namespace vmm {
 //
 // Threads: any.
 
-/// Returns the name of the device. Throws UsageError: the guest has no PCI bus, or does not run. Throws Error: the disk
+/// Returns the name of the device. Throws UsageError: the guest has no PCI bus, or does not run, or this process is
+/// confined as a whole. Throws Error: the disk
 /// cannot be had, or there is no slot left.
 std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk);
 std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net);

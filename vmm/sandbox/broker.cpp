@@ -270,7 +270,8 @@ class Desk {
     }
     /// The client puts its number behind it, which is another one in its own namespace.
     static bool is_temporary_working_set(std::string_view name) {
-        const std::string begin = std::string(".") + snapshot_files::kWorkingSet + ".";
+        std::string begin = ".";
+        begin.append(snapshot_files::kWorkingSet).append(".");
         return name.starts_with(begin) && name.size() > begin.size() &&
                name.find_first_not_of("0123456789", begin.size()) == std::string_view::npos;
     }
