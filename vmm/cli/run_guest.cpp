@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -487,12 +488,28 @@ ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
         broker.programs.push_back({"getent", {"ahosts"}, 3});
     }
     if (!command.report.empty()) {
-        broker.write_output = [report = command.report](std::string_view path, std::string_view text) {
+        // It keeps room for the report from the start on, which may be gone when the guest has run.
+        const auto kept = std::make_shared<std::optional<ReportFile>>();
+        broker.prepare = [kept, report = command.report] {
+            std::error_code unknown;
+            const auto kind = std::filesystem::status(report, unknown).type();
+            if (kind != std::filesystem::file_type::regular && kind != std::filesystem::file_type::not_found) {
+                return; // The process itself writes to it.
+            }
+            try {
+                kept->emplace(report);
+            } catch (const std::exception&) { // The process itself says so, or it works at the end.
+            }
+        };
+        broker.write_output = [kept, report = command.report](std::string_view path, std::string_view text) {
             try {
                 if (path != report) {
                     return std::string("cannot write to a place that is not that of the report");
                 }
-                ReportFile(report).write(text, {});
+                if (!*kept) {
+                    kept->emplace(report);
+                }
+                (*kept)->write(text, {});
                 return std::string();
             } catch (const std::exception& error) {
                 return std::string(error.what());

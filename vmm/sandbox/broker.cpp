@@ -523,6 +523,9 @@ void close_all_but(int fd) noexcept {
     close_all_but(socket.get());
     release_program_pages();
     try {
+        if (rules.prepare) {
+            rules.prepare();
+        }
         Desk desk(std::move(rules), std::move(socket));
         desk.serve();
     } catch (const std::exception&) { // Who asks finds that nobody is there.

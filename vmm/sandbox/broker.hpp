@@ -37,6 +37,8 @@ struct BrokerRules {
         std::size_t arguments = 0;                  ///< how many there are, the program's name included
     };
     std::vector<Program> programs{};
+    /// Runs in the broker before it is asked for anything; null: nothing does. It throws nothing.
+    std::function<void()> prepare{};
     /// Writes the output of the process, to the one place where it may go; null: nowhere. Returns what went wrong, as a
     /// sentence without "cannot", or nothing. It runs in the broker.
     std::function<std::string(std::string_view path, std::string_view text)> write_output{};
