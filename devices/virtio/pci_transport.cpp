@@ -77,7 +77,7 @@ constexpr bool is_address(std::uint64_t offset) noexcept {
 
 /// Whether there is a field for such an access, or half of an address.
 constexpr bool is_common_access(std::uint64_t offset, std::size_t bytes) noexcept {
-    return field_bytes(offset) == bytes || (is_address(offset) && bytes == 4 && offset % 4 == 0);
+    return (bytes != 0 && field_bytes(offset) == bytes) || (is_address(offset) && bytes == 4 && offset % 4 == 0);
 }
 
 Negotiation::QueuePart part_at(std::uint64_t offset) noexcept {

@@ -78,7 +78,7 @@ part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/devic
 part_cgroups() { checks --memory 2G --hugepages-2m 80 -- cgroups; }
 # Both stock kernels, on the PCI bus.
 part_pci() {
-    checks --memory 3G --hugepages-2m 128 -- pci
+    checks --memory 3G --hugepages-2m 128 -- pci_devices pci_hotplug pci_saved
     checks --guest-kernel 6.1 -- pci_devices
 }
 part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
