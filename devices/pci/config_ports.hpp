@@ -11,8 +11,9 @@
 
 namespace vmm::devices::pci {
 
-/// The ports 0xcf8 to 0xcff: the address register, which takes double words alone, and the data of the register that it
-/// names. A PC has its reset control among these ports: `other` answers for what is no access to the address register.
+/// These are the ports 0xcf8 to 0xcff. They have the address register, which takes double words alone, and the data of
+/// the register that it names. A PC has its reset control among these ports: `other` answers for what is no access to
+/// the address register.
 ///
 /// Threads: any, at once; what drivers on two vCPUs do with the address register in between is theirs.
 class ConfigPorts final : public Device {

@@ -68,8 +68,8 @@ class Msix {
     void raise(std::uint16_t vector) noexcept;
 
     [[nodiscard]] State state() const;
-    /// Sends what is pending and not masked. For one that was made from a state, once the guest's interrupt controllers
-    /// have theirs.
+    /// Sends what is pending and not masked. It is called for one that was made from a state, once the guest's
+    /// interrupt controllers have theirs.
     void repeat_pending() noexcept;
 
   private:
