@@ -29,7 +29,8 @@ struct MemoryPoolConfig {
     bool refills = true;                 ///< whether new pieces are made for those that were handed out
     LogSink log{};                       ///< is told what was handed out, and what fails
     std::shared_ptr<StopRequest> stop{}; ///< ends serve(); null: the pool has a request of its own
-    /// Is called whenever all of `size_bytes` is ready, on a thread of the pool's. It does not throw, and may be empty.
+    /// It is called whenever all of `size_bytes` is ready, on a thread of the pool's. It does not throw, and may be
+    /// empty.
     std::function<void()> filled{};
 
     static constexpr std::size_t kMostPieces = 16384;

@@ -392,8 +392,8 @@ std::uint64_t PciTransport::read_common(std::uint64_t offset, std::size_t bytes)
     }
 }
 
-/// 4.1.4.3.1: another value if the configuration has changed since it was read last. The number of changes alone would
-/// not do, because there are only 8 bits of it.
+/// It is another value if the configuration has changed since it was read last (4.1.4.3.1). The number of changes alone
+/// would not do, because the register has only 8 bits.
 std::uint8_t PciTransport::take_generation() const {
     const std::lock_guard hold(generation_mutex_);
     const std::uint32_t generation = negotiation_.config_generation();

@@ -62,8 +62,9 @@ class Transport : public DriverLink {
     /// All of it as a value; `queues` is where the device is in each of its queues (Device::queue_states()). The guest
     /// does not run meanwhile.
     [[nodiscard]] virtual TransportState save(std::span<const std::optional<Queue::State>> queues) const = 0;
-    /// Interrupts once more if the driver has not acknowledged all events. For a transport that was made from a state,
-    /// once the interrupt controller has its state: the first interrupt may have been lost between the two.
+    /// Interrupts once more if the driver has not acknowledged all events. It is called for a transport that was made
+    /// from a state, once the interrupt controller has its state: the first interrupt may have been lost between the
+    /// two.
     virtual void repeat_interrupt() noexcept = 0;
 };
 

@@ -73,7 +73,7 @@ void remove_device(Hardware& hardware, const std::string& name, std::chrono::mil
         return;
     }
     if (stop.stop_requested()) {
-        throw StoppedError("waiting for the guest to give back the device " + name);
+        throw StoppedError("cannot " + tried + ": a stop was requested while the guest was waited for");
     }
     throw Error("cannot " + tried + ": it has not given the device back within " +
                 std::to_string(std::chrono::duration_cast<std::chrono::seconds>(within).count()) +
