@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <variant>
 
@@ -466,10 +467,9 @@ void VirtioDevices::let_go(unsigned number) noexcept {
 void VirtioDevices::take_away() noexcept {
     let_go_event_.clear();
     const auto deadline = std::chrono::steady_clock::now() + kStopPatience;
-    for (std::shared_ptr<Slot>& slot : slots()) {
-        if (!slot->is_let_go) {
-            continue;
-        }
+    Slots all = slots();
+    std::erase_if(all, [](const std::shared_ptr<Slot>& slot) { return !slot->is_let_go; });
+    for (std::shared_ptr<Slot>& slot : all) {
         const bool is_done = slot->thread->join_until(deadline) && slot->device->is_idle();
         {
             const std::lock_guard hold(mutex_);
@@ -478,6 +478,15 @@ void VirtioDevices::take_away() noexcept {
                 left_.push_back(slot->device->identity().name);
                 stuck_.push_back(slot);
             }
+        }
+        // A vCPU in the midst of an access has it, too. It may not close files, so that it is not to be the last one.
+        constexpr std::chrono::milliseconds kLookAfter{1};
+        while (slot.use_count() > 1 && is_done && std::chrono::steady_clock::now() < deadline) {
+            std::this_thread::sleep_for(kLookAfter);
+        }
+        if (slot.use_count() > 1 && is_done) {
+            const std::lock_guard hold(mutex_);
+            stuck_.push_back(slot);
         }
         slot.reset(); // What the device stood on is free before anybody hears that it is gone.
         gone_.notify_all();

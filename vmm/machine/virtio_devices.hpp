@@ -227,7 +227,7 @@ class VirtioDevices {
     mutable std::mutex mutex_; ///< guards what follows
     /// Shared with the bus: an access of the guest may be under way when a device goes.
     Slots slots_;
-    std::vector<std::shared_ptr<Slot>> stuck_; ///< were let go, and the host still works for them
+    std::vector<std::shared_ptr<Slot>> stuck_; ///< were let go, and the host or a vCPU still has them
     const Sandbox* sandbox_ = nullptr;         ///< from start() on
     StopRequest* stop_ = nullptr;              ///< likewise
     bool is_ending_ = false;
