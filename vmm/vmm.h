@@ -45,7 +45,7 @@ enum vmm_state { VMM_STATE_READY, VMM_STATE_RUNNING, VMM_STATE_PAUSED, VMM_STATE
 /* How the memory of a snapshot becomes a guest's: it is read, its file is mapped and copied as it is written, or it is
  * read while the guest runs. */
 enum vmm_restore { VMM_RESTORE_FULL, VMM_RESTORE_COW, VMM_RESTORE_LAZY };
-/* How the guest reaches its virtio devices: registers in memory, the default, or functions on a PCI bus. */
+/* How the guest reaches its virtio devices: registers in memory, or functions on a PCI bus, the default. */
 enum vmm_transport { VMM_TRANSPORT_MMIO, VMM_TRANSPORT_PCI };
 enum vmm_sandbox { VMM_SANDBOX_OFF, VMM_SANDBOX_LOG, VMM_SANDBOX_ON };
 enum vmm_trigger { VMM_TRIGGER_EDGE, VMM_TRIGGER_LEVEL };

@@ -88,6 +88,7 @@ void machine(Bytes program) {
     config.memory_bytes = 16 * kMiB;
     config.page_size = PageSize::k4K;
     config.vcpus = 2;
+    config.transport = VirtioTransport::kMmio; // The guest's driver knows no other.
     config.disks.push_back({.path = surroundings.disk, .queues = 2});
     config.vsock = VsockConfig{.path = surroundings.directory / "vsock"};
     config.balloon = BalloonConfig{};

@@ -96,8 +96,8 @@ TEST_F(Command, DeviceTreeThatCannotBeWrittenIsFoundAtOnce) {
 TEST_F(Command, DeviceTreeIsWrittenWholeAndNoGuestRuns) {
     const std::string tree = directory_.write("tree.dtb", "old");
     const std::string serial = directory_ / "serial";
-    const CommandResult run = run_command(
-        {"run", "-m", "16M", "-c", "2", "--rng", "--cmdline", "quiet", "--serial", serial, "--dump-dtb", tree});
+    const CommandResult run = run_command({"run", "-m", "16M", "-c", "2", "--rng", "--transport", "mmio", "--cmdline",
+                                           "quiet", "--serial", serial, "--dump-dtb", tree});
     EXPECT_EQ(run.exit_status, 0) << run.errors;
     EXPECT_EQ(run.output, "");
     EXPECT_EQ(run.errors, "");
@@ -264,7 +264,7 @@ TEST_F(Command, SecondGuestOnADiskIsRefusedAndReadersShareIt) {
 }
 
 TEST_F(Command, MoreDisksThanCanBeSayHowManyThereCanBe) {
-    std::vector<std::string> arguments{"run"};
+    std::vector<std::string> arguments{"run", "--transport", "mmio"};
     for (int i = 0; i < 20; ++i) {
         arguments.insert(arguments.end(),
                          {"--disk", directory_.write("disk" + std::to_string(i), std::string(512, 0))});

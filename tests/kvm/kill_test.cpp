@@ -110,6 +110,8 @@ TEST_F(Kill, NoFlushedWriteIsLost) {
         std::filesystem::remove(console);
         const Way& way = kWays[static_cast<std::size_t>(round) % kWays.size()];
         std::vector<std::string> words{"run",
+                                       "--transport",
+                                       "mmio",
                                        "-m",
                                        "32M",
                                        "--serial",

@@ -94,6 +94,7 @@ TEST_F(BuiltInGuest, RunsAndPowersOff) {
 TEST_F(BuiltInGuest, FindsItsHardwareInADeviceTreeAloneAndTakesNoSecondLevelFault) {
     Config config = builtin_guest();
     config.hardware = HardwareDescription::kFdt;
+    config.transport = VirtioTransport::kMmio;
     config.vcpus = 3;
     config.rng = true;
     config.prefault = {.scope = prefault::Scope::kAll, .workers = 2};

@@ -218,6 +218,7 @@ struct MigrationOfDisk : MigrationTest {
         Config config;
         config.memory_bytes = 32 * kMiB;
         config.kernel_path = std::filesystem::exists(DISK_WRITER_KERNEL) ? DISK_WRITER_KERNEL : "/bin/disk_writer.elf";
+        config.transport = VirtioTransport::kMmio; // The kernel's driver knows no other.
         config.command_line = "first=1";
         config.disks.push_back({.path = disk});
         return config;

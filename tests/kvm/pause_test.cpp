@@ -450,13 +450,14 @@ TEST_F(MachinePauseTest, OfAMachineWhoseDiskHangsFailsByNameAndTheGuestGoesOn) {
         testing::run_command({"ctl", socket, "stop", "--force"});
     });
     const testing::SyscallInjector injector({SYS_fdatasync});
-    const auto run = injector.run({testing::command_under_test(), "run", kernel, "-m", "64M", "--disk",
-                                   disk + ",io=threads", "--cmdline", "first=1", "--serial", "none", "--api", socket},
-                                  [&](const testing::SystemCall&) {
-                                      hangs = true;
-                                      EXPECT_TRUE(eventually([&] { return released.load(); }));
-                                      return 0;
-                                  });
+    const auto run =
+        injector.run({testing::command_under_test(), "run", kernel, "--transport", "mmio", "-m", "64M", "--disk",
+                      disk + ",io=threads", "--cmdline", "first=1", "--serial", "none", "--api", socket},
+                     [&](const testing::SystemCall&) {
+                         hangs = true;
+                         EXPECT_TRUE(eventually([&] { return released.load(); }));
+                         return 0;
+                     });
     released = true;
     beside.join();
     EXPECT_EQ(run.exit_status, 0) << run.errors << run.stuck;

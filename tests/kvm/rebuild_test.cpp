@@ -235,6 +235,7 @@ TEST_F(Capture, GuestThatWritesToADiskGoesOnAgainAndAgainAndLosesNothing) {
     const testing::TemporaryDirectory directory;
     Config config;
     config.kernel_path = std::filesystem::exists(DISK_WRITER_KERNEL) ? DISK_WRITER_KERNEL : "/bin/disk_writer.elf";
+    config.transport = VirtioTransport::kMmio; // The kernel's driver knows no other.
     config.memory_bytes = 16 * kMiB;
     config.command_line = "first=1";
     config.disks.push_back({.path = directory.write("disk", "")});

@@ -39,7 +39,7 @@ options=()
 "$here/lab" run "${options[@]}" --memory 3G --timeout 3600 --disk "$work/disk.img" --get /tmp/report.json:"$work/report.json" -- \
     vmm run --prefault=all --page-size=4K -m 512M -c 2 --disk /dev/vda --rng --report /tmp/report.json \
     --initrd /guest/initrd /guest/vmlinuz --serial /dev/stdout --cmdline \
-    "quiet modules=virtio_mmio,virtio_blk,virtio_rng,crc32c_generic,ext4 root_disk=/dev/vda rw" \
+    "quiet modules=virtio_pci,virtio_mmio,virtio_blk,virtio_rng,crc32c_generic,ext4 root_disk=/dev/vda rw" \
     </dev/null >"$work/console" 2>"$work/errors"
 status=$?
 # The console of a kernel ends its lines with CR LF.

@@ -170,7 +170,7 @@ boot_guest() {
     modules=virtio_mmio,virtio_pci,virtio_console,virtio_blk,virtio_net,virtio_rng,vmw_vsock_virtio_transport,crc32c_generic,ext4
     # On a busy machine a processor of the guest may not run for half a minute. What hangs for good is found by `eventually`.
     patience="rcupdate.rcu_cpu_stall_timeout=300 watchdog_thresh=60"
-    start boot ttyS0 --transport "${transport-mmio}" -m 256M -c 4 --page-size=4K --prefault=all --rng --disk /dev/vda,ro --disk /tmp/disk --net tap=tap0 \
+    start boot ttyS0 --transport "${transport-pci}" -m 256M -c 4 --page-size=4K --prefault=all --rng --disk /dev/vda,ro --disk /tmp/disk --net tap=tap0 \
         --vsock "$vsock" "$@" --initrd /guest/initrd /guest/vmlinuz \
         --cmdline "loglevel=5 $patience modules=$modules root_disk=/dev/vda root_init=/root/fio_guest"
     # What is typed before that is lost: the kernel empties the serial port when it finds it.
@@ -185,7 +185,8 @@ boot_guest() {
 # --- Outside of it ----------------------------------------------------------------------------------------------------
 
 # start_lab SCRIPT ROUNDS PART...: the script of that name in the lab, with the word "inside" and the others. lab_options are
-# words for `lab run`.
+# words for `lab run`; VMM_TRANSPORT is how the
+# guest reaches its devices.
 start_lab() {
     script=$1
     shift
@@ -204,5 +205,5 @@ COMMANDS
     # shellcheck disable=SC2086 # Several words.
     "$here/lab" run ${lab_options-} --kvm halt_poll_ns=0 --vmm "$vmm" --memory 4G --timeout $(($1 * 300 + 3600)) --disk "$work/root.img" \
         --file "$tools/lab_device_tool:/bin/device_tool" --file "$here/$script:/bin/$script" \
-        --file "$here/fio_lab.sh:/bin/fio_lab.sh" -- "$script" inside "$@" </dev/null
+        --file "$here/fio_lab.sh:/bin/fio_lab.sh" -- env transport="${VMM_TRANSPORT-pci}" "$script" inside "$@" </dev/null
 }

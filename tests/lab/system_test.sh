@@ -9,7 +9,7 @@
 set -uo pipefail
 export LC_ALL=C
 umask 022
-readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups pci)
+readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups pci mmio)
 if [[ ${1-} == --parts ]]; then
     printf '%s\n' "${parts[@]}"
     exit
@@ -38,7 +38,7 @@ checks() {
         shift
     done
     shift
-    in_lab "${options[@]}" --file "$here/system_checks:/bin/system_checks" --timeout 3600 -- system_checks "$@"
+    in_lab "${options[@]}" --file "$here/system_checks:/bin/system_checks" --timeout 3600 -- env "transport=${transport-}" system_checks "$@"
 }
 
 # The built-in guest is a kernel for any VMM with PVH: under QEMU it runs unchanged, and powers off.
@@ -76,6 +76,8 @@ part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool"
 part_snapshot() { checks --memory 3G --hugepages-2m 128 -- snapshot; }
 part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/device_tool" -- migration; }
 part_cgroups() { checks --memory 2G --hugepages-2m 80 -- cgroups; }
+# What is shown elsewhere on the PCI bus.
+part_mmio() { transport=mmio checks --memory 3G --hugepages-2m 128 -- disks net snapshot; }
 # Both stock kernels, on the PCI bus.
 part_pci() {
     checks --memory 3G --hugepages-2m 128 -- pci_devices pci_hotplug pci_saved

@@ -68,9 +68,10 @@ inline constexpr std::uint32_t kGenerationIdGsi = 13; ///< a PC's coprocessor, w
 inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
                                                            17, 18, 19, 20, 21, 22, 23, 3};
 
-/// What the pins of PCI functions share, level-triggered. With PCI no virtio device has a line of its own.
-inline constexpr std::array<std::uint32_t, 4> kPciPinGsis{20, 21, 22, 23};
-inline constexpr std::uint32_t kPciHotplugGsi = 19; ///< a device comes or goes
+/// What the pins of PCI functions share, level-triggered. With PCI no virtio device has a line of its own. The last
+/// inputs stay free in both cases: embedding programs have their own devices there.
+inline constexpr std::array<std::uint32_t, 4> kPciPinGsis{16, 17, 18, 19};
+inline constexpr std::uint32_t kPciHotplugGsi = 15; ///< a device comes or goes
 
 // Memslots: one for each region of RAM from 0 on, and the scratch slot of the prefault.
 inline constexpr std::uint32_t kScratchMemslot = 16;

@@ -59,10 +59,14 @@ std::string usage_error(const Words& words) {
     return text->text;
 }
 
-TEST(CommandLine, TransportIsMmioUnlessPciIsAskedFor) {
-    EXPECT_EQ(run({"k"}).config.transport, VirtioTransport::kMmio);
-    EXPECT_EQ(run({"--transport=mmio", "k"}).config.transport, VirtioTransport::kMmio);
-    EXPECT_EQ(run({"--transport=pci", "k"}).config.transport, VirtioTransport::kPci);
+TEST(CommandLine, TransportIsPciUnlessMmioIsAskedFor) {
+    EXPECT_EQ(run({"k"}).config.transport, VirtioTransport::kPci);
+    for (const char* const word : {"--transport=mmio", "--transport=MMIO"}) {
+        EXPECT_EQ(run({word, "k"}).config.transport, VirtioTransport::kMmio);
+    }
+    for (const char* const word : {"--transport=pci", "--transport=PCI"}) {
+        EXPECT_EQ(run({word, "k"}).config.transport, VirtioTransport::kPci);
+    }
     for (const char* const wrong : {"--transport=pcie", "--transport=isa"}) {
         const std::string error = usage_error({"run", wrong, "k"});
         EXPECT_TRUE(mentions(error, "--transport") && mentions(error, "mmio") && mentions(error, "pci")) << error;
