@@ -33,7 +33,7 @@ class FrameLink {
     [[nodiscard]] virtual int fd() const noexcept = 0;
     /// True if headers have a meaning, so that checksums and segmentation can be left to the host.
     [[nodiscard]] virtual bool has_offloads() const noexcept = 0;
-    /// From now on the guest understands these offloads.
+    /// From now on the guest understands these offloads. For several links of one interface, one is told.
     virtual void set_offloads(const FrameOffloads& offloads) noexcept = 0;
 
     /// Receives one frame, its header first, into `buffers`, at most IOV_MAX of them. What does not fit is lost.
@@ -43,6 +43,10 @@ class FrameLink {
     [[nodiscard]] virtual int send(std::span<const iovec> frame) = 0;
     /// As send(), of a frame that is not the guest's but this process's own: it may go anywhere.
     [[nodiscard]] virtual int send_own(std::span<const iovec> frame) { return send(frame); }
+
+    /// Of several links of one interface: whether frames for the guest come by this one. Returns false if the host
+    /// refuses it. A link of its own always has its frames.
+    [[nodiscard]] virtual bool set_attached(bool /*attached*/) noexcept { return true; }
 
     /// True if the host's end is there. Once it is gone it does not come back, and fd() must not be waited on.
     [[nodiscard]] virtual bool is_up() const noexcept = 0;

@@ -81,7 +81,9 @@ MacAddress make_mac_address(std::string_view text) noexcept {
     return address;
 }
 
-Tap::Tap(const std::string& name) : is_tap_(true) {
+Tap::Tap(const std::string& name) : Tap(name, false) {}
+
+Tap::Tap(const std::string& name, bool has_queues) : is_tap_(true), has_queues_(has_queues) {
     const std::string tried = "connect to the tap interface " + name;
     check_interface_name(name);
     fd_ = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
@@ -96,17 +98,23 @@ Tap::Tap(const std::string& name) : is_tap_(true) {
     }
     ifreq request{};
     name.copy(request.ifr_name, IFNAMSIZ - 1);
-    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (has_queues ? IFF_MULTI_QUEUE : 0));
     if (::ioctl(fd_.get(), TUNSETIFF, &request) != 0) {
         const int error = errno;
-        const std::string make = "make it for this user beforehand: `ip tuntap add " + name + " mode tap user $USER`";
+        const std::string queues = has_queues ? " multi_queue" : "";
+        const std::string make =
+            "make it for this user beforehand: `ip tuntap add " + name + " mode tap" + queues + " user $USER`";
         throw_errno(
             error, tried,
             {{EPERM, make},
              {EACCES, make},
              {EBUSY, "another process has it: end that one, or take another interface"},
-             {EINVAL, "there is an interface of that name that is no tap, or one of several queues: take another "
-                      "name, or make it anew"}});
+             {E2BIG, "it has as many queues as it can: give the guest fewer, or end the process that has them"},
+             {EINVAL, has_queues ? "there is an interface of that name that is no tap, or one of a single queue: make "
+                                   "it anew by `ip tuntap add " +
+                                       name + " mode tap multi_queue`"
+                                 : "there is an interface of that name that is no tap, or one of several queues: take "
+                                   "another name, or make it anew"}});
     }
     const int header_bytes = kHeaderBytes;
     if (::ioctl(fd_.get(), TUNSETVNETHDRSZ, &header_bytes) != 0) {
@@ -125,6 +133,23 @@ void Tap::set_offloads(const FrameOffloads& offloads) noexcept {
     if (is_tap_) { // Every kernel with virtio headers knows these.
         static_cast<void>(::ioctl(fd_.get(), TUNSETOFFLOAD, flags));
     }
+}
+
+std::vector<std::unique_ptr<FrameLink>> Tap::make_queues(const std::string& name, unsigned queues) {
+    std::vector<std::unique_ptr<FrameLink>> links;
+    while (links.size() < queues) {
+        links.push_back(std::unique_ptr<FrameLink>(new Tap(name, true)));
+        if (links.size() > 1 && !links.back()->set_attached(false)) {
+            throw_errno(errno, "do without a queue of the tap interface " + name);
+        }
+    }
+    return links;
+}
+
+bool Tap::set_attached(bool attached) noexcept {
+    ifreq request{};
+    request.ifr_flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE;
+    return !has_queues_ || ::ioctl(fd_.get(), TUNSETQUEUE, &request) == 0;
 }
 
 std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {

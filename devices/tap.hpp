@@ -4,10 +4,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "devices/frame_link.hpp"
 #include "kvm/host/unique_fd.hpp"
@@ -33,6 +35,9 @@ class Tap final : public FrameLink {
     /// Attaches to the interface `name`, and makes it if it is not there.
     /// Throws Error if the name is not valid, if the interface is in use, or if this process may not attach to it.
     explicit Tap(const std::string& name);
+    /// Attaches to it by `queues` > 1 links, of which the first has all frames (see set_attached()). Throws Error as
+    /// the constructor does, and if the interface was not made for several queues.
+    [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> make_queues(const std::string& name, unsigned queues);
     /// Takes something else that moves one frame with its header a call, such as a datagram socket that does not block.
     /// It has no offloads to set.
     explicit Tap(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
@@ -40,13 +45,17 @@ class Tap final : public FrameLink {
     [[nodiscard]] int fd() const noexcept override { return fd_.get(); }
     [[nodiscard]] bool has_offloads() const noexcept override { return true; }
     void set_offloads(const FrameOffloads& offloads) noexcept override;
+    [[nodiscard]] bool set_attached(bool attached) noexcept override;
     [[nodiscard]] std::ptrdiff_t receive(std::span<const iovec> buffers) noexcept override;
     [[nodiscard]] int send(std::span<const iovec> frame) noexcept override;
     [[nodiscard]] bool is_up() const noexcept override { return up_; }
 
   private:
+    Tap(const std::string& name, bool has_queues);
+
     UniqueFd fd_;
     bool is_tap_ = false;
+    bool has_queues_ = false; ///< it is one of several links of its interface
     bool up_ = true;
 };
 

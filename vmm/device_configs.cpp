@@ -6,6 +6,7 @@
 
 #include "devices/tap.hpp"
 #include "devices/virtio/balloon.hpp"
+#include "devices/virtio/net.hpp"
 #include "devices/virtio/vsock.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/guest_address.hpp"
@@ -13,6 +14,8 @@
 #include "vmm/refuse_nul.hpp"
 
 namespace vmm {
+
+static_assert(NetConfig::kMaxQueues <= devices::virtio::Net::kMostPairs);
 
 void DiskConfig::check() const {
     refuse_nul(path, "the path of a disk");
@@ -43,6 +46,14 @@ void NetConfig::check() const {
     }
     if (!user) {
         devices::check_interface_name(tap);
+    }
+    const std::string tried = "cannot connect the guest to " + (user ? "a network in user mode" : "the tap " + tap) +
+                              " by " + std::to_string(queues) + " queues: ";
+    if (queues < 1 || queues > kMaxQueues) {
+        throw Error(tried + "1 to " + std::to_string(kMaxQueues) + " are possible");
+    }
+    if (user && queues > 1) {
+        throw Error(tried + "passt has one stream of frames (take 1 queue, or a tap)");
     }
     if (!mac.empty()) {
         static_cast<void>(devices::parse_mac_address(mac));

@@ -86,6 +86,11 @@ struct NetConfig {
     bool user = false;                   ///< user mode: through the program passt, which needs no privileges
     bool host_loopback = false;          ///< with `user`: whether the guest may reach the host itself
     std::vector<PortForward> forwards{}; ///< with `user`
+    /// Pairs of a receive queue and a transmit queue, each with a thread of its own: 1 to kMaxQueues. More than one
+    /// needs a tap of several queues.
+    unsigned queues = 1;
+
+    static constexpr unsigned kMaxQueues = limits::kMaxNetQueues;
 
     /// Throws Error if it asks for what no host can give.
     void check() const;

@@ -16,6 +16,7 @@ inline constexpr std::uint64_t kMinMemoryBytes = 2 * kMiB;
 inline constexpr std::uint64_t kDefaultMemoryBytes = 512 * kMiB;
 inline constexpr unsigned kMaxVcpus = 254; ///< the ids that xAPIC mode can name
 inline constexpr unsigned kMaxDiskQueues = 16;
+inline constexpr unsigned kMaxNetQueues = 16;      ///< pairs
 inline constexpr std::size_t kMaxDiskIdBytes = 20; ///< of a virtio block device's serial number (virtio 1.2, 5.2.6)
 
 inline constexpr unsigned kDefaultKeepEveryMs = 250;

@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "devices/virtio/device_state.hpp"
+#include "devices/virtio/driver_link.hpp"
 #include "devices/virtio/queue.hpp"
 
 namespace vmm::devices::virtio {
-
-class DriverLink;
 
 /// Feature bits that belong to no type of device (virtio 1.2, chapter 6), as masks.
 inline constexpr std::uint64_t kFeatureIndirectDescriptors = 1ULL << 28;
@@ -62,6 +61,28 @@ struct Source {
     friend bool operator==(const Source&, const Source&) = default;
 };
 
+/// Some queues of a device that another thread serves than the device's own, so that several processors work for one
+/// device.
+///
+/// Threads: one, but for queues(). The device's thread may call the device's functions meanwhile; the device sees to it
+/// that the two do not meet. Nothing of the lane happens after Device::stop() or pause() has returned.
+class Lane {
+  public:
+    Lane() = default;
+    Lane(const Lane&) = delete;
+    Lane& operator=(const Lane&) = delete;
+
+    /// The queues whose doorbells the thread watches.
+    [[nodiscard]] virtual QueueSet queues() const noexcept = 0;
+    /// As the functions of Device have it.
+    virtual void doorbell(std::uint16_t index) = 0;
+    [[nodiscard]] virtual std::vector<Source> sources() const = 0;
+    virtual void ready(int fd, std::uint32_t events) = 0;
+
+  protected:
+    ~Lane() = default;
+};
+
 /// One virtio device, without its registers. It is a state machine that one thread drives: the thread watches the
 /// doorbells and sources(), and calls the functions that belong to them. No function blocks, but for short system
 /// calls.
@@ -83,7 +104,7 @@ struct Source {
 ///     a doorbell's eventfd       ->  device.doorbell(index)
 ///     one of device.sources()    ->  device.ready(fd, events)
 ///
-/// Threads: one, but for identity().
+/// Threads: one, but for identity() and lanes().
 class Device {
   public:
     Device() = default;
@@ -106,6 +127,10 @@ class Device {
     [[nodiscard]] virtual std::vector<Source> sources() const { return {}; }
     /// One of them is ready.
     virtual void ready(int /*fd*/, std::uint32_t /*events*/) {}
+
+    /// What is served by other threads, each lane by one. They are the same as long as there is the device. Threads:
+    /// any.
+    [[nodiscard]] virtual std::vector<Lane*> lanes() noexcept { return {}; }
 
     /// The driver resets the device. Nothing more is taken from the queues and nothing more is pushed. Work that was
     /// given to the host is waited for: until is_idle(), ready() is called as before. Then the queues are gone, and

@@ -46,6 +46,7 @@ WRONG = [
     ("POST", "/add-net", '{"tap": "with/slash"}', 400),
     ("POST", "/add-net", '{"tap": "a-name-of-16-byte"}', 400),
     ("POST", "/add-net", '{"tap": "tap1", "mac": "no"}', 400),
+    ("POST", "/add-net", '{"tap": "tap1", "queues": 17}', 400),
     ("POST", "/remove-disk", '{"name": "net0"}', 400),
     ("POST", "/remove-net", '{"name": ""}', 400),
     ("POST", "/snapshot", "{}", 400),

@@ -69,7 +69,7 @@ part_linux() { checks --memory 3G --hugepages-2m 256 -- linux; }
 part_options() { checks --memory 2G -- options cpu; }
 part_guest() { checks --memory 3G --hugepages-2m 256 -- guest life; }
 part_memory() { checks --memory 3G -- scope pins; }
-part_virtio() { checks --memory 3G -- disks net; }
+part_virtio() { checks --memory 3G -- disks net net_queues; }
 part_effort() { checks --memory 3G --hugepages-2m 256 -- effort background; }
 part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement node_migration; }
 part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool" -- kept; }

@@ -504,8 +504,16 @@ class DevicePump {
     }
     bool poll_sources(std::chrono::milliseconds wait) {
         std::vector<pollfd> fds{{wake_.get(), POLLIN, 0}};
-        for (const virtio::Source& source : device_.sources()) {
-            fds.push_back({source.fd, static_cast<short>(source.events), 0}); // EPOLLIN is POLLIN, and so on.
+        std::vector<virtio::Lane*> whose{nullptr}; // By descriptor; null: the device itself.
+        const auto watch = [&](const std::vector<virtio::Source>& sources, virtio::Lane* lane) {
+            for (const virtio::Source& source : sources) {
+                fds.push_back({source.fd, static_cast<short>(source.events), 0}); // EPOLLIN is POLLIN, and so on.
+                whose.push_back(lane);
+            }
+        };
+        watch(device_.sources(), nullptr);
+        for (virtio::Lane* const lane : device_.lanes()) {
+            watch(lane->sources(), lane);
         }
         if (::poll(fds.data(), fds.size(), static_cast<int>(wait.count())) <= 0) {
             return false;
@@ -517,7 +525,8 @@ class DevicePump {
         bool any = false;
         for (std::size_t i = 1; i < fds.size(); ++i) {
             if (fds[i].revents != 0) {
-                device_.ready(fds[i].fd, static_cast<std::uint32_t>(fds[i].revents));
+                const auto events = static_cast<std::uint32_t>(fds[i].revents);
+                whose[i] == nullptr ? device_.ready(fds[i].fd, events) : whose[i]->ready(fds[i].fd, events);
                 any = true;
             }
         }

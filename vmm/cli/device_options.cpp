@@ -58,6 +58,7 @@ std::vector<DeviceWord> disk_words() {
 }
 
 std::vector<DeviceWord> net_words() {
+    constexpr Limits kQueues{1, NetConfig::kMaxQueues};
     constexpr const char* kForward = "([0-9.]+/)?[0-9]{1,5}(:[0-9]{1,5})?";
     return {
         {.name = "tap",
@@ -73,6 +74,10 @@ std::vector<DeviceWord> net_words() {
          .help = "The guest's address: 52:54:00:12:34:56",
          .form = "MAC",
          .pattern = "[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"},
+        {.name = "queues",
+         .kind = Kind::kNumber,
+         .help = "With tap: pairs of queues, each with a thread of its own, " + to_string(kQueues),
+         .limits = kQueues},
         {.name = "tcp",
          .kind = Kind::kTexts,
          .help = "With user: a port of the host, and of the guest: [ADDRESS/]PORT[:PORT]",
@@ -350,6 +355,9 @@ NetConfig parse_net_option(const std::string& text) {
     net.tap = words.value("tap");
     net.user = words.has("user");
     net.mac = words.value("mac");
+    if (words.has("queues")) {
+        net.queues = number_of(words.value("queues"), "number of queues");
+    }
     net.host_loopback = words.has("host-loopback");
     for (const bool udp : {false, true}) {
         for (const std::string& forward : words.values(udp ? "udp" : "tcp")) {

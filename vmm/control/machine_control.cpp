@@ -465,6 +465,7 @@ HttpAnswer MachineControl::add_net(const Arguments& arguments) {
     NetConfig net;
     net.tap = *arguments.word("tap");
     net.mac = arguments.word("mac").value_or("");
+    net.queues = static_cast<unsigned>(arguments.number("queues").value_or(net.queues));
     net.check();
     return started(jobs_.start("add-net", [this, net = std::move(net)](const Jobs::Context& /*context*/) {
         return added(machine_.add_net(net));

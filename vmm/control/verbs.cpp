@@ -238,7 +238,13 @@ std::vector<Parameter> net_parameters() {
              .help = "The address that the guest has on that network",
              .most = kMacCharacters,
              .standard = "made from the name of the interface",
-             .example = "\"52:54:00:00:00:01\""}};
+             .example = "\"52:54:00:00:00:01\""},
+            {.name = "queues",
+             .kind = Kind::kNumber,
+             .help = "Pairs of queues, each with a thread of its own",
+             .least = 1,
+             .most = limits::kMaxNetQueues,
+             .standard = "1"}};
 }
 
 std::vector<Parameter> removal_parameters(const std::string& example) {

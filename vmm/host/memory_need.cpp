@@ -134,12 +134,19 @@ ProcessNeed process_need(const Config& config) {
     for (const DiskConfig& disk : config.disks) {
         need.descriptors += 3 + 2ULL * disk.queues; // A disk has an image, its ring, and a doorbell for each queue.
     }
+    std::uint64_t lanes = 0;
+    for (const NetConfig& net : config.nets) {
+        lanes += net.queues - 1;
+    }
+    // Each has a link, an event loop, an event for its turns and one for its end, and for two queues doorbells and
+    // interrupts.
+    need.descriptors += 8 * lanes;
     if (config.pin == prefault::Pin::kLongterm) {
         need.descriptors += std::min<std::uint64_t>(config.memory_bytes / kGiB + 2, 130);
     }
     // The threads that fill the second level are gone when the guest starts, except in the background. A thread that
     // hears a request to stop goes with them. One more thread is KVM's own.
-    const std::uint64_t of_guest = config.vcpus + devices;
+    const std::uint64_t of_guest = config.vcpus + devices + lanes;
     const std::uint64_t of_prefault = workers(config) != 0 ? workers(config) + 1 : 0;
     need.threads =
         1 + user_networks(config) +

@@ -189,8 +189,14 @@ MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceS
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     MadeDevice made;
     if (!net.user) {
+        std::vector<std::unique_ptr<devices::FrameLink>> links;
+        if (net.queues > 1) {
+            links = devices::Tap::make_queues(net.tap, net.queues);
+        } else {
+            links.push_back(std::make_unique<devices::Tap>(net.tap));
+        }
         made.device = std::make_unique<devices::virtio::Net>(
-            name, std::make_unique<devices::Tap>(net.tap), mac,
+            name, std::move(links), mac,
             [warn = services.warn, name, tap = net.tap] {
                 warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
             },

@@ -1,17 +1,12 @@
 #include "vmm/machine/virtio_thread.hpp"
 
 #include <poll.h>
-#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
-#include <cerrno>
+#include <string>
 #include <utility>
-
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 
@@ -21,29 +16,27 @@ using devices::virtio::Source;
 
 namespace {
 
-ThreadKind kind_of(devices::virtio::DeviceId device) {
-    switch (device) {
-    case devices::virtio::DeviceId::kNet:
-        return ThreadKind::kNet;
-    case devices::virtio::DeviceId::kBlock:
-        return ThreadKind::kBlock;
-    case devices::virtio::DeviceId::kConsole:
-        return ThreadKind::kConsole;
-    case devices::virtio::DeviceId::kEntropy:
-        return ThreadKind::kEntropy;
-    case devices::virtio::DeviceId::kBalloon:
-        return ThreadKind::kBalloon;
-    case devices::virtio::DeviceId::kVsock:
-        return ThreadKind::kVsock;
+/// Those that no lane has.
+QueueSet queues_of_the_device(devices::virtio::Device& device) {
+    QueueSet of_lanes;
+    for (const devices::virtio::Lane* const lane : device.lanes()) {
+        lane->queues().each([&](std::uint16_t index) { of_lanes.add(index); });
     }
-    return ThreadKind::kConsole; // It has the least.
+    QueueSet own;
+    for (std::uint16_t index = 0; index < device.identity().queue_sizes.size(); ++index) {
+        if (!of_lanes.contains(index)) {
+            own.add(index);
+        }
+    }
+    return own;
 }
 
 } // namespace
 
 VirtioThread::VirtioThread(const Wiring& wiring)
     : wiring_(wiring), interrupts_once_(wiring.goes_on), pause_wanted_(wiring.paused),
-      thread_(start_thread(wiring.device.identity().name, [this] { body(); })) {}
+      own_queues_(queues_of_the_device(wiring.device)), lanes_(begin_lanes(wiring)),
+      thread_(wiring.device.identity().name, [this] { body(); }) {}
 
 VirtioThread::~VirtioThread() {
     join();
@@ -52,39 +45,51 @@ VirtioThread::~VirtioThread() {
 void VirtioThread::end() noexcept {
     quitting_ = true;
     quit_.signal();
+    for (LaneThread& lane : lanes_) {
+        lane.end();
+    }
+}
+
+std::deque<LaneThread> VirtioThread::begin_lanes(const Wiring& wiring) {
+    std::deque<LaneThread> lanes;
+    const devices::virtio::Identity& identity = wiring.device.identity();
+    for (devices::virtio::Lane* const lane : wiring.device.lanes()) {
+        lanes.emplace_back(LaneThread::Wiring{*lane, identity.name + "." + std::to_string(lanes.size() + 1),
+                                              thread_kind_of(identity.id), wiring.doorbells, wiring.stop,
+                                              wiring.sandbox, wiring.rung});
+    }
+    return lanes;
 }
 
 void VirtioThread::join() noexcept {
-    if (thread_.joinable()) {
-        end();
-        thread_.join();
+    end();
+    thread_.join();
+    for (LaneThread& lane : lanes_) {
+        lane.join();
     }
-}
-
-/// Whether the thread has ended without an end of its own: the sandbox's alarm has ended it.
-bool VirtioThread::has_vanished() const noexcept {
-    const pid_t id = id_.load();
-    return id != 0 && ::syscall(SYS_tgkill, ::getpid(), id, 0) != 0 && errno == ESRCH;
 }
 
 bool VirtioThread::join_until(std::chrono::steady_clock::time_point deadline) noexcept {
-    if (!thread_.joinable()) {
-        return true;
-    }
     end();
-    if (!ended_.try_acquire_until(deadline) && !has_vanished()) {
-        return false;
+    bool joined = thread_.join_until(deadline);
+    for (LaneThread& lane : lanes_) {
+        joined = lane.join_until(deadline) && joined;
     }
-    thread_.join();
-    return true;
+    return joined;
+}
+
+std::exception_ptr VirtioThread::failure() const noexcept {
+    std::exception_ptr failure = failure_;
+    for (const LaneThread& lane : lanes_) {
+        failure = failure ? failure : lane.failure();
+    }
+    return failure;
 }
 
 void VirtioThread::body() noexcept {
     try {
         const devices::virtio::Identity& identity = wiring_.device.identity();
-        id_ = static_cast<pid_t>(::syscall(SYS_gettid));
-        ::pthread_setname_np(::pthread_self(), identity.name.c_str());
-        wiring_.sandbox.confine(kind_of(identity.id), identity.name);
+        wiring_.sandbox.confine(thread_kind_of(identity.id), identity.name);
         [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();
@@ -95,17 +100,17 @@ void VirtioThread::body() noexcept {
             }
         }) && watched;
         watched = loop_.watch(pause_asked_.fd(), EPOLLIN, [this](std::uint32_t) { pause_asked_.clear(); }) && watched;
-        for (std::size_t index = 0; index < wiring_.doorbells.size(); ++index) {
+        own_queues_.each([&](std::uint16_t index) {
             watched = loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
                 wiring_.doorbells[index].clear();
                 if (wiring_.rung != nullptr) {
                     wiring_.rung->fetch_add(1, std::memory_order_relaxed);
                 }
                 if (active_ && !quitting_ && !told_to_pause_) { // Device::resume() looks at all queues.
-                    wiring_.device.doorbell(static_cast<std::uint16_t>(index));
+                    wiring_.device.doorbell(index);
                 }
             }) && watched;
-        }
+        });
         assert(watched);
         if (wiring_.paused) {
             begin_pause();
@@ -123,7 +128,6 @@ void VirtioThread::body() noexcept {
     }
     drain();
     end_waiting();
-    ended_.release();
 }
 
 void VirtioThread::watch_sources() {

@@ -8,24 +8,24 @@
 #include <deque>
 #include <exception>
 #include <mutex>
-#include <semaphore>
-#include <thread>
 #include <vector>
 
 #include "devices/virtio/device.hpp"
 #include "devices/virtio/driver_link.hpp"
 #include "devices/virtio/negotiation.hpp"
 #include "kvm/host/event_fd.hpp"
+#include "vmm/machine/device_thread.hpp"
 #include "vmm/machine/event_loop.hpp"
+#include "vmm/machine/lane_thread.hpp"
 #include "vmm/sandbox/sandbox.hpp"
 #include "vmm/stop_request.hpp"
 
 namespace vmm {
 
 /// Drives one device from construction until it is destroyed: it serves doorbells, what the driver negotiates, and the
-/// device's own descriptors. It shares nothing with the threads of other devices. However much the guest asks for,
-/// join() waits for the turn that is under way and no other one. A reset waits for the turns that the thread was told
-/// of before.
+/// device's own descriptors. Each lane of the device has another thread, which ends with this one. It shares nothing
+/// with the threads of other devices. However much the guest asks for, join() waits for the turn that is under way and
+/// no other one. A reset waits for the turns that the thread was told of before.
 ///
 /// A pause lets the device finish what it has with the host, after resets that are under way. Then the thread watches
 /// nothing of the device's until it is resumed. An end is obeyed in any state.
@@ -73,11 +73,11 @@ class VirtioThread {
     void end_waiting() noexcept;
 
     /// A failure of the host's that ended the thread; null if there was none. After join().
-    [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
+    [[nodiscard]] std::exception_ptr failure() const noexcept;
 
   private:
     void body() noexcept;
-    [[nodiscard]] bool has_vanished() const noexcept;
+    [[nodiscard]] static std::deque<LaneThread> begin_lanes(const Wiring& wiring);
     void serve_resets_first();
     void watch_sources();
     void serve_negotiation();
@@ -107,9 +107,9 @@ class VirtioThread {
     bool is_paused_ = false; ///< written by the thread alone, which says false before it lets the device go on
     bool nobody_waits_ = false;
     std::exception_ptr failure_;
-    std::atomic<pid_t> id_ = 0;
-    std::binary_semaphore ended_{0}; ///< the thread has nothing more to do
-    std::thread thread_;             // last: it uses all of the above
+    const devices::virtio::QueueSet own_queues_; ///< without those of the lanes
+    std::deque<LaneThread> lanes_;
+    DeviceThread thread_; // last: it uses all of the above
 };
 
 } // namespace vmm

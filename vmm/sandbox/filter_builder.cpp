@@ -16,13 +16,13 @@ namespace vmm {
 
 namespace {
 
-constexpr const char* kTried = "make the filter of a thread's system calls";
+constexpr const char* kTriedToFilter = "make the filter of a thread's system calls";
 constexpr std::uint64_t kLowerHalf = 0xffffffff; // of an argument; the kernel takes the rest of these for nothing
 
 /// libseccomp returns errors as negative numbers.
 void check(int result) {
     if (result < 0) {
-        throw_errno(-result, kTried);
+        throw_errno(-result, kTriedToFilter);
     }
 }
 
@@ -91,18 +91,18 @@ void FilterBuilder::allow_ioctls(std::span<const unsigned long> requests) {
 std::vector<sock_filter> FilterBuilder::take() {
     const UniqueFd file(::memfd_create("vmm-filter", MFD_CLOEXEC));
     if (!file) {
-        throw_errno(errno, kTried);
+        throw_errno(errno, kTriedToFilter);
     }
     check(::seccomp_export_bpf(context_.get(), file.get()));
     const off_t bytes = ::lseek(file.get(), 0, SEEK_END);
     if (bytes < 0) {
-        throw_errno(errno, kTried);
+        throw_errno(errno, kTriedToFilter);
     }
     std::vector<sock_filter> program(static_cast<std::size_t>(bytes) / sizeof(sock_filter));
     const std::span<std::byte> to = std::as_writable_bytes(std::span(program));
     const ssize_t count = uninterrupted([&] { return ::pread(file.get(), to.data(), to.size(), 0); });
     if (count != static_cast<ssize_t>(to.size())) {
-        throw_errno(count < 0 ? errno : EIO, kTried);
+        throw_errno(count < 0 ? errno : EIO, kTriedToFilter);
     }
     return program;
 }

@@ -72,9 +72,9 @@ void allow_requests(FilterBuilder& filter) {
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfKvm);
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfUserfaultfd);
     // A terminal is asked for its size and put into its modes; none is typed at.
-    static constexpr std::array<unsigned long, 12> kRequests{TCGETS,     TCSETS,        TCSETSW,   TCSETSF,
-                                                             TIOCGWINSZ, TIOCGPGRP,     FIONBIO,   FIONREAD,
-                                                             SIOCOUTQ,   TUNSETOFFLOAD, TUNGETIFF, SIOCGIFINDEX};
+    static constexpr std::array<unsigned long, 13> kRequests{
+        TCGETS,   TCSETS,   TCSETSW,       TCSETSF,     TIOCGWINSZ, TIOCGPGRP,   FIONBIO,
+        FIONREAD, SIOCOUTQ, TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF,  SIOCGIFINDEX};
     filter.allow_ioctls(kRequests);
 }
 

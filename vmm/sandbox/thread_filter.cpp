@@ -72,7 +72,7 @@ void allow_threads(FilterBuilder& filter) {
 }
 
 void allow_kind(FilterBuilder& filter, ThreadKind kind) {
-    static constexpr std::array<unsigned long, 2> kOfNets{TUNSETOFFLOAD, TUNGETIFF};
+    static constexpr std::array<unsigned long, 3> kOfNets{TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF};
     static constexpr std::array<unsigned long, 1> kOfSockets{FIONREAD};
     switch (kind) {
     case ThreadKind::kVcpu:

@@ -130,6 +130,11 @@ void device_of_kind(auto& fields, State& device) {
     } else if constexpr (std::is_same_v<Plain, virtio::NetState>) {
         fields.bytes("frame", device.frame, kFrameBytes);
         fields.flag("link_up", device.link_up);
+        fields.object("pairs", device.pairs, [](auto& inner, auto& pairs) {
+            inner.number("used", pairs.used);
+            inner.list("frames", pairs.frames, kQueues,
+                       [](auto& of_pair, auto& frame) { of_pair.bytes("frame", frame, kFrameBytes); });
+        });
     } else if constexpr (std::is_same_v<Plain, virtio::ConsoleState>) {
         fields.bytes("output", device.output, kOutputBytes);
         fields.bytes("input", device.input, kInputBytes);

@@ -111,6 +111,12 @@ TEST(NetConfig, ChecksItself) {
     EXPECT_EQ(error_of([] { return NetConfig{.tap = "tap0"}.check(), 0; }), "");
     EXPECT_TRUE(mentions(error_of([] { return NetConfig{.tap = "a/b"}.check(), 0; }), "tap interface 'a/b'"));
     EXPECT_TRUE(mentions(error_of([] { return NetConfig{.tap = "tap0", .mac = "1:2"}.check(), 0; }), "MAC address"));
+    EXPECT_EQ(error_of([] { return NetConfig{.tap = "tap0", .queues = 16}.check(), 0; }), "");
+    for (const unsigned queues : {0U, 17U}) {
+        EXPECT_TRUE(
+            mentions(error_of([&] { return NetConfig{.tap = "tap0", .queues = queues}.check(), 0; }), "1 to 16"));
+    }
+    EXPECT_TRUE(mentions(error_of([] { return NetConfig{.user = true, .queues = 2}.check(), 0; }), "passt has one"));
     const NetConfig forwarding{.user = true, .forwards = {{false, "localhost", 80, 80}}};
     EXPECT_TRUE(mentions(error_of([&] { return forwarding.check(), 0; }), "no IPv4 address"));
 }

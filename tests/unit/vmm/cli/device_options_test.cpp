@@ -79,6 +79,7 @@ TEST(DiskOption, IsLockedUnlessSwitchedOff) {
 
 TEST(NetOption, NamesATapAndMayNameAMac) {
     EXPECT_EQ(parse_net_option("tap=tap0"), (NetConfig{.tap = "tap0"}));
+    EXPECT_EQ(parse_net_option("tap=tap0,queues=4"), (NetConfig{.tap = "tap0", .queues = 4}));
     EXPECT_EQ(parse_net_option("mac=52:54:00:00:00:01,tap=tap0"),
               (NetConfig{.tap = "tap0", .mac = "52:54:00:00:00:01"}));
 }

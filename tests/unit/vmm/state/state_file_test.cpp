@@ -147,6 +147,14 @@ TEST(StateFile, KeepsEveryFieldOfAMachineWithPci) {
     EXPECT_EQ(encode_state(again), bytes);
 }
 
+TEST(StateFile, KeepsThePairsOfANetwork) {
+    SnapshotState state = FullState::make(1);
+    auto& net = std::get<devices::virtio::NetState>(state.machine.virtio.at(1).device);
+    net.pairs = devices::virtio::NetState::Pairs{2, {{}, {std::byte{1}, std::byte{2}}}};
+    const SnapshotState again = decode_state(encode_state(state));
+    EXPECT_EQ(std::get<devices::virtio::NetState>(again.machine.virtio.at(1).device), net);
+}
+
 // What reads states of before there was PCI reads those of machines without it, too.
 TEST(StateFile, OfAMachineWithoutPciSaysNothingOfIt) {
     const StateContainer container = unpack_sections(encode_state(FullState::make(1)));

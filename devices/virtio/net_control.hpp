@@ -1,0 +1,77 @@
+// The control queue of a network interface, its status, and its announcements (virtio 1.2, 5.1.4 and 5.1.6.5).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "devices/frame_link.hpp"
+#include "devices/tap.hpp"
+#include "devices/virtio/alarm.hpp"
+#include "devices/virtio/synchronous_device.hpp"
+
+namespace vmm::devices::virtio {
+
+/// Obeys what the driver commands, tells it of its link, and tells the host's network where a guest is that goes on
+/// from a state. Its driver may have no control queue.
+///
+/// Threads: the device's thread, but for look_again().
+class NetControl final : public SynchronousDevice {
+  public:
+    static constexpr std::uint16_t kQueueSize = 64;
+    /// A port of a switch may not forward yet when the first one comes.
+    static constexpr int kAnnouncements = 5;
+    static constexpr std::chrono::milliseconds kBetweenAnnouncements{100};
+    static constexpr std::size_t kStatusOffset = sizeof(MacAddress); ///< in the configuration space (5.1.4)
+    static constexpr std::uint16_t kLinkUp = 1;                      ///< of the status
+
+    /// How it reaches the rest of the device. All of it outlives it.
+    struct Whole {
+        FrameLink& link; ///< for the announcements
+        std::function<bool()> is_up;
+        /// Lets frames for the guest come by so many pairs, any number. Returns false if that cannot be.
+        std::function<bool(std::uint16_t pairs)> use_pairs;
+        std::function<void()> link_lost; ///< called once; may be empty
+    };
+
+    /// `told_up` is what the guest knows of its link. Throws Error: this process has no descriptor left.
+    NetControl(const std::string& name, Whole whole, bool told_up, const std::optional<MacAddress>& announced);
+
+    [[nodiscard]] std::vector<Source> sources() const override;
+    /// Whether `fd` is one of sources().
+    [[nodiscard]] bool waits_for(int fd) const;
+    [[nodiscard]] bool told_up() const noexcept { return told_up_; }
+    /// Has the device's thread look at the control queue and at the link. Threads: any.
+    void look_again() const noexcept { ask_for_another_turn(); }
+
+  private:
+    void begin(std::uint64_t features) override;
+    void end() noexcept override;
+    void serve() override;
+    void look_at_source(int fd) override;
+    void obey_some();
+    [[nodiscard]] bool obey(const Chain& chain);
+    [[nodiscard]] bool obey_acknowledgement();
+    [[nodiscard]] bool obey_pairs(const Chain& chain);
+    void announce();
+    void look_at_link();
+    void tell_status();
+
+    Whole whole_;
+    Chain command_;
+    bool told_up_;
+    bool asks_to_announce_ = false;      ///< the driver has to say that the guest is here, and has not said so yet
+    bool can_announce_ = false;          ///< the driver
+    bool has_asked_to_announce_ = false; ///< by the status
+    bool has_pairs_ = false;             ///< the driver knows of several
+
+    std::vector<std::byte> announcement_; ///< with its header; empty: nothing is to be announced
+    std::optional<Alarm> next_announcement_;
+    int announcements_left_ = 0;
+    bool is_announcement_due_ = false;
+};
+
+} // namespace vmm::devices::virtio

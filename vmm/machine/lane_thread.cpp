@@ -1,0 +1,82 @@
+#include "vmm/machine/lane_thread.hpp"
+
+#include <sys/epoll.h>
+
+#include <cassert>
+#include <utility>
+
+namespace vmm {
+
+using devices::virtio::Source;
+
+LaneThread::LaneThread(Wiring wiring) : wiring_(std::move(wiring)), thread_(wiring_.name, [this] { body(); }) {}
+
+void LaneThread::end() noexcept {
+    quitting_ = true;
+    quit_.signal();
+}
+
+void LaneThread::join() noexcept {
+    end();
+    thread_.join();
+}
+
+bool LaneThread::join_until(std::chrono::steady_clock::time_point deadline) noexcept {
+    end();
+    return thread_.join_until(deadline);
+}
+
+void LaneThread::body() noexcept {
+    try {
+        wiring_.sandbox.confine(wiring_.kind, wiring_.name);
+        [[maybe_unused]] const bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
+        assert(watched);
+        watch_doorbells();
+        while (!quitting_) {
+            watch_sources();
+            loop_.run_once(-1);
+        }
+    } catch (...) {
+        failure_ = std::current_exception();
+        wiring_.stop.request_for_failure();
+    }
+}
+
+void LaneThread::watch_doorbells() {
+    wiring_.lane.queues().each([this](std::uint16_t index) {
+        [[maybe_unused]] const bool watched =
+            loop_.watch(wiring_.doorbells[index].fd(), EPOLLIN, [this, index](std::uint32_t) {
+                wiring_.doorbells[index].clear();
+                if (wiring_.rung != nullptr) {
+                    wiring_.rung->fetch_add(1, std::memory_order_relaxed);
+                }
+                if (!quitting_) {
+                    wiring_.lane.doorbell(index);
+                }
+            });
+        assert(watched);
+    });
+}
+
+void LaneThread::watch_sources() {
+    std::vector<Source> wanted = wiring_.lane.sources();
+    if (wanted == watched_) {
+        return;
+    }
+    for (const Source& source : watched_) {
+        loop_.unwatch(source.fd);
+    }
+    watched_.clear();
+    for (const Source& source : wanted) {
+        [[maybe_unused]] const bool pollable =
+            loop_.watch(source.fd, source.events, [this, fd = source.fd](std::uint32_t events) {
+                if (!quitting_) {
+                    wiring_.lane.ready(fd, events);
+                }
+            });
+        assert(pollable); // Device::sources() promises that.
+    }
+    watched_ = std::move(wanted);
+}
+
+} // namespace vmm
