@@ -78,19 +78,24 @@ Sandbox::Sandbox(SandboxMode mode) : mode_(mode) {
         return;
     }
     prepare_allocator();
-    for (std::size_t kind = 0; kind < filters_.size(); ++kind) {
-        filters_[kind] = make_thread_filter(static_cast<ThreadKind>(kind),
-                                            mode == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
-    }
     if (mode == SandboxMode::kOn) {
         no_files_ = make_ruleset_without_rights();
     }
+}
+
+const std::vector<sock_filter>& Sandbox::filter_of(ThreadKind kind) const {
+    Filter& filter = filters_[static_cast<std::size_t>(kind)];
+    std::call_once(filter.once, [&] {
+        filter.program = make_thread_filter(kind, mode_ == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
+    });
+    return filter.program;
 }
 
 void Sandbox::confine(ThreadKind kind, std::string_view name) const {
     if (mode_ == SandboxMode::kOff) {
         return;
     }
+    const std::vector<sock_filter>& filter = filter_of(kind); // While this thread may do what that takes.
     name_of_this_thread.bytes = std::min(name.size(), kMostNameBytes);
     std::copy_n(name.begin(), name_of_this_thread.bytes, name_of_this_thread.text.begin());
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
@@ -107,7 +112,6 @@ void Sandbox::confine(ThreadKind kind, std::string_view name) const {
             throw_cannot(error, "give up its capabilities");
         }
     }
-    const std::vector<sock_filter>& filter = filters_[static_cast<std::size_t>(kind)];
     // The kernel does not write to it.
     const sock_fprog program{static_cast<unsigned short>(filter.size()), const_cast<sock_filter*>(filter.data())};
     if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) {

@@ -4,6 +4,7 @@
 #include <linux/filter.h>
 
 #include <array>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -13,8 +14,8 @@
 
 namespace vmm {
 
-/// It makes the filters of all kinds of threads once, and confines threads by them. If the mode is kOff, it does
-/// nothing.
+/// It confines threads by the filters of their kinds, each of which is made once: when the first thread of its kind
+/// begins, because most guests have few kinds. If the mode is kOff, it does nothing.
 ///
 /// Threads: confine() any.
 class Sandbox {
@@ -31,8 +32,14 @@ class Sandbox {
     void confine(ThreadKind kind, std::string_view name) const;
 
   private:
+    struct Filter {
+        std::once_flag once;
+        std::vector<sock_filter> program; ///< written once
+    };
+    [[nodiscard]] const std::vector<sock_filter>& filter_of(ThreadKind kind) const;
+
     SandboxMode mode_;
-    std::array<std::vector<sock_filter>, static_cast<std::size_t>(kLastThreadKind) + 1> filters_;
+    mutable std::array<Filter, static_cast<std::size_t>(kLastThreadKind) + 1> filters_;
     UniqueFd no_files_; ///< a Landlock ruleset; none: the host has no Landlock
 };
 
