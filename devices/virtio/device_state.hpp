@@ -25,16 +25,18 @@ struct BlockState {
     friend bool operator==(const BlockState&, const BlockState&) = default;
 };
 
+/// What a network of several pairs of queues has beside NetState's other members.
+struct NetPairsState {
+    std::uint16_t used = 1;                     ///< by how many of them frames come to the guest
+    std::vector<std::vector<std::byte>> frames; ///< as NetState::frame, of each pair but the first
+
+    friend bool operator==(const NetPairsState&, const NetPairsState&) = default;
+};
+
 struct NetState {
     std::vector<std::byte> frame; ///< one for the guest that no buffer was there for, with its header; or empty
     bool link_up = true;          ///< what the guest was told of its link
-    /// What a device of several pairs of queues has beside that.
-    struct Pairs {
-        std::uint16_t used = 1;                     ///< by how many of them frames come to the guest
-        std::vector<std::vector<std::byte>> frames; ///< as `frame`, of each pair but the first
-
-        friend bool operator==(const Pairs&, const Pairs&) = default;
-    };
+    using Pairs = NetPairsState;
     std::optional<Pairs> pairs{}; ///< nothing: there is one pair
 
     friend bool operator==(const NetState&, const NetState&) = default;
