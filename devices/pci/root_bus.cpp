@@ -50,8 +50,32 @@ void RootBus::follow(unsigned index) {
     }
     if (now != slot.registers) {
         slot.registers = now;
-        if (moved_) {
-            moved_(index, now);
+        follow_all();
+    }
+}
+
+/// Finds who has its place alone, and tells of what has changed.
+void RootBus::follow_all() {
+    std::array<std::optional<GuestRange>, kSlots> now;
+    for (unsigned index = 0; index < kSlots; ++index) {
+        const std::optional<GuestRange>& mine = slots_[index].registers;
+        const auto lies_there = [&mine](const std::optional<GuestRange>& other) {
+            return other && other->base < mine->end() && mine->base < other->end();
+        };
+        if (mine && std::none_of(slots_.begin(), slots_.begin() + index,
+                                 [&](const Slot& lower) { return lies_there(lower.registers); })) {
+            now[index] = mine;
+        }
+    }
+    for (const bool has_place : {false, true}) {
+        for (unsigned index = 0; index < kSlots; ++index) {
+            Slot& slot = slots_[index];
+            if (now[index] != slot.alone && now[index].has_value() == has_place) {
+                slot.alone = now[index];
+                if (moved_) {
+                    moved_(index, now[index]);
+                }
+            }
         }
     }
 }

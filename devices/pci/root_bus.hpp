@@ -29,8 +29,9 @@ class RootBus {
     static constexpr unsigned kSlots = 32;
     static constexpr std::uint64_t kEcamBytes = 1 * kMiB;
 
-    /// Called when the registers of the function in `slot` have another place, or none. A lock is held: it does not
-    /// call the bus.
+    /// Called when the function in `slot` alone answers at another place, or nowhere: also if a function with a lower
+    /// number came to lie there, in part or as a whole, or went. Who lost its place is told of first. A lock is held:
+    /// it does not call the bus.
     using Moved = std::function<void(unsigned slot, std::optional<GuestRange> to)>;
 
     /// `window` is where registers can be. `moved` may be empty.
@@ -76,6 +77,7 @@ class RootBus {
     struct Slot {
         std::shared_ptr<Function> function;
         std::optional<GuestRange> registers; ///< within the window
+        std::optional<GuestRange> alone;     ///< the same, or nothing if one with a lower number lies there, too
     };
     /// The function that answers at an address, and how many bytes of `length` are its own.
     struct Target {
@@ -87,6 +89,7 @@ class RootBus {
     [[nodiscard]] Target target(GuestAddress address, std::size_t length) const noexcept;
     /// With the lock held.
     void follow(unsigned slot);
+    void follow_all();
 
     const GuestRange window_;
     const Moved moved_;

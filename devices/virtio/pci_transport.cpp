@@ -5,7 +5,10 @@
 #include <bitset>
 #include <cassert>
 #include <cstring>
+#include <string>
 #include <utility>
+
+#include "kvm/host/error.hpp"
 
 namespace vmm::devices::virtio {
 namespace {
@@ -197,8 +200,13 @@ PciTransport::PciTransport(const Identity& identity, const GuestMemory& memory, 
     queue_select_ = state->queue_select;
     interrupt_status_ = state->interrupt_status & (kUsedBuffer | kConfigChange);
     config_vector_ = as_vector(state->config_vector);
-    const std::size_t queues = std::min(state->queue_vectors.size(), identity.queue_sizes.size());
-    for (std::size_t index = 0; index < queues; ++index) {
+    if (state->queue_vectors.size() != identity.queue_sizes.size()) {
+        throw Error("cannot go on from the saved state of the device " + identity.name + ": it has vectors for " +
+                    std::to_string(state->queue_vectors.size()) + " queues, and this one has " +
+                    std::to_string(identity.queue_sizes.size()) +
+                    " (configure the machine as the one whose state was saved)");
+    }
+    for (std::size_t index = 0; index < state->queue_vectors.size(); ++index) {
         queue_vectors_[index] = as_vector(state->queue_vectors[index]);
     }
 }

@@ -204,6 +204,30 @@ TEST_F(RootBusTest, OfTwoInOnePlaceTheOneWithTheLowerNumberAnswers) {
     EXPECT_EQ(at(0xe0004000), 0x77U);
 }
 
+TEST_F(RootBusTest, OfTwoInOnePlaceTheOneThatAnswersIsSaidToBeThere) {
+    constexpr GuestRange kPlace{GuestAddress{0xe0000000}, kBytes};
+    constexpr GuestRange kOther{GuestAddress{0xe0800000}, kBytes};
+    insert(5, 0xe0000000, 0x55);
+    insert(3, 0xe0800000, 0x33);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{5, kPlace}, {3, kOther}}));
+    set_base(3, 0xe0000000);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{5, std::nullopt}, {3, kPlace}})) << "the last mover, which is lower";
+    set_base(3, 0xe0800000);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{3, kOther}, {5, kPlace}})) << "it is alone again";
+    set_base(5, 0xe0800000);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{5, std::nullopt}})) << "the last mover, which is higher, has nothing";
+    set_config(3, header::kCommand, std::uint16_t{0});
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{3, std::nullopt}, {5, kOther}}));
+    set_config(3, header::kCommand, std::uint16_t{header::kDecodesMemory});
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{5, std::nullopt}, {3, kOther}}));
+    bus.remove(3);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{3, std::nullopt}, {5, kOther}}));
+    insert(4, 0xe07ff000, 0x44, 0x1000);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{4, GuestRange{GuestAddress{0xe07ff000}, kBytes}}})) << "beside it";
+    insert(2, 0xe0000000, 0x22, 0x1000000);
+    EXPECT_EQ(take_moves(), (std::vector<Move>{{4, std::nullopt}, {5, std::nullopt}, {2, kWindow}})) << "around both";
+}
+
 TEST_F(RootBusTest, AFunctionThatWasRemovedAnswersNoMore) {
     const std::weak_ptr<Function> function = insert(4, 0xe0001000, 0x44);
     (void)take_moves();
