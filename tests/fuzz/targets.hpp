@@ -19,6 +19,7 @@ void console(Bytes program);
 void vsock(Bytes program);
 void balloon(Bytes program);
 void registers(Bytes program); ///< MmioTransport and Queue, behind a device that echoes
+void pci(Bytes program);       ///< RootBus, ConfigPorts, PciTransport and Msix, with two devices that echo
 void serial(Bytes program);
 void rtc(Bytes program);
 void kernel(Bytes file);       ///< a kernel file of any format
@@ -36,11 +37,22 @@ struct Target {
     void (*run)(Bytes);
 };
 inline constexpr std::array kTargets{
-    Target{"block", block},         Target{"net", net},         Target{"rng", rng},
-    Target{"vsock", vsock},         Target{"console", console}, Target{"balloon", balloon},
-    Target{"registers", registers}, Target{"rtc", rtc},         Target{"serial", serial},
-    Target{"kernel", kernel},       Target{"state", state},     Target{"migration", migration},
-    Target{"control", control},     Target{"options", options}, Target{"machine", machine},
+    Target{"block", block},
+    Target{"net", net},
+    Target{"rng", rng},
+    Target{"vsock", vsock},
+    Target{"console", console},
+    Target{"balloon", balloon},
+    Target{"registers", registers},
+    Target{"rtc", rtc},
+    Target{"serial", serial},
+    Target{"kernel", kernel},
+    Target{"state", state},
+    Target{"migration", migration},
+    Target{"control", control},
+    Target{"options", options},
+    Target{"machine", machine},
+    Target{"pci", pci},
 };
 
 } // namespace vmm::fuzz
