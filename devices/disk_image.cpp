@@ -65,6 +65,17 @@ std::string open_advice(int error, const std::string& path, const DiskImage::Opt
     }
 }
 
+/// For the last part of a disk, which direct I/O cannot reach.
+UniqueFd open_for_tail(const std::string& path, const DiskImage::Options& options) {
+    UniqueFd fd(::open(path.c_str(), (options.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC));
+    if (!fd) {
+        const int error = errno;
+        throw_errno(error, "open the disk " + path + " for its last part, which is too short for direct I/O",
+                    open_advice(error, path, options, false));
+    }
+    return fd;
+}
+
 UniqueFd open_image(const std::string& path, const DiskImage::Options& options) {
     // O_NONBLOCK keeps open() from waiting for a fifo. With O_EXCL the kernel refuses a block device that it has
     // mounted, or that is open exclusively by another name (open(2)).
@@ -108,8 +119,46 @@ std::string lock_advice(int error_number, const std::string& path) {
 
 } // namespace
 
+DiskImage::Opened DiskImage::open(const std::string& path, const Options& options) {
+    Opened opened{.file = open_image(path, options)};
+    if (options.direct) {
+        opened.tail = open_for_tail(path, options);
+    }
+    return opened;
+}
+
 DiskImage::DiskImage(std::string path, const Options& options)
     : path_(std::move(path)), options_(options), fd_(open_image(path_, options)) {
+    set_up();
+}
+
+DiskImage::DiskImage(std::string path, Opened opened, const Options& options)
+    : path_(std::move(path)), options_(options), fd_(std::move(opened.file)), tail_fd_(std::move(opened.tail)) {
+    check_access();
+    set_up();
+}
+
+/// What others have opened may be anything.
+void DiskImage::check_access() const {
+    const auto check = [this](const UniqueFd& fd) {
+        const int flags = ::fcntl(fd.get(), F_GETFL);
+        if (flags < 0) {
+            throw_errno(errno, "look at the descriptor of the disk " + path_);
+        }
+        const int access = flags & O_ACCMODE;
+        const bool good = (flags & O_PATH) == 0 && (access == O_RDWR || (access == O_RDONLY && options_.read_only));
+        if (!good) {
+            throw Error("cannot use the descriptor that came for the disk " + path_ + ": it is not open for reading" +
+                        (options_.read_only ? "" : " and writing") + " (open it as `vmm ctl` does)");
+        }
+    };
+    check(fd_);
+    if (tail_fd_) {
+        check(tail_fd_);
+    }
+}
+
+void DiskImage::set_up() {
     measure();
     if (options_.lock) {
         lock();
@@ -195,13 +244,12 @@ void DiskImage::find_alignment(bool is_device) {
 /// Direct I/O can neither write what is shorter than its alignment, nor leave the file's size as it is.
 void DiskImage::open_tail() {
     if (tail_begins() == bytes_) {
+        tail_fd_.reset();
         return;
     }
     const std::string tried = "open the disk " + path_ + " for its last part, which is too short for direct I/O";
-    tail_fd_ = UniqueFd(::open(path_.c_str(), (options_.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC));
     if (!tail_fd_) {
-        const int error = errno;
-        throw_errno(error, tried, open_advice(error, path_, options_, false));
+        tail_fd_ = open_for_tail(path_, options_);
     }
     struct stat one {};
     struct stat other {};

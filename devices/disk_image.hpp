@@ -30,11 +30,22 @@ class DiskImage {
         std::uint32_t sector_bytes = 512;
     };
 
+    /// An image that is open, and not locked yet.
+    struct Opened {
+        UniqueFd file{};
+        UniqueFd tail{}; ///< with Options::direct: the same image without O_DIRECT, for a part that is too short for it
+    };
+    /// Opens `path` for a process that may not open it itself. Throws Error as the constructor does.
+    [[nodiscard]] static Opened open(const std::string& path, const Options& options);
+
     /// Opens, checks and locks `path`.
     /// Throws Error if the file cannot be opened, cannot be written (unless `read_only`), is neither a regular file nor
     /// a block device, is empty or has no whole number of sectors, knows no direct I/O although that is asked for, is
     /// in use, or cannot be locked.
     DiskImage(std::string path, const Options& options);
+    /// The same with what somebody else has opened, who calls it `path`. A block device that is written to is expected
+    /// to be open with O_EXCL. Throws Error as above, and if it is open for something else than is asked for.
+    DiskImage(std::string path, Opened opened, const Options& options);
 
     /// Gives the lock up, so that another process can have the image, and reclaim() takes it again: nothing is read or
     /// written meanwhile. With `flush` all that was written is on the medium before, for a reader on another host. A
@@ -72,6 +83,8 @@ class DiskImage {
     static constexpr std::uint64_t kSectorBytes = 512;
 
   private:
+    void set_up();
+    void check_access() const;
     void lock() const;
     void measure();
     void find_alignment(bool is_device);

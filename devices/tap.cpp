@@ -124,6 +124,32 @@ Tap::Tap(const std::string& name, bool has_queues) : is_tap_(true), has_queues_(
     set_offloads({});
 }
 
+Tap::Tap(UniqueFd fd, const std::string& name) : fd_(std::move(fd)), is_tap_(true) {
+    const std::string tried = "cannot use the descriptor that came for the tap interface " + name + ": ";
+    const std::string advice = " (open it as `vmm ctl` does)";
+    check_interface_name(name);
+    const int flags = ::fcntl(fd_.get(), F_GETFL);
+    if (flags < 0 || (flags & O_PATH) != 0 || (flags & O_ACCMODE) != O_RDWR) {
+        throw Error(tried + "it is not open for reading and writing" + advice);
+    }
+    constexpr int kWanted = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    ifreq request{};
+    int header_bytes = 0;
+    if (::ioctl(fd_.get(), TUNGETIFF, &request) != 0 || (request.ifr_flags & kWanted) != kWanted ||
+        ::ioctl(fd_.get(), TUNGETVNETHDRSZ, &header_bytes) != 0 || header_bytes != static_cast<int>(kHeaderBytes)) {
+        throw Error(tried + "it is no tap interface with virtio headers of " + std::to_string(kHeaderBytes) + " bytes" +
+                    advice);
+    }
+    request.ifr_name[IFNAMSIZ - 1] = '\0';
+    if (name != request.ifr_name) {
+        throw Error(tried + "it is another interface" + advice);
+    }
+    if (::fcntl(fd_.get(), F_SETFL, O_NONBLOCK) != 0) {
+        throw_errno(errno, "set up the tap interface " + name);
+    }
+    set_offloads({});
+}
+
 void Tap::set_offloads(const FrameOffloads& offloads) noexcept {
     const unsigned flags = offloads.checksum
                                ? static_cast<unsigned>(TUN_F_CSUM) | (offloads.tso4 ? TUN_F_TSO4 : 0U) |

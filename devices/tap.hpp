@@ -38,6 +38,8 @@ class Tap final : public FrameLink {
     /// Attaches to it by `queues` > 1 links, of which the first has all frames (see set_attached()). Throws Error as
     /// the constructor does, and if the interface was not made for several queues.
     [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> make_queues(const std::string& name, unsigned queues);
+    /// Takes over what somebody else has opened as above, and calls `name`. Throws Error: it is something else.
+    Tap(UniqueFd fd, const std::string& name);
     /// Takes something else that moves one frame with its header a call, such as a datagram socket that does not block.
     /// It has no offloads to set.
     explicit Tap(UniqueFd fd) noexcept : fd_(std::move(fd)) {}

@@ -192,6 +192,14 @@ std::string Machine::add_net(const NetConfig& net) {
     return vmm::add_net(parts_->hardware, parts_->config, parts_->embedder, net);
 }
 
+std::string Machine::add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd tail) {
+    return vmm::add_disk(parts_->hardware, parts_->config, parts_->embedder, disk, {std::move(file), std::move(tail)});
+}
+
+std::string Machine::add_net(const NetConfig& net, UniqueFd tap) {
+    return vmm::add_net(parts_->hardware, parts_->config, parts_->embedder, net, std::move(tap));
+}
+
 void Machine::remove_device(const std::string& name, std::chrono::milliseconds within, const std::stop_token& stop) {
     StopBridge bridge(parts_->stop);
     const std::stop_callback also(stop, [&bridge] { bridge.request_stop(); });

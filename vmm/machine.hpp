@@ -88,6 +88,13 @@ class Machine {
     /// or there is no slot left on the bus.
     std::string add_disk(const DiskConfig& disk);
     std::string add_net(const NetConfig& net);
+    /// The same with a disk or a tap interface that is open already, also where the process is confined. `file` is open
+    /// for reading, and for writing unless `disk` is read-only; a block device that is written to is open with O_EXCL.
+    /// `tail` is the same file without O_DIRECT: it is needed if `disk` is direct and ends with a part of a block.
+    /// `tap` is a tap with virtio headers of 12 bytes, and without packet information. Throws Error: it is something
+    /// else.
+    std::string add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd tail = UniqueFd());
+    std::string add_net(const NetConfig& net, UniqueFd tap);
 
     /// Asks the guest to do without a device, by its name, and waits until it does. Throws UsageError: the guest has no
     /// PCI bus. Throws Error: there is no such device, or the guest has not given it back `within` that time (24 hours

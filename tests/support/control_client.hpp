@@ -3,13 +3,16 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "kvm/host/unix_listener.hpp"
 #include "support/host_waiting.hpp"
@@ -36,6 +39,23 @@ class RawClient {
                 return;
             }
         }
+    }
+    /// Sends `bytes`, which the other side takes at once, and descriptors along with them: at most 253 (unix(7)).
+    void send_with(std::string_view bytes, const std::vector<int>& descriptors) const {
+        std::string text(bytes);
+        iovec piece{text.data(), text.size()};
+        std::vector<char> control(CMSG_SPACE(descriptors.size() * sizeof(int)));
+        msghdr message{};
+        message.msg_iov = &piece;
+        message.msg_iovlen = 1;
+        message.msg_control = control.data();
+        message.msg_controllen = control.size();
+        cmsghdr* const header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
+        std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size() * sizeof(int));
+        static_cast<void>(::sendmsg(socket_.get(), &message, MSG_NOSIGNAL));
     }
     /// Says that no more is sent.
     void finish() const { ::shutdown(socket_.get(), SHUT_WR); }

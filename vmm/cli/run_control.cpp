@@ -2,14 +2,19 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
+#include "devices/disk_image.hpp"
+#include "devices/tap.hpp"
 #include "kvm/host/error.hpp"
 #include "vmm/cli/control_options.hpp"
 #include "vmm/control/client.hpp"
 #include "vmm/control/verbs.hpp"
+#include "vmm/device_configs.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/output/patient_write.hpp"
 
@@ -154,6 +159,43 @@ JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_mac
     return end;
 }
 
+/// What a request hands over, because a machine that is confined opens nothing: open until the machine has it.
+class HandedOver {
+  public:
+    /// Opens what `request` is about. Throws Error as the machine would.
+    HandedOver(const std::string& verb, const ControlRequest& request) {
+        const Json body = parse(request.body);
+        if (verb == "add-disk") {
+            DiskConfig disk; // Its defaults are those of the machine.
+            const devices::DiskImage::Options options{.read_only = body.value("read_only", disk.read_only),
+                                                      .direct = body.value("direct", disk.direct)};
+            disk_ = devices::DiskImage::open(body.value("path", ""), options);
+            add(disk_.file.get());
+            add(disk_.tail.get());
+        } else if (verb == "add-net") {
+            tap_.emplace(body.value("tap", ""));
+            add(tap_->fd());
+        }
+    }
+    [[nodiscard]] const std::vector<int>& descriptors() const { return descriptors_; }
+
+  private:
+    void add(int fd) {
+        if (fd >= 0) {
+            descriptors_.push_back(fd);
+        }
+    }
+
+    devices::DiskImage::Opened disk_;
+    std::optional<devices::Tap> tap_;
+    std::vector<int> descriptors_;
+};
+
+ClientAnswer ask(const ControlCommand& command, const Client& client, const ControlRequest& request) {
+    const HandedOver handed_over(command.verb, request);
+    return client.ask(request.method, request.target, request.body, handed_over.descriptors());
+}
+
 /// Begins a job and waits for its end. The events are asked for first, so that nothing of it is missed, however short
 /// the life of the machine is from then on.
 int do_job(const ControlCommand& command, const Client& client, const ControlRequest& request) {
@@ -165,7 +207,7 @@ int do_job(const ControlCommand& command, const Client& client, const ControlReq
         print_message("vmm ctl: the guest may go over before all of its memory has: from then on a connection that is "
                       "cut loses it\n");
     }
-    const ClientAnswer begun = client.ask(request.method, request.target, request.body);
+    const ClientAnswer begun = ask(command, client, request);
     if (begun.status >= kFirstRefusal) {
         return refused(command, begun.body);
     }
@@ -237,7 +279,7 @@ int run_control(const ControlCommand& command) {
         if (begins_job(command.verb) && command.wait) {
             return do_job(command, client, request);
         }
-        const ClientAnswer answer = client.ask(request.method, request.target, request.body);
+        const ClientAnswer answer = ask(command, client, request);
         if (answer.status >= kFirstRefusal) {
             return refused(command, answer.body);
         }

@@ -2,13 +2,17 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include <array>
+#include <cassert>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "kvm/host/format.hpp"
 #include "kvm/host/unix_listener.hpp"
+#include "vmm/control/server.hpp"
 
 namespace vmm::control {
 
@@ -26,13 +30,34 @@ bool wait_for(int fd, short events, int patience_ms) {
     return ready > 0;
 }
 
+/// As send(2), along with `descriptors`, of which there are at most kMostDescriptors.
+ssize_t send_some(int socket, std::string& bytes, std::span<const int> descriptors) {
+    iovec piece{bytes.data(), bytes.size()};
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)> control{};
+    msghdr message{};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    if (!descriptors.empty()) {
+        assert(descriptors.size() <= kMostDescriptors);
+        message.msg_control = control.data();
+        message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
+        cmsghdr* const header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+        std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size_bytes());
+    }
+    return ::sendmsg(socket, &message, MSG_NOSIGNAL);
+}
+
 constexpr int patience_ms() {
     return static_cast<int>(std::chrono::milliseconds(Client::kPatience).count());
 }
 
 } // namespace
 
-UniqueFd Client::send(std::string_view method, std::string_view target, std::string_view body) const {
+UniqueFd Client::send(std::string_view method, std::string_view target, std::string_view body,
+                      std::span<const int> descriptors) const {
     const std::string tried = "cannot reach the machine at " + path_ + ": ";
     if (path_.empty() || path_.size() > UnixListener::kLongestPath) {
         throw NobodyThere(tried + "a socket's path has 1 to " + std::to_string(UnixListener::kLongestPath) + " bytes");
@@ -58,8 +83,9 @@ UniqueFd Client::send(std::string_view method, std::string_view target, std::str
     }
     request += "\r\n" + std::string(body);
     while (!request.empty()) {
-        const ssize_t sent = ::send(socket.get(), request.data(), request.size(), MSG_NOSIGNAL);
+        const ssize_t sent = send_some(socket.get(), request, descriptors);
         if (sent >= 0) {
+            descriptors = {}; // They go with the first byte.
             request.erase(0, static_cast<std::size_t>(sent));
         } else if (errno != EAGAIN && errno != EINTR) {
             throw NobodyThere(tried + "it has closed the connection (are you another user than the machine's?)");
@@ -97,8 +123,9 @@ bool read_until(int fd, AnswerReader& answer, int patience, Done done) {
 
 } // namespace
 
-ClientAnswer Client::ask(std::string_view method, std::string_view target, std::string_view body) const {
-    const UniqueFd socket = send(method, target, body);
+ClientAnswer Client::ask(std::string_view method, std::string_view target, std::string_view body,
+                         std::span<const int> descriptors) const {
+    const UniqueFd socket = send(method, target, body, descriptors);
     AnswerReader answer;
     const auto patience = static_cast<int>(answer_patience_.count());
     if (!read_until(socket.get(), answer, patience, [&] { return answer.is_whole(); })) {

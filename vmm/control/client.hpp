@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -54,14 +55,17 @@ class Client {
     explicit Client(std::string path, std::chrono::seconds longer = {})
         : path_(std::move(path)), answer_patience_(kPatience + longer) {}
 
-    /// Throws NobodyThere, or Error: the answer cannot be understood.
-    [[nodiscard]] ClientAnswer ask(std::string_view method, std::string_view target, std::string_view body = {}) const;
+    /// Hands `descriptors` over with the request: loans, at most kMostDescriptors. Throws NobodyThere, or Error: the
+    /// answer cannot be understood.
+    [[nodiscard]] ClientAnswer ask(std::string_view method, std::string_view target, std::string_view body = {},
+                                   std::span<const int> descriptors = {}) const;
 
     /// Asks for an answer in lines. Throws as ask().
-    [[nodiscard]] LineStream follow(std::string_view target) const { return LineStream(send("GET", target, {})); }
+    [[nodiscard]] LineStream follow(std::string_view target) const { return LineStream(send("GET", target, {}, {})); }
 
   private:
-    [[nodiscard]] UniqueFd send(std::string_view method, std::string_view target, std::string_view body) const;
+    [[nodiscard]] UniqueFd send(std::string_view method, std::string_view target, std::string_view body,
+                                std::span<const int> descriptors) const;
 
     std::string path_;
     std::chrono::milliseconds answer_patience_;

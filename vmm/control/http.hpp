@@ -5,6 +5,9 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm::control {
 
@@ -21,6 +24,8 @@ struct HttpRequest {
     std::string query;  ///< "since=4"
     std::string body;
     bool keep_alive = true; ///< whether the connection may have another request after this one
+    /// What the client has handed over with the request (SCM_RIGHTS in unix(7)); null: nothing.
+    std::shared_ptr<std::vector<UniqueFd>> descriptors{};
 };
 
 struct HttpAnswer {

@@ -152,12 +152,13 @@ HttpAnswer MachineControl::guarded(const Row& row, const Arguments& arguments) n
 
 void MachineControl::handle(const HttpRequest& request, const Reply& reply) noexcept {
     try {
-        const std::variant<Call, HttpAnswer> understood = understand(request);
+        std::variant<Call, HttpAnswer> understood = understand(request);
         if (const auto* const refusal = std::get_if<HttpAnswer>(&understood)) {
             reply.send(*refusal);
             return;
         }
-        const Call& call = std::get<Call>(understood);
+        Call& call = std::get<Call>(understood);
+        call.arguments.set_descriptors(request.descriptors);
         const Row& row = row_of(*call.verb);
         if (row.verb == "events" && call.arguments.flag("follow")) {
             reply.send_events(call.arguments.number("since").value_or(1));
@@ -445,6 +446,15 @@ Jobs::Outcome MachineControl::added(const std::string& name) {
     return {{{"name", name}}, true};
 }
 
+namespace {
+
+/// The descriptor at that place of those that came with a request; none if there is none.
+UniqueFd taken(std::vector<UniqueFd>& came, std::size_t place) {
+    return place < came.size() ? std::move(came[place]) : UniqueFd();
+}
+
+} // namespace
+
 HttpAnswer MachineControl::add_disk(const Arguments& arguments) {
     check_not_ended("give the guest a disk");
     DiskConfig disk;
@@ -455,9 +465,10 @@ HttpAnswer MachineControl::add_disk(const Arguments& arguments) {
     disk.sector_bytes = arguments.word("sector") == "4096" ? 4096 : disk.sector_bytes;
     disk.id = arguments.word("id").value_or("");
     disk.check();
-    return started(jobs_.start("add-disk", [this, disk = std::move(disk)](const Jobs::Context& /*context*/) {
-        return added(machine_.add_disk(disk));
-    }));
+    return started(jobs_.start(
+        "add-disk", [this, disk = std::move(disk), came = arguments.descriptors()](const Jobs::Context& /*context*/) {
+            return added(came ? machine_.add_disk(disk, taken(*came, 0), taken(*came, 1)) : machine_.add_disk(disk));
+        }));
 }
 
 HttpAnswer MachineControl::add_net(const Arguments& arguments) {
@@ -467,9 +478,10 @@ HttpAnswer MachineControl::add_net(const Arguments& arguments) {
     net.mac = arguments.word("mac").value_or("");
     net.queues = static_cast<unsigned>(arguments.number("queues").value_or(net.queues));
     net.check();
-    return started(jobs_.start("add-net", [this, net = std::move(net)](const Jobs::Context& /*context*/) {
-        return added(machine_.add_net(net));
-    }));
+    return started(jobs_.start(
+        "add-net", [this, net = std::move(net), came = arguments.descriptors()](const Jobs::Context& /*context*/) {
+            return added(came ? machine_.add_net(net, taken(*came, 0)) : machine_.add_net(net));
+        }));
 }
 
 HttpAnswer MachineControl::remove_disk(const Arguments& arguments) {

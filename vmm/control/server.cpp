@@ -3,15 +3,19 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <exception>
+#include <iterator>
 #include <limits>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -115,6 +119,7 @@ class Server::Loop {
         std::uint64_t id = 0;
         UniqueFd socket;
         RequestReader reader;
+        std::shared_ptr<std::vector<UniqueFd>> descriptors{}; ///< that came with the next request; null: none
         Phase phase = Phase::kReading;
         Clock::time_point since{}; ///< when the phase began, or something moved in it
         std::string output{};
@@ -261,7 +266,9 @@ class Server::Loop {
 
     void read(Connection& connection) {
         std::array<char, kReadBytes> bytes;
-        const ssize_t count = ::recv(connection.socket.get(), bytes.data(), bytes.size(), 0);
+        std::vector<UniqueFd> came;
+        bool too_many = false;
+        const ssize_t count = receive(connection.socket.get(), bytes, came, too_many);
         if (count < 0) {
             if (!would_block(errno)) {
                 connection.phase = Phase::kDead;
@@ -279,7 +286,51 @@ class Server::Loop {
             connection.since = Clock::now(); // From here on it has so long for its request.
         }
         connection.reader.add({bytes.data(), static_cast<std::size_t>(count)});
+        if (!came.empty()) {
+            if (!connection.descriptors) {
+                connection.descriptors = std::make_shared<std::vector<UniqueFd>>();
+            }
+            std::ranges::move(came, std::back_inserter(*connection.descriptors));
+            too_many = too_many || connection.descriptors->size() > kMostDescriptors;
+        }
+        if (too_many) {
+            connection.descriptors.reset();
+            connection.keep_alive = false;
+            answer(connection, error_answer(400, vmm::format("more than {} descriptors came with the request (a disk "
+                                                             "has two, and an interface has one)",
+                                                             kMostDescriptors)));
+            return;
+        }
         look_at_request(connection);
+    }
+
+    /// As recv(2), along with descriptors. The kernel closes those for which there is no room; then there were
+    /// `too_many`.
+    static ssize_t receive(int socket, std::span<char> bytes, std::vector<UniqueFd>& came, bool& too_many) {
+        iovec piece{bytes.data(), bytes.size()};
+        alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)> control{};
+        msghdr message{};
+        message.msg_iov = &piece;
+        message.msg_iovlen = 1;
+        message.msg_control = control.data();
+        message.msg_controllen = control.size();
+        const ssize_t count = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+        if (count < 0) {
+            return count;
+        }
+        for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+            if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
+                continue;
+            }
+            const std::size_t fds = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+            for (std::size_t i = 0; i < fds; ++i) {
+                int fd = -1;
+                std::memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
+                came.emplace_back(fd);
+            }
+        }
+        too_many = (message.msg_flags & MSG_CTRUNC) != 0;
+        return count;
     }
 
     void look_at_request(Connection& connection) {
@@ -296,7 +347,8 @@ class Server::Loop {
             answer(connection, connection.reader.refusal());
             return;
         case RequestReader::State::kWhole: {
-            const HttpRequest request = connection.reader.take();
+            HttpRequest request = connection.reader.take();
+            request.descriptors = std::exchange(connection.descriptors, nullptr);
             connection.keep_alive = request.keep_alive;
             connection.is_head = request.method == "HEAD";
             connection.phase = Phase::kWaiting;

@@ -35,6 +35,10 @@ class Reply {
     std::uint64_t connection_;
 };
 
+/// How many descriptors a request may bring along; if it brings more, it is refused. A disk has two at most
+/// (devices::DiskImage::Opened), and an interface has one.
+inline constexpr std::size_t kMostDescriptors = 2;
+
 struct ServerLimits {
     HttpLimits http{};
     /// If one more comes, the oldest of those is closed that have not sent a whole request. If all of them have, the

@@ -5,15 +5,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "kvm/host/unique_fd.hpp"
 #include "vmm/control/http.hpp"
 
 namespace vmm::control {
@@ -72,8 +75,13 @@ class Arguments {
     [[nodiscard]] std::optional<std::string> word(const std::string& name) const;
     [[nodiscard]] bool flag(const std::string& name, bool standard = false) const;
 
+    /// What the client has handed over with the request; null: nothing.
+    void set_descriptors(std::shared_ptr<std::vector<UniqueFd>> descriptors) { descriptors_ = std::move(descriptors); }
+    [[nodiscard]] const std::shared_ptr<std::vector<UniqueFd>>& descriptors() const { return descriptors_; }
+
   private:
     std::map<std::string, Value> values_;
+    std::shared_ptr<std::vector<UniqueFd>> descriptors_;
 };
 
 /// A request that the table knows.

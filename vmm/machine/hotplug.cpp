@@ -23,8 +23,8 @@ void check_has_bus(const Hardware& hardware, const std::string& tried) {
 void check_can_open(const std::string& tried) {
     if (file_server() != nullptr) {
         throw UsageError("cannot " + tried +
-                         ": this process is confined, and opens only what it was told of at its start (run it with "
-                         "Config::sandbox=off)");
+                         ": this process is confined, and opens only what it was told of at its start (ask by "
+                         "`vmm ctl`, which opens it and hands it over, or run it with Config::sandbox=off)");
     }
 }
 
@@ -40,22 +40,34 @@ std::string add(Hardware& hardware, std::string_view kind, Make make) {
 
 } // namespace
 
-std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk) {
+std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk,
+                     devices::DiskImage::Opened opened) {
     const std::string tried = "give the guest the disk " + disk.path;
     check_has_bus(hardware, tried);
-    check_can_open(tried);
+    if (!opened.file) {
+        check_can_open(tried);
+    }
     disk.check();
     const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
-    return add(hardware, "blk", [&](const std::string& name) { return make_disk(disk, name, services); });
+    return add(hardware, "blk",
+               [&](const std::string& name) { return make_disk(disk, name, services, {}, std::move(opened)); });
 }
 
-std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net) {
+std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net, UniqueFd tap) {
     const std::string tried = "connect the guest to a network";
     check_has_bus(hardware, tried);
-    check_can_open(tried);
+    if (net.user && file_server() != nullptr) {
+        throw UsageError("cannot " + tried +
+                         ": this process is confined, and starts passt no more (give the guest the network at its "
+                         "start, or a tap interface, or run it with Config::sandbox=off)");
+    }
+    if (!tap) {
+        check_can_open(tried);
+    }
     net.check();
     const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
-    return add(hardware, "net", [&](const std::string& name) { return make_net(net, name, services); });
+    return add(hardware, "net",
+               [&](const std::string& name) { return make_net(net, name, services, {}, {}, std::move(tap)); });
 }
 
 void remove_device(Hardware& hardware, const std::string& name, std::chrono::milliseconds within,

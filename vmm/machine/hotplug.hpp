@@ -16,11 +16,13 @@ namespace vmm {
 //
 // Threads: any.
 
-/// Returns the name of the device. Throws UsageError: the guest has no PCI bus, or does not run, or this process is
-/// confined as a whole. Throws Error: the disk
-/// cannot be had, or there is no slot left.
-std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk);
-std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net);
+/// Returns the name of the device. What it stands on may be open already: a process that is confined as a whole opens
+/// nothing more. Throws UsageError: the guest has no PCI bus, or does not run, or this process may not open it. Throws
+/// Error: the disk cannot be had, or there is no slot left.
+std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk,
+                     devices::DiskImage::Opened opened = {});
+std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net,
+                    UniqueFd tap = {});
 
 /// Asks the guest for the device of that name, and waits until it is gone. Throws Error if there is none, or if the
 /// guest has not given it back `within` that time: then it may still do so. Throws StoppedError if a stop is requested.

@@ -169,12 +169,14 @@ std::size_t count_virtio_devices(const Config& config) noexcept {
 }
 
 MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
-                     const devices::virtio::BlockState& state) {
-    devices::DiskImage image(disk.path, {.read_only = disk.read_only,
-                                         .direct = disk.direct,
-                                         .patience = kDiskPatience,
-                                         .lock = disk.lock,
-                                         .sector_bytes = disk.sector_bytes});
+                     const devices::virtio::BlockState& state, devices::DiskImage::Opened opened) {
+    const devices::DiskImage::Options options{.read_only = disk.read_only,
+                                              .direct = disk.direct,
+                                              .patience = kDiskPatience,
+                                              .lock = disk.lock,
+                                              .sector_bytes = disk.sector_bytes};
+    devices::DiskImage image = opened.file ? devices::DiskImage(disk.path, std::move(opened), options)
+                                           : devices::DiskImage(disk.path, options);
     MadeDevice made;
     made.device = std::make_unique<devices::virtio::Block>(
         name, std::move(image),
@@ -183,14 +185,17 @@ MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const Devi
 }
 
 MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
-                    const devices::virtio::NetState& state, std::optional<devices::MacAddress> announced) {
+                    const devices::virtio::NetState& state, std::optional<devices::MacAddress> announced,
+                    UniqueFd tap) {
     // In user mode nobody else is on that network, so each guest may have the same address.
     const devices::MacAddress mac =
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     MadeDevice made;
     if (!net.user) {
         std::vector<std::unique_ptr<devices::FrameLink>> links;
-        if (net.queues > 1) {
+        if (tap) {
+            links.push_back(std::make_unique<devices::Tap>(std::move(tap), net.tap));
+        } else if (net.queues > 1) {
             links = devices::Tap::make_queues(net.tap, net.queues);
         } else {
             links.push_back(std::make_unique<devices::Tap>(net.tap));

@@ -19,6 +19,7 @@
 
 #include "devices/bus.hpp"
 #include "devices/character_port.hpp"
+#include "devices/disk_image.hpp"
 #include "devices/tap.hpp"
 #include "devices/virtio/balloon.hpp"
 #include "devices/virtio/console.hpp"
@@ -28,6 +29,7 @@
 #include "devices/virtio/transport.hpp"
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/guest_memory.hpp"
+#include "kvm/host/unique_fd.hpp"
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
 #include "vmm/config.hpp"
@@ -56,14 +58,15 @@ struct MadeDevice {
     std::unique_ptr<devices::virtio::Device> device;
 };
 
-/// Opens a disk image and makes a device of it. Throws Error.
+/// Opens a disk image, unless it is `opened` already, and makes a device of it. Throws Error.
 [[nodiscard]] MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
-                                   const devices::virtio::BlockState& state = {});
+                                   const devices::virtio::BlockState& state = {},
+                                   devices::DiskImage::Opened opened = {});
 /// Opens a tap interface or starts passt, and makes a device of it. `announced` is the address that the guest knows of
-/// it already. Throws Error.
+/// it already; `tap`, if there is one, is the interface, open already. Throws Error.
 [[nodiscard]] MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
                                   const devices::virtio::NetState& state = {},
-                                  std::optional<devices::MacAddress> announced = {});
+                                  std::optional<devices::MacAddress> announced = {}, UniqueFd tap = {});
 
 /// How many virtio devices the guest of `config` has.
 [[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;

@@ -1,5 +1,6 @@
 #include "vmm/sandbox/process_filter.hpp"
 
+#include <linux/fs.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <linux/userfaultfd.h>
@@ -72,9 +73,10 @@ void allow_requests(FilterBuilder& filter) {
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfKvm);
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfUserfaultfd);
     // A terminal is asked for its size and put into its modes; none is typed at.
-    static constexpr std::array<unsigned long, 13> kRequests{
-        TCGETS,   TCSETS,   TCSETSW,       TCSETSF,     TIOCGWINSZ, TIOCGPGRP,   FIONBIO,
-        FIONREAD, SIOCOUTQ, TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF,  SIOCGIFINDEX};
+    // A disk or a tap interface that a client hands over is asked what it is.
+    static constexpr std::array<unsigned long, 17> kRequests{
+        TCGETS,   TCSETS,        TCSETSW,   TCSETSF,      TIOCGWINSZ,      TIOCGPGRP,    FIONBIO,   FIONREAD,
+        SIOCOUTQ, TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF, SIOCGIFINDEX, TUNGETVNETHDRSZ, BLKGETSIZE64, BLKSSZGET, BLKROGET};
     filter.allow_ioctls(kRequests);
 }
 

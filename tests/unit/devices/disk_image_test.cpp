@@ -57,6 +57,40 @@ TEST_F(DiskImageTest, HasTheSizeOfItsFile) {
     EXPECT_FALSE(image.is_read_only());
 }
 
+TEST_F(DiskImageTest, ThatSomebodyElseHasOpenedIsCheckedAndLockedAsOneOfItsOwn) {
+    const std::string path = file("a", 3 * 512);
+    const DiskImage image(path, DiskImage::open(path, {}), {});
+    EXPECT_EQ(image.sectors(), 3U);
+    EXPECT_TRUE(mentions(refusal_of(path), "another process, or another disk of this guest, uses it"));
+    EXPECT_TRUE(mentions(error_of([&] { const DiskImage second(path, DiskImage::open(path, {}), {}); }), "uses it"));
+}
+
+TEST_F(DiskImageTest, ThatSomebodyElseHasOpenedForSomethingElseIsRefused) {
+    const std::string path = file("a", 512);
+    const auto refusal = [&](const std::string& what, int flags, const DiskImage::Options& options) {
+        return error_of(
+            [&] { const DiskImage image(path, {.file = UniqueFd(::open(what.c_str(), flags | O_CLOEXEC))}, options); });
+    };
+    EXPECT_EQ(refusal(path, O_RDWR, {}), "");
+    EXPECT_EQ(refusal(path, O_RDWR, {.read_only = true}), "");
+    EXPECT_EQ(refusal(path, O_RDONLY, {.read_only = true}), "");
+    EXPECT_TRUE(mentions(refusal(path, O_RDONLY, {}), "it is not open for reading and writing"));
+    EXPECT_TRUE(mentions(refusal(path, O_WRONLY, {}), "it is not open for reading and writing"));
+    EXPECT_TRUE(mentions(refusal(path, O_WRONLY, {.read_only = true}), "it is not open for reading"));
+    EXPECT_TRUE(mentions(refusal(path, O_PATH, {.read_only = true}), "it is not open for reading"));
+    EXPECT_TRUE(mentions(refusal(directory_ / ".", O_RDONLY, {.read_only = true}), "neither a regular file nor"));
+    EXPECT_TRUE(mentions(refusal("/dev/null", O_RDWR, {}), "neither a regular file nor a block device"));
+    EXPECT_TRUE(mentions(refusal(file("empty", 0), O_RDWR, {}), "it is empty"));
+    EXPECT_TRUE(mentions(refusal(file("odd", 513), O_RDWR, {}), "no whole sectors"));
+}
+
+TEST_F(DiskImageTest, ThatSomebodyElseHasOpenedAppendsNothing) {
+    const std::string path = file("a", 512);
+    const DiskImage image(path, {.file = UniqueFd(::open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC))}, {});
+    EXPECT_EQ(::pwrite(image.fd(), "x", 1, 0), 1);
+    EXPECT_EQ(std::filesystem::file_size(path), 512U);
+}
+
 TEST_F(DiskImageTest, ThatIsNotThereOrEmptyOrOfAnOddSizeOrADirectoryIsRefusedByName) {
     const std::string none = (directory_.path() / "none").string();
     EXPECT_TRUE(mentions(refusal_of(none), none));

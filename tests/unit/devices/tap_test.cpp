@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/if.h>
 #include <linux/if_packet.h>
+#include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <sched.h>
@@ -109,6 +110,35 @@ bool erase(const std::string& name) {
     } answer{};
     return ::send(netlink.get(), &request, sizeof(request), 0) == sizeof(request) &&
            ::recv(netlink.get(), &answer, sizeof(answer), MSG_TRUNC) > 0 && answer.error.error == 0;
+}
+
+TEST(TapInterface, ThatSomebodyElseHasOpenedIsTakenOverIfItIsThatOne) {
+    const std::string reason = in_own_network([] {
+        const Tap opened(kName);
+        const auto copy = [](int fd) { return UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)); };
+        const auto refusal = [&](UniqueFd fd, const std::string& name) {
+            return error_of([&] { const Tap tap(std::move(fd), name); });
+        };
+        EXPECT_EQ(refusal(copy(opened.fd()), kName), "");
+        EXPECT_TRUE(mentions(refusal(copy(opened.fd()), "other0"), "it is another interface"));
+        EXPECT_TRUE(mentions(refusal(UniqueFd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC)), kName),
+                             "it is no tap interface with virtio headers"));
+        EXPECT_TRUE(
+            mentions(refusal(UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC)), kName), "it is no tap interface"));
+        EXPECT_TRUE(mentions(refusal(UniqueFd(::open("/dev/net/tun", O_PATH | O_CLOEXEC)), kName), "it is not open"));
+        EXPECT_TRUE(mentions(refusal(UniqueFd(), kName), "it is not open"));
+        for (const int flags : {IFF_TAP | IFF_NO_PI, IFF_TAP | IFF_VNET_HDR, IFF_TUN | IFF_NO_PI | IFF_VNET_HDR}) {
+            UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
+            ifreq request{};
+            std::string("vmmtest1").copy(request.ifr_name, IFNAMSIZ - 1);
+            request.ifr_flags = static_cast<short>(flags);
+            ASSERT_EQ(::ioctl(fd.get(), TUNSETIFF, &request), 0);
+            EXPECT_TRUE(mentions(refusal(std::move(fd), "vmmtest1"), "it is no tap interface")) << flags;
+        }
+    });
+    if (!reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
 }
 
 TEST(TapInterface, ThatSomebodyHasIsRefused) {

@@ -2,18 +2,24 @@
 
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <deque>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "support/control_client.hpp"
+#include "support/host_pipe.hpp"
 #include "support/host_temporary_directory.hpp"
 #include "support/host_waiting.hpp"
 #include "vmm/control/client.hpp"
@@ -64,12 +70,27 @@ class ServerTest : public ::testing::Test {
     std::optional<Server> server_; // last: it calls the rest
 
   private:
+    /// What can be read from each descriptor that came along.
+    static std::string text_in(const HttpRequest& request) {
+        std::string text;
+        if (!request.descriptors) {
+            return "none";
+        }
+        for (const UniqueFd& fd : *request.descriptors) {
+            std::array<char, 64> bytes{};
+            const ssize_t count = ::pread(fd.get(), bytes.data(), bytes.size(), 0);
+            text += "[" + std::string(bytes.data(), count > 0 ? static_cast<std::size_t>(count) : 0) + "]";
+        }
+        return text;
+    }
     void serve(const HttpRequest& request, const Reply& reply) {
         if (request.path == "/later") {
             const std::lock_guard hold(lock_);
             later_.push_back(reply);
         } else if (request.path == "/events") {
             reply.send_events(1);
+        } else if (request.path == "/read") {
+            reply.send({.body = text_in(request)});
         } else if (request.path == "/large") {
             reply.send({.body = std::string(4UL << 20U, 'x')});
         } else {
@@ -91,6 +112,48 @@ TEST_F(ServerTest, AnswersOneRequestAfterTheOther) {
         ++answers;
     }
     EXPECT_EQ(answers, 3U) << text;
+}
+
+TEST_F(ServerTest, DescriptorsBelongToTheRequestThatTheyCameWith) {
+    start();
+    const UniqueFd one(::open(directory_.write("one", "first").c_str(), O_RDONLY | O_CLOEXEC));
+    const UniqueFd two(::open(directory_.write("two", "second").c_str(), O_RDONLY | O_CLOEXEC));
+    const Client client(path_);
+    const std::array fds{one.get(), two.get()};
+    EXPECT_EQ(client.ask("GET", "/read", {}, fds).body, "[first][second]");
+    EXPECT_EQ(client.ask("GET", "/read", {}, std::span(fds).first(1)).body, "[first]");
+    EXPECT_EQ(client.ask("GET", "/read").body, "none");
+    EXPECT_EQ(client.ask("GET", "/now", {}, fds).body, "pong") << "whoever takes none is served all the same";
+}
+
+TEST_F(ServerTest, DescriptorsThatNobodyTakesAreClosed) {
+    start();
+    testing::Pipe pipe;
+    {
+        const UniqueFd writer(::fcntl(pipe.writer.get(), F_DUPFD_CLOEXEC, 0));
+        EXPECT_EQ(Client(path_).ask("GET", "/now", {}, std::array{writer.get()}).body, "pong");
+    }
+    pipe.writer.reset();
+    EXPECT_TRUE(eventually([&] {
+        pollfd end{pipe.reader.get(), POLLIN, 0};
+        return ::poll(&end, 1, 0) == 1 && (end.revents & POLLHUP) != 0;
+    }));
+}
+
+TEST_F(ServerTest, MoreDescriptorsThanAnythingTakesAreRefused) {
+    start();
+    const UniqueFd file(::open(directory_.write("one", "first").c_str(), O_RDONLY | O_CLOEXEC));
+    for (const std::size_t count : {kMostDescriptors + 1, std::size_t{200}}) {
+        RawClient client(path_);
+        client.send_with(kAskNow, std::vector<int>(count, file.get()));
+        EXPECT_TRUE(client.read_until("descriptors came with the request")) << count;
+    }
+    RawClient drop_by_drop(path_);
+    for (std::size_t i = 0; i <= kMostDescriptors; ++i) {
+        drop_by_drop.send_with("G", {file.get()});
+    }
+    EXPECT_TRUE(drop_by_drop.read_until("HTTP/1.1 400"));
+    EXPECT_TRUE(answers());
 }
 
 TEST_F(ServerTest, AnswersManyRequestsThatCameTogether) {
