@@ -106,6 +106,7 @@ TEST_F(HandedOver, RequestWithoutADescriptorIsRefusedWithAdvice) {
     const std::string refusal = outcome("/add-disk", R"({"path": ")" + disk("a") + R"("})", {});
     EXPECT_TRUE(mentions(refusal, "this process is confined") && mentions(refusal, "vmm ctl")) << refusal;
     EXPECT_TRUE(mentions(outcome("/add-net", R"({"tap": "tap7"})", {}), "this process is confined"));
+    EXPECT_TRUE(mentions(outcome("/add-net", R"({"tap": "tap7", "queues": 2})", {}), "handed over with one queue"));
 }
 
 TEST_F(HandedOver, DescriptorThatIsSomethingElseIsRefused) {

@@ -172,7 +172,7 @@ class HandedOver {
             disk_ = devices::DiskImage::open(body.value("path", ""), options);
             add(disk_.file.get());
             add(disk_.tail.get());
-        } else if (verb == "add-net") {
+        } else if (verb == "add-net" && body.value("queues", 1U) == 1) { // The machine opens several queues itself.
             tap_.emplace(body.value("tap", ""));
             add(tap_->fd());
         }

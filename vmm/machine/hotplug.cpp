@@ -61,6 +61,11 @@ std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder
                          ": this process is confined, and starts passt no more (give the guest the network at its "
                          "start, or a tap interface, or run it with Config::sandbox=off)");
     }
+    if (net.queues > 1 && (tap || file_server() != nullptr)) {
+        throw UsageError("cannot " + tried +
+                         ": a tap interface is handed over with one queue, and this process opens no other (leave out "
+                         "the queues, give the guest the network at its start, or run it with Config::sandbox=off)");
+    }
     if (!tap) {
         check_can_open(tried);
     }

@@ -75,8 +75,9 @@ void allow_requests(FilterBuilder& filter) {
     // A terminal is asked for its size and put into its modes; none is typed at.
     // A disk or a tap interface that a client hands over is asked what it is.
     static constexpr std::array<unsigned long, 17> kRequests{
-        TCGETS,   TCSETS,        TCSETSW,   TCSETSF,      TIOCGWINSZ,      TIOCGPGRP,    FIONBIO,   FIONREAD,
-        SIOCOUTQ, TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF, SIOCGIFINDEX, TUNGETVNETHDRSZ, BLKGETSIZE64, BLKSSZGET, BLKROGET};
+        TCGETS,       TCSETS,          TCSETSW,      TCSETSF,       TIOCGWINSZ,  TIOCGPGRP,
+        FIONBIO,      FIONREAD,        SIOCOUTQ,     TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF,
+        SIOCGIFINDEX, TUNGETVNETHDRSZ, BLKGETSIZE64, BLKSSZGET,     BLKROGET};
     filter.allow_ioctls(kRequests);
 }
 
