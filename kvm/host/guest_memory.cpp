@@ -64,7 +64,7 @@ constexpr std::array kAdviseAdvice{
     ErrnoAdvice{ENOMEM, "the kernel is short of memory, or this process of mappings: see vm.max_map_count"},
     ErrnoAdvice{EINVAL, "this kernel does not know that advice: a newer one is needed"}};
 
-void advise(std::span<std::byte> memory, int advice, const char* what) {
+void give_advice(std::span<std::byte> memory, int advice, const char* what) {
     if (::madvise(memory.data(), memory.size(), advice) != 0) {
         throw_errno(errno, std::string("advise ") + what + " for guest memory", kAdviseAdvice);
     }
@@ -79,6 +79,15 @@ void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
     }
     throw_errno(errno, wanted ? "advise huge pages for guest memory" : "advise small pages for guest memory",
                 kAdviseAdvice);
+}
+
+/// Huge pages of the pool are reserved at once, so that a shortage is an error then and not a SIGBUS later.
+int mapping_flags(PageSize page_size) {
+    return hugetlb_flags(page_size) != 0 ? hugetlb_flags(page_size) : MAP_NORESERVE;
+}
+
+std::string purpose_of(GuestRange range) {
+    return "guest memory at " + to_string(range);
 }
 
 } // namespace
@@ -102,7 +111,8 @@ std::uint64_t GuestMemory::region_alignment() const noexcept {
     return std::max(2 * kMiB, largest_page_bytes(page_size_));
 }
 
-GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePart> parts) const {
+/// Address space for a region at `range`, after all checks of it.
+Mapping GuestMemory::reserve(GuestRange range) const {
     const std::string tried = "cannot make guest memory at " + to_string(range) + " of " + format_bytes(range.size);
     const std::uint64_t page_bytes = certain_page_bytes(page_size_);
     if (range.size == 0 || !is_aligned(range.size, page_bytes)) {
@@ -123,27 +133,90 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePa
             throw Error(tried + ": there is memory at " + to_string(region.range) + " already");
         }
     }
-    const std::string purpose = "guest memory at " + to_string(range);
-    Mapping mapping = Mapping::reserve(range.size, region_alignment(), purpose);
+    return Mapping::reserve(range.size, region_alignment(), purpose_of(range));
+}
+
+void GuestMemory::advise(std::span<std::byte> bytes) const {
+    advise_huge_pages(bytes, page_size_);
+    give_advice(bytes, MADV_DONTFORK, "no copy on fork");
+    give_advice(bytes, MADV_DONTDUMP, "no core dump");
+}
+
+GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePart> parts) const {
+    Mapping mapping = reserve(range);
     std::uint64_t done = 0;
     const auto make_up_to = [&](std::uint64_t end) {
-        // Huge pages of the pool are reserved here, so that a shortage is an error now and not a SIGBUS later.
-        const int flags = hugetlb_flags(page_size_) != 0 ? hugetlb_flags(page_size_) : MAP_NORESERVE;
         if (end > done) {
-            mapping.put_anonymous(done, end - done, flags, purpose);
+            mapping.put_anonymous(done, end - done, mapping_flags(page_size_), purpose_of(range));
         }
     };
     for (const FilePart& part : parts) {
         assert(part.offset >= done && part.offset <= range.size && part.size <= range.size - part.offset);
         make_up_to(part.offset);
-        mapping.put_file(part.offset, part.fd, part.file_offset, part.size, purpose, part.sharing);
+        mapping.put_file(part.offset, part.fd, part.file_offset, part.size, purpose_of(range), part.sharing);
         done = part.offset + part.size;
     }
     make_up_to(range.size);
-    advise_huge_pages(mapping.bytes(), page_size_);
-    advise(mapping.bytes(), MADV_DONTFORK, "no copy on fork");
-    advise(mapping.bytes(), MADV_DONTDUMP, "no core dump");
+    advise(mapping.bytes());
     return {range, std::move(mapping), !parts.empty()};
+}
+
+// --- Memory that comes and goes --------------------------------------------------------------------------------------
+
+GuestMemory::NewRegion GuestMemory::map_pluggable(GuestRange range, SpareFile spare) const {
+    assert(spare.bytes != 0 && is_aligned(spare.bytes, 2 * kMiB));
+    Mapping mapping = reserve(range);
+    put_spare(mapping, 0, range.size, spare);
+    return {range, std::move(mapping), false, spare};
+}
+
+/// Where the spare file is mapped follows from the offset alone, so that neighbours are one mapping.
+void GuestMemory::put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
+    const std::span<std::byte> bytes = mapping.bytes().subspan(offset, size);
+    while (size != 0) {
+        const std::uint64_t in_file = offset % spare.bytes;
+        const std::uint64_t now = std::min(size, spare.bytes - in_file);
+        mapping.put_file(offset, spare.fd, in_file, now, "guest memory that is not plugged");
+        offset += now;
+        size -= now;
+    }
+    give_advice(bytes, MADV_DONTFORK, "no copy on fork");
+    give_advice(bytes, MADV_DONTDUMP, "no core dump");
+}
+
+std::size_t GuestMemory::pluggable(GuestRange range) const noexcept {
+    const auto all = regions();
+    const auto found = std::ranges::find_if(all, [&](const MemoryRegion& one) { return one.range.contains(range); });
+    assert(found != all.end());
+    const auto index = static_cast<std::size_t>(found - all.begin());
+    assert(spares_[index].fd >= 0);
+    return index;
+}
+
+void GuestMemory::plug(GuestRange range, const std::optional<FilePart>& file) {
+    const std::size_t index = pluggable(range);
+    Mapping& mapping = mappings_[index];
+    const std::uint64_t offset = to_integer(range.base) - to_integer(regions_[index].range.base);
+    try {
+        if (file) {
+            mapping.put_file(offset, file->fd, file->file_offset, range.size, purpose_of(range), file->sharing);
+        } else {
+            mapping.put_anonymous(offset, range.size, mapping_flags(page_size_), purpose_of(range));
+        }
+        advise(mapping.bytes().subspan(offset, range.size));
+    } catch (const Error&) {
+        put_spare(mapping, offset, range.size, spares_[index]);
+        throw;
+    }
+    note_write(mapping.bytes().subspan(offset, range.size)); // Its content is another one.
+}
+
+void GuestMemory::unplug(GuestRange range) {
+    const std::size_t index = pluggable(range);
+    Mapping& mapping = mappings_[index];
+    const std::uint64_t offset = to_integer(range.base) - to_integer(regions_[index].range.base);
+    put_spare(mapping, offset, range.size, spares_[index]);
+    note_write(mapping.bytes().subspan(offset, range.size));
 }
 
 void GuestMemory::add(NewRegion region) noexcept {
@@ -152,6 +225,7 @@ void GuestMemory::add(NewRegion region) noexcept {
     regions_[index] = region.region_;
     mappings_[index] = std::move(region.mapping_);
     has_files_[index] = region.has_files_;
+    spares_[index] = region.spare_;
     count_.store(index + 1, std::memory_order_release);
 }
 

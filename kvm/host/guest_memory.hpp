@@ -60,8 +60,16 @@ struct FilePart {
     Sharing sharing = Sharing::kShared;
 };
 
+/// What stands where memory that can be plugged is not: a file in memory, again and again. Whoever touches memory that
+/// is not plugged touches that, so that nobody faults, and the host never gives more for it than the file is large.
+struct SpareFile {
+    int fd = -1;             ///< on loan, for as long as the memory lives; pages of 4 KiB
+    std::uint64_t bytes = 0; ///< a multiple of 2 MiB; each of so many bytes takes a mapping
+};
+
 /// Owns guest RAM on the host side; knows nothing of KVM. Every access to guest memory by address goes through `at`.
-/// Regions may be added while it is used; none is ever moved or taken away.
+/// Regions may be added while it is used; none is ever moved or taken away. Parts of a region that was made for that
+/// come and go; at() does not tell whether they are there.
 ///
 /// Threads: every const member may be called from any thread, also while a region is added; add() from one thread at a
 /// time. The *content* is the guest's: it changes at any time, so what decides anything is copied first (`load`,
@@ -78,11 +86,12 @@ class GuestMemory {
 
       private:
         friend GuestMemory;
-        NewRegion(GuestRange range, Mapping mapping, bool has_files)
-            : region_{range, mapping.data()}, mapping_(std::move(mapping)), has_files_(has_files) {}
+        NewRegion(GuestRange range, Mapping mapping, bool has_files, SpareFile spare = {})
+            : region_{range, mapping.data()}, mapping_(std::move(mapping)), has_files_(has_files), spare_(spare) {}
         MemoryRegion region_;
         Mapping mapping_;
         bool has_files_;
+        SpareFile spare_;
     };
 
     /// Maps one region for each range of `layout` (ascending, not overlapping, at most kMaxRegions; otherwise as
@@ -103,8 +112,19 @@ class GuestMemory {
     /// Where `parts` say so (in ascending order, not overlapping, whole pages of the backing), a file takes the place
     /// of new memory. Its pages are the guest's, and if it is shared, what the guest writes is the file's.
     [[nodiscard]] NewRegion map(GuestRange range, std::span<const FilePart> parts = {}) const;
-    /// Makes `region`, which map() of this object returned, part of the memory.
+    /// As map(), of memory of which nothing is there at first: see plug(). Throws Error.
+    [[nodiscard]] NewRegion map_pluggable(GuestRange range, SpareFile spare) const;
+    /// Makes `region`, which map() or map_pluggable() of this object returned, part of the memory.
     void add(NewRegion region) noexcept;
+
+    /// Maps new memory, or `file` if there is one, at `range`: whole pages of the backing in one pluggable region. No
+    /// page is populated, but pages of a pool are reserved. What was there is gone. One such call at a time, while
+    /// nobody populates or pins the range. Throws Error: nothing has changed then.
+    void plug(GuestRange range, const std::optional<FilePart>& file = {});
+    /// Takes the memory at `range` away, whole pages of the backing in one pluggable region, and its pages go back to
+    /// the host, locked ones and those of a pool, too; but those of a file stay the file's. Likewise. Throws Error:
+    /// some of the range is gone then, and plug() makes it whole again.
+    void unplug(GuestRange range);
 
     /// What the base of a region must be a multiple of, in bytes: at least 2 MiB, and the largest page of the backing.
     /// It makes host and guest addresses congruent modulo the largest mapping KVM could make, without which it maps
@@ -203,6 +223,11 @@ class GuestMemory {
 
   private:
     static void mark(WriteLog& log, std::span<const std::byte> bytes) noexcept;
+    [[nodiscard]] Mapping reserve(GuestRange range) const;
+    void advise(std::span<std::byte> bytes) const;
+    /// The index of the pluggable region that all of `range` lies in.
+    [[nodiscard]] std::size_t pluggable(GuestRange range) const noexcept;
+    void put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const;
     /// The region that all of `range` lies in; null if there is none.
     [[nodiscard]] const MemoryRegion* find(GuestRange range) const noexcept {
         for (const MemoryRegion& region : regions()) {
@@ -217,6 +242,7 @@ class GuestMemory {
     std::array<Mapping, kMaxRegions> mappings_;
     std::array<MemoryRegion, kMaxRegions> regions_;
     std::array<bool, kMaxRegions> has_files_{};
+    std::array<SpareFile, kMaxRegions> spares_{}; ///< of pluggable regions
     /// How many of the regions there are. Released after a region is written, so that whoever sees it sees all of it.
     std::atomic<std::size_t> count_{0};
     std::atomic<WriteLog*> write_log_{nullptr};

@@ -147,12 +147,12 @@ class Batch {
             pieces_.push_back(piece);
         });
         const std::lock_guard hold(lock_);
-        rings_.push_back(std::move(ring));
+        rings_.push_back({range, std::move(ring)});
     }
 
     /// The pieces, in no order, to be taken over.
     [[nodiscard]] std::vector<PinnedMemory::Piece> take_pieces() noexcept { return std::exchange(pieces_, {}); }
-    [[nodiscard]] std::vector<BufferRing> take_rings() noexcept { return std::exchange(rings_, {}); }
+    [[nodiscard]] std::vector<PinnedMemory::Ring> take_rings() noexcept { return std::exchange(rings_, {}); }
 
   private:
     [[nodiscard]] Plan plan_of(GuestRange range) const {
@@ -208,7 +208,7 @@ class Batch {
     const PinnedMemory::Progress& progress_;
     std::mutex lock_; ///< for the members that follow
     std::vector<PinnedMemory::Piece> pieces_;
-    std::vector<BufferRing> rings_;
+    std::vector<PinnedMemory::Ring> rings_;
 };
 
 } // namespace
@@ -279,7 +279,50 @@ bool PinnedMemory::add(const GuestMemory& memory, std::span<const GuestRange> ra
     return wanted_bytes == keep(batch.take_pieces(), batch.take_rings());
 }
 
-std::uint64_t PinnedMemory::keep(std::vector<Piece> pieces, std::vector<BufferRing> rings) {
+std::vector<GuestRange> PinnedMemory::remove(GuestRange range) {
+    forget(range);
+    std::vector<GuestRange> others;
+    std::vector<Ring> kept;
+    for (Ring& ring : rings_) {
+        if (!ring.range.overlaps(range)) {
+            kept.push_back(std::move(ring));
+            continue;
+        }
+        for (const Piece& piece : pieces_) { // What is left of them.
+            if (ring.range.contains(piece.range)) {
+                others.push_back(piece.range);
+            }
+        }
+    }
+    rings_.swap(kept); // Rings that were not kept unpin what they have.
+    for (const GuestRange& other : others) {
+        forget(other);
+    }
+    return others;
+}
+
+void PinnedMemory::forget(GuestRange range) {
+    std::vector<Piece> left;
+    for (const Piece& piece : pieces_) {
+        if (!piece.range.overlaps(range)) {
+            left.push_back(piece);
+            continue;
+        }
+        const std::uint64_t base = to_integer(piece.range.base);
+        const std::uint64_t begin = std::max(base, to_integer(range.base));
+        const std::uint64_t end = std::min(to_integer(piece.range.end()), to_integer(range.end()));
+        if (base < begin) {
+            left.push_back({{piece.range.base, begin - base}, piece.bytes.first(begin - base)});
+        }
+        if (end < to_integer(piece.range.end())) {
+            left.push_back({{GuestAddress{end}, to_integer(piece.range.end()) - end}, piece.bytes.subspan(end - base)});
+        }
+        bytes_ -= end - begin;
+    }
+    pieces_ = std::move(left);
+}
+
+std::uint64_t PinnedMemory::keep(std::vector<Piece> pieces, std::vector<Ring> rings) {
     std::uint64_t kept = 0;
     for (const Piece& piece : pieces) {
         kept += piece.range.size;

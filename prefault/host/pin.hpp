@@ -28,6 +28,11 @@ class PinnedMemory {
         GuestRange range;
         std::span<std::byte> bytes; ///< where it is on the host
     };
+    /// All pieces in a range, for kLongterm.
+    struct Ring {
+        GuestRange range;
+        BufferRing ring;
+    };
     /// Is told how many bytes more are pinned. What it throws ends the work. Threads: each worker's.
     using Progress = std::function<void(std::uint64_t bytes)>;
 
@@ -54,6 +59,11 @@ class PinnedMemory {
     bool add(const GuestMemory& memory, std::span<const GuestRange> ranges, unsigned workers,
              const std::stop_token& stop, const Progress& progress = {});
 
+    /// Unpins what is pinned of `range`, which is about to be mapped anew. kMlock ends with the mapping, and is only
+    /// noted. kLongterm is unpinned as it was pinned, a ring at a time: what else goes with that is returned, in
+    /// ascending order, for another add().
+    [[nodiscard]] std::vector<GuestRange> remove(GuestRange range);
+
     [[nodiscard]] Pin kind() const noexcept { return kind_; }
     [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
     /// What is pinned, in ascending order; none larger than 1 GiB.
@@ -63,12 +73,14 @@ class PinnedMemory {
     /// Those parts of `ranges` that are not pinned, in ascending order, with neighbours in one region joined.
     [[nodiscard]] std::vector<GuestRange> missing(const GuestMemory& memory, std::span<const GuestRange> ranges) const;
     /// Takes over what a call has pinned, and returns how many bytes that is.
-    std::uint64_t keep(std::vector<Piece> pieces, std::vector<BufferRing> rings);
+    std::uint64_t keep(std::vector<Piece> pieces, std::vector<Ring> rings);
+    /// Takes `range` out of the pieces; what is left of each stays one.
+    void forget(GuestRange range);
 
     Pin kind_;
     std::uint64_t bytes_ = 0;
     std::vector<Piece> pieces_;
-    std::vector<BufferRing> rings_;
+    std::vector<Ring> rings_;
 };
 
 } // namespace vmm::prefault

@@ -1,7 +1,11 @@
 #include "kvm/host/guest_memory.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -12,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "kvm/host/unique_fd.hpp"
+#include "kvm/host/write_log.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_guest_range.hpp"
 #include "support/host_process_facts.hpp"
@@ -351,6 +357,92 @@ TEST(GuestMemoryGrowth, IsSeenWholeOrNotAtAllByOthers) {
         grown = true;
     }
     EXPECT_EQ(torn, 0U);
+}
+
+// --- Memory that comes and goes --------------------------------------------------------------------------------------
+
+/// A pluggable region of 64 MiB, and the spare file under it.
+struct PluggableMemory {
+    explicit PluggableMemory(PageSize page_size = PageSize::k4K) : memory(page_size) {
+        spare = UniqueFd(::memfd_create("spare", MFD_CLOEXEC));
+        EXPECT_EQ(::ftruncate(spare.get(), static_cast<off_t>(kSpareBytes)), 0);
+        memory.add(memory.map_pluggable(kRange, {spare.get(), kSpareBytes}));
+    }
+    [[nodiscard]] std::span<std::byte> at(std::uint64_t offset, std::uint64_t size) const {
+        return memory.at({GuestAddress{to_integer(kRange.base) + offset}, size}).value();
+    }
+    [[nodiscard]] std::uint64_t spare_pages() const {
+        struct stat facts {};
+        EXPECT_EQ(::fstat(spare.get(), &facts), 0);
+        return static_cast<std::uint64_t>(facts.st_blocks) * 512 / 4096;
+    }
+    static GuestRange part(std::uint64_t offset, std::uint64_t size) {
+        return {GuestAddress{to_integer(kRange.base) + offset}, size};
+    }
+
+    static constexpr GuestRange kRange{GuestAddress{4 * kGiB}, 64 * kMiB};
+    static constexpr std::uint64_t kSpareBytes = 4 * kMiB;
+    UniqueFd spare; ///< outlives the memory
+    GuestMemory memory;
+};
+
+TEST(PluggableMemory, WhatIsNotPluggedIsOneSpareFileWhoeverTouchesIt) {
+    const PluggableMemory pluggable;
+    EXPECT_EQ(testing::count_resident_pages(pluggable.at(0, PluggableMemory::kRange.size)), 0U);
+    std::ranges::fill(pluggable.at(0, PluggableMemory::kRange.size), std::byte{7});
+    EXPECT_EQ(pluggable.spare_pages(), PluggableMemory::kSpareBytes / 4096) << "and no page more";
+}
+
+TEST(PluggableMemory, WhatIsPluggedIsNewAndItsOwn) {
+    PluggableMemory pluggable;
+    std::ranges::fill(pluggable.at(0, PluggableMemory::kRange.size), std::byte{7});
+    pluggable.memory.plug(PluggableMemory::part(2 * kMiB, 6 * kMiB));
+    const std::span<std::byte> plugged = pluggable.at(2 * kMiB, 6 * kMiB);
+    EXPECT_EQ(plugged.front(), std::byte{0});
+    std::ranges::fill(plugged, std::byte{9});
+    EXPECT_EQ(pluggable.at(2 * kMiB - 1, 1).front(), std::byte{7});
+    EXPECT_EQ(pluggable.at(8 * kMiB, 1).front(), std::byte{7});
+    EXPECT_EQ(pluggable.at(4 * kMiB, 1).front(), std::byte{9});
+}
+
+TEST(PluggableMemory, WhatIsUnpluggedIsTheHostsAgainEvenIfItWasLocked) {
+    PluggableMemory pluggable;
+    pluggable.memory.plug(PluggableMemory::part(0, 8 * kMiB));
+    const std::span<std::byte> plugged = pluggable.at(0, 8 * kMiB);
+    EXPECT_EQ(::mlock2(plugged.data(), plugged.size(), MLOCK_ONFAULT), 0);
+    std::ranges::fill(plugged, std::byte{9});
+    pluggable.memory.unplug(PluggableMemory::part(2 * kMiB, 4 * kMiB));
+    EXPECT_NE(pluggable.at(2 * kMiB, 1).front(), std::byte{9});
+    EXPECT_EQ(plugged.front(), std::byte{9});
+    EXPECT_EQ(plugged.back(), std::byte{9});
+    EXPECT_EQ(testing::count_resident_pages(plugged.first(2 * kMiB)), 512U);
+    pluggable.memory.plug(PluggableMemory::part(2 * kMiB, 4 * kMiB));
+    EXPECT_EQ(testing::count_resident_pages(pluggable.at(2 * kMiB, 4 * kMiB)), 0U);
+}
+
+TEST(PluggableMemory, APartOfAFileIsPlugged) {
+    PluggableMemory pluggable;
+    const UniqueFd file(::memfd_create("file", MFD_CLOEXEC));
+    ASSERT_EQ(::ftruncate(file.get(), static_cast<off_t>(8 * kMiB)), 0);
+    pluggable.memory.plug(PluggableMemory::part(4 * kMiB, 2 * kMiB), FilePart{0, 2 * kMiB, file.get(), 6 * kMiB});
+    pluggable.at(4 * kMiB, 1).front() = std::byte{5};
+    std::byte seen{};
+    EXPECT_EQ(::pread(file.get(), &seen, 1, static_cast<off_t>(6 * kMiB)), 1);
+    EXPECT_EQ(seen, std::byte{5});
+}
+
+TEST(PluggableMemory, WhatComesAndGoesIsLoggedAsWritten) {
+    PluggableMemory pluggable;
+    WriteLog log(pluggable.memory.regions());
+    pluggable.memory.log_writes(&log);
+    pluggable.memory.plug(PluggableMemory::part(2 * kMiB, 2 * kMiB));
+    const auto first = log.take(0);
+    pluggable.memory.unplug(PluggableMemory::part(2 * kMiB, 2 * kMiB));
+    const auto second = log.take(0);
+    pluggable.memory.log_writes(nullptr);
+    EXPECT_EQ(first, second);
+    EXPECT_EQ(first.at(2 * kMiB / 4096 / 64), ~std::uint64_t{0});
+    EXPECT_EQ(first.at(0), 0U);
 }
 
 TEST(PageSize, HasTheNamesOfTheCommandLine) {
