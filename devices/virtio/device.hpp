@@ -29,6 +29,7 @@ enum class DeviceId : std::uint32_t {
     kEntropy = 4,
     kBalloon = 5,
     kVsock = 19,
+    kMemory = 24,
 };
 
 /// What a device is, fixed when it is made.

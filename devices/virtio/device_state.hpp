@@ -75,8 +75,20 @@ struct BalloonState {
     friend bool operator==(const BalloonState&, const BalloonState&) = default;
 };
 
+/// The blocks that are plugged are the guest's memory, beside what it booted with.
+struct MemoryState {
+    std::uint64_t address = 0; ///< where the device's region begins; 0: a new device
+    std::uint64_t block_bytes = 0;
+    std::vector<std::byte> plugged;    ///< a bit for each block of the region, the first in bit 0 of the first byte
+    std::uint64_t requested_bytes = 0; ///< what the guest is asked for
+    std::uint64_t told_bytes = 0;      ///< what it was told of that
+    std::uint64_t done_blocks = 0;     ///< how many blocks of the first request in the queue are done
+
+    friend bool operator==(const MemoryState&, const MemoryState&) = default;
+};
+
 /// The state of any device; std::monostate for a device that cannot say it.
 using DeviceState =
-    std::variant<std::monostate, BlockState, NetState, RngState, ConsoleState, VsockState, BalloonState>;
+    std::variant<std::monostate, BlockState, NetState, RngState, ConsoleState, VsockState, BalloonState, MemoryState>;
 
 } // namespace vmm::devices::virtio

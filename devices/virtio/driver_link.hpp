@@ -68,6 +68,9 @@ class DriverLink {
     /// the driver is notified if it is ready. The range lies in the configuration space.
     virtual void change_config(std::size_t offset, std::span<const std::byte> bytes) = 0;
 
+    /// The same, of what the driver itself has brought about and knows: it is not notified.
+    virtual void note_config(std::size_t offset, std::span<const std::byte> bytes) = 0;
+
     /// Says that the driver broke a rule: sets DEVICE_NEEDS_RESET, and notifies the driver if it is ready. The device
     /// takes nothing more from the queue in which the rule was broken, and gives back what it had taken. `why` is for
     /// people.

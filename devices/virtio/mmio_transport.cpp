@@ -202,6 +202,10 @@ void MmioTransport::change_config(std::size_t offset, std::span<const std::byte>
     }
 }
 
+void MmioTransport::note_config(std::size_t offset, std::span<const std::byte> bytes) {
+    static_cast<void>(negotiation_.change_config(offset, bytes));
+}
+
 void MmioTransport::fail(std::string_view why) {
     // A reset from DRIVER_OK on is finished by this same thread: the driver is not done with the reset when this comes.
     if (negotiation_.fail(why)) {

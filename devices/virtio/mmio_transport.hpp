@@ -59,6 +59,7 @@ class MmioTransport final : public devices::Device, public Transport {
 
     void notify(QueueSet queues) noexcept override;
     void change_config(std::size_t offset, std::span<const std::byte> bytes) override;
+    void note_config(std::size_t offset, std::span<const std::byte> bytes) override;
     void fail(std::string_view why) override;
     [[nodiscard]] const GuestMemory& memory() const noexcept override { return negotiation_.memory(); }
 

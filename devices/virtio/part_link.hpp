@@ -30,6 +30,9 @@ class PartLink final : public DriverLink {
     void change_config(std::size_t offset, std::span<const std::byte> bytes) override {
         whole_->change_config(offset, bytes);
     }
+    void note_config(std::size_t offset, std::span<const std::byte> bytes) override {
+        whole_->note_config(offset, bytes);
+    }
     void fail(std::string_view why) override { whole_->fail(why); }
     [[nodiscard]] const GuestMemory& memory() const noexcept override { return whole_->memory(); }
 

@@ -114,6 +114,8 @@ std::uint32_t class_of(DeviceId id) noexcept {
         return 0x088000;
     case DeviceId::kVsock:
         return 0x028000;
+    case DeviceId::kMemory:
+        return 0x058000;
     }
     return 0xff0000;
 }
@@ -538,6 +540,10 @@ void PciTransport::change_config(std::size_t offset, std::span<const std::byte> 
     if (negotiation_.change_config(offset, bytes)) {
         interrupt_for_config();
     }
+}
+
+void PciTransport::note_config(std::size_t offset, std::span<const std::byte> bytes) {
+    static_cast<void>(negotiation_.change_config(offset, bytes));
 }
 
 void PciTransport::fail(std::string_view why) {

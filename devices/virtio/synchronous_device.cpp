@@ -17,6 +17,7 @@ void SynchronousDevice::doorbell(std::uint16_t index) {
 }
 
 void SynchronousDevice::ready(int fd, std::uint32_t /*events*/) {
+    look_at_work_outside(fd);
     if (paused_) {
         return;
     }

@@ -11,8 +11,9 @@
 
 namespace vmm::devices::virtio {
 
-/// A device that never leaves a request with the host, and so is idle as soon as it is stopped. It keeps the queues,
-/// and serves them in turns of limited length. After each turn the driver is notified once.
+/// A device that never leaves a request with the host, and so is idle as soon as it is stopped; but see
+/// has_work_outside(). It keeps the queues, and serves them in turns of limited length. After each turn the driver is
+/// notified once.
 ///
 /// A derived device says what it does in a turn, and what it forgets with a queue. Device has an example.
 ///
@@ -25,12 +26,12 @@ class SynchronousDevice : public Device {
     [[nodiscard]] std::vector<Source> sources() const override { return {another_turn_.source()}; }
     void ready(int fd, std::uint32_t events) final;
     void stop() final;
-    [[nodiscard]] bool is_idle() const noexcept final { return true; }
+    [[nodiscard]] bool is_idle() const noexcept final { return !has_work_outside(); }
     void stop_queue(std::uint16_t index) final;
-    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept final { return true; }
+    [[nodiscard]] bool is_queue_idle(std::uint16_t /*index*/) const noexcept final { return !has_work_outside(); }
     void restart_queue(std::uint16_t index, Queue queue) final;
     void pause() final;
-    [[nodiscard]] bool is_paused() const noexcept final { return paused_; }
+    [[nodiscard]] bool is_paused() const noexcept final { return paused_ && !has_work_outside(); }
     void resume() final;
     [[nodiscard]] std::vector<std::optional<Queue::State>> queue_states() const final;
 
@@ -55,6 +56,11 @@ class SynchronousDevice : public Device {
     virtual void look_at_doorbell(std::uint16_t /*index*/) {}
     /// One of sources() is ready, active or not. A turn follows if it is.
     virtual void look_at_source(int /*fd*/) {}
+    /// Whether another thread works for the device: it is neither idle nor paused until that has ended, of which one of
+    /// sources() tells. end() and put_back() are when to hurry that up.
+    [[nodiscard]] virtual bool has_work_outside() const noexcept { return false; }
+    /// One of sources() is ready, in any state; before look_at_source().
+    virtual void look_at_work_outside(int /*fd*/) {}
 
     // --- What it does that with -----------------------------------------------------------------------------------
 

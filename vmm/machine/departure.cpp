@@ -84,7 +84,7 @@ class Departure {
                        },
                    .progress = [this](std::uint64_t done, std::uint64_t total) { tell(done, total); }}),
           throttle_(machine.pause.gate()), session_(new_session_id()) {
-        report_.memory_bytes = machine.hardware.ram.memory().size_bytes();
+        report_.memory_bytes = machine.hardware.ram.present_bytes();
         report_.shared = !shared_files_.empty();
     }
 
@@ -199,7 +199,7 @@ class Departure {
     // ---- while the guest runs
 
     bool send_and_switch() {
-        PageBits todo = all_pages(machine_.hardware.ram.memory().regions());
+        PageBits todo = present_pages();
         for (;;) {
             try {
                 stage_ = report_.rounds == 0 ? "memory" : "memory that has changed";
@@ -222,6 +222,16 @@ class Departure {
                 todo = go_on_after(error, todo);
             }
         }
+    }
+
+    /// All of memory that is there.
+    [[nodiscard]] PageBits present_pages() const {
+        const GuestRam& ram = machine_.hardware.ram;
+        std::vector<GuestRange> ranges;
+        for (const prefault::PlacedRange& placed : ram.placement().ranges) {
+            ranges.push_back(placed.range);
+        }
+        return pages_of(ram.memory().regions(), ranges);
     }
 
     /// Sends `pages`, and waits until they are there.

@@ -25,6 +25,8 @@ ThreadKind thread_kind_of(devices::virtio::DeviceId device) noexcept {
         return ThreadKind::kBalloon;
     case devices::virtio::DeviceId::kVsock:
         return ThreadKind::kVsock;
+    case devices::virtio::DeviceId::kMemory:
+        return ThreadKind::kConsole; // What it does not do itself is left to another thread.
     }
     return ThreadKind::kConsole; // It has the least.
 }

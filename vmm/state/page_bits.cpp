@@ -38,10 +38,15 @@ PageBits no_pages(std::span<const MemoryRegion> regions) {
     return pages;
 }
 
-PageBits all_pages(std::span<const MemoryRegion> regions) {
+PageBits pages_of(std::span<const MemoryRegion> regions, std::span<const GuestRange> ranges) {
     PageBits pages = no_pages(regions);
-    for (std::size_t i = 0; i < pages.size(); ++i) {
-        set_pages(pages[i], 0, regions[i].range.size / WriteLog::kPageBytes, true);
+    for (const GuestRange& range : ranges) {
+        for (std::size_t i = 0; i < pages.size(); ++i) {
+            if (regions[i].range.contains(range)) {
+                set_pages(pages[i], (to_integer(range.base) - to_integer(regions[i].range.base)) / WriteLog::kPageBytes,
+                          range.size / WriteLog::kPageBytes, true);
+            }
+        }
     }
     return pages;
 }

@@ -16,8 +16,8 @@ namespace vmm {
 /// dirty log says.
 using PageBits = std::vector<std::vector<std::uint64_t>>;
 
-/// All pages of `regions`.
-[[nodiscard]] PageBits all_pages(std::span<const MemoryRegion> regions);
+/// The pages of `ranges`, each of which is a part of one of `regions`.
+[[nodiscard]] PageBits pages_of(std::span<const MemoryRegion> regions, std::span<const GuestRange> ranges);
 /// None of them.
 [[nodiscard]] PageBits no_pages(std::span<const MemoryRegion> regions);
 

@@ -16,6 +16,7 @@
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/device_state.hpp"
 #include "devices/virtio/driver_link.hpp"
+#include "devices/virtio/memory_device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
 #include "devices/virtio/transport.hpp"
 #include "vmm/state/fields.hpp"
@@ -29,6 +30,7 @@ inline constexpr std::size_t kMostFailureBytes = 1024;
 inline constexpr FieldSize kQueues{0, virtio::QueueSet::kMostQueues};
 inline constexpr FieldSize kConfigBytes{0, virtio::MmioTransport::kSize};
 inline constexpr FieldSize kVectors{0, devices::pci::Msix::kMostVectors};
+inline constexpr FieldSize kPlugged{0, virtio::MemoryDevice::kMostBlocks / 8};
 inline constexpr FieldSize kFrameBytes{0, devices::FrameLink::kMostBytes};
 inline constexpr FieldSize kInputBytes{0, virtio::Console::kInputBytes};
 inline constexpr FieldSize kOutputBytes{0, devices::CharacterPort::kDefaultOutputBytes};
@@ -116,7 +118,7 @@ inline void transport(FieldReader& fields, virtio::TransportState& transport) {
 
 /// The kinds of devices in the order of virtio::DeviceState.
 inline constexpr std::array<std::string_view, std::variant_size_v<virtio::DeviceState>> kKinds{
-    "none", "block", "net", "rng", "console", "vsock", "balloon"};
+    "none", "block", "net", "rng", "console", "vsock", "balloon", "memory"};
 
 /// What a device of one kind keeps.
 template <typename State>
@@ -151,6 +153,13 @@ void device_of_kind(auto& fields, State& device) {
         fields.number("target_pages", device.target_pages);
         fields.number("told_pages", device.told_pages);
         fields.rows("done", device.done, kQueues, [](auto& row, auto& done) { row.number(done); });
+    } else if constexpr (std::is_same_v<Plain, virtio::MemoryState>) {
+        fields.number("address", device.address);
+        fields.number("block_bytes", device.block_bytes);
+        fields.bytes("plugged", device.plugged, kPlugged);
+        fields.number("requested_bytes", device.requested_bytes);
+        fields.number("told_bytes", device.told_bytes);
+        fields.number("done_blocks", device.done_blocks);
     } else {
         static_assert(std::is_same_v<Plain, std::monostate> || std::is_same_v<Plain, virtio::RngState>);
     }

@@ -32,6 +32,14 @@
 namespace vmm {
 namespace {
 
+PageBits all_pages(std::span<const MemoryRegion> regions) {
+    std::vector<GuestRange> ranges;
+    for (const MemoryRegion& region : regions) {
+        ranges.push_back(region.range);
+    }
+    return pages_of(regions, ranges);
+}
+
 using testing::ChannelEnds;
 using testing::error_of;
 using testing::eventually;

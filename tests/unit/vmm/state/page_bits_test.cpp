@@ -27,13 +27,15 @@ std::vector<std::uint64_t> set_page_numbers(const std::vector<std::uint64_t>& pa
     return numbers;
 }
 
-TEST(PageBits, AllPagesAreThoseOfMemoryAndNoneBeyond) {
+TEST(PageBits, PagesAreThoseOfTheRangesAndNoneBeyond) {
     const auto regions = regions_of(130, 64);
-    const PageBits pages = all_pages(regions);
+    const PageBits pages = pages_of(regions, std::array{GuestRange{GuestAddress{0}, 2 * kBitsPage},
+                                                        GuestRange{GuestAddress{129 * kBitsPage}, kBitsPage},
+                                                        GuestRange{GuestAddress{4 * kGiB}, 64 * kBitsPage}});
     ASSERT_EQ(pages.size(), 2U);
-    EXPECT_EQ(pages[0], (std::vector{~std::uint64_t{0}, ~std::uint64_t{0}, std::uint64_t{3}}));
+    EXPECT_EQ(pages[0], (std::vector<std::uint64_t>{3, 0, 2}));
     EXPECT_EQ(pages[1], std::vector{~std::uint64_t{0}});
-    EXPECT_EQ(bytes_of(pages), 194 * kBitsPage);
+    EXPECT_EQ(bytes_of(pages), 67 * kBitsPage);
 }
 
 TEST(PageBits, NoPagesHaveRoomForAll) {
@@ -83,7 +85,7 @@ TEST(PageBits, ARegionThatOnlyOneHasIsLeftOut) {
     join(pages, PageBits{{1}});
     EXPECT_EQ(bytes_of(pages), kBitsPage);
     PageBits one{{0}};
-    join(one, all_pages(regions));
+    join(one, PageBits{{1}, {1}});
     EXPECT_EQ(one, PageBits{{1}});
 }
 
