@@ -10,7 +10,8 @@
 namespace vmm::loader {
 namespace {
 
-constexpr std::uint32_t kEnabled = 1U << 0U; // in both kinds of entry; neither is hot-pluggable
+constexpr std::uint32_t kEnabled = 1U << 0U; // in both kinds of entry
+constexpr std::uint32_t kHotPluggable = 1U << 1U;
 
 /// A vCPU by its local APIC id (ACPI 6.3, 5.2.16.1).
 void put_processor(AcpiTable& table, std::size_t apic_id, unsigned node) {
@@ -36,7 +37,7 @@ void put_memory(AcpiTable& table, const AcpiNumaMemory& memory) {
     table.put(to_integer(memory.range.base));
     table.put(memory.range.size);
     table.put_zeros(4);
-    table.put(kEnabled);
+    table.put(memory.is_pluggable ? kEnabled | kHotPluggable : kEnabled);
     table.put_zeros(8);
 }
 

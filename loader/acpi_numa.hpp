@@ -20,6 +20,7 @@ inline constexpr std::uint8_t kAcpiLocalDistance = 10;
 struct AcpiNumaMemory {
     GuestRange range; ///< not empty
     unsigned node = 0;
+    bool is_pluggable = false; ///< it is not there at first, and may come (hot-pluggable memory)
 };
 
 /// The guest's NUMA nodes, "proximity domains" in the specification. They are numbered from 0 without a gap, at most

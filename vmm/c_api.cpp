@@ -290,6 +290,13 @@ int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size) {
     });
 }
 
+int vmm_config_set_memory_max(vmm_config* config, uint64_t bytes) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        config->config.memory_max_bytes = bytes;
+    });
+}
+
 int vmm_config_set_vcpus(vmm_config* config, unsigned vcpus) {
     return guarded(EINVAL, [&] {
         need(config);
@@ -460,6 +467,13 @@ int vmm_machine_prefault(vmm_machine* machine, struct vmm_prefault_report* repor
         if (report != nullptr) {
             *report = {done.bytes, done.mapped.bytes(), done.total_seconds, done.complete ? 1 : 0};
         }
+    });
+}
+
+int vmm_machine_set_memory(vmm_machine* machine, uint64_t bytes) {
+    return guarded(EIO, [&] {
+        need(machine);
+        machine->machine.set_memory(bytes);
     });
 }
 

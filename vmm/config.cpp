@@ -12,6 +12,7 @@
 #include "vmm/host/host_facts.hpp"
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/memory_map.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 #include "vmm/machine/virtio_devices.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/refuse_nul.hpp"
@@ -340,6 +341,7 @@ void check_values(const Config& config) {
     validate_incoming(config);
     validate_sharing(config);
     validate_memory_size(config);
+    validate_pluggable(config);
     validate_memory_source(config);
     if (config.vcpus < 1 || config.vcpus > Config::kMaxVcpus) {
         throw Error("cannot give the guest " + std::to_string(config.vcpus) + " vCPUs: 1 to " +

@@ -114,6 +114,10 @@ struct Config {
     std::shared_ptr<IncomingGuest> incoming{};
 
     std::uint64_t memory_bytes = limits::kDefaultMemoryBytes; ///< a multiple of the page size, at least kMinMemoryBytes
+    /// Up to how much memory the guest can be given while it runs (Machine::set_memory(), virtio-mem); 0: it has what
+    /// it begins with. At least `memory_bytes`; what it grows by is whole blocks of 2 MiB, or larger ones if it is more
+    /// than 16 GiB or `page_size` is 1G.
+    std::uint64_t memory_max_bytes = 0;
     PageSize page_size = PageSize::kThp;
     std::optional<MemoryFrom> memory_from{}; ///< nothing: memory is made
     /// Whether memory is a file in memory (memfd_create(2)), which another process of this host can take over without

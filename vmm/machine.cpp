@@ -4,6 +4,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/process_memory.hpp"
+#include "vmm/host/host_facts.hpp"
 #include "vmm/host/memory_need.hpp"
 #include "vmm/machine/arrival.hpp"
 #include "vmm/machine/boot.hpp"
@@ -12,6 +13,7 @@
 #include "vmm/machine/hardware.hpp"
 #include "vmm/machine/hotplug.hpp"
 #include "vmm/machine/keeper.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 #include "vmm/machine/run.hpp"
 #include "vmm/machine/snapshot_start.hpp"
 #include "vmm/machine/snapshot_taking.hpp"
@@ -182,6 +184,32 @@ void Machine::set_balloon(std::uint64_t bytes) {
     wanted.balloon->target_bytes = bytes;
     validate_balloon(wanted);
     parts_->hardware.virtio_devices.balloon->set_target(bytes);
+}
+
+void Machine::set_memory(std::uint64_t bytes) {
+    const Config& config = parts_->config;
+    const std::vector<devices::virtio::MemoryDevice*>& devices = parts_->hardware.virtio_devices.memories;
+    if (devices.empty()) {
+        throw UsageError("cannot change the guest's memory: it was not made to grow (run it with a "
+                         "Config::memory_max_bytes that is more than Config::memory_bytes)");
+    }
+    if (bytes < config.memory_bytes) {
+        throw Error("cannot make the guest's memory " + format_bytes(bytes) + ": it began with " +
+                    format_bytes(config.memory_bytes) + ", which stay");
+    }
+    const std::vector<std::uint64_t> shares =
+        shares_of_request(parts_->hardware.ram.pluggable(), bytes - config.memory_bytes);
+    std::uint64_t more = 0;
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+        const std::uint64_t plugged = devices[i]->statistics().plugged;
+        more += shares[i] > plugged ? shares[i] - plugged : 0;
+    }
+    if (more != 0) {
+        validate_more_memory(config, more);
+    }
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+        devices[i]->set_requested(shares[i]);
+    }
 }
 
 std::string Machine::add_disk(const DiskConfig& disk) {

@@ -81,6 +81,13 @@ class Machine {
     /// without. Throws Error: the machine has no balloon, or cannot have one of that size.
     void set_balloon(std::uint64_t bytes);
 
+    /// Asks the guest to have `bytes` of memory in all, from what it began with up to Config::memory_max_bytes, in
+    /// whole blocks (Config::memory_max_bytes). The guest takes memory into use, or gives some back, as it can;
+    /// statistics() say how far it is. What it takes is populated and mapped in the second level before it has it, as
+    /// Config::prefault says, and what it gives back is the host's at once. Throws UsageError: the guest's memory
+    /// cannot grow. Throws Error: it cannot be of that size, or the host has no memory for it now.
+    void set_memory(std::uint64_t bytes);
+
     /// Gives the guest a disk while it runs, or connects it to a network. The guest is told of it, and sees it as soon
     /// as its driver has looked. Returns the name of the device ("blk1"), which statistics() have, too. A snapshot or a
     /// migration that is under way is waited for. Throws UsageError: the guest has no PCI bus (Config::transport), or

@@ -37,11 +37,19 @@ struct DeviceStatistics {
     std::vector<DeviceCounter> counters;
 };
 
+/// How much memory the guest has, in bytes, without what add_memory() added.
+struct MemorySize {
+    std::uint64_t bytes = 0;           ///< what it began with, and what it has plugged
+    std::uint64_t requested_bytes = 0; ///< what it is asked to have (Machine::set_memory())
+    std::uint64_t max_bytes = 0;       ///< what it can be given
+};
+
 /// A machine's figures. They are read one after the other, not at one instant.
 struct Statistics {
     RunState state = RunState::kReady;
     std::vector<VcpuStatistics> vcpus; ///< in order of their ids
-    prefault::MappedPages mapped;      ///< of guest memory
+    MemorySize memory;
+    prefault::MappedPages mapped; ///< of guest memory
     std::vector<DeviceStatistics> devices;
 };
 

@@ -95,6 +95,8 @@ VMM_API int vmm_config_set_restore(vmm_config* config, const char* directory, in
  * was is kept with the snapshot for later restores. 0, the default: nothing is recorded; at most 3,600,000. */
 VMM_API int vmm_config_set_record_working_set(vmm_config* config, unsigned milliseconds);
 VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size); /* enum vmm_page_size */
+/* Up to how much memory the guest can be given while it runs, by vmm_machine_set_memory(); 0, the default: no more. */
+VMM_API int vmm_config_set_memory_max(vmm_config* config, uint64_t bytes);
 /* 1: memory is a file in memory, which another process of this host can take over without a copy; 0, the default. */
 VMM_API int vmm_config_set_memory_shared(vmm_config* config, int shared);
 /* What threads of vCPUs and of virtio devices may do. A call that is refused raises SIGSYS, which ends the process
@@ -128,6 +130,9 @@ VMM_API int vmm_machine_prefault(vmm_machine* machine, struct vmm_prefault_repor
 /* Once. `reason` may be NULL. */
 VMM_API int vmm_machine_run(vmm_machine* machine, enum vmm_exit* reason);
 VMM_API void vmm_machine_request_stop(vmm_machine* machine);
+/* Asks the guest to have `bytes` of memory in all, up to vmm_config_set_memory_max(), in blocks of 2 MiB at least. It
+ * follows as it can. Any thread may call it. */
+VMM_API int vmm_machine_set_memory(vmm_machine* machine, uint64_t bytes);
 /* When it returns 0 no vCPU runs and no device works, until vmm_machine_resume(). Devices have 20 s, or as long as is
  * said, to finish what they have with the host. -ETIMEDOUT: one has not finished, and the guest goes on. */
 VMM_API int vmm_machine_pause(vmm_machine* machine);

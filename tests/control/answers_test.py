@@ -20,12 +20,13 @@ PATIENCE_SECONDS = 300
 # The order in which verbs are asked; those that end the machine come last. Every verb of the document has to be here.
 ORDER = [
     *("status", "statistics", "metrics", "api-schema", "log-level", "set-log-level", "pause", "resume", "balloon"),
+    "memory",
     *("add-disk", "remove-disk", "add-net", "remove-net"),
     *("prefault", "add-memory", "jobs", "job", "cancel", "snapshot", "migrate", "events", "stop", "reset"),
 ]
 # How jobs end that are not done. This machine has no PCI bus, and nobody waits for it.
 ENDS = {
-    **{"stop": "cancelled", "migrate": "failed"},
+    **{"stop": "cancelled", "migrate": "failed", "memory": "failed"},
     **dict.fromkeys(("add-disk", "remove-disk", "add-net", "remove-net"), "failed"),
 }
 # What is wrong: method, path, body, and the status of the refusal.
@@ -38,6 +39,10 @@ WRONG = [
     ("POST", "/stop", '{"no-such": 1}', 400),
     ("POST", "/balloon", "{}", 400),
     ("POST", "/balloon", '{"target": 1}', 400),
+    ("POST", "/memory", "{}", 400),
+    ("POST", "/memory", '{"size": 4096}', 400),
+    ("POST", "/memory", '{"size": 1099511627776}', 400),
+    ("POST", "/memory", '{"size": 536870912, "within": 3601}', 400),
     ("POST", "/prefault", '{"workers": 0}', 400),
     ("POST", "/add-disk", "{}", 400),
     ("POST", "/add-disk", '{"path": "relative"}', 400),
@@ -87,7 +92,7 @@ class Machine:
         notified.bind(str(folder / "notify"))
         notified.settimeout(PATIENCE_SECONDS)
         self.process = subprocess.Popen(
-            [vmm, "run", "-m", "256M", "-c", "2", "--balloon", "0", "--rng", "--serial", "none", "--api", self.path]
+            [vmm, "run", "-m", "256M,max=1G", "-c", "2", "--balloon", "0", "--rng", "--serial", "none", "--api", self.path]
             + ["--cmdline", "passes=1000000"],
             env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
         )

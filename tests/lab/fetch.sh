@@ -14,7 +14,7 @@
 
 readonly npt_modules=(kvm_amd tun bridge virtio_pci virtio_console virtio_blk crc32c_generic ext4)
 readonly ept_modules=(kvm_intel tun)
-readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console virtio_balloon
+readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console virtio_balloon virtio_mem
     vmw_vsock_virtio_transport crc32c_generic ext4)
 # Older ones race in multi-threaded emulation while the kernel patches its text, and crash it.
 readonly least_qemu_for_threads=9

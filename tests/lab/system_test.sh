@@ -9,7 +9,7 @@
 set -uo pipefail
 export LC_ALL=C
 umask 022
-readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups pci mmio)
+readonly parts=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups pci mmio growth)
 if [[ ${1-} == --parts ]]; then
     printf '%s\n' "${parts[@]}"
     exit
@@ -82,6 +82,10 @@ part_mmio() { transport=mmio checks --memory 3G --hugepages-2m 128 -- disks net 
 part_pci() {
     checks --memory 3G --hugepages-2m 128 -- pci_devices pci_hotplug pci_saved
     checks --guest-kernel 6.1 -- pci_devices
+}
+part_growth() {
+    checks --memory 5G --hugepages-2m 200 -- growth growth_refused grown_moves
+    checks --guest-kernel 6.1 --memory 3G -- growth_of_an_older_kernel
 }
 part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
 part_kernel() { checks --guest-kernel 6.1 -- kernel; }

@@ -89,16 +89,24 @@ void take_prefault(const std::string& word, prefault::Options& options) {
 }
 
 Option memory_option() {
-    OptionValue value{.kind = OptionValue::Kind::kText, .form = "SIZE"};
-    value.pattern = "^" + std::string(kSizePattern) + "$";
+    OptionValue value{.kind = OptionValue::Kind::kText, .form = "SIZE[,max=SIZE]"};
+    value.pattern = "^" + std::string(kSizePattern) + "(,max=" + std::string(kSizePattern) + ")?$";
     value.may_be_number = true;
-    return text("-m,--memory", std::move(value), "Memory of the guest",
+    return text("-m,--memory", std::move(value),
+                "Memory of the guest; and how much it can be given while it runs, by `vmm ctl SOCKET memory SIZE` "
+                "(docs/devices.md)",
                 [](Given& given, const std::string& word) {
-                    const auto size = parse_size(word);
-                    if (!size) {
-                        throw Error("'" + word + "' is no size (a whole number and K, M, G or T)");
+                    const std::size_t comma = word.find(",max=");
+                    const auto size = parse_size(word.substr(0, comma));
+                    const auto most = comma == std::string::npos ? std::optional<std::uint64_t>(0)
+                                                                 : parse_size(word.substr(comma + 5));
+                    if (!size || !most) {
+                        throw Error("'" + word +
+                                    "' is no size (a whole number and K, M, G or T), nor a size and "
+                                    "',max=' and another size");
                     }
                     given.run.config.memory_bytes = *size;
+                    given.run.config.memory_max_bytes = *most;
                 })
         .setting("memory_bytes")
         .with_standard(size_text(Config{}.memory_bytes));

@@ -7,7 +7,9 @@
 #include <array>
 #include <cassert>
 #include <chrono>
+#include <condition_variable>
 #include <exception>
+#include <mutex>
 #include <new>
 #include <stop_token>
 #include <utility>
@@ -17,6 +19,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/event_fd.hpp"
+#include "kvm/host/format.hpp"
 #include "vmm/control/log_levels.hpp"
 #include "vmm/control/metrics.hpp"
 #include "vmm/control/openapi.hpp"
@@ -109,6 +112,7 @@ const MachineControl::Row& MachineControl::row_of(const Verb& verb) {
                                       Row{"reset", &MachineControl::reset, false},
                                       Row{"prefault", &MachineControl::prefault, false},
                                       Row{"balloon", &MachineControl::balloon, false},
+                                      Row{"memory", &MachineControl::memory, false},
                                       Row{"add-memory", &MachineControl::add_memory, false},
                                       Row{"add-disk", &MachineControl::add_disk, false},
                                       Row{"remove-disk", &MachineControl::remove_disk, false},
@@ -426,6 +430,53 @@ HttpAnswer MachineControl::balloon(const Arguments& arguments) {
     machine_.set_balloon(target);
     events_.add("balloon", {{"target_bytes", target}});
     return json_answer({{"target_bytes", target}});
+}
+
+HttpAnswer MachineControl::memory(const Arguments& arguments) {
+    constexpr std::uint64_t kUsualSeconds = 60;
+    const std::uint64_t wanted = *arguments.number("size");
+    check_not_ended("change the guest's memory");
+    machine_.set_memory(wanted);
+    events_.add("memory", {{"requested_bytes", wanted}});
+    const std::chrono::seconds within(arguments.number("within").value_or(kUsualSeconds));
+    return started(jobs_.start("memory", [this, wanted, within](const Jobs::Context& context) {
+        return await_memory(wanted, within, context);
+    }));
+}
+
+/// Another request may come meanwhile: then this one is over.
+Jobs::Outcome MachineControl::await_memory(std::uint64_t wanted, std::chrono::seconds within,
+                                           const Jobs::Context& context) {
+    constexpr std::chrono::milliseconds kBetweenLooks{20};
+    const auto deadline = std::chrono::steady_clock::now() + within;
+    std::mutex lock;
+    std::condition_variable_any stopped;
+    std::unique_lock hold(lock);
+    for (;;) {
+        const MemorySize now = machine_.statistics().memory;
+        Json result{{"bytes", now.bytes}, {"requested_bytes", now.requested_bytes}};
+        if (now.bytes == wanted) {
+            events_.add("memory-changed", result);
+            return {std::move(result), true};
+        }
+        if (within.count() == 0) { // Nobody waits.
+            return {std::move(result), true};
+        }
+        if (context.stop.stop_requested()) {
+            return {std::move(result), false};
+        }
+        if (now.requested_bytes != wanted || std::chrono::steady_clock::now() >= deadline) {
+            throw Error("cannot wait until the guest has " + format_bytes(wanted) + " of memory: " +
+                        (now.requested_bytes != wanted
+                             ? "it is asked for " + format_bytes(now.requested_bytes) + " now"
+                             : "it has " + format_bytes(now.bytes) + " after " + std::to_string(within.count()) +
+                                   " s, and may still follow (see whether its kernel has "
+                                   "virtio_mem and puts memory online by itself: "
+                                   "memhp_default_state=online_movable)"));
+        }
+        context.progress({"waiting for the guest", now.bytes, wanted});
+        stopped.wait_for(hold, context.stop, kBetweenLooks, [] { return false; });
+    }
 }
 
 HttpAnswer MachineControl::add_memory(const Arguments& arguments) {

@@ -1,6 +1,7 @@
 // What the verbs do to a machine.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -71,6 +72,7 @@ class MachineControl {
     [[nodiscard]] HttpAnswer reset(const Arguments& arguments);
     [[nodiscard]] HttpAnswer prefault(const Arguments& arguments);
     [[nodiscard]] HttpAnswer balloon(const Arguments& arguments);
+    [[nodiscard]] HttpAnswer memory(const Arguments& arguments);
     [[nodiscard]] HttpAnswer add_memory(const Arguments& arguments);
     [[nodiscard]] HttpAnswer add_disk(const Arguments& arguments);
     [[nodiscard]] HttpAnswer add_net(const Arguments& arguments);
@@ -88,6 +90,8 @@ class MachineControl {
 
     [[nodiscard]] HttpAnswer started(const JobStatus& job) const;
     [[nodiscard]] HttpAnswer remove_device(const Arguments& arguments, const char* verb, std::string_view kind);
+    [[nodiscard]] Jobs::Outcome await_memory(std::uint64_t wanted, std::chrono::seconds within,
+                                             const Jobs::Context& context);
     [[nodiscard]] Jobs::Outcome added(const std::string& name);
     [[nodiscard]] nlohmann::ordered_json json_of(const JobStatus& job) const;
     [[nodiscard]] Jobs::Outcome run_prefault(prefault::Options options, const Jobs::Context& context);

@@ -52,6 +52,10 @@ Json to_json(const Statistics& statistics) {
     }
     return {{"state", name_of(statistics.state)},
             {"vcpus", std::move(vcpus)},
+            {"memory",
+             {{"bytes", statistics.memory.bytes},
+              {"requested_bytes", statistics.memory.requested_bytes},
+              {"max_bytes", statistics.memory.max_bytes}}},
             {"mapped",
              {{"pages_4k", statistics.mapped.pages_4k},
               {"pages_2m", statistics.mapped.pages_2m},
@@ -67,6 +71,12 @@ std::string to_prometheus(const Statistics& statistics, std::uint64_t memory_byt
     }
     text += head("vmm_memory_bytes", "gauge", "Memory that the machine was made with");
     text += vmm::format("vmm_memory_bytes {}\n", memory_bytes);
+    text += head("vmm_memory_present_bytes", "gauge", "Memory that the guest began with, and what it has plugged");
+    text += vmm::format("vmm_memory_present_bytes {}\n", statistics.memory.bytes);
+    text += head("vmm_memory_requested_bytes", "gauge", "Memory that the guest is asked to have");
+    text += vmm::format("vmm_memory_requested_bytes {}\n", statistics.memory.requested_bytes);
+    text += head("vmm_memory_max_bytes", "gauge", "Memory that the guest can be given");
+    text += vmm::format("vmm_memory_max_bytes {}\n", statistics.memory.max_bytes);
     text += head("vmm_mapped_pages", "gauge", "Mappings of guest memory in the second level, by their size");
     text += vmm::format("vmm_mapped_pages{{size=\"4k\"}} {}\nvmm_mapped_pages{{size=\"2m\"}} {}\n"
                         "vmm_mapped_pages{{size=\"1g\"}} {}\n",

@@ -80,6 +80,10 @@ Json answer_schemas() {
          {"vcpus", list_of(object("A vCPU, since the guest began",
                                   {{"exits", count("How often KVM left the guest")},
                                    {"second_level_faults", count("Mappings that KVM made on its behalf")}}))},
+         {"memory", object("The guest's memory, without what was added of which it is not told",
+                           {{"bytes", count("What it began with, and what it has plugged")},
+                            {"requested_bytes", count("What it is asked to have")},
+                            {"max_bytes", count("What it can be given")}})},
          {"mapped", object("What the second level maps of guest memory", {{"pages_4k", count("Mappings of 4 KiB")},
                                                                           {"pages_2m", count("Mappings of 2 MiB")},
                                                                           {"pages_1g", count("Mappings of 1 GiB")},
@@ -116,8 +120,8 @@ Json answer_schemas() {
                          {{"sequence", count("Its number, from 1 on")},
                           {"time", {{"type", "number"}, {"description", "Seconds since 1970"}}},
                           {"event", one_of({"started", "paused", "resumed", "full", "mappings", "guest-panic", "ended",
-                                            "job", "snapshot", "migrated", "balloon", "memory-added", "device-added",
-                                            "device-removed", "log-level", "missed"},
+                                            "job", "snapshot", "migrated", "balloon", "memory", "memory-changed",
+                                            "memory-added", "device-added", "device-removed", "log-level", "missed"},
                                            "What happened")}}}};
     schemas["Document"] = {{"type", "object"}, {"description", "An OpenAPI document"}};
     return schemas;

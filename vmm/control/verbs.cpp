@@ -60,6 +60,23 @@ std::vector<Parameter> stop_parameters() {
             {.name = "force", .kind = Kind::kFlag, .help = "Stop the guest at once, without its power button"}};
 }
 
+std::vector<Parameter> memory_parameters() {
+    return {{.name = "size",
+             .kind = Kind::kBytes,
+             .help = "How much in all, with what it began with",
+             .is_required = true,
+             .is_positional = true,
+             .least = 1,
+             .most = kMostExact,
+             .example = "536870912"},
+            {.name = "within",
+             .kind = Kind::kNumber,
+             .help = "Seconds that the guest has for it, before the action fails; it may still follow later",
+             .most = kMostSecondsToStop,
+             .standard = "60",
+             .example = "1"}};
+}
+
 std::vector<Parameter> pause_parameters() {
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(Machine::kPausePatience).count();
     return {{.name = "within",
@@ -357,6 +374,13 @@ std::vector<Verb> make_verbs() {
          .help = "Ask the guest to do without so much of its memory (needs --balloon)",
          .parameters = {target},
          .answer = "Balloon"},
+        {.name = "memory",
+         .method = "POST",
+         .path = "/memory",
+         .help = "Ask the guest to have so much memory, and wait until it has (needs --memory SIZE,max=SIZE)",
+         .parameters = memory_parameters(),
+         .status = 202,
+         .answer = "Job"},
         {.name = "add-memory",
          .method = "POST",
          .path = "/add-memory",

@@ -179,7 +179,7 @@ void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSe
                       std::deque<kvm::Vcpu>& vcpus) {
     SnapshotState last = decode_state(said.state);
     check_machine_like(last.machine, config_, kTriedToArrive);
-    if (last.machine.memory != state_.machine.memory ||
+    if (last.machine.memory != state_.machine.memory || !have_same_plugged_memory(last.machine, state_.machine) ||
         last.machine.adopted_page_tables != state_.machine.adopted_page_tables) {
         throw Error(std::string(kTriedToArrive) + "it has become another machine on its way");
     }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cerrno>
 #include <utility>
 
@@ -104,7 +105,8 @@ GuestRam::PageRelease::~PageRelease() {
 GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vector<FileRange> files)
     : files_(std::move(files)), is_shared_(config.memory_shared || is_handed_over(config)), policy_(config.numa),
       topology_(prefault::NumaTopology::read()), reservation_(reserve_huge_pages(config, topology_, stop)),
-      memory_(config.page_size), release_(memory_, config.prefault.workers), pins_(config.pin) {
+      pluggable_(pluggable_parts(config, topology_)), memory_(config.page_size),
+      release_(memory_, config.prefault.workers), pins_(config.pin) {
     const std::vector<GuestRange> ranges = memory_map::ram_layout(config.memory_bytes);
     placement_.ranges = place(ranges);
     map_all(config, ranges, stop);
@@ -129,6 +131,7 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vecto
     if (reservation_) {
         reservation_->release_turn();
     }
+    map_pluggable();
 }
 
 void GuestRam::map_all(const Config& config, std::span<const GuestRange> ranges, const std::stop_token& stop) {
@@ -157,6 +160,138 @@ void GuestRam::map_all(const Config& config, std::span<const GuestRange> ranges,
     }
     warm_bytes_ = warm.bytes;
     warm_short_because_ = std::move(warm.short_because);
+}
+
+void GuestRam::map_pluggable() {
+    if (pluggable_.empty()) {
+        return;
+    }
+    // The spare file takes a mapping for each of so many bytes, and is all that an unplugged region can take.
+    constexpr std::uint64_t kMappings = 256;
+    std::uint64_t largest = 0;
+    for (const PluggablePart& part : pluggable_) {
+        largest = std::max(largest, part.device.region.size);
+    }
+    const std::uint64_t spare_bytes = *align_up((largest + kMappings - 1) / kMappings, 2 * kMiB);
+    spare_file_ = prefault::make_memory_file("vmm-spare", spare_bytes, PageSize::k4K, F_SEAL_SHRINK | F_SEAL_GROW);
+    if (!spare_file_) {
+        throw_errno(errno, "make a file in memory that stands where the guest has none",
+                    {{ENOMEM, "free memory"}, {EMFILE, "raise `ulimit -n`"}, {ENFILE, "raise fs.file-max"}});
+    }
+    for (const PluggablePart& part : pluggable_) {
+        memory_.add(memory_.map_pluggable(part.device.region, {spare_file_.get(), spare_bytes}));
+        if (is_shared_) {
+            static_cast<void>(parts_for(part.device.region)); // The file; what is plugged of it is mapped.
+        }
+    }
+}
+
+bool GuestRam::is_pluggable(const MemoryRegion& region) const noexcept {
+    return std::ranges::any_of(pluggable_,
+                               [&](const PluggablePart& part) { return part.device.region == region.range; });
+}
+
+const PluggablePart& GuestRam::pluggable_part(GuestRange range) const noexcept {
+    const auto part =
+        std::ranges::find_if(pluggable_, [&](const PluggablePart& one) { return one.device.region.contains(range); });
+    assert(part != pluggable_.end());
+    return *part;
+}
+
+std::optional<FilePart> GuestRam::file_for(GuestRange range) const noexcept {
+    for (const SharedFile& shared : shared_files_) {
+        if (shared.range.contains(range)) {
+            return FilePart{0, range.size, shared.file.get(),
+                            shared.offset + (to_integer(range.base) - to_integer(shared.range.base)), Sharing::kShared};
+        }
+    }
+    return std::nullopt;
+}
+
+/// What was saved may lie in several files, each of which has a part.
+void GuestRam::map_plugged(GuestRange range, bool is_saved) {
+    memory_.plug(range, file_for(range));
+    for (const FileRange& file :
+         is_saved && !is_shared_ ? std::span<const FileRange>(files_) : std::span<const FileRange>{}) {
+        const std::uint64_t begin = std::max(to_integer(range.base), to_integer(file.range.base));
+        const std::uint64_t end = std::min(to_integer(range.end()), to_integer(file.range.end()));
+        if (begin < end) {
+            memory_.plug({GuestAddress{begin}, end - begin},
+                         FilePart{0, end - begin, file.fd, file.file_offset + begin - to_integer(file.range.base),
+                                  file.sharing});
+        }
+    }
+}
+
+void GuestRam::plug(GuestRange range, bool is_saved) {
+    map_plugged(range, is_saved);
+    try {
+        const prefault::PlacedRange placed{range, pluggable_part(range).host_node};
+        const MemoryRegion region{range, memory_.at(range).value().data()};
+        prefault::bind_memory(std::span(&region, 1), std::span(&placed, 1), policy_, topology_);
+        place_plugged(range, true);
+    } catch (...) {
+        memory_.unplug(range);
+        throw;
+    }
+}
+
+std::vector<GuestRange> GuestRam::unplug(GuestRange range) {
+    place_plugged(range, false);
+    std::vector<GuestRange> unpinned = pins_.remove(range);
+    try {
+        memory_.unplug(range);
+    } catch (...) {
+        map_plugged(range, false);
+        place_plugged(range, true);
+        throw;
+    }
+    // The pages of a file are still the file's.
+    if (const std::optional<FilePart> file = file_for(range)) {
+        static_cast<void>(::fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                      static_cast<off_t>(file->file_offset), static_cast<off_t>(file->size)));
+    }
+    return unpinned;
+}
+
+/// Neighbours are one part, so that there are few.
+void GuestRam::place_plugged(GuestRange range, bool is_there) {
+    const PluggablePart& part = pluggable_part(range);
+    std::vector<prefault::PlacedRange> others;
+    std::vector<GuestRange> plugged;
+    for (const prefault::PlacedRange& placed : placement_.ranges) {
+        if (!part.device.region.contains(placed.range)) {
+            others.push_back(placed);
+        } else if (is_there || !placed.range.overlaps(range)) {
+            plugged.push_back(placed.range);
+        } else { // A hole is made in it.
+            const std::uint64_t begin = to_integer(placed.range.base);
+            const std::uint64_t end = to_integer(placed.range.end());
+            if (begin < to_integer(range.base)) {
+                plugged.push_back({placed.range.base, to_integer(range.base) - begin});
+            }
+            if (to_integer(range.end()) < end) {
+                plugged.push_back({range.end(), end - to_integer(range.end())});
+            }
+        }
+    }
+    if (is_there) {
+        plugged.push_back(range);
+    }
+    std::ranges::sort(plugged, {}, &GuestRange::base);
+    std::vector<GuestRange> joined;
+    for (const GuestRange& one : plugged) {
+        if (!joined.empty() && joined.back().end() == one.base) {
+            joined.back().size += one.size;
+        } else {
+            joined.push_back(one);
+        }
+    }
+    for (const GuestRange& one : joined) {
+        others.push_back({one, part.host_node});
+    }
+    std::ranges::sort(others, {}, [](const prefault::PlacedRange& placed) { return placed.range.base; });
+    placement_.ranges = std::move(others);
 }
 
 std::vector<FilePart> GuestRam::parts_for(GuestRange range) {
@@ -226,7 +361,8 @@ void GuestRam::add(GuestMemory::NewRegion region) noexcept {
 }
 
 std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
-    if (policy_.kind != NumaPolicy::Kind::kSplit) {
+    const bool is_split = policy_.kind == NumaPolicy::Kind::kSplit;
+    if (!is_split && pluggable_.empty()) {
         return std::nullopt;
     }
     // The guest's nodes are numbered from 0, whatever numbers the host's nodes have.
@@ -236,7 +372,15 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
     };
     loader::AcpiNuma numa;
     for (const prefault::PlacedRange& placed : placement_.ranges) {
-        numa.memory.push_back({placed.range, guest_node(*placed.node)});
+        numa.memory.push_back({placed.range, is_split ? guest_node(*placed.node) : 0});
+    }
+    // Linux makes room for what may come only if a table says where: for its map of pages, and for bounce buffers.
+    for (const PluggablePart& part : pluggable_) {
+        numa.memory.push_back({part.device.region, part.device.node.value_or(0), true});
+    }
+    if (!is_split) {
+        numa.vcpu_nodes.assign(vcpus, 0);
+        return numa;
     }
     for (unsigned vcpu = 0; vcpu < vcpus; ++vcpu) {
         numa.vcpu_nodes.push_back(guest_node(prefault::node_of_vcpu(vcpu, vcpus, nodes)));

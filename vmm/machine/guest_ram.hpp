@@ -16,6 +16,7 @@
 #include "prefault/host/pin.hpp"
 #include "prefault/host/placement.hpp"
 #include "vmm/config.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 
 namespace vmm {
 
@@ -40,8 +41,11 @@ class GuestRam {
 
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
     [[nodiscard]] prefault::PinnedMemory& pins() noexcept { return pins_; }
-    /// The node of each part, in the order of memory().regions(), and the CPUs of each node of the host.
+    /// Which parts of memory() are there, and the node of each; and the CPUs of each node of the host. What the guest
+    /// can be given and has not is in no part, though it is in a region.
     [[nodiscard]] const prefault::Placement& placement() const noexcept { return placement_; }
+    /// How much memory is there, in bytes.
+    [[nodiscard]] std::uint64_t present_bytes() const noexcept { return prefault::total_bytes(placement_.ranges); }
 
     /// How much of the memory a pool of warm memory gave.
     [[nodiscard]] std::uint64_t warm_bytes() const noexcept { return warm_bytes_; }
@@ -54,6 +58,17 @@ class GuestRam {
     /// Maps and places one more region, which is not part of the memory before add(). Throws Error.
     [[nodiscard]] GuestMemory::NewRegion map(GuestRange range);
     void add(GuestMemory::NewRegion region) noexcept;
+
+    /// What the guest can be given while it runs.
+    [[nodiscard]] const std::vector<PluggablePart>& pluggable() const noexcept { return pluggable_; }
+    /// Whether `region` is of such memory.
+    [[nodiscard]] bool is_pluggable(const MemoryRegion& region) const noexcept;
+    /// Maps and places a part of such memory, whole blocks of one region, which is not populated. With `is_saved` its
+    /// content is that of the files that memory goes on from, if there are any. Throws Error: nothing has changed then.
+    void plug(GuestRange range, bool is_saved = false);
+    /// Unpins what is plugged at `range`, whole blocks of one region, and gives it back to the host. Returns what else
+    /// had to be unpinned with it. Throws Error: it is empty then, and not pinned, and otherwise as before.
+    [[nodiscard]] std::vector<GuestRange> unplug(GuestRange range);
 
     /// As GuestMemory::log_writes().
     void log_writes(WriteLog* log) noexcept { memory_.log_writes(log); }
@@ -80,6 +95,12 @@ class GuestRam {
     /// What is mapped at `range`: parts of files_, or a new file if memory is shared.
     [[nodiscard]] std::vector<FilePart> parts_for(GuestRange range);
     [[nodiscard]] std::vector<prefault::PlacedRange> place(std::span<const GuestRange> ranges) const;
+    [[nodiscard]] const PluggablePart& pluggable_part(GuestRange range) const noexcept;
+    /// The part of a file that is to be the memory at `range`; nothing: it is new.
+    [[nodiscard]] std::optional<FilePart> file_for(GuestRange range) const noexcept;
+    void map_plugged(GuestRange range, bool is_saved);
+    void place_plugged(GuestRange range, bool is_there);
+    void map_pluggable();
     /// Maps all memory: what a pool gives of it, and new memory for the rest.
     void map_all(const Config& config, std::span<const GuestRange> ranges, const std::stop_token& stop);
     /// The nodes that hold memory, in ascending order.
@@ -98,6 +119,8 @@ class GuestRam {
     prefault::NumaPolicy policy_;
     prefault::NumaTopology topology_;
     std::optional<prefault::HugePageReservation> reservation_; ///< given back when the memory is gone
+    std::vector<PluggablePart> pluggable_;
+    UniqueFd spare_file_; ///< stands where memory is not plugged
     GuestMemory memory_;
     PageRelease release_;
     prefault::Placement placement_;

@@ -28,10 +28,14 @@ std::unique_ptr<CharacterConsole> make_virtio_console(const Config& config, Stop
 }
 
 /// Guest memory in pieces that one buffer of an io_uring can be.
-std::vector<std::span<std::byte>> buffers_of(const GuestMemory& memory) {
+/// What comes and goes is none: the ring would keep pages that are the guest's no more.
+std::vector<std::span<std::byte>> buffers_of(const GuestRam& ram) {
     constexpr std::uint64_t kMostBytes = devices::DiskIo::kMostBufferBytes;
     std::vector<std::span<std::byte>> pieces;
-    for (const MemoryRegion& region : memory.regions()) {
+    for (const MemoryRegion& region : ram.memory().regions()) {
+        if (ram.is_pluggable(region)) {
+            continue;
+        }
         for (std::uint64_t offset = 0; offset < region.range.size; offset += kMostBytes) {
             pieces.push_back(region.bytes().subspan(offset, std::min(kMostBytes, region.range.size - offset)));
         }
@@ -74,6 +78,7 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
 const GuestMemory& whole_memory(GuestRam& ram, const Config& config, FirstState& first, Embedder& embedder) {
     if (first.state() != nullptr) {
         map_added_memory(ram, config, *first.state());
+        plug_saved_memory(ram, *first.state());
         check_generation_id(ram.memory(), *first.state());
     }
     first.note_memory(ram, embedder); // KVM touches it as soon as it has the registers of vCPUs.
@@ -123,7 +128,7 @@ DeviceServices device_services(const Config& config, CharacterConsole* console, 
         services.console = console->callbacks();
     }
     if (config.pin == prefault::Pin::kLongterm && !restores_lazily(config)) { // A buffer's pages are all there.
-        services.pinned_memory = [&ram] { return buffers_of(ram.memory()); };
+        services.pinned_memory = [&ram] { return buffers_of(ram); };
     }
     return services;
 }

@@ -82,7 +82,7 @@ class LazyMemory::Loader {
 
 LazyMemory::LazyMemory(const MemoryLayout& layout, MakeSource make_source, std::size_t page_bytes, Settings settings)
     : layout_(layout), make_source_(std::move(make_source)), page_bytes_(page_bytes), settings_(std::move(settings)),
-      faults_(page_bytes), states_(layout.chunks()) {
+      present_at_first_(settings_.present), faults_(page_bytes), states_(layout.chunks()) {
     assert(page_bytes <= kMemoryChunkBytes);
     std::vector<bool> is_first(states_.size());
     order_ = settings_.working_set;
@@ -126,6 +126,7 @@ void LazyMemory::serve(const GuestRam& ram) {
         regions_.push_back({ram.memory().at(region.range).value(), region.range.base,
                             static_cast<std::size_t>(region.file_offset / kMemoryChunkBytes)});
     }
+    leave_out_absent_memory(placed);
     for (const Region& region : regions_) {
         watch(region);
     }
@@ -136,16 +137,35 @@ void LazyMemory::serve(const GuestRam& ram) {
     }
 }
 
+/// Memory that the guest can be given and has not is neither watched nor read. Blocks of it are whole chunks.
+void LazyMemory::leave_out_absent_memory(std::span<const prefault::PlacedRange> placed) {
+    for (std::size_t chunk = 0; chunk < states_.size(); ++chunk) {
+        const GuestRange range = layout_.chunk(chunk).range;
+        if (std::ranges::any_of(placed, [&](const auto& part) { return part.range.overlaps(range); })) {
+            continue;
+        }
+        present_at_first_.resize(states_.size());
+        if (states_[chunk].exchange(State::kPresent) != State::kPresent) {
+            ++present_;
+        }
+        present_at_first_[chunk] = true;
+    }
+}
+
 /// All of it but what is present, where a page that is missing is zero.
 void LazyMemory::watch(const Region& region) {
-    if (settings_.present.empty()) {
-        faults_.watch(region.bytes);
+    const auto watch = [this](std::span<std::byte> bytes) {
+        faults_.watch(bytes);
+        watched_.push_back(bytes);
+    };
+    if (present_at_first_.empty()) {
+        watch(region.bytes);
         return;
     }
     std::size_t begin = 0;
     for (std::size_t offset = 0; offset < region.bytes.size(); offset += kMemoryChunkBytes) {
         const std::size_t end = std::min<std::size_t>(offset + kMemoryChunkBytes, region.bytes.size());
-        const bool present = settings_.present[region.first_chunk + offset / kMemoryChunkBytes];
+        const bool present = present_at_first_[region.first_chunk + offset / kMemoryChunkBytes];
         if (!present && end != region.bytes.size()) {
             continue;
         }
@@ -153,7 +173,7 @@ void LazyMemory::watch(const Region& region) {
         if (stop > begin) {
             const std::span<std::byte> absent = region.bytes.subspan(begin, stop - begin);
             drop_pages(absent);
-            faults_.watch(absent);
+            watch(absent);
         }
         begin = end;
     }
@@ -383,10 +403,10 @@ void LazyMemory::map_chunks(MachineSecondLevel& second_level) noexcept {
 
 void LazyMemory::note_loaded() noexcept {
     is_loaded_ = true;
-    for (const Region& region : regions_) {
-        faults_.unwatch(region.bytes);
+    for (const std::span<std::byte> bytes : watched_) {
+        faults_.unwatch(bytes);
         if (is_thp_ && !can_move_) { // What came in small pages becomes huge ones, as far as the host can (Linux 6.1).
-            ::madvise(region.bytes.data(), region.bytes.size(), MADV_COLLAPSE);
+            ::madvise(bytes.data(), bytes.size(), MADV_COLLAPSE);
         }
     }
     is_serving_ = false;
@@ -485,8 +505,9 @@ void LazyMemory::let_go() noexcept {
         thread.join();
     }
     demand_threads_.clear();
-    for (const Region& region : std::exchange(regions_, {})) {
-        faults_.unwatch(region.bytes);
+    regions_.clear();
+    for (const std::span<std::byte> bytes : std::exchange(watched_, {})) {
+        faults_.unwatch(bytes);
     }
 }
 

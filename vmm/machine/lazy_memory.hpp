@@ -107,6 +107,7 @@ class LazyMemory {
     };
     class Loader;
 
+    void leave_out_absent_memory(std::span<const prefault::PlacedRange> placed);
     void watch(const Region& region);
     [[nodiscard]] Piece piece_of(std::size_t chunk) const;
     /// The chunk that `page` is in; nothing if it is no guest memory.
@@ -132,9 +133,11 @@ class LazyMemory {
     const MakeSource make_source_;
     const std::size_t page_bytes_;
     const Settings settings_;
+    std::vector<bool> present_at_first_; ///< chunks that are neither watched nor read
     UserFaultFd faults_;
     EventFd ended_; ///< wakes the threads that wait for accesses
     std::vector<Region> regions_;
+    std::vector<std::span<std::byte>> watched_; ///< parts of regions
     bool is_thp_ = false;
     bool can_move_ = false; ///< whole transparent huge pages
     std::vector<std::atomic<State>> states_;

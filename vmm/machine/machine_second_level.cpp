@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/stoppable_read.hpp"
 #include "kvm/vcpu.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/memory_map.hpp"
@@ -21,8 +22,7 @@ MachineSecondLevel::MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config&
 
 prefault::PrefaultVcpus::Setup MachineSecondLevel::setup() {
     const std::uint64_t mapped_bytes = *align_up(memory_map::address_space_bytes(config_.memory_bytes), kGiB);
-    const std::uint64_t largest_bytes =
-        std::min(mapped_bytes + memory_map::kRoomForMoreMemory, memory_map::kMaxAddressBytes);
+    const std::uint64_t largest_bytes = memory_map::end_of_room(config_.memory_bytes, config_.memory_max_bytes);
     const prefault::Scratch::Layout scratch{memory_map::kScratchWindow.base, mapped_bytes, largest_bytes,
                                             has_one_gib_pages(cpuid_)};
     assert(prefault::Scratch::bytes_for(scratch) <= memory_map::kScratchWindow.size);
@@ -117,9 +117,7 @@ void MachineSecondLevel::check_new_range(GuestRange range) const {
     if (range.overlaps(memory_map::kHole)) {
         throw Error(tried + ": devices are at " + to_string(memory_map::kHole));
     }
-    const std::uint64_t room =
-        *align_up(memory_map::address_space_bytes(config_.memory_bytes), kGiB) + memory_map::kRoomForMoreMemory;
-    const std::uint64_t end = std::min(room, memory_map::kMaxAddressBytes);
+    const std::uint64_t end = memory_map::end_of_room(config_.memory_bytes, config_.memory_max_bytes);
     if (to_integer(range.end()) > end || !fits_address_bits(to_integer(range.end()), address_bits)) {
         throw Error(tried + ": this guest can have memory up to " +
                     to_string(GuestAddress{address_bits < 64 ? std::min(end, std::uint64_t{1} << address_bits) : end}));
@@ -136,15 +134,60 @@ prefault::Report MachineSecondLevel::add_memory(GuestRange range, const std::sto
     const MemoryRegion mapped = region.region();
     vm_.add_memslot(slot, mapped.range, mapped.host);
     ram_.add(std::move(region));
-    prefault::Options options = config_.prefault;
+    prefault::Options options = options_for({range});
     options.scope = prefault::Scope::kAll;
-    options.ranges = {range};
-    options.background = false;
     const prefault::Report report = fill_locked(options, stop);
     if (full_bytes_ != 0) { // Where it was not populated, the keeper makes that good.
         full_bytes_ += options.smm ? 2 * range.size : range.size;
     }
     return report;
+}
+
+prefault::Options MachineSecondLevel::options_for(std::vector<GuestRange> ranges) const {
+    prefault::Options options = config_.prefault;
+    options.ranges = std::move(ranges);
+    options.background = false;
+    options.progress = {};
+    return options;
+}
+
+prefault::Report MachineSecondLevel::plug([[maybe_unused]] const Hold& hold, GuestRange range,
+                                          const std::stop_token& stop) {
+    assert(&hold.level_ == this && hold.has());
+    validate_more_memory(config_, range.size);
+    ram_.plug(range);
+    try {
+        const prefault::Report report = fill_locked(options_for({range}), stop);
+        if (stop.stop_requested()) {
+            throw StoppedError("cannot give the guest more memory: a stop was requested");
+        }
+        if (full_bytes_ != 0) {
+            full_bytes_ += config_.prefault.smm ? 2 * range.size : range.size;
+        }
+        return report;
+    } catch (...) {
+        static_cast<void>(ram_.unplug(range));
+        throw;
+    }
+}
+
+void MachineSecondLevel::unplug([[maybe_unused]] const Hold& hold, GuestRange range, const std::stop_token& stop) {
+    assert(&hold.level_ == this && hold.has());
+    const std::uint64_t counted = config_.prefault.smm ? 2 * range.size : range.size;
+    const bool is_counted = full_bytes_ > counted;
+    if (is_counted) { // First, so that nobody sees a loss.
+        full_bytes_ -= counted;
+    }
+    std::vector<GuestRange> unpinned;
+    try {
+        unpinned = ram_.unplug(range);
+    } catch (...) {
+        full_bytes_ += is_counted ? counted : 0;
+        throw;
+    }
+    if (!unpinned.empty()) {
+        static_cast<void>(fill_locked(options_for(std::move(unpinned)), stop));
+    }
 }
 
 void MachineSecondLevel::log_dirty_pages(bool on) {

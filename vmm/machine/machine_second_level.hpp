@@ -71,6 +71,9 @@ class MachineSecondLevel {
       public:
         /// Waits for a call that is under way.
         explicit Hold(MachineSecondLevel& level) : level_(level), hold_(level.lock_) {}
+        /// Does not wait: has() tells whether there is none.
+        Hold(MachineSecondLevel& level, std::try_to_lock_t how) : level_(level), hold_(level.lock_, how) {}
+        [[nodiscard]] bool has() const noexcept { return hold_.owns_lock(); }
         Hold(const Hold&) = delete;
         Hold& operator=(const Hold&) = delete;
 
@@ -79,6 +82,13 @@ class MachineSecondLevel {
         MachineSecondLevel& level_;
         std::unique_lock<std::mutex> hold_;
     };
+
+    /// Makes memory at `range`, whole blocks of what the guest can be given (GuestRam::pluggable()), and populates it
+    /// as the machine's memory is, on both sides. Throws Error, and StoppedError if a stop is requested: it is not
+    /// there then. If its second level is not full, the report says why, and the keeper makes that good.
+    prefault::Report plug(const Hold& hold, GuestRange range, const std::stop_token& stop);
+    /// Gives such memory back to the host. Throws Error: it is there then, and empty.
+    void unplug(const Hold& hold, GuestRange range, const std::stop_token& stop);
 
     /// Logs the dirty pages of all memory as long as it lives: those that vCPUs write, and those that this process
     /// writes. Threads: one.
@@ -122,6 +132,7 @@ class MachineSecondLevel {
     [[nodiscard]] kvm::Vcpu make_prefault_vcpu();
     void add_memslots_of_smm();
     void check_new_range(GuestRange range) const;
+    [[nodiscard]] prefault::Options options_for(std::vector<GuestRange> ranges) const;
     prefault::Report fill_locked(const prefault::Options& options, const std::stop_token& stop);
     void log_locked(bool on);
     void note_filled(const prefault::Report& report, bool smm, const std::stop_token& stop) noexcept;

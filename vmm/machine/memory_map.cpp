@@ -42,4 +42,18 @@ std::uint64_t address_space_bytes(std::uint64_t memory_bytes) {
     return std::max(to_integer(kHole.end()), to_integer(ram_layout(memory_bytes).back().end()));
 }
 
+GuestRange pluggable_range(std::uint64_t memory_bytes, std::uint64_t pluggable_bytes) {
+    return {GuestAddress{*align_up(address_space_bytes(memory_bytes), kPluggableAlignment)}, pluggable_bytes};
+}
+
+std::uint64_t whole_address_space_bytes(std::uint64_t memory_bytes, std::uint64_t max_bytes) {
+    return max_bytes <= memory_bytes ? address_space_bytes(memory_bytes)
+                                     : to_integer(pluggable_range(memory_bytes, max_bytes - memory_bytes).end());
+}
+
+std::uint64_t end_of_room(std::uint64_t memory_bytes, std::uint64_t max_bytes) {
+    return std::min(*align_up(whole_address_space_bytes(memory_bytes, max_bytes), kGiB) + kRoomForMoreMemory,
+                    kMaxAddressBytes);
+}
+
 } // namespace vmm::memory_map

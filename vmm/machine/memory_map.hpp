@@ -9,7 +9,7 @@
 //   0x0010'0000   RAM                   up to 3 GiB
 //   0xc000'0000   hole                  devices and KVM's own pages; begins on a 1 GiB boundary so that RAM below it
 //                                       can be mapped in 1 GiB pages
-//   0x1'0000'0000 RAM                   the rest
+//   0x1'0000'0000 RAM                   the rest; above it, at a multiple of 2 GiB, what the guest can be given later
 #pragma once
 
 #include <array>
@@ -93,5 +93,17 @@ inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
 
 /// The end of the highest RAM, but at least 4 GiB.
 [[nodiscard]] std::uint64_t address_space_bytes(std::uint64_t memory_bytes);
+
+/// Where memory begins that the guest is given while it runs (virtio-mem). Linux takes memory in blocks of 128 MiB to
+/// 2 GiB, and leaves out what is no whole block.
+inline constexpr std::uint64_t kPluggableAlignment = 2 * kGiB;
+/// Where `pluggable_bytes` of such memory are. They are not RAM before the guest has plugged them.
+[[nodiscard]] GuestRange pluggable_range(std::uint64_t memory_bytes, std::uint64_t pluggable_bytes);
+
+/// The end of all that a guest of `memory_bytes` can be given, which is at most `max_bytes` (0: no more), but at least
+/// 4 GiB.
+[[nodiscard]] std::uint64_t whole_address_space_bytes(std::uint64_t memory_bytes, std::uint64_t max_bytes);
+/// The end of the room in which memory can be added to such a guest besides.
+[[nodiscard]] std::uint64_t end_of_room(std::uint64_t memory_bytes, std::uint64_t max_bytes);
 
 } // namespace vmm::memory_map

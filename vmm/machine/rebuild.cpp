@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <utility>
+#include <variant>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
@@ -58,7 +59,48 @@ void check_processor(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> all,
     }
 }
 
+/// Whether it is of what the guest can be given.
+bool is_pluggable(const GuestRam& ram, GuestRange range) {
+    return std::ranges::any_of(ram.pluggable(), [&](const PluggablePart& part) { return part.device.region == range; });
+}
+
 } // namespace
+
+void plug_saved_memory(GuestRam& ram, const MachineState& state) {
+    auto part = ram.pluggable().begin();
+    for (const VirtioDeviceState& device : state.virtio) {
+        const auto* const memory = std::get_if<devices::virtio::MemoryState>(&device.device);
+        if (memory == nullptr) {
+            continue;
+        }
+        if (part == ram.pluggable().end() ||
+            std::ranges::find(state.memory, part->device.region) == state.memory.end()) {
+            throw Error("cannot go on from the saved state of the machine: its guest was given memory by the device " +
+                        device.name + ", which this machine has not (Config::memory_max_bytes has to be the same)");
+        }
+        for (const GuestRange& range : devices::virtio::MemoryDevice::plugged_in(*memory, part->device)) {
+            ram.plug(range, true);
+        }
+        ++part;
+    }
+    if (part != ram.pluggable().end()) {
+        throw Error("cannot go on from the saved state of the machine: its guest can be given no more memory, and this "
+                    "machine's can (Config::memory_max_bytes has to be the same)");
+    }
+}
+
+bool have_same_plugged_memory(const MachineState& one, const MachineState& other) {
+    const auto plugged = [](const MachineState& state) {
+        std::vector<std::vector<std::byte>> all;
+        for (const VirtioDeviceState& device : state.virtio) {
+            if (const auto* const memory = std::get_if<devices::virtio::MemoryState>(&device.device)) {
+                all.push_back(memory->plugged);
+            }
+        }
+        return all;
+    };
+    return plugged(one) == plugged(other);
+}
 
 void map_added_memory(GuestRam& ram, const Config& config, const MachineState& state) {
     const std::string tried = "cannot go on from the saved state of the machine: ";
@@ -70,11 +112,9 @@ void map_added_memory(GuestRam& ram, const Config& config, const MachineState& s
                         " (configure the memory of the machine whose state was saved)");
         }
     }
-    const std::uint64_t room =
-        *align_up(memory_map::address_space_bytes(config.memory_bytes), kGiB) + memory_map::kRoomForMoreMemory;
-    const std::uint64_t end = std::min(room, memory_map::kMaxAddressBytes);
+    const std::uint64_t end = memory_map::end_of_room(config.memory_bytes, config.memory_max_bytes);
     for (const GuestRange& range : state.memory) {
-        if (std::ranges::find(boot, range) != boot.end()) {
+        if (std::ranges::find(boot, range) != boot.end() || is_pluggable(ram, range)) {
             continue;
         }
         if (range.size == 0 || to_integer(range.base) > end || range.size > end - to_integer(range.base) ||

@@ -22,6 +22,13 @@ namespace vmm {
 /// ran. Before there are memslots. Throws Error: its memory is that of no machine like `config`'s.
 void map_added_memory(GuestRam& ram, const Config& config, const MachineState& state);
 
+/// Plugs the blocks of `state` that its guest had plugged. Before there are memslots. Throws Error: they are those of
+/// no machine like `ram`'s, or cannot be had.
+void plug_saved_memory(GuestRam& ram, const MachineState& state);
+
+/// Whether the guests of both have the same blocks plugged.
+[[nodiscard]] bool have_same_plugged_memory(const MachineState& one, const MachineState& other);
+
 /// Makes the vCPUs of `state` in `vm`, as far as that can be done before clocks are set. Appends a line for each
 /// register that KVM refused and a guest can do without to `refused`. `offered` is all that a guest can have here.
 /// Throws Error: they are not as many as `config` has, this host's processor lacks features of theirs, or KVM refuses

@@ -94,6 +94,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
     std::optional<TimerFd> arrival_timer;
     std::optional<BackgroundPrefault> background;
     std::optional<Keeper> keeper;
+    std::deque<MemoryGrower> growers; // They serve until the devices have ended.
     try {
         hardware_.serial_console.attach(hardware_.board.serial(), loop);
         if (hardware_.virtio_console) {
@@ -133,6 +134,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         start.count_down(); // This waits until every thread exists: a guest that has begun cannot be taken back.
         if (config_.prefault_when == PrefaultWhen::kBackground) {
             background.emplace(first_, hardware_.second_level, background_options(), stop_, [this] { note_full(); });
+        }
+        for (devices::virtio::MemoryDevice* const memory : hardware_.virtio_devices.memories) {
+            growers.emplace_back(*memory, first_, hardware_.second_level, stop_, embedder_);
         }
         if (config_.prefault_keep) {
             keeper.emplace(config_, hardware_.second_level, hardware_.faults, stop_, embedder_);
@@ -364,12 +368,12 @@ std::optional<std::uint64_t> Run::measure_resident_overhead() const {
     const GuestMemory& memory = hardware_.ram.memory();
     if (from_pool || all_resident) {
         const std::optional<std::uint64_t> resident = resident_bytes();
-        const std::uint64_t guest_bytes = from_pool ? 0 : memory.size_bytes();
+        const std::uint64_t guest_bytes = from_pool ? 0 : hardware_.ram.present_bytes();
         return resident ? std::optional(*resident > guest_bytes ? *resident - guest_bytes : 0) : std::nullopt;
     }
     std::vector<std::span<std::byte>> guest;
-    for (const MemoryRegion& region : memory.regions()) {
-        guest.push_back(region.bytes());
+    for (const prefault::PlacedRange& placed : hardware_.ram.placement().ranges) {
+        guest.push_back(memory.at(placed.range).value());
     }
     return resident_bytes_outside(guest);
 }
@@ -399,6 +403,16 @@ Statistics Run::statistics() const {
         found->counters.push_back({"inflated_bytes", counted.inflated});
         found->counters.push_back({"deflated_bytes", counted.deflated});
         found->counters.push_back({"reported_bytes", counted.reported});
+    }
+    statistics.memory = {config_.memory_bytes, config_.memory_bytes,
+                         std::max(config_.memory_bytes, config_.memory_max_bytes)};
+    for (const devices::virtio::MemoryDevice* const memory : hardware_.virtio_devices.memories) {
+        const auto counted = memory->statistics();
+        statistics.memory.bytes += counted.plugged;
+        statistics.memory.requested_bytes += counted.requested;
+        const auto found = std::ranges::find(statistics.devices, memory->identity().name, &DeviceStatistics::name);
+        assert(found != statistics.devices.end());
+        found->counters.push_back({"refused", counted.refused});
     }
     return statistics;
 }

@@ -20,6 +20,7 @@
 #include "vmm/machine/hardware.hpp"
 #include "vmm/machine/keeper.hpp"
 #include "vmm/machine/machine_pause.hpp"
+#include "vmm/machine/memory_grower.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/report.hpp"
 #include "vmm/statistics.hpp"

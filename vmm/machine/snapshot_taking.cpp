@@ -98,7 +98,7 @@ class Taking {
                 options_.progress({stage_, done, total});
             };
         }
-        report_.memory_bytes = layout_.memory_bytes();
+        report_.memory_bytes = machine.hardware.ram.present_bytes();
     }
 
     SnapshotReport run() {

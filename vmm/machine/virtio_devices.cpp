@@ -19,6 +19,7 @@
 #include "devices/virtio/vsock.hpp"
 #include "kvm/host/error.hpp"
 #include "vmm/machine/memory_map.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 
 namespace vmm {
 
@@ -59,6 +60,9 @@ std::vector<PlannedDevice> planned_devices(const Config& config) {
     };
     add_if(config.vsock.has_value(), DeviceId::kVsock, "vsock0");
     add_if(config.balloon.has_value(), DeviceId::kBalloon, "balloon0");
+    for (std::size_t i = 0; i < pluggable_parts(config, prefault::NumaTopology::read()).size(); ++i) {
+        planned.push_back({DeviceId::kMemory, "mem" + std::to_string(i)});
+    }
     add_if(config.rng, DeviceId::kEntropy, "rng0");
     add_if(config.console.has_value(), DeviceId::kConsole, "con0");
     return planned;
@@ -165,7 +169,7 @@ class SavedDevices {
 
 std::size_t count_virtio_devices(const Config& config) noexcept {
     return config.disks.size() + config.nets.size() + (config.vsock ? 1U : 0U) + (config.balloon ? 1U : 0U) +
-           (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
+           count_pluggable_parts(config) + (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
 }
 
 MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
@@ -257,6 +261,12 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
                                                                   saved.next<devices::virtio::BalloonState>());
         set.balloon = balloon.get();
         devices.push_back(std::move(balloon));
+    }
+    for (const PluggablePart& part : pluggable_parts(config, prefault::NumaTopology::read())) {
+        auto memory = std::make_unique<devices::virtio::MemoryDevice>(next_name(), part.device,
+                                                                      saved.next<devices::virtio::MemoryState>());
+        set.memories.push_back(memory.get());
+        devices.push_back(std::move(memory));
     }
     if (config.rng) {
         devices.push_back(std::make_unique<devices::virtio::Rng>(next_name()));
@@ -572,7 +582,7 @@ std::vector<VirtioDeviceState> VirtioDevices::states() {
     }
     // In the order in which a configuration has them, whenever they came.
     std::ranges::stable_sort(states, {}, [](const VirtioDeviceState& state) {
-        constexpr std::array<std::string_view, 6> kOrder{"blk", "net", "vsock", "balloon", "rng", "con"};
+        constexpr std::array<std::string_view, 7> kOrder{"blk", "net", "vsock", "balloon", "mem", "rng", "con"};
         return std::ranges::find(kOrder, kind_in(state.name)) - kOrder.begin();
     });
     return states;

@@ -24,6 +24,7 @@
 #include "devices/virtio/balloon.hpp"
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/device.hpp"
+#include "devices/virtio/memory_device.hpp"
 #include "devices/virtio/mmio_transport.hpp"
 #include "devices/virtio/pci_transport.hpp"
 #include "devices/virtio/transport.hpp"
@@ -73,8 +74,9 @@ struct MadeDevice {
 
 struct VirtioSet {
     std::vector<std::unique_ptr<devices::virtio::Device>> devices;
-    devices::virtio::Console* console = nullptr; ///< one of them, if there is one
-    devices::virtio::Balloon* balloon = nullptr; ///< likewise
+    devices::virtio::Console* console = nullptr;          ///< one of them, if there is one
+    devices::virtio::Balloon* balloon = nullptr;          ///< likewise
+    std::vector<devices::virtio::MemoryDevice*> memories; ///< likewise, in the order of their regions
     /// The programs that some of them stand on. They outlive the devices, which ask them for their last words.
     std::vector<std::unique_ptr<UserNetwork>> networks;
     /// What such a network keeps from the host, in the order of `networks`; null if it keeps nothing.

@@ -126,6 +126,23 @@ TEST(VsockConfig, ChecksItself) {
     EXPECT_TRUE(mentions(error_of([] { return VsockConfig{}.check(), 0; }), "the path must have 1 to"));
 }
 
+TEST(ConfigMemory, GrowsByWholeBlocksAndToNoLess) {
+    const auto refusal = [](std::uint64_t bytes, std::uint64_t most, PageSize page_size = PageSize::kThp) {
+        Config config;
+        config.memory_bytes = bytes;
+        config.memory_max_bytes = most;
+        config.page_size = page_size;
+        return error_of([&] { return check_values(config), 0; });
+    };
+    EXPECT_EQ(refusal(256 * kMiB, 258 * kMiB), "");
+    EXPECT_EQ(refusal(256 * kMiB, 256 * kMiB), "") << "it does not grow";
+    EXPECT_TRUE(mentions(refusal(256 * kMiB, 128 * kMiB), "which is more"));
+    EXPECT_TRUE(mentions(refusal(256 * kMiB, 257 * kMiB), "blocks of 2 MiB"));
+    EXPECT_TRUE(mentions(refusal(256 * kMiB, 32 * kGiB + 258 * kMiB), "blocks of 8 MiB"));
+    EXPECT_TRUE(mentions(refusal(kGiB, kGiB + 512 * kMiB, PageSize::k1G), "blocks of 1 GiB"));
+    EXPECT_TRUE(mentions(refusal(256 * kMiB, 17 * kTiB), "the most"));
+}
+
 TEST(BalloonConfig, ChecksItself) {
     EXPECT_EQ(error_of([] { return BalloonConfig{4096}.check(8192), 0; }), "");
     EXPECT_TRUE(mentions(error_of([] { return BalloonConfig{4097}.check(8192), 0; }), "a multiple of 4 KiB"));
