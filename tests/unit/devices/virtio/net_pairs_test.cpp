@@ -139,6 +139,7 @@ bool sends(VirtioRig& rig, const Host& host, unsigned pair) {
 class NetPairsTest : public ::testing::Test {
   protected:
     Host host;
+    Host next; ///< of a device that takes the place of the first one, which the rig owns
     Net net{"net0", std::move(host.links), kGuest};
     VirtioRig rig{net};
 };
@@ -284,7 +285,6 @@ TEST_F(NetPairsTest, GoOnAsManyAsWereUsedWithTheFramesThatTheyHeld) {
     rig.settle();
     host.send(1, 0x5a); // No buffer is there for it.
     rig.settle();
-    Host next;
     NetState saved;
     auto* const second = rig.replace_device([&](const DeviceState& state) {
         saved = std::get<NetState>(state);
