@@ -3,14 +3,18 @@
 #include "devices/virtio/memory_device.hpp"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <stop_token>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "kvm/host/error.hpp"
@@ -305,6 +309,40 @@ TEST(VirtioMemory, BlocksStayPluggedWhenTheDriverResetsTheDevice) {
     EXPECT_EQ(memory.plugged_in_config(), 2 * kBlock);
     EXPECT_EQ(memory.does(kUnplugAll), kAck);
     EXPECT_EQ(memory.take_changes().back(), (MemoryChange{false, {block(7), 2 * kBlock}}));
+}
+
+TEST(MemoryWork, EveryChangeIsEitherMadeOnceOrPutOff) {
+    constexpr int kChanges = 2000;
+    virtio::MemoryWork work;
+    std::atomic<int> made{0};
+    std::jthread host([&](const std::stop_token& stop) {
+        while (work.wait(stop)) {
+            if (work.begin()) {
+                ++made;
+                work.finish(MemoryOutcome::kDone);
+            }
+        }
+    });
+    int done = 0;
+    int put_off = 0;
+    for (int i = 0; i < kChanges; ++i) {
+        work.ask({true, {block(0), kBlock}});
+        if (i % 2 == 0) {
+            work.cancel();
+        }
+        std::optional<MemoryOutcome> outcome;
+        while (!outcome) {
+            pollfd over{work.source().fd, POLLIN, 0};
+            ASSERT_EQ(::poll(&over, 1, 100'000), 1);
+            outcome = work.take_outcome();
+        }
+        ++(*outcome == MemoryOutcome::kDone ? done : put_off);
+        EXPECT_FALSE(work.is_under_way());
+    }
+    host.request_stop();
+    host.join();
+    EXPECT_EQ(done, made);
+    EXPECT_EQ(done + put_off, kChanges);
 }
 
 TEST(StateOfMemory, ARequestThatIsHalfDoneGoesOnElsewhere) {
