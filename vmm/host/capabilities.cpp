@@ -49,9 +49,10 @@ void check_host(const kvm::System& system, const Config& config) {
     const bool tsc_deadline = system.extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0;
     CpuModel::parse(config.cpu, config.nested).check_offered(guest_cpuid(supported, config.vcpus, 0, tsc_deadline));
     const unsigned address_bits = physical_address_bits(supported);
-    if (!fits_address_bits(memory_map::address_space_bytes(config.memory_bytes), address_bits)) {
+    if (!fits_address_bits(memory_map::whole_address_space_bytes(config.memory_bytes, config.memory_max_bytes),
+                           address_bits)) {
         throw Error(vmm::format("cannot give the guest {} of memory: a guest of this host addresses {} bits",
-                                format_bytes(config.memory_bytes), address_bits));
+                                format_bytes(std::max(config.memory_bytes, config.memory_max_bytes)), address_bits));
     }
     if (config.prefault.scope == prefault::Scope::kAll) {
         check_prefault(system, config.prefault);

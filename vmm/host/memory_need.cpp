@@ -110,7 +110,11 @@ std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_s
 MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
     MemoryNeed need = need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow,
                               config.memory_from.has_value() || is_handed_over(config));
-    const std::uint64_t fixed = fixed_bytes(config);
+    // What the guest can be given later takes addresses, and what KVM keeps for each page of them.
+    const std::uint64_t later =
+        config.memory_max_bytes > config.memory_bytes ? config.memory_max_bytes - config.memory_bytes : 0;
+    need.mapped += later;
+    const std::uint64_t fixed = fixed_bytes(config) + memslot_bytes(later, may_be_shadow);
     need.beside += fixed;
     need.beside_all += fixed;
     need.mapped += fixed + process_need(config).threads * kStackBytes;

@@ -66,6 +66,17 @@ TEST(MemoryNeed, LeavesOutPagesOfAPoolAndStillMapsThem) {
     EXPECT_EQ(memory_need(guest_of(kGiB, PageSize::k4K, prefault::Scope::kAll), false).pool, 0U);
 }
 
+TEST(MemoryNeed, OfMemoryThatComesLaterIsItsAddresses) {
+    Config config;
+    const MemoryNeed before = memory_need(config, false);
+    config.memory_max_bytes = config.memory_bytes + 64 * kGiB;
+    const MemoryNeed need = memory_need(config, false);
+    EXPECT_GE(need.mapped, before.mapped + 64 * kGiB);
+    EXPECT_EQ(need.guest, before.guest);
+    EXPECT_EQ(need.guest_ahead, before.guest_ahead);
+    EXPECT_LT(need.beside - before.beside, 16 * kMiB);
+}
+
 TEST(MemoryNeed, GrowsWithVcpusAndWorkers) {
     Config config = guest_of(kGiB, PageSize::k4K, prefault::Scope::kAll);
     const std::uint64_t with_one = memory_need(config, false).ahead();
