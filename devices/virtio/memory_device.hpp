@@ -12,9 +12,9 @@
 
 namespace vmm::devices::virtio {
 
-/// A region of guest addresses in blocks, none of which is there at first. The guest is asked for an amount, and says
-/// which blocks it takes (plugs) or gives back. Each is made, or unmade, before the guest is answered: whoever serves
-/// MemoryWork does that, in steps of limited size.
+/// A region of guest addresses in blocks, none of which is there at first. The guest is asked for an amount. It says
+/// which blocks it takes (plugs), and which it gives back. The guest is answered when the host has made the blocks, or
+/// has taken them away. Whoever serves work() does that, in steps of limited size.
 ///
 /// The guest never has more than it is asked for. A block that it names must lie in the region and be as it says; a
 /// driver that names another one is answered with an error, as the specification has it. If the host has no memory for

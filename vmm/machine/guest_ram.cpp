@@ -281,8 +281,9 @@ void GuestRam::place_plugged(GuestRange range, bool is_there) {
     std::ranges::sort(plugged, {}, &GuestRange::base);
     std::vector<GuestRange> joined;
     for (const GuestRange& one : plugged) {
-        if (!joined.empty() && joined.back().end() == one.base) {
-            joined.back().size += one.size;
+        if (!joined.empty() && joined.back().end() >= one.base) {
+            GuestRange& last = joined.back();
+            last.size = to_integer(std::max(last.end(), one.end())) - to_integer(last.base);
         } else {
             joined.push_back(one);
         }

@@ -22,8 +22,8 @@ namespace vmm {
 /// ran. Before there are memslots. Throws Error: its memory is that of no machine like `config`'s.
 void map_added_memory(GuestRam& ram, const Config& config, const MachineState& state);
 
-/// Plugs the blocks of `state` that its guest had plugged. Before there are memslots. Throws Error: they are those of
-/// no machine like `ram`'s, or cannot be had.
+/// Plugs the blocks that the guest of `state` had plugged. It is called before there are memslots. Throws Error if the
+/// blocks are those of another machine than `ram`'s, or if the host has no memory for them.
 void plug_saved_memory(GuestRam& ram, const MachineState& state);
 
 /// Whether the guests of both have the same blocks plugged.
