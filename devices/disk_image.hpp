@@ -43,8 +43,8 @@ class DiskImage {
     /// a block device, is empty or has no whole number of sectors, knows no direct I/O although that is asked for, is
     /// in use, or cannot be locked.
     DiskImage(std::string path, const Options& options);
-    /// The same with what somebody else has opened, who calls it `path`. A block device that is written to is expected
-    /// to be open with O_EXCL. Throws Error as above, and if it is open for something else than is asked for.
+    /// Takes an image that somebody else has opened; `path` is its name for messages. A block device that is written to
+    /// has to be open with O_EXCL. Throws Error as above, and if it is open for something else than is asked for.
     DiskImage(std::string path, Opened opened, const Options& options);
 
     /// Gives the lock up, so that another process can have the image, and reclaim() takes it again: nothing is read or

@@ -95,11 +95,11 @@ class Machine {
     /// or there is no slot left on the bus.
     std::string add_disk(const DiskConfig& disk);
     std::string add_net(const NetConfig& net);
-    /// The same with a disk or a tap interface that is open already, also where the process is confined. `file` is open
-    /// for reading, and for writing unless `disk` is read-only; a block device that is written to is open with O_EXCL.
-    /// `tail` is the same file without O_DIRECT: it is needed if `disk` is direct and ends with a part of a block.
-    /// `tap` is a tap with virtio headers of 12 bytes, and without packet information. Throws Error: it is something
-    /// else.
+    /// These two take a disk or a tap interface that is open already, and work in a confined process, too. `file` is
+    /// open for reading, and for writing unless `disk` is read-only; a block device that is written to is open with
+    /// O_EXCL. `tail` is the same file without O_DIRECT: it is needed if `disk` is direct and ends with a part of a
+    /// block. `tap` is a tap with virtio headers of 12 bytes, and without packet information. Throws Error: it is
+    /// something else.
     std::string add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd tail = UniqueFd());
     std::string add_net(const NetConfig& net, UniqueFd tap);
 

@@ -29,9 +29,9 @@ class RootBus {
     static constexpr unsigned kSlots = 32;
     static constexpr std::uint64_t kEcamBytes = 1 * kMiB;
 
-    /// Called when the function in `slot` alone answers at another place, or nowhere: also if a function with a lower
-    /// number came to lie there, in part or as a whole, or went. Who lost its place is told of first. A lock is held:
-    /// it does not call the bus.
+    /// Is called when the place changes at which only the function in `slot` answers; `to` is empty if there is none.
+    /// The place changes, too, when a function with a lower number comes to lie there, or goes. A function that has
+    /// lost its place is named before the one that has won it. The bus holds a lock, so this must not call the bus.
     using Moved = std::function<void(unsigned slot, std::optional<GuestRange> to)>;
 
     /// `window` is where registers can be. `moved` may be empty.

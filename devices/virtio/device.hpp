@@ -62,11 +62,10 @@ struct Source {
     friend bool operator==(const Source&, const Source&) = default;
 };
 
-/// Some queues of a device that another thread serves than the device's own, so that several processors work for one
-/// device.
+/// Some queues of a device that have a thread of their own, so that several processors work for one device.
 ///
-/// Threads: one, but for queues(). The device's thread may call the device's functions meanwhile; the device sees to it
-/// that the two do not meet. Nothing of the lane happens after Device::stop() or pause() has returned.
+/// Threads: one, but for queues(). The device's thread may call the device's functions meanwhile, and the device keeps
+/// the two apart. After Device::stop() or pause() has returned, the lane does nothing more.
 class Lane {
   public:
     Lane() = default;

@@ -17,7 +17,7 @@ namespace vmm::devices::virtio {
 /// has taken them away. Whoever serves work() does that, in steps of limited size.
 ///
 /// The guest never has more than it is asked for. A block that it names must lie in the region and be as it says; a
-/// driver that names another one is answered with an error, as the specification has it. If the host has no memory for
+/// driver that names another one gets an error, as the specification has it. If the host has no memory for
 /// a request, none of its blocks is there, and the guest is told to try again later.
 ///
 /// Blocks stay plugged when the driver resets the device. A driver that has forgotten them says so (UNPLUG_ALL).

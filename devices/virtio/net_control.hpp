@@ -15,8 +15,8 @@
 
 namespace vmm::devices::virtio {
 
-/// Obeys what the driver commands, tells it of its link, and tells the host's network where a guest is that goes on
-/// from a state. Its driver may have no control queue.
+/// Obeys the driver's commands, and tells the driver of its link. If the guest goes on from a state, this also tells
+/// the host's network where the guest is now. A driver need not have a control queue.
 ///
 /// Threads: the device's thread, but for look_again().
 class NetControl final : public SynchronousDevice {

@@ -16,9 +16,9 @@ namespace vmm {
 //
 // Threads: any.
 
-/// Returns the name of the device. What it stands on may be open already: a process that is confined as a whole opens
-/// nothing more. Throws UsageError: the guest has no PCI bus, or does not run, or this process may not open it. Throws
-/// Error: the disk cannot be had, or there is no slot left.
+/// Returns the name of the device. A process that is confined as a whole opens nothing more, so that what the device
+/// stands on has to be open already. Throws UsageError: the guest has no PCI bus, or does not run, or this process may
+/// not open it. Throws Error: the disk cannot be had, or there is no slot left.
 std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk,
                      devices::DiskImage::Opened opened = {});
 std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net,
