@@ -102,6 +102,9 @@ TEST_F(HandedOver, WhatTheCommandCannotOpenItSaysItself) {
 }
 
 TEST_F(HandedOver, RequestWithoutADescriptorIsRefusedWithAdvice) {
+#ifdef VMM_SANITIZED
+    GTEST_SKIP() << "a sanitizer's runtime makes calls of its own, so the sandbox is off";
+#endif
     begin();
     const std::string refusal = outcome("/add-disk", R"({"path": ")" + disk("a") + R"("})", {});
     EXPECT_TRUE(mentions(refusal, "this process is confined") && mentions(refusal, "vmm ctl")) << refusal;
