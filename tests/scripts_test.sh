@@ -45,9 +45,9 @@ for word; do
 done
 END
     export VMM_LAB_DIR=$work/lab
-    prints "the image's name alone, when it is made (compare died of what mke2fs printed)" "$work/lab/debian.img" \
-        "$root/tests/lab/lab" image
-    prints "the image's name alone, when it is there" "$work/lab/debian.img" "$root/tests/lab/lab" image
+    image=$work/lab/debian-$(sed -n 's/^readonly image_packages=//p' "$root/tests/lab/image.sh" | cksum | cut -d ' ' -f 1).img
+    prints "the image's name alone, when it is made (compare died of what mke2fs printed)" "$image" "$root/tests/lab/lab" image
+    prints "the image's name alone, when it is there" "$image" "$root/tests/lab/lab" image
 else
     echo "SKIPPED: lab image needs root"
 fi

@@ -38,7 +38,8 @@ Msix::Msix(std::span<MessageLine* const> lines) {
     }
 }
 
-Msix::Msix(std::span<MessageLine* const> lines, const State& state, std::uint16_t control, std::string_view name)
+Msix::Msix(std::span<MessageLine* const> lines, const State& state, std::uint16_t control, bool is_master,
+           std::string_view name)
     : Msix(lines) {
     if (state.entries.size() != vectors_.size() || state.pending.size() != vectors_.size()) {
         throw Error("cannot go on from the saved state of the PCI function " + std::string(name) + ": it has " +
@@ -47,15 +48,15 @@ Msix::Msix(std::span<MessageLine* const> lines, const State& state, std::uint16_
     }
     enabled_ = (control & kEnable) != 0;
     function_masked_ = (control & kFunctionMask) != 0;
+    is_master_ = is_master;
     for (std::size_t i = 0; i < vectors_.size(); ++i) {
         Vector& vector = vectors_[i];
         vector.entry = state.entries[i];
         vector.entry.message.address &= ~std::uint64_t{3};
         vector.entry.control &= kMasked;
-        const bool is_open = enabled_.load() && !function_masked_ && vector.entry.control == 0;
         vector.is_pending = state.pending[i] != 0;
         vector.line->prepare(vector.entry.message);
-        vector.is_open = is_open;
+        vector.is_open = may_send(vector);
     }
 }
 
@@ -73,14 +74,15 @@ std::uint8_t Msix::add_capability(ConfigSpace& config, std::size_t vectors, std:
     return config.add_capability(kId, body, writable);
 }
 
-void Msix::set_control(std::uint16_t control) noexcept {
+void Msix::set_control(std::uint16_t control, bool is_master) noexcept {
     const std::lock_guard hold(mutex_);
     const bool masked = (control & kFunctionMask) != 0;
     const bool enabled = (control & kEnable) != 0;
-    if (masked == function_masked_ && enabled == enabled_.load()) {
+    if (masked == function_masked_ && enabled == enabled_.load() && is_master == is_master_) {
         return;
     }
     function_masked_ = masked;
+    is_master_ = is_master;
     enabled_ = enabled;
     for (Vector& vector : vectors_) {
         if (!enabled) {
@@ -90,9 +92,12 @@ void Msix::set_control(std::uint16_t control) noexcept {
     }
 }
 
+bool Msix::may_send(const Vector& vector) const noexcept {
+    return enabled_.load() && !function_masked_ && is_master_ && (vector.entry.control & kMasked) == 0;
+}
+
 void Msix::update(Vector& vector) noexcept {
-    const bool is_open = enabled_.load() && !function_masked_ && (vector.entry.control & kMasked) == 0;
-    if (!is_open) {
+    if (!may_send(vector)) {
         vector.is_open = false;
         return;
     }

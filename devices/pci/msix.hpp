@@ -17,7 +17,8 @@ namespace vmm::devices::pci {
 /// The table of vectors, the pending bits, and what the capability's message control enables. The owner keeps the
 /// capability in its configuration space, and says what a driver wrote there: set_control().
 ///
-/// An interrupt of a vector that is masked, or whose function is, stays pending until it is not masked any more.
+/// An interrupt of a vector that is masked, or whose function is, stays pending until it is not masked any more. At first
+/// the function is no bus master.
 /// Interrupts while MSI-X is off are lost, as the specification has it: whoever raises asks is_enabled() first.
 ///
 /// Threads: any, at once. raise() takes no lock.
@@ -42,9 +43,10 @@ class Msix {
 
     /// One vector for each of `lines`, 1 to kMostVectors; they outlive it.
     explicit Msix(std::span<MessageLine* const> lines);
-    /// Goes on from `state`, with the message control of its capability. What is pending stays so until
-    /// repeat_pending(). Throws Error, which names `name`: it is that of another function.
-    Msix(std::span<MessageLine* const> lines, const State& state, std::uint16_t control, std::string_view name);
+    /// Goes on from `state`, with what set_control() was told last. What is pending stays so until repeat_pending().
+    /// Throws Error, which names `name`: it is that of another function.
+    Msix(std::span<MessageLine* const> lines, const State& state, std::uint16_t control, bool is_master,
+         std::string_view name);
 
     [[nodiscard]] std::size_t vectors() const noexcept { return vectors_.size(); }
 
@@ -54,8 +56,9 @@ class Msix {
                                                      std::uint32_t pending);
     /// The message control is so many bytes behind that offset.
     static constexpr std::size_t kControlOffset = 2;
-    /// What the message control of the capability says now.
-    void set_control(std::uint16_t control) noexcept;
+    /// What the message control of the capability says now, and whether the function is a bus master: a message is a
+    /// write to memory, so that it waits, as that of a masked vector does, until the function may write there.
+    void set_control(std::uint16_t control, bool is_master) noexcept;
     [[nodiscard]] bool is_enabled() const noexcept { return enabled_.load(); }
 
     // Accesses of a driver. Aligned ones of 4 and 8 bytes reach a register (6.8.2); other reads give ones, and other
@@ -81,6 +84,7 @@ class Msix {
     };
 
     // With the lock held.
+    [[nodiscard]] bool may_send(const Vector& vector) const noexcept;
     void update(Vector& vector) noexcept;
     [[nodiscard]] std::uint32_t read_register(std::uint64_t offset) const noexcept;
     void write_register(std::uint64_t offset, std::uint32_t value) noexcept;
@@ -91,6 +95,7 @@ class Msix {
     std::deque<Vector> vectors_; // Their number never changes.
     std::atomic<bool> enabled_ = false;
     bool function_masked_ = false;
+    bool is_master_ = false;
 };
 
 } // namespace vmm::devices::pci

@@ -189,6 +189,21 @@ void Negotiation::ring(std::uint32_t value) {
     }
 }
 
+bool Negotiation::set_reach(bool reaches) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (reaches == reaches_) {
+        return false;
+    }
+    reaches_ = reaches;
+    is_to_stand_ = !reaches && activated_.load();
+    stopped_.notify_all();
+    return reaches || is_to_stand_;
+}
+
+void Negotiation::follow_reach() {
+    follow_up(After::kWorkAndWait);
+}
+
 void Negotiation::follow_up(After after) {
     if (after == After::kNothing) {
         return;
@@ -287,9 +302,10 @@ bool Negotiation::are_features_acceptable() const noexcept {
 
 // --- The device's side -----------------------------------------------------------------------------------------------
 
-Negotiation::Work Negotiation::take_work() {
+Negotiation::Work Negotiation::take_work(Take take) {
     Work work;
     const std::lock_guard lock(mutex_);
+    work.stands = !reaches_;
     if (reset_ != Stop::kNone) {
         if (!activated_.load()) {
             become_reset(); // The device has not seen the activation, and never will.
@@ -299,7 +315,7 @@ Negotiation::Work Negotiation::take_work() {
         }
         return work; // Whatever else the driver wanted ends with it.
     }
-    if (!has_status(kStatusDriverOk)) {
+    if (work.stands || take == Take::kReset || !has_status(kStatusDriverOk)) {
         return work;
     }
     for (std::size_t index = 0; index < progress_.size(); ++index) {
@@ -338,6 +354,12 @@ void Negotiation::finish_reset() {
     const std::lock_guard lock(mutex_);
     assert(reset_ == Stop::kTaken);
     become_reset();
+}
+
+void Negotiation::finish_standing() {
+    const std::lock_guard lock(mutex_);
+    is_to_stand_ = false;
+    stopped_.notify_all();
 }
 
 void Negotiation::finish_queue_reset(std::uint16_t index) {
@@ -424,7 +446,7 @@ Queue::State Negotiation::fresh_queue_state(const QueueGeometry& geometry) const
 }
 
 bool Negotiation::is_stopping() const noexcept {
-    return reset_ != Stop::kNone ||
+    return reset_ != Stop::kNone || is_to_stand_ ||
            std::ranges::any_of(progress_, [](const QueueProgress& queue) { return queue.stop != Stop::kNone; });
 }
 
@@ -446,6 +468,7 @@ void Negotiation::become_reset() {
     activated_ = false;
     forget_();
     reset_ = Stop::kNone;
+    is_to_stand_ = false;
     reset(state_);
     std::ranges::fill(progress_, QueueProgress{});
     stopped_.notify_all();

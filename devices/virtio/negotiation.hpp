@@ -46,6 +46,9 @@ inline constexpr std::uint8_t kStatusFailed = 128;
 /// A reset takes as long as the device has work with the host: the status reads as before until then, and as 0 after.
 /// Meanwhile the driver's writes are ignored. Before DRIVER_OK a reset is immediate.
 ///
+/// A device that may not reach memory (set_reach()) stands still: it is not activated, and no queue of it begins or ends.
+/// A reset is served all the same.
+///
 /// Threads: the guest's side any; the device's side one, the device's thread; both at once.
 class Negotiation {
   public:
@@ -147,6 +150,12 @@ class Negotiation {
     /// The driver rings for queue `value`. Without effect unless the driver is ready.
     void ring(std::uint32_t value);
 
+    /// Whether the device may read and write the guest's memory: at first it may. Returns whether follow_reach() is to
+    /// be called, once the caller holds no lock.
+    [[nodiscard]] bool set_reach(bool reaches) noexcept;
+    /// Has the device's thread follow. If the device may not reach memory any more, it waits as a reset does.
+    void follow_reach();
+
     // --- The device's side --------------------------------------------------------------------------------------
 
     /// What the driver wants of the device's thread since the last call. Several may be true; they are to be done in
@@ -157,11 +166,18 @@ class Negotiation {
         std::vector<std::uint16_t> queue_resets; ///< Device::stop_queue(); when idle, finish_queue_reset()
         /// Device::restart_queue()
         std::vector<std::pair<std::uint16_t, Queue>> restarts;
+        /// The device may not reach memory: Device::pause(), and when it is paused, finish_standing(). What is no reset
+        /// waits until it may.
+        bool stands = false;
     };
-    /// A reset of a device that was never activated is finished here; it does not show.
-    [[nodiscard]] Work take_work();
+    enum class Take { kAll, kReset };
+    /// A reset of a device that was never activated is finished here; it does not show. With Take::kReset, what is no
+    /// reset waits for a later call; it is for a device that is paused.
+    [[nodiscard]] Work take_work(Take take = Take::kAll);
     /// Call it once after each Work::reset.
     void finish_reset();
+    /// The device stands still, or is not activated. Without effect if it may reach memory by now.
+    void finish_standing();
     /// Call it once after each of Work::queue_resets; without effect if the device was reset since.
     void finish_queue_reset(std::uint16_t index);
 
@@ -238,6 +254,8 @@ class Negotiation {
     /// others the device knows that.
     State state_;
     Stop reset_ = Stop::kNone;
+    bool reaches_ = true;
+    bool is_to_stand_ = false; ///< the device's thread has not said yet that the device stands still
     std::vector<QueueProgress> progress_; ///< by queue
 };
 

@@ -191,6 +191,7 @@ PciTransport::PciTransport(const Identity& identity, const GuestMemory& memory, 
       negotiation_(make_negotiation(identity, memory, std::move(hooks), state)) {
     assert(interrupts.messages.size() == vectors(identity) && identity.config.size() <= kStructureBytes);
     pin_is_off_ = (config_space_.command() & pci::kCommandNoPin) != 0;
+    static_cast<void>(negotiation_.set_reach(is_master())); // No thread has the device yet.
     seen_generation_ = negotiation_.config_generation();
     shown_generation_ = static_cast<std::uint8_t>(seen_generation_);
     forget();
@@ -245,7 +246,7 @@ pci::Msix PciTransport::make_msix(const Identity& identity, const Interrupts& in
         return pci::Msix(interrupts.messages);
     }
     return {interrupts.messages, state->msix, config_space_.word(capabilities_.msix + pci::Msix::kControlOffset),
-            identity.name};
+            is_master(), identity.name};
 }
 
 Negotiation PciTransport::make_negotiation(const Identity& identity, const GuestMemory& memory, Hooks hooks,
@@ -300,12 +301,17 @@ void PciTransport::read_config(std::uint16_t offset, std::span<std::byte> data) 
 
 void PciTransport::write_config(std::uint16_t offset, std::span<const std::byte> data) noexcept {
     std::array<std::byte, kWindowBytes> window{};
+    bool reach_changes = false;
     {
         const std::lock_guard hold(config_mutex_);
         config_space_.write(offset, data);
         config_space_.read(capabilities_.window + kWindowData, window);
         pin_is_off_ = (config_space_.command() & pci::kCommandNoPin) != 0;
-        msix_.set_control(config_space_.word(capabilities_.msix + pci::Msix::kControlOffset));
+        msix_.set_control(config_space_.word(capabilities_.msix + pci::Msix::kControlOffset), is_master());
+        reach_changes = negotiation_.set_reach(is_master());
+    }
+    if (reach_changes) {
+        negotiation_.follow_reach();
     }
     if (is_window_access(offset, data.size())) {
         if (const auto access = window_access()) {
@@ -313,6 +319,10 @@ void PciTransport::write_config(std::uint16_t offset, std::span<const std::byte>
         }
     }
     follow_pin();
+}
+
+bool PciTransport::is_master() const noexcept {
+    return (config_space_.command() & pci::kCommandBusMaster) != 0;
 }
 
 std::optional<GuestRange> PciTransport::decoded() const noexcept {

@@ -38,6 +38,8 @@ namespace vmm::devices::virtio {
 ///   too. Everything else reads as all ones, and writes to it are ignored.
 /// - A doorbell may be written with 2 or 4 bytes. Which queue it is for, its place says; what is written is ignored.
 /// - What the driver writes while a reset is under way is ignored, but for the vectors' table and their masks.
+/// - While the function is no bus master (PCI Local Bus 3.0, 6.2.2), the device stands still, and its messages wait: a
+///   driver that takes this bit away has the memory for itself once the write is done.
 ///
 /// Threads: the guest's side any; the device's side one, the device's thread; all at once. notify() takes no lock if
 /// the driver uses MSI-X.
@@ -122,6 +124,8 @@ class PciTransport final : public pci::Function, public Transport {
     [[nodiscard]] pci::Msix make_msix(const Identity& identity, const Interrupts& interrupts, const State* state) const;
     [[nodiscard]] Negotiation make_negotiation(const Identity& identity, const GuestMemory& memory, Hooks hooks,
                                                const State* state);
+    /// With config_mutex_ held, or while it is being made.
+    [[nodiscard]] bool is_master() const noexcept;
     [[nodiscard]] std::optional<Access> window_access() const noexcept;
     [[nodiscard]] bool is_window_access(std::uint16_t offset, std::size_t bytes) const noexcept;
 

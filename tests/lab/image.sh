@@ -6,13 +6,15 @@
 # It says "GUEST STATE <what systemctl is-system-running says>" on the serial console, runs /root/task if there is one,
 # says "GUEST EXIT <status>" and powers off.
 
-readonly image_packages=systemd-sysv,udev,dbus,e2fsprogs,kmod,iproute2,procps,fio,iperf3
+readonly image_packages=systemd-sysv,udev,dbus,e2fsprogs,kmod,iproute2,procps,fio,iperf3,pciutils,stress-ng
 readonly image_mib=1200
 
 lab_image() {
     [ $# -eq 0 ] || refuse "lab image: unknown option '$1'"
     value_only
-    local image=$lab_dir/debian.img sources
+    local image sources
+    # Another list of packages is another image.
+    image=$lab_dir/debian-$(cksum <<<"$image_packages" | cut -d ' ' -f 1).img
     if [ -e "$image" ]; then
         echo "$image" >&"$value"
         return

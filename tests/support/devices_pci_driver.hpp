@@ -209,6 +209,12 @@ class PciDriver {
         return static_cast<std::uint16_t>(capability + offset);
     }
 
+    /// Sets the bit of the command register, or takes it away.
+    void become_master(bool master = true) {
+        const auto others = static_cast<std::uint16_t>(config<std::uint16_t>(header::kCommand) & ~header::kMastersBus);
+        set_config<std::uint16_t>(header::kCommand, master ? others | header::kMastersBus : others);
+    }
+
     // --- Behind the base address register ---------------------------------------------------------------------------
 
     template <typename T>
@@ -222,8 +228,9 @@ class PciDriver {
         function_->write(offset, std::as_bytes(std::span(&value, 1)));
     }
 
-    /// Finds the structures. False if one is missing.
+    /// Finds the structures, and lets the function master the bus. False if one is missing.
     bool probe() {
+        become_master();
         constexpr std::uint8_t kTypes = 4;
         for (std::uint8_t type = 1; type <= kTypes; ++type) {
             const auto found = structure(type);

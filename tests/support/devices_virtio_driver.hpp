@@ -471,8 +471,15 @@ class DevicePump {
                 .patience = patience};
     }
     bool do_work() {
-        virtio::Negotiation::Work work = transport_.negotiation().take_work();
-        const bool any = work.reset || work.activation || !work.queue_resets.empty() || !work.restarts.empty();
+        using Take = virtio::Negotiation::Take;
+        virtio::Negotiation::Work work = transport_.negotiation().take_work(stands_ ? Take::kReset : Take::kAll);
+        const bool changes = work.stands != stands_;
+        if (changes) {
+            stands_ = work.stands;
+            stands_ ? device_.pause() : device_.resume();
+        }
+        const bool any =
+            changes || work.reset || work.activation || !work.queue_resets.empty() || !work.restarts.empty();
         if (work.reset) {
             device_.stop();
             stopping_ = true;
@@ -536,6 +543,9 @@ class DevicePump {
         bool any = false;
         if (stopping_ && device_.is_idle()) {
             stopping_ = false;
+            if (stands_) {
+                device_.pause();
+            }
             transport_.negotiation().finish_reset();
             any = true;
         }
@@ -548,6 +558,9 @@ class DevicePump {
                                 return true;
                             }) > 0 ||
               any;
+        if (stands_ && device_.is_paused()) {
+            transport_.negotiation().finish_standing();
+        }
         return any;
     }
 
@@ -556,6 +569,7 @@ class DevicePump {
     std::mutex mutex_;
     std::set<std::uint16_t> rung_; ///< guarded by mutex_
     bool stopping_ = false;
+    bool stands_ = false; ///< the device may not reach memory, and is told to pause
     std::set<std::uint16_t> stopping_queues_;
     int activations_ = 0;
     OfTransport transport_;

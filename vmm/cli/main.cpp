@@ -101,6 +101,7 @@ int main(int argc, char** argv) {
     // This holds until a machine or a benchmark has something to give back.
     const vmm::ExitOnSignals exit_on_signals(vmm::kStoppedBySignal);
     vmm::raise_open_file_limit();
+    vmm::make_room_for_descriptors();
     try {
         const vmm::Command command = vmm::parse_command_line(argc, argv);
         return std::visit([&](const auto& chosen) { return vmm::execute(chosen, started); }, command);

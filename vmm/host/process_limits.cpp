@@ -1,5 +1,7 @@
 #include "vmm/host/process_limits.hpp"
 
+#include <fcntl.h>
+
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -10,6 +12,7 @@
 #include <limits>
 
 #include "kvm/host/format.hpp"
+#include "kvm/host/unique_fd.hpp"
 
 namespace vmm {
 
@@ -198,6 +201,16 @@ void raise_open_file_limit() noexcept {
     if (::setrlimit(RLIMIT_NOFILE, &limit) == 0) {
         inherited() = before;
     }
+}
+
+void make_room_for_descriptors() noexcept {
+    constexpr rlim_t kMany = 1024;
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == 0) {
+        return;
+    }
+    const auto last = static_cast<int>(std::min(limit.rlim_cur, kMany) - 1);
+    const UniqueFd copy(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, last));
 }
 
 std::optional<rlimit> inherited_open_file_limit() noexcept {

@@ -7,9 +7,14 @@
 
 namespace vmm {
 
-using devices::virtio::Source;
-
-LaneThread::LaneThread(Wiring wiring) : wiring_(std::move(wiring)), thread_(wiring_.name, [this] { body(); }) {}
+LaneThread::LaneThread(Wiring wiring)
+    : wiring_(std::move(wiring)), sources_(loop_,
+                                           [this](int fd, std::uint32_t events) {
+                                               if (!quitting_) {
+                                                   wiring_.lane.ready(fd, events);
+                                               }
+                                           }),
+      thread_(wiring_.name, [this] { body(); }) {}
 
 void LaneThread::end() noexcept {
     quitting_ = true;
@@ -33,7 +38,7 @@ void LaneThread::body() noexcept {
         assert(watched);
         watch_doorbells();
         while (!quitting_) {
-            watch_sources();
+            sources_.follow(wiring_.lane.sources());
             loop_.run_once(-1);
         }
     } catch (...) {
@@ -56,27 +61,6 @@ void LaneThread::watch_doorbells() {
             });
         assert(watched);
     });
-}
-
-void LaneThread::watch_sources() {
-    std::vector<Source> wanted = wiring_.lane.sources();
-    if (wanted == watched_) {
-        return;
-    }
-    for (const Source& source : watched_) {
-        loop_.unwatch(source.fd);
-    }
-    watched_.clear();
-    for (const Source& source : wanted) {
-        [[maybe_unused]] const bool pollable =
-            loop_.watch(source.fd, source.events, [this, fd = source.fd](std::uint32_t events) {
-                if (!quitting_) {
-                    wiring_.lane.ready(fd, events);
-                }
-            });
-        assert(pollable); // Device::sources() promises that.
-    }
-    watched_ = std::move(wanted);
 }
 
 } // namespace vmm

@@ -7,12 +7,12 @@
 #include <deque>
 #include <exception>
 #include <string>
-#include <vector>
 
 #include "devices/virtio/device.hpp"
 #include "kvm/host/event_fd.hpp"
 #include "vmm/machine/device_thread.hpp"
 #include "vmm/machine/event_loop.hpp"
+#include "vmm/machine/source_watch.hpp"
 #include "vmm/sandbox/sandbox.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -54,13 +54,12 @@ class LaneThread {
   private:
     void body() noexcept;
     void watch_doorbells();
-    void watch_sources();
 
     Wiring wiring_;
     EventFd quit_;
     std::atomic<bool> quitting_ = false;
     EventLoop loop_;
-    std::vector<devices::virtio::Source> watched_;
+    SourceWatch sources_;
     std::exception_ptr failure_;
     DeviceThread thread_; // last: it uses all of the above
 };

@@ -34,8 +34,13 @@ QueueSet queues_of_the_device(devices::virtio::Device& device) {
 } // namespace
 
 VirtioThread::VirtioThread(const Wiring& wiring)
-    : wiring_(wiring), interrupts_once_(wiring.goes_on), pause_wanted_(wiring.paused),
-      own_queues_(queues_of_the_device(wiring.device)), lanes_(begin_lanes(wiring)),
+    : wiring_(wiring), interrupts_once_(wiring.goes_on), sources_(loop_,
+                                                                  [this](int fd, std::uint32_t events) {
+                                                                      if (!quitting_ || draining_) {
+                                                                          wiring_.device.ready(fd, events);
+                                                                      }
+                                                                  }),
+      pause_wanted_(wiring.paused), own_queues_(queues_of_the_device(wiring.device)), lanes_(begin_lanes(wiring)),
       thread_(wiring.device.identity().name, [this] { body(); }) {}
 
 VirtioThread::~VirtioThread() {
@@ -93,9 +98,8 @@ void VirtioThread::body() noexcept {
         [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();
-            if (told_to_pause_) {
-                work_left_ = true;
-            } else {
+            work_left_ = told_to_pause_;
+            if (!told_to_pause_ || stands_) {
                 serve_negotiation();
             }
         }) && watched;
@@ -131,31 +135,14 @@ void VirtioThread::body() noexcept {
 }
 
 void VirtioThread::watch_sources() {
-    const std::vector<Source> wanted = stands_still_ ? std::vector<Source>{} : wiring_.device.sources();
-    if (wanted == watched_) {
-        return;
-    }
-    for (const Source& source : watched_) {
-        loop_.unwatch(source.fd);
-    }
-    watched_.clear();
-    for (const Source& source : wanted) {
-        [[maybe_unused]] const bool pollable =
-            loop_.watch(source.fd, source.events, [this, fd = source.fd](std::uint32_t events) {
-                if (!quitting_ || draining_) {
-                    wiring_.device.ready(fd, events);
-                }
-            });
-        assert(pollable); // Device::sources() promises that.
-        watched_.push_back(source);
-    }
+    sources_.follow(stands_still_ ? std::vector<Source>{} : wiring_.device.sources());
 }
 
 /// A device with many descriptors may have more of them ready than the loop takes at once. The driver's reset must not
 /// wait for all of them.
 void VirtioThread::serve_resets_first() {
     constexpr std::size_t kFew = 8;
-    if (watched_.size() <= kFew || quitting_) {
+    if (sources_.size() <= kFew || quitting_) {
         return;
     }
     pollfd work{wiring_.work.fd(), POLLIN, 0};
@@ -166,7 +153,9 @@ void VirtioThread::serve_resets_first() {
 }
 
 void VirtioThread::serve_negotiation() {
-    Negotiation::Work work = wiring_.negotiation.take_work();
+    Negotiation::Work work =
+        wiring_.negotiation.take_work(told_to_pause_ ? Negotiation::Take::kReset : Negotiation::Take::kAll);
+    stands_ = work.stands;
     if (work.reset) {
         if (active_) {
             wiring_.device.stop();
@@ -201,6 +190,9 @@ void VirtioThread::finish_resets() {
     if (resetting_ && (!active_ || wiring_.device.is_idle())) {
         resetting_ = false;
         active_ = false;
+        if (told_to_pause_) {
+            wiring_.device.pause(); // Its end has ended the pause.
+        }
         wiring_.negotiation.finish_reset();
     }
     const auto idle = [this](std::uint16_t index) {
@@ -246,17 +238,19 @@ void VirtioThread::end_waiting() noexcept {
 
 /// Goes as far towards what was asked for last, a pause or none, as it can now.
 void VirtioThread::follow_pause() {
-    bool wanted = false;
+    bool wanted = stands_;
     {
         const std::lock_guard hold(pause_lock_);
-        wanted = pause_wanted_;
-        is_paused_ = wanted && stands_still_; // Whoever asks for a pause after it was resumed waits for the next one.
+        wanted = wanted || pause_wanted_;
+        // Whoever asks for a pause after it was resumed waits for the next one.
+        is_paused_ = pause_wanted_ && stands_still_;
     }
     if (!wanted) {
         end_pause();
         return;
     }
     if (stands_still_) {
+        finish_standing();
         pause_changed_.notify_all();
         return;
     }
@@ -273,7 +267,14 @@ void VirtioThread::follow_pause() {
             const std::lock_guard hold(pause_lock_);
             is_paused_ = pause_wanted_;
         }
+        finish_standing();
         pause_changed_.notify_all();
+    }
+}
+
+void VirtioThread::finish_standing() {
+    if (stands_) {
+        wiring_.negotiation.finish_standing();
     }
 }
 

@@ -17,6 +17,7 @@
 #include "vmm/machine/device_thread.hpp"
 #include "vmm/machine/event_loop.hpp"
 #include "vmm/machine/lane_thread.hpp"
+#include "vmm/machine/source_watch.hpp"
 #include "vmm/sandbox/sandbox.hpp"
 #include "vmm/stop_request.hpp"
 
@@ -28,7 +29,8 @@ namespace vmm {
 /// no other one. A reset waits for the turns that the thread was told of before.
 ///
 /// A pause lets the device finish what it has with the host, after resets that are under way. Then the thread watches
-/// nothing of the device's until it is resumed. An end is obeyed in any state.
+/// nothing of the device's until it is resumed. An end is obeyed in any state. A device that may not reach memory
+/// (Negotiation::set_reach()) is paused in the same way, but for the driver's resets, which are served meanwhile.
 ///
 /// Threads: the one that made it.
 class VirtioThread {
@@ -84,6 +86,7 @@ class VirtioThread {
     void finish_resets();
     void follow_pause();
     void begin_pause();
+    void finish_standing();
     void end_pause();
     void drain() noexcept;
 
@@ -93,10 +96,11 @@ class VirtioThread {
     std::atomic<bool> quitting_ = false; ///< no turn begins any more, unless it ends what is with the host
     bool draining_ = false;
     EventLoop loop_;
-    std::vector<devices::virtio::Source> watched_;
+    SourceWatch sources_;
     bool active_ = false;
     bool resetting_ = false;
     std::vector<std::uint16_t> resetting_queues_;
+    bool stands_ = false;        ///< the device may not reach memory
     bool told_to_pause_ = false; ///< the device has been told: nothing of it is asked but to end what it has begun
     bool stands_still_ = false;  ///< the device is paused
     bool work_left_ = false;     ///< there is negotiation to be served after the pause

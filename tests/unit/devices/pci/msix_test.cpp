@@ -66,7 +66,7 @@ TEST_F(MsixTest, IsOffAndAllVectorsAreMaskedAtFirst) {
         EXPECT_EQ(read<std::uint64_t>(vector * 16), 0U);
         EXPECT_EQ(read<std::uint64_t>(vector * 16 + 8), std::uint64_t{1} << 32U);
     }
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     msix.raise(0);
     EXPECT_EQ(lines[0].take(), 0U);
     EXPECT_EQ(pending(), 1U);
@@ -92,7 +92,7 @@ TEST_F(MsixTest, AMessageIsWhatTheDriverWrote) {
     EXPECT_EQ(read<std::uint64_t>(16), kMessage.address);
     EXPECT_EQ(read<std::uint32_t>(24), kMessage.data);
     mask(1, false);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     EXPECT_EQ(lines[1].message(), kMessage);
     msix.raise(1);
     EXPECT_EQ(lines[1].take(), 1U);
@@ -104,7 +104,7 @@ TEST_F(MsixTest, AMessageIsWhatTheDriverWrote) {
 
 TEST_F(MsixTest, AVectorThatIsMaskedIsPendingUntilItIsNot) {
     set_message(2, kMessage);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     msix.raise(2);
     msix.raise(2);
     EXPECT_EQ(lines[2].take(), 0U);
@@ -127,13 +127,13 @@ TEST_F(MsixTest, AVectorThatIsMaskedIsPendingUntilItIsNot) {
 TEST_F(MsixTest, AMaskedFunctionHasAllVectorsPending) {
     mask(0, false);
     mask(1, false);
-    msix.set_control(kMsixEnable | kMsixFunctionMask);
+    msix.set_control(kMsixEnable | kMsixFunctionMask, true);
     for (std::uint16_t vector = 0; vector < kVectors; ++vector) {
         msix.raise(vector);
     }
     EXPECT_EQ(lines[0].take() + lines[1].take() + lines[2].take(), 0U);
     EXPECT_EQ(pending(), 7U);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     EXPECT_EQ(lines[0].take(), 1U);
     EXPECT_EQ(lines[1].take(), 1U);
     EXPECT_EQ(lines[2].take(), 0U) << "its own mask remains";
@@ -141,21 +141,41 @@ TEST_F(MsixTest, AMaskedFunctionHasAllVectorsPending) {
     EXPECT_EQ(read<std::uint32_t>(12), 0U) << "the mask of the function is not that of a vector";
 }
 
+// A message is a write to memory (6.8), and 6.2.2: without Bus Master a function makes no access.
+TEST_F(MsixTest, AMessageWaitsUntilTheFunctionMastersTheBus) {
+    mask(1, false);
+    msix.set_control(kMsixEnable, false);
+    msix.raise(1);
+    EXPECT_EQ(lines[1].take(), 0U);
+    EXPECT_EQ(pending(), 2U);
+    msix.set_control(kMsixEnable, true);
+    EXPECT_EQ(lines[1].take(), 1U);
+    EXPECT_EQ(pending(), 0U);
+    RecordingMessages others{kVectors};
+    msix.set_control(kMsixEnable, false);
+    msix.raise(1);
+    Msix restored(others.lines(), msix.state(), kMsixEnable, false, "blk0");
+    restored.repeat_pending();
+    EXPECT_EQ(others[1].take(), 0U);
+    restored.set_control(kMsixEnable, true);
+    EXPECT_EQ(others[1].take(), 1U);
+}
+
 TEST_F(MsixTest, ThatIsOffSendsNothingAndForgetsWhatIsPending) {
     mask(0, false);
     msix.raise(0);
     EXPECT_EQ(pending(), 0U);
-    msix.set_control(kMsixFunctionMask);
+    msix.set_control(kMsixFunctionMask, true);
     EXPECT_FALSE(msix.is_enabled());
     msix.raise(0);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     EXPECT_TRUE(msix.is_enabled());
     EXPECT_EQ(lines[0].take(), 0U);
     msix.raise(1);
     EXPECT_EQ(pending(), 2U);
-    msix.set_control(0);
+    msix.set_control(0, true);
     EXPECT_EQ(pending(), 0U);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     mask(1, false);
     EXPECT_EQ(lines[1].take(), 0U);
     msix.raise(1);
@@ -163,7 +183,7 @@ TEST_F(MsixTest, ThatIsOffSendsNothingAndForgetsWhatIsPending) {
 }
 
 TEST_F(MsixTest, AVectorThatThereIsNotIsNotRaised) {
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     for (const unsigned vector : {3U, 127U, 0x8000U, 0xffffU}) {
         msix.raise(static_cast<std::uint16_t>(vector));
     }
@@ -173,9 +193,9 @@ TEST_F(MsixTest, AVectorThatThereIsNotIsNotRaised) {
 TEST_F(MsixTest, WritesOfOtherBitsOfControlDoNothing) {
     set_message(0, kMessage);
     mask(0, false);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     const std::uint64_t before = lines[0].preparations();
-    msix.set_control(kMsixEnable | 0x3fff);
+    msix.set_control(kMsixEnable | 0x3fff, true);
     EXPECT_EQ(lines[0].preparations(), before);
     set_message(0, kMessage);
     mask(0, false);
@@ -226,7 +246,7 @@ TEST_F(MsixTest, AccessesOfEveryWidthAtEveryOffset) {
 TEST_F(MsixTest, PendingBitsAreReadOfEveryWidthAtEveryOffset) {
     RecordingMessages many{70};
     Msix wide{many.lines()};
-    wide.set_control(kMsixEnable);
+    wide.set_control(kMsixEnable, true);
     for (const std::uint16_t vector : {std::uint16_t{0}, std::uint16_t{31}, std::uint16_t{32}, std::uint16_t{69}}) {
         wide.raise(vector);
     }
@@ -257,13 +277,13 @@ TEST_F(MsixTest, GoesOnFromItsState) {
     set_message(0, kMessage);
     mask(0, false);
     set_message(1, {0xfee03000, 3});
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     msix.raise(1);
     const Msix::State state = msix.state();
     ASSERT_EQ(state.pending, (std::vector<std::uint8_t>{0, 1, 0}));
 
     RecordingMessages others{kVectors};
-    Msix restored(others.lines(), state, kMsixEnable, "blk0");
+    Msix restored(others.lines(), state, kMsixEnable, true, "blk0");
     EXPECT_TRUE(restored.is_enabled());
     EXPECT_EQ(restored.state(), state);
     EXPECT_EQ(others[0].message(), kMessage);
@@ -283,7 +303,7 @@ TEST_F(MsixTest, WhatIsPendingInAStateIsSentWhenItIsAskedFor) {
     state.entries[1] = {kMessage, 0};
     state.pending = {1, 0, 1};
     RecordingMessages others{kVectors};
-    Msix restored(others.lines(), state, kMsixEnable, "blk0");
+    Msix restored(others.lines(), state, kMsixEnable, true, "blk0");
     EXPECT_EQ(others[0].take(), 0U) << "the interrupt controllers have no state yet";
     restored.repeat_pending();
     restored.repeat_pending();
@@ -291,10 +311,10 @@ TEST_F(MsixTest, WhatIsPendingInAStateIsSentWhenItIsAskedFor) {
     EXPECT_EQ(others[1].take() + others[2].take(), 0U);
     EXPECT_EQ(restored.state().pending, (std::vector<std::uint8_t>{0, 0, 1}));
 
-    Msix masked(others.lines(), state, kMsixEnable | kMsixFunctionMask, "blk0");
+    Msix masked(others.lines(), state, kMsixEnable | kMsixFunctionMask, true, "blk0");
     masked.repeat_pending();
     EXPECT_EQ(others[0].take(), 0U);
-    masked.set_control(kMsixEnable);
+    masked.set_control(kMsixEnable, true);
     EXPECT_EQ(others[0].take(), 1U);
 }
 
@@ -302,7 +322,7 @@ TEST_F(MsixTest, BitsOfAStateThatThereAreNotAreLeftOut) {
     Msix::State state = msix.state();
     state.entries[0] = {{0xfee00003, 1}, 0xfffffffe};
     state.pending[0] = 7;
-    const Msix restored(lines.lines(), state, 0, "blk0");
+    const Msix restored(lines.lines(), state, 0, true, "blk0");
     const Msix::State again = restored.state();
     EXPECT_EQ(again.entries[0], (Msix::Entry{{0xfee00000, 1}, 0}));
     EXPECT_EQ(again.pending[0], 1U);
@@ -317,7 +337,7 @@ TEST_F(MsixTest, AStateWithAnotherNumberOfVectorsIsRefused) {
             } else {
                 state.pending.resize(count);
             }
-            const std::string error = error_of([&] { Msix(lines.lines(), state, 0, "blk0"); });
+            const std::string error = error_of([&] { Msix(lines.lines(), state, 0, true, "blk0"); });
             EXPECT_TRUE(mentions(error, "blk0") && mentions(error, "MSI-X")) << error;
         }
     }
@@ -344,7 +364,7 @@ void expect_nothing_lost(Change change) {
     Msix msix{lines};
     const auto set_mask = [&msix](std::uint32_t value) { msix.write_table(12, std::as_bytes(std::span(&value, 1))); };
     set_mask(0);
-    msix.set_control(kMsixEnable);
+    msix.set_control(kMsixEnable, true);
     std::atomic<bool> is_over = false;
     std::thread driver([&] {
         while (!is_over.load()) {
@@ -372,8 +392,8 @@ TEST(MsixThreads, NoInterruptIsLostWhileTheVectorIsMaskedAndUnmasked) {
 
 TEST(MsixThreads, NoInterruptIsLostWhileTheFunctionIsMaskedAndUnmasked) {
     expect_nothing_lost([](Msix& msix, const auto& /*set_mask*/) {
-        msix.set_control(kMsixEnable | kMsixFunctionMask);
-        msix.set_control(kMsixEnable);
+        msix.set_control(kMsixEnable | kMsixFunctionMask, true);
+        msix.set_control(kMsixEnable, true);
     });
 }
 

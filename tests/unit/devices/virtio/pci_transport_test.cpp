@@ -64,7 +64,10 @@ constexpr std::uint8_t kWindowType = 5;
 /// The function alone, with a test that does what the device's thread would, step by step.
 class PciTransportTest : public ::testing::Test {
   protected:
-    PciTransportTest() { EXPECT_TRUE(driver.probe()); }
+    PciTransportTest() {
+        EXPECT_TRUE(driver.probe());
+        works = 0;
+    }
 
     static QueueGeometry geometry(std::uint16_t size = 8) {
         return {size, GuestAddress{0x1000}, GuestAddress{0x8000}, GuestAddress{0x10000}};
@@ -668,6 +671,60 @@ TEST_F(PciTransportTest, AMaskedVectorIsPendingUntilItIsNot) {
     EXPECT_EQ(messages[1].take(), 1U);
 }
 
+// --- Mastering the bus -----------------------------------------------------------------------------------------------
+
+// PCI Local Bus 3.0, 6.2.2: "A value of 0 disables the device from generating PCI accesses"; "State after RST# is 0".
+TEST_F(PciTransportTest, ADeviceIsActivatedWhenItMastersTheBus) {
+    driver.become_master(false);
+    negotiate();
+    ASSERT_TRUE(driver.enable_queue(0, geometry()));
+    driver.add_status(kStatusDriverOk);
+    EXPECT_EQ(driver.status(), kRunning);
+    const Negotiation::Work work = transport.negotiation().take_work();
+    EXPECT_FALSE(work.activation);
+    EXPECT_TRUE(work.stands);
+    works = 0;
+    driver.become_master();
+    EXPECT_EQ(works, 1);
+    const Negotiation::Work then = transport.negotiation().take_work();
+    EXPECT_TRUE(then.activation);
+    EXPECT_FALSE(then.stands);
+    driver.become_master();
+    EXPECT_EQ(works, 1) << "nothing has changed";
+}
+
+TEST_F(PciTransportTest, IsNoMasterBeforeADriverSaysSo) {
+    const PciTransport fresh{device.identity(), memory, kBase, {messages.lines(), pin}, {}};
+    EXPECT_EQ(static_cast<unsigned>(fresh.state({}).config_space[header::kCommand]) & header::kMastersBus, 0U);
+}
+
+TEST_F(PciTransportTest, AResetAndNothingElseIsServedWhileItMayNotMasterTheBus) {
+    start_and_take();
+    driver.become_master(false);
+    EXPECT_EQ(works, 1);
+    driver.select(0);
+    driver.set_common<std::uint16_t>(common::kQueueReset, 1);
+    EXPECT_TRUE(transport.negotiation().take_work().queue_resets.empty());
+    EXPECT_EQ(driver.common<std::uint16_t>(common::kQueueReset), 1U) << "it is under way";
+    driver.set_status(0);
+    const Negotiation::Work work = transport.negotiation().take_work();
+    EXPECT_TRUE(work.reset);
+    EXPECT_TRUE(work.stands);
+    transport.negotiation().finish_reset();
+    EXPECT_EQ(driver.status(), 0U);
+    driver.become_master();
+    start_and_take();
+}
+
+TEST_F(PciTransportTest, AWriteOfAnotherBitOfTheCommandDoesNotStopTheDevice) {
+    start_and_take();
+    driver.set_config<std::uint16_t>(header::kCommand, header::kMastersBus);
+    driver.set_config<std::uint16_t>(header::kCommand,
+                                     header::kMastersBus | header::kDecodesMemory | header::kPinDisabled);
+    EXPECT_EQ(works, 0);
+    EXPECT_FALSE(transport.negotiation().take_work().stands);
+}
+
 // --- The pin ---------------------------------------------------------------------------------------------------------
 
 // 4.1.5.3 and 4.1.4.5.1: without MSI-X "MUST set the Queue Interrupt bit in ISR status before sending a virtqueue
@@ -941,6 +998,51 @@ TEST_F(PciDeviceTest, AResetOfAQueueLeavesTheOtherRunning) {
     EXPECT_TRUE(rig.pump_until([&] { return fresh.take_used().has_value(); }));
 }
 
+// Linux takes the bit away before the kernel of a kexec comes, which has the memory of the queues for itself.
+TEST_F(PciDeviceTest, ThatMayNotMasterTheBusAnswersWhenItMayAgain) {
+    for (const bool msix : {true, false}) {
+        ASSERT_TRUE(rig.start(msix));
+        const std::uint16_t before = echo();
+        EXPECT_EQ(rig.wait_for_used(0), (Used{before, 8}));
+        rig.driver().become_master(false);
+        rig.settle();
+        const std::uint16_t then = echo();
+        rig.settle();
+        EXPECT_EQ(rig.queue(0).take_used(), std::nullopt);
+        EXPECT_EQ(rig.memory().load<std::uint64_t>(last_out), 0U);
+        rig.driver().become_master();
+        EXPECT_EQ(rig.wait_for_used(0), (Used{then, 8}));
+    }
+}
+
+TEST_F(PciDeviceTest, ADriverComesAfterOneThatTookTheBusAway) {
+    ASSERT_TRUE(rig.start());
+    rig.driver().become_master(false);
+    ASSERT_TRUE(rig.reset());
+    rig.settle();
+    EXPECT_EQ(rig.driver().status(), 0U);
+    rig.driver().become_master();
+    ASSERT_TRUE(rig.start());
+    const std::uint16_t head = echo();
+    EXPECT_EQ(rig.wait_for_used(0), (Used{head, 8}));
+}
+
+TEST_F(PciDeviceTest, GoesOnFromAStateInWhichItMayNotMasterTheBus) {
+    ASSERT_TRUE(rig.start());
+    rig.driver().become_master(false);
+    rig.settle();
+    const PciTransport::State state = rig.pump().state();
+    PciTransport restored(device.identity(), rig.memory(), PciRig::kRegisters, rig.interrupts(), {}, state);
+    EXPECT_FALSE(restored.negotiation().take_work().activation);
+    EXPECT_EQ(restored.state({}).negotiation.queues[0].in_device->next_available,
+              state.negotiation.queues[0].in_device->next_available);
+    PciDriver driver{restored};
+    driver.become_master();
+    const auto activation = restored.negotiation().take_work().activation;
+    ASSERT_TRUE(activation);
+    EXPECT_TRUE(activation->queues[0]);
+}
+
 // --- From a state ----------------------------------------------------------------------------------------------------
 
 TEST_F(PciDeviceTest, ADeviceGoesOnInTheMiddleOfTraffic) {
@@ -1168,7 +1270,7 @@ class HostilePciDriver : public ::testing::Test {
     }
     void expect_as_good_as_new() {
         rig.driver().set_config<std::uint32_t>(header::kBaseAddress, static_cast<std::uint32_t>(kBase));
-        rig.driver().set_config<std::uint16_t>(header::kCommand, header::kDecodesMemory);
+        rig.driver().set_config<std::uint16_t>(header::kCommand, header::kDecodesMemory | header::kMastersBus);
         bus.write_config(kSlot << 15U | header::kInterruptLine, std::array{std::byte{0}}); // The bus looks again.
         ASSERT_TRUE(rig.start());
         const GuestAddress at = rig.allocate(16);
@@ -1213,7 +1315,9 @@ class HostilePciDriver : public ::testing::Test {
         const auto base = static_cast<std::uint32_t>(to_integer(kBase) + random() % 8 * PciTransport::kBytes);
         std::uint32_t value = random() % 4 == 0 ? UINT32_MAX : base;
         bus.write_config(kSlot << 15U | header::kBaseAddress, std::as_bytes(std::span(&value, 1)));
-        std::uint16_t command = random() % 4 == 0 ? 0 : header::kDecodesMemory;
+        const unsigned decodes = random() % 4 == 0 ? 0U : header::kDecodesMemory;
+        const unsigned masters = random() % 4 == 0 ? 0U : header::kMastersBus;
+        auto command = static_cast<std::uint16_t>(decodes | masters);
         bus.write_config(kSlot << 15U | header::kCommand, std::as_bytes(std::span(&command, 1)));
     }
     void flood_table(std::mt19937_64& random) {

@@ -110,8 +110,14 @@ class Busy final : public devices::virtio::Device {
         EXPECT_EQ(::read(event_.get(), &count, sizeof(count)), static_cast<ssize_t>(sizeof(count)));
         idle_ = true;
     }
-    void stop() override { stopped_ = true; }
+    void stop() override {
+        stopped_ = true;
+        paused_ = false;
+    }
     [[nodiscard]] bool is_idle() const noexcept override { return idle_; }
+    void pause() override { paused_ = true; }
+    [[nodiscard]] bool is_paused() const noexcept override { return paused_ && idle_; }
+    void resume() override { paused_ = false; }
     void stop_queue(std::uint16_t) override {}
     [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
     void restart_queue(std::uint16_t, devices::virtio::Queue) override {}
@@ -122,12 +128,14 @@ class Busy final : public devices::virtio::Device {
     }
     [[nodiscard]] bool is_active() const { return active_; }
     [[nodiscard]] bool is_stopped() const { return stopped_; }
+    [[nodiscard]] bool is_told_to_pause() const { return paused_; }
 
   private:
     devices::virtio::Identity identity_;
     UniqueFd event_ = make_event();
     std::atomic<bool> active_ = false;
     std::atomic<bool> stopped_ = false;
+    std::atomic<bool> paused_ = false;
     std::atomic<bool> idle_ = false;
 };
 
@@ -158,6 +166,93 @@ TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
     device.end_work();
     EXPECT_TRUE(thread.join_until(std::chrono::steady_clock::now() + std::chrono::seconds(60)));
     EXPECT_EQ(thread.failure(), nullptr);
+}
+
+/// A device with its thread, whose driver takes its reach away while it has work with the host.
+class ReachOfVirtioThread : public ::testing::Test {
+  protected:
+    void activate() {
+        ASSERT_TRUE(driver.negotiate(driver.device_features()));
+        driver.add_status(devices::virtio::kStatusDriverOk);
+        ASSERT_TRUE(vmm::testing::eventually([this] { return device.is_active(); }));
+    }
+    /// As a vCPU that writes to the command register does.
+    void set_reach(bool reaches) {
+        if (transport.negotiation().set_reach(reaches)) {
+            transport.negotiation().follow_reach();
+        }
+    }
+
+    const std::array<GuestRange, 1> layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
+    const GuestMemory memory{layout, PageSize::k4K};
+    devices::testing::RecordingIrq irq;
+    StopRequest stop;
+    EventFd work;
+    std::deque<EventFd> doorbells{1};
+    Busy device;
+    devices::virtio::MmioTransport transport{
+        device.identity(),
+        memory,
+        irq,
+        {.work = [this] { work.signal(); }, .doorbell = {}, .patience = vmm::testing::kPatience}};
+    devices::testing::RegisterDriver driver{transport};
+    VirtioThread thread{{device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox}};
+};
+
+TEST_F(ReachOfVirtioThread, IsGoneWhenTheDeviceHasNoWorkWithTheHost) {
+    activate();
+    std::atomic<bool> is_written = false;
+    std::thread vcpu([&] {
+        set_reach(false);
+        is_written = true;
+    });
+    EXPECT_TRUE(vmm::testing::eventually([this] { return device.is_told_to_pause(); }));
+    EXPECT_FALSE(is_written);
+    device.end_work();
+    vcpu.join();
+    EXPECT_TRUE(device.is_paused());
+    set_reach(true);
+    EXPECT_TRUE(vmm::testing::eventually([this] { return !device.is_told_to_pause(); }));
+}
+
+TEST_F(ReachOfVirtioThread, OfOneThatMayNotActivatesNothing) {
+    device.end_work();
+    set_reach(false);
+    ASSERT_TRUE(driver.negotiate(driver.device_features()));
+    driver.add_status(devices::virtio::kStatusDriverOk);
+    EXPECT_TRUE(vmm::testing::eventually([this] { return device.is_told_to_pause(); }));
+    EXPECT_FALSE(device.is_active());
+    set_reach(true);
+    EXPECT_TRUE(vmm::testing::eventually([this] { return device.is_active(); }));
+    EXPECT_FALSE(device.is_told_to_pause());
+}
+
+TEST_F(ReachOfVirtioThread, AResetIsServedWithoutIt) {
+    activate();
+    device.end_work();
+    set_reach(false);
+    driver.write(devices::testing::reg::kStatus, 0);
+    EXPECT_EQ(driver.status(), 0U);
+    EXPECT_TRUE(device.is_stopped());
+    driver.add_status(devices::virtio::kStatusAcknowledge);
+    set_reach(true);
+    EXPECT_TRUE(vmm::testing::eventually([this] { return !device.is_told_to_pause(); }));
+}
+
+TEST_F(ReachOfVirtioThread, APauseOfTheMachineOutlastsIt) {
+    activate();
+    device.end_work();
+    set_reach(false);
+    thread.pause();
+    const auto soon = std::chrono::steady_clock::now() + vmm::testing::kPatience;
+    EXPECT_TRUE(thread.wait_until_paused(soon));
+    thread.resume();
+    EXPECT_TRUE(device.is_paused()) << "its driver does not let it go on";
+    thread.pause();
+    EXPECT_TRUE(thread.wait_until_paused(soon));
+    thread.resume();
+    set_reach(true);
+    EXPECT_TRUE(vmm::testing::eventually([this] { return !device.is_told_to_pause(); }));
 }
 
 TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
