@@ -140,6 +140,10 @@ struct Config {
     /// The CPUs that vCPUs run on: vCPU i runs on the CPU at place i of the list, which begins again at its end. If it
     /// is empty, a vCPU runs where the process may; if `numa` is split, it runs on its node.
     prefault::CpuList vcpu_cpus;
+    /// The CPUs that the threads of virtio devices run on. If it is empty, they run where the process may. A doorbell
+    /// that wakes a device on the CPU of a vCPU takes that from it: keep the two apart if `vcpu_cpus` are for vCPUs
+    /// alone.
+    prefault::CpuList device_cpus;
     /// The nodes of the host on which guest memory lies.
     prefault::NumaPolicy numa;
     /// Whether the pools of huge pages are raised by what is missing, and lowered again at the end. Needs root.

@@ -12,8 +12,8 @@ namespace vmm::devices::pci {
 
 /// Its configuration space (PCI Local Bus 3.0, chapter 6) and the registers behind its one base address register.
 ///
-/// Threads: any, at once. No function throws, and each locks for a bounded time; but a write may wait for the device, as
-/// the reset of a virtio device does, and the end of its reach as a bus master.
+/// Threads: any, at once. No function throws, and each locks for a bounded time; but a write may wait for the device,
+/// as the reset of a virtio device does, and the end of its reach as a bus master.
 class Function {
   public:
     Function() = default;

@@ -17,9 +17,9 @@ namespace vmm::devices::pci {
 /// The table of vectors, the pending bits, and what the capability's message control enables. The owner keeps the
 /// capability in its configuration space, and says what a driver wrote there: set_control().
 ///
-/// An interrupt of a vector that is masked, or whose function is, stays pending until it is not masked any more. At first
-/// the function is no bus master.
-/// Interrupts while MSI-X is off are lost, as the specification has it: whoever raises asks is_enabled() first.
+/// An interrupt of a vector that is masked, or whose function is, stays pending until it is not masked any more. At
+/// first the function is no bus master. Interrupts while MSI-X is off are lost, as the specification has it: whoever
+/// raises asks is_enabled() first.
 ///
 /// Threads: any, at once. raise() takes no lock.
 class Msix {

@@ -46,8 +46,8 @@ inline constexpr std::uint8_t kStatusFailed = 128;
 /// A reset takes as long as the device has work with the host: the status reads as before until then, and as 0 after.
 /// Meanwhile the driver's writes are ignored. Before DRIVER_OK a reset is immediate.
 ///
-/// A device that may not reach memory (set_reach()) stands still: it is not activated, and no queue of it begins or ends.
-/// A reset is served all the same.
+/// A device that may not reach memory (set_reach()) stands still: it is not activated, and no queue of it begins or
+/// ends. A reset is served all the same.
 ///
 /// Threads: the guest's side any; the device's side one, the device's thread; both at once.
 class Negotiation {
@@ -255,7 +255,7 @@ class Negotiation {
     State state_;
     Stop reset_ = Stop::kNone;
     bool reaches_ = true;
-    bool is_to_stand_ = false; ///< the device's thread has not said yet that the device stands still
+    bool is_to_stand_ = false;            ///< the device's thread has not said yet that the device stands still
     std::vector<QueueProgress> progress_; ///< by queue
 };
 

@@ -138,7 +138,7 @@ class Pause : public testing::KvmTest {
         system.emplace();
         vm.emplace(*system);
         vm->create_irqchip();
-        devices.emplace(*vm, memory, make(), nullptr);
+        devices.emplace(*vm, memory, make(), nullptr, prefault::CpuList{});
         devices->attach_to(mmio);
         mmio.freeze();
         pause.emplace(*devices, stop);

@@ -71,7 +71,7 @@ class ResetPatience : public testing::KvmTest {
         vm->create_irqchip();
         std::vector<std::unique_ptr<Device>> owned;
         owned.push_back(std::make_unique<BusyDevice>(busy, done, active));
-        devices.emplace(*vm, memory, std::move(owned), nullptr);
+        devices.emplace(*vm, memory, std::move(owned), nullptr, prefault::CpuList{});
         devices->attach_to(mmio);
         mmio.freeze();
         devices->start(stop, no_sandbox);

@@ -220,6 +220,9 @@ std::vector<Option> placement_options() {
         cpu_list("--vcpu-cpus", "CPUs on which the guest's vCPUs run, one after the other",
                  [](Given& given, prefault::CpuList cpus) { given.run.config.vcpu_cpus = std::move(cpus); })
             .setting("vcpu_cpus"),
+        cpu_list("--device-cpus", "CPUs on which the threads of devices run",
+                 [](Given& given, prefault::CpuList cpus) { given.run.config.device_cpus = std::move(cpus); })
+            .setting("device_cpus"),
         number("--numa-node", {0, prefault::kMaxNodes - 1}, "Guest memory lies on this NUMA node",
                [](Given& given, unsigned node) {
                    given.run.config.numa = {NumaPolicy::Kind::kNode, node};

@@ -65,6 +65,7 @@ void check_against_host(const Config& config, const HostFacts& facts) {
     const Config wanted = resolved(config);
     prefault::check_cpus_usable(wanted.prefault.cpus, "Config::prefault.cpus");
     prefault::check_cpus_usable(wanted.vcpu_cpus, "Config::vcpu_cpus");
+    prefault::check_cpus_usable(wanted.device_cpus, "Config::device_cpus");
     for (const NetConfig& net : wanted.nets) {
         if (net.user) {
             check_user_network(net);

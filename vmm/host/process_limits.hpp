@@ -49,10 +49,10 @@ struct ProcessSources {
 /// inherited_open_file_limit().
 void raise_open_file_limit() noexcept;
 
-/// Has the kernel make room in this process's table for 1024 descriptors, or as many as the limit allows. While there is
-/// one thread that takes microseconds; once there are several, the table grows only after all processors have been seen
-/// elsewhere (expand_fdtable() in fs/file.c waits for RCU), which takes 20 ms at times, and it grows in several steps.
-/// For programs, as raise_open_file_limit().
+/// Has the kernel make room in this process's table for 1024 descriptors, or as many as the limit allows. While there
+/// is one thread that takes microseconds; once there are several, the table grows only after all processors have been
+/// seen elsewhere (expand_fdtable() in fs/file.c waits for RCU), which takes 20 ms at times, and it grows in several
+/// steps. For programs, as raise_open_file_limit().
 void make_room_for_descriptors() noexcept;
 
 /// The limit on open files as it was before raise_open_file_limit(); nothing if that was not called or changed

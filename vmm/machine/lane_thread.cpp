@@ -5,6 +5,8 @@
 #include <cassert>
 #include <utility>
 
+#include "prefault/host/cpu_list.hpp"
+
 namespace vmm {
 
 LaneThread::LaneThread(Wiring wiring)
@@ -33,6 +35,7 @@ bool LaneThread::join_until(std::chrono::steady_clock::time_point deadline) noex
 
 void LaneThread::body() noexcept {
     try {
+        prefault::bind_this_thread(wiring_.cpus);
         wiring_.sandbox.confine(wiring_.kind, wiring_.name);
         [[maybe_unused]] const bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         assert(watched);

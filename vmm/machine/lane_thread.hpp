@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <span>
 #include <string>
 
 #include "devices/virtio/device.hpp"
@@ -33,6 +34,7 @@ class LaneThread {
         StopRequest& stop;              ///< for a failure of the host's
         const Sandbox& sandbox;         ///< while the thread begins
         std::atomic<std::uint64_t>* rung = nullptr;
+        std::span<const unsigned> cpus = {}; ///< that it runs on; empty: any
     };
 
     /// Throws Error: the host cannot make a thread.

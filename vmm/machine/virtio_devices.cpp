@@ -373,8 +373,8 @@ devices::virtio::Negotiation::Hooks VirtioDevices::Slot::hooks() {
 }
 
 VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<Device>> devices,
-                             PciRoot* pci, const std::vector<VirtioDeviceState>* states)
-    : vm_(vm), memory_(memory), pci_(pci), goes_on_(states != nullptr) {
+                             PciRoot* pci, prefault::CpuList cpus, const std::vector<VirtioDeviceState>* states)
+    : vm_(vm), memory_(memory), pci_(pci), cpus_(std::move(cpus)), goes_on_(states != nullptr) {
     assert(states == nullptr || states->size() == devices.size());
     for (std::unique_ptr<Device>& device : devices) {
         MadeDevice made;
@@ -534,7 +534,7 @@ void VirtioDevices::start_thread_of(Slot& slot) {
     slot.stop = stop_;
     slot.thread.emplace(VirtioThread::Wiring{*slot.device, slot.transport().negotiation(), slot.transport(),
                                              slot.doorbells, slot.work, *stop_, *sandbox_, &slot.rung, pause_wanted_,
-                                             goes_on_});
+                                             goes_on_, cpus_});
 }
 
 void VirtioDevices::attach_to(devices::Bus& mmio) {

@@ -33,6 +33,7 @@
 #include "kvm/host/unique_fd.hpp"
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
+#include "prefault/host/cpu_list.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/pci_root.hpp"
@@ -96,10 +97,10 @@ struct VirtioSet {
 class VirtioDevices {
   public:
     /// At most memory_map::kVirtioGsis.size() of them, and 31 with `pci`; that is null for devices over MMIO. After
-    /// kvm::Vm::create_irqchip(). `vm`, `memory` and `pci` outlive it. With `states`, one for each device, their
-    /// transports go on from them: see go_on(). Throws Error.
+    /// kvm::Vm::create_irqchip(). `vm`, `memory` and `pci` outlive it. Their threads run on `cpus`; empty: any. With
+    /// `states`, one for each device, their transports go on from them: see go_on(). Throws Error.
     VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector<std::unique_ptr<devices::virtio::Device>> devices,
-                  PciRoot* pci, const std::vector<VirtioDeviceState>* states = nullptr);
+                  PciRoot* pci, prefault::CpuList cpus, const std::vector<VirtioDeviceState>* states = nullptr);
     ~VirtioDevices();
     VirtioDevices(const VirtioDevices&) = delete;
     VirtioDevices& operator=(const VirtioDevices&) = delete;
@@ -229,6 +230,7 @@ class VirtioDevices {
     kvm::Vm& vm_;
     const GuestMemory& memory_;
     PciRoot* pci_;
+    const prefault::CpuList cpus_;
     mutable std::mutex mutex_; ///< guards what follows
     /// Shared with the bus: an access of the guest may be under way when a device goes.
     Slots slots_;

@@ -8,6 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "prefault/host/cpu_list.hpp"
+
 namespace vmm {
 
 using devices::virtio::Negotiation;
@@ -61,7 +63,7 @@ std::deque<LaneThread> VirtioThread::begin_lanes(const Wiring& wiring) {
     for (devices::virtio::Lane* const lane : wiring.device.lanes()) {
         lanes.emplace_back(LaneThread::Wiring{*lane, identity.name + "." + std::to_string(lanes.size() + 1),
                                               thread_kind_of(identity.id), wiring.doorbells, wiring.stop,
-                                              wiring.sandbox, wiring.rung});
+                                              wiring.sandbox, wiring.rung, wiring.cpus});
     }
     return lanes;
 }
@@ -94,6 +96,7 @@ std::exception_ptr VirtioThread::failure() const noexcept {
 void VirtioThread::body() noexcept {
     try {
         const devices::virtio::Identity& identity = wiring_.device.identity();
+        prefault::bind_this_thread(wiring_.cpus);
         wiring_.sandbox.confine(thread_kind_of(identity.id), identity.name);
         [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {

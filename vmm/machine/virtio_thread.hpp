@@ -8,6 +8,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "devices/virtio/device.hpp"
@@ -47,6 +48,7 @@ class VirtioThread {
         std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody does
         bool paused = false;                        ///< from the start: even an activation waits for resume()
         bool goes_on = false;                       ///< from a state: the driver is interrupted once
+        std::span<const unsigned> cpus = {};        ///< that its threads run on; empty: any
     };
 
     /// Throws Error: the host cannot make a thread.

@@ -334,12 +334,16 @@ TEST(Config, RefusesCpusThatThisProcessMayNotUse) {
     Config for_vcpus = small_config();
     for_vcpus.vcpu_cpus = {prefault::kMaxCpus - 1};
     EXPECT_TRUE(mentions(refusal(for_vcpus), "Config::vcpu_cpus")) << refusal(for_vcpus);
+    Config for_devices = small_config();
+    for_devices.device_cpus = {prefault::kMaxCpus - 1};
+    EXPECT_TRUE(mentions(refusal(for_devices), "Config::device_cpus")) << refusal(for_devices);
 }
 
 TEST(Config, TakesCpusThatThisProcessMayUse) {
     Config config = small_config();
     config.prefault.cpus = prefault::usable_cpu_list();
     config.vcpu_cpus = {prefault::usable_cpu_list().back()};
+    config.device_cpus = config.vcpu_cpus;
     EXPECT_EQ(refusal(config), "");
 }
 

@@ -173,14 +173,15 @@ TEST(CommandLine, TakesEveryOption) {
 
 TEST(CommandLine, TakesEveryOptionOfThePrefault) {
     const RunCommand command = run({"--prefault", "all", "--prefault-when", "background", "--prefault-method", "touch",
-                                    "--prefault-cpus", "0-1,3", "--prefault-smm", "--vcpu-cpus", "2,0", "--numa-node",
-                                    "1", "--pin", "longterm", "--reserve-hugepages", "--watch"});
+                                    "--prefault-cpus", "0-1,3", "--prefault-smm", "--vcpu-cpus", "2,0", "--device-cpus",
+                                    "1,3", "--numa-node", "1", "--pin", "longterm", "--reserve-hugepages", "--watch"});
     EXPECT_EQ(command.config.prefault.scope, Scope::kAll);
     EXPECT_EQ(command.config.prefault_when, PrefaultWhen::kBackground);
     EXPECT_EQ(command.config.prefault.method, Method::kTouch);
     EXPECT_EQ(command.config.prefault.cpus, (CpuList{0, 1, 3}));
     EXPECT_TRUE(command.config.prefault.smm);
     EXPECT_EQ(command.config.vcpu_cpus, (CpuList{0, 2}));
+    EXPECT_EQ(command.config.device_cpus, (CpuList{1, 3}));
     EXPECT_EQ(command.config.numa, (NumaPolicy{NumaPolicy::Kind::kNode, 1}));
     EXPECT_EQ(command.config.pin, Pin::kLongterm);
     EXPECT_TRUE(command.config.reserve_huge_pages);
@@ -275,7 +276,7 @@ TEST(CommandLine, LeavesItToTheMachineToRefuseNoWorkers) {
 }
 
 TEST(CommandLine, RefusesListsOfCpusThatAreNone) {
-    for (const std::string option : {"--prefault-cpus", "--vcpu-cpus"}) {
+    for (const std::string option : {"--prefault-cpus", "--vcpu-cpus", "--device-cpus"}) {
         for (const char* const list : {"9-1", "", "x", "0,", "-1", "0 1", "8192"}) {
             const std::string words = option + "=" + list;
             const std::string error = usage_error({"run", words.c_str()});
@@ -385,9 +386,10 @@ TEST(CommandLine, RefusesNumbersThatAreNone) {
 }
 
 TEST(CommandLine, RefusesAnOptionWithoutItsValue) {
-    for (const char* const option : {"--memory", "--vcpus", "--initrd", "--cmdline", "--prefault", "--prefault-workers",
-                                     "--page-size", "--pin", "--serial", "--report", "--log-file", "--prefault-when",
-                                     "--prefault-method", "--prefault-cpus", "--vcpu-cpus", "--numa-node", "--numa"}) {
+    for (const char* const option :
+         {"--memory", "--vcpus", "--initrd", "--cmdline", "--prefault", "--prefault-workers", "--page-size", "--pin",
+          "--serial", "--report", "--log-file", "--prefault-when", "--prefault-method", "--prefault-cpus",
+          "--vcpu-cpus", "--device-cpus", "--numa-node", "--numa"}) {
         EXPECT_TRUE(mentions(usage_error({"run", option}), option)) << option;
     }
 }
@@ -419,7 +421,7 @@ TEST(CommandLineHelp, MentionsEveryOption) {
           "--report",        "-v,--verbose",       "-q,--quiet",      "--log-file",     "-h,--help",
           "--prefault-when", "--prefault-method",  "--prefault-cpus", "--prefault-smm", "--vcpu-cpus",
           "--cpu ",          "--nested",           "--numa-node",     "--numa ",        "--reserve-hugepages",
-          "--watch",         "--prefault-keep",    "--keep-every"}) {
+          "--watch",         "--prefault-keep",    "--keep-every",    "--device-cpus"}) {
         EXPECT_TRUE(mentions(help->text, option)) << option << " is not in\n" << help->text;
     }
 }

@@ -70,7 +70,7 @@ INSTANTIATE_TEST_SUITE_P(
         R"({"prefault": "all", "prefault-method": "touch", "prefault-when": "background", "prefault-workers": 512})",
         R"({"prefault": "0-1G,0x100000000-6G", "prefault-smm": true, "prefault-cpus": "0-3,8"})",
         R"({"prefault": "host", "prefault-method": "ioctl", "prefault-cpus": 0, "prefault-when": "before"})",
-        R"({"vcpu-cpus": "0,1", "numa": "split", "page-size": "2M", "pin": "longterm", "reserve-hugepages": true})",
+        R"({"vcpu-cpus": "0,1", "device-cpus": "2-3", "numa": "split", "page-size": "2M", "pin": "longterm", "reserve-hugepages": true})",
         R"({"numa-node": 0, "page-size": "thp", "pin": "none", "reserve-hugepages": false})",
         R"({"serial": "none", "console": "stdio", "report": "r.json", "log-file": "v.log"})",
         R"({"serial": "s.txt", "verbose": true, "watch": true, "quiet": false})",

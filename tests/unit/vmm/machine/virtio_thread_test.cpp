@@ -102,7 +102,10 @@ class Busy final : public devices::virtio::Device {
         identity_.queue_sizes = {1};
     }
     [[nodiscard]] const devices::virtio::Identity& identity() const noexcept override { return identity_; }
-    void activate(devices::virtio::Activation, devices::virtio::DriverLink&) override { active_ = true; }
+    void activate(devices::virtio::Activation, devices::virtio::DriverLink&) override {
+        cpus_ = prefault::usable_cpu_list();
+        active_ = true;
+    }
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN}}; }
     void ready(int, std::uint32_t) override {
@@ -129,10 +132,13 @@ class Busy final : public devices::virtio::Device {
     [[nodiscard]] bool is_active() const { return active_; }
     [[nodiscard]] bool is_stopped() const { return stopped_; }
     [[nodiscard]] bool is_told_to_pause() const { return paused_; }
+    /// Of its thread; once it is active.
+    [[nodiscard]] const prefault::CpuList& cpus() const { return cpus_; }
 
   private:
     devices::virtio::Identity identity_;
     UniqueFd event_ = make_event();
+    prefault::CpuList cpus_;
     std::atomic<bool> active_ = false;
     std::atomic<bool> stopped_ = false;
     std::atomic<bool> paused_ = false;
@@ -166,6 +172,32 @@ TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
     device.end_work();
     EXPECT_TRUE(thread.join_until(std::chrono::steady_clock::now() + std::chrono::seconds(60)));
     EXPECT_EQ(thread.failure(), nullptr);
+}
+
+TEST(VirtioThread, RunsOnTheCpusThatItIsGiven) {
+    const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
+    const GuestMemory memory(layout, PageSize::k4K);
+    devices::testing::RecordingIrq irq;
+    StopRequest stop;
+    EventFd work;
+    std::deque<EventFd> doorbells(1);
+    Busy device;
+    devices::virtio::MmioTransport transport(device.identity(), memory, irq, {[&work] { work.signal(); }, {}});
+    devices::testing::RegisterDriver driver(transport);
+    const prefault::CpuList last{prefault::usable_cpu_list().back()};
+    VirtioThread thread({.device = device,
+                         .negotiation = transport.negotiation(),
+                         .driver = transport,
+                         .doorbells = doorbells,
+                         .work = work,
+                         .stop = stop,
+                         .sandbox = no_sandbox,
+                         .cpus = last});
+    device.end_work();
+    ASSERT_TRUE(driver.negotiate(driver.device_features()));
+    driver.add_status(devices::virtio::kStatusDriverOk);
+    ASSERT_TRUE(vmm::testing::eventually([&] { return device.is_active(); }));
+    EXPECT_EQ(device.cpus(), last);
 }
 
 /// A device with its thread, whose driver takes its reach away while it has work with the host.
