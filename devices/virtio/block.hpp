@@ -34,6 +34,7 @@ struct BlockConfig {
     /// Is told what went wrong on the host, on the device's thread, at most once a second. It may be empty.
     std::function<void(const std::string&)> warn;
     DiskIoKind io = DiskIoKind::kAuto;
+    bool moderation = true; ///< whether interrupts and doorbells may wait for others (InterruptModeration)
 };
 
 /// The device. Requests of all its queues go through one DiskIo, many at once, and complete in any order. Without
@@ -165,10 +166,10 @@ class Block final : public Device {
     bool failed_ = false; ///< a rule was broken: nothing more is taken, and what was taken is given back
     bool write_through_ = false;
     std::vector<ServedQueue> queues_;
-    InterruptModeration moderation_; ///< of all queues: they have one interrupt
-    unsigned pushed_ = 0;            ///< requests given back of which moderation_ does not know yet
-    bool pushed_small_ = false;      ///< one of them was small
-    std::uint64_t begun_bytes_ = 0;  ///< what requests move that were begun and that it does not know of either
+    InterruptModeration moderation_{config_.moderation}; ///< of all queues: they have one interrupt
+    unsigned pushed_ = 0;                                ///< requests given back of which moderation_ does not know yet
+    bool pushed_small_ = false;                          ///< one of them was small
+    std::uint64_t begun_bytes_ = 0; ///< what requests move that were begun and that it does not know of either
     std::unique_ptr<DiskIo> io_;
     bool buffers_offered_ = false; ///< io_ was offered the pinned memory
     std::vector<std::unique_ptr<Request>> requests_;

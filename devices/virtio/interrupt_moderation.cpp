@@ -44,7 +44,7 @@ bool InterruptModeration::is_due(Clock::time_point now, unsigned under_way) cons
     // With work at the host, half of it is enough: the driver gives more to do while the other half is being done. For
     // large ones that is the goal already.
     const bool half = !is_for_sleeping() && under_way != 0 && held_ >= under_way;
-    return urgent_ || half || held_ >= goal() || now >= deadline();
+    return !on_ || urgent_ || half || held_ >= goal() || now >= deadline();
 }
 
 void InterruptModeration::told(Clock::time_point now, unsigned under_way) noexcept {
@@ -87,7 +87,7 @@ unsigned InterruptModeration::doorbell_after(Clock::time_point now) noexcept {
     if (now >= last_event_ + patience()) {
         at_driver_ = 0;
     }
-    return is_for_sleeping() ? std::max(std::min(at_driver_, depth_ / 2), 1U) : 1;
+    return on_ && is_for_sleeping() ? std::max(std::min(at_driver_, depth_ / 2), 1U) : 1;
 }
 
 InterruptModeration::Duration InterruptModeration::patience() const noexcept {

@@ -36,6 +36,9 @@ class InterruptModeration {
     static constexpr std::uint64_t kLargeBytes = 64 * 1024;
     static constexpr unsigned kRarestProbe = 256;
 
+    /// With `on` false nothing waits: each interrupt is due at once, and each doorbell is for the next request.
+    explicit InterruptModeration(bool on = true) noexcept : on_(on) {}
+
     /// The device took `count` > 0 requests at `now`, which move `bytes` of data together.
     void took(Clock::time_point now, unsigned count, std::uint64_t bytes) noexcept;
     /// `count` > 0 requests are done, and in the used ring; `small`: one of them moved less than kLargeBytes.
@@ -52,7 +55,7 @@ class InterruptModeration {
     /// time to look whether fewer have come.
     [[nodiscard]] unsigned doorbell_after(Clock::time_point now) noexcept;
     /// Nothing is held any more: the driver has reset the device.
-    void reset() noexcept { *this = {}; }
+    void reset() noexcept { *this = InterruptModeration(on_); }
 
     /// Whether requests are so large that the time until the next one is for sleeping.
     [[nodiscard]] bool is_for_sleeping() const noexcept { return bytes_ >= kLargeBytes; }
@@ -65,6 +68,7 @@ class InterruptModeration {
     [[nodiscard]] unsigned goal() const noexcept;
     [[nodiscard]] bool learn_depth(Clock::time_point now, unsigned under_way) noexcept;
 
+    bool on_;
     unsigned held_ = 0;
     bool urgent_ = false;      ///< one of them is a small one among large ones
     unsigned at_driver_ = 0;   ///< requests that the driver was told of and has not replaced

@@ -54,6 +54,10 @@ std::vector<DeviceWord> disk_words() {
          .kind = Kind::kSwitch,
          .help = "Whether the file is locked against a second writer; on unless said otherwise",
          .choices = {"on", "off"}},
+        {.name = "moderation",
+         .kind = Kind::kSwitch,
+         .help = "Whether an interrupt may wait for a few others; on unless said otherwise",
+         .choices = {"on", "off"}},
     };
 }
 
@@ -345,6 +349,9 @@ DiskConfig parse_disk_option(const std::string& text) {
     disk.id = words.value("id");
     if (words.has("lock")) {
         disk.lock = is_on(words.value("lock"), "lock");
+    }
+    if (words.has("moderation")) {
+        disk.moderation = is_on(words.value("moderation"), "moderation");
     }
     return disk;
 }

@@ -514,6 +514,7 @@ HttpAnswer MachineControl::add_disk(const Arguments& arguments) {
     disk.direct = arguments.flag("direct");
     disk.queues = static_cast<unsigned>(arguments.number("queues").value_or(disk.queues));
     disk.sector_bytes = arguments.word("sector") == "4096" ? 4096 : disk.sector_bytes;
+    disk.moderation = arguments.word("moderation") != "off";
     disk.id = arguments.word("id").value_or("");
     disk.check();
     return started(jobs_.start(

@@ -184,7 +184,9 @@ MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const Devi
     MadeDevice made;
     made.device = std::make_unique<devices::virtio::Block>(
         name, std::move(image),
-        devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io}, state);
+        devices::virtio::BlockConfig{disk.queues, disk.id, services.pinned_memory, services.warn, disk.io,
+                                     disk.moderation},
+        state);
     return made;
 }
 

@@ -325,5 +325,25 @@ TEST(InterruptModeration, HasNothingToTellWhenNothingIsDone) {
     EXPECT_FALSE(moderation.holds_any());
 }
 
+TEST(InterruptModerationThatIsOff, NothingWaits) {
+    using namespace std::chrono_literals;
+    for (const std::uint64_t bytes : {std::uint64_t{4096}, std::uint64_t{1} << 20U}) {
+        InterruptModeration moderation(false);
+        InterruptModeration::Clock::time_point now{1h};
+        for (int i = 0; i < 1000; ++i) {
+            now += 10us;
+            moderation.took(now, 8, 8 * bytes);
+            EXPECT_FALSE(moderation.is_due(now, 8)) << "nothing is done";
+            moderation.finished(now, 1, bytes < InterruptModeration::kLargeBytes);
+            EXPECT_TRUE(moderation.is_due(now, 7));
+            moderation.told(now, 7);
+            EXPECT_EQ(moderation.doorbell_after(now), 1U);
+        }
+        moderation.reset();
+        moderation.finished(now, 1, true);
+        EXPECT_TRUE(moderation.is_due(now, 1)) << "a reset does not switch it on";
+    }
+}
+
 } // namespace
 } // namespace vmm::devices::testing

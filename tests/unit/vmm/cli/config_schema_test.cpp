@@ -76,7 +76,7 @@ INSTANTIATE_TEST_SUITE_P(
         R"({"serial": "s.txt", "verbose": true, "watch": true, "quiet": false})",
         R"({"disk": "a.img,ro,io=uring,sector=4096,queues=16,lock=off,id="})",
         R"({"disk": ["a,,b.img", {"path": "b.img", "ro": true, "direct": false, "sector": 512, "io": "threads"}]})",
-        R"({"disk": {"path": "a.img", "queues": 16, "id": "12345678901234567890", "lock": false}})",
+        R"({"disk": {"path": "a.img", "queues": 16, "id": "12345678901234567890", "lock": false, "moderation": false}})",
         R"({"net": ["tap=tap0,mac=52:54:00:12:34:56", {"user": true, "tcp": ["8080:80", 22], "udp": 53}]})",
         R"({"net": {"tap": "tap0", "mac": "52:54:00:aa:BB:cc"}, "rng": true})",
         R"({"vsock": {"path": "guest.vsock", "cid": 4294967294}, "balloon": {"size": "64M", "reporting": true}})",

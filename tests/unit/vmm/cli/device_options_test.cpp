@@ -77,6 +77,14 @@ TEST(DiskOption, IsLockedUnlessSwitchedOff) {
     }
 }
 
+TEST(DiskOption, HasItsInterruptsModeratedUnlessSwitchedOff) {
+    EXPECT_TRUE(parse_disk_option("a.img").moderation);
+    EXPECT_TRUE(parse_disk_option("a.img,moderation=on").moderation);
+    EXPECT_FALSE(parse_disk_option("a.img,moderation=off").moderation);
+    EXPECT_NE(testing::error_of([] { static_cast<void>(parse_disk_option("a.img,moderation=no")); }).find("moderation"),
+              std::string::npos);
+}
+
 TEST(NetOption, NamesATapAndMayNameAMac) {
     EXPECT_EQ(parse_net_option("tap=tap0"), (NetConfig{.tap = "tap0"}));
     EXPECT_EQ(parse_net_option("tap=tap0,queues=4"), (NetConfig{.tap = "tap0", .queues = 4}));
