@@ -79,7 +79,6 @@ void NetPair::forget_queue(std::uint16_t index) noexcept {
         wants_buffers_ = false;
     } else if (index == kTransmit) {
         is_sending_ = false;
-        doorbells_.reset();
     }
 }
 
@@ -91,11 +90,7 @@ std::uint16_t NetPair::put_back(std::uint16_t index) noexcept {
 
 std::vector<Source> NetPair::sources() const {
     std::vector<Source> sources = SynchronousDevice::sources();
-    if (!is_active() || is_paused()) {
-        return sources;
-    }
-    sources.push_back(alarm_.source());
-    if (!link_->is_up()) {
+    if (!is_active() || is_paused() || !link_->is_up()) {
         return sources;
     }
     const bool receives = receives_ && has_working_queue(kReceive) && !wants_buffers_;
@@ -130,18 +125,10 @@ void NetPair::send_some() {
         return;
     }
     queue->suppress_doorbells();
-    const auto now = DoorbellModeration::Clock::now();
-    unsigned taken = 0; // Since the doorbell was last asked for.
     for (int frames = 0; frames < kMostFramesATurn; ++frames) {
-        unsigned within = 1;
-        const auto ask = [&] { return within = doorbells_.after(now, std::exchange(taken, 0)); };
-        if (!is_sending_ && !take(kTransmit, sending_, ask)) {
-            if (within > 1) {
-                alarm_.set(doorbells_.deadline());
-            }
+        if (!is_sending_ && !take(kTransmit, sending_)) {
             return;
         }
-        ++taken;
         const int result = send(sending_);
         is_sending_ = result == -EAGAIN;
         if (is_sending_) {

@@ -14,16 +14,13 @@
 #include <vector>
 
 #include "devices/frame_link.hpp"
-#include "devices/virtio/alarm.hpp"
-#include "devices/virtio/doorbell_moderation.hpp"
 #include "devices/virtio/synchronous_device.hpp"
 
 namespace vmm::devices::virtio {
 
 /// A receive queue and a transmit queue on a link to the host. Frames wait in the link while the guest offers no
 /// buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in either direction
-/// has the thread for one turn at a time. In a stream of the guest's, a doorbell comes for several frames
-/// (DoorbellModeration). When the host's end goes away, what the guest sends is dropped from then on.
+/// has the thread for one turn at a time. When the host's end goes away, what the guest sends is dropped from then on.
 ///
 /// Threads: one at a time, but for what says otherwise.
 class NetPair final : public SynchronousDevice {
@@ -76,7 +73,6 @@ class NetPair final : public SynchronousDevice {
     void forget_queue(std::uint16_t index) noexcept override;
     [[nodiscard]] std::uint16_t put_back(std::uint16_t index) noexcept override;
     void look_at_doorbell(std::uint16_t index) override;
-    void look_at_source(int fd) override { alarm_.take(fd); }
     void serve() override;
     void receive_some();
     [[nodiscard]] bool deliver();
@@ -103,8 +99,6 @@ class NetPair final : public SynchronousDevice {
     bool wants_buffers_ = false;    ///< the guest has none for the frame that is there
     int buffers_left_ = 0;          ///< how many may still be taken in this turn
 
-    DoorbellModeration doorbells_; ///< of the transmit queue
-    Alarm alarm_;                  ///< when its frames are not waited for any longer
     Chain sending_;
     bool is_sending_ = false; ///< sending_ waits for room in the link
     std::vector<iovec> pieces_;

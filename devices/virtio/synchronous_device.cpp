@@ -94,4 +94,23 @@ Queue* SynchronousDevice::working_queue(std::uint16_t index) noexcept {
     return has_working_queue(index) ? &*queues_[index] : nullptr;
 }
 
+bool SynchronousDevice::take(std::uint16_t index, Chain& chain) {
+    Queue* const queue = working_queue(index);
+    if (queue == nullptr) {
+        return false;
+    }
+    do {
+        switch (queue->pop(chain)) {
+        case Queue::Pop::kChain:
+            return true;
+        case Queue::Pop::kBroken:
+            driver_->fail(queue->why());
+            return false;
+        case Queue::Pop::kEmpty:
+            break;
+        }
+    } while (queue->ask_for_doorbell());
+    return false;
+}
+
 } // namespace vmm::devices::virtio

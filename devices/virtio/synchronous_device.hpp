@@ -1,7 +1,6 @@
 // What devices have in common that answer each request at once.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -9,7 +8,6 @@
 
 #include "devices/virtio/another_turn.hpp"
 #include "devices/virtio/device.hpp"
-#include "devices/virtio/driver_link.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -74,12 +72,7 @@ class SynchronousDevice : public Device {
     [[nodiscard]] bool has_working_queue(std::uint16_t index) const noexcept;
     /// Takes the next request of queue `index` into `chain`. Returns false if there is none, in which case a doorbell
     /// will tell of the next one; or if the queue does not work, in which case the driver has been told.
-    [[nodiscard]] bool take(std::uint16_t index, Chain& chain) {
-        return take(index, chain, [] { return 1U; });
-    }
-    /// The same, but the doorbell comes with the request that is so many after: `within()`, 1 or more.
-    template <typename Within>
-    [[nodiscard]] bool take(std::uint16_t index, Chain& chain, Within within);
+    [[nodiscard]] bool take(std::uint16_t index, Chain& chain);
     /// Has this thread come back after it has looked at everything else. Threads: any.
     void ask_for_another_turn() const noexcept { another_turn_.ask(); }
 
@@ -93,25 +86,5 @@ class SynchronousDevice : public Device {
     std::vector<std::optional<Queue>> queues_;
     bool paused_ = false;
 };
-
-template <typename Within>
-bool SynchronousDevice::take(std::uint16_t index, Chain& chain, Within within) {
-    Queue* const queue = working_queue(index);
-    if (queue == nullptr) {
-        return false;
-    }
-    do {
-        switch (queue->pop(chain)) {
-        case Queue::Pop::kChain:
-            return true;
-        case Queue::Pop::kBroken:
-            driver_->fail(queue->why());
-            return false;
-        case Queue::Pop::kEmpty:
-            break;
-        }
-    } while (queue->ask_for_doorbell(static_cast<std::uint16_t>(std::min<unsigned>(within(), queue->size()))));
-    return false;
-}
 
 } // namespace vmm::devices::virtio

@@ -142,9 +142,9 @@ ProcessNeed process_need(const Config& config) {
     for (const NetConfig& net : config.nets) {
         lanes += net.queues - 1;
     }
-    // Each has a link, an event loop, an event for its turns, a timer and an event for its end, and for two queues
-    // doorbells and interrupts.
-    need.descriptors += 9 * lanes;
+    // Each has a link, an event loop, an event for its turns and one for its end, and for two queues doorbells and
+    // interrupts.
+    need.descriptors += 8 * lanes;
     if (config.pin == prefault::Pin::kLongterm) {
         need.descriptors += std::min<std::uint64_t>(config.memory_bytes / kGiB + 2, 130);
     }

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -70,38 +69,6 @@ TEST(VirtioNet, SendsAFrameWithItsHeader) { // 5.1.6.2
     seen.resize(frame.size());
     EXPECT_EQ(seen, frame);
     EXPECT_EQ(net.statistics().sent, 1U);
-}
-
-TEST(VirtioNet, InAStreamADoorbellIsForSeveralFramesAndTheLastOneIsSentAllTheSame) {
-    Cable cable;
-    Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
-    VirtioRig rig(net);
-    ASSERT_TRUE(rig.start());
-    const GuestAddress at = rig.allocate(128);
-    const auto send = [&](int count) {
-        for (int i = 0; i < count; ++i) {
-            rig.queue(kTransmit).add({{at, 72}});
-        }
-        const bool wanted = rig.queue(kTransmit).wants_doorbell();
-        if (wanted) {
-            rig.driver().ring(kTransmit);
-        }
-        for (int i = 0; i < count; ++i) {
-            EXPECT_TRUE(rig.wait_for_used(kTransmit));
-        }
-        std::array<std::uint8_t, 128> seen{};
-        while (::read(cable.host.get(), seen.data(), seen.size()) > 0) {
-        }
-        return wanted;
-    };
-    bool without_doorbell = false;
-    const auto give_up = std::chrono::steady_clock::now() + vmm::testing::kPatience;
-    while (!without_doorbell && std::chrono::steady_clock::now() < give_up) {
-        send(3);
-        without_doorbell = !send(1);
-    }
-    EXPECT_TRUE(without_doorbell);
-    EXPECT_EQ(net.statistics().dropped, 0U);
 }
 
 TEST(VirtioNet, DropsWhatIsNoFrameAndGoesOn) {
