@@ -21,7 +21,7 @@ class SourceWatch {
 
     /// Watches `wanted` from now on. Throws as EventLoop::watch() does.
     void follow(std::vector<devices::virtio::Source> wanted);
-    /// How many it watches.
+    /// Says how many it watches.
     [[nodiscard]] std::size_t size() const noexcept { return watched_.size(); }
 
   private:

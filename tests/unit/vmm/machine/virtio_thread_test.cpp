@@ -16,6 +16,8 @@
 #include <deque>
 #include <functional>
 #include <future>
+#include <optional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -145,74 +147,25 @@ class Busy final : public devices::virtio::Device {
     std::atomic<bool> idle_ = false;
 };
 
-// What broke: the end of a machine waited for a disk's work, however long that took.
 const Sandbox no_sandbox(SandboxMode::kOff);
 
-TEST(VirtioThread, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
-    const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
-    const GuestMemory memory(layout, PageSize::k4K);
-    devices::testing::RecordingIrq irq;
-    StopRequest stop;
-    EventFd work;
-    std::deque<EventFd> doorbells(1);
-    Busy device;
-    devices::virtio::MmioTransport transport(device.identity(), memory, irq, {[&work] { work.signal(); }, {}});
-    devices::testing::RegisterDriver driver(transport);
-    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox});
-    ASSERT_TRUE(driver.negotiate(driver.device_features()));
-    driver.add_status(devices::virtio::kStatusDriverOk);
-    while (!device.is_active()) {
-        std::this_thread::yield();
-    }
-    EXPECT_FALSE(thread.join_until(std::chrono::steady_clock::now()));
-    while (!device.is_stopped()) {
-        std::this_thread::yield();
-    }
-    EXPECT_FALSE(thread.join_until(std::chrono::steady_clock::now()));
-    device.end_work();
-    EXPECT_TRUE(thread.join_until(std::chrono::steady_clock::now() + std::chrono::seconds(60)));
-    EXPECT_EQ(thread.failure(), nullptr);
-}
-
-TEST(VirtioThread, RunsOnTheCpusThatItIsGiven) {
-    const std::array layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
-    const GuestMemory memory(layout, PageSize::k4K);
-    devices::testing::RecordingIrq irq;
-    StopRequest stop;
-    EventFd work;
-    std::deque<EventFd> doorbells(1);
-    Busy device;
-    devices::virtio::MmioTransport transport(device.identity(), memory, irq, {[&work] { work.signal(); }, {}});
-    devices::testing::RegisterDriver driver(transport);
-    const prefault::CpuList last{prefault::usable_cpu_list().back()};
-    VirtioThread thread({.device = device,
-                         .negotiation = transport.negotiation(),
-                         .driver = transport,
-                         .doorbells = doorbells,
-                         .work = work,
-                         .stop = stop,
-                         .sandbox = no_sandbox,
-                         .cpus = last});
-    device.end_work();
-    ASSERT_TRUE(driver.negotiate(driver.device_features()));
-    driver.add_status(devices::virtio::kStatusDriverOk);
-    ASSERT_TRUE(vmm::testing::eventually([&] { return device.is_active(); }));
-    EXPECT_EQ(device.cpus(), last);
-}
-
-/// A device with its thread, whose driver takes its reach away while it has work with the host.
-class ReachOfVirtioThread : public ::testing::Test {
+/// A device with its thread, and a driver that is ready when activate() returns.
+class VirtioThreadTest : public ::testing::Test {
   protected:
+    void begin(std::span<const unsigned> cpus = {}) {
+        thread.emplace(VirtioThread::Wiring{.device = device,
+                                            .negotiation = transport.negotiation(),
+                                            .driver = transport,
+                                            .doorbells = doorbells,
+                                            .work = work,
+                                            .stop = stop,
+                                            .sandbox = no_sandbox,
+                                            .cpus = cpus});
+    }
     void activate() {
         ASSERT_TRUE(driver.negotiate(driver.device_features()));
         driver.add_status(devices::virtio::kStatusDriverOk);
         ASSERT_TRUE(vmm::testing::eventually([this] { return device.is_active(); }));
-    }
-    /// As a vCPU that writes to the command register does.
-    void set_reach(bool reaches) {
-        if (transport.negotiation().set_reach(reaches)) {
-            transport.negotiation().follow_reach();
-        }
     }
 
     const std::array<GuestRange, 1> layout{GuestRange{GuestAddress{0}, 2 * kMiB}};
@@ -228,7 +181,40 @@ class ReachOfVirtioThread : public ::testing::Test {
         irq,
         {.work = [this] { work.signal(); }, .doorbell = {}, .patience = vmm::testing::kPatience}};
     devices::testing::RegisterDriver driver{transport};
-    VirtioThread thread{{device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox}};
+    std::optional<VirtioThread> thread;
+};
+
+// What broke: the end of a machine waited for a disk's work, however long that took.
+TEST_F(VirtioThreadTest, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
+    begin();
+    activate();
+    EXPECT_FALSE(thread->join_until(std::chrono::steady_clock::now()));
+    EXPECT_TRUE(vmm::testing::eventually([this] { return device.is_stopped(); }));
+    EXPECT_FALSE(thread->join_until(std::chrono::steady_clock::now()));
+    device.end_work();
+    EXPECT_TRUE(thread->join_until(std::chrono::steady_clock::now() + vmm::testing::kPatience));
+    EXPECT_EQ(thread->failure(), nullptr);
+}
+
+TEST_F(VirtioThreadTest, RunsOnTheCpusThatItIsGiven) {
+    const prefault::CpuList last{prefault::usable_cpu_list().back()};
+    begin(last);
+    device.end_work();
+    activate();
+    EXPECT_EQ(device.cpus(), last);
+}
+
+/// Its driver takes its reach away.
+class ReachOfVirtioThread : public VirtioThreadTest {
+  protected:
+    ReachOfVirtioThread() { begin(); }
+
+    /// Does what a vCPU does that writes to the command register.
+    void set_reach(bool reaches) {
+        if (transport.negotiation().set_reach(reaches)) {
+            transport.negotiation().follow_reach();
+        }
+    }
 };
 
 TEST_F(ReachOfVirtioThread, IsGoneWhenTheDeviceHasNoWorkWithTheHost) {
@@ -275,14 +261,14 @@ TEST_F(ReachOfVirtioThread, APauseOfTheMachineOutlastsIt) {
     activate();
     device.end_work();
     set_reach(false);
-    thread.pause();
+    thread->pause();
     const auto soon = std::chrono::steady_clock::now() + vmm::testing::kPatience;
-    EXPECT_TRUE(thread.wait_until_paused(soon));
-    thread.resume();
+    EXPECT_TRUE(thread->wait_until_paused(soon));
+    thread->resume();
     EXPECT_TRUE(device.is_paused()) << "its driver does not let it go on";
-    thread.pause();
-    EXPECT_TRUE(thread.wait_until_paused(soon));
-    thread.resume();
+    thread->pause();
+    EXPECT_TRUE(thread->wait_until_paused(soon));
+    thread->resume();
     set_reach(true);
     EXPECT_TRUE(vmm::testing::eventually([this] { return !device.is_told_to_pause(); }));
 }
