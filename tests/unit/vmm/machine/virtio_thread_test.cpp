@@ -149,7 +149,7 @@ class Busy final : public devices::virtio::Device {
 
 const Sandbox no_sandbox(SandboxMode::kOff);
 
-/// A device with its thread, and a driver that is ready when activate() returns.
+/// Has a device with its thread, and a driver that is ready when activate() returns.
 class VirtioThreadTest : public ::testing::Test {
   protected:
     void begin(std::span<const unsigned> cpus = {}) {
