@@ -78,7 +78,8 @@ TEST_F(HandedOver, DiskOfTheCommandIsThereAndLocked) {
     const CommandResult added = ctl({"add-disk", path});
     EXPECT_EQ(added.exit_status, 0) << added.errors;
     EXPECT_TRUE(mentions(added.output, "blk0")) << added.output;
-    EXPECT_TRUE(guest_.has_thread("blk0"));
+    // The thread names itself, once it runs.
+    EXPECT_TRUE(eventually([&] { return guest_.has_thread("blk0"); }));
     EXPECT_TRUE(mentions(ctl({"status"}).output, "blk0"));
 
     const CommandResult again = ctl({"add-disk", path});

@@ -36,10 +36,13 @@ constexpr int kCannotRefuse = 99;
 /// bytes a shell would find there afterwards.
 int left_after(void (*ending)(std::optional<RawTerminal>& taken)) {
     int screen = -1;
-    // ThreadSanitizer writes out at _exit(), too, what is buffered: here, to a terminal that may be stopped.
+    // The terminal may be stopped, and a write to it then waits for ever. ThreadSanitizer writes at _exit(), too: what
+    // is buffered, and what it has found in this program before.
     std::fflush(nullptr);
+    const UniqueFd errors(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));
     const pid_t child = ::forkpty(&screen, nullptr, nullptr, nullptr);
     if (child == 0) {
+        ::dup2(errors.get(), STDERR_FILENO);
         std::optional<RawTerminal> taken(std::in_place, STDIN_FILENO);
         write_text(STDOUT_FILENO, "raw");
         pollfd ready{STDIN_FILENO, POLLIN, 0};

@@ -577,9 +577,10 @@ TEST_F(MigrationPageReceiver, PutsEachKindOfFrameInItsPlace) {
 TEST_F(MigrationPageReceiver, ARoundIsOverWhenAllStreamsSaySo) {
     ChannelEnds other(kPatience);
     receiver_->add(1, std::move(other.destination));
-    const auto end_round = [](Channel& channel, std::uint64_t round) {
+    // No page goes through two streams at once, as it is with a source that keeps to the protocol.
+    const auto end_round = [&](Channel& channel, std::uint64_t round) {
         channel.send(frame_of(FrameKind::kSync, round, 0).as_bytes());
-        channel.send(frame_of(FrameKind::kZero, 0, 4096).as_bytes());
+        channel.send(frame_of(FrameKind::kZero, &channel == other.source.get() ? 4096 : 0, 4096).as_bytes());
     };
     end_round(*ends_.source, 1);
     EXPECT_TRUE(eventually([&] { return receiver_->applied_frames()[0] == 1; }));
