@@ -34,6 +34,47 @@ int digit(char c) noexcept {
     return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
 }
 
+UniqueFd open_tap(const std::string& name, bool has_queues) {
+    const std::string tried = "connect to the tap interface " + name;
+    check_interface_name(name);
+    UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
+    if (!fd) {
+        throw_errno(
+            errno, "open /dev/net/tun for the tap interface " + name,
+            {{ENOENT, "load the module tun"},
+             {ENODEV, "load the module tun"},
+             {ENXIO, "load the module tun"},
+             {EACCES, "let this user open it: `chmod 666 /dev/net/tun`"},
+             {EPERM, "the device rules of a container forbid it: allow it there, as by --device /dev/net/tun"}});
+    }
+    ifreq request{};
+    name.copy(request.ifr_name, IFNAMSIZ - 1);
+    request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (has_queues ? IFF_MULTI_QUEUE : 0));
+    if (::ioctl(fd.get(), TUNSETIFF, &request) != 0) {
+        const int error = errno;
+        const std::string queues = has_queues ? " multi_queue" : "";
+        const std::string make =
+            "make it for this user beforehand: `ip tuntap add " + name + " mode tap" + queues + " user $USER`";
+        throw_errno(
+            error, tried,
+            {{EPERM, make},
+             {EACCES, make},
+             {EBUSY, "another process has it: end that one, or take another interface"},
+             {E2BIG, "it has as many queues as it can: give the guest fewer, or end the process that has them"},
+             {EINVAL, has_queues ? "there is an interface of that name that is no tap, or one of a single queue: make "
+                                   "it anew by `ip tuntap add " +
+                                       name + " mode tap multi_queue`"
+                                 : "there is an interface of that name that is no tap, or one of several queues: take "
+                                   "another name, or make it anew"}});
+    }
+    const int header_bytes = FrameLink::kHeaderBytes;
+    if (::ioctl(fd.get(), TUNSETVNETHDRSZ, &header_bytes) != 0) {
+        throw_errno(errno, "set the header size of the tap interface " + name,
+                    {{EINVAL, "this kernel's taps do not know it: a newer kernel is needed"}});
+    }
+    return fd;
+}
+
 } // namespace
 
 void check_interface_name(const std::string& name) {
@@ -81,48 +122,7 @@ MacAddress make_mac_address(std::string_view text) noexcept {
     return address;
 }
 
-Tap::Tap(const std::string& name) : Tap(name, false) {}
-
-Tap::Tap(const std::string& name, bool has_queues) : is_tap_(true), has_queues_(has_queues) {
-    const std::string tried = "connect to the tap interface " + name;
-    check_interface_name(name);
-    fd_ = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
-    if (!fd_) {
-        throw_errno(
-            errno, "open /dev/net/tun for the tap interface " + name,
-            {{ENOENT, "load the module tun"},
-             {ENODEV, "load the module tun"},
-             {ENXIO, "load the module tun"},
-             {EACCES, "let this user open it: `chmod 666 /dev/net/tun`"},
-             {EPERM, "the device rules of a container forbid it: allow it there, as by --device /dev/net/tun"}});
-    }
-    ifreq request{};
-    name.copy(request.ifr_name, IFNAMSIZ - 1);
-    request.ifr_flags = static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (has_queues ? IFF_MULTI_QUEUE : 0));
-    if (::ioctl(fd_.get(), TUNSETIFF, &request) != 0) {
-        const int error = errno;
-        const std::string queues = has_queues ? " multi_queue" : "";
-        const std::string make =
-            "make it for this user beforehand: `ip tuntap add " + name + " mode tap" + queues + " user $USER`";
-        throw_errno(
-            error, tried,
-            {{EPERM, make},
-             {EACCES, make},
-             {EBUSY, "another process has it: end that one, or take another interface"},
-             {E2BIG, "it has as many queues as it can: give the guest fewer, or end the process that has them"},
-             {EINVAL, has_queues ? "there is an interface of that name that is no tap, or one of a single queue: make "
-                                   "it anew by `ip tuntap add " +
-                                       name + " mode tap multi_queue`"
-                                 : "there is an interface of that name that is no tap, or one of several queues: take "
-                                   "another name, or make it anew"}});
-    }
-    const int header_bytes = kHeaderBytes;
-    if (::ioctl(fd_.get(), TUNSETVNETHDRSZ, &header_bytes) != 0) {
-        throw_errno(errno, "set the header size of the tap interface " + name,
-                    {{EINVAL, "this kernel's taps do not know it: a newer kernel is needed"}});
-    }
-    set_offloads({});
-}
+Tap::Tap(const std::string& name) : Tap(open_tap(name, false), name) {}
 
 Tap::Tap(UniqueFd fd, const std::string& name) : fd_(std::move(fd)), is_tap_(true) {
     const std::string tried = "cannot use the descriptor that came for the tap interface " + name + ": ";
@@ -140,6 +140,7 @@ Tap::Tap(UniqueFd fd, const std::string& name) : fd_(std::move(fd)), is_tap_(tru
         throw Error(tried + "it is no tap interface with virtio headers of " + std::to_string(kHeaderBytes) + " bytes" +
                     advice);
     }
+    has_queues_ = (request.ifr_flags & IFF_MULTI_QUEUE) != 0;
     request.ifr_name[IFNAMSIZ - 1] = '\0';
     if (name != request.ifr_name) {
         throw Error(tried + "it is another interface" + advice);
@@ -161,13 +162,26 @@ void Tap::set_offloads(const FrameOffloads& offloads) noexcept {
     }
 }
 
-std::vector<std::unique_ptr<FrameLink>> Tap::make_queues(const std::string& name, unsigned queues) {
+std::vector<UniqueFd> Tap::open_queues(const std::string& name, unsigned queues) {
+    std::vector<UniqueFd> opened;
+    while (opened.size() < queues) {
+        opened.push_back(open_tap(name, queues > 1));
+    }
+    return opened;
+}
+
+std::vector<std::unique_ptr<FrameLink>> Tap::take_queues(std::vector<UniqueFd> queues, const std::string& name) {
     std::vector<std::unique_ptr<FrameLink>> links;
-    while (links.size() < queues) {
-        links.push_back(std::unique_ptr<FrameLink>(new Tap(name, true)));
-        if (links.size() > 1 && !links.back()->set_attached(false)) {
+    for (UniqueFd& queue : queues) {
+        auto tap = std::make_unique<Tap>(std::move(queue), name);
+        if (queues.size() > 1 && !tap->has_queues_) {
+            throw Error("cannot use the descriptors that came for the tap interface " + name +
+                        ": it was opened as one of a single queue (open it as `vmm ctl` does)");
+        }
+        if (!links.empty() && !tap->set_attached(false)) {
             throw_errno(errno, "do without a queue of the tap interface " + name);
         }
+        links.push_back(std::move(tap));
     }
     return links;
 }

@@ -35,11 +35,15 @@ class Tap final : public FrameLink {
     /// Attaches to the interface `name`, and makes it if it is not there.
     /// Throws Error if the name is not valid, if the interface is in use, or if this process may not attach to it.
     explicit Tap(const std::string& name);
-    /// Attaches to it by `queues` > 1 links, of which the first has all frames (see set_attached()). Throws Error as
-    /// the constructor does, and if the interface was not made for several queues.
-    [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> make_queues(const std::string& name, unsigned queues);
-    /// Takes over what somebody else has opened as above, and calls `name`. Throws Error: it is something else.
+    /// Takes over what open_queues() has opened, maybe in another process. Throws Error: it is something else.
     Tap(UniqueFd fd, const std::string& name);
+
+    /// Attaches to the interface once for each of `queues`, at least 1. Throws Error as the constructor does, and if
+    /// there are several and the interface was made for one.
+    [[nodiscard]] static std::vector<UniqueFd> open_queues(const std::string& name, unsigned queues);
+    /// A link for each of them. The first has all frames (see set_attached()). Throws Error: they are something else.
+    [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> take_queues(std::vector<UniqueFd> queues,
+                                                                             const std::string& name);
     /// Takes something else that moves one frame with its header a call, such as a datagram socket that does not block.
     /// It has no offloads to set.
     explicit Tap(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
@@ -53,8 +57,6 @@ class Tap final : public FrameLink {
     [[nodiscard]] bool is_up() const noexcept override { return up_; }
 
   private:
-    Tap(const std::string& name, bool has_queues);
-
     UniqueFd fd_;
     bool is_tap_ = false;
     bool has_queues_ = false; ///< it is one of several links of its interface

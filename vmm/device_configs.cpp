@@ -44,7 +44,17 @@ void NetConfig::check() const {
             static_cast<void>(host_address_of(forward));
         }
     }
+    if (user && !tap.empty()) {
+        throw Error("cannot connect the guest to the tap " + tap + " and to a network in user mode by one interface");
+    }
+    if (!user && tap.empty()) {
+        throw Error("cannot connect the guest to a network: neither a tap interface nor user mode is asked for");
+    }
     if (!user) {
+        if (!forwards.empty() || host_loopback) {
+            throw Error("cannot connect the guest to the tap " + tap +
+                        " with forwarded ports or host_loopback: those go with user mode");
+        }
         devices::check_interface_name(tap);
     }
     const std::string tried = "cannot connect the guest to " + (user ? "a network in user mode" : "the tap " + tap) +

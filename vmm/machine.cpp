@@ -224,8 +224,9 @@ std::string Machine::add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd ta
     return vmm::add_disk(parts_->hardware, parts_->config, parts_->embedder, disk, {std::move(file), std::move(tail)});
 }
 
-std::string Machine::add_net(const NetConfig& net, UniqueFd tap) {
-    return vmm::add_net(parts_->hardware, parts_->config, parts_->embedder, net, std::move(tap));
+std::string Machine::add_net(const NetConfig& net, std::vector<UniqueFd> opened) {
+    return vmm::add_net(parts_->hardware, parts_->config, parts_->embedder, net,
+                        OpenedNet::from(net, std::move(opened)));
 }
 
 void Machine::remove_device(const std::string& name, std::chrono::milliseconds within, const std::stop_token& stop) {

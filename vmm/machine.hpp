@@ -95,13 +95,17 @@ class Machine {
     /// or there is no slot left on the bus.
     std::string add_disk(const DiskConfig& disk);
     std::string add_net(const NetConfig& net);
-    /// These two take a disk or a tap interface that is open already, and work in a confined process, too. `file` is
-    /// open for reading, and for writing unless `disk` is read-only; a block device that is written to is open with
-    /// O_EXCL. `tail` is the same file without O_DIRECT: it is needed if `disk` is direct and ends with a part of a
-    /// block. `tap` is a tap with virtio headers of 12 bytes, and without packet information. Throws Error: it is
+    /// These two take what is open already, and work in a confined process, too. `file` is open for reading, and for
+    /// writing unless `disk` is read-only; a block device that is written to is open with O_EXCL. `tail` is the same
+    /// file without O_DIRECT: it is needed if `disk` is direct and ends with a part of a block. Throws Error: it is
     /// something else.
     std::string add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd tail = UniqueFd());
-    std::string add_net(const NetConfig& net, UniqueFd tap);
+    /// `opened` are, for a tap interface, as many of its queues as `net` has pairs of them, each with virtio headers of
+    /// 12 bytes and without packet information. In user mode they are the connection to a passt that was started for
+    /// it, the pipe that its standard error goes to, and, unless `net` has host_loopback, two sockets of rtnetlink:
+    /// one to ask for the host's addresses and one that tells of changes of them (RTMGRP_IPV4_IFADDR,
+    /// RTMGRP_IPV4_ROUTE). passt goes on until its connection is closed.
+    std::string add_net(const NetConfig& net, std::vector<UniqueFd> opened);
 
     /// Asks the guest to do without a device, by its name, and waits until it does. Throws UsageError: the guest has no
     /// PCI bus. Throws Error: there is no such device, or the guest has not given it back `within` that time (24 hours

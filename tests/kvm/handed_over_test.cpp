@@ -95,6 +95,29 @@ TEST_F(HandedOver, DiskOfTheCommandIsThereAndLocked) {
     EXPECT_FALSE(guest_.has_ended()) << guest_.errors();
 }
 
+TEST_F(HandedOver, NetworksOfTheCommandRunOnWithoutIt) {
+    begin();
+    const std::vector<std::vector<std::string>> networks{{"add-net", "--user"},
+                                                         {"add-net", "--user", "--host-loopback"}};
+    for (std::size_t i = 0; i < networks.size(); ++i) {
+        const CommandResult added = ctl(networks[i]);
+        if (mentions(added.errors, "install the package passt")) {
+            GTEST_SKIP() << "passt is not installed";
+        }
+        EXPECT_EQ(added.exit_status, 0) << added.output << added.errors;
+        const std::string name = "net" + std::to_string(i);
+        EXPECT_TRUE(mentions(added.output, name)) << added.output;
+        EXPECT_TRUE(eventually([&] { return guest_.has_thread(name); }));
+    }
+    const CommandResult wrong = ctl({"add-net", "--user", "--queues", "2"});
+    EXPECT_EQ(wrong.exit_status, 1);
+    EXPECT_TRUE(mentions(wrong.errors, "passt has one stream of frames")) << wrong.errors;
+    const CommandResult nothing = ctl({"add-net"});
+    EXPECT_EQ(nothing.exit_status, 1);
+    EXPECT_TRUE(mentions(nothing.errors, "neither a tap interface nor user mode")) << nothing.errors;
+    EXPECT_FALSE(guest_.has_ended()) << guest_.errors();
+}
+
 TEST_F(HandedOver, WhatTheCommandCannotOpenItSaysItself) {
     begin();
     const CommandResult missing = ctl({"add-disk", directory_ / "none"});
@@ -110,7 +133,8 @@ TEST_F(HandedOver, RequestWithoutADescriptorIsRefusedWithAdvice) {
     const std::string refusal = outcome("/add-disk", R"({"path": ")" + disk("a") + R"("})", {});
     EXPECT_TRUE(mentions(refusal, "this process is confined") && mentions(refusal, "vmm ctl")) << refusal;
     EXPECT_TRUE(mentions(outcome("/add-net", R"({"tap": "tap7"})", {}), "this process is confined"));
-    EXPECT_TRUE(mentions(outcome("/add-net", R"({"tap": "tap7", "queues": 2})", {}), "handed over with one queue"));
+    EXPECT_TRUE(mentions(outcome("/add-net", R"({"tap": "tap7", "queues": 2})", {}), "this process is confined"));
+    EXPECT_TRUE(mentions(outcome("/add-net", R"({"user": true})", {}), "this process is confined"));
 }
 
 TEST_F(HandedOver, DescriptorThatIsSomethingElseIsRefused) {
@@ -124,6 +148,7 @@ TEST_F(HandedOver, DescriptorThatIsSomethingElseIsRefused) {
     EXPECT_TRUE(mentions(refusal(path, O_RDONLY, "/add-disk", body), "it is not open for reading and writing"));
     EXPECT_TRUE(mentions(refusal("/dev/null", O_RDWR, "/add-disk", body), "neither a regular file nor a block device"));
     EXPECT_TRUE(mentions(refusal(path, O_RDWR, "/add-net", R"({"tap": "tap7"})"), "it is no tap interface"));
+    EXPECT_TRUE(mentions(refusal(path, O_RDWR, "/add-net", R"({"user": true, "host_loopback": true})"), "number 1"));
     EXPECT_TRUE(mentions(refusal(path, O_RDWR, "/add-disk", body), "blk0")) << "the name is free, and so is the image";
     EXPECT_FALSE(guest_.has_ended()) << guest_.errors();
 }

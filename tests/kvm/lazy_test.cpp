@@ -69,7 +69,8 @@ TEST_P(LazyOf, GuestGoesOnWhileItsMemoryComes) {
     EXPECT_EQ(report.lazy->working_set_chunks, 0U);
 }
 
-/// From the moment on at which all is there, and mapped, the guest takes no second-level fault.
+/// From the moment on at which all is there, and mapped, the guest takes no second-level fault. How many it takes
+/// before depends on who comes first to a chunk, the guest or what maps it: `vmm bench state` counts them.
 TEST_P(LazyOf, EndsFull) {
     Config saved = config();
     saved.prefault.scope = prefault::Scope::kAll;
@@ -86,10 +87,6 @@ TEST_P(LazyOf, EndsFull) {
     EXPECT_TRUE(report.lazy->seconds_until_loaded);
     ASSERT_TRUE(report.faults_until_full);
     EXPECT_EQ(report.second_level_faults_total(), *report.faults_until_full);
-    if (!report.host
-             .may_be_shadow()) { // A chunk is mapped before the guest goes on that waits for it: 512 pages at once.
-        EXPECT_LT(*report.faults_until_full, 1024U);
-    }
 }
 
 INSTANTIATE_TEST_SUITE_P(, LazyOf,

@@ -58,7 +58,11 @@ Option option_of(const Parameter& parameter) {
         return file(names, parameter.help,
                     [name](Given& given, const std::string& path) { given.control.options[name] = path; });
     case Parameter::Kind::kName:
-        return text(names, {.kind = OptionValue::Kind::kText, .form = "NAME"}, parameter.help,
+    case Parameter::Kind::kPorts:
+        return text(names,
+                    {.kind = OptionValue::Kind::kText,
+                     .form = parameter.kind == Parameter::Kind::kName ? "NAME" : "PORTS"},
+                    parameter.help,
                     [name](Given& given, const std::string& word) { given.control.options[name] = word; })
             .with_standard(parameter.standard);
     case Parameter::Kind::kNumber:
@@ -83,7 +87,7 @@ std::string synopsis_of(const Verb& verb) {
     std::string form = verb.name;
     for (const Parameter& parameter : verb.parameters) {
         if (parameter.is_positional) {
-            form += " " + upper(parameter.name);
+            form += parameter.is_required ? " " + upper(parameter.name) : " [" + upper(parameter.name) + "]";
         }
     }
     for (const Parameter& parameter : verb.parameters) {
@@ -94,12 +98,13 @@ std::string synopsis_of(const Verb& verb) {
     return form;
 }
 
-std::string what_it_takes(const Parameter& parameter) {
-    if (parameter.kind == Parameter::Kind::kChoice) {
-        return form_of(parameter.choices);
+/// As people write it.
+std::string what_is_written(const Parameter& parameter) {
+    if (parameter.kind == Parameter::Kind::kBytes) {
+        return "a size from " + std::to_string(parameter.least) + " to " + std::to_string(parameter.most);
     }
-    return (parameter.kind == Parameter::Kind::kBytes ? "a size from " : "a number from ") +
-           std::to_string(parameter.least) + " to " + std::to_string(parameter.most);
+    const bool is_file = parameter.kind == Parameter::Kind::kPath;
+    return is_file ? "the name of a file or a directory" : control::what_it_takes(parameter);
 }
 
 /// The machine may have another working directory than we have. Throws Error.
@@ -107,7 +112,7 @@ std::string absolute_path(const Parameter& parameter, const std::string& word) {
     std::error_code error;
     std::string path = std::filesystem::absolute(word, error).string();
     if (word.empty() || error || path.size() > Parameter::kMostPathBytes) {
-        throw Error("'" + word + "' cannot be the " + parameter.name + ": it takes the name of a file or a directory");
+        throw Error("'" + word + "' cannot be the " + parameter.name + ": it takes " + what_is_written(parameter));
     }
     return path;
 }
@@ -120,7 +125,7 @@ Json value_of(const Parameter& parameter, const std::string& word) {
     if (parameter.kind == Parameter::Kind::kChoice) {
         return parameter.choices[pick_choice(word, parameter.choices)];
     }
-    if (parameter.kind == Parameter::Kind::kName) {
+    if (parameter.kind == Parameter::Kind::kName || parameter.kind == Parameter::Kind::kPorts) {
         return word; // The machine says what is wrong with it.
     }
     if (parameter.kind == Parameter::Kind::kPath) {
@@ -137,7 +142,7 @@ Json value_of(const Parameter& parameter, const std::string& word) {
     const bool is_number = word.find_first_not_of("0123456789") == std::string::npos;
     const auto number = is_size || is_number ? parse_size(word) : std::nullopt;
     if (!number || *number < parameter.least || *number > parameter.most) {
-        throw Error("'" + word + "' cannot be the " + parameter.name + ": it takes " + what_it_takes(parameter));
+        throw Error("'" + word + "' cannot be the " + parameter.name + ": it takes " + what_is_written(parameter));
     }
     return *number;
 }
@@ -240,7 +245,10 @@ ControlRequest request_of(const ControlCommand& command) {
         has_body = has_body || parameter.place == Parameter::Place::kBody;
         if (parameter.is_positional) {
             if (words == command.words.size()) {
-                throw Error(verb->name + " needs " + upper(parameter.name) + ": " + what_it_takes(parameter));
+                if (!parameter.is_required) {
+                    continue;
+                }
+                throw Error(verb->name + " needs " + upper(parameter.name) + ": " + what_is_written(parameter));
             }
             put(parameter, value_of(parameter, command.words[words++]), request, body);
         } else if (const auto given = options.extract(parameter.name)) {

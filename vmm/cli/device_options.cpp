@@ -13,6 +13,7 @@
 
 #include "kvm/host/error.hpp"
 #include "vmm/cli/values.hpp"
+#include "vmm/network/port_forward.hpp"
 
 namespace vmm {
 
@@ -271,28 +272,6 @@ class Words {
 
     std::map<std::string_view, std::vector<std::string>> values_; ///< their keys are those of the syntax
 };
-
-/// "[ADDRESS/]PORT[:PORT]"
-PortForward parse_port_forward(const std::string& text, bool udp) {
-    PortForward forward;
-    forward.udp = udp;
-    std::string_view ports = text;
-    if (const std::size_t slash = ports.find('/'); slash != std::string_view::npos) {
-        forward.host_address = ports.substr(0, slash);
-        ports.remove_prefix(slash + 1);
-    }
-    const std::size_t colon = ports.find(':');
-    const auto port_of = [&text](std::string_view number) {
-        const auto port = number_of<std::uint16_t>(number, "port, 1 to 65535");
-        if (port == 0) {
-            throw Error("'" + text + "': 0 is no port, 1 to 65535");
-        }
-        return port;
-    };
-    forward.host_port = port_of(ports.substr(0, colon));
-    forward.guest_port = colon == std::string_view::npos ? forward.host_port : port_of(ports.substr(colon + 1));
-    return forward;
-}
 
 } // namespace
 

@@ -4,18 +4,19 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "devices/disk_image.hpp"
-#include "devices/tap.hpp"
 #include "kvm/host/error.hpp"
 #include "vmm/cli/control_options.hpp"
 #include "vmm/control/client.hpp"
+#include "vmm/control/device_arguments.hpp"
 #include "vmm/control/verbs.hpp"
 #include "vmm/device_configs.hpp"
-#include "vmm/limits.hpp"
+#include "vmm/network/opened_net.hpp"
 #include "vmm/output/patient_write.hpp"
 
 namespace vmm {
@@ -163,36 +164,35 @@ JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_mac
 class HandedOver {
   public:
     /// Opens what `request` is about. Throws Error as the machine would.
-    HandedOver(const std::string& verb, const ControlRequest& request) {
-        const Json body = parse(request.body);
-        if (verb == "add-disk") {
-            DiskConfig disk; // Its defaults are those of the machine.
-            const devices::DiskImage::Options options{.read_only = body.value("read_only", disk.read_only),
-                                                      .direct = body.value("direct", disk.direct)};
-            disk_ = devices::DiskImage::open(body.value("path", ""), options);
-            add(disk_.file.get());
-            add(disk_.tail.get());
-        } else if (verb == "add-net" && body.value("queues", 1U) == 1) { // The machine opens several queues itself.
-            tap_.emplace(body.value("tap", ""));
-            add(tap_->fd());
+    explicit HandedOver(const ControlRequest& request) {
+        const auto understood = control::understand({request.method, request.target, "", request.body});
+        const auto* const call = std::get_if<control::Call>(&understood);
+        if (call == nullptr) { // The machine says what is wrong with it.
+            return;
+        }
+        if (call->verb->name == "add-disk") {
+            const DiskConfig disk = control::disk_config_of(call->arguments);
+            disk_ = devices::DiskImage::open(disk.path, {.read_only = disk.read_only, .direct = disk.direct});
+            for (const UniqueFd* const fd : {&disk_.file, &disk_.tail}) {
+                if (*fd) {
+                    descriptors_.push_back(fd->get());
+                }
+            }
+        } else if (call->verb->name == "add-net") {
+            net_ = OpenedNet::open(control::net_config_of(call->arguments));
+            descriptors_ = net_.descriptors();
         }
     }
     [[nodiscard]] const std::vector<int>& descriptors() const { return descriptors_; }
 
   private:
-    void add(int fd) {
-        if (fd >= 0) {
-            descriptors_.push_back(fd);
-        }
-    }
-
     devices::DiskImage::Opened disk_;
-    std::optional<devices::Tap> tap_;
+    OpenedNet net_;
     std::vector<int> descriptors_;
 };
 
-ClientAnswer ask(const ControlCommand& command, const Client& client, const ControlRequest& request) {
-    const HandedOver handed_over(command.verb, request);
+ClientAnswer ask(const Client& client, const ControlRequest& request) {
+    const HandedOver handed_over(request);
     return client.ask(request.method, request.target, request.body, handed_over.descriptors());
 }
 
@@ -207,7 +207,7 @@ int do_job(const ControlCommand& command, const Client& client, const ControlReq
         print_message("vmm ctl: the guest may go over before all of its memory has: from then on a connection that is "
                       "cut loses it\n");
     }
-    const ClientAnswer begun = ask(command, client, request);
+    const ClientAnswer begun = ask(client, request);
     if (begun.status >= kFirstRefusal) {
         return refused(command, begun.body);
     }
@@ -279,7 +279,7 @@ int run_control(const ControlCommand& command) {
         if (begins_job(command.verb) && command.wait) {
             return do_job(command, client, request);
         }
-        const ClientAnswer answer = ask(command, client, request);
+        const ClientAnswer answer = ask(client, request);
         if (answer.status >= kFirstRefusal) {
             return refused(command, answer.body);
         }

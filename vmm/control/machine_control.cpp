@@ -20,6 +20,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/format.hpp"
+#include "vmm/control/device_arguments.hpp"
 #include "vmm/control/log_levels.hpp"
 #include "vmm/control/metrics.hpp"
 #include "vmm/control/openapi.hpp"
@@ -497,43 +498,24 @@ Jobs::Outcome MachineControl::added(const std::string& name) {
     return {{{"name", name}}, true};
 }
 
-namespace {
-
-/// The descriptor at that place of those that came with a request; none if there is none.
-UniqueFd taken(std::vector<UniqueFd>& came, std::size_t place) {
-    return place < came.size() ? std::move(came[place]) : UniqueFd();
-}
-
-} // namespace
-
 HttpAnswer MachineControl::add_disk(const Arguments& arguments) {
     check_not_ended("give the guest a disk");
-    DiskConfig disk;
-    disk.path = *arguments.word("path");
-    disk.read_only = arguments.flag("read_only");
-    disk.direct = arguments.flag("direct");
-    disk.queues = static_cast<unsigned>(arguments.number("queues").value_or(disk.queues));
-    disk.sector_bytes = arguments.word("sector") == "4096" ? 4096 : disk.sector_bytes;
-    disk.moderation = arguments.word("moderation") != "off";
-    disk.id = arguments.word("id").value_or("");
-    disk.check();
-    return started(jobs_.start(
-        "add-disk", [this, disk = std::move(disk), came = arguments.descriptors()](const Jobs::Context& /*context*/) {
-            return added(came ? machine_.add_disk(disk, taken(*came, 0), taken(*came, 1)) : machine_.add_disk(disk));
-        }));
+    // The descriptor at that place of those that came with the request; none if there is none.
+    const auto taken = [](std::vector<UniqueFd>& came, std::size_t place) {
+        return place < came.size() ? std::move(came[place]) : UniqueFd();
+    };
+    return started(jobs_.start("add-disk", [this, taken, disk = disk_config_of(arguments),
+                                            came = arguments.descriptors()](const Jobs::Context& /*context*/) {
+        return added(came ? machine_.add_disk(disk, taken(*came, 0), taken(*came, 1)) : machine_.add_disk(disk));
+    }));
 }
 
 HttpAnswer MachineControl::add_net(const Arguments& arguments) {
     check_not_ended("connect the guest to a network");
-    NetConfig net;
-    net.tap = *arguments.word("tap");
-    net.mac = arguments.word("mac").value_or("");
-    net.queues = static_cast<unsigned>(arguments.number("queues").value_or(net.queues));
-    net.check();
-    return started(jobs_.start(
-        "add-net", [this, net = std::move(net), came = arguments.descriptors()](const Jobs::Context& /*context*/) {
-            return added(came ? machine_.add_net(net, taken(*came, 0)) : machine_.add_net(net));
-        }));
+    return started(jobs_.start("add-net", [this, net = net_config_of(arguments),
+                                           came = arguments.descriptors()](const Jobs::Context& /*context*/) {
+        return added(came ? machine_.add_net(net, std::move(*came)) : machine_.add_net(net));
+    }));
 }
 
 HttpAnswer MachineControl::remove_disk(const Arguments& arguments) {

@@ -143,6 +143,9 @@ Json schema_of(const Parameter& parameter) {
     case Parameter::Kind::kName:
         schema = {{"type", "string"}, {"pattern", "^[!-.0-~]+$"}, {"maxLength", parameter.most}};
         break;
+    case Parameter::Kind::kPorts:
+        schema = {{"type", "string"}, {"pattern", "^[0-9./:,]+$"}, {"maxLength", parameter.most}};
+        break;
     case Parameter::Kind::kAddress:
         schema = {{"type", "string"}, {"pattern", "^(unix:/|tcp:).+$"}};
         break;

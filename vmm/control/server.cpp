@@ -296,8 +296,8 @@ class Server::Loop {
         if (too_many) {
             connection.descriptors.reset();
             connection.keep_alive = false;
-            answer(connection, error_answer(400, vmm::format("more than {} descriptors came with the request (a disk "
-                                                             "has two, and an interface has one)",
+            answer(connection, error_answer(400, vmm::format("more than {} descriptors came with the request: no "
+                                                             "device stands on so many",
                                                              kMostDescriptors)));
             return;
         }

@@ -15,6 +15,7 @@
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/control/events.hpp"
 #include "vmm/control/http.hpp"
+#include "vmm/network/opened_net.hpp"
 
 namespace vmm::control {
 
@@ -36,8 +37,8 @@ class Reply {
 };
 
 /// How many descriptors a request may bring along; if it brings more, it is refused. A disk has two at most
-/// (devices::DiskImage::Opened), and an interface has one.
-inline constexpr std::size_t kMostDescriptors = 2;
+/// (devices::DiskImage::Opened), and a network has those of OpenedNet.
+inline constexpr std::size_t kMostDescriptors = OpenedNet::kMostDescriptors;
 
 struct ServerLimits {
     HttpLimits http{};

@@ -16,6 +16,7 @@
 #include "vmm/limits.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/migration.hpp"
+#include "vmm/network/port_forward.hpp"
 
 namespace vmm::control {
 
@@ -248,25 +249,35 @@ std::vector<Parameter> disk_parameters() {
 std::vector<Parameter> net_parameters() {
     constexpr std::uint64_t kMostInterfaceBytes = 15; // IFNAMSIZ, without its NUL
     constexpr std::uint64_t kMacCharacters = 17;
-    return {{.name = "tap",
-             .kind = Kind::kName,
-             .help = "The tap interface of the host's",
-             .is_required = true,
-             .is_positional = true,
-             .most = kMostInterfaceBytes,
-             .example = "\"tap1\""},
-            {.name = "mac",
-             .kind = Kind::kName,
-             .help = "The address that the guest has on that network",
-             .most = kMacCharacters,
-             .standard = "made from the name of the interface",
-             .example = "\"52:54:00:00:00:01\""},
-            {.name = "queues",
-             .kind = Kind::kNumber,
-             .help = "Pairs of queues, each with a thread of its own",
-             .least = 1,
-             .most = limits::kMaxNetQueues,
-             .standard = "1"}};
+    constexpr std::uint64_t kMostForwards = 1024;
+    return {
+        {.name = "tap",
+         .kind = Kind::kName,
+         .help = "The tap interface of the host's",
+         .is_positional = true,
+         .most = kMostInterfaceBytes,
+         .example = "\"tap1\""},
+        {.name = "user",
+         .kind = Kind::kFlag,
+         .help = "Instead of a tap interface: through the program passt, without privileges"},
+        {.name = "mac",
+         .kind = Kind::kName,
+         .help = "The address that the guest has on that network",
+         .most = kMacCharacters,
+         .standard = "made from the name of the interface",
+         .example = "\"52:54:00:00:00:01\""},
+        {.name = "queues",
+         .kind = Kind::kNumber,
+         .help = "Pairs of queues, each with a thread of its own",
+         .least = 1,
+         .most = limits::kMaxNetQueues,
+         .standard = "1"},
+        {.name = "tcp",
+         .kind = Kind::kName,
+         .help = "With --user: ports of the host, and of the guest: [ADDRESS/]PORT[:PORT][,...]",
+         .most = kMostForwards},
+        {.name = "udp", .kind = Kind::kPorts, .help = "The same for UDP", .most = kMostForwards},
+        {.name = "host_loopback", .kind = Kind::kFlag, .help = "With --user: the guest reaches the host itself, too"}};
 }
 
 std::vector<Parameter> removal_parameters(const std::string& example) {
@@ -410,7 +421,9 @@ std::vector<Verb> make_verbs() {
         {.name = "add-net",
          .method = "POST",
          .path = "/add-net",
-         .help = "Connect the guest to another network on its PCI bus; `vmm ctl` opens the interface and hands it over",
+         .help =
+             "Connect the guest to another network on its PCI bus; `vmm ctl` opens the interface, or starts passt, and "
+             "hands it over",
          .parameters = net_parameters(),
          .status = 202,
          .answer = "Job"},
@@ -506,25 +519,6 @@ std::string names_of(const Verb& verb, Place place) {
     return names.empty() ? "it takes none" : "it takes " + list_of(names);
 }
 
-std::string what_it_takes(const Parameter& parameter) {
-    switch (parameter.kind) {
-    case Kind::kFlag:
-        return "true or false";
-    case Kind::kNumber:
-    case Kind::kBytes:
-        return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
-    case Kind::kChoice:
-        return "one of " + list_of(parameter.choices);
-    case Kind::kName:
-        return vmm::format("1 to {} letters, digits and signs", parameter.most);
-    case Kind::kAddress:
-        return "unix:PATH or tcp:HOST:PORT";
-    case Kind::kPath:
-        return "a name that begins with /, of at most " + std::to_string(Parameter::kMostPathBytes) + " bytes";
-    }
-    return {};
-}
-
 Wrong wrong_value(const Parameter& parameter) {
     return wrong(400, parameter.name + " has a value that it cannot have (give " + what_it_takes(parameter) + ")");
 }
@@ -538,7 +532,18 @@ bool is_migration_address(const std::string& word) {
     }
 }
 
+bool are_ports(const std::string& word) {
+    try {
+        return !parse_port_forwards(word, false).empty();
+    } catch (const Error&) {
+        return false;
+    }
+}
+
 bool may_be(const Parameter& parameter, const std::string& word) {
+    if (parameter.kind == Kind::kPorts) {
+        return word.size() <= parameter.most && are_ports(word);
+    }
     if (parameter.kind == Kind::kPath) {
         return word.starts_with('/') && word.size() <= Parameter::kMostPathBytes &&
                word.find('\0') == std::string::npos;
@@ -579,6 +584,7 @@ Arguments::Value value_of(const Parameter& parameter, const Json& json) {
         break;
     case Kind::kChoice:
     case Kind::kName:
+    case Kind::kPorts:
     case Kind::kPath:
     case Kind::kAddress:
         if (json.is_string()) {
@@ -607,6 +613,7 @@ Arguments::Value value_of(const Parameter& parameter, const std::string& text) {
     }
     case Kind::kChoice:
     case Kind::kName:
+    case Kind::kPorts:
     case Kind::kPath:
     case Kind::kAddress:
         return checked(parameter, text);
@@ -670,6 +677,7 @@ bool has(const Arguments& arguments, const Parameter& parameter) {
         return arguments.number(parameter.name).has_value();
     case Kind::kChoice:
     case Kind::kName:
+    case Kind::kPorts:
     case Kind::kPath:
     case Kind::kAddress:
         return arguments.word(parameter.name).has_value();
@@ -725,6 +733,27 @@ Call call_of(const HttpRequest& request) {
 }
 
 } // namespace
+
+std::string what_it_takes(const Parameter& parameter) {
+    switch (parameter.kind) {
+    case Kind::kFlag:
+        return "true or false";
+    case Kind::kNumber:
+    case Kind::kBytes:
+        return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
+    case Kind::kChoice:
+        return "one of " + list_of(parameter.choices);
+    case Kind::kName:
+        return vmm::format("1 to {} letters, digits and signs", parameter.most);
+    case Kind::kPorts:
+        return "[ADDRESS/]PORT[:PORT][,...]";
+    case Kind::kAddress:
+        return "unix:PATH or tcp:HOST:PORT";
+    case Kind::kPath:
+        return "a name that begins with /, of at most " + std::to_string(Parameter::kMostPathBytes) + " bytes";
+    }
+    return {};
+}
 
 std::span<const Verb> verbs() {
     static const std::vector<Verb> table = make_verbs();

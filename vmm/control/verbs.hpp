@@ -29,7 +29,8 @@ struct Parameter {
         kBytes,  ///< the same, in bytes; people write 512M
         kChoice, ///< one of `choices`
         kName,   ///< of a device or a network interface, or an address: at most `most` printable characters
-        kPath, ///< the absolute name of a file or a directory, at most kMostPathBytes; people may write a relative one
+        kPath,  ///< the absolute name of a file or a directory, at most kMostPathBytes; people may write a relative one
+        kPorts, ///< that are forwarded (parse_port_forwards()): at most `most` characters
         kAddress, ///< of a migration (MigrationAddress), with an absolute path; people may write a relative one
     };
     static constexpr std::size_t kMostPathBytes = 4095; ///< PATH_MAX
@@ -60,6 +61,9 @@ struct Verb {
     std::string answer{}; ///< the schema of the answer's body; empty: it is text
     std::string content_type = "application/json";
 };
+
+/// "one of on, off": what a value has to be, for whoever gave another one.
+[[nodiscard]] std::string what_it_takes(const Parameter& parameter);
 
 [[nodiscard]] std::span<const Verb> verbs();
 /// The verb of that name; null if there is none.

@@ -227,6 +227,11 @@ ChildProcess::~ChildProcess() {
     }
 }
 
+void ChildProcess::let_go() noexcept {
+    pid_ = -1;
+    pidfd_.reset();
+}
+
 /// Whether its number is still its own: it runs, or nobody has waited for it.
 bool ChildProcess::is_ours() const noexcept {
     if (pid_ <= 0) {

@@ -59,6 +59,8 @@ class ChildProcess {
     /// Waits until it has ended, then signals what it has left running, and forgets it. Returns its status as waitpid()
     /// gives it; 0 if somebody else has it.
     int wait() noexcept;
+    /// Leaves it running, and forgets it: it is then the business of whoever waits for this process's children.
+    void let_go() noexcept;
 
   private:
     [[nodiscard]] bool is_ours() const noexcept;

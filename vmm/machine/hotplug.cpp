@@ -53,26 +53,17 @@ std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedde
                [&](const std::string& name) { return make_disk(disk, name, services, {}, std::move(opened)); });
 }
 
-std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net, UniqueFd tap) {
+std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net,
+                    OpenedNet opened) {
     const std::string tried = "connect the guest to a network";
     check_has_bus(hardware, tried);
-    if (net.user && file_server() != nullptr) {
-        throw UsageError("cannot " + tried +
-                         ": this process is confined, and starts passt no more (give the guest the network at its "
-                         "start, or a tap interface, or run it with Config::sandbox=off)");
-    }
-    if (net.queues > 1 && (tap || file_server() != nullptr)) {
-        throw UsageError("cannot " + tried +
-                         ": a tap interface is handed over with one queue, and this process opens no other (leave out "
-                         "the queues, give the guest the network at its start, or run it with Config::sandbox=off)");
-    }
-    if (!tap) {
+    if (!opened.is_there()) {
         check_can_open(tried);
     }
     net.check();
     const DeviceServices services = device_services(config, nullptr, hardware.ram, embedder);
     return add(hardware, "net",
-               [&](const std::string& name) { return make_net(net, name, services, {}, {}, std::move(tap)); });
+               [&](const std::string& name) { return make_net(net, name, services, {}, {}, std::move(opened)); });
 }
 
 void remove_device(Hardware& hardware, const std::string& name, std::chrono::milliseconds within,

@@ -22,7 +22,7 @@ namespace vmm {
 std::string add_disk(Hardware& hardware, const Config& config, Embedder& embedder, const DiskConfig& disk,
                      devices::DiskImage::Opened opened = {});
 std::string add_net(Hardware& hardware, const Config& config, Embedder& embedder, const NetConfig& net,
-                    UniqueFd tap = {});
+                    OpenedNet opened = {});
 
 /// Asks the guest for the device of that name, and waits until it is gone. Throws Error if there is none, or if the
 /// guest has not given it back `within` that time: then it may still do so. Throws StoppedError if a stop is requested.

@@ -192,31 +192,27 @@ MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const Devi
 
 MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
                     const devices::virtio::NetState& state, std::optional<devices::MacAddress> announced,
-                    UniqueFd tap) {
+                    OpenedNet opened) {
     // In user mode nobody else is on that network, so each guest may have the same address.
     const devices::MacAddress mac =
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     MadeDevice made;
     if (!net.user) {
-        std::vector<std::unique_ptr<devices::FrameLink>> links;
-        if (tap) {
-            links.push_back(std::make_unique<devices::Tap>(std::move(tap), net.tap));
-        } else if (net.queues > 1) {
-            links = devices::Tap::make_queues(net.tap, net.queues);
-        } else {
-            links.push_back(std::make_unique<devices::Tap>(net.tap));
-        }
+        std::vector<UniqueFd> taps =
+            opened.is_there() ? std::move(opened.taps) : devices::Tap::open_queues(net.tap, net.queues);
         made.device = std::make_unique<devices::virtio::Net>(
-            name, std::move(links), mac,
+            name, devices::Tap::take_queues(std::move(taps), net.tap), mac,
             [warn = services.warn, name, tap = net.tap] {
                 warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
             },
             state, announced);
         return made;
     }
-    auto filter = make_frame_filter(net);
+    auto filter = opened.is_there() ? make_frame_filter(net, std::move(opened.addresses)) : make_frame_filter(net);
     made.kept_frames = filter ? std::make_shared<KeptFrames>(name, services.warn) : nullptr;
-    made.network = std::make_unique<UserNetwork>(net);
+    made.network = opened.is_there()
+                       ? std::make_unique<UserNetwork>(std::move(opened.passt), std::move(opened.passt_errors))
+                       : std::make_unique<UserNetwork>(net);
     made.device = std::make_unique<devices::virtio::Net>(
         name,
         std::make_unique<devices::FrameStream>(made.network->take_socket(), std::move(filter),

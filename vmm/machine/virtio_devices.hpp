@@ -39,6 +39,7 @@
 #include "vmm/machine/pci_root.hpp"
 #include "vmm/machine/virtio_thread.hpp"
 #include "vmm/network/kept_frames.hpp"
+#include "vmm/network/opened_net.hpp"
 #include "vmm/network/user_network.hpp"
 #include "vmm/state/machine_state.hpp"
 #include "vmm/statistics.hpp"
@@ -64,11 +65,11 @@ struct MadeDevice {
 [[nodiscard]] MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
                                    const devices::virtio::BlockState& state = {},
                                    devices::DiskImage::Opened opened = {});
-/// Opens a tap interface or starts passt, and makes a device of it. `announced` is the address that the guest knows of
-/// it already; `tap`, if there is one, is the interface, open already. Throws Error.
+/// Opens a tap interface or starts passt, unless it is `opened` already, and makes a device of it. `announced` is the
+/// address that the guest knows of it already. Throws Error.
 [[nodiscard]] MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
                                   const devices::virtio::NetState& state = {},
-                                  std::optional<devices::MacAddress> announced = {}, UniqueFd tap = {});
+                                  std::optional<devices::MacAddress> announced = {}, OpenedNet opened = {});
 
 /// How many virtio devices the guest of `config` has.
 [[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;

@@ -41,6 +41,24 @@ UniqueFd open_netlink(std::uint32_t groups) {
     return fd;
 }
 
+[[noreturn]] void refuse(int error) {
+    throw_errno(error, "find out the host's own addresses, from which a guest of Config::nets.user is kept",
+                error == EMFILE || error == ENFILE
+                    ? "raise the limit on open files: `ulimit -n`"
+                    : "the word host-loopback lets the guest reach them, and needs none of this");
+}
+
+/// The value of that option of a socket; -1: it has none.
+int option_of(const UniqueFd& socket, int option) noexcept {
+    int value = -1;
+    socklen_t bytes = sizeof(value);
+    return ::getsockopt(socket.get(), SOL_SOCKET, option, &value, &bytes) == 0 ? value : -1;
+}
+
+bool is_netlink(const UniqueFd& socket) noexcept {
+    return option_of(socket, SO_DOMAIN) == AF_NETLINK && option_of(socket, SO_PROTOCOL) == NETLINK_ROUTE;
+}
+
 std::uint32_t mask_of(unsigned bits) noexcept {
     return bits == 0 ? 0 : ~std::uint32_t{0} << (32 - std::min(bits, 32U));
 }
@@ -94,20 +112,25 @@ std::uint32_t address_in(std::span<const std::byte> bytes) noexcept {
 
 } // namespace
 
-HostAddresses::HostAddresses()
-    : queries_(open_netlink(0)), changes_(open_netlink(RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE)) {
-    int error = queries_ ? 0 : errno;
-    if (queries_) {
-        // The kernel then sends local routes only, however many others there are. Older kernels send all.
-        const int on = 1;
-        static_cast<void>(::setsockopt(queries_.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof(on)));
-        error = read_all();
+HostAddresses::Sockets HostAddresses::open() {
+    Sockets sockets{open_netlink(0), {}};
+    if (!sockets.queries) {
+        refuse(errno);
     }
-    if (error != 0) {
-        throw_errno(error, "find out the host's own addresses, from which a guest of Config::nets.user is kept",
-                    error == EMFILE || error == ENFILE
-                        ? "raise the limit on open files: `ulimit -n`"
-                        : "the word host-loopback lets the guest reach them, and needs none of this");
+    // The kernel then sends local routes only, however many others there are. Older kernels send all.
+    const int on = 1;
+    static_cast<void>(::setsockopt(sockets.queries.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof(on)));
+    sockets.changes = open_netlink(RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE);
+    return sockets;
+}
+
+HostAddresses::HostAddresses(Sockets sockets) : sockets_(std::move(sockets)) {
+    if (!is_netlink(sockets_.queries) || (sockets_.changes && !is_netlink(sockets_.changes))) {
+        throw Error("cannot find out the host's own addresses: a descriptor that came for it is no socket of rtnetlink "
+                    "(open it as `vmm ctl` does)");
+    }
+    if (const int error = read_all(); error != 0) {
+        refuse(error);
     }
 }
 
@@ -120,13 +143,13 @@ bool HostAddresses::contains(std::uint32_t address) {
 }
 
 bool HostAddresses::has_changed() {
-    if (!changes_) {
+    if (!sockets_.changes) {
         return stale_ || std::chrono::steady_clock::now() - read_at_ >= kWithoutNews;
     }
     bool changed = stale_;
     std::array<std::byte, 8192> buffer;
     for (int news = 0; news < kMostNews; ++news) {
-        const ssize_t count = ::recv(changes_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+        const ssize_t count = ::recv(sockets_.changes.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
         if (count < 0 && errno != ENOBUFS && errno != EINTR) {
             return changed;
         }
@@ -163,7 +186,7 @@ int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vec
     std::array<std::byte, 32768> buffer;
     for (int attempts = 0; attempts < kMostAttempts; ++attempts) {
         // An earlier attempt may have left some.
-        while (::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) > 0) {
+        while (::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) > 0) {
         }
         const int error = dump_once(request, route_type, prefixes, buffer);
         if (error != EINTR && error != EBUSY) {
@@ -194,13 +217,13 @@ int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std
         query.header.nlmsg_len = NLMSG_LENGTH(sizeof(ifaddrmsg));
         query.address.ifa_family = AF_INET;
     }
-    if (::send(queries_.get(), &query, query.header.nlmsg_len, 0) < 0) {
+    if (::send(sockets_.queries.get(), &query, query.header.nlmsg_len, 0) < 0) {
         return errno;
     }
     int result = 0;
     for (bool done = false; !done;) {
         // The kernel has the next part ready before we ask for it.
-        const ssize_t count = ::recv(queries_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC);
+        const ssize_t count = ::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC);
         if (count <= 0 || static_cast<std::size_t>(count) > buffer.size()) {
             return count < 0 ? errno : EMSGSIZE;
         }

@@ -18,8 +18,19 @@ namespace vmm {
 /// Threads: one at a time.
 class HostAddresses {
   public:
+    /// How the kernel is asked. Another process may have opened them, in its network namespace.
+    struct Sockets {
+        UniqueFd queries;
+        UniqueFd changes; ///< none: the addresses are read again once a second
+    };
+
+    /// Throws Error: the kernel gives none.
+    [[nodiscard]] static Sockets open();
+
     /// Throws Error: the kernel does not say.
-    HostAddresses();
+    HostAddresses() : HostAddresses(open()) {}
+    /// Throws Error, too, if they are something else.
+    explicit HostAddresses(Sockets sockets);
 
     /// `address` is a number whose highest byte is the first. Makes no system call but one that looks for changes.
     [[nodiscard]] bool contains(std::uint32_t address);
@@ -41,8 +52,7 @@ class HostAddresses {
                                 std::span<std::byte> buffer);
     static void add(std::uint16_t type, std::span<const std::byte> body, std::vector<Prefix>& prefixes);
 
-    UniqueFd queries_;
-    UniqueFd changes_; ///< without one they are read again once a second
+    Sockets sockets_;
     std::vector<Prefix> prefixes_;
     bool stale_ = false;
     std::chrono::steady_clock::time_point read_at_;

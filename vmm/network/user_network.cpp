@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -11,9 +12,9 @@
 #include <cstdlib>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include "kvm/host/error.hpp"
-#include "vmm/network/host_addresses.hpp"
 
 namespace vmm {
 
@@ -88,6 +89,10 @@ in_addr host_address_of(const PortForward& forward) {
 }
 
 std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net) {
+    return net.host_loopback ? nullptr : make_frame_filter(net, HostAddresses::open());
+}
+
+std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net, HostAddresses::Sockets sockets) {
     if (net.host_loopback) {
         return nullptr;
     }
@@ -98,7 +103,7 @@ std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net) {
     };
     return std::make_unique<devices::FrameFilter>(
         devices::FrameFilter::Network{number(user_network::kGateway), number(user_network::kNameServer)},
-        [addresses = std::make_shared<HostAddresses>()](std::uint32_t address) {
+        [addresses = std::make_shared<HostAddresses>(std::move(sockets))](std::uint32_t address) {
             return addresses->contains(address);
         });
 }
@@ -160,6 +165,32 @@ UserNetwork::UserNetwork(const NetConfig& net) {
     spec.errors = their_errors.get();
     spec.kept = theirs.get();
     process_.emplace(spec, kTried);
+}
+
+UserNetwork::UserNetwork(UniqueFd socket, UniqueFd errors) : socket_(std::move(socket)), errors_(std::move(errors)) {
+    const std::string tried = std::string("cannot ") + kTried + ": ";
+    const std::string advice = " (open it as `vmm ctl` does)";
+    int type = 0;
+    socklen_t bytes = sizeof(type);
+    sockaddr_storage peer{};
+    socklen_t peer_bytes = sizeof(peer);
+    // The socket API takes every kind of address as a sockaddr; the size says which it is.
+    if (::getsockopt(socket_.get(), SOL_SOCKET, SO_TYPE, &type, &bytes) != 0 || type != SOCK_STREAM ||
+        ::getpeername(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &peer_bytes) != 0) {
+        throw Error(tried + "the descriptor that came for passt is no stream socket that is connected" + advice);
+    }
+    struct stat facts {};
+    if (::fstat(errors_.get(), &facts) != 0 || !S_ISFIFO(facts.st_mode) ||
+        ::fcntl(errors_.get(), F_SETFL, O_NONBLOCK) != 0) {
+        throw Error(tried + "the descriptor that came for what passt says is no pipe" + advice);
+    }
+}
+
+UniqueFd UserNetwork::let_go() noexcept {
+    if (process_) {
+        process_->let_go();
+    }
+    return std::move(errors_);
 }
 
 std::string UserNetwork::last_words() const {

@@ -14,6 +14,7 @@
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/config.hpp"
 #include "vmm/host/child_process.hpp"
+#include "vmm/network/host_addresses.hpp"
 
 namespace vmm {
 
@@ -29,6 +30,9 @@ inline constexpr const char* kNameServer = "10.0.2.3";
 /// (NetConfig::host_loopback). passt alone does not keep it away: it connects a guest to the host's loopback interface
 /// and addresses, whatever it is told of the gateway. Throws Error: the host's addresses cannot be read.
 [[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net);
+/// The same, of the host that `sockets` ask.
+[[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net,
+                                                                      HostAddresses::Sockets sockets);
 
 /// The host's address that `forward` names. Throws Error: it is no IPv4 address.
 [[nodiscard]] in_addr host_address_of(const PortForward& forward);
@@ -48,10 +52,17 @@ class UserNetwork {
   public:
     /// Throws Error: it cannot be started.
     explicit UserNetwork(const NetConfig& net);
+    /// Takes over what another process has started. Throws Error: `socket` is no stream socket that is connected, or
+    /// `errors` no pipe.
+    UserNetwork(UniqueFd socket, UniqueFd errors);
 
     /// Our end of the connection (devices::FrameStream). Once.
     [[nodiscard]] UniqueFd take_socket() noexcept { return std::move(socket_); }
-    [[nodiscard]] pid_t pid() const noexcept { return process_->pid(); }
+    /// The process; -1: another process has started it.
+    [[nodiscard]] pid_t pid() const noexcept { return process_ ? process_->pid() : -1; }
+
+    /// Leaves passt to whoever has its connection, and returns the pipe that its standard error goes to. Once.
+    [[nodiscard]] UniqueFd let_go() noexcept;
 
     /// The last line of its standard error, without the newline; empty if there is none.
     [[nodiscard]] std::string last_words() const;
@@ -59,7 +70,7 @@ class UserNetwork {
   private:
     UniqueFd socket_;
     UniqueFd errors_;                     ///< the pipe that its standard error goes to
-    std::optional<ChildProcess> process_; ///< ends with this
+    std::optional<ChildProcess> process_; ///< ends with this; nothing: it is another process's
 };
 
 } // namespace vmm

@@ -44,7 +44,14 @@ int send(int socket, Head head, std::string_view first, std::string_view second,
         header->cmsg_len = CMSG_LEN(sizeof(int) * count);
         std::memcpy(CMSG_DATA(header), sent.data(), sizeof(int) * count);
     }
-    return uninterrupted([&] { return ::sendmsg(socket, &message, MSG_NOSIGNAL); }) < 0 ? errno : 0;
+    // Nothing has gone out where it fails, and a lack of memory may be over the next time. EPIPE stays: nobody is
+    // there.
+    constexpr int kTries = 3;
+    int error = EAGAIN;
+    for (int tries = 0; tries < kTries && error != 0 && error != EPIPE; ++tries) {
+        error = uninterrupted([&] { return ::sendmsg(socket, &message, MSG_NOSIGNAL); }) < 0 ? errno : 0;
+    }
+    return error;
 }
 
 std::optional<Parcel> receive(int socket) noexcept {

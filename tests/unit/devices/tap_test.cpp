@@ -216,7 +216,7 @@ TEST(TapInterface, ThatIsDeletedTakesTheLinkDownAndIsNotLookedAtAgain) {
 TEST(TapInterface, OfSeveralQueuesHasItsFramesInTheFirstUntilOthersAreAttached) {
     const std::string reason = in_own_network([] {
         constexpr unsigned kQueues = 4;
-        auto links = Tap::make_queues(kName, kQueues);
+        auto links = Tap::take_queues(Tap::open_queues(kName, kQueues), kName);
         ASSERT_EQ(links.size(), kQueues);
         set_up(kName);
         // Which queue a flow takes depends on its hash: of many flows some come by each queue that is attached.
@@ -250,8 +250,14 @@ TEST(TapInterface, OfSeveralQueuesHasItsFramesInTheFirstUntilOthersAreAttached) 
 
 TEST(TapInterface, OfASingleQueueIsNotTakenForSeveral) {
     const std::string reason = in_own_network([] {
+        {
+            std::vector<UniqueFd> twice = Tap::open_queues(kName, 1);
+            twice.emplace_back(::fcntl(twice[0].get(), F_DUPFD_CLOEXEC, 0));
+            const std::string refusal = error_of([&] { static_cast<void>(Tap::take_queues(std::move(twice), kName)); });
+            EXPECT_TRUE(mentions(refusal, "opened as one of a single queue")) << refusal;
+        }
         const Tap single(kName);
-        const std::string refusal = error_of([] { static_cast<void>(Tap::make_queues(kName, 2)); });
+        const std::string refusal = error_of([] { static_cast<void>(Tap::open_queues(kName, 2)); });
         EXPECT_TRUE(mentions(refusal, std::string("ip tuntap add ") + kName + " mode tap multi_queue")) << refusal;
     });
     if (!reason.empty()) {

@@ -1,0 +1,19 @@
+// Ports of the host at which a guest in user mode is reached, as people write them.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmm/device_configs.hpp"
+
+namespace vmm {
+
+/// "[ADDRESS/]PORT[:PORT]": a port of the host, and the one of the guest, which is the same if it is left out. Throws
+/// Error.
+[[nodiscard]] PortForward parse_port_forward(const std::string& text, bool udp);
+
+/// Several of them, with commas between them; none if `text` is empty. Throws Error.
+[[nodiscard]] std::vector<PortForward> parse_port_forwards(std::string_view text, bool udp);
+
+} // namespace vmm
