@@ -173,6 +173,10 @@ GuestMemory::NewRegion GuestMemory::map_pluggable(GuestRange range, SpareFile sp
 /// Where the spare file is mapped follows from the offset alone, so that neighbours are one mapping.
 void GuestMemory::put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
     const std::span<std::byte> bytes = mapping.bytes().subspan(offset, size);
+    if (certain_page_bytes(page_size_) > spare.bytes) {
+        // A huge page goes as a whole (linux: hugetlb_vm_op_split). Small pages stand in for it between the two steps.
+        mapping.put_anonymous(offset, size, MAP_NORESERVE, "guest memory that is not plugged");
+    }
     while (size != 0) {
         const std::uint64_t in_file = offset % spare.bytes;
         const std::uint64_t now = std::min(size, spare.bytes - in_file);

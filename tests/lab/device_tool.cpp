@@ -9,11 +9,15 @@
 //   device_tool unix-answer PATH N           outside: answers N connections of the guest's with what they say
 //   device_tool clock                        in the guest: looks at CLOCK_MONOTONIC every 10 ms, and says CLOCK
 //                                            and its nanoseconds every second; CLOCK-BACK, if it is less than it was
+//   device_tool channels INTERFACE N         in the guest: has the interface use N pairs of queues (`ethtool -L`)
 //   device_tool terminal COLUMNSxROWS TEXT COMMAND...
 //                                            outside: runs COMMAND at a terminal of 80x24, which it prints; makes it
 //                                            COLUMNSxROWS when TEXT is on it
 #include <fcntl.h>
+#include <linux/ethtool.h>
+#include <linux/sockios.h>
 #include <linux/vm_sockets.h>
+#include <net/if.h>
 #include <poll.h>
 #include <pty.h>
 #include <sys/ioctl.h>
@@ -223,6 +227,20 @@ int unix_answer(const char* path, unsigned count) {
     return 0;
 }
 
+int set_channels(const char* interface, unsigned pairs) {
+    const int fd = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    ethtool_channels channels{};
+    channels.cmd = ETHTOOL_SCHANNELS;
+    channels.combined_count = pairs;
+    ifreq request{};
+    std::snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", interface);
+    request.ifr_data = reinterpret_cast<char*>(&channels);
+    if (fd < 0 || ::ioctl(fd, SIOCETHTOOL, &request) != 0) {
+        fail("SIOCETHTOOL");
+    }
+    return 0;
+}
+
 int terminal(const char* size, const std::string& text, char** command) {
     unsigned columns = 0;
     unsigned rows = 0;
@@ -275,6 +293,9 @@ int main(int argc, char** argv) {
     }
     if (verb == "unix-answer" && argc == 4) {
         return unix_answer(argv[2], number(3));
+    }
+    if (verb == "channels" && argc == 4) {
+        return set_channels(argv[2], number(3));
     }
     if (verb == "terminal" && argc > 4) {
         return terminal(argv[2], argv[3], argv + 4);

@@ -74,10 +74,10 @@ part_guest() { checks --memory 3G --hugepages-2m 256 -- guest life; }
 part_memory() { checks --memory 3G -- scope pins; }
 part_virtio() { checks --memory 3G -- disks net net_queues; }
 part_effort() { checks --memory 3G --hugepages-2m 256 -- effort background; }
-part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement node_migration; }
+part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement node_migration growth_split; }
 part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool" -- kept; }
 part_snapshot() { checks --memory 3G --hugepages-2m 128 -- snapshot; }
-part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/device_tool" -- migration; }
+part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/device_tool" -- migration queues_move; }
 part_cgroups() { checks --memory 2G --hugepages-2m 80 -- cgroups; }
 # What is shown elsewhere on the PCI bus. ctest leaves it out for its time; unit and kvm tests have both transports.
 part_mmio() { transport=mmio checks --memory 3G --hugepages-2m 128 -- disks net snapshot; }
@@ -90,7 +90,7 @@ part_growth() {
     checks --memory 5G --hugepages-2m 200 -- growth growth_refused grown_moves
     checks --guest-kernel 6.1 --memory 3G -- growth_of_an_older_kernel
 }
-part_large() { checks --memory 7G --hugepages-1g 2 -- large; }
+part_large() { checks --memory 7G --hugepages-1g 2 -- large growth_large; }
 part_kernel() { checks --guest-kernel 6.1 -- kernel; }
 # A guest of a guest: vmm runs vmm.
 part_nested() {
