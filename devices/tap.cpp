@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <iterator>
 #include <utility>
 
 #include "kvm/host/error.hpp"
@@ -122,7 +123,11 @@ MacAddress make_mac_address(std::string_view text) noexcept {
     return address;
 }
 
-Tap::Tap(const std::string& name) : Tap(open_tap(name, false), name) {}
+Tap::Tap(const std::string& name) : Tap(open_tap(name, false), false) {}
+
+Tap::Tap(UniqueFd fd, bool has_queues) : fd_(std::move(fd)), is_tap_(true), has_queues_(has_queues) {
+    set_offloads({});
+}
 
 Tap::Tap(UniqueFd fd, const std::string& name) : fd_(std::move(fd)), is_tap_(true) {
     const std::string tried = "cannot use the descriptor that came for the tap interface " + name + ": ";
@@ -170,18 +175,45 @@ std::vector<UniqueFd> Tap::open_queues(const std::string& name, unsigned queues)
     return opened;
 }
 
-std::vector<std::unique_ptr<FrameLink>> Tap::take_queues(std::vector<UniqueFd> queues, const std::string& name) {
+bool Tap::is_attached() const noexcept {
+    ifreq request{};
+    return ::ioctl(fd_.get(), TUNGETIFF, &request) == 0 && (request.ifr_flags & IFF_DETACH_QUEUE) == 0;
+}
+
+std::vector<std::unique_ptr<FrameLink>> Tap::with_all_frames_in_first(std::vector<std::unique_ptr<Tap>> taps,
+                                                                      const std::string& name) {
     std::vector<std::unique_ptr<FrameLink>> links;
+    for (std::size_t i = 1; i < taps.size(); ++i) {
+        if (!taps[i]->set_attached(false)) {
+            throw_errno(errno, "do without a queue of the tap interface " + name);
+        }
+    }
+    std::ranges::move(taps, std::back_inserter(links));
+    return links;
+}
+
+std::vector<std::unique_ptr<FrameLink>> Tap::make_queues(const std::string& name, unsigned queues) {
+    std::vector<std::unique_ptr<Tap>> taps;
+    for (UniqueFd& queue : open_queues(name, queues)) {
+        taps.push_back(std::unique_ptr<Tap>(new Tap(std::move(queue), queues > 1)));
+    }
+    return with_all_frames_in_first(std::move(taps), name);
+}
+
+std::vector<std::unique_ptr<FrameLink>> Tap::take_queues(std::vector<UniqueFd> queues, const std::string& name) {
+    std::vector<std::unique_ptr<Tap>> taps;
     for (UniqueFd& queue : queues) {
-        auto tap = std::make_unique<Tap>(std::move(queue), name);
-        if (queues.size() > 1 && !tap->has_queues_) {
+        taps.push_back(std::make_unique<Tap>(std::move(queue), name));
+        if (queues.size() > 1 && !taps.back()->has_queues_) {
             throw Error("cannot use the descriptors that came for the tap interface " + name +
                         ": it was opened as one of a single queue (open it as `vmm ctl` does)");
         }
-        if (!links.empty() && !tap->set_attached(false)) {
-            throw_errno(errno, "do without a queue of the tap interface " + name);
-        }
-        links.push_back(std::move(tap));
+    }
+    const Tap* const first = taps.empty() ? nullptr : taps.front().get();
+    auto links = with_all_frames_in_first(std::move(taps), name);
+    if (first != nullptr && !first->is_attached()) {
+        throw Error("cannot use the descriptors that came for the tap interface " + name +
+                    ": one queue came more than once, or the first is detached (open it as `vmm ctl` does)");
     }
     return links;
 }

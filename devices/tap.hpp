@@ -41,7 +41,9 @@ class Tap final : public FrameLink {
     /// Attaches to the interface once for each of `queues`, at least 1. Throws Error as the constructor does, and if
     /// there are several and the interface was made for one.
     [[nodiscard]] static std::vector<UniqueFd> open_queues(const std::string& name, unsigned queues);
-    /// A link for each of them. The first has all frames (see set_attached()). Throws Error: they are something else.
+    /// A link for each of them. The first has all frames (see set_attached()).
+    [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> make_queues(const std::string& name, unsigned queues);
+    /// Takes over what open_queues() has opened in another process. Throws Error: they are something else.
     [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> take_queues(std::vector<UniqueFd> queues,
                                                                              const std::string& name);
     /// Takes something else that moves one frame with its header a call, such as a datagram socket that does not block.
@@ -57,6 +59,11 @@ class Tap final : public FrameLink {
     [[nodiscard]] bool is_up() const noexcept override { return up_; }
 
   private:
+    Tap(UniqueFd fd, bool has_queues);
+    [[nodiscard]] bool is_attached() const noexcept;
+    static std::vector<std::unique_ptr<FrameLink>> with_all_frames_in_first(std::vector<std::unique_ptr<Tap>> taps,
+                                                                            const std::string& name);
+
     UniqueFd fd_;
     bool is_tap_ = false;
     bool has_queues_ = false; ///< it is one of several links of its interface

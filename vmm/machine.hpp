@@ -101,10 +101,11 @@ class Machine {
     /// something else.
     std::string add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd tail = UniqueFd());
     /// `opened` are, for a tap interface, as many of its queues as `net` has pairs of them, each with virtio headers of
-    /// 12 bytes and without packet information. In user mode they are the connection to a passt that was started for
-    /// it, the pipe that its standard error goes to, and, unless `net` has host_loopback, two sockets of rtnetlink:
-    /// one to ask for the host's addresses and one that tells of changes of them (RTMGRP_IPV4_IFADDR,
-    /// RTMGRP_IPV4_ROUTE). passt goes on until its connection is closed.
+    /// 12 bytes and without packet information. In user mode they are two connected unix stream sockets, which lead to
+    /// a passt that was started for it (`--fd`) and to its standard error, and, unless `net` has host_loopback, one or
+    /// two sockets of rtnetlink: the first is asked for the host's addresses, and the second tells of changes of them
+    /// (RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE). passt goes on until its connection is closed. Throws Error: they are
+    /// something else.
     std::string add_net(const NetConfig& net, std::vector<UniqueFd> opened);
 
     /// Asks the guest to do without a device, by its name, and waits until it does. Throws UsageError: the guest has no

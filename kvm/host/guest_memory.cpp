@@ -170,13 +170,18 @@ GuestMemory::NewRegion GuestMemory::map_pluggable(GuestRange range, SpareFile sp
     return {range, std::move(mapping), false, spare};
 }
 
+/// Puts the spare file where the guest's memory was. A huge page of a pool goes as a whole (linux:
+/// hugetlb_vm_op_split): if pieces of the file end inside of one, small pages stand in for it first.
+void GuestMemory::take_away(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
+    if (!is_aligned(spare.bytes, certain_page_bytes(page_size_))) {
+        mapping.put_anonymous(offset, size, MAP_NORESERVE, "guest memory that is not plugged");
+    }
+    put_spare(mapping, offset, size, spare);
+}
+
 /// Where the spare file is mapped follows from the offset alone, so that neighbours are one mapping.
 void GuestMemory::put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
     const std::span<std::byte> bytes = mapping.bytes().subspan(offset, size);
-    if (certain_page_bytes(page_size_) > spare.bytes) {
-        // A huge page goes as a whole (linux: hugetlb_vm_op_split). Small pages stand in for it between the two steps.
-        mapping.put_anonymous(offset, size, MAP_NORESERVE, "guest memory that is not plugged");
-    }
     while (size != 0) {
         const std::uint64_t in_file = offset % spare.bytes;
         const std::uint64_t now = std::min(size, spare.bytes - in_file);
@@ -209,7 +214,7 @@ void GuestMemory::plug(GuestRange range, const std::optional<FilePart>& file) {
         }
         advise(mapping.bytes().subspan(offset, range.size));
     } catch (const Error&) {
-        put_spare(mapping, offset, range.size, spares_[index]);
+        take_away(mapping, offset, range.size, spares_[index]);
         throw;
     }
     note_write(mapping.bytes().subspan(offset, range.size)); // Its content is another one.
@@ -219,7 +224,7 @@ void GuestMemory::unplug(GuestRange range) {
     const std::size_t index = pluggable(range);
     Mapping& mapping = mappings_[index];
     const std::uint64_t offset = to_integer(range.base) - to_integer(regions_[index].range.base);
-    put_spare(mapping, offset, range.size, spares_[index]);
+    take_away(mapping, offset, range.size, spares_[index]);
     note_write(mapping.bytes().subspan(offset, range.size));
 }
 

@@ -57,6 +57,7 @@ WRONG = [
     ("POST", "/add-net", '{"tap": "tap1", "user": true}', 400),
     ("POST", "/add-net", '{"tap": "tap1", "tcp": "80"}', 400),
     ("POST", "/add-net", '{"user": true, "tcp": "80,"}', 400),
+    ("POST", "/add-net", '{"user": true, "udp": "127.0.0.1/0"}', 400),
     ("POST", "/add-net", '{"user": true, "queues": 2}', 400),
     ("POST", "/remove-disk", '{"name": "net0"}', 400),
     ("POST", "/remove-net", '{"name": ""}', 400),

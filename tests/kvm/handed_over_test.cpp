@@ -148,7 +148,8 @@ TEST_F(HandedOver, DescriptorThatIsSomethingElseIsRefused) {
     EXPECT_TRUE(mentions(refusal(path, O_RDONLY, "/add-disk", body), "it is not open for reading and writing"));
     EXPECT_TRUE(mentions(refusal("/dev/null", O_RDWR, "/add-disk", body), "neither a regular file nor a block device"));
     EXPECT_TRUE(mentions(refusal(path, O_RDWR, "/add-net", R"({"tap": "tap7"})"), "it is no tap interface"));
-    EXPECT_TRUE(mentions(refusal(path, O_RDWR, "/add-net", R"({"user": true, "host_loopback": true})"), "number 1"));
+    EXPECT_TRUE(
+        mentions(refusal(path, O_RDWR, "/add-net", R"({"user": true, "host_loopback": true})"), "1 descriptors came"));
     EXPECT_TRUE(mentions(refusal(path, O_RDWR, "/add-disk", body), "blk0")) << "the name is free, and so is the image";
     EXPECT_FALSE(guest_.has_ended()) << guest_.errors();
 }

@@ -17,6 +17,7 @@
 #include "kvm/host/format.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
+#include "prefault/host/warm_piece.hpp"
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/compare.hpp"
 #include "vmm/bench/merge.hpp"
@@ -61,8 +62,20 @@ void complete_matrix(Matrix& matrix, const Matrix& preset) {
     take_default(matrix.vcpus, preset.vcpus);
     take_default(matrix.workers, preset.workers);
     take_default(matrix.page_sizes, preset.page_sizes);
+    if (matrix.methods.empty()) { // Who asks for a pool gets it, or is told why not.
+        matrix.has_thp_pool = preset.has_thp_pool;
+    }
     take_default(matrix.methods, preset.methods);
     take_default(matrix.orders, preset.orders);
+}
+
+bool has_thp_pool() {
+    try {
+        prefault::check_warm_page_size(PageSize::kThp);
+        return true;
+    } catch (const Error&) {
+        return false;
+    }
 }
 
 /// Refuses before the first run what `vmm run` would refuse. Throws Error.
@@ -182,7 +195,7 @@ int run_bench(const BenchCommand& command) {
     results.host = read_host_facts();
     const HostRoom room = read_host_room();
     const PresetHost host{results.host.cpus, results.host.prefault_ioctl && results.host.second_level != "shadow",
-                          results.host.nested};
+                          results.host.nested, has_thp_pool()};
     const PresetFacts preset = preset_facts(command.preset, room, host, command.full);
     Matrix matrix = command.matrix;
     complete_matrix(matrix, preset.matrix);

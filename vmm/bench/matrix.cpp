@@ -31,7 +31,9 @@ void add_methods(std::vector<Cell>& cells, Cell cell, const Matrix& matrix) {
         }
     };
     for (const Method method : matrix.methods) {
-        add(Contender::kVmm, method);
+        if (method != Method::kPool || cell.page_size != PageSize::kThp || matrix.has_thp_pool) {
+            add(Contender::kVmm, method);
+        }
     }
     if (matrix.qemu) {
         add(Contender::kQemu, Method::kNone);

@@ -17,8 +17,9 @@ struct Matrix {
     std::vector<PageSize> page_sizes;
     std::vector<Method> methods;
     std::vector<Order> orders = {Order::kSequential};
-    bool qemu = false;    ///< QEMU, with prealloc and without, beside each shape
-    bool command = false; ///< a command of the user's beside each shape
+    bool has_thp_pool = true; ///< whether Method::kPool goes with PageSize::kThp
+    bool qemu = false;        ///< QEMU, with prealloc and without, beside each shape
+    bool command = false;     ///< a command of the user's beside each shape
 };
 
 /// The cells in the order in which they are shown: by page size, memory, vCPUs and order. No cell is there twice.

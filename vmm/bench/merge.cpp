@@ -90,10 +90,10 @@ class Merge {
             look_at_matrix(matrix);
         }
         if (matrices_.size() > 1 && !merged_.missing.empty()) {
-            merged_.warnings.push_back(vmm::format(
-                "the shares are those of {} matrices, of which cells are missing (name --memory, --vcpus and "
-                "--workers, so that all hosts agree on the cells)",
-                matrices_.size()));
+            merged_.warnings.push_back(
+                vmm::format("the shares are those of {} matrices, of which cells are missing (name --memory, --vcpus, "
+                            "--workers, --page-size and --prefault, so that all hosts agree on the cells)",
+                            matrices_.size()));
         }
         return std::move(merged_);
     }

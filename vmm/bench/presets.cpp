@@ -77,6 +77,7 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& 
     if (preset == Preset::kScale) {
         matrix.memory_bytes = {memory / 8, memory / 4, memory / 2, memory};
     }
+    matrix.has_thp_pool = host.thp_pool;
     if (!host.prefault_ioctl) {
         std::erase(matrix.methods, Method::kIoctl);
     }

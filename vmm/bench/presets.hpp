@@ -31,10 +31,12 @@ struct PresetHost {
     unsigned cpus = 1;           ///< that we may use
     bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY can be used
     bool nested = false;         ///< it is itself a guest
+    bool thp_pool = true;        ///< memory of a pool can have transparent huge pages
 };
 
-/// What a preset means on a host. If `full`, kRfc is not scaled. The result has no methods and page sizes that the host
-/// does not offer, and the ioctl with touches only where the host is itself a guest.
+/// What a preset means on a host. If `full`, kRfc is not scaled. The result has no methods and page sizes, and no pool
+/// of transparent huge pages, that the host does not offer, and the ioctl with touches only where the host is itself a
+/// guest.
 [[nodiscard]] PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& host, bool full);
 
 } // namespace vmm::bench

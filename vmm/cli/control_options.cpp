@@ -98,7 +98,7 @@ std::string synopsis_of(const Verb& verb) {
     return form;
 }
 
-/// As people write it.
+/// Says what people write for it.
 std::string what_is_written(const Parameter& parameter) {
     if (parameter.kind == Parameter::Kind::kBytes) {
         return "a size from " + std::to_string(parameter.least) + " to " + std::to_string(parameter.most);

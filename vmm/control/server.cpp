@@ -296,9 +296,11 @@ class Server::Loop {
         if (too_many) {
             connection.descriptors.reset();
             connection.keep_alive = false;
-            answer(connection, error_answer(400, vmm::format("more than {} descriptors came with the request: no "
-                                                             "device stands on so many",
-                                                             kMostDescriptors)));
+            answer(
+                connection,
+                error_answer(400, vmm::format("the descriptors that came with the request cannot be taken: there are "
+                                              "more than {}, or this process has as many open files as it may",
+                                              kMostDescriptors)));
             return;
         }
         look_at_request(connection);

@@ -273,7 +273,7 @@ std::vector<Parameter> net_parameters() {
          .most = limits::kMaxNetQueues,
          .standard = "1"},
         {.name = "tcp",
-         .kind = Kind::kName,
+         .kind = Kind::kPorts,
          .help = "With --user: ports of the host, and of the guest: [ADDRESS/]PORT[:PORT][,...]",
          .most = kMostForwards},
         {.name = "udp", .kind = Kind::kPorts, .help = "The same for UDP", .most = kMostForwards},

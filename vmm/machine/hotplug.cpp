@@ -19,7 +19,7 @@ void check_has_bus(const Hardware& hardware, const std::string& tried) {
     }
 }
 
-/// A process that is confined as a whole reaches no disk and no tap interface any more.
+/// A process that is confined as a whole reaches no disk and no tap interface any more, and starts no program.
 void check_can_open(const std::string& tried) {
     if (file_server() != nullptr) {
         throw UsageError("cannot " + tried +

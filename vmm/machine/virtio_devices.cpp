@@ -198,10 +198,10 @@ MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceS
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     MadeDevice made;
     if (!net.user) {
-        std::vector<UniqueFd> taps =
-            opened.is_there() ? std::move(opened.taps) : devices::Tap::open_queues(net.tap, net.queues);
+        auto links = opened.is_there() ? devices::Tap::take_queues(std::move(opened.taps), net.tap)
+                                       : devices::Tap::make_queues(net.tap, net.queues);
         made.device = std::make_unique<devices::virtio::Net>(
-            name, devices::Tap::take_queues(std::move(taps), net.tap), mac,
+            name, std::move(links), mac,
             [warn = services.warn, name, tap = net.tap] {
                 warn(name + ": the tap interface " + tap + " is gone: the guest's link is down");
             },

@@ -20,6 +20,8 @@ namespace {
 constexpr std::chrono::seconds kWithoutNews{1};
 /// How many notifications are looked at before the rest counts as a change.
 constexpr int kMostNews = 64;
+/// How many datagrams an answer may have: a host with so many addresses has none to spare for a guest.
+constexpr int kMostParts = 65536;
 /// How often we read a table again that changes meanwhile.
 constexpr int kMostAttempts = 8;
 
@@ -186,7 +188,9 @@ int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vec
     std::array<std::byte, 32768> buffer;
     for (int attempts = 0; attempts < kMostAttempts; ++attempts) {
         // An earlier attempt may have left some.
-        while (::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) > 0) {
+        for (int parts = 0;
+             parts<kMostParts&& ::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT)> 0;
+             ++parts) {
         }
         const int error = dump_once(request, route_type, prefixes, buffer);
         if (error != EINTR && error != EBUSY) {
@@ -217,15 +221,27 @@ int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std
         query.header.nlmsg_len = NLMSG_LENGTH(sizeof(ifaddrmsg));
         query.address.ifa_family = AF_INET;
     }
-    if (::send(sockets_.queries.get(), &query, query.header.nlmsg_len, 0) < 0) {
+    // Another process may have opened the socket, and still have it. So we say who is asked, wait for nothing, and take
+    // no answer but the kernel's, whose number is 0 (netlink(7)).
+    sockaddr_nl kernel{};
+    kernel.nl_family = AF_NETLINK;
+    if (::sendto(sockets_.queries.get(), &query, query.header.nlmsg_len, MSG_DONTWAIT,
+                 reinterpret_cast<const sockaddr*>(&kernel), sizeof(kernel)) < 0) {
         return errno;
     }
     int result = 0;
-    for (bool done = false; !done;) {
+    bool done = false;
+    for (int parts = 0; !done; ++parts) {
         // The kernel has the next part ready before we ask for it.
-        const ssize_t count = ::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC);
-        if (count <= 0 || static_cast<std::size_t>(count) > buffer.size()) {
+        sockaddr_nl sender{};
+        socklen_t sender_bytes = sizeof(sender);
+        const ssize_t count = ::recvfrom(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC,
+                                         reinterpret_cast<sockaddr*>(&sender), &sender_bytes);
+        if (count <= 0 || static_cast<std::size_t>(count) > buffer.size() || parts == kMostParts) {
             return count < 0 ? errno : EMSGSIZE;
+        }
+        if (sender.nl_pid != 0) {
+            continue;
         }
         for_each_message(buffer.first(static_cast<std::size_t>(count)),
                          [&](const nlmsghdr& header, std::span<const std::byte> body) {

@@ -11,7 +11,7 @@ namespace vmm {
 
 namespace {
 
-/// The least, and the most.
+/// How many descriptors such a network stands on: at least, and at most.
 std::pair<std::size_t, std::size_t> count_descriptors(const NetConfig& net) noexcept {
     if (!net.user) {
         return {net.queues, net.queues};
@@ -25,6 +25,7 @@ OpenedNet OpenedNet::open(const NetConfig& net) {
     net.check();
     OpenedNet opened;
     if (net.user) {
+        check_user_network(net);
         if (!net.host_loopback) {
             opened.addresses = HostAddresses::open();
         }
@@ -40,9 +41,9 @@ OpenedNet OpenedNet::open(const NetConfig& net) {
 OpenedNet OpenedNet::from(const NetConfig& net, std::vector<UniqueFd> descriptors) {
     const auto [least, most] = count_descriptors(net);
     if (descriptors.size() < least || descriptors.size() > most) {
-        throw Error("cannot connect the guest to a network: the descriptors that came for it number " +
-                    std::to_string(descriptors.size()) + ", and it stands on " + std::to_string(least) +
-                    " (open them as `vmm ctl` does)");
+        throw Error("cannot connect the guest to a network: " + std::to_string(descriptors.size()) +
+                    " descriptors came for it, and it needs " + std::to_string(least) +
+                    (least == most ? "" : " or " + std::to_string(most)) + " (open them as `vmm ctl` does)");
     }
     OpenedNet opened;
     if (!net.user) {

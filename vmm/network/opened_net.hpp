@@ -19,7 +19,7 @@ struct OpenedNet {
 
     std::vector<UniqueFd> taps{};       ///< one for each pair of queues; all are attached
     UniqueFd passt{};                   ///< our end of the connection
-    UniqueFd passt_errors{};            ///< the pipe that its standard error goes to
+    UniqueFd passt_errors{};            ///< the socket that its standard error comes from
     HostAddresses::Sockets addresses{}; ///< not with NetConfig::host_loopback
 
     /// Attaches to the tap interface, or starts passt, which ends once `passt` is closed everywhere. Throws Error.
@@ -28,7 +28,7 @@ struct OpenedNet {
     /// is looked at where they are used.
     [[nodiscard]] static OpenedNet from(const NetConfig& net, std::vector<UniqueFd> descriptors);
 
-    /// In their order. Loans.
+    /// All of them, on loan, in the order that from() expects.
     [[nodiscard]] std::vector<int> descriptors() const;
     [[nodiscard]] bool is_there() const noexcept { return !taps.empty() || passt; }
 };

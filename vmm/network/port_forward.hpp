@@ -9,11 +9,11 @@
 
 namespace vmm {
 
-/// "[ADDRESS/]PORT[:PORT]": a port of the host, and the one of the guest, which is the same if it is left out. Throws
-/// Error.
+/// Takes "[ADDRESS/]PORT[:PORT]": a port of the host, and the one of the guest, which is the same if it is left out.
+/// Throws Error.
 [[nodiscard]] PortForward parse_port_forward(const std::string& text, bool udp);
 
-/// Several of them, with commas between them; none if `text` is empty. Throws Error.
+/// Takes several of them with commas between them; an empty text has none. Throws Error.
 [[nodiscard]] std::vector<PortForward> parse_port_forwards(std::string_view text, bool udp);
 
 } // namespace vmm

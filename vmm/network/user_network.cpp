@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -78,6 +77,29 @@ void check_port(const PortForward& forward) {
     }
 }
 
+/// Whoever handed it over may still change how it waits, so that each call on it says MSG_DONTWAIT itself. Sockets of
+/// other kinds may wait when they are closed.
+bool is_connected_unix_stream(const UniqueFd& fd) {
+    const auto option = [&fd](int name) {
+        int value = -1;
+        socklen_t bytes = sizeof(value);
+        return ::getsockopt(fd.get(), SOL_SOCKET, name, &value, &bytes) == 0 ? value : -1;
+    };
+    sockaddr_storage peer{};
+    socklen_t bytes = sizeof(peer);
+    // The socket API takes every kind of address as a sockaddr; the size says which it is.
+    return option(SO_DOMAIN) == AF_UNIX && option(SO_TYPE) == SOCK_STREAM &&
+           ::getpeername(fd.get(), reinterpret_cast<sockaddr*>(&peer), &bytes) == 0;
+}
+
+std::array<UniqueFd, 2> make_socket_pair() {
+    std::array<int, 2> ends{-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+        throw_errno(errno, kTried);
+    }
+    return {UniqueFd(ends[0]), UniqueFd(ends[1])};
+}
+
 } // namespace
 
 in_addr host_address_of(const PortForward& forward) {
@@ -142,19 +164,14 @@ std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool 
 }
 
 UserNetwork::UserNetwork(const NetConfig& net) {
-    std::array<int, 2> ends{-1, -1};
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
-        throw_errno(errno, kTried);
-    }
-    socket_ = UniqueFd(ends[0]);
-    const UniqueFd theirs(ends[1]);
-    // Neither side ever waits for this socket: what does not fit in it is lost.
-    std::array<int, 2> pipe{-1, -1};
-    if (::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK) != 0) {
-        throw_errno(errno, kTried);
-    }
-    errors_ = UniqueFd(pipe[0]);
-    const UniqueFd their_errors(pipe[1]);
+    std::array<UniqueFd, 2> ends = make_socket_pair();
+    socket_ = std::move(ends[0]);
+    const UniqueFd theirs = std::move(ends[1]);
+    std::array<UniqueFd, 2> of_errors = make_socket_pair();
+    errors_ = std::move(of_errors[0]);
+    const UniqueFd their_errors = std::move(of_errors[1]);
+    // passt never waits for this socket: what does not fit in it is lost.
+    static_cast<void>(::fcntl(their_errors.get(), F_SETFL, O_NONBLOCK));
 
     ProgramSpec spec;
     spec.program = program_or_throw();
@@ -168,21 +185,12 @@ UserNetwork::UserNetwork(const NetConfig& net) {
 }
 
 UserNetwork::UserNetwork(UniqueFd socket, UniqueFd errors) : socket_(std::move(socket)), errors_(std::move(errors)) {
-    const std::string tried = std::string("cannot ") + kTried + ": ";
-    const std::string advice = " (open it as `vmm ctl` does)";
-    int type = 0;
-    socklen_t bytes = sizeof(type);
-    sockaddr_storage peer{};
-    socklen_t peer_bytes = sizeof(peer);
-    // The socket API takes every kind of address as a sockaddr; the size says which it is.
-    if (::getsockopt(socket_.get(), SOL_SOCKET, SO_TYPE, &type, &bytes) != 0 || type != SOCK_STREAM ||
-        ::getpeername(socket_.get(), reinterpret_cast<sockaddr*>(&peer), &peer_bytes) != 0) {
-        throw Error(tried + "the descriptor that came for passt is no stream socket that is connected" + advice);
-    }
-    struct stat facts {};
-    if (::fstat(errors_.get(), &facts) != 0 || !S_ISFIFO(facts.st_mode) ||
-        ::fcntl(errors_.get(), F_SETFL, O_NONBLOCK) != 0) {
-        throw Error(tried + "the descriptor that came for what passt says is no pipe" + advice);
+    for (const UniqueFd* const fd : {&socket_, &errors_}) {
+        if (!is_connected_unix_stream(*fd)) {
+            throw Error(std::string("cannot ") + kTried +
+                        ": a descriptor that came for passt is no unix stream socket that is connected (open it as "
+                        "`vmm ctl` does)");
+        }
     }
 }
 
@@ -194,9 +202,11 @@ UniqueFd UserNetwork::let_go() noexcept {
 }
 
 std::string UserNetwork::last_words() const {
+    constexpr std::size_t kMostBytes = 65536; // More comes of nobody but a stranger.
     std::string text;
     std::array<char, 4096> piece{};
-    for (ssize_t count = 0; (count = ::read(errors_.get(), piece.data(), piece.size())) > 0;) {
+    for (ssize_t count = 0;
+         text.size() < kMostBytes && (count = ::recv(errors_.get(), piece.data(), piece.size(), MSG_DONTWAIT)) > 0;) {
         text.append(piece.data(), static_cast<std::size_t>(count));
     }
     std::istringstream lines(text);

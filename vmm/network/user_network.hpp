@@ -30,7 +30,7 @@ inline constexpr const char* kNameServer = "10.0.2.3";
 /// (NetConfig::host_loopback). passt alone does not keep it away: it connects a guest to the host's loopback interface
 /// and addresses, whatever it is told of the gateway. Throws Error: the host's addresses cannot be read.
 [[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net);
-/// The same, of the host that `sockets` ask.
+/// The host is the one that `sockets` ask.
 [[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net,
                                                                       HostAddresses::Sockets sockets);
 
@@ -52,8 +52,7 @@ class UserNetwork {
   public:
     /// Throws Error: it cannot be started.
     explicit UserNetwork(const NetConfig& net);
-    /// Takes over what another process has started. Throws Error: `socket` is no stream socket that is connected, or
-    /// `errors` no pipe.
+    /// Takes over what another process has started. Throws Error: they are no connected unix stream sockets.
     UserNetwork(UniqueFd socket, UniqueFd errors);
 
     /// Our end of the connection (devices::FrameStream). Once.
@@ -61,7 +60,7 @@ class UserNetwork {
     /// The process; -1: another process has started it.
     [[nodiscard]] pid_t pid() const noexcept { return process_ ? process_->pid() : -1; }
 
-    /// Leaves passt to whoever has its connection, and returns the pipe that its standard error goes to. Once.
+    /// Leaves passt to whoever has its connection, and returns the socket that its standard error comes from. Once.
     [[nodiscard]] UniqueFd let_go() noexcept;
 
     /// The last line of its standard error, without the newline; empty if there is none.
@@ -69,7 +68,7 @@ class UserNetwork {
 
   private:
     UniqueFd socket_;
-    UniqueFd errors_;                     ///< the pipe that its standard error goes to
+    UniqueFd errors_;                     ///< the socket that its standard error comes from
     std::optional<ChildProcess> process_; ///< ends with this; nothing: it is another process's
 };
 

@@ -216,7 +216,7 @@ TEST(TapInterface, ThatIsDeletedTakesTheLinkDownAndIsNotLookedAtAgain) {
 TEST(TapInterface, OfSeveralQueuesHasItsFramesInTheFirstUntilOthersAreAttached) {
     const std::string reason = in_own_network([] {
         constexpr unsigned kQueues = 4;
-        auto links = Tap::take_queues(Tap::open_queues(kName, kQueues), kName);
+        auto links = Tap::make_queues(kName, kQueues);
         ASSERT_EQ(links.size(), kQueues);
         set_up(kName);
         // Which queue a flow takes depends on its hash: of many flows some come by each queue that is attached.
@@ -242,6 +242,23 @@ TEST(TapInterface, OfSeveralQueuesHasItsFramesInTheFirstUntilOthersAreAttached) 
         EXPECT_EQ(queues_with_frames(), (std::vector<bool>{true, true, false, false}));
         EXPECT_TRUE(links[1]->set_attached(false));
         EXPECT_EQ(queues_with_frames(), (std::vector<bool>{true, false, false, false}));
+    });
+    if (!reason.empty()) {
+        GTEST_SKIP() << reason;
+    }
+}
+
+TEST(TapInterface, OfSeveralQueuesIsTakenOver) {
+    const std::string reason = in_own_network([] {
+        {
+            const auto links = Tap::take_queues(Tap::open_queues(kName, 3), kName);
+            ASSERT_EQ(links.size(), 3U);
+            EXPECT_TRUE(links[2]->set_attached(true));
+        }
+        std::vector<UniqueFd> twice = Tap::open_queues(kName, 2);
+        twice[1].reset(::fcntl(twice[0].get(), F_DUPFD_CLOEXEC, 0));
+        const std::string refusal = error_of([&] { static_cast<void>(Tap::take_queues(std::move(twice), kName)); });
+        EXPECT_TRUE(mentions(refusal, "one queue came more than once")) << refusal;
     });
     if (!reason.empty()) {
         GTEST_SKIP() << reason;

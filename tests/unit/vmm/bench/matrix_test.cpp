@@ -148,6 +148,13 @@ TEST(BenchPreset, LeavesOutWhatTheHostDoesNotOffer) {
     EXPECT_EQ(std::count(matrix.methods.begin(), matrix.methods.end(), Method::kIoctl), 0);
     EXPECT_EQ(std::count(matrix.page_sizes.begin(), matrix.page_sizes.end(), PageSize::k2M), 0);
     const Matrix all = preset_facts(Preset::kQuick, roomy_host(), {2, true, false}, false).matrix;
+    const auto pools = [](bool thp_pool) {
+        const PresetHost host{2, false, false, thp_pool};
+        const std::vector<Cell> cells = cells_of(preset_facts(Preset::kQuick, roomy_host(), host, false).matrix);
+        return std::ranges::count_if(cells, [](const Cell& cell) { return cell.method == Method::kPool; });
+    };
+    EXPECT_EQ(pools(true), 3);
+    EXPECT_EQ(pools(false), 2) << "with transparent huge pages there is none";
     EXPECT_EQ(std::count(all.methods.begin(), all.methods.end(), Method::kIoctl), 1);
     EXPECT_EQ(std::count(all.methods.begin(), all.methods.end(), Method::kIoctlThenTouch), 0);
     EXPECT_EQ(std::count(all.page_sizes.begin(), all.page_sizes.end(), PageSize::k2M), 1);

@@ -146,7 +146,7 @@ TEST_F(ServerTest, MoreDescriptorsThanAnythingTakesAreRefused) {
     for (const std::size_t count : {kMostDescriptors + 1, std::size_t{200}}) {
         RawClient client(path_);
         client.send_with(kAskNow, std::vector<int>(count, file.get()));
-        EXPECT_TRUE(client.read_until("descriptors came with the request")) << count;
+        EXPECT_TRUE(client.read_until("descriptors that came with the request cannot be taken")) << count;
     }
     RawClient drop_by_drop(path_);
     for (std::size_t i = 0; i <= kMostDescriptors; ++i) {

@@ -8,6 +8,7 @@
 
 #include "support/host_errors.hpp"
 #include "support/host_temporary_directory.hpp"
+#include "vmm/control/device_arguments.hpp"
 #include "vmm/control/openapi.hpp"
 
 namespace vmm::control {
@@ -53,6 +54,21 @@ TEST(Verbs, UnderstandTheirOwnExamples) {
         const auto understood = understand(request);
         ASSERT_TRUE(std::holds_alternative<Call>(understood)) << verb.name << std::get<HttpAnswer>(understood).body;
         EXPECT_EQ(std::get<Call>(understood).verb->name, verb.name);
+    }
+}
+
+TEST(Verbs, TakePortsWithAnAddress) {
+    for (const char* const parameter : {"tcp", "udp"}) {
+        const auto body = [parameter](const char* ports) {
+            return R"({"user": true, ")" + std::string(parameter) + R"(": ")" + ports + R"("})";
+        };
+        const auto understood = understand({"POST", "/add-net", "", body("192.0.2.1/8080:80,22")});
+        ASSERT_TRUE(std::holds_alternative<Call>(understood)) << parameter;
+        const NetConfig net = net_config_of(std::get<Call>(understood).arguments);
+        ASSERT_EQ(net.forwards.size(), 2U);
+        EXPECT_EQ(net.forwards[0].host_address, "192.0.2.1");
+        EXPECT_EQ(net.forwards[1].udp, std::string(parameter) == "udp");
+        EXPECT_EQ(refusal("POST", "/add-net", body("80:")), 400U);
     }
 }
 

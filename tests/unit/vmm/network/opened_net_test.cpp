@@ -79,25 +79,29 @@ TEST(OpenedNetTest, IsRefusedAnotherNumberOfDescriptors) {
     const auto refusal = [](const NetConfig& net, std::size_t count) {
         return error_of([&] { static_cast<void>(OpenedNet::from(net, std::vector<UniqueFd>(count))); });
     };
-    EXPECT_TRUE(mentions(refusal({.tap = "tap7"}, 2), "number 2, and it stands on 1"));
-    EXPECT_TRUE(mentions(refusal({.tap = "tap7", .queues = 4}, 3), "number 3, and it stands on 4"));
-    EXPECT_TRUE(mentions(refusal({.user = true}, 2), "number 2, and it stands on 3"));
-    EXPECT_TRUE(mentions(refusal({.user = true}, 5), "number 5"));
-    EXPECT_TRUE(mentions(refusal({.user = true, .host_loopback = true}, 3), "number 3, and it stands on 2"));
+    EXPECT_TRUE(mentions(refusal({.tap = "tap7"}, 2), "2 descriptors came for it, and it needs 1"));
+    EXPECT_TRUE(mentions(refusal({.tap = "tap7", .queues = 4}, 3), "3 descriptors came for it, and it needs 4"));
+    EXPECT_TRUE(mentions(refusal({.user = true}, 2), "2 descriptors came for it, and it needs 3 or 4"));
+    EXPECT_TRUE(mentions(refusal({.user = true}, 5), "5 descriptors came"));
+    EXPECT_TRUE(
+        mentions(refusal({.user = true, .host_loopback = true}, 3), "3 descriptors came for it, and it needs 2"));
 }
 
 TEST(OpenedNetTest, IsRefusedDescriptorsOfSomethingElse) {
-    const auto refusal = [](UniqueFd socket, UniqueFd errors) {
-        return error_of([&] { const UserNetwork network(std::move(socket), std::move(errors)); });
-    };
     const auto null = [] { return UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC)); };
-    EXPECT_TRUE(mentions(refusal(null(), null()), "no stream socket that is connected"));
-    EXPECT_TRUE(mentions(refusal(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)), null()),
-                         "no stream socket that is connected"));
-    EXPECT_TRUE(mentions(refusal(UniqueFd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)), null()),
-                         "no stream socket that is connected"));
+    const auto socket = [](int domain, int type) { return UniqueFd(::socket(domain, type | SOCK_CLOEXEC, 0)); };
+    const auto expect_refused = [](UniqueFd connection, UniqueFd errors) {
+        const std::string refusal =
+            error_of([&] { const UserNetwork network(std::move(connection), std::move(errors)); });
+        EXPECT_TRUE(mentions(refusal, "no unix stream socket that is connected")) << refusal;
+    };
+    expect_refused(null(), null());
+    expect_refused(socket(AF_UNIX, SOCK_STREAM), null());
+    expect_refused(socket(AF_INET, SOCK_STREAM), null());
+    expect_refused(socket(AF_UNIX, SOCK_DGRAM), null());
     auto ends = stream_pair();
-    EXPECT_TRUE(mentions(refusal(std::move(ends[0]), null()), "is no pipe"));
+    expect_refused(std::move(ends[0]), null());
+    expect_refused(UniqueFd(), std::move(ends[1]));
     EXPECT_TRUE(mentions(error_of([&] { const HostAddresses addresses({null(), {}}); }), "no socket of rtnetlink"));
     HostAddresses::Sockets sockets = HostAddresses::open();
     sockets.changes = null();
