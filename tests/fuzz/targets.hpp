@@ -14,6 +14,7 @@ using Bytes = std::span<const std::byte>;
 
 void block(Bytes program);
 void net(Bytes program);
+void net_pairs(Bytes program); ///< a network with two pairs of queues, which are used and left as the driver asks
 void rng(Bytes program);
 void console(Bytes program);
 void vsock(Bytes program);
@@ -39,6 +40,7 @@ struct Target {
 inline constexpr std::array kTargets{
     Target{"block", block},
     Target{"net", net},
+    Target{"net_pairs", net_pairs},
     Target{"rng", rng},
     Target{"vsock", vsock},
     Target{"console", console},

@@ -22,7 +22,8 @@ using devices::virtio::QueueGeometry;
 namespace reg = devices::testing::reg;
 using devices::testing::operator+;
 
-constexpr std::size_t kMostQueues = 4;
+constexpr std::size_t kUsualQueues = 4; // The driver speaks of so many, also if the device has fewer.
+constexpr std::size_t kMostQueues = 5;
 constexpr std::uint16_t kLargestQueue = 16;
 /// Turns without the driver or the host doing anything. Devices bound a turn to a MiB or 256 requests of 16 queue
 /// entries, so that this is plenty.
@@ -32,7 +33,7 @@ constexpr int kMostWaits = 30000; // of 10 ms each: a bound against hanging alon
 // Where things lie. The second region begins where the first one ends.
 constexpr std::uint64_t kQueueBase = 0x1000;
 constexpr std::uint64_t kQueueBytes = 0x400;
-constexpr std::uint64_t kTables = 0x4000; // indirect ones
+constexpr std::uint64_t kTables = 0x3000; // indirect ones
 constexpr std::uint64_t kTableBytes = 0x100;
 constexpr std::uint64_t kData = 0x8000;
 constexpr std::uint64_t kDataEnd = 0x100000;
@@ -58,7 +59,8 @@ class VirtioProgram {
     VirtioProgram(Bytes program, const VirtioSubject& subject)
         : input_(program), subject_(subject), memory_(fresh_memory()), pump_(*subject.device, memory_, irq_),
           driver_(pump_.transport()),
-          queue_count_(std::min(kMostQueues, subject.device->identity().queue_sizes.size())) {}
+          queue_count_(std::min(kMostQueues, subject.device->identity().queue_sizes.size())),
+          spoken_of_(std::max(kUsualQueues, queue_count_)) {}
 
     void run() {
         for (int steps = 0; !input_.empty() && steps < 2000; ++steps) {
@@ -245,7 +247,8 @@ class VirtioProgram {
 
     void ring() {
         const std::uint8_t index = input_.byte();
-        driver_.write(reg::kQueueNotify, index < 0xf0 ? index % 4U : input_.take<std::uint32_t>());
+        driver_.write(reg::kQueueNotify,
+                      index < 0xf0 ? static_cast<std::uint32_t>(index % spoken_of_) : input_.take<std::uint32_t>());
         pump_.turn();
     }
     void write_register() {
@@ -290,7 +293,7 @@ class VirtioProgram {
         switch (kind % 6) {
         case 0:
         case 1:
-            return GuestAddress{kQueueBase + (offset % (kMostQueues * kQueueBytes))};
+            return GuestAddress{kQueueBase + (offset % (spoken_of_ * kQueueBytes))};
         case 2:
             return GuestAddress{kTables + offset % 0x4000};
         case 3:
@@ -303,7 +306,7 @@ class VirtioProgram {
     }
     void write_descriptor() {
         keeps_rules_ = false;
-        const std::size_t index = input_.below(kMostQueues);
+        const std::size_t index = input_.below(spoken_of_);
         const std::size_t slot = input_.below(kLargestQueue);
         const GuestAddress address = wild_address();
         const std::uint8_t kind = input_.byte();
@@ -318,7 +321,7 @@ class VirtioProgram {
     /// Any field of either ring.
     void write_ring() {
         keeps_rules_ = false;
-        const std::size_t index = input_.below(kMostQueues);
+        const std::size_t index = input_.below(spoken_of_);
         const std::uint64_t offset = 0x100 + (input_.byte() / 2 * 2U);
         store(GuestAddress{kQueueBase + (index * kQueueBytes) + offset}, input_.take<std::uint16_t>());
     }
@@ -438,6 +441,7 @@ class VirtioProgram {
     VirtioPump pump_;
     RegisterDriver driver_;
     std::size_t queue_count_;
+    std::size_t spoken_of_; ///< queues
     std::array<DriverSide, kMostQueues> queues_{};
     std::uint64_t next_data_ = kData;
     bool keeps_rules_ = false; ///< the driver has kept all of them since it started the device

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -293,6 +294,38 @@ void net(Bytes program) {
     subject.device = &device;
     subject.host = [&](Input& input) { cable.move(input); };
     subject.drain = [&] { cable.drain(); };
+    subject.answered_queues = 0b10;
+    subject.probe_queue = 1;
+    subject.probe.resize(72);
+    run_virtio_program(program, subject);
+}
+
+void net_pairs(Bytes program) {
+    std::array<Cable, 2> cables;
+    std::vector<std::unique_ptr<devices::FrameLink>> links;
+    for (Cable& cable : cables) {
+        links.push_back(std::make_unique<devices::Tap>(cable.take_device_end()));
+    }
+    devices::virtio::Net device("net0", std::move(links), devices::make_mac_address("fuzz"));
+    VirtioSubject subject;
+    subject.device = &device;
+    subject.host = [&](Input& input) { cables[input.below(cables.size())].move(input); };
+    subject.drain = [&] {
+        for (Cable& cable : cables) {
+            cable.drain();
+        }
+    };
+    // How many pairs are to be used (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET), or anything else that has a class and a command.
+    subject.front = [](Input& input) {
+        constexpr std::byte kPairs{4};
+        const std::uint8_t choice = input.byte();
+        std::vector<std::byte> front{kPairs, std::byte{0}, std::byte(choice & 3U), std::byte{0}};
+        if ((choice & 0x80) != 0) {
+            const Bytes any = input.take_bytes(front.size());
+            std::ranges::copy(any, front.begin());
+        }
+        return front;
+    };
     subject.answered_queues = 0b10;
     subject.probe_queue = 1;
     subject.probe.resize(72);
