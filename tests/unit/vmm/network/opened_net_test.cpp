@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
@@ -64,12 +65,13 @@ TEST_P(OpenedNetOfPasst, RunsOnUntilWhoTookItOverClosesIt) {
     UniqueFd socket = network->take_socket();
     pollfd hung_up{socket.get(), POLLIN, 0};
     EXPECT_EQ(::poll(&hung_up, 1, 0), 0) << "passt has gone along with who started it";
-    // passt holds the other end of its errors as long as it runs.
+    // passt has the other end of its errors as long as it runs.
     const UniqueFd errors = network->let_go();
     network.reset();
     socket.reset();
     std::array<char, 256> said{};
     EXPECT_TRUE(eventually([&] { return ::read(errors.get(), said.data(), said.size()) == 0; }));
+    EXPECT_GT(::waitpid(-1, nullptr, 0), 0) << "it was a child of this process, which nobody else waits for";
 }
 
 INSTANTIATE_TEST_SUITE_P(, OpenedNetOfPasst, ::testing::Bool(),
