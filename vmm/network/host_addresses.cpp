@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "vmm/network/socket_option.hpp"
 
 namespace vmm {
 
@@ -50,15 +51,8 @@ UniqueFd open_netlink(std::uint32_t groups) {
                     : "the word host-loopback lets the guest reach them, and needs none of this");
 }
 
-/// The value of that option of a socket; -1: it has none.
-int option_of(const UniqueFd& socket, int option) noexcept {
-    int value = -1;
-    socklen_t bytes = sizeof(value);
-    return ::getsockopt(socket.get(), SOL_SOCKET, option, &value, &bytes) == 0 ? value : -1;
-}
-
 bool is_netlink(const UniqueFd& socket) noexcept {
-    return option_of(socket, SO_DOMAIN) == AF_NETLINK && option_of(socket, SO_PROTOCOL) == NETLINK_ROUTE;
+    return socket_option(socket, SO_DOMAIN) == AF_NETLINK && socket_option(socket, SO_PROTOCOL) == NETLINK_ROUTE;
 }
 
 std::uint32_t mask_of(unsigned bits) noexcept {

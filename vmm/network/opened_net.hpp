@@ -24,8 +24,8 @@ struct OpenedNet {
 
     /// Attaches to the tap interface, or starts passt, which ends once `passt` is closed everywhere. Throws Error.
     [[nodiscard]] static OpenedNet open(const NetConfig& net);
-    /// Takes over what `descriptors()` were of such a `net`. Throws Error: those are too few or too many. What they are
-    /// is looked at where they are used.
+    /// Takes over what descriptors() were of such a `net`. Throws Error: there are too few or too many of them. Whoever
+    /// uses one looks at what it is.
     [[nodiscard]] static OpenedNet from(const NetConfig& net, std::vector<UniqueFd> descriptors);
 
     /// All of them, on loan, in the order that from() expects.

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "vmm/network/socket_option.hpp"
 
 namespace vmm {
 
@@ -80,15 +81,10 @@ void check_port(const PortForward& forward) {
 /// Whoever handed it over may still change how it waits, so that each call on it says MSG_DONTWAIT itself. Sockets of
 /// other kinds may wait when they are closed.
 bool is_connected_unix_stream(const UniqueFd& fd) {
-    const auto option = [&fd](int name) {
-        int value = -1;
-        socklen_t bytes = sizeof(value);
-        return ::getsockopt(fd.get(), SOL_SOCKET, name, &value, &bytes) == 0 ? value : -1;
-    };
     sockaddr_storage peer{};
     socklen_t bytes = sizeof(peer);
     // The socket API takes every kind of address as a sockaddr; the size says which it is.
-    return option(SO_DOMAIN) == AF_UNIX && option(SO_TYPE) == SOCK_STREAM &&
+    return socket_option(fd, SO_DOMAIN) == AF_UNIX && socket_option(fd, SO_TYPE) == SOCK_STREAM &&
            ::getpeername(fd.get(), reinterpret_cast<sockaddr*>(&peer), &bytes) == 0;
 }
 
