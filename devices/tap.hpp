@@ -38,10 +38,10 @@ class Tap final : public FrameLink {
     /// Takes over what open_queues() has opened, maybe in another process. Throws Error: it is something else.
     Tap(UniqueFd fd, const std::string& name);
 
-    /// Attaches to the interface once for each of `queues`, at least 1. Throws Error as the constructor does, and if
-    /// there are several and the interface was made for one.
+    /// Attaches to the interface `queues` times, at least once. Throws Error as the constructor does. Throws Error,
+    /// too, if `queues` is more than 1 and the interface was made for a single queue.
     [[nodiscard]] static std::vector<UniqueFd> open_queues(const std::string& name, unsigned queues);
-    /// A link for each of them. The first has all frames (see set_attached()).
+    /// Does so, and makes a link of each queue. The first link has all frames (see set_attached()).
     [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> make_queues(const std::string& name, unsigned queues);
     /// Takes over what open_queues() has opened in another process. Throws Error: they are something else.
     [[nodiscard]] static std::vector<std::unique_ptr<FrameLink>> take_queues(std::vector<UniqueFd> queues,

@@ -100,12 +100,12 @@ class Machine {
     /// file without O_DIRECT: it is needed if `disk` is direct and ends with a part of a block. Throws Error: it is
     /// something else.
     std::string add_disk(const DiskConfig& disk, UniqueFd file, UniqueFd tail = UniqueFd());
-    /// `opened` are, for a tap interface, as many of its queues as `net` has pairs of them, each with virtio headers of
-    /// 12 bytes and without packet information. In user mode they are two connected unix stream sockets, which lead to
-    /// a passt that was started for it (`--fd`) and to its standard error, and, unless `net` has host_loopback, one or
-    /// two sockets of rtnetlink: the first is asked for the host's addresses, and the second tells of changes of them
-    /// (RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE). passt goes on until its connection is closed. Throws Error: they are
-    /// something else.
+    /// The network stands on `opened`. For a tap interface these are its queues, as many as `net` says; each has virtio
+    /// headers of 12 bytes and no packet information. In user mode the first two are connected unix stream sockets: one
+    /// leads to a passt that was started for it (`--fd`), and one to passt's standard error. Unless `net` has
+    /// host_loopback, one or two sockets of rtnetlink follow: the first is asked for the host's addresses, and the
+    /// second tells of changes of them (RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE). passt goes on until its connection is
+    /// closed. Throws Error, too, if `opened` are something else.
     std::string add_net(const NetConfig& net, std::vector<UniqueFd> opened);
 
     /// Asks the guest to do without a device, by its name, and waits until it does. Throws UsageError: the guest has no

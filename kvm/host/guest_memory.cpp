@@ -170,8 +170,8 @@ GuestMemory::NewRegion GuestMemory::map_pluggable(GuestRange range, SpareFile sp
     return {range, std::move(mapping), false, spare};
 }
 
-/// Puts the spare file where the guest's memory was. A huge page of a pool goes as a whole (linux:
-/// hugetlb_vm_op_split): if pieces of the file end inside of one, small pages stand in for it first.
+/// Puts the spare file where the guest's memory was. The kernel takes a huge page of a pool only as a whole (linux:
+/// hugetlb_vm_op_split). So if a piece of the file ends inside of such a page, small pages replace all of it first.
 void GuestMemory::take_away(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
     if (!is_aligned(spare.bytes, certain_page_bytes(page_size_))) {
         mapping.put_anonymous(offset, size, MAP_NORESERVE, "guest memory that is not plugged");

@@ -182,9 +182,9 @@ int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vec
     std::array<std::byte, 32768> buffer;
     for (int attempts = 0; attempts < kMostAttempts; ++attempts) {
         // An earlier attempt may have left some.
-        for (int parts = 0;
-             parts<kMostParts&& ::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT)> 0;
-             ++parts) {
+        ssize_t left = 1;
+        for (int parts = 0; left > 0 && parts < kMostParts; ++parts) {
+            left = ::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
         }
         const int error = dump_once(request, route_type, prefixes, buffer);
         if (error != EINTR && error != EBUSY) {

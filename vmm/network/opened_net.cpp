@@ -11,7 +11,7 @@ namespace vmm {
 
 namespace {
 
-/// How many descriptors such a network stands on: at least, and at most.
+/// Returns the least and the most descriptors that such a network stands on.
 std::pair<std::size_t, std::size_t> count_descriptors(const NetConfig& net) noexcept {
     if (!net.user) {
         return {net.queues, net.queues};

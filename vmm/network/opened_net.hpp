@@ -22,7 +22,8 @@ struct OpenedNet {
     UniqueFd passt_errors{};            ///< the socket that its standard error comes from
     HostAddresses::Sockets addresses{}; ///< not with NetConfig::host_loopback
 
-    /// Attaches to the tap interface, or starts passt, which ends once `passt` is closed everywhere. Throws Error.
+    /// Attaches to the tap interface, or starts passt. That ends when its connection has been closed in every process.
+    /// Throws Error: the host refuses it.
     [[nodiscard]] static OpenedNet open(const NetConfig& net);
     /// Takes over what descriptors() were of such a `net`. Throws Error: there are too few or too many of them. Whoever
     /// uses one looks at what it is.

@@ -9,11 +9,11 @@
 
 namespace vmm {
 
-/// Takes "[ADDRESS/]PORT[:PORT]": a port of the host, and the one of the guest, which is the same if it is left out.
-/// Throws Error.
+/// Reads `text`, which is "[ADDRESS/]PORT[:PORT]". The first port is the host's, and the second is the guest's; if it
+/// is left out, it is the same. Throws Error if `text` is something else.
 [[nodiscard]] PortForward parse_port_forward(const std::string& text, bool udp);
 
-/// Takes several of them with commas between them; an empty text has none. Throws Error.
+/// Reads a list of them, which commas separate. An empty text has none. Throws Error if one of them is something else.
 [[nodiscard]] std::vector<PortForward> parse_port_forwards(std::string_view text, bool udp);
 
 } // namespace vmm

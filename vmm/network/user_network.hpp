@@ -30,7 +30,7 @@ inline constexpr const char* kNameServer = "10.0.2.3";
 /// (NetConfig::host_loopback). passt alone does not keep it away: it connects a guest to the host's loopback interface
 /// and addresses, whatever it is told of the gateway. Throws Error: the host's addresses cannot be read.
 [[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net);
-/// The host is the one that `sockets` ask.
+/// Does the same for the host that `sockets` belong to. Throws Error if they are no sockets of rtnetlink.
 [[nodiscard]] std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net,
                                                                       HostAddresses::Sockets sockets);
 
@@ -52,7 +52,8 @@ class UserNetwork {
   public:
     /// Throws Error: it cannot be started.
     explicit UserNetwork(const NetConfig& net);
-    /// Takes over what another process has started. Throws Error: they are no connected unix stream sockets.
+    /// Takes over a passt that another process has started. Throws Error if one of the two is no connected unix stream
+    /// socket.
     UserNetwork(UniqueFd socket, UniqueFd errors);
 
     /// Our end of the connection (devices::FrameStream). Once.
