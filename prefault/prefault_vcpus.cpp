@@ -50,20 +50,24 @@ const std::deque<PrefaultVcpu>& PrefaultVcpus::of(kvm::AddressSpace address_spac
     return address_space == kvm::AddressSpace::kSmm ? smm_vcpus_ : vcpus_;
 }
 
-void PrefaultVcpus::grow(unsigned count, const std::stop_token& stop) {
-    count = std::min(count, setup_.most_vcpus);
+void PrefaultVcpus::add_scratch() {
     if (!scratch_) {
         const bool read_only = setup_.protect_scratch && host_.kind == SecondLevelKind::kShadow &&
                                vm_.extension(KVM_CAP_READONLY_MEM) != 0;
         scratch_.emplace(vm_, setup_.scratch_slot, setup_.scratch,
                          read_only ? Scratch::Protection::kReadOnly : Scratch::Protection::kWritable);
     }
-    while (vcpus_.size() < count) {
-        vcpus_.emplace_back(setup_.make_vcpu(), *scratch_);
-    }
     if (setup_.smm && !scratch_in_smm_) {
         scratch_->add_to(vm_, kvm::AddressSpace::kSmm);
         scratch_in_smm_ = true;
+    }
+}
+
+void PrefaultVcpus::grow(unsigned count, const std::stop_token& stop) {
+    count = std::min(count, setup_.most_vcpus);
+    add_scratch();
+    while (vcpus_.size() < count) {
+        vcpus_.emplace_back(setup_.make_vcpu(), *scratch_);
     }
     while (setup_.smm && smm_vcpus_.size() < count) {
         smm_vcpus_.emplace_back(setup_.make_vcpu(), *scratch_, kvm::AddressSpace::kSmm);

@@ -44,9 +44,13 @@ class PrefaultVcpus {
     /// Makes no vCPU and no memslot yet. `vm` outlives it. Throws Error.
     PrefaultVcpus(kvm::Vm& vm, Setup setup);
 
-    /// Makes vCPUs until there are `count`, and as many in system management mode if the setup asks for them. The first
-    /// call adds the scratch memslot. This object must then live as long as a vCPU of the VM may run: if the memory of
-    /// the memslot were gone, the guest could reach whatever takes its place.
+    /// Adds the scratch memslot, if it is not there yet. This object must then live as long as a vCPU of the VM may run:
+    /// if the memory of the memslot were gone, the guest could reach whatever takes its place. With `setup.smm` the
+    /// memslots of guest memory exist in both address spaces. Throws Error.
+    void add_scratch();
+
+    /// Makes vCPUs until there are `count`, and as many in system management mode if the setup asks for them. Adds the
+    /// scratch memslot as well.
     ///
     /// On shadow paging the first vCPUs are best made before the guest runs, because one of them runs to find out what
     /// the scratch memslot adds to KVM's counts. A guest may hold that up; `stop` ends it. Throws Error; the vCPUs that

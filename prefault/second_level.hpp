@@ -58,6 +58,11 @@ class SecondLevel {
     /// did not succeed. After begin_pieces(). Throws Error if KVM refuses.
     bool fill_piece(GuestRange piece, const std::stop_token& stop);
 
+    /// Adds the scratch memslot ahead of the first fill(). Once a VM has interrupt controllers in the kernel, adding a
+    /// memslot may wait for a grace period of the kernel's, so whoever makes the VM calls this before it makes these.
+    /// Throws Error.
+    void add_scratch() { vcpus_.add_scratch(); }
+
     /// Makes the prefault vCPUs that fill() needs for `workers` workers, ahead of it. Throws Error.
     void prepare(unsigned workers, const std::stop_token& stop = {});
 

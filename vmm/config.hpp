@@ -125,7 +125,7 @@ struct Config {
     bool memory_shared = false;
     /// What threads of vCPUs and of virtio devices may do. They are confined one by one when they begin; no other
     /// thread of the process is. A custom device is called on threads of vCPUs, which may make only the calls that are
-    /// listed in vmm/sandbox/thread_filter.cpp.
+    /// listed in vmm/sandbox/filters/thread_rules.cpp.
     SandboxMode sandbox = SandboxMode::kOff;
     unsigned vcpus = 1; ///< 1 to kMaxVcpus
     /// The features of the host's processors that the guest is offered (docs/cpu.md). It begins with "host", or with a

@@ -97,7 +97,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
                                  Place{"boost/", {"vmm/control/http.cpp", "vmm/control/http.cpp"}},
                                  Place{"openssl/", {"vmm/tls/", "vmm/tls/"}},
                                  Place{"libfdt", {"loader/device_tree.", "loader/device_tree."}},
-                                 Place{"seccomp.h", {"vmm/sandbox/", "vmm/cli/sandbox_alarm."}},
+                                 Place{"seccomp.h", {"vmm/sandbox/filters/", "vmm/sandbox/filters/"}},
                                  Place{"liburing", {"devices/uring_disk_io.", "prefault/host/longterm_pin."}},
                                  Place{"numa.h", {"prefault/host/numa.", "prefault/host/numa."}},
                                  Place{"numaif.h", {"prefault/host/numa.", "prefault/host/numa."}}};

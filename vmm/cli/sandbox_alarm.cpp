@@ -2,7 +2,6 @@
 
 #include <linux/futex.h>
 #include <poll.h>
-#include <seccomp.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,8 +12,6 @@
 #include <chrono>
 #include <climits>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,6 +22,7 @@
 #include "vmm/limits.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/output/stop_on_signals.hpp"
+#include "vmm/sandbox/compiled_filters.hpp"
 #include "vmm/sandbox/sandbox.hpp"
 
 namespace vmm {
@@ -66,11 +64,8 @@ void wait_while(std::uint32_t state) noexcept {
 }
 
 std::string name_of(int call) {
-    struct Free {
-        void operator()(char* text) const noexcept { std::free(text); }
-    };
-    const std::unique_ptr<char, Free> name(::seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, call));
-    return name ? std::string(name.get()) : "of number " + std::to_string(call);
+    const std::string_view name = compiled_filters::name_of_call(call);
+    return !name.empty() ? std::string(name) : "of number " + std::to_string(call);
 }
 
 } // namespace

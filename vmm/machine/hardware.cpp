@@ -60,17 +60,12 @@ GuestRam create_ram(const Config& config, const StopRequest& stop, const FirstSt
 
 kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
     kvm::Vm vm(system);
-    // Memslots come first: once there are interrupt controllers, adding one waits for a grace period of the kernel's
-    // (measured: 5 to 8 ms instead of 0.3 ms). The prefault's scratch slot comes later, and waits.
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : memory.regions()) {
         vm.add_memslot(slot++, region.range, region.host);
     }
     assert(slot <= memory_map::kScratchMemslot);
     vm.reserve_real_mode_pages(memory_map::kRealModePages);
-    vm.create_irqchip();
-    set_up_pics(vm);
-    vm.create_pit();
     return vm;
 }
 
@@ -146,6 +141,12 @@ std::vector<kvm_cpuid_entry2> GuestCpuid::most() const {
     return guest_cpuid(supported_, config_.vcpus, 0, tsc_deadline_);
 }
 
+Hardware::KernelChips::KernelChips(kvm::Vm& vm) {
+    vm.create_irqchip();
+    set_up_pics(vm);
+    vm.create_pit();
+}
+
 Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, FirstState& first)
     : Hardware(config, stop, embedder, first, first.state()) {}
 
@@ -155,9 +156,10 @@ Hardware::Hardware(const Config& config, StopRequest& stop, Embedder& embedder, 
       virtio_devices(first.comes_later() ? VirtioSet{} : make_devices(*this, config, embedder, state)),
       system(open_checked_system(config)), ram(create_ram(config, stop, first)), memory_use{first},
       vm(create_vm(system, whole_memory(ram, config, first, embedder))), cpuid(config, system),
+      second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)), kernel_chips(vm),
       vcpus(state != nullptr ? make_vcpus(vm, config, cpuid.most(), *state, refused_registers)
                              : create_vcpus(vm, config, cpuid, system.machine_check_capabilities())),
-      faults(vcpus), second_level(vm, ram, config, state != nullptr ? state->vcpus.front().cpuid : cpuid.of(0)),
+      faults(vcpus),
       serial_console(config.serial, [&stop] { stop.request(ExitReason::kStopped); }), pci(make_pci(vm, config, state)),
       virtio(vm, ram.memory(), take_devices(*this, config, embedder, first), pci.get(), config.device_cpus,
              state != nullptr ? &state->virtio : nullptr),

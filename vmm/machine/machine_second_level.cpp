@@ -18,7 +18,12 @@ namespace vmm {
 MachineSecondLevel::MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config& config,
                                        std::vector<kvm_cpuid_entry2> cpuid)
     : vm_(vm), ram_(ram), config_(config), cpuid_(std::move(cpuid)), next_vcpu_id_(config.vcpus),
-      second_level_(vm, ram.memory(), ram.placement(), ram.pins(), setup()) {}
+      second_level_(vm, ram.memory(), ram.placement(), ram.pins(), setup()) {
+    if (config.prefault.scope == prefault::Scope::kAll) {
+        add_memslots_of_smm();
+        second_level_.add_scratch();
+    }
+}
 
 prefault::PrefaultVcpus::Setup MachineSecondLevel::setup() {
     const std::uint64_t mapped_bytes = *align_up(memory_map::address_space_bytes(config_.memory_bytes), kGiB);

@@ -44,7 +44,7 @@ page table is filled beforehand; also for virtual machines of the program's
 own. This package has the library that programs need to run.")
 set(CPACK_DEBIAN_LIBVMM-DEV_PACKAGE_NAME libvmm-dev)
 set(CPACK_DEBIAN_LIBVMM-DEV_PACKAGE_SECTION libdevel)
-set(CPACK_DEBIAN_LIBVMM-DEV_PACKAGE_DEPENDS "${soname_package} (= ${PROJECT_VERSION}), liburing-dev, libfdt-dev, libzstd-dev, libseccomp-dev")
+set(CPACK_DEBIAN_LIBVMM-DEV_PACKAGE_DEPENDS "${soname_package} (= ${PROJECT_VERSION}), liburing-dev, libfdt-dev, libzstd-dev")
 set(CPACK_COMPONENT_LIBVMM-DEV_DESCRIPTION "Runs virtual machines on KVM within a program, on memory whose second-level
 page table is filled beforehand; also for virtual machines of the program's
 own. This package has what is needed to build such programs.")

@@ -11,6 +11,8 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -62,6 +64,17 @@ int give_up_files_and_capabilities(int files, std::uint32_t kept_capabilities) n
         return errno;
     }
     return drop_capabilities(kept_capabilities);
+}
+
+std::vector<sock_filter> filter_of_this_process(const ProcessNeeds& needs, Refusal refusal) {
+    const std::span<const sock_filter> compiled = compiled_filters::of_process(needs, refusal);
+    std::vector<sock_filter> filter(compiled.begin(), compiled.end());
+    for (sock_filter& instruction : filter) {
+        if (instruction.k == compiled_filters::kAnyProcess) {
+            instruction.k = static_cast<std::uint32_t>(::getpid());
+        }
+    }
+    return filter;
 }
 
 } // namespace
@@ -147,7 +160,7 @@ void ProcessSandbox::confine() {
         }
     }
     std::vector<sock_filter> filter =
-        make_process_filter(needs_, mode_ == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
+        filter_of_this_process(needs_, mode_ == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
     const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
     const long thread = ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program);
     if (thread != 0) {

@@ -10,7 +10,7 @@
 #include "vmm/config.hpp"
 #include "vmm/sandbox/broker.hpp"
 #include "vmm/sandbox/jail.hpp"
-#include "vmm/sandbox/process_filter.hpp"
+#include "vmm/sandbox/compiled_filters.hpp"
 
 namespace vmm {
 

@@ -8,21 +8,23 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <span>
 #include <string>
 #include <thread>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/thread_rights.hpp"
 #include "vmm/machine/vcpu_thread.hpp"
+#include "vmm/sandbox/compiled_filters.hpp"
 #include "vmm/sandbox/landlock.hpp"
 #include "vmm/sandbox/process_sandbox.hpp"
-#include "vmm/sandbox/thread_filter.hpp"
 
 namespace vmm {
 
@@ -83,19 +85,10 @@ Sandbox::Sandbox(SandboxMode mode) : mode_(mode) {
     }
 }
 
-const std::vector<sock_filter>& Sandbox::filter_of(ThreadKind kind) const {
-    Filter& filter = filters_[static_cast<std::size_t>(kind)];
-    std::call_once(filter.once, [&] {
-        filter.program = make_thread_filter(kind, mode_ == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
-    });
-    return filter.program;
-}
-
 void Sandbox::confine(ThreadKind kind, std::string_view name) const {
     if (mode_ == SandboxMode::kOff) {
         return;
     }
-    const std::vector<sock_filter>& filter = filter_of(kind); // While this thread may do what that takes.
     name_of_this_thread.bytes = std::min(name.size(), kMostNameBytes);
     std::copy_n(name.begin(), name_of_this_thread.bytes, name_of_this_thread.text.begin());
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
@@ -112,6 +105,8 @@ void Sandbox::confine(ThreadKind kind, std::string_view name) const {
             throw_cannot(error, "give up its capabilities");
         }
     }
+    const std::span<const sock_filter> filter =
+        compiled_filters::of_thread(kind, mode_ == SandboxMode::kOn ? Refusal::kSignal : Refusal::kLog);
     // The kernel does not write to it.
     const sock_fprog program{static_cast<unsigned short>(filter.size()), const_cast<sock_filter*>(filter.data())};
     if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) {

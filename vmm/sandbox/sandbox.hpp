@@ -1,12 +1,7 @@
 // Takes away from threads what they never need, because the guest that they serve may take them over.
 #pragma once
 
-#include <linux/filter.h>
-
-#include <array>
-#include <mutex>
 #include <string_view>
-#include <vector>
 
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/config.hpp"
@@ -14,8 +9,7 @@
 
 namespace vmm {
 
-/// It confines threads by the filters of their kinds, each of which is made once: when the first thread of its kind
-/// begins, because most guests have few kinds. If the mode is kOff, it does nothing.
+/// It confines threads by the filters of their kinds (compiled_filters.hpp). If the mode is kOff, it does nothing.
 ///
 /// Threads: confine() any.
 class Sandbox {
@@ -32,14 +26,7 @@ class Sandbox {
     void confine(ThreadKind kind, std::string_view name) const;
 
   private:
-    struct Filter {
-        std::once_flag once;
-        std::vector<sock_filter> program; ///< written once
-    };
-    [[nodiscard]] const std::vector<sock_filter>& filter_of(ThreadKind kind) const;
-
     SandboxMode mode_;
-    mutable std::array<Filter, static_cast<std::size_t>(kLastThreadKind) + 1> filters_;
     UniqueFd no_files_; ///< a Landlock ruleset; none: the host has no Landlock
 };
 

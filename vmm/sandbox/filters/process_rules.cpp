@@ -1,4 +1,4 @@
-#include "vmm/sandbox/process_filter.hpp"
+#include "vmm/sandbox/filters/process_rules.hpp"
 
 #include <linux/fs.h>
 #include <linux/if_tun.h>
@@ -10,14 +10,12 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstdint>
 
 #include "kvm/uapi.hpp"
-#include "vmm/sandbox/filter_builder.hpp"
 
 namespace vmm {
 
@@ -151,7 +149,7 @@ void allow_threads_and_signals(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigpending), SCMP_SYS(rt_sigreturn),
                   SCMP_SYS(rt_sigtimedwait), SCMP_SYS(rt_sigsuspend), SCMP_SYS(sigaltstack), SCMP_SYS(restart_syscall),
                   SCMP_SYS(wait4), SCMP_SYS(waitid)});
-    filter.allow_if(SCMP_SYS(tgkill), 0, kLow, static_cast<std::uint64_t>(::getpid()));
+    filter.allow_if(SCMP_SYS(tgkill), 0, kLow, compiled_filters::kAnyProcess);
     filter.allow({SCMP_SYS(pidfd_send_signal)}); // The broker hands over such a descriptor for what it has started.
     for (const int call : {SCMP_SYS(prlimit64), SCMP_SYS(move_pages)}) {
         filter.allow_if(call, 0, kLow, 0); // of this process
@@ -248,8 +246,7 @@ void refuse_what_no_machine_needs(FilterBuilder& filter) {
 
 } // namespace
 
-std::vector<sock_filter> make_process_filter(const ProcessNeeds& needs, Refusal refusal) {
-    FilterBuilder filter(refusal, FilterBuilder::Otherwise::kEperm);
+void allow_process(FilterBuilder& filter, const ProcessNeeds& needs) {
     allow_memory(filter);
     allow_files(filter);
     allow_requests(filter);
@@ -257,7 +254,6 @@ std::vector<sock_filter> make_process_filter(const ProcessNeeds& needs, Refusal 
     allow_threads_and_signals(filter);
     allow_sockets(filter, needs);
     refuse_what_no_machine_needs(filter);
-    return filter.take();
 }
 
 } // namespace vmm

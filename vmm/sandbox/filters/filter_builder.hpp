@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "vmm/sandbox/thread_filter.hpp"
+#include "vmm/sandbox/refusal.hpp"
 
 namespace vmm {
 

@@ -1,4 +1,4 @@
-#include "vmm/sandbox/filter_builder.hpp"
+#include "vmm/sandbox/filters/filter_builder.hpp"
 
 #include <seccomp.h>
 #include <sys/mman.h>
@@ -16,7 +16,7 @@ namespace vmm {
 
 namespace {
 
-constexpr const char* kTriedToFilter = "make the filter of a thread's system calls";
+constexpr const char* kTriedToFilter = "compile a filter of system calls";
 constexpr std::uint64_t kLowerHalf = 0xffffffff; // of an argument; the kernel takes the rest of these for nothing
 
 /// libseccomp returns errors as negative numbers.

@@ -1,4 +1,4 @@
-#include "vmm/sandbox/thread_filter.hpp"
+#include "vmm/sandbox/filters/thread_rules.hpp"
 
 #include <linux/if_tun.h>
 #include <linux/io_uring.h>
@@ -14,7 +14,6 @@
 #include <cstdint>
 
 #include "kvm/uapi.hpp"
-#include "vmm/sandbox/filter_builder.hpp"
 
 namespace vmm {
 
@@ -115,11 +114,9 @@ void allow_kind(FilterBuilder& filter, ThreadKind kind) {
 
 } // namespace
 
-std::vector<sock_filter> make_thread_filter(ThreadKind kind, Refusal refusal) {
-    FilterBuilder filter(refusal);
+void allow_thread(FilterBuilder& filter, ThreadKind kind) {
     allow_the_c_library(filter);
     allow_kind(filter, kind);
-    return filter.take();
 }
 
 } // namespace vmm
