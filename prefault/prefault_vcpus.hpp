@@ -44,9 +44,9 @@ class PrefaultVcpus {
     /// Makes no vCPU and no memslot yet. `vm` outlives it. Throws Error.
     PrefaultVcpus(kvm::Vm& vm, Setup setup);
 
-    /// Adds the scratch memslot, if it is not there yet. This object must then live as long as a vCPU of the VM may run:
-    /// if the memory of the memslot were gone, the guest could reach whatever takes its place. With `setup.smm` the
-    /// memslots of guest memory exist in both address spaces. Throws Error.
+    /// Adds the scratch memslot, if it is not there yet. This object must then live as long as a vCPU of the VM may
+    /// run: if the memory of the memslot were gone, the guest could reach whatever takes its place. With `setup.smm`
+    /// the memslots of guest memory exist in both address spaces. Throws Error.
     void add_scratch();
 
     /// Makes vCPUs until there are `count`, and as many in system management mode if the setup asks for them. Adds the

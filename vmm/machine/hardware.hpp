@@ -69,7 +69,7 @@ struct Hardware {
         FirstState& first;
     } memory_use;
     kvm::Vm vm;
-    GuestCpuid cpuid;                           ///< for what begins anew
+    GuestCpuid cpuid; ///< for what begins anew
     MachineSecondLevel second_level;
     /// The interrupt controllers and the timer in the kernel. All memslots are there before: afterwards adding one may
     /// wait for a grace period of the kernel's (measured: 5 to 8 ms instead of 0.3 ms).

@@ -9,8 +9,8 @@
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/config.hpp"
 #include "vmm/sandbox/broker.hpp"
-#include "vmm/sandbox/jail.hpp"
 #include "vmm/sandbox/compiled_filters.hpp"
+#include "vmm/sandbox/jail.hpp"
 
 namespace vmm {
 
