@@ -108,6 +108,7 @@ std::uint64_t PrefaultVcpus::count_scratch_mappings(const std::stop_token& stop)
         return used_scratch_pages();
     }
     // Here KVM maps some neighbours of the stub's page along with it. Only its counters say how many.
+    scratch_->refresh(); // A guest may have written there since it was made.
     const std::uint64_t before = mapped_pages(vm_stats_).pages_4k;
     if (!heed(touch_scratch(vcpus_.front(), stop))) {
         return 0;

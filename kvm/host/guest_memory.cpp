@@ -81,6 +81,14 @@ void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
                 kAdviseAdvice);
 }
 
+/// A parent may have offered all memory of this process to KSM (PR_SET_MEMORY_MERGE, prctl(2)), which takes mappings
+/// away and lets guests learn of each other. MADV_UNMERGEABLE answers EINVAL on a kernel built without KSM.
+void keep_from_merging(std::span<std::byte> memory) {
+    if (::madvise(memory.data(), memory.size(), MADV_UNMERGEABLE) != 0 && errno != EINVAL) {
+        throw_errno(errno, "advise no same-page merging for guest memory", kAdviseAdvice);
+    }
+}
+
 /// Huge pages of the pool are reserved at once, so that a shortage is an error then and not a SIGBUS later.
 int mapping_flags(PageSize page_size) {
     return hugetlb_flags(page_size) != 0 ? hugetlb_flags(page_size) : MAP_NORESERVE;
@@ -140,6 +148,7 @@ void GuestMemory::advise(std::span<std::byte> bytes) const {
     advise_huge_pages(bytes, page_size_);
     give_advice(bytes, MADV_DONTFORK, "no copy on fork");
     give_advice(bytes, MADV_DONTDUMP, "no core dump");
+    keep_from_merging(bytes);
 }
 
 GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePart> parts) const {

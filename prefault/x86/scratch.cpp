@@ -91,6 +91,7 @@ Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout, Protecti
     assert((GuestRange{GuestAddress{0}, layout.mapped_bytes}.contains(range())));
     ::madvise(mapping_.data(), mapping_.size(), MADV_NOHUGEPAGE); // Advice; small pages keep the count exact.
     ::madvise(mapping_.data(), mapping_.size(), MADV_DONTFORK);
+    ::madvise(mapping_.data(), mapping_.size(), MADV_UNMERGEABLE); // By KSM; guest memory is kept from it, too.
     keep_from_numa_balancing({mapping_.data(), mapping_.size()});
     refresh();
     add_to(vm, kvm::AddressSpace::kNormal);

@@ -77,18 +77,15 @@ bool has_several_nodes(const SettingsSources& sources) {
                .nodes.size() > 1;
 }
 
-/// mm/ksm.c: write_protect_page() unmaps for the second level before it looks whether the page is pinned.
+/// mm/ksm.c: ksm_madvise() takes a mapping out again that was offered along with all memory of a process.
 std::optional<Finding> examine_ksm(const SettingsSources& sources) {
-    const fs::path run = sources.sys / "kernel/mm/ksm/run";
-    if (number(run).value_or(0) != 1) {
+    if (number(sources.sys / "kernel/mm/ksm/run").value_or(0) != 1) {
         return std::nullopt;
     }
-    if (!sources.merges_own_memory) {
-        return good("same-page merging (KSM)", "on; guest memory is not offered to it");
-    }
-    return advice("same-page merging (KSM)", "on, for all memory of this process (PR_SET_MEMORY_MERGE)",
-                  "merged pages fault at their next write: start without it (systemd: MemoryKSM=no), or " +
-                      command_to_write("2", run));
+    return good("same-page merging (KSM)",
+                sources.merges_own_memory
+                    ? "on, for all memory of this process (PR_SET_MEMORY_MERGE) but guest memory, which is kept from it"
+                    : "on; guest memory is not offered to it");
 }
 
 /// Documentation/admin-guide/mm/transhuge.rst, "defrag" and "Khugepaged controls".

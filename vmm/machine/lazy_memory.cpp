@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <exception>
 #include <memory>
 #include <utility>
 
@@ -372,7 +373,7 @@ void LazyMemory::map_chunks(MachineSecondLevel& second_level) noexcept {
     bool can_map = true;
     try {
         second_level.begin_pieces(stop);
-    } catch (const Error&) { // The fill that follows says why.
+    } catch (const std::exception&) { // The fill that follows says why.
         can_map = false;
     }
     std::unique_lock hold(lock_);
@@ -387,7 +388,7 @@ void LazyMemory::map_chunks(MachineSecondLevel& second_level) noexcept {
         try {
             // Once all is there, a fill maps the rest by several threads.
             can_map = is_loaded_ || second_level.fill_piece(piece_of(next.chunk).range, stop) || !stop.stop_requested();
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             can_map = false;
         }
         let_go_on(next);

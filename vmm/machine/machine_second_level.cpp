@@ -19,7 +19,7 @@ MachineSecondLevel::MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config&
                                        std::vector<kvm_cpuid_entry2> cpuid)
     : vm_(vm), ram_(ram), config_(config), cpuid_(std::move(cpuid)), next_vcpu_id_(config.vcpus),
       second_level_(vm, ram.memory(), ram.placement(), ram.pins(), setup()) {
-    if (config.prefault.scope == prefault::Scope::kAll) {
+    if (config.prefault.scope == prefault::Scope::kAll && !config.prefault.background && !restores_lazily(config)) {
         add_memslots_of_smm();
         second_level_.add_scratch();
     }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,8 +17,10 @@
 #include <utility>
 #include <vector>
 
+#include "kvm/host/mapping.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "kvm/host/write_log.hpp"
+#include "support/host_child_process.hpp"
 #include "support/host_errors.hpp"
 #include "support/host_guest_range.hpp"
 #include "support/host_process_facts.hpp"
@@ -183,6 +186,30 @@ TEST(GuestMemory, IsNeitherDumpedNorCopiedOnFork) {
         EXPECT_TRUE(has_flag(region.host, "dd")) << "MADV_DONTDUMP";
         EXPECT_TRUE(has_flag(region.host, "dc")) << "MADV_DONTFORK";
     }
+}
+
+TEST(GuestMemory, IsKeptFromMergingWhereAParentHasOfferedAllMemoryToIt) {
+    constexpr int kSetMemoryMerge = 67; // PR_SET_MEMORY_MERGE, Linux 6.4
+    const std::string seen = testing::in_child_process([] {
+        if (::prctl(kSetMemoryMerge, 1UL, 0UL, 0UL, 0UL) != 0) {
+            return std::string("cannot be offered here");
+        }
+        const Mapping other = Mapping::anonymous(kRegionBytes, 4 * kKiB, 0, "a mapping");
+        if (!has_flag(other.data(), "mg")) {
+            return std::string("nothing is offered");
+        }
+        const GuestMemory memory = three_regions();
+        for (const MemoryRegion& region : memory.regions()) {
+            if (has_flag(region.host, "mg")) {
+                return std::string("offered");
+            }
+        }
+        return std::string("kept from it");
+    });
+    if (seen == "cannot be offered here") {
+        GTEST_SKIP() << "this kernel has no PR_SET_MEMORY_MERGE";
+    }
+    EXPECT_EQ(seen, "kept from it");
 }
 
 TEST(GuestMemory, AdvisesHugePagesAsAsked) {

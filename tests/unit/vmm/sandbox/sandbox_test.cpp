@@ -236,6 +236,23 @@ TEST_F(SandboxTest, EveryThreadHasMemoryLocksEventsAndAnEnd) {
     }
 }
 
+// Threads beyond the allocator's arenas share the first one, which is the heap. It was said to have grown, and the thread
+// wrote beyond its end.
+TEST_F(SandboxTest, HeapOfTheProcessIsNotSaidToGrow) {
+    for (const ThreadKind kind : kKinds) {
+        const Outcome outcome = confined(SandboxMode::kOn, kind, [] {
+            constexpr std::intptr_t kMore = 1 << 20;
+            void* const failed = reinterpret_cast<void*>(-1);
+            errno = 0;
+            if (::sbrk(kMore) != failed || errno != ENOMEM || ::sbrk(kMore) != failed) {
+                ::raise(SIGKILL);
+            }
+        });
+        EXPECT_EQ(outcome.signal, 0) << static_cast<int>(kind);
+        EXPECT_EQ(outcome.status, kConfined) << static_cast<int>(kind);
+    }
+}
+
 TEST_F(SandboxTest, ThreadOfADiskMayMakeThreads) {
     const Outcome outcome =
         confined(SandboxMode::kOn, ThreadKind::kBlock, [] { std::thread([] { std::vector<char>(1 << 20U); }).join(); });
