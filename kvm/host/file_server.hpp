@@ -30,6 +30,8 @@ class FileServer {
     virtual bool sync_directory(int directory) noexcept = 0;
     virtual std::string canonical(const char* path) noexcept = 0;
     virtual bool write_output(const char* path, std::string_view text, std::string& problem) noexcept = 0;
+    /// As pidfd_open(2), of the process that has connected the other end of `socket`, a unix socket.
+    virtual UniqueFd open_process_of_peer(int socket) noexcept = 0;
 
     /// What a program is started with (vmm/host/child_process.hpp).
     struct Program {

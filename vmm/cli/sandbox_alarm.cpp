@@ -188,9 +188,11 @@ void SandboxAlarm::say() const {
         const std::string thread = first.thread_bytes != 0
                                        ? "the thread " + std::string(first.thread.data(), first.thread_bytes)
                                        : std::string("a thread that a confined one had made");
+        // raise(3) asks for the process first, and the C library says what it has found by writev(2).
+        const bool ends_itself = first.number == SYS_tgkill || first.number == SYS_getpid || first.number == SYS_writev;
         const char* const other_cause =
-            first.number == SYS_tgkill
-                ? "; it is also how a thread ends whose own check has failed, which it said before"
+            ends_itself
+                ? "; it is also how a thread ends one of whose own checks has failed, in vmm or in the C library"
                 : "";
         say_(vmm::format(
             "the sandbox ended the run: {} tried the system call {}, which it never needs; it was not made (the "

@@ -45,8 +45,8 @@ class GuestCpuid {
     bool tsc_deadline_;
 };
 
-/// The memory, the VM, its vCPUs and its devices. Construction makes all of them, in the order of the members; memory is
-/// empty then, the vCPUs are as after a reset, and no device has a thread.
+/// The memory, the VM, its vCPUs and its devices. Construction makes all of them, in the order of the members; memory
+/// is empty then, the vCPUs are as after a reset, and no device has a thread.
 ///
 /// The members stand in the order they depend on each other: memory outlives the VM, and the VM outlives its vCPUs.
 /// Threads: those of each member.
@@ -71,8 +71,8 @@ struct Hardware {
     kvm::Vm vm;
     GuestCpuid cpuid; ///< for what begins anew
     MachineSecondLevel second_level;
-    /// The interrupt controllers and the timer in the kernel. The memslots of what is above are there before: afterwards
-    /// adding one may wait for a grace period of the kernel's (measured: 5 to 8 ms instead of 0.3 ms).
+    /// The interrupt controllers and the timer in the kernel. The memslots of what is above are there before:
+    /// afterwards adding one may wait for a grace period of the kernel's (measured: 5 to 8 ms instead of 0.3 ms).
     struct KernelChips {
         explicit KernelChips(kvm::Vm& vm);
     } kernel_chips;

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kvm/host/file_server.hpp"
 #include "kvm/host/stoppable_read.hpp"
 #include "kvm/host/unix_listener.hpp"
 #include "vmm/migration/endpoints.hpp"
@@ -80,7 +81,13 @@ UniqueFd pidfd_of_peer(int socket) noexcept {
     if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0) {
         return UniqueFd(pidfd);
     }
-    const auto peer = errno == ENOPROTOOPT ? peer_of(socket) : std::nullopt;
+    if (errno != ENOPROTOOPT) {
+        return UniqueFd();
+    }
+    if (FileServer* const server = file_server()) { // A confined process may not open others.
+        return server->open_process_of_peer(socket);
+    }
+    const auto peer = peer_of(socket);
     if (!peer || peer->process <= 0) {
         return UniqueFd();
     }

@@ -29,6 +29,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/process_memory.hpp"
 #include "kvm/host/retry.hpp"
+#include "kvm/host/unix_listener.hpp"
 #include "vmm/host/child_process.hpp"
 #include "vmm/sandbox/broker_message.hpp"
 #include "vmm/state/snapshot_files.hpp"
@@ -232,6 +233,8 @@ class Desk {
             return write_output(question);
         case Act::kStart:
             return start(question);
+        case Act::kOpenProcessOfPeer:
+            return open_process_of_peer(question);
         case Act::kAddSocket:
             if (settled_) {
                 return refused();
@@ -253,6 +256,18 @@ class Desk {
             }
         }
         settled_ = true;
+    }
+
+    /// Who asks has the connection, and may ask a newer kernel itself (SO_PEERPIDFD, Linux 6.5).
+    static Result open_process_of_peer(const Parcel& question) {
+        const auto peer = peer_of(question.fds[0].get());
+        if (!peer || peer->process <= 0) {
+            return refused();
+        }
+        Result result;
+        result.fd = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer->process, 0)));
+        result.error_number = result.fd ? 0 : errno;
+        return result;
     }
 
     static Result refused() { return {.error_number = EACCES}; }
@@ -669,6 +684,11 @@ bool Broker::write_output(const char* path, std::string_view text, std::string& 
     Answer answer = ask({.act = Act::kWriteOutput, .first = path, .fds = {file.get(), -1, -1, -1}});
     problem = std::move(answer.message.first);
     return has_worked(answer.error_number);
+}
+
+UniqueFd Broker::open_process_of_peer(int socket) noexcept {
+    Answer answer = ask({.act = Act::kOpenProcessOfPeer, .fds = {socket, -1, -1, -1}});
+    return has_worked(answer.error_number) ? std::move(answer.message.fds[0]) : UniqueFd();
 }
 
 FileServer::Started Broker::start(const Program& program, const std::string& tried) {

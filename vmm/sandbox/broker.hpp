@@ -67,6 +67,7 @@ class Broker final : public FileServer {
     bool sync_directory(int directory) noexcept override;
     std::string canonical(const char* path) noexcept override;
     bool write_output(const char* path, std::string_view text, std::string& problem) noexcept override;
+    UniqueFd open_process_of_peer(int socket) noexcept override;
     Started start(const Program& program, const std::string& tried) override;
 
     [[nodiscard]] pid_t pid() const noexcept { return pid_; }

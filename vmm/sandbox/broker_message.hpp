@@ -23,6 +23,7 @@ enum class Act : std::uint32_t {
     kCanonical,
     kWriteOutput,
     kStart,
+    kOpenProcessOfPeer,
     kAddSocket,
     kSettle,
 };

@@ -43,21 +43,28 @@ thread_local constinit ThreadName name_of_this_thread;
                 "this kernel lacks seccomp filters, or forbids them: use Config::sandbox=off, and trust the guest");
 }
 
+/// Whether the user has set M_ARENA_MAX (mallopt(3)). The allocator takes a value that it cannot use for none.
+bool is_told_how_many_arenas() {
+    const char* const variable = std::getenv("MALLOC_ARENA_MAX");
+    const char* const tunables = std::getenv("GLIBC_TUNABLES");
+    return (variable != nullptr && std::strtol(variable, nullptr, 0) > 0) ||
+           (tunables != nullptr && std::string_view(tunables).find("arena_max") != std::string_view::npos);
+}
+
 /// The allocator of glibc looks at the host when it needs to know something for the first time, in whatever thread that
 /// is: how many processors there are when it makes its ninth arena, and how the kernel overcommits memory
 /// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread could not.
 void prepare_allocator() {
-    const char* const tunables = std::getenv("GLIBC_TUNABLES");
-    const bool is_told =
-        std::getenv("MALLOC_ARENA_MAX") != nullptr ||
-        (tunables != nullptr && std::string_view(tunables).find("arena_max") != std::string_view::npos);
-    if (!is_told) { // Then as many as it would have counted.
+    if (!is_told_how_many_arenas()) { // Then as many as it would have counted.
         constexpr int kArenasOfAProcessor = 8;
         ::mallopt(M_ARENA_MAX,
                   kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
     }
-    // A thread has an arena of its own. When more than 128 KiB at the end of it are free, the allocator gives them
-    // back.
+    // A thread has an arena of its own. When more than the threshold at the end of it is free, the allocator gives that
+    // back. Left alone, the threshold would rise with each large block that is freed, and the thread below would not
+    // reach it.
+    constexpr int kTrimBytes = 128 * 1024; // The allocator's own first value.
+    ::mallopt(M_TRIM_THRESHOLD, kTrimBytes);
     start_thread("the preparation of the sandbox", [] {
         constexpr std::size_t kLessThanAMapping = 100'000;
         std::array<std::unique_ptr<volatile char[]>, 4> blocks;

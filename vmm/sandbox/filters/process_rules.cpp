@@ -70,12 +70,12 @@ void allow_requests(FilterBuilder& filter) {
     constexpr std::uint64_t kOfKvm = std::uint64_t{KVMIO} << 8U;
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfKvm);
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfUserfaultfd);
-    // A terminal is asked for its size and put into its modes; none is typed at.
+    // A terminal is asked for its size, put into its modes, and rid of what nobody has read; none is typed at.
     // A disk or a tap interface that a client hands over is asked what it is.
-    static constexpr std::array<unsigned long, 17> kRequests{
-        TCGETS,       TCSETS,          TCSETSW,      TCSETSF,       TIOCGWINSZ,  TIOCGPGRP,
-        FIONBIO,      FIONREAD,        SIOCOUTQ,     TUNSETOFFLOAD, TUNSETQUEUE, TUNGETIFF,
-        SIOCGIFINDEX, TUNGETVNETHDRSZ, BLKGETSIZE64, BLKSSZGET,     BLKROGET};
+    static constexpr std::array<unsigned long, 18> kRequests{
+        TCGETS,    TCSETS,       TCSETSW,         TCSETSF,      TIOCGWINSZ,    TIOCGPGRP,
+        TCFLSH,    FIONBIO,      FIONREAD,        SIOCOUTQ,     TUNSETOFFLOAD, TUNSETQUEUE,
+        TUNGETIFF, SIOCGIFINDEX, TUNGETVNETHDRSZ, BLKGETSIZE64, BLKSSZGET,     BLKROGET};
     filter.allow_ioctls(kRequests);
 }
 

@@ -74,8 +74,21 @@ TEST_F(BrokerTest, WithoutRulesRefusesEverything) {
     EXPECT_EQ(broker.canonical("/etc"), "");
     std::string problem;
     EXPECT_TRUE(is_refused(broker.write_output("/etc/passwd", "x", problem)));
+    EXPECT_TRUE(is_refused(broker.open_process_of_peer(here_.get())));
     const std::array<std::string, 3> words{"/bin/true", "true", "x"};
     EXPECT_THROW(static_cast<void>(broker.start({words, {}}, "try")), Error);
+}
+
+TEST_F(BrokerTest, OpensTheProcessAtTheOtherEndOfAConnection) {
+    Broker broker({});
+    std::array<int, 2> ends{-1, -1};
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
+    const UniqueFd one(ends[0]);
+    const UniqueFd other(ends[1]);
+    const UniqueFd process = broker.open_process_of_peer(one.get()); // This one.
+    ASSERT_TRUE(process);
+    const std::string facts = content_of("/proc/self/fdinfo/" + std::to_string(process.get()));
+    EXPECT_TRUE(mentions(facts, "Pid:\t" + std::to_string(::getpid()) + "\n")) << facts;
 }
 
 TEST_F(BrokerTest, OfSnapshotsItOpensNothingButTheirFiles) {

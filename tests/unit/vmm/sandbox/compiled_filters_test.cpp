@@ -6,6 +6,7 @@
 #include <linux/audit.h>
 #include <linux/bpf_common.h>
 #include <linux/seccomp.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -87,6 +88,14 @@ TEST(CompiledFilters, OfAProcessAllowInternetSocketsWhereTheyAreNeeded) {
         EXPECT_EQ(answer(filter, call(SYS_execve)), kSignal);
         EXPECT_EQ(answer(compiled_filters::of_process({.network = network}, Refusal::kLog), call(SYS_execve)), kLogged);
     }
+}
+
+TEST(CompiledFilters, OfAProcessLetATerminalBeGivenBack) {
+    const auto filter = compiled_filters::of_process({}, Refusal::kSignal);
+    for (const unsigned long request : {TCGETS, TCSETS, TIOCGPGRP, TCFLSH}) {
+        EXPECT_EQ(answer(filter, call(SYS_ioctl, 0, request)), kAllowed) << request;
+    }
+    EXPECT_NE(answer(filter, call(SYS_ioctl, 0, TIOCSTI)), kAllowed) << "it would type at the terminal";
 }
 
 TEST(CompiledFilters, OfAProcessNameItOnce) {

@@ -57,14 +57,16 @@ struct Outcome {
 constexpr int kConfined = 0; ///< to the end
 constexpr int kNotConfined = 9;
 
-/// Confines a thread of another process, which then calls `act`.
-Outcome confined(SandboxMode mode, ThreadKind kind, const std::function<void()>& act) {
+/// Confines a thread of another process, which then calls `act`. The process has called `before` before.
+Outcome confined(
+    SandboxMode mode, ThreadKind kind, const std::function<void()>& act, const std::function<void()>& before = [] {}) {
     const pid_t child = ::fork();
     if (child == 0) {
         const rlimit none{};
         ::setrlimit(RLIMIT_CORE, &none);
         int status = kNotConfined;
         try {
+            before();
             const Sandbox sandbox(mode);
             std::thread([&] {
                 sandbox.confine(kind, "confined");
@@ -236,8 +238,8 @@ TEST_F(SandboxTest, EveryThreadHasMemoryLocksEventsAndAnEnd) {
     }
 }
 
-// Threads beyond the allocator's arenas share the first one, which is the heap. It was said to have grown, and the thread
-// wrote beyond its end.
+// Threads beyond the allocator's arenas share the first one, which is the heap. It was said to have grown, and the
+// thread wrote beyond its end.
 TEST_F(SandboxTest, HeapOfTheProcessIsNotSaidToGrow) {
     for (const ThreadKind kind : kKinds) {
         const Outcome outcome = confined(SandboxMode::kOn, kind, [] {
@@ -251,6 +253,27 @@ TEST_F(SandboxTest, HeapOfTheProcessIsNotSaidToGrow) {
         EXPECT_EQ(outcome.signal, 0) << static_cast<int>(kind);
         EXPECT_EQ(outcome.status, kConfined) << static_cast<int>(kind);
     }
+}
+
+// Each large block that is freed raises the size from which on an arena shrinks; the first one that shrinks reads a
+// file.
+TEST_F(SandboxTest, ArenaShrinksAfterALargeBlockWasFreedBefore) {
+    constexpr std::size_t kLargeBytes = 4 << 20;
+    constexpr std::size_t kBlockBytes = 100'000;
+    const Outcome outcome = confined(
+        SandboxMode::kOn, ThreadKind::kVsock,
+        [] {
+            std::vector<std::unique_ptr<volatile char[]>> blocks;
+            for (std::size_t bytes = 0; bytes < 3 * kLargeBytes; bytes += kBlockBytes) {
+                blocks.push_back(std::make_unique<volatile char[]>(kBlockBytes));
+            }
+            while (!blocks.empty()) {
+                blocks.pop_back();
+            }
+        },
+        [] { std::make_unique<volatile char[]>(kLargeBytes)[0] = 1; });
+    EXPECT_EQ(outcome.signal, 0);
+    EXPECT_EQ(outcome.status, kConfined);
 }
 
 TEST_F(SandboxTest, ThreadOfADiskMayMakeThreads) {
