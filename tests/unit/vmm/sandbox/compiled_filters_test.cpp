@@ -92,8 +92,8 @@ TEST(CompiledFilters, OfAProcessAllowInternetSocketsWhereTheyAreNeeded) {
 
 TEST(CompiledFilters, OfAProcessLetATerminalBeGivenBack) {
     const auto filter = compiled_filters::of_process({}, Refusal::kSignal);
-    for (const unsigned long request : {TCGETS, TCSETS, TIOCGPGRP, TCFLSH}) {
-        EXPECT_EQ(answer(filter, call(SYS_ioctl, 0, request)), kAllowed) << request;
+    for (const int request : {TCGETS, TCSETS, TIOCGPGRP, TCFLSH}) {
+        EXPECT_EQ(answer(filter, call(SYS_ioctl, 0, static_cast<std::uint64_t>(request))), kAllowed) << request;
     }
     EXPECT_NE(answer(filter, call(SYS_ioctl, 0, TIOCSTI)), kAllowed) << "it would type at the terminal";
 }
