@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -326,6 +327,18 @@ int vmm_config_set_sandbox(vmm_config* config, int mode) {
             throw vmm::UsageError("the sandbox is none of enum vmm_sandbox");
         }
         config->config.sandbox = static_cast<vmm::SandboxMode>(mode);
+    });
+}
+
+int vmm_config_set_memory_from(vmm_config* config, const char* path, int fallback) {
+    return guarded(EINVAL, [&] {
+        need(config);
+        std::optional<vmm::MemoryFrom> from;
+        if (path != nullptr && *path != '\0') {
+            from = vmm::MemoryFrom{path, fallback != 0};
+            from->check();
+        }
+        config->config.memory_from = std::move(from);
     });
 }
 

@@ -99,6 +99,10 @@ VMM_API int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_s
 VMM_API int vmm_config_set_memory_max(vmm_config* config, uint64_t bytes);
 /* 1: memory is a file in memory, which another process of this host can take over without a copy; 0, the default. */
 VMM_API int vmm_config_set_memory_shared(vmm_config* config, int shared);
+/* Memory comes from the pool of warm memory at this unix socket (docs/pool.md), which has pages of the same size. With
+ * `fallback` 1, ordinary memory takes the place of what the pool has not; with 0 the machine is refused then. NULL or
+ * "": memory is made, the default. */
+VMM_API int vmm_config_set_memory_from(vmm_config* config, const char* path, int fallback);
 /* What threads of vCPUs and of virtio devices may do. A call that is refused raises SIGSYS, which ends the process
  * unless the program has a handler. VMM_SANDBOX_OFF is the default. */
 VMM_API int vmm_config_set_sandbox(vmm_config* config, int mode);        /* enum vmm_sandbox */

@@ -396,6 +396,11 @@ TEST_F(Embedding, CFunctionsAnswerWithACodeAndAMessage) {
     const testing::TemporaryDirectory directory;
     const std::string path = directory.write("kernel", testing::kernel_image(kReadPortForEver));
     ASSERT_EQ(vmm_config_set_kernel(config, path.c_str()), 0);
+    EXPECT_EQ(vmm_config_set_memory_from(config, std::string(200, 'x').c_str(), 0), -EINVAL);
+    ASSERT_EQ(vmm_config_set_memory_from(config, "/no/such/pool", 0), 0);
+    EXPECT_EQ(vmm_machine_new(config, &machine), -EIO);
+    EXPECT_TRUE(mentions(vmm_last_error(), "there is none")) << vmm_last_error();
+    ASSERT_EQ(vmm_config_set_memory_from(config, nullptr, 0), 0);
     ASSERT_EQ(vmm_config_add_device(
                   config, "mine", VMM_SPACE_PORT_IO, kPort, 4, -1,
                   [](std::uint64_t, std::uint8_t*, std::size_t, void*) { return 7; },

@@ -315,10 +315,23 @@ std::optional<Finding> examine_memory_group(const SettingsSources& sources) {
     return most ? std::optional(good("control group", "at most " + format_bytes(*most))) : std::nullopt;
 }
 
+/// Documentation/admin-guide/mm/transhuge.rst, "Shmem control".
+std::optional<Finding> examine_warm_memory(const SettingsSources& sources) {
+    const fs::path file = sources.sys / "kernel/mm/transparent_hugepage/shmem_enabled";
+    const std::string word = chosen_word(file);
+    if (word.empty()) {
+        return std::nullopt;
+    }
+    const bool has_none = word == "never" || word == "deny";
+    return good("warm memory",
+                has_none ? vmm::format("2M and 4K; for vmm pool --page-size=thp: {}", command_to_write("advise", file))
+                         : std::string("2M, 4K and thp"));
+}
+
 constexpr std::array kExaminations{
     &examine_executable_huge_pages, &examine_swap, &examine_memory_group,   &examine_compaction, &examine_khugepaged,
     &examine_underused_huge_pages,  &examine_ksm,  &examine_numa_balancing, &examine_demotion,   &examine_damon,
-    &examine_accessed_bits,         &examine_avic, &examine_io_uring};
+    &examine_accessed_bits,         &examine_avic, &examine_io_uring,       &examine_warm_memory};
 
 } // namespace
 

@@ -144,6 +144,17 @@ TEST(HostSettings, SayThatGuestMemoryIsKeptFromMerging) {
     EXPECT_TRUE(mentions(finding.value, "but guest memory")) << finding.value;
 }
 
+TEST(HostSettings, SayWhichPagesAWarmPoolCanHave) {
+    FakeHost host;
+    host.set(kThp + std::string("shmem_enabled"), "always within_size advise [never] deny force");
+    const Finding without = host.finding("warm memory");
+    EXPECT_EQ(without.verdict, Verdict::kGood);
+    EXPECT_TRUE(mentions(without.value, "echo advise | sudo tee " + host.path(kThp + std::string("shmem_enabled"))))
+        << without.value;
+    host.set(kThp + std::string("shmem_enabled"), "always within_size [advise] never deny force");
+    EXPECT_EQ(host.finding("warm memory").value, "2M, 4K and thp");
+}
+
 TEST(HostSettings, SeeWhatAParentHasOfferedToMerging) {
     constexpr int kSetMemoryMerge = 67; // PR_SET_MEMORY_MERGE, Linux 6.4
     const std::string seen = testing::in_child_process([] {
