@@ -74,7 +74,7 @@ part_guest() { checks --memory 3G --hugepages-2m 256 -- guest life; }
 part_memory() { checks --memory 3G -- scope pins; }
 part_virtio() { checks --memory 3G -- disks net net_queues; }
 part_effort() { checks --memory 3G --hugepages-2m 256 -- effort background; }
-part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement node_migration growth_split; }
+part_nodes() { checks --memory 3G --hugepages-2m 128 --numa 2 -- split placement pool_of_nodes node_migration growth_split; }
 part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool" -- kept; }
 part_snapshot() { checks --memory 3G --hugepages-2m 128 -- snapshot; }
 part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/device_tool" -- migration queues_move; }
