@@ -35,7 +35,8 @@ namespace {
 
 )";
 
-// In the names of programs, the first number is the Refusal, and the second the kind of a thread or ProcessNeeds::network.
+// In the names of programs, the first number is the Refusal, and the second the kind of a thread or
+// ProcessNeeds::network.
 constexpr const char* kEnd = R"(
 } // namespace
 
