@@ -72,7 +72,8 @@ struct Hardware {
     GuestCpuid cpuid; ///< for what begins anew
     MachineSecondLevel second_level;
     /// The interrupt controllers and the timer in the kernel. The memslots of what is above are there before:
-    /// afterwards adding one may wait for a grace period of the kernel's (measured: 5 to 8 ms instead of 0.3 ms).
+    /// once there are controllers, adding one may wait for a grace period of the kernel's (measured: 5 to 8 ms instead
+    /// of 0.3 ms).
     struct KernelChips {
         explicit KernelChips(kvm::Vm& vm);
     } kernel_chips;
