@@ -81,8 +81,8 @@ void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
                 kAdviseAdvice);
 }
 
-/// A parent may have offered all memory of this process to KSM (PR_SET_MEMORY_MERGE, prctl(2)), which takes mappings
-/// away and lets guests learn of each other. MADV_UNMERGEABLE answers EINVAL on a kernel built without KSM.
+/// A parent may have offered all memory of this process to KSM (PR_SET_MEMORY_MERGE, prctl(2)). KSM takes mappings
+/// away, and lets guests learn of each other. A kernel that was built without KSM answers MADV_UNMERGEABLE with EINVAL.
 void keep_from_merging(std::span<std::byte> memory) {
     if (::madvise(memory.data(), memory.size(), MADV_UNMERGEABLE) != 0 && errno != EINVAL) {
         throw_errno(errno, "advise no same-page merging for guest memory", kAdviseAdvice);

@@ -1,9 +1,11 @@
 // How long the kernel takes to populate memory with 4 KiB pages, by each way that user space has to ask for it. For
 // scripts/benchmark --populate.
 //
-// populate_ways BYTES THREADS WAY [small|mixed]: prints seconds. WAY is one of those below. "small" (the default)
-// advises against huge pages (MADV_NOHUGEPAGE), "mixed" in favour, which gives the sizes that are switched on in
-// /sys/kernel/mm/transparent_hugepage/hugepages-*.
+// populate_ways BYTES THREADS WAY [small|mixed]
+//
+// It prints how many seconds that took. WAY is one of those in measure(). With "small", the default, the kernel is
+// advised to give no huge pages (MADV_NOHUGEPAGE). With "mixed" it is advised to give them, and gives the sizes that
+// /sys/kernel/mm/transparent_hugepage/hugepages-* allow.
 
 #include <sys/mman.h>
 #include <sys/prctl.h>

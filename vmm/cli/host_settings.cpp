@@ -315,7 +315,7 @@ std::optional<Finding> examine_memory_group(const SettingsSources& sources) {
     return most ? std::optional(good("control group", "at most " + format_bytes(*most))) : std::nullopt;
 }
 
-/// Documentation/admin-guide/mm/transhuge.rst, "Shmem control".
+/// The kernel describes this setting in Documentation/admin-guide/mm/transhuge.rst, "Shmem control".
 std::optional<Finding> examine_warm_memory(const SettingsSources& sources) {
     const fs::path file = sources.sys / "kernel/mm/transparent_hugepage/shmem_enabled";
     const std::string word = chosen_word(file);

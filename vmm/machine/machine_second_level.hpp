@@ -25,8 +25,8 @@ namespace vmm {
 /// Threads: any; one call at a time is served, the others wait.
 class MachineSecondLevel {
   public:
-    /// All of these outlive it. `cpuid` is the guest's vCPUs'. If the second level is to be full before the guest runs,
-    /// the memslots that this takes are added now, so the VM should have no interrupt controllers yet
+    /// All of these outlive it. `cpuid` is the guest's vCPUs'. If the configuration wants a full second level before
+    /// the guest runs, this adds the memslots that the fill needs. The VM should have no interrupt controllers yet
     /// (prefault::SecondLevel::add_scratch()). Throws Error.
     MachineSecondLevel(kvm::Vm& vm, GuestRam& ram, const Config& config, std::vector<kvm_cpuid_entry2> cpuid);
 

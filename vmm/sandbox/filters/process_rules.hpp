@@ -6,9 +6,10 @@
 
 namespace vmm {
 
-/// Tells `filter`, with which other calls fail (FilterBuilder::Otherwise::kEperm), what the threads of such a process
-/// may do; those that a guest can reach have a filter of their own beside it (allow_thread()). What would take over
-/// something else is refused. compiled_filters::kAnyProcess stands for the process itself. Throws Error.
+/// Tells `filter` what the threads of such a process may do. Calls that are not named fail, so the filter is one of
+/// FilterBuilder::Otherwise::kEperm; a call that would take over something else is refused. Threads that a guest can
+/// reach have a second filter (allow_thread()). compiled_filters::kAnyProcess stands for the process itself. Throws
+/// Error.
 void allow_process(FilterBuilder& filter, const ProcessNeeds& needs);
 
 } // namespace vmm

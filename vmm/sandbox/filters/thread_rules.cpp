@@ -27,8 +27,8 @@ void allow_the_c_library(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(clock_gettime)}); // Without a clock in user space it is a call.
     filter.allow_if(SCMP_SYS(mmap), 2, PROT_EXEC, 0);
     filter.allow_if(SCMP_SYS(mprotect), 2, PROT_EXEC, 0);
-    // The allocator then takes its memory by mmap(). This call tells of a failure by an end of the heap that is below
-    // what was asked for (brk(2), "C library/kernel differences"): an errno, a number near the end of all addresses,
+    // The allocator then takes its memory by mmap(). The call returns where the heap ends, and it has failed if that is
+    // below what was asked for (brk(2), "C library/kernel differences"). An errno would be a very large address, and
     // would look like a heap that has grown.
     filter.answer(SCMP_SYS(brk), 0);
     // Whoever yields asks again; and a log asks for the number of its thread, which it does not show.

@@ -255,8 +255,8 @@ TEST_F(SandboxTest, HeapOfTheProcessIsNotSaidToGrow) {
     }
 }
 
-// Each large block that is freed raises the size from which on an arena shrinks; the first one that shrinks reads a
-// file.
+// An arena shrinks when enough of it is free. Each large block that is freed makes the allocator wait for more, and the
+// first arena that shrinks has it read a file.
 TEST_F(SandboxTest, ArenaShrinksAfterALargeBlockWasFreedBefore) {
     constexpr std::size_t kLargeBytes = 4 << 20;
     constexpr std::size_t kBlockBytes = 100'000;
