@@ -562,6 +562,7 @@ struct Broker::Question {
 struct Broker::Answer {
     int error_number = 0;
     Parcel message{};
+    bool is_lost = false; ///< the question was put, and nobody knows what has come of it
 };
 
 Broker::Broker(BrokerRules rules) {
@@ -605,7 +606,7 @@ Broker::Answer Broker::ask(const Question& question) noexcept {
     for (;;) {
         std::optional<Parcel> answer = broker_message::receive(socket_.get());
         if (!answer) {
-            return {errno == 0 ? EPIPE : errno};
+            return {.error_number = errno == 0 ? EPIPE : errno, .is_lost = true};
         }
         if (answer->head.sequence == sequence) { // The answer to an earlier question may have been given up.
             return {answer->head.value, std::move(*answer)};
@@ -619,6 +620,11 @@ namespace {
 bool has_worked(int error_number) noexcept {
     errno = error_number != 0 ? error_number : errno;
     return error_number == 0;
+}
+
+bool is_there(int directory, const char* name) noexcept {
+    struct stat facts {};
+    return ::fstatat(directory, name, &facts, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 } // namespace
@@ -642,8 +648,12 @@ UniqueFd Broker::open_at(int directory, const char* path, int flags, mode_t mode
 }
 
 bool Broker::make_directory_at(int directory, const char* name, mode_t mode) noexcept {
-    return has_worked(
-        ask({.act = Act::kMakeDirectory, .first = name, .mode = mode, .fds = {directory, -1, -1, -1}}).error_number);
+    const Answer answer =
+        ask({.act = Act::kMakeDirectory, .first = name, .mode = mode, .fds = {directory, -1, -1, -1}});
+    if (answer.is_lost) { // It may have been made. The broker removes none that it has not made.
+        remove_at(directory, name, AT_REMOVEDIR);
+    }
+    return has_worked(answer.error_number);
 }
 
 bool Broker::remove_at(int directory, const char* name, int flags) noexcept {
@@ -652,12 +662,13 @@ bool Broker::remove_at(int directory, const char* name, int flags) noexcept {
 }
 
 bool Broker::rename_at(int directory, const char* from, const char* to, unsigned flags) noexcept {
-    return has_worked(ask({.act = Act::kRename,
-                           .first = from,
-                           .second = to,
-                           .value = static_cast<int>(flags),
-                           .fds = {directory, -1, -1, -1}})
-                          .error_number);
+    const Answer answer = ask({.act = Act::kRename,
+                               .first = from,
+                               .second = to,
+                               .value = static_cast<int>(flags),
+                               .fds = {directory, -1, -1, -1}});
+    // What has come of a question whose answer is lost can be seen.
+    return (answer.is_lost && !is_there(directory, from) && is_there(directory, to)) || has_worked(answer.error_number);
 }
 
 bool Broker::sync_directory(int directory) noexcept {
