@@ -214,7 +214,7 @@ TEST_F(Bench, MigrateLetsAGuestGoOverInEveryModeAndCountsNoFaultWhereItArrives) 
 
 TEST_F(Bench, MigrateSaysThatNothingIsLeftToMeasure) {
     expect_refused({"bench", "migrate", "--mode", "local", "--link", "tcp"}, 1, "unix socket");
-    expect_refused({"bench", "migrate", "--memory", "15T"}, 1, "its memory twice");
+    expect_refused({"bench", "migrate", "--memory", "15T"}, 1, "is needed three times");
 }
 
 TEST_F(Bench, AnotherVmmIsMeasuredByATemplateAndOneThatFailsIsReported) {

@@ -31,8 +31,8 @@ using namespace bench;
 
 constexpr int kMigrateStoppedBySignal = 4;
 
-/// Memory is there twice: at the source and at the destination, or on both sides of a bare loop.
-constexpr std::uint64_t kEndsOfMigration = 2;
+/// Memory is there three times: the guest has it while a bare loop has both of its sides.
+constexpr std::uint64_t kCopiesOfMemory = 3;
 
 template <typename Value>
 void fill_in(std::vector<Value>& list, std::vector<Value> standard) {
@@ -47,7 +47,7 @@ MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const Ho
     settings.lists = command.lists;
     fill_in(settings.lists.page_sizes, {PageSize::k4K, PageSize::kThp});
     if (command.lists.page_sizes.empty() &&
-        (room.may_raise_pools || room.free_2m_bytes >= kEndsOfMigration * settings.memory_bytes)) {
+        (room.may_raise_pools || room.free_2m_bytes >= kCopiesOfMemory * settings.memory_bytes)) {
         settings.lists.page_sizes.push_back(PageSize::k2M);
     }
     fill_in(settings.lists.vcpus, cpus >= 4   ? std::vector{1U, 2U, 4U}
@@ -69,12 +69,12 @@ MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const Ho
     return settings;
 }
 
-/// The guests of each case, for what knows whether they fit.
-std::vector<Cell> cells_of_both_ends(const MigrateResults& results) {
+/// The memory of each case, for what knows whether it fits.
+std::vector<Cell> cells_of_all_copies(const MigrateResults& results) {
     std::vector<Cell> cells;
     for (const MigrateResult& result : results.cases) {
         Cell cell;
-        cell.memory_bytes = kEndsOfMigration * results.settings.memory_bytes;
+        cell.memory_bytes = kCopiesOfMemory * results.settings.memory_bytes;
         cell.vcpus = result.of.vcpus;
         cell.workers = results.settings.workers;
         cell.page_size = result.of.page_size;
@@ -90,7 +90,7 @@ void measure_migrations(MigrateResults& results, double timeout_seconds, StopReq
     const MigrateSettings& settings = results.settings;
     run_rounds(results.cases, settings.runs, stop, progress, [&](MigrateResult& result) {
         if (settings.warm && !copies_first(result.of.mode)) { // A bare loop uses as much memory.
-            warm_memory(kEndsOfMigration * settings.memory_bytes, result.of.page_size, stop);
+            warm_memory(kCopiesOfMemory * settings.memory_bytes, result.of.page_size, stop);
         }
         MigrateRunner::Run run = runner.run(result.of);
         result.samples.push_back(run.sample);
@@ -120,11 +120,11 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
         throw Error("cannot measure what cannot be: 'local' has a unix socket, one stream and a prefault, and "
                     "'post-copy' has a prefault and no pages of 1G (--mode, --link, --streams, --prefault)");
     }
-    const std::vector<Cell> cells = cells_of_both_ends(results);
+    const std::vector<Cell> cells = cells_of_all_copies(results);
     try {
         check_fits(cells, room);
     } catch (const Error& error) {
-        throw Error(std::string("a guest that migrates has its memory twice: ") + error.what());
+        throw Error(std::string("the memory of a guest that migrates is needed three times, because a bare loop is measured beside it: ") + error.what());
     }
     results.load_before = load_average();
 

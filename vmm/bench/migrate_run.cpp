@@ -170,9 +170,6 @@ void MigrateRunner::arrive(const MigrateCase& each, LiveGuest& destination, Migr
 MigrateRunner::Run MigrateRunner::run(const MigrateCase& each) {
     Run run;
     MigrateSample& sample = run.sample;
-    if (copies_first(each.mode)) {
-        sample[MigrateFigure::kBareRate] = bare_rate(each);
-    }
     LiveGuest source(source_words(each), folder_.file("source-errors"), stop_.fd(), timeout_seconds_);
     static_cast<void>(source.wait_for("guest="));
     source.say("p");
@@ -184,6 +181,9 @@ MigrateRunner::Run MigrateRunner::run(const MigrateCase& each) {
         const HeartbeatLine before = heartbeat_of(source.wait_for("heartbeat "));
         sample[MigrateFigure::kLateP99Before] = before.late_p99;
         sample[MigrateFigure::kLateMaxBefore] = before.late_max;
+    }
+    if (copies_first(each.mode)) { // The guest runs beside it, as it does beside the migration.
+        sample[MigrateFigure::kBareRate] = bare_rate(each);
     }
     LiveGuest destination(destination_words(each), folder_.file("destination-errors"), stop_.fd(), timeout_seconds_);
     if (!writes_always(each.mode)) { // It waits there, and the guest takes it with its first beat.

@@ -131,7 +131,11 @@ Channel::Channel(UniqueFd socket, std::string name, int stop_fd, std::unique_ptr
     if (takes_descriptors_) {
         peer_process_ = pidfd_of_peer(socket_.get());
     }
-    if (!is_unix) {
+    if (is_unix) {
+        // The kernel gives at most net.core.wmem_max, which is twice as much as before. Both ends are woken less often.
+        constexpr int kSendBufferBytes = 4 << 20;
+        ::setsockopt(socket_.get(), SOL_SOCKET, SO_SNDBUF, &kSendBufferBytes, sizeof(kSendBufferBytes));
+    } else {
         set_tcp_options(socket_.get());
     }
 }

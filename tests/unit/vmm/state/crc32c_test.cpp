@@ -29,7 +29,7 @@ TEST(Crc32c, IsThatOfTheStandard) { // RFC 3720, B.4
     EXPECT_EQ(crc32c({}), 0U);
 }
 
-TEST(Crc32c, IsTheSameWithoutTheInstructionAtEveryLengthAndAlignment) {
+TEST(Crc32c, IsTheSameByEveryWayAtEveryLengthAndAlignment) {
     std::vector<std::byte> bytes(20'000);
     std::uint32_t value = 1;
     for (std::byte& byte : bytes) {
@@ -39,7 +39,9 @@ TEST(Crc32c, IsTheSameWithoutTheInstructionAtEveryLengthAndAlignment) {
     for (std::size_t start = 0; start < 9; ++start) {
         for (std::size_t length = 0; start + length <= bytes.size(); length += 1 + length / 7) {
             const auto part = std::span(bytes).subspan(start, length);
-            ASSERT_EQ(crc32c(part), crc32c_by_table(part)) << start << ", " << length;
+            const std::uint32_t expected = crc32c_by_table(part, value);
+            ASSERT_EQ(crc32c(part, value), expected) << start << ", " << length;
+            ASSERT_EQ(crc32c_by_instruction(part, value), expected) << start << ", " << length;
         }
     }
 }
@@ -50,6 +52,7 @@ TEST(Crc32c, OfPiecesIsThatOfTheWhole) {
         const auto front = std::span(bytes).first(cut);
         const auto back = std::span(bytes).subspan(cut);
         EXPECT_EQ(crc32c(back, crc32c(front)), crc32c(bytes));
+        EXPECT_EQ(crc32c_by_instruction(back, crc32c_by_instruction(front)), crc32c(bytes));
         EXPECT_EQ(crc32c_by_table(back, crc32c_by_table(front)), crc32c(bytes));
     }
 }
