@@ -390,8 +390,8 @@ void Arrival::fail(std::exception_ptr why) noexcept {
     }
     changed_.notify_all();
     wake_.signal();
-    // Who cannot say anything else to the source at this moment cannot say this, either.
-    if (const std::unique_lock saying(saying_, std::try_to_lock); source && saying) {
+    // What is being said to the source has gone in a moment. If it has not, this would not go, either.
+    if (const std::unique_lock saying(saying_, kPatienceToSay); source && saying) {
         try {
             source->set_patience(kPatienceToSay);
             send_message(*source, MessageType::kRefused, encode(Why{text}));

@@ -133,7 +133,7 @@ class Arrival final : public FirstState {
     std::optional<StopBridge> bridge_;
     std::vector<std::unique_ptr<Channel>> questions_; ///< of the source's, not answered yet; the thread's
     EventFd wake_;                                    ///< of the thread
-    std::mutex saying_; ///< held while something is sent to the source; lock_ is not held then
+    std::timed_mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 
     mutable std::mutex lock_; ///< guards all below
     std::condition_variable changed_;

@@ -343,8 +343,9 @@ class Departure {
                     connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect);
                 control->set_patience(kPatience);
                 send_message(*control, MessageType::kResume, encode(Resume{session_}));
-                control_ = std::move(control);
-                const auto resumed = decode<Resumed>(expect(MessageType::kResumed));
+                const auto resumed = decode<Resumed>(expect(MessageType::kResumed, *control));
+                control_ = std::move(control); // Not before: the last word may still come by the one before.
+                may_have_last_word_ = true;
                 PageBits left = sender_.missing(todo, resumed.applied_frames);
                 ++report_.reconnects;
                 open_streams();
@@ -636,28 +637,35 @@ class Departure {
     // ---- the other end
 
     /// The next message, which has to be of `type`. Throws RefusedError if it is a refusal.
-    Message expect(MessageType type) {
-        Message message = receive_message(*control_);
+    Message expect(MessageType type) { return expect(type, *control_); }
+    static Message expect(MessageType type, Channel& channel) {
+        Message message = receive_message(channel);
         if (message.type == MessageType::kRefused) {
             throw RefusedError("the destination does not take the guest: " + decode<Why>(message).text);
         }
         if (message.type != type) {
-            throw Error(vmm::format("{} answers with a message of type {} instead of {}", control_->name(),
+            throw Error(vmm::format("{} answers with a message of type {} instead of {}", channel.name(),
                                     static_cast<unsigned>(message.type), static_cast<unsigned>(type)));
         }
         return message;
     }
 
-    /// The last word of the other end may be there, although the streams were cut.
+    /// The last word of the other end may be there, although the streams were cut. A part of one is not waited for.
     void throw_if_refused() {
         try {
-            while (control_->wait_readable(kBetweenTries)) {
+            while (may_have_last_word_ && control_->wait_readable(kBetweenTries)) {
+                control_->set_deadline(Clock::now() + kBetweenTries);
                 const Message message = receive_message(*control_);
                 if (message.type == MessageType::kRefused) {
                     throw RefusedError("the destination does not take the guest: " + decode<Why>(message).text);
                 }
             }
-        } catch (const LinkError&) { // There is none.
+        } catch (const RefusedError&) {
+            throw;
+        } catch (const StoppedError&) {
+            throw;
+        } catch (const Error&) { // There is none, or only a part of it.
+            may_have_last_word_ = false;
         }
         ::shutdown(control_->fd(), SHUT_WR); // So the other end notices; what it says can still be heard.
     }
@@ -790,6 +798,7 @@ class Departure {
     VcpuThrottle throttle_;
     const SessionId session_;
     std::unique_ptr<Channel> control_;
+    bool may_have_last_word_ = true; ///< whether `control_` can still be read
     UniqueFd destination_process_; ///< a pidfd; empty if it is not known
     std::string_view stage_;
     std::uint64_t round_ = 0;       ///< its number, which each attempt has anew
