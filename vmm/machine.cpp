@@ -132,6 +132,7 @@ Machine::Machine(Config config, Clock::time_point started)
 
 Machine::~Machine() {
     if (parts_ && parts_->hardware.virtio.has_left_work()) {
+        parts_->hardware.virtio.destroy_idle();
         parts_->embedder.part();
         static_cast<void>(parts_.release()); // The host still writes to the guest's memory, so all of it stays.
     }

@@ -255,6 +255,20 @@ TEST_F(Pause, OfDevicesOfAllKindsEndsAndTheyGoOnWithWhatCameMeanwhile) {
     }
 }
 
+TEST_F(Pause, DeviceWhoseWorkDoesNotEndKeepsNothingOfTheOthers) {
+    start();
+    read_disk();
+    ASSERT_TRUE(eventually([&] { return disk->held() == 1; }));
+    pause->close();
+    pause.reset();
+    devices->abandon();
+    ASSERT_TRUE(devices->has_left_work());
+    EXPECT_TRUE(std::filesystem::exists(directory / "vsock"));
+    devices->destroy_idle();
+    EXPECT_FALSE(std::filesystem::exists(directory / "vsock"));
+    disk->release_all(); // So that its thread ends.
+}
+
 TEST_F(Pause, HoldsWhatTheDriverAndTheHostGiveToEachKindOfDevice) {
     start();
     struct Asked {

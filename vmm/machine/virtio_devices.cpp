@@ -387,14 +387,15 @@ VirtioDevices::VirtioDevices(kvm::Vm& vm, const GuestMemory& memory, std::vector
 }
 
 VirtioDevices::~VirtioDevices() {
-    if (pci_ == nullptr) {
-        return;
-    }
     for (const std::shared_ptr<Slot>& slot : slots_) {
-        if (slot->pci) {
-            pci_->bus().remove(slot->pci->slot);
-            pci_->release_doorbells(slot->pci->slot);
-        }
+        remove_from_bus(*slot);
+    }
+}
+
+void VirtioDevices::remove_from_bus(const Slot& slot) noexcept {
+    if (slot.pci) {
+        pci_->bus().remove(slot.pci->slot);
+        pci_->release_doorbells(slot.pci->slot);
     }
 }
 
@@ -707,6 +708,17 @@ std::exception_ptr VirtioDevices::end_threads() noexcept {
 bool VirtioDevices::has_left_work() const noexcept {
     const std::lock_guard hold(mutex_);
     return !left_.empty();
+}
+
+void VirtioDevices::destroy_idle() noexcept {
+    const std::lock_guard hold(mutex_);
+    const auto idle = std::stable_partition(slots_.begin(), slots_.end(), [this](const std::shared_ptr<Slot>& slot) {
+        return std::ranges::find(left_, slot->device->identity().name) != left_.end();
+    });
+    for (auto slot = idle; slot != slots_.end(); ++slot) {
+        remove_from_bus(**slot);
+    }
+    slots_.erase(idle, slots_.end());
 }
 
 void VirtioDevices::abandon() noexcept {

@@ -174,6 +174,8 @@ class VirtioDevices {
     /// After join() or abandon(): whether the host still works for a device, and writes to guest memory. Then neither
     /// this nor anything that it was made from may ever be destroyed.
     [[nodiscard]] bool has_left_work() const noexcept;
+    /// Destroys the other devices then, so that what they have on the host goes: sockets, say.
+    void destroy_idle() noexcept;
 
     /// A line for each device whose driver broke a rule, or whose work with the host does not end.
     [[nodiscard]] std::vector<std::string> failures() const;
@@ -226,6 +228,7 @@ class VirtioDevices {
     [[nodiscard]] Slots slots() const;
     void connect(Slot& slot, const VirtioDeviceState* state);
     void start_thread_of(Slot& slot);
+    void remove_from_bus(const Slot& slot) noexcept;
     [[nodiscard]] unsigned free_pci_slot() const;
 
     kvm::Vm& vm_;
