@@ -372,7 +372,8 @@ TEST(MigrationPageSender, AStopBeforeItBeginsSendsNothing) {
 }
 
 TEST(MigrationPageSender, AStopEndsItWhileNobodyReceives) {
-    const GuestMemory memory(kTransferLayout, PageSize::k4K);
+    // More than the send buffers of all channels hold.
+    const GuestMemory memory(std::array{GuestRange{GuestAddress{0}, 32 * kMiB}}, PageSize::k4K);
     fill_at_random(memory.regions()[0].bytes(), 9);
     const EventFd stop;
     PageSender sender(memory, {});
