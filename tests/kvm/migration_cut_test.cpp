@@ -75,7 +75,7 @@ struct MigrationCut : testing::MigrationTest {
         }
         if (source->statistics().state == RunState::kRunning) {
             destination.stop();
-            EXPECT_NE(destination.failure(), "");
+            stayed_because_ = error + "; there: " + destination.failure();
             expect_runs(source, "");
             return Outcome::kStayed;
         }
@@ -99,6 +99,8 @@ struct MigrationCut : testing::MigrationTest {
         expect_goes_on(running);
         expect_whole_output(before + running.output(), kVcpus);
     }
+
+    mutable std::string stayed_because_; ///< the last guest that stayed: what both ends said
 };
 
 /// What may become of the guest if the connections are cut when a message comes: before it is forwarded, or afterwards;
@@ -125,7 +127,7 @@ TEST_P(MigrationCutAt, OneGuestGoesOn) {
                 const Outcome outcome = migrate_through(
                     {.way = at.way, .message = at.message, .passes = passes, .for_good = for_good}, tcp);
                 EXPECT_NE(std::ranges::find(wanted, outcome), wanted.end())
-                    << static_cast<int>(outcome) << ": " << tcp << passes << for_good;
+                    << static_cast<int>(outcome) << ": " << tcp << passes << for_good << ": " << stayed_because_;
             }
         }
     }

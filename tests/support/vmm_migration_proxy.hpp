@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <span>
 #include <thread>
 #include <utility>
@@ -149,13 +150,18 @@ class MigrationProxy {
         std::memcpy(bytes.data(), &start, sizeof start);
         from.receive(std::span(bytes).subspan(sizeof start));
         const bool is_it = cut_.message && way == cut_.way && static_cast<MessageType>(start.type) == *cut_.message;
-        if (is_it && !cut_.passes) {
+        if (!is_it) {
+            const std::shared_lock passing(passing_);
+            pass(to, bytes, way);
+            return start;
+        }
+        // No answer to this message comes through before the cut.
+        const std::unique_lock nobody_else_passes(passing_);
+        if (!cut_.passes) {
             cut();
         }
         pass(to, bytes, way);
-        if (is_it) {
-            cut();
-        }
+        cut();
         return start;
     }
 
@@ -168,6 +174,7 @@ class MigrationProxy {
         if (count <= 0) {
             throw LinkError("it has ended");
         }
+        const std::shared_lock passing(passing_);
         pass(to, std::span(bytes).first(static_cast<std::size_t>(count)), way);
     }
 
@@ -210,6 +217,7 @@ class MigrationProxy {
     const MigrationAddress destination_;
     MigrationListener listener_;
     EventFd closing_;
+    std::shared_mutex passing_; ///< shared by those who send on, but for the one whose message the cut is at
     mutable std::mutex lock_; ///< guards all below
     bool is_closed_ = false;
     unsigned cuts_ = 0;
