@@ -218,7 +218,7 @@ class MigrationProxy {
     MigrationListener listener_;
     EventFd closing_;
     std::shared_mutex passing_; ///< shared by those who send on, but for the one whose message the cut is at
-    mutable std::mutex lock_; ///< guards all below
+    mutable std::mutex lock_;   ///< guards all below
     bool is_closed_ = false;
     unsigned cuts_ = 0;
     std::uint64_t passed_ = 0; ///< bytes in the cut's way, since the last one

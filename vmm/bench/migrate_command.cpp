@@ -124,7 +124,9 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
     try {
         check_fits(cells, room);
     } catch (const Error& error) {
-        throw Error(std::string("the memory of a guest that migrates is needed three times, because a bare loop is measured beside it: ") + error.what());
+        throw Error(std::string("the memory of a guest that migrates is needed three times, because a bare loop is "
+                                "measured beside it: ") +
+                    error.what());
     }
     results.load_before = load_average();
 

@@ -799,7 +799,7 @@ class Departure {
     const SessionId session_;
     std::unique_ptr<Channel> control_;
     bool may_have_last_word_ = true; ///< whether `control_` can still be read
-    UniqueFd destination_process_; ///< a pidfd; empty if it is not known
+    UniqueFd destination_process_;   ///< a pidfd; empty if it is not known
     std::string_view stage_;
     std::uint64_t round_ = 0;       ///< its number, which each attempt has anew
     std::uint64_t round_bytes_ = 0; ///< of memory, in the last one
