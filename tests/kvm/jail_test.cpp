@@ -11,9 +11,11 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -250,6 +252,70 @@ TEST_F(JailTest, SnapshotLeavesItAndBelongsToItsUser) {
     EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
 }
 
+/// A directory of a hierarchy of control groups, of whichever version the host has; empty: none may be made.
+class ControlGroup {
+  public:
+    ControlGroup() {
+        for (const char* const hierarchy : {"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids"}) {
+            const std::string path = std::string(hierarchy) + "/vmm-test." + std::to_string(::getpid());
+            std::error_code none;
+            if (std::filesystem::exists(std::string(hierarchy) + "/cgroup.procs") &&
+                std::filesystem::create_directory(path, none)) {
+                path_ = path;
+                return;
+            }
+        }
+    }
+    ~ControlGroup() {
+        if (!path_.empty()) { // The kernel lets go of those who have ended a little later.
+            EXPECT_TRUE(eventually([this] { return ::rmdir(path_.c_str()) == 0; })) << path_;
+        }
+    }
+    ControlGroup(const ControlGroup&) = delete;
+    ControlGroup& operator=(const ControlGroup&) = delete;
+
+    [[nodiscard]] const std::string& path() const noexcept { return path_; }
+
+  private:
+    std::string path_;
+};
+
+TEST_F(JailTest, JoinsTheControlGroupThatIsNamed) {
+    const ControlGroup group;
+    if (group.path().empty()) {
+        GTEST_SKIP() << "this host lets nobody make a control group";
+    }
+    CommandBeside command(with(words(as_user_), {"--cmdline", "passes=1000000", "--cgroup", group.path()}));
+    pid_t inside = 0;
+    ASSERT_TRUE(eventually([&] { return (inside = child_with_thread(command.process(), "vcpu0")) != 0; }))
+        << command.errors();
+    std::ifstream members(group.path() + "/cgroup.procs");
+    const std::vector<pid_t> all{std::istream_iterator<pid_t>(members), {}};
+    EXPECT_NE(std::ranges::find(all, inside), all.end());
+    EXPECT_NE(std::ranges::find(all, command.process()), all.end()) << "who waits for it is in the group, too";
+    command.send(SIGTERM);
+    EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
+}
+
+TEST_F(JailTest, GoesToTheNetworkNamespaceThatIsNamed) {
+    const std::string name = "vmm-test." + std::to_string(::getpid());
+    if (std::system(("ip netns add " + name + " 2>/dev/null").c_str()) != 0) {
+        GTEST_SKIP() << "`ip netns add` makes no network namespace here";
+    }
+    struct stat named {};
+    EXPECT_EQ(::stat(("/run/netns/" + name).c_str(), &named), 0);
+    CommandBeside command(with(words(as_user_), {"--cmdline", "passes=1000000", "--netns", name}));
+    pid_t inside = 0;
+    EXPECT_TRUE(eventually([&] { return (inside = child_with_thread(command.process(), "vcpu0")) != 0; }))
+        << command.errors();
+    struct stat own {};
+    EXPECT_EQ(::stat(("/proc/" + std::to_string(inside) + "/ns/net").c_str(), &own), 0);
+    EXPECT_EQ(own.st_ino, named.st_ino);
+    command.send(SIGTERM);
+    EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
+    EXPECT_EQ(std::system(("ip netns delete " + name).c_str()), 0);
+}
+
 TEST_F(JailTest, KilledParentTakesTheGuestWithIt) {
     CommandBeside command(with(words(as_user_), {"--cmdline", "passes=1000000"}));
     pid_t inside = 0;
@@ -283,6 +349,8 @@ TEST_F(JailTest, WhatCannotBeIsRefusedBeforeAnythingIsMade) {
         {with(as_user_, {"--netns", "nowhere"}), "ip netns add", exit_codes::kHostFailed, root_},
         {with(as_user_, {"--sandbox", "off"}), "--jail takes --sandbox on", exit_codes::kUsageError, root_},
         {with(as_user_, {"--vsock", directory_ / "vsock"}), "--jail and --vsock", exit_codes::kUsageError, root_},
+        {with(as_user_, {"--incoming", "unix:" + directory_ / "in"}), "exclude each other", exit_codes::kUsageError,
+         root_},
     };
     for (const Case& one : cases) {
         std::vector<std::string> all = words({});

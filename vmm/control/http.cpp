@@ -27,27 +27,36 @@ using ErrorCode = boost::system::error_code;
 constexpr std::size_t kMostAnswerHeaderBytes = 64UL * 1024;
 constexpr std::size_t kMostAnswerBytes = 64UL * 1024 * 1024;
 
-/// Gives the parser what it takes of `pending`, and removes that.
-template <typename Parser>
-ErrorCode feed(Parser& parser, std::string& pending) {
-    ErrorCode error;
-    std::size_t taken = 0;
-    while (taken < pending.size() && !parser.is_done()) {
-        const std::size_t put = parser.put(boost::asio::buffer(pending.data() + taken, pending.size() - taken), error);
-        taken += put;
-        if (error == http::error::need_more) {
-            error = {};
-            if (put == 0) {
+/// Gives a parser what it takes of what has come. It asserts that the end of a body in chunks, of which it has seen the
+/// beginning, is at least as long as the shortest one when it sees it again: less is kept back until more comes.
+class Feeder {
+  public:
+    /// Removes from `pending` what `parser` takes.
+    template <typename Parser>
+    ErrorCode feed(Parser& parser, std::string& pending) {
+        ErrorCode error;
+        std::size_t taken = 0;
+        while (taken < pending.size() && pending.size() - taken >= least_ && !parser.is_done()) {
+            const std::size_t put =
+                parser.put(boost::asio::buffer(pending.data() + taken, pending.size() - taken), error);
+            taken += put;
+            const bool needs_more = error == http::error::need_more;
+            least_ = needs_more ? kShortestEnd : 0;
+            if (needs_more) {
+                error = {};
+            }
+            if (error || put == 0) {
                 break;
             }
         }
-        if (error || put == 0) {
-            break;
-        }
+        pending.erase(0, taken);
+        return error;
     }
-    pending.erase(0, taken);
-    return error;
-}
+
+  private:
+    static constexpr std::size_t kShortestEnd = std::string_view("0\r\n\r\n").size();
+    std::size_t least_ = 0; ///< so much has to be there before the parser is asked again
+};
 
 std::string text_of(boost::beast::string_view view) {
     return {view.data(), view.size()};
@@ -86,17 +95,19 @@ struct RequestReader::Parts {
         parser->header_limit(static_cast<std::uint32_t>(limits.header_bytes));
         parser->body_limit(limits.body_bytes);
         parser->eager(true);
+        feeder = {};
         told_to_go_on = false;
     }
     void go_on() {
         if (!error && !parser->is_done()) {
-            error = feed(*parser, pending);
+            error = feeder.feed(*parser, pending);
         }
     }
 
     HttpLimits limits;
     std::string pending; ///< what the parser has not taken yet
     std::optional<RequestParser> parser;
+    Feeder feeder;
     ErrorCode error;
     bool told_to_go_on = false;
 };
@@ -171,6 +182,7 @@ struct AnswerReader::Parts {
 
     std::string pending;
     ResponseParser parser;
+    Feeder feeder;
 };
 
 AnswerReader::AnswerReader() : parts_(std::make_unique<Parts>()) {}
@@ -179,7 +191,7 @@ AnswerReader::~AnswerReader() = default;
 
 void AnswerReader::add(std::string_view bytes) {
     parts_->pending += bytes;
-    const ErrorCode error = feed(parts_->parser, parts_->pending);
+    const ErrorCode error = parts_->feeder.feed(parts_->parser, parts_->pending);
     if (error || parts_->parser.get().body().size() > kMostAnswerBytes) {
         throw Error("cannot understand the answer of the machine's control socket: " +
                     (error ? error.message() : std::string("it is too long")) +

@@ -4,6 +4,8 @@
 
 #include <random>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kvm/host/error.hpp"
 
@@ -63,6 +65,28 @@ TEST(RequestReader, TakesABodyInChunks) {
     reader.add("POST /stop HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n");
     ASSERT_EQ(reader.state(), State::kWhole);
     EXPECT_EQ(reader.take().body, "{}");
+}
+
+/// The parser asserts that it is never shown less of the end than the shortest one is long.
+TEST(RequestReader, TakesABodyInChunksInPiecesOfAnySize) {
+    const std::string head = "POST /stop HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (const bool is_empty : {true, false}) {
+        for (const char* const end : {"0\r\n\r\n", "000\r\n\r\n", "0;a=b\r\n\r\n", "0\r\nName: value\r\n\r\n"}) {
+            const std::string whole = head + (is_empty ? "" : "1\r\n{\r\n1\r\n}\r\n") + end;
+            for (std::size_t first = 1; first <= whole.size(); ++first) {
+                for (std::size_t size = 1; size <= 6; ++size) {
+                    RequestReader reader(HttpLimits{});
+                    reader.add(std::string_view(whole).substr(0, first));
+                    for (std::size_t at = first; at < whole.size(); at += size) {
+                        ASSERT_EQ(reader.state(), RequestReader::State::kPartial) << first << ", " << size;
+                        reader.add(std::string_view(whole).substr(at, size));
+                    }
+                    ASSERT_EQ(reader.state(), RequestReader::State::kWhole) << first << ", " << size;
+                    ASSERT_EQ(reader.take().body, is_empty ? "" : "{}");
+                }
+            }
+        }
+    }
 }
 
 TEST(RequestReader, SaysOnceThatTheSenderWaits) {
@@ -133,6 +157,38 @@ TEST(AnswerReader, TakesAnAnswerAndItsChunks) {
     chunks.add(chunk_of("two\n") + std::string(last_chunk()));
     EXPECT_EQ(chunks.take_body(), "two\n");
     EXPECT_TRUE(chunks.is_whole());
+}
+
+TEST(AnswerReader, TakesEachChunkAsSoonAsItIsThere) {
+    AnswerReader reader;
+    HttpAnswer answer;
+    answer.status = 200;
+    reader.add(head_of(answer, false, Framing::kChunks));
+    for (const std::string& text : std::vector<std::string>{"1", "two\n", std::string(300, 'x')}) {
+        for (const char byte : chunk_of(text)) {
+            reader.add({&byte, 1});
+        }
+        EXPECT_EQ(reader.take_body(), text);
+        EXPECT_FALSE(reader.is_whole());
+    }
+    for (const char byte : last_chunk()) {
+        EXPECT_FALSE(reader.is_whole());
+        reader.add({&byte, 1});
+    }
+    EXPECT_TRUE(reader.is_whole());
+}
+
+TEST(AnswerReader, WithABadEndIsRefused) {
+    AnswerReader reader;
+    reader.add("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na");
+    for (const std::string_view piece : {std::string_view("\0\n", 2), std::string_view("\r\n")}) {
+        try {
+            reader.add(piece);
+        } catch (const Error&) {
+            return;
+        }
+    }
+    EXPECT_FALSE(reader.is_whole());
 }
 
 TEST(AnswerReader, RefusesWhatIsNone) {
