@@ -656,7 +656,7 @@ void Arrival::resume(Reception::Visitor visitor) {
         const std::lock_guard hold(lock_);
         cut_at_.reset();
         control_ = std::move(visitor.channel);
-        ++attempt_;
+        resumed.attempt = ++attempt_;
         ++report_.resumed;
     }
     static_cast<void>(say(MessageType::kResumed, encode(resumed)));

@@ -191,7 +191,7 @@ class Departure {
             streams.push_back(
                 connect_channel(options_.address, options_.security, cancelled_.fd(), kPatienceToConnect));
             streams.back()->set_patience(kPatience);
-            send_message(*streams.back(), MessageType::kStream, encode(Stream{session_, index, report_.reconnects}));
+            send_message(*streams.back(), MessageType::kStream, encode(Stream{session_, index, attempt_}));
         }
         sender_.use(std::move(streams));
     }
@@ -348,6 +348,7 @@ class Departure {
                 may_have_last_word_ = true;
                 PageBits left = sender_.missing(todo, resumed.applied_frames);
                 ++report_.reconnects;
+                attempt_ = resumed.attempt.value_or(attempt_ + 1);
                 open_streams();
                 return left;
             } catch (const StoppedError&) {
@@ -801,6 +802,7 @@ class Departure {
     bool may_have_last_word_ = true; ///< whether `control_` can still be read
     UniqueFd destination_process_;   ///< a pidfd; empty if it is not known
     std::string_view stage_;
+    std::uint32_t attempt_ = 0;     ///< Stream::attempt
     std::uint64_t round_ = 0;       ///< its number, which each attempt has anew
     std::uint64_t round_bytes_ = 0; ///< of memory, in the last one
     double round_seconds_ = 1;      ///< of the last one

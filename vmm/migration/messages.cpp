@@ -117,6 +117,7 @@ void describe(auto& fields, auto&& welcome, const Welcome& /*tag*/) {
 void describe(auto& fields, auto&& resumed, const Resumed& /*tag*/) {
     fields.rows("applied_frames", resumed.applied_frames, {1, kMostStreams},
                 [](auto& row, auto& count) { row.number(count); });
+    fields.number("attempt", resumed.attempt);
 }
 void describe(auto& fields, auto&& round, const Round& /*tag*/) {
     fields.number("number", round.number);

@@ -109,6 +109,9 @@ struct Welcome {
 };
 struct Resumed {
     std::vector<std::uint64_t> applied_frames{}; ///< of each stream, since the migration began
+    /// What the destination expects of streams from now on (Stream::attempt). It may have heard of more attempts than
+    /// the source has had answers. Nothing: it is of a version that does not say so.
+    std::optional<std::uint32_t> attempt{};
 };
 struct Round {
     std::uint64_t number = 0;

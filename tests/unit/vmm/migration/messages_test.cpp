@@ -75,7 +75,9 @@ TEST(MigrationMessage, ABodyIsTheSameAtTheOtherEnd) {
     EXPECT_EQ(there_and_back(Resume{numbered_session()}).session, numbered_session());
     EXPECT_EQ(there_and_back(Question{numbered_session()}).session, numbered_session());
     EXPECT_EQ(there_and_back(Welcome{7}).protocol, 7U);
-    EXPECT_EQ(there_and_back(Resumed{{1, ~std::uint64_t{0}, 0}}).applied_frames,
+    EXPECT_EQ(there_and_back(Resumed{{1}, 7}).attempt, 7U);
+    EXPECT_EQ(there_and_back(Resumed{{1}, std::nullopt}).attempt, std::nullopt);
+    EXPECT_EQ(there_and_back(Resumed{{1, ~std::uint64_t{0}, 0}, 1}).applied_frames,
               (std::vector<std::uint64_t>{1, ~std::uint64_t{0}, 0}));
     const Round round = there_and_back(Round{~std::uint64_t{0}, true});
     EXPECT_EQ(round.number, ~std::uint64_t{0});
@@ -133,11 +135,12 @@ TEST(MigrationMessage, ABodyThatCannotBeIsRefused) {
     EXPECT_TRUE(mentions(refusal_of_body(post_copy, set("connections", 1)), "connections"));
     EXPECT_TRUE(mentions(refusal_of_body(post_copy, set("connections", 18)), "connections"));
     EXPECT_TRUE(mentions(refusal_of_body(post_copy, set("absent_chunks", CborValue::binary({}))), "absent_chunks"));
-    EXPECT_TRUE(mentions(refusal_of_body(Resumed{{1}}, set("applied_frames", CborValue::array())), "applied_frames"));
     EXPECT_TRUE(
-        mentions(refusal_of_body(Resumed{{1}}, set("applied_frames", CborValue::array({CborValue::array({1, 2})}))),
+        mentions(refusal_of_body(Resumed{{1}, 1}, set("applied_frames", CborValue::array())), "applied_frames"));
+    EXPECT_TRUE(
+        mentions(refusal_of_body(Resumed{{1}, 1}, set("applied_frames", CborValue::array({CborValue::array({1, 2})}))),
                  "applied_frames"));
-    EXPECT_NE(refusal_of_body(Resumed{std::vector<std::uint64_t>(16)},
+    EXPECT_NE(refusal_of_body(Resumed{std::vector<std::uint64_t>(16), 1},
                               [](CborValue& resumed) {
                                   resumed["applied_frames"].push_back(CborValue::array({std::uint64_t{0}}));
                               }),
