@@ -260,7 +260,16 @@ class Departure {
     }
 
     void wait_until_synced() {
+        const Clock::time_point give_up = Clock::now() + patience_;
         for (;;) {
+            while (!control_->wait_readable(milliseconds(100))) {
+                if (sender_.is_cut()) { // What it has sent there may never arrive.
+                    throw LinkError(control_->name() + " has ended a stream of pages");
+                }
+                if (Clock::now() >= give_up) {
+                    throw LinkError(control_->name() + " does not say that pages have come");
+                }
+            }
             const auto synced = decode<Round>(expect(MessageType::kSynced));
             if (synced.number == round_) {
                 is_full_there_ = is_full_there_ || synced.is_full;
@@ -518,6 +527,7 @@ class Departure {
         return std::max(kLeast, 4 * options_.downtime);
     }
     void set_patience(milliseconds patience) {
+        patience_ = patience;
         control_->set_patience(patience);
         sender_.set_patience(patience);
     }
@@ -799,8 +809,9 @@ class Departure {
     VcpuThrottle throttle_;
     const SessionId session_;
     std::unique_ptr<Channel> control_;
-    bool may_have_last_word_ = true; ///< whether `control_` can still be read
-    UniqueFd destination_process_;   ///< a pidfd; empty if it is not known
+    milliseconds patience_ = kPatience; ///< with what the destination says of pages
+    bool may_have_last_word_ = true;    ///< whether `control_` can still be read
+    UniqueFd destination_process_;      ///< a pidfd; empty if it is not known
     std::string_view stage_;
     std::uint32_t attempt_ = 0;     ///< Stream::attempt
     std::uint64_t round_ = 0;       ///< its number, which each attempt has anew

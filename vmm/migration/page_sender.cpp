@@ -1,5 +1,6 @@
 #include "vmm/migration/page_sender.hpp"
 
+#include <poll.h>
 #include <zstd.h>
 
 #include <algorithm>
@@ -216,6 +217,13 @@ void PageSender::set_patience(std::chrono::milliseconds patience) noexcept {
     for (const Stream& stream : streams_) {
         stream.channel->set_patience(patience);
     }
+}
+
+bool PageSender::is_cut() const noexcept {
+    return std::ranges::any_of(streams_, [](const Stream& stream) {
+        pollfd watched{stream.channel->fd(), POLLIN | POLLRDHUP, 0};
+        return ::poll(&watched, 1, 0) > 0;
+    });
 }
 
 void PageSender::shut_down() noexcept {

@@ -47,6 +47,9 @@ class PageSender {
     void use(std::vector<std::unique_ptr<Channel>> streams);
     /// As Channel::set_patience(), of all streams.
     void set_patience(std::chrono::milliseconds patience) noexcept;
+    /// Whether the other end has ended a stream, or has said there that it does not take it: nothing else is said
+    /// there.
+    [[nodiscard]] bool is_cut() const noexcept;
     /// Ends the streams at once.
     void shut_down() noexcept;
 
