@@ -75,7 +75,9 @@ struct MigrationCut : testing::MigrationTest {
         }
         if (source->statistics().state == RunState::kRunning) {
             destination.stop();
-            stayed_because_ = error + "; there: " + destination.failure();
+            const std::string there = destination.failure();
+            EXPECT_NE(there, "");
+            stayed_because_ = error + "; there: " + there;
             expect_runs(source, "");
             return Outcome::kStayed;
         }

@@ -27,8 +27,8 @@ using ErrorCode = boost::system::error_code;
 constexpr std::size_t kMostAnswerHeaderBytes = 64UL * 1024;
 constexpr std::size_t kMostAnswerBytes = 64UL * 1024 * 1024;
 
-/// Gives a parser what it takes of what has come. It asserts that the end of a body in chunks, of which it has seen the
-/// beginning, is at least as long as the shortest one when it sees it again: less is kept back until more comes.
+/// Gives a parser what has come. The parser aborts the process if it is shown fewer than five bytes of the end of a
+/// body in chunks for a second time. This class therefore keeps back a shorter rest until more has come.
 class Feeder {
   public:
     /// Removes from `pending` what `parser` takes.

@@ -109,8 +109,8 @@ struct Welcome {
 };
 struct Resumed {
     std::vector<std::uint64_t> applied_frames{}; ///< of each stream, since the migration began
-    /// What the destination expects of streams from now on (Stream::attempt). It may have heard of more attempts than
-    /// the source has had answers. Nothing: it is of a version that does not say so.
+    /// The destination takes streams with this Stream::attempt from now on. The source cannot count attempts itself,
+    /// because an answer may be lost. Older versions do not send it.
     std::optional<std::uint32_t> attempt{};
 };
 struct Round {

@@ -667,7 +667,7 @@ bool Broker::rename_at(int directory, const char* from, const char* to, unsigned
                                .second = to,
                                .value = static_cast<int>(flags),
                                .fds = {directory, -1, -1, -1}});
-    // What has come of a question whose answer is lost can be seen.
+    // The answer may be lost although the name was changed. The directory shows whether it was.
     return (answer.is_lost && !is_there(directory, from) && is_there(directory, to)) || has_worked(answer.error_number);
 }
 

@@ -6,10 +6,10 @@
 
 namespace vmm {
 
-/// Tells `filter` what the threads of such a process may do. Calls that are not named fail, so the filter is one of
-/// FilterBuilder::Otherwise::kEperm; a call that would take over something else is refused. Threads that a guest can
-/// reach have a second filter (allow_thread()). compiled_filters::kAnyProcess stands for the process itself. Throws
-/// Error.
+/// Tells `filter` what the threads of such a process may do. Calls that are not named fail: the filter has to be
+/// made with FilterBuilder::Otherwise::kEperm. A call that would take over something else is refused. Threads that a
+/// guest can reach have a second filter (allow_thread()). compiled_filters::kAnyProcess stands for the process itself.
+/// Throws Error.
 void allow_process(FilterBuilder& filter, const ProcessNeeds& needs);
 
 } // namespace vmm

@@ -256,7 +256,7 @@ TEST_F(SandboxTest, HeapOfTheProcessIsNotSaidToGrow) {
 }
 
 // An arena shrinks when enough of it is free. Each large block that is freed makes the allocator wait for more, and the
-// first arena that shrinks has it read a file.
+// allocator reads a file when the first arena shrinks.
 TEST_F(SandboxTest, ArenaShrinksAfterALargeBlockWasFreedBefore) {
     constexpr std::size_t kLargeBytes = 4 << 20;
     constexpr std::size_t kBlockBytes = 100'000;
