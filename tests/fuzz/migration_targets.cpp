@@ -281,6 +281,7 @@ void receive_pages(Input& input) {
         const std::size_t stream = input.byte() % streams;
         append_frame(wires[stream], input, good[stream]);
     }
+    // One after the other: a source sends a page by one stream at a time, and these send the same pages.
     for (unsigned i = 0; i < streams; ++i) {
         ChannelEnds ends(kPeerPatience);
         receiver.add(i, std::move(ends.destination));
@@ -288,9 +289,8 @@ void receive_pages(Input& input) {
             ends.source->send(wires[i]);
         } catch (const LinkError&) { // It was refused meanwhile.
         }
-    }
-    for (unsigned i = 0; i < streams; ++i) {
-        ended.acquire(); // Each ends, because its connection does at the latest.
+        ends.source.reset();
+        ended.acquire(); // Its connection has ended, at the latest.
     }
     receiver.cut();
     const std::vector<std::uint64_t> applied = receiver.applied_frames();

@@ -17,7 +17,8 @@
 namespace vmm {
 
 /// Receives the frames of several streams, each on a thread of its own. What is sent is never trusted: a range outside
-/// of memory, or a wrong checksum, ends all.
+/// of memory, or a wrong checksum, ends all. A checksum is that of what lies in memory in the end, so a page that two
+/// streams bring at once is refused as one that was changed on its way; a source brings it by one stream a round.
 ///
 /// Threads: any.
 class PageReceiver {
