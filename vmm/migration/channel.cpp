@@ -94,8 +94,8 @@ UniqueFd pidfd_of_peer(int socket) noexcept {
     return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer->process, 0)));
 }
 
-/// Waits for `events` of `fd`. False: `give_up` has passed. Throws StoppedError.
-bool wait_for_link(int fd, short events, int stop_fd, GiveUpTime give_up, const std::string& tried) {
+/// Waits for `events` of `fd`, or for its end. Returns which have come: none if `give_up` has passed. Throws StoppedError.
+short wait_for_link(int fd, short events, int stop_fd, GiveUpTime give_up, const std::string& tried) {
     for (;;) {
         // poll() passes over negative descriptors.
         std::array<pollfd, 2> ready{{{fd, events, 0}, {stop_fd, POLLIN, 0}}};
@@ -107,10 +107,10 @@ bool wait_for_link(int fd, short events, int stop_fd, GiveUpTime give_up, const 
             throw StoppedError("cannot " + tried + ": a stop was requested");
         }
         if (count > 0) {
-            return true;
+            return ready[0].revents;
         }
         if (count == 0 || std::chrono::steady_clock::now() >= give_up) {
-            return false;
+            return 0;
         }
     }
 }
@@ -143,13 +143,18 @@ Channel::Channel(UniqueFd socket, std::string name, int stop_fd, std::unique_ptr
 Channel::~Channel() = default;
 
 void Channel::wait(short events, std::chrono::steady_clock::time_point give_up, const std::string& tried) {
-    const bool is_ready = wait_for_link(socket_.get(), events, stop_fd_, std::min(give_up, deadline_), tried);
+    // TCP goes on sending to a peer that has shut its socket down and keeps it open; no such peer receives any more.
+    const auto watched = static_cast<short>((events & POLLOUT) != 0 ? events | POLLRDHUP : events);
+    const short come = wait_for_link(socket_.get(), watched, stop_fd_, std::min(give_up, deadline_), tried);
+    if (come == POLLRDHUP) {
+        throw_end(tried);
+    }
     if (std::chrono::steady_clock::now() >= deadline_) {
         throw LinkError("cannot " + tried +
                         ": it has taken longer than it may (see what the process at the other end " +
                         "waits for, and the network between)");
     }
-    if (!is_ready) {
+    if (come == 0) {
         throw LinkError("cannot " + tried + ": not a byte has passed for " + in_words(patience_) +
                         " (see whether the process at the other end still runs, and the network between)");
     }
@@ -224,7 +229,7 @@ void Channel::throw_end(const std::string& tried) const {
 }
 
 bool Channel::wait_readable(std::chrono::milliseconds patience) {
-    return wait_for_link(socket_.get(), POLLIN, stop_fd_, give_up_after(patience), "wait for " + name_);
+    return wait_for_link(socket_.get(), POLLIN, stop_fd_, give_up_after(patience), "wait for " + name_) != 0;
 }
 
 void Channel::send_descriptors(std::span<const int> fds) {
@@ -379,7 +384,7 @@ ConnectTry try_endpoint(const Endpoint& endpoint, int stop_fd, GiveUpTime give_u
         if (errno != EINPROGRESS && errno != EINTR) {
             return {UniqueFd(), errno};
         }
-        if (!wait_for_link(socket.get(), POLLOUT, stop_fd, give_up, tried)) {
+        if (wait_for_link(socket.get(), POLLOUT, stop_fd, give_up, tried) == 0) {
             return {UniqueFd(), ETIMEDOUT};
         }
         int error = 0;

@@ -7,6 +7,7 @@
 #include <array>
 #include <chrono>
 #include <exception>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -272,7 +273,8 @@ bool PageSender::send(const PageBits& pages, std::uint64_t number, const std::st
 
 void PageSender::run(std::vector<std::unique_ptr<Worker>>& workers, const PageBits& pages,
                      const std::vector<Chunk>& chunks, const std::stop_token& stop) {
-    std::vector<std::exception_ptr> failures(workers.size());
+    std::mutex failing;
+    std::exception_ptr first_failure;
     const auto work = [&](std::size_t index) noexcept {
         try {
             for (std::size_t next = next_chunk_++; next < chunks.size() && !stop.stop_requested();
@@ -280,8 +282,12 @@ void PageSender::run(std::vector<std::unique_ptr<Worker>>& workers, const PageBi
                 workers[index]->send_chunk(chunks[next], pages, stop);
             }
         } catch (...) {
-            failures[index] = std::current_exception();
-            next_chunk_ = chunks.size(); // The others need not go on.
+            const std::lock_guard hold(failing);
+            if (!first_failure) {
+                first_failure = std::current_exception();
+                next_chunk_ = chunks.size();
+                shut_down(); // The others may wait for a peer that takes nothing any more.
+            }
         }
     };
     {
@@ -291,10 +297,8 @@ void PageSender::run(std::vector<std::unique_ptr<Worker>>& workers, const PageBi
         }
         work(0);
     }
-    for (const std::exception_ptr& failure : failures) {
-        if (failure) {
-            std::rethrow_exception(failure);
-        }
+    if (first_failure) {
+        std::rethrow_exception(first_failure);
     }
 }
 

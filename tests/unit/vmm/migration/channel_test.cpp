@@ -198,6 +198,22 @@ TEST_P(MigrationChannelTest, ShutDownEndsTheWaitsOfBothEnds) {
     link_.listening->shut_down();
 }
 
+/// The other end's socket is not closed: TCP would go on waiting for room in it.
+TEST_P(MigrationChannelTest, ShutDownEndsASendThatTheOtherEndWaitsIn) {
+    link_.connecting->set_patience(std::chrono::hours(1));
+    const std::vector<std::byte> much(1UL << 20);
+    auto sending = std::async(std::launch::async, [&] {
+        return link_error_of([&] {
+            for (;;) { // It waits when every buffer between is full.
+                link_.connecting->send(much);
+            }
+        });
+    });
+    EXPECT_TRUE(link_.listening->wait_readable(testing::kPatience));
+    link_.listening->shut_down();
+    EXPECT_TRUE(mentions(sending.get(), "cannot send to " + link_.connecting->name()));
+}
+
 INSTANTIATE_TEST_SUITE_P(Sockets, MigrationChannelTest,
                          ::testing::Values(MigrationAddress::Kind::kUnix, MigrationAddress::Kind::kTcp),
                          [](const auto& kind) { return kind.param == MigrationAddress::Kind::kUnix ? "Unix" : "Tcp"; });

@@ -391,6 +391,28 @@ TEST(MigrationPageSender, AStopEndsItWhileNobodyReceives) {
     EXPECT_THROW(sent.get(), StoppedError);
 }
 
+TEST(MigrationPageSender, AStreamThatIsCutEndsTheWaitsOfTheOthers) {
+    const GuestMemory memory(std::array{GuestRange{GuestAddress{0}, 64 * kMiB}}, PageSize::k4K);
+    fill_at_random(memory.regions()[0].bytes(), 9);
+    for (const std::size_t cut : {std::size_t{0}, std::size_t{2}}) {
+        PageSender sender(memory, {});
+        std::vector<std::unique_ptr<Channel>> channels;
+        std::vector<std::unique_ptr<Channel>> silent;
+        for (int i = 0; i < 3; ++i) {
+            ChannelEnds ends(std::chrono::hours(1));
+            channels.push_back(std::move(ends.source));
+            silent.push_back(std::move(ends.destination));
+        }
+        sender.use(std::move(channels));
+        auto sent = std::async(std::launch::async, [&] { return sender.send(all_pages(memory.regions()), 1, {}); });
+        for (const auto& channel : silent) {
+            EXPECT_TRUE(channel->wait_readable(kPatience));
+        }
+        silent[cut].reset();
+        EXPECT_THROW(sent.get(), LinkError);
+    }
+}
+
 /// Stands between a sender and a receiver, and cuts the way after so many bytes.
 class CutAfter {
   public:
