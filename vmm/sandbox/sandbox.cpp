@@ -13,15 +13,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <thread>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/thread_rights.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/sandbox/compiled_filters.hpp"
 #include "vmm/sandbox/landlock.hpp"
 #include "vmm/sandbox/process_sandbox.hpp"
@@ -53,31 +50,18 @@ bool is_told_how_many_arenas() {
 
 /// The allocator of glibc looks at the host when it needs to know something for the first time, in whatever thread that
 /// is: how many processors there are when it makes its ninth arena, and how the kernel overcommits memory
-/// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread could not.
+/// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread cannot, so that
+/// neither is left to happen.
 void prepare_allocator() {
     if (!is_told_how_many_arenas()) { // Then as many as it would have counted.
         constexpr int kArenasOfAProcessor = 8;
         ::mallopt(M_ARENA_MAX,
                   kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
     }
-    // A thread has an arena of its own. When more than the threshold at the end of it is free, the allocator gives that
-    // back. Left alone, the threshold would rise with each large block that is freed, and the thread below would not
-    // reach it.
-    constexpr int kTrimBytes = 128 * 1024; // The allocator's own first value.
-    ::mallopt(M_TRIM_THRESHOLD, kTrimBytes);
-    start_thread("the preparation of the sandbox", [] {
-        constexpr std::size_t kLessThanAMapping = 100'000;
-        std::array<std::unique_ptr<volatile char[]>, 4> blocks;
-        for (auto& block : blocks) {
-            block.reset(new (std::nothrow) volatile char[kLessThanAMapping]); // Without memory nothing shrinks, either.
-            if (block) {
-                block[0] = 1;
-            }
-        }
-        for (std::size_t last = blocks.size(); last > 0; --last) {
-            blocks[last - 1].reset();
-        }
-    }).join();
+    // An arena other than the first one consists of heaps of at most 64 MiB, and shrinks when as much as the threshold is
+    // free at the end of a heap: never, with this one.
+    constexpr int kMostHeapBytes = 64 << 20; // HEAP_MAX_SIZE of glibc's arena.c.
+    ::mallopt(M_TRIM_THRESHOLD, kMostHeapBytes);
 }
 
 } // namespace
