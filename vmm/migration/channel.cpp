@@ -94,7 +94,8 @@ UniqueFd pidfd_of_peer(int socket) noexcept {
     return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer->process, 0)));
 }
 
-/// Waits for `events` of `fd`, or for its end. Returns which have come: none if `give_up` has passed. Throws StoppedError.
+/// Waits for `events` of `fd`, or for its end. Returns which have come: none if `give_up` has passed. Throws
+/// StoppedError.
 short wait_for_link(int fd, short events, int stop_fd, GiveUpTime give_up, const std::string& tried) {
     for (;;) {
         // poll() passes over negative descriptors.

@@ -636,7 +636,11 @@ void Broker::add_socket(const std::string& path) {
 }
 
 void Broker::settle() {
-    if (const int error = ask({.act = Act::kSettle}).error_number; error != 0) {
+    const std::lock_guard hold(asking_);
+    const Head head{.act = static_cast<std::uint32_t>(Act::kSettle), .sequence = ++sequence_};
+    // It comes before all that is asked later. Nobody waits for the answer, because to wake the broker takes a while;
+    // ask() passes over it.
+    if (const int error = broker_message::send(socket_.get(), head, {}, {}, {-1, -1, -1, -1}); error != 0) {
         throw_errno(error, "tell the process that opens files what it may do");
     }
 }

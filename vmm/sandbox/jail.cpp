@@ -6,6 +6,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -20,9 +21,11 @@
 #include <filesystem>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/retry.hpp"
+#include "vmm/sandbox/broker_message.hpp"
 
 namespace vmm {
 
@@ -85,6 +88,41 @@ void check_user(const JailSettings& settings) {
     }
 }
 
+void close_all_but(std::vector<int> kept) noexcept {
+    std::ranges::sort(kept);
+    int next = STDERR_FILENO + 1;
+    const auto close_between = [](int first, int last) {
+        if (first <= last && ::syscall(SYS_close_range, first, last, 0U) != 0) {
+            rlimit limit{};
+            ::getrlimit(RLIMIT_NOFILE, &limit);
+            for (int fd = first; fd <= last && static_cast<rlim_t>(fd) < limit.rlim_cur; ++fd) {
+                ::close(fd);
+            }
+        }
+    };
+    for (const int fd : kept) {
+        if (fd >= next) {
+            close_between(next, fd - 1);
+            next = fd + 1;
+        }
+    }
+    close_between(next, INT_MAX);
+}
+
+/// Makes a network namespace, which takes the kernel half a millisecond, and sends it on while the child goes on.
+void send_network(int socket) noexcept {
+    int error_number = 0;
+    UniqueFd network;
+    if (::unshare(CLONE_NEWNET) != 0) {
+        error_number = errno;
+    } else {
+        network.reset(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+        error_number = network ? 0 : errno;
+    }
+    // If the child has ended, nobody needs it.
+    static_cast<void>(broker_message::send(socket, {.value = error_number}, {}, {}, {network.get(), -1, -1, -1}));
+}
+
 /// The parent's part: it is what others know by its number, so it hands on what they tell it.
 [[noreturn]] void stand_for(pid_t child) noexcept {
     for (;;) {
@@ -124,27 +162,6 @@ void check_user(const JailSettings& settings) {
             ::kill(child, signal);
         }
     }
-}
-
-void close_all_but(std::vector<int> kept) noexcept {
-    std::ranges::sort(kept);
-    int next = STDERR_FILENO + 1;
-    const auto close_between = [](int first, int last) {
-        if (first <= last && ::syscall(SYS_close_range, first, last, 0U) != 0) {
-            rlimit limit{};
-            ::getrlimit(RLIMIT_NOFILE, &limit);
-            for (int fd = first; fd <= last && static_cast<rlim_t>(fd) < limit.rlim_cur; ++fd) {
-                ::close(fd);
-            }
-        }
-    };
-    for (const int fd : kept) {
-        if (fd >= next) {
-            close_between(next, fd - 1);
-            next = fd + 1;
-        }
-    }
-    close_between(next, INT_MAX);
 }
 
 /// The ids are the same inside and outside: files and sockets are whose they were.
@@ -210,12 +227,18 @@ Jail::Jail(JailSettings settings, const std::vector<int>& kept) : settings_(std:
                    "its limits may be reached, or it has groups in it: take one without");
     }
     close_all_but(kept);
+    UniqueFd sends_network;
     if (!settings_.net_namespace.empty()) {
-        net_namespace_.reset(::open((kNamespaces + settings_.net_namespace).c_str(), O_RDONLY | O_CLOEXEC));
-        if (!net_namespace_) {
+        network_.reset(::open((kNamespaces + settings_.net_namespace).c_str(), O_RDONLY | O_CLOEXEC));
+        if (!network_) {
             const int error_number = errno;
             throw_errno(error_number, "open the network namespace " + settings_.net_namespace + " (--netns)");
         }
+    } else {
+        std::array<int, 2> ends{-1, -1};
+        do_or_throw(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), "make a socket for a jail");
+        network_.reset(ends[0]);
+        sends_network.reset(ends[1]);
     }
     const int more = is_root() ? 0 : CLONE_NEWUSER;
     const uid_t user = ::geteuid();
@@ -238,6 +261,9 @@ Jail::Jail(JailSettings settings, const std::vector<int>& kept) : settings_(std:
     ::sigprocmask(SIG_SETMASK, &all, &before);
     const pid_t child = ::fork();
     if (child > 0) {
+        if (sends_network) {
+            send_network(sends_network.get());
+        }
         close_all_but({});
         stand_for(child);
     }
@@ -254,10 +280,25 @@ Jail::Jail(JailSettings settings, const std::vector<int>& kept) : settings_(std:
     do_or_throw(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), "keep the mounts of a jail to itself");
 }
 
+UniqueFd Jail::take_network() {
+    if (!settings_.net_namespace.empty()) {
+        return std::move(network_);
+    }
+    constexpr const char* kTried = "give a jail a network of its own (--jail)";
+    auto message = broker_message::receive(network_.get());
+    network_.reset();
+    if (!message) {
+        throw_errno(errno == 0 ? EPIPE : errno, kTried);
+    }
+    if (message->head.value != 0) {
+        throw_errno(message->head.value, kTried,
+                    {{ENOSPC, "there are too many: raise sysctl user.max_net_namespaces"}});
+    }
+    return std::move(message->fds[0]);
+}
+
 void Jail::close(unsigned most_fds) {
-    do_or_throw(net_namespace_ ? ::setns(net_namespace_.get(), CLONE_NEWNET) : ::unshare(CLONE_NEWNET),
-                "give a jail a network of its own");
-    net_namespace_.reset();
+    do_or_throw(::setns(take_network().get(), CLONE_NEWNET), "give a jail a network of its own");
     const char* const name = "guest";
     do_or_throw(::sethostname(name, std::string_view(name).size()), "name the host of a jail");
     const std::string& root = settings_.directory;

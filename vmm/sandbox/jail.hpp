@@ -48,8 +48,10 @@ class Jail {
     [[nodiscard]] const JailSettings& settings() const noexcept { return settings_; }
 
   private:
+    [[nodiscard]] UniqueFd take_network();
+
     JailSettings settings_;
-    UniqueFd net_namespace_;
+    UniqueFd network_; ///< the namespace that the settings name, or the socket that one of its own comes by
 };
 
 } // namespace vmm

@@ -58,8 +58,8 @@ void prepare_allocator() {
         ::mallopt(M_ARENA_MAX,
                   kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
     }
-    // An arena other than the first one consists of heaps of at most 64 MiB, and shrinks when as much as the threshold is
-    // free at the end of a heap: never, with this one.
+    // An arena other than the first one consists of heaps of at most 64 MiB, and shrinks when as much as the threshold
+    // is free at the end of a heap: never, with this one.
     constexpr int kMostHeapBytes = 64 << 20; // HEAP_MAX_SIZE of glibc's arena.c.
     ::mallopt(M_TRIM_THRESHOLD, kMostHeapBytes);
 }
