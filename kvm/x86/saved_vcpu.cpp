@@ -318,8 +318,7 @@ std::vector<std::uint32_t> saved_msr_indexes(const System& system) {
 VcpuState save_vcpu(const Vcpu& vcpu, const std::vector<std::uint32_t>& indexes) {
     VcpuState state;
     kvm_mp_state run_state{};
-    read(vcpu, KVM_GET_MP_STATE, run_state, "run state"); // It comes first, because reading it may change the local
-                                                          // APIC.
+    read(vcpu, KVM_GET_MP_STATE, run_state, "run state"); // It comes first: reading it may change the local APIC.
     state.mp_state = run_state.mp_state;
     state.registers = vcpu.registers();
     state.special = save_special(vcpu);
