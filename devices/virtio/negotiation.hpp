@@ -40,9 +40,8 @@ inline constexpr std::uint8_t kStatusFailed = 128;
 ///   FAILED can still be set.
 /// - FEATURES_OK is refused if a feature was not offered, or without VIRTIO_F_VERSION_1.
 /// - A queue can be enabled from FEATURES_OK on. It stays disabled if its geometry is not possible (see Queue::make),
-/// or
-///   if it is longer than its maximum; the driver may then correct the geometry. While it is enabled, the geometry is
-///   frozen.
+///   or if it is longer than its maximum; the driver may then correct the geometry. While it is enabled, the geometry
+///   is frozen.
 /// - If the driver disables a queue that the device has, the queue is stopped as by a reset, but keeps its geometry. It
 ///   reads as enabled until the device has given it back.
 ///

@@ -39,8 +39,7 @@ namespace vmm::devices::virtio {
 /// - A doorbell may be written with 2 or 4 bytes. Its address selects the queue, and the value is ignored.
 /// - Writes of the driver during a reset are ignored, except to the table of vectors and their masks.
 /// - While the function is no bus master (PCI Local Bus 3.0, 6.2.2), the device stands still, and its messages wait.
-/// When
-///   the write by which a driver clears this bit is done, the device no longer uses the driver's memory.
+///   When the write by which a driver clears this bit is done, the device no longer uses the driver's memory.
 ///
 /// Threads: any thread may use the guest's side; only the device's thread uses the device's side; all at the same time.
 /// notify() takes no lock if the driver uses MSI-X.

@@ -214,7 +214,7 @@ class GuestMemory {
     /// Gives the host's pages behind `bytes` back, whole pages of 4 KiB only. They then read as zeros, and come back
     /// one by one when they are touched; KVM drops its mappings by itself (MMU notifier). `bytes` are as at() returns
     /// them. Returns false and does nothing if `bytes` is not all of one region, or if the pages come from a pool of
-    /// huge pages, from a file, or are locked.
+    /// huge pages, come from a file, or are locked: such pages stay the guest's.
     [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
 
     /// From now on copy_in(), store(), discard() and note_write() mark the pages that they write in `log`. `log` must
