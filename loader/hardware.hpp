@@ -43,7 +43,6 @@ struct PciHardware {
     /// which bit n stands for slot n. The first has the slots to which a device has come, and the second those whose
     /// device must go; a read clears either. The guest writes to the third to say that the device may be taken away.
     /// Each edge on `gsi` says that one of the first two has changed. Only ACPI tables describe this.
-    /// has changed. Only ACPI tables tell of it.
     struct Hotplug {
         std::uint16_t ports = 0; ///< the first of twelve
         std::uint32_t gsi = 0;

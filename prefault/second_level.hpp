@@ -49,7 +49,6 @@ class SecondLevel {
     /// time: it keeps what exists, and content never changes. If `stop` is requested, the report says what was done,
     /// and `complete` is false. Throws Error if `options` ask for something impossible, or the host fails; also throws
     /// what the progress sink throws.
-    /// progress sink throws.
     Report fill(const Options& options, const std::stop_token& stop = {});
 
     /// Prepares for fill_piece() by the given `method` of the options. It need not be called again after a fill().
