@@ -1,4 +1,4 @@
-// Power-off and reset as hardware-reduced ACPI does them.
+// Power-off and reset by hardware-reduced ACPI.
 #pragma once
 
 #include <atomic>
@@ -15,16 +15,16 @@ namespace vmm::devices {
 /// The FADT names them by the base of the device and the offsets below. Nothing else in the tables tells a guest where
 /// they are. S5, soft off, is the only sleep state.
 ///
-/// Threads: any, at once.
+/// Threads: any number at once.
 class AcpiPower final : public Device {
   public:
     static constexpr std::uint64_t kSleepControlOffset = 0;
     static constexpr std::uint64_t kSleepStatusOffset = 1;
     static constexpr std::uint64_t kResetOffset = 2;
-    /// I/O ports or bytes of address space it takes.
+    /// The number of I/O ports or bytes of address space that it takes.
     static constexpr std::uint64_t kSize = 3;
 
-    /// The sleep type (SLP_TYP) that means S5. The `_S5` package of the DSDT has to say the same.
+    /// The sleep type (SLP_TYP) that means S5. The `_S5` package of the DSDT must say the same.
     static constexpr std::uint8_t kS5SleepType = 5;
     /// The value that resets the machine when it is written to the reset register: RESET_VALUE of the FADT.
     static constexpr std::uint8_t kResetValue = 0x06;
@@ -40,8 +40,8 @@ class AcpiPower final : public Device {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// The callbacks are called on the thread of the vCPU that asked, as often as it asks. Neither may be empty, and
-    /// neither may throw.
+    /// The callbacks are called on the thread of the vCPU that made the request, once for each request. Neither may be
+    /// empty, and neither may throw.
     explicit AcpiPower(Callbacks callbacks);
     /// Continues from `state`.
     /// Throws Error if no device can be in that state.

@@ -17,7 +17,7 @@ struct AlignedDiskIo::Operation {
         kWhole,    ///< the operation itself
         kThrough,  ///< the operation, through a buffer
         kReadOld,  ///< reading the block of which a write changes a part
-        kWriteNew, ///< writing that block, changed
+        kWriteNew, ///< writing that block after the change
     };
     Kind kind = Kind::kFlush;
     Step step = Step::kWhole;
@@ -96,7 +96,7 @@ AlignedDiskIo::Operation& AlignedDiskIo::begin(std::uint64_t token, std::uint64_
 }
 
 bool AlignedDiskIo::is_fit(const iovec& piece) const noexcept {
-    // Only the remainder of the address is used, so no address is made of the number.
+    // Only the remainder of the address is used, so the number is never turned back into an address.
     return reinterpret_cast<std::uintptr_t>(piece.iov_base) % alignment_.memory == 0 &&
            piece.iov_len % alignment_.offset == 0;
 }
@@ -122,7 +122,7 @@ void AlignedDiskIo::plan(Operation& operation) const {
                fit + operation.pieces[count].iov_len <= bytes) {
             fit += operation.pieces[count++].iov_len;
         }
-        std::uint64_t more = 0; // The part of the next piece, which is too long or ends within a block.
+        std::uint64_t more = 0; // The usable part of the next piece, which is too long or ends within a block.
         if (count < operation.pieces.size() && is_fit({operation.pieces[count].iov_base, 0})) {
             more = std::min<std::uint64_t>(bytes - fit, operation.pieces[count].iov_len) / block * block;
         }
@@ -190,8 +190,8 @@ void AlignedDiskIo::allocate(std::uint64_t token, int mode, std::uint64_t offset
     start(operation);
 }
 
-/// True if `operation` changes a block that another one rewrites, or rewrites a block that another one changes. The one
-/// that came first goes first.
+/// True if `operation` changes a block that another operation rewrites, or rewrites a block that another one changes.
+/// The operation that came first goes first.
 bool AlignedDiskIo::must_wait(const Operation& operation) const {
     const auto collides = [&operation](const Operation* other) {
         return operation.begin < other->end && other->begin < operation.end &&
@@ -210,7 +210,7 @@ void AlignedDiskIo::start(Operation& operation) {
     start_in_turn(operation);
 }
 
-/// Starts an operation that need not wait for a change of the disk.
+/// Starts an operation that need not wait for another change of the disk.
 void AlignedDiskIo::start_in_turn(Operation& operation) {
     if (operation.changes()) {
         changing_.push_back(&operation);
@@ -258,7 +258,7 @@ void AlignedDiskIo::start_with_buffer(Operation& operation) {
     host_->write(operation.host_token, operation.begin, std::span(&operation.buffer_piece, 1));
 }
 
-/// Goes on after the host's answer. Returns true if there was more to do, and that is with the host now.
+/// Continues after the host's answer. Returns true if there was more to do, which is with the host now.
 bool AlignedDiskIo::go_on(Operation& operation, int& result) {
     if (result < 0 || operation.step == Operation::Step::kWhole) {
         return false;
@@ -267,7 +267,7 @@ bool AlignedDiskIo::go_on(Operation& operation, int& result) {
     const auto moved = static_cast<std::uint64_t>(result);
     switch (operation.step) {
     case Operation::Step::kReadOld:
-        if (moved != operation.end - operation.begin) { // Somebody made the file shorter.
+        if (moved != operation.end - operation.begin) { // The file has become shorter.
             result = -EIO;
             return false;
         }

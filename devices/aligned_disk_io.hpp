@@ -1,4 +1,4 @@
-// A disk's I/O if the host demands more than the guest has to obey (O_DIRECT).
+// A disk's I/O if the host has stricter alignment rules than the guest (O_DIRECT).
 #pragma once
 
 #include <sys/uio.h>
@@ -13,22 +13,22 @@
 
 namespace vmm::devices {
 
-/// What the host demands of an operation, in bytes. All are powers of two, but for `free_from`.
+/// What the host demands of an operation, in bytes. All are powers of two, except `free_from`.
 struct DiskAlignment {
-    std::uint32_t offset = 1;             ///< of offsets, lengths, and of the length of each piece
+    std::uint32_t offset = 1;             ///< of offsets, lengths, and the length of each piece
     std::uint32_t memory = 1;             ///< of the address of each piece
-    std::uint64_t free_from = UINT64_MAX; ///< a multiple of `offset`; nothing is demanded from there on
+    std::uint64_t free_from = UINT64_MAX; ///< a multiple of `offset`; from there on, nothing is demanded
 };
 
-/// Passes on what meets the demands, and sends the rest through memory of its own, of which there is a bounded amount.
-/// If a write begins or ends within a block of the host, the block is read, changed and written, and no other write to
-/// the block goes on meanwhile. If an operation meets the demands only in part, that part is done, and the result says
-/// how much it was.
+/// Passes on operations that meet the demands, and sends the others through its own memory, which is bounded. If a
+/// write begins or ends within a block of the host, the block is read, changed and written, and no other write to the
+/// block runs meanwhile. If an operation meets the demands only in part, that part is done, and the result says how
+/// much it was.
 ///
 /// Threads: as DiskIo.
 class AlignedDiskIo final : public DiskIo {
   public:
-    /// `host` takes `depth` operations at once, and so does this.
+    /// `host` takes `depth` operations at once, and so does this object.
     AlignedDiskIo(std::unique_ptr<DiskIo> host, unsigned depth, const DiskAlignment& alignment);
     ~AlignedDiskIo() override;
 
@@ -46,7 +46,7 @@ class AlignedDiskIo final : public DiskIo {
     [[nodiscard]] std::size_t reap(std::span<Completion> completions) override;
     void abandon() override;
 
-    /// The size of each piece of its own memory, in bytes, and the largest number of pieces.
+    /// The size of each piece of its own memory, in bytes, and the largest number of such pieces.
     static constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
     static constexpr std::size_t kMostBuffers = 4;
 
@@ -69,12 +69,12 @@ class AlignedDiskIo final : public DiskIo {
     DiskAlignment alignment_;
     std::vector<std::unique_ptr<Operation>> operations_; ///< by the token given to the host
     std::vector<Operation*> free_;
-    std::vector<Operation*> changing_;           ///< those that have begun to change the disk
+    std::vector<Operation*> changing_;           ///< operations that have begun to change the disk
     std::vector<Operation*> waiting_for_range_;  ///< in order of arrival
-    std::vector<Operation*> waiting_for_buffer_; ///< likewise
+    std::vector<Operation*> waiting_for_buffer_; ///< in order of arrival
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<Buffer*> free_buffers_;
-    std::vector<Completion> done_; ///< those that came back without the host
+    std::vector<Completion> done_; ///< operations that came back without the host
 };
 
 } // namespace vmm::devices

@@ -66,7 +66,7 @@ void Bus::split(std::uint64_t address, std::span<Byte> data, OnDevice on_device,
         }
         data = data.subspan(part.length);
         if (!data.empty() && part.length > UINT64_MAX - address) {
-            on_nobody(data); // The access passes the end of the address space. It does not go on at 0.
+            on_nobody(data); // The access passes the end of the address space. It does not continue at 0.
             return;
         }
         address += part.length;

@@ -1,4 +1,4 @@
-// One address space of the guest, and which device answers where.
+// One address space of the guest, and the device that answers at each address.
 #pragma once
 
 #include <atomic>
@@ -24,7 +24,7 @@ class Bus {
   public:
     explicit Bus(AddressSpace space) noexcept : space_(space) {}
 
-    /// Lets `device` answer for the `size` addresses from `base` on. Not to be called after `freeze`.
+    /// Lets `device` answer for the `size` addresses from `base` on. Must not be called after `freeze`.
     /// Throws Error if the range is empty, leaves the address space, or overlaps that of another device.
     void attach(std::uint64_t base, std::uint64_t size, Device& device);
 
@@ -35,13 +35,13 @@ class Bus {
     /// Carries out one access of `data.size()` bytes. The guest chooses every value, so every value has a defined
     /// result.
     ///
-    /// Bytes that no device claims read as ones, and writes to them are ignored. An access over the edge of a device is
-    /// cut there: every device gets the part that is its own, the lowest address first. A chipset does the same when it
-    /// splits a wide access into cycles, each of which is decoded by itself.
+    /// Bytes that no device claims read as ones, and writes to them are ignored. An access that crosses the edge of a
+    /// device is cut there: each device gets its own part, the lowest address first. A chipset does the same when it
+    /// splits a wide access into cycles and decodes each of them separately.
     void read(std::uint64_t address, std::span<std::byte> data) noexcept;
     void write(std::uint64_t address, std::span<const std::byte> data) noexcept;
 
-    /// The number of accesses that had at least one byte that no device claimed.
+    /// The number of accesses in which no device claimed at least one of the bytes.
     [[nodiscard]] std::uint64_t unclaimed_reads() const noexcept { return unclaimed_reads_.load(kRelaxed); }
     [[nodiscard]] std::uint64_t unclaimed_writes() const noexcept { return unclaimed_writes_.load(kRelaxed); }
 
@@ -53,14 +53,14 @@ class Bus {
         std::uint64_t last; ///< inclusive, so that a claim may reach the end of the address space
         Device* device;
     };
-    /// The first bytes of an access, as far as one device answers for all of them, or no device does.
+    /// The first bytes of an access, as far as one device answers for all of them, or none does.
     struct Part {
         const Claim* claim; ///< null: no device claims these bytes
         std::size_t length;
     };
 
     [[nodiscard]] std::uint64_t last_address() const noexcept;
-    /// `length` is at least 1. The length of the part is at least 1, too.
+    /// `length` must be at least 1. The part returned has a length of at least 1, too.
     [[nodiscard]] Part first_part(std::uint64_t address, std::size_t length) const noexcept;
     /// Calls `on_device(device, offset, bytes)` or `on_nobody(bytes)` for each part of an access.
     template <typename Byte, typename OnDevice, typename OnNobody>

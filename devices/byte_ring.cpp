@@ -38,7 +38,7 @@ std::span<const std::byte> ByteRing::front() const noexcept {
 std::vector<std::byte> ByteRing::contents() const {
     const std::span<const std::byte> first = front();
     std::vector<std::byte> all(first.begin(), first.end());
-    all.insert(all.end(), bytes_.get(), bytes_.get() + (size_ - first.size())); // What went round to the front.
+    all.insert(all.end(), bytes_.get(), bytes_.get() + (size_ - first.size())); // The bytes that wrapped to the front.
     return all;
 }
 

@@ -8,10 +8,10 @@
 
 namespace vmm::devices {
 
-/// First in, first out, never more than `capacity()` bytes. Construction reserves the memory, but does not touch it
-/// before bytes arrive. So a large ring that stays nearly empty costs next to nothing.
+/// First in, first out, never more than `capacity()` bytes. Construction reserves the memory, but touches it only when
+/// bytes arrive. So a large ring that stays nearly empty costs almost nothing.
 ///
-/// Threads: one at a time; the owner locks.
+/// Threads: one at a time; the owner must lock.
 class ByteRing {
   public:
     /// `capacity` in bytes, at least 1.
@@ -25,11 +25,11 @@ class ByteRing {
     /// Appends as much of the front of `bytes` as there is room for, and returns how many bytes that was.
     std::size_t push(std::span<const std::byte> bytes) noexcept;
 
-    /// Moves up to `out.size()` of the oldest bytes to the front of `out`, and returns how many.
+    /// Moves up to `out.size()` of the oldest bytes to the front of `out`, and returns their number.
     std::size_t pop(std::span<std::byte> out) noexcept;
 
-    /// The oldest bytes, as far as they lie in one piece. The span is empty only if the ring is. It is valid until the
-    /// next change.
+    /// The oldest bytes, as far as they are contiguous. The span is empty only if the ring is empty. It is valid until
+    /// the next change.
     [[nodiscard]] std::span<const std::byte> front() const noexcept;
     /// All bytes, the oldest first.
     [[nodiscard]] std::vector<std::byte> contents() const;

@@ -1,4 +1,4 @@
-// A device of characters, seen from the host's side: a serial port, a virtio console.
+// A character device, seen from the host's side: a serial port, a virtio console.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ class CharacterPort {
         /// There is output, and there was none before. It is not called again before `take_output` has taken
         /// everything.
         std::function<void()> output_ready;
-        /// The guest has taken input, and before that there was no room for more: `feed_input` may go on.
+        /// The guest has taken input, and there was no room for more before: `feed_input` may continue.
         std::function<void()> input_room_ready;
     };
 
@@ -33,8 +33,8 @@ class CharacterPort {
     CharacterPort& operator=(CharacterPort&&) = delete;
     virtual ~CharacterPort() = default;
 
-    /// Moves up to `out.size()` bytes of output to the front of `out`, and returns how many. Call it until it returns
-    /// 0: only then will `output_ready` be called again.
+    /// Moves up to `out.size()` bytes of output to the front of `out`, and returns their number. Call it until it
+    /// returns 0, because `output_ready` is called again only after that.
     [[nodiscard]] virtual std::size_t take_output(std::span<std::byte> out) noexcept = 0;
 
     /// The number of output bytes that were dropped because there was no room.

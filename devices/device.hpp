@@ -1,4 +1,4 @@
-// What the bus sees of a device, and what a device sees of its interrupt.
+// The interfaces between the bus and a device, and between a device and its interrupt.
 #pragma once
 
 #include <cstddef>
@@ -11,13 +11,13 @@ namespace vmm::devices {
 /// Registers the guest can reach, as one state machine. A device has no file descriptor and no thread of its own. It
 /// reaches the host through callbacks that it was given at construction, and calls them without holding its lock.
 ///
-/// Each device of this program says its state as a value (`state()`), and can be made from one.
+/// Each device of this program returns its state as a value (`state()`), and can be made from one.
 ///
-/// Threads: `read` and `write` may come from any vCPU thread, several at once. Each device locks itself, and holds the
-/// lock for a bounded time.
+/// Threads: any vCPU thread may call `read` and `write`, several at once. Each device locks itself, and holds the lock
+/// for a bounded time.
 ///
-/// The guest is hostile: every offset and every length, zero included, has a defined result. Neither function throws,
-/// blocks on the host, or allocates in step with what the guest does.
+/// The guest is hostile: every offset and every length, including zero, has a defined result. Neither function throws,
+/// blocks on the host, or allocates memory in proportion to what the guest does.
 class Device {
   public:
     Device() = default;
@@ -31,16 +31,16 @@ class Device {
     [[nodiscard]] virtual std::string_view name() const noexcept = 0;
 
     /// Fills all of `data` with what the guest reads at `offset` bytes from the base of the device, little endian.
-    /// Bytes where there is no register are 0xff.
+    /// Bytes without a register are 0xff.
     virtual void read(std::uint64_t offset, std::span<std::byte> data) noexcept = 0;
 
-    /// Takes what the guest writes at `offset`, little endian. Bytes where there is no register are ignored.
+    /// Takes what the guest writes at `offset`, little endian. Bytes without a register are ignored.
     virtual void write(std::uint64_t offset, std::span<const std::byte> data) noexcept = 0;
 };
 
-/// The way to one input pin of the interrupt controller.
+/// The connection to one input pin of the interrupt controller.
 ///
-/// Threads: any, at once.
+/// Threads: any number at once.
 class IrqLine {
   public:
     IrqLine() = default;

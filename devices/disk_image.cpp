@@ -18,12 +18,13 @@ namespace vmm::devices {
 
 namespace {
 
-/// Every file system and device takes this alignment if it does not say what it demands of direct I/O.
+/// An alignment that every file system and device accepts. It is used if the host does not state its demands for direct
+/// I/O.
 constexpr std::uint32_t kSafeAlignment = 4096;
-/// The largest block of a host that is served. It is the kernel's limit for block devices.
+/// The largest block of a host that we support. It is the kernel's limit for block devices.
 constexpr std::uint32_t kLargestBlock = 65536;
 
-/// Tries again as long as it is `busy`, and no longer than `patience`.
+/// Tries again as long as it is `busy`, but no longer than `patience`.
 template <typename Busy, typename Try>
 void wait_while(Busy busy, std::chrono::milliseconds patience, Try try_again) {
     constexpr std::chrono::milliseconds kPause{10};
@@ -65,7 +66,7 @@ std::string open_advice(int error, const std::string& path, const DiskImage::Opt
     }
 }
 
-/// For the last part of a disk, which direct I/O cannot reach.
+/// Opens the image again for its last part, which direct I/O cannot reach.
 UniqueFd open_for_tail(const std::string& path, const DiskImage::Options& options) {
     UniqueFd fd(::open(path.c_str(), (options.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC));
     if (!fd) {
@@ -77,8 +78,8 @@ UniqueFd open_for_tail(const std::string& path, const DiskImage::Options& option
 }
 
 UniqueFd open_image(const std::string& path, const DiskImage::Options& options) {
-    // O_NONBLOCK keeps open() from waiting for a fifo. With O_EXCL the kernel refuses a block device that it has
-    // mounted, or that is open exclusively by another name (open(2)).
+    // O_NONBLOCK keeps open() from waiting for a fifo. With O_EXCL the kernel refuses a block device that is mounted,
+    // or that is open exclusively under another name (open(2)).
     struct stat status {};
     const bool is_device = ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
     const int flags = (options.read_only ? O_RDONLY : O_RDWR | (is_device ? O_EXCL : 0)) |
@@ -138,7 +139,7 @@ DiskImage::DiskImage(std::string path, Opened opened, const Options& options)
     set_up();
 }
 
-/// What others have opened may be anything.
+/// A descriptor that somebody else has opened may be anything, so this checks it.
 void DiskImage::check_access() const {
     const auto check = [this](const UniqueFd& fd) {
         const int flags = ::fcntl(fd.get(), F_GETFL);
@@ -163,7 +164,8 @@ void DiskImage::set_up() {
     if (options_.lock) {
         lock();
     }
-    // O_NONBLOCK is taken off: with it, io_uring may refuse what is not in the page cache instead of waiting for it.
+    // O_NONBLOCK is removed: with it, io_uring may fail a read of data outside the page cache instead of waiting for
+    // it.
     if (::fcntl(fd_.get(), F_SETFL, options_.direct ? O_DIRECT : 0) != 0) {
         throw_errno(errno, "set up the disk " + path_);
     }
@@ -210,8 +212,8 @@ void DiskImage::measure() {
     open_tail();
 }
 
-/// Finds the rules of direct I/O, which differ from host to host. Without O_DIRECT the page cache hides them, except
-/// for fallocate() on a block device.
+/// Finds the rules of direct I/O, which differ between hosts. Without O_DIRECT the page cache hides them, except for
+/// fallocate() on a block device.
 void DiskImage::find_alignment(bool is_device) {
     allocate_alignment_ = device_block_bytes_;
     if (!options_.direct) {
@@ -231,7 +233,7 @@ void DiskImage::find_alignment(bool is_device) {
         memory_alignment_ = std::max<std::uint32_t>(1, extended.stx_dio_mem_align);
     }
 #endif
-    // The smallest piece of an image is a sector, so finer rules need not be followed.
+    // The smallest piece of an image is a sector, so finer alignments are not used.
     offset_alignment_ = std::max(offset_alignment_, static_cast<std::uint32_t>(kSectorBytes));
     if (!std::has_single_bit(offset_alignment_) || offset_alignment_ > kLargestBlock ||
         !std::has_single_bit(memory_alignment_) || memory_alignment_ > kLargestBlock) {
@@ -241,7 +243,7 @@ void DiskImage::find_alignment(bool is_device) {
     }
 }
 
-/// Direct I/O can neither write what is shorter than its alignment, nor leave the file's size as it is.
+/// Opens the tail. Direct I/O can neither write less than its alignment, nor keep the file's size if it writes more.
 void DiskImage::open_tail() {
     if (tail_begins() == bytes_) {
         tail_fd_.reset();
@@ -269,7 +271,7 @@ void DiskImage::release(bool flush) {
         struct flock range {};
         range.l_type = F_UNLCK;
         range.l_whence = SEEK_SET;
-        static_cast<void>(::fcntl(fd_.get(), F_OFD_SETLK, &range)); // There is nothing that could fail.
+        static_cast<void>(::fcntl(fd_.get(), F_OFD_SETLK, &range)); // Unlocking cannot fail here.
     }
 }
 
@@ -282,7 +284,7 @@ void DiskImage::reclaim() {
 void DiskImage::lock() const {
     struct flock range {};
     range.l_type = options_.read_only ? F_RDLCK : F_WRLCK;
-    range.l_whence = SEEK_SET; // The lock begins at 0. Its length 0 means up to the end, wherever that is.
+    range.l_whence = SEEK_SET; // The lock begins at 0. A length of 0 means up to the end, wherever that is.
     const auto lock = [&] { return ::fcntl(fd_.get(), F_OFD_SETLK, &range) == 0; };
     bool locked = lock();
     wait_while([&] { return !locked && (errno == EAGAIN || errno == EACCES); }, options_.patience,

@@ -49,7 +49,7 @@ DiskIoChoice make_disk_io(const DiskImage& image, unsigned depth, DiskIoKind kin
 
 std::string why_no_uring() {
     try {
-        const EventFd any; // Any descriptor will do: a ring takes every kind.
+        const EventFd any; // A ring accepts every kind of descriptor.
         const UringDiskIo probe({any.fd(), -1, UINT64_MAX}, 1);
         return {};
     } catch (const Error& error) {

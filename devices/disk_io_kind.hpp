@@ -1,4 +1,4 @@
-// The ways in which a disk's I/O reaches the kernel.
+// How a disk's I/O reaches the kernel.
 #pragma once
 
 #include <string_view>

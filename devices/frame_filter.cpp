@@ -21,7 +21,7 @@ constexpr std::uint16_t kDhcpServerPort = 67;
 constexpr std::uint16_t kDnsPort = 53;
 constexpr std::uint32_t kBroadcast = 0xffffffff;
 
-// Callers have checked that the bytes are there.
+// The callers have checked that the bytes exist.
 std::uint8_t byte_at(Bytes bytes, std::size_t at) noexcept {
     return std::to_integer<std::uint8_t>(bytes[at]);
 }
@@ -39,12 +39,12 @@ bool is_zero_net(std::uint32_t address) noexcept {
 bool is_loopback(std::uint32_t address) noexcept {
     return address >> 24 == 127;
 }
-/// Multicast, reserved, and the broadcast address.
+/// Multicast, reserved and broadcast addresses.
 bool is_group(std::uint32_t address) noexcept {
     return address >> 28 >= 14;
 }
 
-/// An IPv4 packet that is whole and no fragment.
+/// A whole IPv4 packet that is not a fragment.
 struct Packet {
     std::uint8_t protocol = 0;
     std::uint32_t source = 0;
@@ -69,8 +69,7 @@ std::pair<Verdict, Packet> parse(Bytes head, std::size_t frame_bytes) noexcept {
         packet_bytes > frame_bytes - kIp) {
         return {Verdict::kMalformed, packet};
     }
-    // This is a fragment, or the first one of several. The other side does not put them together, and may take one for
-    // a whole packet.
+    // The packet is a fragment. The other side does not reassemble fragments, and may take one for a whole packet.
     if ((get16(head, kIp + 6) & 0x3fff) != 0) {
         return {Verdict::kNotServed, packet};
     }
@@ -95,7 +94,7 @@ Verdict judge_arp(Bytes head, std::size_t frame_bytes) noexcept {
     if (frame_bytes < kEthernetBytes + kArpBytes) {
         return Verdict::kMalformed;
     }
-    // It must be about Ethernet and IPv4, with their lengths, and be a request or an answer (RFC 826).
+    // It must be for Ethernet and IPv4, with their address lengths, and be a request or an answer (RFC 826).
     const std::uint16_t operation = get16(head, kEthernetBytes + 6);
     if (get16(head, kEthernetBytes) != 1 || get16(head, kEthernetBytes + 2) != kTypeIpv4 ||
         get16(head, kEthernetBytes + 4) != 0x0604 || operation < 1 || operation > 2) {
@@ -151,7 +150,7 @@ FrameFilter::Verdict FrameFilter::judge_packet(std::span<const std::byte> head, 
                          (to == kBroadcast || to == network_.gateway);
     const bool is_dns = packet.protocol == kUdp && packet.destination_port == kDnsPort && to == network_.name_server;
     if (is_dhcp) {
-        return Verdict::kPass; // A guest asks for this alone without an address of its own.
+        return Verdict::kPass; // This is the only packet that a guest sends without its own address.
     }
     if (is_zero_net(packet.source)) {
         return Verdict::kBadSource;
@@ -163,7 +162,7 @@ FrameFilter::Verdict FrameFilter::judge_packet(std::span<const std::byte> head, 
         return Verdict::kHostsOwn;
     }
     if (is_group(to)) {
-        return Verdict::kGroup; // The host's members of a multicast group hear what the host sends to it.
+        return Verdict::kGroup; // Members of a multicast group on the host receive what the host sends to the group.
     }
     if (!is_hosts_(to)) {
         return Verdict::kPass;
@@ -177,7 +176,8 @@ bool FrameFilter::is_answer(const Conversation& conversation, bool opens) const 
     if (found == conversations_.end() || opens) {
         return false;
     }
-    // A TCP segment without SYN opens nothing, however late it comes. A datagram would reach whoever has the port now.
+    // A TCP segment without SYN opens nothing, however late it comes. A datagram would reach the present user of the
+    // port.
     return std::get<0>(conversation) == kTcp || now_() - found->second <= kAnswerTime;
 }
 

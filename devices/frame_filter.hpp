@@ -13,25 +13,26 @@
 
 namespace vmm::devices {
 
-/// Keeps a guest from the host itself. A program like passt connects wherever a frame says, as the user who runs it.
-/// That includes the loopback interface and the host's own addresses, where services trust whoever reaches them.
+/// Keeps a guest from reaching the host itself. A program like passt connects wherever a frame says, as the user who
+/// runs it. That includes the loopback interface and the host's own addresses, where services trust all clients.
 ///
-/// These pass: ARP and whole IPv4 packets to other machines, DHCP with the gateway, DNS with the name server, and
-/// answers to what came from the host's addresses. All else is dropped: other protocols (IPv6, VLAN tags, LLC),
+/// These frames pass: ARP and whole IPv4 packets to other machines, DHCP with the gateway, DNS with the name server,
+/// and answers to packets from the host's addresses. All others are dropped: other protocols (IPv6, VLAN tags, LLC),
 /// fragments, and packets to a group.
 ///
-/// The filter sees a copy of a frame's head and keeps no reference to it. Addresses are numbers, the first byte
-/// highest.
+/// The filter gets a copy of a frame's head and keeps no reference to it. Addresses are numbers, with the first byte as
+/// the highest.
 ///
 /// Threads: one.
 class FrameFilter {
   public:
     using Clock = std::chrono::steady_clock;
     using Now = std::function<Clock::time_point()>;
-    /// Returns true if the host itself receives what goes to an address or to a group. It need not know of loopback.
+    /// Returns true if the host itself receives packets to an address or a group. It need not handle loopback
+    /// addresses.
     using IsHosts = std::function<bool(std::uint32_t address)>;
 
-    /// The addresses that the program on the other side answers for itself.
+    /// The addresses at which the program on the other side answers itself.
     struct Network {
         std::uint32_t gateway = 0;     ///< DHCP, UDP port 67
         std::uint32_t name_server = 0; ///< DNS, UDP port 53
@@ -39,28 +40,28 @@ class FrameFilter {
 
     enum class Verdict {
         kPass,
-        kMalformed, ///< no frame, or no packet
-        kNotServed, ///< a protocol that the other side does not serve
+        kMalformed, ///< not a frame, or not a packet
+        kNotServed, ///< a protocol that the other side does not support
         kBadSource, ///< from an address that no guest has
         kGroup,     ///< to a multicast, broadcast or reserved address
         kHostsOwn,  ///< to the host itself
     };
 
-    /// The filter looks at this much of each frame: Ethernet, IPv4 with all its options, and TCP.
+    /// The number of bytes of each frame that the filter reads: Ethernet, IPv4 with all its options, and TCP.
     static constexpr std::size_t kHeadBytes = 14 + 60 + 20;
-    /// The number of conversations that are remembered, of those that began at the host's own addresses.
+    /// The number of remembered conversations that began at the host's own addresses.
     static constexpr std::size_t kMostAnswers = 4096;
-    /// How long the guest may answer a datagram.
+    /// How long the guest may take to answer a datagram.
     static constexpr std::chrono::seconds kAnswerTime{180};
 
     FrameFilter(const Network& network, IsHosts is_hosts, Now now = &Clock::now);
 
     /// Judges a frame of the guest. `head` is its first kHeadBytes, or all of its `frame_bytes` if it is shorter.
     [[nodiscard]] Verdict to_host(std::span<const std::byte> head, std::size_t frame_bytes) const;
-    /// Notes that `frame` is on its way to the guest, which may answer it.
+    /// Records that `frame` is on its way to the guest, which may answer it.
     void to_guest(std::span<const std::byte> frame);
 
-    /// The place where a frame was to go, for people: "TCP port 22 of 127.0.0.1".
+    /// The destination of a frame, as text for people: "TCP port 22 of 127.0.0.1".
     [[nodiscard]] static std::string destination(std::span<const std::byte> head);
 
   private:

@@ -16,7 +16,7 @@ namespace vmm::devices {
 
 namespace {
 
-/// True if a try that failed with `error_number` is to be repeated later.
+/// True if a call that failed with `error_number` should be repeated later.
 bool is_for_later(int error_number) noexcept {
     return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
 }
@@ -27,7 +27,7 @@ constexpr std::size_t kMostFrame = FrameLink::kMostBytes - FrameLink::kHeaderByt
 /// The buffer holds this many frames of the largest size.
 constexpr std::size_t kInputBytes = 4 * (kLengthBytes + kMostFrame);
 
-/// Copies `bytes` into the buffers, from byte `offset` of them on. What does not fit is left out.
+/// Copies `bytes` into the buffers, from byte `offset` of them on. Bytes that do not fit are left out.
 void scatter(std::span<const iovec> buffers, std::size_t offset, std::span<const std::byte> bytes) noexcept {
     for (const iovec& buffer : buffers) {
         if (bytes.empty()) {
@@ -59,7 +59,7 @@ std::size_t gather_some(std::span<std::byte> out, std::span<const iovec> buffers
     return copied;
 }
 
-/// Appends what the buffers hold from byte `offset` on.
+/// Appends the content of the buffers from byte `offset` on.
 void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::size_t offset) {
     for (const iovec& buffer : buffers) {
         if (offset >= buffer.iov_len) {
@@ -77,7 +77,7 @@ void gather(std::vector<std::byte>& out, std::span<const iovec> buffers, std::si
 FrameStream::FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter,
                          std::function<void(const std::string&)> kept)
     : socket_(std::move(socket)), filter_(std::move(filter)), kept_(std::move(kept)), input_(kInputBytes) {
-    rest_.reserve(kLengthBytes + kMostFrame); // So keeping a rest cannot fail.
+    rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
 }
 
 // --- From the host -----------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) {
         if (there >= kLengthBytes) {
             std::memcpy(&length, input_.data() + input_begin_, kLengthBytes);
             length = ntohl(length);
-            if (length > kMostFrame) { // Nobody can know where the next frame begins.
+            if (length > kMostFrame) { // The beginning of the next frame cannot be known.
                 up_ = false;
                 break;
             }
@@ -148,7 +148,7 @@ void FrameStream::send_rest() noexcept {
     }
 }
 
-/// `filter` is null if nobody judges the frame.
+/// If `filter` is null, the frame is not judged.
 int FrameStream::send(std::span<const iovec> frame, FrameFilter* filter) {
     send_rest();
     if (!up_) {
@@ -161,13 +161,14 @@ int FrameStream::send(std::span<const iovec> frame, FrameFilter* filter) {
     for (const iovec& piece : frame) {
         bytes += piece.iov_len;
     }
-    // The length and the copy of the head take a piece each.
+    // The length and the copy of the head need one more piece each.
     if (bytes < kHeaderBytes + kLeastFrame || bytes > kMostBytes || frame.size() + 2 > IOV_MAX) {
         return -EMSGSIZE;
     }
     bytes -= kHeaderBytes;
     std::uint32_t length = htonl(static_cast<std::uint32_t>(bytes));
-    // 16 KiB, of which `count` pieces are used: clearing them all would take longer than the rest of this.
+    // These are 16 KiB, of which `count` pieces are used. Clearing all of them would take longer than the rest of this
+    // function.
     std::array<iovec, IOV_MAX> pieces __attribute__((uninitialized));
     pieces[0] = {&length, kLengthBytes};
     std::size_t count = 1;

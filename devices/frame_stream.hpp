@@ -1,5 +1,5 @@
-// Ethernet frames over a stream socket. Each frame follows its length in 4 bytes, the highest first. passt and QEMU's
-// `-netdev stream` speak this.
+// Ethernet frames over a stream socket. The length of a frame comes before it in 4 bytes, the highest first. passt and
+// QEMU's `-netdev stream` use this protocol.
 #pragma once
 
 #include <cstddef>
@@ -16,19 +16,19 @@
 
 namespace vmm::devices {
 
-/// Headers have no meaning here: they are not sent, and are zero in what is received. The other side is a program that
+/// Headers have no meaning here: they are not sent, and are zero in received frames. The other side is a program that
 /// may end, or send nonsense, at any time; the link is then down.
 ///
-/// If there is a filter, only those frames are sent that it lets through. It judges a copy, and that copy is sent,
+/// If there is a filter, only frames that it lets through are sent. The filter judges a copy, and the copy is sent,
 /// because the guest may change its memory meanwhile.
 ///
 /// Threads: one at a time.
 class FrameStream final : public FrameLink {
   public:
-    /// `socket` is a connected stream socket.
+    /// `socket` must be a connected stream socket.
     explicit FrameStream(UniqueFd socket) : FrameStream(std::move(socket), nullptr, {}) {}
-    /// `kept` is called for each frame that `filter` keeps from the host itself, with the place where the frame was to
-    /// go. It may be empty.
+    /// `kept` is called for each frame that `filter` keeps from the host itself, with the destination of the frame. It
+    /// may be empty.
     FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter, std::function<void(const std::string&)> kept);
 
     [[nodiscard]] int fd() const noexcept override { return socket_.get(); }
@@ -50,7 +50,7 @@ class FrameStream final : public FrameLink {
     std::unique_ptr<FrameFilter> filter_; ///< null: every frame passes
     std::function<void(const std::string&)> kept_;
     bool up_ = true;
-    std::vector<std::byte> input_; ///< what was read; unread frames are in [input_begin_, input_end_)
+    std::vector<std::byte> input_; ///< bytes that were read; unread frames are in [input_begin_, input_end_)
     std::size_t input_begin_ = 0;
     std::size_t input_end_ = 0;
     std::vector<std::byte> rest_; ///< from rest_begin_ on, the part of a frame that is still to be sent

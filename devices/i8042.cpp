@@ -7,7 +7,7 @@ namespace vmm::devices {
 namespace {
 
 constexpr std::byte kStatus{0x01};     // Bit 0: output buffer full. Bit 1, input buffer full, is clear.
-constexpr std::byte kNoRegister{0xff}; // Also what the output buffer holds.
+constexpr std::byte kNoRegister{0xff}; // The output buffer has this value, too.
 
 } // namespace
 

@@ -1,4 +1,4 @@
-// What is left of the keyboard controller: the reset line.
+// The part of the keyboard controller that is needed: the reset line.
 #pragma once
 
 #include <cstdint>
@@ -10,32 +10,32 @@
 
 namespace vmm::devices {
 
-/// The 8042 keyboard controller of a PC without keyboard or mouse. It knows one command, 0xFE, "pulse the reset line".
+/// The 8042 keyboard controller of a PC without keyboard or mouse. It has one command, 0xFE, "pulse the reset line".
 /// Everything else is ignored.
 ///
 /// The status register always reads "output buffer full, input buffer empty". A guest waits for the empty input buffer
-/// before it sends the reset command. If reading does not empty the output buffer, Linux decides after 17 looks that
-/// there is no controller, which takes it less than a millisecond. If the buffer were empty, Linux would send a command
-/// and poll 10,000 times for the answer.
+/// before it sends the reset command. Because reads do not empty the output buffer, Linux decides after 17 tries that
+/// there is no controller, in less than a millisecond. If the buffer were empty, Linux would send a command and poll
+/// 10,000 times for the answer.
 ///
-/// If the FADT says "no 8042" (IAPC_BOOT_ARCH, bit 1 clear), Linux does not even look.
+/// If the FADT says "no 8042" (IAPC_BOOT_ARCH, bit 1 clear), Linux does not try at all.
 ///
 /// Threads: any; nothing changes after construction.
 class I8042 final : public Device {
   public:
     static constexpr std::uint64_t kDataOffset = 0;    ///< port 0x60
     static constexpr std::uint64_t kCommandOffset = 4; ///< port 0x64: status when read, command when written
-    /// I/O ports it takes. The ports between data and command belong to no register: they read as ones.
+    /// The number of I/O ports that it takes. The ports between data and command have no register and read as ones.
     static constexpr std::uint64_t kSize = 5;
     static constexpr std::uint8_t kResetCommand = 0xfe;
 
-    /// It is empty. It exists so that all devices are saved and restored alike.
+    /// The state is empty. It exists so that all devices are saved and restored in the same way.
     struct State {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// `reset` is called for each reset command, from the thread of the vCPU that sent it. Guests send it several times
-    /// in a row. It may not be empty, and may not throw.
+    /// `reset` is called for each reset command, on the thread of the vCPU that sent it. Guests send the command
+    /// several times in a row. `reset` may not be empty, and may not throw.
     explicit I8042(std::function<void()> reset);
     I8042(std::function<void()> reset, const State& state);
 

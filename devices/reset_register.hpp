@@ -11,18 +11,18 @@
 
 namespace vmm::devices {
 
-/// A register of one byte that resets the machine when one of its bits goes from 0 to 1. All its bits read as they were
-/// written.
+/// A register of one byte that resets the machine when one of its bits changes from 0 to 1. All its bits read as they
+/// were written.
 ///
-/// An access reaches the register if it is one byte wide and goes to the register's port. All other reads give ones,
-/// and all other writes are ignored.
+/// An access reaches the register only if it is one byte wide and goes to the register's port. All other reads return
+/// ones, and all other writes are ignored.
 ///
-/// Threads: any, at once.
+/// Threads: any number at once.
 class ResetRegister final : public Device {
   public:
     struct Layout {
         std::string_view name;
-        std::uint64_t size;     ///< I/O ports that the device takes
+        std::uint64_t size;     ///< number of I/O ports that the device takes
         std::uint64_t offset;   ///< of the register among these ports
         std::uint8_t bits;      ///< the bits that exist; the others are always zero
         std::uint8_t reset_bit; ///< one of `bits`
@@ -35,7 +35,7 @@ class ResetRegister final : public Device {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// `reset` is called from the thread of the vCPU that asked. It may not be empty, and may not throw.
+    /// `reset` is called on the thread of the vCPU that made the write. It may not be empty, and may not throw.
     ResetRegister(const Layout& layout, std::function<void()> reset);
     /// Continues from `state`.
     /// Throws Error if the register cannot be in that state.
@@ -55,8 +55,8 @@ class ResetRegister final : public Device {
     std::atomic<std::uint8_t> value_;
 };
 
-/// System control port A, which is port 0x92. Bit 0 is the fast reset. Bit 1 is the A20 gate, which is open at first:
-/// closing it changes nothing, because KVM cannot switch off an address line of a guest.
+/// System control port A, at port 0x92. Bit 0 is the fast reset. Bit 1 is the A20 gate, which is open at first. Closing
+/// it changes nothing, because KVM cannot switch off an address line of a guest.
 namespace system_control {
 
 inline constexpr std::uint8_t kFastReset = 0x01;
@@ -71,12 +71,12 @@ inline constexpr ResetRegister::Layout kLayout{.name = "system-control",
 } // namespace system_control
 
 /// The reset control register at port 0xcf9 (Intel ICH9 datasheet, 13.7.5, RST_CNT). Bit 2 resets the machine. Bits 1
-/// and 3 say which kind of reset it is: the processor alone (bit 1 is clear), everything (bit 1 is set), or everything
-/// with the power off and on (bit 3 is set, too); here each kind is a reboot.
+/// and 3 select the kind of reset: the processor alone (bit 1 is clear), everything (bit 1 is set), or everything with
+/// the power off and on (bit 3 is set, too). Here each kind is a reboot.
 ///
-/// The device takes the ports 0xcf8 to 0xcfb. In a machine that has PCI they hold its address register, too, and
-/// pci::ConfigPorts passes the rest on to this device. Without PCI, accesses that are for it read as ones and their
-/// writes are ignored.
+/// The device takes the ports 0xcf8 to 0xcfb. In a machine with PCI these ports also hold PCI's address register, and
+/// pci::ConfigPorts passes all other accesses on to this device. Without PCI, reads of the address register return
+/// ones, and writes to it are ignored.
 namespace reset_control {
 
 inline constexpr std::uint8_t kSystemReset = 0x02;

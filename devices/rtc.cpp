@@ -30,7 +30,7 @@ constexpr std::uint8_t kRegisterC = 0x0c;
 constexpr std::uint8_t kRegisterD = 0x0d;
 constexpr std::uint8_t kIndexMask = 0x7f;
 
-// The registers that show the time. The registers between them are those of the alarm, which are memory here.
+// The registers that show the time. The registers between them belong to the alarm, and are only memory here.
 constexpr std::array kTimeRegisters = {kSeconds,    kMinutes, kHours, kDayOfWeek,
                                        kDayOfMonth, kMonth,   kYear,  Rtc::kCenturyIndex};
 
@@ -51,7 +51,7 @@ constexpr std::byte kNoRegister{0xff};
 constexpr microseconds kUpdateWarning{244};
 // The time from the release of the divider to the first update (data sheet, "Divider control").
 constexpr microseconds kAfterDividerReset{500'000};
-// It is more than any date that the guest can set, and so little that no sum overflows.
+// It is more than any date that a guest can set, and small enough that no sum overflows.
 constexpr microseconds kLargestOffset = std::chrono::years{30'000};
 
 using Memory = std::array<std::uint8_t, Rtc::kMemoryBytes>;
@@ -65,7 +65,7 @@ microseconds fraction_of_second(Time time) noexcept {
     return time - std::chrono::floor<seconds>(time);
 }
 
-// The format of numbers, as register B says.
+// The format of numbers, according to register B.
 class Format {
   public:
     explicit Format(const Memory& memory) noexcept
@@ -74,7 +74,7 @@ class Format {
     [[nodiscard]] std::uint8_t encode(unsigned value) const noexcept {
         return static_cast<std::uint8_t>(binary_ ? value : (value / 10 % 10 * 16) + (value % 10));
     }
-    // The result is defined for values that are not BCD, too: then it is at most 165.
+    // The result is also defined for values that are not BCD; it is at most 165.
     [[nodiscard]] unsigned decode(unsigned value) const noexcept {
         return binary_ ? value : (value / 16 * 10) + (value % 16);
     }
@@ -97,7 +97,7 @@ class Format {
     bool has_24_hours_;
 };
 
-// What the register at `index`, which is one of kTimeRegisters, shows at `time`.
+// The value that the register at `index`, one of kTimeRegisters, shows at `time`.
 std::uint8_t encode_time(Time time, std::uint8_t index, Format format) noexcept {
     const auto midnight = std::chrono::floor<days>(time);
     const std::chrono::year_month_day date{midnight};
@@ -124,8 +124,8 @@ std::uint8_t encode_time(Time time, std::uint8_t index, Format format) noexcept 
     }
 }
 
-// The time that the registers in `memory` show, to the second. Every content has a time: what is too large for its
-// place is carried, so that the 32nd of January is the first of February.
+// The time that the registers in `memory` show, to the second. Every content gives a time: a value that is too large
+// for its place is carried, so that the 32nd of January is the first of February.
 Time decode_time(const Memory& memory, Format format) noexcept {
     const auto number = [&](std::uint8_t index) { return static_cast<int>(format.decode(memory[index])); };
     const std::chrono::year year{(number(Rtc::kCenturyIndex) * 100) + number(kYear)};
@@ -210,7 +210,7 @@ void Rtc::write_memory(std::uint8_t value) noexcept {
     if (state_.index == kRegisterA || state_.index == kRegisterB) {
         write_control(value);
     } else if (state_.index == kRegisterC || state_.index == kRegisterD) {
-        return; // They cannot be written.
+        return; // These registers cannot be written.
     } else if (is_time(state_.index) && !is_stopped()) {
         const microseconds fraction = fraction_of_second(guest_time());
         latch_time();

@@ -9,7 +9,7 @@
 namespace vmm::devices {
 namespace {
 
-// Register offsets (PC16550D, table II). If DLAB is set, the divisor latch takes the place of the first two.
+// Register offsets (PC16550D, table II). If DLAB is set, the divisor latch replaces the first two registers.
 constexpr std::uint64_t kData = 0;                        // RBR when read, THR when written; DLL
 constexpr std::uint64_t kInterruptEnable = 1;             // IER; DLM
 constexpr std::uint64_t kInterruptIdentOrFifoControl = 2; // IIR when read, FCR when written
@@ -21,7 +21,7 @@ constexpr std::uint64_t kScratch = 7;
 
 constexpr std::uint8_t kNoRegister = 0xff;
 
-// Interrupt enable register. The same bits stand for the interrupts that are pending.
+// Interrupt enable register. The same bits are used for pending interrupts.
 constexpr std::uint8_t kReceived = 0x01;
 constexpr std::uint8_t kTransmitterEmpty = 0x02;
 constexpr std::uint8_t kLineStatusChange = 0x04;
@@ -37,7 +37,7 @@ constexpr std::uint8_t kIdentLineStatus = 0x06;
 constexpr std::uint8_t kIdentCharacterTimeout = 0x0c;
 constexpr std::uint8_t kIdentFifosEnabled = 0xc0;
 
-// FIFO control register. The transmitter's FIFO is always empty, so nothing is to be done to clear it.
+// FIFO control register. The transmitter's FIFO is always empty, so clearing it does nothing.
 constexpr std::uint8_t kFifoEnable = 0x01;
 constexpr std::uint8_t kFifoClearReceiver = 0x02;
 constexpr unsigned kFifoTriggerShift = 6;
@@ -70,7 +70,7 @@ constexpr std::uint8_t bits(unsigned value) noexcept {
     return static_cast<std::uint8_t>(value);
 }
 
-// Checks a state that may come from a damaged file.
+// Checks a state, which may come from a damaged file.
 SerialPort::State checked(const SerialPort::State& state) {
     const std::size_t capacity = state.fifo_enabled ? SerialPort::kReceiveFifoBytes : 1;
     const bool trigger_exists = std::ranges::find(kTriggerBytes, state.receive_trigger) != kTriggerBytes.end();
@@ -147,7 +147,7 @@ std::size_t SerialPort::feed_input(std::span<const std::byte> bytes) noexcept {
             receive(std::to_integer<std::uint8_t>(byte));
         }
         settle(effects);
-        // Every arrival interrupts. If a pulse gets lost in a guest that masks the pin for a while, the next key wakes
+        // Every arrival interrupts. So if a pulse is lost in a guest that masks the pin for a while, the next key wakes
         // the console again.
         effects.raise_irq |= accepted > 0 && (state_.ier & kReceived) != 0;
     }
@@ -215,8 +215,8 @@ void SerialPort::write_register(std::uint64_t offset, std::uint8_t value, Effect
         if (divisor_latch) {
             state_.divisor = static_cast<std::uint16_t>((state_.divisor & 0x00ffU) | (unsigned{value} << 8U));
         } else {
-            // If the transmitter interrupt becomes enabled while the transmitter is empty, as it always is, it is
-            // raised once: drivers start to send that way.
+            // The transmitter is always empty. So when its interrupt becomes enabled, it is raised once: drivers start
+            // to send in this way.
             state_.transmit_interrupt |= (value & ~state_.ier & kTransmitterEmpty) != 0;
             state_.ier = value & kInterruptEnableMask;
         }
@@ -257,7 +257,7 @@ void SerialPort::receive(std::uint8_t value) noexcept {
         state_.received[state_.received_bytes++] = value;
         return;
     }
-    // A full FIFO keeps what it has. Without the FIFO, the new byte replaces the one that nobody read (data sheet, LSR
+    // A full FIFO keeps its content. Without the FIFO, the new byte replaces the one that was not read (data sheet, LSR
     // bit 1).
     state_.overrun = true;
     if (!state_.fifo_enabled) {
@@ -293,7 +293,7 @@ void SerialPort::write_modem_control(std::uint8_t value) noexcept {
     const std::uint8_t before = modem_inputs();
     state_.mcr = value & kModemControlMask;
     const std::uint8_t after = modem_inputs();
-    // Every input reports each change, but the ring indicator reports only its end (TERI, MSR bit 2).
+    // Every input reports each change, except the ring indicator, which reports only its end (TERI, MSR bit 2).
     const unsigned changes = (before ^ after) & ~unsigned{bits(after & kRi)};
     state_.msr_changes |= bits(changes >> kModemChangeShift);
 }
@@ -334,7 +334,7 @@ std::uint8_t SerialPort::pending_interrupts() const noexcept {
 }
 
 std::uint8_t SerialPort::identify_interrupt() const noexcept {
-    // The reasons are looked at in order of priority (data sheet, table IV).
+    // The reasons are checked in order of priority (data sheet, table IV).
     const std::uint8_t pending = pending_interrupts();
     if ((pending & kLineStatusChange) != 0) {
         return kIdentLineStatus;
@@ -356,7 +356,7 @@ void SerialPort::settle(Effects& effects) noexcept {
     if (room() == 0) {
         input_blocked_ = true;
     } else if (input_blocked_ && state_.received_bytes == 0) {
-        // Room is announced when the receiver is empty, not at the first free byte: otherwise each byte would wake the
+        // Room is announced when the receiver is empty, not at the first free byte. Otherwise each byte would wake the
         // event loop.
         input_blocked_ = false;
         effects.input_room_ready = true;

@@ -16,29 +16,29 @@
 
 namespace vmm::devices {
 
-/// The UART of the National Semiconductor PC16550D data sheet, section 8, with an infinitely fast line. What the guest
-/// transmits has left at once, so the transmitter is always empty (LSR: THRE and TEMT) and never makes a vCPU wait.
+/// The UART of the National Semiconductor PC16550D data sheet, section 8, with an infinitely fast line. Transmitted
+/// bytes leave at once, so the transmitter is always empty (LSR: THRE and TEMT) and never makes a vCPU wait.
 ///
 /// Output goes into a ring that the event loop empties. If the ring is full, further bytes are dropped and counted.
-/// Input is taken only as far as the receiver has room, so that the host never causes an overrun; the loopback test
-/// can.
+/// Input is accepted only as far as the receiver has room, so that the host never causes an overrun; only the loopback
+/// test can cause one.
 ///
 /// It differs from the chip in these points:
 /// - A break and a receive error never happen.
 /// - The character timeout interrupt comes at once instead of after four character times.
 /// - The other side always asserts CTS, DSR and DCD.
-/// - OUT2 (MCR bit 3) does not gate the interrupt as it does on a PC board, so that a guest which forgets it still gets
-///   interrupts.
+/// - OUT2 (MCR bit 3) does not gate the interrupt as it does on a PC board, so that a guest that does not set it
+///   still gets interrupts.
 ///
-/// Threads: every member may be called from any thread.
+/// Threads: any thread may call every member.
 class SerialPort final : public Device, public CharacterPort {
   public:
-    /// I/O ports or bytes of address space it takes.
+    /// The number of I/O ports or bytes of address space that it takes.
     static constexpr std::uint64_t kSize = 8;
     /// The receiver's FIFO, in bytes.
     static constexpr std::size_t kReceiveFifoBytes = 16;
     /// All that the guest can see. The values here are those after a hardware reset. Output that nobody has taken yet
-    /// is not part of it: those bytes have left the UART, and the host that has them prints them.
+    /// is not part of the state: those bytes have left the UART, and the host prints them.
     struct State {
         std::uint16_t divisor = 1;    ///< DLM:DLL; 1 is 115,200 baud
         std::uint8_t ier = 0;         ///< bits 0 to 3
@@ -49,7 +49,7 @@ class SerialPort final : public Device, public CharacterPort {
         bool fifo_enabled = false;
         std::uint8_t receive_trigger = 1; ///< 1, 4, 8 or 14 bytes; 1 unless the FIFO is enabled
         bool overrun = false;             ///< LSR bit 1
-        bool transmit_interrupt = false;  ///< the transmitter became empty, and IIR has not yet told the guest
+        bool transmit_interrupt = false;  ///< the transmitter became empty, and IIR has not told the guest yet
         std::uint8_t received_bytes = 0;  ///< at most 16, or 1 unless the FIFO is enabled
         std::array<std::uint8_t, kReceiveFifoBytes> received{}; ///< oldest first, zero after `received_bytes`
 
@@ -64,7 +64,7 @@ class SerialPort final : public Device, public CharacterPort {
                std::size_t output_capacity = kDefaultOutputBytes);
 
     [[nodiscard]] std::string_view name() const noexcept override { return "serial"; }
-    /// A wide access is one access for each byte, at rising offsets, as an 8-bit device on the ISA bus sees it.
+    /// A wide access is one access for each byte, at rising offsets, as on the ISA bus for an 8-bit device.
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
@@ -72,21 +72,21 @@ class SerialPort final : public Device, public CharacterPort {
     /// The number of bytes that the guest has transmitted while the output ring was full.
     [[nodiscard]] std::uint64_t dropped_output_bytes() const noexcept override;
 
-    /// How many bytes `feed_input` would accept now. It accepts none while the guest has the port in loopback, because
-    /// the receiver is disconnected from the line then.
+    /// How many bytes `feed_input` would accept now. It accepts none in loopback mode, because the receiver is then
+    /// disconnected from the line.
     [[nodiscard]] std::size_t input_room() const noexcept;
-    /// The interrupt is raised on the calling thread.
+    /// Raises the interrupt on the calling thread.
     [[nodiscard]] std::size_t feed_input(std::span<const std::byte> bytes) noexcept override;
 
     /// A copy of the state, for a snapshot. It is consistent at any time.
     [[nodiscard]] State state() const noexcept;
     /// Raises the interrupt again if a reason for it is pending. Call it once after a restore, when the interrupt
-    /// controller is in place, because a pulse may have been on its way when the state was taken. One pulse too many
-    /// does no harm.
+    /// controller is ready, because a pulse may have been on its way when the state was taken. An extra pulse does no
+    /// harm.
     void repeat_interrupt() noexcept;
 
   private:
-    /// What an access asks of the outside. It is done after the lock is released.
+    /// What an access must do outside of the port. It is done after the lock is released.
     struct Effects {
         bool raise_irq = false;
         bool output_ready = false;
@@ -111,7 +111,7 @@ class SerialPort final : public Device, public CharacterPort {
     [[nodiscard]] std::uint8_t pending_interrupts() const noexcept;
     [[nodiscard]] std::uint8_t identify_interrupt() const noexcept;
 
-    /// Notes what the outside has to be told since the last call.
+    /// Records what must be reported to the outside since the last call.
     void settle(Effects& effects) noexcept;
     void perform(const Effects& effects) noexcept;
 

@@ -19,7 +19,7 @@ namespace vmm::devices {
 
 namespace {
 
-/// Turns the error of a try into the caller's: a try that was interrupted again and again is to be repeated later.
+/// Returns the caller's error for a failed call: a call that was interrupted again and again should be repeated later.
 int error_of_try(int error_number) noexcept {
     return error_number == EINTR ? EAGAIN : error_number;
 }
@@ -162,7 +162,7 @@ void Tap::set_offloads(const FrameOffloads& offloads) noexcept {
                                      (offloads.tso6 ? TUN_F_TSO6 : 0U) |
                                      (offloads.ecn && (offloads.tso4 || offloads.tso6) ? TUN_F_TSO_ECN : 0U)
                                : 0U;
-    if (is_tap_) { // Every kernel with virtio headers knows these.
+    if (is_tap_) { // Every kernel with virtio headers knows these flags.
         static_cast<void>(::ioctl(fd_.get(), TUNSETOFFLOAD, flags));
     }
 }
@@ -228,7 +228,7 @@ std::ptrdiff_t Tap::receive(std::span<const iovec> buffers) noexcept {
     const ssize_t count =
         uninterrupted([&] { return ::readv(fd_.get(), buffers.data(), static_cast<int>(buffers.size())); });
     const int error = count < 0 ? error_of_try(errno) : 0;
-    // Then the interface is deleted (linux: tun_chr_read_iter), or the socket's peer is gone.
+    // In these cases the interface is deleted (linux: tun_chr_read_iter), or the socket's peer has closed.
     up_ = up_ && count != 0 && error != EBADFD;
     return count < 0 ? -error : count;
 }

@@ -35,7 +35,7 @@ struct ThreadDiskIo::Operation {
 
 namespace {
 
-/// Blocks signals, which are for other threads. Faults are not blocked, so that their handler hears of them.
+/// Blocks signals, which are for other threads. Faults are not blocked, so that their handlers run.
 class SignalsBlocked {
   public:
     SignalsBlocked() {
@@ -56,7 +56,7 @@ class SignalsBlocked {
 
 } // namespace
 
-/// The threads, and what they share with the caller's thread.
+/// The threads, and the data that they share with the caller's thread.
 class ThreadDiskIo::Crew {
   public:
     Crew() {
@@ -82,7 +82,7 @@ class ThreadDiskIo::Crew {
     [[nodiscard]] int fd() const noexcept { return came_back_.fd(); }
     [[nodiscard]] unsigned size() const noexcept { return static_cast<unsigned>(threads_.size()); }
 
-    /// Hands all of `operations` over.
+    /// Hands over all of `operations`.
     void give(std::span<const Operation> operations) {
         std::size_t busy_for = 0;
         {
@@ -92,7 +92,7 @@ class ThreadDiskIo::Crew {
         }
         for (; busy_for != 0 && threads_.size() < kMostThreads; --busy_for) {
             if (start_thread() != 0) {
-                break; // The threads that exist do all of it.
+                break; // The existing threads do all the work.
             }
         }
         if (operations.size() == 1) {
@@ -130,17 +130,17 @@ class ThreadDiskIo::Crew {
     }
 
   private:
-    /// Returns 0 or an errno.
+    /// Returns 0 or a value of errno.
     int start_thread() {
         try {
             const SignalsBlocked inherited;
             threads_.emplace_back([this, name = "disk-io" + std::to_string(threads_.size()), opens = may_open_files()] {
-                if (!opens) { // It has the filter of the thread that made it.
+                if (!opens) { // The thread has the filter of the thread that made it.
                     note_no_files_in_this_thread();
                 } else {
                     begin_thread();
                 }
-                // Each names itself: another one's name is a file, which a confined thread cannot open.
+                // Each thread sets its own name: another thread's name is a file, which a confined thread cannot open.
                 ::pthread_setname_np(::pthread_self(), name.c_str());
                 body();
             });
@@ -189,7 +189,7 @@ class ThreadDiskIo::Crew {
         return result < 0 ? -errno : static_cast<int>(result);
     }
 
-    /// To be called with the lock held.
+    /// Must be called with the lock held.
     void note(const Completion& completion) {
         done_.push_back(completion);
         finished_.store(done_.size(), std::memory_order_release);
@@ -198,7 +198,7 @@ class ThreadDiskIo::Crew {
         }
     }
 
-    EventFd came_back_; ///< readable as long as there is something in done_
+    EventFd came_back_; ///< readable as long as done_ is not empty
     std::mutex mutex_;
     std::condition_variable work_;
     std::deque<Operation> waiting_;
@@ -206,7 +206,7 @@ class ThreadDiskIo::Crew {
     std::atomic<std::size_t> finished_{0}; ///< the size of done_, which is read without the lock
     std::size_t idle_ = 0;
     bool ending_ = false;
-    std::vector<std::thread> threads_; // last: they use all of the above
+    std::vector<std::thread> threads_; // last, because they use all of the above
 };
 
 ThreadDiskIo::ThreadDiskIo(const DiskFiles& files, unsigned depth, bool cached)
@@ -250,7 +250,7 @@ void ThreadDiskIo::allocate(std::uint64_t token, int mode, std::uint64_t offset,
     queue({Operation::Kind::kAllocate, fd_of(offset), mode, token, offset, bytes, {}});
 }
 
-/// What the page cache has needs neither a thread nor a switch to one.
+/// Reads from the page cache, if the data is there. That needs neither a thread nor a switch to one.
 bool ThreadDiskIo::read_at_once(const Operation& operation, Completion& completion) {
     if (!cached_ || operation.kind != Operation::Kind::kRead) {
         return false;
@@ -258,7 +258,7 @@ bool ThreadDiskIo::read_at_once(const Operation& operation, Completion& completi
     const ssize_t result = ::preadv2(operation.fd, operation.pieces.data(), static_cast<int>(operation.pieces.size()),
                                      static_cast<off_t>(operation.offset), RWF_NOWAIT);
     if (result <= 0) {
-        // It is not in the cache, or this file system cannot say. If something is wrong, a thread finds out.
+        // The data is not in the cache, or this file system cannot say. If there is an error, a thread will find it.
         cached_ = result == 0 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL);
         return false;
     }

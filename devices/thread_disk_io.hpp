@@ -14,18 +14,18 @@
 
 namespace vmm::devices {
 
-/// At most kMostThreads threads, which are started as they are needed, make one system call at a time (preadv2(),
-/// pwritev2(), fdatasync(), fallocate()). What the page cache has is read at once, on the caller's thread.
+/// Uses at most kMostThreads threads, which are started as they are needed. Each makes one system call at a time
+/// (preadv2(), pwritev2(), fdatasync(), fallocate()). Data in the page cache is read at once, on the caller's thread.
 ///
 /// Threads: one at a time.
 class ThreadDiskIo final : public DiskIo {
   public:
     static constexpr unsigned kMostThreads = 8;
 
-    /// Starts the first thread. `cached` is true if files.fd is without O_DIRECT.
+    /// Starts the first thread. `cached` must be true if files.fd has no O_DIRECT.
     /// Throws Error if the host has no descriptor or no thread for it.
     ThreadDiskIo(const DiskFiles& files, unsigned depth, bool cached);
-    /// Waits for its threads, which are idle if nothing is in flight.
+    /// Waits for its threads to end. They are idle if nothing is in flight.
     ~ThreadDiskIo() override;
 
     [[nodiscard]] DiskIoKind kind() const noexcept override { return DiskIoKind::kThreads; }

@@ -16,8 +16,8 @@ namespace {
 constexpr std::array<std::uint8_t, 6> kOperations{IORING_OP_READV,       IORING_OP_WRITEV, IORING_OP_READ_FIXED,
                                                   IORING_OP_WRITE_FIXED, IORING_OP_FSYNC,  IORING_OP_FALLOCATE};
 
-/// Throws for `error`. A shortage of descriptors would hit whatever takes the ring's place, too; every other error is
-/// about io_uring alone.
+/// Throws for `error`. A shortage of descriptors is an Error, because it would also affect the replacement of the ring.
+/// Every other error concerns only io_uring.
 [[noreturn]] void refuse(int error, const std::string& tried) {
     std::string advice;
     switch (error) {
@@ -49,8 +49,8 @@ constexpr std::array<std::uint8_t, 6> kOperations{IORING_OP_READV,       IORING_
 struct UringDiskIo::Ring {
     explicit Ring(unsigned entries) {
         io_uring_params parameters{};
-        // Only a disabled ring takes restrictions. The other two flags have completions handled when its thread enters
-        // the kernel anyway.
+        // Only a disabled ring accepts restrictions. With the other two flags, completions are handled when the ring's
+        // thread enters the kernel anyway.
         parameters.flags = IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
         int result = ::io_uring_queue_init_params(entries, &ring, &parameters);
         if (result == -EINVAL) { // Linux before 5.19.
@@ -82,10 +82,10 @@ UringDiskIo::UringDiskIo(const DiskFiles& files, unsigned depth)
         restrictions[i].sqe_op = kOperations[i];
     }
     restrictions[kOperations.size()].opcode = IORING_RESTRICTION_REGISTER_OP;
-    restrictions[kOperations.size()].register_op = IORING_REGISTER_BUFFERS; // The buffers come with activation.
+    restrictions[kOperations.size()].register_op = IORING_REGISTER_BUFFERS; // The buffers are registered at activation.
     restrictions.back().opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
     restrictions.back().sqe_flags = IOSQE_FIXED_FILE;
-    // These are system calls, because the shared library of liburing 2.3 does not export the functions for these two.
+    // System calls are used because the shared library of liburing 2.3 does not export these two functions.
     const auto number = static_cast<unsigned>(ring.ring_fd);
     int result = ::io_uring_register(number, IORING_REGISTER_RESTRICTIONS, restrictions.data(), restrictions.size());
     if (result >= 0) {
@@ -94,7 +94,7 @@ UringDiskIo::UringDiskIo(const DiskFiles& files, unsigned depth)
     if (result < 0) {
         refuse(-result, "restrict the io_uring of a disk");
     }
-    // A seccomp filter may allow a ring to be made, and forbid its use.
+    // A seccomp filter may allow a ring to be made, but forbid its use.
     if (result = ::io_uring_enter(number, 0, 0, 0, nullptr); result < 0) {
         refuse(-result, "use the io_uring of a disk");
     }
@@ -132,7 +132,7 @@ int UringDiskIo::buffer_of(const iovec& piece) const noexcept {
     return -1;
 }
 
-/// The index of the descriptor among those registered.
+/// The index of the descriptor among the registered ones.
 int UringDiskIo::file_of(std::uint64_t offset) const noexcept {
     return offset >= tail_begins_ ? 1 : 0;
 }
@@ -140,7 +140,7 @@ int UringDiskIo::file_of(std::uint64_t offset) const noexcept {
 void UringDiskIo::transfer(bool write, std::uint64_t token, std::uint64_t offset, std::span<const iovec> pieces) {
     assert(has_room() && !pieces.empty() && pieces.size() <= kMostPieces);
     io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_->ring);
-    assert(entry != nullptr); // There is one for each operation that may be in flight.
+    assert(entry != nullptr); // There is one entry for each operation that may be in flight.
     const int file = file_of(offset);
     if (const int buffer = pieces.size() == 1 ? buffer_of(pieces.front()) : -1; buffer >= 0) {
         const auto length = static_cast<unsigned>(pieces.front().iov_len);

@@ -9,13 +9,13 @@
 
 namespace vmm::devices {
 
-/// A ring for one disk. It is restricted (IORING_REGISTER_RESTRICTIONS): it can do nothing but the operations of
-/// DiskIo, on the descriptors that it was made with.
+/// A ring for one disk. It is restricted (IORING_REGISTER_RESTRICTIONS) to the operations of DiskIo, on the descriptors
+/// that it was made with.
 ///
 /// Threads: one at a time. If the thread that queued an operation ends, the kernel cancels it.
 class UringDiskIo final : public DiskIo {
   public:
-    /// The whole ring exists and is at work afterwards.
+    /// The whole ring exists and works afterwards.
     /// Throws UringRefused or Error.
     UringDiskIo(const DiskFiles& files, unsigned depth);
     ~UringDiskIo() override;
@@ -30,7 +30,7 @@ class UringDiskIo final : public DiskIo {
     void allocate(std::uint64_t token, int mode, std::uint64_t offset, std::uint64_t bytes) override;
     [[nodiscard]] bool submit() override;
     [[nodiscard]] std::size_t reap(std::span<Completion> completions) override;
-    /// Does nothing, because all that is queued has begun once submit() returns true.
+    /// Does nothing, because all queued operations have begun when submit() returns true.
     void abandon() override {}
 
   private:
@@ -46,7 +46,7 @@ class UringDiskIo final : public DiskIo {
     std::unique_ptr<Ring> ring_;
 };
 
-/// This process or this kernel cannot have what UringDiskIo needs. There are other ways.
+/// This process or this kernel does not support what UringDiskIo needs. There are other ways.
 class UringRefused : public Error {
   public:
     using Error::Error;

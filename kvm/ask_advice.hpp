@@ -1,4 +1,4 @@
-// What to do if the KVM device does not answer a question.
+// What to do if /dev/kvm does not answer a question.
 #pragma once
 
 #include <array>
@@ -8,7 +8,7 @@
 
 namespace vmm::kvm {
 
-/// For what is asked of the device once it is open.
+/// Advice for an ioctl that asks the opened KVM device a question.
 inline constexpr std::array kAskAdvice{
     ErrnoAdvice{ENOTTY, "it is not the KVM device: take /dev/kvm"},
     ErrnoAdvice{EINVAL, "it is not the KVM device, or its KVM is too old: take /dev/kvm"}};

@@ -52,7 +52,7 @@ bool was_kicked_within(std::chrono::milliseconds time) noexcept {
 }
 
 void discard_pending_kicks() noexcept {
-    // Of a real-time signal several may be queued; a bound, because others may go on sending.
+    // Several real-time signals may be queued. The loop is bounded because other threads may go on sending.
     constexpr int kMost = 1000;
     for (int i = 0; i < kMost && was_kicked_within(std::chrono::milliseconds(0)); ++i) {
     }

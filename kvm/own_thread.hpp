@@ -1,4 +1,4 @@
-// Why KVM could not start the thread that it keeps for each VM.
+// Advice if KVM could not start the thread that it keeps for each VM.
 #pragma once
 
 #include <string>
@@ -7,9 +7,9 @@
 
 namespace vmm::kvm {
 
-/// What to do if KVM answers EAGAIN to a vCPU that is ready to run: it cannot start its own thread (the one that
-/// recovers huge pages, arch/x86/kvm/mmu/mmu.c), which the kernel counts among those of this process. Names the control
-/// group whose limit is reached, if one is, and if this thread may open files.
+/// What to do if KVM answers EAGAIN to a vCPU that is ready to run: KVM cannot start its own thread (the one that
+/// recovers huge pages, arch/x86/kvm/mmu/mmu.c), and the kernel counts that thread among those of this process. The
+/// advice names the control group whose limit is reached, if there is one and this thread may open files.
 [[nodiscard]] std::string own_thread_advice(const CgroupRoots& roots = {});
 
 } // namespace vmm::kvm

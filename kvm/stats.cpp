@@ -14,14 +14,14 @@ namespace vmm::kvm {
 
 namespace {
 
-// Far above any kernel's; they bound what a wrong file could make us allocate.
+// These limits are far above any kernel's. They bound what a wrong file could make us allocate.
 constexpr std::uint32_t kMaxCounters = 4096;
 constexpr std::uint32_t kMaxNameBytes = 256;
 
 bool read_exactly(int fd, void* target, std::size_t size, std::uint64_t offset) {
     const ssize_t count = ::pread(fd, target, size, static_cast<off_t>(offset));
     if (count >= 0 && count < static_cast<ssize_t>(size)) {
-        errno = ENODATA; // cut short
+        errno = ENODATA; // the file is too short
     }
     return count == static_cast<ssize_t>(size);
 }

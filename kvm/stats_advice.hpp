@@ -1,4 +1,4 @@
-// What to do where KVM's counters cannot be had.
+// What to do if KVM's counters are not available.
 #pragma once
 
 #include <array>
@@ -8,7 +8,7 @@
 
 namespace vmm::kvm {
 
-/// For KVM_GET_STATS_FD, of a VM and of a vCPU.
+/// Advice for KVM_GET_STATS_FD on a VM or on a vCPU.
 inline constexpr std::array kStatsAdvice{ErrnoAdvice{EINVAL, "they came with Linux 5.14: a newer kernel is needed"},
                                          ErrnoAdvice{ENOTTY, "they came with Linux 5.14: a newer kernel is needed"}};
 

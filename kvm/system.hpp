@@ -1,4 +1,4 @@
-// /dev/kvm itself: what this host's KVM can do.
+// /dev/kvm itself: what KVM on this host can do.
 #pragma once
 
 #include <cstddef>
@@ -11,13 +11,13 @@
 
 namespace vmm::kvm {
 
-/// The KVM device. Threads: every member may be called from any thread.
+/// The KVM device. Threads: any thread may call every member.
 class System {
   public:
     static constexpr const char* kDefaultPath = "/dev/kvm";
 
-    /// Opens `path` and checks that it speaks API version 12, the only one there is. Throws Error that says what to do
-    /// if the device is missing, not permitted, or not KVM.
+    /// Opens `path` and checks that it speaks API version 12, the only one there is. Throws Error, which says what to
+    /// do, if the device is missing, not permitted, or not KVM.
     explicit System(const std::string& path = kDefaultPath);
 
     /// KVM_CHECK_EXTENSION: 0 if the capability is absent, else 1 or the capability's own number.
@@ -30,13 +30,13 @@ class System {
     /// The size of the area shared with each vCPU, in bytes.
     [[nodiscard]] std::size_t vcpu_mmap_bytes() const;
 
-    // What only an x86 host tells: kvm/x86/system.cpp.
+    // The members below exist on an x86 host only: kvm/x86/system.cpp.
 
-    /// KVM_GET_SUPPORTED_CPUID: what a guest may be told.
+    /// KVM_GET_SUPPORTED_CPUID: the CPUID entries that a guest may be given.
     [[nodiscard]] std::vector<kvm_cpuid_entry2> supported_cpuid() const;
 
-    /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of MCG_CAP that Vcpu::set_up_machine_checks() may be given, with the
-    /// number of banks (KVM_CAP_MCE) in the low byte; 0 if there are none.
+    /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of MCG_CAP that Vcpu::set_up_machine_checks() accepts, with the number
+    /// of banks (KVM_CAP_MCE) in the low byte. It is 0 if there are no banks.
     [[nodiscard]] std::uint64_t machine_check_capabilities() const noexcept;
 
     /// The descriptor, on loan.

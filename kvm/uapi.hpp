@@ -1,14 +1,14 @@
-// The only place that includes <linux/kvm.h>, made right for C++ and complete for older header packages.
+// The only place that includes <linux/kvm.h>. It corrects the header for C++ and completes older header packages.
 //
-// Linux 6.1's __DECLARE_FLEX_ARRAY puts an empty struct before a flexible array. An empty struct takes no room in C and
-// one byte in C++, so structures grow, and with them the ioctl numbers made from their sizes: the kernel would answer
-// ENOTTY, or read past what we passed. The macro is replaced while the header is read; the asserts below hold the C
-// sizes.
+// Linux 6.1's __DECLARE_FLEX_ARRAY puts an empty struct before a flexible array. An empty struct has size 0 in C and
+// size 1 in C++, so structures grow, and so do the sizes in their ioctl numbers: the kernel would answer ENOTTY, or
+// read past what we passed. The macro is replaced while the header is read, and the asserts below check that the sizes
+// are those of C.
 #pragma once
 
 #include <linux/stddef.h>
 
-// The names below are the kernel's.
+// The names below come from the kernel.
 // NOLINTBEGIN(bugprone-reserved-identifier, modernize-avoid-c-arrays, readability-identifier-naming)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpedantic"
@@ -16,8 +16,8 @@
 #undef __DECLARE_FLEX_ARRAY
 #define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[0]
 #include <linux/kvm.h>
-// The macro that comes back belongs to a system header. Else what other headers of the kernel make with it would be
-// ours and the compiler would warn of that.
+// The pragma below marks the restored macro as part of a system header. Without it, the compiler would warn of code
+// that other kernel headers make with this macro as if it were our code.
 #pragma GCC system_header
 #pragma pop_macro("__DECLARE_FLEX_ARRAY")
 #pragma GCC diagnostic pop
@@ -34,7 +34,7 @@ static_assert(sizeof(kvm_stats_desc) == 16 && offsetof(kvm_stats_desc, name) == 
 static_assert(KVM_SET_CPUID2 == 0x4008ae90UL);
 static_assert(KVM_SET_SIGNAL_MASK == 0x4004ae8bUL);
 
-// Newer than the oldest header package we build against (Documentation/virt/kvm/api.rst).
+// These definitions are newer than the oldest header package we build against (Documentation/virt/kvm/api.rst).
 #ifndef KVM_CAP_PRE_FAULT_MEMORY
 #define KVM_CAP_PRE_FAULT_MEMORY 236
 #endif

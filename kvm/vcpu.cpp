@@ -25,7 +25,7 @@ namespace vmm::kvm {
 namespace {
 
 constexpr std::chrono::milliseconds kLongPause{10};
-/// Where kvm_run's union has the guest-physical address of KVM_EXIT_MEMORY_FAULT (api.rst, 5): after the flags.
+/// The offset of the guest-physical address of KVM_EXIT_MEMORY_FAULT in kvm_run's union (api.rst, 5): after the flags.
 constexpr std::size_t kMemoryFaultAddress = 8;
 
 UniqueFd create_vcpu(const Vm& vm, unsigned id) {
@@ -42,8 +42,8 @@ UniqueFd create_vcpu(const Vm& vm, unsigned id) {
     return UniqueFd(fd);
 }
 
-/// KVM_RUN is entered with every signal blocked but the kick, and SIGBUS: by that KVM says that a page of the guest is
-/// broken, and without it the vCPU would run into that page for ever.
+/// Blocks every signal inside KVM_RUN but the kick and SIGBUS. KVM reports a broken page of the guest by SIGBUS; with
+/// SIGBUS blocked, the vCPU would run into that page for ever.
 void set_signal_mask_inside_run(int fd) {
     constexpr std::uint32_t kKernelSigsetBytes = 8; // the kernel's own type, shorter than the C library's sigset_t
     struct {
@@ -86,13 +86,12 @@ Exit Vcpu::run() {
             discard_pending_kicks();
             return KickedExit{};
         case EAGAIN: {
-            // KVM answers this to an application processor that got an INIT or a start-up interrupt, which then may
-            // run; and to any vCPU as long as KVM cannot start its own thread. In the second case it looks at no
-            // signal.
+            // There are two cases of EAGAIN. An application processor got an INIT or a start-up interrupt, and may run
+            // afterwards. Or KVM cannot start its own thread; then any vCPU gets EAGAIN, and KVM looks at no signal.
             auto pause = retries_.next();
             if (!pause && waits_for_startup()) {
-                // A guest may send interrupts that start nothing as long as it likes. If KVM had no thread, the vCPUs
-                // that are ready to run would say so.
+                // The guest may send such interrupts without end, so this vCPU waits without a limit. If KVM could not
+                // start its thread, the vCPUs that are ready to run would report it.
                 retries_.forget();
                 pause = kLongPause;
             }
@@ -112,7 +111,7 @@ Exit Vcpu::run() {
                         "the host has no memory for a page of the guest: free memory, or enough huge pages");
         case EHWPOISON:
             throw_errno(EHWPOISON, "run " + name(), broken_page_advice());
-        case ENOMEM: // Linux 6.13 says so, too, where there is no thread.
+        case ENOMEM: // Linux 6.13 answers this, too, if KVM cannot start its thread.
             throw_errno(ENOMEM, "run " + name(),
                         "free memory of the host, or of the memory cgroup; or " + own_thread_advice());
         default:
@@ -122,7 +121,8 @@ Exit Vcpu::run() {
 }
 
 std::optional<Exit> Vcpu::finish_exit() {
-    // KVM finishes the access, and looks at the flag before it enters the guest (api.rst, 5, immediate_exit).
+    // KVM first finishes the access, and then looks at the flag before it enters the guest (api.rst, 5,
+    // immediate_exit).
     run_->immediate_exit = 1;
     struct Reset {
         ~Reset() { run->immediate_exit = 0; }
@@ -154,7 +154,7 @@ std::string Vcpu::broken_page_advice() const {
 }
 
 Exit Vcpu::decode_exit() {
-    // The guest cannot write this area; the kernel does, and only inside KVM_RUN.
+    // The guest cannot write this area. The kernel writes it, and only inside KVM_RUN.
     switch (run_->exit_reason) {
     case KVM_EXIT_IO: {
         const auto& io = run_->io;
@@ -212,7 +212,7 @@ Vcpu::PreFaulted Vcpu::pre_fault(GuestRange range, const std::stop_token& stop) 
     request.gpa = to_integer(range.base);
     request.size = range.size;
     Retries retries;
-    // The kernel moves gpa and size on by what it has done, whatever it answers.
+    // The kernel advances gpa and size past what it has mapped, even if the call fails.
     while (request.size != 0) {
         const std::uint64_t before = request.size;
         const bool failed = ::ioctl(fd_.get(), KVM_PRE_FAULT_MEMORY, &request) != 0;

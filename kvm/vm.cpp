@@ -29,7 +29,7 @@ std::string creation_advice(int error_number) {
 }
 
 UniqueFd create_vm(const System& system) {
-    // KVM answers EINTR where a signal came while it was registering with the memory manager; nothing was created then.
+    // KVM answers EINTR if a signal came while it registered with the memory manager. Then it has created nothing.
     Retries retries;
     int fd = -1;
     do {
@@ -101,7 +101,7 @@ std::vector<std::uint64_t> Vm::take_dirty_log(std::uint32_t slot, std::uint64_t 
     if (::ioctl(fd_.get(), KVM_GET_DIRTY_LOG, &log) != 0) {
         throw_errno(errno, "read the dirty log of memslot " + std::to_string(slot));
     }
-    // KVM holds its lock for all of a piece, and vCPUs that fault wait for it.
+    // KVM holds its lock while it works on a piece, and vCPUs that fault wait for that lock. So the pieces are small.
     constexpr std::size_t kWordsAtOnce = 1024; // 256 MiB
     const std::uint64_t all = bytes / (4 * kKiB);
     for (std::size_t word = 0; watches_by_piece_ && word < pages.size(); word += kWordsAtOnce) {
@@ -120,7 +120,7 @@ bool Vm::watch_by_piece(bool on) noexcept {
     kvm_enable_cap cap{};
     cap.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
     cap.args[0] = on ? KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET : 0;
-    // KVM before 5.7 cannot begin with all pages set, and then it is not worth it.
+    // KVM before 5.7 cannot begin with all pages set. Without that, watching by piece is not worth it.
     const int can = extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
     const bool done = (can & KVM_DIRTY_LOG_INITIALLY_SET) != 0 && ::ioctl(fd_.get(), KVM_ENABLE_CAP, &cap) == 0;
     watches_by_piece_ = on && done;
@@ -133,7 +133,7 @@ void Vm::watch_pages(std::uint32_t slot, std::uint64_t first_page, std::uint64_t
     log.slot = in_space(slot, address_space);
     log.num_pages = static_cast<std::uint32_t>(count);
     log.first_page = first_page;
-    // KVM reads it; the structure has one kind of pointer for all.
+    // KVM only reads the bitmap, but the structure has the same pointer type for all uses.
     log.dirty_bitmap = const_cast<std::uint64_t*>(pages.data());
     if (::ioctl(fd_.get(), KVM_CLEAR_DIRTY_LOG, &log) != 0) {
         throw_errno(errno, "watch the pages of memslot " + std::to_string(slot));
@@ -170,7 +170,7 @@ void Vm::attach_ioeventfd(int event_fd, GuestAddress address, std::uint32_t valu
 
 namespace {
 
-/// A length of 0 is any length, and the value is not looked at.
+/// A length of 0 means any length; KVM then ignores the value.
 kvm_ioeventfd doorbell_of_any_length(int event_fd, GuestAddress address) noexcept {
     kvm_ioeventfd doorbell{};
     doorbell.addr = to_integer(address);
@@ -199,7 +199,7 @@ void Vm::signal_msi(std::uint64_t address, std::uint32_t data) const noexcept {
     message.address_lo = static_cast<std::uint32_t>(address);
     message.address_hi = static_cast<std::uint32_t>(address >> kHighShift);
     message.data = data;
-    // It returns how many processors took it: none, if the guest's message goes nowhere.
+    // The call returns how many processors took the message. There are none if the guest's message goes nowhere.
     static_cast<void>(::ioctl(fd_.get(), KVM_SIGNAL_MSI, &message));
 }
 

@@ -25,7 +25,7 @@ std::uint32_t low_address(GuestAddress address) {
 
 // --- DSDT: the devices --------------------------------------------------------------------------------------------
 
-/// The name of one of many: a letter and three hex digits, e.g. C00A.
+/// The name of one device of many: a letter and three hex digits, e.g. C00A.
 std::string numbered_name(char letter, std::size_t number) {
     constexpr std::string_view kDigits = "0123456789ABCDEF";
     assert(number < 0x1000);
@@ -40,7 +40,7 @@ Term device(std::string_view name, std::initializer_list<Term> terms) {
     return aml::device(name, std::span{terms.begin(), terms.size()});
 }
 
-/// _UID is what ties the processor to its entry in the MADT.
+/// A processor. Its _UID links it to its entry in the MADT.
 Term processor(unsigned number) {
     constexpr std::uint64_t kPresentAndWorking = 0xf;
     return device(numbered_name('C', number),
@@ -59,7 +59,7 @@ Term cmos_rtc(std::uint16_t port) {
     return device("RTC", {aml::name("_HID", aml::eisa_id("PNP0B00")), resources({aml::io_ports(port, kIndexAndData)})});
 }
 
-/// _CCA: its DMA is coherent with the CPUs' caches.
+/// A virtio device. _CCA says that its DMA is coherent with the CPUs' caches.
 Term virtio_mmio(std::size_t number, const VirtioMmioHardware& virtio) {
     assert(virtio.registers.size <= UINT32_MAX);
     const Term registers =
@@ -70,7 +70,7 @@ Term virtio_mmio(std::size_t number, const VirtioMmioHardware& virtio) {
                    aml::name("_CCA", aml::integer(1)), resources({registers, line})});
 }
 
-// What events() notify.
+// The devices that events() notifies.
 constexpr std::string_view kPowerButton = "PWRB";
 
 Term power_button() {
@@ -79,8 +79,8 @@ Term power_button() {
 
 constexpr std::string_view kGenerationId = "VGEN";
 
-/// Microsoft, "Virtual Machine Generation ID". Guests know the device by a _CID: by the one of that document, or by the
-/// one that Hyper-V has beside it, because the first is longer than an id may be. The _HID is anybody's.
+/// The device of Microsoft's "Virtual Machine Generation ID". Guests know it by a _CID: the one of that document, or
+/// the one that Hyper-V uses as well, because the first is longer than an id may be. The _HID is free to choose.
 Term generation_id(GuestAddress address) {
     const std::array<Term, 2> known_by = {aml::string("VM_Gen_Counter"), aml::string("VMGENCTR")};
     const std::array<Term, 2> halves = {aml::integer(to_integer(address) & UINT32_MAX),
@@ -90,11 +90,11 @@ Term generation_id(GuestAddress address) {
                    aml::name("_DDN", aml::string("VM_Gen_Counter")), aml::name("ADDR", aml::package(halves))});
 }
 
-/// The button: ACPI 6.3, table 5.169; the identifier: its specification.
+/// The value of the notification. For the button: ACPI 6.3, table 5.169; for the identifier: its specification.
 constexpr std::uint8_t kHappened = 0x80;
 
-/// A generic event device (ACPI 6.3, 5.6.9), because a hardware-reduced machine has no fixed events: each edge on `gsi`
-/// does `what`. `name` is GEDn, and `number` is n.
+/// A generic event device (ACPI 6.3, 5.6.9): each edge on `gsi` does `what`. `name` is GEDn, and `number` is n. It is
+/// needed because a hardware-reduced machine has no fixed events.
 Term events(std::string_view name, std::uint8_t number, std::uint32_t gsi, const Term& what) {
     const std::array<Term, 1> body = {what};
     return device(name, {aml::name("_HID", aml::string("ACPI0013")), aml::name("_UID", aml::integer(number)),
@@ -107,14 +107,14 @@ constexpr std::string_view kPciRoot = "PCI0";
 constexpr std::string_view kPciHotplugCheck = "HPCK";
 constexpr unsigned kPciSlots = 32;
 
-/// The name of the device in a slot, as kPciRoot has it: S01.
+/// The name of the device in a slot, as used below kPciRoot: S01.
 std::string slot_name(unsigned slot) {
     constexpr std::string_view kDigits = "0123456789ABCDEF";
     return {'S', kDigits[slot >> 4U], kDigits[slot & 0xfU]};
 }
 
-/// What the system may do by itself (PCI Firmware 3.0, 4.5): it may use the PCI Express capability. Hot-plug is ours,
-/// by ACPI; power management events and error reporting there are none.
+/// What the operating system may do itself (PCI Firmware 3.0, 4.5): it may use the PCI Express capability. Hot-plug is
+/// done by ACPI, and there are no power management events and no error reporting.
 Term pci_osc() {
     constexpr std::uint64_t kCapabilityStructure = 1U << 4U;
     constexpr std::uint64_t kUnknownUuid = 1U << 2U;
@@ -133,7 +133,7 @@ Term pci_osc() {
     return aml::method("_OSC", 4, body);
 }
 
-/// Which line the pin of each slot is at (6.2.13).
+/// The interrupt line of the pin of each slot (6.2.13).
 Term pci_pins(const PciHardware& pci) {
     constexpr std::uint64_t kAnyFunction = 0xffff;
     constexpr unsigned kSlotShift = 16;
@@ -147,7 +147,7 @@ Term pci_pins(const PciHardware& pci) {
     return aml::name("_PRT", aml::package(entries));
 }
 
-/// A slot that devices come into and go out of while the guest runs.
+/// A slot whose device may come and go while the guest runs.
 Term pci_slot(unsigned slot) {
     constexpr unsigned kSlotShift = 16;
     const std::array<Term, 1> eject = {aml::store(aml::integer(std::uint64_t{1} << slot), aml::reference("EJCT"))};
@@ -155,7 +155,7 @@ Term pci_slot(unsigned slot) {
                                     aml::name("_SUN", aml::integer(slot)), aml::method("_EJ0", 1, eject)});
 }
 
-/// Tells the system of the slots of which the registers say that a device has come, or that it is to go.
+/// Notifies the operating system of each slot whose device has come or must go, according to the registers.
 Term pci_hotplug_check() {
     constexpr std::uint8_t kDeviceCheck = 1; // ACPI 6.3, table 5.168
     constexpr std::uint8_t kEjectRequest = 3;
@@ -173,7 +173,7 @@ Term pci_hotplug_check() {
     return aml::method(kPciHotplugCheck, 0, body);
 }
 
-/// The host bridge. Its resources are what it passes on to the bus, and the ports of its own.
+/// The host bridge. Its resources are those that it passes on to the bus, and its own ports.
 Term pci_root(const PciHardware& pci) {
     constexpr std::uint8_t kConfigPorts = 8;
     const std::uint32_t first = low_address(pci.window.base);
@@ -244,7 +244,7 @@ std::vector<std::byte> build_dsdt(const Hardware& hardware) {
 
 // --- FADT: the fixed features (ACPI 6.3, 5.2.9) -------------------------------------------------------------------
 
-// Boot architecture flags (IAPC_BOOT_ARCH). Left clear: there is no 8042 to probe for, and the RTC is not missing.
+// Boot architecture flags (IAPC_BOOT_ARCH). The flag for an 8042 stays clear, because there is none to probe for.
 constexpr std::uint16_t kLegacyDevices = 1U << 0U; // COM1
 constexpr std::uint16_t kNoVga = 1U << 2U;
 constexpr std::uint16_t kNoCmosRtc = 1U << 5U;
@@ -263,13 +263,14 @@ std::vector<std::byte> build_fadt(const Hardware& hardware, GuestAddress dsdt) {
     constexpr std::uint8_t kEnterpriseServer = 4; // the preferred power management profile
     constexpr std::uint16_t kUsualSciInterrupt = 9;
     constexpr std::size_t kFadtBytes = 276;
-    // A hardware-reduced machine has none of the registers that the zeros stand for.
+    // The zeros stand for registers that a hardware-reduced machine does not have.
     AcpiTable table{"FACP", kRevision};
     table.put(std::uint32_t{0}); // FIRMWARE_CTRL: no FACS, which is for sleeping
     table.put(low_address(dsdt));
     table.put_zeros(1);
     table.put(kEnterpriseServer);
-    // Ignored, but kernels without that exception configure this interrupt as a level-triggered one: keep it off GSI 0.
+    // A hardware-reduced system ignores this interrupt. But kernels that do not know this case configure it as a
+    // level-triggered one, so it must not be GSI 0.
     table.put(kUsualSciInterrupt);
     table.put_zeros(108 - table.size()); // from SMI_CMD to MON_ALRM
     table.put(hardware.cmos_century_index);
@@ -317,12 +318,12 @@ std::vector<std::byte> build_madt(const Hardware& hardware) {
         table.put(kEnabled);
     }
     table.put(kIoApicType).put(kIoApicBytes);
-    table.put_zeros(2); // its id, which KVM's has after reset, and a reserved byte
+    table.put_zeros(2); // its id, which is that of KVM's after a reset, and a reserved byte
     table.put(low_address(hardware.io_apic));
     table.put(std::uint32_t{0}); // the GSI of its first input
     table.put(kLocalApicNmiType).put(kLocalApicNmiBytes);
     table.put(kAllProcessors);
-    table.put(std::uint16_t{0}); // polarity and trigger as the bus has them
+    table.put(std::uint16_t{0}); // polarity and trigger as on the bus
     table.put(kNmiInput);
     return std::move(table).finish();
 }
@@ -341,7 +342,7 @@ std::vector<std::byte> build_mcfg(const PciHardware& pci) {
     return std::move(table).finish();
 }
 
-// --- XSDT and RSDP: where the others are --------------------------------------------------------------------------
+// --- XSDT and RSDP: where the other tables are --------------------------------------------------------------------
 
 std::vector<std::byte> build_xsdt(std::span<const GuestAddress> tables) {
     constexpr std::uint8_t kRevision = 1;
@@ -354,7 +355,7 @@ std::vector<std::byte> build_xsdt(std::span<const GuestAddress> tables) {
 
 constexpr std::size_t kRsdpBytes = 36;
 
-/// ACPI 6.3, 5.2.5.3. It has two checksums: one over the part that ACPI 1.0 knew, one over all.
+/// ACPI 6.3, 5.2.5.3. There are two checksums: one over the part that ACPI 1.0 had, and one over all bytes.
 std::vector<std::byte> build_rsdp(GuestAddress xsdt) {
     constexpr std::uint8_t kRevision = 2;
     constexpr std::size_t kFirstPartBytes = 20;
@@ -380,10 +381,10 @@ std::vector<std::byte> build_rsdp(GuestAddress xsdt) {
     return bytes;
 }
 
-/// Lays tables out one after the other, each at a multiple of 16.
+/// Lays out tables one after the other, each at a multiple of 16.
 class TableArea {
   public:
-    /// The first `reserved` bytes stay free for what points to the tables.
+    /// The first `reserved` bytes stay free for the RSDP, which points to the tables.
     TableArea(GuestAddress base, std::size_t reserved) : base_(base), bytes_(reserved) {}
 
     GuestAddress add(std::span<const std::byte> table) {
@@ -412,7 +413,7 @@ std::vector<std::byte> build_acpi_tables(const Hardware& hardware, GuestAddress 
     assert(hardware.virtio_mmio.size() <= kMaxVirtioMmio);
     assert(hardware.power_off_sleep_type <= 7);
     assert(!hardware.numa || hardware.numa->vcpu_nodes.size() == hardware.vcpus);
-    assert(is_aligned(to_integer(base), 16)); // where a scan for the RSDP looks
+    assert(is_aligned(to_integer(base), 16)); // a scan for the RSDP looks only at such addresses
 
     TableArea area{base, kRsdpBytes};
     const GuestAddress dsdt = area.add(build_dsdt(hardware));

@@ -17,7 +17,7 @@ constexpr std::uint32_t kHotPluggable = 1U << 1U;
 void put_processor(AcpiTable& table, std::size_t apic_id, unsigned node) {
     constexpr std::uint8_t kType = 0;
     constexpr std::uint8_t kBytes = 16;
-    assert(apic_id < UINT8_MAX); // 255 names all of them
+    assert(apic_id < UINT8_MAX); // 255 means all processors
     table.put(kType).put(kBytes);
     table.put(static_cast<std::uint8_t>(node)); // bits 7 to 0
     table.put(static_cast<std::uint8_t>(apic_id));
@@ -27,7 +27,7 @@ void put_processor(AcpiTable& table, std::size_t apic_id, unsigned node) {
     table.put_zeros(4); // clock domain
 }
 
-/// ACPI 6.3, 5.2.16.2.
+/// A range of memory (ACPI 6.3, 5.2.16.2).
 void put_memory(AcpiTable& table, const AcpiNumaMemory& memory) {
     constexpr std::uint8_t kType = 1;
     constexpr std::uint8_t kBytes = 40;
@@ -41,7 +41,7 @@ void put_memory(AcpiTable& table, const AcpiNumaMemory& memory) {
     table.put_zeros(8);
 }
 
-/// One more than the largest there is.
+/// The largest node number plus one.
 std::size_t count_nodes(const AcpiNuma& numa) {
     unsigned largest = 0;
     for (const AcpiNumaMemory& memory : numa.memory) {

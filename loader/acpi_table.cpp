@@ -31,9 +31,9 @@ std::byte acpi_checksum(std::span<const std::byte> bytes) noexcept {
 AcpiTable::AcpiTable(std::string_view signature, std::uint8_t revision) {
     assert(signature.size() == 4);
     put_bytes(as_bytes(signature));
-    put(std::uint32_t{0}); // length, later
+    put(std::uint32_t{0}); // the length, filled in later
     put(revision);
-    put(std::uint8_t{0}); // checksum, later
+    put(std::uint8_t{0}); // the checksum, filled in later
     put_bytes(as_bytes(kAcpiOemId));
     put_bytes(as_bytes(kOemTableId));
     put(kOurRevision);

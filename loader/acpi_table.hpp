@@ -11,16 +11,16 @@
 
 namespace vmm::loader {
 
-/// Who made the tables; also in the RSDP. Six characters.
+/// The maker of the tables; it is also in the RSDP. Six characters.
 inline constexpr std::string_view kAcpiOemId = "VMM   ";
 
-/// The byte that makes the sum over `bytes` zero, if it is added to them (ACPI 6.3, 5.2.6).
+/// The byte that makes the sum zero if it is added to the sum over `bytes` (ACPI 6.3, 5.2.6).
 [[nodiscard]] std::byte acpi_checksum(std::span<const std::byte> bytes) noexcept;
 
-/// Builds one table, field by field in the order of the specification.
+/// Builds one table. Fields are added in the order of the specification.
 class AcpiTable {
   public:
-    /// Starts with the header every table has (ACPI 6.3, 5.2.6). `signature` has four characters.
+    /// Starts with the header that every table has (ACPI 6.3, 5.2.6). `signature` must have four characters.
     AcpiTable(std::string_view signature, std::uint8_t revision);
 
     /// Appends one field.
@@ -29,7 +29,7 @@ class AcpiTable {
         append_little_endian(bytes_, value);
         return *this;
     }
-    /// Appends `count` zero bytes: fields that are reserved or not used.
+    /// Appends `count` zero bytes, for fields that are reserved or not used.
     AcpiTable& put_zeros(std::size_t count);
     AcpiTable& put_bytes(std::span<const std::byte> bytes);
     /// Appends a Generic Address Structure: a byte-wide register at an I/O port (ACPI 6.3, 5.2.3.2).

@@ -11,7 +11,7 @@
 namespace vmm::loader::aml {
 namespace {
 
-/// The opcodes we use (ACPI 6.3, 20.3).
+/// The opcodes that we use (ACPI 6.3, 20.3).
 enum Op : std::uint8_t {
     kZeroOp = 0x00,
     kOneOp = 0x01,
@@ -39,7 +39,7 @@ enum Op : std::uint8_t {
     kIfOp = 0xa0,
     kElseOp = 0xa1,
     kReturnOp = 0xa4,
-    // These come after kExtendedPrefix.
+    // The opcodes below follow kExtendedPrefix.
     kRegionOp = 0x80,
     kFieldOp = 0x81,
     kDeviceOp = 0x82,
@@ -79,8 +79,9 @@ Term prefixed(Op prefix, std::uint64_t value) {
     return term;
 }
 
-/// PkgLength: the length of `content_bytes` and of the PkgLength itself. Up to 63 it is one byte. Beyond, the first
-/// byte has the number of further bytes in bits 7-6 and the low four bits of the length in bits 3-0 (ACPI 6.3, 20.2.4).
+/// PkgLength: the length of `content_bytes` and of the PkgLength itself. A length of up to 63 takes one byte. A larger
+/// one has the number of further bytes in bits 7-6 of the first byte, and the low four bits of the length in its bits
+/// 3-0 (ACPI 6.3, 20.2.4).
 Term package_length(std::size_t content_bytes) {
     Term term;
     if (content_bytes + 1 < 64) {
@@ -101,8 +102,8 @@ Term package_length(std::size_t content_bytes) {
     return term;
 }
 
-/// Segments with dots between them, each of up to four characters, which are filled up with underscores; a leading
-/// backslash means the root.
+/// Encodes a name: segments with dots between them, each of up to four characters, which are padded with underscores. A
+/// leading backslash means the root.
 Term name_string(std::string_view name) {
     Term term;
     if (name.starts_with('\\')) {
@@ -130,7 +131,7 @@ Term name_string(std::string_view name) {
     return term;
 }
 
-/// `head`, the length of `content`, and `content`.
+/// Returns `head`, the length of `content`, and `content`.
 Term enclosed(Term head, const Term& content) {
     append(head, package_length(content.size()));
     append(head, content);
@@ -143,7 +144,7 @@ Term opcode(Op op) {
     return term;
 }
 
-/// A digit of an EISA id.
+/// The value of a digit of an EISA id.
 std::uint32_t hex_digit(char c) {
     assert((c >= '0' && c <= '9') || (c >= 'A' && c <= 'F'));
     return static_cast<std::uint32_t>(c <= '9' ? c - '0' : c - 'A' + 10);
@@ -225,7 +226,7 @@ Term buffer(std::span<const std::byte> bytes) {
 }
 
 Term uuid(std::string_view text) {
-    // The first three fields are little-endian (ACPI 6.3, 19.6.142): where each byte stands in the text.
+    // The position of each byte in the text. The first three fields are little-endian (ACPI 6.3, 19.6.142).
     constexpr std::array<std::size_t, 16> kPlaces{6, 4, 2, 0, 11, 9, 16, 14, 19, 21, 24, 26, 28, 30, 32, 34};
     constexpr std::size_t kCharacters = 36;
     assert(text.size() == kCharacters);
@@ -298,7 +299,7 @@ Term equal(const Term& left, const Term& right) {
 
 namespace {
 
-/// An operation on two values, whose result is stored nowhere.
+/// An operation on two values, whose result is not stored.
 Term operation(Op op, const Term& left, const Term& right) {
     Term term = opcode(op);
     append(term, left);
@@ -378,7 +379,7 @@ Term io_ports(std::uint16_t first_port, std::uint8_t count) {
 
 namespace {
 
-/// Address space descriptors (ACPI 6.3, 6.4.3.5), whose granularity is 0: both ends are fixed.
+/// Address space descriptors (ACPI 6.3, 6.4.3.5) with granularity 0, so that both ends are fixed.
 template <std::unsigned_integral Value>
 Term address_space(std::uint8_t item, std::uint8_t type, std::uint8_t type_flags, Value first, Value last) {
     constexpr std::uint8_t kFixedAtBothEnds = 0x0c; // produced here, and decoded positively

@@ -1,4 +1,4 @@
-// What every boot protocol tells a kernel.
+// The information that every boot protocol gives to a kernel.
 #pragma once
 
 #include <optional>
@@ -17,7 +17,7 @@ struct BootInfo {
     std::span<const MemoryMapEntry> memory_map; ///< ascending, not overlapping, at most kMaxMemoryMapEntries
 };
 
-/// As many as the zero page has room for (E820_MAX_ENTRIES_ZEROPAGE); Linux reads no more by PVH either.
+/// The number of entries that fit the zero page (E820_MAX_ENTRIES_ZEROPAGE). Linux reads no more by PVH either.
 inline constexpr std::size_t kMaxMemoryMapEntries = 128;
 
 } // namespace vmm::loader

@@ -16,11 +16,11 @@ namespace {
 
 using Cells = std::initializer_list<std::uint32_t>;
 
-/// What other nodes refer to.
+/// The nodes that other nodes refer to.
 enum Phandle : std::uint32_t { kIoApicPhandle = 1, kPowerPhandle = 2 };
 
-/// Writes a tree from its beginning to its end. All that could go wrong is a buffer that is too small, and that is
-/// ours.
+/// Writes a tree from its beginning to its end. The only possible error is a buffer that is too small, which would be
+/// our own fault.
 class TreeWriter {
   public:
     explicit TreeWriter(std::size_t room) : bytes_(room) {
@@ -28,7 +28,7 @@ class TreeWriter {
         check(::fdt_finish_reservemap(bytes_.data()));
     }
 
-    /// A node with what `fill` puts into it.
+    /// Writes a node; `fill` writes its content.
     template <std::invocable Fill>
     void node(const std::string& name, Fill fill) {
         check(::fdt_begin_node(bytes_.data(), name.c_str()));
@@ -79,7 +79,8 @@ std::string unit(std::string_view name, std::uint64_t address) {
     return vmm::format("{}@{:x}", name, address);
 }
 
-/// The second cell as x86 Linux reads it (of_ioapic_type in its arch/x86/kernel/devicetree.c).
+/// Writes an interrupt. The second cell has the form that x86 Linux reads (of_ioapic_type in its
+/// arch/x86/kernel/devicetree.c).
 void interrupt(TreeWriter& tree, std::uint32_t gsi, InterruptTrigger trigger) {
     constexpr std::uint32_t kEdgeRising = 0;
     constexpr std::uint32_t kLevelHigh = 2;
@@ -88,7 +89,7 @@ void interrupt(TreeWriter& tree, std::uint32_t gsi, InterruptTrigger trigger) {
 
 // --- The root's children ------------------------------------------------------------------------------------------
 
-constexpr const char* kIsaBus = "isa@1,0"; // Linux knows the bus by the name before the @.
+constexpr const char* kIsaBus = "isa@1,0"; // Linux recognises the bus by the name before the @.
 
 std::string serial_node(SerialPortHardware com1) {
     return unit("serial", com1.port);
@@ -141,7 +142,7 @@ GuestRange common_part(GuestRange a, GuestRange b) {
     return {GuestAddress{begin}, end > begin ? end - begin : 0};
 }
 
-/// A node for each piece of RAM; if there are NUMA nodes, no piece is in two of them.
+/// Writes a node for each piece of RAM. If there are NUMA nodes, each piece lies in one of them.
 void write_memory(TreeWriter& tree, const Hardware& hardware, std::span<const MemoryMapEntry> map) {
     for (const MemoryMapEntry& entry : map) {
         if (entry.kind != MemoryKind::kRam) {
@@ -191,14 +192,14 @@ void write_interrupt_controller(TreeWriter& tree, GuestAddress address, const ch
         if (phandle != 0) {
             tree.cells("phandle", {phandle});
         } else {
-            // A local APIC: LINT0 passes the 8259s on, as KVM's does after reset.
+            // A local APIC: LINT0 passes on the interrupts of the 8259s, as with KVM's after a reset.
             tree.flag("intel,virtual-wire-mode");
         }
     });
 }
 
-/// What lies in guest-physical memory. Older kernels look at the children of the first name only, newer ones at those
-/// of the second.
+/// Writes the devices in guest-physical memory. Older kernels look only at the children of the first name, and newer
+/// kernels at those of the second.
 void write_memory_mapped_devices(TreeWriter& tree, const Hardware& hardware) {
     tree.node("soc", [&] {
         tree.texts("compatible", {"intel,ce4100-cp", "simple-bus"});
@@ -234,12 +235,12 @@ void write_memory_mapped_devices(TreeWriter& tree, const Hardware& hardware) {
     });
 }
 
-/// Devicetree's binding host-generic-pci, with the cells of IEEE 1275's PCI binding: the first one has the space (bits
-/// 24 and 25) and, of a device, its slot from bit 11 on.
+/// Writes the PCI bus. It has Devicetree's binding host-generic-pci, with the cells of IEEE 1275's PCI binding: the
+/// first cell has the space (bits 24 and 25) and, for a device, its slot from bit 11 on.
 void write_pci(TreeWriter& tree, const PciHardware& pci) {
     constexpr std::uint32_t kMemory32 = 0x02000000;
     constexpr std::uint32_t kLevelHigh = 2; // see interrupt()
-    constexpr std::uint32_t kSlots = 4;     // which differ; the mask takes slots modulo 4
+    constexpr std::uint32_t kSlots = 4;     // slots with different lines; the mask takes slots modulo 4
     constexpr unsigned kSlotShift = 11;
     constexpr std::uint32_t kPinA = 1;
     const std::uint64_t base = to_integer(pci.window.base);
@@ -263,7 +264,8 @@ void write_pci(TreeWriter& tree, const PciHardware& pci) {
     });
 }
 
-/// What lies at ports: in the first cell of an ISA address, bit 0 is set for them (IEEE 1275, ISA binding).
+/// Writes the devices at I/O ports. Bit 0 in the first cell of an ISA address is set for ports (IEEE 1275, ISA
+/// binding).
 void write_port_devices(TreeWriter& tree, const Hardware& hardware) {
     constexpr std::uint32_t kIo = 1;
     constexpr std::uint32_t kPorts = 0x10000;
@@ -305,7 +307,7 @@ void write_switch(TreeWriter& tree, const char* name, const char* compatible, st
 }
 
 void write_power(TreeWriter& tree, const Hardware& hardware) {
-    constexpr unsigned kSleepTypeShift = 2; // as ACPI's sleep control register has it (6.4, 4.8.3.7)
+    constexpr unsigned kSleepTypeShift = 2; // as in ACPI's sleep control register (6.4, 4.8.3.7)
     constexpr unsigned kSleepEnable = 0x20;
     assert(hardware.reset_port > hardware.sleep_control_port);
     write_switch(tree, "poweroff", "syscon-poweroff", 0,
@@ -314,12 +316,12 @@ void write_power(TreeWriter& tree, const Hardware& hardware) {
                  hardware.reset_value);
 }
 
-/// More than the tree takes, however it is made up.
+/// More bytes than the tree can take.
 std::size_t room_for(const Hardware& hardware, const DeviceTreeBoot& boot) {
     std::size_t room = 8192 + boot.command_line.size() + 128 * (std::size_t{hardware.vcpus} + boot.memory_map.size()) +
                        256 * hardware.virtio_mmio.size();
     if (hardware.numa) {
-        // Two ranges overlap in at most as many pieces as there are ends of both.
+        // The overlaps of two lists of ranges have at most as many pieces as both lists have ends.
         room += 128 * (boot.memory_map.size() + hardware.numa->memory.size()) + 12 * hardware.numa->distances.size();
     }
     return room;

@@ -59,7 +59,7 @@ std::string_view type_name(std::uint16_t type) {
     }
 }
 
-/// What we look at of a header, whatever its class: the 32-bit ones have the same fields, narrower.
+/// The fields of a header that we use, for both classes: the 32-bit headers have the same fields, but narrower.
 Elf64_Ehdr widened(const Elf32_Ehdr& narrow) {
     Elf64_Ehdr wide{};
     wide.e_type = narrow.e_type;
@@ -88,7 +88,7 @@ struct Header {
 };
 
 Header checked_header(const ImageFile& file) {
-    // The identification is the same for every class and comes first; the rest has a size that depends on it.
+    // The identification comes first and is the same for every class. The size of the rest depends on the class.
     const auto ident = file.load<std::array<unsigned char, EI_NIDENT>>(0);
     if (!ident) {
         refuse_kernel(file, "its ELF header is cut short", kDamaged);
@@ -180,8 +180,8 @@ bool is_loaded(GuestAddress entry, std::span<const ElfSegment> segments) {
     });
 }
 
-/// The entry point must lie in what is read from the file, and where each protocol can reach it: PVH and linux32 start
-/// without paging, and linux64 with page tables for the first 4 GiB.
+/// Throws Error unless the entry point lies in what is read from the file, and where its protocol can reach it: PVH and
+/// linux32 start without paging, and linux64 with page tables for the first 4 GiB.
 void check_entry(const ImageFile& file, GuestAddress entry, std::span<const ElfSegment> segments) {
     if (!is_loaded(entry, segments)) {
         refuse_kernel(file, "its entry point " + to_string(entry) + " lies in none of its segments",
@@ -198,26 +198,26 @@ struct Note {
     std::span<const std::byte> content;
 };
 
-/// Takes notes from a PT_NOTE segment one by one. Each takes at least its 12-byte header, so the walk ends.
+/// Takes notes from a PT_NOTE segment one by one. Each note takes at least its 12-byte header, so the walk ends.
 class NoteReader {
   public:
-    /// `alignment`: of name and content, 4 or 8.
+    /// `alignment` is that of names and contents, 4 or 8.
     NoteReader(std::span<const std::byte> bytes, std::uint64_t alignment) : bytes_(bytes), alignment_(alignment) {}
 
     [[nodiscard]] bool at_end() const { return bytes_.size() < sizeof(Elf64_Nhdr); }
 
-    /// The next note, or nothing if its sizes pass the end of the segment. Not at the end.
+    /// The next note; nothing if its sizes pass the end of the segment. Must not be called at the end.
     std::optional<Note> next() {
         Elf64_Nhdr header;
         std::memcpy(&header, bytes_.data(), sizeof header);
-        // 32-bit sizes in 64-bit sums: nothing here can wrap.
+        // The sums are 64 bits wide and the sizes 32 bits, so nothing can wrap here.
         const std::uint64_t name_end = sizeof header + std::uint64_t{header.n_namesz};
         const std::uint64_t content_begin = rounded_up(name_end);
         const std::uint64_t content_end = content_begin + header.n_descsz;
         if (content_end > bytes_.size()) {
             return std::nullopt;
         }
-        // The name is within `bytes_`: it ends before the content does. chars may alias bytes.
+        // The name is within `bytes_`, because it ends before the content does. A char may alias bytes.
         const Note note{{reinterpret_cast<const char*>(bytes_.data()) + sizeof header, header.n_namesz},
                         header.n_type,
                         bytes_.subspan(content_begin, header.n_descsz)};
@@ -226,7 +226,7 @@ class NoteReader {
     }
 
   private:
-    /// For sums of 32-bit sizes, which are far from wrapping.
+    /// Only for sums of 32-bit sizes, which are far from wrapping.
     [[nodiscard]] std::uint64_t rounded_up(std::uint64_t value) const {
         return align_down(value + alignment_ - 1, alignment_);
     }
@@ -235,7 +235,7 @@ class NoteReader {
     std::uint64_t alignment_;
 };
 
-/// The entry point in a PVH note: 32 or 64 bits wide, depending on who wrote the kernel.
+/// The entry point in a PVH note. It is 32 or 64 bits wide, depending on who wrote the kernel.
 std::optional<GuestAddress> pvh_entry(const Note& note) {
     if (note.content.size() != 4 && note.content.size() != 8) {
         return std::nullopt;
@@ -245,7 +245,7 @@ std::optional<GuestAddress> pvh_entry(const Note& note) {
     return GuestAddress{entry};
 }
 
-/// What the notes of a kernel say that we look at.
+/// The facts that we read from the notes of a kernel.
 struct NotedFacts {
     std::optional<GuestAddress> pvh_entry;
     bool takes_page_tables = false;
@@ -253,7 +253,7 @@ struct NotedFacts {
     bool is_linux = false;
 };
 
-/// Looks through the notes of one PT_NOTE segment; the first of a kind counts.
+/// Reads the notes of one PT_NOTE segment. If there are several of a kind, the first one counts.
 NotedFacts read_notes(const ImageFile& file, const Elf64_Phdr& header) {
     check_file_part(file, header, "its note segment");
     if (header.p_filesz > ElfImage::kMaxNoteBytes) {

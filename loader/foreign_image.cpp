@@ -25,7 +25,7 @@ constexpr std::string_view kOtherMachine = "use a kernel built for x86-64";
 constexpr std::string_view kInsideDisk = "name the kernel in it: vmlinuz or vmlinux";
 constexpr std::string_view kNotInitrd = "name the kernel here, and this as the initrd";
 
-/// The more specific ones first.
+/// More specific magics come first.
 constexpr auto kMagics = std::to_array<Magic>({
     {0, "\x1f\x8b"sv, "gzip-compressed data", kDecompress},
     {0, "\xfd\x37zXZ\0"sv, "xz-compressed data", kDecompress},

@@ -20,14 +20,14 @@
 namespace vmm::loader {
 namespace {
 
-/// Bytes handed to the kernel at once when a file is read: what a slow host gives well within a second.
+/// The bytes of one read call. A slow host gives them well within a second.
 constexpr std::uint64_t kChunkBytes = kMiB;
 
 std::string reading(const std::string& name) {
     return "read " + name;
 }
 
-/// Reads until `out` is full or the file ends; gives the number of bytes read.
+/// Reads until `out` is full or the file ends. Returns the number of bytes read.
 std::size_t read_fully(int fd, std::uint64_t offset, std::span<std::byte> out, int stop_fd, const std::string& name) {
     std::size_t done = 0;
     while (done < out.size()) {
@@ -81,7 +81,7 @@ void refuse_unfit_kinds(mode_t mode, const std::string& name) {
     }
 }
 
-/// Reads a pipe to its end into an anonymous file, and gives that.
+/// Reads a pipe to its end into an anonymous file, and returns that file.
 UniqueFd drain(int pipe, std::uint64_t max_bytes, int stop_fd, const std::string& name) {
     UniqueFd copy = anonymous_file(name);
     std::vector<std::byte> buffer(static_cast<std::size_t>(kChunkBytes));
@@ -98,7 +98,7 @@ UniqueFd drain(int pipe, std::uint64_t max_bytes, int stop_fd, const std::string
 }
 
 std::uint64_t size_of(int fd, const std::string& name) {
-    // A block device tells its size by where its end is, and so does a regular file.
+    // The position of the end is the size, for a block device as for a regular file.
     const off_t end = ::lseek(fd, 0, SEEK_END);
     if (end < 0) {
         throw_errno(errno, "find the size of " + name);
@@ -106,7 +106,7 @@ std::uint64_t size_of(int fd, const std::string& name) {
     return static_cast<std::uint64_t>(end);
 }
 
-/// How much of `range` lies in the memory region that holds its first byte, and is handled at once.
+/// The part of `range` that lies in the memory region of its first byte and is handled at once.
 std::span<std::byte> first_piece(const GuestMemory& memory, GuestRange range) {
     for (const MemoryRegion& region : memory.regions()) {
         if (!region.range.contains({range.base, 1})) {
@@ -130,8 +130,8 @@ GuestRange without_first(GuestRange range, std::uint64_t bytes) {
 
 ImageFile::ImageFile(std::string path, std::uint64_t max_stream_bytes, int stop_fd)
     : name_(std::move(path)), stop_fd_(stop_fd) {
-    // Looked at before it is opened, because opening a device can have effects, and once more after, because the path
-    // can name something else by then.
+    // The file is checked before it is opened, because opening a device can have effects. It is checked again
+    // afterwards, because the path may name another file by then.
     struct stat before = {};
     if (::stat(name_.c_str(), &before) == 0) {
         refuse_unfit_kinds(before.st_mode, name_);

@@ -7,7 +7,7 @@
 namespace vmm::loader {
 namespace {
 
-/// COMMAND_LINE_SIZE of Linux on x86, less the NUL; an ELF kernel does not say its own.
+/// COMMAND_LINE_SIZE of Linux on x86, minus the NUL. An ELF kernel does not state its own limit.
 constexpr std::uint64_t kElfCommandLineBytes = 2047;
 
 } // namespace
@@ -48,7 +48,7 @@ DeviceTreeHandOver Kernel::device_tree_hand_over() const noexcept {
     if (elf != nullptr && elf->takes_device_tree_address()) {
         return DeviceTreeHandOver::kCommandLine;
     }
-    // A vmlinux that is entered by linux32 gets a zero page of protocol 2.12, which has the list.
+    // A vmlinux that is entered by linux32 gets a zero page of protocol 2.12, which has the list of setup_data.
     return protocol() == EntryProtocol::kLinux32 ? DeviceTreeHandOver::kSetupData : DeviceTreeHandOver::kNone;
 }
 

@@ -1,4 +1,4 @@
-// A kernel file of any format we can boot.
+// A kernel file in any format that we can boot.
 #pragma once
 
 #include <cstddef>
@@ -19,19 +19,19 @@
 
 namespace vmm::loader {
 
-/// How a kernel is told of a device tree.
+/// How a kernel receives a device tree.
 enum class DeviceTreeHandOver {
     kNone,        ///< not at all
-    kSetupData,   ///< SETUP_DTB in the list that begins in the zero page; it is entered by linux64 or linux32
+    kSetupData,   ///< SETUP_DTB in the list that begins in the zero page; needs linux64 or linux32
     kCommandLine, ///< the word fdt=ADDRESS
 };
 
-/// A kernel file that has been read and checked; nothing of it is in guest memory yet.
+/// A kernel file that has been read and checked. Nothing of it is in guest memory yet.
 ///
-/// Threads: const after construction, but for close_file().
+/// Threads: const after construction, except for close_file().
 class Kernel {
   public:
-    /// Tells an ELF vmlinux from a bzImage by content. Throws Error if the file is neither, is damaged, or is a
+    /// Recognises an ELF vmlinux or a bzImage by its content. Throws Error if the file is neither, is damaged, or is a
     /// kernel that cannot run here; the message says what the file looks like.
     static Kernel parse(ImageFile file);
 
@@ -42,23 +42,23 @@ class Kernel {
     /// "bzImage", "32-bit bzImage", "ELF vmlinux", "32-bit ELF vmlinux" or "ELF vmlinux with PVH entry", for messages
     /// and reports.
     [[nodiscard]] std::string_view format_name() const noexcept;
-    /// Whether the kernel declares that it runs on page tables it is given (ElfImage::takes_page_tables).
+    /// True if the kernel declares that it can run on given page tables (ElfImage::takes_page_tables).
     [[nodiscard]] bool takes_page_tables() const noexcept;
     [[nodiscard]] DeviceTreeHandOver device_tree_hand_over() const noexcept;
-    /// Where a kernel that by protocol() is entered by PVH is entered by linux64, if it can be.
+    /// The linux64 entry of a kernel whose protocol() is PVH, if it has one.
     [[nodiscard]] std::optional<GuestAddress> linux64_entry() const noexcept;
-    /// The longest command line the kernel reads, in bytes, without the terminating NUL.
+    /// The longest command line that the kernel reads, in bytes, without the terminating NUL.
     [[nodiscard]] std::uint64_t max_command_line_bytes() const noexcept;
     /// No byte of the initrd may lie at or above this address. At most 4 GiB.
     [[nodiscard]] GuestAddress initrd_limit() const noexcept;
-    /// The bytes of a bzImage's setup header, which belong at 0x1f1 of the zero page; empty for an ELF kernel.
+    /// The bytes of a bzImage's setup header, which belong at 0x1f1 of the zero page. Empty for an ELF kernel.
     [[nodiscard]] std::span<const std::byte> setup_header() const noexcept;
 
-    /// Claims the kernel's place in `placement` (which must hold no more than what `memory` has) and reads it there.
-    /// Throws Error if the place is taken or is not RAM, or the file cannot be read.
+    /// Claims the kernel's place in `placement` (which must hold no more than what `memory` has) and reads the kernel
+    /// to that place. Throws Error if the place is taken or is not RAM, or the file cannot be read.
     [[nodiscard]] LoadedKernel load(const GuestMemory& memory, Placement& placement) const;
 
-    /// Gives the file back; load() must not be called any more. For when the kernel is in guest memory.
+    /// Closes the file when the kernel is in guest memory. load() must not be called any more.
     void close_file() { file_ = ImageFile(file_.name(), nullptr); }
 
   private:

@@ -1,4 +1,4 @@
-// Integers as guests and files hold them.
+// Integers in the byte order of guests and files.
 #pragma once
 
 #include <array>

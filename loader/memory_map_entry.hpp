@@ -12,7 +12,7 @@ namespace vmm::loader {
 enum class MemoryKind : std::uint32_t {
     kRam = 1,
     kReserved = 2,
-    kAcpi = 3, ///< ACPI tables; the guest may reuse it once it has read them.
+    kAcpi = 3, ///< ACPI tables; the guest may reuse the memory after it has read them.
 };
 
 struct MemoryMapEntry {

@@ -1,4 +1,4 @@
-// Which ranges of guest memory are taken while a guest is loaded, and by whom.
+// The ranges of guest memory that are taken while a guest is loaded, and by whom.
 #pragma once
 
 #include <cstdint>
@@ -11,25 +11,26 @@
 
 namespace vmm::loader {
 
-/// Knows the guest's RAM and what has been put into it, so that no two things are put in the same place.
+/// Knows the guest's RAM and what has been put into it, so that no two things get the same place.
 ///
 /// Threads: one.
 class Placement {
   public:
-    /// `ram`: what the guest is told is usable RAM. Ascending, not overlapping, none wrapping.
+    /// `ram` is the RAM that the guest may use: ascending, not overlapping, and no range wraps.
     explicit Placement(std::span<const GuestRange> ram);
 
-    /// Takes `range`, which is not empty, for `what` (e.g. "the zero page", "the kernel vmlinux": it goes into
-    /// messages). Throws Error, naming both parties, if some of it is taken already or is not RAM.
+    /// Takes `range`, which must not be empty, for `what` (e.g. "the zero page", "the kernel vmlinux"), which goes into
+    /// messages. Throws Error, which names both parties, if some of `range` is taken already or is not RAM.
     void claim(GuestRange range, std::string what);
 
     /// True if `claim(range, ...)` would succeed.
     [[nodiscard]] bool is_free(GuestRange range) const noexcept;
 
-    /// The highest free `size` bytes that end at or below `limit`, at a multiple of `alignment` (a power of two).
+    /// The address of the highest free `size` bytes that end at or below `limit`, at a multiple of `alignment` (a power
+    /// of two).
     [[nodiscard]] std::optional<GuestAddress> find_below(std::uint64_t size, std::uint64_t alignment,
                                                          GuestAddress limit) const;
-    /// The lowest free `size` bytes within `bounds`, at a multiple of `alignment` (a power of two).
+    /// The address of the lowest free `size` bytes within `bounds`, at a multiple of `alignment` (a power of two).
     [[nodiscard]] std::optional<GuestAddress> find_above(std::uint64_t size, std::uint64_t alignment,
                                                          GuestRange bounds) const;
     /// The size of the largest free range that ends at or below `limit`, in bytes.
@@ -41,7 +42,7 @@ class Placement {
         std::string what;
     };
 
-    /// RAM without what is taken, cut to `bounds`; ascending.
+    /// The RAM that is not taken, cut to `bounds`; ascending.
     [[nodiscard]] std::vector<GuestRange> free_ranges(GuestRange bounds) const;
     [[nodiscard]] bool is_ram(GuestRange range) const noexcept;
 

@@ -44,8 +44,8 @@ std::uint64_t address_bytes(const ExistingVm& vm) {
 }
 
 Scratch::Layout scratch_layout(const ExistingVm& vm) {
-    // The tables have no 1 GiB pages: only the caller knows whether the vCPUs' CPUID has them, and 2 MiB ones serve
-    // all. The window grows with what it maps, and it maps itself, too.
+    // The tables have no 1 GiB pages: only the caller knows whether the vCPUs' CPUID has them, and all vCPUs can use 2
+    // MiB pages. The scratch window grows with the memory that its tables map, and they must map the window, too.
     std::uint64_t bytes = *align_up(address_bytes(vm), kGiB);
     for (;;) {
         const Scratch::Layout layout{vm.scratch_base, bytes, bytes, false};
@@ -134,7 +134,7 @@ ExistingVm checked(const ExistingVm& vm, const Options& options) {
     return existing;
 }
 
-/// The memory of a VM that another program made: nobody says on which nodes it lies.
+/// The memory of a VM that another program made has no known nodes.
 Placement placement_of(const ExistingVm& vm) {
     Placement placement;
     for (const MemoryRegion& slot : vm.memslots) {
@@ -149,7 +149,7 @@ std::uint64_t scratch_bytes(const ExistingVm& vm) {
     return Scratch::bytes_for(scratch_layout(vm));
 }
 
-/// The members stand in the order they depend on each other.
+/// The members are declared in the order in which they depend on each other.
 struct Filled::Parts {
     Parts(const ExistingVm& wanted, const Options& options)
         : existing(checked(wanted, options)), memory(existing.memslots, existing.page_size),
@@ -176,7 +176,7 @@ struct Filled::Parts {
     Placement placement;
     PinnedMemory pins;
     kvm::Vm vm;
-    unsigned vcpus_made = 0; ///< for messages: only the caller knows their ids
+    unsigned vcpus_made = 0; ///< for messages, because only the caller knows the vCPUs' ids
     SecondLevel second_level;
     Report report;
 };

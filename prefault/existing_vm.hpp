@@ -1,4 +1,4 @@
-// Pre-population of a VM that somebody else has made.
+// Pre-population of a VM that another program has made.
 #pragma once
 
 #include <cstddef>
@@ -18,25 +18,25 @@
 VMM_API_BEGIN
 namespace vmm::prefault {
 
-/// A VM that another program has made, as far as its second level is concerned. It has interrupt controllers in the
-/// kernel (KVM_CREATE_IRQCHIP), without which KVM has no way of parking a vCPU.
+/// Describes a VM that another program has made, as far as its second level is concerned. The VM must have interrupt
+/// controllers in the kernel (KVM_CREATE_IRQCHIP), because KVM cannot park a vCPU without them.
 struct ExistingVm {
     int kvm_fd = -1; ///< /dev/kvm, a loan during the call
     int vm_fd = -1;  ///< the VM, a loan during the call, which duplicates it
-    /// Its memslots, in ascending order; at most 16. Their host memory outlives what fill() returns.
+    /// The memslots of the VM, in ascending order; at most 16. Their host memory must outlive what fill() returns.
     std::vector<MemoryRegion> memslots;
-    PageSize page_size = PageSize::kThp; ///< what backs them
+    PageSize page_size = PageSize::kThp; ///< what backs the memslots
     Pin pin = Pin::kNone;
 
-    /// The number of a memslot that is free, and where that memslot may lie: a multiple of 2 MiB, from which on
-    /// scratch_bytes() are in no other memslot. It gets page tables and a few instructions. Adding it drops no mapping;
-    /// it stays as long as the VM, because taking a memslot away drops all mappings.
+    /// The number of a free memslot, and its place: `scratch_base` is a multiple of 2 MiB, and the scratch_bytes() from
+    /// there on must be in no other memslot. The memslot gets page tables and a few instructions. Adding it drops no
+    /// mapping, but it stays as long as the VM, because taking a memslot away drops all mappings.
     std::uint32_t scratch_slot = 0;
     GuestAddress scratch_base{};
 
-    /// Makes a vCPU (KVM_CREATE_VCPU) and gives us its descriptor to keep. Its id is above those of all others, and it
-    /// has the same CPUID, because the width of addresses decides which vCPUs share a second level. It never runs the
-    /// guest. Called on the thread of fill(), out of which comes what it throws.
+    /// Makes a vCPU (KVM_CREATE_VCPU) and gives us its descriptor to keep; the vCPU never runs the guest. Its id must
+    /// be above those of all other vCPUs, and its CPUID the same as theirs, because the width of addresses decides
+    /// which vCPUs share a second level. It is called on the thread of fill(), and fill() passes on what it throws.
     std::function<int()> create_vcpu;
 };
 
@@ -45,11 +45,11 @@ struct ExistingVm {
 /// address.
 [[nodiscard]] std::uint64_t scratch_bytes(const ExistingVm& vm);
 
-/// A second level that was filled, and what keeps it so: the prefault vCPUs, parked, and the memory of the scratch
-/// memslot. It is destroyed after the last vCPU of the VM has run: before, the guest could reach whatever takes the
-/// place of that memory.
+/// A second level that was filled, and what keeps it full: the parked prefault vCPUs, and the memory of the scratch
+/// memslot. It must be destroyed after the last vCPU of the VM has run. If it were destroyed earlier, the guest could
+/// reach whatever takes the place of that memory.
 ///
-/// Threads: one at a time; the guest may run meanwhile.
+/// Threads: one at a time. The guest may run meanwhile.
 class Filled {
   public:
     Filled(Filled&&) noexcept;
@@ -58,12 +58,12 @@ class Filled {
 
     /// The report of the last fill.
     [[nodiscard]] const Report& report() const noexcept;
-    /// Fills again: what is there is found there, what was lost (after dirty logging, say) is made good. Content never
-    /// changes. `guest_runs` must be true if the guest runs. Throws Error.
+    /// Fills again: it leaves what is mapped, and maps what was lost (e.g. after dirty logging). Content never changes.
+    /// `guest_runs` must be true if the guest runs. Throws Error.
     const Report& again(const Options& options, bool guest_runs, const std::stop_token& stop = {});
-    /// Page tables in the scratch memslot that map all memory to itself, for CR3; 0 unless a second level was filled.
-    /// On hosts without EPT or NPT (shadow paging) what was filled serves only vCPUs that run on them, with CR0
-    /// 0x80010033, CR4 0x20 and EFER 0x500.
+    /// The address, for CR3, of page tables in the scratch memslot that map all memory to itself; 0 unless a second
+    /// level was filled. On hosts without EPT or NPT (shadow paging) only vCPUs that run on these tables, with CR0
+    /// 0x80010033, CR4 0x20 and EFER 0x500, benefit from the fill.
     [[nodiscard]] GuestAddress page_tables() const noexcept;
     /// What KVM has mapped of the memslots now.
     [[nodiscard]] MappedPages mapped() const;
@@ -76,10 +76,10 @@ class Filled {
     std::unique_ptr<Parts> parts_;
 };
 
-/// Fills what `options` ask for, before the first vCPU of the VM runs; Filled::again() is for later. `smm` is not
-/// possible. If `stop` is requested the report says what was done.
-/// Throws Error if `vm` or `options` ask for what cannot be, or the host fails; and what the progress sink and
-/// `create_vcpu` throw. The VM may then be left with prefault vCPUs, which it cannot lose: give it up.
+/// Fills what `options` ask for. Call it before the first vCPU of the VM runs; Filled::again() is for later.
+/// Options::smm is not possible. If `stop` is requested, the report says what was done.
+/// Throws Error if `vm` or `options` ask for something impossible, or the host fails; also throws what the progress
+/// sink and `create_vcpu` throw. The VM may then keep prefault vCPUs, which it cannot lose: give up the VM.
 [[nodiscard]] Filled fill(const ExistingVm& vm, const Options& options, const std::stop_token& stop = {});
 
 } // namespace vmm::prefault

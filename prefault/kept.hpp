@@ -1,4 +1,4 @@
-// What the keeper of a full second level has seen and done.
+// What the keeper of a full second level has observed and done.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +17,11 @@ namespace vmm::prefault {
 enum class KeptEventKind {
     kLost,     ///< mappings are missing
     kFull,     ///< none is missing any more
-    kRegained, ///< none is missing, but the guest took faults: it made again itself what was lost between two looks
-    kSplit,    ///< large mappings are smaller ones now; nothing is missing
-    kHeld,     ///< what is missing stays so while dirty logging is on, because a touch would make every page dirty
-    kBackOff,  ///< the next refill waits: mappings are taken away as fast as they are made, or the last refill failed
+    kRegained, ///< none is missing, but there were faults: the guest itself mapped again what was lost between two
+               ///< looks
+    kSplit,    ///< large mappings have become smaller ones; nothing is missing
+    kHeld,     ///< nothing is refilled while dirty logging is on, because a touch would make every page dirty
+    kBackOff,  ///< the next refill waits: mappings are lost as fast as they are made, or the last refill failed
     kEnded,    ///< the keeper gave up, because KVM's counters cannot be read any more
 };
 
@@ -33,27 +34,28 @@ struct KernelCount {
     std::uint64_t rise = 0;
 };
 
-/// One event. Members that say nothing of its kind are zero or empty.
+/// One event. Members that do not apply to its kind are zero or empty.
 struct KeptEvent {
     KeptEventKind kind = KeptEventKind::kLost;
     double seconds = 0;           ///< since the guest started
     MappedPages before;           ///< what was mapped when nothing was missing
     MappedPages mapped;           ///< what is mapped now
-    std::uint64_t lost_bytes = 0; ///< how much less that is; of kFull: the most that was missing
-    /// Second-level faults of the guest's vCPUs: of kLost those since the look before, of kFull and kRegained all since
-    /// then, until nothing was missing and no more came.
+    std::uint64_t lost_bytes = 0; ///< how much is missing; of kFull: the most that was missing
+    /// Second-level faults of the guest's vCPUs. For kLost, those since the previous look. For kFull and kRegained, all
+    /// of them until nothing was missing and no more came.
     std::uint64_t faults = 0;
     double spell_seconds = 0; ///< of kFull and kRegained: the time since the loss was noticed
     double wait_seconds = 0;  ///< of kBackOff: the time until the next refill
-    unsigned refills = 0;     ///< of kFull: how many it took; 0 if the guest made everything itself
-    /// What probably took the mappings, as words for people, the likeliest first; empty if the kernel counted nothing.
+    unsigned refills = 0;     ///< of kFull: the number of refills; 0 if the guest mapped everything itself
+    /// What probably took the mappings, as text for people, the likeliest cause first. Empty if no counter of the
+    /// kernel rose.
     std::vector<std::string> causes;
-    /// The kernel's counters that rose from shortly before the loss until now. They are the whole host's.
+    /// The kernel's counters that rose from shortly before the loss until now. They count for the whole host.
     std::vector<KernelCount> counts;
     std::string problem; ///< of kBackOff and kEnded: what went wrong, for people; empty if nothing did
 };
 
-/// Is told of each event, on the keeper's thread.
+/// Receives each event, on the keeper's thread.
 using KeptSink = std::function<void(const KeptEvent&)>;
 
 /// The event as a line for people, without its newline.
@@ -61,21 +63,21 @@ using KeptSink = std::function<void(const KeptEvent&)>;
 
 /// What a keeper did in a run.
 struct KeptReport {
-    /// How many events are kept: the first ones.
+    /// The number of events that are kept: the first ones.
     static constexpr std::size_t kMostEvents = 64;
 
     unsigned every_ms = 0;            ///< the time between two looks, in milliseconds
     std::uint64_t looks = 0;          ///< at KVM's counters
     std::uint64_t losses = 0;         ///< how often mappings were found to be missing
-    std::uint64_t lost_bytes = 0;     ///< the sum of the most that was missing each time
+    std::uint64_t lost_bytes = 0;     ///< the sum over all losses of the most that was missing
     std::uint64_t splits = 0;         ///< how often large mappings were found to be split
     std::uint64_t refills = 0;        ///< how often the second level was filled again
-    std::uint64_t faults = 0;         ///< of the guest, while something was missing or since it was
+    std::uint64_t faults = 0;         ///< of the guest, in all spells
     double longest_spell_seconds = 0; ///< the longest time from noticing a loss until nothing was missing
     double refill_seconds = 0;        ///< of all refills together
-    double watch_cpu_seconds = 0;     ///< processor time of the keeper's thread without its refills
+    double watch_cpu_seconds = 0;     ///< processor time of the keeper's thread, without its refills
     bool full = false;                ///< whether nothing was missing at the last look
-    std::string problem;              ///< why the keeper ended before the guest did; empty if it did not
+    std::string problem;              ///< why the keeper ended before the guest; empty if it did not
     std::uint64_t events_total = 0;
     std::vector<KeptEvent> events; ///< at most kMostEvents
 };

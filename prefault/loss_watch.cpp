@@ -8,9 +8,9 @@ namespace vmm::prefault {
 
 namespace {
 
-/// So many losses hard upon each other are made good at once.
+/// This many losses that follow each other closely are refilled at once.
 constexpr unsigned kPatientLosses = 2;
-/// A loss within so many intervals of the end of the last spell is hard upon it.
+/// A loss follows closely if it comes within this many intervals of the end of the last spell.
 constexpr double kHardUpon = 4;
 
 std::uint64_t large_bytes(const MappedPages& mapped) {
@@ -74,7 +74,7 @@ void LossWatch::begin_loss(const KeptSample& sample, std::uint64_t new_faults, s
     }
 }
 
-/// While one large mapping after the other is split, only the end is told.
+/// While large mappings are split one after the other, only the end of this is reported.
 void LossWatch::note_split(const KeptSample& sample, std::vector<KeptEvent>& events) {
     const std::uint64_t large = large_bytes(sample.mapped);
     if (large >= large_bytes(whole_)) {
@@ -113,7 +113,7 @@ LossWatch::Answer LossWatch::look(const KeptSample& sample) {
         return answer;
     }
     const std::uint64_t new_faults = take(sample);
-    if (!std::exchange(judged_, true)) { // What came before the first fill is no loss.
+    if (!std::exchange(judged_, true)) { // A state before the first fill is no loss.
         whole_ = sample.mapped;
         settled_large_bytes_ = large_bytes(sample.mapped);
         if (missing_bytes_ == 0) {
@@ -166,7 +166,7 @@ std::vector<KeptEvent> LossWatch::note_refill(const KeptSample& after, std::stri
         end_spell(after, events);
         return events;
     }
-    // What is missing again already was taken during the refill.
+    // If something is missing again already, it was lost during the refill.
     in_a_row_ = std::max(in_a_row_, 1U) + 1;
     not_before_ = after.seconds + std::max(wait_seconds(), every_seconds_);
     if (wait_seconds() > 0 || !problem.empty()) {

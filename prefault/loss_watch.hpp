@@ -1,4 +1,4 @@
-// Decides from counts whether a second level has lost mappings, and when it is filled again. Pure: no KVM, no clock.
+// Decides from counts whether a second level has lost mappings, and when to fill it again. Pure: no KVM, no clock.
 #pragma once
 
 #include <cstdint>
@@ -16,18 +16,19 @@ struct KeptSample {
     double seconds = 0; ///< since the guest started
     MappedPages mapped;
     std::uint64_t faults = 0; ///< of all vCPUs of the guest, since it started
-    /// How much KVM maps when nothing is missing; 0: the second level has not been filled yet, and nothing is judged.
+    /// How much KVM maps if nothing is missing. 0 means that the second level has not been filled yet; such a sample is
+    /// not judged.
     std::uint64_t full_bytes = 0;
     bool logs_dirty = false; ///< whether dirty logging is on, so that nothing may be touched
 };
 
-/// Compares samples with each other, and with what is mapped if nothing is missing. A *spell* begins with a loss, or
-/// with faults of the guest, and ends when nothing is missing and no fault comes any more. A large mapping that became
-/// 512 small ones is no loss.
+/// Compares each sample with the one before, and with what is mapped if nothing is missing. A *spell* begins with a
+/// loss, or with faults of the guest, and ends when nothing is missing and no more faults come. It is no loss if a
+/// large mapping became 512 small ones.
 ///
-/// If a loss follows hard upon the one before, three times and more, refills wait: for two times the interval between
-/// samples, then twice as long each time, at most kMostWaitSeconds. After as long a time without a loss the next one is
-/// made good at once again.
+/// If three or more losses follow each other closely, refills wait: two intervals between samples at first, then twice
+/// as long each time, at most kMostWaitSeconds. If no loss comes for four intervals, or for twice the last wait if that
+/// is longer, the next loss is refilled at once again.
 ///
 /// Threads: one at a time.
 class LossWatch {
@@ -39,23 +40,24 @@ class LossWatch {
 
     struct Answer {
         std::vector<KeptEvent> events; ///< without causes
-        bool refill = false;           ///< whether the second level is to be filled now; then note_refill() follows
+        bool refill = false;           ///< whether to fill the second level now; note_refill() must follow
     };
     [[nodiscard]] Answer look(const KeptSample& sample);
-    /// A refill has ended, and `after` is what was counted then. `problem` says why it did not come to its end.
+    /// Notes the end of a refill; `after` is the sample taken then. `problem` says why the refill did not complete;
+    /// empty if it did.
     [[nodiscard]] std::vector<KeptEvent> note_refill(const KeptSample& after, std::string problem);
-    /// Nothing was filled, because dirty logging has begun.
+    /// Notes that nothing was filled, because dirty logging has begun.
     [[nodiscard]] std::vector<KeptEvent> note_held(double seconds);
 
-    /// Whether a spell is under way.
+    /// True if a spell is under way.
     [[nodiscard]] bool in_spell() const noexcept { return spell_.has_value(); }
-    /// Whether nothing was missing in the last sample.
+    /// True if nothing was missing in the last sample.
     [[nodiscard]] bool is_full() const noexcept { return judged_ && missing_bytes_ == 0; }
 
     [[nodiscard]] std::uint64_t losses() const noexcept { return losses_; }
     [[nodiscard]] std::uint64_t lost_bytes() const noexcept;
     [[nodiscard]] std::uint64_t splits() const noexcept { return splits_; }
-    /// Faults of the guest in all spells, that under way included.
+    /// Faults of the guest in all spells, including the current one.
     [[nodiscard]] std::uint64_t faults() const noexcept;
     [[nodiscard]] double longest_spell_seconds() const noexcept { return longest_spell_seconds_; }
 
@@ -66,7 +68,7 @@ class LossWatch {
         std::uint64_t lost_bytes = 0; ///< the most that was missing; 0: there were only faults
         std::uint64_t faults = 0;
         unsigned refills = 0;
-        bool held = false; ///< it was said that nothing is filled
+        bool held = false; ///< kHeld was reported in this spell
     };
 
     [[nodiscard]] std::uint64_t take(const KeptSample& sample);
@@ -77,15 +79,15 @@ class LossWatch {
     [[nodiscard]] KeptEvent event(KeptEventKind kind, double seconds) const;
 
     double every_seconds_;
-    bool judged_ = false;                   ///< there has been a sample of a second level that was filled
+    bool judged_ = false;                   ///< there was a sample of a filled second level
     MappedPages last_;                      ///< of the last sample
-    MappedPages whole_;                     ///< when nothing was missing, last
-    std::uint64_t settled_large_bytes_ = 0; ///< in large mappings at the last sample of which nothing was missing
+    MappedPages whole_;                     ///< the last sample in which nothing was missing
+    std::uint64_t settled_large_bytes_ = 0; ///< bytes in large mappings in the last sample in which nothing was missing
     std::uint64_t last_faults_ = 0;         ///< of the last sample
     std::uint64_t missing_bytes_ = 0;
     std::optional<Spell> spell_;
-    unsigned in_a_row_ = 0; ///< losses hard upon each other
-    double last_end_ = 0;   ///< of the last spell with a loss
+    unsigned in_a_row_ = 0; ///< losses that followed each other closely
+    double last_end_ = 0;   ///< the end of the last spell with a loss
     double not_before_ = 0; ///< when the next refill may begin
     std::uint64_t losses_ = 0;
     std::uint64_t lost_bytes_ = 0; ///< of spells that are over

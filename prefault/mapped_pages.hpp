@@ -20,7 +20,7 @@ struct MappedPages {
     }
 };
 
-/// What KVM counts now. Throws Error if this kernel does not count.
+/// The mappings that KVM counts now. Throws Error if this kernel does not count them.
 [[nodiscard]] MappedPages mapped_pages(const kvm::Stats& vm_stats);
 
 } // namespace vmm::prefault

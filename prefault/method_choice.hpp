@@ -8,13 +8,14 @@
 
 namespace vmm::prefault {
 
-/// A method, and why it is the one.
+/// A method, and why it was chosen.
 struct MethodChoice {
     Method method = Method::kNone;
     std::string reason;
 };
 
-/// The method for a host, if `wanted` is kAuto; else `wanted`. Throws Error if this host cannot do what is wanted.
+/// Chooses the method for a host if `wanted` is kAuto; otherwise returns `wanted`. Throws Error if this host cannot use
+/// the wanted method.
 [[nodiscard]] MethodChoice choose_method(Method wanted, const SecondLevelHost& host, bool has_pre_fault_memory);
 
 } // namespace vmm::prefault

@@ -10,7 +10,7 @@ namespace vmm::prefault {
 
 namespace {
 
-/// The beginning and the end of each range, in words that a person would use: "0 B to 3 GiB".
+/// The beginning and the end of each range as text for people: "0 B to 3 GiB".
 std::string list_of(std::span<const GuestRange> ranges) {
     std::string text;
     for (const GuestRange& range : ranges) {

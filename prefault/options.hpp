@@ -1,4 +1,4 @@
-// What a prefault can be asked for.
+// The options of a prefault.
 #pragma once
 
 #include <climits>
@@ -19,11 +19,11 @@ namespace vmm::prefault {
 /// How the second level is filled.
 enum class Method {
     kNone,  ///< not at all; in reports only
-    kAuto,  ///< the one that leaves nothing to fault on this host, of those the quickest; in options only
+    kAuto,  ///< the quickest method that leaves nothing to fault on this host; in options only
     kTouch, ///< prefault vCPUs write to every page
     kIoctl, ///< KVM_PRE_FAULT_MEMORY on each prefault vCPU
-    /// First the ioctl for all memory, then prefault vCPUs write to every 4 KiB of it: for a host that is a guest
-    /// itself, whose own host keeps a table of its own for this host's guests, which only accesses fill.
+    /// First the ioctl for all memory, then prefault vCPUs write to every 4 KiB of it. This is for a host that is a
+    /// guest itself: its own host keeps one more table for this host's guests, and only accesses fill that table.
     kIoctlThenTouch,
 };
 
@@ -42,41 +42,43 @@ enum class Scope {
 
 /// The most workers that a prefault can have.
 inline constexpr unsigned kMaxWorkers = 512;
-/// For Options::workers: one worker for each CPU that workers may use, and at most kMaxWorkers.
+/// For Options::workers: one worker for each CPU that workers may use, but at most kMaxWorkers.
 inline constexpr unsigned kWorkerPerCpu = UINT_MAX;
 
-/// What a prefault is to do. A value.
+/// What a prefault must do. A value.
 struct Options {
     Scope scope = Scope::kAll;
-    /// The parts of guest memory: whole pages of the backing, not overlapping; empty: all memory.
+    /// The parts of guest memory to prefault. They must be whole pages of the backing and must not overlap; empty means
+    /// all memory.
     std::vector<GuestRange> ranges = {};
     Method method = Method::kAuto;
-    /// Threads for the host side, and prefault vCPUs: 1 to kMaxWorkers, or kWorkerPerCpu. Of these, as many are used as
-    /// there is work for.
+    /// The number of threads for the host side, and of prefault vCPUs: 1 to kMaxWorkers, or kWorkerPerCpu. Only as many
+    /// are used as there is work for.
     unsigned workers = kWorkerPerCpu;
-    /// Where workers may run; empty: where the process may. Each runs on those that are near its memory.
+    /// The CPUs that workers may use; empty: those that the process may use. Each worker runs on those of them that are
+    /// near its memory.
     CpuList cpus = {};
-    /// Whether workers have the lowest priority, for the sake of a guest that runs. Each chunk is then populated on
-    /// both sides before the next is begun, so that what is done serves the guest at once.
+    /// Whether workers have the lowest priority, so that they do not disturb a running guest. Each chunk is then
+    /// populated on both sides before the next one begins, so that finished chunks serve the guest at once.
     bool background = false;
-    /// Whether the second level of system management mode is filled, too. Needs KVM_CAP_X86_SMM, and EPT or NPT.
+    /// Whether to fill the second level of system management mode, too. Needs KVM_CAP_X86_SMM, and EPT or NPT.
     bool smm = false;
     ProgressSink progress = {};
 };
 
-/// Throws Error unless `options` can be granted to a guest whose RAM is `ram`, backed by pages of `page_size`, on any
-/// host: the number of workers is possible, and the ranges are whole pages of RAM that do not overlap.
+/// Throws Error unless `options` are valid on every host for a guest whose RAM is `ram`, backed by pages of
+/// `page_size`: the number of workers is possible, and the ranges are whole pages of RAM that do not overlap.
 void check_option_values(const Options& options, std::span<const GuestRange> ram, PageSize page_size);
 
-/// As check_option_values(), and throws Error unless this process may use the CPUs. SecondLevel::fill() checks this;
-/// call it if the answer is needed before there is a VM.
+/// Like check_option_values(), but also throws Error unless this process may use the CPUs. SecondLevel::fill() checks
+/// this; call it if the answer is needed before there is a VM.
 void check_options(const Options& options, std::span<const GuestRange> ram, PageSize page_size);
 
-/// `options` with the number of workers that kWorkerPerCpu stands for here: the size of `options.cpus`, or the number
-/// of CPUs that the calling thread may use. Any other number stays. Throws Error as usable_cpu_list().
+/// Returns `options` with the number of workers that kWorkerPerCpu means here: the size of `options.cpus`, or the
+/// number of CPUs that the calling thread may use. Any other number stays. Throws Error as usable_cpu_list() does.
 [[nodiscard]] Options resolved(Options options);
 
-/// The pin that kAuto stands for if `scope` is populated. Any other pin stays.
+/// The pin that kAuto means if `scope` is populated. Any other pin stays.
 [[nodiscard]] Pin resolved(Pin pin, Scope scope) noexcept;
 
 } // namespace vmm::prefault

@@ -13,7 +13,7 @@ constexpr std::uint64_t kLargestChunk = kGiB;
 constexpr std::uint64_t kMostMappings = 32768; // 128 MiB of 4 KiB pages
 constexpr std::uint64_t kChunksPerWorker = 16;
 
-/// How many multiples of `chunk_bytes` a range touches.
+/// The number of pieces into which the multiples of `chunk_bytes` cut a range.
 std::size_t chunks_in(GuestRange range, std::uint64_t chunk_bytes) {
     if (range.size == 0) {
         return 0;

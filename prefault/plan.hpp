@@ -1,4 +1,4 @@
-// What is to be populated, cut into disjoint chunks that workers take one by one. Pure: no KVM, no memory touched.
+// Cuts the memory to populate into disjoint chunks that workers take one by one. Pure: no KVM, no memory touched.
 #pragma once
 
 #include <atomic>
@@ -12,12 +12,12 @@
 
 namespace vmm::prefault {
 
-/// Guest ranges cut into chunks. Chunks are disjoint and together cover the ranges exactly. All but the first and the
-/// last of a range begin and end on a multiple of the chunk size, so that no two workers ever need the same page of a
-/// page table below it: on 96 vCPUs, overlapping ranges took 141 s and disjoint ones 16 s (cover letters of KVM's TDP
+/// Guest ranges cut into chunks. The chunks are disjoint and together cover the ranges exactly. Each chunk but the
+/// first and the last of a range begins and ends at a multiple of the chunk size, so that no two workers need the same
+/// page of a page table: on 96 vCPUs, overlapping ranges took 141 s and disjoint ones 16 s (cover letters of KVM's TDP
 /// MMU, 2021).
 ///
-/// The plan takes memory for each range, not for each chunk: a plan for 16 TiB is a few dozen bytes.
+/// The plan needs memory for each range, not for each chunk: a plan for 16 TiB is a few dozen bytes.
 ///
 /// Threads: const after construction.
 class Plan {
@@ -25,13 +25,13 @@ class Plan {
     /// `ranges` are in ascending order and do not overlap. `chunk_bytes` is a power of two.
     Plan(std::span<const GuestRange> ranges, std::uint64_t chunk_bytes);
 
-    /// A chunk size for so much memory and so many workers. It gives about 16 chunks to each worker, so that one slow
-    /// worker does not keep the others waiting at the end. It is at least 2 MiB and `mapping_bytes` (a power of two),
-    /// what one mapping covers. It is at most 1 GiB and 32,768 mappings, unless one mapping is more, so that a request
-    /// to stop is heard and progress is seen.
+    /// Chooses a chunk size of about 16 chunks for each worker, so that one slow worker does not keep the others
+    /// waiting at the end. It is at least 2 MiB and at least `mapping_bytes` (a power of two), which is what one
+    /// mapping covers. It is at most 1 GiB and 32,768 mappings, unless one mapping is more, so that stop requests and
+    /// progress are handled soon.
     static std::uint64_t chunk_bytes_for(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
 
-    /// How many of `workers` have work: as many as there are chunks at most; at least 1.
+    /// The number of `workers` that have work: at most the number of chunks; at least 1.
     static unsigned useful_workers(std::uint64_t total_bytes, unsigned workers, std::uint64_t mapping_bytes);
 
     [[nodiscard]] std::size_t chunk_count() const noexcept { return chunk_count_; }
@@ -50,7 +50,7 @@ class Plan {
     std::uint64_t total_bytes_ = 0;
 };
 
-/// Hands out each chunk of a plan once. Threads: take() may be called from any thread.
+/// Hands out each chunk of a plan once. Threads: any thread may call take().
 class ChunkQueue {
   public:
     explicit ChunkQueue(const Plan& plan) : plan_(plan) {}

@@ -12,12 +12,13 @@ namespace {
 
 constexpr std::uint64_t kSmallPage = 4 * kKiB;
 
-/// Touches a chunk, and again if that failed, because what led the vCPU astray may be over. Under QEMU's emulation of
-/// nested paging (10.0 and 11.1, thread=multi) a vCPU on the emulated machine's processor 0 takes a triple fault now
-/// and then: another processor that restores floating-point state corrupts it (tests/lab/run.sh).
+/// Touches a chunk, and tries again if that failed, because the cause may be over. Under QEMU's emulation of nested
+/// paging (10.0 and 11.1, thread=multi) a vCPU on the emulated machine's processor 0 sometimes takes a triple fault:
+/// another processor that restores floating-point state corrupts it (tests/lab/run.sh).
 ///
-/// A vCPU that failed is let in again twice if no guest runs. Beside a guest it is let in once, because the guest may
-/// lead it astray each time, for up to kMostCpuSeconds. A vCPU that was held is let in again only if no guest runs.
+/// If no guest runs, a vCPU that failed runs again up to two times, and a vCPU that was held runs again once. If a
+/// guest runs, a vCPU that failed runs again only once, because the guest may lead it astray each time, for up to
+/// kMostCpuSeconds. A vCPU that was held does not run again then.
 TouchResult touch_persistently(PrefaultVcpu& vcpu, GuestRange chunk, std::uint64_t stride_bytes, bool guest_runs,
                                const std::stop_token& stop) {
     using End = TouchResult::End;
@@ -82,8 +83,8 @@ std::uint64_t PrefaultVcpus::used_scratch_pages() const noexcept {
 }
 
 GuestRange PrefaultVcpus::touched_part_of_scratch() const noexcept {
-    // "Every page of every memslot" means ours, too, so that what it adds to KVM's totals is known. On shadow paging it
-    // is only the stub's page: the tables are write-protected there, and a write to them makes KVM drop what it has
+    // The scratch memslot must be mapped, too, so that its share of KVM's totals is known. On shadow paging only the
+    // stub's page is touched: the tables are write-protected there, and a write to them makes KVM drop what it has
     // shadowed.
     GuestRange range = scratch_->used_range();
     if (host_.may_be_shadow()) {
@@ -107,8 +108,8 @@ std::uint64_t PrefaultVcpus::count_scratch_mappings(const std::stop_token& stop)
     if (!host_.may_be_shadow()) {
         return used_scratch_pages();
     }
-    // Here KVM maps some neighbours of the stub's page along with it. Only its counters say how many.
-    scratch_->refresh(); // A guest may have written there since it was made.
+    // On shadow paging KVM maps some neighbours of the stub's page as well. Only its counters say how many.
+    scratch_->refresh(); // A guest may have written to it since it was made.
     const std::uint64_t before = mapped_pages(vm_stats_).pages_4k;
     if (!heed(touch_scratch(vcpus_.front(), stop))) {
         return 0;
@@ -131,7 +132,7 @@ void PrefaultVcpus::begin(kvm::AddressSpace address_space, GuestAddress end, con
     if (smm) {
         smm_filled_ = true;
         if (touched) {
-            scratch_mappings_ = 2 * used_scratch_pages(); // Now both address spaces have the memslot.
+            scratch_mappings_ = 2 * used_scratch_pages(); // Both address spaces have the memslot now.
         }
     }
 }
@@ -181,7 +182,7 @@ MappedPages PrefaultVcpus::mapped_guest_memory() const {
 }
 
 void PrefaultVcpus::map_scratch_again() {
-    if (has_failed_) { // A count is not worth letting in again a vCPU that a guest has led astray.
+    if (has_failed_) { // A count is not worth running a vCPU again that a guest has led astray.
         return;
     }
     constexpr unsigned kMostTicks = 20; // ten a second

@@ -1,4 +1,4 @@
-// What an observer of a long prefault is told.
+// What an observer of a long prefault learns.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ enum class Stage {
 /// The name for people: "host memory", "pin", "second level", "second level of SMM".
 [[nodiscard]] std::string_view to_string(Stage stage) noexcept;
 
-/// How far one stage has come. A stage may take several passes over the same memory, to find and make good what is
-/// missing. Each pass begins at zero.
+/// How far one stage has come. A stage may take several passes over the same memory, to find and map what is missing.
+/// Each pass begins at zero.
 struct Progress {
     Stage stage = Stage::kHost;
     std::uint64_t done_bytes = 0;  ///< of guest memory; never less than before in the same pass of a stage
@@ -30,8 +30,8 @@ struct Progress {
     double seconds = 0;            ///< since the pass began
 };
 
-/// Is called some ten times a second and at the end of each stage. What it throws ends the prefault and comes out of
-/// it. If it is empty nobody is told. Threads: the one that runs the prefault.
+/// Called about ten times a second and at the end of each stage. If it throws, the prefault ends and passes the
+/// exception on. If it is empty, nothing is reported. Threads: the one that runs the prefault.
 using ProgressSink = std::function<void(const Progress&)>;
 
 } // namespace vmm::prefault

@@ -1,4 +1,4 @@
-// What a prefault says of itself afterwards.
+// The report of a prefault.
 #pragma once
 
 #include <cstdint>
@@ -14,17 +14,17 @@
 VMM_API_BEGIN
 namespace vmm::prefault {
 
-/// What shows that the second level is full.
+/// What proves that the second level is full.
 enum class Proof {
     kNone,     ///< nothing
-    kCounters, ///< KVM's counts of mappings cover what was to be filled
+    kCounters, ///< KVM's counts of mappings cover the memory to fill
     kTouch,    ///< prefault vCPUs wrote to every 4 KiB of it and took no fault, by KVM's count
 };
 
 /// The name used in the report: "none", "counters", "touch".
 [[nodiscard]] std::string_view to_string(Proof proof) noexcept;
 
-/// What was done, and what KVM's counters say of it.
+/// What was done, and what KVM's counters say about it.
 struct Report {
     Scope scope = Scope::kNone;
     std::vector<GuestRange> ranges; ///< what was asked for; empty: all memory
@@ -39,7 +39,7 @@ struct Report {
     double total_seconds = 0;
     MappedPages mapped;         ///< of all guest memory, when the prefault ended
     MappedPages smm_mapped;     ///< what the second level of system management mode added
-    Proof proof = Proof::kNone; ///< what shows that the second level is full
+    Proof proof = Proof::kNone; ///< what proves that the second level is full
     unsigned top_up_passes = 0; ///< passes over every 4 KiB that found something to map
     bool complete = false;      ///< what was asked for was done, and it is proven if the scope is kAll
     std::string problem;        ///< why it is not complete; empty if it is, or if a stop was requested

@@ -19,13 +19,13 @@ namespace vmm::prefault {
 namespace {
 
 constexpr std::uint64_t kSmallPage = 4 * kKiB;
-/// One pass finds what a mapping smaller than expected left out, a second one what was taken away meanwhile. The last
-/// one shows that nothing is missing any more.
+/// The first pass finds what is missing because a mapping is smaller than expected. The second finds what was taken
+/// away meanwhile. The last shows that nothing is missing any more.
 constexpr unsigned kMostPasses = 3;
 
 class Stopwatch {
   public:
-    /// Seconds since the last lap, or since construction.
+    /// Returns the seconds since the last lap, or since construction.
     double lap() {
         const auto now = Clock::now();
         const std::chrono::duration<double> elapsed = now - std::exchange(start_, now);
@@ -64,7 +64,7 @@ GuestAddress end_of(std::span<const PlacedRange> placed) {
 
 } // namespace
 
-/// One call of fill(). Its stages share what it is about.
+/// One call of fill(). Holds what its stages share.
 class SecondLevel::Fill {
   public:
     Fill(SecondLevel& level, const Options& options, MethodChoice method, const std::stop_token& stop)
@@ -86,8 +86,8 @@ class SecondLevel::Fill {
 
     Report run() {
         Stopwatch total;
-        // Long-term pins are made of large pieces, and must stand before the second level is filled, because pinning
-        // may move pages. So a fill with such pins has stages, in the background, too.
+        // Long-term pins are made in large pieces, and must exist before the second level is filled, because pinning
+        // may move pages. So a fill with such pins runs in stages, even in the background.
         const bool piecewise = options_.background && options_.scope == Scope::kAll && pins_.kind() != Pin::kLongterm;
         report_.complete = piecewise ? run_in_pieces() : run_in_stages();
         report_.complete = report_.complete && (!options_.smm || options_.scope != Scope::kAll || fill_smm());
@@ -108,9 +108,9 @@ class SecondLevel::Fill {
                (options_.scope != Scope::kAll || fill());
     }
 
-    /// A long-term pin is one of pages that exist. mlock of memory that is still empty takes no time: each page is
-    /// locked by the worker that makes it, whereas locking pages that exist walks them all with one thread. But pages
-    /// of a pool cannot be locked on fault: mlock2() would make them all with one thread (mm/mlock.c, mlock_fixup()).
+    /// True if pages must exist before they are pinned. A long-term pin pins only existing pages. mlock of empty memory
+    /// takes no time, because the worker that makes a page also locks it, while one thread must walk all pages that
+    /// exist. But for pages of a pool mlock2() would make them all with one thread instead (mm/mlock.c, mlock_fixup()).
     [[nodiscard]] bool pins_what_exists() const noexcept {
         return pins_.kind() == Pin::kLongterm || is_from_pool(memory_.page_size());
     }
@@ -148,7 +148,7 @@ class SecondLevel::Fill {
         return finish(step);
     }
 
-    /// Both sides of each chunk before the next, so that what is done serves a running guest at once.
+    /// Populates both sides of each chunk before the next one, so that finished chunks serve a running guest at once.
     bool fill_in_pieces() {
         Stopwatch step;
         begin();
@@ -174,9 +174,9 @@ class SecondLevel::Fill {
                    : vcpus_.pre_fault_chunk(worker, chunk, mapping_bytes_, stop);
     }
 
-    /// For the sake of this host's own host. All of the ioctl comes first: where that host has seen accesses by a table
-    /// of this host's, it watches the table, and each further entry costs several exits (docs/prefault.md). Every 4 KiB
-    /// are touched, because nobody here knows how large the mappings of that host are.
+    /// Fills the table that this host's own host keeps. The ioctl for all memory comes first: if that host has seen
+    /// accesses through a table of this host, it watches the table, and each further entry costs several exits
+    /// (docs/prefault.md). Every 4 KiB are touched, because the size of that host's mappings is not known here.
     void touch_after_ioctl() {
         if (method_.method == Method::kIoctlThenTouch && !stop_.stop_requested() && !vcpus_.are_held()) {
             touch_all(kvm::AddressSpace::kNormal, kSmallPage);
@@ -199,8 +199,8 @@ class SecondLevel::Fill {
         return proof != Proof::kNone;
     }
 
-    /// Tops up what is missing by touching every 4 KiB, until KVM's counters or a pass without a fault show that
-    /// nothing is missing. `mapped` becomes what KVM has mapped beyond `before`.
+    /// Fills what is missing by touching every 4 KiB, until KVM's counters or a pass without a fault show that nothing
+    /// is missing. Sets `mapped` to what KVM has mapped beyond `before`.
     Proof verify(kvm::AddressSpace address_space, const MappedPages& before, MappedPages& mapped) {
         std::string problem = vcpus_.take_problem();
         std::uint64_t faults = 0; // in the last pass
@@ -226,9 +226,10 @@ class SecondLevel::Fill {
         return Proof::kNone;
     }
 
-    /// KVM's counters are of the whole VM. They tell of this fill if it is about all memory, and if nothing else is
-    /// mapped: no second address space, and on shadow paging no page tables of a running guest's own. What was mapped
-    /// without an access must also not fault at the first one, or every page is touched first.
+    /// True if KVM's counters prove this fill. They count for the whole VM, so the fill must be about all memory, and
+    /// nothing else may be mapped: no second address space, and on shadow paging no page tables of a running guest. If
+    /// memory was mapped without an access, its first access must also not fault, or a pass must have touched every
+    /// page before.
     [[nodiscard]] bool counters_tell(kvm::AddressSpace address_space, unsigned passes) const {
         const bool tell_of_this = address_space == kvm::AddressSpace::kNormal && options_.ranges.empty() &&
                                   !vcpus_.have_filled_smm() && !(vcpus_.guest_runs() && vcpus_.host().may_be_shadow());
@@ -236,7 +237,7 @@ class SecondLevel::Fill {
                (passes > 0 || method_.method != Method::kIoctl || vcpus_.host().accessed_dirty.value_or(false));
     }
 
-    /// If no guest runs, none can have led the vCPUs astray: then a failure is an Error.
+    /// If no guest runs, nothing can have led the vCPUs astray. A failure is then an Error.
     void give_up(std::string problem) {
         if (!vcpus_.guest_runs() && !problem.empty()) {
             throw Error("cannot fill the second level: " + problem);
@@ -299,7 +300,7 @@ void SecondLevel::begin_pieces(Method method, const std::stop_token& stop) {
     piece_method_ = choose_method(method, vcpus_.host(), can_pre_fault).method;
     prepare(1, stop);
     vcpus_.begin(kvm::AddressSpace::kNormal, end_of(placement_.ranges), stop);
-    static_cast<void>(vcpus_.take_problem()); // The proof comes later.
+    static_cast<void>(vcpus_.take_problem()); // A later fill() proves the result.
 }
 
 bool SecondLevel::fill_piece(GuestRange piece, const std::stop_token& stop) {

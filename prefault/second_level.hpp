@@ -14,8 +14,8 @@
 
 namespace vmm::prefault {
 
-/// The second level of one VM, and all that it takes to fill it. A VM with interrupt controllers in the kernel, 1 GiB
-/// of memory in memslot 0 and one vCPU fills it so:
+/// The second level of one VM, and everything that is needed to fill it. For a VM with interrupt controllers in the
+/// kernel, 1 GiB of memory in memslot 0 and one vCPU it is used like this:
 ///
 ///     const Placement placement{{{{GuestAddress{0}, kGiB}, std::nullopt}}, {}};
 ///     PinnedMemory pins(Pin::kMlock);
@@ -34,50 +34,52 @@ namespace vmm::prefault {
 ///     }
 ///     second_level.note_guest_runs(); // The guest may start: it takes no second-level fault.
 ///
-/// Threads: one at a time, but for members that say otherwise; the guest may run meanwhile.
+/// Threads: one at a time, except for members that say otherwise. The guest may run meanwhile.
 class SecondLevel {
   public:
-    /// `memory` is what the memslots of `vm` have, and `placement` is where all of it lies; both may grow between two
-    /// calls. All of these outlive the object, which outlives the last run of a vCPU of the VM. Throws Error.
+    /// `memory` holds the memory of the VM's memslots, and `placement` says where all of it lies; both may grow between
+    /// two calls. All arguments must outlive this object, and this object must outlive the last run of a vCPU of the
+    /// VM. Throws Error.
     SecondLevel(kvm::Vm& vm, const GuestMemory& memory, const Placement& placement, PinnedMemory& pins,
                 PrefaultVcpus::Setup setup);
     SecondLevel(const SecondLevel&) = delete;
     SecondLevel& operator=(const SecondLevel&) = delete;
 
-    /// Populates what `options` ask for: host side, pin, second level, verification. May be used again at any time:
-    /// what is there already is found there, and content never changes. If `stop` is requested the report says what was
-    /// done, with `complete` false. Throws Error: `options` ask for what cannot be, or the host fails; and what the
-    /// progress sink throws.
+    /// Populates what `options` ask for: host side, pin, second level, verification. It may be called again at any
+    /// time: it keeps what exists, and content never changes. If `stop` is requested, the report says what was done,
+    /// and `complete` is false. Throws Error if `options` ask for something impossible, or the host fails; also throws
+    /// what the progress sink throws.
     Report fill(const Options& options, const std::stop_token& stop = {});
 
-    /// Gets ready for fill_piece(), by `method` of the options. Whatever fill() did in between, it need not be called
-    /// again. Throws Error.
+    /// Prepares for fill_piece() by the given `method` of the options. It need not be called again after a fill().
+    /// Throws Error.
     void begin_pieces(Method method, const std::stop_token& stop = {});
     /// Maps `piece`, a part of one region whose pages exist on the host, so that it serves a running guest although the
-    /// rest of memory is not there yet. Nothing is proven: fill() does that, once all is there. Returns false if that
-    /// did not succeed. After begin_pieces(). Throws Error if KVM refuses.
+    /// rest of memory does not exist yet. It proves nothing: fill() does that once all memory exists. Must be called
+    /// after begin_pieces(). Returns false if it did not succeed. Throws Error if KVM refuses.
     bool fill_piece(GuestRange piece, const std::stop_token& stop);
 
-    /// Adds the scratch memslot ahead of the first fill(). Once a VM has interrupt controllers in the kernel, adding a
-    /// memslot may wait for a grace period of the kernel's, so whoever makes the VM calls this before it makes these.
-    /// Throws Error.
+    /// Adds the scratch memslot before the first fill(). If a VM has interrupt controllers in the kernel, adding a
+    /// memslot may wait for a grace period of the kernel, so whoever makes the VM should call this before it creates
+    /// them. Throws Error.
     void add_scratch() { vcpus_.add_scratch(); }
 
-    /// Makes the prefault vCPUs that fill() needs for `workers` workers, ahead of it. Throws Error.
+    /// Makes the prefault vCPUs that fill() needs for `workers` workers, before fill() is called. Throws Error.
     void prepare(unsigned workers, const std::stop_token& stop = {});
 
-    /// Whether the guest runs from now on, which may lead a prefault vCPU astray: the report then says so, instead of
-    /// an exception. Threads: any.
+    /// Notes whether the guest runs from now on. A running guest may lead a prefault vCPU astray; a failure then goes
+    /// into the report and is not thrown. Threads: any.
     void note_guest_runs(bool runs = true) noexcept { vcpus_.note_guest_runs(runs); }
 
     [[nodiscard]] const SecondLevelHost& host() const noexcept { return vcpus_.host(); }
-    /// Page tables that map all memory to itself, for a guest that adopts them; 0 before the first prefault vCPU.
+    /// The address of page tables that map all memory to itself, for a guest that adopts them; 0 before the first
+    /// prefault vCPU.
     [[nodiscard]] GuestAddress page_tables() const noexcept;
 
-    /// What KVM has mapped of guest memory now, short by the few pages of the scratch memslot that may have been moved
-    /// since the last fill. Threads: any.
+    /// What KVM has mapped of guest memory now. The number may be low by the few pages of the scratch memslot that the
+    /// host has moved since the last fill. Threads: any.
     [[nodiscard]] MappedPages mapped() const { return vcpus_.mapped_guest_memory(); }
-    /// The same, exactly; only while no vCPU of the guest runs. Throws Error.
+    /// Like mapped(), but exact. Must be called only while no vCPU of the guest runs. Throws Error.
     [[nodiscard]] MappedPages mapped_at_rest();
 
     /// The prefault vCPUs themselves.

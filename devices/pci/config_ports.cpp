@@ -9,7 +9,7 @@
 namespace vmm::devices::pci {
 namespace {
 
-// The address register: the registers of a function, of 8 functions, of 32 devices, of 256 buses.
+// The fields of the address register: a register of a function, 8 functions, 32 devices, 256 buses.
 constexpr std::uint32_t kEnabled = 1U << 31U;
 constexpr std::uint32_t kAddressBits = 0x00fffffc;
 constexpr std::uint64_t kDataOffset = 4; ///< of port 0xcfc
@@ -20,8 +20,8 @@ constexpr bool is_address_register(std::uint64_t offset, std::size_t bytes) noex
     return offset == 0 && bytes == sizeof(std::uint32_t);
 }
 
-/// Where in ECAM's order an access to the data ports goes; nothing if it goes to no device of bus 0, or beyond the
-/// ports.
+/// The address of an access to the data ports in the layout of ECAM. Nothing if the access is beyond the ports, or to
+/// no device of bus 0.
 std::optional<std::uint32_t> selected(std::uint32_t address, std::uint64_t offset) noexcept {
     constexpr std::uint32_t kBusBits = 0x00ff0000;
     constexpr unsigned kFunctionShift = 8;

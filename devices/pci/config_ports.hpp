@@ -1,4 +1,4 @@
-// The way to configuration space by I/O ports (PCI Local Bus 3.0, 3.2.2.3.2).
+// Access to configuration space by I/O ports (PCI Local Bus 3.0, 3.2.2.3.2).
 #pragma once
 
 #include <atomic>
@@ -11,11 +11,12 @@
 
 namespace vmm::devices::pci {
 
-/// These are the ports 0xcf8 to 0xcff. They have the address register, which takes double words alone, and the data of
-/// the register that it names. A PC has its reset control among these ports: `other` answers for what is no access to
-/// the address register.
+/// The ports 0xcf8 to 0xcff: the address register, which accepts only double words, and the data of the register that
+/// it selects. A PC has its reset control among these ports, so `other` answers for accesses that are not to the
+/// address register.
 ///
-/// Threads: any, at once; what drivers on two vCPUs do with the address register in between is theirs.
+/// Threads: any number at once. If drivers on two vCPUs use the address register at the same time, they must coordinate
+/// themselves.
 class ConfigPorts final : public Device {
   public:
     static constexpr std::uint64_t kSize = 8;
@@ -26,7 +27,7 @@ class ConfigPorts final : public Device {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// `bus` and `other` outlive it. It goes on from `state`, which may be anything.
+    /// `bus` and `other` must outlive it. It continues from `state`, which may have any value.
     ConfigPorts(RootBus& bus, Device& other, const State& state) noexcept;
 
     [[nodiscard]] std::string_view name() const noexcept override { return "pci-config"; }

@@ -52,7 +52,7 @@ void ConfigSpace::add_memory(std::uint32_t size, GuestAddress base) {
     assert(memory_bytes_ == 0 && std::has_single_bit(size) && size >= 16);
     assert(is_aligned(to_integer(base), size) && to_integer(base) + size <= 4 * kGiB);
     memory_bytes_ = size;
-    put(kBaseAddress, static_cast<std::uint32_t>(to_integer(base)), 4); // The low bits: memory, 32 bits wide.
+    put(kBaseAddress, static_cast<std::uint32_t>(to_integer(base)), 4); // The low bits mean memory, 32 bits wide.
     allow(kBaseAddress, ~(size - 1), 4);
     allow(kCommandOffset, kCommandMemory | kCommandBusMaster | kCommandNoPin, 2);
     put(kCommandOffset, kCommandMemory, 2);
@@ -76,7 +76,7 @@ std::uint8_t ConfigSpace::add_capability(std::uint8_t id, std::span<const std::b
 
 void ConfigSpace::restore(const State& state, std::string_view name) {
     for (std::size_t i = 0; i < kBytes; ++i) {
-        // What only the function itself changes is shown again when it has its state.
+        // Bits that only the function itself changes are set again when it has its state.
         const std::byte ours = i == kStatus ? std::byte{kInterruptStatus} : writable_[i];
         if (((state[i] ^ bytes_[i]) & ~ours) != std::byte{0}) {
             throw Error("cannot go on from the saved state of the PCI function " + std::string(name) + ": byte " +

@@ -1,4 +1,4 @@
-// How accesses to configuration space are cut.
+// Cuts accesses to configuration space into double words.
 #pragma once
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 namespace vmm::devices::pci {
 namespace {
 
-// An Intel host bridge that no driver looks for by its number. Other monitors of virtual machines show the same one.
+// An Intel host bridge for which no driver looks by its number. Other virtual machine monitors show the same one.
 constexpr Identity kBridge{.vendor = 0x8086, .device = 0x0d57, .class_code = 0x060000};
 
 } // namespace

@@ -11,16 +11,16 @@
 
 namespace vmm::devices::pci {
 
-/// Three registers of 32 bits, in which bit n is slot n, as the guest's ACPI tables describe them
+/// Three registers of 32 bits, in which bit n stands for slot n. The guest's ACPI tables describe them
 /// (loader::PciHardware):
 ///
 ///     0  the slots to which a device has come          reading clears
 ///     4  the slots whose device is asked to go         reading clears
 ///     8  writing ones: the devices may be taken away   reads as zeros
 ///
-/// They are there for aligned accesses of 4 bytes; other reads give ones, and other writes do nothing.
+/// Only aligned accesses of 4 bytes reach them. Other reads return ones, and other writes do nothing.
 ///
-/// Threads: any, at once.
+/// Threads: any number at once.
 class Hotplug final : public Device {
   public:
     static constexpr std::uint64_t kSize = 12;
@@ -32,13 +32,13 @@ class Hotplug final : public Device {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// `line` is raised when the guest has to look; it outlives this. `let_go` is called for a slot whose device the
-    /// guest does without from now on, on the thread of a vCPU: it throws nothing.
+    /// `line` is raised when the guest must read the registers; it must outlive this object. `let_go` is called for a
+    /// slot whose device the guest no longer uses, on the thread of a vCPU; it must not throw.
     Hotplug(IrqLine& line, std::function<void(unsigned slot)> let_go, const State& state);
 
-    /// A device has come to `slot`, which is below 32.
+    /// Reports that a device has come to `slot`, which must be below 32.
     void announce(unsigned slot) noexcept;
-    /// The device in `slot` is wanted back. A guest may never answer.
+    /// Asks for the device in `slot` back. A guest may never answer.
     void ask_back(unsigned slot) noexcept;
 
     [[nodiscard]] std::string_view name() const noexcept override { return "pci-hotplug"; }
@@ -46,8 +46,8 @@ class Hotplug final : public Device {
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
     [[nodiscard]] State state() const noexcept { return {come_.load(), gone_.load()}; }
-    /// Interrupts once more if the guest has not looked. For registers that go on from a state, once the interrupt
-    /// controllers have theirs.
+    /// Raises the interrupt again if the guest has not read the registers. Call it after a restore, when the interrupt
+    /// controllers have their state.
     void repeat_interrupt() noexcept;
 
   private:

@@ -1,11 +1,11 @@
-// The two ways in which a PCI function interrupts: by a message, and by its pin.
+// The two ways in which a PCI function interrupts: by a message, or by its pin.
 #pragma once
 
 #include <cstdint>
 
 namespace vmm::devices::pci {
 
-/// What a message-signalled interrupt writes, and where (PCI Local Bus 3.0, 6.8).
+/// The value and the address that a message-signalled interrupt writes (PCI Local Bus 3.0, 6.8).
 struct Message {
     std::uint64_t address = 0;
     std::uint32_t data = 0;
@@ -13,7 +13,7 @@ struct Message {
     friend bool operator==(const Message&, const Message&) = default;
 };
 
-/// The way of one vector's message to the interrupt controllers. Threads: any, at once.
+/// Carries one vector's message to the interrupt controllers. Threads: any number at once.
 class MessageLine {
   public:
     MessageLine() = default;
@@ -23,9 +23,10 @@ class MessageLine {
     MessageLine& operator=(MessageLine&&) = delete;
     virtual ~MessageLine() = default;
 
-    /// The message that raise() sends from now on. One call at a time.
+    /// Sets the message that raise() sends from now on. One call at a time.
     virtual void prepare(Message message) noexcept = 0;
-    /// Sends the message that was prepared last. Messages that come before the guest has taken the first may merge.
+    /// Sends the message that was prepared last. If messages come before the guest has taken the first one, they may
+    /// merge.
     virtual void raise() noexcept = 0;
 };
 
@@ -39,7 +40,7 @@ class PinLine {
     PinLine& operator=(PinLine&&) = delete;
     virtual ~PinLine() = default;
 
-    /// Whether the function asks for an interrupt.
+    /// Sets whether the function requests an interrupt.
     virtual void set(bool up) noexcept = 0;
 };
 

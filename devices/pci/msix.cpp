@@ -67,7 +67,7 @@ std::uint8_t Msix::add_capability(ConfigSpace& config, std::size_t vectors, std:
     constexpr std::uint16_t kWritable = kEnable | kFunctionMask;
     std::array<std::byte, 10> body{};
     std::memcpy(body.data(), &control, sizeof control);
-    std::memcpy(body.data() + 2, &table, sizeof table); // Bits 0 to 2: base address register 0.
+    std::memcpy(body.data() + 2, &table, sizeof table); // Bits 0 to 2 select base address register 0.
     std::memcpy(body.data() + 6, &pending, sizeof pending);
     std::array<std::byte, 2> writable{};
     std::memcpy(writable.data(), &kWritable, sizeof kWritable);
@@ -121,7 +121,8 @@ void Msix::raise(std::uint16_t index) noexcept {
         vector.line->raise();
         return;
     }
-    // Whoever opens the vector looks at the pending bit afterwards, and we at the vector: one of us sees the other.
+    // A thread that opens the vector reads the pending bit afterwards, and this thread reads is_open. So one of the two
+    // sees the change of the other.
     vector.is_pending = true;
     if (vector.is_open.load()) {
         send_if_pending(vector);

@@ -15,19 +15,19 @@
 namespace vmm::devices::pci {
 
 /// The table of vectors, the pending bits, and what the capability's message control enables. The owner keeps the
-/// capability in its configuration space, and says what a driver wrote there: set_control().
+/// capability in its configuration space, and reports what a driver wrote to it by set_control().
 ///
-/// An interrupt of a vector that is masked, or whose function is, stays pending until it is not masked any more. At
-/// first the function is no bus master. Interrupts while MSI-X is off are lost, as the specification has it: whoever
-/// raises asks is_enabled() first.
+/// If a vector or its function is masked, an interrupt stays pending until neither is masked. At first the function is
+/// no bus master. According to the specification, interrupts are lost while MSI-X is off, so check is_enabled() before
+/// raise().
 ///
-/// Threads: any, at once. raise() takes no lock.
+/// Threads: any number at once. raise() takes no lock.
 class Msix {
   public:
     static constexpr std::size_t kMostVectors = 128;
     static constexpr std::size_t kEntryBytes = 16;
 
-    /// Of one vector, as the driver wrote it.
+    /// An entry of one vector, as the driver wrote it.
     struct Entry {
         Message message;
         std::uint32_t control = 1; ///< bit 0: masked; the rest reads as zeros
@@ -41,49 +41,52 @@ class Msix {
         friend bool operator==(const State&, const State&) = default;
     };
 
-    /// One vector for each of `lines`, 1 to kMostVectors; they outlive it.
+    /// Makes one vector for each of `lines`, 1 to kMostVectors; the lines must outlive it.
     explicit Msix(std::span<MessageLine* const> lines);
-    /// Goes on from `state`, with what set_control() was told last. What is pending stays so until repeat_pending().
-    /// Throws Error, which names `name`: it is that of another function.
+    /// Continues from `state`, with the last arguments of set_control(). Pending interrupts stay pending until
+    /// repeat_pending().
+    /// Throws Error, with `name` in its text, if the state belongs to another function.
     Msix(std::span<MessageLine* const> lines, const State& state, std::uint16_t control, bool is_master,
          std::string_view name);
 
     [[nodiscard]] std::size_t vectors() const noexcept { return vectors_.size(); }
 
-    /// The capability (6.8.2.3) of a function with so many vectors, whose table and pending bits lie at these offsets
-    /// behind base address register 0. Returns its offset in `config`.
+    /// Adds the capability (6.8.2.3) of a function with this number of vectors to `config`, and returns its offset
+    /// there. `table` and `pending` are the offsets of the table and of the pending bits behind base address register
+    /// 0.
     [[nodiscard]] static std::uint8_t add_capability(ConfigSpace& config, std::size_t vectors, std::uint32_t table,
                                                      std::uint32_t pending);
-    /// The message control is so many bytes behind that offset.
+    /// The distance of the message control from that offset, in bytes.
     static constexpr std::size_t kControlOffset = 2;
-    /// What the message control of the capability says now, and whether the function is a bus master: a message is a
-    /// write to memory, so that it waits, as that of a masked vector does, until the function may write there.
+    /// Sets the present message control of the capability, and whether the function is a bus master. A message is a
+    /// write to memory, so while the function is no bus master, messages wait as those of a masked vector do.
     void set_control(std::uint16_t control, bool is_master) noexcept;
     [[nodiscard]] bool is_enabled() const noexcept { return enabled_.load(); }
 
-    // Accesses of a driver. Aligned ones of 4 and 8 bytes reach a register (6.8.2); other reads give ones, and other
-    // writes do nothing, as does everything beyond the end.
+    // Accesses of a driver. Aligned accesses of 4 and 8 bytes reach a register (6.8.2). Other reads return ones, and
+    // other writes do nothing; the same holds beyond the end.
     void read_table(std::uint64_t offset, std::span<std::byte> data) const noexcept;
     void write_table(std::uint64_t offset, std::span<const std::byte> data) noexcept;
     void read_pending(std::uint64_t offset, std::span<std::byte> data) const noexcept;
 
-    /// Interrupts by `vector`, or makes it pending. Nothing happens if there is no such vector, or if MSI-X is off.
+    /// Sends the interrupt of `vector`, or makes it pending. Does nothing if there is no such vector, or if MSI-X is
+    /// off.
     void raise(std::uint16_t vector) noexcept;
 
     [[nodiscard]] State state() const;
-    /// Sends what is pending and not masked. It is called for one that was made from a state, once the guest's
-    /// interrupt controllers have theirs.
+    /// Sends the pending interrupts that are not masked. Call it after a restore, when the guest's interrupt
+    /// controllers have their state.
     void repeat_pending() noexcept;
 
   private:
     struct Vector {
         MessageLine* line = nullptr;
-        Entry entry; ///< with the lock held
+        Entry entry; ///< guarded by the lock
         std::atomic<bool> is_open = false;
         std::atomic<bool> is_pending = false;
     };
 
-    // With the lock held.
+    // The members below must be called with the lock held.
     [[nodiscard]] bool may_send(const Vector& vector) const noexcept;
     void update(Vector& vector) noexcept;
     [[nodiscard]] std::uint32_t read_register(std::uint64_t offset) const noexcept;

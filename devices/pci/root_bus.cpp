@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::byte kNobody{0xff};
 
-// The offset of an access to configuration space as ECAM has it.
+// The offset of an access to configuration space in the layout of ECAM.
 constexpr unsigned kFunctionShift = 12;
 constexpr unsigned kDeviceShift = 15;
 constexpr std::uint32_t kRegisterBits = 0xfff;
@@ -54,7 +54,7 @@ void RootBus::follow(unsigned index) {
     }
 }
 
-/// Finds who has its place alone, and tells of what has changed.
+/// Finds the functions that have their range alone, and reports the changes.
 void RootBus::follow_all() {
     std::array<std::optional<GuestRange>, kSlots> now;
     for (unsigned index = 0; index < kSlots; ++index) {
@@ -97,14 +97,14 @@ void RootBus::write_config(std::uint32_t at, std::span<const std::byte> data) no
         return;
     }
     to->write_config(static_cast<std::uint16_t>(at & kRegisterBits), data);
-    // Whoever comes last here sees what all before have written.
+    // The last thread that comes here sees the writes of all threads before it.
     const std::lock_guard hold(mutex_);
     follow(slot);
 }
 
 RootBus::Target RootBus::target(GuestAddress address, std::size_t length) const noexcept {
     const std::lock_guard hold(mutex_);
-    std::size_t until = length; // The next begin of a function after `address`.
+    std::size_t until = length; // The next beginning of a function after `address`.
     for (const Slot& slot : slots_) {
         if (!slot.registers) {
             continue;

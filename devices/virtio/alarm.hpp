@@ -1,4 +1,4 @@
-// How a device comes back to what it left at a certain time.
+// Wakes a device at a certain time, for work that it has put off.
 #pragma once
 
 #include <sys/epoll.h>
@@ -13,11 +13,11 @@ class Alarm {
   public:
     using Clock = TimerFd::Clock;
 
-    /// One of Device::sources().
+    /// One of the sources that Device::sources() returns.
     [[nodiscard]] Source source() const noexcept { return {timer_.fd(), EPOLLIN}; }
-    /// As TimerFd::set() has it.
+    /// Like TimerFd::set().
     void set(Clock::time_point time) const noexcept { timer_.set(time); }
-    /// Device::ready() was called with `fd`. If that is another source, nothing happens.
+    /// Call this from Device::ready(), with its `fd`. If that is another source, nothing happens.
     void take(int fd) const noexcept {
         if (fd == timer_.fd()) {
             timer_.clear();

@@ -1,4 +1,4 @@
-// How a device that has more to do than fits into one turn comes back to it.
+// Gives another turn to a device that has more work than fits into one turn.
 #pragma once
 
 #include <sys/epoll.h>
@@ -8,16 +8,16 @@
 
 namespace vmm::devices::virtio {
 
-/// A guest may have more to say than a turn is long, for ever. A device bounds its turns and asks for another one. Its
-/// thread looks at everything else before that one comes, above all at a reset.
+/// A guest may always have more work than a turn is long. A device bounds its turns and asks for another one. Before
+/// that turn its thread handles everything else, above all a reset.
 ///
-/// Threads: one, but for ask(): any.
+/// Threads: one, except for ask(): any.
 class AnotherTurn {
   public:
-    /// One of Device::sources().
+    /// One of the sources that Device::sources() returns.
     [[nodiscard]] Source source() const noexcept { return {event_.fd(), EPOLLIN}; }
     void ask() const noexcept { event_.signal(); }
-    /// Device::ready() was called with `fd`. If that is another source, nothing happens.
+    /// Call this from Device::ready(), with its `fd`. If that is another source, nothing happens.
     void take(int fd) const noexcept {
         if (fd == event_.fd()) {
             event_.clear();

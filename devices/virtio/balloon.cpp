@@ -23,7 +23,7 @@ constexpr std::uint16_t kQueueSize = 128;
 constexpr int kMostRequestsATurn = 64;
 constexpr std::uint64_t kMostNumbersAtOnce = 1024;
 
-// The configuration space (5.5.4): num_pages, actual, and two that belong to features which are not offered.
+// The configuration space (5.5.4): num_pages, actual, and two fields of features that are not offered.
 constexpr std::size_t kConfigBytes = 16;
 constexpr std::size_t kActualOffset = 4;
 
@@ -36,7 +36,7 @@ Identity identity_of(std::string name, std::uint32_t target, bool reporting) {
     Identity identity;
     identity.id = DeviceId::kBalloon;
     identity.name = std::move(name);
-    // What is in the balloon is of no use to us: a guest that runs out of memory may have it back.
+    // The content of the balloon is of no use to us, so a guest that runs out of memory may take it back.
     identity.features = kDeflateOnOom | (reporting ? kPageReporting : 0);
     identity.queue_sizes.assign(reporting ? Balloon::kLastReportingQueue + 1U : 2U, kQueueSize);
     identity.config.resize(kConfigBytes);
@@ -93,7 +93,7 @@ void Balloon::forget_queue(std::uint16_t index) noexcept {
 }
 
 std::uint16_t Balloon::put_back(std::uint16_t index) noexcept {
-    return std::exchange(works_[index].is_under_way, false) ? 1 : 0; // What is done of it remains so.
+    return std::exchange(works_[index].is_under_way, false) ? 1 : 0; // What is done of the request remains done.
 }
 
 std::vector<Source> Balloon::sources() const {
@@ -149,20 +149,20 @@ void Balloon::serve_queue(std::uint16_t index) {
     ask_for_another_turn();
 }
 
-/// Does what this turn still has time for.
+/// Does as much as this turn still has time for.
 Balloon::Progress Balloon::go_on(std::uint16_t index, Work& work) {
     if (index == kInflate) {
         return inflate(work);
     }
-    if (index == kDeflate) { // The host gives the guest a new page when it touches one: nothing is to be done.
+    if (index == kDeflate) { // Nothing is to do: the host gives the guest a new page when it touches one.
         deflated_.fetch_add(work.chain.readable_bytes / sizeof(std::uint32_t) * kPageBytes, std::memory_order_relaxed);
         return Progress::kDone;
     }
     return release_reported(work);
 }
 
-/// Gives back the pages whose numbers are the readable bytes of the request. A number that is there in part only, or
-/// beyond kMostPages, is ignored.
+/// Gives back the pages whose numbers are the readable bytes of the request. An incomplete number, and numbers beyond
+/// kMostPages, are ignored.
 Balloon::Progress Balloon::inflate(Work& work) {
     const std::uint64_t count = std::min(work.chain.readable_bytes / sizeof(std::uint32_t), kMostPages);
     while (work.done < count) {
@@ -181,13 +181,14 @@ Balloon::Progress Balloon::inflate(Work& work) {
     return Progress::kDone;
 }
 
-/// Neighbours go together, because each call costs the host a flush of what the vCPUs' processors know of page tables.
+/// Neighbouring pages are given back together, because each call makes the host flush the TLBs of the vCPUs'
+/// processors.
 bool Balloon::release_pages(std::span<std::uint32_t> pages) {
     const GuestMemory& memory = driver().memory();
     const auto bytes_of = [&memory](std::uint64_t page, std::uint64_t count) {
         return memory.at({GuestAddress{page * kPageBytes}, count * kPageBytes});
     };
-    // All of these are given back or none: a request that is wrong in one number may be wrong in all of them.
+    // Either all of the pages are given back or none: a request with one wrong number may be wrong in all of them.
     if (!std::ranges::all_of(pages, [&](std::uint32_t page) { return bytes_of(page, 1).has_value(); })) {
         return false;
     }
@@ -195,7 +196,7 @@ bool Balloon::release_pages(std::span<std::uint32_t> pages) {
     const auto end = std::ranges::unique(pages).begin();
     for (auto first = pages.begin(); first != end;) {
         auto next = first + 1;
-        // Go on until there is a gap, or another region begins.
+        // Continue until there is a gap, or another region begins.
         while (next != end && *next == *(next - 1) + 1 &&
                bytes_of(*first, static_cast<std::uint64_t>(next - first) + 1)) {
             ++next;
@@ -211,7 +212,7 @@ bool Balloon::release_pages(std::span<std::uint32_t> pages) {
 
 Balloon::Progress Balloon::release_reported(Work& work) {
     std::uint64_t begin = 0;
-    for (const std::span<std::byte> pages : work.chain.writable) { // Checked to be RAM when the chain was taken.
+    for (const std::span<std::byte> pages : work.chain.writable) { // It was checked to be RAM when the chain was taken.
         while (work.done - begin < pages.size()) {
             const std::uint64_t offset = work.done - begin;
             const std::uint64_t now = std::min<std::uint64_t>(pages.size() - offset, reported_left_);

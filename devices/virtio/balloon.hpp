@@ -1,4 +1,4 @@
-// A memory balloon (virtio 1.2, 5.5), by which memory that the guest does without goes back to the host.
+// A memory balloon (virtio 1.2, 5.5), by which a guest gives memory that it does not need back to the host.
 #pragma once
 
 #include <atomic>
@@ -12,39 +12,41 @@
 
 namespace vmm::devices::virtio {
 
-/// The guest is asked for an amount of memory (the target), and may say which of its free pages it does not need just
-/// now (reporting). The host pages behind both are given back at once. If the guest takes a page into use again, it
-/// gets a new one of zeros. Every page is checked to be RAM: a driver that names another one has broken a rule.
+/// The guest is asked to give up an amount of memory (the target), and may report free pages that it does not need at
+/// present (reporting). The host pages behind both are given back at once. If the guest uses such a page again, it gets
+/// a new page of zeros. Every page is checked to be RAM: a driver that names another page breaks a rule.
 ///
-/// Memory from a pool of huge pages, locked memory and pinned memory cannot be given back. With a prefault a balloon
-/// makes no sense, because a page that is taken into use again faults.
+/// Memory from a pool of huge pages, locked memory and pinned memory cannot be given back. A balloon makes no sense
+/// with a prefault, because a page that is used again faults.
 ///
-/// Threads: one, but for identity(), set_target() and statistics(): any.
+/// Threads: one, except for identity(), set_target() and statistics(): any.
 class Balloon final : public SynchronousDevice {
   public:
     static constexpr std::uint64_t kPageBytes = 4096; ///< of the guest's page numbers, on every machine (5.5.6)
     static constexpr std::uint64_t kMostTargetBytes = kPageBytes * UINT32_MAX;
-    /// How many page numbers of one request count. Linux has 256 in each.
+    /// The most page numbers of one request that are used. Linux sends 256 in each.
     static constexpr std::uint64_t kMostPages = 16 * 1024;
-    /// How many page numbers are looked at in a turn. The host is asked to take a page back as often at most.
+    /// The most page numbers that are handled in one turn, and so the most times that the host is asked to take a page
+    /// back.
     static constexpr std::uint64_t kMostPagesATurn = 4 * 1024;
-    /// How many reported pieces are given back in a turn.
+    /// The most reported pieces that are given back in one turn.
     static constexpr unsigned kMostPiecesATurn = 512;
-    /// How many bytes they may be together.
+    /// The most bytes of these pieces together.
     static constexpr std::uint64_t kMostReportedATurn = 256ULL * 1024 * 1024;
-    /// Which queues may be for reporting. The specification numbers it 4. Linux leaves out the queues before it that
-    /// this device does not offer, and takes the first.
+    /// The queues that may be the one for reporting. Its number in the specification is 4. Linux does not count queues
+    /// before it that this device does not offer, and uses the first free number.
     static constexpr std::uint16_t kFirstReportingQueue = 2;
     static constexpr std::uint16_t kLastReportingQueue = 4;
 
-    /// `target_bytes` is a multiple of kPageBytes, at most kMostTargetBytes. Throws Error: this process has no
-    /// descriptor left, or `state` is that of no such balloon.
+    /// `target_bytes` must be a multiple of kPageBytes, at most kMostTargetBytes. Throws Error if this process has no
+    /// descriptor left, or if `state` does not belong to such a balloon.
     Balloon(std::string name, std::uint64_t target_bytes, bool reporting, const BalloonState& state = {});
 
-    /// Asks the guest for another amount: it gives more, or takes some back. The limits are those of the constructor.
+    /// Sets another target. The guest gives up more memory, or takes some back. The limits are those of the
+    /// constructor.
     void set_target(std::uint64_t target_bytes) noexcept;
 
-    /// Since it was made, in bytes. Threads: any.
+    /// Counts since the balloon was made, in bytes. Threads: any.
     struct Statistics {
         std::uint64_t inflated = 0; ///< put into the balloon
         std::uint64_t deflated = 0; ///< taken out of it
@@ -60,7 +62,7 @@ class Balloon final : public SynchronousDevice {
     struct Work {
         Chain chain;
         bool is_under_way = false;
-        /// Page numbers, or bytes of what is reported; of the next request, if none is under way.
+        /// Page numbers, or bytes of a report. If no request is under way, it is for the next request.
         std::uint64_t done = 0;
     };
     enum class Progress { kDone, kMore, kBroken };
@@ -78,10 +80,10 @@ class Balloon final : public SynchronousDevice {
     void tell_target();
 
     AnotherTurn target_changed_;
-    bool broken_ = false;     ///< the driver named a page that is none
+    bool broken_ = false;     ///< the driver named a page that is not RAM
     std::vector<Work> works_; ///< by queue
     std::vector<std::uint32_t> pages_;
-    // What is left of this turn.
+    // The remaining work of this turn.
     std::uint64_t pages_left_ = 0;
     unsigned pieces_left_ = 0;
     std::uint64_t reported_left_ = 0;

@@ -41,7 +41,7 @@ constexpr std::uint32_t kTypeWriteZeroes = 13;
 constexpr std::size_t kIdBytes = 20;
 constexpr std::uint32_t kUnmap = 1;
 
-/// The front of every request.
+/// The beginning of every request.
 struct Header {
     std::uint32_t type;
     std::uint32_t reserved;
@@ -49,7 +49,7 @@ struct Header {
 };
 static_assert(sizeof(Header) == 16);
 
-/// What a discard or write-zeroes request is about.
+/// The range of a discard or write-zeroes request.
 struct Segment {
     std::uint64_t sector;
     std::uint32_t sectors;
@@ -57,7 +57,7 @@ struct Segment {
 };
 static_assert(sizeof(Segment) == 16);
 
-/// The configuration space (5.2.4). Its fields are all aligned by themselves.
+/// The configuration space (5.2.4). All its fields are naturally aligned.
 struct Config {
     std::uint64_t capacity = 0; ///< in sectors
     std::uint32_t size_max = 0;
@@ -82,28 +82,28 @@ struct Config {
     std::array<std::uint8_t, 3> unused1{};
 };
 static_assert(sizeof(Config) == 64);
-constexpr std::size_t kConfigBytes = 60; // Without what alignment adds.
+constexpr std::size_t kConfigBytes = 60; // Without the padding at the end.
 
 constexpr std::uint64_t kSector = DiskImage::kSectorBytes;
 using Clock = std::chrono::steady_clock;
-/// How long the thread looks for more requests before it goes to sleep.
+/// How long the thread looks for more requests before it sleeps.
 constexpr std::chrono::microseconds kLinger{50};
-/// How long a turn is at most, before other descriptors have theirs.
+/// The longest turn before other descriptors have theirs.
 constexpr std::chrono::milliseconds kLongestTurn{2};
-/// How many requests each queue may have, whatever the others have.
+/// The number of requests that each queue may always have, whatever the others have.
 constexpr unsigned kCertainRequests = 8;
 static_assert(16 * kCertainRequests <= Block::kMostOperations);
-/// How often an operation that the host did not get to (EINTR, EAGAIN) is given to it again.
+/// How often an operation that the host did not begin (EINTR, EAGAIN) is submitted again.
 constexpr unsigned kMostRetries = 1000;
 
-/// Zeroes to be written if the file system cannot make a range zero by itself.
+/// Zeroes to write if the file system cannot make a range zero itself.
 constexpr std::size_t kZeroBytes = 64 * 1024;
 constexpr std::size_t kZeroPieces = 16;
-alignas(4096) std::array<std::byte, kZeroBytes> g_zeroes{}; // Never written; not const, because an iovec is not.
+alignas(4096) std::array<std::byte, kZeroBytes> g_zeroes{}; // Never written; not const because an iovec is not.
 
 } // namespace
 
-/// One request of the driver's, while it is with us.
+/// One request of the driver, while the device has it.
 struct Block::Request {
     enum class Kind { kRead, kWrite, kFlush, kDiscard, kWriteZeroes };
     Kind kind = Kind::kFlush;
@@ -112,19 +112,19 @@ struct Block::Request {
     std::uint32_t life = 0; ///< of its queue
     Chain chain;
     std::byte* status = nullptr;       ///< the last writable byte
-    std::vector<iovec> pieces;         ///< what is still to be transferred; none is longer than an operation may be
+    std::vector<iovec> pieces;         ///< the rest of the transfer; no piece is longer than an operation may be
     std::size_t next_piece = 0;        ///< the first of them that is not done
     std::uint64_t offset = 0;          ///< in the file, of the next byte
     std::uint64_t left = 0;            ///< bytes still to be done
     std::uint64_t total = 0;           ///< bytes of the request
     std::uint64_t operation_bytes = 0; ///< of the operation that is with the host
-    unsigned retries = 0;              ///< how often the host was interrupted, without a byte in between
+    unsigned retries = 0;              ///< how often the host was interrupted without progress
     bool by_hand = false;              ///< zeroes are written, because the host cannot make them
-    bool writes_zeroes = false;        ///< so does the operation that is with the host
+    bool writes_zeroes = false;        ///< the operation that is with the host writes zeroes
     int allocate_mode = 0;
     std::array<iovec, kZeroPieces> zeroes{};
 
-    /// What it does, as in "reading".
+    /// The request's action as a word, e.g. "reading".
     [[nodiscard]] std::string_view action() const noexcept {
         switch (kind) {
         case Kind::kRead:
@@ -144,7 +144,8 @@ struct Block::Request {
 
 namespace {
 
-/// A size of a disk that can be told from any other one: "64 MiB", "1.50 GiB (1610613248 bytes)". `sectors` may be any.
+/// A size of a disk that differs from any other size as text: "64 MiB", "1.50 GiB (1610613248 bytes)". `sectors` may
+/// have any value.
 std::string size_of(std::uint64_t sectors) {
     if (sectors > UINT64_MAX / DiskImage::kSectorBytes) {
         return std::to_string(sectors) + " sectors";
@@ -193,7 +194,7 @@ void Block::build_config(const BlockConfig& config) {
     Config space;
     const std::uint32_t block = image_.logical_block_bytes();
     space.capacity = image_.sectors();
-    space.seg_max = kQueueSize - 2; // Beside header and status.
+    space.seg_max = kQueueSize - 2; // The header and the status need the other two.
     space.blk_size = block;
     space.physical_block_exp = static_cast<std::uint8_t>(std::bit_width(DiskImage::physical_block_bytes() / block) - 1);
     space.min_io_size = 1;
@@ -235,7 +236,7 @@ void Block::activate(Activation activation, DriverLink& driver) {
                               : "the kernel does not register guest memory with its io_uring (raise `ulimit -l`)"));
         }
     }
-    interrupt_if_wanted(); // For what a device before this one has given back.
+    interrupt_if_wanted(); // For requests that an earlier device has given back.
     serve();
 }
 
@@ -326,8 +327,8 @@ Block::Statistics Block::statistics() const noexcept {
 
 // --- Turns -------------------------------------------------------------------------------------------------------
 
-/// Serves all queues until nothing has come for a while, then asks the driver for its next doorbell. If much comes,
-/// it costs less to look a few times than to sleep and be woken. The device sleeps while large requests are copied,
+/// Serves all queues until nothing has come for a while, then asks the driver for its next doorbell. If much comes, it
+/// costs less to look a few times than to sleep and be woken. The device sleeps while large requests are copied,
 /// because the kernel's threads that copy them need the processor.
 void Block::serve() {
     const auto begin = Clock::now();
@@ -338,7 +339,7 @@ void Block::serve() {
             moderation_.took(now, taken, std::exchange(begun_bytes_, 0));
         }
         submit();
-        const bool completed = reap(); // What the page cache had has come back already.
+        const bool completed = reap(); // Reads from the page cache have come back already.
         if (pushed_ != 0) {
             moderation_.finished(now, std::exchange(pushed_, 0), std::exchange(pushed_small_, false));
         }
@@ -348,7 +349,7 @@ void Block::serve() {
         if (taken != 0 || completed) {
             last = now;
         } else if (now - last >= linger()) {
-            // With several queues nobody knows which of them the next requests go to.
+            // With several queues it is unknown to which of them the next requests will go.
             const unsigned requests = queues_.size() == 1 ? moderation_.doorbell_after(now) : 1;
             if (!ask_for_doorbells(requests)) {
                 if (moderation_.holds_any() || requests > 1) {
@@ -361,20 +362,20 @@ void Block::serve() {
     another_turn_.ask();
 }
 
-/// Requests that are taken and not done.
+/// The number of requests that are taken and not done.
 unsigned Block::under_way() const noexcept {
     return static_cast<unsigned>(requests_.size() - free_.size());
 }
 
-/// How long to look for more before sleeping. For small requests that is as long as an interrupt may be held.
+/// How long to look for more requests before sleeping. For small requests that is as long as an interrupt may be held.
 Clock::duration Block::linger() const noexcept {
     return moderation_.is_for_sleeping() ? Clock::duration::zero()
                                          : std::max<Clock::duration>(kLinger, moderation_.patience());
 }
 
-/// Asks each queue for a doorbell with its `requests`-th request. Returns true if requests wait already, and no
-/// doorbell will come for them. A queue that may not have more under way is not asked: it is looked at when something
-/// comes back.
+/// Asks each queue for a doorbell with its `requests`-th request. Returns true if requests wait already that no
+/// doorbell will announce. A queue that may not have more requests under way is not asked; it is checked when an
+/// operation comes back.
 bool Block::ask_for_doorbells(unsigned requests) {
     bool more = false;
     for (std::uint16_t index = 0; index < queue_count(); ++index) {
@@ -387,7 +388,7 @@ bool Block::ask_for_doorbells(unsigned requests) {
     return more;
 }
 
-/// Whether there is room for one more request of that queue. The room that the other queues are sure of is kept.
+/// True if there is room for one more request of that queue. The certain requests of the other queues keep their room.
 bool Block::may_take(std::uint16_t index) const noexcept {
     std::size_t kept = 0;
     for (std::uint16_t other = 0; other < queue_count(); ++other) {
@@ -399,7 +400,7 @@ bool Block::may_take(std::uint16_t index) const noexcept {
     return free_.size() > kept;
 }
 
-/// Begins the requests in the queues, as far as there is room. Returns how many they were.
+/// Begins requests from the queues, as far as there is room. Returns their number.
 unsigned Block::take_all() {
     unsigned taken = 0;
     for (std::uint16_t index = 0; index < queue_count() && !stopping_ && !failed_ && !paused_; ++index) {
@@ -469,7 +470,7 @@ bool Block::reap() {
             complete(*requests_[completions[i].token], completions[i].result);
         }
     }
-    submit(); // Parts of requests that go on.
+    submit(); // The next parts of requests that are not finished.
     return any;
 }
 
@@ -486,7 +487,7 @@ void Block::begin(Request& request) {
     // NOLINTNEXTLINE(modernize-use-ranges): what is found is compared with rend().
     const auto last = std::find_if(chain.writable.rbegin(), chain.writable.rend(),
                                    [](std::span<std::byte> buffer) { return !buffer.empty(); });
-    if (last == chain.writable.rend()) { // No byte to say anything in.
+    if (last == chain.writable.rend()) { // There is no byte for a status.
         request.status = nullptr;
         driver_->fail("a request without a writable byte for its status (virtio 1.2, 5.2.6)");
         failed_ = true;
@@ -527,7 +528,7 @@ void Block::begin(Request& request) {
 void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
     request.kind = write ? Request::Kind::kWrite : Request::Kind::kRead;
     const Chain& chain = request.chain;
-    // The header stands before the data of a write, and the status behind the data of a read.
+    // The header comes before the data of a write, and the status after the data of a read.
     const std::uint64_t bytes = write ? chain.readable_bytes - sizeof(Header) : chain.writable_bytes - 1;
     const std::uint64_t sectors = bytes / kSector;
     if (bytes % kSector != 0 || (write && image_.is_read_only()) || sector > image_.sectors() ||
@@ -558,14 +559,14 @@ void Block::begin_transfer(Request& request, bool write, std::uint64_t sector) {
     proceed(request);
 }
 
-/// Adds memory to a transfer, the first `before` bytes of which have their memory already.
+/// Adds memory to a transfer. The first `before` bytes of the transfer already have memory.
 void Block::add_memory(Request& request, std::uint64_t before, std::span<std::byte> memory) {
     while (!memory.empty()) {
         const std::uint64_t within = before % kMostOperationBytes;
         const std::size_t count = std::min<std::uint64_t>(memory.size(), kMostOperationBytes - within);
         iovec* const previous = within != 0 && !request.pieces.empty() ? &request.pieces.back() : nullptr;
         if (previous != nullptr && static_cast<std::byte*>(previous->iov_base) + previous->iov_len == memory.data()) {
-            previous->iov_len += count; // Neighbours in the guest are neighbours here.
+            previous->iov_len += count; // The two are adjacent in the guest and here.
         } else {
             request.pieces.push_back({memory.data(), count});
         }
@@ -580,7 +581,7 @@ void Block::begin_range(Request& request, std::uint32_t type) {
         finish(request, type == kTypeDiscard ? Status::kUnsupported : Status::kIoError);
         return;
     }
-    // One segment, as max_discard_seg and max_write_zeroes_seg say.
+    // There is one segment, as max_discard_seg and max_write_zeroes_seg say.
     if (request.chain.readable_bytes != sizeof(Header) + sizeof(Segment) ||
         copy_from(request.chain, sizeof(Header), std::as_writable_bytes(std::span(&segment, 1))) != sizeof(segment)) {
         finish(request, Status::kIoError);
@@ -605,7 +606,7 @@ void Block::begin_range(Request& request, std::uint32_t type) {
     request.allocate_mode = FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
     request.offset = segment.sector * kSector;
     request.left = request.total = segment.sectors * kSector;
-    if (request.kind == Request::Kind::kDiscard) { // Of a block that is only partly in the range, nothing is discarded.
+    if (request.kind == Request::Kind::kDiscard) { // A block that is only partly in the range is not discarded.
         const std::uint64_t block = image_.allocate_alignment();
         const std::uint64_t end = (request.offset + request.left) / block * block;
         request.offset = (request.offset + block - 1) / block * block;
@@ -626,7 +627,7 @@ void Block::give_id(Request& request) {
     finish(request, Status::kOk, count);
 }
 
-/// Whether the driver still waits for it.
+/// True if the driver still waits for the request.
 bool Block::is_wanted(const Request& request) const noexcept {
     return !stopping_ && request.life == queues_[request.queue].life;
 }
@@ -636,7 +637,7 @@ bool Block::has_room(const ServedQueue& queue, std::uint64_t bytes) const noexce
     return queue.bytes == 0 || (queue.bytes < part && bytes <= part - queue.bytes);
 }
 
-/// Gives the host the next part of a request, when it is its turn.
+/// Gives the next part of a request to the host, when it is its turn.
 void Block::proceed(Request& request) {
     ServedQueue& queue = queues_[request.queue];
     if (!queue.waiting.empty() || !has_room(queue, std::min(request.left, kMostOperationBytes))) {
@@ -695,7 +696,7 @@ void Block::start_operation(Request& request) {
     }
 }
 
-/// Forgets the requests that have not begun and that the driver does not wait for any more.
+/// Drops requests that are not with the host and that the driver no longer waits for.
 void Block::drop_unwanted() {
     std::vector<Request*> dropped;
     const auto take_from = [&](auto& list) {
@@ -713,7 +714,7 @@ void Block::drop_unwanted() {
     }
 }
 
-/// Moves on past `bytes` of a request.
+/// Advances a request by `bytes`.
 void Block::advance(Request& request, std::uint64_t bytes) {
     request.offset += bytes;
     request.left -= bytes;
@@ -727,7 +728,7 @@ void Block::advance(Request& request, std::uint64_t bytes) {
     }
 }
 
-/// The host has answered.
+/// Handles the host's answer to an operation.
 void Block::complete(Request& request, int result) {
     if (!flushing_.empty() && flushing_.front() == &request) {
         complete_flush(result);
@@ -735,13 +736,13 @@ void Block::complete(Request& request, int result) {
     }
     ServedQueue& queue = queues_[request.queue];
     queue.bytes -= request.operation_bytes;
-    if (request.kind != Request::Kind::kRead) { // Once more: a flush may have begun meanwhile.
+    if (request.kind != Request::Kind::kRead) { // Added again, because a flush may have begun meanwhile.
         changed_.add({request.offset, request.offset + request.operation_bytes});
     }
     if (is_wanted(request)) {
         complete_operation(request, result);
     } else {
-        finish(request, Status::kOk); // Nobody is told of that.
+        finish(request, Status::kOk); // The driver is not told.
     }
     if (!stopping_) {
         start_waiting(queue);
@@ -759,7 +760,7 @@ void Block::complete_operation(Request& request, int result) {
     const bool unable = result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV || result == -EINVAL;
     if (ranges && unable) {
         if (request.kind == Request::Kind::kDiscard) {
-            done(request); // A hint: doing nothing is one way to take it.
+            done(request); // A discard is only a hint, so doing nothing is allowed.
         } else {
             request.by_hand = true;
             proceed(request);
@@ -768,7 +769,7 @@ void Block::complete_operation(Request& request, int result) {
     }
     if (ranges && result == 0) {
         result = static_cast<int>(request.operation_bytes);
-    } else if (result == 0) { // The end of the file, though the disk goes on: somebody made it shorter.
+    } else if (result == 0) { // The file ends before the disk does: somebody made it shorter.
         result = -EIO;
     }
     if (result < 0) {
@@ -785,11 +786,11 @@ void Block::complete_operation(Request& request, int result) {
     done(request);
 }
 
-/// All of a request has been done.
+/// Handles a request all of whose bytes are done.
 void Block::done(Request& request) {
     if (request.kind == Request::Kind::kRead) {
         finish(request, Status::kOk, request.total);
-    } else if (write_through_ && request.kind != Request::Kind::kDiscard) { // It is to be on stable storage, too.
+    } else if (write_through_ && request.kind != Request::Kind::kDiscard) { // It must be on stable storage, too.
         flush(request);
     } else {
         finish(request, Status::kOk);
@@ -798,7 +799,7 @@ void Block::done(Request& request) {
 
 // --- Flushes -----------------------------------------------------------------------------------------------------
 
-/// Finishes a request with a flush that begins after now.
+/// Finishes a request after a flush that begins from now on.
 void Block::flush(Request& request) {
     if (data_lost_) {
         finish(request, Status::kIoError);
@@ -818,7 +819,7 @@ void Block::start_flush() {
     io_->flush(flushing_.front()->token);
 }
 
-/// The error of a flush counts even if nobody waits for it any more, because the kernel reports it once.
+/// An error of a flush counts even if no request waits for it any more, because the kernel reports it only once.
 void Block::complete_flush(int result) {
     Request& first = *flushing_.front();
     if ((result == -EINTR || result == -EAGAIN) && first.retries < kMostRetries && !stopping_) {
@@ -857,8 +858,8 @@ void Block::finish(Request& request, Status status, std::uint64_t written) {
     if (request.status != nullptr) {
         *request.status = static_cast<std::byte>(status);
     }
-    // The length covers what is written from the front (2.7.8.2). It includes the status only if all before it is
-    // written.
+    // The length covers what was written from the front (2.7.8.2). It includes the status only if all bytes before it
+    // were written.
     const bool all = written + 1 == request.chain.writable_bytes;
     queue->push(request.chain.head, static_cast<std::uint32_t>(all ? written + 1 : written));
     ++pushed_;
@@ -885,7 +886,7 @@ void Block::warn(const Request& request, int error) {
     config_.warn(line);
 }
 
-/// Warns however short the last warning is ago, because this one comes only once.
+/// Warns even if the last warning was just before, because this warning comes only once.
 void Block::warn_of_lost_data(int error) {
     if (!config_.warn) {
         return;

@@ -27,34 +27,33 @@ namespace vmm::devices::virtio {
 
 struct BlockConfig {
     unsigned queues = 1; ///< 1 to 16
-    std::string id;      ///< what GET_ID says, at most 20 bytes
-    /// Returns guest memory that is pinned in place, for DiskIo. It is called when the driver is ready. It may be
-    /// empty.
+    std::string id;      ///< the answer to GET_ID, at most 20 bytes
+    /// Returns guest memory that is pinned, for DiskIo. It is called when the driver is ready, and may be empty.
     std::function<std::vector<std::span<std::byte>>()> pinned_memory;
-    /// Is told what went wrong on the host, on the device's thread, at most once a second. It may be empty.
+    /// Receives errors of the host, on the device's thread, at most once a second. It may be empty.
     std::function<void(const std::string&)> warn;
     DiskIoKind io = DiskIoKind::kAuto;
-    bool moderation = true; ///< whether interrupts and doorbells may wait for others (InterruptModeration)
+    bool moderation = true; ///< whether interrupts and doorbells may be delayed (InterruptModeration)
 };
 
-/// The device. Requests of all its queues go through one DiskIo, many at once, and complete in any order. Without
+/// The device. The requests of all its queues go through one DiskIo, many at once, and complete in any order. Without
 /// VIRTIO_BLK_F_FLUSH each write is on stable storage before it completes (5.2.6.2).
 ///
-/// A long request is done in operations of at most kMostOperationBytes. The host has a bounded number of bytes of each
-/// queue at a time. Operations that it does not have yet when the driver resets are never begun.
+/// A long request is done in operations of at most kMostOperationBytes. The number of bytes of each queue that are with
+/// the host is bounded. If the driver resets, operations that are not with the host yet never begin.
 ///
-/// Once the host has failed to flush, every flush fails, whatever the guest does. The kernel forgets what it could not
-/// write, and would call the next flush a success.
+/// If the host has failed to flush once, every later flush fails, whatever the guest does: the kernel forgets the data
+/// that it could not write, and would report success for the next flush.
 ///
-/// Beside that it has no state of its own between requests. When it is paused it waits for all requests that it took.
+/// The device has no other state between requests. When it is paused, it waits for all requests that it has taken.
 ///
-/// Threads: one, but for identity() and statistics().
+/// Threads: one, except for identity() and statistics().
 class Block final : public Device {
   public:
-    /// From here on, all exists that its I/O needs of the host. Throws Error: the host refuses some of it, or `state`
-    /// is that of a device on another disk.
+    /// Everything that its I/O needs from the host exists afterwards. Throws Error if the host refuses some of it, or
+    /// if `state` belongs to a device on another disk.
     Block(std::string name, DiskImage image, BlockConfig config, const BlockState& state = {});
-    /// Does its I/O by `io`, which is for kMostOperations at once.
+    /// Uses `io` for its I/O, which must allow kMostOperations at once.
     Block(std::string name, DiskImage image, std::unique_ptr<DiskIo> io, BlockConfig config,
           const BlockState& state = {});
     ~Block() override;
@@ -77,13 +76,13 @@ class Block final : public Device {
     void release_host(bool flush) override { image_.release(flush); }
     void reclaim_host() override { image_.reclaim(); }
 
-    /// What it has done since it was made. Threads: any.
+    /// Counts since the device was made. Threads: any.
     struct Statistics {
         std::uint64_t reads = 0;
         std::uint64_t writes = 0;
         std::uint64_t flushes = 0;
-        std::uint64_t errors = 0;     ///< requests that ended with another status than OK
-        std::uint64_t operations = 0; ///< what the host was asked to do for them
+        std::uint64_t errors = 0;     ///< requests that ended with a status other than OK
+        std::uint64_t operations = 0; ///< operations that the host did for them
     };
     [[nodiscard]] Statistics statistics() const noexcept;
 
@@ -91,23 +90,23 @@ class Block final : public Device {
     static constexpr std::uint16_t kQueueSize = 512;
     /// The largest discard and write-zeroes request, in sectors: 1 GiB.
     static constexpr std::uint32_t kMostSectors = 1U << 21;
-    /// What may be with the host at once, over all queues.
+    /// The most operations that may be with the host at once, over all queues.
     static constexpr unsigned kMostOperations = 256;
     /// The most that one operation reads, writes, zeroes or discards, in bytes.
     static constexpr std::uint64_t kMostOperationBytes = std::uint64_t{4} << 20;
-    /// The most bytes that the operations of all queues together are to move at once. Each queue has its part of that,
+    /// The most bytes that the operations of all queues together should move at once. Each queue has its part of that,
     /// but may always have one operation.
     static constexpr std::uint64_t kMostBytesAtOnce = std::uint64_t{32} << 20;
 
   private:
-    /// The statuses a request ends with (5.2.6).
+    /// The final statuses of a request (5.2.6).
     enum class Status : std::uint8_t { kOk = 0, kIoError = 1, kUnsupported = 2 };
     struct Request;
     struct ServedQueue {
         std::optional<Queue> queue;     ///< empty while the driver has not enabled it
-        unsigned work = 0;              ///< how many of its requests were taken and not given back
-        std::uint32_t life = 0;         ///< counts its stops: a request from before one is not given back
-        std::uint64_t bytes = 0;        ///< what its operations move that the host has
+        unsigned work = 0;              ///< the number of its requests that were taken and not given back
+        std::uint32_t life = 0;         ///< counts its stops: a request from before a stop is not given back
+        std::uint64_t bytes = 0;        ///< the bytes that its operations with the host move
         std::deque<Request*> waiting{}; ///< requests that wait for `bytes` to become fewer
     };
     /// A range of the disk, in bytes; empty if `end` is not greater than `begin`.
@@ -167,19 +166,19 @@ class Block final : public Device {
     bool write_through_ = false;
     std::vector<ServedQueue> queues_;
     InterruptModeration moderation_{config_.moderation}; ///< of all queues: they have one interrupt
-    unsigned pushed_ = 0;                                ///< requests given back of which moderation_ does not know yet
+    unsigned pushed_ = 0;                                ///< requests given back that moderation_ does not know of yet
     bool pushed_small_ = false;                          ///< one of them was small
-    std::uint64_t begun_bytes_ = 0; ///< what requests move that were begun and that it does not know of either
+    std::uint64_t begun_bytes_ = 0; ///< what requests move that were begun and that moderation_ does not know of yet
     std::unique_ptr<DiskIo> io_;
     bool buffers_offered_ = false; ///< io_ was offered the pinned memory
     std::vector<std::unique_ptr<Request>> requests_;
     std::vector<Request*> free_;
-    /// The requests that the flush with the host is for. There is one flush at a time, so that none can take another
-    /// one's error.
+    /// The requests for which the host flushes now. There is only one flush at a time, so that a flush cannot get the
+    /// error of another one.
     std::vector<Request*> flushing_;
     std::vector<Request*> flush_waiters_; ///< requests that wait for the next flush
-    ByteRange changed_;                   ///< what was written since the last flush began
-    ByteRange being_flushed_;             ///< what was written before that, since the last flush that succeeded
+    ByteRange changed_;                   ///< the range written since the last flush began
+    ByteRange being_flushed_;             ///< the range written before that, since the last flush that succeeded
     bool data_lost_ = false;              ///< a flush failed
 
     std::atomic<std::uint64_t> reads_{0};

@@ -178,7 +178,7 @@ bool Console::has_input() const {
 void Console::give_to_guest() {
     for (int requests = 0; requests < kMostRequestsATurn; ++requests) {
         if (!has_input() || !take(kReceive, chain_)) {
-            return; // The guest says when it has room.
+            return; // The guest reports when it has room.
         }
         std::uint32_t count = 0;
         bool room = false;

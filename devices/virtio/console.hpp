@@ -16,21 +16,21 @@
 
 namespace vmm::devices::virtio {
 
-/// Linux calls it hvc0. Output that nobody takes is dropped, as CharacterPort has it, because Linux's driver waits for
-/// each of its buffers with a lock held.
+/// Linux calls it hvc0. Output that nobody takes is dropped, as CharacterPort says, because Linux's driver holds a lock
+/// while it waits for each of its buffers.
 ///
-/// Threads: one, but for identity(), what CharacterPort has, and resize(): any.
+/// Threads: one, except for identity(), resize() and the members of CharacterPort: any.
 class Console final : public SynchronousDevice, public CharacterPort {
   public:
     static constexpr std::size_t kInputBytes = 4096;
     static constexpr std::uint64_t kMostBytesATurn = 1024 * 1024;
 
-    /// If there is a `size`, the guest is told of it, and of what resize() says (VIRTIO_CONSOLE_F_SIZE). Throws Error:
-    /// this process has no descriptor left, or `state` holds more than there is room for.
+    /// If there is a `size`, the guest learns it and later sizes of resize() (VIRTIO_CONSOLE_F_SIZE). Throws Error if
+    /// this process has no descriptor left, or if `state` holds more than there is room for.
     Console(std::string name, Callbacks callbacks, std::optional<ConsoleSize> size,
             std::size_t output_capacity = kDefaultOutputBytes, const ConsoleState& state = {});
 
-    /// The terminal has another size now. Without effect if it had none at first.
+    /// Reports a new size of the terminal. Does nothing if it had no size at first.
     void resize(ConsoleSize size) noexcept;
 
     [[nodiscard]] std::size_t take_output(std::span<std::byte> out) noexcept override;
@@ -52,14 +52,14 @@ class Console final : public SynchronousDevice, public CharacterPort {
 
     const Callbacks callbacks_;
     const bool has_size_;
-    AnotherTurn host_spoke_; ///< input has come, or another size; or there is output from before a restore
+    AnotherTurn host_spoke_; ///< input or another size has come, or there is output from before a restore
     Chain chain_;
     ConsoleSize told_size_;
 
     mutable std::mutex mutex_; ///< guards all below
     ByteRing output_;
     ByteRing input_{kInputBytes};
-    bool output_announced_ = false; ///< output_ready was called, and not all has been taken since
+    bool output_announced_ = false; ///< output_ready was called, and not all output has been taken since
     bool input_blocked_ = false;    ///< there was no room, and input_room_ready has not been called since
     std::uint64_t dropped_output_bytes_ = 0;
     ConsoleSize size_;

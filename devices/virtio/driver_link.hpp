@@ -1,4 +1,4 @@
-// What a virtio device has to its driver, whatever the transport.
+// The connection from a virtio device to its driver, independent of the transport.
 #pragma once
 
 #include <bit>
@@ -15,10 +15,10 @@ namespace vmm::devices::virtio {
 /// Some of a device's queues, by index. Threads: one.
 class QueueSet {
   public:
-    /// A queue of any device has an index below this.
+    /// Every queue of every device has an index below this.
     static constexpr std::uint16_t kMostQueues = 64;
 
-    /// The set that has queue `index` alone.
+    /// The set with only queue `index`.
     [[nodiscard]] static QueueSet of(std::uint16_t index) noexcept {
         QueueSet set;
         set.add(index);
@@ -33,7 +33,7 @@ class QueueSet {
         return index < kMostQueues && (bits_ >> index & 1) != 0;
     }
     [[nodiscard]] bool empty() const noexcept { return bits_ == 0; }
-    /// Calls `with(index)` for each of them, in ascending order.
+    /// Calls `with(index)` for each index in the set, in ascending order.
     template <typename With>
     void each(With with) const {
         for (std::uint64_t left = bits_; left != 0; left &= left - 1) {
@@ -47,8 +47,8 @@ class QueueSet {
     std::uint64_t bits_ = 0;
 };
 
-/// The way from a device to its driver. Each transport (MMIO, PCI) is one. A device knows no more of its transport than
-/// this, so that it works with every one of them.
+/// The connection from a device to its driver. Each transport (MMIO, PCI) is one. A device knows only this of its
+/// transport, so it works with each of them.
 ///
 /// Threads: the device's thread.
 class DriverLink {
@@ -59,24 +59,24 @@ class DriverLink {
     DriverLink& operator=(const DriverLink&) = delete;
     DriverLink& operator=(DriverLink&&) = delete;
 
-    /// Sends used buffer notifications (virtio 1.2, 2.3) for `queues`, of each of which Queue::wants_interrupt() has
-    /// said so. A transport with one interrupt for all queues interrupts once. Takes no lock. Does nothing if the set
-    /// is empty, or if the device is not activated.
+    /// Sends used buffer notifications (virtio 1.2, 2.3) for `queues`; Queue::wants_interrupt() must have returned true
+    /// for each of them. A transport with one interrupt for all queues interrupts once. Takes no lock. Does nothing if
+    /// the set is empty, or if the device is not activated.
     virtual void notify(QueueSet queues) noexcept = 0;
 
-    /// Replaces the bytes of the configuration space from `offset` on. The generation of the configuration changes, and
-    /// the driver is notified if it is ready. The range lies in the configuration space.
+    /// Replaces the bytes of the configuration space from `offset` on; the range must lie in it. The generation of the
+    /// configuration changes, and the driver is notified if it is ready.
     virtual void change_config(std::size_t offset, std::span<const std::byte> bytes) = 0;
 
-    /// The same, of what the driver itself has brought about and knows: it is not notified.
+    /// As above, for a change that the driver itself has caused and knows of: it is not notified.
     virtual void note_config(std::size_t offset, std::span<const std::byte> bytes) = 0;
 
-    /// Says that the driver broke a rule: sets DEVICE_NEEDS_RESET, and notifies the driver if it is ready. The device
-    /// takes nothing more from the queue in which the rule was broken, and gives back what it had taken. `why` is for
-    /// people.
+    /// Reports that the driver broke a rule: sets DEVICE_NEEDS_RESET, and notifies the driver if it is ready. The
+    /// device must take nothing more from the queue in which the rule was broken, and give back what it had taken.
+    /// `why` is for people.
     virtual void fail(std::string_view why) = 0;
 
-    /// The guest's memory, for what a request names by address beyond its buffers.
+    /// The guest's memory, for addresses that a request names besides its buffers.
     [[nodiscard]] virtual const GuestMemory& memory() const noexcept = 0;
 
   protected:

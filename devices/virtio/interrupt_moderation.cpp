@@ -7,13 +7,13 @@ namespace vmm::devices::virtio {
 namespace {
 
 constexpr InterruptModeration::Duration kShortestPatience = std::chrono::microseconds{20};
-constexpr int kWeight = 8; // In a moving average the newest counts as one in so many.
+constexpr int kWeight = 8; // In a moving average the newest value has a weight of one in this number.
 
 } // namespace
 
 void InterruptModeration::took(Clock::time_point now, unsigned count, std::uint64_t bytes) noexcept {
     bytes_ = (bytes_ * (kWeight - 1) + bytes / count) / kWeight;
-    // Several at once came within the time since the last one, at distances nobody saw.
+    // Several requests at once came since the last one, at unknown distances.
     const Duration gap = std::min((now - last_taken_) / count, is_for_sleeping() ? kLongestLargeGap : kLongestGap);
     gap_ += (gap - gap_) / kWeight;
     last_taken_ = last_event_ = now;
@@ -41,14 +41,14 @@ bool InterruptModeration::is_due(Clock::time_point now, unsigned under_way) cons
     if (held_ == 0) {
         return false;
     }
-    // With work at the host, half of it is enough: the driver gives more to do while the other half is being done. For
-    // large ones that is the goal already.
+    // If the host has work, half of the requests are enough: the driver adds more while the other half is being done.
+    // For large requests that is the goal already.
     const bool half = !is_for_sleeping() && under_way != 0 && held_ >= under_way;
     return !on_ || urgent_ || half || held_ >= goal() || now >= deadline();
 }
 
 void InterruptModeration::told(Clock::time_point now, unsigned under_way) noexcept {
-    // Whether a probe found more than was known.
+    // True if a probe found more than was known.
     const bool more = is_for_sleeping() ? learn_depth(now, under_way) : held_ >= goal();
     at_driver_ += held_;
     last_event_ = now;
@@ -67,11 +67,11 @@ void InterruptModeration::told(Clock::time_point now, unsigned under_way) noexce
     }
 }
 
-/// Returns whether the driver keeps more under way than was known.
+/// Returns true if the driver keeps more requests under way than was known.
 bool InterruptModeration::learn_depth(Clock::time_point now, unsigned under_way) noexcept {
     const unsigned seen = held_ + under_way;
     const bool more = seen > depth_ + depth_ / 4;
-    if (now >= deadline()) { // Nothing came any more: this is all there is, or the driver was late for once.
+    if (now >= deadline()) { // No more came: these are all, or the driver was late once.
         at_driver_ = 0;
         if (!probing_ && seen < depth_) {
             probe_pause_ = until_probe_ = 1;

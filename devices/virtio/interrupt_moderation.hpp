@@ -1,4 +1,4 @@
-// When to tell a driver of what is done, and when to be told of what is to be done.
+// Decides when to notify a driver of finished requests, and when to ask it for a doorbell.
 #pragma once
 
 #include <chrono>
@@ -6,23 +6,24 @@
 
 namespace vmm::devices::virtio {
 
-/// Interrupt moderation. An interrupt costs a guest several exits, and a driver with many requests under way needs one
-/// interrupt for many of them. The used ring is filled at once in any case: only the interrupt waits. A doorbell costs
-/// one exit, and the device needs one doorbell for many requests. docs/devices.md says what that buys.
+/// Interrupt moderation. An interrupt costs a guest several exits, and a driver with many requests under way needs only
+/// one interrupt for many of them. The used ring is filled at once in any case: only the interrupt waits. A doorbell
+/// costs one exit, and the device needs only one for many requests. docs/devices.md has the measured effect.
 ///
-/// Small requests are done sooner than a thread is woken, so that the device looks again and again instead of sleeping.
-/// The interrupt waits until as many requests are done as came together the last times, or half of those under way, or
-/// kMostHeld. It waits no longer than twice the usual distance between requests after the last one, nor the longest
-/// hold. A driver with one request at a time is told at once: how many come together is found by waiting for one more
-/// now and then, ever more rarely if none comes.
+/// Small requests are done faster than a thread is woken, so the device polls instead of sleeping. The interrupt waits
+/// until as many requests are done as came together the last time, or half of those under way, or kMostHeld. After the
+/// last request it waits at most twice the usual distance between requests, and never longer than the longest hold. A
+/// driver with one request at a time is notified at once. To learn how many requests come together, the device
+/// sometimes waits for one more, ever more rarely if none comes.
 ///
-/// Large requests are copied by threads of the kernel's that need a processor, so that the device sleeps. The interrupt
-/// is due when half of the requests that the driver keeps under way are done, and the doorbell when half of them have
-/// come. The other half keeps the slower side busy. If the host is the slower side, that number shows by itself. If the
-/// driver is, it is found by telling the driver nothing for once, ever more rarely while the answer is the same. Nobody
-/// waits in vain longer than until deadline(). A small request among large ones is told at once.
+/// Large requests are copied by threads of the kernel that need a processor, so the device sleeps. The interrupt is due
+/// when half of the requests that the driver keeps under way are done, and the doorbell when half of them have come.
+/// The other half keeps the slower side busy. If the host is the slower side, the number of requests under way is
+/// visible. If the driver is the slower side, the device finds the number by sometimes holding the interrupt back, ever
+/// more rarely while the answer is the same. Nobody waits longer than until deadline(). A small request among large
+/// ones is reported at once.
 ///
-/// Time is given by the caller. Threads: one.
+/// The caller provides the time. Threads: one.
 class InterruptModeration {
   public:
     using Clock = std::chrono::steady_clock;
@@ -36,32 +37,33 @@ class InterruptModeration {
     static constexpr std::uint64_t kLargeBytes = 64 * 1024;
     static constexpr unsigned kRarestProbe = 256;
 
-    /// With `on` false nothing waits: each interrupt is due at once, and each doorbell is for the next request.
+    /// If `on` is false, nothing waits: each interrupt is due at once, and each doorbell is for the next request.
     explicit InterruptModeration(bool on = true) noexcept : on_(on) {}
 
-    /// The device took `count` > 0 requests at `now`, which move `bytes` of data together.
+    /// Records that the device took `count` > 0 requests at `now`, which move `bytes` of data together.
     void took(Clock::time_point now, unsigned count, std::uint64_t bytes) noexcept;
-    /// `count` > 0 requests are done, and in the used ring; `small`: one of them moved less than kLargeBytes.
+    /// Records that `count` > 0 requests are done and in the used ring. `small` says that one of them moved less than
+    /// kLargeBytes.
     void finished(Clock::time_point now, unsigned count, bool small) noexcept;
 
-    /// Whether something is done of which the driver was not told.
+    /// True if a request is done and the driver was not told.
     [[nodiscard]] bool holds_any() const noexcept { return held_ != 0; }
-    /// Whether the driver is to be told now; `under_way` requests are not done yet.
+    /// True if the driver must be told now; `under_way` requests are not done yet.
     [[nodiscard]] bool is_due(Clock::time_point now, unsigned under_way) const noexcept;
-    /// It was told; `under_way` requests are not done yet.
+    /// Records that the driver was told; `under_way` requests are not done yet.
     void told(Clock::time_point now, unsigned under_way) noexcept;
 
-    /// With how many more requests a doorbell is worth its exit, 1 or more. If it is more than 1, deadline() is the
-    /// time to look whether fewer have come.
+    /// The number of further requests after which a doorbell is worth its exit, 1 or more. If it is more than 1,
+    /// deadline() is the time to check whether fewer have come.
     [[nodiscard]] unsigned doorbell_after(Clock::time_point now) noexcept;
-    /// Nothing is held any more: the driver has reset the device.
+    /// Forgets everything that is held, because the driver has reset the device.
     void reset() noexcept { *this = InterruptModeration(on_); }
 
-    /// Whether requests are so large that the time until the next one is for sleeping.
+    /// True if requests are so large that the device should sleep until the next one.
     [[nodiscard]] bool is_for_sleeping() const noexcept { return bytes_ >= kLargeBytes; }
-    /// How long it is worth to wait for another request.
+    /// How long it is worth waiting for another request.
     [[nodiscard]] Duration patience() const noexcept;
-    /// When to look again if nothing happens before: is_due() then, if holds_any().
+    /// When to check again if nothing happens before. If holds_any(), is_due() is true then.
     [[nodiscard]] Clock::time_point deadline() const noexcept;
 
   private:
@@ -70,12 +72,12 @@ class InterruptModeration {
 
     bool on_;
     unsigned held_ = 0;
-    bool urgent_ = false;      ///< one of them is a small one among large ones
+    bool urgent_ = false;      ///< one of the held requests is a small one among large ones
     unsigned at_driver_ = 0;   ///< requests that the driver was told of and has not replaced
-    unsigned depth_ = 1;       ///< how many large ones the driver keeps under way
-    unsigned batch_ = 1;       ///< how many came together the last time
-    bool probing_ = false;     ///< this time, more than usual are waited for
-    unsigned probe_pause_ = 1; ///< from one probe to the next, in interrupts
+    unsigned depth_ = 1;       ///< how many large requests the driver keeps under way
+    unsigned batch_ = 1;       ///< how many requests came together the last time
+    bool probing_ = false;     ///< this time the device waits for more requests than usual
+    unsigned probe_pause_ = 1; ///< the distance between probes, in interrupts
     unsigned until_probe_ = 1;
     Clock::time_point last_taken_{};
     Clock::time_point last_event_{};

@@ -50,7 +50,7 @@ static_assert(sizeof(RequestBytes) == 24);
 constexpr std::size_t kAnswerBytes = 10;
 constexpr std::size_t kStateOffset = 8;
 
-// What a request for the state is answered with.
+// The answers to a request for the state.
 constexpr std::uint16_t kPlugged = 0;
 constexpr std::uint16_t kUnplugged = 1;
 constexpr std::uint16_t kMixed = 2;
@@ -201,10 +201,10 @@ void MemoryDevice::forget_queue(std::uint16_t /*index*/) noexcept {
 
 std::uint16_t MemoryDevice::put_back(std::uint16_t /*index*/) noexcept {
     work_.cancel();
-    return std::exchange(request_.is_under_way, false) ? 1 : 0; // What is done of it remains so.
+    return std::exchange(request_.is_under_way, false) ? 1 : 0; // What is done of the request remains done.
 }
 
-/// What the host has done is noted in any state, because it is the guest's memory that has changed.
+/// The result is recorded in any state of the device, because the guest's memory has changed.
 void MemoryDevice::look_at_work_outside(int fd) {
     if (fd != work_.source().fd) {
         return;
@@ -278,7 +278,7 @@ bool MemoryDevice::take_request() {
     return true;
 }
 
-/// What a request that cannot be is answered with (5.15.6.2). Nothing if it can, or is about no block.
+/// The answer to a request that is not possible (5.15.6.2). Nothing if it is possible, or if it names no block.
 std::optional<MemoryDevice::Answer> MemoryDevice::refusal_of(std::uint16_t kind, std::uint64_t address,
                                                              std::uint64_t count) {
     if (kind == static_cast<std::uint16_t>(Kind::kUnplugAll)) {
@@ -295,7 +295,7 @@ std::optional<MemoryDevice::Answer> MemoryDevice::refusal_of(std::uint16_t kind,
     if (kind == static_cast<std::uint16_t>(Kind::kState)) {
         return std::nullopt;
     }
-    // What was done of it before a pause is as the request wants it, and the rest is not.
+    // The part that was done before a pause is already in the requested state, and the rest is not.
     const std::uint64_t first = block_at(GuestAddress{address});
     const bool plug = kind == static_cast<std::uint16_t>(Kind::kPlug);
     const auto as_wanted = [&](std::uint64_t from, std::uint64_t blocks) {
@@ -313,7 +313,7 @@ std::optional<MemoryDevice::Answer> MemoryDevice::refusal_of(std::uint16_t kind,
     return std::nullopt;
 }
 
-/// The answer to the request that is under way; nothing if a step of it was given to the host.
+/// The answer to the request that is under way; nothing if the host was given a step of it.
 std::optional<MemoryDevice::Answer> MemoryDevice::go_on() {
     if (request_.refusal) {
         return request_.refusal;
@@ -353,7 +353,7 @@ std::optional<MemoryDevice::Answer> MemoryDevice::step(bool plug) {
     return std::nullopt;
 }
 
-/// All that is plugged is unplugged; what cannot be stays.
+/// Unplugs all plugged blocks. Blocks that cannot be unplugged stay.
 std::optional<MemoryDevice::Answer> MemoryDevice::step_of_all() {
     if (std::exchange(has_failed_, false)) {
         return Answer::kBusy;

@@ -12,55 +12,55 @@
 
 namespace vmm::devices::virtio {
 
-/// A region of guest addresses in blocks, none of which is there at first. The guest is asked for an amount. It says
-/// which blocks it takes (plugs), and which it gives back. The guest is answered when the host has made the blocks, or
-/// has taken them away. Whoever serves work() does that, in steps of limited size.
+/// A region of guest addresses in blocks, none of which is plugged at first. The guest is asked for an amount, and says
+/// which blocks it takes (plugs) and which it gives back. It gets the answer when the host has made the blocks or taken
+/// them away. The thread that serves work() does that, in steps of limited size.
 ///
-/// The guest never has more than it is asked for. A block that it names must lie in the region and be as it says; a
-/// driver that names another one gets an error, as the specification has it. If the host has no memory for
-/// a request, none of its blocks is there, and the guest is told to try again later.
+/// The guest never has more than it is asked for. Each block that it names must lie in the region and be in the right
+/// state; otherwise the driver gets an error, as the specification says. If the host has no memory for a request, none
+/// of its blocks is plugged, and the guest is told to try again later.
 ///
-/// Blocks stay plugged when the driver resets the device. A driver that has forgotten them says so (UNPLUG_ALL).
+/// Blocks stay plugged when the driver resets the device. A driver that has forgotten them sends UNPLUG_ALL.
 ///
-/// Threads: one, but for identity(), set_requested(), statistics() and work(): any.
+/// Threads: one, except for identity(), set_requested(), statistics() and work(): any.
 class MemoryDevice final : public SynchronousDevice {
   public:
     struct Settings {
-        GuestRange region;             ///< at whole blocks, not empty
+        GuestRange region;             ///< whole blocks, not empty
         std::uint64_t block_bytes = 0; ///< a power of two, at least 4096
-        /// The guest's NUMA node that the memory belongs to (the proximity domain in ACPI's tables); nothing: the guest
-        /// is not told of nodes.
+        /// The guest's NUMA node to which the memory belongs (the proximity domain in ACPI's tables). Nothing means
+        /// that the guest is not told of nodes.
         std::optional<std::uint16_t> node{};
-        std::uint64_t requested_bytes = 0; ///< what the guest is asked for at first; whole blocks within the region
+        std::uint64_t requested_bytes = 0; ///< asked of the guest at first; whole blocks within the region
     };
-    /// The most blocks that a region has.
+    /// The most blocks that a region can have.
     static constexpr std::uint64_t kMostBlocks = 1U << 16U;
-    /// How many bytes a step plugs or unplugs, unless a block is larger.
+    /// The number of bytes that a step plugs or unplugs, unless a block is larger.
     static constexpr std::uint64_t kStepBytes = 128ULL * 1024 * 1024;
 
-    /// Throws Error: this process has no descriptor left, or `state` is that of no such device.
+    /// Throws Error if this process has no descriptor left, or if `state` does not belong to such a device.
     MemoryDevice(std::string name, const Settings& settings, const MemoryState& state = {});
 
-    /// Asks the guest for another amount: whole blocks, at most the region.
+    /// Asks the guest for another amount. It must be whole blocks and at most the region.
     void set_requested(std::uint64_t bytes) noexcept;
 
-    /// Of now, in bytes. Threads: any.
+    /// The present amounts, in bytes. Threads: any.
     struct Statistics {
         std::uint64_t requested = 0;
         std::uint64_t plugged = 0;
-        std::uint64_t refused = 0; ///< requests that the host had no memory for, since the device was made
+        std::uint64_t refused = 0; ///< requests since the device was made for which the host had no memory
     };
     [[nodiscard]] Statistics statistics() const noexcept;
 
     [[nodiscard]] const Settings& settings() const noexcept { return settings_; }
-    /// What it asks of the host. It lives as long as the device.
+    /// The work that the host must do. It lives as long as the device.
     [[nodiscard]] MemoryWork& work() noexcept { return work_; }
 
     [[nodiscard]] std::vector<Source> sources() const override;
     [[nodiscard]] DeviceState state() const override;
 
-    /// The blocks that are plugged in a saved state, as ranges in ascending order. Throws Error: it is the state of no
-    /// device with these settings.
+    /// The blocks that are plugged in a saved state, as ranges in ascending order. Throws Error if the state does not
+    /// belong to a device with these settings.
     [[nodiscard]] static std::vector<GuestRange> plugged_in(const MemoryState& state, const Settings& settings);
 
   private:
@@ -76,7 +76,7 @@ class MemoryDevice final : public SynchronousDevice {
         std::optional<Answer> refusal;
         std::uint64_t first = 0; ///< a block
         std::uint64_t count = 0;
-        bool goes_back = false; ///< the host cannot do all of it: what is done is undone
+        bool goes_back = false; ///< the host cannot do all of it, so the part that is done is undone
     };
 
     void begin(std::uint64_t features) override;
@@ -106,10 +106,10 @@ class MemoryDevice final : public SynchronousDevice {
     Request request_;
     std::uint64_t done_ = 0; ///< blocks of the request that is under way, or was put back
     MemoryWork work_;
-    MemoryChange asked_;         ///< what work_ is about
-    bool is_of_request_ = false; ///< that is a step of a request which was not reset away
+    MemoryChange asked_;         ///< the change that work_ does now
+    bool is_of_request_ = false; ///< that change is a step of a request that was not reset
     bool has_failed_ = false;    ///< the last step of the request
-    DriverLink* link_ = nullptr; ///< of the last activation; good until the device is idle
+    DriverLink* link_ = nullptr; ///< of the last activation; valid until the device is idle
     AnotherTurn target_changed_;
     std::uint64_t told_bytes_;
     std::atomic<std::uint64_t> requested_bytes_;

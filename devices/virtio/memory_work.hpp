@@ -1,4 +1,4 @@
-// What a memory device asks of the host, and how it hears of the end of it.
+// Passes changes of memory from a memory device to the host, and their outcomes back.
 #pragma once
 
 #include <condition_variable>
@@ -12,7 +12,7 @@
 
 namespace vmm::devices::virtio {
 
-/// One step: memory that comes, or goes.
+/// One step: memory is plugged or unplugged.
 struct MemoryChange {
     bool plug = false;
     GuestRange range;
@@ -23,35 +23,35 @@ struct MemoryChange {
 enum class MemoryOutcome {
     kDone,
     kCannot, ///< the host has no memory for it now; nothing has changed
-    kPutOff, ///< it was cancelled before it was begun; nothing has changed
+    kPutOff, ///< it was cancelled before it began; nothing has changed
 };
 
-/// Carries one change at a time from a device to whoever makes memory, which may take long, and its outcome back. The
-/// device cancels what nobody has begun, so that a pause does not wait for it.
+/// Passes one change at a time from a device to the thread that makes memory, which may take long, and passes the
+/// outcome back. The device can cancel a change that has not begun, so that a pause does not wait for it.
 ///
 /// Threads: one for the device's functions, and one for the host's.
 class MemoryWork {
   public:
     // --- The device's ---------------------------------------------------------------------------------------------
 
-    /// Asks for `change`. None is under way.
+    /// Asks for `change`. No other change may be under way.
     void ask(const MemoryChange& change);
-    /// Whether a change was asked for whose outcome was not taken yet.
+    /// True if a change was asked for and its outcome was not taken yet.
     [[nodiscard]] bool is_under_way() const noexcept;
-    /// The outcome, once it is there, with which the change is over.
+    /// Takes the outcome if there is one. The change is over then.
     [[nodiscard]] std::optional<MemoryOutcome> take_outcome();
-    /// If nobody has begun the change that is under way, its outcome is kPutOff at once.
+    /// If the change that is under way has not begun, its outcome becomes kPutOff at once.
     void cancel() noexcept;
-    /// Readable when there is an outcome. One of Device::sources().
+    /// Readable if there is an outcome. It is one of the sources that Device::sources() returns.
     [[nodiscard]] Source source() const noexcept;
 
     // --- The host's -----------------------------------------------------------------------------------------------
 
-    /// Waits until there is a change that nobody has begun. Returns nothing if `stop` is requested.
+    /// Waits until there is a change that has not begun. Returns nothing if `stop` is requested.
     [[nodiscard]] std::optional<MemoryChange> wait(const std::stop_token& stop);
-    /// Takes that change on. Returns false if it was cancelled meanwhile: then it is not to be made.
+    /// Begins that change. Returns false if it was cancelled meanwhile: then it must not be made.
     [[nodiscard]] bool begin() noexcept;
-    /// Says how a change ended that begin() took on.
+    /// Reports the outcome of a change for which begin() returned true.
     void finish(MemoryOutcome outcome) noexcept;
 
   private:

@@ -11,8 +11,9 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the registers are little endian");
 
-// Offsets of the registers (4.2.2). Those of shared memory, 0x0ac to 0x0bc, are missing: there are no such regions, and
-// both length and address of one that does not exist read as all ones, as does what is no register.
+// Offsets of the registers (4.2.2). Those of shared memory, 0x0ac to 0x0bc, are left out, because there are no such
+// regions. The length and the address of a region that does not exist must read as all ones, and so does every unknown
+// register.
 constexpr std::uint64_t kMagicValue = 0x000;
 constexpr std::uint64_t kVersion = 0x004;
 constexpr std::uint64_t kDeviceId = 0x008;
@@ -41,7 +42,7 @@ constexpr std::uint64_t kConfig = 0x100;
 
 constexpr std::uint32_t kMagic = 0x74726976; // "virt"
 constexpr std::uint32_t kVersion2 = 2;
-constexpr std::uint32_t kVendor = 0x4d4d5600; // ours: "VMM"
+constexpr std::uint32_t kVendor = 0x4d4d5600; // our own: "VMM"
 
 // Bits of InterruptStatus.
 constexpr std::uint32_t kUsedBuffer = 1;
@@ -207,15 +208,16 @@ void MmioTransport::note_config(std::size_t offset, std::span<const std::byte> b
 }
 
 void MmioTransport::fail(std::string_view why) {
-    // A reset from DRIVER_OK on is finished by this same thread: the driver is not done with the reset when this comes.
+    // This thread also finishes every reset of an active device. So the driver cannot have completed a reset when this
+    // comes.
     if (negotiation_.fail(why)) {
         interrupt(kConfigChange);
     }
 }
 
 void MmioTransport::interrupt(std::uint32_t event) noexcept {
-    // In this order, and always both: whoever sees the pulse sees the bit, and a pulse that went lost is made good by
-    // the next event, even if its bit is set already.
+    // The bit is set first, and the line is always raised. So whoever sees the pulse sees the bit, and if a pulse was
+    // lost, the next event makes up for it, even if its bit is set already.
     interrupt_status_.fetch_or(event);
     interrupts_.fetch_add(1, std::memory_order_relaxed);
     line_.raise();

@@ -17,32 +17,32 @@
 
 namespace vmm::devices::virtio {
 
-/// The register map of a Negotiation, the registers that select what others are about, and the interrupt. It is the
-/// device's DriverLink.
+/// Maps the registers to a Negotiation. It also holds the selector registers and the interrupt, and is the device's
+/// DriverLink.
 ///
 /// Where the specification leaves a choice to the device:
-/// - Control registers are there for aligned accesses of 4 bytes only. Everything else below 0x100, what is for writing
-///   only, and what is beyond the configuration space reads as all ones; writes to it are ignored.
-/// - The configuration space is exact at every width and offset.
-/// - What the driver writes while a reset is under way is ignored, but for InterruptACK.
+/// - Control registers can be reached only by aligned accesses of 4 bytes. Everything else below 0x100, registers that
+///   are for writing only, and bytes beyond the configuration space read as all ones; writes to them are ignored.
+/// - The configuration space works for every width and offset.
+/// - Writes of the driver during a reset are ignored, except for InterruptACK.
 /// - All queues share one interrupt.
 ///
-/// Threads: the guest's side (read, write) any; the device's side one, the device's thread; both at once. notify()
-/// takes no lock.
+/// Threads: any thread may use the guest's side (read, write); only the device's thread uses the device's side; both at
+/// the same time. notify() takes no lock.
 class MmioTransport final : public devices::Device, public Transport {
   public:
     /// The size of the register window, in bytes.
     static constexpr std::uint64_t kSize = 0x1000;
-    /// Where doorbells are written, for those who catch the write before it comes here (ioeventfd).
+    /// The offset at which doorbells are written, for code that catches such writes before they come here (ioeventfd).
     static constexpr std::uint64_t kQueueNotifyOffset = 0x50;
 
     using Hooks = Negotiation::Hooks;
 
     using State = MmioState;
 
-    /// `memory` and `interrupt` outlive it.
+    /// `memory` and `interrupt` must outlive it.
     MmioTransport(const Identity& identity, const GuestMemory& memory, IrqLine& interrupt, Hooks hooks);
-    /// Goes on from `state`. Throws Error, as Negotiation has it.
+    /// Continues from `state`. Throws Error as Negotiation does.
     MmioTransport(const Identity& identity, const GuestMemory& memory, IrqLine& interrupt, Hooks hooks,
                   const State& state);
 
@@ -71,7 +71,7 @@ class MmioTransport final : public devices::Device, public Transport {
     }
     void repeat_interrupt() noexcept override;
 
-    /// What save() returns.
+    /// The value that save() returns.
     [[nodiscard]] State state(std::span<const std::optional<Queue::State>> queues) const;
 
   private:
@@ -88,7 +88,7 @@ class MmioTransport final : public devices::Device, public Transport {
     std::atomic<std::uint32_t> device_features_select_ = 0;
     std::atomic<std::uint32_t> driver_features_select_ = 0;
     std::atomic<std::uint32_t> queue_select_ = 0;
-    Negotiation negotiation_; // last: a reset sets all of the above
+    Negotiation negotiation_; // last, because a reset sets all of the above
 };
 
 } // namespace vmm::devices::virtio

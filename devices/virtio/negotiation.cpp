@@ -19,7 +19,7 @@ constexpr std::uint16_t kMaxQueueSize = 32768;
 constexpr std::uint64_t kCommonFeatures =
     kFeatureIndirectDescriptors | kFeatureEventIdx | kFeatureVersion1 | kFeatureRingReset;
 
-// The bits a driver sets, in the order in which it has to (3.1.1).
+// The bits that a driver sets, in the order in which it must set them (3.1.1).
 constexpr std::array kStatusOrder = {kStatusAcknowledge, kStatusDriver, kStatusFeaturesOk, kStatusDriverOk};
 
 std::uint64_t with_half(std::uint64_t value, std::uint32_t half, std::uint32_t bits) noexcept {
@@ -56,7 +56,7 @@ Negotiation::Negotiation(const Identity& identity, const GuestMemory& memory, Ho
     }
     for (QueueState& queue : state_.queues) {
         if (queue.in_device) {
-            // The last interrupt may have been lost with the interrupt controller: one more is sent in any case.
+            // The last interrupt may have been lost with the interrupt controller. So one more is sent in any case.
             queue.in_device->signalled_used = static_cast<std::uint16_t>(queue.in_device->next_used - 1);
             queue.in_device->signalled_valid = false;
         }
@@ -122,7 +122,7 @@ void Negotiation::read_config(std::uint64_t offset, std::span<std::byte> data) c
 void Negotiation::write_config(std::uint64_t offset, std::span<const std::byte> data) noexcept {
     const std::lock_guard lock(mutex_);
     if (reset_ != Stop::kNone || !has_status(kStatusFeaturesOk)) {
-        return; // Before that the driver may only read (3.1.1, step 4).
+        return; // Before FEATURES_OK the driver may only read (3.1.1, step 4).
     }
     std::vector<std::byte>& config = state_.config;
     const std::size_t end = std::min(config.size(), identity_.config_writable.size());
@@ -247,7 +247,7 @@ Negotiation::After Negotiation::take_status(std::uint32_t value) {
             continue;
         }
         if ((value & bit) == 0 || (bit == kStatusFeaturesOk && !are_features_acceptable())) {
-            break; // The bits after it come too early.
+            break; // The bits after it are too early.
         }
         state_.status |= bit;
     }
@@ -313,7 +313,7 @@ Negotiation::Work Negotiation::take_work(Take take) {
             reset_ = Stop::kTaken;
             work.reset = true;
         }
-        return work; // Whatever else the driver wanted ends with it.
+        return work; // The reset ends everything else that the driver has asked for.
     }
     if (work.stands || take == Take::kReset || !has_status(kStatusDriverOk)) {
         return work;
@@ -338,7 +338,7 @@ Negotiation::Work Negotiation::take_work(Take take) {
         }
         const std::optional<Queue> queue =
             Queue::make(memory_, negotiated.in_device.value_or(fresh_queue_state(negotiated.geometry)));
-        assert(queue); // It was not enabled else, and memory never goes away.
+        assert(queue); // Otherwise it would not be enabled, and memory never goes away.
         negotiated.in_device.reset();
         progress_[index].in_device = true;
         if (work.activation) {
@@ -428,7 +428,8 @@ Negotiation::QueueState Negotiation::fresh_queue(std::size_t index) const noexce
     return queue;
 }
 
-/// Without a reset the driver only stopped the queue; what it wrote of its geometry remains.
+/// Returns the queue as it is after its stop. Without a reset the driver only stopped the queue, so its geometry
+/// remains.
 Negotiation::QueueState Negotiation::stopped_queue(std::size_t index) const noexcept {
     QueueState queue = fresh_queue(index);
     if (!progress_[index].is_resetting) {
@@ -457,7 +458,7 @@ void Negotiation::reset(State& state) const {
     for (std::size_t index = 0; index < state.queues.size(); ++index) {
         state.queues[index] = fresh_queue(index);
     }
-    if (state.config != state.reset_config) { // What the driver wrote is gone.
+    if (state.config != state.reset_config) { // What the driver wrote is lost.
         state.config = state.reset_config;
         ++state.config_generation;
     }

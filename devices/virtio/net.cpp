@@ -57,7 +57,7 @@ std::vector<std::unique_ptr<FrameLink>> one(std::unique_ptr<FrameLink> link) {
     return links;
 }
 
-/// Throws Error if `state` is that of a device with another number of pairs.
+/// Throws Error if `state` belongs to a device with another number of pairs.
 void check_pairs(const std::string& name, const NetState& state, std::size_t pairs) {
     if (state.pairs &&
         (state.pairs->frames.size() + 1 != pairs || state.pairs->used == 0 || state.pairs->used > pairs)) {
@@ -182,7 +182,7 @@ void Net::activate(Activation activation, DriverLink& driver) {
         lanes_[i].activate({activation.features, take(static_cast<std::size_t>(kQueuesOfAPair) * i, kQueuesOfAPair)},
                            driver);
     }
-    // Last: a command that waits already may be about any pair.
+    // This comes last, because a waiting command may be about any pair.
     control_driver_.connect(driver, control_at_);
     control_.activate({activation.features, take(control_at_, 1)}, control_driver_);
 }
@@ -201,7 +201,7 @@ void Net::stop() {
     lanes_.front().own_pair().link().set_offloads({});
 }
 
-/// 5.1.6.5.5. A pair that the driver has not set up would lose the frames that come by it.
+/// 5.1.6.5.5. Refuses a pair that the driver has not set up, because frames that come by it would be lost.
 bool Net::use_pairs(std::uint16_t pairs) {
     if (pairs == 0 || pairs > pair_count()) {
         return false;

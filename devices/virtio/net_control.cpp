@@ -16,7 +16,7 @@ namespace {
 constexpr std::uint16_t kCommands = 0; ///< its only queue
 constexpr std::uint16_t kAnnounce = 2; ///< of the status: the driver is asked to announce the guest (5.1.6.5.4)
 
-/// What stands at the beginning of a command (5.1.6.5), and the answer at its end.
+/// The beginning of a command (5.1.6.5), and the answer at its end.
 struct Command {
     std::uint8_t kind = 0;
     std::uint8_t command = 0;
@@ -36,8 +36,8 @@ Identity identity_of_control(const std::string& name) {
     return identity;
 }
 
-/// A request of RARP (RFC 903) by the guest for itself, to all, with a header that says nothing. It has the least
-/// length of an Ethernet frame.
+/// A RARP request (RFC 903) by the guest for itself, to all, with an empty header. It has the least length of an
+/// Ethernet frame.
 std::vector<std::byte> announcement_of(const MacAddress& mac) {
     constexpr std::size_t kLeastFrame = 60;
     std::vector<std::byte> frame(FrameLink::kHeaderBytes + kLeastFrame);
@@ -81,7 +81,7 @@ void NetControl::begin(std::uint64_t features) {
 }
 
 void NetControl::end() noexcept {
-    announcements_left_ = 0; // Another driver comes, and says itself who it is.
+    announcements_left_ = 0; // Another driver comes, and announces itself.
     is_announcement_due_ = false;
     asks_to_announce_ = false;
     if (std::exchange(has_asked_to_announce_, false)) {
@@ -115,7 +115,7 @@ void NetControl::look_at_link() {
     if (whole_.is_up() == told_up_) {
         return;
     }
-    told_up_ = !told_up_; // Up again after a restore only, with another link.
+    told_up_ = !told_up_; // It is up again only after a restore, with another link.
     tell_status();
     if (!told_up_ && whole_.link_lost) {
         std::exchange(whole_.link_lost, {})();
@@ -139,7 +139,7 @@ void NetControl::obey_some() {
         const bool is_done = obey(command_);
         const std::byte answer = is_done ? kDone : kNotDone;
         std::uint32_t written = 0;
-        if (command_.writable_bytes != 0) { // The answer is the last byte that may be written (5.1.6.5).
+        if (command_.writable_bytes != 0) { // The answer is the last writable byte (5.1.6.5).
             written = static_cast<std::uint32_t>(
                 copy_to(command_, command_.writable_bytes - 1, std::span(&answer, 1)) != 0 ? command_.writable_bytes
                                                                                            : 0);
@@ -151,7 +151,7 @@ void NetControl::obey_some() {
     }
 }
 
-/// Whether the command is one that there is, and was obeyed.
+/// Returns true if the command exists and was executed.
 bool NetControl::obey(const Chain& chain) {
     Command command;
     if (copy_from(chain, 0, std::as_writable_bytes(std::span(&command, 1))) != sizeof command) {
@@ -174,7 +174,7 @@ bool NetControl::obey_acknowledgement() {
     return true;
 }
 
-/// 5.1.6.5.5. Frames come by no other pair once this is answered.
+/// 5.1.6.5.5. After the answer, frames come by no other pair.
 bool NetControl::obey_pairs(const Chain& chain) {
     std::uint16_t pairs = 0;
     return has_pairs_ &&

@@ -112,7 +112,7 @@ void NetPair::serve() {
     receive_some();
     if (!link_->is_up() && !std::exchange(told_of_loss_, true)) {
         is_up_.store(false);
-        look_again(); // A frame that waited for room has to go, too.
+        look_again(); // A frame that waited for room must go, too.
         link_lost_();
     }
 }
@@ -132,7 +132,7 @@ void NetPair::send_some() {
         const int result = send(sending_);
         is_sending_ = result == -EAGAIN;
         if (is_sending_) {
-            return; // EPOLLOUT says when.
+            return; // EPOLLOUT reports when there is room.
         }
         (result == 0 ? sent_ : dropped_).fetch_add(1, std::memory_order_relaxed);
         queue->push(sending_.head, 0);
@@ -171,7 +171,7 @@ void NetPair::receive_some() {
             const std::array<iovec, 1> frame{{{frame_.data(), frame_.size()}}};
             const std::ptrdiff_t bytes = link_->receive(direct ? std::span<const iovec>(pieces_) : frame);
             if (bytes <= static_cast<std::ptrdiff_t>(FrameLink::kHeaderBytes)) {
-                return; // None, or the interface is down; what comes later wakes us.
+                return; // There is none, or the interface is down. A later frame wakes us.
             }
             if (direct) {
                 hand_over({}, static_cast<std::size_t>(bytes));
@@ -186,7 +186,7 @@ void NetPair::receive_some() {
     ask_for_another_turn();
 }
 
-/// Whether the host can write a frame of any size into the buffers taken, as pieces_ has them.
+/// True if the host can write a frame of any size into the buffers taken. It then sets pieces_ to these buffers.
 bool NetPair::receive_into_buffers() {
     if (room_ < FrameLink::kMostBytes || buffers_.front().writable_bytes < FrameLink::kHeaderBytes) {
         return false;
@@ -200,10 +200,11 @@ bool NetPair::receive_into_buffers() {
     return pieces_.size() <= IOV_MAX;
 }
 
-/// Takes buffers from the guest until they hold `bytes`, as far as it has them. Returns false if the queue is broken.
+/// Takes buffers from the guest until they hold `bytes`, or the guest has no more. Returns false if the queue is
+/// broken.
 bool NetPair::take_buffers(std::size_t bytes) {
     Queue& queue = *working_queue(kReceive);
-    // All buffers of the queue together may still be too little.
+    // All buffers of the queue together may still be too small.
     const std::size_t most = merges_ ? queue.size() : 1;
     while ((room_ < bytes || buffers_taken_ == 0) && buffers_taken_ < most && buffers_left_ > 0) {
         if (buffers_.size() == buffers_taken_) {
@@ -225,7 +226,7 @@ bool NetPair::take_buffers(std::size_t bytes) {
     return true;
 }
 
-/// Gives the guest the frame that is there. Returns false if it has no buffers for that now.
+/// Delivers the present frame to the guest. Returns false if the guest has no buffers for it now.
 bool NetPair::deliver() {
     Queue& queue = *working_queue(kReceive);
     const std::size_t most = merges_ ? queue.size() : 1;
@@ -237,7 +238,7 @@ bool NetPair::deliver() {
             break;
         }
         if (buffers_left_ == 0) {
-            ask_for_another_turn(); // The frame waits for it.
+            ask_for_another_turn(); // The frame waits for that turn.
             return false;
         }
         wants_buffers_ = !queue.ask_for_doorbell();
@@ -245,14 +246,15 @@ bool NetPair::deliver() {
     if (wants_buffers_) {
         return false;
     }
-    // A header in pieces over several buffers is refused (5.1.6.3.1 has each buffer be larger than it).
+    // A header that is split over several buffers is refused (5.1.6.3.1 requires each buffer to be larger than the
+    // header).
     const bool has_header = buffers_.front().writable_bytes >= FrameLink::kHeaderBytes;
     if (room_ >= frame_bytes_ && has_header) {
         hand_over(std::span<const std::byte>(frame_).first(frame_bytes_), frame_bytes_);
     } else {
         dropped_.fetch_add(1, std::memory_order_relaxed);
         if (!has_header || buffers_taken_ == queue.size()) {
-            for (std::size_t i = 0; i < buffers_taken_; ++i) { // Of no use to anybody.
+            for (std::size_t i = 0; i < buffers_taken_; ++i) { // They are of no use.
                 queue.push(buffers_[i].head, 0);
             }
             buffers_taken_ = 0;
@@ -263,8 +265,8 @@ bool NetPair::deliver() {
     return true;
 }
 
-/// Takes out of the header what the guest did not agree to (5.1.6.4.1). The tap tells of checksums that it has seen to
-/// be good, and frames that waited in it when the driver changed were made for the driver before.
+/// Removes from the header what the guest did not agree to (5.1.6.4.1). The tap reports checksums that it has checked,
+/// and frames that waited in it when the driver changed were made for the driver before.
 void NetPair::clean_header() {
     constexpr std::byte kNothing{0};
     if (!checksums_) {
@@ -275,7 +277,8 @@ void NetPair::clean_header() {
     }
 }
 
-/// Gives the buffers that hold `bytes` back: with `frame` in them or, if it is empty, with what the host wrote there.
+/// Gives back the buffers that hold `bytes`, with `frame` in them. If `frame` is empty, the host has written the frame
+/// there.
 void NetPair::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
     Queue& queue = *working_queue(kReceive);
     std::size_t needed = 0;
@@ -295,7 +298,7 @@ void NetPair::hand_over(std::span<const std::byte> frame, std::size_t bytes) {
         room_ -= buffers_[i].writable_bytes;
         queue.push(buffers_[i].head, static_cast<std::uint32_t>(here));
     }
-    // The rest moves to the front. The chains that were used keep their memory behind it.
+    // The rest moves to the front. The used chains follow, and keep their memory.
     std::ranges::rotate(buffers_, buffers_.begin() + static_cast<std::ptrdiff_t>(needed));
     buffers_taken_ -= needed;
     received_.fetch_add(1, std::memory_order_relaxed);

@@ -19,47 +19,47 @@
 namespace vmm::devices::virtio {
 
 /// A receive queue and a transmit queue on a link to the host. Frames wait in the link while the guest offers no
-/// buffers, and in the guest while the link has no room; neither is looked at meanwhile. A flood in either direction
-/// has the thread for one turn at a time. When the host's end goes away, what the guest sends is dropped from then on.
+/// buffers, and in the guest while the link has no room; the device does not poll meanwhile. A flood in one direction
+/// uses the thread for only one turn at a time. After the host's end has gone, frames of the guest are dropped.
 ///
-/// Threads: one at a time, but for what says otherwise.
+/// Threads: one at a time, except for members that say otherwise.
 class NetPair final : public SynchronousDevice {
   public:
     static constexpr std::uint16_t kReceive = 0;
     static constexpr std::uint16_t kTransmit = 1;
     static constexpr std::uint16_t kQueueSize = 256;
     static constexpr int kMostFramesATurn = 256;   ///< in each direction, of at most FrameLink::kMostBytes
-    static constexpr int kMostBuffersATurn = 4096; ///< of the guest's that are taken for frames, useful or not
+    static constexpr int kMostBuffersATurn = 4096; ///< buffers of the guest that are taken for frames, useful or not
 
-    /// What it has done since it was made.
+    /// Counts since the pair was made.
     struct Statistics {
         std::uint64_t received = 0; ///< frames for the guest
-        std::uint64_t sent = 0;     ///< frames of the guest's
-        std::uint64_t dropped = 0;  ///< frames in either direction that did not fit, or that the host did not take
+        std::uint64_t sent = 0;     ///< frames of the guest
+        std::uint64_t dropped = 0;  ///< frames in either direction that did not fit, or that the host did not accept
     };
 
-    /// `receives` is whether the link is attached. `link_lost` is called once, on the thread that has the pair, when
-    /// the host's end is gone. `frame` is one for the guest that another device held; or empty. Throws Error: it is
-    /// none, or this process has no descriptor left.
+    /// `receives` says whether the link is attached. `link_lost` is called once, on the pair's thread, when the host's
+    /// end has gone. `frame` is a frame for the guest that another device held, or empty. Throws Error if it is no
+    /// frame, or if this process has no descriptor left.
     NetPair(const std::string& name, std::unique_ptr<FrameLink> link, bool receives, std::function<void()> link_lost,
             std::span<const std::byte> frame);
 
     [[nodiscard]] std::vector<Source> sources() const override;
 
     [[nodiscard]] FrameLink& link() noexcept { return *link_; }
-    /// The frame that waits for buffers of the guest's; empty if there is none.
+    /// The frame that waits for buffers of the guest; empty if there is none.
     [[nodiscard]] std::vector<std::byte> frame() const;
-    /// Whether frames for the guest come by this pair. What the guest sends is sent in any case.
-    /// Returns false if the host refuses it.
+    /// Sets whether frames for the guest come by this pair. Frames of the guest are sent in any case. Returns false if
+    /// the host refuses.
     [[nodiscard]] bool set_receiving(bool receiving) noexcept;
     [[nodiscard]] bool is_running() const noexcept { return is_active(); }
     [[nodiscard]] bool has_both_queues() const noexcept {
         return has_working_queue(kReceive) && has_working_queue(kTransmit);
     }
 
-    /// False once the host's end is gone. Threads: any.
+    /// False after the host's end has gone. Threads: any.
     [[nodiscard]] bool is_up() const noexcept { return is_up_.load(); }
-    /// Has its thread look at everything. Threads: any.
+    /// Makes its thread check everything. Threads: any.
     void look_again() const noexcept { ask_for_another_turn(); }
     /// Threads: any.
     [[nodiscard]] Statistics statistics() const noexcept {
@@ -89,15 +89,15 @@ class NetPair final : public SynchronousDevice {
     bool receives_;          ///< the link is attached
     bool merges_ = false;    ///< a frame may take several buffers
     bool checksums_ = false; ///< the guest understands checksums that are not computed
-    bool segments_ = false;  ///< and frames that are to be cut into segments
+    bool segments_ = false;  ///< the guest also understands frames that must still be cut into segments
 
     std::vector<std::byte> frame_;  ///< a frame for the guest that is not delivered yet
     std::size_t frame_bytes_ = 0;   ///< its size; 0: there is none
     std::deque<Chain> buffers_;     ///< taken from the receive queue, not yet used
-    std::size_t buffers_taken_ = 0; ///< how many of them are; the others keep their memory for the next time
-    std::uint64_t room_ = 0;        ///< bytes they hold
-    bool wants_buffers_ = false;    ///< the guest has none for the frame that is there
-    int buffers_left_ = 0;          ///< how many may still be taken in this turn
+    std::size_t buffers_taken_ = 0; ///< how many of them are in use; the others keep their memory for later
+    std::uint64_t room_ = 0;        ///< the bytes that they hold
+    bool wants_buffers_ = false;    ///< the guest has no buffers for the present frame
+    int buffers_left_ = 0;          ///< how many buffers may still be taken in this turn
 
     Chain sending_;
     bool is_sending_ = false; ///< sending_ waits for room in the link

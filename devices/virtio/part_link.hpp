@@ -1,4 +1,4 @@
-// The driver of a device, for a part of that device.
+// The link to the driver for a part of a device.
 #pragma once
 
 #include <cstddef>
@@ -10,13 +10,13 @@
 
 namespace vmm::devices::virtio {
 
-/// A device may be made of others, each of which has some of its queues. Queue n of such a part is queue `first` + n of
-/// the whole.
+/// A device may consist of several parts, each of which has some of its queues. Queue n of a part is queue `first` + n
+/// of the whole device.
 ///
-/// Threads: as DriverLink has it.
+/// Threads: as for DriverLink.
 class PartLink final : public DriverLink {
   public:
-    /// Both are for this activation. `whole` outlives it.
+    /// Sets both for this activation. `whole` must outlive it.
     void connect(DriverLink& whole, std::uint16_t first) noexcept {
         whole_ = &whole;
         first_ = first;

@@ -15,13 +15,13 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the registers are little endian");
 
-// Where the structures lie behind base address register 0.
+// The places of the structures behind base address register 0.
 constexpr std::uint64_t kCommon = 0x0000;
 constexpr std::uint64_t kIsr = 0x1000;
 constexpr std::uint64_t kConfig = 0x2000;
 constexpr std::uint64_t kMsixTable = 0x4000;
 constexpr std::uint64_t kMsixPending = 0x5000;
-constexpr std::uint64_t kStructureBytes = 0x1000; ///< from one to the next
+constexpr std::uint64_t kStructureBytes = 0x1000; ///< the distance between structures
 
 // The common configuration structure (4.1.4.3).
 constexpr std::uint64_t kDeviceFeatureSelect = 0x00;
@@ -44,7 +44,7 @@ constexpr std::uint64_t kQueueNotifyData = 0x38;
 constexpr std::uint64_t kQueueReset = 0x3a;
 constexpr std::uint64_t kCommonBytes = 0x3c;
 
-/// The width of each field that begins here; 0 where none does.
+/// The width of the field that begins at this offset; 0 if there is none.
 constexpr std::size_t field_bytes(std::uint64_t offset) noexcept {
     switch (offset) {
     case kStatus:
@@ -78,7 +78,7 @@ constexpr bool is_address(std::uint64_t offset) noexcept {
     return offset >= kQueueDescriptors && offset < kQueueNotifyData;
 }
 
-/// Whether there is a field for such an access, or half of an address.
+/// True if there is a field for such an access, or half of an address.
 constexpr bool is_common_access(std::uint64_t offset, std::size_t bytes) noexcept {
     return (bytes != 0 && field_bytes(offset) == bytes) || (is_address(offset) && bytes == 4 && offset % 4 == 0);
 }
@@ -99,7 +99,7 @@ constexpr std::byte kNoRegister{0xff};
 // --- What it is, as PCI has it
 // ----------------------------------------------------------------------------------------
 
-/// Base class and subclass, which are of no importance to a driver (4.1.2.1), but are shown to people.
+/// Base class and subclass. They do not matter to a driver (4.1.2.1), but people see them.
 std::uint32_t class_of(DeviceId id) noexcept {
     switch (id) {
     case DeviceId::kNet:
@@ -129,7 +129,7 @@ pci::Identity identity_of(DeviceId id) noexcept {
     return {kVirtio, device, kModernRevision, class_of(id), kVirtio, device, kPinA};
 }
 
-/// A structure of 4.1.4, as its capability says it.
+/// A structure of 4.1.4, as described by its capability.
 struct Structure {
     std::uint8_t type;
     std::uint32_t offset;
@@ -148,7 +148,7 @@ constexpr std::size_t kSizeField = 10;
 constexpr std::size_t kHeadBytes = 2;
 constexpr std::size_t kBodyBytes = 14; ///< without what some types append
 constexpr std::size_t kWindowBytes = 4;
-/// Of the bytes by which the window is read and written, from the id on.
+/// The offset, from the id on, of the bytes by which the window is read and written.
 constexpr std::size_t kWindowData = kHeadBytes + kBodyBytes;
 
 std::uint8_t add_structure(pci::ConfigSpace& config, const Structure& structure, std::span<const std::byte> more,
@@ -191,7 +191,7 @@ PciTransport::PciTransport(const Identity& identity, const GuestMemory& memory, 
       negotiation_(make_negotiation(identity, memory, std::move(hooks), state)) {
     assert(interrupts.messages.size() == vectors(identity) && identity.config.size() <= kStructureBytes);
     pin_is_off_ = (config_space_.command() & pci::kCommandNoPin) != 0;
-    static_cast<void>(negotiation_.set_reach(is_master())); // No thread has the device yet.
+    static_cast<void>(negotiation_.set_reach(is_master())); // No other thread has the device yet.
     seen_generation_ = negotiation_.config_generation();
     shown_generation_ = static_cast<std::uint8_t>(seen_generation_);
     forget();
@@ -221,7 +221,7 @@ PciTransport::Capabilities PciTransport::describe(const Identity& identity, Gues
     constexpr std::uint8_t kNotifyType = 2;
     constexpr std::uint8_t kIsrType = 3;
     constexpr std::uint8_t kDeviceType = 4;
-    // 4.1.4.4.1: a structure is there for at least one doorbell.
+    // 4.1.4.4.1: the structure has room for at least one doorbell.
     const std::uint32_t doorbells = std::max(queues, 1U) * static_cast<std::uint32_t>(kDoorbellStride);
     std::array<std::byte, sizeof(std::uint32_t)> stride{};
     stride[0] = std::byte{kDoorbellStride};
@@ -263,7 +263,7 @@ std::string_view PciTransport::name() const noexcept {
 
 // --- Configuration space ---------------------------------------------------------------------------------------------
 
-/// Nothing if the driver has asked for an access that there is not.
+/// The access that the driver has set up; nothing if it is not possible.
 std::optional<PciTransport::Access> PciTransport::window_access() const noexcept {
     const std::lock_guard hold(config_mutex_);
     const std::size_t body = capabilities_.window + kHeadBytes;
@@ -276,7 +276,7 @@ std::optional<PciTransport::Access> PciTransport::window_access() const noexcept
     return Access{offset, length};
 }
 
-/// Whether an access to configuration space is one to the data of the window, any part of it (4.1.4.9.1).
+/// True if an access to configuration space includes some of the window's data (4.1.4.9.1).
 bool PciTransport::is_window_access(std::uint16_t offset, std::size_t bytes) const noexcept {
     const std::size_t data = capabilities_.window + kWindowData;
     return offset < data + kWindowBytes && offset + bytes > data;
@@ -412,8 +412,8 @@ std::uint64_t PciTransport::read_common(std::uint64_t offset, std::size_t bytes)
     }
 }
 
-/// It is another value if the configuration has changed since it was read last (4.1.4.3.1). The number of changes alone
-/// would not do, because the register has only 8 bits.
+/// Returns another value if the configuration has changed since the last read (4.1.4.3.1). The number of changes alone
+/// is not enough, because the register has only 8 bits.
 std::uint8_t PciTransport::take_generation() const {
     const std::lock_guard hold(generation_mutex_);
     const std::uint32_t generation = negotiation_.config_generation();
@@ -424,7 +424,8 @@ std::uint8_t PciTransport::take_generation() const {
     return shown_generation_;
 }
 
-/// Of the queue that is selected. If it does not exist, its size is 0 (4.1.4.3), and so is the rest.
+/// Reads a field of the selected queue. If the queue does not exist, its size is 0 (4.1.4.3), and so are the other
+/// fields.
 std::uint64_t PciTransport::read_common_of_queue(std::uint64_t offset, std::size_t bytes) const noexcept {
     const std::uint16_t index = queue_select_.load();
     const auto queue = negotiation_.queue(index);
@@ -487,7 +488,7 @@ void PciTransport::write_common(std::uint64_t offset, std::size_t bytes, std::ui
         }
         return;
     case kQueueEnable:
-        if (value == 1) { // 4.1.4.3.2: a driver does not write 0.
+        if (value == 1) { // 4.1.4.3.2: a driver must not write 0.
             negotiation_.enable_queue(index, 1);
         }
         return;
@@ -500,7 +501,7 @@ void PciTransport::write_common(std::uint64_t offset, std::size_t bytes, std::ui
         break;
     }
     if (!is_address(offset)) {
-        return; // It is for reading only.
+        return; // The field is for reading only.
     }
     const Negotiation::QueuePart part = part_at(offset);
     if (bytes == sizeof(std::uint64_t)) {
@@ -518,7 +519,7 @@ void PciTransport::select(std::atomic<Value>& what, Value value) {
     }
 }
 
-/// 4.1.5.1.2: what is no vector reads back as none.
+/// 4.1.5.1.2: a number that is no vector reads back as "no vector".
 std::uint16_t PciTransport::as_vector(std::uint64_t value) const noexcept {
     return value < msix_.vectors() ? static_cast<std::uint16_t>(value) : kNoVector;
 }
@@ -557,7 +558,8 @@ void PciTransport::note_config(std::size_t offset, std::span<const std::byte> by
 }
 
 void PciTransport::fail(std::string_view why) {
-    // A reset from DRIVER_OK on is finished by this same thread: the driver is not done with the reset when this comes.
+    // This thread also finishes every reset of an active device. So the driver cannot have completed a reset when this
+    // comes.
     if (negotiation_.fail(why)) {
         interrupt_for_config();
     }
@@ -565,9 +567,9 @@ void PciTransport::fail(std::string_view why) {
 
 void PciTransport::interrupt_for_config() noexcept {
     interrupts_.fetch_add(1, std::memory_order_relaxed);
-    interrupt_status_.fetch_or(kConfigChange); // 4.1.5.3: with MSI-X, too.
+    interrupt_status_.fetch_or(kConfigChange); // 4.1.5.3: also with MSI-X.
     if (msix_.is_enabled()) {
-        msix_.raise(config_vector_.load()); // None is beyond the last one.
+        msix_.raise(config_vector_.load()); // "No vector" is beyond the last one.
     } else {
         follow_pin();
     }
@@ -582,7 +584,7 @@ void PciTransport::follow_pin() noexcept {
     }
 }
 
-/// Reading it acknowledges (4.1.4.5).
+/// Reads the status, which acknowledges the interrupt (4.1.4.5).
 std::uint8_t PciTransport::take_interrupt_status() noexcept {
     const std::uint8_t status = interrupt_status_.exchange(0);
     follow_pin();
@@ -598,7 +600,8 @@ PciTransport::State PciTransport::state(std::span<const std::optional<Queue::Sta
     constexpr std::uint32_t kShownBits = 0xff;
     State state;
     {
-        // What goes on from it shows the same generation, or the next one if the driver has not read the last change.
+        // A device that continues from the state shows the same generation, or the next one if the driver has not read
+        // the last change.
         const std::lock_guard hold(generation_mutex_);
         state.negotiation = negotiation_.state(queues);
         std::uint32_t& generation = state.negotiation.config_generation;

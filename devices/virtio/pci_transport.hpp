@@ -24,7 +24,7 @@
 namespace vmm::devices::virtio {
 
 /// A PCI function that is a modern virtio device: the structures of 4.1.4 behind base address register 0, MSI-X with a
-/// vector for changes of the configuration and one for each queue, and the pin for drivers that do without.
+/// vector for configuration changes and one for each queue, and the pin for drivers that do not use MSI-X.
 ///
 ///     0x0000  common configuration   4.1.4.3
 ///     0x1000  ISR status             4.1.4.5
@@ -34,41 +34,42 @@ namespace vmm::devices::virtio {
 ///     0x5000  MSI-X pending bits
 ///
 /// Where the specification leaves a choice to the device:
-/// - A field of the common configuration is there for an access of its own width, and one of 64 bits for its halves,
-///   too. Everything else reads as all ones, and writes to it are ignored.
-/// - A doorbell may be written with 2 or 4 bytes. Which queue it is for, its place says; what is written is ignored.
-/// - What the driver writes while a reset is under way is ignored, but for the vectors' table and their masks.
-/// - While the function is no bus master (PCI Local Bus 3.0, 6.2.2), the device stands still, and its messages wait: a
-///   driver that takes this bit away has the memory for itself once the write is done.
+/// - A field of the common configuration can be reached by an access of its own width, and a field of 64 bits also by
+///   accesses to its halves. Everything else reads as all ones, and writes to it are ignored.
+/// - A doorbell may be written with 2 or 4 bytes. Its address selects the queue, and the value is ignored.
+/// - Writes of the driver during a reset are ignored, except to the table of vectors and their masks.
+/// - While the function is no bus master (PCI Local Bus 3.0, 6.2.2), the device stands still, and its messages wait.
+///   When the write by which a driver clears this bit is done, the device no longer uses the driver's memory.
 ///
-/// Threads: the guest's side any; the device's side one, the device's thread; all at once. notify() takes no lock if
-/// the driver uses MSI-X.
+/// Threads: any thread may use the guest's side; only the device's thread uses the device's side; all at the same time.
+/// notify() takes no lock if the driver uses MSI-X.
 class PciTransport final : public pci::Function, public Transport {
   public:
-    /// Of base address register 0.
+    /// The size of base address register 0.
     static constexpr std::uint32_t kBytes = 0x8000;
-    /// Where the doorbells are, and how far from each other, for those who catch the write before it comes here.
+    /// The offset of the doorbells and the distance between them, for code that catches such writes before they come
+    /// here.
     static constexpr std::uint64_t kDoorbells = 0x3000;
     static constexpr std::uint64_t kDoorbellStride = 4;
 
     using Hooks = Negotiation::Hooks;
     using State = PciState;
 
-    /// The ways to the interrupt controllers. They outlive it.
+    /// The connections to the interrupt controllers, which must outlive it.
     struct Interrupts {
         std::span<pci::MessageLine* const> messages; ///< vectors(identity) of them
         pci::PinLine& pin;
     };
 
-    /// How many vectors a device has.
+    /// The number of vectors of a device.
     [[nodiscard]] static std::size_t vectors(const Identity& identity) noexcept {
         return identity.queue_sizes.size() + 1;
     }
 
-    /// Its registers lie at `base` at first, a multiple of kBytes below 4 GiB. `memory` outlives it.
+    /// Its registers lie at `base` at first, a multiple of kBytes below 4 GiB. `memory` must outlive it.
     PciTransport(const Identity& identity, const GuestMemory& memory, GuestAddress base, const Interrupts& interrupts,
                  Hooks hooks);
-    /// Goes on from `state`, which says where its registers lie. Throws Error: it is none of such a device.
+    /// Continues from `state`, which says where its registers lie. Throws Error if it does not belong to such a device.
     PciTransport(const Identity& identity, const GuestMemory& memory, GuestAddress base, const Interrupts& interrupts,
                  Hooks hooks, const State& state);
 
@@ -100,31 +101,31 @@ class PciTransport final : public pci::Function, public Transport {
     }
     void repeat_interrupt() noexcept override;
 
-    /// What save() returns.
+    /// The value that save() returns.
     [[nodiscard]] State state(std::span<const std::optional<Queue::State>> queues) const;
 
   private:
-    /// What the constructors have in common; `state` may be null.
+    /// The common part of the constructors; `state` may be null.
     PciTransport(const Identity& identity, const GuestMemory& memory, GuestAddress base, const Interrupts& interrupts,
                  Hooks hooks, const State* state);
 
-    /// The offsets in configuration space of what it has to know again.
+    /// The offsets in configuration space that are needed later.
     struct Capabilities {
         std::uint8_t msix = 0;
         std::uint8_t window = 0; ///< VIRTIO_PCI_CAP_PCI_CFG
     };
-    /// An access that the driver makes by the capability of that name (4.1.4.9).
+    /// An access by the driver through the capability VIRTIO_PCI_CAP_PCI_CFG (4.1.4.9).
     struct Access {
         std::uint64_t offset = 0;
         std::size_t length = 0;
     };
 
-    /// Sets up the configuration space, which goes on from `state` if there is one.
+    /// Sets up the configuration space, which continues from `state` if there is one.
     [[nodiscard]] Capabilities describe(const Identity& identity, GuestAddress base, const State* state);
     [[nodiscard]] pci::Msix make_msix(const Identity& identity, const Interrupts& interrupts, const State* state) const;
     [[nodiscard]] Negotiation make_negotiation(const Identity& identity, const GuestMemory& memory, Hooks hooks,
                                                const State* state);
-    /// With config_mutex_ held, or while it is being made.
+    /// Must be called with config_mutex_ held, or during construction.
     [[nodiscard]] bool is_master() const noexcept;
     [[nodiscard]] std::optional<Access> window_access() const noexcept;
     [[nodiscard]] bool is_window_access(std::uint16_t offset, std::size_t bytes) const noexcept;
@@ -136,9 +137,9 @@ class PciTransport final : public pci::Function, public Transport {
     template <typename Value>
     void select(std::atomic<Value>& what, Value value);
     [[nodiscard]] std::uint16_t as_vector(std::uint64_t value) const noexcept;
-    /// Interrupts because of a change of the configuration.
+    /// Interrupts for a change of the configuration.
     void interrupt_for_config() noexcept;
-    /// Puts the pin up or down as it has to be now.
+    /// Sets the pin to its present state.
     void follow_pin() noexcept;
     [[nodiscard]] std::uint8_t take_interrupt_status() noexcept;
     void forget() noexcept;
@@ -150,7 +151,7 @@ class PciTransport final : public pci::Function, public Transport {
     std::mutex pin_mutex_; ///< guards the two below
     pci::PinLine& pin_;
     bool pin_is_up_ = false;
-    std::atomic<bool> pin_is_off_ = false; ///< by the command register
+    std::atomic<bool> pin_is_off_ = false; ///< switched off by the command register
     std::atomic<std::uint8_t> interrupt_status_ = 0;
     std::atomic<std::uint64_t> interrupts_ = 0;
     std::atomic<std::uint32_t> device_features_select_ = 0;
@@ -161,7 +162,7 @@ class PciTransport final : public pci::Function, public Transport {
     mutable std::mutex generation_mutex_;       ///< guards the two below
     mutable std::uint32_t seen_generation_ = 0; ///< of the negotiation, when the driver read it last
     mutable std::uint8_t shown_generation_ = 0;
-    Negotiation negotiation_; // last: a reset sets all of the above
+    Negotiation negotiation_; // last, because a reset sets all of the above
 };
 
 } // namespace vmm::devices::virtio

@@ -15,7 +15,7 @@ static_assert(std::endian::native == std::endian::little, "the fields of a virtq
 constexpr std::uint16_t kMaxSize = 32768;
 // The largest chain, in bytes (2.7.5.2).
 constexpr std::uint64_t kMaxChainBytes = 4 * kGiB;
-// The longest indirect table: what the 16 bits of `next` reach.
+// The longest indirect table, because `next` has 16 bits.
 constexpr std::uint64_t kMaxTableEntries = 65536;
 
 // Flags of a descriptor (2.7.5).
@@ -44,14 +44,15 @@ constexpr std::size_t device_area_bytes(std::size_t size) noexcept {
     return kRingOffset + (sizeof(UsedElement) * size) + kEventBytes;
 }
 
-// A 16-bit field at `offset` of `part`, shared with the driver. In bounds because every offset is computed from the
-// size of the queue for which make() has checked the part; aligned because the part is and every offset is even.
+// A 16-bit field at `offset` of `part`, shared with the driver. It is in bounds because every offset is computed from
+// the size of the queue for which make() has checked the part. It is aligned because the part is aligned and every
+// offset is even.
 std::atomic_ref<std::uint16_t> field(std::span<std::byte> part, std::size_t offset) noexcept {
     assert(offset % sizeof(std::uint16_t) == 0 && offset + sizeof(std::uint16_t) <= part.size());
     return std::atomic_ref(*reinterpret_cast<std::uint16_t*>(part.data() + offset));
 }
 
-// Whether an index that went from `from` to `to`, on a circle of 65,536, filled the entry `event` on its way.
+// True if an index that went from `from` to `to`, modulo 65,536, passed the entry `event`.
 constexpr bool is_passed(std::uint16_t event, std::uint16_t from, std::uint16_t to) noexcept {
     return static_cast<std::uint16_t>(to - event - 1) < static_cast<std::uint16_t>(to - from);
 }
@@ -70,7 +71,7 @@ struct Queue::Descriptor {
 // A table of descriptors: the queue's own, or an indirect one.
 class Queue::Table {
   public:
-    // The table at `range`. `host` is all of it, or empty if it is not RAM of one region.
+    // The table at `range`. `host` is all of its memory, or empty if it is not RAM of one region.
     Table(const GuestMemory& memory, GuestRange range, std::span<std::byte> host) noexcept
         : memory_(&memory), range_(range), host_(host) {}
     Table(const GuestMemory& memory, GuestRange range) noexcept
@@ -78,7 +79,7 @@ class Queue::Table {
 
     [[nodiscard]] std::uint64_t size() const noexcept { return range_.size / sizeof(Descriptor); }
 
-    // A copy of one entry, or nothing if it is not RAM. `index` is below size().
+    // A copy of one entry; nothing if it is not RAM. `index` must be below size().
     [[nodiscard]] std::optional<Descriptor> load(std::uint64_t index) const noexcept {
         assert(index < size());
         std::array<std::byte, sizeof(Descriptor)> raw;
@@ -86,7 +87,7 @@ class Queue::Table {
         if (!host_.empty()) {
             std::memcpy(raw.data(), host_.data() + offset, raw.size());
         } else {
-            // A table that lies in two regions is rare, and slower.
+            // A table that lies in two regions is rare, and slower to read.
             const auto address = checked_add(range_.base, offset);
             std::span<std::byte> rest = raw;
             if (!address || !memory_->for_each_part({*address, raw.size()}, [&](std::span<std::byte> part) {
@@ -96,7 +97,7 @@ class Queue::Table {
                 return std::nullopt;
             }
         }
-        // The compiler may not look at the driver's memory a second time instead of at the copy.
+        // The fence keeps the compiler from reading the driver's memory a second time instead of the copy.
         std::atomic_signal_fence(std::memory_order_acq_rel);
         return std::bit_cast<Descriptor>(raw);
     }
@@ -199,7 +200,7 @@ Queue::Pop Queue::pop(Chain& chain) {
     if (const std::string_view why = walk(chain); !why.empty()) {
         return broken(why);
     }
-    // The device writes there later, and push() writes to the used ring. Nothing is saved before that
+    // The device writes to these buffers later, and push() writes to the used ring. No page is saved before that
     // (Device::pause()).
     memory_->note_write(device_area_);
     for (const std::span<std::byte> buffer : chain.writable) {
@@ -237,7 +238,7 @@ std::string_view Queue::walk(Chain& chain) {
             table = Table{*memory_, {GuestAddress{descriptor->address}, descriptor->length}};
             is_indirect = true;
             index = 0;
-            continue; // Once only: the next one is an error.
+            continue; // This can happen only once: the next one is an error.
         }
         if (++buffers > size()) {
             return "a chain is longer than the queue, or a loop";
@@ -259,7 +260,7 @@ std::string_view Queue::walk(Chain& chain) {
     }
 }
 
-// The write-only flag of such a descriptor is to be ignored (2.7.5.3.2).
+// The write-only flag of such a descriptor must be ignored (2.7.5.3.2).
 std::string_view Queue::why_no_table(const Descriptor& descriptor) const noexcept {
     if (!state_.indirect) {
         return "there is an indirect table, but the feature was not negotiated";
@@ -308,7 +309,7 @@ void Queue::push(std::uint16_t head, std::uint32_t written) noexcept {
     field(device_area_, kIndexOffset).store(state_.next_used, std::memory_order_release);
     pushed_ = true;
     if (state_.next_used == state_.signalled_used) {
-        // The index went once round without a notification: where the last one was says nothing any more.
+        // The index went round once without a notification, so the position of the last one has no meaning any more.
         state_.signalled_valid = false;
         signalled_known_ = false;
     }
@@ -329,8 +330,8 @@ bool Queue::wants_interrupt() noexcept {
         return false;
     }
     pushed_ = false;
-    // The index is stored once more for the order alone: what the driver asks for is read after the index is visible,
-    // and the driver reads the index after it has asked. One of the two sees the other.
+    // The index is stored again only for the order: this thread reads the driver's wish after the index is visible, and
+    // the driver reads the index after it has stored its wish. So one of the two sees the other.
     field(device_area_, kIndexOffset).store(state_.next_used, std::memory_order_seq_cst);
     bool wanted = false;
     if (state_.event_idx) {
@@ -347,8 +348,8 @@ bool Queue::wants_interrupt() noexcept {
 }
 
 void Queue::suppress_doorbells() noexcept {
-    // With EVENT_IDX nothing is to be done: the driver rings when its index passes avail_event, which stays behind. The
-    // flags have to be 0 then (2.7.10.2).
+    // With EVENT_IDX nothing is needed: the driver rings when its index passes avail_event, which stays behind. The
+    // flags must be 0 then (2.7.10.2).
     if (!state_.event_idx) {
         memory_->note_write(device_area_);
         field(device_area_, kFlagsOffset).store(kNoNotify, std::memory_order_relaxed);

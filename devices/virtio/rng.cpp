@@ -60,7 +60,7 @@ void Rng::serve() {
         if (!take(kRequests, chain_)) {
             return;
         }
-        // The specification asks for at least one byte (5.4.6.2). A request without room for one has asked for none.
+        // The specification requires at least one byte (5.4.6.2). A request without room for a byte has asked for none.
         const std::uint64_t filled = fill(chain_);
         working_queue(kRequests)->push(chain_.head, static_cast<std::uint32_t>(filled));
         bytes += filled;

@@ -10,18 +10,18 @@
 
 namespace vmm::devices::virtio {
 
-/// Fills the guest's buffers with random bytes of the host's (getrandom(2)). It fills up to kMostBytes of each request,
-/// and up to kMostBytesATurn before other descriptors have their turn.
+/// Fills the guest's buffers with random bytes of the host (getrandom(2)): up to kMostBytes for each request, and up to
+/// kMostBytesATurn before other descriptors have their turn.
 ///
-/// Threads: one, but for identity().
+/// Threads: one, except for identity().
 class Rng final : public SynchronousDevice {
   public:
     static constexpr std::uint64_t kMostBytes = 64 * 1024;
     static constexpr std::uint64_t kMostBytesATurn = 1024 * 1024;
 
-    /// Fills `bytes`, and returns false if it cannot.
+    /// Fills `bytes`. Returns false if it cannot.
     using Entropy = std::function<bool(std::span<std::byte> bytes)>;
-    /// The kernel's.
+    /// The kernel's source of entropy.
     [[nodiscard]] static Entropy host_entropy();
 
     explicit Rng(std::string name, Entropy entropy = host_entropy());

@@ -78,7 +78,7 @@ void SynchronousDevice::turn() {
     }
     serve();
     QueueSet wanted;
-    for (std::uint16_t index = 0; index < queue_count(); ++index) { // What was pushed before it broke counts, too.
+    for (std::uint16_t index = 0; index < queue_count(); ++index) { // Requests pushed before a queue broke count, too.
         if (queues_[index] && queues_[index]->wants_interrupt()) {
             wanted.add(index);
         }

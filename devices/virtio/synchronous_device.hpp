@@ -1,4 +1,4 @@
-// What devices have in common that answer each request at once.
+// The common part of devices that answer each request at once.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,13 @@
 
 namespace vmm::devices::virtio {
 
-/// A device that never leaves a request with the host, and so is idle as soon as it is stopped; but see
-/// has_work_outside(). It keeps the queues, and serves them in turns of limited length. After each turn the driver is
+/// A device that never leaves a request with the host, and so is idle as soon as it is stopped; has_work_outside() is
+/// the exception. It keeps the queues, and serves them in turns of limited length. After each turn the driver is
 /// notified once.
 ///
-/// A derived device says what it does in a turn, and what it forgets with a queue. Device has an example.
+/// A derived device defines what it does in a turn, and what it forgets with a queue. Device has an example.
 ///
-/// Threads: as Device has it.
+/// Threads: as for Device.
 class SynchronousDevice : public Device {
   public:
     [[nodiscard]] const Identity& identity() const noexcept final { return identity_; }
@@ -36,44 +36,45 @@ class SynchronousDevice : public Device {
     [[nodiscard]] std::vector<std::optional<Queue::State>> queue_states() const final;
 
   protected:
-    /// Throws Error: the process has no descriptor left.
+    /// Throws Error if the process has no descriptor left.
     explicit SynchronousDevice(Identity identity) : identity_(std::move(identity)) {}
 
     // --- What a derived device does -------------------------------------------------------------------------------
 
-    /// One turn, while it is active. If it leaves work of which nothing else will tell, it asks for another turn.
+    /// Does one turn, while the device is active. If it leaves work that nothing else will announce, it must ask for
+    /// another turn.
     virtual void serve() = 0;
-    /// The driver has settled on `features`; a turn follows.
+    /// The driver has negotiated `features`; a turn follows.
     virtual void begin(std::uint64_t /*features*/) {}
-    /// The driver has reset the device, or there never was one. forget_queue() was called for each queue.
+    /// The driver has reset the device, or there never was one. forget_queue() was called for each queue before.
     virtual void end() noexcept {}
-    /// Queue `index` is gone, and with it what was taken from it.
+    /// Queue `index` is gone, and so are the requests that were taken from it.
     virtual void forget_queue(std::uint16_t /*index*/) noexcept {}
-    /// Forgets the requests of queue `index` that it has taken and not given back, and returns how many they are. They
-    /// are the last ones that it has taken, and go back into the queue.
+    /// Forgets the requests of queue `index` that it has taken and not given back, and returns their number. They must
+    /// be the last ones that it has taken, and go back into the queue.
     [[nodiscard]] virtual std::uint16_t put_back(std::uint16_t /*index*/) noexcept { return 0; }
     /// The driver rang for queue `index`, which may not be enabled. A turn follows if the device is active.
     virtual void look_at_doorbell(std::uint16_t /*index*/) {}
-    /// One of sources() is ready, active or not. A turn follows if it is.
+    /// One of sources() is ready, whether the device is active or not. If it is active, a turn follows.
     virtual void look_at_source(int /*fd*/) {}
-    /// Whether another thread works for the device: it is neither idle nor paused until that has ended, of which one of
-    /// sources() tells. end() and put_back() are when to hurry that up.
+    /// True while another thread works for the device: the device is neither idle nor paused until that work has ended,
+    /// which one of sources() reports. end() and put_back() are the places to speed it up.
     [[nodiscard]] virtual bool has_work_outside() const noexcept { return false; }
-    /// One of sources() is ready, in any state; before look_at_source().
+    /// One of sources() is ready, in any state. It is called before look_at_source().
     virtual void look_at_work_outside(int /*fd*/) {}
 
     // --- What it does that with -----------------------------------------------------------------------------------
 
-    /// Whether there is a driver. driver() may be called only then.
+    /// True if there is a driver. driver() may be called only then.
     [[nodiscard]] bool is_active() const noexcept { return driver_ != nullptr; }
     [[nodiscard]] DriverLink& driver() const noexcept { return *driver_; }
     /// Null if the driver did not enable the queue, or has broken it.
     [[nodiscard]] Queue* working_queue(std::uint16_t index) noexcept;
     [[nodiscard]] bool has_working_queue(std::uint16_t index) const noexcept;
-    /// Takes the next request of queue `index` into `chain`. Returns false if there is none, in which case a doorbell
-    /// will tell of the next one; or if the queue does not work, in which case the driver has been told.
+    /// Takes the next request of queue `index` into `chain`. Returns false if there is none, and a doorbell will
+    /// announce the next one. Also returns false if the queue does not work; the driver has then been told.
     [[nodiscard]] bool take(std::uint16_t index, Chain& chain);
-    /// Has this thread come back after it has looked at everything else. Threads: any.
+    /// Gives this device another turn after its thread has checked everything else. Threads: any.
     void ask_for_another_turn() const noexcept { another_turn_.ask(); }
 
   private:

@@ -1,4 +1,4 @@
-// What a machine needs of any transport.
+// What a machine needs from every transport.
 #pragma once
 
 #include <cstdint>
@@ -43,28 +43,27 @@ struct PciState {
 
 using TransportState = std::variant<MmioState, PciState>;
 
-/// What the driver negotiated, whatever the transport.
+/// The negotiation in a state, independent of the transport.
 [[nodiscard]] inline const Negotiation::State& negotiation_of(const TransportState& state) noexcept {
     return std::visit([](const auto& one) -> const Negotiation::State& { return one.negotiation; }, state);
 }
 
-/// The registers of a device, with the state of its negotiation. Each kind is the device's DriverLink.
+/// The registers of a device, with the state of its negotiation. Each transport is the device's DriverLink.
 ///
-/// Threads: those of each kind.
+/// Threads: as for each transport.
 class Transport : public DriverLink {
   public:
     virtual ~Transport() = default;
 
     [[nodiscard]] virtual Negotiation& negotiation() noexcept = 0;
     [[nodiscard]] virtual const Negotiation& negotiation() const noexcept = 0;
-    /// How many interrupts there were, for statistics. Threads: any.
+    /// The number of interrupts so far, for statistics. Threads: any.
     [[nodiscard]] virtual std::uint64_t interrupts() const noexcept = 0;
-    /// All of it as a value; `queues` is where the device is in each of its queues (Device::queue_states()). The guest
-    /// does not run meanwhile.
+    /// The whole transport as a value. `queues` are the device's positions in its queues (Device::queue_states()). The
+    /// guest must not run meanwhile.
     [[nodiscard]] virtual TransportState save(std::span<const std::optional<Queue::State>> queues) const = 0;
-    /// Interrupts once more if the driver has not acknowledged all events. It is called for a transport that was made
-    /// from a state, once the interrupt controller has its state: the first interrupt may have been lost between the
-    /// two.
+    /// Interrupts again if the driver has not acknowledged all events. Call it after a restore, when the interrupt
+    /// controller has its state, because the first interrupt may have been lost between the two.
     virtual void repeat_interrupt() noexcept = 0;
 };
 

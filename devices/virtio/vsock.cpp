@@ -31,7 +31,7 @@ constexpr std::uint16_t kQueueSize = 256;
 
 constexpr std::uint64_t kHostCid = 2;
 constexpr std::uint16_t kStream = 1;
-constexpr std::uint32_t kFirstHostPort = 1U << 30; // Above what programs choose.
+constexpr std::uint32_t kFirstHostPort = 1U << 30; // Above the ports that programs choose.
 
 // Operations (5.10.6).
 constexpr std::uint16_t kRequest = 1;
@@ -42,26 +42,26 @@ constexpr std::uint16_t kReadWrite = 5;
 constexpr std::uint16_t kCreditUpdate = 6;
 constexpr std::uint16_t kCreditRequest = 7;
 
-// Flags of a shutdown (5.10.6.5): what its sender will not do any more.
+// Flags of a shutdown (5.10.6.5): what its sender will no longer do.
 constexpr std::uint32_t kReceivesNoMore = 1;
 constexpr std::uint32_t kSendsNoMore = 2;
 
 constexpr std::uint32_t kTransportReset = 0; ///< an event (5.10.6.7)
 
-/// If so many packets wait for the guest, no more are taken from it until it has taken some of these.
+/// If this many packets wait for the guest, no more are taken from it until it has taken some of these.
 constexpr std::size_t kMostReplies = 512;
 constexpr std::size_t kLongestGreeting = 32; // "CONNECT 4294967295\n" and some room.
 constexpr std::size_t kLongestPath = 96;     // A port fits behind it.
 constexpr std::string_view kSocket = "the vsock's unix socket";
-/// How many packets are moved before other descriptors have their turn.
+/// The most packets that are moved before other descriptors have their turn.
 constexpr int kMostAtOnce = 256;
-/// How many programs are accepted, or refused, before other descriptors have their turn.
+/// The most programs that are accepted, or refused, before other descriptors have their turn.
 constexpr int kMostAcceptedAtOnce = 64;
-/// How many packets of one program's go to the guest before the next program has its turn.
+/// The most packets of one program that go to the guest before the next program has its turn.
 constexpr int kMostOfOneProgram = 16;
 /// How long nobody is accepted if the host has no descriptor or no memory left.
 constexpr std::chrono::seconds kAcceptPause{1};
-/// How many buffers without room for a packet are given back before other descriptors have their turn.
+/// The most buffers without room for a packet that are given back before other descriptors have their turn.
 constexpr int kMostUselessAtOnce = 64;
 
 std::string trying_to_make(const std::string& path) {
@@ -91,7 +91,7 @@ Identity identity_of(std::string name, std::uint32_t guest_cid) {
     return identity;
 }
 
-// Copies, because nothing may refer to the fields of a packed structure.
+// Copies the header, because nothing may refer to the fields of a packed structure.
 template <typename Header>
 std::pair<std::uint32_t, std::uint32_t> ports_from_guest(Header header) noexcept {
     return {std::uint32_t{header.destination_port}, std::uint32_t{header.source_port}};
@@ -151,7 +151,7 @@ DeviceState Vsock::state() const {
 
 void Vsock::begin(std::uint64_t /*features*/) {
     reset_event_ = std::exchange(had_driver_, false) ? ResetEvent::kDue : ResetEvent::kNone;
-    if (told_cid_ != config_.guest_cid) { // The driver looks at it when it is told of the reset.
+    if (told_cid_ != config_.guest_cid) { // The driver reads it when it is told of the reset.
         told_cid_ = config_.guest_cid;
         driver().change_config(0, std::as_bytes(std::span(&told_cid_, 1)));
     }
@@ -184,7 +184,7 @@ bool Vsock::is_gated() const noexcept {
     return reset_event_ != ResetEvent::kNone && has_working_queue(kEvents);
 }
 
-/// Tells the driver that its connections are gone, once it has given a buffer for that; then waits for it to give
+/// Tells the driver that its connections are gone, after it has given a buffer for that, and then waits until it gives
 /// another one. A driver without a queue for events is not told.
 void Vsock::tell_of_reset() {
     for (int useless = 0; reset_event_ == ResetEvent::kDue; ++useless) {
@@ -216,7 +216,7 @@ void Vsock::tell_of_reset() {
 
 bool Vsock::is_readable(const Connection& connection) const noexcept {
     if (!has_working_queue(kToGuest) || is_gated()) {
-        return false; // What is read goes nowhere.
+        return false; // Bytes that are read would go nowhere.
     }
     return connection.established && connection.host_sends && connection.guest_receives && !wants_room_ &&
            credit(connection) != 0;
@@ -237,7 +237,8 @@ std::vector<Source> Vsock::sources() const {
     for (const auto& [ports, connection] : connections_) {
         const std::uint32_t events = (is_readable(connection) ? static_cast<std::uint32_t>(EPOLLIN) : 0U) |
                                      (connection.to_host.empty() ? 0U : static_cast<std::uint32_t>(EPOLLOUT));
-        // The kernel reports a hang-up whatever is asked for. Once it is known, it would come again and again.
+        // The kernel reports a hang-up even if no event is asked for. If it is known already, it would be reported
+        // again and again.
         if (events != 0 || !connection.left) {
             sources.push_back({connection.fd.get(), events, connection.serial});
         }
@@ -273,7 +274,7 @@ void Vsock::look_at_source(int fd) {
     }
 }
 
-/// Moves what can be moved in both directions.
+/// Moves as many bytes and packets as possible in both directions.
 void Vsock::serve() {
     tell_of_reset();
     expire();
@@ -282,19 +283,19 @@ void Vsock::serve() {
     const bool waited = replies_.size() >= kMostReplies;
     send_to_guest();
     if (waited && replies_.size() < kMostReplies) {
-        ask_for_another_turn(); // For packets that were left, of which no doorbell will tell.
+        ask_for_another_turn(); // For packets that were left and that no doorbell will announce.
     }
     set_alarm();
 }
 
-// --- What takes too long ---------------------------------------------------------------------------------------------
+// --- Time limits -----------------------------------------------------------------------------------------------------
 
 void Vsock::expire() {
     const Clock::time_point now = config_.now();
     if (accept_again_at_ <= now) {
         accept_again_at_ = Clock::time_point::min();
     }
-    while (!greetings_.empty() && greetings_.front().deadline <= now) { // The oldest is in front.
+    while (!greetings_.empty() && greetings_.front().deadline <= now) { // The oldest greeting is in front.
         greetings_.pop_front();
     }
     for (auto connection = connections_.begin(); connection != connections_.end();) {
@@ -328,7 +329,8 @@ void Vsock::erase(Connections::iterator connection) {
     connections_.erase(connection);
 }
 
-/// The program has closed its end. The guest still gets what it wrote before. Nobody gets what the guest writes.
+/// Handles a program that has closed its end. The guest still gets what the program wrote before. What the guest writes
+/// is dropped.
 void Vsock::program_left(Connections::iterator connection) {
     Connection& there = connection->second;
     const Ports ports = connection->first;
@@ -351,10 +353,10 @@ void Vsock::program_left(Connections::iterator connection) {
     erase(connection);
 }
 
-/// Ends a connection that one side waits for in vain.
+/// Ends a connection after its time limit has passed.
 void Vsock::give_up(Connections::iterator connection) {
     const Ports ports = connection->first;
-    // The guest need not hear of a request that it has not seen.
+    // If the guest has not seen the request yet, it need not be told.
     const auto request = std::ranges::find_if(replies_, [&](const Header& header) {
         return header.operation == kRequest && ports_to_guest(header) == ports;
     });
@@ -401,9 +403,9 @@ void Vsock::take_packets() {
 std::size_t Vsock::take_packet(const Chain& chain) {
     Header header{};
     if (copy_from(chain, 0, std::as_writable_bytes(std::span(&header, 1))) != sizeof(header)) {
-        return 0; // Nothing says to whom it would have to be answered.
+        return 0; // Without a header there is nobody to answer.
     }
-    // A guest may speak for itself only (5.10.6.4.2).
+    // A guest may use only its own CID (5.10.6.4.2).
     if (header.source_cid != config_.guest_cid) {
         return 0;
     }
@@ -466,14 +468,14 @@ void Vsock::begin_connection(const Header& header) {
     UniqueFd fd;
     if (!connections_.contains(ports) && has_room_for_connection(true)) {
         fd = make_unix_socket(SOCK_STREAM);
-        // The connection is made at once, unless there is no listener or it has too many to accept already.
+        // The connection is made at once, unless there is no listener or its backlog is full.
         if (fd && connect_unix_socket(fd.get(), config_.path + "_" + std::to_string(ports.first)) != 0) {
             fd = UniqueFd();
         }
     }
     if (!fd) {
         if (const auto first = connections_.find(ports); first != connections_.end()) {
-            erase(first); // A guest that begins one twice has lost the first one.
+            erase(first); // A guest that begins a connection twice has lost the first one.
         }
         reply(ports, kReset);
         return;
@@ -488,7 +490,7 @@ void Vsock::begin_connection(const Header& header) {
 
 void Vsock::take_bytes(Connections::iterator connection, const Header& header, const Chain& chain) {
     Connection& there = connection->second;
-    // The guest sent more than it was told there is room for, or after it had said that there would be no more.
+    // The guest sent more than the room that it was told of, or it sent after it had said that it would send no more.
     if (header.length > there.to_host.room() || !there.guest_sends || !there.established) {
         const Ports ports = connection->first;
         erase(connection);
@@ -512,17 +514,17 @@ void Vsock::shut_down(Connections::iterator connection, std::uint32_t flags) {
     there.guest_receives = there.guest_receives && (flags & kReceivesNoMore) == 0;
     there.guest_sends = there.guest_sends && (flags & kSendsNoMore) == 0;
     if (there.left && !there.guest_receives) {
-        give_up(connection); // Nobody is there any more for whom anything could be done.
+        give_up(connection); // Neither side uses the connection any more.
         return;
     }
     flush(connection);
 }
 
-/// Writes what the guest sent to the program, as far as the program takes it now. Ends the connection if it is over.
+/// Writes the guest's bytes to the program, as far as the program takes them now. Ends the connection if it is over.
 void Vsock::flush(Connections::iterator connection) {
     Connection& there = connection->second;
     const Ports ports = connection->first;
-    if (there.left) { // Nobody takes these bytes, and the guest is not to wait for them.
+    if (there.left) { // Nobody takes these bytes, and the guest must not wait for them.
         there.forwarded_bytes += static_cast<std::uint32_t>(there.to_host.size());
         there.to_host.drop(there.to_host.size());
     }
@@ -551,8 +553,8 @@ void Vsock::flush(Connections::iterator connection) {
             ::shutdown(there.fd.get(), SHUT_WR);
         }
     }
-    // The guest is told when half of its bytes have been taken, so that it need not wait, and is not told of every
-    // byte. It is not told again while that waits for a buffer of the guest's.
+    // The guest is told when half of its buffer has been taken, so that it need not wait and is not told of every byte.
+    // It is not told again while that packet waits for a buffer of the guest.
     if (there.forwarded_bytes - there.announced_bytes >= kBufferBytes / 2 && there.guest_sends) {
         there.announced_bytes = there.forwarded_bytes;
         reply(ports, kCreditUpdate);
@@ -567,11 +569,11 @@ void Vsock::accept_programs() {
         if (fd) {
             if (greetings_.size() < kMostGreetings) {
                 greetings_.push_back({std::move(fd), next_serial_++, config_.now() + kGreetingTime});
-            } // Else it is closed: it hears at once that there is no room.
+            } // Otherwise it is closed, so the program notices at once that there is no room.
         } else if (errno == EMFILE || errno == ENFILE) {
             refuse_program();
         } else {
-            if (errno == ENOBUFS || errno == ENOMEM) { // It would be reported as ready again and again.
+            if (errno == ENOBUFS || errno == ENOMEM) { // The socket would be reported as ready again and again.
                 accept_again_at_ = config_.now() + kAcceptPause;
             }
             return;
@@ -579,7 +581,7 @@ void Vsock::accept_programs() {
     }
 }
 
-/// Takes the next program out of the queue and closes it, because there is no descriptor left to speak to it.
+/// Accepts the next program and closes its connection, because there is no descriptor left to speak to it.
 void Vsock::refuse_program() {
     spare_.reset();
     UniqueFd(::accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)).reset();
@@ -591,7 +593,7 @@ void Vsock::refuse_program() {
 
 void Vsock::read_greeting(const std::deque<Greeting>::iterator& greeting) {
     constexpr std::string_view kWord = "CONNECT ";
-    // It is read byte by byte, because what comes after the line belongs to the guest.
+    // The line is read byte by byte, because the bytes after it belong to the guest.
     for (char next = 0; next != '\n';) {
         const ssize_t count = ::recv(greeting->fd.get(), &next, 1, MSG_DONTWAIT);
         if (count < 0 && would_block(errno)) {
@@ -618,7 +620,7 @@ void Vsock::read_greeting(const std::deque<Greeting>::iterator& greeting) {
 
 void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     if (replies_.size() >= kMostReplies || !has_room_for_connection(false)) {
-        return; // Closes it.
+        return; // This closes the connection.
     }
     while (connections_.contains({next_port_, port})) {
         next_port_ = next_port_ == UINT32_MAX ? kFirstHostPort : next_port_ + 1;
@@ -655,7 +657,7 @@ void Vsock::reply(const Ports& ports, std::uint16_t operation, std::uint32_t fla
     replies_.push_back(header);
 }
 
-/// Puts a packet into the guest's buffer that room_ is. Returns false if the header did not fit.
+/// Puts a packet into room_, the guest's buffer. Returns false if the header did not fit.
 bool Vsock::put_packet(const Header& header) {
     Header whole = header;
     if (const auto connection = connections_.find(ports_to_guest(header)); connection != connections_.end()) {
@@ -672,7 +674,7 @@ void Vsock::send_to_guest() {
     if (!has_working_queue(kToGuest) || is_gated()) {
         return;
     }
-    int useless = 0; // The guest may go on offering such for ever.
+    int useless = 0; // The guest may offer such buffers without end.
     const auto has_room = [&] {
         while (!has_room_) {
             if (useless == kMostUselessAtOnce) {
@@ -685,7 +687,7 @@ void Vsock::send_to_guest() {
             }
             has_room_ = room_.writable_bytes > sizeof(Header);
             if (!has_room_) {
-                working_queue(kToGuest)->push(room_.head, 0); // Of no use to anybody.
+                working_queue(kToGuest)->push(room_.head, 0); // The buffer is of no use.
                 ++useless;
             }
         }
@@ -699,7 +701,7 @@ void Vsock::send_to_guest() {
     if (!replies_.empty()) {
         return;
     }
-    // Begin where the last turn ended, so that nobody is left out.
+    // Begin where the last turn ended, so that every connection has its turn.
     int budget = kMostAtOnce;
     std::size_t bytes = 0;
     for (std::size_t left = connections_.size(); left != 0 && budget > 0 && bytes < kMostBytesATurn; --left) {
@@ -707,7 +709,7 @@ void Vsock::send_to_guest() {
         if (connection == connections_.end()) {
             connection = connections_.begin();
         }
-        const auto next = std::next(connection); // It may be over.
+        const auto next = std::next(connection); // The connection may end meanwhile.
         next_to_read_ = next == connections_.end() ? Ports{} : next->first;
         for (int packets = 0;
              packets < kMostOfOneProgram && budget > 0 && is_readable(connection->second) && has_room(); ++packets) {
@@ -721,11 +723,11 @@ void Vsock::send_to_guest() {
     }
 }
 
-/// Reads from the program into the buffer that room_ is. Returns how many bytes; nothing if there is no more to read
-/// now, or if the connection is over.
+/// Reads from the program into room_, the guest's buffer. Returns the number of bytes; nothing if there is no more to
+/// read now, or if the connection is over.
 std::optional<std::size_t> Vsock::send_bytes(Connections::iterator connection) {
     Connection& there = connection->second;
-    // The header goes to the front of the buffer, and the bytes go straight behind it.
+    // The header goes to the front of the buffer, and the bytes go directly behind it.
     std::array<iovec, 64> pieces{};
     std::size_t count = 0;
     std::uint64_t skip = sizeof(Header);
@@ -739,7 +741,7 @@ std::optional<std::size_t> Vsock::send_bytes(Connections::iterator connection) {
             left -= bytes;
         }
     }
-    if (count == 0) { // In too many pieces to hold more than a header: given back.
+    if (count == 0) { // The buffer has too many pieces to hold more than a header: it is given back.
         has_room_ = false;
         working_queue(kToGuest)->push(room_.head, 0);
         return 0;
@@ -751,7 +753,7 @@ std::optional<std::size_t> Vsock::send_bytes(Connections::iterator connection) {
     if (received < 0 && would_block(errno)) {
         return std::nullopt;
     }
-    if (received <= 0) { // It sends no more, or it has gone altogether.
+    if (received <= 0) { // The program sends no more, or it has gone.
         there.host_sends = false;
         const bool has_gone = received < 0 || is_hung_up(there.fd.get());
         Header header = header_to_guest(connection->first, kShutdown);

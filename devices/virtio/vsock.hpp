@@ -22,49 +22,49 @@
 
 namespace vmm::devices::virtio {
 
-/// What a vsock device stands on. Other small VMMs have it in the same way:
+/// The settings of a vsock device. It maps connections to unix sockets like other small VMMs:
 ///
 /// - Host to guest: a program connects to the unix socket `path` and writes "CONNECT <port>\n". If the guest listens on
-///   that port, the answer is "OK <a port of the host's>\n", and bytes flow. Otherwise the connection is closed.
+///   that port, the answer is "OK <a port of the host>\n", and bytes flow. Otherwise the connection is closed.
 /// - Guest to host: if the guest connects to port P of CID 2, the device connects to the unix socket `<path>_<P>`.
 struct VsockConfig {
-    std::uint32_t guest_cid = 3; ///< 3 to 0xfffffffe: below are the hypervisor, loopback and the host
+    std::uint32_t guest_cid = 3; ///< 3 to 0xfffffffe: lower numbers are the hypervisor, loopback and the host
     std::string path;            ///< see check_vsock_path()
-    std::function<void(const std::string&)> warn{}; ///< the user; may be empty
+    std::function<void(const std::string&)> warn{}; ///< warns the user; may be empty
     std::function<Alarm::Clock::time_point()> now = &Alarm::Clock::now;
 };
 
 /// Checks that a vsock can have its unix socket at `path`. A path has 1 to 96 bytes, so that a port fits behind it. It
-/// does not end in '_' and digits, because the guest of another vsock could connect to it as to a port. Throws Error.
+/// must not end in '_' and digits, because the guest of another vsock could connect to it as to a port. Throws Error.
 void check_vsock_path(const std::string& path);
 
-/// The device. Neither side makes it hold more than kMostConnections connections of kBufferBytes each. A connection for
-/// which there is no room is closed at once.
+/// The device. Neither side can make it hold more than kMostConnections connections of kBufferBytes each. If there is
+/// no room for a connection, it is closed at once.
 ///
 /// Bytes for a program that does not read wait here, up to the room that the guest was told of. Bytes for a guest that
-/// does not read wait in the unix socket. A program that goes away is noticed at any time, also while the guest neither
-/// answers nor reads.
+/// does not read wait in the unix socket. The device notices at any time that a program has gone, even if the guest
+/// neither answers nor reads.
 ///
-/// Connections do not outlive a pause that ends in another process: the device that is made from the state tells the
+/// Connections do not survive a pause that ends in another process. The device that is made from the state tells the
 /// driver so (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, 5.10.6.7), and sends nothing else until the driver has seen it.
 ///
-/// Threads: one, but for identity().
+/// Threads: one, except for identity().
 class Vsock final : public SynchronousDevice {
   public:
-    static constexpr std::size_t kMostConnections = 256; ///< that programs began, and as many that the guest began
-    static constexpr std::size_t kMostGreetings = 64;    ///< programs that have not yet said to which port they connect
-    static constexpr std::uint32_t kBufferBytes = 128 * 1024; ///< for each connection, what the guest may send ahead
+    static constexpr std::size_t kMostConnections = 256;      ///< begun by programs, and as many begun by the guest
+    static constexpr std::size_t kMostGreetings = 64;         ///< programs that have not named their port yet
+    static constexpr std::uint32_t kBufferBytes = 128 * 1024; ///< for each connection: what the guest may send ahead
     static constexpr std::size_t kMostBytesATurn = 4 * 1024 * 1024; ///< in each direction
 
-    /// How long a program may take to say to which port it connects.
+    /// How long a program may take to name its port.
     static constexpr std::chrono::seconds kGreetingTime{30};
     /// How long the guest may take to answer.
     static constexpr std::chrono::seconds kAnswerTime{10};
-    /// How long the guest may take nothing of what a program has left behind.
+    /// How long the guest may read nothing of the bytes that a program has left behind.
     static constexpr std::chrono::seconds kLeftTime{60};
 
-    /// Listens on `config.path`. Throws Error: as check_vsock_path() and UnixListener have it, or `state` is that of
-    /// no such device.
+    /// Listens on `config.path`. Throws Error as check_vsock_path() and UnixListener do, or if `state` does not belong
+    /// to such a device.
     Vsock(std::string name, const VsockConfig& config, const VsockState& state = {});
 
     [[nodiscard]] std::vector<Source> sources() const override;
@@ -88,7 +88,7 @@ class Vsock final : public SynchronousDevice {
 
     static constexpr std::size_t kMostOwnBytes = 16; ///< "OK 4294967295\n"
 
-    /// (port of the host's, port of the guest's)
+    /// (port of the host, port of the guest)
     using Ports = std::pair<std::uint32_t, std::uint32_t>;
 
     using Clock = Alarm::Clock;
@@ -98,26 +98,27 @@ class Vsock final : public SynchronousDevice {
             : fd(std::move(socket)), serial(number), by_guest(of_guest) {}
         UniqueFd fd;
         std::uint64_t serial;
-        bool by_guest;     ///< which side began it
-        bool left = false; ///< the program has gone, and left bytes for the guest behind
+        bool by_guest;                                         ///< which side began it
+        bool left = false;                                     ///< the program has gone, and left bytes for the guest
         Clock::time_point deadline = Clock::time_point::max(); ///< when it ends
         ByteRing to_host{kBufferBytes + kMostOwnBytes};        ///< from the guest, not yet written
-        /// How many bytes at the front of that are our answer to the program. They do not count in forwarded_bytes: a
-        /// guest that is told of more than it has sent believes that there is no room at all.
+        /// The number of bytes at the front of to_host that are our answer to the program. They do not count in
+        /// forwarded_bytes: if a guest is told of more bytes than it has sent, it believes that there is no room at
+        /// all.
         std::size_t own_bytes = 0;
-        bool established = false;                ///< the guest has answered, or began it
-        bool guest_sends = true;                 ///< it has not shut that down
-        bool guest_receives = true;              ///< likewise
-        bool host_sends = true;                  ///< the program has not
-        std::uint32_t guest_buffer_bytes = 0;    ///< buf_alloc: how much the guest has room for
-        std::uint32_t guest_forwarded_bytes = 0; ///< fwd_cnt: how much of ours its program has taken
-        std::uint32_t sent_bytes = 0;            ///< tx_cnt: how much we have sent
-        std::uint32_t forwarded_bytes = 0;       ///< our fwd_cnt: what the program has taken
-        std::uint32_t announced_bytes = 0;       ///< the fwd_cnt that the guest was last told, or will be
+        bool established = false;                ///< the guest has answered, or began the connection
+        bool guest_sends = true;                 ///< the guest has not shut down sending
+        bool guest_receives = true;              ///< the guest has not shut down receiving
+        bool host_sends = true;                  ///< the program has not shut down sending
+        std::uint32_t guest_buffer_bytes = 0;    ///< buf_alloc: how much room the guest has
+        std::uint32_t guest_forwarded_bytes = 0; ///< fwd_cnt: how many of our bytes its program has taken
+        std::uint32_t sent_bytes = 0;            ///< tx_cnt: how many bytes we have sent
+        std::uint32_t forwarded_bytes = 0;       ///< our fwd_cnt: how many bytes the program has taken
+        std::uint32_t announced_bytes = 0;       ///< the last fwd_cnt that the guest was told, or will be told
     };
     using Connections = std::map<Ports, Connection>;
 
-    /// A program that has connected and not yet said to which port.
+    /// A program that has connected and has not named its port yet.
     struct Greeting {
         UniqueFd fd;
         std::uint64_t serial = 0;
@@ -129,7 +130,7 @@ class Vsock final : public SynchronousDevice {
     enum class ResetEvent {
         kNone,
         kDue,
-        kTold, ///< it has not yet given another buffer for events, which it does after it has dropped them
+        kTold, ///< it has not given another buffer for events yet, which it does after it has dropped them
     };
 
     void begin(std::uint64_t features) override;
@@ -137,13 +138,13 @@ class Vsock final : public SynchronousDevice {
     void forget_queue(std::uint16_t index) noexcept override;
     [[nodiscard]] std::uint16_t put_back(std::uint16_t index) noexcept override;
     void tell_of_reset();
-    /// Whether nothing may go to the guest: it would take it for part of a connection that it is to drop.
+    /// True if nothing may go to the guest, because it would take it for part of a connection that it must drop.
     [[nodiscard]] bool is_gated() const noexcept;
     void look_at_doorbell(std::uint16_t index) override;
     void look_at_source(int fd) override;
     void serve() override;
     void take_packets();
-    /// Returns how many bytes for a program it had.
+    /// Returns the number of bytes for a program that the packet had.
     std::size_t take_packet(const Chain& chain);
     void begin_connection(const Header& header);
     void take_bytes(Connections::iterator connection, const Header& header, const Chain& chain);
@@ -152,7 +153,7 @@ class Vsock final : public SynchronousDevice {
     void program_left(Connections::iterator connection);
     void give_up(Connections::iterator connection);
     void erase(Connections::iterator connection);
-    /// Whether another connection of that side may begin. A connection that was left behind makes room.
+    /// True if that side may begin another connection. A connection that a program has left may be ended to make room.
     [[nodiscard]] bool has_room_for_connection(bool by_guest);
     void expire();
     void set_alarm();
@@ -170,25 +171,25 @@ class Vsock final : public SynchronousDevice {
 
     VsockConfig config_;
     UnixListener listener_;
-    UniqueFd spare_; ///< given up to refuse a program if there is no other descriptor left
+    UniqueFd spare_; ///< closed to refuse a program if there is no other descriptor left
     Alarm alarm_;
     Clock::time_point alarm_at_ = Clock::time_point::max();
-    Clock::time_point accept_again_at_ = Clock::time_point::min(); ///< until then nobody can be accepted
+    Clock::time_point accept_again_at_ = Clock::time_point::min(); ///< until then no program is accepted
     Chain chain_;                                                  ///< of the queue of packets from the guest
     Chain room_;                                                   ///< of the queue of packets to the guest
     bool has_room_ = false;                                        ///< room_ was popped and is not used yet
-    bool wants_room_ = false; ///< the guest has offered no buffer for what is there
+    bool wants_room_ = false; ///< the guest has offered no buffer for the waiting bytes
     Connections connections_;
-    std::size_t begun_by_guest_ = 0; ///< how many of them
-    Ports next_to_read_{};           ///< whose turn it is to be read from
+    std::size_t begun_by_guest_ = 0; ///< how many of them the guest began
+    Ports next_to_read_{};           ///< the next connection to read from
     std::deque<Greeting> greetings_;
     std::deque<Header> replies_; ///< packets without payload for the guest
     std::uint64_t next_serial_ = 1;
-    std::uint32_t told_cid_; ///< what the guest has in its configuration space
-    bool had_driver_;        ///< a device before this one had it
+    std::uint32_t told_cid_; ///< the CID in the guest's configuration space
+    bool had_driver_;        ///< an earlier device had the driver
     ResetEvent reset_event_ = ResetEvent::kNone;
-    std::uint16_t event_buffers_ = 0; ///< that were there when it was told
-    std::uint32_t next_port_;         ///< of the host's, for connections that a program begins
+    std::uint16_t event_buffers_ = 0; ///< the buffers that were there when the driver was told
+    std::uint32_t next_port_;         ///< of the host, for connections that a program begins
 };
 
 } // namespace vmm::devices::virtio

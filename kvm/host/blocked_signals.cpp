@@ -6,8 +6,8 @@ namespace vmm {
 
 namespace {
 
-/// Faults stay unblocked: the kernel kills a thread that faults with the signal blocked, and does not ask the handler
-/// by which the process may want to clean up.
+/// Faults stay unblocked. If a thread faults while the signal is blocked, the kernel kills it without calling the
+/// handler that the process may need to clean up.
 sigset_t block_all_signals() {
     sigset_t all;
     sigset_t before;

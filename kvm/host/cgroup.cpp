@@ -8,10 +8,10 @@ namespace vmm {
 
 namespace {
 
-/// `group` (absolute within the hierarchy) and all above it, down to `mount`.
+/// The folder of `group` (absolute within the hierarchy) and all folders above it, up to `mount`.
 std::vector<std::filesystem::path> folders_of(const std::filesystem::path& mount, const std::filesystem::path& group) {
     std::vector<std::filesystem::path> folders{mount};
-    // A group outside of the process's cgroup namespace is told as "/../name": of that nothing can be seen.
+    // The kernel shows a group outside of the process's cgroup namespace as "/../name". No folder of it is visible.
     if (std::ranges::find(group, "..") == group.end()) {
         for (const std::filesystem::path& name : group.relative_path()) {
             if (!name.empty()) {
@@ -23,7 +23,7 @@ std::vector<std::filesystem::path> folders_of(const std::filesystem::path& mount
     return folders;
 }
 
-/// Where version 2 is: beside version 1 it has a folder of its own.
+/// The mount of version 2. If version 1 is mounted, too, version 2 has a folder of its own below it.
 std::filesystem::path version_2_mount(const std::filesystem::path& mount) {
     std::error_code ignored;
     const std::filesystem::path unified = mount / "unified";
@@ -33,7 +33,7 @@ std::filesystem::path version_2_mount(const std::filesystem::path& mount) {
 } // namespace
 
 std::vector<CgroupLineage> cgroup_lineages(std::string_view controller, const CgroupRoots& roots) {
-    // A line is "number:controllers:group"; of version 2 "0::group".
+    // A line is "number:controllers:group". For version 2 it is "0::group".
     std::ifstream groups(roots.self);
     std::vector<CgroupLineage> lineages;
     const std::string wanted = "," + std::string(controller) + ",";

@@ -9,7 +9,7 @@ namespace vmm {
 
 namespace {
 
-/// What holds for every call. A place that knows better says so in a table of its own.
+/// Advice that holds for every call. A place that knows better has a table of its own.
 constexpr std::array kGeneralAdvice{
     ErrnoAdvice{EACCES, "see who may do this: the permissions of the file and of the directories above it, and what a "
                         "container or a security module forbids"},

@@ -12,43 +12,43 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// What went wrong on the host, or in what the user asked for. `what()` is one line, fit to be shown as it is: what we
-/// tried, on what, why it failed and what the reader can do. A fault of the guest is never an Error; it is a value.
+/// An error of the host, or in what the user asked for. `what()` is one line that can be shown as it is: what we tried,
+/// on what, why it failed and what the reader can do. A fault of the guest is never an Error; it is a value.
 class Error : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
 };
 
-/// The embedding program used an object in a way that it does not allow at this moment: ran a machine twice, say.
+/// The embedding program used an object in a way that is not allowed at this moment, e.g. it ran a machine twice.
 class UsageError : public Error {
   public:
     using Error::Error;
 };
 
-/// What a reader can do about one value of errno, where one call gave it.
+/// What a reader can do about one value of errno that one particular call gave.
 struct ErrnoAdvice {
     int error_number = 0;
     std::string_view advice;
 };
 
-/// What a reader can do about `error_number`, whatever call gave it; empty if that is not known without the call
-/// (EINVAL, say). Safe to call from any thread.
+/// What a reader can do about `error_number`, whatever call gave it. Empty if that depends on the call (e.g. EINVAL).
+/// Safe to call from any thread.
 [[nodiscard]] std::string_view errno_advice(int error_number) noexcept;
 
-/// What `table` says of `error_number`; if it says nothing, what errno_advice(error_number) says.
+/// The advice that `table` has for `error_number`; if it has none, that of errno_advice(error_number).
 [[nodiscard]] std::string_view errno_advice(int error_number, std::span<const ErrnoAdvice> table) noexcept;
 
-/// Throws Error "cannot <tried>: <reason of error_number> (<advice>)", with the advice that `table` has for this
-/// number, or else the general one. There are no brackets if there is no advice. `error_number` is a value of errno,
-/// taken by the caller before anything can change it. Advice belongs to the number: the same call fails for different
-/// reasons.
+/// Throws Error "cannot <tried>: <reason of error_number> (<advice>)". The advice is that of `table` for this number,
+/// or else the general one; without advice there are no brackets. The caller must read `error_number` from errno before
+/// another call can change it. Advice belongs to the number because the same call fails for different reasons.
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::span<const ErrnoAdvice> table);
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::initializer_list<ErrnoAdvice> table);
 
-/// The same with advice that the caller chose by looking at `error_number`; the general one if it is empty.
+/// As above, with advice that the caller chose by looking at `error_number`. If it is empty, the general advice is
+/// used.
 [[noreturn]] void throw_errno(int error_number, std::string_view tried, std::string_view advice = {});
 
-/// The reason that belongs to a value of errno, e.g. "Permission denied". Safe to call from any thread.
+/// The reason for a value of errno, e.g. "Permission denied". Safe to call from any thread.
 std::string errno_reason(int error_number);
 
 } // namespace vmm

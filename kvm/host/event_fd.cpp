@@ -18,8 +18,8 @@ EventFd::EventFd() : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
 
 void EventFd::signal() const noexcept {
     // If the counter is full, the answer is EAGAIN, and the descriptor is readable already. Linux does not interrupt
-    // this call, but what emulates or filters system calls may. Then a thread would sleep for ever if nobody called
-    // again. kvm/host/retry.hpp waits, which a signal handler must not.
+    // this call, but a program that emulates or filters system calls may. Without another try a thread could sleep for
+    // ever. kvm/host/retry.hpp is not used because it waits, and a signal handler must not wait.
     constexpr int kMostTries = 100;
     const std::uint64_t one = 1;
     for (int tries = 0; tries < kMostTries; ++tries) {

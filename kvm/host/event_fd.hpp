@@ -1,4 +1,4 @@
-// An eventfd: how one thread wakes another's event loop, and how a device raises a line.
+// An eventfd: one thread wakes another's event loop with it, and a device raises an interrupt line with it.
 #pragma once
 
 #include "kvm/host/export.hpp"
@@ -7,7 +7,8 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// A counter in the kernel that a file descriptor waits on. Threads: any. signal() may be called from a signal handler.
+/// A counter in the kernel with a file descriptor to wait on. Threads: any. signal() may be called from a signal
+/// handler.
 class EventFd {
   public:
     /// Throws Error if the process has no descriptor left.

@@ -37,7 +37,7 @@ UniqueFd open_at(int directory, const char* path, int flags, mode_t mode) noexce
 }
 
 UniqueFd open_directory_at(int directory, const char* path, int flags) noexcept {
-    // A server gives away no list of what is in a directory.
+    // A server does not allow a directory to be listed.
     const int access = file_server() != nullptr ? O_PATH : O_RDONLY;
     return open_at(directory, path, access | O_DIRECTORY | O_CLOEXEC | flags);
 }
@@ -63,7 +63,7 @@ bool rename_at(int directory, const char* from, const char* to, unsigned flags) 
     if (flags == 0) {
         return ::renameat(directory, from, directory, to) == 0;
     }
-    // glibc has had a function for it since 2.28, and musl has none.
+    // glibc has had a function for this call since 2.28; musl has none.
     return ::syscall(SYS_renameat2, directory, from, directory, to, flags) == 0;
 }
 

@@ -1,4 +1,4 @@
-#define FMT_HEADER_ONLY // Here, and nowhere else.
+#define FMT_HEADER_ONLY // Defined here, and in no other file.
 #include "kvm/host/format.hpp"
 
 #include <fmt/format.h>

@@ -31,8 +31,8 @@ enum class GuestAddress : std::uint64_t {};
     return GuestAddress{to_integer(address) + bytes};
 }
 
-/// `size` bytes of guest-physical memory from `base` on. A range read from the guest or from a file may wrap:
-/// `contains` and `overlaps` hold for every value.
+/// `size` bytes of guest-physical memory from `base` on. A range that was read from the guest or from a file may wrap;
+/// `contains` and `overlaps` are correct for every value.
 struct GuestRange {
     GuestAddress base{};
     std::uint64_t size = 0;
@@ -42,7 +42,7 @@ struct GuestRange {
     /// The address after the last byte. Only for ranges known not to wrap.
     [[nodiscard]] constexpr GuestAddress end() const noexcept { return GuestAddress{to_integer(base) + size}; }
 
-    /// True if all of `inner` lies within this range. An empty `inner` is inside if its base is, or is the end.
+    /// True if all of `inner` lies within this range. An empty `inner` is inside if its base is inside or is the end.
     [[nodiscard]] constexpr bool contains(GuestRange inner) const noexcept {
         if (inner.base < base) {
             return false;
@@ -51,7 +51,7 @@ struct GuestRange {
         return offset <= size && inner.size <= size - offset;
     }
 
-    /// True if at least one byte is in both.
+    /// True if at least one byte is in both ranges.
     [[nodiscard]] constexpr bool overlaps(GuestRange other) const noexcept {
         if (size == 0 || other.size == 0) {
             return false;

@@ -70,7 +70,7 @@ void give_advice(std::span<std::byte> memory, int advice, const char* what) {
     }
 }
 
-/// MADV_(NO)HUGEPAGE answers EINVAL on a kernel built without transparent huge pages; there, every page is 4 KiB.
+/// MADV_(NO)HUGEPAGE answers EINVAL if the kernel was built without transparent huge pages. There, every page is 4 KiB.
 void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
     const bool wanted = page_size == PageSize::kThp;
     if (hugetlb_flags(page_size) != 0 ||
@@ -81,15 +81,15 @@ void advise_huge_pages(std::span<std::byte> memory, PageSize page_size) {
                 kAdviseAdvice);
 }
 
-/// A parent may have offered all memory of this process to KSM (PR_SET_MEMORY_MERGE, prctl(2)). KSM takes mappings
-/// away, and lets guests learn of each other. A kernel that was built without KSM answers MADV_UNMERGEABLE with EINVAL.
+/// A parent may have offered all memory of this process to KSM (PR_SET_MEMORY_MERGE, prctl(2)). KSM removes mappings,
+/// and lets guests learn of each other. A kernel that was built without KSM answers MADV_UNMERGEABLE with EINVAL.
 void keep_from_merging(std::span<std::byte> memory) {
     if (::madvise(memory.data(), memory.size(), MADV_UNMERGEABLE) != 0 && errno != EINVAL) {
         throw_errno(errno, "advise no same-page merging for guest memory", kAdviseAdvice);
     }
 }
 
-/// Huge pages of the pool are reserved at once, so that a shortage is an error then and not a SIGBUS later.
+/// Huge pages of the pool are reserved at once, so that a shortage is an error now and not a SIGBUS later.
 int mapping_flags(PageSize page_size) {
     return hugetlb_flags(page_size) != 0 ? hugetlb_flags(page_size) : MAP_NORESERVE;
 }
@@ -119,7 +119,7 @@ std::uint64_t GuestMemory::region_alignment() const noexcept {
     return std::max(2 * kMiB, largest_page_bytes(page_size_));
 }
 
-/// Address space for a region at `range`, after all checks of it.
+/// Checks `range` and reserves address space for its region.
 Mapping GuestMemory::reserve(GuestRange range) const {
     const std::string tried = "cannot make guest memory at " + to_string(range) + " of " + format_bytes(range.size);
     const std::uint64_t page_bytes = certain_page_bytes(page_size_);
@@ -179,8 +179,9 @@ GuestMemory::NewRegion GuestMemory::map_pluggable(GuestRange range, SpareFile sp
     return {range, std::move(mapping), false, spare};
 }
 
-/// Puts the spare file where the guest's memory was. The kernel takes a huge page of a pool only as a whole (linux:
-/// hugetlb_vm_op_split). So if a piece of the file ends inside of such a page, small pages replace all of it first.
+/// Puts the spare file in the place of the guest's memory. The kernel unmaps a huge page of a pool only as a whole
+/// (linux: hugetlb_vm_op_split). So if a piece of the file would end inside such a page, small pages replace all of the
+/// memory first.
 void GuestMemory::take_away(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
     if (!is_aligned(spare.bytes, certain_page_bytes(page_size_))) {
         mapping.put_anonymous(offset, size, MAP_NORESERVE, "guest memory that is not plugged");
@@ -188,7 +189,7 @@ void GuestMemory::take_away(Mapping& mapping, std::uint64_t offset, std::uint64_
     put_spare(mapping, offset, size, spare);
 }
 
-/// Where the spare file is mapped follows from the offset alone, so that neighbours are one mapping.
+/// The position in the spare file follows from the offset alone, so that neighbouring pieces become one mapping.
 void GuestMemory::put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
     const std::span<std::byte> bytes = mapping.bytes().subspan(offset, size);
     while (size != 0) {
@@ -226,7 +227,7 @@ void GuestMemory::plug(GuestRange range, const std::optional<FilePart>& file) {
         take_away(mapping, offset, range.size, spares_[index]);
         throw;
     }
-    note_write(mapping.bytes().subspan(offset, range.size)); // Its content is another one.
+    note_write(mapping.bytes().subspan(offset, range.size)); // The content has changed.
 }
 
 void GuestMemory::unplug(GuestRange range) {
@@ -302,11 +303,11 @@ bool GuestMemory::discard(std::span<std::byte> bytes) const noexcept {
         if (has_files_[i]) {
             return false;
         }
-        // Offsets, not addresses, are rounded: a region begins and ends at a page.
+        // The code rounds offsets, not addresses, because a region begins and ends at a page.
         const std::uint64_t offset = start - region_start;
         const std::uint64_t first = *align_up(offset, 4 * kKiB);
         const std::uint64_t end = align_down(offset + bytes.size(), 4 * kKiB);
-        // Not MADV_FREE: the pages are to be gone, and to be seen as gone, now.
+        // MADV_FREE is not used, because the pages must be gone, and be seen to be gone, at once.
         if (first >= end) {
             return true;
         }

@@ -25,20 +25,21 @@ class WriteLog;
 
 /// What backs guest RAM on the host.
 enum class PageSize {
-    k4K,  ///< 4 KiB pages; transparent huge pages are advised against.
-    kThp, ///< Transparent huge pages where the host can give them, 4 KiB pages elsewhere.
+    k4K,  ///< 4 KiB pages; the kernel is told not to use transparent huge pages.
+    kThp, ///< Transparent huge pages if the host can give them, 4 KiB pages otherwise.
     k2M,  ///< 2 MiB pages of the hugetlb pool.
     k1G,  ///< 1 GiB pages of the hugetlb pool.
 };
 
 /// The name used on the command line and in the report: "4K", "thp", "2M", "1G".
 [[nodiscard]] std::string_view to_string(PageSize page_size) noexcept;
-/// Bytes of one host page that is certain: 4 KiB for k4K and kThp, else the hugetlb size.
+/// The smallest host page there may be, in bytes: 4 KiB for k4K and kThp, else the hugetlb size.
 [[nodiscard]] std::uint64_t certain_page_bytes(PageSize page_size) noexcept;
-/// Bytes of the largest host page there may be: 2 MiB for kThp, else as `certain_page_bytes`.
+/// The largest host page there may be, in bytes: 2 MiB for kThp, else as `certain_page_bytes`.
 [[nodiscard]] std::uint64_t largest_page_bytes(PageSize page_size) noexcept;
 
-/// Whether the pages come from a pool of the host's (hugetlb): set aside before, never swapped or moved.
+/// True if the pages come from a pool of the host (hugetlb). Such pages are set aside before, and never swapped or
+/// moved.
 [[nodiscard]] constexpr bool is_from_pool(PageSize page_size) noexcept {
     return page_size == PageSize::k2M || page_size == PageSize::k1G;
 }
@@ -51,7 +52,7 @@ struct MemoryRegion {
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {host, range.size}; }
 };
 
-/// Memory that exists already, and becomes a part of a new region: a part of a file in memory.
+/// Existing memory that becomes a part of a new region: a part of a file in memory.
 struct FilePart {
     std::uint64_t offset = 0; ///< in the region
     std::uint64_t size = 0;
@@ -60,26 +61,27 @@ struct FilePart {
     Sharing sharing = Sharing::kShared;
 };
 
-/// What stands where memory that can be plugged is not: a file in memory, again and again. Whoever touches memory that
-/// is not plugged touches that, so that nobody faults, and the host never gives more for it than the file is large.
+/// A file in memory that fills, mapped again and again, the places where pluggable memory is not plugged. Whoever
+/// touches memory that is not plugged touches this file. So nobody faults, and the host never gives more memory for it
+/// than the file is large.
 struct SpareFile {
     int fd = -1;             ///< on loan, for as long as the memory lives; pages of 4 KiB
-    std::uint64_t bytes = 0; ///< a multiple of 2 MiB; each of so many bytes takes a mapping
+    std::uint64_t bytes = 0; ///< a multiple of 2 MiB; one mapping is needed for each such number of bytes
 };
 
 /// Owns guest RAM on the host side; knows nothing of KVM. Every access to guest memory by address goes through `at`.
-/// Regions may be added while it is used; none is ever moved or taken away. Parts of a region that was made for that
-/// come and go; at() does not tell whether they are there.
+/// Regions may be added while the memory is used; no region is ever moved or taken away. Parts of a pluggable region
+/// come and go, and at() does not tell whether they are plugged.
 ///
-/// Threads: every const member may be called from any thread, also while a region is added; add() from one thread at a
-/// time. The *content* is the guest's: it changes at any time, so what decides anything is copied first (`load`,
-/// `copy_out`) and the copy is checked.
+/// Threads: any thread may call the const members, also while a region is added; one thread at a time may call add().
+/// The *content* belongs to the guest and changes at any time: before a decision the data must be copied (`load`,
+/// `copy_out`), and the copy must be checked.
 class GuestMemory {
   public:
     /// The most regions there can be.
     static constexpr std::size_t kMaxRegions = 16;
 
-    /// A region that is mapped, and not yet part of the memory.
+    /// A region that is mapped, but not yet part of the memory.
     class NewRegion {
       public:
         [[nodiscard]] const MemoryRegion& region() const noexcept { return region_; }
@@ -94,44 +96,47 @@ class GuestMemory {
         SpareFile spare_;
     };
 
-    /// Maps one region for each range of `layout` (ascending, not overlapping, at most kMaxRegions; otherwise as
-    /// `map`). Throws Error.
+    /// Maps one region for each range of `layout`. The ranges must be ascending, must not overlap, and must be at most
+    /// kMaxRegions; otherwise as `map`. Throws Error.
     GuestMemory(std::span<const GuestRange> layout, PageSize page_size);
-    /// Without any region yet.
+    /// Memory without any region yet.
     explicit GuestMemory(PageSize page_size) noexcept : page_size_(page_size) {}
 
-    /// Of memory that somebody else has mapped, and keeps mapped for longer than this lives: `loans` in ascending order
-    /// of address, not overlapping, each congruent as MemoryRegion says. Throws Error: more than kMaxRegions.
+    /// Memory that somebody else has mapped and keeps mapped for longer than this object lives. `loans` are in
+    /// ascending order of address, do not overlap, and are each congruent as MemoryRegion says. Throws Error if there
+    /// are more than kMaxRegions.
     GuestMemory(std::span<const MemoryRegion> loans, PageSize page_size);
 
-    /// Maps host memory for `range`: its base a multiple of `region_alignment`, its size of `certain_page_bytes`, not
-    /// overlapping any region. No page is populated; the advice (huge page or not, no fork, no core dump) is given
-    /// before any page exists, because later it would change nothing. Throws Error: not aligned, overlapping, too many
-    /// regions, no address space, no huge pages.
+    /// Maps host memory for `range`. Its base must be a multiple of `region_alignment`, its size a multiple of
+    /// `certain_page_bytes`, and it must not overlap a region. No page is populated; the advice (huge page or not, no
+    /// fork, no core dump) is given before any page exists, because later it would change nothing. Throws Error: not
+    /// aligned, overlapping, too many regions, no address space, no huge pages.
     ///
-    /// Where `parts` say so (in ascending order, not overlapping, whole pages of the backing), a file takes the place
-    /// of new memory. Its pages are the guest's, and if it is shared, what the guest writes is the file's.
+    /// Each of `parts` puts a file in the place of new memory. The parts must be in ascending order, must not overlap,
+    /// and must be whole pages of the backing. The pages of the file become guest memory, and if the file is shared,
+    /// the guest's writes go to the file.
     [[nodiscard]] NewRegion map(GuestRange range, std::span<const FilePart> parts = {}) const;
-    /// As map(), of memory of which nothing is there at first: see plug(). Throws Error.
+    /// Like map(), but none of the memory is plugged at first: see plug(). Throws Error.
     [[nodiscard]] NewRegion map_pluggable(GuestRange range, SpareFile spare) const;
     /// Makes `region`, which map() or map_pluggable() of this object returned, part of the memory.
     void add(NewRegion region) noexcept;
 
-    /// Maps new memory, or `file` if there is one, at `range`: whole pages of the backing in one pluggable region. No
-    /// page is populated, but pages of a pool are reserved. What was there is gone. One such call at a time, while
-    /// nobody populates or pins the range. Throws Error: nothing has changed then.
+    /// Maps new memory, or `file` if it is given, at `range`, which must be whole pages of the backing in one pluggable
+    /// region. No page is populated, but pages of a pool are reserved; the old content of `range` is lost. Only one
+    /// thread may call this at a time, and nobody may populate or pin the range meanwhile. Throws Error: nothing has
+    /// changed then.
     void plug(GuestRange range, const std::optional<FilePart>& file = {});
-    /// Takes the memory at `range` away, whole pages of the backing in one pluggable region, and its pages go back to
-    /// the host, locked ones and those of a pool, too; but those of a file stay the file's. Likewise. Throws Error:
-    /// some of the range is gone then, and plug() makes it whole again.
+    /// Takes the memory at `range` away, which must be whole pages of the backing in one pluggable region. All its
+    /// pages go back to the host, also locked pages and pages of a pool; pages of a file stay with the file. The rules
+    /// of plug() for threads hold. Throws Error: a part of the range may be gone then, and plug() makes it whole again.
     void unplug(GuestRange range);
 
-    /// What the base of a region must be a multiple of, in bytes: at least 2 MiB, and the largest page of the backing.
-    /// It makes host and guest addresses congruent modulo the largest mapping KVM could make, without which it maps
-    /// 4 KiB pages only.
+    /// The base of a region must be a multiple of this number of bytes: at least 2 MiB, and at least the largest page
+    /// of the backing. So host and guest addresses are congruent modulo the largest mapping that KVM could make;
+    /// otherwise KVM would map 4 KiB pages only.
     [[nodiscard]] std::uint64_t region_alignment() const noexcept;
 
-    /// In the order in which they were added; those of construction in ascending order.
+    /// The regions in the order in which they were added; those given to the constructor are in ascending order.
     [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept {
         return std::span(regions_).first(count_.load(std::memory_order_acquire));
     }
@@ -139,15 +144,16 @@ class GuestMemory {
     /// Sum over all regions, in bytes.
     [[nodiscard]] std::uint64_t size_bytes() const noexcept;
 
-    /// The host bytes of `range`, or nothing unless all of it lies in one region. Holds for every value of `range`.
+    /// The host bytes of `range`; nothing unless all of it lies in one region. Correct for every value of `range`.
     [[nodiscard]] std::optional<std::span<std::byte>> at(GuestRange range) const noexcept;
 
-    /// The region of a caller's last access, where the next one is likely to be, too.
+    /// Remembers the region of a caller's last access, because the next access is likely to be in the same region.
     class Hint {
         friend GuestMemory;
         MemoryRegion region_;
     };
-    /// As at(range), without a search if the range is in the region of `hint`; remembers its region there.
+    /// Like at(range), but does not search if the range is in the region of `hint`. Stores the region that it found in
+    /// `hint`.
     [[nodiscard]] std::optional<std::span<std::byte>> at(GuestRange range, Hint& hint) const noexcept {
         if (hint.region_.host == nullptr || !hint.region_.range.contains(range)) {
             const MemoryRegion* const region = find(range);
@@ -160,8 +166,8 @@ class GuestMemory {
     }
 
     /// Calls `take(std::span<std::byte>)` with the host bytes of each part of `range` that lies in one region, in
-    /// order: there are no more parts than regions. Returns false, after the parts before the gap, if the range is not
-    /// wholly RAM.
+    /// order. There are no more parts than regions. Returns false if the range is not wholly RAM; `take` has then seen
+    /// the parts before the gap.
     template <typename Take>
     [[nodiscard]] bool for_each_part(GuestRange range, Take take) const {
         while (range.size > 0) {
@@ -182,7 +188,7 @@ class GuestMemory {
         return true;
     }
 
-    /// A copy of the object at `address`, or nothing if it is not wholly RAM. Needs no alignment.
+    /// A copy of the object at `address`; nothing if it is not wholly RAM. `address` need not be aligned.
     template <typename T>
     [[nodiscard]] std::optional<T> load(GuestAddress address) const noexcept {
         static_assert(std::is_trivially_copyable_v<T>);
@@ -193,28 +199,29 @@ class GuestMemory {
         return std::bit_cast<T>(raw);
     }
 
-    /// Writes `value` at `address`; false, with nothing written, where it is not wholly RAM.
+    /// Writes `value` at `address`. Returns false and writes nothing if it is not wholly RAM.
     template <typename T>
     [[nodiscard]] bool store(GuestAddress address, const T& value) const noexcept {
         static_assert(std::is_trivially_copyable_v<T>);
         return copy_in(address, std::as_bytes(std::span{&value, 1}));
     }
 
-    /// Copies guest memory out; false, with nothing copied, where the range is not wholly RAM.
+    /// Copies guest memory to `out`. Returns false and copies nothing if the range is not wholly RAM.
     [[nodiscard]] bool copy_out(GuestAddress address, std::span<std::byte> out) const noexcept;
-    /// Copies `in` to guest memory; false, with nothing copied, where the range is not wholly RAM.
+    /// Copies `in` to guest memory. Returns false and copies nothing if the range is not wholly RAM.
     [[nodiscard]] bool copy_in(GuestAddress address, std::span<const std::byte> in) const noexcept;
 
-    /// Gives the host's pages behind `bytes` back, whole pages of 4 KiB only; they read as zeros then, and come back
-    /// one by one when they are touched. `bytes` are as at() returns them. False, with nothing done, where that cannot
-    /// be: pages of a pool of huge pages and of files, which stay the guest's, locked ones, or where `bytes` is not all
-    /// of one region. KVM drops its mappings by itself (MMU notifier).
+    /// Gives the host's pages behind `bytes` back, whole pages of 4 KiB only. They then read as zeros, and come back
+    /// one by one when they are touched; KVM drops its mappings by itself (MMU notifier). `bytes` are as at() returns
+    /// them. Returns false and does nothing if `bytes` is not all of one region, or if the pages come from a pool of
+    /// huge pages, come from a file, or are locked: such pages stay the guest's.
     [[nodiscard]] bool discard(std::span<std::byte> bytes) const noexcept;
 
-    /// From now on what copy_in(), store() and discard() write is marked in `log`, which lives until another one, or
-    /// null, takes its place; and so is what note_write() is told of. Nobody writes while this is called.
+    /// From now on copy_in(), store(), discard() and note_write() mark the pages that they write in `log`. `log` must
+    /// live until another one, or null, takes its place. Nobody may write while this is called.
     void log_writes(WriteLog* log) noexcept { write_log_.store(log, std::memory_order_release); }
-    /// `bytes`, which at() or for_each_part() returned, are about to be written by this process, or have been.
+    /// Marks `bytes` in the log. The caller is about to write them, or has written them; at() or for_each_part()
+    /// returned them.
     void note_write(std::span<const std::byte> bytes) const noexcept {
         if (WriteLog* const log = write_log_.load(std::memory_order_acquire); log != nullptr) {
             mark(*log, bytes);
@@ -225,11 +232,11 @@ class GuestMemory {
     static void mark(WriteLog& log, std::span<const std::byte> bytes) noexcept;
     [[nodiscard]] Mapping reserve(GuestRange range) const;
     void advise(std::span<std::byte> bytes) const;
-    /// The index of the pluggable region that all of `range` lies in.
+    /// The index of the pluggable region that contains all of `range`.
     [[nodiscard]] std::size_t pluggable(GuestRange range) const noexcept;
     void take_away(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const;
     void put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const;
-    /// The region that all of `range` lies in; null if there is none.
+    /// The region that contains all of `range`; null if there is none.
     [[nodiscard]] const MemoryRegion* find(GuestRange range) const noexcept {
         for (const MemoryRegion& region : regions()) {
             if (region.range.contains(range)) {
@@ -244,7 +251,8 @@ class GuestMemory {
     std::array<MemoryRegion, kMaxRegions> regions_;
     std::array<bool, kMaxRegions> has_files_{};
     std::array<SpareFile, kMaxRegions> spares_{}; ///< of pluggable regions
-    /// How many of the regions there are. Released after a region is written, so that whoever sees it sees all of it.
+    /// The number of regions. It is released after a region is written, so that whoever sees the number sees the whole
+    /// region.
     std::atomic<std::size_t> count_{0};
     std::atomic<WriteLog*> write_log_{nullptr};
 };

@@ -20,7 +20,7 @@ namespace vmm {
 
 namespace {
 
-/// One mapping as smaps tells of it.
+/// One mapping as smaps describes it.
 struct MappingFacts {
     std::uintptr_t start = 0;
     std::uintptr_t end = 0;
@@ -33,7 +33,7 @@ struct MappingFacts {
     }
 };
 
-/// False if there is nothing to read: a process has at least one mapping.
+/// Returns false if nothing could be read: a process has at least one mapping.
 bool for_each_mapping(const std::string& proc, const std::function<void(const MappingFacts&)>& visit) {
     std::ifstream smaps(proc + "/smaps");
     MappingFacts facts;
@@ -78,7 +78,7 @@ std::optional<ResidentMemory> resident_memory_of(std::span<const std::byte> piec
 
 namespace {
 
-/// A member of status that is a number of KiB, in bytes; nothing if there is none.
+/// The value of a member of status that is given in KiB, in bytes; nothing if there is no such member.
 std::optional<std::uint64_t> status_bytes(const std::string& proc, std::string_view name) {
     std::ifstream status(proc + "/status");
     std::string word;
@@ -128,14 +128,14 @@ void release_program_pages() noexcept {
         [](dl_phdr_info* program, std::size_t, void*) {
             const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
             for (const ElfW(Phdr) & segment : std::span(program->dlpi_phdr, program->dlpi_phnum)) {
-                // What the dynamic linker writes to lies in segments that can be written. Those keep what was written.
+                // The dynamic linker writes only to writable segments. Those must keep what was written.
                 if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) {
                     continue;
                 }
                 const std::uintptr_t begin = (program->dlpi_addr + segment.p_vaddr) & ~(page - 1);
                 const std::uintptr_t end = (program->dlpi_addr + segment.p_vaddr + segment.p_memsz) & ~(page - 1);
                 if (end > begin) {
-                    // The linker's own addresses. Who may not do this keeps the pages.
+                    // The addresses are the dynamic linker's own. A process that may not do this keeps the pages.
                     ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
                 }
             }

@@ -1,4 +1,4 @@
-// How often a system call is made again that the kernel did not get to.
+// Repeats a system call that the kernel did not complete.
 #pragma once
 
 #include <cerrno>
@@ -8,28 +8,28 @@
 
 namespace vmm {
 
-/// Counts the tries of one system call that answers EINTR or EAGAIN, and says how long to wait before the next. There
-/// are at most kMostTries, and the pauses between them take less than a second together: a caller who hears of no stop
-/// meanwhile still ends in time. Make a new one, or forget(), whenever the call has made progress.
+/// Counts the tries of one system call that answers EINTR or EAGAIN, and says how long to wait before the next one.
+/// There are at most kMostTries, and the pauses together take less than a second, so a caller ends in time even if it
+/// is not told to stop. Make a new object, or call forget(), whenever the call has made progress.
 ///
 /// Threads: one at a time.
 class Retries {
   public:
     static constexpr unsigned kMostTries = 100;
 
-    /// How long to wait before the next try, at first not at all; nothing if it has been tried often enough.
+    /// How long to wait before the next try (0 for the first tries); nothing if it has been tried often enough.
     [[nodiscard]] std::optional<std::chrono::milliseconds> next() noexcept;
-    /// Waits for the next try. False if there is to be none, or if `stop` is requested.
+    /// Waits until the next try is due. Returns false if there must be no further try, or if `stop` is requested.
     [[nodiscard]] bool again(const std::stop_token& stop = {}) noexcept;
     /// Begins the count anew.
     void forget() noexcept { tries_ = 1; }
 
   private:
-    unsigned tries_ = 1; ///< the call that brings its maker here was one
+    unsigned tries_ = 1; ///< the first try was made before this object is asked
 };
 
-/// Makes `call`, which answers below zero with errno set if it fails, again while it was interrupted; as often as
-/// Retries allows, so that the last answer may be EINTR all the same.
+/// Makes `call` again as long as it is interrupted, at most as often as Retries allows. `call` returns a value below
+/// zero and sets errno if it fails. The last answer may still be EINTR.
 template <typename Call>
 auto uninterrupted(const Call& call) {
     Retries retries;

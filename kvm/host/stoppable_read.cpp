@@ -29,7 +29,7 @@ UniqueFd open_for_reading(const std::string& path, int stop_fd, const std::strin
 }
 
 void check_not_stopped(int stop_fd, const std::string& tried, int wait_ms) {
-    pollfd stop{stop_fd, POLLIN, 0}; // poll() passes over negative descriptors.
+    pollfd stop{stop_fd, POLLIN, 0}; // poll() ignores negative descriptors.
     if (::poll(&stop, 1, wait_ms) > 0) {
         throw StoppedError("cannot " + tried + ": a stop was requested");
     }
@@ -37,7 +37,7 @@ void check_not_stopped(int stop_fd, const std::string& tried, int wait_ms) {
 
 std::size_t read_some(int fd, std::span<std::byte> out, int stop_fd, const std::string& tried) {
     for (;;) {
-        // A fifo is waited for until its first writer comes: read() would call that its end.
+        // poll() waits until the first writer of a fifo comes; read() would report the end of the file before.
         std::array<pollfd, 2> ready{{{fd, POLLIN, 0}, {stop_fd, POLLIN, 0}}};
         if (::poll(ready.data(), ready.size(), -1) < 0) {
             if (errno == EINTR) {

@@ -1,19 +1,19 @@
-// What the calling thread may do that not every thread may.
+// What the calling thread may do, if not every thread may do it.
 #pragma once
 
 namespace vmm {
 
-/// Whether the calling thread may open files. Otherwise it is confined, and to try would end the program: whoever would
-/// look something up for the text of an error does without it.
+/// True if the calling thread may open files. If not, the thread is confined, and an attempt would end the program: a
+/// function that wants to look something up for the text of an error must do without it.
 [[nodiscard]] bool may_open_files() noexcept;
 
-/// The calling thread may not, from now on. A thread that it makes has to be told, too.
+/// Notes that the calling thread may not open files from now on. A thread that it creates must call this, too.
 void note_no_files_in_this_thread() noexcept;
 
-/// What every thread that this process makes is to do first, once the process gives up what it does not need; null:
-/// nothing. It is set before such threads are made, and does not throw.
+/// Sets a function that every new thread of this process must call first, once the process gives up rights that it does
+/// not need; null: none. It is set before such threads are created, and does not throw.
 void set_beginning_of_threads(void (*begin)() noexcept) noexcept;
-/// Every thread that is made calls it first.
+/// Calls that function. Every thread calls this first.
 void begin_thread() noexcept;
 
 } // namespace vmm

@@ -7,17 +7,18 @@
 
 namespace vmm {
 
-/// Becomes readable at a time, or once an interval (CLOCK_MONOTONIC). Threads: one.
+/// Becomes readable at a given time, or at every interval (CLOCK_MONOTONIC). Threads: one.
 class TimerFd {
   public:
     using Clock = std::chrono::steady_clock;
 
-    /// Set to no time. Throws Error: the process has no descriptor left.
+    /// A timer that is not set. Throws Error if the process has no descriptor left.
     TimerFd();
-    /// Becomes readable every `seconds`, more than 0. Throws Error, as above.
+    /// Becomes readable every `seconds`, which must be more than 0. Throws Error, as above.
     explicit TimerFd(double seconds);
 
-    /// Becomes readable once, at `time`, instead of when it was set to before. If `time` has passed: at once.
+    /// Becomes readable once, at `time`; this replaces the time set before. If `time` has passed, it becomes readable
+    /// at once.
     void set(Clock::time_point time) const noexcept;
     /// Makes it unreadable until the next time comes. Never blocks.
     void clear() const noexcept;

@@ -18,7 +18,7 @@ namespace vmm {
 
 namespace {
 
-/// How long another process that makes its socket in the same directory is waited for.
+/// The limit of waiting for another process that makes its socket in the same directory.
 constexpr int kMostLockAttempts = 100;
 constexpr timespec kLockPause{0, 10'000'000};
 
@@ -30,7 +30,7 @@ sockaddr_un address_of(const std::string& path) noexcept {
     return address;
 }
 
-/// Holds off other processes that make such a socket in the same directory, if the file system allows it.
+/// Keeps other processes from making such a socket in the same directory meanwhile, if the file system allows it.
 class DirectoryLock {
   public:
     explicit DirectoryLock(const std::string& file) {
@@ -47,16 +47,17 @@ class DirectoryLock {
     }
 
   private:
-    UniqueFd fd_; ///< the lock goes with it
+    UniqueFd fd_; ///< closing it releases the lock
 };
 
-/// Whether the file at `path` is a socket that its process left behind, and may be removed. Throws Error: it is not.
+/// Checks that the file at `path` is a socket that its process left behind, so that it may be removed. Throws Error if
+/// not.
 void check_is_stale(const std::string& path, int type, const std::string& trying) {
     const std::string tried = "cannot " + trying;
     struct stat file {};
     if (::lstat(path.c_str(), &file) != 0) {
         if (errno == ENOENT) {
-            return; // It went at this moment.
+            return; // The file went away just now.
         }
         throw_errno(errno, trying);
     }
@@ -72,7 +73,7 @@ void check_is_stale(const std::string& path, int type, const std::string& trying
     if (error == 0 || error == EAGAIN || error == EINPROGRESS) {
         throw Error(tried + ": another process uses it (take another path)");
     }
-    if (error != ECONNREFUSED && error != ENOENT) { // EPROTOTYPE: a socket of another kind; EACCES: another user's.
+    if (error != ECONNREFUSED && error != ENOENT) { // EPROTOTYPE: a socket of another type; EACCES: another user's.
         throw_errno(
             error, trying,
             "there is a socket already, which cannot be told to be left behind: take another path, or delete it");
@@ -100,7 +101,7 @@ UniqueFd make_unix_socket(int type) noexcept {
 
 int connect_unix_socket(int fd, const std::string& path) noexcept {
     const sockaddr_un address = address_of(path);
-    // The socket API takes every kind of address as a sockaddr; the size says which it is.
+    // The socket API takes every kind of address as a sockaddr; the size says which kind it is.
     return ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 ? 0 : errno;
 }
 
@@ -153,7 +154,7 @@ UnixListener::UnixListener(std::string path, int type, std::string what,
 
 UnixListener::~UnixListener() {
     struct stat file {};
-    // A server looks itself, and a confined process may not see its socket any more.
+    // A server checks this itself, and a confined process may no longer see its socket.
     if (file_server() != nullptr ||
         (::lstat(path_.c_str(), &file) == 0 && file.st_dev == device_ && file.st_ino == inode_)) {
         files::remove_at(AT_FDCWD, path_.c_str());

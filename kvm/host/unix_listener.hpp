@@ -12,7 +12,7 @@
 
 namespace vmm {
 
-/// A unix socket that listens. Its file is deleted with it, unless another one is there by then.
+/// A unix socket that listens. The destructor deletes its file, unless another file is there by then.
 ///
 /// Threads: one at a time.
 class UnixListener {
@@ -20,10 +20,11 @@ class UnixListener {
     /// The longest path that the kernel takes, in bytes (unix(7)).
     static constexpr std::size_t kLongestPath = 107;
 
-    /// Listens at `path`, 1 to kLongestPath bytes, with a socket of `type` (SOCK_STREAM or SOCK_SEQPACKET) that does
-    /// not block. `what` it is goes into messages: "the vsock's unix socket". If there is a socket of this user's that
-    /// nobody listens on, a process that was killed has left it: it is replaced, and `warn` is told, unless it is
-    /// empty. Anything else that is there stays, and is an error. Processes that do the same at once see one another.
+    /// Listens at `path`, 1 to kLongestPath bytes, with a non-blocking socket of `type` (SOCK_STREAM or
+    /// SOCK_SEQPACKET). `what` names the socket in messages: "the vsock's unix socket". If a socket of this user is
+    /// there and nobody listens on it, a killed process has left it: it is replaced, and `warn` is told, unless it is
+    /// empty.
+    /// Any other file at `path` stays, and is an error. A lock keeps processes apart that do this at the same time.
     /// Throws Error.
     UnixListener(std::string path, int type, std::string what, const std::function<void(const std::string&)>& warn);
     ~UnixListener();
@@ -45,15 +46,15 @@ struct UnixPeer {
     uid_t user = 0;
     pid_t process = 0;
 };
-/// Nothing if the kernel does not say (SO_PEERCRED in unix(7)).
+/// The peer of `socket`; nothing if the kernel does not say (SO_PEERCRED in unix(7)).
 [[nodiscard]] std::optional<UnixPeer> peer_of(int socket) noexcept;
 
-/// Whether one side, whose user is `own`, deals with the other side: it is the same user's, or root's.
+/// True if one side, whose user is `own`, may trust the other side: its user is the same, or root.
 [[nodiscard]] constexpr bool is_trusted(uid_t peer, uid_t own) noexcept {
     return peer == own || peer == 0;
 }
 
-/// A new unix socket of `type` that does not block and is not inherited; empty with errno set if there is none.
+/// Makes a new unix socket of `type` that does not block and is not inherited. Empty, with errno set, if it fails.
 [[nodiscard]] UniqueFd make_unix_socket(int type) noexcept;
 
 /// Connects `fd` to the unix socket at `path`, which has at most UnixListener::kLongestPath bytes. Returns 0, or errno.

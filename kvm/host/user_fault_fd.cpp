@@ -15,12 +15,12 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/retry.hpp"
 
-// Newer than the oldest header package we build against (include/uapi/linux/userfaultfd.h).
+// These definitions are newer than the oldest header package we build against (include/uapi/linux/userfaultfd.h).
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 #ifndef _UFFDIO_MOVE
-// The names are the kernel's.
+// The names come from the kernel.
 // NOLINTBEGIN(bugprone-reserved-identifier, readability-identifier-naming)
 struct uffdio_move {
     __u64 dst;
@@ -52,7 +52,7 @@ std::uint64_t address_of(const void* bytes) noexcept {
     return reinterpret_cast<std::uintptr_t>(bytes);
 }
 
-/// -1 with errno if this process can have none that is told of faults of the kernel.
+/// Opens a userfaultfd that reports faults of the kernel, too. Returns -1 with errno if this process may not have one.
 int open_user_fault_fd() noexcept {
     const UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
     if (device) {
@@ -124,8 +124,8 @@ std::optional<UserFaultFd::Fault> UserFaultFd::take_fault() {
     }
 }
 
-/// A thread that has entered the kernel by a page fault of its own is in no system call: proc(5) shows -1. So it is
-/// with io_uring's workers, which are never in user space.
+/// A thread that entered the kernel by its own page fault is in no system call, so proc(5) shows -1. io_uring's workers
+/// also show -1, but are never in user space; their names tell them apart.
 UserFaultFd::Accessor UserFaultFd::accessor(std::uint32_t thread) {
     const std::string directory = "/proc/self/task/" + std::to_string(thread);
     std::string call;
@@ -172,7 +172,7 @@ bool UserFaultFd::provide_by_moving(std::span<std::byte> memory, std::span<std::
     if (!can_move()) {
         return false;
     }
-    // EAGAIN: somebody else looks at one of the pages right now.
+    // EAGAIN means that another thread uses one of the pages at this moment.
     constexpr unsigned kMostTries = 8;
     for (unsigned tries = 0; tries < kMostTries; ++tries) {
         uffdio_move move{};

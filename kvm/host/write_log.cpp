@@ -23,7 +23,7 @@ WriteLog::WriteLog(std::span<const MemoryRegion> regions) {
 void WriteLog::mark(Region& region, std::uint64_t offset, std::uint64_t bytes) noexcept {
     const std::uint64_t last = (offset + bytes - 1) / kPageBytes;
     for (std::uint64_t page = offset / kPageBytes; page <= last;) {
-        // All pages of one word at once.
+        // All pages of one word are marked at once.
         const std::uint64_t first_bit = page % kBits;
         const std::uint64_t count = std::min(kBits - first_bit, last - page + 1);
         const std::uint64_t mask = (count == kBits ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1) << first_bit;
@@ -55,7 +55,7 @@ void WriteLog::mark(GuestRange range) noexcept {
         if (region.range.overlaps(range)) {
             const std::uint64_t base = to_integer(region.range.base);
             const std::uint64_t begin = std::max(base, to_integer(range.base));
-            // `range` may wrap; the end of a region does not.
+            // `range` may wrap, but the end of a region does not.
             const std::uint64_t end = base + region.range.size;
             mark(region, begin - base, std::min(range.size - (begin - to_integer(range.base)), end - begin));
         }

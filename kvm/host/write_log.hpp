@@ -14,21 +14,21 @@ namespace vmm {
 struct MemoryRegion;
 
 /// The pages of guest memory that this process writes or is about to write: used rings, buffers of devices, memory that
-/// is given back. KVM's dirty log knows only what vCPUs write (api.rst, 4.8), so that the two are joined.
+/// is given back. KVM's dirty log has only the pages that vCPUs write (api.rst, 4.8), so a reader joins the two.
 ///
 /// Threads: any.
 class WriteLog {
   public:
     static constexpr std::uint64_t kPageBytes = 4096;
 
-    /// Of these regions, whose host memory stays where it is. Nothing is marked.
+    /// A log of `regions`, whose host memory must stay where it is. No page is marked at first.
     explicit WriteLog(std::span<const MemoryRegion> regions);
 
-    /// Marks each page of `bytes`, which is a part of a region. What is part of none is ignored.
+    /// Marks each page of `bytes`, which must be part of a region. Bytes outside of all regions are ignored.
     void mark(std::span<const std::byte> bytes) noexcept;
     void mark(GuestRange range) noexcept;
 
-    /// The marks of region `index`, a bit for each page, the first in bit 0. They are cleared.
+    /// Returns the marks of region `index` and clears them. There is one bit for each page; the first page is bit 0.
     [[nodiscard]] std::vector<std::uint64_t> take(std::size_t index);
 
   private:

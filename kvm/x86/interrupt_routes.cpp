@@ -14,7 +14,7 @@
 namespace vmm::kvm {
 namespace {
 
-/// KVM's own table of an x86 VM: the first 16 lines reach a PIC and the I/O APIC, the others the I/O APIC alone.
+/// KVM's initial table of an x86 VM: the first 16 lines go to a PIC and the I/O APIC, the others to the I/O APIC only.
 std::vector<kvm_irq_routing_entry> chip_routes() {
     constexpr std::uint32_t kLinesOfPics = 16;
     constexpr std::uint32_t kLinesOfPic = 8;
@@ -52,7 +52,7 @@ std::uint32_t InterruptRoutes::add() {
         }
         messages_.emplace_back();
         free = std::prev(messages_.end());
-        // Done here, so that commit() needs no memory.
+        // The table is enlarged here, so that commit() allocates no memory.
         table_.resize(sizeof(kvm_irq_routing) + (fixed_.size() + messages_.size()) * sizeof(kvm_irq_routing_entry));
     }
     *free = {.is_taken = true};
@@ -91,7 +91,7 @@ bool InterruptRoutes::commit() noexcept {
     }
     const std::lock_guard hold(mutex_);
     if (!has_changed_.load()) {
-        return true; // Somebody else has done it.
+        return true; // Another thread has done it.
     }
     std::byte* const entries = table_.data() + sizeof(kvm_irq_routing);
     std::uint32_t count = 0;

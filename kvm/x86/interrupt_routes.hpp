@@ -1,4 +1,4 @@
-// Which interrupt each GSI of a VM is (api.rst, 4.52, KVM_SET_GSI_ROUTING).
+// The routes of a VM's GSIs: the interrupt that each one raises (api.rst, 4.52, KVM_SET_GSI_ROUTING).
 #pragma once
 
 #include <atomic>
@@ -11,29 +11,29 @@
 
 namespace vmm::kvm {
 
-/// The routes of a VM: those that KVM has from the start, to the PICs and to the I/O APIC, and messages (MSI) on GSIs
-/// of their own. KVM takes all of them at once and waits for its readers each time, so changes are collected: set()
-/// only notes, and commit() hands over whatever has been noted.
+/// The routes of a VM: KVM's initial routes to the PICs and the I/O APIC, and messages (MSI) on further GSIs. KVM takes
+/// only the whole table and waits for its readers each time, so changes are collected: set() only records a change, and
+/// commit() hands all recorded changes to KVM.
 ///
-/// Threads: any, at once.
+/// Threads: any number of threads at once.
 class InterruptRoutes {
   public:
-    /// The GSIs from here on are for messages.
+    /// GSIs from this number on are for messages.
     static constexpr std::uint32_t kFirstMessageGsi = 24;
 
-    /// After Vm::create_irqchip(). `vm` outlives it.
+    /// Must be made after Vm::create_irqchip(). `vm` must outlive it.
     explicit InterruptRoutes(const Vm& vm);
 
-    /// A GSI that nobody else has, without a route. Throws Error if there is none left.
+    /// Returns a free GSI, which has no route yet. Throws Error if there is none left.
     [[nodiscard]] std::uint32_t add();
-    /// Nobody uses `gsi`, which add() has returned, any more.
+    /// Frees `gsi`, which add() has returned and which nobody uses any more.
     void remove(std::uint32_t gsi);
 
-    /// From the next commit() on an edge on `gsi` is this message.
+    /// From the next commit() on, an edge on `gsi` sends this message.
     void set(std::uint32_t gsi, std::uint64_t address, std::uint32_t data);
 
-    /// Returns when KVM knows all that was set before. It takes no lock if nothing has changed. False if KVM refuses:
-    /// then the routes are as they were, and the next call tries it again.
+    /// Returns after KVM knows all changes that were set before. It takes no lock if nothing has changed. Returns false
+    /// if KVM refuses: the routes are then unchanged, and the next call tries again.
     [[nodiscard]] bool commit() noexcept;
 
   private:

@@ -1,4 +1,4 @@
-// The registers of an x86 vCPU, for people.
+// The registers of an x86 vCPU as text.
 #pragma once
 
 #include <string>
@@ -7,7 +7,7 @@
 
 namespace vmm::kvm {
 
-/// The registers as lines for people, for the report of a guest's crash.
+/// The registers as lines of text, for the report of a guest's crash.
 std::string describe_registers(const kvm_regs& registers, const kvm_sregs& special);
 
 } // namespace vmm::kvm

@@ -21,7 +21,7 @@ constexpr std::uint32_t kTsc = 0x10;
 constexpr std::uint32_t kTscAdjust = 0x3b;
 constexpr std::uint32_t kMachineCheckCapabilities = 0x179; // IA32_MCG_CAP
 constexpr std::uint32_t kTscDeadline = 0x6e0;
-/// The indexes that KVM takes from a guest for itself (Documentation/virt/kvm/x86/msr.rst).
+/// The range of indexes that KVM uses for its own registers (Documentation/virt/kvm/x86/msr.rst).
 constexpr std::uint32_t kFirstOfKvm = 0x4b564d00;
 constexpr std::uint32_t kLastOfKvm = 0x4b564dff;
 constexpr std::size_t kMostXsaveBytes = 64 * 1024;
@@ -31,7 +31,7 @@ std::string name_of_vcpu(const Vcpu& vcpu) {
     return "vCPU " + std::to_string(vcpu.id());
 }
 
-/// Reads into `value` by an ioctl that fills a structure of fixed size.
+/// Fills `value`, a structure of fixed size, by an ioctl.
 template <typename Value>
 void read(const Vcpu& vcpu, unsigned long request, Value& value, std::string_view what) {
     if (::ioctl(vcpu.fd(), request, &value) != 0) {
@@ -49,7 +49,7 @@ void write(const Vcpu& vcpu, unsigned long request, const Value& value, std::str
     }
 }
 
-/// The two structures are alike up to here.
+/// kvm_sregs and kvm_sregs2 are alike up to this offset.
 constexpr std::size_t kCommonSpecialBytes = offsetof(kvm_sregs, interrupt_bitmap);
 static_assert(kCommonSpecialBytes == offsetof(kvm_sregs2, flags));
 
@@ -82,7 +82,8 @@ void restore_special(Vcpu& vcpu, const kvm_sregs2& special) {
 }
 
 std::vector<std::byte> save_xsave(const Vcpu& vcpu) {
-    // The capability is the size that KVM_GET_XSAVE2 writes (api.rst, 4.134). An older KVM writes 4096 bytes.
+    // The value of the capability is the size that KVM_GET_XSAVE2 writes (api.rst, 4.134). An older KVM writes 4096
+    // bytes.
     const int bytes = ::ioctl(vcpu.fd(), KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
     const bool is_old = bytes <= 0;
     std::vector<std::byte> xsave(is_old ? sizeof(kvm_xsave) : static_cast<std::size_t>(bytes));
@@ -100,7 +101,8 @@ void restore_xsave(const Vcpu& vcpu, const std::vector<std::byte>& saved) {
                         "(take a snapshot that is whole)",
                         name_of_vcpu(vcpu), saved.size(), sizeof(kvm_xsave), kMostXsaveBytes));
     }
-    // KVM reads as much as its guests may need. What this host's KVM needs beyond that of the other is zero.
+    // KVM reads as many bytes as its guests may need. If this host's KVM reads more than the other one saved, the rest
+    // is zero.
     const int wanted = ::ioctl(vcpu.fd(), KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
     std::vector<std::byte> xsave = saved;
     xsave.resize(std::max(saved.size(), static_cast<std::size_t>(std::max(wanted, 0))));
@@ -111,7 +113,8 @@ void restore_xsave(const Vcpu& vcpu, const std::vector<std::byte>& saved) {
     }
 }
 
-/// One call for as many registers as KVM takes. It stops at the first that it refuses, which is left out.
+/// Each call reads as many registers as KVM takes. KVM stops at the first register that it refuses; that one is left
+/// out.
 std::vector<Msr> save_msrs(const Vcpu& vcpu, const std::vector<std::uint32_t>& indexes) {
     std::vector<Msr> saved;
     std::vector<std::byte> raw;
@@ -170,11 +173,11 @@ void restore_nested(const Vcpu& vcpu, const std::vector<std::byte>& nested) {
     }
     std::vector<std::byte> raw = nested;
     std::memcpy(&head, raw.data(), sizeof head);
-    head.size = static_cast<std::uint32_t>(raw.size()); // KVM reads so many bytes: never more than there are.
+    head.size = static_cast<std::uint32_t>(raw.size()); // KVM reads this number of bytes: never more than there are.
     std::memcpy(raw.data(), &head, sizeof head);
     if (!has(vcpu, KVM_CAP_NESTED_STATE)) {
         if (head.flags == 0 && nested.size() == sizeof head) {
-            return; // The guest has no guests.
+            return; // The guest has no guests of its own.
         }
         throw Error("cannot restore what " + name_of_vcpu(vcpu) +
                     " keeps of guests of its own: this host's KVM has no nested virtualisation (load kvm_intel or "
@@ -182,7 +185,7 @@ void restore_nested(const Vcpu& vcpu, const std::vector<std::byte>& nested) {
     }
     if (::ioctl(vcpu.fd(), KVM_SET_NESTED_STATE, raw.data()) != 0) {
         const int error_number = errno;
-        // A vCPU that has never switched virtualisation on has nothing to restore.
+        // A vCPU that has never switched on virtualisation has no nested state to restore.
         if (head.flags == 0 && nested.size() == sizeof head) {
             return;
         }
@@ -199,7 +202,7 @@ std::optional<std::int64_t> tsc_offset(const Vcpu& vcpu) {
     return ::ioctl(vcpu.fd(), KVM_GET_DEVICE_ATTR, &attribute) == 0 ? std::optional(offset) : std::nullopt;
 }
 
-/// False if KVM cannot. The counter then stays as the MSR says.
+/// Returns false if KVM cannot set the offset. The counter then stays as the MSR says.
 bool set_tsc_offset(const Vcpu& vcpu, std::int64_t offset) {
     kvm_device_attr attribute{};
     attribute.group = KVM_VCPU_TSC_CTRL;
@@ -213,13 +216,13 @@ std::optional<std::uint64_t> value_of(const VcpuState& state, std::uint32_t inde
     return found == state.msrs.end() ? std::nullopt : std::optional(found->value);
 }
 
-/// Sets one register. A register that KVM refuses although it has that value already is as it should be.
+/// Sets one register. It also counts as set if KVM refuses it but it has that value already.
 bool set_msr(Vcpu& vcpu, const Msr& msr) {
     return vcpu.set_msr(msr.index, msr.value) || vcpu.msr(msr.index) == std::optional(msr.value);
 }
 
-/// Those that a guest can see through, and that a host may refuse: machine checks that were logged, debug controls,
-/// counters, and microcode's number. What is refused of the others would be missed.
+/// True for registers that a guest mostly reads and that a host may refuse: logged machine checks, debug controls,
+/// counters, and the version of the microcode. The guest would miss the other registers if they were refused.
 bool is_for_looking_only(std::uint32_t index) {
     constexpr std::array kSingle{
         0x8bU, 0xceU, 0x140U, 0x17aU, 0x17bU, 0x1d9U, 0x1dbU, 0x1dcU, 0x1ddU, 0x1deU, 0x1fcU, 0x34U, 0x345U,
@@ -229,14 +232,14 @@ bool is_for_looking_only(std::uint32_t index) {
                             (index >= 0x309 && index < 0x30c) || (index >= 0x38d && index < 0x392) ||
                             (index >= 0x4c1 && index < 0x4c9) || (index >= 0xc0010000 && index < 0xc0010008) ||
                             (index >= 0xc0010200 && index < 0xc001020c);
-    // What tells of features is the host's; a guest sees its CPUID.
+    // Registers that describe features are the host's. A guest looks at its CPUID instead.
     const bool tells_of_features = index == 0x10a || index == 0xcf || (index >= 0x480 && index < 0x492);
     return std::ranges::find(kSingle, index) != kSingle.end() || is_machine_check || is_counter || tells_of_features;
 }
 
-/// Returns true if no guest misses `msr` when KVM refuses it. There are two kinds. One is the base of system management
-/// mode's memory with its value after a reset (Intel SDM volume 3, 32.11): a KVM that refuses it does not have that
-/// mode. The others are the registers of Hyper-V, because no guest is told of Hyper-V here.
+/// True if no guest misses `msr` when KVM refuses it. There are two kinds. One is the base of system management mode's
+/// memory with its value after a reset (Intel SDM volume 3, 32.11): a KVM that refuses it does not have that mode. The
+/// others are the registers of Hyper-V, because no guest is told of Hyper-V here.
 bool is_missed_by_nobody(const Msr& msr) {
     constexpr Msr kSystemManagementBase{0x9e, 0x30000};
     const bool is_of_hyper_v = msr.index >= 0x40000000 && msr.index < 0x40000200;
@@ -263,7 +266,7 @@ std::vector<kvm_cpuid_entry2> cpuid_of(const Vcpu& vcpu) {
 std::vector<std::uint32_t> saved_msr_indexes(const System& system) {
     std::uint32_t count = 0;
     std::vector<std::byte> raw(sizeof(kvm_msr_list));
-    // With room for none, KVM answers E2BIG and says how many there are.
+    // If there is no room for an index, KVM answers E2BIG and says how many there are.
     if (::ioctl(system.fd(), KVM_GET_MSR_INDEX_LIST, raw.data()) != 0 && errno != E2BIG) {
         const int error_number = errno;
         throw_errno(error_number, "ask KVM which model-specific registers it has", kAskAdvice);
@@ -289,7 +292,7 @@ std::vector<std::uint32_t> saved_msr_indexes(const System& system) {
     add_range(0x250, 0x250);
     add_range(0x258, 0x259);
     add_range(0x268, 0x26f);
-    add_range(0x2ff, 0x2ff); // their default comes after them, because it switches them on
+    add_range(0x2ff, 0x2ff); // the default type comes after the ranges, because it switches them on
     add_range(kMachineCheckCapabilities, kMachineCheckCapabilities);
     add_range(0x400, 0x47f); // the banks of machine checks
     add_range(0x277, 0x277); // PAT
@@ -300,7 +303,8 @@ std::vector<std::uint32_t> saved_msr_indexes(const System& system) {
     add_range(0xc0000103, 0xc0000103); // TSC_AUX
     add_range(kTscAdjust, kTscAdjust);
     add_range(kTscDeadline, kTscDeadline);
-    // Wall clock (00, 01) is written only if the guest asks for its time of boot, and it writes guest memory.
+    // The wall clock (00, 01) is among them. A guest writes it only to ask for the time of its boot, and KVM then
+    // writes guest memory.
     add_range(kFirstOfKvm, kFirstOfKvm + 8);
     add_range(kLastOfKvm - 0x3f, kLastOfKvm); // of a KVM without hardware support (PVM)
     std::ranges::sort(indexes);
@@ -335,7 +339,7 @@ namespace {
 
 void restore_tsc_khz(const Vcpu& vcpu, std::uint32_t khz) {
     const int now = ::ioctl(vcpu.fd(), KVM_GET_TSC_KHZ, 0);
-    // KVM itself takes counters that differ by less than 250 parts in a million for the same (tsc_tolerance_ppm).
+    // KVM itself treats counters as equal if they differ by less than 250 parts in a million (tsc_tolerance_ppm).
     const auto difference = std::max<std::int64_t>(now, khz) - std::min<std::int64_t>(now, khz);
     if (khz == 0 || now <= 0 || difference <= std::int64_t{khz} / 4000) {
         return;
@@ -350,8 +354,8 @@ void restore_tsc_khz(const Vcpu& vcpu, std::uint32_t khz) {
 
 std::vector<std::string> restore_msrs(Vcpu& vcpu, const VcpuState& state) {
     std::vector<std::string> refused;
-    // The two of the counter come first, and the deadline is last of all: a deadline is kept only where there is a
-    // counter to compare it with, and where the local APIC's timer is in that mode.
+    // The two registers of the counter come first. The deadline is restored last, by restore_tsc(): KVM keeps a
+    // deadline only if there is a counter to compare it with, and if the local APIC's timer is in deadline mode.
     std::vector<Msr> ordered;
     for (const std::uint32_t first : {kTsc, kTscAdjust}) {
         if (const auto value = value_of(state, first)) {
@@ -364,7 +368,7 @@ std::vector<std::string> restore_msrs(Vcpu& vcpu, const VcpuState& state) {
         }
     }
     for (const Msr& msr : ordered) {
-        // A counter that KVM cannot move goes on as the host's does.
+        // If KVM cannot move a counter, it goes on as the host's counter does.
         if (set_msr(vcpu, msr) || msr.index == kTsc) {
             continue;
         }
@@ -386,7 +390,7 @@ std::vector<std::string> restore_msrs(Vcpu& vcpu, const VcpuState& state) {
     return refused;
 }
 
-/// Whether the timer of the local APIC waits for a value of the time stamp counter (Intel SDM volume 3, 11.5.4.1).
+/// True if the timer of the local APIC waits for a value of the time stamp counter (Intel SDM volume 3, 11.5.4.1).
 bool waits_for_deadline(const kvm_lapic_state& local_apic) {
     constexpr std::size_t kTimer = 0x320;
     constexpr std::uint32_t kMode = 3U << 17U;
@@ -401,7 +405,7 @@ bool waits_for_deadline(const kvm_lapic_state& local_apic) {
 
 namespace {
 
-/// The banks of machine checks are there before their registers are.
+/// Sets up the banks of machine checks, which must exist before their registers are restored.
 void restore_machine_checks(Vcpu& vcpu, const VcpuState& state) {
     const auto saved = value_of(state, kMachineCheckCapabilities);
     if (saved && vcpu.msr(kMachineCheckCapabilities) != saved) {
@@ -433,7 +437,7 @@ std::vector<std::string> restore_vcpu(Vcpu& vcpu, const VcpuState& state) {
     std::vector<std::string> refused = restore_msrs(vcpu, state);
     restore_nested(vcpu, state.nested);
     kvm_vcpu_events events = state.events;
-    // What KVM gives is not all that it takes back without being told so.
+    // KVM_GET_VCPU_EVENTS does not set all flags that KVM_SET_VCPU_EVENTS needs to restore the same state.
     events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR;
     write(vcpu, KVM_SET_VCPU_EVENTS, events, "pending events");
     kvm_mp_state run_state{};
@@ -456,7 +460,7 @@ void restore_tsc(const std::vector<Vcpu*>& vcpus, const std::vector<VcpuState>& 
         if (!waits_for_deadline(states[i].local_apic)) {
             continue;
         }
-        // A deadline of 0 may be an interrupt that was on its way: the timer fires at once.
+        // A deadline of 0 may mean that the interrupt was already on its way. So the timer fires at once.
         const std::uint64_t deadline = value_of(states[i], kTscDeadline).value_or(0);
         static_cast<void>(vcpu.set_msr(kTscDeadline, deadline != 0 ? deadline : saved + later));
     }

@@ -1,4 +1,4 @@
-// What System tells of an x86 host: CPUID and machine checks.
+// The members of System that only an x86 host has: CPUID and machine checks.
 #include "kvm/system.hpp"
 
 #include <sys/ioctl.h>
@@ -13,7 +13,7 @@
 namespace vmm::kvm {
 
 std::vector<kvm_cpuid_entry2> System::supported_cpuid() const {
-    // The kernel answers E2BIG until there is room; its own limit is 256 entries (KVM_MAX_CPUID_ENTRIES).
+    // The kernel answers E2BIG until there is enough room. Its own limit is 256 entries (KVM_MAX_CPUID_ENTRIES).
     for (std::uint32_t room = 128; room <= 4096; room *= 2) {
         std::vector<std::byte> raw(sizeof(kvm_cpuid2) + room * sizeof(kvm_cpuid_entry2));
         std::memcpy(raw.data(), &room, sizeof room); // kvm_cpuid2::nent is the first member.

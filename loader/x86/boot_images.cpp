@@ -34,7 +34,7 @@ void claim_boot_information(Placement& placement, const BootLayout& layout) {
     placement.claim({layout.page_tables, kIdentityMapBytes}, "the boot page tables");
 }
 
-/// Writes what has been claimed before, so it is RAM.
+/// Writes to a range that has been claimed before, and so is RAM.
 void write_claimed(const GuestMemory& memory, GuestAddress address, std::span<const std::byte> bytes) {
     const bool is_ram = memory.copy_in(address, bytes);
     assert(is_ram);

@@ -67,7 +67,7 @@ ZeroPage build_zero_page(const BootInfo& info, std::span<const std::byte> setup_
     put(page, setup_header::kTypeOfLoader, kUndefinedLoader);
     put(page, setup_header::kCode32Start, low_address(to_integer(kernel)));
     put(page, setup_header::kCommandLinePointer, low_address(to_integer(info.command_line)));
-    // What the file says of these two is not for us to hand on: addresses only the loader can know.
+    // The file's values of these fields are not used, because only the loader can know the addresses.
     put(page, setup_header::kRamdiskImage, info.initrd ? low_address(to_integer(info.initrd->base)) : 0U);
     put(page, setup_header::kRamdiskSize, info.initrd ? low_address(info.initrd->size) : 0U);
     put(page, setup_header::kSetupData, info.setup_data ? to_integer(*info.setup_data) : std::uint64_t{0});

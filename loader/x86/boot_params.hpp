@@ -1,4 +1,4 @@
-// The zero page: how the Linux boot protocol tells a kernel about its machine.
+// The zero page, by which the Linux boot protocol tells a kernel about its machine.
 #pragma once
 
 #include <array>
@@ -14,15 +14,15 @@ namespace vmm::loader {
 inline constexpr std::size_t kZeroPageBytes = 4096;
 using ZeroPage = std::array<std::byte, kZeroPageBytes>;
 
-/// `struct boot_params` (Documentation/arch/x86/zero-page.rst) for a kernel that lies at `kernel`. `setup_header` is
-/// what the kernel file holds from 0x1f1 on; if it is empty (an ELF kernel has none) a minimal one is made up.
+/// `struct boot_params` (Documentation/arch/x86/zero-page.rst) for a kernel that was loaded at `kernel`. `setup_header`
+/// is the content of the kernel file from 0x1f1 on. If it is empty (an ELF kernel has none), a minimal header is made.
 [[nodiscard]] ZeroPage build_zero_page(const BootInfo& info, std::span<const std::byte> setup_header,
                                        GuestAddress kernel);
 
 inline constexpr std::size_t kSetupDataHeaderBytes = 16;
 
-/// `struct setup_data` of type SETUP_DTB, the only one in its list, with the device tree `tree` in it
-/// (Documentation/arch/x86/boot.rst, "setup_data").
+/// A `struct setup_data` of type SETUP_DTB that contains the device tree `tree` (Documentation/arch/x86/boot.rst,
+/// "setup_data"). It is the only element of its list.
 [[nodiscard]] std::vector<std::byte> build_setup_dtb(std::span<const std::byte> tree);
 
 } // namespace vmm::loader

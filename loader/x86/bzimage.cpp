@@ -22,7 +22,7 @@ constexpr std::uint16_t kXlfKernel64 = 1U << 0U;
 constexpr std::uint16_t kXlfCanBeLoadedAbove4G = 1U << 1U;
 constexpr std::uint64_t kEntry64Offset = 0x200; // of the 64-bit entry point, in the protected-mode part
 
-// Versions of the boot protocol, by what they brought.
+// The versions of the boot protocol that brought each field.
 constexpr std::uint16_t kHasCommandLinePointer = 0x202;
 constexpr std::uint16_t kHasInitrdAddrMax = 0x203;
 constexpr std::uint16_t kHasRelocation = 0x205;
@@ -31,13 +31,13 @@ constexpr std::uint16_t kHasSetupData = 0x209;
 constexpr std::uint16_t kHasInitSize = 0x20a;
 constexpr std::uint16_t kHasXLoadFlags = 0x20c;
 
-// What holds for kernels that do not say.
+// The values for kernels that do not state them.
 constexpr std::uint32_t kOldInitrdAddrMax = 0x37ffffff;
 constexpr std::uint32_t kOldCommandLineBytes = 255;
 constexpr std::uint64_t kOldPreferredAddress = kMiB;
-constexpr std::uint64_t kOldExpansion = 4; // a decompressed kernel and its tables, in lengths of the compressed one
+constexpr std::uint64_t kOldExpansion = 4; // decompressed kernel and its tables, as a multiple of the compressed one
 
-/// The lowest address a kernel is loaded at: below it lies the boot information.
+/// The lowest address at which a kernel is loaded. The boot information lies below it.
 constexpr std::uint64_t kLowestKernelAddress = kMiB;
 
 std::string protocol_name(std::uint16_t version) {
@@ -45,7 +45,7 @@ std::string protocol_name(std::uint16_t version) {
     return std::to_string(version >> 8U) + "." + (minor.size() < 2 ? "0" : "") + minor;
 }
 
-/// How far the setup header of a protocol `version` reaches.
+/// The least end of the setup header for a protocol `version`.
 std::size_t least_end(std::uint16_t version) {
     if (version >= kHasInitSize) {
         return setup_header::kEndOfProtocol212;
@@ -59,7 +59,7 @@ std::size_t least_end(std::uint16_t version) {
     return setup_header::kCommandLinePointer + (version >= kHasInitrdAddrMax ? 8U : 4U);
 }
 
-/// Copies the setup header, whose length stands in a jump instruction's offset at 0x201.
+/// Copies the setup header. Its length is in the offset of a jump instruction at 0x201.
 std::vector<std::byte> read_setup_header(const ImageFile& file) {
     const auto jump_offset = file.load<std::uint8_t>(setup_header::kJumpOffset);
     const auto version = file.load<std::uint16_t>(setup_header::kVersion);
@@ -85,7 +85,7 @@ class SetupHeaderView {
   public:
     explicit SetupHeaderView(std::span<const std::byte> bytes) : bytes_(bytes) {}
 
-    /// The field at `offset` of the file. The header has been checked to have it.
+    /// The field at `offset` of the file. The caller has checked that the header has it.
     template <typename T>
     [[nodiscard]] T at(std::size_t offset) const {
         std::array<std::byte, sizeof(T)> raw{};
@@ -93,7 +93,7 @@ class SetupHeaderView {
         std::ranges::copy(field, raw.begin());
         return std::bit_cast<T>(raw);
     }
-    /// The same, or `otherwise` if the header's protocol is older than `version`.
+    /// As above, but returns `otherwise` if the header's protocol is older than `version`.
     template <typename T>
     [[nodiscard]] T at(std::size_t offset, std::uint16_t version, T otherwise) const {
         return at<std::uint16_t>(setup_header::kVersion) >= version ? at<T>(offset) : otherwise;
@@ -122,7 +122,7 @@ BzImage BzImage::parse(const ImageFile& file) {
     image.takes_setup_data_ = header.at<std::uint16_t>(setup_header::kVersion) >= kHasSetupData;
 
     const unsigned setup_sectors = header.at<std::uint8_t>(setup_header::kSetupSectors);
-    // The boot sector comes before the setup sectors and is not counted.
+    // The boot sector comes before the setup sectors and is not in their count.
     image.file_offset_ = (1 + std::uint64_t{setup_sectors == 0 ? kDefaultSetupSectors : setup_sectors}) * kSectorBytes;
     image.file_bytes_ = std::uint64_t{header.at<std::uint32_t>(setup_header::kSysSize)} * kParagraphBytes;
     const std::uint64_t there = file.size() - std::min(image.file_offset_, file.size());
@@ -132,7 +132,7 @@ BzImage BzImage::parse(const ImageFile& file) {
                           std::to_string(image.file_offset_) + " on, but the file has " + format_bytes(file.size()),
                       kDamaged);
     }
-    image.file_bytes_ = std::min(image.file_bytes_, there); // Not every file's last paragraph is whole.
+    image.file_bytes_ = std::min(image.file_bytes_, there); // The last paragraph of some files is not whole.
     if (image.file_bytes_ <= image.entry_offset()) {
         refuse_kernel(file, "its protected-mode part ends before the entry point", kDamaged);
     }
@@ -151,7 +151,7 @@ BzImage BzImage::parse(const ImageFile& file) {
 
     image.max_command_line_bytes_ =
         header.at(setup_header::kCommandLineSize, kHasCommandLineSize, kOldCommandLineBytes);
-    // Such a kernel takes an initrd anywhere, but its 32-bit fields hold addresses below 4 GiB only.
+    // A kernel with this flag accepts an initrd anywhere, but the 32-bit fields hold only addresses below 4 GiB.
     image.initrd_limit_ = GuestAddress{
         (flags & kXlfCanBeLoadedAbove4G) != 0
             ? 4 * kGiB
@@ -166,7 +166,7 @@ std::uint64_t BzImage::entry_offset() const noexcept {
 LoadedKernel BzImage::load(const ImageFile& file, const GuestMemory& memory, Placement& placement) const {
     GuestAddress base = preferred_address_;
     const bool is_relocatable = alignment_ != 0;
-    // At an address that is not aligned the kernel would move itself up, out of what we claim for it.
+    // At an address that is not aligned, the kernel would move itself up, out of the range that we claim for it.
     if (is_relocatable && (!is_aligned(to_integer(base), alignment_) || !placement.is_free({base, memory_bytes_}))) {
         const std::uint64_t lowest = std::clamp(to_integer(base), kLowestKernelAddress, 4 * kGiB);
         const GuestRange bounds{GuestAddress{lowest}, (4 * kGiB) - lowest};

@@ -22,7 +22,7 @@ constexpr std::uint64_t kLargePageBytes = 2 * kMiB;
 constexpr std::size_t kDirectories = kIdentityMappedBytes / kGiB;
 static_assert(kIdentityMapBytes == (2 + kDirectories) * kTableBytes);
 
-/// Appends one table that starts with `entries` and is zero, not present, after them.
+/// Appends one table that starts with `entries`. The other entries are zero: not present.
 void append_table(std::vector<std::byte>& tables, const std::vector<std::uint64_t>& entries) {
     const std::size_t end = tables.size() + kTableBytes;
     for (const std::uint64_t entry : entries) {
@@ -34,7 +34,7 @@ void append_table(std::vector<std::byte>& tables, const std::vector<std::uint64_
 } // namespace
 
 BootGdt build_boot_gdt(CodeSize code) noexcept {
-    // Base 0, limit 4 GiB, present, accessed (Intel SDM volume 3A, 3.4.5): L is set for 64-bit code, else D/B.
+    // Base 0, limit 4 GiB, present, accessed (Intel SDM volume 3A, 3.4.5). L is set for 64-bit code, otherwise D/B.
     constexpr std::uint64_t kCode64 = 0x00af'9b00'0000'ffff;
     constexpr std::uint64_t kCode32 = 0x00cf'9b00'0000'ffff;
     constexpr std::uint64_t kData = 0x00cf'9300'0000'ffff;

@@ -1,4 +1,4 @@
-// The PVH start info: how the PVH boot protocol tells a kernel about its machine.
+// The PVH start info, by which the PVH boot protocol tells a kernel about its machine.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,9 @@
 
 namespace vmm::loader {
 
-/// `struct hvm_start_info`, version 1, followed by its module list (the initrd, if there is one) and its memory map:
-/// the bytes that belong at `base` (Xen, xen/include/public/arch-x86/hvm/start_info.h).
+/// The bytes of a `struct hvm_start_info`, version 1, which belong at `base` (Xen,
+/// xen/include/public/arch-x86/hvm/start_info.h). They are followed by its module list (the initrd, if there is one)
+/// and its memory map.
 [[nodiscard]] std::vector<std::byte> build_pvh_start_info(const BootInfo& info, GuestAddress base);
 
 } // namespace vmm::loader

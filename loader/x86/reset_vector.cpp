@@ -9,7 +9,7 @@ std::array<std::byte, 16> build_reset_vector(std::uint16_t port, std::uint8_t va
         0xba, port & 0xffU, static_cast<unsigned>(port) >> 8U, // mov dx, port
         0xb0, value,                                           // mov al, value
         0xee,                                                  // out dx, al
-        0xf4,                                                  // hlt, should the write not end it
+        0xf4,                                                  // hlt, in case the write does not end it
         0xeb, 0xfc,                                            // jmp to the out
     };
     std::array<std::byte, 16> bytes{};

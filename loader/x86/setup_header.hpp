@@ -1,10 +1,10 @@
-// Where the fields of Linux' setup header lie, in a bzImage and in the zero page alike.
+// The offsets of the fields of Linux' setup header. They are the same in a bzImage and in the zero page.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-/// Offsets from the start of the file or of the zero page, in bytes; the comment gives the width of the field
+/// Offsets from the start of the file or of the zero page, in bytes. The comments give the widths of the fields
 /// (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
 namespace vmm::loader::setup_header {
 
@@ -30,7 +30,7 @@ inline constexpr std::size_t kSetupData = 0x250;          // 8
 inline constexpr std::size_t kPrefAddress = 0x258;        // 8
 inline constexpr std::size_t kInitSize = 0x260;           // 4
 inline constexpr std::size_t kEndOfProtocol212 = 0x268;
-inline constexpr std::size_t kEndOfRoom = 0x290; // where the zero page goes on with something else
+inline constexpr std::size_t kEndOfRoom = 0x290; // where other fields of the zero page follow
 
 inline constexpr std::uint32_t kMagicValue = 0x53726448; // "HdrS"
 inline constexpr std::uint16_t kBootFlagValue = 0xaa55;

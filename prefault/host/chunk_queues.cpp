@@ -22,7 +22,7 @@ ChunkQueues::ChunkQueues(std::span<const PlacedRange> ranges, std::uint64_t chun
 }
 
 std::size_t ChunkQueues::home_group(unsigned worker) const {
-    // The workers stand at equal distances on a line, on which each group takes as much room as it has memory.
+    // The workers are spread evenly over the memory, and each belongs to the group that holds its place.
     const std::uint64_t place = total_bytes_ / useful_workers_ * (worker % useful_workers_) + 1;
     std::uint64_t end = 0;
     for (std::size_t i = 0; i < groups_.size(); ++i) {

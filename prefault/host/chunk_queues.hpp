@@ -1,4 +1,4 @@
-// Which worker takes which chunk of guest memory.
+// Decides which worker takes which chunk of guest memory.
 #pragma once
 
 #include <cstddef>
@@ -13,22 +13,22 @@
 
 namespace vmm::prefault {
 
-/// Chunks of placed ranges, and which worker takes which. A worker takes the chunks of its own node first, and then
-/// those of the others, so that nobody is idle while there is work. Workers are dealt to the nodes by how much memory
-/// each has.
+/// The chunks of placed ranges, and which worker takes which. A worker takes the chunks of its own node first, and then
+/// those of the other nodes, so that no worker is idle while there is work. The number of workers for each node depends
+/// on how much memory the node has.
 ///
-/// Threads: take() may be called from any thread; the rest is const.
+/// Threads: any thread may call take(); the rest is const.
 class ChunkQueues {
   public:
-    /// `ranges` do not overlap. `chunk_bytes` is a power of two.
+    /// `ranges` must not overlap. `chunk_bytes` must be a power of two.
     ChunkQueues(std::span<const PlacedRange> ranges, std::uint64_t chunk_bytes, unsigned workers);
 
     [[nodiscard]] std::uint64_t total_bytes() const noexcept { return total_bytes_; }
-    /// How many of the workers there are chunks for; at least 1.
+    /// The number of workers that have chunks to do; at least 1.
     [[nodiscard]] unsigned useful_workers() const noexcept { return useful_workers_; }
-    /// The node whose chunks `worker` takes first; nothing if memory has no place.
+    /// The node whose chunks `worker` takes first; nothing if memory has no assigned node.
     [[nodiscard]] std::optional<unsigned> home(unsigned worker) const;
-    /// The next chunk for `worker`, or nothing when all are taken.
+    /// The next chunk for `worker`; nothing if all are taken.
     [[nodiscard]] std::optional<GuestRange> take(unsigned worker) noexcept;
 
   private:
@@ -41,7 +41,7 @@ class ChunkQueues {
     };
     [[nodiscard]] std::size_t home_group(unsigned worker) const;
 
-    std::deque<Group> groups_; ///< a deque: a queue refers to the plan beside it
+    std::deque<Group> groups_; ///< a deque, because each queue refers to the plan beside it
     std::uint64_t total_bytes_ = 0;
     unsigned useful_workers_ = 1;
 };

@@ -15,14 +15,15 @@ namespace vmm::prefault {
 
 namespace {
 
-/// A mask of any number of CPUs: several cpu_set_t one after the other, as the CPU_*_S macros expect.
+/// A mask of any number of CPUs: several cpu_set_t in a row, as the CPU_*_S macros expect.
 using CpuMask = std::vector<cpu_set_t>;
 
 std::size_t size_in_bytes(const CpuMask& mask) {
     return mask.size() * sizeof(cpu_set_t);
 }
 
-/// Takes the number at the front off `text`. Returns nothing if there is none, or if it is not below kMaxCpus.
+/// Removes the number at the front of `text` and returns it. Returns nothing if there is none, or if it is kMaxCpus or
+/// more.
 std::optional<unsigned> take_number(std::string_view& text) {
     unsigned number = 0;
     const char* const end = text.data() + text.size();
@@ -44,7 +45,7 @@ bool take_character(std::string_view& text, char character) {
 
 std::optional<CpuList> parse_cpu_list(std::string_view text) {
     std::vector<bool> named(
-        kMaxCpus); // Not a list yet, which a text of overlapping ranges would make as long as it likes.
+        kMaxCpus); // Flags and not a list, because a text of overlapping ranges could make a list as long as it likes.
     do {
         const auto first = take_number(text);
         const auto last = first && take_character(text, '-') ? take_number(text) : first;
@@ -67,7 +68,7 @@ std::optional<CpuList> parse_cpu_list(std::string_view text) {
 
 namespace {
 
-/// `cpus` in ascending order, each once. The list of an embedding program may have any order.
+/// `cpus` in ascending order, each once. An embedding program may give a list in any order.
 CpuList in_order(std::span<const unsigned> cpus) {
     CpuList sorted(cpus.begin(), cpus.end());
     std::ranges::sort(sorted);
@@ -95,7 +96,7 @@ std::string format_cpu_list(std::span<const unsigned> cpus) {
 }
 
 CpuList usable_cpu_list() {
-    // The kernel refuses a mask that is shorter than its own, and does not say how long its own is.
+    // The kernel refuses a mask that is shorter than its own, and does not tell the length of its own.
     CpuMask mask(1);
     while (::sched_getaffinity(0, size_in_bytes(mask), mask.data()) != 0) {
         if (errno != EINVAL || mask.size() * CPU_SETSIZE >= kMaxCpus) {
@@ -130,7 +131,7 @@ void bind_this_thread(std::span<const unsigned> cpus) {
     if (cpus.empty()) {
         return;
     }
-    // The mask is no longer than needed: the kernel ignores what its own mask has no room for.
+    // The mask is only as long as needed: the kernel ignores the bits that do not fit its own mask.
     const unsigned highest = *std::ranges::max_element(cpus);
     if (highest >= kMaxCpus) {
         throw Error("cannot run a thread on CPU " + std::to_string(highest) + ": the highest one possible is " +

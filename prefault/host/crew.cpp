@@ -21,12 +21,12 @@ namespace {
 
 constexpr auto kTickInterval = std::chrono::milliseconds(100);
 
-/// Where the workers and the caller meet.
+/// The place where the workers and the caller wait for each other.
 class Muster {
   public:
     explicit Muster(unsigned workers) : missing_(workers), running_(workers) {}
 
-    /// Says that a worker is there, and waits for the beginning. False if the work is called off.
+    /// Reports that a worker is ready, and waits for the beginning. Returns false if the work is called off.
     bool report_and_wait() {
         std::unique_lock hold(lock_);
         --missing_;
@@ -35,7 +35,7 @@ class Muster {
         return !called_off_;
     }
 
-    /// Says that a worker has gone, with its failure if it had one.
+    /// Reports that a worker has ended, with its failure if it had one.
     void leave(std::exception_ptr failure) {
         const std::lock_guard hold(lock_);
         if (!failure_) {
@@ -45,7 +45,7 @@ class Muster {
         changed_.notify_all();
     }
 
-    /// Waits until every worker is where it belongs, or one has failed to get there, and begins.
+    /// Waits until every worker is ready, or one has failed to start; then begins or calls off the work.
     void begin() {
         std::unique_lock hold(lock_);
         changed_.wait(hold, [this] { return missing_ == 0 || failure_; });
@@ -60,7 +60,7 @@ class Muster {
         changed_.notify_all();
     }
 
-    /// Waits for a tick at most. False if workers are still there.
+    /// Waits for one tick at most. Returns false if workers are still running.
     bool all_gone_soon() {
         std::unique_lock hold(lock_);
         return changed_.wait_for(hold, kTickInterval, [this] { return running_ == 0; });
@@ -111,7 +111,7 @@ void run_in_parallel(const Crew& crew, const std::stop_token& stop, const CrewWo
         }
         muster.leave(std::move(failure));
     };
-    std::vector<std::jthread> threads; // Declared after what they use, so that they are joined first.
+    std::vector<std::jthread> threads; // Declared last, so that they are joined before what they use goes away.
     threads.reserve(crew.workers);
     try {
         const AllSignalsBlocked inherited;

@@ -28,7 +28,7 @@ std::optional<std::uint64_t> read_number(const std::string& path) {
     return file >> value ? std::optional(value) : std::nullopt;
 }
 
-/// The number between `prefix` and `suffix` in `name`, if that is all there is.
+/// The number between `prefix` and `suffix` in `name`; nothing if there is anything else.
 std::optional<std::uint64_t> number_in(std::string_view name, std::string_view prefix, std::string_view suffix) {
     if (name.size() <= prefix.size() + suffix.size() || !name.starts_with(prefix) || !name.ends_with(suffix)) {
         return std::nullopt;
@@ -39,7 +39,7 @@ std::optional<std::uint64_t> number_in(std::string_view name, std::string_view p
     return error == std::errc() && end == digits.data() + digits.size() ? std::optional(value) : std::nullopt;
 }
 
-/// The numbers in the names of what is in `folder`, ascending; empty if it cannot be read.
+/// The numbers in the names of the entries of `folder`, ascending; empty if it cannot be read.
 std::vector<std::uint64_t> numbered_entries(const std::string& folder, std::string_view prefix,
                                             std::string_view suffix) {
     std::vector<std::uint64_t> numbers;
@@ -81,7 +81,7 @@ std::string cgroup_size_name(std::uint64_t page_bytes) {
     return page_bytes >= kMiB ? std::to_string(page_bytes / kMiB) + "MB" : std::to_string(page_bytes / kKiB) + "KB";
 }
 
-/// The size as it is written in a kernel's command line: "2M".
+/// The size as it is written on a kernel's command line: "2M".
 std::string boot_size_name(std::uint64_t page_bytes) {
     return page_bytes >= kGiB ? std::to_string(page_bytes / kGiB) + "G" : std::to_string(page_bytes / kMiB) + "M";
 }
@@ -90,7 +90,7 @@ std::uint64_t pages_for(std::uint64_t bytes, std::uint64_t page_bytes) {
     return (bytes / page_bytes) + (bytes % page_bytes != 0 ? 1 : 0);
 }
 
-/// How many pages are needed of one node or of any, and how many of them are missing.
+/// The number of pages that are needed from one node or from any, and the number of them that are missing.
 struct Need {
     std::optional<unsigned> node;
     std::uint64_t pages = 0;
@@ -122,9 +122,9 @@ std::uint64_t total_pages(const std::vector<Need>& needs) {
     return pages;
 }
 
-/// Sets what is missing of each need. Pages that the kernel may make on demand count only with `overcommit`.
+/// Sets `missing` of each need. Pages that the kernel may make on demand count only with `overcommit`.
 void find_missing(std::vector<Need>& needs, const HugePagePool& pool, bool overcommit) {
-    // The nodes and the pool are two limits, because free pages of a node may be promised to somebody.
+    // A node and the whole pool are two limits, because free pages of a node may be promised to another process.
     std::uint64_t there = pool.available();
     std::uint64_t on_demand = overcommit ? pool.overcommit : 0;
     for (Need& need : needs) {
@@ -159,7 +159,8 @@ std::string tried_to_reserve(std::uint64_t pages, std::uint64_t page_bytes, std:
               std::to_string(node->total) + "; all nodes together have " + describe(pool);
         total = node->total;
     }
-    // The kernel turns surplus pages into lasting ones before it makes new ones, so the sum begins at all there are.
+    // The kernel turns surplus pages into permanent ones before it makes new ones, so the sum includes all existing
+    // pages.
     throw Error(tried_to_reserve(need.pages, pool.page_bytes, need.node) + ": " + why + " (raise it: `echo " +
                 std::to_string(total + need.missing) + " | sudo tee " +
                 pool_directory(pool.page_bytes, need.node, roots) +
@@ -193,7 +194,7 @@ void check_cgroup(std::uint64_t pages, const HugePagePool& pool, const HugePageR
                 "`, or take Config::page_size=thp)");
 }
 
-/// How much memory can be had without swapping, in bytes; nothing if that cannot be read.
+/// The memory that is available without swapping, in bytes; nothing if that cannot be read.
 std::optional<std::uint64_t> available_memory_bytes(const HugePageRoots& roots) {
     std::ifstream meminfo(roots.meminfo);
     std::string name;
@@ -219,7 +220,8 @@ constexpr std::array kRaiseAdvice{
     ErrnoAdvice{EINVAL, "this kernel makes pages of that size only when it boots: hugepagesz= and hugepages="},
     ErrnoAdvice{ENOENT, "this host has no pool of that size there: take another Config::page_size"}};
 
-/// Throws Error if there is no memory for what is missing. The kernel would try, and starve everybody else meanwhile.
+/// Throws Error if there is no memory for the missing pages. The kernel would try to make them, and starve all others
+/// meanwhile.
 void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, const HugePageRoots& roots) {
     std::uint64_t missing = 0;
     for (const Need& need : needs) {
@@ -236,10 +238,10 @@ void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, c
     }
 }
 
-/// Locks `fd`'s file against all other processes. Returns 0; or a value of errno, which is EWOULDBLOCK if `patience`
-/// ran out or `stop` was requested.
+/// Locks `fd`'s file against all other processes. Returns 0 or a value of errno, which is EWOULDBLOCK if `patience` ran
+/// out or `stop` was requested.
 int lock_exclusively(int fd, std::chrono::milliseconds patience, const std::stop_token& stop) {
-    // The lock is polled: any user may lock a file that can be read, and a blocking wait hears no stop.
+    // The lock is polled, because any user may lock a readable file, and a blocking wait would not notice a stop.
     constexpr std::chrono::milliseconds kPause{5};
     const auto deadline = std::chrono::steady_clock::now() + patience;
     while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -254,7 +256,7 @@ int lock_exclusively(int fd, std::chrono::milliseconds patience, const std::stop
     return 0;
 }
 
-/// A lock that others wait for only while one count is read and written.
+/// A lock that is held only while one count is read and written.
 class UpdateLock {
   public:
     UpdateLock(int fd, std::chrono::milliseconds patience) noexcept
@@ -269,7 +271,7 @@ class UpdateLock {
     UpdateLock& operator=(const UpdateLock&) = delete;
     UpdateLock& operator=(UpdateLock&&) = delete;
     [[nodiscard]] bool is_held() const noexcept { return error_ == 0; }
-    /// Why it is not held: EWOULDBLOCK if another process has the lock.
+    /// Why the lock is not held: EWOULDBLOCK if another process has it.
     [[nodiscard]] int error() const noexcept { return error_; }
 
   private:
@@ -381,7 +383,8 @@ void check_huge_page_pool(const HugePageDemand& demand, const HugePageRoots& roo
     const auto pool = read_huge_page_pool(page_bytes, roots);
     std::error_code ignored;
     if (!pool && !std::filesystem::exists(roots.mm, ignored)) {
-        // Without sysfs, as in some containers, the pool is not known. The kernel says it when memory is mapped.
+        // Without sysfs, as in some containers, the pool is not known. The kernel reports a shortage when memory is
+        // mapped.
         if (!demand.will_be_raised) {
             return;
         }
@@ -411,7 +414,7 @@ void check_huge_page_pool(PageSize page_size, std::uint64_t bytes, const HugePag
     check_huge_page_pool({page_size, {{std::nullopt, bytes}}, false}, roots);
 }
 
-/// A pool's file, open for writing, and what was added through it.
+/// A pool's file, open for writing, and the number of pages that was added through it.
 class HugePageReservation::Pool {
   public:
     Pool(std::uint64_t page_bytes, std::optional<unsigned> node, const HugePageRoots& roots)
@@ -434,7 +437,7 @@ class HugePageReservation::Pool {
         const Counts before = counts();
         const int error = write(before.total + pages);
         const Counts after = counts();
-        // Surplus pages that became lasting ones are given back, too, but did not make the pool larger.
+        // Surplus pages that became permanent are given back, too, although they did not make the pool larger.
         added_ += after.lasting() > before.lasting() ? after.lasting() - before.lasting() : 0;
         if (error != 0 && error != EINTR) {
             throw_errno(error, "raise the pool of huge pages: write " + path_, kRaiseAdvice);
@@ -446,7 +449,7 @@ class HugePageReservation::Pool {
         if (added_ == 0) {
             return;
         }
-        // Also without the lock: it is better to lose a change than memory.
+        // The pool is lowered even without the lock: it is better to lose another process's change than memory.
         const UpdateLock lock(lock_.get(), std::chrono::seconds(1));
         const std::uint64_t now = counts().lasting();
         static_cast<void>(write(now > added_ ? now - added_ : 0));
@@ -459,7 +462,7 @@ class HugePageReservation::Pool {
     struct Counts {
         std::uint64_t total;
         std::uint64_t surplus;
-        /// What the kernel makes of a number that is written.
+        /// The count that must be written to the file for the present size.
         [[nodiscard]] std::uint64_t lasting() const noexcept { return total > surplus ? total - surplus : 0; }
     };
 
@@ -481,14 +484,14 @@ class HugePageReservation::Pool {
     std::string path_;
     UniqueFd file_;
     UniqueFd surplus_;
-    UniqueFd lock_; ///< on the file of all nodes, because it is one pool whichever file changes it
+    UniqueFd lock_; ///< on the file of all nodes, because every file changes the same pool
     std::function<void(const std::string&, std::uint64_t)> write_count_;
     std::uint64_t added_ = 0;
 };
 
 HugePageReservation::HugePageReservation() noexcept = default;
 
-// The empty one is constructed first, so that the destructor gives back what was raised before something throws.
+// The delegated constructor completes first, so that the destructor gives back what was raised if this one throws.
 HugePageReservation::HugePageReservation(const HugePageDemand& demand, const HugePageRoots& roots,
                                          std::chrono::milliseconds patience)
     : HugePageReservation() {
@@ -542,12 +545,13 @@ bool HugePageReservation::reserve(const HugePageDemand& demand, const HugePageRo
         throw Error("cannot reserve huge pages of " + format_bytes(page_bytes) +
                     ": another process is reserving some and has " + directory + " locked (see lslocks; try again)");
     }
-    check_huge_page_pool(raised, roots); // Once more: somebody else may have had a turn meanwhile.
+    check_huge_page_pool(raised, roots); // Checked again, because another process may have had a turn meanwhile.
     const auto pool = read_huge_page_pool(page_bytes, roots);
     std::vector<Need> needs = needs_of(demand, page_bytes);
     find_missing(needs, pool.value_or(HugePagePool{}), false);
 
-    // The kernel ends a raise early when a signal comes, and does not say so: only a second failure means no memory.
+    // The kernel ends a raise early if a signal comes, and does not report that. So only a second failure means that
+    // there is no memory.
     constexpr unsigned kFutileTries = 2;
     const std::uint64_t step = std::max<std::uint64_t>(kGiB / page_bytes, 1);
     for (const Need& need : needs) {

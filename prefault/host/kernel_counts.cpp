@@ -26,13 +26,13 @@ constexpr std::array<std::string_view, 8> kWords{"khugepaged",
 struct Counter {
     std::string_view name;
     Cause cause;
-    unsigned pages;        ///< that one count stands for
+    unsigned pages;        ///< the pages that one count stands for
     bool migrates = false; ///< whether pgmigrate_success counts the same pages
 };
 
 constexpr unsigned kHuge = 512;
 
-/// The last one is no line of vmstat.
+/// The last entry is not a line of vmstat.
 constexpr std::array<Counter, KernelCounts::kCounters> kTable{{
     {"thp_collapse_alloc", Cause::kCollapse, kHuge},
     {"compact_isolated", Cause::kCompaction, 1, true},
@@ -52,19 +52,19 @@ constexpr std::array<Counter, KernelCounts::kCounters> kTable{{
     {"thp_split_pmd", Cause::kSplit, kHuge},
     {"thp_underused_split_page", Cause::kSplit, kHuge},
     {"pgmigrate_success", Cause::kMigration, 1},
-    {"thp_migration_success", Cause::kMigration, 0}, // Their pages are among those of the one before.
+    {"thp_migration_success", Cause::kMigration, 0}, // Its pages are also counted by the entry before.
     {"ksm/pages_sharing", Cause::kKsm, 1},
 }};
 constexpr std::size_t kKsmSharing = kTable.size() - 1;
 
-/// The most that is read of a file: vmstat has some 4 KiB.
+/// The most bytes that are read from a file. vmstat has about 4 KiB.
 constexpr std::size_t kMostBytes = 32 * std::size_t{1024};
 
 UniqueFd open_if_there(const std::string& path) {
     return UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
 }
 
-/// All of a file from its beginning; empty if it cannot be read.
+/// Returns the whole content of a file; empty if it cannot be read.
 std::string_view read_whole(int fd, std::span<char> buffer) {
     std::size_t done = 0;
     while (fd >= 0 && done < buffer.size()) {

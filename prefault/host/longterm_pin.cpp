@@ -16,21 +16,21 @@ namespace {
 
 constexpr const char* kOtherwise = "or take Config::pin=mlock";
 
-/// io_uring_register() with the errno as the result: 0 or positive.
+/// Calls io_uring_register() and returns 0 or the errno, which is positive.
 int register_with(int ring, unsigned operation, const void* argument, unsigned count) noexcept {
     const int result = ::io_uring_register(static_cast<unsigned>(ring), operation, argument, count);
     return result < 0 ? -result : 0;
 }
 
-/// An address as the kernel's structures hold it.
+/// An address in the form that the kernel's structures hold.
 std::uint64_t address_of(const void* object) noexcept {
     return reinterpret_cast<std::uintptr_t>(object); // NOLINT(*-reinterpret-cast): an address as a number, never back.
 }
 
 UniqueFd make_disabled_ring() {
     io_uring_params parameters{};
-    parameters.flags = IORING_SETUP_R_DISABLED; // Only such a ring takes restrictions.
-    // The ring is never mapped: nobody uses its one entry.
+    parameters.flags = IORING_SETUP_R_DISABLED; // Only a disabled ring accepts restrictions.
+    // The ring is never mapped, and its one entry is never used.
     const int result = ::io_uring_setup(1, &parameters);
     if (result < 0) {
         throw_errno(-result, "make an io_uring for pinning guest memory", ring_advice(-result));
@@ -82,7 +82,7 @@ BufferRing::BufferRing(unsigned buffers) : fd_(make_disabled_ring()), capacity_(
 
 BufferRing::~BufferRing() {
     if (fd_) {
-        // Closing the ring unpins, too, but some time later, in a work item of the kernel's.
+        // Closing the ring would also unpin, but only later, in a work item of the kernel.
         register_with(fd_.get(), IORING_UNREGISTER_BUFFERS, nullptr, 0);
     }
 }
@@ -106,7 +106,7 @@ std::string ring_advice(int error_number, std::string_view sysctl_kernel) {
     if (error_number == EINVAL) {
         return std::string("Config::pin=longterm needs Linux 5.19, ") + kOtherwise;
     }
-    if (error_number == ENOMEM) { // Before Linux 5.12 the ring itself counted.
+    if (error_number == ENOMEM) { // Before Linux 5.12 the memory of the ring itself counted.
         return std::string("free memory, raise the limit on locked memory with `ulimit -l`, ") + kOtherwise;
     }
     if (error_number != EPERM && error_number != EACCES) {

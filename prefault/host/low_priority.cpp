@@ -9,7 +9,8 @@ namespace vmm::prefault {
 LowPriority::LowPriority(const std::stop_token& stop) {
     constexpr int kNicest = 19;
     const auto thread = static_cast<unsigned>(::syscall(SYS_gettid));
-    ::setpriority(PRIO_PROCESS, thread, kNicest); // In Linux this is about one thread. To be nicer is always allowed.
+    ::setpriority(PRIO_PROCESS, thread, kNicest); // On Linux this affects one thread. Raising the nice value is always
+                                                  // allowed.
     hurry_.emplace(stop, Hurry{thread});
 }
 

@@ -1,4 +1,4 @@
-// Threads that stay behind everybody else's.
+// Threads that run behind all others.
 #pragma once
 
 #include <optional>
@@ -6,9 +6,9 @@
 
 namespace vmm::prefault {
 
-/// Makes the calling thread nice 19, and the threads that it starts from then on. When `stop` is requested the thread
-/// gets the priority of the process's first thread, so that it need not wait behind everybody to end. That takes the
-/// right to raise a priority (CAP_SYS_NICE, RLIMIT_NICE); without it the thread stays nice.
+/// Gives the calling thread nice 19, and so also the threads that it starts afterwards. If `stop` is requested, the
+/// thread gets the priority of the process's first thread, so that it can end without waiting behind all others. That
+/// needs the right to raise a priority (CAP_SYS_NICE, RLIMIT_NICE); without it the thread stays at nice 19.
 class LowPriority {
   public:
     explicit LowPriority(const std::stop_token& stop);

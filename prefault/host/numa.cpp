@@ -49,7 +49,7 @@ std::uint64_t read_memory_bytes(const std::string& meminfo_path) {
     return 0;
 }
 
-/// The nodes of the process's cpuset, or nothing if the kernel has no cpusets.
+/// The nodes of the process's cpuset; nothing if the kernel has no cpusets.
 std::optional<CpuList> read_allowed_nodes(const std::string& status_path) {
     constexpr std::string_view kKey = "Mems_allowed_list:\t";
     std::ifstream status(status_path);
@@ -64,7 +64,7 @@ std::optional<CpuList> read_allowed_nodes(const std::string& status_path) {
 NumaTopology one_node_host() {
     NumaNode node;
     node.cpus = usable_cpu_list();
-    struct sysinfo host {}; // A system call: it needs no /proc.
+    struct sysinfo host {}; // A system call is used because it needs no /proc.
     node.memory_bytes = ::sysinfo(&host) == 0 ? std::uint64_t{host.totalram} * host.mem_unit : UINT64_MAX;
     return {{node}, {}};
 }
@@ -80,7 +80,7 @@ std::vector<unsigned> ids_of(std::span<const NumaNode> nodes) {
     return ids;
 }
 
-/// A range in granules. It has only a part of the granule at either end, perhaps.
+/// A range in granules. The first and the last granule may be only in part in the range.
 struct Granules {
     std::uint64_t first_base;
     std::uint64_t count;
@@ -102,7 +102,7 @@ std::vector<PlacedRange> split(std::span<const GuestRange> ram, std::span<const 
     for (const GuestRange& range : ram) {
         total += granules_of(range, granule_bytes).count;
     }
-    // The granules that are left over go to the first nodes, one to each.
+    // The remaining granules go to the first nodes, one to each.
     const auto share = [&](std::size_t index) { return total / nodes.size() + (index < total % nodes.size() ? 1 : 0); };
     std::vector<PlacedRange> placed;
     std::size_t index = 0;
@@ -159,7 +159,7 @@ void check_split(const NumaTopology& topology, std::uint64_t memory_bytes) {
     }
 }
 
-/// A set of nodes as the system calls take it.
+/// A set of nodes in the form that the system calls take.
 class NodeMask {
   public:
     explicit NodeMask(std::span<const unsigned> nodes) {
@@ -169,7 +169,7 @@ class NodeMask {
         }
     }
     [[nodiscard]] const unsigned long* words() const noexcept { return words_.data(); }
-    /// One more than there are bits, because the kernel takes one off (mm/mempolicy.c, get_nodes).
+    /// One more than the number of bits, because the kernel subtracts one (mm/mempolicy.c, get_nodes).
     static constexpr unsigned long kBits = kMaxNodes + 1;
 
   private:
@@ -177,19 +177,19 @@ class NodeMask {
     std::array<unsigned long, kMaxNodes / kWordBits> words_{};
 };
 
-// These are system calls: libnuma would give us no more, and linked statically it has a constructor that reads /proc
-// and /sys whenever the program starts.
+// The system calls are used directly: libnuma would offer no more, and if it is linked statically, its constructor
+// reads /proc and /sys whenever the program starts.
 
-/// mbind(2); the value of errno, or 0.
+/// Calls mbind(2). Returns 0 or the value of errno.
 int try_bind(std::span<std::byte> bytes, int mode, std::span<const unsigned> nodes) {
     const NodeMask mask(nodes);
-    // MPOL_LOCAL is the one mode without nodes, and takes no mask.
+    // MPOL_LOCAL is the only mode without nodes; it takes no mask.
     const long result = ::syscall(SYS_mbind, bytes.data(), bytes.size(), static_cast<unsigned long>(mode),
                                   nodes.empty() ? nullptr : mask.words(), NodeMask::kBits, 0UL);
     return result == 0 ? 0 : errno;
 }
 
-/// get_mempolicy(2) for the calling thread, whose policy is inherited by the threads that it starts.
+/// Asks get_mempolicy(2) for the calling thread. Threads that it starts inherit its policy.
 bool has_policy_of_its_own() {
     int mode = MPOL_DEFAULT;
     return ::syscall(SYS_get_mempolicy, &mode, nullptr, 0UL, nullptr, 0UL) == 0 && mode != MPOL_DEFAULT;
@@ -210,7 +210,7 @@ std::string bind_advice(int error_number) {
     }
 }
 
-/// The host bytes of `range`, which lies in one of `regions`.
+/// The host bytes of `range`, which must lie in one of `regions`.
 std::span<std::byte> bytes_of(std::span<const MemoryRegion> regions, GuestRange range) {
     const auto region =
         std::ranges::find_if(regions, [&](const MemoryRegion& candidate) { return candidate.range.contains(range); });
@@ -223,7 +223,7 @@ void bind_range(std::span<const MemoryRegion> regions, GuestRange range, int mod
     const int error_number = try_bind(bytes_of(regions, range), mode, nodes);
     const bool forbidden = error_number == ENOSYS || error_number == EPERM;
     if (error_number == 0 ||
-        (forbidden && topology.nodes.size() == 1)) { // With one node all memory lies where it should.
+        (forbidden && topology.nodes.size() == 1)) { // With one node all memory lies on the right node.
         return;
     }
     throw_errno(error_number,
@@ -232,14 +232,14 @@ void bind_range(std::span<const MemoryRegion> regions, GuestRange range, int mod
                 bind_advice(error_number));
 }
 
-/// Automatic NUMA balancing takes the access rights from mapped pages to see who touches them next. KVM then drops
-/// their second-level mappings, and the guest takes the faults again that the prefault took for it.
+/// Automatic NUMA balancing takes the access rights from mapped pages to see which thread touches them next. KVM then
+/// drops their second-level mappings, and the guest takes again the faults that the prefault took for it.
 ///
 /// It scans only mappings whose policy has MPOL_F_MOF (kernel/sched/fair.c, task_numa_work; mm/mempolicy.c,
-/// vma_policy_mof). The policy that applies without any has that flag (mm/mempolicy.c, get_task_policy and
-/// numa_policy_init). A policy given to mbind() has it only if MPOL_F_NUMA_BALANCING is asked for (mm/mempolicy.c,
-/// sanitize_mpol_flags). So the same policy, made explicit, ends the scanning, and so does every other policy here.
-/// Huge pages of the pool are never scanned.
+/// vma_policy_mof). If a mapping has no policy, the default policy applies, which has that flag (mm/mempolicy.c,
+/// get_task_policy and numa_policy_init). A policy given to mbind() has the flag only if MPOL_F_NUMA_BALANCING is asked
+/// for (mm/mempolicy.c, sanitize_mpol_flags). So the same policy, made explicit, ends the scanning, and so does every
+/// other policy here. Huge pages of the pool are never scanned.
 void make_local_policy_explicit(std::span<const MemoryRegion> regions, std::span<const PlacedRange> ranges) {
     for (const PlacedRange& placed : ranges) {
         if (try_bind(bytes_of(regions, placed.range), MPOL_LOCAL, {}) != 0) {
@@ -261,7 +261,8 @@ NumaTopology NumaTopology::read(std::string_view sysfs_node, const std::string& 
         const std::string directory = node_directory(sysfs_node, id);
         NumaNode node;
         node.id = id;
-        node.cpus = parse_cpu_list(first_line(directory + "cpulist")).value_or(CpuList{}); // "" if it has none.
+        node.cpus = parse_cpu_list(first_line(directory + "cpulist")).value_or(CpuList{}); // "" for a node without
+                                                                                           // CPUs.
         node.memory_bytes = read_memory_bytes(directory + "meminfo");
         node.allowed = !allowed || std::ranges::binary_search(*allowed, id);
         std::istringstream distances(first_line(directory + "distance"));
@@ -287,7 +288,7 @@ std::vector<unsigned> NumaTopology::memory_nodes() const {
 }
 
 unsigned NumaTopology::distance(unsigned from, unsigned to) const noexcept {
-    // A row has a column for each node that is online (drivers/base/node.c), not for each number.
+    // A row has a column for each online node (drivers/base/node.c), not for each number.
     const auto row = static_cast<std::size_t>(std::ranges::find(nodes, from, &NumaNode::id) - nodes.begin());
     const auto column = static_cast<std::size_t>(std::ranges::find(nodes, to, &NumaNode::id) - nodes.begin());
     if (row < distances.size() && column < nodes.size() && distances[row].size() == nodes.size()) {
@@ -346,7 +347,7 @@ void check_numa_policy(const NumaPolicy& policy, const NumaTopology& topology, s
     case NumaPolicy::Kind::kNode:
         check_node(policy.node, topology, memory_bytes);
         return;
-    case NumaPolicy::Kind::kInterleave: // The kernel falls back to other nodes while there is memory at all.
+    case NumaPolicy::Kind::kInterleave: // The kernel falls back to other nodes as long as there is any memory.
     case NumaPolicy::Kind::kSplit:
         break;
     }
@@ -403,7 +404,7 @@ unsigned node_of_vcpu(unsigned vcpu, unsigned vcpus, std::span<const unsigned> n
 }
 
 std::optional<unsigned> node_of_page(const std::byte* address) {
-    // move_pages() without a target only asks, though it takes the address as if it might move the page.
+    // move_pages() without a target only queries, but its parameter type is that of a page it may move.
     std::array<void*, 1> page{const_cast<std::byte*>(address)};
     int status = -ENOENT;
     if (::syscall(SYS_move_pages, 0, page.size(), page.data(), nullptr, &status, 0) != 0 || status < 0) {

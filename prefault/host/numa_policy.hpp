@@ -1,4 +1,4 @@
-// On which of the host's NUMA nodes guest memory is to lie.
+// The policy that chooses the host's NUMA nodes for guest memory.
 #pragma once
 
 #include <optional>
@@ -10,11 +10,11 @@
 VMM_API_BEGIN
 namespace vmm::prefault {
 
-/// On which nodes guest memory is to lie.
+/// The nodes on which guest memory lies.
 struct NumaPolicy {
     enum class Kind {
-        kDefault, ///< where the process's own policy puts it; without one, on the node of the thread that populates it
-        kNode,    ///< all on `node`
+        kDefault,    ///< by the process's own policy; without one, on the node of the thread that populates it
+        kNode,       ///< all on `node`
         kInterleave, ///< page by page in turn over all nodes with memory
         kSplit,      ///< cut into equal contiguous parts, one for each node with memory
     };
@@ -24,10 +24,10 @@ struct NumaPolicy {
     friend bool operator==(const NumaPolicy&, const NumaPolicy&) = default;
 };
 
-/// The command line's word: "default", "interleave", "split", or the number of the node.
+/// The word on the command line: "default", "interleave", "split", or the number of the node.
 [[nodiscard]] std::string to_string(const NumaPolicy& policy);
-/// The reverse, or nothing if the text is no such word. A number is below kMaxNodes; check_numa_policy() says whether
-/// there is such a node.
+/// The reverse of to_string(); nothing if the text is no such word. A number must be below kMaxNodes;
+/// check_numa_policy() says whether there is such a node.
 [[nodiscard]] std::optional<NumaPolicy> parse_numa_policy(std::string_view text);
 
 } // namespace vmm::prefault

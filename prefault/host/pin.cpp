@@ -27,15 +27,15 @@ namespace {
 constexpr const char* kAdvice = "raise it with `ulimit -l` or LimitMEMLOCK=, give CAP_IPC_LOCK outside of user "
                                 "namespaces, or take Config::pin=none";
 
-/// How much one system call pins, for which a stop has to wait: some 10 ms for 4 KiB pages that exist, 0.1 s for
+/// How much one system call pins. A stop must wait for that call: some 10 ms for 4 KiB pages that exist, 0.1 s for
 /// others.
 constexpr std::uint64_t kPieceBytes = 256 * kMiB;
 
-/// True if RLIMIT_MEMLOCK, which is `limit` bytes, binds this process. Capabilities lift it in the initial user
-/// namespace only, and a security module may forbid even that. So the kernel is asked to lock one page more than the
-/// limit; no page comes to exist by that (MLOCK_ONFAULT).
+/// True if RLIMIT_MEMLOCK, which is `limit` bytes, binds this process. Capabilities lift it only in the initial user
+/// namespace, and a security module may forbid even that. So this tries to lock one page more than the limit; no page
+/// is populated by that (MLOCK_ONFAULT).
 bool limit_binds(std::uint64_t limit) {
-    constexpr std::uint64_t kMostToTry = 16 * kTiB; // The address space ends not far above.
+    constexpr std::uint64_t kMostToTry = 16 * kTiB; // The address space ends not far above this.
     const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     if (limit > kMostToTry) {
         return true;
@@ -50,11 +50,11 @@ bool limit_binds(std::uint64_t limit) {
     if (::mlock2(address, bytes, MLOCK_ONFAULT) == 0) {
         return false;
     }
-    // Other errors do not come from the limit: whoever locks memory in earnest will report them.
+    // Other errors do not come from the limit. The call that really locks memory will report them.
     return errno == ENOMEM || (errno == EPERM && limit < page_bytes);
 }
 
-/// RLIMIT_MEMLOCK in bytes, or nothing if `needed_bytes` are within it or it does not bind this process.
+/// RLIMIT_MEMLOCK in bytes; nothing if `needed_bytes` are within it or it does not bind this process.
 std::optional<std::uint64_t> memlock_limit(std::uint64_t needed_bytes) {
     rlimit limit{};
     if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || needed_bytes <= limit.rlim_cur ||
@@ -64,14 +64,14 @@ std::optional<std::uint64_t> memlock_limit(std::uint64_t needed_bytes) {
     return limit.rlim_cur;
 }
 
-/// How much this process has pinned in this way already, in bytes; the limit is on all of it together. The kernel
-/// counts long-term pins by user (io_uring/rsrc.c, __io_account_mem), but tells only those of a process. Without /proc
-/// it tells nothing: then 0 is returned, and the kernel refuses what is too much.
+/// The bytes that this process has already pinned in this way; they count against the same limit. The kernel counts
+/// long-term pins by user (io_uring/rsrc.c, __io_account_mem), but reports only those of one process. Without /proc the
+/// function returns 0, and the kernel refuses what is too much.
 std::uint64_t bytes_in_use(Pin pin) {
     return (pin == Pin::kMlock ? locked_bytes() : pinned_bytes()).value_or(0);
 }
 
-/// The sum, or the largest number if it is larger.
+/// The sum of both, or UINT64_MAX if it would overflow.
 std::uint64_t sum_of(std::uint64_t used, std::uint64_t more) {
     return more > UINT64_MAX - used ? UINT64_MAX : used + more;
 }
@@ -92,7 +92,7 @@ std::string_view verb(Pin pin) {
     return pin == Pin::kMlock ? "lock" : "pin";
 }
 
-/// There is a ring for each GiB, up to some 128 rings. For every huge page that is registered the kernel looks through
+/// There is one ring for each GiB, up to about 128 rings. For every huge page that is registered the kernel searches
 /// all other pages of the ring (io_uring/rsrc.c, headpage_already_acct), so the time for a ring grows with the square
 /// of its memory.
 std::uint64_t ring_bytes_for(std::uint64_t total_bytes) {
@@ -106,9 +106,9 @@ void unlock(std::span<const PinnedMemory::Piece> pieces) noexcept {
     }
 }
 
-/// What one call of add() pins. Its destructor unpins all of it unless it was taken over.
+/// What one call of add() pins. Its destructor unpins all of it unless add() has taken it over.
 ///
-/// Threads: pin() may be called from any thread, and from several at a time; the rest from one.
+/// Threads: any number of threads may call pin() at the same time; the rest is for one thread.
 class Batch {
   public:
     Batch(Pin kind, const GuestMemory& memory, std::uint64_t total_bytes, const PinnedMemory::Progress& progress)
@@ -134,7 +134,7 @@ class Batch {
         });
     }
 
-    /// Pins `range` with a ring of its own, piece by piece until a stop is requested. Throws Error.
+    /// Pins `range` with its own ring, piece by piece until a stop is requested. Throws Error.
     void pin(GuestRange range, const std::stop_token& stop) {
         const std::size_t pieces = plan_of(range).chunk_count();
         assert(pieces <= BufferRing::kMaxBuffers);
@@ -150,7 +150,7 @@ class Batch {
         rings_.push_back({range, std::move(ring)});
     }
 
-    /// The pieces, in no order, to be taken over.
+    /// Hands over the pieces, in no order.
     [[nodiscard]] std::vector<PinnedMemory::Piece> take_pieces() noexcept { return std::exchange(pieces_, {}); }
     [[nodiscard]] std::vector<PinnedMemory::Ring> take_rings() noexcept { return std::exchange(rings_, {}); }
 
@@ -181,7 +181,7 @@ class Batch {
                             " are needed: " + kAdvice);
         }
         if (kind_ == Pin::kLongterm) {
-            // Pages in ZONE_MOVABLE and in CMA areas are moved out of them first (mm/gup.c).
+            // The kernel first moves pages out of ZONE_MOVABLE and CMA areas (mm/gup.c).
             throw_errno(
                 error_number, tried,
                 {{ENOMEM, "long-term pins need free memory outside of movable zones: take less memory with -m, or "
@@ -206,7 +206,7 @@ class Batch {
     std::uint64_t total_bytes_;
     std::uint64_t used_before_;
     const PinnedMemory::Progress& progress_;
-    std::mutex lock_; ///< for the members that follow
+    std::mutex lock_; ///< guards the members below
     std::vector<PinnedMemory::Piece> pieces_;
     std::vector<PinnedMemory::Ring> rings_;
 };
@@ -288,13 +288,13 @@ std::vector<GuestRange> PinnedMemory::remove(GuestRange range) {
             kept.push_back(std::move(ring));
             continue;
         }
-        for (const Piece& piece : pieces_) { // What is left of them.
+        for (const Piece& piece : pieces_) { // The remaining parts of the pieces.
             if (ring.range.contains(piece.range)) {
                 others.push_back(piece.range);
             }
         }
     }
-    rings_.swap(kept); // Rings that were not kept unpin what they have.
+    rings_.swap(kept); // Rings that were not kept unpin their buffers.
     for (const GuestRange& other : others) {
         forget(other);
     }

@@ -11,9 +11,9 @@ namespace vmm::prefault {
 /// How guest memory is kept resident.
 enum class Pin {
     kNone,
-    kMlock,    ///< by mlock2(MLOCK_ONFAULT): never swapped out, but perhaps migrated or compacted
+    kMlock,    ///< by mlock2(MLOCK_ONFAULT): never swapped out, but may be migrated or compacted
     kLongterm, ///< as fixed buffers of io_uring: neither swapped out, nor migrated, nor compacted
-    kAuto,     ///< kMlock if a prefault is asked for, kNone if not; in configurations only
+    kAuto,     ///< kMlock if a prefault is asked for, otherwise kNone; in configurations only
 };
 
 /// The name used on the command line and in the report: "none", "mlock", "longterm"; "auto" for kAuto.

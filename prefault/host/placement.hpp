@@ -12,7 +12,7 @@
 
 namespace vmm::prefault {
 
-/// A range of guest memory and the node that it is to lie on; no node: any.
+/// A range of guest memory and the node that it should lie on; no node means any.
 struct PlacedRange {
     GuestRange range;
     std::optional<unsigned> node;
@@ -20,7 +20,7 @@ struct PlacedRange {
     friend bool operator==(const PlacedRange&, const PlacedRange&) = default;
 };
 
-/// All of a guest's memory, and who is near it.
+/// All memory of a guest, and the CPUs that are near it.
 struct Placement {
     std::vector<PlacedRange> ranges;       ///< not overlapping, those of each node in ascending order
     std::map<unsigned, CpuList> node_cpus; ///< the CPUs of each node that `ranges` name

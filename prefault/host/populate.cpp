@@ -27,7 +27,7 @@ namespace {
 [[noreturn]] void throw_populate_error(int error_number, GuestRange range, PageSize page_size) {
     const std::string tried =
         "populate guest memory " + to_string(range) + " (" + std::string(to_string(page_size)) + " pages)";
-    // EFAULT means that another process took a huge page between our check and now.
+    // EFAULT means that another process took a huge page after our check.
     throw_errno(error_number == EFAULT ? ENOMEM : error_number, tried,
                 {{EINVAL, "MADV_POPULATE_WRITE needs Linux 5.14"},
                  {ENOMEM, certain_page_bytes(page_size) > 4 * kKiB
@@ -86,7 +86,7 @@ void release_host(const GuestMemory& memory, unsigned workers) noexcept {
                            return ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED_LOCKED) == 0 ||
                                   ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED) == 0;
                        });
-    } catch (...) { // Perhaps there is no thread to be had: then munmap() does it alone.
+    } catch (...) { // If no thread can be made, munmap() does all the work.
     }
 }
 

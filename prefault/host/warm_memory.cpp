@@ -22,7 +22,7 @@ namespace {
 
 constexpr const char* kStartOne = "start one: `vmm pool --socket PATH`";
 
-/// The pool is not there, or has ended, or has too little: with a fallback, the guest can do without.
+/// The pool does not exist, has ended, or has too little. A guest with a fallback can do without it.
 class Shortage : public Error {
   public:
     using Error::Error;
@@ -67,7 +67,7 @@ class HandOver {
     HandOver(int connection, const WarmRequest& request, const std::stop_token& stop)
         : connection_(connection), request_(request), stop_(stop), wake_(stop, Wake{&stopped_}) {}
 
-    /// Fills `memory`, which keeps what came before a Shortage is thrown. Throws Error.
+    /// Fills `memory`. If a Shortage is thrown, `memory` keeps what came before. Throws Error.
     void run(WarmMemory& memory) {
         check_peer();
         const warm::Request message = message_of(request_);
@@ -209,7 +209,7 @@ class HandOver {
     std::stop_callback<Wake> wake_;
 };
 
-/// A connection to the pool. Throws Shortage: there is no pool. Throws Error.
+/// Connects to the pool. Throws Shortage if there is no pool, and Error.
 UniqueFd connect_to(const WarmRequest& request, const std::stop_token& stop) {
     UniqueFd connection = make_unix_socket(SOCK_SEQPACKET);
     if (!connection) {
@@ -218,7 +218,7 @@ UniqueFd connect_to(const WarmRequest& request, const std::stop_token& stop) {
     const auto deadline = std::chrono::steady_clock::now() + request.patience;
     int error_number = connect_unix_socket(connection.get(), request.path);
     while (error_number == EAGAIN && std::chrono::steady_clock::now() < deadline && !stop.stop_requested()) {
-        constexpr int kPauseMs = 10; // Others wait there, too, and a socket tells nobody when there is room.
+        constexpr int kPauseMs = 10; // Other clients wait there, too, and a socket does not signal when there is room.
         ::poll(nullptr, 0, kPauseMs);
         error_number = connect_unix_socket(connection.get(), request.path);
     }
@@ -245,7 +245,7 @@ UniqueFd connect_to(const WarmRequest& request, const std::stop_token& stop) {
     throw Error(errno_reason(error_number) + (advice.empty() ? "" : " (" + std::string(advice) + ")"));
 }
 
-/// Does `work`, and makes of its failures what the request wants.
+/// Runs `work` and handles its failures as the request says.
 template <typename Work>
 WarmMemory heeding(const WarmRequest& request, Work work) {
     WarmMemory memory;

@@ -28,7 +28,8 @@ namespace vmm::prefault {
 namespace {
 
 constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW;
-/// What the owner of a piece adds: the last is there once, so that only one can be the first to add them.
+/// The seals that the owner of a piece adds. After F_SEAL_SEAL no seal can be added, so only one process can be the
+/// first.
 constexpr int kOwnerSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
 constexpr std::uint64_t kBlockBytes = 512; ///< of st_blocks (stat(2))
 
@@ -70,7 +71,7 @@ std::uint64_t existing_bytes(int fd) {
     return ::fstat(fd, &file) == 0 ? static_cast<std::uint64_t>(file.st_blocks) * kBlockBytes : 0;
 }
 
-/// The reason why `fd` is no memory of `page_size`; empty if it is.
+/// The reason why `fd` is not memory of `page_size`; empty if it is.
 std::string why_not_memory(int fd, PageSize page_size) {
     struct stat file {};
     struct statfs system {};
@@ -103,7 +104,7 @@ WarmPiece::WarmPiece(UniqueFd file, std::uint64_t bytes, PageSize page_size, std
     if (const std::string why = why_not_memory(fd, page_size); !why.empty()) {
         throw Error(why);
     }
-    // The seals are looked at before the size, which cannot change any more then.
+    // The seals are checked before the size, because the size cannot change after that.
     const int seals = ::fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & kSizeSeals) != kSizeSeals) {
         throw Error("its size is not sealed");
@@ -138,13 +139,14 @@ WarmPiece::make(const Spec& spec, const NumaTopology& topology, const Workforce&
                 const std::stop_token& stop) {
     WarmPiece piece(spec);
     const Mapping mapping = map_file(piece.fd(), spec.bytes, spec.page_size);
-    // Guest addresses are offsets in the piece here.
+    // Here, guest addresses are offsets in the piece.
     const MemoryRegion region{{GuestAddress{0}, spec.bytes}, mapping.data()};
     const PlacedRange placed{region.range, spec.node};
     const NumaPolicy policy =
         spec.node ? NumaPolicy{NumaPolicy::Kind::kNode, *spec.node} : NumaPolicy{NumaPolicy::Kind::kDefault};
     bind_memory(std::span(&region, 1), std::span(&placed, 1), policy, topology);
-    // Not fallocate(), which leaves the clearing of shared memory to the first access (mm/shmem.c, SGP_FALLOC).
+    // fallocate() is not used, because it leaves the clearing of shared memory to the first access (mm/shmem.c,
+    // SGP_FALLOC).
     const std::uint64_t chunk_bytes = host_chunk_bytes(spec.page_size, spec.bytes, workforce.workers);
     const bool made =
         for_each_chunk(std::span(&placed, 1), chunk_bytes, workforce, Stage::kHost, "pool", stop,
@@ -154,7 +156,7 @@ WarmPiece::make(const Spec& spec, const NumaTopology& topology, const Workforce&
                                if (crew_stop.stop_requested()) {
                                    return false;
                                }
-                               // EFAULT means that huge pages are gone that were promised.
+                               // EFAULT means that promised huge pages are gone.
                                throw_make_error(error_number == EFAULT ? ENOMEM : error_number, spec);
                            }
                            after_chunk(chunk.size, crew_stop);
@@ -179,8 +181,8 @@ void check_warm_page_size(PageSize page_size) {
     if (page_size != PageSize::kThp) {
         return;
     }
-    // If the kernel gives shared memory huge pages, the first touch of a page makes 2 MiB. Memory in small pieces may
-    // have none at the moment.
+    // If the kernel gives huge pages to shared memory, the first touch of a page makes 2 MiB exist. If memory is
+    // fragmented, there may be no huge page at the moment.
     constexpr int kTries = 3;
     for (int i = 0; i < kTries; ++i) {
         const UniqueFd probe = make_file(spec);

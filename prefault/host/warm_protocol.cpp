@@ -13,12 +13,12 @@ namespace {
 
 constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
 
-/// Room for the descriptors of one packet. The kernel sends up to 253, and drops those for which there is no room.
+/// Room for the descriptors of one packet. The kernel sends up to 253, and drops those that do not fit.
 struct ControlRoom {
     alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int) * 2)> bytes{};
 };
 
-/// Whether all that `request` asks for makes sense.
+/// True if all values in `request` are valid.
 bool is_sensible(const Request& request) {
     const auto page_size = page_size_of(request.page_size);
     if (!page_size || request.may_be_less > 1 || request.share_count < 1 ||

@@ -15,7 +15,7 @@ namespace vmm::prefault {
 
 namespace {
 
-/// How long nobody is accepted if the host has no descriptor or no memory left.
+/// How long the server accepts nobody if the host has no descriptor or no memory left.
 constexpr std::chrono::seconds kAcceptPause{1};
 
 bool would_block(int error_number) noexcept {
@@ -49,7 +49,7 @@ void WarmServer::add(UniqueFd connection) {
 }
 
 void WarmServer::accept_from(int listener_fd) {
-    constexpr int kMostAtOnce = 16; // Then others have their turn.
+    constexpr int kMostAtOnce = 16; // After that others have their turn.
     for (int i = 0; i < kMostAtOnce; ++i) {
         UniqueFd connection(::accept4(listener_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (!connection) {
@@ -90,7 +90,7 @@ bool WarmServer::refuse(Connection& connection, warm::Status status, std::string
     answer.status = status;
     answer.page_size = warm::number_of(stock_.page_size());
     answer.free_bytes = status == warm::Status::kNotForYou ? 0 : stock_.ready_pieces() * stock_.piece_bytes();
-    // There is room for the first packet. If not, the client learns it from the end of the connection.
+    // There is room for the first packet. If not, the client notices the end of the connection.
     static_cast<void>(warm::send_packet(connection.socket.get(), warm::bytes_of(answer)));
     connection.served.problem = std::move(problem);
     return false;
@@ -148,7 +148,7 @@ bool WarmServer::send_pieces(Connection& connection) {
             return false;
         }
         connection.served.bytes += portion.bytes;
-        connection.to_send.pop_front(); // It is the client's now, whatever becomes of it.
+        connection.to_send.pop_front(); // It belongs to the client now, whatever happens to it.
     }
     return false;
 }
@@ -156,7 +156,8 @@ bool WarmServer::send_pieces(Connection& connection) {
 void WarmServer::end(Place place) {
     Connection& connection = *place;
     for (WarmStock::Portion& portion : connection.to_send) {
-        if (!portion.piece.is_sealed()) { // Another client may want a part of it only.
+        if (!portion.piece.is_sealed()) { // A sealed piece is not put back, because another client may want only a part
+                                          // of it.
             stock_.put(std::move(portion.piece));
         }
     }
@@ -189,7 +190,7 @@ void WarmServer::turn(int listener_fd, int stop_fd, int wait_ms) {
     std::vector<Place> places;
     for (auto place = connections_.begin(); place != connections_.end(); ++place) {
         watched.push_back(
-            {place->socket.get(), static_cast<short>(place->answered ? POLLOUT : POLLIN), 0}); // -1 is passed over.
+            {place->socket.get(), static_cast<short>(place->answered ? POLLOUT : POLLIN), 0}); // poll() ignores -1.
         places.push_back(place);
     }
     if (::poll(watched.data(), watched.size(), next_deadline_ms(wait_ms)) < 0 && errno != EINTR) {

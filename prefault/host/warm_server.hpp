@@ -1,4 +1,4 @@
-// The side of a pool of warm memory that hands it out.
+// The server of a pool of warm memory, which hands the memory out.
 #pragma once
 
 #include <sys/types.h>
@@ -16,26 +16,26 @@
 
 namespace vmm::prefault {
 
-/// Serves the clients of a pool. A client that lies, hangs, or goes away in the middle of a hand-over costs it a
-/// descriptor for a while, and the pieces that had been sent by then; those are never taken back.
+/// Serves the clients of a pool. A client that lies, hangs, or disconnects during a hand-over costs the pool one
+/// descriptor for a while, and the pieces that were already sent, which are never taken back.
 ///
 /// Threads: one.
 class WarmServer {
   public:
     using Clock = std::chrono::steady_clock;
 
-    /// The most clients at a time. If one more comes the oldest one's connection is closed.
+    /// The most clients at a time. If one more comes, the oldest connection is closed.
     static constexpr std::size_t kMostConnections = 64;
-    /// How long a client may take from its connection to the end of the hand-over.
+    /// The time limit from a client's connection to the end of the hand-over.
     static constexpr std::chrono::seconds kPatience{10};
 
-    /// What became of a client.
+    /// The result of serving one client.
     struct Served {
         pid_t process = 0;
         uid_t user = 0;
         std::uint64_t bytes = 0;      ///< of the pieces that were sent
-        std::uint64_t free_bytes = 0; ///< what the pool has after that
-        std::string problem{};        ///< why it did not get all that it asked for; empty: it did
+        std::uint64_t free_bytes = 0; ///< what the pool has afterwards
+        std::string problem{};        ///< why the client did not get all that it asked for; empty if it did
     };
 
     struct Setup {
@@ -44,19 +44,19 @@ class WarmServer {
         std::function<Clock::time_point()> now = &Clock::now;
     };
 
-    /// `stock` outlives it.
+    /// `stock` must outlive this object.
     WarmServer(WarmStock& stock, Setup setup) : stock_(stock), setup_(std::move(setup)) {}
     WarmServer(const WarmServer&) = delete;
     WarmServer& operator=(const WarmServer&) = delete;
-    /// Gives back what was not sent.
+    /// Puts pieces that were not sent back into the stock.
     ~WarmServer();
 
-    /// Serves a connection that was accepted, from the next turn on.
+    /// Takes over an accepted connection. It is served from the next turn on.
     void add(UniqueFd connection);
 
-    /// Waits until there is something to do, for `wait_ms` at most (-1: as long as it takes), and does it. New
-    /// connections come from `listener_fd`, unless that is negative. Returns at once if `stop_fd` is readable. Throws
-    /// Error if the host fails.
+    /// Waits until there is something to do, for at most `wait_ms` (-1: without limit), and does it. New connections
+    /// come from `listener_fd`, unless that is negative. Returns at once if `stop_fd` is readable. Throws Error if the
+    /// host fails.
     void turn(int listener_fd, int stop_fd, int wait_ms);
 
     [[nodiscard]] std::size_t connections() const noexcept { return connections_.size(); }
@@ -73,11 +73,11 @@ class WarmServer {
     using Place = std::list<Connection>::iterator;
 
     void accept_from(int listener_fd);
-    /// Reads the request and answers it. False: the connection has come to its end.
+    /// Reads the request and answers it. Returns false if the connection must end.
     [[nodiscard]] bool read_request(Connection& connection);
     [[nodiscard]] bool answer(Connection& connection, const warm::Request& request);
     [[nodiscard]] bool refuse(Connection& connection, warm::Status status, std::string problem);
-    /// Sends pieces as long as there is room. False: the connection has come to its end.
+    /// Sends pieces as long as there is room. Returns false if the connection must end.
     [[nodiscard]] bool send_pieces(Connection& connection);
     void end(Place place);
     [[nodiscard]] int next_deadline_ms(int wait_ms) const;

@@ -1,4 +1,4 @@
-// What a pool of warm memory has, and what it has to make.
+// The stock of a pool of warm memory: what it has, and what it must make.
 #pragma once
 
 #include <condition_variable>
@@ -16,20 +16,20 @@
 
 namespace vmm::prefault {
 
-/// The pieces that a pool has ready, and the ones that it lacks.
+/// The pieces that a pool has ready, and those that it lacks.
 ///
 /// Threads: any.
 class WarmStock {
   public:
-    /// How many pieces there are to be on one node; nothing: on any.
+    /// How many pieces the pool should have on one node; no node means any.
     struct Target {
         std::optional<unsigned> node;
         std::size_t pieces = 0;
     };
-    /// `piece_bytes` are a multiple of the largest page of `page_size`. `targets` name each node once.
+    /// `piece_bytes` must be a multiple of the largest page of `page_size`. `targets` must name each node once.
     WarmStock(PageSize page_size, std::uint64_t piece_bytes, std::vector<Target> targets);
 
-    /// A piece on its way to a client, which gets `bytes` of it.
+    /// A piece on its way to a client, which gets the first `bytes` of it.
     struct Portion {
         WarmPiece piece;
         std::uint32_t share = 0; ///< of the request
@@ -37,20 +37,20 @@ class WarmStock {
     };
     struct Grant {
         warm::Status status = warm::Status::kGranted;
-        std::uint64_t bytes = 0;      ///< of what was asked for
-        std::uint64_t free_bytes = 0; ///< what there was before
+        std::uint64_t bytes = 0;      ///< granted
+        std::uint64_t free_bytes = 0; ///< what the pool had before
         std::vector<Portion> portions;
     };
-    /// Takes out what `request` asks for, which is sensible: all of it, or nothing, or what there is if it may be less.
+    /// Takes out what a valid `request` asks for: all of it, or nothing, or what there is if the request accepts less.
     [[nodiscard]] Grant take(const warm::Request& request);
 
-    /// Puts in a piece that was made, or one that was taken out and did not leave the process. The piece is whole.
+    /// Puts in a whole piece: one that was made, or one that was taken out and did not leave the process.
     void put(WarmPiece piece);
 
-    /// Waits until there is something to make, and returns what; nothing if `stop` was requested first. The node that
-    /// lacks most comes first. Whoever asks makes it before asking again.
+    /// Waits until there is something to make, and returns what to make. Returns nothing if `stop` was requested first.
+    /// The node that lacks most comes first. The caller must make it before it asks again.
     [[nodiscard]] std::optional<WarmPiece::Spec> wait_for_lack(const std::stop_token& stop);
-    /// True if nothing is lacking.
+    /// True if no piece is lacking.
     [[nodiscard]] bool is_full() const;
 
     [[nodiscard]] PageSize page_size() const noexcept { return page_size_; }
@@ -69,7 +69,7 @@ class WarmStock {
 
     const PageSize page_size_;
     const std::uint64_t piece_bytes_;
-    mutable std::mutex lock_; ///< for what follows
+    mutable std::mutex lock_; ///< guards what follows
     std::condition_variable_any taken_;
     std::deque<Shelf> shelves_; ///< a deque, because a shelf cannot be copied
 };

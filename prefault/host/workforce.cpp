@@ -13,7 +13,7 @@ namespace vmm::prefault {
 
 namespace {
 
-/// Where a worker whose memory lies on `node` runs.
+/// The CPUs for a worker whose memory lies on `node`.
 CpuList cpus_for(const Workforce& workforce, std::optional<unsigned> node) {
     const auto of_node = node ? workforce.node_cpus.find(*node) : workforce.node_cpus.end();
     if (of_node == workforce.node_cpus.end()) {
@@ -23,7 +23,8 @@ CpuList cpus_for(const Workforce& workforce, std::optional<unsigned> node) {
     CpuList near;
     std::set_intersection(of_node->second.begin(), of_node->second.end(), allowed.begin(), allowed.end(),
                           std::back_inserter(near));
-    return near.empty() ? workforce.cpus : near; // None of the node's CPUs is allowed: a far one is better than none.
+    return near.empty() ? workforce.cpus : near; // If none of the node's CPUs is allowed, a far one is better than
+                                                 // none.
 }
 
 } // namespace

@@ -19,7 +19,7 @@ namespace {
 constexpr std::uint64_t kApicGlobalEnable = 1ULL << 11; // IA32_APIC_BASE (Intel SDM volume 3, 11.4.4)
 constexpr std::uint64_t kFlagsRing3Io = 0x3002;         // IOPL 3, interrupts off, the bit that is always one
 
-/// A flat ring-3 segment. `type` as in a descriptor (AMD64 volume 2, 4.8).
+/// A flat ring-3 segment. `type` is that of a descriptor (AMD64 volume 2, 4.8).
 kvm_segment ring3_segment(std::uint16_t selector, std::uint8_t type, bool code) {
     kvm_segment segment{};
     segment.limit = 0xffffffff;
@@ -34,8 +34,8 @@ kvm_segment ring3_segment(std::uint16_t selector, std::uint8_t type, bool code) 
     return segment;
 }
 
-/// The state the stub runs in: 64-bit, ring 3, no interrupt and no exception handler. Whatever goes wrong is a triple
-/// fault, which comes back to us.
+/// The state in which the stub runs: 64-bit, ring 3, no interrupt and no exception handler. Any error becomes a triple
+/// fault, which exits to us.
 kvm_sregs stub_state(kvm_sregs state, const Scratch& scratch) {
     state.cs = ring3_segment(0x33, 0xb, true);
     state.ds = state.es = state.fs = state.gs = state.ss = ring3_segment(0x2b, 0x3, false);
@@ -56,7 +56,7 @@ kvm_sregs stub_state(kvm_sregs state, const Scratch& scratch) {
     return state;
 }
 
-/// True if a stub says by `exit` that it is done.
+/// True if `exit` is the one by which a stub reports that it is done.
 bool is_done(const kvm::Exit& exit) {
     const auto* const port = std::get_if<kvm::PioExit>(&exit);
     return port != nullptr && port->is_write && port->port == Scratch::kDonePort && port->data.size() == 1;
@@ -95,8 +95,8 @@ void PrefaultVcpu::take_state() {
 
 void PrefaultVcpu::recover() {
     // The next run completes an exit that is half done (a port, MMIO), and may exit again: an access to two pages exits
-    // once more, and a string instruction exits at each element, up to 1024 of them before KVM's emulator looks up.
-    // When the kick has taken the vCPU out, nothing is left that could move its registers later.
+    // once more, and a string instruction exits at each element, up to 1024 times before KVM's emulator notices the
+    // kick. After the kick has taken the vCPU out, nothing is left that could change its registers later.
     constexpr unsigned kMostExits = 16384;
     kvm::kick(::pthread_self());
     bool is_out = false;
@@ -106,7 +106,7 @@ void PrefaultVcpu::recover() {
     kvm::discard_pending_kicks();
     lost_ = !is_out;
     vcpu_.forget_events();
-    // `rsm` may have taken the vCPU out of system management mode, and an instruction after that into HLT.
+    // `rsm` may have taken the vCPU out of system management mode, and a later instruction may have taken it into HLT.
     take_state();
 }
 
@@ -163,7 +163,7 @@ TouchResult PrefaultVcpu::touch(GuestRange range, std::uint64_t stride_bytes, co
 }
 
 TouchResult PrefaultVcpu::pre_fault(GuestRange range, std::uint64_t mapping_bytes, const std::stop_token& stop) {
-    // 4,096 mappings take KVM some milliseconds. If it maps smaller than expected, 64 MiB are 16,384 mappings.
+    // 4,096 mappings take KVM some milliseconds. If its mappings are smaller than expected, 64 MiB are 16,384 mappings.
     const std::uint64_t call_bytes = std::max(mapping_bytes, std::min(4096 * mapping_bytes, 64 * kMiB));
     std::uint64_t done = 0;
     while (done < range.size) {

@@ -17,8 +17,8 @@ namespace {
 constexpr std::uint64_t kPageBytes = 4 * kKiB;
 constexpr std::uint64_t kEntriesPerTable = 512;
 
-// Page table entries (AMD64 volume 2, 5.4; Intel SDM volume 3, 4.5). Accessed and dirty are set beforehand, so that the
-// processor never writes the tables, and shadow paging need not wait for the first write to map writable.
+// Page table entries (AMD64 volume 2, 5.4; Intel SDM volume 3, 4.5). Accessed and Dirty are set beforehand, so that the
+// processor never writes to the tables, and shadow paging can map pages writable before the first write.
 constexpr std::uint64_t kPresentWritableUser = 0x07;
 constexpr std::uint64_t kAccessedDirty = 0x60;
 constexpr std::uint64_t kLargePage = 0x80;
@@ -42,7 +42,7 @@ constexpr std::array<std::uint8_t, 19> kStub = {
     0xee,                                                                    // out %al, %dx
     0xf4,                                                                    // hlt
 };
-// The same with a read, for the scratch memslot itself if it is read-only.
+// The same stub with a read instead of a write. It is used for the scratch memslot itself if that is read-only.
 constexpr std::array<std::uint8_t, 17> kReadingStub = {
     0x48, 0x8b, 0x07,                                                        // read: mov (%rdi), %rax
     0x48, 0x01, 0xd7,                                                        // add %rdx, %rdi
@@ -53,9 +53,10 @@ constexpr std::array<std::uint8_t, 17> kReadingStub = {
     0xf4,                                                                    // hlt
 };
 // clang-format on
-constexpr std::uint64_t kEndOfStub = 2; // from the `out` to the end
+constexpr std::uint64_t kEndOfStub = 2; // the number of bytes from the `out` to the end
 
-// All of it is zero but the offset of the I/O bitmap (AMD64 volume 2, 12.2.5). A bit that is 0 permits its port.
+// The segment is all zero except for the offset of the I/O bitmap (AMD64 volume 2, 12.2.5). A bit that is 0 permits its
+// port.
 constexpr auto kTaskState = [] {
     constexpr std::size_t kBitmapOffsetField = 102;
     constexpr std::uint8_t kBitmapOffset = 104;
@@ -89,9 +90,10 @@ Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout, Protecti
     assert(is_aligned(layout.largest_bytes, kGiB) && layout.largest_bytes <= 128 * kTiB);
     assert(layout.mapped_bytes <= layout.largest_bytes);
     assert((GuestRange{GuestAddress{0}, layout.mapped_bytes}.contains(range())));
-    ::madvise(mapping_.data(), mapping_.size(), MADV_NOHUGEPAGE); // Advice; small pages keep the count exact.
+    ::madvise(mapping_.data(), mapping_.size(), MADV_NOHUGEPAGE); // This is only advice; small pages keep the count
+                                                                  // exact.
     ::madvise(mapping_.data(), mapping_.size(), MADV_DONTFORK);
-    ::madvise(mapping_.data(), mapping_.size(), MADV_UNMERGEABLE); // By KSM; guest memory is kept from it, too.
+    ::madvise(mapping_.data(), mapping_.size(), MADV_UNMERGEABLE); // Keeps KSM away, as for guest memory.
     keep_from_numa_balancing({mapping_.data(), mapping_.size()});
     refresh();
     add_to(vm, kvm::AddressSpace::kNormal);
@@ -174,7 +176,8 @@ Scratch::Words Scratch::content_of_page(std::uint64_t index) const noexcept {
 
 void Scratch::write_page(std::uint64_t index, const Words& words) noexcept {
     std::byte* const target = mapping_.data() + index * kPageBytes;
-    // Only what differs is written: with shadow paging the tables may be in use, and must not even be rewritten.
+    // Only words that differ are written: with shadow paging the tables may be in use, and even a write of the same
+    // value must not happen.
     for (std::size_t i = 0; i < words.size(); ++i) {
         if (std::memcmp(target + i * sizeof words[i], &words[i], sizeof words[i]) != 0) {
             std::memcpy(target + i * sizeof words[i], &words[i], sizeof words[i]);
@@ -191,10 +194,10 @@ void Scratch::refresh() {
     if (is_read_only() || used_bytes == mapping_.size()) {
         return;
     }
-    // The pages after these are dropped, with what the guest may have put into them.
+    // The pages after these are dropped, with anything that the guest may have written to them.
     if (::madvise(mapping_.data() + used_bytes, mapping_.size() - used_bytes, MADV_DONTNEED) != 0) {
         for (std::uint64_t index = used_pages; index < mapping_.size() / kPageBytes; ++index) {
-            write_page(index, Words{}); // They are locked: the embedding program has locked all its memory.
+            write_page(index, Words{}); // The pages are locked: the embedding program has locked all its memory.
         }
     }
 }

@@ -22,7 +22,7 @@ namespace {
 
 constexpr const char* kSysfsModule = "/sys/module";
 
-/// A module parameter: Y or 1 is true, N or 0 is false. Returns nothing if it is neither, or cannot be read.
+/// Reads a module parameter: Y or 1 is true, N or 0 is false. Returns nothing if it is neither, or cannot be read.
 std::optional<bool> parameter(std::string_view sysfs_module, std::string_view name) {
     std::ifstream file(std::string(sysfs_module) + "/" + std::string(name));
     char value = 0;
@@ -87,7 +87,7 @@ SecondLevelKind second_level_kind(const PagingAnswers& answers) noexcept {
 
 namespace {
 
-/// What is known of a second level of `kind`, with what the module parameters say.
+/// What is known about a second level of `kind`, together with the module parameters.
 SecondLevelHost host_of(SecondLevelKind kind, std::string_view sysfs_module, bool is_guest) {
     SecondLevelHost host;
     host.kind = kind;
@@ -132,7 +132,7 @@ SecondLevelHost detect_second_level() {
     std::optional<PagingAnswers> answers;
     try {
         answers = ask(kvm::System());
-    } catch (const Error&) { // Others who use KVM say why it cannot be opened.
+    } catch (const Error&) { // Other users of KVM report why it cannot be opened.
     }
     return answers ? detect_second_level(*answers, kSysfsModule) : detect_second_level(kSysfsModule);
 }
