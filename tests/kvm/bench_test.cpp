@@ -159,6 +159,7 @@ TEST_F(Bench, StateMeasuresEveryModeAndCountsNoFaultAfterAFullRestore) {
     each_run("restore cow", "faults", [](double faults) { return faults >= 400; }); // an eighth of 4096 pages
     each_run("restore cow", "gap_seconds", is_positive);
     each_run("passes full", "first_over_steady", is_positive);
+    each_run("passes full", "first_over_rested", is_positive);
     each_run("passes full", "faults", is_zero);
     each_run("clones cow", "ready_most_seconds", is_positive);
     for (const Json& mode : json["settings"]["restore_modes"]) { // Some hosts have no userfaultfd.
@@ -206,7 +207,7 @@ TEST_F(Bench, MigrateLetsAGuestGoOverInEveryModeAndCountsNoFaultWhereItArrives) 
         }
         const bool tells_the_time = of["mode"] != "writer";
         for (const char* const figure :
-             {"late_p99_before_seconds", "late_p99_seconds", "gap_seconds", "first_over_steady"}) {
+             {"late_p99_before_seconds", "late_p99_seconds", "gap_seconds", "first_over_steady", "first_over_rested"}) {
             EXPECT_EQ(run[figure].is_number(), tells_the_time) << of << figure;
         }
     }

@@ -36,9 +36,11 @@ enum class MigrateFigure {
     kFirst,         ///< the first pass over memory after the switch, of the slowest vCPU
     kSteady,        ///< a later pass; median over the later passes
     kFirstOverSteady, ///< kFirst divided by kSteady
+    kRested,          ///< the first pass after another second like the first one there, of the slowest vCPU
+    kFirstOverRested, ///< kFirst divided by kRested
 };
 
-inline constexpr std::array<FigureFacts, 26> kMigrateFigures{{{"came_over", false},
+inline constexpr std::array<FigureFacts, 28> kMigrateFigures{{{"came_over", false},
                                                               {"downtime_seconds", true},
                                                               {"pause_seconds", true},
                                                               {"pages_seconds", true},
@@ -63,8 +65,10 @@ inline constexpr std::array<FigureFacts, 26> kMigrateFigures{{{"came_over", fals
                                                               {"backward", false},
                                                               {"first_seconds", true},
                                                               {"steady_seconds", true},
-                                                              {"first_over_steady", false}}};
-static_assert(static_cast<std::size_t>(MigrateFigure::kFirstOverSteady) + 1 == kMigrateFigures.size());
+                                                              {"first_over_steady", false},
+                                                              {"rested_seconds", true},
+                                                              {"first_over_rested", false}}};
+static_assert(static_cast<std::size_t>(MigrateFigure::kFirstOverRested) + 1 == kMigrateFigures.size());
 
 /// The figures of one run.
 using MigrateSample = FigureValues<MigrateFigure, kMigrateFigures.size()>;

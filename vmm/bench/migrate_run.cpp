@@ -134,6 +134,18 @@ ChildEnd MigrateRunner::migrate(const MigrateCase& each, LiveGuest& source, cons
     return end.get();
 }
 
+Sample MigrateRunner::passes_of(LiveGuest& guest) const {
+    std::string passes = guest.wait_for("pass=") + "\n";
+    std::string line;
+    do {
+        line = guest.wait_for("");
+        passes += line + "\n";
+    } while (!line.starts_with("summary "));
+    Sample figures;
+    add_guest_figures(parse_guest_output(passes), clock_.seconds_per_cycle(), figures);
+    return figures;
+}
+
 void MigrateRunner::arrive(const MigrateCase& each, LiveGuest& destination, MigrateSample& sample) {
     if (writes_always(each.mode)) {
         const auto end = MigrateClock::now() + kFirstSecond;
@@ -152,17 +164,18 @@ void MigrateRunner::arrive(const MigrateCase& each, LiveGuest& destination, Migr
     sample[MigrateFigure::kLateMax] = second.late_max;
     sample[MigrateFigure::kBackward] = gap.backward + second.backward;
 
-    std::string passes = destination.wait_for("pass=") + "\n";
-    std::string line;
-    do {
-        line = destination.wait_for("");
-        passes += line + "\n";
-    } while (!line.starts_with("summary "));
-    Sample figures;
-    add_guest_figures(parse_guest_output(passes), clock_.seconds_per_cycle(), figures);
+    const Sample figures = passes_of(destination);
     sample[MigrateFigure::kFirst] = figures[Figure::kFirst];
     sample[MigrateFigure::kSteady] = figures[Figure::kSteady];
     sample[MigrateFigure::kFirstOverSteady] = figures[Figure::kFirstOverSteady];
+    // Caches forget the tables of memory within any second: a pass after one more tells that from what a migration
+    // costs.
+    static_cast<void>(destination.wait_for("heartbeat "));
+    const auto rested = passes_of(destination)[Figure::kFirst];
+    sample[MigrateFigure::kRested] = rested;
+    if (figures[Figure::kFirst] && rested && *rested > 0) {
+        sample[MigrateFigure::kFirstOverRested] = *figures[Figure::kFirst] / *rested;
+    }
     destination.say("q");
     destination.wait_for_end();
 }
@@ -187,7 +200,7 @@ MigrateRunner::Run MigrateRunner::run(const MigrateCase& each) {
     }
     LiveGuest destination(destination_words(each), folder_.file("destination-errors"), stop_.fd(), timeout_seconds_);
     if (!writes_always(each.mode)) { // It waits there, and the guest takes it with its first beat.
-        destination.say(each.mode == MigrateMode::kWorker ? "wp" : "hwp");
+        destination.say(each.mode == MigrateMode::kWorker ? "wpwp" : "hwpwp");
     }
     const ChildEnd end = migrate(each, source, wait_for_address());
     const bool is_over = end.succeeded();

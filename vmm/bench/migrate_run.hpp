@@ -41,6 +41,8 @@ class MigrateRunner {
     [[nodiscard]] ChildEnd migrate(const MigrateCase& each, LiveGuest& source, const std::string& address);
     /// The rest of a run in which the guest has gone over. Throws Error.
     void arrive(const MigrateCase& each, LiveGuest& destination, MigrateSample& sample);
+    /// The next passes that the guest tells of. Throws Error.
+    [[nodiscard]] Sample passes_of(LiveGuest& guest) const;
 
     [[nodiscard]] std::string source_socket() const { return folder_.file("source"); }
     [[nodiscard]] std::string destination_socket() const { return folder_.file("destination"); }

@@ -72,9 +72,10 @@ std::string copied_row(const MigrateResult& result) {
 
 std::string arrived_row(const MigrateResult& result) {
     return vmm::format(
-        "  {:<36} {:>7} {:>8} {:>8} {:>6} {:>17} {:>17} {:>8}\n", to_string(result.of),
+        "  {:<36} {:>6} {:>7} {:>7} {:>6} {:>6} {:>16} {:>16} {:>8}\n", to_string(result.of),
         number_text(result, MigrateFigure::kFaults), seconds_text(result, MigrateFigure::kFirst),
         seconds_text(result, MigrateFigure::kSteady), ratio_text(result, MigrateFigure::kFirstOverSteady),
+        ratio_text(result, MigrateFigure::kFirstOverRested),
         late_text(result, MigrateFigure::kLateP99Before, MigrateFigure::kLateMaxBefore),
         late_text(result, MigrateFigure::kLateP99, MigrateFigure::kLateMax), seconds_text(result, MigrateFigure::kGap));
 }
@@ -118,8 +119,8 @@ std::string to_table(const MigrateResults& results) {
     text += vmm::format("  {:<36} {:>8} {:>7} {:>8} {:>9} {:>6} {:>5} {:>8} {:>8} {:>8}\n", "memory goes over", "total",
                         "rounds", "MB/s", "bare MB/s", "ratio", "held", "last MB", "fill", "mapped");
     text += rows_of(results, copied_row);
-    text += vmm::format("  {:<36} {:>7} {:>8} {:>8} {:>6} {:>17} {:>17} {:>8}\n", "after it", "faults", "first",
-                        "steady", "ratio", "before: p99, max", "after: p99, max", "gap");
+    text += vmm::format("  {:<36} {:>6} {:>7} {:>7} {:>6} {:>6} {:>16} {:>16} {:>8}\n", "after it", "faults", "first",
+                        "steady", "ratio", "rested", "before: p99, max", "after: p99, max", "gap");
     text += rows_of(results, arrived_row);
     text += stayed(results);
     text += aims_table(migrate_aims(results));

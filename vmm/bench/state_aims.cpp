@@ -65,6 +65,8 @@ void add_memory(const StateResults& results, AimList& aims) {
         if (result.of.scenario == Scenario::kPasses) {
             aims.add(to_string(result.of) + ": first pass over steady pass", Aim::Kind::kRatio,
                      values_of(&result, StateFigure::kFirstOverSteady), 1.05);
+            aims.add(to_string(result.of) + ": first pass over a rested one", Aim::Kind::kRatio,
+                     values_of(&result, StateFigure::kFirstOverRested), 1.05);
         }
     }
     for (const StateResult& result : results.cases) {

@@ -27,11 +27,13 @@ enum class StateFigure {
     kFirst,           ///< the first pass over memory after a restore, of the slowest vCPU
     kSteady,          ///< a later pass; median over the later passes
     kFirstOverSteady, ///< kFirst divided by kSteady
+    kRested,          ///< the first pass after a second of other work, of the slowest vCPU
+    kFirstOverRested, ///< kFirst divided by kRested
     kFaults,          ///< second-level faults of all the guest's vCPUs
     kExits,           ///< exits of all the guest's vCPUs
 };
 
-inline constexpr std::array<FigureFacts, 19> kStateFigures{{{"ready_seconds", true},
+inline constexpr std::array<FigureFacts, 21> kStateFigures{{{"ready_seconds", true},
                                                             {"ready_most_seconds", true},
                                                             {"populate_seconds", true},
                                                             {"read_seconds", true},
@@ -48,6 +50,8 @@ inline constexpr std::array<FigureFacts, 19> kStateFigures{{{"ready_seconds", tr
                                                             {"first_seconds", true},
                                                             {"steady_seconds", true},
                                                             {"first_over_steady", false},
+                                                            {"rested_seconds", true},
+                                                            {"first_over_rested", false},
                                                             {"faults", false},
                                                             {"exits", false}}};
 static_assert(static_cast<std::size_t>(StateFigure::kExits) + 1 == kStateFigures.size());

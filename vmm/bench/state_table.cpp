@@ -91,8 +91,9 @@ std::string details(const StateResult& result) {
                            to_string(result.of), count_text(result, StateFigure::kWrittenBytes),
                            time_text(result, StateFigure::kTotal), count_text(result, StateFigure::kStoppedBytes));
     case Scenario::kPasses:
-        return vmm::format("  {}: a steady pass takes {}\n", to_string(result.of),
-                           time_text(result, StateFigure::kSteady));
+        return vmm::format("  {}: a steady pass takes {}, and the first one after a second of other work {}\n",
+                           to_string(result.of), time_text(result, StateFigure::kSteady),
+                           time_text(result, StateFigure::kRested));
     case Scenario::kRestore:
         return vmm::format("  {}: from snapshot to restore, the guest's clock says that its latest beat was {} late\n",
                            to_string(result.of), time_text(result, StateFigure::kGap));
