@@ -201,6 +201,24 @@ TEST_F(MigrationCut, AgainAndAgain) {
     }
 }
 
+/// The destination has then heard of an attempt of which the source has not.
+TEST_F(MigrationCut, WhenItIsResumed) {
+    for (const MessageType message : {MessageType::kResume, MessageType::kResumed}) {
+        for (const bool passes : {false, true}) {
+            for (const bool tcp : {false, true}) {
+                unsigned reconnects = 0;
+                const MigrationProxy::Cut cut{.way = message == MessageType::kResume ? CutWay::kToDestination
+                                                                                     : CutWay::kToSource,
+                                              .message = message,
+                                              .passes = passes,
+                                              .bytes_before = kMiB};
+                EXPECT_EQ(migrate_through(cut, tcp, 2, &reconnects), Outcome::kMoved);
+                EXPECT_GE(reconnects, 1U);
+            }
+        }
+    }
+}
+
 /// What the destination has is not sent again.
 TEST_F(MigrationCut, MemoryIsNotSentTwice) {
     const TestKernel kernel(testing::kernels::kSpin);

@@ -1,7 +1,8 @@
 // Runs the built-in guest and waits between its steps, so that somebody outside can count what each step cost: the host
 // of the machine that this runs on, if that is a guest itself (tests/lab/nested_checks).
 //
-//   held_guest METHOD PAGE-SIZE MIB PASSES    METHOD as --prefault-method takes it, or none
+//   held_guest METHOD PAGE-SIZE MIB PASSES [OPTION]...    METHOD as --prefault-method takes it, or none; OPTIONS of the
+//   guest
 //
 // It says "HELD filled ...", "HELD ended ..." and "HELD gone ...", and goes on after each of the first two when it has
 // read a line. What the guest says comes between them.
@@ -41,6 +42,9 @@ vmm::Config config_of(std::span<char*> words) {
         parse(words[1], std::array{vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::PageSize::k2M, vmm::PageSize::k1G});
     config.memory_bytes = std::stoull(words[2]) * vmm::kMiB;
     config.command_line = "passes=" + std::string(words[3]);
+    for (const char* const option : words.subspan(4)) {
+        config.command_line += " " + std::string(option);
+    }
     config.serial.sink = [](std::span<const std::byte> bytes) {
         // chars may alias any bytes.
         std::cout << std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()) << std::flush;
@@ -73,8 +77,8 @@ void run(const vmm::Config& config) {
 
 int main(int argc, char** argv) {
     try {
-        if (argc != 5) {
-            std::cerr << "usage: held_guest METHOD PAGE-SIZE MIB PASSES\n";
+        if (argc < 5) {
+            std::cerr << "usage: held_guest METHOD PAGE-SIZE MIB PASSES [OPTION]...\n";
             return 2;
         }
         run(config_of(std::span(argv, static_cast<std::size_t>(argc)).subspan(1)));

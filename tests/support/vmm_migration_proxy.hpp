@@ -39,6 +39,8 @@ class MigrationProxy {
         std::uint64_t bytes = std::numeric_limits<std::uint64_t>::max(); ///< when so many have gone that way
         unsigned times = 1;                                              ///< so often, each after as many bytes
         bool for_good = false;                                           ///< nobody is let through afterwards
+        /// Another cut before, when so many have gone to the destination.
+        std::uint64_t bytes_before = std::numeric_limits<std::uint64_t>::max();
     };
 
     MigrationProxy(const MigrationAddress& listens_at, MigrationAddress destination, const Cut& cut)
@@ -181,9 +183,18 @@ class MigrationProxy {
     void pass(Channel& to, std::span<const std::byte> bytes, Way way) {
         std::size_t most = bytes.size();
         bool cuts_here = false;
-        if (way == cut_.way) {
+        bool cuts_before = false;
+        {
             const std::lock_guard hold(lock_);
-            if (cuts_ < cut_.times && bytes.size() >= cut_.bytes - passed_) {
+            if (way == Way::kToDestination && !has_cut_before_ && bytes.size() >= cut_.bytes_before - passed_before_) {
+                most = static_cast<std::size_t>(cut_.bytes_before - passed_before_);
+                has_cut_before_ = cuts_before = true;
+            } else if (way == Way::kToDestination) {
+                passed_before_ += bytes.size();
+            }
+            if (way != cut_.way) {
+                // Nothing is cut by its bytes.
+            } else if (cuts_ < cut_.times && bytes.size() >= cut_.bytes - passed_) {
                 most = static_cast<std::size_t>(cut_.bytes - passed_);
                 cuts_here = true;
                 passed_ = 0;
@@ -194,6 +205,10 @@ class MigrationProxy {
         to.send(bytes.first(most));
         if (cuts_here) {
             cut();
+        }
+        if (cuts_before) {
+            const std::lock_guard hold(lock_);
+            shut_down_all();
         }
     }
 
@@ -222,6 +237,8 @@ class MigrationProxy {
     bool is_closed_ = false;
     unsigned cuts_ = 0;
     std::uint64_t passed_ = 0; ///< bytes in the cut's way, since the last one
+    bool has_cut_before_ = false;
+    std::uint64_t passed_before_ = 0; ///< bytes to the destination, until the cut before
     std::vector<std::shared_ptr<Pair>> pairs_;
     std::vector<std::thread> threads_;
     std::thread thread_;
