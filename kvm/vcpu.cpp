@@ -66,7 +66,8 @@ Vcpu::Vcpu(const Vm& vm, unsigned id) : Vcpu(vm, create_vcpu(vm, id), id) {}
 Vcpu::Vcpu(const Vm& vm, UniqueFd vcpu, unsigned id)
     : id_(id), fd_(std::move(vcpu)),
       shared_(Mapping::shared_file(fd_.get(), vm.vcpu_mmap_bytes(), "the shared area of vCPU " + std::to_string(id))),
-      run_(std::launder(reinterpret_cast<kvm_run*>(shared_.data()))) {
+      run_(std::launder(reinterpret_cast<kvm_run*>(shared_.data()))), xsave_bytes_(vm.extension(KVM_CAP_XSAVE2)),
+      nested_bytes_(vm.extension(KVM_CAP_NESTED_STATE)) {
     set_signal_mask_inside_run(fd_.get());
 }
 

@@ -68,6 +68,11 @@ class Vcpu {
     /// counters.
     [[nodiscard]] Stats stats() const;
 
+    /// How many bytes KVM_GET_XSAVE2 writes (api.rst, 4.134); 0 if KVM has only KVM_GET_XSAVE.
+    [[nodiscard]] std::size_t xsave_bytes() const noexcept { return static_cast<std::size_t>(xsave_bytes_); }
+    /// The most bytes that KVM_GET_NESTED_STATE writes (api.rst, 4.114); 0 if KVM has no such call.
+    [[nodiscard]] std::size_t nested_bytes() const noexcept { return static_cast<std::size_t>(nested_bytes_); }
+
     // The members below exist on an x86 vCPU only: kvm/x86/vcpu_state.cpp.
 
     [[nodiscard]] kvm_regs registers() const;
@@ -105,6 +110,9 @@ class Vcpu {
     UniqueFd fd_;
     Mapping shared_;
     kvm_run* run_; ///< the start of shared_, whose size System::vcpu_mmap_bytes() has checked
+    // The VM was asked. KVM does not answer KVM_CHECK_EXTENSION of a vCPU.
+    int xsave_bytes_;
+    int nested_bytes_;
     /// Counts the tries of KVM_RUN that got EAGAIN. A kick during the pause does not reset the count, because some
     /// kicks come regularly.
     Retries retries_;

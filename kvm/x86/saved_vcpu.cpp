@@ -53,10 +53,6 @@ void write(const Vcpu& vcpu, unsigned long request, const Value& value, std::str
 constexpr std::size_t kCommonSpecialBytes = offsetof(kvm_sregs, interrupt_bitmap);
 static_assert(kCommonSpecialBytes == offsetof(kvm_sregs2, flags));
 
-bool has(const Vcpu& vcpu, int capability) {
-    return ::ioctl(vcpu.fd(), KVM_CHECK_EXTENSION, capability) > 0;
-}
-
 kvm_sregs2 save_special(const Vcpu& vcpu) {
     kvm_sregs2 special{};
     if (::ioctl(vcpu.fd(), KVM_GET_SREGS2, &special) == 0) {
@@ -82,11 +78,8 @@ void restore_special(Vcpu& vcpu, const kvm_sregs2& special) {
 }
 
 std::vector<std::byte> save_xsave(const Vcpu& vcpu) {
-    // The value of the capability is the size that KVM_GET_XSAVE2 writes (api.rst, 4.134). An older KVM writes 4096
-    // bytes.
-    const int bytes = ::ioctl(vcpu.fd(), KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
-    const bool is_old = bytes <= 0;
-    std::vector<std::byte> xsave(is_old ? sizeof(kvm_xsave) : static_cast<std::size_t>(bytes));
+    const bool is_old = vcpu.xsave_bytes() == 0;
+    std::vector<std::byte> xsave(is_old ? sizeof(kvm_xsave) : vcpu.xsave_bytes());
     if (::ioctl(vcpu.fd(), is_old ? KVM_GET_XSAVE : KVM_GET_XSAVE2, xsave.data()) != 0) {
         const int error_number = errno;
         throw_errno(error_number, "save the floating-point state of " + name_of_vcpu(vcpu));
@@ -103,9 +96,8 @@ void restore_xsave(const Vcpu& vcpu, const std::vector<std::byte>& saved) {
     }
     // KVM reads as many bytes as its guests may need. If this host's KVM reads more than the other one saved, the rest
     // is zero.
-    const int wanted = ::ioctl(vcpu.fd(), KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
     std::vector<std::byte> xsave = saved;
-    xsave.resize(std::max(saved.size(), static_cast<std::size_t>(std::max(wanted, 0))));
+    xsave.resize(std::max(saved.size(), vcpu.xsave_bytes()));
     if (::ioctl(vcpu.fd(), KVM_SET_XSAVE, xsave.data()) != 0) {
         const int error_number = errno;
         throw_errno(error_number, "restore the floating-point state of " + name_of_vcpu(vcpu),
@@ -143,11 +135,10 @@ std::vector<Msr> save_msrs(const Vcpu& vcpu, const std::vector<std::uint32_t>& i
 }
 
 std::vector<std::byte> save_nested(const Vcpu& vcpu) {
-    if (!has(vcpu, KVM_CAP_NESTED_STATE)) {
+    if (vcpu.nested_bytes() == 0) {
         return {};
     }
-    const int bytes = ::ioctl(vcpu.fd(), KVM_CHECK_EXTENSION, KVM_CAP_NESTED_STATE);
-    std::vector<std::byte> raw(std::max(static_cast<std::size_t>(bytes), sizeof(kvm_nested_state)));
+    std::vector<std::byte> raw(std::max(vcpu.nested_bytes(), sizeof(kvm_nested_state)));
     kvm_nested_state head{};
     head.size = static_cast<std::uint32_t>(raw.size());
     std::memcpy(raw.data(), &head, sizeof head);
@@ -175,8 +166,10 @@ void restore_nested(const Vcpu& vcpu, const std::vector<std::byte>& nested) {
     std::memcpy(&head, raw.data(), sizeof head);
     head.size = static_cast<std::uint32_t>(raw.size()); // KVM reads this number of bytes: never more than there are.
     std::memcpy(raw.data(), &head, sizeof head);
-    if (!has(vcpu, KVM_CAP_NESTED_STATE)) {
-        if (head.flags == 0 && nested.size() == sizeof head) {
+    // An AMD processor that has never switched on virtualisation takes interrupts (the global interrupt flag is set).
+    const bool has_none = (head.flags & ~KVM_STATE_NESTED_GIF_SET) == 0 && nested.size() == sizeof head;
+    if (vcpu.nested_bytes() == 0) {
+        if (has_none) {
             return; // The guest has no guests of its own.
         }
         throw Error("cannot restore what " + name_of_vcpu(vcpu) +
@@ -186,7 +179,7 @@ void restore_nested(const Vcpu& vcpu, const std::vector<std::byte>& nested) {
     if (::ioctl(vcpu.fd(), KVM_SET_NESTED_STATE, raw.data()) != 0) {
         const int error_number = errno;
         // A vCPU that has never switched on virtualisation has no nested state to restore.
-        if (head.flags == 0 && nested.size() == sizeof head) {
+        if (has_none) {
             return;
         }
         throw_errno(error_number, "restore what " + name_of_vcpu(vcpu) + " keeps of guests of its own");

@@ -114,6 +114,7 @@ TEST_F(SavedStateTest, WhatIsRestoredIsWhatIsSavedAgain) {
     EXPECT_EQ(again.special.cs.base, saved.special.cs.base);
     EXPECT_EQ(again.special.apic_base, saved.special.apic_base);
     EXPECT_EQ(again.xsave, saved.xsave);
+    EXPECT_EQ(again.nested, saved.nested);
     EXPECT_EQ(again.cpuid.size(), saved.cpuid.size());
     EXPECT_EQ(value_of(again, kSysenterStack), 0x1234U);
     ASSERT_EQ(again.msrs.size(), saved.msrs.size());
@@ -167,6 +168,16 @@ TEST_F(SavedStateTest, AccessInTwoPartsIsFinishedInTwoSteps) {
     std::ranges::fill(high->data, std::byte{0x22});
     EXPECT_EQ(vcpu.finish_exit(), std::nullopt);
     EXPECT_EQ(vcpu.registers().rax & 0xffffffff, 0x22221111U);
+}
+
+/// The VM says how much there is. KVM refuses the question if it is put to a vCPU.
+TEST_F(SavedStateTest, HasAllThatTheVmSaysThereIs) {
+    FullVm vm;
+    kvm::Vcpu vcpu = vm.prepared_vcpu(kCount);
+    const kvm::VcpuState state = vm.save(vcpu);
+    const auto xsave_bytes = static_cast<std::size_t>(vm.vm.extension(KVM_CAP_XSAVE2));
+    EXPECT_EQ(state.xsave.size(), xsave_bytes != 0 ? xsave_bytes : sizeof(kvm_xsave));
+    EXPECT_EQ(state.nested.empty(), vm.vm.extension(KVM_CAP_NESTED_STATE) == 0);
 }
 
 TEST_F(SavedStateTest, VcpuThatWasNotStartedIsSavedAndRestored) {
