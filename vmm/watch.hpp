@@ -19,7 +19,7 @@ struct WatchSample {
     std::vector<std::uint64_t> new_faults; ///< by real vCPU: second-level faults since the sample before
 };
 
-/// Is given a sample each second, on the thread of Machine::run().
+/// A function that is called with a sample each second, on the thread of Machine::run().
 using WatchSink = std::function<void(const WatchSample&)>;
 
 /// The sample as a line for people, without its newline.
