@@ -1,4 +1,5 @@
-// What the loader hands over: the structures of the PVH boot protocol (Xen, include/public/arch-x86/hvm/start_info.h).
+// What the loader passes to the guest: the structures of the PVH boot protocol (Xen,
+// include/public/arch-x86/hvm/start_info.h).
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,7 @@ struct MemoryMapEntry {
 };
 static_assert(sizeof(MemoryMapEntry) == 24);
 
-/// The type of memory that is free to use; every other type is not.
+/// The type of memory that is free to use; memory of every other type is not.
 inline constexpr std::uint32_t kMemoryTypeRam = 1;
 
 } // namespace vmm::guest

@@ -30,7 +30,7 @@ namespace vmm {
 
 namespace {
 
-/// Linux's names of threads are not longer (prctl(2), PR_SET_NAME).
+/// Names of threads in Linux are not longer (prctl(2), PR_SET_NAME).
 constexpr std::size_t kMostNameBytes = 15;
 struct ThreadName {
     std::array<char, kMostNameBytes> text{};
@@ -43,7 +43,7 @@ thread_local constinit ThreadName name_of_this_thread;
                 "this kernel lacks seccomp filters, or forbids them: use Config::sandbox=off, and trust the guest");
 }
 
-/// Whether the user has set M_ARENA_MAX (mallopt(3)). The allocator takes a value that it cannot use for none.
+/// Whether the user has set M_ARENA_MAX (mallopt(3)). The allocator ignores a value that it cannot use.
 bool is_told_how_many_arenas() {
     const char* const variable = std::getenv("MALLOC_ARENA_MAX");
     const char* const tunables = std::getenv("GLIBC_TUNABLES");
@@ -51,25 +51,25 @@ bool is_told_how_many_arenas() {
            (tunables != nullptr && std::string_view(tunables).find("arena_max") != std::string_view::npos);
 }
 
-/// The allocator of glibc looks at the host when it needs to know something for the first time, in whatever thread that
-/// is: how many processors there are when it makes its ninth arena, and how the kernel overcommits memory
-/// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread could not.
+/// Makes glibc's allocator read facts about the host now, because a confined thread cannot read them. It reads them
+/// when it first needs them, in any thread: the number of processors when it makes its ninth arena, and how the kernel
+/// overcommits memory (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks.
 void prepare_allocator() {
-    if (!is_told_how_many_arenas()) { // Then as many as it would have counted.
+    if (!is_told_how_many_arenas()) { // this sets the number that it would have calculated
         constexpr int kArenasOfAProcessor = 8;
         ::mallopt(M_ARENA_MAX,
                   kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));
     }
-    // A thread has an arena of its own. When more than the threshold at the end of it is free, the allocator gives that
-    // back. Left alone, the threshold would rise with each large block that is freed, and the thread below would not
-    // reach it.
-    constexpr int kTrimBytes = 128 * 1024; // The allocator's own first value.
+    // A thread has an arena of its own. If more memory than the threshold is free at its end, the allocator gives that
+    // back. Without this call the threshold would rise with each large block that is freed, and the thread below would
+    // not reach it.
+    constexpr int kTrimBytes = 128 * 1024; // the allocator's own first value
     ::mallopt(M_TRIM_THRESHOLD, kTrimBytes);
     start_thread("the preparation of the sandbox", [] {
         constexpr std::size_t kLessThanAMapping = 100'000;
         std::array<std::unique_ptr<volatile char[]>, 4> blocks;
         for (auto& block : blocks) {
-            block.reset(new (std::nothrow) volatile char[kLessThanAMapping]); // Without memory nothing shrinks, either.
+            block.reset(new (std::nothrow) volatile char[kLessThanAMapping]); // without memory, no arena shrinks
             if (block) {
                 block[0] = 1;
             }

@@ -12,9 +12,9 @@ namespace vmm {
 /// thread, but never on two at once. It must not throw.
 using VerifyProgress = std::function<void(std::uint64_t done_bytes, std::uint64_t all_bytes)>;
 
-/// Reads the memory file on `threads` threads (1 or more) and compares each chunk's checksum. For a hole it checks only
-/// that the file has no data there. Throws Error if a chunk differs, and names the first one; or if the file cannot be
-/// read.
+/// Reads the memory file on `threads` threads (1 or more) and compares each chunk's checksum. For a hole it reads only
+/// what the file has there, which must be zeros. Throws Error if a chunk differs, and names the first one; or if the
+/// file cannot be read.
 void verify_memory(const SnapshotReader& snapshot, unsigned threads, const VerifyProgress& progress = {});
 
 } // namespace vmm
