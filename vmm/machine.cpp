@@ -121,8 +121,8 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
     if (!first->comes_later() &&
         (first->adopts_page_tables(report.host) ||
          (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore))) {
-        const StopBridge bridge(stop); // A prefault vCPU may run to count the scratch memslot's mappings, and a stop
-                                       // must end that.
+        const StopBridge bridge(stop); // a prefault vCPU may run to count the scratch memslot's mappings; a stop ends
+                                       // it
         hardware.second_level.prepare(bridge.token());
     }
     first->put_into(hardware, embedder);

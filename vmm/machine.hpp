@@ -81,8 +81,8 @@ class Machine {
     /// can do without. Throws Error if the machine has no balloon, or cannot have one of that size.
     void set_balloon(std::uint64_t bytes);
 
-    /// Asks the guest to have `bytes` of memory in all. It may be as much as the guest began with, up to
-    /// Config::memory_max_bytes, in whole blocks (see there). The guest takes memory into use or gives it back as it
+    /// Asks the guest to have `bytes` of memory in all. `bytes` is at least what the guest began with, at most
+    /// Config::memory_max_bytes, and whole blocks (see there). The guest takes memory into use or gives it back as it
     /// can; statistics() say how far it has come.
     ///
     /// Memory that the guest takes is first populated and mapped in the second level, as Config::prefault says. Memory

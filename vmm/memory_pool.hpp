@@ -17,14 +17,13 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// What a MemoryPool is made from. A value.
+/// The settings of a MemoryPool. A value.
 struct MemoryPoolConfig {
     std::string path{};                  ///< the unix socket that it serves, at most 107 bytes
     std::uint64_t size_bytes = 0;        ///< how much is kept ready: whole pieces
     std::uint64_t piece_bytes = kGiB;    ///< of each piece: a multiple of 2 MiB and of the page size
     PageSize page_size = PageSize::k2M;  ///< kThp needs shmem_enabled other than `never`
-    bool split_over_nodes = false;       ///< every node with memory has the same number of pieces, for guests with
-                                         ///< split memory
+    bool split_over_nodes = false;       ///< equally many pieces on each node with memory, for guests with split memory
     unsigned workers = 1;                ///< threads that make a piece together, 1 to prefault::kMaxWorkers
     std::uint64_t bytes_per_second = 0;  ///< how fast memory is made at most; 0: as fast as it can be
     bool refills = true;                 ///< whether new pieces are made for those that were handed out

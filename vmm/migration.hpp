@@ -116,7 +116,7 @@ struct MigrationOptions {
     void check() const;
 };
 
-/// What is known of how a guest arrived, at the destination (RunReport::arrival).
+/// How a guest arrived, as the destination knows it (RunReport::arrival).
 struct ArrivalReport {
     bool shared = false;              ///< memory was taken over, and no page was received
     std::uint64_t received_bytes = 0; ///< over the wire, for pages

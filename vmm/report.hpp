@@ -19,7 +19,7 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// What became of the output of one character device.
+/// How much output of one character device there was, and how much was lost.
 struct CharacterOutput {
     std::string device;           ///< "serial", "console"
     std::uint64_t bytes = 0;      ///< bytes that the guest wrote

@@ -34,8 +34,7 @@ struct SnapshotOptions {
     std::string config{};
     /// Whether the guest goes on afterwards. Otherwise it stays paused.
     bool resume = false;
-    unsigned workers = 0; ///< threads that write memory, at most Config::kMaxPrefaultWorkers; 0: as many as a prefault
-                          ///< has
+    unsigned workers = 0; ///< threads that write memory, at most Config::kMaxPrefaultWorkers; 0: as for a prefault
     /// How long devices may take to finish what they have begun (Machine::pause()).
     std::chrono::milliseconds within{20'000};
     /// It is called some ten times a second, on the thread that takes the snapshot. It may be empty.

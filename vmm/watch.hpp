@@ -12,7 +12,7 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// What KVM counts at one moment.
+/// The values that KVM counts at one moment.
 struct WatchSample {
     double seconds = 0;                    ///< since the guest started
     prefault::MappedPages mapped;          ///< of guest memory

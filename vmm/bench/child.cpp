@@ -179,8 +179,7 @@ ChildEnd run_child(const ChildSpec& spec) {
         Watcher(spec, process, in, out, err, end).run();
         end.status = process.wait();
     } catch (
-        const ProgramError& error) { // The benchmark goes on with the next program, so this is written as a shell
-                                     // writes it.
+        const ProgramError& error) { // The benchmark goes on with the next one, so this is said as a shell says it.
         end.errors = error.what();
         end.status = 127 << 8;
     }

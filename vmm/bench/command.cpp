@@ -281,8 +281,7 @@ int run_bench_merge(const BenchMergeCommand& command) {
     }
     for (const auto& [role, path] : {std::pair("--json", &command.json), {"--plot", &command.plot}}) {
         if (!path->empty()) {
-            roles.add(FileRoles::Use::kWrite, role, *path); // the file is emptied below, so it may not be one that is
-                                                            // read
+            roles.add(FileRoles::Use::kWrite, role, *path); // emptied below, so it may not be a file that is read
         }
     }
     std::vector<MergeInput> inputs;

@@ -23,8 +23,7 @@ class MigrateRunner {
 
     struct Run {
         MigrateSample sample{};
-        std::string stayed_because{}; ///< the source's message if the guest did not go over in time; empty: it went
-                                      ///< over
+        std::string stayed_because{}; ///< why the guest did not go over in time; empty: it did go over
     };
     /// Lets a guest migrate once. Throws Error if that failed, or if a stop was requested.
     [[nodiscard]] Run run(const MigrateCase& each);

@@ -88,8 +88,7 @@ class QueuedOutput {
     struct State;
     void start_thread();
 
-    std::shared_ptr<State> state_; ///< shared with the thread, which may be stuck in the kernel when this object is
-                                   ///< destroyed
+    std::shared_ptr<State> state_; ///< shared with the thread, which may outlive this object while stuck in the kernel
 };
 
 } // namespace vmm

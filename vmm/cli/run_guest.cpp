@@ -199,8 +199,7 @@ class RunControl {
             if (const std::string problem = control::notify_supervisor("READY=1"); !problem.empty()) {
                 messages_.log(LogLevel::kWarning, problem);
             }
-            release_program_pages(); // most code that has run until now never runs again, and its memory is not used
-                                     // again
+            release_program_pages(); // most code that has run until now, and its memory, is not used again
             static_cast<void>(::malloc_trim(0));
         };
         config.filled = [this] { tell([](control::MachineControl& control) { control.note_full(); }); };

@@ -40,7 +40,7 @@ struct JobStatus {
 };
 
 /// Jobs of any kind, each on a thread of its own. A kind is a name and a function, for example prefault and add-memory.
-/// Everything that takes longer than a client waits should be a job.
+/// Everything that takes longer than a client waits can be a job.
 ///
 /// Threads: any.
 class Jobs {
@@ -90,8 +90,7 @@ class Jobs {
     mutable std::mutex lock_;
     std::uint64_t next_id_ = 1;
     bool closed_ = false;
-    std::deque<Job> jobs_; ///< a deque, because the threads hold addresses of elements; elements are removed only at
-                           ///< the front
+    std::deque<Job> jobs_; ///< a deque: threads hold addresses of elements; they are removed only at the front
 };
 
 } // namespace vmm::control

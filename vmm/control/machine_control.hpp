@@ -1,4 +1,4 @@
-// What the verbs do to a machine.
+// The actions of the verbs on a machine.
 #pragma once
 
 #include <chrono>

@@ -133,8 +133,7 @@ class Server::Loop {
 
     void end() {
         const Clock::time_point deadline = Clock::now() + limits_.end_patience;
-        accept_some(); // A client that connected before the end is served, even if this thread could not run for a
-                       // while.
+        accept_some(); // A client that connected before the end is served, even if this thread was delayed.
         for (Connection& connection : connections_) {
             if (connection.phase == Phase::kReading) {
                 read(connection);

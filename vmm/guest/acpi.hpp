@@ -53,7 +53,7 @@ struct PowerOff {
     std::array<PowerRegister, 2> registers{};
     /// The SLP_TYP values for the two registers.
     std::array<std::uint8_t, 2> sleep_types{};
-    /// What to write to the first register, one byte wide, as it is: a device tree says so.
+    /// The value for the first register, one byte wide, if a device tree gives one. It is written as it is.
     std::optional<std::uint8_t> plain_value;
 };
 

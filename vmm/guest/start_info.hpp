@@ -13,10 +13,10 @@ struct StartInfo {
     std::uint32_t version; // From 1 on, there is a memory map.
     std::uint32_t flags;
     std::uint32_t module_count;
-    std::uint64_t modules_address; // Of an array of Module.
+    std::uint64_t modules_address; // The address of an array of Module.
     std::uint64_t command_line_address;
     std::uint64_t rsdp_address;
-    std::uint64_t memory_map_address; // Of an array of MemoryMapEntry.
+    std::uint64_t memory_map_address; // The address of an array of MemoryMapEntry.
     std::uint32_t memory_map_entries;
     std::uint32_t reserved;
 };

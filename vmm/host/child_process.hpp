@@ -19,13 +19,11 @@ struct ProgramSpec {
     std::vector<std::string> arguments{};                  ///< the first is its name
     std::optional<std::vector<std::string>> environment{}; ///< "NAME=value"; nothing: that of this process
     int in = -1;                                           ///< its standard input, on loan; -1: /dev/null
-    int out = -1;                                          ///< its standard output, likewise
-    int errors = -1;                                       ///< its standard error, likewise
-    int kept = -1;                                         ///< becomes descriptor ChildProcess::kKeptFd of the program;
-                                                           ///< -1: nothing
+    int out = -1;                                          ///< its standard output, on loan; -1: /dev/null
+    int errors = -1;                                       ///< its standard error, on loan; -1: /dev/null
+    int kept = -1;                                         ///< becomes its ChildProcess::kKeptFd; -1: nothing
     bool without_huge_pages = false;                       ///< PR_SET_THP_DISABLE
-    std::optional<uid_t> user{};                           ///< the user who runs it, without other groups; nothing: the
-                                                           ///< user of this process
+    std::optional<uid_t> user{};                           ///< who runs it, without other groups; nothing: this user
     std::optional<gid_t> group{};                          ///< goes with `user`
     bool ends_with_us = false;                             ///< the kernel kills it when the thread that started it ends
 };

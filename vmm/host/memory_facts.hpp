@@ -27,8 +27,7 @@ struct MemoryGroup {
     std::string high_file;
     std::optional<std::uint64_t> high;       ///< above it, the group is throttled; version 2 only
     std::optional<std::uint64_t> swap_limit; ///< of swap alone, in both versions
-    std::uint64_t used = 0;                  ///< without the cache of files, which the kernel takes back when it needs
-                                             ///< memory
+    std::uint64_t used = 0;                  ///< without the cache of files, which the kernel can take back
     std::uint64_t swap_used = 0;
     bool counts_huge_pages = false; ///< whether pages of a pool count, too
 
@@ -84,8 +83,8 @@ struct MemoryNeed {
 };
 
 struct MemoryVerdict {
-    std::string refusal;               ///< why there is too little, and what to do, to follow "cannot ...: "; empty:
-                                       ///< there is enough
+    std::string refusal;               ///< why it is too little, and what to do, after "cannot ...: "; empty: it is
+                                       ///< enough
     std::vector<std::string> warnings; ///< problems that the guest may meet later, a sentence each
 };
 

@@ -78,8 +78,7 @@ Arrival::~Arrival() {
     {
         const std::lock_guard hold(lock_);
         is_closing_ = true;
-        if (control_) { // Nothing more is read. A message that was sent (that the guest runs, for example) still
-                        // arrives.
+        if (control_) { // Nothing more is read. A message that was sent before still arrives.
             ::shutdown(control_->fd(), SHUT_RD);
         }
     }
@@ -193,8 +192,8 @@ void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSe
         begin_post_copy(*post_copy); // KVM touches memory as soon as it has the registers of vCPUs.
     }
     for (std::size_t id = 0; id < vcpus.size(); ++id) {
-        static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // Refused registers were reported when
-                                                                                 // the vCPUs were made.
+        static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // refused registers were reported
+                                                                                 // before
     }
     const std::uint64_t mapped = second_level.mapped().bytes();
     {

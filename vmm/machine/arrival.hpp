@@ -130,12 +130,11 @@ class Arrival final : public FirstState {
     const GuestRam* ram_ = nullptr; ///< set by note_memory(), as embedder_
     Embedder* embedder_ = nullptr;
     std::optional<MemoryLayout> layout_;            ///< for a post-copy, as the next three
-    std::vector<std::shared_ptr<Channel>> serving_; ///< channels on which this end asks for pages; all are there once
-                                                    ///< lazy_ is
+    std::vector<std::shared_ptr<Channel>> serving_; ///< channels for requests of pages; all are there once lazy_ is
     std::size_t next_serving_ = 0;                  ///< guarded by lock_; so is serving_ until lazy_ is there
     std::optional<StopBridge> bridge_;
-    std::vector<std::unique_ptr<Channel>> questions_; ///< channels for the source's questions that are not answered
-                                                      ///< yet; only the thread uses them
+    std::vector<std::unique_ptr<Channel>> questions_; ///< for unanswered questions of the source; only the thread uses
+                                                      ///< them
     EventFd wake_;                                    ///< wakes the thread
     std::timed_mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 

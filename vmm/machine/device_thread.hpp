@@ -23,7 +23,7 @@ namespace vmm {
 /// Threads: the one that made it.
 class DeviceThread {
   public:
-    /// `name` is at most 15 bytes long. `body` throws nothing. Throws Error: the host cannot make a thread.
+    /// `name` is at most 15 bytes long. `body` must not throw. Throws Error if the host cannot make a thread.
     DeviceThread(const std::string& name, std::function<void()> body);
     /// Waits until the thread has ended.
     ~DeviceThread() { join(); }

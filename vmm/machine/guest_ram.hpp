@@ -72,7 +72,7 @@ class GuestRam {
     /// as before.
     [[nodiscard]] std::vector<GuestRange> unplug(GuestRange range);
 
-    /// As GuestMemory::log_writes().
+    /// Does what GuestMemory::log_writes() does.
     void log_writes(WriteLog* log) noexcept { memory_.log_writes(log); }
 
     /// The description of the guest's nodes; nothing unless memory is split.

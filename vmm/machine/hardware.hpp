@@ -30,7 +30,7 @@ namespace vmm {
 /// The CPUID leaves of every vCPU of a machine.
 class GuestCpuid {
   public:
-    /// `config` outlives it. Throws Error.
+    /// `config` must outlive it. Throws Error.
     GuestCpuid(const Config& config, const kvm::System& system);
 
     /// The leaves of vCPU `id`. A prefault vCPU has the leaves of vCPU 0.

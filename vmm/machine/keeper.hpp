@@ -71,7 +71,7 @@ class Keeper {
     prefault::LossWatch watch_;
     prefault::KernelCounts kernel_;
     /// The counts at the last look, and the counts from which a loss is explained. The latter are those of the look
-    /// before the last one, at a time without a spell.
+    /// before, and do not change during a spell.
     prefault::KernelCounts::Values last_counts_;
     prefault::KernelCounts::Values base_counts_;
     DirtyLog last_log_; ///< the same of dirty logging

@@ -129,9 +129,9 @@ class MachineSecondLevel {
         std::vector<std::vector<std::atomic<bool>>> watched_; ///< pieces of each region
     };
 
-    /// As SecondLevel::mapped(). Never waits for another call.
+    /// Returns SecondLevel::mapped(). Never waits for another call.
     [[nodiscard]] prefault::MappedPages mapped() const { return second_level_.mapped(); }
-    /// As SecondLevel::mapped_at_rest(). Throws Error.
+    /// Returns SecondLevel::mapped_at_rest(). Throws Error.
     [[nodiscard]] prefault::MappedPages mapped_at_rest();
 
   private:

@@ -28,8 +28,7 @@ inline constexpr GuestAddress kZeroPage{0x7000};
 inline constexpr GuestRange kStartInfo{GuestAddress{0x8000}, 0x1000};
 inline constexpr GuestRange kCommandLine{GuestAddress{0x10000}, 0x10000};
 inline constexpr GuestRange kLowRam{GuestAddress{0}, 0x9fc00};
-inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x1f000}; ///< with the header that the boot protocol
-                                                                         ///< puts before it
+inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x1f000}; ///< with the header from the boot protocol
 /// A page of its own, as the specification of the generation identifier wants. The guest's memory map does not contain
 /// it: Linux lets no driver claim memory below 1 MiB that is called reserved, and the driver that finds the identifier
 /// by a device tree must claim it. Guests do not look for an extension ROM at the address of the identifier, whose

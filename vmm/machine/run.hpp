@@ -53,7 +53,7 @@ class Run {
 
     /// Throws UsageError unless the calling thread may read the report and the crash now.
     void check_reader() const;
-    /// Where the guest crashed, as lines; empty if it did not.
+    /// Why the guest crashed, and its registers, as lines; empty if it did not crash.
     [[nodiscard]] const std::string& crash() const noexcept { return crash_; }
 
   private:

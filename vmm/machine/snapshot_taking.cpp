@@ -113,7 +113,7 @@ class Taking {
             go_on();
         }
         if (report_.complete) {
-            // The dirty log ends now, so that the guest's mappings are kept while the files are written to the disk.
+            // The dirty log ends first, so that mappings that the guest makes while the files are written stay.
             log_.reset();
             writer_.commit(state_, options_.config);
         }

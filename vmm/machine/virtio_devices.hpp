@@ -57,8 +57,7 @@ struct DeviceServices {
 /// A device, and the program behind it, if there is one. The program must outlive the device.
 struct MadeDevice {
     std::unique_ptr<UserNetwork> network;
-    std::shared_ptr<KeptFrames> kept_frames; ///< frames that the network holds back from the host; null if it holds
-                                             ///< back none
+    std::shared_ptr<KeptFrames> kept_frames; ///< frames that are held back from the host; null if there are none
     std::unique_ptr<devices::virtio::Device> device;
 };
 
@@ -78,8 +77,8 @@ struct MadeDevice {
 struct VirtioSet {
     std::vector<std::unique_ptr<devices::virtio::Device>> devices;
     devices::virtio::Console* console = nullptr;          ///< one of them, if there is one
-    devices::virtio::Balloon* balloon = nullptr;          ///< likewise
-    std::vector<devices::virtio::MemoryDevice*> memories; ///< likewise, in the order of their regions
+    devices::virtio::Balloon* balloon = nullptr;          ///< one of them, if there is one
+    std::vector<devices::virtio::MemoryDevice*> memories; ///< the memory devices, in the order of their regions
     /// The programs behind some of them. They outlive the devices, because the devices ask them for their last
     /// messages.
     std::vector<std::unique_ptr<UserNetwork>> networks;
@@ -223,8 +222,7 @@ class VirtioDevices {
         std::deque<EventFd> doorbells;
         std::atomic<std::uint64_t> rung{0};      ///< turns that doorbells began
         std::atomic<StopRequest*> stop{nullptr}; ///< from start() on, before the guest runs
-        std::atomic<bool> is_overdue{false};     ///< the device had not finished a reset within the time that a driver
-                                                 ///< waits
+        std::atomic<bool> is_overdue{false};     ///< a reset took longer than a driver waits
         std::optional<OverMmio> mmio;            ///< one of these two is there
         std::optional<OverPci> pci;
         std::atomic<bool> is_let_go{false};
@@ -247,7 +245,7 @@ class VirtioDevices {
     Slots slots_;
     std::vector<std::shared_ptr<Slot>> stuck_; ///< were let go, and the host or a vCPU still uses them
     const Sandbox* sandbox_ = nullptr;         ///< from start() on
-    StopRequest* stop_ = nullptr;              ///< likewise
+    StopRequest* stop_ = nullptr;              ///< from start() on
     bool is_ending_ = false;
     mutable std::condition_variable_any gone_;
     EventFd let_go_event_;

@@ -45,8 +45,7 @@ class VirtioThread {
         EventFd& work;                              ///< Negotiation::Hooks::work
         StopRequest& stop;                          ///< gets a request if the host fails
         const Sandbox& sandbox;                     ///< used while the thread begins
-        std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: they are not
-                                                    ///< counted
+        std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody counts
         bool paused = false;                        ///< it begins paused: even an activation waits for resume()
         bool goes_on = false;                       ///< it goes on from a state, so the driver is interrupted once
         std::span<const unsigned> cpus = {};        ///< the CPUs on which its threads run; empty: any

@@ -116,8 +116,7 @@ std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net, Ho
     }
     const auto number = [](const char* text) {
         in_addr address{};
-        static_cast<void>(::inet_pton(AF_INET, text, &address)); // The text is one of our own constants, and is
-                                                                 // correct.
+        static_cast<void>(::inet_pton(AF_INET, text, &address)); // the text is a constant, and correct
         return ntohl(address.s_addr);
     };
     return std::make_unique<devices::FrameFilter>(

@@ -12,8 +12,7 @@ namespace vmm {
 
 /// How long a writer waits for a reader.
 struct WritePatience {
-    std::chrono::milliseconds quiet{3000}; ///< the longest time in which it takes nothing; each byte that it takes
-                                           ///< starts this time again
+    std::chrono::milliseconds quiet{3000}; ///< while it takes nothing; each byte that it takes starts this time again
     int hurry_fd = -1;                     ///< once this is readable, only `hurried` is left; -1: there is none
     std::chrono::milliseconds hurried{200};
 };

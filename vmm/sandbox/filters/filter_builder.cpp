@@ -17,8 +17,7 @@ namespace vmm {
 namespace {
 
 constexpr const char* kTriedToFilter = "compile a filter of system calls";
-constexpr std::uint64_t kLowerHalf = 0xffffffff; // of an argument; for these arguments the kernel ignores the upper
-                                                 // half
+constexpr std::uint64_t kLowerHalf = 0xffffffff; // of an argument; the kernel ignores the upper half of these
 
 /// libseccomp returns errors as negative numbers.
 void check(int result) {

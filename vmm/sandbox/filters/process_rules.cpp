@@ -151,8 +151,7 @@ void allow_threads_and_signals(FilterBuilder& filter) {
                   SCMP_SYS(rt_sigtimedwait), SCMP_SYS(rt_sigsuspend), SCMP_SYS(sigaltstack), SCMP_SYS(restart_syscall),
                   SCMP_SYS(wait4), SCMP_SYS(waitid)});
     filter.allow_if(SCMP_SYS(tgkill), 0, kLow, compiled_filters::kAnyProcess);
-    filter.allow({SCMP_SYS(pidfd_send_signal)}); // the broker hands over such a descriptor for a program that it has
-                                                 // started
+    filter.allow({SCMP_SYS(pidfd_send_signal)}); // the broker gives such a descriptor for a program that it started
     for (const int call : {SCMP_SYS(prlimit64), SCMP_SYS(move_pages)}) {
         filter.allow_if(call, 0, kLow, 0); // of this process
     }
