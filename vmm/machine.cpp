@@ -121,8 +121,7 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
     if (!first->comes_later() &&
         (first->adopts_page_tables(report.host) ||
          (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore))) {
-        const StopBridge bridge(stop); // a prefault vCPU may run to count the scratch memslot's mappings; a stop ends
-                                       // it
+        const StopBridge bridge(stop); // a prefault vCPU may run to count the scratch memslot's mappings
         hardware.second_level.prepare(bridge.token());
     }
     first->put_into(hardware, embedder);

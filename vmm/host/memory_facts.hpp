@@ -83,8 +83,7 @@ struct MemoryNeed {
 };
 
 struct MemoryVerdict {
-    std::string refusal;               ///< why it is too little, and what to do, after "cannot ...: "; empty: it is
-                                       ///< enough
+    std::string refusal;               ///< why it is too little, and what to do, after "cannot ...: "; empty: it fits
     std::vector<std::string> warnings; ///< problems that the guest may meet later, a sentence each
 };
 

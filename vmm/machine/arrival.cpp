@@ -192,8 +192,7 @@ void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSe
         begin_post_copy(*post_copy); // KVM touches memory as soon as it has the registers of vCPUs.
     }
     for (std::size_t id = 0; id < vcpus.size(); ++id) {
-        static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // refused registers were reported
-                                                                                 // before
+        static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // refusals were reported before
     }
     const std::uint64_t mapped = second_level.mapped().bytes();
     {

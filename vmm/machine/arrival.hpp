@@ -133,8 +133,7 @@ class Arrival final : public FirstState {
     std::vector<std::shared_ptr<Channel>> serving_; ///< channels for requests of pages; all are there once lazy_ is
     std::size_t next_serving_ = 0;                  ///< guarded by lock_; so is serving_ until lazy_ is there
     std::optional<StopBridge> bridge_;
-    std::vector<std::unique_ptr<Channel>> questions_; ///< for unanswered questions of the source; only the thread uses
-                                                      ///< them
+    std::vector<std::unique_ptr<Channel>> questions_; ///< for unanswered questions of the source; the thread's
     EventFd wake_;                                    ///< wakes the thread
     std::timed_mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 

@@ -183,8 +183,7 @@ void GuestRam::map_pluggable() {
     for (const PluggablePart& part : pluggable_) {
         memory_.add(memory_.map_pluggable(part.device.region, {spare_file_.get(), spare_bytes}));
         if (is_shared_) {
-            static_cast<void>(parts_for(part.device.region)); // makes the file, which is mapped as parts of it are
-                                                              // plugged
+            static_cast<void>(parts_for(part.device.region)); // makes the file; plugged parts of it are mapped
         }
     }
 }

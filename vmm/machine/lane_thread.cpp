@@ -37,8 +37,7 @@ void LaneThread::body() noexcept {
     try {
         prefault::bind_this_thread(wiring_.cpus);
         wiring_.sandbox.confine(wiring_.kind, wiring_.name);
-        [[maybe_unused]] const bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // it only ends a
-                                                                                                      // wait
+        [[maybe_unused]] const bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         assert(watched);
         watch_doorbells();
         while (!quitting_) {

@@ -63,8 +63,7 @@ class LazyMemory::Loader {
                 return;
             }
             drop_pages(content_.bytes());
-            ::madvise(content_.data(), content_.size(), MADV_POPULATE_WRITE); // pages that it leaves out are copied
-                                                                              // below
+            ::madvise(content_.data(), content_.size(), MADV_POPULATE_WRITE); // What it leaves out is copied below.
         }
         if (moves && owner_.faults_.provide_by_moving(memory, content)) {
             return;

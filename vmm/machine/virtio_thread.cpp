@@ -98,7 +98,7 @@ void VirtioThread::body() noexcept {
         const devices::virtio::Identity& identity = wiring_.device.identity();
         prefault::bind_this_thread(wiring_.cpus);
         wiring_.sandbox.confine(thread_kind_of(identity.id), identity.name);
-        [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It only ends a wait.
+        [[maybe_unused]] bool watched = loop_.watch(quit_.fd(), EPOLLIN, [](std::uint32_t) {}); // It ends a wait.
         watched = loop_.watch(wiring_.work.fd(), EPOLLIN, [this](std::uint32_t) {
             wiring_.work.clear();
             work_left_ = told_to_pause_;
