@@ -30,22 +30,22 @@ namespace {
 
 /// The interrupt line of one device.
 struct Interrupt {
-    std::string name; ///< the device's, which another device may have, too
+    std::string name; ///< the device's name; another device may have the same
     std::function<void()> raise;
     std::function<void()> lower;
 };
-/// By the number of the device; its address does not change.
+/// The element with a device's number belongs to that device. Its address does not change.
 using Interrupts = std::vector<Interrupt>;
 
 thread_local std::string last_error;
 
-/// A failure that a callback reported. It is told apart from a value that is wrong.
+/// A failure that a callback reported. It has a type of its own, to be told apart from a wrong value.
 class CallbackFailed : public vmm::Error {
   public:
     using Error::Error;
 };
 
-/// A stop that the caller has asked for.
+/// Thrown if the caller has asked for a stop.
 class Interrupted : public vmm::Error {
   public:
     using Error::Error;
@@ -54,13 +54,13 @@ class Interrupted : public vmm::Error {
 int fail(int code, const char* message) noexcept {
     try {
         last_error = message;
-    } catch (...) { // There is no memory for it.
+    } catch (...) { // there is no memory for the text
         last_error.clear();
     }
     return -code;
 }
 
-/// Runs `body`, and turns what it throws into a code. An Error is `code_of_errors`.
+/// Runs `body`, and turns what it throws into a code. `code_of_errors` is the code for an Error.
 template <typename Body>
 int guarded(int code_of_errors, Body body) noexcept {
     try {
@@ -99,7 +99,7 @@ std::string text_or_empty(const char* text) {
     return text == nullptr ? std::string() : std::string(text);
 }
 
-/// The value of a C enumeration, which may hold any number, by its place in `values`.
+/// Returns element `number` of `values`. A variable of a C enumeration may hold any number.
 template <typename Value, std::size_t count>
 Value chosen(int number, const std::array<Value, count>& values, const char* what) {
     if (number < 0 || static_cast<std::size_t>(number) >= count) {
@@ -153,7 +153,7 @@ static_assert(static_cast<int>(vmm::ExitReason::kCrash) == VMM_EXIT_CRASH);
 static_assert(static_cast<int>(vmm::RunState::kEnded) == VMM_STATE_ENDED);
 static_assert(static_cast<int>(vmm::RunState::kPaused) == VMM_STATE_PAUSED);
 
-/// Has each device's interrupt kept in `interrupts`, beside what the device did with it already.
+/// Makes each device store its interrupt in `interrupts`, in addition to its own `make` function.
 vmm::Config with_interrupts(vmm::Config config, Interrupts& interrupts) {
     for (std::size_t i = 0; i < config.devices.size(); ++i) {
         vmm::DeviceConfig& device = config.devices[i];
@@ -167,7 +167,7 @@ vmm::Config with_interrupts(vmm::Config config, Interrupts& interrupts) {
     return config;
 }
 
-/// The one device of that name that has an interrupt.
+/// Finds the only device of that name that has an interrupt.
 const Interrupt& find_interrupt(const Interrupts& interrupts, std::string_view name) {
     const Interrupt* found = nullptr;
     for (const Interrupt& interrupt : interrupts) {

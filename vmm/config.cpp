@@ -70,7 +70,7 @@ void validate_keep(const Config& config) {
     }
 }
 
-/// Whether the guest goes on from a state, which says how it reaches its devices.
+/// Whether the guest goes on from a state. The state then says how the guest reaches its devices.
 bool goes_on(const Config& config) {
     return config.restore || config.incoming;
 }
@@ -78,7 +78,7 @@ bool goes_on(const Config& config) {
 void validate_devices(const Config& config) {
     const std::size_t devices = count_virtio_devices(config);
     constexpr std::size_t kMostByMmio = memory_map::kVirtioGsis.size();
-    constexpr std::size_t kMostByPci = devices::pci::RootBus::kSlots - 1; // The host bridge has one.
+    constexpr std::size_t kMostByPci = devices::pci::RootBus::kSlots - 1; // the host bridge takes one slot
     if (devices > kMostByPci) {
         throw Error("cannot give the guest " + std::to_string(devices) + " virtio devices: its PCI bus has slots for " +
                     std::to_string(kMostByPci));

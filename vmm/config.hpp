@@ -44,17 +44,17 @@ enum class PrefaultWhen {
 /// The name used on the command line and in the report: "before", "background".
 [[nodiscard]] std::string_view to_string(PrefaultWhen when) noexcept;
 
-/// Whether threads that a guest can reach are confined (docs/threat-model.md).
+/// Says whether the threads that a guest can reach are confined (docs/threat-model.md).
 enum class SandboxMode {
     kOff,
-    kLog, ///< what would be refused is done, and the kernel writes it to its audit log
-    kOn,  ///< what is refused raises SIGSYS, which ends the process unless the program has a handler
+    kLog, ///< calls that kOn refuses are done, and the kernel writes them to its audit log
+    kOn,  ///< a refused call raises SIGSYS, which ends the process unless the program has a handler
 };
 
 /// The name used on the command line: "off", "log", "on".
 [[nodiscard]] std::string_view to_string(SandboxMode mode) noexcept;
 
-/// The way in which the guest is told of its hardware.
+/// How the guest is told of its hardware.
 enum class HardwareDescription {
     kAcpi, ///< ACPI tables
     kFdt,  ///< a device tree, for kernels that read one (docs/devices.md)
@@ -73,15 +73,15 @@ enum class VirtioTransport {
 /// The name used on the command line: "mmio", "pci".
 [[nodiscard]] std::string_view to_string(VirtioTransport transport) noexcept;
 
-/// Memory that is taken out of a pool of warm memory (MemoryPool, `vmm pool`) instead of being made: its pages exist
-/// and are zero, so that only the second level is left to be filled. The pool has pages of Config::page_size.
+/// Memory that a pool of warm memory gives (MemoryPool, `vmm pool`). Its pages exist already and are zero, so only the
+/// second level must still be filled. The pool must have pages of Config::page_size.
 struct MemoryFrom {
     std::string path{}; ///< the pool's unix socket, at most 107 bytes
-    /// Whether ordinary memory takes the place of what the pool has not, which is logged. Otherwise the machine is
-    /// refused, and the pool keeps what it has.
+    /// If true, ordinary memory is used for what the pool does not have, and a warning is logged. If false, the machine
+    /// is refused, and the pool keeps its memory.
     bool fallback = false;
 
-    /// Throws Error if it asks for what no host can give.
+    /// Throws Error if no host can give what it asks for.
     void check() const;
 
     friend bool operator==(const MemoryFrom&, const MemoryFrom&) = default;
@@ -99,68 +99,73 @@ struct Config {
     /// An ELF vmlinux, a bzImage or any PVH kernel. If it is empty, the guest that is built into the library runs.
     std::string kernel_path;
     std::string initrd_path; ///< empty: none
-    /// The kernel and the initrd in memory, instead of in files; null: not there. Copies of the configuration share the
-    /// bytes. Nobody may change them before the machine's constructor has returned; the machine lets go of them then.
+    /// The kernel and the initrd in memory, instead of in files; null: there is none. Copies of the configuration share
+    /// the bytes. Nobody may change the bytes until the machine's constructor has returned; it then gives up its share
+    /// of them.
     std::shared_ptr<const std::vector<std::byte>> kernel_image{};
     std::shared_ptr<const std::vector<std::byte>> initrd_image{};
     /// The kernel command line. It is appended to kDefaultCommandLine.
     std::string command_line;
-    /// The snapshot that the machine goes on from, instead of booting; nothing: it boots. Then there is no kernel, no
-    /// initrd and no command line.
+    /// The snapshot from which the machine goes on. If it is set, kernel, initrd and command line must be empty. If it
+    /// is not set, the machine boots.
     std::optional<RestoreFrom> restore{};
 
-    /// The guest that the machine goes on with, which has announced itself (IncomingGuest::wait()), instead of booting;
-    /// null: it boots. Then there is no kernel, no initrd and no command line, either. One machine is made of it.
+    /// A guest that arrives from another process or host, and with which the machine goes on. It must have announced
+    /// itself (IncomingGuest::wait()), and only one machine can be made of it. If it is set, kernel, initrd and command
+    /// line must be empty; if it is null, the machine boots.
     std::shared_ptr<IncomingGuest> incoming{};
 
     std::uint64_t memory_bytes = limits::kDefaultMemoryBytes; ///< a multiple of the page size, at least kMinMemoryBytes
-    /// Up to how much memory the guest can be given while it runs (Machine::set_memory(), virtio-mem); 0: it has what
-    /// it begins with. At least `memory_bytes`; what it grows by is whole blocks of 2 MiB, or larger ones if it is more
-    /// than 16 GiB or `page_size` is 1G.
+    /// The most memory that the guest can be given while it runs (Machine::set_memory(), virtio-mem), at least
+    /// `memory_bytes`; 0: its memory cannot grow. It grows by whole blocks of 2 MiB. The blocks are larger if it can
+    /// grow by more than 16 GiB or if `page_size` is 1G.
     std::uint64_t memory_max_bytes = 0;
     PageSize page_size = PageSize::kThp;
-    std::optional<MemoryFrom> memory_from{}; ///< nothing: memory is made
-    /// Whether memory is a file in memory (memfd_create(2)), which another process of this host can take over without
-    /// a copy (Machine::migrate() to a unix socket). What that costs: docs/migration.md.
+    std::optional<MemoryFrom> memory_from{}; ///< nothing: the machine makes its memory itself
+    /// Whether memory is a file in memory (memfd_create(2)). Another process of this host can then take it over without
+    /// a copy (Machine::migrate() to a unix socket). docs/migration.md says what this costs.
     bool memory_shared = false;
-    /// What threads of vCPUs and of virtio devices may do. They are confined one by one when they begin; no other
-    /// thread of the process is. A custom device is called on threads of vCPUs, which may make only the calls that are
-    /// listed in vmm/sandbox/filters/thread_rules.cpp.
+    /// What threads of vCPUs and of virtio devices may do. They are confined one by one when they begin; other threads
+    /// of the process are not confined. A custom device is called on threads of vCPUs, so it may make only the calls
+    /// that are listed in vmm/sandbox/filters/thread_rules.cpp.
     SandboxMode sandbox = SandboxMode::kOff;
     unsigned vcpus = 1; ///< 1 to kMaxVcpus
     /// The features of the host's processors that the guest is offered (docs/cpu.md). It begins with "host", or with a
-    /// level of the x86-64 psABI, which is the same on every host: "x86-64-v1" to "x86-64-v4". Features that are taken
-    /// away or required follow, by their names in /proc/cpuinfo: "host,-x2apic,-avx512f", "x86-64-v2,+aes".
+    /// level of the x86-64 psABI: "x86-64-v1" to "x86-64-v4". A level is the same on every host. Names of features from
+    /// /proc/cpuinfo may follow, with - to take one away and + to require it: "host,-x2apic,-avx512f",
+    /// "x86-64-v2,+aes".
     std::string cpu = "host";
-    bool nested = false; ///< whether the guest may have guests of its own (VMX or SVM); the host has to offer it
+    bool nested = false; ///< whether the guest may have guests of its own (VMX or SVM); the host must offer it
     HardwareDescription hardware = HardwareDescription::kAcpi;
     /// How the guest reaches its virtio devices. A guest that goes on (`restore`, `incoming`) reaches them as before.
-    /// The default takes half of the exits that kMmio takes (docs/benchmarks.md), and devices can come and go.
+    /// The default takes half of the exits that kMmio takes (docs/benchmarks.md), and devices can be added and removed
+    /// while the guest runs.
     VirtioTransport transport = VirtioTransport::kPci;
-    /// The CPUs that vCPUs run on: vCPU i runs on the CPU at place i of the list, which begins again at its end. If it
-    /// is empty, a vCPU runs where the process may; if `numa` is split, it runs on its node.
+    /// The CPUs on which vCPUs run. vCPU i runs on the CPU at place i of the list; after its end the list begins again.
+    /// If the list is empty, a vCPU runs where the process may, or on its node if `numa` is split.
     prefault::CpuList vcpu_cpus;
-    /// The CPUs that the threads of virtio devices run on. If it is empty, they run where the process may. A doorbell
-    /// that wakes a device on the CPU of a vCPU takes that from it: keep the two apart if `vcpu_cpus` are for vCPUs
-    /// alone.
+    /// The CPUs on which the threads of virtio devices run. If the list is empty, they run where the process may. A
+    /// device that wakes on the CPU of a vCPU takes time from that vCPU: use other CPUs here if `vcpu_cpus` are for
+    /// vCPUs alone.
     prefault::CpuList device_cpus;
     /// The nodes of the host on which guest memory lies.
     prefault::NumaPolicy numa;
-    /// Whether the pools of huge pages are raised by what is missing, and lowered again at the end. Needs root.
+    /// Whether the pools of huge pages are raised by the pages that are missing, and lowered again at the end. Needs
+    /// root.
     bool reserve_huge_pages = false;
     /// How guest memory is kept resident. By default it is locked if anything is populated.
     prefault::Pin pin = prefault::Pin::kAuto;
     /// What Machine::prefault() populates, and how. `background` follows from `prefault_when`.
     prefault::Options prefault{.scope = prefault::Scope::kNone};
     PrefaultWhen prefault_when = PrefaultWhen::kBefore;
-    /// Whether the second level is kept full while the guest runs: what the kernel takes away is noticed, told and
-    /// populated again, at low priority (docs/prefault.md). Needs the scope kAll, of all memory.
+    /// Whether the second level is kept full while the guest runs. Mappings that the kernel takes away are noticed,
+    /// reported and populated again, at low priority (docs/prefault.md). It needs the scope kAll, of all memory.
     bool prefault_keep = false;
-    /// The time between two looks at KVM's counters, in milliseconds: kMinKeepEveryMs to kMaxKeepEveryMs.
+    /// The time from one check of KVM's counters to the next, in milliseconds: kMinKeepEveryMs to kMaxKeepEveryMs.
     unsigned keep_every_ms = limits::kDefaultKeepEveryMs;
-    /// Is told what was lost and made good, on the keeper's thread. It may be empty.
+    /// It is called with what was lost and populated again, on the keeper's thread. It may be empty.
     prefault::KeptSink kept;
-    /// Is given a sample of the second level once a second while the guest runs. It may be empty.
+    /// It is called with a sample of the second level once a second while the guest runs. It may be empty.
     WatchSink watch;
     CharacterConfig serial;
     std::optional<CharacterConfig> console; ///< a virtio console, hvc0 in Linux
@@ -171,13 +176,13 @@ struct Config {
     std::vector<DeviceConfig> devices; ///< the embedding program's own
     bool rng = false;                  ///< whether the guest has a source of entropy (virtio-rng)
     LogSink log;
-    /// Is told that the guest runs, on the thread of Machine::run(). It should not hold that up. What it throws ends
+    /// It is called when the guest runs, on the thread of Machine::run(), and should return soon. What it throws ends
     /// the run and comes out of run().
     std::function<void()> started;
-    /// Is told that a prefault in the background has filled the second level, on that prefault's thread.
+    /// It is called when a prefault in the background has filled the second level, on that prefault's thread.
     std::function<void()> filled;
-    /// Is told how the guest ended, when the report is complete, on the thread of Machine::run(). It is not called if
-    /// run() throws.
+    /// It is called with the reason for which the guest ended, when the report is complete, on the thread of
+    /// Machine::run(). It is not called if run() throws.
     std::function<void(ExitReason)> ended;
     /// A request to stop that exists before the machine does. If a stop is requested during construction, the
     /// constructor stops waiting and throws Error. If it is null, the machine has a request of its own.
@@ -191,27 +196,29 @@ struct Config {
     static constexpr const char* kDefaultCommandLine = "console=ttyS0";
 };
 
-/// Whether the guest's memory exists already, and is handed over by another process (Config::incoming).
+/// Whether another process hands over the guest's memory, so that it exists already (Config::incoming).
 [[nodiscard]] bool is_handed_over(const Config& config) noexcept;
 
-/// Whether the guest's memory comes while it runs (RestoreMode::kLazy), or may (MigrationOptions::post_copy_after).
+/// Whether the guest's memory comes while it runs (RestoreMode::kLazy), or may come then
+/// (MigrationOptions::post_copy_after).
 [[nodiscard]] bool restores_lazily(const Config& config) noexcept;
 
-/// `config` with its derived defaults filled in: prefault::kWorkerPerCpu becomes the number of CPUs that workers may
-/// use, and Pin::kAuto becomes kMlock if anything is populated, else kNone. An explicit choice stays. If the guest's
-/// memory comes while it runs, prefault_when is kBackground. A Machine does this with the configuration it is given.
-/// Throws Error as prefault::usable_cpu_list().
+/// Returns `config` with its derived defaults filled in. prefault::kWorkerPerCpu becomes the number of CPUs that
+/// workers may use, and Pin::kAuto becomes kMlock if anything is populated, else kNone; an explicit choice stays. If
+/// the guest's memory comes while it runs, prefault_when becomes kBackground. A Machine does this with the
+/// configuration it is given. Throws Error as prefault::usable_cpu_list().
 [[nodiscard]] Config resolved(Config config);
 
-/// Throws Error if `config` asks for what cannot be on any host: texts, sizes, counts, ranges, and choices that exclude
-/// each other. Looks at nothing but `config`.
+/// Checks texts, sizes, counts, ranges, and choices that exclude each other. It looks at nothing but `config`. Throws
+/// Error if no host can have this machine.
 void check_values(const Config& config);
 
-/// Throws Error if `config` asks for what cannot be on any host, or not on this one: nodes, CPUs, memory, the pools of
-/// huge pages, the limit on locked memory, the ports of user networks. Creates nothing.
+/// Checks `config` as check_values() does, and against this host: nodes, CPUs, memory, the pools of huge pages, the
+/// limit on locked memory, the ports of user networks. It creates nothing. Throws Error if this host cannot have the
+/// machine.
 void validate(const Config& config);
 
-/// Throws Error if the machine cannot have its balloon: it is too large, or memory is to stay where it is.
+/// Throws Error if the machine cannot have its balloon: the balloon is too large, or memory must stay where it is.
 void validate_balloon(const Config& config);
 
 /// Throws Error if this host does not have `bytes` more of memory for the guest of `config`.

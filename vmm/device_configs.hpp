@@ -24,49 +24,51 @@ struct LostOutput {
 };
 
 /// What the guest's serial port, or its virtio console, is connected to. The descriptors are loans that outlive the
-/// machine, and -1 means not connected. The output descriptor's flags stay as they are; a reader that does not read
-/// never stalls the guest.
+/// machine; -1 means not connected. The machine does not change the output descriptor's flags, and a reader that does
+/// not read never stalls the guest.
 struct CharacterConfig {
     int input_fd = -1;
     int output_fd = -1;
-    /// Is given what the guest writes; `output_fd` gets the same if it is there. It is called on the thread of
-    /// Machine::run() and should not hold that up. What it throws ends the run and comes out of run().
+    /// It is called with what the guest writes, on the thread of Machine::run(), and should return soon. `output_fd`
+    /// gets the same bytes if it is there. What it throws ends the run and comes out of run().
     std::function<void(std::span<const std::byte>)> sink;
-    /// Says how much `sink` could not pass on. It is called once on the thread of Machine::run(), when the guest has
+    /// Returns how much `sink` could not pass on. It is called once on the thread of Machine::run(), when the guest has
     /// ended and `sink` has been given everything, and it may wait a moment for a slow reader. If it is empty, nothing
-    /// counts as lost there.
+    /// counts as lost in `sink`.
     std::function<LostOutput()> sink_lost;
-    /// Whether Ctrl-A is a prefix for commands to the machine (x: stop, h: help, Ctrl-A: itself), for a person at a
-    /// terminal.
+    /// Whether Ctrl-A is a prefix for commands to the machine, for a person at a terminal (x: stop, h: help, Ctrl-A:
+    /// Ctrl-A itself).
     bool escape_keys = false;
-    /// The size of the terminal, if there is one. It is asked again when `resized_fd` (an eventfd) becomes readable.
-    /// It is for a virtio console, because a serial port cannot tell its guest.
+    /// Returns the size of the terminal, if there is one. It is called again when `resized_fd` (an eventfd) becomes
+    /// readable. It is for a virtio console, because a serial port cannot tell the guest a size.
     std::function<std::optional<devices::virtio::ConsoleSize>()> size;
     int resized_fd = -1;
-    /// What Ctrl-A h does, on the thread of Machine::run(). It may be empty.
+    /// It is called for Ctrl-A h, on the thread of Machine::run(). It may be empty.
     std::function<void()> show_help;
 };
 
-/// A raw disk image or block device that the guest sees as a virtio block device. Its content is never looked at.
+/// A raw disk image or block device that the guest sees as a virtio block device. The machine never interprets its
+/// content.
 struct DiskConfig {
     std::string path{};
     bool read_only = false;
     bool direct = false; ///< whether I/O bypasses the host's page cache (O_DIRECT)
     unsigned queues = 1; ///< 1 to kMaxQueues
     std::string id{};    ///< the serial number the guest sees, at most kMaxIdBytes; empty: none
-    /// Whether other writers are kept out, of this or of another process. The disk is refused if there is one already.
+    /// Whether other writers of the disk are kept out, in this process or another. If there is such a writer already,
+    /// the disk is refused.
     bool lock = true;
     /// The size of the sectors that the guest sees, in bytes: 512 or 4096, whatever the host's are.
     unsigned sector_bytes = 512;
     devices::DiskIoKind io = devices::DiskIoKind::kAuto;
-    /// Whether an interrupt may wait for a few others, at most 16 ms (docs/devices.md). Without it a guest with one
-    /// request at a time is served no sooner, and one with many takes more exits.
+    /// Whether an interrupt may wait for a few others, at most 16 ms (docs/devices.md). A guest with one request at a
+    /// time is served no sooner without moderation, and a guest with many takes more exits.
     bool moderation = true;
 
     static constexpr unsigned kMaxQueues = limits::kMaxDiskQueues;
     static constexpr std::size_t kMaxIdBytes = limits::kMaxDiskIdBytes;
 
-    /// Throws Error if it asks for what no host can give.
+    /// Throws Error if no host can give what it asks for.
     void check() const;
 
     friend bool operator==(const DiskConfig&, const DiskConfig&) = default;
@@ -90,12 +92,12 @@ struct NetConfig {
     bool host_loopback = false;          ///< with `user`: whether the guest may reach the host itself
     std::vector<PortForward> forwards{}; ///< with `user`
     /// Pairs of a receive queue and a transmit queue, each with a thread of its own: 1 to kMaxQueues. More than one
-    /// needs a tap of several queues.
+    /// pair needs a tap with several queues.
     unsigned queues = 1;
 
     static constexpr unsigned kMaxQueues = limits::kMaxNetQueues;
 
-    /// Throws Error if it asks for what no host can give.
+    /// Throws Error if no host can give what it asks for.
     void check() const;
 
     friend bool operator==(const NetConfig&, const NetConfig&) = default;
@@ -106,16 +108,16 @@ struct VsockConfig {
     std::string path{};    ///< the unix socket that programs connect to, at most 96 bytes
     std::uint32_t cid = 3; ///< the guest's context id, kMinCid to kMaxCid
 
-    static constexpr std::uint32_t kMinCid = 3; ///< below are the hypervisor, loopback and the host
+    static constexpr std::uint32_t kMinCid = 3; ///< the ids below are for the hypervisor, loopback and the host
     static constexpr std::uint32_t kMaxCid = 0xfffffffe;
 
-    /// Throws Error if it asks for what no host can give.
+    /// Throws Error if no host can give what it asks for.
     void check() const;
 
     friend bool operator==(const VsockConfig&, const VsockConfig&) = default;
 };
 
-/// A memory balloon: memory that the guest can do without goes back to the host.
+/// A memory balloon: the guest gives memory that it can do without back to the host.
 struct BalloonConfig {
     std::uint64_t target_bytes = 0; ///< how much the guest is asked for; whole pages of 4 KiB, less than its memory
     bool reporting = false;         ///< whether the guest also says which pages are free

@@ -1,4 +1,4 @@
-// For embedding programs: see the header it names.
+// For embedding programs: the errors that the library throws.
 #pragma once
 
 #include "kvm/host/error.hpp" // IWYU pragma: export

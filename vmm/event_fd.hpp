@@ -1,4 +1,4 @@
-// For embedding programs: how a device raises a line, and how one thread wakes another's event loop.
+// For embedding programs: a device raises an interrupt line with it, and one thread wakes another's event loop.
 #pragma once
 
 #include "kvm/host/event_fd.hpp"

@@ -11,8 +11,9 @@ namespace vmm {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
-/// Is given one line, without its newline. What it throws ends the run, or the construction. An empty sink means that
-/// nothing is logged. Threads: it may be called from any thread of the machine, and from several at once.
+/// A function that is called with one line, without its newline. What it throws ends the run, or the construction. An
+/// empty sink means that nothing is logged. Threads: it may be called from any thread of the machine, and from several
+/// at once.
 using LogSink = std::function<void(LogLevel, std::string_view)>;
 
 } // namespace vmm

@@ -32,14 +32,14 @@ Config validated(Config config) {
         validate(config);
         return config;
     } catch (const std::exception& error) {
-        if (guest) { // Its source waits for an answer.
+        if (guest) { // the guest's source waits for an answer
             guest->refuse(error.what());
         }
         throw;
     }
 }
 
-/// What is known before the guest runs.
+/// Makes the report of what is known before the guest runs.
 RunReport begin_report(const Config& config, const Hardware& hardware) {
     RunReport report;
     report.host = hardware.second_level.host();
@@ -59,7 +59,8 @@ RunReport begin_report(const Config& config, const Hardware& hardware) {
 
 } // namespace
 
-/// What `make` returns. If it throws, `first` is told why, because somebody elsewhere may want to know.
+/// Returns what `make` returns. If `make` throws, `first` is told why, because the source of a guest may wait for an
+/// answer.
 template <typename Make>
 auto made_or_told(FirstState& first, Make make) {
     try {
@@ -70,7 +71,8 @@ auto made_or_told(FirstState& first, Make make) {
     }
 }
 
-/// Stands behind the hardware, so that nothing uses that any more when it is destroyed.
+/// A member that is placed after the hardware, so that it is destroyed first and the hardware is not used any more when
+/// it is destroyed.
 struct AbandonAtEnd {
     ~AbandonAtEnd() { first.abandon(); }
     FirstState& first;
@@ -86,8 +88,8 @@ std::unique_ptr<FirstState> open_first_state(const Config& config, const StopReq
     return std::make_unique<KernelBoot>(config, stop);
 }
 
-/// The members stand in the order they depend on each other. The first state is opened before there is hardware, so
-/// that a kernel that is not there is refused at once.
+/// The order of the members follows their dependencies. The first state is opened before there is hardware, so that a
+/// missing kernel is refused at once.
 struct Machine::Parts {
     Parts(Config wanted, Clock::time_point started);
 
@@ -114,16 +116,16 @@ Machine::Parts::Parts(Config wanted, Clock::time_point started)
         check_keeper(hardware.second_level, first->adopts_page_tables(report.host));
     }
     report.prefault = first->arrival_prefault().value_or(prefault::Report{});
-    // In the background the prefault vCPUs are made there, too, unless the guest is told of their page tables. Those of
-    // a guest that has arrived have been there already.
+    // If the prefault runs in the background, it makes its prefault vCPUs there, unless the guest must be told of their
+    // page tables. If a guest has arrived, they exist already.
     if (!first->comes_later() &&
         (first->adopts_page_tables(report.host) ||
          (config.prefault.scope == prefault::Scope::kAll && config.prefault_when == PrefaultWhen::kBefore))) {
-        const StopBridge bridge(stop); // Prefault vCPUs may run already, so that their faults are counted.
+        const StopBridge bridge(stop); // a prefault vCPU may run to count the scratch memslot's mappings
         hardware.second_level.prepare(bridge.token());
     }
     first->put_into(hardware, embedder);
-    config.kernel_image.reset(); // What the images held is in guest memory.
+    config.kernel_image.reset(); // guest memory now has their content
     config.initrd_image.reset();
 }
 
@@ -134,7 +136,7 @@ Machine::~Machine() {
     if (parts_ && parts_->hardware.virtio.has_left_work()) {
         parts_->hardware.virtio.destroy_idle();
         parts_->embedder.part();
-        static_cast<void>(parts_.release()); // The host still writes to the guest's memory, so all of it stays.
+        static_cast<void>(parts_.release()); // the host still writes to guest memory, so nothing may be freed
     }
 }
 
@@ -157,7 +159,7 @@ prefault::Report Machine::prefault(const prefault::Options& options, const std::
     parts.first->finish(bridge.token());
     if (!parts.run.has_begun()) {
         parts.report.prefault = report;
-        parts.report.locked_bytes = locked_bytes(); // These are the kernel's own figures.
+        parts.report.locked_bytes = locked_bytes(); // the kernel's own figures
         parts.report.pinned_bytes = pinned_bytes();
     }
     return report;
@@ -278,7 +280,7 @@ MigrationReport Machine::migrate(const MigrationOptions& options, const std::sto
             if (options.gone) {
                 options.gone(report);
             }
-        } catch (...) { // The guest has gone all the same.
+        } catch (...) { // the guest has gone nevertheless
         }
         parts.stop.request(ExitReason::kMigrated);
     }

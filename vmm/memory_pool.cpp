@@ -35,11 +35,11 @@ using prefault::WarmPiece;
 using prefault::WarmServer;
 using prefault::WarmStock;
 
-/// What the pool leaves the host of its memory.
+/// The memory that the pool leaves for the host.
 constexpr std::uint64_t kHostMarginBytes = 256 * kMiB;
-/// Beside the pieces and the connections.
+/// The descriptors that are needed beside the pieces and the connections.
 constexpr std::uint64_t kFixedDescriptors = 32;
-/// How long to wait before what failed is tried again.
+/// How long the pool waits before it tries again.
 constexpr std::chrono::seconds kRetryPause{1};
 
 std::string tried(const MemoryPoolConfig& config) {
@@ -47,7 +47,7 @@ std::string tried(const MemoryPoolConfig& config) {
            format_bytes(config.piece_bytes) + ": ";
 }
 
-/// Throws Error if the host has less than `bytes` to give.
+/// Throws Error if the host has less than `bytes` left.
 void check_host_memory(std::uint64_t bytes, const std::string& tried_to) {
     const auto available = available_bytes(read_memory_facts());
     if (available && (*available < kHostMarginBytes || *available - kHostMarginBytes < bytes)) {
@@ -115,7 +115,7 @@ void MemoryPoolConfig::check() const {
     }
 }
 
-/// The members stand in the order they depend on each other.
+/// The order of the members follows their dependencies.
 struct MemoryPool::Parts {
     explicit Parts(MemoryPoolConfig wanted)
         : topology(prefault::NumaTopology::read()), config(checked(std::move(wanted), topology)),
@@ -123,7 +123,7 @@ struct MemoryPool::Parts {
           stock(config.page_size, config.piece_bytes, targets_of(config, topology)),
           listener(config.path, SOCK_SEQPACKET, "the pool's unix socket",
                    [this](const std::string& line) { log(LogLevel::kWarning, line); }) {
-        // Others could not have anything of it, but they could keep it busy.
+        // Other users could not get memory from it, but they could keep it busy.
         ::chmod(config.path.c_str(), S_IRUSR | S_IWUSR);
     }
 

@@ -18,11 +18,11 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// Whether pages are made smaller before they are sent.
+/// Says whether pages are compressed before they are sent.
 enum class Compression {
     kNone,
     kZstd, ///< all of them, at the fastest level (RFC 8878)
-    kAuto, ///< those of parts of memory where it was worth it lately
+    kAuto, ///< pages of those parts of memory in which compression was worth it lately
 };
 
 inline constexpr std::array kCompressions{Compression::kNone, Compression::kZstd, Compression::kAuto};
@@ -30,7 +30,7 @@ inline constexpr std::array kCompressions{Compression::kNone, Compression::kZstd
 /// The name used on the command line: "none", "zstd", "auto".
 [[nodiscard]] std::string_view to_string(Compression compression) noexcept;
 
-/// What is done when a migration takes longer than it may.
+/// What is done if a migration takes longer than MigrationOptions::timeout.
 enum class OnTimeout {
     kCancel, ///< the guest stays where it is
     kForce,  ///< the guest stands still for as long as the rest takes
@@ -50,7 +50,7 @@ struct MigrationProgress {
     std::uint64_t sent_bytes = 0;               ///< over the wire, in all rounds
     std::uint64_t bytes_per_second = 0;         ///< of the last round
     std::uint64_t dirtied_bytes_per_second = 0; ///< by the guest, in the last round
-    unsigned throttled_percent = 0;             ///< of their time, for which vCPUs are held
+    unsigned throttled_percent = 0;             ///< the part of their time for which vCPUs are held
     std::optional<std::chrono::seconds> left{}; ///< until the guest could go over; nothing: it is not known
 };
 
@@ -58,7 +58,7 @@ struct MigrationProgress {
 struct MigrationReport {
     bool complete = false;               ///< false: a stop was requested, and the guest is still here
     bool shared = false;                 ///< memory was handed over, and no page was sent
-    bool post_copy = false;              ///< the guest went over before all of its memory had
+    bool post_copy = false;              ///< the guest went over before all of its memory was there
     std::uint64_t memory_bytes = 0;      ///< of the guest
     std::uint64_t sent_bytes = 0;        ///< over the wire, for pages
     std::uint64_t last_bytes = 0;        ///< of memory that was sent while the guest stood still
@@ -81,41 +81,42 @@ struct MigrationOptions {
     MigrationAddress address{};
     MigrationSecurity security{};
     unsigned streams = 1; ///< connections that pages go through, each with a thread: 1 to kMostStreams
-    /// How long the guest may stand still. If that cannot be kept, the migration goes on, or ends as `on_timeout` says.
+    /// How long the guest may stand still. If this time is not enough, the migration goes on, or ends as `on_timeout`
+    /// says.
     std::chrono::milliseconds downtime{300};
-    /// How long all of it may take; 0: as long as it takes.
+    /// How long the whole migration may take; 0: there is no limit.
     std::chrono::seconds timeout{0};
     OnTimeout on_timeout = OnTimeout::kCancel;
     std::uint64_t bytes_per_second = 0; ///< over the wire, over all streams; 0: no limit. Else at least 64 KiB.
     Compression compression = Compression::kNone;
-    /// How much of their time vCPUs may be held, in percent, if the guest changes memory faster than it can be sent: 0
+    /// How much of their time vCPUs may be held if the guest changes memory faster than it can be sent, in percent: 0
     /// (never) to 99.
     unsigned most_throttled_percent = kMostThrottledPercent;
-    /// After so many rounds the guest goes over, although some of its memory has not. It waits there for what it
-    /// touches, and the rest follows (post-copy). From then on a connection that is cut loses the guest. 0 means never.
-    /// It has no effect on memory that is handed over.
+    /// The guest goes over after this number of rounds, although some of its memory has not (post-copy); 0: never.
+    /// There it waits for the memory that it touches, and the rest follows. If a connection is cut from then on, the
+    /// guest is lost. It has no effect on memory that is handed over.
     unsigned post_copy_after = 0;
     /// How long devices may take to finish what they have begun (Machine::pause()).
     std::chrono::milliseconds within{20'000};
-    /// How long the other end is looked for again after a connection was cut.
+    /// How long the source tries to reach the other end again after a connection was cut.
     std::chrono::seconds reconnect{10};
-    /// A text that goes along: what the machine is configured with, for the other end (IncomingGuest::config()).
+    /// A text for the other end that describes the machine's configuration (IncomingGuest::config()).
     std::string config{};
-    /// Is told some ten times a second, on a thread of the migration's. It may be empty.
+    /// It is called some ten times a second, on a thread of the migration. It may be empty.
     std::function<void(const MigrationProgress&)> progress{};
-    /// Is told that the guest runs elsewhere, before the machine begins to end, on the thread that migrates. What it
-    /// throws is ignored. It may be empty.
+    /// It is called when the guest runs elsewhere and before the machine begins to end, on the thread that migrates.
+    /// What it throws is ignored. It may be empty.
     std::function<void(const MigrationReport&)> gone{};
 
     static constexpr unsigned kMostStreams = 16;
     static constexpr unsigned kMostThrottledPercent = 99;
     static constexpr std::uint64_t kLeastBytesPerSecond = std::uint64_t{64} << 10U;
 
-    /// Throws Error if it asks for what cannot be.
+    /// Throws Error if it asks for something impossible.
     void check() const;
 };
 
-/// What is known of how a guest arrived, at the destination (RunReport::arrival).
+/// How a guest arrived, as the destination knows it (RunReport::arrival).
 struct ArrivalReport {
     bool shared = false;              ///< memory was taken over, and no page was received
     std::uint64_t received_bytes = 0; ///< over the wire, for pages
@@ -129,8 +130,8 @@ struct ArrivalReport {
     std::optional<std::uint64_t> faults_in_ten_seconds{};
 };
 
-/// A guest that is to arrive from another process or host: waits for it, and becomes a machine's memory and state
-/// (Config::incoming).
+/// A guest that is to arrive from another process or host. It waits for the guest, and becomes the memory and state of
+/// a machine (Config::incoming).
 ///
 ///     IncomingGuest guest({.address = MigrationAddress::parse("unix:/run/guest.sock")}, log);
 ///     guest.wait(stop);                        // until a guest has announced itself
@@ -139,15 +140,15 @@ struct ArrivalReport {
 ///     Machine machine(config);                 // memory is made, filled and received; returns when the guest is ours
 ///     machine.run();                           // the guest goes on
 ///
-/// Whoever connects and is no guest, or may not come, is refused, and it waits for the next.
+/// It refuses whoever connects and is no guest, or may not come; then it waits for the next connection.
 ///
-/// Threads: one at a time.
+/// Threads: only one thread may use it at a time.
 class IncomingGuest {
   public:
     struct Options {
         MigrationAddress address{};
         MigrationSecurity security{};
-        /// How long a source whose connection was cut is waited for.
+        /// How long it waits for the source to come back after a connection was cut.
         std::chrono::seconds reconnect{30};
     };
 
@@ -157,22 +158,22 @@ class IncomingGuest {
     IncomingGuest(const IncomingGuest&) = delete;
     IncomingGuest& operator=(const IncomingGuest&) = delete;
 
-    /// Where it listens: a port that the host chose takes the place of 0.
+    /// The address at which it listens. If the port was 0, it is the port that the host chose.
     [[nodiscard]] const MigrationAddress& address() const noexcept;
 
     /// Waits until a guest has announced itself. Throws StoppedError if `stop` is requested, and Error.
     void wait(const std::stop_token& stop = {});
-    /// What the source's machine is configured with, as MigrationOptions::config says; after wait().
+    /// The configuration of the source's machine, as in MigrationOptions::config. It is there after wait().
     [[nodiscard]] const std::string& config() const;
-    /// Whether its memory comes as files, and no page is copied; false before wait().
+    /// Whether memory arrives as files, so that no page is copied; false before wait().
     [[nodiscard]] bool hands_memory_over() const noexcept;
-    /// Whether the guest may arrive before all of its memory has (MigrationOptions::post_copy_after): then memory is
-    /// populated, pinned and filled while it runs. False before wait().
+    /// Whether the guest may arrive before all of its memory has (MigrationOptions::post_copy_after). Then memory is
+    /// populated, pinned and filled while the guest runs. False before wait().
     [[nodiscard]] bool may_post_copy() const noexcept;
-    /// Tells the source that its guest is not taken, and why. The next one can come: see wait().
+    /// Tells the source that its guest is not taken, and why. After that, wait() can be called for the next one.
     void refuse(std::string_view why) noexcept;
 
-    /// What it is made of, for Machine.
+    /// The parts from which Machine takes the guest.
     class __attribute__((visibility("hidden"))) Impl;
     [[nodiscard]] __attribute__((visibility("hidden"))) Impl& impl() const noexcept { return *impl_; }
 

@@ -1,4 +1,4 @@
-// For embedding programs: pre-population of a VM of their own, without a Machine.
+// For embedding programs: populates the memory of their own VM in advance, without a Machine.
 #pragma once
 
 #include "kvm/stats.hpp"              // IWYU pragma: export

@@ -8,8 +8,8 @@
 
 namespace vmm {
 
-/// Throws Error if `text` has a NUL in it. The kernel and the programs behind sockets take a text to its first NUL: it
-/// would be another file then, or another address, than was meant. `what` is for the message: "the path of a disk".
+/// Throws Error if `text` has a NUL in it. The kernel and other programs read a text only up to its first NUL, so they
+/// would use another file or address than was meant. `what` is for the message: "the path of a disk".
 inline void refuse_nul(std::string_view text, const std::string& what) {
     if (text.find('\0') != std::string_view::npos) {
         throw Error("cannot use " + what + ": it has a NUL character in it (remove that)");

@@ -213,7 +213,8 @@ std::string describe_prefault(const RunReport& report) {
     return text;
 }
 
-/// What the counts do not tell of a host that is itself a guest: a line with its end, or nothing.
+/// Describes what the counts cannot show if the host is itself a guest. Returns a line with its newline, or an empty
+/// text.
 std::string describe_nesting(const RunReport& report) {
     if (!report.host.nested) {
         return "";
@@ -224,7 +225,7 @@ std::string describe_nesting(const RunReport& report) {
                        ahead_of_accesses ? "; nothing was touched, so that each page faults there once" : "");
 }
 
-/// A line with its newline; empty if nothing was to be kept.
+/// Returns a line with its newline; empty if the second level was not to be kept full.
 std::string describe_kept(const RunReport& report) {
     if (!report.kept) {
         return {};

@@ -19,11 +19,11 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// What became of the output of one character device.
+/// How much output of one character device there was, and how much was lost.
 struct CharacterOutput {
     std::string device;           ///< "serial", "console"
-    std::uint64_t bytes = 0;      ///< that the guest wrote
-    std::uint64_t lost_bytes = 0; ///< of these, the ones that reached nobody; 0 if the device is not connected
+    std::uint64_t bytes = 0;      ///< bytes that the guest wrote
+    std::uint64_t lost_bytes = 0; ///< how many of them reached nobody; 0 if the device is not connected
     std::string lost_because;     ///< text for people; empty if nothing was lost
 };
 
@@ -45,8 +45,8 @@ struct RunReport {
 
     PrefaultWhen prefault_when = PrefaultWhen::kBefore;
     prefault::Report prefault;
-    /// Of a prefault in the background: the time from the guest's first instruction until the second level was full,
-    /// and the second-level faults of all vCPUs until then. Nothing if it was not full.
+    /// For a prefault in the background: the time from the guest's first instruction until the second level was full,
+    /// and the second-level faults of all vCPUs until then. Nothing if it never became full.
     std::optional<double> seconds_until_full;
     std::optional<std::uint64_t> faults_until_full;
 
@@ -72,7 +72,7 @@ struct RunReport {
     std::chrono::steady_clock::time_point guest_ended; ///< when the guest had ended
 
     std::optional<std::uint64_t> resident_overhead_bytes; ///< nothing if it is not known (no /proc)
-    /// The time from the guest's end until everything was given back. Whoever destroys the machine measures it.
+    /// The time from the guest's end until everything was given back. The code that destroys the machine measures it.
     double teardown_seconds = 0;
 
     [[nodiscard]] std::uint64_t second_level_faults_total() const;

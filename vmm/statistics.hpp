@@ -39,9 +39,9 @@ struct DeviceStatistics {
 
 /// How much memory the guest has, in bytes, without what add_memory() added.
 struct MemorySize {
-    std::uint64_t bytes = 0;           ///< what it began with, and what it has plugged
-    std::uint64_t requested_bytes = 0; ///< what it is asked to have (Machine::set_memory())
-    std::uint64_t max_bytes = 0;       ///< what it can be given
+    std::uint64_t bytes = 0;           ///< the memory it began with, and the memory it has plugged
+    std::uint64_t requested_bytes = 0; ///< how much it is asked to have (Machine::set_memory())
+    std::uint64_t max_bytes = 0;       ///< how much it can be given
 };
 
 /// A machine's figures. They are read one after the other, not at one instant.

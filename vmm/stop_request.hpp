@@ -1,4 +1,4 @@
-// The request through which a machine is stopped, whoever stops it.
+// The request through which a machine is stopped. It is the same for everybody who stops it.
 #pragma once
 
 #include <atomic>
@@ -18,17 +18,17 @@ enum class ExitReason {
     kSignal,   ///< a signal to this process asked for it
     kStopped,  ///< the program that embeds the machine, or the person at the terminal, asked for it
     kMigrated, ///< the guest runs elsewhere (Machine::migrate())
-    kSandbox,  ///< a thread that is confined tried what it never does (Config::sandbox)
+    kSandbox,  ///< a confined thread made a call that it never makes (Config::sandbox)
 };
 
 /// The name used in the report: "poweroff", "reboot", "crash", "signal", "stopped", "migrated", "sandbox".
 [[nodiscard]] std::string_view to_string(ExitReason reason) noexcept;
 
-/// A request to stop. The first one counts. Threads: any; request() may also be called from a signal handler.
+/// A request to stop. Only the first request counts. Threads: any; request() may also be called from a signal handler.
 class StopRequest {
   public:
     void request(ExitReason reason) noexcept;
-    /// Requests a stop because something failed. This is not a reason of its own.
+    /// Requests a stop because something failed. A failure has no ExitReason of its own.
     void request_for_failure() noexcept;
 
     [[nodiscard]] bool is_requested() const noexcept { return state_.load(std::memory_order_acquire) != kNone; }
@@ -38,7 +38,7 @@ class StopRequest {
     /// The first reason; kStopped if nothing was requested, or if something failed.
     [[nodiscard]] ExitReason reason() const noexcept;
 
-    /// A descriptor that is readable from the first request on. It is a loan.
+    /// A descriptor that becomes readable with the first request and stays so. It is a loan.
     [[nodiscard]] int fd() const noexcept { return event_.fd(); }
 
   private:

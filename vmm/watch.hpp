@@ -12,14 +12,14 @@
 VMM_API_BEGIN
 namespace vmm {
 
-/// What KVM counts at one moment.
+/// The values that KVM counts at one moment.
 struct WatchSample {
     double seconds = 0;                    ///< since the guest started
     prefault::MappedPages mapped;          ///< of guest memory
     std::vector<std::uint64_t> new_faults; ///< by real vCPU: second-level faults since the sample before
 };
 
-/// Is given a sample each second, on the thread of Machine::run().
+/// A function that is called with a sample each second, on the thread of Machine::run().
 using WatchSink = std::function<void(const WatchSample&)>;
 
 /// The sample as a line for people, without its newline.

@@ -1,4 +1,4 @@
-// What a benchmark holds its figures against.
+// The aims with which a benchmark compares its figures.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -10,28 +10,28 @@
 
 namespace vmm::bench {
 
-/// One aim beside what was measured for it.
+/// One aim, and the measured value for it.
 struct Aim {
-    /// How `value` and `bound` are to be read.
+    /// The unit of `value` and `bound`.
     enum class Kind { kRatio, kSeconds, kCount };
     enum class Wanted { kAtMost, kAtLeast };
 
     std::string name; ///< "restore full, 4K pages: ready, over the bare read"
     Kind kind = Kind::kRatio;
-    Statistics value{}; ///< over the runs; a ratio is that of two figures of the same round
+    Statistics value{}; ///< over the runs; a ratio is of two figures of the same round
     double bound = 0;
     Wanted wanted = Wanted::kAtMost;
 
-    /// Whether the median keeps to the bound.
+    /// Whether the median is within the bound.
     [[nodiscard]] bool is_met() const noexcept {
         return wanted == Wanted::kAtMost ? value.median <= bound : value.median >= bound;
     }
 };
 
-/// The values of something in each round, in order; nothing: the round has none.
+/// The values of a figure in each round, in order; nothing: that round has no value.
 using RoundValues = std::vector<std::optional<double>>;
 
-/// Collects aims, and leaves out those for which nothing was measured.
+/// Collects aims, and leaves out aims for which nothing was measured.
 class AimList {
   public:
     void add(std::string name, Aim::Kind kind, const RoundValues& values, double bound,

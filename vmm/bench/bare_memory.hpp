@@ -1,4 +1,4 @@
-// Memory as a guest's, for a program that does nothing else with it.
+// Memory like a guest's, for a program that does nothing else with it.
 #pragma once
 
 #include <cstddef>
@@ -17,23 +17,23 @@ class GuestRam;
 
 namespace vmm::bench {
 
-/// Memory that a guest of so much would have, populated. Threads: one.
+/// Memory as a guest of this size would have it. Threads: one.
 class BareMemory {
   public:
-    /// One of the equal parts of it.
+    /// One of the equal parts of the memory.
     struct Piece {
         std::uint64_t offset; ///< within all of memory, without its gaps
         std::span<std::byte> bytes;
     };
 
-    /// `bytes` are a multiple of 2 MiB. Throws Error: there is too little memory.
+    /// `bytes` must be a multiple of 2 MiB. Throws Error if there is too little memory.
     BareMemory(std::uint64_t bytes, PageSize page_size, unsigned workers);
     ~BareMemory();
     BareMemory(const BareMemory&) = delete;
     BareMemory& operator=(const BareMemory&) = delete;
 
-    /// Makes its pages with that many threads. Returns how long that took, in seconds, with making it; nothing if
-    /// `stop` was requested before.
+    /// Populates the pages with `workers` threads. Returns how long that took, including the making of the memory, in
+    /// seconds; nothing if `stop` was requested before the end.
     [[nodiscard]] std::optional<double> populate(const StopRequest& stop);
     /// All pieces, in order, of 2 MiB each.
     [[nodiscard]] std::vector<Piece> pieces() const;

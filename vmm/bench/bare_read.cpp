@@ -26,7 +26,7 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Reads `bytes` of the file from `offset` on. Returns 0, or why not as errno has it; a file that ends early is EIO.
+/// Reads `bytes` of the file from `offset` on. Returns 0 or an errno; if the file ends early, this is EIO.
 int read_piece(int fd, std::uint64_t offset, std::span<std::byte> bytes) noexcept {
     while (!bytes.empty()) {
         const ssize_t count = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));

@@ -1,4 +1,4 @@
-// What a restore is held against: the same file, read into memory by a program that does nothing else.
+// The base for comparisons of a restore: a program that reads the same file into memory and does nothing else.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ struct BareRead {
     double read_seconds = 0;     ///< reading the file into it
 };
 
-/// Makes memory of such pages, as much as the file at `path` has bytes, and reads the file into it by pread(2), each
-/// with `workers` threads. The file is as long as whole pages of 2 MiB. Returns nothing if `stop` was requested.
-/// Throws Error: memory is missing, or the file cannot be read.
+/// Makes memory of such pages, as large as the file at `path`, and reads the file into it by pread(2). Both use
+/// `workers` threads. The size of the file must be a multiple of 2 MiB. Returns nothing if `stop` was requested. Throws
+/// Error if memory is missing, or if the file cannot be read.
 [[nodiscard]] std::optional<BareRead> read_bare(const std::string& path, PageSize page_size, unsigned workers,
                                                 const StopRequest& stop);
 

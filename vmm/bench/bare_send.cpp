@@ -23,9 +23,9 @@ namespace vmm::bench {
 
 namespace {
 
-/// As much as a frame of a migration has (vmm/migration/frames.hpp).
+/// The size of a frame of a migration (vmm/migration/frames.hpp).
 constexpr std::size_t kSendBytes = 256 << 10;
-/// Whoever waits looks so often whether it is to stop.
+/// The time between two checks for a stop during a wait.
 constexpr timeval kSendPatience{.tv_sec = 0, .tv_usec = 200'000};
 
 struct SocketPair {
@@ -77,8 +77,8 @@ SocketPair make_pair_of(MigrateLink link) {
     return pair;
 }
 
-/// Moves all of `bytes` by `move`, which is send(2) or recv(2). Returns 0, or why not as errno has it; an end that
-/// comes early is ECONNRESET, and a stop is ECANCELED.
+/// Moves all of `bytes` by `move`, which is send(2) or recv(2). Returns 0 or an errno: ECONNRESET if the connection
+/// ends early, and ECANCELED for a stop.
 template <typename Move>
 int move_all(std::span<std::byte> bytes, const StopRequest& stop, Move move) noexcept {
     while (!bytes.empty()) {
@@ -116,7 +116,7 @@ std::optional<double> send_bare(std::uint64_t bytes, PageSize page_size, Migrate
     std::atomic<int> failure{0};
     const auto start = std::chrono::steady_clock::now();
     {
-        // Each stream has every so-many-th piece.
+        // Of `streams` streams, stream i takes pieces i, i + streams, and so on.
         const auto go_through = [&](unsigned stream, const std::vector<BareMemory::Piece>& pieces, int fd, auto move) {
             for (std::size_t i = stream; i < pieces.size(); i += streams) {
                 if (const int error = move_all(pieces[i].bytes, stop, move); error != 0) {
@@ -126,7 +126,7 @@ std::optional<double> send_bare(std::uint64_t bytes, PageSize page_size, Migrate
                 }
             }
         };
-        std::vector<std::jthread> threads; // They use what stands above.
+        std::vector<std::jthread> threads; // They use everything above.
         for (unsigned stream = 0; stream < streams; ++stream) {
             threads.emplace_back([&, stream] {
                 const int fd = pairs[stream].from.get();

@@ -1,4 +1,4 @@
-// What a migration's way is held against: as much memory, sent by a program that does nothing else.
+// The base for comparisons of a migration: a program that sends as much memory and does nothing else.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace vmm::bench {
 
-/// Makes memory twice, `bytes` of such pages, and sends the one to the other by send(2) and recv(2) through
-/// `streams` connections, each with a thread at either end. Returns how long that took, in seconds, without making
-/// memory; nothing if `stop` was requested. `bytes` are a multiple of 2 MiB. Throws Error: memory is missing, or there
-/// is no connection.
+/// Makes two memories, each of `bytes` in such pages, and sends one to the other by send(2) and recv(2) over `streams`
+/// connections, each with a thread at either end. `bytes` must be a multiple of 2 MiB. Returns how long that took
+/// without the making of memory, in seconds; nothing if `stop` was requested. Throws Error if memory is missing, or if
+/// there is no connection.
 [[nodiscard]] std::optional<double> send_bare(std::uint64_t bytes, PageSize page_size, MigrateLink link,
                                               unsigned streams, const StopRequest& stop);
 

@@ -11,21 +11,21 @@
 
 namespace vmm::bench {
 
-/// What is done to guest memory before the guest's CPUs dirty it.
+/// What is done to guest memory before the guest's CPUs write to it.
 enum class Method {
     kNone,           ///< nothing
     kHost,           ///< the host side; for other VMMs: what they call prealloc
     kTouch,          ///< both sides, the second level by prefault vCPUs that touch it
     kIoctl,          ///< both sides, the second level by KVM_PRE_FAULT_MEMORY
     kIoctlThenTouch, ///< the same, and then prefault vCPUs touch every 4 KiB: for a host that is itself a guest
-    kPool,   ///< both sides: memory comes out of a pool that has it ready, and the second level is filled as by `auto`
+    kPool,   ///< both sides: memory comes from a pool that has it ready, and the second level is filled as by `auto`
     kReader, ///< nothing from outside: one of the guest's CPUs reads every page, then all of them dirty it
 };
 
 /// Who runs the guest.
 enum class Contender { kVmm, kQemu, kCommand };
 
-/// In which order each of the guest's CPUs visits its pages.
+/// The order in which each of the guest's CPUs visits its pages.
 enum class Order { kSequential, kRandom };
 
 // All values of each kind, in the order in which help lists them.
@@ -59,20 +59,21 @@ struct Cell {
     friend bool operator==(const Cell&, const Cell&) = default;
 };
 
-/// Whether the number of workers makes a difference to the cell.
+/// Whether the number of workers matters for this method.
 [[nodiscard]] bool uses_workers(Method method) noexcept;
 
 /// Whether both sides are filled from outside.
 [[nodiscard]] bool fills_second_level(Method method) noexcept;
 
-/// What tells the cells of one shape apart: "touch", "qemu", "qemu prealloc", "touch, 1 worker" with `show_workers`.
+/// The name that distinguishes cells of one shape: "touch", "qemu", "qemu prealloc", "touch, 1 worker" with
+/// `show_workers`.
 [[nodiscard]] std::string method_name(const Cell& cell, bool show_workers = false);
-/// The shape: "4K pages, 512M, 2 vCPUs", with ", random" behind it if the order is random.
+/// The shape: "4K pages, 512M, 2 vCPUs", with ", random" after it if the order is random.
 [[nodiscard]] std::string shape_name(const Cell& cell);
 /// Both: "4K pages, 512M, 2 vCPUs, touch, 2 workers".
 [[nodiscard]] std::string to_string(const Cell& cell);
 
-/// Whether two cells differ in nothing but method, contender and workers.
+/// Whether two cells differ only in method, contender and workers.
 [[nodiscard]] bool same_shape(const Cell& one, const Cell& other) noexcept;
 
 } // namespace vmm::bench

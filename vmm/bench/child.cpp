@@ -48,7 +48,7 @@ double cpu_seconds() {
     return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-/// Appends what there is to read. Returns false at the end.
+/// Appends the output that can be read now. Returns false at the end.
 bool read_more(UniqueFd& fd, std::string& text) {
     std::array<char, 16384> buffer{};
     const ssize_t count = ::read(fd.get(), buffer.data(), buffer.size());
@@ -75,7 +75,7 @@ class Watcher {
             const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - Clock::now()).count();
             const int ready = ::poll(fds.data(), fds.size(), static_cast<int>(std::clamp<long>(left + 1, 0, 60'000)));
             if (ready < 0) {
-                continue; // A signal came, whose handler makes stop_fd readable.
+                continue; // A signal came; its handler makes stop_fd readable.
             }
             take(fds[0], out_.read, end_.output, true);
             take(fds[1], err_.read, end_.errors, false);
@@ -108,7 +108,7 @@ class Watcher {
         }
     }
     void answer(std::string_view words) const {
-        // A few words fit into an empty pipe, unless the program has gone.
+        // A few bytes fit into an empty pipe. The write fails only if the program has gone.
         if (!words.empty() && in_.write) {
             [[maybe_unused]] const ssize_t written = ::write(in_.write.get(), words.data(), words.size());
         }

@@ -1,4 +1,4 @@
-// A program that is run to its end, and watched without being disturbed.
+// A program that is run to its end, and is watched without disturbing it.
 #pragma once
 
 #include <sys/types.h>
@@ -11,14 +11,15 @@
 namespace vmm::bench {
 
 struct ChildSpec {
-    std::vector<std::string> words; ///< the program and its arguments; the program is looked for by PATH
-    /// Whether the kernel is told to give it no transparent huge pages (prctl(2), PR_SET_THP_DISABLE).
+    std::vector<std::string> words; ///< the program and its arguments; the program is looked for in PATH
+    /// Whether the kernel gives it no transparent huge pages (prctl(2), PR_SET_THP_DISABLE).
     bool without_huge_pages = false;
     double timeout_seconds = 600;
-    int stop_fd = -1; ///< becomes readable when the program is to end at once
-    /// What its standard input begins with, a few bytes. Empty, and no `on_output`: the input is empty.
+    int stop_fd = -1; ///< becomes readable when the program must end at once
+    /// The first few bytes of its standard input. If this and `on_output` are empty, the input is empty.
     std::string input{};
-    /// Called with all output so far, whenever there is more. What it returns goes to the program's standard input.
+    /// It is called with all output until now, whenever there is more. What it returns is sent to the program's
+    /// standard input.
     std::function<std::string(pid_t child, std::string_view output)> on_output;
 };
 
@@ -27,7 +28,7 @@ struct ChildEnd {
     bool stopped = false; ///< by stop_fd
     bool timed_out = false;
     double seconds = 0;         ///< from before it was started until it was reaped
-    double own_cpu_seconds = 0; ///< what this process used meanwhile
+    double own_cpu_seconds = 0; ///< processor time of this process meanwhile
     std::string output;         ///< standard output, at most kMaxOutputBytes
     std::string errors;         ///< standard error, at most kMaxOutputBytes
 
@@ -38,8 +39,8 @@ struct ChildEnd {
     [[nodiscard]] std::string problem() const;
 };
 
-/// Runs the program in a process group of its own. The whole group is killed if the program has to end early, and the
-/// kernel ends it when this process ends. Throws Error: no process can be made.
+/// Runs the program in a process group of its own. The whole group is killed if the program must end early, and the
+/// kernel ends it when this process ends. Throws Error if no process can be made.
 [[nodiscard]] ChildEnd run_child(const ChildSpec& spec);
 
 /// Whether `program` can be run. A name without a slash is looked for in PATH.

@@ -62,7 +62,7 @@ void complete_matrix(Matrix& matrix, const Matrix& preset) {
     take_default(matrix.vcpus, preset.vcpus);
     take_default(matrix.workers, preset.workers);
     take_default(matrix.page_sizes, preset.page_sizes);
-    if (matrix.methods.empty()) { // Who asks for a pool gets it, or is told why not.
+    if (matrix.methods.empty()) { // If the pool was asked for, its absence is an error.
         matrix.has_thp_pool = preset.has_thp_pool;
     }
     take_default(matrix.methods, preset.methods);
@@ -78,7 +78,7 @@ bool has_thp_pool() {
     }
 }
 
-/// Refuses before the first run what `vmm run` would refuse. Throws Error.
+/// Throws Error before the first run for everything that `vmm run` would refuse.
 void check_cells(const std::vector<Cell>& cells) {
     const kvm::System system;
     for (const Cell& cell : cells) {
@@ -109,10 +109,10 @@ std::string qemu_version(const RunSettings& settings) {
     return end.output.substr(0, end.output.find('\n'));
 }
 
-/// Makes all runs of all cells, round by round, so that a drift of the host hits all cells alike.
+/// Makes all runs of all cells, round by round, so that slow changes of the host affect all cells alike.
 class Benchmark {
   public:
-    /// If `run_limited`, the settings' timeout is the preset's, and a run that exceeds it is no failure.
+    /// If `run_limited`, the settings' timeout is that of the preset, and a run that exceeds it is no failure.
     Benchmark(const BenchCommand& command, const RunSettings& settings, bool run_limited, Results& results,
               StopRequest& stop)
         : command_(command), results_(results), runs_(results.settings.runs), stop_(stop),
@@ -140,7 +140,7 @@ class Benchmark {
     }
 
   private:
-    /// How long a round takes, by the last run of each cell that is still measured.
+    /// The duration of a round, by the last run of each cell that is still measured.
     [[nodiscard]] double round_seconds() const {
         return std::accumulate(cell_seconds_.begin(), cell_seconds_.end(), 0.0);
     }
@@ -232,7 +232,7 @@ int run_bench(const BenchCommand& command) {
     StopRequest stop;
     const StopOnSignals stop_on_signals(stop);
     {
-        const StopBridge bridge(stop); // Raising a pool may take long.
+        const StopBridge bridge(stop); // raising a pool may take long
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
             return kStoppedBySignal;
@@ -281,7 +281,7 @@ int run_bench_merge(const BenchMergeCommand& command) {
     }
     for (const auto& [role, path] : {std::pair("--json", &command.json), {"--plot", &command.plot}}) {
         if (!path->empty()) {
-            roles.add(FileRoles::Use::kWrite, role, *path); // It is emptied below, so it cannot be one that is read.
+            roles.add(FileRoles::Use::kWrite, role, *path); // emptied below, so it may not be a file that is read
         }
     }
     std::vector<MergeInput> inputs;

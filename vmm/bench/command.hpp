@@ -15,18 +15,18 @@ namespace vmm {
 /// `vmm bench [PRESET]`
 struct BenchCommand {
     bench::Preset preset = bench::Preset::kNone;
-    bench::Matrix matrix = {};    ///< lists that are empty are the preset's; `orders`, too
+    bench::Matrix matrix = {};    ///< empty lists, including `orders`, mean those of the preset
     std::optional<unsigned> runs; ///< 1 to kMaxRuns
     std::optional<double> time_limit_seconds;
     std::optional<double> timeout_seconds; ///< of one run; RunSettings has the default
     bool full = false;                     ///< the preset at its full size
     bool warm = true;
-    bool model = false; ///< print what larger guests would take
+    bool model = false; ///< print the predicted times of larger guests
     std::string json;   ///< files; empty: none
     std::string csv;
     std::string plot;
     bench::RunSettings settings;
-    std::optional<bench::Share> cells; ///< of the matrix; nothing: all of it
+    std::optional<bench::Share> cells; ///< of the matrix; nothing: the whole matrix
     unsigned attempt = 1;              ///< as Settings::attempt; with `cells`
 
     static constexpr unsigned kMaxRuns = 1000;
@@ -46,17 +46,16 @@ struct BenchMergeCommand {
     std::string plot;
 };
 
-/// Measures and prints. Returns the program's exit status: 0; 1 if a cell failed; 4 if a signal stopped it. In the
-/// last case, what was done by then is printed and written.
-/// Throws Error before the first run: the matrix does not fit this host, an output cannot be written, or a program is
-/// missing.
+/// Measures and prints. Returns the program's exit status: 0; 1 if a cell failed; 4 if a signal stopped it. If a signal
+/// stops it, the results until then are printed and written. Throws Error before the first run if the matrix does not
+/// fit this host, if an output cannot be written, or if a program is missing.
 [[nodiscard]] int run_bench(const BenchCommand& command);
 
-/// Prints what changed. Returns 0, or 1 if something got worse. Throws Error: a file cannot be read, or is no result.
+/// Prints the changes. Returns 0, or 1 if something got worse. Throws Error if a file cannot be read, or is no result.
 [[nodiscard]] int run_bench_compare(const BenchCompareCommand& command);
 
-/// Joins results and prints them by kind of host. Returns 0, or 1 if a cell failed or is missing. Throws Error: a file
-/// cannot be read, is no result or is there twice, or an output cannot be written.
+/// Joins results and prints them by kind of host. Returns 0, or 1 if a cell failed or is missing. Throws Error if a
+/// file cannot be read, is no result or is given twice, or if an output cannot be written.
 [[nodiscard]] int run_bench_merge(const BenchMergeCommand& command);
 
 } // namespace vmm

@@ -11,22 +11,23 @@ namespace vmm::bench {
 
 namespace {
 
-/// The figures that are compared. Of each, smaller is better.
+/// The figures that are compared. A smaller value of each is better.
 constexpr std::array kCompared{Figure::kPrefault, Figure::kReader, Figure::kFirst, Figure::kSteady,
                                Figure::kTotal,    Figure::kFaults, Figure::kExits};
 constexpr std::size_t kLeastRuns = 3;
 
-/// With so many runs it is unlikely that all of one side lie beside all of the other by chance (1 in 126).
+/// With this number of runs on both sides, it is unlikely that all values of one side are smaller than all of the other
+/// by chance (1 in 126).
 constexpr std::size_t kManyRuns = 5;
 
-/// Whether every value of one side is more than `margin` times larger than every one of the other.
+/// Whether every value of one side is larger than every value of the other by more than the factor `margin`.
 bool are_apart(const std::vector<double>& one, const std::vector<double>& other, double margin) {
     const auto [one_least, one_most] = std::ranges::minmax_element(one);
     const auto [other_least, other_most] = std::ranges::minmax_element(other);
     return *one_most * (1 + margin) < *other_least || *other_most * (1 + margin) < *one_least;
 }
 
-/// How far apart times must be. A machine is faster at one hour than at another, and few runs say little.
+/// The least distance between times. A machine is not equally fast at all hours, and few runs prove little.
 double margin_for(const std::vector<double>& one, const std::vector<double>& other, double threshold) {
     return std::min(one.size(), other.size()) >= kManyRuns ? threshold / 2 : 2 * threshold;
 }
@@ -146,11 +147,11 @@ std::string to_text(const Comparison& comparison, double threshold) {
 
 namespace {
 
-/// Whether the hosts are the same machine but for what an update changes.
+/// Whether the hosts are the same machine, except for what an update changes.
 bool same_but_for_updates(const HostFacts& one, HostFacts other) {
     other.kernel = one.kernel;
     other.microcode = one.microcode;
-    other.prefault_ioctl = one.prefault_ioctl; // This one comes with the kernel.
+    other.prefault_ioctl = one.prefault_ioctl; // this one depends on the kernel
     return same_kind(one, other);
 }
 
@@ -166,7 +167,7 @@ HostsComparison compare(const MergedResults& before, const MergedResults& after,
         all.kinds.push_back({"", compare(before.groups.front().results, after.groups.front().results, threshold)});
         return all;
     }
-    std::vector<const HostGroup*> left; // Those of `after` without a counterpart so far.
+    std::vector<const HostGroup*> left; // groups of `after` without a counterpart until now
     for (const HostGroup& group : after.groups) {
         left.push_back(&group);
     }

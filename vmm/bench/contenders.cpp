@@ -90,7 +90,7 @@ std::vector<std::string> qemu_words(const Cell& cell, const RunSettings& setting
             "-display",
             "none",
             "-no-reboot",
-            "-no-shutdown", // The counters are asked for when the guest has switched itself off.
+            "-no-shutdown", // the counters are read after the guest has switched itself off
             "-serial",
             "file:" + console,
             "-qmp",

@@ -1,4 +1,4 @@
-// The command that starts a contender for a cell, as words. Nothing here looks at the host.
+// The commands that start a contender for a cell, as lists of words. Nothing here depends on the host.
 #pragma once
 
 #include <string>
@@ -10,13 +10,13 @@
 
 namespace vmm::bench {
 
-/// What holds for every run.
+/// The settings of all runs.
 struct RunSettings {
     unsigned passes = 5; ///< of the guest over its memory, kMinPasses to kMaxPasses
     double timeout_seconds = 600;
     std::string qemu = "qemu-system-x86_64";
     std::string qemu_machine = "microvm";
-    /// Some hosts refuse the register that this feature stands for.
+    /// The feature is taken away because some hosts refuse its register.
     std::string qemu_cpu = "host,-arch-capabilities";
     std::string command; ///< the template of Contender::kCommand
     std::string pool;    ///< the socket of the pool for Method::kPool
@@ -45,8 +45,8 @@ struct RunSettings {
 inline constexpr std::string_view kTemplateNames =
     "{kernel} {cmdline} {memory_mib} {memory_bytes} {vcpus} {workers} {page_size}";
 
-/// A shell command from the user's template: {kernel} is replaced, and so on. Throws Error: an unknown name, or no
-/// {kernel}.
+/// Makes a shell command from the user's template: {kernel} and the other names are replaced. Throws Error for an
+/// unknown name, or if there is no {kernel}.
 [[nodiscard]] std::string expand_template(const Cell& cell, const RunSettings& settings, const std::string& kernel);
 
 } // namespace vmm::bench

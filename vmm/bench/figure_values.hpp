@@ -13,8 +13,8 @@ struct FigureFacts {
     bool is_time;          ///< in seconds
 };
 
-/// A value for each of the `count` figures that `Figure` names, or nothing: whoever was measured does not tell it, or
-/// it does not apply. The values of `Figure` begin at 0 and have no gaps.
+/// A value for each of the `count` figures that `Figure` names. It is nothing if the measured program does not report
+/// it, or if it does not apply. The values of `Figure` must begin at 0 and have no gaps.
 template <typename Figure, std::size_t count>
 class FigureValues {
   public:

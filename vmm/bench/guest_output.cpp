@@ -14,7 +14,7 @@ namespace {
 constexpr std::size_t kMaxCpus = 1024;
 constexpr std::size_t kMaxPasses = 1'000'000;
 
-/// The number behind "NAME=" in a line.
+/// The number after "NAME=" in a line.
 std::optional<std::uint64_t> number_of(std::string_view line, std::string_view name) {
     for (std::size_t at = 0; (at = line.find(name, at)) != std::string_view::npos; ++at) {
         const std::size_t end = at + name.size();
@@ -47,7 +47,7 @@ void add_pass(GuestOutput& output, std::string_view line) {
     if (!pass || !cpu || !cycles || *pass == 0 || *pass > kMaxPasses || *cpu >= kMaxCpus) {
         return;
     }
-    // Lines come in order. A line out of order is none of the guest's.
+    // The guest prints the passes in order. A line out of order is not the guest's.
     if (*pass == output.pass_cycles.size() + 1) {
         output.pass_cycles.emplace_back();
     }

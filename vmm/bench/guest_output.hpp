@@ -1,4 +1,4 @@
-// What the built-in guest prints (vmm/guest/README.md), as figures.
+// Figures from the output of the built-in guest (vmm/guest/README.md).
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,15 @@
 
 namespace vmm::bench {
 
-/// Cycles of the time-stamp counter.
+/// The figures, in cycles of the time-stamp counter.
 struct GuestOutput {
-    std::uint64_t cpus = 0; ///< that took part
+    std::uint64_t cpus = 0; ///< how many took part
     std::optional<std::uint64_t> reader_cycles;
     std::vector<std::vector<std::uint64_t>> pass_cycles; ///< by pass, then by CPU
 };
 
-/// Reads the guest's lines. Lines of other origin are ignored, because another VMM's console may add some.
-/// Throws Error: the guest gave up, or did not come to its summary, or passes are missing.
+/// Reads the guest's lines. Other lines are ignored, because another VMM's console may add some. Throws Error if the
+/// guest gave up, if it did not print its summary, or if passes are missing.
 [[nodiscard]] GuestOutput parse_guest_output(std::string_view console);
 
 /// Whether the guest's last line is there.

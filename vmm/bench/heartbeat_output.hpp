@@ -1,4 +1,4 @@
-// What the built-in guest says of its heartbeat (vmm/guest/README.md).
+// The lines that the built-in guest prints about its heartbeat (vmm/guest/README.md).
 #pragma once
 
 #include <optional>
@@ -10,7 +10,7 @@
 
 namespace vmm::bench {
 
-/// One line of it. Times are in seconds.
+/// One such line. Times are in seconds.
 struct HeartbeatLine {
     double beats = 0;
     double late_p50 = 0;
@@ -19,15 +19,15 @@ struct HeartbeatLine {
     double backward = 0; ///< how often the clock went back
 };
 
-/// Returns nothing if `line` is no such line, or is not whole.
+/// Returns nothing if `line` is no such line, or is incomplete.
 [[nodiscard]] std::optional<HeartbeatLine> parse_heartbeat(std::string_view line);
 
-/// The same of a line that has to be one. Throws Error.
+/// Does the same for a line that must be one. Throws Error if it is not.
 [[nodiscard]] HeartbeatLine heartbeat_of(const std::string& line);
 /// All such lines of the guest's output, in order. Throws Error.
 [[nodiscard]] std::vector<HeartbeatLine> heartbeats_of(const std::string& console);
 
-/// Adds what a line says, but for the number of beats.
+/// Adds the figures of a line, except the number of beats.
 void add_heartbeat(const HeartbeatLine& line, StateSample& sample);
 
 } // namespace vmm::bench

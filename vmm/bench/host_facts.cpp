@@ -17,7 +17,7 @@ namespace vmm::bench {
 
 namespace {
 
-/// What the first processor's line of that name says in /proc/cpuinfo; empty if there is none.
+/// The value of the first line of that name in /proc/cpuinfo; empty if there is none.
 std::string cpuinfo_value(std::string_view name) {
     std::ifstream cpuinfo("/proc/cpuinfo");
     for (std::string line; std::getline(cpuinfo, line);) {

@@ -1,4 +1,4 @@
-// What the files of all benchmarks have in common (docs/bench.md).
+// The parts that the files of all benchmarks have in common (docs/bench.md).
 #pragma once
 
 #include <array>
@@ -23,7 +23,7 @@ template <typename Value>
 [[nodiscard]] nlohmann::ordered_json to_json_parts(const Harness& harness);
 [[nodiscard]] nlohmann::ordered_json to_json_parts(const Statistics& statistics);
 
-/// Every figure; null: the run has it not.
+/// The values of all figures; null: the run does not have it.
 template <typename Figure, std::size_t count>
 [[nodiscard]] nlohmann::ordered_json to_json_parts(const FigureValues<Figure, count>& values,
                                                    const std::array<FigureFacts, count>& facts) {
@@ -34,7 +34,7 @@ template <typename Figure, std::size_t count>
     return json;
 }
 
-/// The statistics of every figure that a run has.
+/// The statistics of every figure that some run has.
 template <typename Figure, std::size_t count>
 [[nodiscard]] nlohmann::ordered_json statistics_json(const std::vector<FigureValues<Figure, count>>& samples,
                                                      const std::array<FigureFacts, count>& facts) {
@@ -58,7 +58,7 @@ template <typename Figure, std::size_t count>
     return json;
 }
 
-/// The names of the values, as to_string() has them.
+/// The names of the values, made by their to_string().
 template <typename Value>
 [[nodiscard]] nlohmann::ordered_json names_json(const std::vector<Value>& values) {
     auto names = nlohmann::ordered_json::array();

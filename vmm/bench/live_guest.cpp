@@ -55,7 +55,7 @@ LiveGuest::LiveGuest(std::vector<std::string> words, const std::string& errors, 
 }
 
 void LiveGuest::say(std::string_view bytes) {
-    // A few bytes fit into an empty pipe, unless the program has gone, which is noticed when it is waited for.
+    // A few bytes fit into an empty pipe. The write fails only if the program has gone, and the next wait notices that.
     [[maybe_unused]] const ssize_t written = ::write(in_.get(), bytes.data(), bytes.size());
 }
 

@@ -1,4 +1,4 @@
-// A guest that runs beside the benchmark, and is spoken to over its serial port.
+// A guest that runs beside the benchmark, and gets commands over its serial port.
 #pragma once
 
 #include <chrono>
@@ -13,29 +13,29 @@
 
 namespace vmm::bench {
 
-/// A program that is the built-in guest's `vmm run --serial stdio`. Threads: one.
+/// A `vmm run --serial stdio` of the built-in guest. Threads: one.
 class LiveGuest {
   public:
-    /// Starts it. `errors` is a file for what it says on standard error. Whoever waits for it gives up when `stop_fd`
-    /// becomes readable, and `timeout_seconds` after it began to wait. Throws Error.
+    /// Starts the guest. `errors` is the file for its standard error. The waiting functions give up when `stop_fd`
+    /// becomes readable, and after `timeout_seconds`. Throws Error.
     LiveGuest(std::vector<std::string> words, const std::string& errors, int stop_fd, double timeout_seconds);
-    /// Kills it, if it runs.
+    /// Kills the program if it still runs.
     ~LiveGuest() = default;
     LiveGuest(const LiveGuest&) = delete;
     LiveGuest& operator=(const LiveGuest&) = delete;
 
     /// Sends the guest bytes, each of which is a command (vmm/guest/README.md).
     void say(std::string_view bytes);
-    /// Waits for a line that begins so, behind the one that was found before, and returns it without its end. Throws
-    /// Error: the program has ended, or a stop was requested, or it takes too long.
+    /// Waits for a line that begins with `start`, after the line that was found before, and returns it without its end.
+    /// Throws Error if the program has ended, if a stop was requested, or if it takes too long.
     [[nodiscard]] std::string wait_for(std::string_view start);
-    /// The same; nothing if the program has ended before.
+    /// Does the same, but returns nothing if the program has ended.
     [[nodiscard]] std::optional<std::string> find(std::string_view start);
-    /// Waits until the program has ended. Throws Error, as wait_for() does, or because it failed.
+    /// Waits until the program has ended. Throws Error as wait_for() does, and if the program failed.
     void wait_for_end();
 
   private:
-    /// Waits for more output. False at its end.
+    /// Waits for more output. Returns false at its end.
     [[nodiscard]] bool read_more(std::chrono::steady_clock::time_point deadline);
     [[nodiscard]] ChildEnd wait();
 
@@ -44,7 +44,7 @@ class LiveGuest {
     double timeout_seconds_;
     UniqueFd in_;
     UniqueFd out_;
-    std::string output_; ///< what has been read, and not been looked at
+    std::string output_; ///< output that was read and not searched yet
     std::optional<ChildProcess> process_;
 };
 

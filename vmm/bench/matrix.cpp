@@ -68,7 +68,7 @@ std::vector<Cell> cells_of(const Matrix& matrix) {
 HostRoom read_host_room() {
     const kvm::System system;
     HostRoom room;
-    // If it is not known, the kernel has the last word.
+    // If the amount is not known, the kernel decides whether it is enough.
     room.available_bytes = available_bytes(read_memory_facts()).value_or(UINT64_MAX);
     const auto free_bytes = [](std::uint64_t page_bytes) -> std::uint64_t {
         const auto pool = prefault::read_huge_page_pool(page_bytes);
@@ -76,14 +76,14 @@ HostRoom read_host_room() {
     };
     room.free_2m_bytes = free_bytes(2 * kMiB);
     room.free_1g_bytes = free_bytes(kGiB);
-    // Only trying tells: root of a user namespace may not, and sysfs may be mounted read-only.
+    // Only an attempt shows this: root of a user namespace may not do it, and sysfs may be mounted read-only.
     room.may_raise_pools = prefault::may_raise_huge_page_pool(2 * kMiB) || prefault::may_raise_huge_page_pool(kGiB);
     room.most_vcpus = std::min({system.max_vcpus(), system.max_vcpu_ids(), Config::kMaxVcpus});
     return room;
 }
 
 std::uint64_t bytes_beside_guest(std::uint64_t memory_bytes) noexcept {
-    return memory_bytes / 64 + 64 * kMiB; // Two tables of 8 bytes for each 4 KiB are 1/256.
+    return memory_bytes / 64 + 64 * kMiB; // two tables of 8 bytes for each 4 KiB are 1/256 of the memory
 }
 
 std::uint64_t missing_pool_bytes(const std::vector<Cell>& cells, PageSize page_size, const HostRoom& room) {
@@ -106,7 +106,7 @@ void check_fits(std::vector<Cell> cells, const HostRoom& room) {
         if (cell.vcpus > room.most_vcpus) {
             throw Error(tried + vmm::format("this host's KVM takes at most {} vCPUs (--vcpus)", room.most_vcpus));
         }
-        // Pools are raised once, for all runs, so the memory they take is missing elsewhere.
+        // Pools are raised once for all runs, so the memory that they take is missing elsewhere.
         const std::uint64_t beside = bytes_beside_guest(cell.memory_bytes);
         if (!is_from_pool(cell.page_size)) {
             if (missing_2m + missing_1g + beside > room.available_bytes ||

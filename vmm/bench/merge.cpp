@@ -20,7 +20,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kMergedKind = "vmm bench merged";
 
-/// Whether figures of both can stand in one table.
+/// Whether the figures of both can be in one table.
 bool go_together(const Results& one, const Results& other) {
     return same_kind(one.host, other.host) && one.version == other.version &&
            one.settings.passes == other.settings.passes && one.settings.warm == other.settings.warm &&
@@ -47,12 +47,12 @@ void add_harness(Harness& sum, const Harness& more) {
     }
 }
 
-/// Joins inputs one by one.
+/// Joins the inputs one by one.
 class Merge {
   public:
     explicit Merge(std::string version) { merged_.version = std::move(version); }
 
-    /// Each input once, before its cells are added.
+    /// Must be called once for each input, before its cells are added.
     void add_source(const MergeInput& input) {
         const Results& results = input.results;
         const Settings& settings = results.settings;
@@ -70,8 +70,8 @@ class Merge {
         }
     }
 
-    /// The cells that were measured, or those that were not. The latter come first, so that a failure is known when
-    /// somebody else's figures take its place.
+    /// Adds the cells that were measured, or those that were not. The latter must be added first, so that a failure is
+    /// known when the figures of another file replace it.
     void add_cells(const Results& results, bool measured) {
         Results& group = group_of(results).results;
         for (const CellResult& cell : results.cells) {
@@ -133,7 +133,7 @@ class Merge {
         }
     }
 
-    /// The same cells in the order in which one host would have measured them, whichever file came first.
+    /// Returns the cells in the order in which one host would have measured them, whichever file came first.
     [[nodiscard]] std::vector<CellResult> in_order(std::vector<CellResult> cells) const {
         std::vector<CellResult> ordered;
         for (const auto& matrix : matrices_) {
@@ -146,12 +146,12 @@ class Merge {
                 }
             }
         }
-        std::ranges::move(cells, std::back_inserter(ordered)); // They are in files without a matrix.
+        std::ranges::move(cells, std::back_inserter(ordered)); // these are in files without a matrix
         return ordered;
     }
 
     void look_at_matrix(const std::vector<Cell>& matrix) {
-        std::vector<std::size_t> parts; // How many of its cells each kind of host has, of those that have some.
+        std::vector<std::size_t> parts; // for each kind of host that has some of its cells: how many
         for (const HostGroup& group : merged_.groups) {
             const auto has =
                 std::ranges::count_if(matrix, [&](const Cell& cell) { return group.results.find(cell) != nullptr; });

@@ -1,4 +1,4 @@
-// Results of many files as one: the same matrix measured by several hosts.
+// Joins the results of many files: several hosts have measured one matrix.
 #pragma once
 
 #include <optional>
@@ -24,16 +24,18 @@ struct MergeSource {
 /// A cell that was begun more than once.
 struct RetriedCell {
     Cell cell;
-    std::string node;     ///< the host that measured it in the end
-    unsigned attempt = 1; ///< the one that did
-    std::string failure;  ///< what the file says in which it failed; empty: no file says
+    std::string node;     ///< the host whose figures count
+    unsigned attempt = 1; ///< the attempt whose figures count
+    std::string failure;  ///< the failure in the file in which it failed; empty: in no file
 
     friend bool operator==(const RetriedCell&, const RetriedCell&) = default;
 };
 
-/// What hosts of one kind measured in one way: the version and the settings that change figures are the same, too.
+/// The results of hosts of one kind that were measured in one way: the version and the settings that change figures are
+/// the same, too.
 struct HostGroup {
-    /// Of all its files. `host` is the first one's, and `complete` says that each of its cells was measured.
+    /// The results of all its files. `host` is that of the first file, and `complete` says that each of the cells was
+    /// measured.
     Results results;
     std::vector<std::string> nodes; ///< the hosts' names, each once
 
@@ -47,38 +49,38 @@ struct MergedResults {
     std::vector<HostGroup> groups;
     std::vector<MergeSource> sources;
     std::vector<RetriedCell> retried;
-    std::vector<Cell> missing;         ///< cells of a matrix of which shares were measured, that no file has
-    std::vector<std::string> warnings; ///< why the figures may say little, a sentence each
+    std::vector<Cell> missing;         ///< cells of a matrix that was measured in shares; no file has them
+    std::vector<std::string> warnings; ///< reasons why the figures may mean little, a sentence each
 
-    /// True if no cell is missing and each one was measured.
+    /// True if no cell is missing and each was measured.
     [[nodiscard]] bool is_complete() const noexcept;
-    /// True if a cell failed or is missing. One that was left out for taking too long is no failure.
+    /// True if a cell failed or is missing. A cell that was left out because it took too long is no failure.
     [[nodiscard]] bool any_failed() const noexcept;
 
     friend bool operator==(const MergedResults&, const MergedResults&) = default;
 };
 
-/// A file that is to be merged.
+/// A file for a merge.
 struct MergeInput {
     std::string path; ///< for messages
     Results results;
 };
 
-/// Joins results. Hosts whose figures cannot be compared stay apart (same_kind()). Runs of one cell on hosts of one
-/// kind are put together. A cell that failed in one file and was measured in another one counts as measured, and is
-/// among MergedResults::retried, as are all cells of a file whose attempt is not the first.
-/// Throws Error: there is nothing to merge, or two of `inputs` are the same results.
+/// Joins results. Hosts whose figures cannot be compared stay apart (same_kind()); runs of one cell on hosts of one
+/// kind are put together. If a cell failed in one file and was measured in another, it counts as measured, and is in
+/// MergedResults::retried. So are all cells of a file whose attempt is not the first. Throws Error if there is nothing
+/// to merge, or if two of `inputs` are the same results.
 [[nodiscard]] MergedResults merge(const std::vector<MergeInput>& inputs, const std::string& version);
 
-/// The groups of a file of merge(); or of a file of `vmm bench`, which is one group. Throws Error.
+/// Reads the groups of a file of merge(). A file of `vmm bench` is one group. Throws Error.
 [[nodiscard]] MergedResults read_merged(const std::string& path);
-/// The reverse of to_json(MergedResults). Throws Error that names `origin`.
+/// The reverse of to_json(MergedResults). Throws Error, which names `origin`.
 [[nodiscard]] MergedResults parse_merged(const std::string& text, const std::string& origin);
 
 [[nodiscard]] std::string to_json(const MergedResults& merged);
-/// A table for each kind of host, and below them what was merged, retried and is missing.
+/// A table for each kind of host, and below them what was merged, what was retried and what is missing.
 [[nodiscard]] std::string to_table(const MergedResults& merged);
-/// As plot_script(), with a row of panels for each kind of host.
+/// Does the same as plot_script(), with a row of panels for each kind of host.
 [[nodiscard]] std::string plot_script(const MergedResults& merged, PlotFormat format);
 
 } // namespace vmm::bench

@@ -26,7 +26,7 @@ RoundValues round_values(const MigrateResult& result, MigrateFigure figure) {
     return values;
 }
 
-/// How much later than before, in each round.
+/// How much later the guest's beats are than before the migration, in each round.
 RoundValues later_than_before(const MigrateResult& result) {
     RoundValues values;
     for (const MigrateSample& sample : result.samples) {
@@ -37,7 +37,7 @@ RoundValues later_than_before(const MigrateResult& result) {
     return values;
 }
 
-/// In how many runs a guest that writes nothing stayed.
+/// The number of runs in which a guest that writes nothing stayed.
 RoundValues stays(const MigrateResult& result) {
     const std::vector<double> over = values_of(result.samples, MigrateFigure::kCameOver);
     return {over.empty() ? std::nullopt : std::optional(static_cast<double>(std::ranges::count(over, 0)))};

@@ -1,4 +1,4 @@
-// What `vmm bench migrate` holds its figures against.
+// The aims with which `vmm bench migrate` compares its figures.
 #pragma once
 
 #include <vector>
@@ -8,8 +8,8 @@
 
 namespace vmm::bench {
 
-/// The aims for which there is something measured, in the order of the documents. A guest that did not go over because
-/// it changed too much keeps to the downtime that was asked for: it did not stand still.
+/// The aims for which something was measured, in the order of the documents. If a guest did not go over because it
+/// changed too much, the downtime that was asked for counts as kept: the guest did not stand still.
 [[nodiscard]] std::vector<Aim> migrate_aims(const MigrateResults& results);
 
 } // namespace vmm::bench

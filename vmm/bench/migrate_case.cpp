@@ -14,7 +14,7 @@ void add_if_new(std::vector<MigrateCase>& cases, const MigrateCase& each) {
     }
 }
 
-/// What differs from the first one of all lists in at most one thing.
+/// The first value of every list, and the cases that differ from it in one value.
 std::vector<MigrateCase> cases_around_first(const MigrateLists& lists) {
     const MigrateCase first{lists.modes.front(), lists.page_sizes.front(), lists.vcpus.front(),
                             lists.links.front(), lists.streams.front(),    lists.fills.front()};

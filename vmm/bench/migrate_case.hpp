@@ -1,4 +1,4 @@
-// One case of `vmm bench migrate`: what a guest does while it migrates, and how.
+// One case of `vmm bench migrate`: the guest's work while it migrates, and the way of the migration.
 #pragma once
 
 #include <array>
@@ -10,18 +10,18 @@
 
 namespace vmm::bench {
 
-/// What the guest does, and how its memory goes over.
+/// What the guest does, and how its memory is moved.
 enum class MigrateMode {
     kIdle,     ///< it counts the time, and writes nothing
     kWorker,   ///< it writes an eighth of its memory in each second
     kWriter,   ///< it writes all of its memory over and over, as fast as it can
-    kLocal,    ///< as idle; its memory is handed over, and no page is copied
-    kPostCopy, ///< as writer; it goes over before all of its memory has
+    kLocal,    ///< as kIdle; its memory is handed over, and no page is copied
+    kPostCopy, ///< as kWriter; it goes over before all of its memory has
 };
 inline constexpr std::array kMigrateModes{MigrateMode::kIdle, MigrateMode::kWorker, MigrateMode::kWriter,
                                           MigrateMode::kLocal, MigrateMode::kPostCopy};
 
-/// What memory goes through.
+/// The connection over which memory is sent.
 enum class MigrateLink {
     kUnix, ///< unix sockets
     kTcp,  ///< TCP over the loopback interface
@@ -60,11 +60,11 @@ struct MigrateCase {
 [[nodiscard]] bool writes_always(MigrateMode mode) noexcept;
 /// Whether memory is copied while the guest runs at the source.
 [[nodiscard]] bool copies_first(MigrateMode mode) noexcept;
-/// Whether such a migration can be: memory is handed over by a unix socket, without streams and without a difference
-/// by what is filled; and post-copy ends full, with pages of at most 2 MiB.
+/// Whether such a migration is possible. Memory can be handed over only by a unix socket, without streams, and with one
+/// choice of what is filled. Post-copy needs a full fill, with pages of at most 2 MiB.
 [[nodiscard]] bool can_migrate(const MigrateCase& each) noexcept;
 
-/// What is to vary. No list is empty.
+/// The values that are varied. No list may be empty.
 struct MigrateLists {
     std::vector<MigrateMode> modes{};
     std::vector<PageSize> page_sizes{};
@@ -76,8 +76,8 @@ struct MigrateLists {
     friend bool operator==(const MigrateLists&, const MigrateLists&) = default;
 };
 
-/// The cases in the order in which they are shown, each once: all that can be if `every`. Otherwise the first one of
-/// all lists, and those that differ from it in one thing.
+/// The cases in the order in which they are shown, each once. If `every`, these are all possible combinations.
+/// Otherwise they are the first value of every list, and the cases that differ from it in one value.
 [[nodiscard]] std::vector<MigrateCase> migrate_cases(const MigrateLists& lists, bool every);
 
 } // namespace vmm::bench

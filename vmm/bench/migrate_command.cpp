@@ -31,7 +31,7 @@ using namespace bench;
 
 constexpr int kMigrateStoppedBySignal = 4;
 
-/// Memory is there three times: the guest has it while a bare loop has both of its sides.
+/// Memory exists three times: in the guest, and at both ends of a bare loop at the same time.
 constexpr std::uint64_t kCopiesOfMemory = 3;
 
 template <typename Value>
@@ -69,7 +69,7 @@ MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const Ho
     return settings;
 }
 
-/// The memory of each case, for what knows whether it fits.
+/// The memory of each case, to check whether it fits.
 std::vector<Cell> cells_of_all_copies(const MigrateResults& results) {
     std::vector<Cell> cells;
     for (const MigrateResult& result : results.cases) {
@@ -89,7 +89,7 @@ void measure_migrations(MigrateResults& results, double timeout_seconds, StopReq
     ProgressText progress;
     const MigrateSettings& settings = results.settings;
     run_rounds(results.cases, settings.runs, stop, progress, [&](MigrateResult& result) {
-        if (settings.warm && !copies_first(result.of.mode)) { // A bare loop uses as much memory.
+        if (settings.warm && !copies_first(result.of.mode)) { // otherwise a bare loop uses as much memory
             warm_memory(kCopiesOfMemory * settings.memory_bytes, result.of.page_size, stop);
         }
         MigrateRunner::Run run = runner.run(result.of);
@@ -133,7 +133,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
     StopRequest stop;
     const StopOnSignals stop_on_signals(stop);
     {
-        const StopBridge bridge(stop); // Raising a pool may take long.
+        const StopBridge bridge(stop); // raising a pool may take long
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
             return kMigrateStoppedBySignal;

@@ -14,7 +14,7 @@ namespace vmm {
 /// `vmm bench migrate`
 struct BenchMigrateCommand {
     std::uint64_t memory_bytes = 512 * kMiB; ///< a multiple of 2 MiB
-    bench::MigrateLists lists{};             ///< lists that are empty are what this host can have
+    bench::MigrateLists lists{};             ///< empty lists mean everything that is possible on this host
     bool every = false;
     std::optional<unsigned> workers;
     unsigned runs = 3;          ///< 1 to BenchCommand::kMaxRuns
@@ -30,9 +30,9 @@ struct BenchMigrateCommand {
 };
 
 /// Measures and prints. Returns the exit status of the program: 1 if a case failed, 4 if a signal stopped it, and 0
-/// otherwise. If a signal stops it, what has been measured by then is printed and written. A missed aim is printed, and
-/// it is no failure; nor is a guest that changes too much to go over.
-/// Throws Error before the first run: it does not fit this host, or an output cannot be written.
+/// otherwise. If a signal stops it, the results until then are printed and written. A missed aim is printed and is no
+/// failure; nor is a guest that changes too much to go over. Throws Error before the first run if the case does not fit
+/// this host, or if an output cannot be written.
 [[nodiscard]] int run_bench_migrate(const BenchMigrateCommand& command);
 
 } // namespace vmm

@@ -10,8 +10,8 @@ namespace vmm::bench {
 
 /// What is measured. Times are in seconds.
 enum class MigrateFigure {
-    kCameOver,      ///< 1: the guest went over; 0: it stayed, because it could not in the time given
-    kDowntime,      ///< for how long the guest stood still, as the source has it
+    kCameOver,      ///< 1: the guest went over; 0: it stayed, because the time was too short
+    kDowntime,      ///< how long the guest stood still, as the source reports it
     kPause,         ///< of it: until nothing moved any more
     kPages,         ///< of it: until the last page had been sent
     kState,         ///< of it: until the destination had the state
@@ -25,13 +25,13 @@ enum class MigrateFigure {
     kBareRate,      ///< bytes a second of a bare loop that sends and receives
     kRateOverBare,  ///< kRate divided by kBareRate
     kFill,          ///< of the destination's memory and second level
-    kMappedShare,   ///< what KVM had mapped before the first instruction there, as a share of memory
+    kMappedShare,   ///< what KVM had mapped there before the first instruction, as a share of memory
     kFaults,        ///< second-level faults in the first second there, of all vCPUs, by KVM's count
     kGap,           ///< the latest of the guest's beats from before the migration until the first one after the switch
     kLateP99Before, ///< how late the guest's beats were in the second before the migration
-    kLateMaxBefore, ///< likewise
+    kLateMaxBefore, ///< the same, for the latest beat
     kLateP99,       ///< how late they were in the first second after the switch
-    kLateMax,       ///< likewise
+    kLateMax,       ///< the same, for the latest beat
     kBackward,      ///< how often the guest's clock went back
     kFirst,         ///< the first pass over memory after the switch, of the slowest vCPU
     kSteady,        ///< a later pass; median over the later passes

@@ -36,7 +36,7 @@ std::string lateness_line(const MigrateResult& result) {
     if (!before || !after) {
         return "";
     }
-    constexpr double kLeast = 1e-8; // A logarithm has no zero.
+    constexpr double kLeast = 1e-8; // a logarithm has no zero
     return vmm::format("{} {:.6g} {:.6g}\n", migrate_bar_name(result.of),
                        std::max(before->median, kLeast) / kMillisecondUnit,
                        std::max(after->median, kLeast) / kMillisecondUnit);

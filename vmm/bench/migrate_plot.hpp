@@ -1,4 +1,4 @@
-// Draws by gnuplot for how long guests stand still when they migrate, and how late they are afterwards.
+// Draws with gnuplot how long guests stand still when they migrate, and how late they are afterwards.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace vmm::bench {
 
-/// The commands for gnuplot, which write the picture to its standard output: a panel of the downtimes, and one of how
-/// late the guest's beats are before and after. The text is empty if there is nothing to draw.
+/// The commands for gnuplot, which writes the picture to its standard output. The picture has a panel of the downtimes,
+/// and one of how late the guest's beats are before and after. The text is empty if there is nothing to draw.
 [[nodiscard]] std::string plot_script(const MigrateResults& results, PlotFormat format);
 
 } // namespace vmm::bench

@@ -75,7 +75,7 @@ std::string to_json(const MigrateResults& results) {
     for (const MigrateResult& result : results.cases) {
         json["cases"].push_back(migrate_case_json(result));
     }
-    // A host's name may be something other than UTF-8.
+    // A host's name may have bytes that are not UTF-8.
     return json.dump(2, ' ', false, MigrateJson::error_handler_t::replace) + "\n";
 }
 

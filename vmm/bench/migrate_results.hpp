@@ -17,7 +17,7 @@ namespace vmm::bench {
 struct MigrateSettings {
     std::uint64_t memory_bytes = 0;
     MigrateLists lists{};
-    bool every = false; ///< every combination, not one difference at a time
+    bool every = false; ///< every combination, and not one difference at a time
     unsigned runs = 1;  ///< asked for
     unsigned workers = 1;
     unsigned downtime_ms = 100; ///< that is asked for
@@ -30,7 +30,7 @@ struct MigrateSettings {
 struct MigrateResult {
     MigrateCase of;
     std::vector<MigrateSample> samples{}; ///< of each round, in order
-    std::string stayed_because{};         ///< why the guest did not go over, of the last run in which it did not
+    std::string stayed_because{};         ///< why the guest did not go over, from the last such run
     std::string failure{};                ///< why no further run was made; empty: no run failed
 
     /// Returns nothing if no run has the figure.
@@ -46,7 +46,7 @@ struct MigrateResults {
     HostFacts host{};
     MigrateSettings settings{};
     Harness harness{};
-    std::optional<double> load_before{}; ///< the host's load average of a minute, before the first run
+    std::optional<double> load_before{}; ///< the host's load average over a minute, before the first run
     std::optional<double> load_after{};
     bool complete = false; ///< every case had all its runs
     std::vector<MigrateResult> cases{};

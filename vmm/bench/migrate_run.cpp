@@ -21,15 +21,15 @@ namespace {
 
 using MigrateClock = std::chrono::steady_clock;
 
-/// Of a guest over its memory, when it is asked for passes. The first one after the switch is held against the others.
+/// The passes of a guest over its memory on request. The first one after the switch is compared with the others.
 constexpr unsigned kPassesAfterSwitch = 5;
-/// Of a guest that writes as long as there is something to measure.
+/// The passes of a guest that writes as long as something is measured.
 constexpr unsigned kPassesWithoutEnd = 1'000'000;
-/// Of these the first ones send what a fill needs time for, and post-copy begins after the last.
+/// The rounds before post-copy begins. The first rounds send what the fill of the destination has time for.
 constexpr unsigned kRoundsBeforePostCopy = 2;
 /// The destination counts faults in the first second, and then needs a moment to note them.
 constexpr std::chrono::milliseconds kFirstSecond{1200};
-/// What is printed before the address by `vmm run --incoming`.
+/// The text that `vmm run --incoming` prints before the address.
 constexpr std::string_view kListens = "vmm: a guest can come to ";
 
 } // namespace
@@ -121,11 +121,11 @@ ChildEnd MigrateRunner::migrate(const MigrateCase& each, LiveGuest& source, cons
     const bool says_passes = writes_always(each.mode);
     const bool says_beats = each.mode == MigrateMode::kWorker;
     if (says_beats) {
-        source.say("ww"); // One of them is always waiting.
+        source.say("ww"); // with two commands, one of them is always waiting
     }
     while ((says_passes || says_beats) && end.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
         if (!source.find(says_passes ? "pass=" : "heartbeat ")) {
-            break; // The guest has gone.
+            break; // the guest has gone
         }
         if (says_beats) {
             source.say("w");
@@ -156,7 +156,7 @@ void MigrateRunner::arrive(const MigrateCase& each, LiveGuest& destination, Migr
         destination.wait_for_end();
         return;
     }
-    // The first line tells of the time before the switch as well, and of the switch.
+    // The first line is about the time before the switch, and about the switch itself.
     const HeartbeatLine gap = heartbeat_of(destination.wait_for("heartbeat "));
     const HeartbeatLine second = heartbeat_of(destination.wait_for("heartbeat "));
     sample[MigrateFigure::kGap] = gap.late_max;
@@ -195,11 +195,11 @@ MigrateRunner::Run MigrateRunner::run(const MigrateCase& each) {
         sample[MigrateFigure::kLateP99Before] = before.late_p99;
         sample[MigrateFigure::kLateMaxBefore] = before.late_max;
     }
-    if (copies_first(each.mode)) { // The guest runs beside it, as it does beside the migration.
+    if (copies_first(each.mode)) { // the guest runs beside it, as it does beside the migration
         sample[MigrateFigure::kBareRate] = bare_rate(each);
     }
     LiveGuest destination(destination_words(each), folder_.file("destination-errors"), stop_.fd(), timeout_seconds_);
-    if (!writes_always(each.mode)) { // It waits there, and the guest takes it with its first beat.
+    if (!writes_always(each.mode)) { // the command waits there, and the guest takes it with its first beat
         destination.say(each.mode == MigrateMode::kWorker ? "wpwp" : "hwpwp");
     }
     const ChildEnd end = migrate(each, source, wait_for_address());

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kMegabyte = 1e6;
 
-/// The median as `text` has it, or a dash.
+/// The median in the form of `text`, or a dash.
 template <typename Text>
 std::string median_text(const MigrateResult& result, MigrateFigure figure, Text text) {
     const auto statistics = result.statistics(figure);

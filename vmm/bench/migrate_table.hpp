@@ -7,9 +7,8 @@
 
 namespace vmm::bench {
 
-/// The whole output for a terminal: the cases with their figures, the aims beside what was measured, and what failed.
-/// Lines have at most 120 characters, but for those about failures and about
-/// guests that stayed.
+/// The whole output for a terminal: the cases with their figures, the aims beside the measured values, and the
+/// failures. Lines have at most 120 characters, except lines about failures and about guests that stayed.
 [[nodiscard]] std::string to_table(const MigrateResults& results);
 
 } // namespace vmm::bench

@@ -21,7 +21,7 @@ double gib_of(std::uint64_t bytes) {
     return static_cast<double>(bytes) / kBytesPerGib;
 }
 
-/// Seconds against GiB.
+/// Points of seconds over GiB.
 struct Points {
     std::vector<double> gib;
     std::vector<double> seconds;
@@ -58,7 +58,7 @@ class Fit {
         const Line line = cost_line(most);
         ParallelCost cost;
         cost.r2 = line.r2;
-        cost.seconds_per_gib = line.slope * most_workers_; // Unless more is known, all workers are taken to scale.
+        cost.seconds_per_gib = line.slope * most_workers_; // if nothing more is known, all workers are assumed to scale
         const Points one = points(1);
         if (most_workers_ > 1 && !one.gib.empty() && *std::ranges::max_element(one.seconds) >= kLeastTimeForGain) {
             const double speedup =
@@ -91,7 +91,7 @@ class Fit {
     unsigned most_workers_ = 0;
 };
 
-/// The figures of one page size before they are fitted.
+/// The figures of one page size before the fit.
 struct Collected {
     Fit host;
     Fit touch;
@@ -144,7 +144,7 @@ void collect(Collected& all, const CellResult& result, unsigned cpus) {
     case Method::kIoctlThenTouch:
         add_second_level(all.ioctl_then_touch);
         break;
-    case Method::kPool: // What it saves was spent before.
+    case Method::kPool: // the time that it saves was spent before
         break;
     case Method::kReader:
         if (const auto reader = result.median_of(Figure::kReader)) {
@@ -189,7 +189,7 @@ std::vector<PageCosts> fit_costs(const Results& results) {
         page.warm = all.warm.cost();
         page.after_reader = all.after_reader.cost();
         page.steady = all.steady.cost();
-        // How the guest's faults scale was measured by the workers, which take the same locks.
+        // The gain of the guest's faults is taken from the workers, because they take the same locks.
         for (auto* const faults : {&page.cold, &page.after_reader, &page.warm}) {
             const auto take_gain = [&](const std::optional<ParallelCost>& other) {
                 if (*faults && other && other->gain_known) {
@@ -251,7 +251,7 @@ std::optional<Prediction> predict(const PageCosts& costs, Method method, const T
         if (!costs.reader_seconds_per_gib) {
             return std::nullopt;
         }
-        prediction.prefault_seconds = *costs.reader_seconds_per_gib * gib; // One CPU reads, however many there are.
+        prediction.prefault_seconds = *costs.reader_seconds_per_gib * gib; // only one CPU reads, however many there are
         prediction.first_seconds += costs.after_reader ? of(costs.after_reader) : 0;
         return prediction;
     }
@@ -324,7 +324,7 @@ std::string model_table(const std::vector<PageCosts>& costs, const Results& resu
 }
 
 double measure_bandwidth(const std::stop_token& stop) {
-    constexpr std::size_t kBytesEach = 128 << 20; // far beyond any cache's share
+    constexpr std::size_t kBytesEach = 128 << 20; // far more than any cache's share
     constexpr int kPasses = 5;
     const std::size_t threads = std::min<std::size_t>(prefault::usable_cpu_list().size(), 64);
     std::vector<std::vector<char>> buffers(threads);

@@ -1,4 +1,4 @@
-// From what was measured here to what larger guests take (docs/scale.md).
+// Predicts from the measurements on this host how long larger guests take (docs/scale.md).
 #pragma once
 
 #include <array>
@@ -12,22 +12,22 @@
 
 namespace vmm::bench {
 
-/// A cost that grows with memory and is shared by workers: one worker's seconds for a GiB, and how much faster each
-/// doubling of the workers makes it.
+/// A cost that grows with memory and is shared by workers. It consists of one worker's seconds for a GiB, and of the
+/// factor by which each doubling of the workers makes it faster.
 struct ParallelCost {
     double seconds_per_gib = 0; ///< of one worker
     double gain = 2;            ///< 1 (a second worker is no help) to 2 (it halves the time)
     bool gain_known = false;    ///< whether `gain` was measured; otherwise it is 2
-    double r2 = 0;              ///< of the line through the sizes of memory
+    double r2 = 0;              ///< of the line through the measured sizes of memory
 
-    /// The seconds with `workers`, each as fast as here. If `perfect`, the gain is taken to be 2.
+    /// The seconds with `workers`, each as fast as here. If `perfect`, the gain is assumed to be 2.
     [[nodiscard]] double seconds(double gib, unsigned workers, bool perfect) const noexcept;
 };
 
-/// In seconds: a gain is not told from noise if the time is shorter.
+/// In seconds. If a time is shorter, its gain cannot be told from noise.
 inline constexpr double kLeastTimeForGain = 0.02;
 
-/// What one page size costs. Nothing: not measured.
+/// The costs of one page size. Nothing: not measured.
 struct PageCosts {
     PageSize page_size = PageSize::k4K;
     std::optional<ParallelCost> host;  ///< populating the host side
@@ -43,33 +43,34 @@ struct PageCosts {
     std::optional<double> seconds_per_warm_fault;
 };
 
-/// Fits the costs to `results`, by page size. The result is empty if there is nothing to fit.
+/// Fits the costs to `results`, by page size. Returns an empty list if there is nothing to fit.
 [[nodiscard]] std::vector<PageCosts> fit_costs(const Results& results);
 
 struct TargetShape {
     std::uint64_t memory_bytes;
-    unsigned vcpus; ///< and as many CPUs and prefault workers
+    unsigned vcpus; ///< also the number of CPUs and of prefault workers
 };
 inline constexpr std::array kTargets{TargetShape{64 * kGiB, 32}, TargetShape{kTiB, 128}, TargetShape{16 * kTiB, 896}};
 
-/// The time a method takes for a shape, until the guest's first pass is over.
+/// The time of a method for a shape, until the guest's first pass is over.
 struct Prediction {
-    double prefault_seconds = 0; ///< reading, for the reader
+    double prefault_seconds = 0; ///< for the reader: the time of reading
     double first_seconds = 0;
 
     [[nodiscard]] double total() const noexcept { return prefault_seconds + first_seconds; }
 };
 
-/// Returns nothing if a cost that it needs was not measured.
+/// Returns nothing if a needed cost was not measured.
 [[nodiscard]] std::optional<Prediction> predict(const PageCosts& costs, Method method, const TargetShape& shape,
                                                 bool perfect);
 
 /// The fit, for people: seconds for a GiB and for a fault.
 [[nodiscard]] std::string fit_table(const std::vector<PageCosts>& costs);
-/// The predictions for those shapes by every method and page size, and how far each is from writing memory once.
+/// The predictions for those shapes by every method and page size, and how far each is from the time of writing memory
+/// once.
 [[nodiscard]] std::string model_table(const std::vector<PageCosts>& costs, const Results& results);
 
-/// Measures how many bytes a second all usable CPUs write together to memory that they have touched before.
+/// Measures how many bytes a second all usable CPUs together write to memory that they have touched before.
 [[nodiscard]] double measure_bandwidth(const std::stop_token& stop = {});
 
 } // namespace vmm::bench

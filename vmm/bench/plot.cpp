@@ -15,7 +15,7 @@ namespace vmm::bench {
 namespace {
 
 constexpr const char* kProgram = "gnuplot";
-constexpr unsigned kBarWidth = 92; // pixels, with the space beside it
+constexpr unsigned kBarWidth = 92; // pixels, including the space beside it
 constexpr unsigned kPanelHeight = 480;
 
 struct Panel {
@@ -29,7 +29,7 @@ bool is_larger(const Cell& one, const Cell& other) {
     return one.memory_bytes != other.memory_bytes ? one.memory_bytes > other.memory_bytes : one.vcpus > other.vcpus;
 }
 
-/// One shape for each page size: the largest.
+/// One shape for each page size: the largest one.
 std::vector<Panel> panels_of(const Results& results, const std::string& heading) {
     std::vector<Panel> panels;
     for (const CellResult& result : results.cells) {
@@ -47,7 +47,7 @@ std::vector<Panel> panels_of(const Results& results, const std::string& heading)
             }
             *panel = Panel{heading, result.cell, {}, 0};
         }
-        // The largest number of workers counts.
+        // Only the largest number of workers is shown.
         const auto same = std::find_if(panel->bars.begin(), panel->bars.end(), [&](const CellResult* bar) {
             return bar->cell.method == result.cell.method && bar->cell.contender == result.cell.contender;
         });
@@ -70,7 +70,7 @@ std::string panel_title(const Cell& shape) {
     return shape.page_size == PageSize::kThp ? "transparent huge pages" + name.substr(name.find(',')) : name;
 }
 
-/// A label in two lines, for somebody who does not know our words.
+/// A label in two lines, for people who do not know the names of methods.
 std::string bar_name(const Cell& cell) {
     if (cell.contender != Contender::kVmm) {
         const std::string name = cell.contender == Contender::kQemu ? "QEMU" : "command";
@@ -122,7 +122,7 @@ double unit_of(const Panel& panel) {
     return panel.highest < 0.5 ? 1e-3 : 1;
 }
 
-/// A text between double quotes of gnuplot's.
+/// The text between double quotes of gnuplot.
 std::string quoted(const std::string& text) {
     std::string safe;
     for (const char c : text) {
@@ -134,8 +134,8 @@ std::string quoted(const std::string& text) {
     return safe;
 }
 
-/// Draws one panel with the block of data $bars`number`. The first one of a row has the heading of all of them, which
-/// is wider than a panel.
+/// Draws one panel with the block of data $bars`number`. The heading of a row is wider than a panel, and its first
+/// panel draws it.
 std::string panel_commands(const Panel& panel, std::size_t number, bool is_first_of_row) {
     const double unit = unit_of(panel);
     const double top = std::max(panel.highest, 1e-6) * 1.25 / unit;

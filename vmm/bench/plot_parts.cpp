@@ -7,7 +7,7 @@
 namespace vmm::bench {
 
 std::string bars_head(std::size_t bars, PlotFormat format) {
-    constexpr unsigned kBarWidth = 92; // pixels, with the space beside it
+    constexpr unsigned kBarWidth = 92; // pixels, including the space beside it
     constexpr unsigned kPanelHeight = 480;
     const std::size_t width = std::max<std::size_t>(bars * kBarWidth + 180, 860);
     std::string script =

@@ -1,4 +1,4 @@
-// What the pictures of several benchmarks have in common.
+// The parts that the pictures of several benchmarks have in common.
 #pragma once
 
 #include <cstddef>
@@ -12,10 +12,10 @@ namespace vmm::bench {
 /// Lines of data for gnuplot.
 struct PlotBlock {
     std::string lines;
-    std::size_t bars = 0; ///< that are in it
+    std::size_t bars = 0; ///< the number of bars in it
 };
 
-/// What `make_line` makes of each of `results`. An empty line is no bar.
+/// Makes the block from the lines that `make_line` returns for each of `results`. An empty line is no bar.
 template <typename Result, typename MakeLine>
 [[nodiscard]] PlotBlock plot_block(const std::vector<Result>& results, MakeLine make_line) {
     PlotBlock block;

@@ -49,7 +49,7 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& 
     matrix.workers = {cpus};
     matrix.page_sizes = {PageSize::k4K, PageSize::kThp, PageSize::k2M};
     matrix.methods = {kMethods.begin(), kMethods.end()};
-    // Guest memory, a pool of huge pages as large, and something for the rest have to fit.
+    // Guest memory, an equally large pool of huge pages, and some memory for the rest must fit.
     const std::uint64_t most = room.available_bytes / 3;
     std::uint64_t memory = std::min(512 * kMiB, round_size(most));
     switch (preset) {

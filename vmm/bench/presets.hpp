@@ -1,4 +1,4 @@
-// What is measured if the options do not say.
+// The sets of measurements for options that are not given.
 #pragma once
 
 #include <optional>
@@ -22,21 +22,20 @@ struct PresetFacts {
     Matrix matrix;
     unsigned runs = 5;
     std::optional<double> time_limit_seconds;
-    /// A run that takes longer is left out, which is no failure.
+    /// The longest time of a run. A run that takes longer is left out, which is no failure.
     std::optional<double> run_limit_seconds;
 };
 
-/// What of a host decides which cells there are, beside its room.
+/// The facts about a host that decide which cells there are, beside its room.
 struct PresetHost {
-    unsigned cpus = 1;           ///< that we may use
+    unsigned cpus = 1;           ///< CPUs that this process may use
     bool prefault_ioctl = false; ///< KVM_PRE_FAULT_MEMORY can be used
     bool nested = false;         ///< it is itself a guest
     bool thp_pool = true;        ///< memory of a pool can have transparent huge pages
 };
 
-/// What a preset means on a host. If `full`, kRfc is not scaled. The result has no methods and page sizes, and no pool
-/// of transparent huge pages, that the host does not offer, and the ioctl with touches only where the host is itself a
-/// guest.
+/// The cells of a preset on a host. If `full`, kRfc is not scaled. Methods, page sizes and pools of transparent huge
+/// pages that the host does not offer are left out. The ioctl with touches is used only if the host is itself a guest.
 [[nodiscard]] PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& host, bool full);
 
 } // namespace vmm::bench

@@ -1,4 +1,4 @@
-// What is under way, for people.
+// Shows people what is being done.
 #pragma once
 
 #include <unistd.h>
@@ -11,7 +11,8 @@
 
 namespace vmm::bench {
 
-/// Shows on a terminal what is under way. A terminal that nobody reads, or that is stopped, misses it. Threads: one.
+/// Shows on a terminal what is being done. If nobody reads the terminal, or it is stopped, the text is dropped.
+/// Threads: one.
 class ProgressText {
   public:
     ProgressText() = default;

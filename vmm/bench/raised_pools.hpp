@@ -1,4 +1,4 @@
-// Pools of huge pages that are raised for the time of a benchmark.
+// Pools of huge pages that are raised during a benchmark.
 #pragma once
 
 #include <stop_token>
@@ -10,11 +10,11 @@
 
 namespace vmm::bench {
 
-/// Raises the pools of huge pages for all runs at once. Pages that stay in the pool stay backed by the hypervisor below
-/// us, so no run waits for them. Destruction gives them back. Threads: one.
+/// Raises the pools of huge pages once for all runs. A hypervisor below this host keeps the pages of a pool backed, so
+/// no run waits for them. Destruction gives the pages back. Threads: one.
 class RaisedPools {
   public:
-    /// If `stop` is requested meanwhile, the pools may be smaller. Throws Error: there is too little memory.
+    /// If `stop` is requested meanwhile, the pools may be smaller. Throws Error if there is too little memory.
     RaisedPools(const std::vector<Cell>& cells, const HostRoom& room, const std::stop_token& stop);
 
   private:

@@ -1,4 +1,4 @@
-// The files that the results of a benchmark go to.
+// The files for the results of a benchmark.
 #pragma once
 
 #include <functional>
@@ -12,26 +12,26 @@
 
 namespace vmm::bench {
 
-/// Their paths; empty: none.
+/// The paths of the files; empty: there is none.
 struct ResultPaths {
     std::string json{};
     std::string csv{};
     std::string plot{};
 };
 
-/// Construction finds out whether they can be written, before anything is measured. Threads: one.
+/// Construction finds out whether the files can be written, before anything is measured. Threads: one.
 class ResultFiles {
   public:
-    /// Throws Error: one of them cannot be written, two are the same, or there is no gnuplot for the picture.
+    /// Throws Error if one of them cannot be written, if two are the same, or if there is no gnuplot for the picture.
     explicit ResultFiles(const ResultPaths& paths);
 
-    /// What the files are to have. Only what has a file is made.
+    /// Functions that make the content of the files. A function is called only if there is a file for it.
     struct Texts {
         std::function<std::string()> json;
         std::function<std::string()> csv;                   ///< may be empty if there is no path for it
-        std::function<std::string(PlotFormat)> plot_script; ///< gives an empty text if there is nothing to draw
+        std::function<std::string(PlotFormat)> plot_script; ///< returns an empty text if there is nothing to draw
     };
-    /// Once. Throws Error.
+    /// Writes the files. It may be called once. Throws Error.
     void write(const Texts& texts, const WritePatience& patience);
 
   private:

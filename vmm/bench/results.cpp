@@ -134,7 +134,7 @@ Json to_json_parts(const Results& results) {
 }
 
 std::string to_json(const Results& results) {
-    // A host's name may be something other than UTF-8.
+    // A host's name may have bytes that are not UTF-8.
     return to_json_parts(results).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -191,7 +191,7 @@ Cell cell_of_json(const Json& json) {
 
 namespace {
 
-/// The share of a matrix; nothing in files of before, and of all cells. Throws Error.
+/// The share of a matrix; nothing in older files, and if all cells were measured. Throws Error.
 std::optional<Share> parse_share_of(const Json& settings) {
     const auto found = settings.find("cells");
     if (found == settings.end() || found->is_null()) {
@@ -203,7 +203,7 @@ std::optional<Share> parse_share_of(const Json& settings) {
 }
 
 unsigned parse_attempt(const Json& settings) {
-    const auto attempt = settings.value("attempt", 1U); // Files of before do not say it.
+    const auto attempt = settings.value("attempt", 1U); // older files do not have it
     if (attempt < 1 || attempt > Settings::kMostAttempts) {
         throw Error(vmm::format("there is no attempt {}", attempt));
     }
@@ -245,7 +245,7 @@ Results results_of_json(const Json& json) {
                     host.at("second_level").get<std::string>(),
                     host.at("tdp_mmu").is_null() ? std::nullopt : std::optional(host.at("tdp_mmu").get<bool>()),
                     host.at("kvm_pre_fault_memory").get<bool>(),
-                    host.value("nested", false), // Files of before do not say it, nor the next.
+                    host.value("nested", false), // older files have neither this nor the next
                     host.value("microcode", "")};
     const Json& settings = json.at("settings");
     results.settings = {settings.at("preset").get<std::string>(),

@@ -21,11 +21,11 @@ struct Settings {
     unsigned passes = 5;
     bool warm = true;
     std::optional<double> time_limit_seconds;
-    std::string qemu_version;        ///< empty: not against QEMU
-    std::string command;             ///< empty: not against a command
-    std::optional<double> bandwidth; ///< bytes a second that all CPUs together write; where it was measured
-    std::optional<Share> share{};    ///< of the matrix; nothing: all of it
-    unsigned attempt = 1;            ///< how often this share was begun, with this time; 1 to kMostAttempts
+    std::string qemu_version;        ///< empty: QEMU was not measured
+    std::string command;             ///< empty: no command was measured
+    std::optional<double> bandwidth; ///< bytes a second that all CPUs together write, if it was measured
+    std::optional<Share> share{};    ///< of the matrix; nothing: the whole matrix
+    unsigned attempt = 1;            ///< how often this share was begun, including this time; 1 to kMostAttempts
 
     static constexpr unsigned kMostAttempts = 1000;
 
@@ -36,7 +36,7 @@ struct CellResult {
     Cell cell;
     std::vector<Sample> samples;
     std::string failure;   ///< why no further run was made; empty: no run failed
-    bool left_out = false; ///< whether `failure` is only that a run took too long for the preset
+    bool left_out = false; ///< whether `failure` only means that a run took too long for the preset
 
     /// The values of one figure in the runs that have it.
     [[nodiscard]] std::vector<double> values(Figure figure) const;
@@ -64,14 +64,14 @@ struct Results {
     friend bool operator==(const Results&, const Results&) = default;
 };
 
-/// Fills in kPrefault of QEMU's runs with prealloc, because QEMU does not say how long its prealloc took. It is by how
-/// much the guest started later than in the median run without prealloc, at least 0.
+/// Fills in kPrefault of QEMU's runs with prealloc, because QEMU does not report how long its prealloc took. The value
+/// is how much later the guest started than in the median run without prealloc, at least 0.
 void derive_prealloc(Results& results);
 
 [[nodiscard]] std::string to_json(const Results& results);
 /// One line for each run, and a heading.
 [[nodiscard]] std::string to_csv(const Results& results);
-/// The reverse of to_json(). Throws Error that names `origin`: `text` is no such file.
+/// The reverse of to_json(). Throws Error, which names `origin`, if `text` is no such file.
 [[nodiscard]] Results parse_results(const std::string& text, const std::string& origin);
 /// Throws Error.
 [[nodiscard]] Results read_results(const std::string& path);

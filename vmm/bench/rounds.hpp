@@ -13,9 +13,9 @@
 
 namespace vmm::bench {
 
-/// Calls `run_one` with each of `results` once in each of `runs` rounds, so that a drift of the host hits all cases
-/// alike. A case in which it throws Error has failed, and is left out from then on. Ends early if `stop` is requested.
-/// A result has `of`, of which to_string() is the name, and `failure`.
+/// Calls `run_one` with each of `results` once in each of `runs` rounds, so that slow changes of the host affect all
+/// cases alike. If it throws Error for a case, the case has failed, and is left out from then on. It returns early if
+/// `stop` is requested. A result must have `of`, whose to_string() is the name, and `failure`.
 template <typename Result, typename RunOne>
 void run_rounds(std::vector<Result>& results, unsigned runs, const StopRequest& stop, ProgressText& progress,
                 RunOne run_one) {
@@ -40,7 +40,7 @@ void run_rounds(std::vector<Result>& results, unsigned runs, const StopRequest& 
     }
 }
 
-/// Whether every case had all its runs, and none failed. A result has `failure` and `samples`.
+/// Whether every case had all its runs, and none failed. A result must have `failure` and `samples`.
 template <typename Result>
 [[nodiscard]] bool have_all_runs(const std::vector<Result>& results, unsigned runs) {
     return std::ranges::all_of(

@@ -76,7 +76,7 @@ Runner::Runner(RunSettings settings, std::string program, int stop_fd)
     settings_.pool = folder_.file("pool");
     const std::span<const std::byte> image = builtin_guest_image();
     std::ofstream file(kernel_, std::ios::binary);
-    // The bytes of an object may be looked at as characters.
+    // The bytes of an object may be read as characters.
     file.write(reinterpret_cast<const char*>(image.data()), static_cast<std::streamsize>(image.size()));
     file.close();
     if (!file) {
@@ -107,7 +107,7 @@ Outcome Runner::run(const Cell& cell) {
     return {};
 }
 
-/// A pool that has the memory of one run ready, and makes no more: that would cost the run time.
+/// A pool that holds the memory of one run. It makes no more, because that would cost time of the run.
 class Runner::Pool {
   public:
     Pool(const Cell& cell, const std::string& path) : pool_(config_of(cell, path)), server_([this] { serve(); }) {}
@@ -115,7 +115,8 @@ class Runner::Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    /// Waits until all memory is ready. False if `stop_fd` became readable first. Throws Error: it cannot be made.
+    /// Waits until all memory is ready. Returns false if `stop_fd` became readable first. Throws Error if the memory
+    /// cannot be made.
     [[nodiscard]] bool wait(int stop_fd) {
         constexpr int kLookMs = 5;
         while (!pool_.is_full()) {
@@ -136,7 +137,7 @@ class Runner::Pool {
         MemoryPoolConfig config;
         config.path = path;
         config.size_bytes = cell.memory_bytes;
-        // The largest piece up to 1 GiB of which there are whole ones.
+        // The largest size of a piece up to 1 GiB that divides the memory.
         config.piece_bytes = std::min(kGiB, cell.memory_bytes & -cell.memory_bytes);
         config.page_size = cell.page_size;
         config.workers = cell.workers;
@@ -205,7 +206,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     spec.stop_fd = stop_fd_;
     spec.on_output = [&](pid_t /*child*/, std::string_view qmp) -> std::string {
         if (asked == 0 && qmp.find("\"QMP\"") != std::string_view::npos) {
-            // QEMU has made the machine and its memory, and the guest starts.
+            // QEMU has made the machine and its memory, and starts the guest now.
             sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
             ++asked;
             return "{\"execute\":\"qmp_capabilities\"}\n";
@@ -248,7 +249,7 @@ Outcome Runner::run_command(const Cell& cell) {
     if (end.stopped || end.timed_out) {
         return failed(end);
     }
-    // The exit status does not count, because other programs have other ideas of it. The guest's words count.
+    // The exit status is ignored, because other programs use it differently. The guest's output decides.
     try {
         add_guest_figures(parse_guest_output(end.output), clock_.seconds_per_cycle(), sample);
     } catch (const Error& error) {

@@ -15,9 +15,8 @@
 namespace vmm::bench {
 
 /// The duration of a cycle of the time-stamp counter, in which the built-in guest counts. The guest's counter runs at
-/// the host's rate, because nobody asked for another one (Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ). It is
-/// measured against the monotonic clock since construction, so it gets better with time.
-/// Threads: one.
+/// the host's rate, because no other rate was set (Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ). The duration is
+/// measured against the monotonic clock since construction, so it gets more exact with time. Threads: one.
 class CycleClock {
   public:
     CycleClock();
@@ -60,14 +59,14 @@ struct HarnessCost {
 /// Runs cells, each in a process of its own. Threads: one.
 class Runner {
   public:
-    /// `program` is the path of `vmm` itself. `stop_fd` becomes readable when a run is to end. Throws Error.
+    /// `program` is the path of `vmm` itself. `stop_fd` becomes readable when a run must end. Throws Error.
     Runner(RunSettings settings, std::string program, int stop_fd);
 
-    /// Throws Error: no process can be made. Whatever else goes wrong is in the result.
+    /// Throws Error if no process can be made. Every other failure is in the result.
     [[nodiscard]] Outcome run(const Cell& cell);
 
-    /// The cost of starting, reading and ending: how long a guest that does next to nothing takes from start to end,
-    /// less the time that it says it took. The median of `runs`.
+    /// Measures the cost of starting, reading and ending: how long a guest that does almost nothing takes from start to
+    /// end, without the time that it reports. Returns the median of `runs`.
     [[nodiscard]] std::optional<double> measure_empty_run(unsigned runs);
 
     [[nodiscard]] const HarnessCost& cost() const noexcept { return cost_; }
@@ -89,13 +88,14 @@ class Runner {
     HarnessCost cost_;
 };
 
-/// The figures in the report of a `vmm run`. Throws Error: the text is no report, or the prefault was not complete.
+/// Adds the figures in the report of a `vmm run`. Throws Error if the text is no report, or if the prefault was not
+/// complete.
 void add_report_figures(const std::string& report, Sample& sample);
 
-/// Faults and exits of all vCPUs, from QEMU's answer to query-stats; nothing if the text has no such answer.
+/// Adds faults and exits of all vCPUs, from QEMU's answer to query-stats; none if the text has no such answer.
 void add_qmp_figures(std::string_view qmp, Sample& sample);
 
-/// Faults and exits of the VMs of process group `group`, from KVM's debugfs; nothing if that cannot be read.
+/// Adds faults and exits of the VMs of process group `group`, from KVM's debugfs; none if that cannot be read.
 void add_debugfs_figures(const std::string& kvm_debugfs, int group, Sample& sample);
 
 } // namespace vmm::bench

@@ -1,4 +1,4 @@
-// What programs say or write as JSON.
+// JSON that programs print or write.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -9,7 +9,7 @@
 
 namespace vmm::bench {
 
-/// Calls `read` with `text` as JSON. Throws Error that names `what`.
+/// Calls `read` with `text` as JSON. Throws Error, which names `what`.
 template <typename Read>
 auto with_json(const std::string& text, std::string_view what, Read read) {
     try {

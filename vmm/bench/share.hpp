@@ -26,8 +26,8 @@ struct Share {
 [[nodiscard]] std::optional<Share> parse_share(std::string_view text);
 
 /// The cells of the share, in the order of `all`. They are dealt out one by one, so that each share has some of each
-/// shape. All shares of as many together have each cell once, and the same arguments give the same cells. Empty if
-/// there are fewer cells than shares and none is left for this one.
+/// shape. All shares together have each cell once, and the same arguments give the same cells. The result is empty if
+/// there are more shares than cells and none is left for this one.
 [[nodiscard]] std::vector<Cell> cells_of_share(const std::vector<Cell>& all, const Share& share);
 
 } // namespace vmm::bench

@@ -19,7 +19,7 @@ RoundValues values_of(const StateResult* result, StateFigure figure) {
     return values;
 }
 
-/// `combine` of what two cases have in the same round.
+/// Combines the values of two cases in the same round by `combine`.
 template <typename Combine>
 RoundValues by_round(const RoundValues& one, const RoundValues& other, Combine combine) {
     RoundValues values;
@@ -127,7 +127,7 @@ void add_clock(const StateResults& results, AimList& aims) {
         const RoundValues values = values_of(&result, StateFigure::kBackward);
         backward.insert(backward.end(), values.begin(), values.end());
     }
-    // One run in which it went back is one too many, which a median would hide.
+    // If the clock goes back in one run, that is a failure, and a median would hide it.
     std::optional<double> sum;
     for (const auto& value : backward) {
         sum = value ? std::optional(sum.value_or(0) + *value) : sum;

@@ -1,4 +1,4 @@
-// What `vmm bench state` holds its figures against.
+// The aims with which `vmm bench state` compares its figures.
 #pragma once
 
 #include <vector>
@@ -8,12 +8,12 @@
 
 namespace vmm::bench {
 
-/// The aims for which there is something measured, in the order of the documents. The bound of one in seconds
-/// is the median of each run's own.
+/// The aims for which something was measured, in the order of the documents. If an aim is in seconds, its bound is the
+/// median of the runs' own bounds.
 [[nodiscard]] std::vector<Aim> state_aims(const StateResults& results);
 
-/// How long a guest may stand still for a snapshot: 20 ms, and as long as `bytes` take at the rate at which the
-/// snapshot was written.
+/// How long a guest may stand still for a snapshot: 20 ms, and the time for `bytes` at the rate at which the snapshot
+/// was written.
 [[nodiscard]] double wanted_stop_seconds(double bytes, double written_bytes, double total_seconds) noexcept;
 
 } // namespace vmm::bench

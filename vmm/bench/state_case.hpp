@@ -1,4 +1,4 @@
-// One case of `vmm bench state`: what is done to a guest, and with which memory.
+// One case of `vmm bench state`: what is done to a guest, and the kind of its memory.
 #pragma once
 
 #include <array>
@@ -13,16 +13,16 @@
 namespace vmm::bench {
 
 enum class Scenario {
-    kPause,    ///< a guest that runs is paused, and goes on
-    kSnapshot, ///< a snapshot is taken of a guest that runs, and it goes on
+    kPause,    ///< a running guest is paused, and goes on
+    kSnapshot, ///< a snapshot of a running guest is taken, and the guest goes on
     kCold,     ///< a guest boots, without prefault
-    kBareRead, ///< no guest: the snapshot's file is read into memory, by as many threads
+    kBareRead, ///< no guest: the snapshot's file is read into memory, by the same number of threads
     kRestore,  ///< a guest goes on from the snapshot, and works for a second on an eighth of its memory
-    kPasses,   ///< likewise, and it runs passes over all of its memory
-    kClones,   ///< several guests go on from the snapshot at once
+    kPasses,   ///< the same, but it runs passes over all of its memory
+    kClones,   ///< several guests go on from the snapshot at the same time
 };
 
-/// In the order in which they are shown.
+/// All scenarios, in the order in which they are shown.
 inline constexpr std::array kScenarios{Scenario::kPause,   Scenario::kSnapshot, Scenario::kCold,  Scenario::kBareRead,
                                        Scenario::kRestore, Scenario::kPasses,   Scenario::kClones};
 
@@ -32,7 +32,7 @@ inline constexpr std::array kScenarios{Scenario::kPause,   Scenario::kSnapshot, 
 struct StateCase {
     Scenario scenario = Scenario::kCold;
     PageSize page_size = PageSize::kThp;
-    std::optional<RestoreMode> mode{}; ///< of a guest that goes on from a snapshot
+    std::optional<RestoreMode> mode{}; ///< for a guest that goes on from a snapshot
 
     friend bool operator==(const StateCase&, const StateCase&) = default;
 };
@@ -40,7 +40,7 @@ struct StateCase {
 /// "restore full, 4K pages"
 [[nodiscard]] std::string to_string(const StateCase& each);
 
-/// Whether the case is measured on the guest that the snapshot is of, before it is taken.
+/// Whether the case is measured on the guest that is saved, before the snapshot is taken.
 [[nodiscard]] bool is_before_snapshot(Scenario scenario) noexcept;
 
 /// Whether all of memory is there before the guest goes on.
@@ -49,10 +49,10 @@ struct StateCase {
 /// Whether a guest can go on in this mode with memory of such pages (Config).
 [[nodiscard]] bool can_restore(RestoreMode mode, PageSize page_size) noexcept;
 
-/// The pages of the guest that is saved, and of clones: `thp` if it is among `page_sizes`, else the first of them.
+/// The page size of the guest that is saved, and of clones: `thp` if it is among `page_sizes`, else the first of them.
 [[nodiscard]] PageSize saved_page_size(const std::vector<PageSize>& page_sizes) noexcept;
 
-/// All cases, in the order in which they are shown. Neither list is empty.
+/// All cases, in the order in which they are shown. Neither list may be empty.
 [[nodiscard]] std::vector<StateCase> state_cases(const std::vector<PageSize>& page_sizes,
                                                  const std::vector<RestoreMode>& modes);
 

@@ -57,7 +57,7 @@ StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room
     return settings;
 }
 
-/// The guests, for what knows whether they fit.
+/// The guests, to check whether they fit.
 std::vector<Cell> cells_of(const StateSettings& settings) {
     std::vector<Cell> cells;
     for (const PageSize page_size : settings.page_sizes) {
@@ -71,13 +71,13 @@ std::vector<Cell> cells_of(const StateSettings& settings) {
     return cells;
 }
 
-/// Makes all runs of all cases, round by round, so that a drift of the host hits all cases alike.
+/// Makes all runs of all cases, round by round, so that slow changes of the host affect all cases alike.
 class StateBenchmark {
   public:
     StateBenchmark(StateResults& results, double timeout_seconds, StopRequest& stop)
         : results_(results), stop_(stop), runner_(results.settings, "/proc/self/exe", timeout_seconds, stop) {}
 
-    /// Throws Error: the guest that the others go on from cannot be saved.
+    /// Throws Error if the guest from which the others go on cannot be saved.
     void run() {
         const auto started = Clock::now();
         progress_.show("a guest is saved");
@@ -137,7 +137,7 @@ int run_bench_state(const BenchStateCommand& command) {
     StopRequest stop;
     const StopOnSignals stop_on_signals(stop);
     {
-        const StopBridge bridge(stop); // Raising a pool may take long.
+        const StopBridge bridge(stop); // raising a pool may take long
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
             return kStoppedBySignal;

@@ -13,12 +13,12 @@ namespace vmm {
 
 /// `vmm bench state`
 struct BenchStateCommand {
-    bool quick = false;                        ///< smaller, where the options do not say
+    bool quick = false;                        ///< smaller values for options that are not given
     std::optional<std::uint64_t> memory_bytes; ///< a multiple of 2 MiB
     unsigned vcpus = 1;
     std::optional<unsigned> workers;
-    std::vector<PageSize> page_sizes; ///< empty: those that this host can give
-    std::vector<RestoreMode> modes;   ///< empty: those that this host can give
+    std::vector<PageSize> page_sizes; ///< empty: all that this host has
+    std::vector<RestoreMode> modes;   ///< empty: all that this host can do
     std::optional<unsigned> runs;     ///< 1 to BenchCommand::kMaxRuns
     std::optional<unsigned> clones;   ///< 1 to kMaxClones
     double timeout_seconds = 600;     ///< of one run
@@ -30,10 +30,9 @@ struct BenchStateCommand {
 };
 
 /// Measures and prints. Returns the exit status of the program: 1 if a case failed, 4 if a signal stopped it, and 0
-/// otherwise. If a signal stops it, what has been measured by then is printed and written. A missed aim is printed, and
-/// it is no failure.
-/// Throws Error before the first run: it does not fit this host, or an output cannot be written; or the guest that the
-/// others go on from cannot be saved.
+/// otherwise. If a signal stops it, the results until then are printed and written. A missed aim is printed, and is no
+/// failure. Throws Error before the first run if it does not fit this host, or if an output cannot be written; and if
+/// the guest for the snapshot cannot be saved.
 [[nodiscard]] int run_bench_state(const BenchStateCommand& command);
 
 } // namespace vmm

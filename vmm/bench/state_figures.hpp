@@ -10,19 +10,19 @@ namespace vmm::bench {
 
 /// What is measured. Times are in seconds.
 enum class StateFigure {
-    kReady,           ///< from the program's start to the guest's first instruction; of clones: of the 95th percentile
-    kReadyMost,       ///< of the last of the clones
-    kPopulate,        ///< making the memory that a bare read goes to
+    kReady,           ///< from the program's start to the guest's first instruction; for clones: the 95th percentile
+    kReadyMost,       ///< for clones: the last of them
+    kPopulate,        ///< making the memory for a bare read
     kRead,            ///< the bare read itself
-    kPrefault,        ///< populating both sides, as the guest's report has it
-    kTotal,           ///< of a snapshot: from the request to its end
-    kWrittenBytes,    ///< of a snapshot: all that went to the file
-    kStopped,         ///< for how long the guest stood still, as the report of the snapshot has it
-    kStoppedBytes,    ///< what was written meanwhile
+    kPrefault,        ///< populating both sides, as the guest's report says
+    kTotal,           ///< for a snapshot: from the request to its end
+    kWrittenBytes,    ///< for a snapshot: all bytes that were written to the file
+    kStopped,         ///< how long the guest stood still, as the report of the snapshot says
+    kStoppedBytes,    ///< the bytes that were written meanwhile
     kGap,             ///< the latest of the guest's beats from before the snapshot until the first after the restore
     kLateP50,         ///< how late the guest's beats were
-    kLateP99,         ///< likewise
-    kLateMax,         ///< likewise
+    kLateP99,         ///< the same, 99th percentile
+    kLateMax,         ///< the same, the latest beat
     kBackward,        ///< how often the guest's clock went back
     kFirst,           ///< the first pass over memory after a restore, of the slowest vCPU
     kSteady,          ///< a later pass; median over the later passes

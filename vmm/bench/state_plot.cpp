@@ -26,7 +26,7 @@ bool is_drawn_as_ready(Scenario scenario) {
            scenario == Scenario::kClones;
 }
 
-/// One bar: name, part that is populating, the rest, the sum, its least, its most, text.
+/// One bar: name, the part of populating, the rest, the sum, its least, its most, text.
 std::string ready_line(const StateResult& result) {
     const bool is_bare = result.of.scenario == Scenario::kBareRead;
     const auto main = result.statistics(is_bare ? StateFigure::kRead : StateFigure::kReady);
@@ -49,7 +49,7 @@ std::string late_line(const StateResult& result) {
     if (!p50 || !p99 || !most) {
         return "";
     }
-    constexpr double kLeast = 1e-8; // A logarithm has no zero.
+    constexpr double kLeast = 1e-8; // a logarithm has no zero
     return vmm::format("{} {:.6g} {:.6g} {:.6g}\n", bar_name(result.of), std::max(p50->median, kLeast) / kMilliseconds,
                        std::max(p99->median, kLeast) / kMilliseconds, std::max(most->median, kLeast) / kMilliseconds);
 }

@@ -60,7 +60,7 @@ std::string to_json(const StateResults& results) {
     for (const StateResult& result : results.cases) {
         json["cases"].push_back(case_json(result));
     }
-    // A host's name may be something other than UTF-8.
+    // A host's name may have bytes that are not UTF-8.
     return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

@@ -21,7 +21,7 @@ struct StateSettings {
     std::vector<PageSize> page_sizes{};
     std::vector<RestoreMode> modes{};
     unsigned runs = 1;   ///< asked for
-    unsigned clones = 1; ///< guests that go on from one snapshot at once
+    unsigned clones = 1; ///< guests that go on from one snapshot at the same time
     bool warm = true;
 
     friend bool operator==(const StateSettings&, const StateSettings&) = default;
@@ -43,12 +43,12 @@ struct StateResults {
     HostFacts host{};
     StateSettings settings{};
     Harness harness{};
-    std::optional<double> load_before{}; ///< the host's load average of a minute, before the first run
+    std::optional<double> load_before{}; ///< the host's load average over a minute, before the first run
     std::optional<double> load_after{};
     bool complete = false; ///< every case had all its runs
     std::vector<StateResult> cases{};
 
-    /// Null: it was not measured.
+    /// Returns null if the case was not measured.
     [[nodiscard]] const StateResult* find(const StateCase& of) const noexcept;
     [[nodiscard]] bool any_failed() const noexcept;
 };

@@ -25,10 +25,10 @@ namespace vmm::bench {
 
 namespace {
 
-/// Of the guest over its memory, when it is asked for passes. The first one after a restore is held against the others.
+/// The passes of the guest over its memory on request. The first one after a restore is compared with the others.
 constexpr unsigned kPasses = 5;
 
-/// What the report of a `vmm run` has.
+/// Adds the figures in the report of a `vmm run`.
 void add_report(const std::string& path, bool has_prefault, StateSample& sample) {
     with_json(read_text_file(path), "the run's report", [&](const nlohmann::json& json) {
         const nlohmann::json& guest = json.at("guest");
@@ -72,7 +72,7 @@ void add_counts(const Counts& before, const Counts& after, StateSample& sample) 
     sample[StateFigure::kExits] = after.exits - before.exits;
 }
 
-/// A process that starts reads the snapshot's file from the page cache, unless it has been pushed out.
+/// Loads the snapshot's file into the page cache, so that a process that starts reads it from there.
 void read_into_page_cache(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     std::vector<char> buffer(1 << 20);
@@ -86,7 +86,7 @@ StateRunner::StateRunner(const StateSettings& settings, std::string program, dou
                          const StopRequest& stop)
     : settings_(settings), timeout_seconds_(timeout_seconds), stop_(stop),
       programs_(std::move(program), timeout_seconds, stop) {
-    // Two snapshots at most are there at a time.
+    // At most two snapshots exist at a time.
     const std::uint64_t needed = 2 * settings.memory_bytes + 64 * kMiB;
     struct statvfs room {};
     if (::statvfs(folder_.file("").c_str(), &room) == 0) {
@@ -149,7 +149,7 @@ StateRunner::BeforeSnapshot StateRunner::save() {
         std::error_code ignored;
         std::filesystem::remove_all(directory, ignored);
     }
-    // It runs until its state is saved: its clock goes on while it is paused.
+    // The heartbeat runs until the state is saved, because the guest's clock goes on while it is paused.
     static_cast<void>(heartbeat());
     static_cast<void>(programs_.ask(folder_.file("socket"), {"snapshot", snapshot(), "--workers", workers}));
     static_cast<void>(programs_.ask(folder_.file("socket"), {"stop", "--force"}));
@@ -162,7 +162,7 @@ StateRunner::BeforeSnapshot StateRunner::save() {
 }
 
 void StateRunner::record_working_set() {
-    // The guest works for a second longer than is recorded.
+    // The guest works for a second longer than the working set is recorded.
     std::vector<std::string> words = restore_words(
         {Scenario::kRestore, saved_page_size(settings_.page_sizes), RestoreMode::kLazy}, folder_.file("report"));
     words.insert(words.end(), {"--record-working-set", "1000"});

@@ -13,31 +13,32 @@
 
 namespace vmm::bench {
 
-/// Runs guests, each in a process of its own, and reads what they and `vmm` say of themselves. Threads: one.
+/// Runs guests, each in a process of its own, and reads their output and that of `vmm`. Threads: one.
 class StateRunner {
   public:
-    /// `program` is the path of `vmm` itself. A run that takes longer than `timeout_seconds` is ended, and has failed.
-    /// `settings` and `stop` outlive this. Throws Error: a file cannot be written, or the disk has no room for the
-    /// snapshots.
+    /// `program` is the path of `vmm` itself. A run that takes longer than `timeout_seconds` is ended, and counts as
+    /// failed. `settings` and `stop` must outlive this object. Throws Error if a file cannot be written, or if the disk
+    /// has no room for the snapshots.
     StateRunner(const StateSettings& settings, std::string program, double timeout_seconds, const StopRequest& stop);
 
-    /// What happens to a guest that is saved in the end: it is paused, and a snapshot is taken of it, once in each
-    /// run.
+    /// The measurements on the guest before it is saved. In each run it is paused once, and one snapshot of it is
+    /// taken.
     struct BeforeSnapshot {
         std::vector<StateSample> pauses;
         std::vector<StateSample> snapshots;
     };
-    /// Runs the guest, and leaves the snapshot from which the other cases go on. Throws Error: that failed, or a stop
-    /// was requested.
+    /// Runs the guest, and leaves the snapshot from which the other cases go on. Throws Error if that failed, or if a
+    /// stop was requested.
     [[nodiscard]] BeforeSnapshot save();
 
-    /// Runs a case once that is not before the snapshot. Throws Error: it failed, or a stop was requested.
+    /// Runs a case once. The case must not be one before the snapshot. Throws Error if it failed, or if a stop was
+    /// requested.
     [[nodiscard]] StateSample run(const StateCase& each);
 
     [[nodiscard]] const HarnessCost& cost() const noexcept { return programs_.cost(); }
 
   private:
-    /// Has the snapshot know what a guest needs first.
+    /// Adds the working set to the snapshot.
     void record_working_set();
     [[nodiscard]] StateSample run_cold(PageSize page_size);
     [[nodiscard]] StateSample run_bare(PageSize page_size) const;
@@ -46,7 +47,7 @@ class StateRunner {
     [[nodiscard]] StateSample run_clones(const StateCase& each);
 
     [[nodiscard]] std::string snapshot() const { return folder_.file("snapshot"); }
-    /// The words of a guest that goes on from the snapshot, and writes its report to `report`.
+    /// The command line of a guest that goes on from the snapshot, and writes its report to `report`.
     [[nodiscard]] std::vector<std::string> restore_words(const StateCase& each, const std::string& report) const;
     const StateSettings& settings_;
     double timeout_seconds_;

@@ -20,7 +20,7 @@ std::string count_text(const StateResult& result, StateFigure figure) {
     return statistics ? format_count(statistics->median) : "-";
 }
 
-/// The figure that a case is about.
+/// The main figure of a case.
 StateFigure main_figure(Scenario scenario) {
     switch (scenario) {
     case Scenario::kBareRead:
@@ -80,7 +80,7 @@ std::string row(const StateResult& result) {
                        count_text(result, StateFigure::kExits), late);
 }
 
-/// What of a case has no column.
+/// The details of a case that have no column.
 std::string details(const StateResult& result) {
     switch (result.of.scenario) {
     case Scenario::kBareRead:

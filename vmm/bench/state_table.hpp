@@ -7,8 +7,8 @@
 
 namespace vmm::bench {
 
-/// The whole output for a terminal: the cases with their figures, the aims beside what was measured, and what failed.
-/// Lines have at most 120 characters, but for those about failures.
+/// The whole output for a terminal: the cases with their figures, the aims beside the measured values, and the
+/// failures. Lines have at most 120 characters, except lines about failures.
 [[nodiscard]] std::string to_table(const StateResults& results);
 
 } // namespace vmm::bench

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::uint64_t kSeed = 5;
 
-/// Medians of samples drawn with replacement. The generator's numbers are the standard's, and so the same everywhere.
+/// Medians of samples drawn with replacement. The generator is a standard one, so its numbers are the same everywhere.
 class Resampler {
   public:
     double median_of(std::span<const double> values) {
@@ -63,7 +63,7 @@ double median(std::vector<double> values) {
 Statistics describe(std::span<const double> values) {
     assert(!values.empty());
     const auto [least, most] = std::ranges::minmax_element(values);
-    if (values.size() == 1) { // So are all resamples.
+    if (values.size() == 1) { // all resamples are the same
         return {*least, *least, *least, {*least, *least}};
     }
     Resampler resampler;

@@ -7,10 +7,10 @@
 
 namespace vmm::bench {
 
-/// The middle value, or the mean of the two in the middle. `values` is not empty.
+/// The middle value, or the mean of the two in the middle. `values` must not be empty.
 [[nodiscard]] double median(std::vector<double> values);
 
-/// The least of `values` that `percent` of 100 of them do not exceed. `values` is not empty.
+/// The least of `values` that `percent` of 100 of them do not exceed. `values` must not be empty.
 [[nodiscard]] double percentile(std::vector<double> values, double percent);
 
 /// From `low` to `high`.
@@ -26,7 +26,7 @@ struct Statistics {
     Interval confidence; ///< of the median, 95%
 };
 
-/// `values` is not empty. The interval is a percentile bootstrap (Efron and Tibshirani, "An Introduction to the
+/// `values` must not be empty. The interval is a percentile bootstrap (Efron and Tibshirani, "An Introduction to the
 /// Bootstrap", 13.3) of kResamples resamples from a fixed seed: the same values give the same interval.
 [[nodiscard]] Statistics describe(std::span<const double> values);
 
@@ -42,15 +42,15 @@ template <typename Sample, typename Figure>
     return values;
 }
 
-/// Their statistics; nothing if no sample has the figure.
+/// The statistics of the figure; nothing if no sample has it.
 template <typename Sample, typename Figure>
 [[nodiscard]] std::optional<Statistics> statistics_of(const std::vector<Sample>& samples, Figure figure) {
     const std::vector<double> values = values_of(samples, figure);
     return values.empty() ? std::nullopt : std::optional(describe(values));
 }
 
-/// The bootstrap interval of median(to) / median(from), with this confidence (0.99: 99%). Neither is empty. The ratio
-/// is infinite if only the median of `from` is 0, and 1 if both are 0.
+/// The bootstrap interval of median(to) / median(from), with this confidence (0.99: 99%). Neither may be empty. The
+/// ratio is infinite if only the median of `from` is 0, and 1 if both are 0.
 [[nodiscard]] Interval ratio_interval(std::span<const double> from, std::span<const double> to, double confidence);
 
 inline constexpr unsigned kResamples = 2000;
@@ -59,7 +59,7 @@ inline constexpr unsigned kResamples = 2000;
 struct Line {
     double base = 0;
     double slope = 0;
-    double r2 = 0; ///< how much of the variation it explains, 0 to 1
+    double r2 = 0; ///< the share of the variation that it explains, 0 to 1
 };
 
 /// Needs at least two points of different x; otherwise the line is flat.

@@ -65,7 +65,7 @@ std::string factor_text(double factor) {
 
 std::string row(const CellResult& result, bool show_workers) {
     const auto over = result.median_of(Figure::kFirstOverSteady);
-    // The reading of a reader is paid before the first pass, as a prefault is, and stands in its column.
+    // The reader reads before the first pass, as a prefault runs before it, so its time is shown in the same column.
     const Figure before = result.cell.method == Method::kReader ? Figure::kReader : Figure::kPrefault;
     return vmm::format("  {:<19} {:>8} {:>29} {:>8} {:>7} {:>8} {:>9} {:>9}\n", method_name(result.cell, show_workers),
                        uses_workers(result.cell.method) || result.cell.method == Method::kReader
@@ -135,7 +135,7 @@ std::string conclusions(const Shape& shape, bool show_workers) {
             }
         }
     }
-    // This is when the guest may start, with all of the program's own start.
+    // This is the time at which the guest may start. It contains the start of the program itself.
     for (const CellResult* base : shape) {
         if (base->cell.contender != Contender::kQemu || base->cell.method != Method::kHost) {
             continue;

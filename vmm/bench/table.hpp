@@ -12,8 +12,8 @@ namespace vmm::bench {
 /// "261,867".
 [[nodiscard]] std::string format_count(double count);
 
-/// The whole output for a terminal: for each shape a table of its methods and a comparison of them, then what failed
-/// and what the harness took. Lines have at most 120 characters, but for those about failures.
+/// The whole output for a terminal: for each shape a table of its methods and a comparison of them, then the failures
+/// and the cost of the harness. Lines have at most 120 characters, except lines about failures.
 [[nodiscard]] std::string to_table(const Results& results);
 
 } // namespace vmm::bench

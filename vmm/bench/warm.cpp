@@ -20,7 +20,7 @@ void warm_memory(std::uint64_t bytes, PageSize page_size, const StopRequest& sto
         static_cast<void>(prefault::populate_host(ram.memory(), ram.placement().ranges,
                                                   {config.prefault.workers, {}, {}, false, {}}, bridge.token()));
     } catch (const std::exception&) {
-        return; // The memory will be missing in the run, too, which names it.
+        return; // The memory will be missing in the run, too, and the run reports it.
     }
 }
 

@@ -50,24 +50,24 @@ std::optional<unsigned> parse_count(const std::string& word, Limits limits) {
                                                                                                 : std::nullopt;
 }
 
-/// A memory size that a guest can have here.
+/// Parses a memory size that a guest can have here.
 std::optional<std::uint64_t> parse_memory(const std::string& word) {
     const auto size = parse_size(word);
     return size && *size >= kMinMemoryBytes && *size % kMemoryStepBytes == 0 ? size : std::nullopt;
 }
 
-/// Completes "'x' is ..." for what is none.
+/// Completes "'x' is ..." for a text that is no such size.
 std::string no_memory_size() {
     return "no size of at least " + size_text(kMinMemoryBytes) + ", in steps of " + size_text(kMemoryStepBytes) +
            " (a whole number and K, M, G or T)";
 }
 
-/// An option that takes items between commas. `what` completes "'x' is ...". `set` is given each item once.
+/// An option that takes items between commas. `what` completes "'x' is ...". `set` is called with each item once.
 template <typename Value>
 Option list(std::string names, std::function<std::optional<Value>(const std::string&)> parse, std::string what,
             std::string help, std::function<void(Given&, std::vector<Value>)> set) {
     OptionValue value{.kind = OptionValue::Kind::kText, .form = "LIST"};
-    value.may_be_empty = true; // `parse` refuses it as an item.
+    value.may_be_empty = true; // `parse` refuses an empty item
     return text(std::move(names), std::move(value), std::move(help),
                 [parse = std::move(parse), what = std::move(what), set = std::move(set)](Given& given,
                                                                                          const std::string& word) {
@@ -92,7 +92,7 @@ Option count_list(std::string names, Limits limits, std::string help,
         "not a number from " + to_string(limits), std::move(help), std::move(set));
 }
 
-/// The items are names of `values`.
+/// An option whose items are names of `values`.
 template <typename Value, std::size_t size>
 Option choice_list(std::string names, const std::array<Value, size>& values, std::string help,
                    std::type_identity_t<std::function<void(Given&, std::vector<Value>)>> set) {

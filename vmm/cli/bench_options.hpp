@@ -7,7 +7,7 @@
 
 namespace vmm {
 
-/// The rows of the table that `vmm bench` has, then those of `vmm bench compare`, in the order of their help.
+/// The rows of the option table for `vmm bench`, then those for `vmm bench compare`, in the order of their help.
 [[nodiscard]] std::vector<Option> bench_options();
 
 } // namespace vmm

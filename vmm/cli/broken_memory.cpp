@@ -23,7 +23,7 @@ std::atomic<const GuestMemory*> watched{nullptr};
 static_assert(std::atomic<const GuestMemory*>::is_always_lock_free, "for use in a signal handler");
 struct sigaction action_before {};
 
-/// A line that a signal handler puts together.
+/// A line of text that a signal handler can build.
 class Line {
   public:
     Line& operator<<(std::string_view text) noexcept {
@@ -52,7 +52,7 @@ class Line {
     }
 
   private:
-    std::array<char, 400> text_{}; ///< less than what poll() promises room for in a pipe
+    std::array<char, 400> text_{}; ///< less than the room that poll() promises in a pipe
     std::size_t used_ = 0;
 };
 
@@ -61,7 +61,7 @@ std::optional<GuestAddress> guest_address_of(const void* host) noexcept {
     if (memory == nullptr) {
         return std::nullopt;
     }
-    const auto address = reinterpret_cast<std::uintptr_t>(host); // The number is never made a pointer again.
+    const auto address = reinterpret_cast<std::uintptr_t>(host); // the number is never made a pointer again
     for (const MemoryRegion& region : memory->regions()) {
         const auto begin = reinterpret_cast<std::uintptr_t>(region.host);
         if (address >= begin && address - begin < region.range.size) {
@@ -79,7 +79,7 @@ void on_bus_error(int signal, siginfo_t* info, void* /*context*/) {
     const auto guest = info->si_code > 0 ? guest_address_of(info->si_addr) : std::nullopt;
     if (!guest) {
         ::sigaction(signal, &action_before, nullptr);
-        ::raise(signal); // The signal is blocked until we return.
+        ::raise(signal); // the signal is blocked until this handler returns
         return;
     }
     if (info->si_code == BUS_MCEERR_AO) {

@@ -58,7 +58,7 @@ CharacterConfig connect_characters(const std::string& where, const char* what, C
         } else {
             config.output_fd = STDOUT_FILENO;
         }
-        // We read a terminal only in the foreground, because reading it in the background would stop us.
+        // A terminal is read only in the foreground, because reading it in the background would stop this process.
         const bool terminal = ::isatty(STDIN_FILENO) == 1;
         config.escape_keys = terminal && RawTerminal::is_available(STDIN_FILENO);
         config.input_fd = !terminal || config.escape_keys ? STDIN_FILENO : -1;

@@ -1,4 +1,4 @@
-// What the command connects a guest's serial port or virtio console to.
+// The file or terminal to which the command connects a guest's serial port or virtio console.
 #pragma once
 
 #include <memory>
@@ -13,18 +13,18 @@
 
 namespace vmm {
 
-/// The guest's output on its way to a regular file. Its storage may not answer, and the guest is not to wait for that.
+/// The guest's output on its way to a regular file. Its storage may not answer, and the guest must not wait for that.
 /// Threads: one.
 class FileOutput {
   public:
     /// `hurry_fd` is that of WritePatience.
     FileOutput(std::shared_ptr<OutputTarget> target, int hurry_fd);
-    /// Waits for the output: a run that fails has some, too.
+    /// Waits until the output is written, also after a run that failed.
     ~FileOutput();
     FileOutput(const FileOutput&) = delete;
     FileOutput& operator=(const FileOutput&) = delete;
 
-    /// Makes this the sink of `config`, which must not outlive it.
+    /// Makes this the sink of `config`. This object must outlive `config`.
     void connect(CharacterConfig& config);
 
   private:
@@ -32,14 +32,14 @@ class FileOutput {
     WritePatience patience_;
 };
 
-/// What a serial port or console is connected to, as long as the guest runs.
+/// The connection of a serial port or console, for as long as the guest runs.
 struct CharacterConnection {
     std::shared_ptr<LongLivedFile> file; ///< the file that was named, if any
     std::optional<FileOutput> output;
 };
 
-/// The configuration of a port that goes to `where`: "stdio", "none" or a file. `what` is for messages: "serial".
-/// `connection` and `messages` outlive the machine. Throws Error: the file cannot be written.
+/// Returns the configuration of a port that goes to `where`: "stdio", "none" or a file. `what` is for messages:
+/// "serial". `connection` and `messages` must outlive the machine. Throws Error if the file cannot be written.
 [[nodiscard]] CharacterConfig connect_characters(const std::string& where, const char* what,
                                                  CharacterConnection& connection, int hurry_fd, Messages& messages);
 

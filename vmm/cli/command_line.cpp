@@ -32,7 +32,7 @@ using exit_codes::kUsageError;
 using Json = nlohmann::ordered_json;
 constexpr std::size_t kHelpColumn = 36;
 
-/// Calls `take` and puts the option's name to what it throws. Throws CLI::ValidationError.
+/// Calls `take`, and adds the option's name to the error that it throws. Throws CLI::ValidationError.
 template <typename Take>
 void named(const Option& option, Take take) {
     try {
@@ -42,7 +42,7 @@ void named(const Option& option, Take take) {
     }
 }
 
-/// Refuses what CLI11 could not take for a number of times, true or false.
+/// Refuses a text that CLI11 cannot take for a count, true or false.
 const CLI::Validator kIsCount(
     [](std::string& text) {
         try {
@@ -68,7 +68,7 @@ CLI::Option* add_valued(CLI::App& app, const Option& option, Given& given) {
     const auto take = [&option, &given](const std::vector<std::string>& words) {
         named(option, [&] { option.take(given, words); });
     };
-    if (option.is_repeated && !option.names.starts_with('-')) { // Words behind one another.
+    if (option.is_repeated && !option.names.starts_with('-')) { // a list of words
         return app.add_option_function<std::vector<std::string>>(option.names, take, option.help);
     }
     if (option.is_repeated) {
@@ -81,7 +81,7 @@ CLI::Option* add_valued(CLI::App& app, const Option& option, Given& given) {
         option.names, [take](const std::string& word) { take({word}); }, option.help);
 }
 
-/// Adds a row of the table. `option` and `given` outlive `app`.
+/// Adds a row of the table. `option` and `given` must outlive `app`.
 void add_option(CLI::App& app, const Option& option, Given& given) {
     CLI::Option* added = nullptr;
     if (option.value.kind == OptionValue::Kind::kNone) {
@@ -95,7 +95,7 @@ void add_option(CLI::App& app, const Option& option, Given& given) {
     }
 }
 
-/// Makes `app` the command of `row`. `given` outlives `app`.
+/// Makes `app` the command of `row`. `given` must outlive `app`.
 void add_row(CLI::App& app, const CommandRow& row, Given& given) {
     app.set_help_flag(help_option().names, help_option().help);
     app.footer(row.notes);
@@ -106,7 +106,7 @@ void add_row(CLI::App& app, const CommandRow& row, Given& given) {
     }
 }
 
-/// Adds all commands to `app` and returns them by their place in the table. `given` outlives `app`.
+/// Adds all commands to `app` and returns them by their place in the table. `given` must outlive `app`.
 std::map<Place, CLI::App*> add_commands(CLI::App& app, Given& given) {
     add_row(app, program_row(), given);
     app.set_version_flag(version_option().names, std::string("vmm ") + kVersion, version_option().help);
@@ -130,7 +130,7 @@ std::map<Place, CLI::App*> add_commands(CLI::App& app, Given& given) {
     return commands;
 }
 
-/// Tries the values of a file's member, one by one: a message then names the right line. Throws Error.
+/// Checks the values of a member of the file one by one, so that a message names the right line. Throws Error.
 void take_from_file(CLI::Option& option, const ConfigFileEntry& entry, const std::string& path) {
     for (std::size_t i = 0; i < entry.values.size(); ++i) {
         try {
@@ -150,8 +150,8 @@ void take_from_file(CLI::Option& option, const ConfigFileEntry& entry, const std
     }
 }
 
-/// Gives the options of `run` what `entries` of the file at `path` say, unless they have a value already. `place` says
-/// which options may stand there. Throws Error.
+/// Sets the options of `run` from `entries` of the file at `path`, unless they have a value already. `place` says which
+/// options may be in the file. Throws Error.
 void apply_entries(CLI::App& run, const std::vector<ConfigFileEntry>& entries, const std::string& path, Place place) {
     for (const ConfigFileEntry& entry : entries) {
         if (find_option(place, entry.option) == nullptr) {
@@ -179,8 +179,8 @@ Json value_given(const Option& option, const std::string& word) {
     return option.value.kind == OptionValue::Kind::kNumber ? Json(std::stoul(word, nullptr, 0)) : Json(word);
 }
 
-/// What the options of `run` were given, on the command line and in files, in the form of such a file: those that may
-/// stand in `place`.
+/// The values that the options of `run` were given on the command line and in files, in the form of such a file. Only
+/// options that may be in `place` are included.
 std::string options_given(CLI::App& run, Place place) {
     Json given = Json::object();
     for (const Option& option : options()) {
@@ -204,8 +204,8 @@ std::string options_given(CLI::App& run, Place place) {
     return given.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-/// Makes one line of a text that may quote a user or a file: it has a readable length, and nothing in it that a
-/// terminal would obey.
+/// Makes one line of a text that may quote a user or a file. The line has a readable length, and no control characters
+/// for a terminal.
 std::string on_one_line(const std::string& text) {
     constexpr std::size_t kMostBytes = 2000;
     constexpr std::string_view kDigits = "0123456789abcdef";
@@ -227,7 +227,7 @@ TextCommand usage_error(const CLI::App& app, const std::string& what) {
     return {"vmm: error: " + on_one_line(with_option_names(what)) + " (see `" + command + " --help`)\n", kUsageError};
 }
 
-/// Says what is wrong with a command line. If no command was found, the word in its place is the answer.
+/// Says what is wrong with a command line. If no command was found, the message names the word in its place.
 std::string describe_parse_error(const CLI::App& app, const CLI::ParseError& error) {
     const std::vector<std::string> strange = app.remaining();
     if (!app.get_subcommands().empty() || strange.empty()) {
@@ -269,12 +269,12 @@ std::vector<CommandText> describe_commands() {
 
 namespace {
 
-/// Does what parse_command_line() does. If a guest has arrived, `config_of_guest` is the configuration of its machine,
-/// and counts where the words say nothing; otherwise it is null.
+/// Does what parse_command_line() does. If a guest has arrived, `config_of_guest` is the configuration of its machine;
+/// it is used for options that the words do not give. Otherwise it is null.
 Command parse(int argc, const char* const* argv, const std::string* config_of_guest) {
     CLI::App app(program_row().help, program_row().name);
     Given given;
-    given.bench.matrix.orders.clear(); // The preset's, unless an option says.
+    given.bench.matrix.orders.clear(); // those of the preset, unless an option is given
     const std::map<Place, CLI::App*> commands = add_commands(app, given);
     const auto is_given = [&](Place place) { return commands.at(place)->parsed(); };
     try {
@@ -296,7 +296,7 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
         return TextCommand{text.str(), 0};
     } catch (const CLI::ParseError& error) {
         return usage_error(app, describe_parse_error(app, error));
-    } catch (const Error& error) { // The file is wrong, of which the help says nothing.
+    } catch (const Error& error) { // the file is wrong, and help says nothing about it
         return TextCommand{"vmm: error: " + on_one_line(with_option_names(error.what())) + "\n", kUsageError};
     }
     if (is_given(Place::kDoctor)) {
@@ -304,7 +304,7 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
     }
     if (is_given(Place::kControl)) {
         try {
-            static_cast<void>(request_of(given.control)); // What is wrong with it, is said before anybody is asked.
+            static_cast<void>(request_of(given.control)); // errors are reported before anybody is asked
             return given.control;
         } catch (const Error& error) {
             return usage_error(app, error.what());
@@ -340,8 +340,8 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
         }
         return given.bench;
     }
-    // This asks the host how many processors there are. If that fails it is no fault of the command line, so main()
-    // says it.
+    // This reads the number of processors from the host. If that fails, the command line is not wrong, so main()
+    // reports the error.
     given.run.config.prefault = prefault::resolved(std::move(given.run.config.prefault));
     try {
         RunCommand run = run_command_of(given);

@@ -20,8 +20,8 @@ struct CommandText {
 /// Describes the program first, then each of its commands.
 [[nodiscard]] std::vector<CommandText> describe_commands();
 
-/// Understands the words a program was started with. Creates nothing; opens nothing but the file of --config.
-/// A RunCommand with `incoming` keeps `argv`.
+/// Parses the words with which the program was started. It creates nothing, and opens only the file of --config. A
+/// RunCommand with `incoming` keeps `argv`.
 [[nodiscard]] Command parse_command_line(int argc, const char* const* argv);
 
 } // namespace vmm

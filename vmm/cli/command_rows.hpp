@@ -16,7 +16,7 @@ struct CommandRow {
     bool is_shown = true; ///< whether help, manual pages and completions name it
 };
 
-/// What the program says of itself.
+/// The row of the program itself.
 [[nodiscard]] const CommandRow& program_row() noexcept;
 
 /// The commands that follow the program's name.

@@ -21,10 +21,9 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kMostBytes = 1 << 20;
-constexpr std::size_t kDeepest = 8; ///< objects and arrays in one another
+constexpr std::size_t kDeepest = 8; ///< nested objects and arrays
 
-/// One value with its line. The parser's own values have neither lines nor order, and hide a member that is there
-/// twice.
+/// One value with its line. The parser's own values have no lines and no order, and hide a member that occurs twice.
 struct NamedNode;
 struct Node {
     enum class Kind { kNull, kBoolean, kInteger, kFraction, kString, kObject, kArray };
@@ -68,7 +67,7 @@ class LineIterator {
     std::size_t* line_ = nullptr;
 };
 
-/// Builds nodes from what the parser finds. Throws Error through it.
+/// Builds nodes from the events of the parser. It throws Error through the parser.
 class Builder final : public json::json_sax_t {
   public:
     Builder(const std::string& name, const std::size_t& line) : name_(name), line_(line) {}
@@ -86,7 +85,7 @@ class Builder final : public json::json_sax_t {
         check_no_nul(value);
         return add(Node::Kind::kString, std::move(value));
     }
-    bool binary(binary_t& /*value*/) override { return false; } // JSON has none.
+    bool binary(binary_t& /*value*/) override { return false; } // JSON has none
     bool start_object(std::size_t /*elements*/) override { return open(Node::Kind::kObject); }
     bool start_array(std::size_t /*elements*/) override { return open(Node::Kind::kArray); }
     bool end_object() override { return close(); }
@@ -104,11 +103,11 @@ class Builder final : public json::json_sax_t {
     }
     bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
                      const nlohmann::detail::exception& error) override {
-        // The parser quotes what it has read last, however long that is.
+        // The parser quotes the text that it has read last, however long that is.
         constexpr std::size_t kMostReasonBytes = 200;
         const std::string reason = error.what();
         const std::size_t at = reason.find("at line");
-        if (at == std::string::npos) { // A number may be too large for any floating-point number.
+        if (at == std::string::npos) { // a number may be too large for any floating-point type
             throw Error(config_file_error(name_, line_) + "it is not JSON that can be read");
         }
         throw Error("cannot use the configuration in " + name_ + ": it is not JSON: " +
@@ -116,21 +115,21 @@ class Builder final : public json::json_sax_t {
     }
 
   private:
-    /// A path with a NUL in it would name another file than it seems to.
+    /// Throws Error if the text has a NUL. A path with a NUL would name another file than it seems to.
     void check_no_nul(const std::string& text) const {
         if (text.find('\0') != std::string::npos) {
             throw Error(config_file_error(name_, line_) + "there is a NUL character (\\u0000) in a string: remove it");
         }
     }
 
-    /// The node for the next value.
+    /// Returns the node for the next value.
     Node& place() {
         if (open_.empty()) {
             return root_;
         }
         Node& parent = *open_.back();
         if (parent.kind == Node::Kind::kObject) {
-            return parent.members.back().value; // key() has made it, with its line.
+            return parent.members.back().value; // key() has made it, with its line
         }
         parent.elements.emplace_back().line = line_;
         return parent.elements.back();
@@ -148,7 +147,7 @@ class Builder final : public json::json_sax_t {
         }
         Node& node = place();
         node.kind = kind;
-        open_.push_back(&node); // Its parent does not grow before it is closed.
+        open_.push_back(&node); // its parent does not grow until it is closed
         names_.emplace_back();
         return true;
     }
@@ -162,11 +161,11 @@ class Builder final : public json::json_sax_t {
     const std::size_t& line_;
     Node root_;
     std::vector<Node*> open_;
-    /// The names in each of open_, with their lines.
+    /// The names in each object of open_, with their lines.
     std::vector<std::map<std::string, std::size_t>> names_;
 };
 
-/// Makes words of one member, and names it in messages.
+/// Makes words of one member. Messages name the member.
 class Member {
   public:
     Member(const std::string& name, const std::string& option)
@@ -206,7 +205,7 @@ class Member {
         return value.kind == Node::Kind::kObject ? device_words(value) : word_of(value, option_);
     }
 
-    /// The words of a device. A value without a name comes first: the path of a disk.
+    /// Returns the words of a device. A value without a name comes first: the path of a disk.
     [[nodiscard]] std::string device_words(const Node& object) const {
         if (syntax_ == nullptr) {
             refuse(object, option_, "there has to be a string or a whole number: it is no device");
@@ -241,7 +240,7 @@ class Member {
         return words;
     }
 
-    /// Whether `key` is a switch, for which `false` is a word, too.
+    /// Whether `key` is a switch. For a switch `false` is a word, too.
     [[nodiscard]] bool is_switch(const std::string& key) const {
         return std::ranges::any_of(syntax_->words, [&](const DeviceWord& word) {
             return word.name == key && word.kind == DeviceWord::Kind::kSwitch;
@@ -251,7 +250,7 @@ class Member {
     static void append(std::string& words, const std::string& word) {
         words += (words.empty() || word.empty() ? "" : ",") + word;
     }
-    /// A comma within a value is written twice, as on the command line.
+    /// Writes a comma within a value twice, as on the command line.
     static std::string escaped(const std::string& text) {
         std::string result;
         for (const char c : text) {
@@ -273,7 +272,7 @@ std::string config_file_error(const std::string& name, std::size_t line) {
 
 std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const std::string& name) {
     std::size_t line = 1;
-    if (const std::size_t nul = text.find('\0'); nul != std::string::npos) { // The parser would take it for the end.
+    if (const std::size_t nul = text.find('\0'); nul != std::string::npos) { // the parser would take it for the end
         line +=
             static_cast<std::size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(nul), '\n'));
         throw Error(config_file_error(name, line) + "there is a NUL character: it is no text");

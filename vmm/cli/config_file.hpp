@@ -7,7 +7,7 @@
 
 namespace vmm {
 
-/// What the file says of one option: its long name without the dashes, and its values as the command line has them.
+/// One option in the file: its long name without the dashes, and its values as the command line has them.
 struct ConfigFileEntry {
     std::string option;
     std::vector<std::string> values; ///< never empty
@@ -16,14 +16,14 @@ struct ConfigFileEntry {
     friend bool operator==(const ConfigFileEntry&, const ConfigFileEntry&) = default;
 };
 
-/// Understands the text of a configuration file (docs/config.md) and returns its members in the file's order. An object
-/// for a device becomes words: {"path": "a.img", "ro": true, "queues": 2} is "a.img,ro,queues=2". It takes time in
-/// proportion to the text. `name` goes into messages.
-/// Throws Error, which names the line and the member: the text is no such object.
+/// Parses the text of a configuration file (docs/config.md) and returns its members in the file's order. An object for
+/// a device becomes words: {"path": "a.img", "ro": true, "queues": 2} is "a.img,ro,queues=2". The time is proportional
+/// to the length of the text. `name` is for messages. Throws Error if the text is no such object; the error names the
+/// line and the member.
 [[nodiscard]] std::vector<ConfigFileEntry> parse_config_file(const std::string& text, const std::string& name);
 
-/// Does the same for a file, which may be a pipe. `stop_fd` ends the wait for it, as in read_some().
-/// Throws Error: the file cannot be read, or is larger than 1 MiB.
+/// Does the same for a file, which may be a pipe. `stop_fd` ends the wait for it, as in read_some(). Throws Error if
+/// the file cannot be read, or is larger than 1 MiB.
 [[nodiscard]] std::vector<ConfigFileEntry> read_config_file(const std::string& path, int stop_fd = -1);
 
 /// The beginning of every message about a line of such a file.

@@ -15,7 +15,7 @@ Json schema_of(const Limits& limits) {
     return {{"type", "integer"}, {"minimum", limits.least}, {"maximum", limits.most}};
 }
 
-/// A text between commas, or alone.
+/// The schema of a text that may be between commas or alone.
 Json schema_of_text(const DeviceWord& word) {
     if (!word.choices.empty()) {
         return {{"enum", word.choices}};
@@ -69,7 +69,7 @@ Json schema_of(const DeviceWord& word) {
     return schema;
 }
 
-/// One device: a text as on the command line, or an object with a member for each word.
+/// The schema of one device: a text as on the command line, or an object with a member for each word.
 Json schema_of(const DeviceSyntax& syntax) {
     Json object = {{"type", "object"}, {"additionalProperties", false}};
     Json kinds = Json::array();
@@ -86,7 +86,7 @@ Json schema_of(const DeviceSyntax& syntax) {
         object["anyOf"] = kinds;
     }
     Json text = {{"type", "string"}, {"pattern", device_pattern(syntax)}, {"description", syntax.usage}};
-    if (syntax.words.front().kind == DeviceWord::Kind::kFirst) { // A path or a size, which may be a number.
+    if (syntax.words.front().kind == DeviceWord::Kind::kFirst) { // a path or a size; a size may be a number
         text["type"] = Json::array({"string", "integer"});
         text["minimum"] = 0;
     }

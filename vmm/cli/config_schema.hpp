@@ -5,7 +5,7 @@
 
 namespace vmm {
 
-/// The schema, with a newline at its end. It describes each value alone. What values mean together, it does not know.
+/// The schema, with a newline at its end. It describes each value alone, and no rules between values.
 [[nodiscard]] std::string config_schema();
 
 } // namespace vmm

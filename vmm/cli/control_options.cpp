@@ -30,7 +30,7 @@ std::vector<std::string> verb_names() {
     return names;
 }
 
-/// "--incremental-to" of "incremental_to".
+/// Returns "--incremental-to" for "incremental_to".
 std::string option_name(const Parameter& parameter) {
     std::string name = "--" + parameter.name;
     std::ranges::replace(name, '_', '-');
@@ -53,7 +53,7 @@ Option option_of(const Parameter& parameter) {
         };
         return std::move(option).with_standard(parameter.standard);
     }
-    case Parameter::Kind::kAddress: // It has a place of its own.
+    case Parameter::Kind::kAddress: // it has another place
     case Parameter::Kind::kPath:
         return file(names, parameter.help,
                     [name](Given& given, const std::string& path) { given.control.options[name] = path; });
@@ -98,7 +98,7 @@ std::string synopsis_of(const Verb& verb) {
     return form;
 }
 
-/// Says what people write for it.
+/// Says what people must write for the parameter.
 std::string what_is_written(const Parameter& parameter) {
     if (parameter.kind == Parameter::Kind::kBytes) {
         return "a size from " + std::to_string(parameter.least) + " to " + std::to_string(parameter.most);
@@ -107,7 +107,7 @@ std::string what_is_written(const Parameter& parameter) {
     return is_file ? "the name of a file or a directory" : control::what_it_takes(parameter);
 }
 
-/// The machine may have another working directory than we have. Throws Error.
+/// Returns the absolute path, because the machine may have another working directory than this process. Throws Error.
 std::string absolute_path(const Parameter& parameter, const std::string& word) {
     std::error_code error;
     std::string path = std::filesystem::absolute(word, error).string();
@@ -117,7 +117,7 @@ std::string absolute_path(const Parameter& parameter, const std::string& word) {
     return path;
 }
 
-/// The value that people wrote, as JSON. Throws Error.
+/// Returns the value that people wrote, as JSON. Throws Error.
 Json value_of(const Parameter& parameter, const std::string& word) {
     if (parameter.kind == Parameter::Kind::kFlag) {
         return word == "true";
@@ -126,7 +126,7 @@ Json value_of(const Parameter& parameter, const std::string& word) {
         return parameter.choices[pick_choice(word, parameter.choices)];
     }
     if (parameter.kind == Parameter::Kind::kName || parameter.kind == Parameter::Kind::kPorts) {
-        return word; // The machine says what is wrong with it.
+        return word; // the machine says what is wrong with it
     }
     if (parameter.kind == Parameter::Kind::kPath) {
         return absolute_path(parameter, word);
@@ -184,7 +184,7 @@ std::vector<Option> control_options() {
     rows[1].take = [choices = verb_names()](Given& given, const std::vector<std::string>& words) {
         given.control.verb = choices[pick_choice(words.back(), choices)];
     };
-    // A word that is given twice is two words; the list begins anew each time that the values are taken.
+    // A word that is given twice counts twice. The list begins anew each time the values are taken.
     rows[2].take = [](Given& given, const std::vector<std::string>& words) { given.control.words = words; };
     std::vector<std::string> seen;
     for (const Verb& one : control::verbs()) {

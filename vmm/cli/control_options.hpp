@@ -1,4 +1,4 @@
-// The rows of the table for `vmm ctl`, made from the table of verbs, and what is asked of a machine by them.
+// The rows of the option table for `vmm ctl`, made from the table of verbs, and the requests that they make.
 #pragma once
 
 #include <string>
@@ -21,7 +21,7 @@ struct ControlRequest {
     std::string body{}; ///< JSON; empty: none
 };
 
-/// What `command` asks for. Throws Error: its words and options are not those of its verb.
+/// Returns the request that `command` makes. Throws Error if its words and options are not those of its verb.
 [[nodiscard]] ControlRequest request_of(const ControlCommand& command);
 
 } // namespace vmm

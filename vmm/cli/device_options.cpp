@@ -125,7 +125,7 @@ std::vector<DeviceWord> memory_from_words() {
     };
 }
 
-/// "=512|4096", or nothing for a flag.
+/// Returns "=512|4096", or nothing for a flag.
 std::string usage_of_value(const DeviceWord& word) {
     if (word.kind == Kind::kFlag) {
         return {};
@@ -133,7 +133,7 @@ std::string usage_of_value(const DeviceWord& word) {
     return "=" + (word.choices.empty() ? word.form.empty() ? "N" : word.form : form_of(word.choices));
 }
 
-/// "PATH[,ro][,queues=N]"
+/// Returns "PATH[,ro][,queues=N]".
 std::string usage_of(const std::vector<DeviceWord>& words) {
     std::string usage;
     for (const DeviceWord& word : words) {
@@ -171,7 +171,7 @@ std::string value_pattern(const DeviceWord& word) {
     return "([^,]|,,)" + times;
 }
 
-/// The words between single commas. Two commas are one comma within a word.
+/// Splits a text at single commas. Two commas stand for one comma within a word.
 std::vector<std::string> split_words(std::string_view text) {
     std::vector<std::string> words(1);
     for (std::size_t i = 0; i < text.size(); ++i) {
@@ -187,7 +187,7 @@ std::vector<std::string> split_words(std::string_view text) {
     return words;
 }
 
-/// A whole number. `what` it counts goes into the message. Throws Error.
+/// Parses a whole number. `what` names the counted things in the message. Throws Error.
 template <typename Number = unsigned>
 Number number_of(std::string_view text, const char* what) {
     Number number = 0;
@@ -227,10 +227,10 @@ devices::DiskIoKind disk_io_kind_of(std::string_view text) {
     throw Error("'" + std::string(text) + "' is no way of doing a disk's I/O: auto, uring, threads");
 }
 
-/// The words of one device. Each is known, and is there as often as it may be.
+/// The words of one device. All of them are known, and none occurs too often.
 class Words {
   public:
-    /// Throws Error: a word is unknown, or is there twice.
+    /// Throws Error if a word is unknown, or occurs twice.
     Words(std::string_view option, const std::string& text) {
         const DeviceSyntax* const syntax = find_device_syntax(option);
         assert(syntax != nullptr);

@@ -30,7 +30,7 @@ struct DeviceWord {
     Limits limits{};                    ///< of kNumber
     std::string pattern{};              ///< an ECMAScript expression without commas for the value; empty: any text
     std::size_t most_bytes = 0;         ///< of a text; 0: any
-    bool is_kind = false;               ///< whether a device has exactly one of the words that are marked so
+    bool is_kind = false;               ///< whether a device must have exactly one of the words that are marked so
 };
 
 /// How a device is described. A comma within a value is written twice.
@@ -41,7 +41,8 @@ struct DeviceSyntax {
     std::string usage{}; ///< for people: "PATH[,cid=N]"
 };
 
-/// An ECMAScript expression for everything that has the form of `syntax`. Words that exclude each other are in it.
+/// An ECMAScript expression for every text that has the form of `syntax`. It also accepts words that exclude each
+/// other.
 [[nodiscard]] std::string device_pattern(const DeviceSyntax& syntax);
 
 /// Every option that describes devices.
@@ -49,7 +50,7 @@ struct DeviceSyntax {
 /// The syntax of one option; null if the option describes no device.
 [[nodiscard]] const DeviceSyntax* find_device_syntax(std::string_view option);
 
-// All of these throw Error, which says which word is wrong and which words there are.
+// All of these throw Error, which names the wrong word and the words that are allowed.
 [[nodiscard]] DiskConfig parse_disk_option(const std::string& text);
 [[nodiscard]] NetConfig parse_net_option(const std::string& text);
 [[nodiscard]] VsockConfig parse_vsock_option(const std::string& text);

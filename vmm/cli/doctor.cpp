@@ -66,7 +66,7 @@ std::string describe_tdp_mmu(const std::optional<bool>& on) {
     return on ? (*on ? "on" : "off") : kUnknown;
 }
 
-/// For a host that is itself a guest.
+/// The finding for a host that is itself a guest.
 Finding nesting(prefault::SecondLevelKind kind) {
     const bool is_shadow = kind == prefault::SecondLevelKind::kShadow;
     return {Verdict::kAdvice, "nesting", "this host is itself a guest (CPUID has the hypervisor bit)",
@@ -109,7 +109,7 @@ bool is_there(const std::filesystem::path& path) {
     return std::filesystem::exists(path, ignored);
 }
 
-/// A pool in words, with the pages that are made on demand: a guest can have those as well.
+/// Describes a pool, including the pages that are made on demand, because a guest can have those, too.
 Finding describe_pool(const prefault::HugePagePool& pool) {
     const std::uint64_t size = pool.page_bytes;
     Finding finding{Verdict::kGood, "huge pages of " + format_bytes(size),
@@ -182,7 +182,7 @@ void examine_memory(const SettingsSources& sources, std::vector<Finding>& findin
     examine_huge_pages(sources, findings);
 }
 
-/// Adds what cannot be read as a finding, rather than leaving it out.
+/// Adds a finding for each fact that cannot be read.
 void examine_what_can_be_read(const SettingsSources& sources, std::vector<Finding>& findings) {
     for (const std::filesystem::path& path :
          {sources.proc / "self", sources.proc / "sys/kernel", sources.sys / "kernel/mm", sources.sys / "module"}) {
@@ -228,14 +228,14 @@ void examine_processors(const SettingsSources& sources, std::vector<Finding>& fi
         {Verdict::kGood, "processors", vmm::format("{} usable, on {}", prefault::usable_cpu_list().size(), where), ""});
 }
 
-/// Finds out by trying.
+/// Finds out by an attempt.
 void examine_disk_io(std::vector<Finding>& findings) {
     const std::string why_not = devices::why_no_uring();
     findings.push_back(why_not.empty() ? Finding{Verdict::kGood, "disk I/O", "by io_uring", ""}
                                        : Finding{Verdict::kAdvice, "disk I/O", "by threads, which is slower", why_not});
 }
 
-/// Finds out by trying.
+/// Finds out by an attempt.
 void examine_lazy_restore(std::vector<Finding>& findings) {
     const std::string problem = UserFaultFd::problem();
     findings.push_back(problem.empty()
@@ -243,7 +243,7 @@ void examine_lazy_restore(std::vector<Finding>& findings) {
                            : Finding{Verdict::kAdvice, "snapshots", "without --restore-mode=lazy", problem});
 }
 
-/// Finds out by trying, in a thread that ends then.
+/// Finds out by an attempt, on a thread that ends afterwards.
 void examine_sandbox(std::vector<Finding>& findings) {
     if (kStandardSandbox == SandboxMode::kOff) {
         findings.push_back({Verdict::kGood, "sandbox", "off, because this program was built with a sanitizer", ""});

@@ -23,7 +23,7 @@ LogLevel log_level(const Given& given) {
     }
 }
 
-/// Only one of the two has standard input and output. Throws Error.
+/// Connects the serial port or the console to standard input and output; only one of them can have it. Throws Error.
 void connect_stdio(const Given& given, RunCommand& run) {
     run.serial = given.serial.value_or(run.serial);
     if (run.console == "stdio" && run.serial == "stdio") {
@@ -33,7 +33,7 @@ void connect_stdio(const Given& given, RunCommand& run) {
         run.serial = "none";
     }
     if (run.console != "none") {
-        run.config.console.emplace(); // Its descriptors come later. From here on it counts as a device.
+        run.config.console.emplace(); // its descriptors are set later; from here on it counts as a device
     }
 }
 
@@ -99,7 +99,7 @@ void choose_incoming(const Given& given, RunCommand& run) {
     incoming.security.check(incoming.address, true);
 }
 
-/// What a jail goes with. Throws Error.
+/// Throws Error if the options for a jail do not fit the others.
 void check_jail_options(const RunCommand& run) {
     if (!run.jail) {
         return;

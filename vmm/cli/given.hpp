@@ -1,4 +1,4 @@
-// What the options have said, before anything is concluded from it.
+// The options as they were given, before anything is concluded from them.
 #pragma once
 
 #include <optional>
@@ -8,8 +8,8 @@
 
 namespace vmm {
 
-/// What a command line and its configuration file say. Every option writes its own member. A value is optional if it
-/// matters whether anybody gave it.
+/// The content of a command line and its configuration file. Every option writes a member of its own. A value is
+/// optional if it matters whether it was given.
 struct Given {
     RunCommand run;
     std::optional<std::string> serial;
@@ -35,7 +35,8 @@ struct Given {
     BenchCompareCommand compare;
 };
 
-/// The command `vmm run`: fills in what follows from other options. Throws Error if options contradict each other.
+/// Returns the command `vmm run`. It fills in what follows from other options. Throws Error if options contradict each
+/// other.
 [[nodiscard]] RunCommand run_command_of(const Given& given);
 
 } // namespace vmm

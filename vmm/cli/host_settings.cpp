@@ -45,7 +45,7 @@ std::optional<std::uint64_t> number(const fs::path& path) {
     return file >> value ? std::optional(value) : std::nullopt;
 }
 
-/// Module parameters say Y or 1 for true. Some files of sysfs say "true".
+/// Whether a setting is on. Module parameters use Y or 1 for true. Some files of sysfs use "true".
 bool is_on(const fs::path& path) {
     const std::string value = first_line(path).value_or("");
     return value == "Y" || value == "1" || value == "true";
@@ -77,7 +77,7 @@ bool has_several_nodes(const SettingsSources& sources) {
                .nodes.size() > 1;
 }
 
-/// mm/ksm.c: ksm_madvise() takes a mapping out again that was offered along with all memory of a process.
+/// mm/ksm.c: ksm_madvise() can withdraw a mapping that was offered along with all memory of a process.
 std::optional<Finding> examine_ksm(const SettingsSources& sources) {
     if (number(sources.sys / "kernel/mm/ksm/run").value_or(0) != 1) {
         return std::nullopt;
@@ -104,7 +104,7 @@ std::optional<Finding> examine_khugepaged(const SettingsSources& sources) {
     return good("khugepaged", "on; it leaves huge pages alone, and all memory of --page-size=4K, 2M and 1G");
 }
 
-/// mm/huge_memory.c: thp_underused(), since Linux 6.12. 511 of max_ptes_none is the default and means never.
+/// mm/huge_memory.c: thp_underused(), since Linux 6.12. The default of max_ptes_none is 511, which means never.
 std::optional<Finding> examine_underused_huge_pages(const SettingsSources& sources) {
     constexpr std::uint64_t kNever = 511;
     const fs::path thp = sources.sys / "kernel/mm/transparent_hugepage";
@@ -187,7 +187,7 @@ std::optional<Finding> examine_executable_huge_pages(const SettingsSources& sour
 std::optional<Finding> examine_swap(const SettingsSources& sources) {
     std::ifstream swaps(sources.proc / "swaps");
     std::string line;
-    std::getline(swaps, line); // This line names the columns.
+    std::getline(swaps, line); // this line has the names of the columns
     std::size_t areas = 0;
     std::uint64_t bytes = 0;
     while (std::getline(swaps, line)) {
@@ -208,7 +208,7 @@ std::optional<Finding> examine_swap(const SettingsSources& sources) {
                   "`sudo swapoff -a`");
 }
 
-/// mm/damon: the threads are called kdamond.N. If they cannot be seen, the administrator's interface tells.
+/// mm/damon: the threads are called kdamond.N. If they are not visible, the administrator's interface is read.
 std::optional<Finding> examine_damon(const SettingsSources& sources) {
     std::error_code ignored;
     std::size_t threads = 0;
@@ -243,7 +243,7 @@ std::optional<Finding> examine_damon(const SettingsSources& sources) {
                       (stop.empty() ? "" : ", or " + stop));
 }
 
-/// arch/x86/kvm/mmu/tdp_mmu.c: without the bits, ageing a page takes its access rights away.
+/// arch/x86/kvm/mmu/tdp_mmu.c: without these bits, ageing a page removes its access rights.
 std::optional<Finding> examine_accessed_bits(const SettingsSources& sources) {
     const prefault::SecondLevelHost host = prefault::detect_second_level((sources.sys / "module").native());
     if (host.kind != prefault::SecondLevelKind::kEpt || host.accessed_dirty.value_or(true)) {
@@ -256,8 +256,8 @@ std::optional<Finding> examine_accessed_bits(const SettingsSources& sources) {
                   "can, or --pin=mlock against reclaim");
 }
 
-/// arch/x86/kvm/x86.c: kvm_vcpu_update_apicv() would delete the APIC page's memslot, and with it all mappings, when a
-/// guest enters x2APIC mode. The timer's reinjection rules AVIC out (APICV_INHIBIT_REASON_PIT_REINJ).
+/// arch/x86/kvm/x86.c: when a guest enters x2APIC mode, kvm_vcpu_update_apicv() would delete the APIC page's memslot,
+/// and with it all mappings. The timer's reinjection prevents AVIC (APICV_INHIBIT_REASON_PIT_REINJ).
 std::optional<Finding> examine_avic(const SettingsSources& sources) {
     if (!is_on(sources.sys / "module/kvm_amd/parameters/avic")) {
         return std::nullopt;
@@ -282,13 +282,13 @@ std::optional<Finding> examine_io_uring(const SettingsSources& sources) {
                   "--pin=longterm needs it: `sudo sysctl kernel.io_uring_disabled=0`");
 }
 
-/// A file of a control group, and the bytes in it.
+/// A file of a control group, and the limit in it, in bytes.
 struct GroupLimit {
     fs::path file;
     std::uint64_t bytes = 0;
 };
 
-/// The smallest memory.high among the groups of this process. Version 1 has none.
+/// The smallest memory.high among the groups of this process. Version 1 does not have this limit.
 std::optional<GroupLimit> smallest_memory_high(const CgroupRoots& roots) {
     std::optional<GroupLimit> smallest;
     for (const CgroupLineage& lineage : cgroup_lineages("memory", roots)) {
@@ -315,7 +315,7 @@ std::optional<Finding> examine_memory_group(const SettingsSources& sources) {
     return most ? std::optional(good("control group", "at most " + format_bytes(*most))) : std::nullopt;
 }
 
-/// The kernel describes this setting in Documentation/admin-guide/mm/transhuge.rst, "Shmem control".
+/// Documentation/admin-guide/mm/transhuge.rst, "Shmem control".
 std::optional<Finding> examine_warm_memory(const SettingsSources& sources) {
     const fs::path file = sources.sys / "kernel/mm/transparent_hugepage/shmem_enabled";
     const std::string word = chosen_word(file);

@@ -9,14 +9,14 @@
 
 namespace vmm {
 
-/// Whether all anonymous memory of this process is offered to KSM, as a parent may have asked for (PR_SET_MEMORY_MERGE
-/// in prctl(2), since Linux 6.4).
+/// Whether all anonymous memory of this process is offered to KSM. A parent process may have asked for that
+/// (PR_SET_MEMORY_MERGE in prctl(2), since Linux 6.4).
 [[nodiscard]] bool merges_own_memory() noexcept;
 
-/// Tries to make an io_uring for a pin, and says why that fails; empty if it does not.
+/// Tries to make an io_uring for a pin. Returns why that fails; empty if it succeeds.
 [[nodiscard]] std::string why_no_io_uring();
 
-/// The folders from which settings are read, and what only the process itself can tell.
+/// The folders from which settings are read, and facts that only the process itself can tell.
 struct SettingsSources {
     std::filesystem::path proc = "/proc";
     std::filesystem::path sys = "/sys";
@@ -25,8 +25,9 @@ struct SettingsSources {
 };
 
 /// Looks for settings that can undo a prefault, or stand in the way of a pin (docs/prefault.md, "Undoing"). A setting
-/// that reaches guest memory is advice. One that is on but does not reach it is good. Settings that are off, or cannot
-/// be read, are no findings. Changes nothing. The result is never empty. Throws Error as prefault::usable_cpu_list().
+/// that reaches guest memory is kAdvice; a setting that is on but does not reach it is kGood. Settings that are off, or
+/// cannot be read, are no findings. It changes nothing, and the result is never empty. Throws Error as
+/// prefault::usable_cpu_list().
 [[nodiscard]] std::vector<Finding> examine_settings(const SettingsSources& sources = {});
 
 } // namespace vmm

@@ -13,7 +13,7 @@ namespace vmm {
 
 namespace {
 
-// With O_NONBLOCK, a pipe that nobody reads is found at once and never waited for.
+// With O_NONBLOCK, opening a pipe that nobody reads fails at once and does not wait.
 constexpr int kFlags = O_WRONLY | O_APPEND | O_NONBLOCK;
 
 bool is_same_file(const struct stat& one, const struct stat& other) {
@@ -84,7 +84,7 @@ void LongLivedFile::follow_name() {
             file_ = std::move(file);
             facts_ = now;
         }
-    } catch (const Error&) { // The old file, whatever it is called now, still takes everything.
+    } catch (const Error&) { // the old file still takes everything, whatever its name is now
     }
 }
 

@@ -11,21 +11,21 @@
 
 namespace vmm {
 
-/// Writes at the end of the file, so a file that is cut off (copytruncate of logrotate(8)) gets no hole. If the file
-/// has been renamed or deleted, it goes on in a new file of the name. Threads: one at a time.
+/// Writes at the end of the file, so a file that somebody truncates (copytruncate of logrotate(8)) gets no hole. If the
+/// file has been renamed or deleted, it goes on in a new file of the same name. Threads: one at a time.
 class LongLivedFile final : public OutputTarget {
   public:
-    /// Opens `path`, or makes the file. Its content stays for now. The name of a descriptor that we were started with
-    /// (/dev/stdout) is that descriptor, which is neither opened anew nor emptied. `tried` is for messages: "write the
-    /// log to vmm.log".
-    /// Throws Error: the file cannot be written, leads over another user's link (OutputPlace), or is locked as a disk.
+    /// Opens `path`, or makes the file. The content is not removed yet. If `path` is the name of a descriptor that this
+    /// process was started with (/dev/stdout), that descriptor is used, and is neither opened again nor emptied.
+    /// `tried` is for messages: "write the log to vmm.log". Throws Error if the file cannot be written, leads over
+    /// another user's link (OutputPlace), or is locked as a disk.
     LongLivedFile(std::string path, std::string tried);
     /// Deletes the file if it was made here and never kept.
     ~LongLivedFile() override;
 
-    /// Makes a file stay that was made here.
+    /// Keeps a file that was made here.
     void keep() noexcept { kept_ = true; }
-    /// Drops the content of the file. Throws Error: somebody has locked it since.
+    /// Drops the content of the file. Throws Error if somebody has locked it since it was opened.
     void empty();
 
     [[nodiscard]] NonblockingOutput::Result write(std::span<const std::byte> bytes) override;

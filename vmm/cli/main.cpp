@@ -89,16 +89,16 @@ int execute(const TextCommand& command, std::chrono::steady_clock::time_point /*
 
 int main(int argc, char** argv) {
     const auto started = std::chrono::steady_clock::now();
-    // If a standard descriptor is closed, the next file would take its number and be written to by mistake.
+    // If a standard descriptor is closed, the next file would get its number, and would be written to by mistake.
     for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
         if (::fcntl(fd, F_GETFD) < 0) {
             [[maybe_unused]] const int lowest = ::open("/dev/null", O_RDWR);
         }
     }
-    // If a reader goes away, the write fails. The guest goes on.
+    // If a reader goes away, a write fails without a signal, and the guest goes on.
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);
-    // This holds until a machine or a benchmark has something to give back.
+    // This is for the time until a machine or a benchmark has something to give back.
     const vmm::ExitOnSignals exit_on_signals(vmm::kStoppedBySignal);
     vmm::raise_open_file_limit();
     vmm::make_room_for_descriptors();

@@ -84,11 +84,11 @@ void Messages::open_log(const RunCommand& command) {
     }
     logger_ = std::make_shared<spdlog::logger>("vmm", sinks.begin(), sinks.end());
     logger_->set_level(spdlog::level::debug);
-    logger_->set_error_handler([](const std::string&) {}); // spdlog's own words would wait for a reader.
+    logger_->set_error_handler([](const std::string&) {}); // spdlog's own message would wait for a reader
 }
 
 void Messages::prepare_for_sandbox() {
-    ::tzset(); // A line of the log has the local time, and the first one reads a file for that.
+    ::tzset(); // lines of the log have the local time, and the first one would read a file for that
     terminal_.start();
     if (file_) {
         file_->start();
@@ -127,7 +127,7 @@ void Messages::end(const WritePatience& patience) noexcept {
             }
         }
         terminal_.finish(patience);
-    } catch (const std::exception&) { // There is no memory even to say so.
+    } catch (const std::exception&) { // there is no memory for the message
     }
 }
 

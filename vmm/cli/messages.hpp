@@ -1,4 +1,4 @@
-// What the program says to people: on standard error and in the log file.
+// The messages of the program to people: on standard error and in the log file.
 #pragma once
 
 #include <atomic>
@@ -17,33 +17,33 @@ class logger; // NOLINT(readability-identifier-naming): the library's name
 
 namespace vmm {
 
-/// Messages for people. Saying something never waits: what nobody reads is dropped and counted, and the count is told
-/// once somebody reads again. Threads: any, but for construction, open_log() and end().
+/// Messages for people. Writing one never waits: text that nobody reads is dropped and counted, and the count is
+/// reported once somebody reads again. Threads: any, except for construction, open_log() and end().
 class Messages {
   public:
     Messages();
 
-    /// Begins the log: at the terminal, and in the log file of `command` if it names one. Throws Error: the file cannot
-    /// be written.
+    /// Begins the log: at the terminal, and in the log file of `command` if it names one. Throws Error if the file
+    /// cannot be written.
     void open_log(const RunCommand& command);
 
-    /// From now on a message costs the thread that says it no system call but a write to an event: threads that are
-    /// confined say some. After open_log(). Throws Error.
+    /// From now on a message costs its thread no system call except a write to an event, because confined threads write
+    /// messages, too. It must be called after open_log(). Throws Error.
     void prepare_for_sandbox();
 
     /// Writes a line to the log. Does nothing before open_log().
     void log(LogLevel level, std::string_view line);
-    /// How important a line of the log has to be to be shown on standard error. Another level holds from then on.
+    /// The least level of a log line that is shown on standard error. The second function changes it.
     [[nodiscard]] LogLevel log_level() const noexcept { return level_.load(); }
     void set_log_level(LogLevel level);
     /// Writes `text` as it is, on standard error only.
     void say(std::string_view text) { terminal_.write(text); }
-    /// Does the same unless older text still waits: for a picture that only counts now.
+    /// Does the same unless older text still waits. It is for a picture that is soon out of date.
     void show(std::string_view text) { terminal_.write_if_idle(text); }
-    /// Says an error on standard error and in the log file.
+    /// Writes an error to standard error and to the log file.
     void say_error(std::string_view what);
 
-    /// Waits for slow readers as `patience` says. Called once, when all has been said.
+    /// Waits for slow readers as `patience` says. It is called once, after the last message.
     void end(const WritePatience& patience) noexcept;
 
   private:

@@ -1,4 +1,4 @@
-// One row of the table of options: everything that is known of an option.
+// One row of the table of options: all facts about an option.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ enum class Place {
     kProgram,
     kRun,
     kFile,
-    kSnapshot, ///< what is kept with a snapshot, and counts again when it is restored
+    kSnapshot, ///< options that are kept with a snapshot, and count again when it is restored
     kSnapshotCommand,
     kControl,
     kDoctor,
@@ -66,16 +66,16 @@ struct Option {
     std::string help{};
     OptionValue value{};
     std::vector<Place> places{};
-    /// The member of Config that it sets, as errors of the library name it: "prefault.scope". Empty: no error does.
+    /// The member of Config that it sets, as errors of the library name it: "prefault.scope". Empty: no error names it.
     std::string member{};
     std::string standard{};   ///< the default, as help shows it; empty: help shows none
     std::string excludes{};   ///< an earlier option that cannot be given as well, with its dashes
     bool is_required = false; ///< of a positional
     bool is_repeated = false; ///< whether the option may be given several times
-    /// Takes the values that the option was given: one, or several if `is_repeated`. It may be called again, and the
-    /// last call counts. Throws Error, which does not name the option.
+    /// Takes the values that the option was given: one, or several if `is_repeated`. If it is called again, the last
+    /// call counts. Throws Error, which does not name the option.
     std::function<void(Given&, const std::vector<std::string>&)> take{};
-    /// The same for kNone: how often the option was given, or less than 0 if it was negated.
+    /// Does the same for kNone. The number is how often the option was given, or less than 0 if it was negated.
     std::function<void(Given&, std::int64_t)> take_count{};
 
     [[nodiscard]] bool is_allowed(Place place) const;
@@ -105,22 +105,22 @@ struct Option {
 [[nodiscard]] Option file(std::string names, std::string help, std::function<void(Given&, const std::string&)> set,
                           std::vector<std::string> choices = {});
 
-/// An option that takes a whole number. Limits of the machine are told here and refused by the library.
+/// An option that takes a whole number. Help shows `limits`, but the library refuses numbers outside them.
 [[nodiscard]] Option number(std::string names, Limits limits, std::string help,
                             std::function<void(Given&, unsigned)> set);
 
-/// The place of `name` among `choices`, in any case; nothing if it is none of them.
+/// The index of `name` in `choices`, in any case; nothing if it is none of them.
 [[nodiscard]] std::optional<std::size_t> find_choice(const std::string& name, const std::vector<std::string>& choices);
-/// The same. Throws Error if `name` is none of them.
+/// Returns the same. Throws Error if `name` is none of them.
 [[nodiscard]] std::size_t pick_choice(const std::string& name, const std::vector<std::string>& choices);
 
-/// "none|host|all", with "|FILE" behind it if there is a `rest`.
+/// Returns "none|host|all", with "|FILE" after it if `rest` is "FILE".
 [[nodiscard]] std::string form_of(const std::vector<std::string>& choices, std::string_view rest = {});
 
 /// "1 to 254"
 [[nodiscard]] std::string to_string(const Limits& limits);
 
-/// The names of `values`, as their to_string() has them.
+/// The names of `values`, made by their to_string().
 template <typename Values>
 [[nodiscard]] std::vector<std::string> names_of(const Values& values) {
     std::vector<std::string> names;

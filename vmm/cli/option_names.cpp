@@ -15,11 +15,12 @@ namespace vmm {
 namespace {
 
 constexpr std::string_view kPrefix = "Config::";
-/// Of a structure that `vmm run` has for Config::incoming, and `vmm ctl` for a migration, by the same names.
+/// Members of a structure that `vmm run` uses for Config::incoming, and `vmm ctl` for a migration, under the same
+/// names.
 constexpr std::string_view kOfSecurity = "MigrationSecurity::";
 constexpr std::string_view kSecurityMember = "Config::incoming.security.";
 
-/// True if a name that ends where `rest` begins is not a part of a longer one: a point may end a sentence.
+/// True if a name that ends where `rest` begins is not a part of a longer name. A point may end a sentence.
 bool ends_here(std::string_view rest) {
     const auto is_of_name = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; };
     const bool goes_on =
@@ -27,10 +28,10 @@ bool ends_here(std::string_view rest) {
     return !goes_on;
 }
 
-/// The words of the command for the beginning of a text.
+/// The command's words that replace the beginning of a text.
 struct Replacement {
     std::string words;
-    std::size_t length = 0; ///< of what they replace
+    std::size_t length = 0; ///< of the replaced text
 };
 
 /// Replaces `name` at the beginning of `text` by `words`, unless it is a part of a longer name.
@@ -41,7 +42,7 @@ std::optional<Replacement> replace_whole(std::string_view text, const std::strin
     return Replacement{std::move(words), name.size()};
 }
 
-/// Replaces the member that `option` sets at the beginning of `text`, which stands behind kPrefix.
+/// Replaces the member that `option` sets at the beginning of `text`, which is the text after kPrefix.
 std::optional<Replacement> replace_member(std::string_view text, const Option& option) {
     const std::string name = option.written_names().front();
     if (option.value.kind == OptionValue::Kind::kDevice) { // "nets.user" is a word of --net.
@@ -61,7 +62,7 @@ std::optional<Replacement> replace_member(std::string_view text, const Option& o
     return replace_whole(text, option.member, name);
 }
 
-/// Does the same for whatever option it is.
+/// Does the same for any option.
 std::optional<Replacement> replace_any_member(std::string_view text) {
     for (const Option& option : options()) {
         if (!option.member.empty()) {

@@ -1,4 +1,4 @@
-// From the library's words to the command's.
+// Replaces the library's names by the command's names.
 #pragma once
 
 #include <string>
@@ -6,8 +6,8 @@
 
 namespace vmm {
 
-/// `text`, which the library wrote, with the command's options in place of the members of Config that it names:
-/// "Config::pin=none" becomes "--pin=none". A member that has no option of that name stays as it is.
+/// Returns `text`, which the library wrote, with the command's options in place of the members of Config:
+/// "Config::pin=none" becomes "--pin=none". A member without an option of its own stays as it is.
 [[nodiscard]] std::string with_option_names(std::string_view text);
 
 } // namespace vmm

@@ -13,21 +13,21 @@
 
 namespace vmm {
 
-/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left", in units that fit. What is not known yet is left out.
+/// "host memory 12.3 of 64.0 GiB, 4.5 GiB/s, 12 s left", in units that fit. Values that are not known yet are left out.
 [[nodiscard]] std::string describe_progress(const prefault::Progress& progress);
 
-/// The same with a bar, in at most `columns` characters.
+/// Returns the same with a bar, in at most `columns` characters.
 [[nodiscard]] std::string draw_progress(const prefault::Progress& progress, unsigned columns);
 
-/// Draws a bar on a terminal while something takes longer than a second, and leaves nothing behind. Threads: one.
+/// Draws a bar on a terminal if something takes longer than a second, and removes it at the end. Threads: one.
 class ProgressBar {
   public:
-    /// Nothing is drawn for so long.
+    /// Nothing is drawn during this time.
     static constexpr std::chrono::milliseconds kQuiet{1000};
 
-    /// `fd` is a terminal, on loan. A terminal that takes nothing misses a frame, and we never wait.
+    /// `fd` is a terminal, on loan. If the terminal takes no text, a frame is left out; drawing never waits.
     explicit ProgressBar(int fd, std::chrono::milliseconds quiet = kQuiet);
-    /// Draws by `write`, which puts text on that terminal.
+    /// Draws by calling `write`, which puts text on that terminal.
     ProgressBar(int fd, std::function<void(std::string_view)> write, std::chrono::milliseconds quiet = kQuiet)
         : fd_(fd), write_(std::move(write)), begin_(std::chrono::steady_clock::now() + quiet) {}
     ~ProgressBar();
@@ -51,7 +51,7 @@ class ProgressLog {
     void show(const prefault::Progress& progress);
 
   private:
-    /// What the last line said.
+    /// The content of the last line.
     struct Told {
         double seconds = 0;
         std::uint64_t done_bytes = 0;

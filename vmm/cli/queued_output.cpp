@@ -31,7 +31,7 @@ struct QueuedOutput::State {
     void push(std::string_view text);
     struct Next {
         std::string text;
-        bool was_said; ///< whether it is a caller's, and not a text about a gap
+        bool was_said; ///< whether it is a caller's text; otherwise it is a text about a gap
     };
     [[nodiscard]] Next take_next();
     void write_directly(std::string_view text);
@@ -40,14 +40,14 @@ struct QueuedOutput::State {
 
     std::shared_ptr<OutputTarget> target;
     const Options options;
-    EventFd wake;     ///< tells the thread that waits for the target: give up
-    EventFd progress; ///< tells finish(): something was written
+    EventFd wake;     ///< tells the thread that waits for the target to give up
+    EventFd progress; ///< tells finish() that something was written
 
     mutable std::mutex lock; ///< guards all below
     std::condition_variable changed;
     std::deque<std::string> queue;
     std::size_t queued_bytes = 0;
-    bool writing = false; ///< the thread has taken a text and is not done with it
+    bool writing = false; ///< the thread has taken a text and has not finished it
     bool has_thread = false;
     bool thread_ended = false;
     bool ending = false;   ///< the thread ends when the queue is empty
@@ -66,7 +66,7 @@ void QueuedOutput::State::note_refusal(std::size_t bytes, int error_number) {
         if (lost.error_number == 0) {
             lost.error_number = error_number;
         }
-        tell = !given_up && !std::exchange(refusal_told, true); // After giving up, nobody may be there to be told.
+        tell = !given_up && !std::exchange(refusal_told, true); // after giving up, the receiver may not exist any more
     }
     if (tell && options.refused) {
         options.refused(error_number);
@@ -97,7 +97,7 @@ QueuedOutput::State::Step QueuedOutput::State::write_some(std::string& text) {
 
 /// Called with the lock held.
 void QueuedOutput::State::push(std::string_view text) {
-    constexpr std::size_t kPiece = 64 * 1024; // Small texts of a stream share a piece.
+    constexpr std::size_t kPiece = 64 * 1024; // small texts of a stream share a piece
     if (options.overrun == Overrun::kDropNewest) {
         const std::size_t room = options.capacity_bytes - std::min(options.capacity_bytes, queued_bytes);
         lost.bytes += text.size() - std::min(room, text.size());
@@ -138,7 +138,7 @@ void QueuedOutput::State::wait_for_target(const std::string& current) {
     }
     std::array<pollfd, 2> watched{{{target->fd(), POLLOUT, 0}, {wake.fd(), POLLIN, 0}}};
     if (::poll(watched.data(), watched.size(), -1) > 0 && watched[0].revents != 0) {
-        ::poll(nullptr, 0, 1); // It may have too little room for the next text. We must not spin.
+        ::poll(nullptr, 0, 1); // The target may have too little room for the next text. This avoids a busy loop.
     }
 }
 
@@ -188,7 +188,7 @@ void QueuedOutput::start_thread() {
             shared->run();
         });
         state.has_thread = true;
-    } catch (const std::exception&) { // The host has no thread for us, so the queue waits.
+    } catch (const std::exception&) { // the host gives no thread, so the queue waits
     }
 }
 
@@ -209,7 +209,7 @@ void QueuedOutput::write(std::string_view text) {
     std::unique_lock hold(state.lock);
     const bool threadless = !state.has_thread || state.thread_ended;
     if (threadless && (state.given_up || !state.target->may_wait() || state.ending)) {
-        // Other callers find `writing` set meanwhile, and queue behind this.
+        // Other callers see `writing` meanwhile, and queue their texts behind this one.
         if (!state.writing && state.queue.empty()) {
             state.writing = true;
             std::string rest(text);
@@ -248,7 +248,7 @@ bool QueuedOutput::finish(const WritePatience& patience) {
     WriteDeadline deadline(patience);
     std::unique_lock hold(state.lock);
     if (!state.has_thread && !state.queue.empty()) {
-        start_thread(); // The host may have a thread now.
+        start_thread(); // the host may have a thread now
     }
     state.ending = true;
     state.changed.notify_all();
@@ -263,7 +263,7 @@ bool QueuedOutput::finish(const WritePatience& patience) {
         }
         hold.lock();
     }
-    while (in_time && !state.has_thread && !state.queue.empty()) { // There is no thread, so we do it here.
+    while (in_time && !state.has_thread && !state.queue.empty()) { // there is no thread, so this one writes
         auto [current, was_said] = state.take_next();
         hold.unlock();
         for (std::size_t left = current.size(); in_time && state.write_some(current) == State::Step::kBlocked;
@@ -291,7 +291,8 @@ bool QueuedOutput::finish(const WritePatience& patience) {
     if (!state.thread.joinable()) {
         return complete;
     }
-    // A thread that is stuck in the kernel (the disk does not answer) is left behind. It owns all it needs.
+    // A thread that is stuck in the kernel (because the disk does not answer) is left behind. It owns everything that
+    // it needs.
     constexpr std::chrono::milliseconds kToNotice{100};
     const bool ended = state.changed.wait_for(hold, complete ? std::chrono::milliseconds(60'000) : kToNotice,
                                               [&state] { return state.thread_ended; });

@@ -1,4 +1,4 @@
-// Text for readers who may not read it.
+// Text for readers who may never read it.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@
 
 namespace vmm {
 
-/// Where queued text is written to. Threads: one at a time.
+/// The target of queued text. Threads: one at a time.
 class OutputTarget {
   public:
     OutputTarget() = default;
@@ -25,7 +25,7 @@ class OutputTarget {
     [[nodiscard]] virtual NonblockingOutput::Result write(std::span<const std::byte> bytes) = 0;
     /// The descriptor to wait on after kWouldBlock.
     [[nodiscard]] virtual int fd() const noexcept = 0;
-    /// Whether write() may wait, as for a file's storage. A thread calls it then.
+    /// Whether write() may wait, as it may for a file's storage. If so, a thread calls it.
     [[nodiscard]] virtual bool may_wait() const noexcept = 0;
 };
 
@@ -43,21 +43,21 @@ class DescriptorTarget final : public OutputTarget {
     NonblockingOutput output_;
 };
 
-/// Writes text to a target, and never makes the caller wait. What the target takes at once is written at once. The rest
-/// waits in a queue of a fixed size for a thread, which starts when something first has to wait. Text that finds no
-/// room is dropped and counted. Threads: any, but for finish() and destruction.
+/// Writes text to a target, and never makes the caller wait. Text that the target takes at once is written at once. The
+/// rest waits in a queue of a fixed size for a thread, which starts when text first has to wait. Text that finds no
+/// room is dropped and counted. Threads: any, except for finish() and destruction.
 class QueuedOutput {
   public:
     enum class Overrun {
-        kDropOldest, ///< for messages: the last ones count most
-        kDropNewest, ///< for a stream: its beginning stays whole
+        kDropOldest, ///< for messages, because the last ones count most
+        kDropNewest, ///< for a stream, so that its beginning stays whole
     };
     struct Options {
         std::size_t capacity_bytes = 256 * 1024;
         Overrun overrun = Overrun::kDropOldest;
-        /// The text in place of so many dropped texts. Empty: nothing stands there.
+        /// Returns the text that replaces this number of dropped texts. Empty: there is no such text.
         std::function<std::string(std::uint64_t texts)> gap{};
-        /// Called once, on any thread, when the target has refused something (a value of errno). Empty: nobody is told.
+        /// It is called once, on any thread, with the errno when the target has refused text. Empty: nothing is called.
         std::function<void(int error_number)> refused{};
     };
     struct Lost {
@@ -67,19 +67,19 @@ class QueuedOutput {
     };
 
     QueuedOutput(std::shared_ptr<OutputTarget> target, Options options);
-    /// Loses the text that still waits, so call finish() before.
+    /// Drops the text that still waits, so call finish() before.
     ~QueuedOutput();
     QueuedOutput(const QueuedOutput&) = delete;
     QueuedOutput& operator=(const QueuedOutput&) = delete;
 
-    /// Makes the thread that writes now instead of when it is needed: callers may be unable to make one. Throws Error.
+    /// Creates the writing thread now, because callers may later be unable to create one. Throws Error.
     void start();
     /// Never waits.
     void write(std::string_view text);
-    /// Writes `text` only if all earlier text has been written. This is for a picture that only counts now.
+    /// Writes `text` only if all earlier text has been written. It is for a picture that is soon out of date.
     void write_if_idle(std::string_view text);
 
-    /// Waits for the queue as `patience` says, and gives the rest up. Returns whether nothing was given up. Later text
+    /// Waits for the queue as `patience` says, and gives up the rest. Returns true if nothing was given up. Later text
     /// is written if the target takes it at once.
     bool finish(const WritePatience& patience = {});
     [[nodiscard]] Lost lost() const;
@@ -88,7 +88,7 @@ class QueuedOutput {
     struct State;
     void start_thread();
 
-    std::shared_ptr<State> state_; ///< shared with the thread, which may be stuck in the kernel when we end
+    std::shared_ptr<State> state_; ///< shared with the thread, which may outlive this object while stuck in the kernel
 };
 
 } // namespace vmm

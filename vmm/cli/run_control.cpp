@@ -29,7 +29,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr unsigned kFirstRefusal = 400;
 
-/// A text without what a terminal would obey.
+/// Returns a text without control characters for a terminal.
 std::string shown(const std::string& text) {
     std::string safe = text;
     std::ranges::replace_if(
@@ -65,7 +65,8 @@ void add_line(const std::string& name, const Json& value, const std::string& ind
     }
 }
 
-/// The members of an object, or the elements of a list, which are numbered unless they have a name.
+/// Adds a line for each member of an object, or for each element of a list. Elements are numbered unless they have a
+/// name.
 void add_lines(const Json& value, const std::string& indent, std::string& text) {
     if (value.is_object()) {
         for (const auto& [name, member] : value.items()) {
@@ -86,7 +87,7 @@ void add_lines(const Json& value, const std::string& indent, std::string& text) 
     }
 }
 
-/// An object; empty if `text` is none.
+/// Parses an object; returns an empty one if `text` is none.
 Json parse(const std::string& text) {
     Json json = Json::parse(text, nullptr, false);
     return json.is_object() ? json : Json::object();
@@ -130,14 +131,15 @@ bool is_done(const Json& job) {
     return member(job, "state") == "done" && (!job.contains("result") || job["result"].value("complete", true));
 }
 
-/// What the events say of a job.
+/// What the events tell about a job.
 struct JobEnd {
-    bool has_ended = false;    ///< the job
+    bool has_ended = false;    ///< the job has ended
     std::string machine_ended; ///< why the machine ended; empty if it did not before the job
-    Json migrated{};           ///< what a migration has cost, if the guest has gone
+    Json migrated{};           ///< the report of a migration, if the guest has gone
 };
 
-/// Reads `events` until the job has ended, or the machine has. A job that ends the machine is done when that has ended.
+/// Reads `events` until the job or the machine has ended. If the job ends the machine, it is done when the machine has
+/// ended.
 JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_machine) {
     JobEnd end;
     while (const auto line = events.next()) {
@@ -160,14 +162,15 @@ JobEnd wait_for_job(control::LineStream& events, std::uint64_t id, bool ends_mac
     return end;
 }
 
-/// What a request hands over, because a machine that is confined opens nothing: open until the machine has it.
+/// The descriptors that a request hands over, because a confined machine opens nothing. They stay open until the
+/// machine has them.
 class HandedOver {
   public:
-    /// Opens what `request` is about. Throws Error as the machine would.
+    /// Opens what `request` needs. Throws Error as the machine would.
     explicit HandedOver(const ControlRequest& request) {
         const auto understood = control::understand({request.method, request.target, "", request.body});
         const auto* const call = std::get_if<control::Call>(&understood);
-        if (call == nullptr) { // The machine says what is wrong with it.
+        if (call == nullptr) { // the machine says what is wrong with it
             return;
         }
         if (call->verb->name == "add-disk") {
@@ -196,8 +199,8 @@ ClientAnswer ask(const Client& client, const ControlRequest& request) {
     return client.ask(request.method, request.target, request.body, handed_over.descriptors());
 }
 
-/// Begins a job and waits for its end. The events are asked for first, so that nothing of it is missed, however short
-/// the life of the machine is from then on.
+/// Begins a job and waits for its end. It asks for the events first, so that it misses none, even if the machine ends
+/// soon.
 int do_job(const ControlCommand& command, const Client& client, const ControlRequest& request) {
     control::LineStream events = client.follow("/events?follow=true");
     if (events.status() >= kFirstRefusal) {
@@ -214,7 +217,7 @@ int do_job(const ControlCommand& command, const Client& client, const ControlReq
     const std::uint64_t id = parse(begun.body).value("id", std::uint64_t{0});
     const bool ends_machine = command.verb == "stop";
     const JobEnd end = wait_for_job(events, id, ends_machine);
-    if (command.verb == "migrate" && end.migrated.is_object()) { // The machine may be gone already.
+    if (command.verb == "migrate" && end.migrated.is_object()) { // the machine may have gone already
         Json result = end.migrated;
         for (const char* const of_event : {"sequence", "time", "event"}) {
             result.erase(of_event);
@@ -261,7 +264,7 @@ std::string in_words(const Json& answer) {
 
 namespace {
 
-/// How long the machine was told that it may take.
+/// The time that the request gives the machine.
 std::chrono::seconds time_to_answer(const ControlRequest& request) {
     const Json body = Json::parse(request.body, nullptr, false);
     return std::chrono::seconds(body.is_object() ? body.value("within", std::uint64_t{0}) : 0);

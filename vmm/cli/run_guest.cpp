@@ -50,7 +50,7 @@ using exit_codes::kHostFailed;
 using exit_codes::kStoppedBySignal;
 using exit_codes::kSuccess;
 
-/// How long the end waits for a reader who takes nothing.
+/// How long the end waits for a reader that takes nothing.
 constexpr std::chrono::milliseconds kMessagePatience{2000};
 
 int exit_code(ExitReason reason) {
@@ -69,7 +69,7 @@ int exit_code(ExitReason reason) {
     return kHostFailed;
 }
 
-/// Refuses a file that has two roles, before any file is opened for writing. Throws Error.
+/// Throws Error if a file has two roles, before any file is opened for writing.
 void check_files(const RunCommand& command) {
     using Use = FileRoles::Use;
     FileRoles roles;
@@ -109,8 +109,8 @@ void check_files(const RunCommand& command) {
     add(Use::kWrite, "--api", command.api);
 }
 
-/// Shows how the prefault is doing: by a bar at a terminal, which goes when the prefault is done, else in the log. If
-/// the guest runs meanwhile, it is the log, because the terminal is the guest's.
+/// Shows the progress of the prefault: by a bar on a terminal, which is removed at its end, else in the log. If the
+/// guest runs meanwhile, the log is used, because the terminal belongs to the guest.
 class ProgressDisplay {
   public:
     ProgressDisplay(const RunCommand& command, const LogSink& log, Messages& messages) : log_(log) {
@@ -132,7 +132,7 @@ class ProgressDisplay {
     ProgressLog log_;
 };
 
-/// Returns whether the second level is full.
+/// Runs the prefault before the guest starts. Returns whether the second level is full.
 bool prefault_before(Machine& machine, const Config& config) {
     const prefault::Report report = machine.prefault();
     if (report.scope == prefault::Scope::kAll) {
@@ -149,7 +149,7 @@ bool prefault_before(Machine& machine, const Config& config) {
 /// `when_full` is called if the second level is full before the guest starts.
 ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& progress,
                        const std::function<void()>& when_full) {
-    if (config.incoming) { // Its memory was populated before its state came.
+    if (config.incoming) { // its memory was populated before its state came
         const prefault::Report& filled = machine.report().prefault;
         if (filled.scope == prefault::Scope::kAll && filled.complete && filled.ranges.empty()) {
             when_full();
@@ -160,21 +160,22 @@ ExitReason run_machine(Machine& machine, const Config& config, ProgressDisplay& 
     progress.close();
     std::optional<RawTerminal> terminal;
     for (const CharacterConfig& port : {config.serial, config.console.value_or(CharacterConfig{})}) {
-        if (port.escape_keys) { // At most one of them has the terminal.
+        if (port.escape_keys) { // at most one of them has the terminal
             terminal.emplace(port.input_fd);
         }
     }
     return machine.run();
 }
 
-/// What is known of a run when its machine is gone.
+/// The facts about a run that are kept when its machine is gone.
 struct Ending {
     ExitReason reason = ExitReason::kStopped;
     RunReport report;
     std::string crash;
 };
 
-/// The control of a run, if it has one: its socket from the beginning on, and its service while there is a machine.
+/// The control of a run, if it has one. The socket exists from the beginning on, and the service while there is a
+/// machine.
 class RunControl {
   public:
     /// Makes the socket; from then on clients wait. Throws Error.
@@ -191,14 +192,14 @@ class RunControl {
         }
     }
 
-    /// Has `config` tell of what happens. This outlives the machine that is made from it.
+    /// Sets the callbacks in `config` that report events. This object must outlive the machine that is made from it.
     void listen_to(Config& config) {
         config.started = [this] {
             tell([](control::MachineControl& control) { control.note_started(); });
             if (const std::string problem = control::notify_supervisor("READY=1"); !problem.empty()) {
                 messages_.log(LogLevel::kWarning, problem);
             }
-            release_program_pages(); // Most of what has run so far never runs again, nor is its memory used again.
+            release_program_pages(); // most code that has run until now, and its memory, is not used again
             static_cast<void>(::malloc_trim(0));
         };
         config.filled = [this] { tell([](control::MachineControl& control) { control.note_full(); }); };
@@ -213,7 +214,7 @@ class RunControl {
         };
     }
 
-    /// Serves `machine` until the end of what is returned.
+    /// Serves `machine` until the returned object is destroyed.
     [[nodiscard]] std::shared_ptr<void> serve(Machine& machine, const Config& config) {
         if (!socket_) {
             return nullptr;
@@ -229,7 +230,7 @@ class RunControl {
         return {this, [](RunControl* self) { self->service_.reset(); }};
     }
 
-    /// Says that the second level is full before the guest starts.
+    /// Reports that the second level is full before the guest starts.
     void note_full() {
         tell([](control::MachineControl& control) { control.note_full(); });
     }
@@ -253,7 +254,7 @@ class RunControl {
 /// Saves the machine when a signal comes, if the command asks for that.
 class Checkpoint {
   public:
-    /// All of these outlive it. `signal` is null if the command does not ask.
+    /// All arguments must outlive it. `signal` is null if the command does not ask for this.
     Checkpoint(const RunCommand& command, const SnapshotSignal* signal, Messages& messages)
         : signal_(signal), messages_(messages), summary_(command.summary) {
         if (command.snapshot_on) {
@@ -262,7 +263,8 @@ class Checkpoint {
         }
     }
 
-    /// Has `config` tell of the guest's start. This outlives the machine that is made from it.
+    /// Sets the callback in `config` that reports the guest's start. This object must outlive the machine that is made
+    /// from it.
     void listen_to(Config& config) {
         if (signal_ == nullptr) {
             return;
@@ -275,7 +277,7 @@ class Checkpoint {
         };
     }
 
-    /// Watches for the signal until the end of what is returned.
+    /// Watches for the signal until the returned object is destroyed.
     [[nodiscard]] std::shared_ptr<void> watch(Machine& machine) {
         if (signal_ == nullptr) {
             return nullptr;
@@ -299,11 +301,11 @@ class Checkpoint {
     std::optional<SnapshotOnSignal> on_signal_; ///< changes only while nothing of the machine runs
 };
 
-/// To give memory back takes the processor for long. A guest that has gone to another process of this host needs it
-/// more.
+/// Gives the process the lowest priority. Freeing memory takes much processor time, and a guest that has gone to
+/// another process of this host needs that time more.
 void give_way_to_guest_elsewhere() noexcept {
     constexpr int kLeast = 19;
-    static_cast<void>(::setpriority(PRIO_PROCESS, 0, kLeast)); // It is only slower otherwise.
+    static_cast<void>(::setpriority(PRIO_PROCESS, 0, kLeast)); // if this fails, the guest is only slower
 }
 
 Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_point started,
@@ -317,12 +319,12 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
             sandbox.add_socket(config.vsock->path);
         }
         control::connect_supervisor();
-        sandbox.confine(); // All is open by now, and what begins from now on inherits it.
+        sandbox.confine(); // everything is open now, and later threads inherit this
         const std::shared_ptr<void> served = control.serve(machine, config);
         const std::shared_ptr<void> watched = checkpoint.watch(machine);
         const BrokenMemoryReport broken_memory(machine.memory());
         for (const CharacterConnection* const connection : connections) {
-            if (connection->file) { // By now the disks are locked, and none of them is this file.
+            if (connection->file) { // the disks are locked now, so this file is none of them
                 connection->file->empty();
                 connection->file->keep();
             }
@@ -363,7 +365,7 @@ int write_device_tree(ReportFile& file, const Config& config, std::chrono::stead
     return kSuccess;
 }
 
-/// Makes a run and says all there is to say about it.
+/// Runs a guest and prints everything about the run.
 int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal* snapshot_signal, Messages& messages,
         ProcessSandbox& sandbox, std::chrono::steady_clock::time_point started) {
     const WritePatience patience{.hurry_fd = signals.fd()};
@@ -413,13 +415,13 @@ int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal*
         messages.prepare_for_sandbox();
         alarm.emplace(*config.stop, [&messages](std::string_view error) { messages.say_error(error); });
     }
-    // Whoever sent the signal may kill us soon, and to give much memory back takes long: the report is there before
-    // that.
+    // The sender of the signal may kill this process soon, and freeing much memory takes long. Therefore the report is
+    // written before that.
     const auto report_early = [&](const RunReport& report) {
         if (report_file && report_file->is_replaced_by_writing()) {
             try {
                 report_file->write(to_json(report), patience);
-            } catch (const Error& error) { // It is tried again below, and is an error then.
+            } catch (const Error& error) { // the report is written again below, and a failure is an error there
                 config.log(LogLevel::kWarning, error.what());
             }
         }
@@ -439,7 +441,7 @@ int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal*
     return exit_code(ending.reason);
 }
 
-/// What the process will need of files and connections when its machine has been made.
+/// The files and connections that the process needs after its machine has been made.
 ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
     ProcessSandbox::Settings settings;
     const Config& config = command.config;
@@ -483,22 +485,22 @@ ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
     if (settings.needs.network) {
         try {
             broker.programs.push_back({tls_program().string(), {"listen", "connect"}, 4});
-        } catch (const Error&) { // Who asks for TLS is told that it is missing.
+        } catch (const Error&) { // if TLS is asked for, an error says that it is missing
         }
         broker.programs.push_back({"getent", {"ahosts"}, 3});
     }
     if (!command.report.empty()) {
-        // It keeps room for the report from the start on, which may be gone when the guest has run.
+        // The file reserves room for the report from the start on. That room may be gone when the guest has run.
         const auto kept = std::make_shared<std::optional<ReportFile>>();
         broker.prepare = [kept, report = command.report] {
             std::error_code unknown;
             const auto kind = std::filesystem::status(report, unknown).type();
             if (kind != std::filesystem::file_type::regular && kind != std::filesystem::file_type::not_found) {
-                return; // The process itself writes to it.
+                return; // the process itself writes to it
             }
             try {
                 kept->emplace(report);
-            } catch (const std::exception&) { // The process itself says so, or it works at the end.
+            } catch (const std::exception&) { // the process itself reports this, or it works at the end
             }
         };
         broker.write_output = [kept, report = command.report](std::string_view path, std::string_view text) {
@@ -519,7 +521,7 @@ ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
     return settings;
 }
 
-/// Waits for the guest that is to arrive, and makes `command` the one of its machine. Throws Error, and StoppedError.
+/// Waits for the guest that is to arrive, and changes `command` to that of its machine. Throws Error, and StoppedError.
 void wait_for_guest(RunCommand& command, const StopRequest& stop, Messages& messages) {
     const auto guest = std::make_shared<IncomingGuest>(
         *command.incoming, [&messages](LogLevel level, std::string_view line) { messages.log(level, line); });
@@ -548,18 +550,18 @@ void wait_for_guest(RunCommand& command, const StopRequest& stop, Messages& mess
 } // namespace
 
 int run_guest(RunCommand command, std::chrono::steady_clock::time_point started) {
-    std::optional<SnapshotSignal> snapshot_signal; // The signal may come from now on.
+    std::optional<SnapshotSignal> snapshot_signal; // the signal may come from now on
     if (command.snapshot_on) {
         snapshot_signal.emplace(command.snapshot_on->signal);
         SnapshotWriter::check_place(command.snapshot_on->directory);
     }
     if (!command.incoming) {
-        validate(command.config); // Nothing is opened before this, so a refusal leaves nothing behind.
+        validate(command.config); // nothing is opened before this, so a refusal leaves nothing behind
     }
     if (command.jail && command.dump_dtb.empty()) {
         check_jail(*command.jail);
         if (const auto inherited = control::inherited_socket(); inherited && command.api.empty() && !command.api_fd) {
-            command.api_fd = static_cast<unsigned>(*inherited); // LISTEN_PID is the number of this process.
+            command.api_fd = static_cast<unsigned>(*inherited); // LISTEN_PID is the id of this process
         }
     }
     ProcessSandbox::Settings settings = settings_of_sandbox(command);
@@ -568,7 +570,7 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
     }
     ProcessSandbox sandbox(command.dump_dtb.empty() ? command.config.sandbox : SandboxMode::kOff, std::move(settings));
     const auto stop = std::make_shared<StopRequest>();
-    const StopOnSignals signals(*stop); // It lives as long as there is anything to give back.
+    const StopOnSignals signals(*stop); // it lives as long as there is something to give back
     Messages messages;
     int status = kHostFailed;
     try {
@@ -582,7 +584,7 @@ int run_guest(RunCommand command, std::chrono::steady_clock::time_point started)
         messages.say_error(kNoMemory);
     } catch (const std::exception& error) {
         if (dynamic_cast<const Error*>(&error) != nullptr && stop->is_requested_for(ExitReason::kSignal)) {
-            status = kStoppedBySignal; // The stop came during construction, which throws then.
+            status = kStoppedBySignal; // the stop came during construction, which then throws
         } else {
             messages.say_error(error.what());
         }

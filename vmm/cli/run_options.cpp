@@ -44,7 +44,7 @@ Option cpu_list(std::string names, std::string help, std::function<void(Given&, 
     OptionValue value{.kind = OptionValue::Kind::kText, .form = "LIST"};
     value.pattern = "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$";
     value.may_be_number = true;
-    value.may_be_empty = true; // parse_cpu_list() refuses it with the right words.
+    value.may_be_empty = true; // parse_cpu_list() refuses it with a better message
     return text(std::move(names), std::move(value), std::move(help),
                 [set = std::move(set)](Given& given, const std::string& word) {
                     auto cpus = prefault::parse_cpu_list(word);
@@ -123,7 +123,7 @@ Option cpu_option() {
                 "The processor of the guest: the host's, or what processors of a level of x86-64 have in common; with "
                 "features taken away, or asked for, by their names in /proc/cpuinfo (docs/cpu.md)",
                 [](Given& given, const std::string& word) {
-                    static_cast<void>(CpuModel::parse(word, true)); // --nested may follow.
+                    static_cast<void>(CpuModel::parse(word, true)); // --nested may follow
                     given.run.config.cpu = word;
                 })
         .with_standard(Config{}.cpu);
@@ -162,7 +162,7 @@ Option prefault_option() {
     const std::string address = "(0[xX][0-9a-fA-F]+|" + std::string(kSizePattern) + ")";
     const std::string range = address + "-" + address;
     value.pattern = "^(" + form_of(value.choices) + "|" + range + "(," + range + ")*)$";
-    value.may_be_empty = true; // take_prefault() refuses it with the right words.
+    value.may_be_empty = true; // take_prefault() refuses it with a better message
     return text("--prefault", std::move(value),
                 "What to populate: nothing, host memory, the second level too, or the latter for parts of guest memory "
                 "(0-1G,4G-6G)",
@@ -190,7 +190,7 @@ std::vector<Option> prefault_options() {
             .with_standard(std::string(to_string(Config{}.prefault.method))),
         number("--prefault-workers", {1, Config::kMaxPrefaultWorkers}, "Threads that populate, and prefault vCPUs",
                [](Given& given, unsigned workers) {
-                   // The largest number is no number of workers, either, but would mean one for each CPU.
+                   // The largest number would mean one worker for each CPU. It is no valid number of workers, either.
                    given.run.config.prefault.workers = std::min(workers, prefault::kWorkerPerCpu - 1);
                })
             .setting("prefault.workers")

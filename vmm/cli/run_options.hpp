@@ -7,7 +7,7 @@
 
 namespace vmm {
 
-/// The rows of the table that `vmm run` has, in the order of its help.
+/// The rows of the option table for `vmm run`, in the order of its help.
 [[nodiscard]] std::vector<Option> run_options();
 
 } // namespace vmm

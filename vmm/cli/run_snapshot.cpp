@@ -23,8 +23,8 @@ namespace vmm {
 
 namespace {
 
-/// A line on standard error, if that is a terminal, which says how far it has come, and is gone afterwards. Threads:
-/// one at a time.
+/// A line on standard error, if that is a terminal. It shows the progress, and is removed at the end. Threads: one at a
+/// time.
 class VerifyLine {
   public:
     VerifyLine() : is_terminal_(::isatty(STDERR_FILENO) != 0) {}
@@ -49,7 +49,7 @@ class VerifyLine {
     }
 
   private:
-    /// A terminal that takes nothing misses it.
+    /// If the terminal takes no text, the line is dropped.
     void write(const std::string& text) const { static_cast<void>(output_.write(std::as_bytes(std::span(text)))); }
 
     NonblockingOutput output_{STDERR_FILENO};
@@ -69,7 +69,7 @@ std::string verify(const SnapshotCommand& command, const SnapshotReader& snapsho
     if (command.json) {
         nlohmann::ordered_json answer;
         answer["directory"] = snapshot.directory().string();
-        answer["verified"] = true; // What is not is an error.
+        answer["verified"] = true; // a failure is an error
         answer["memory_bytes"] = snapshot.layout().memory_bytes();
         return answer.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + '\n';
     }

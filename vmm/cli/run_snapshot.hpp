@@ -5,7 +5,7 @@
 
 namespace vmm {
 
-/// Returns the exit code. Throws Error: there is no snapshot, or it is not whole.
+/// Runs the command and returns the exit code. Throws Error if there is no snapshot, or if it is incomplete.
 int run_snapshot(const SnapshotCommand& command);
 
 } // namespace vmm

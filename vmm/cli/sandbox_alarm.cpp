@@ -30,7 +30,7 @@ namespace vmm {
 namespace {
 
 constexpr std::chrono::seconds kPatience{5};
-/// SYS_SECCOMP of sigaction(2), for which the C library has no name.
+/// SYS_SECCOMP of sigaction(2). The C library has no name for it.
 constexpr int kBySeccomp = 1;
 
 std::atomic<SandboxAlarm*> current{nullptr};
@@ -45,7 +45,7 @@ struct RefusedCall {
 RefusedCall first;
 std::atomic<bool> is_taken{false};
 
-/// What the alarm's thread does for a confined one.
+/// Work that the alarm's thread does for a confined thread.
 struct Errand {
     SandboxAlarm::Handler handler = nullptr;
     int signal = 0;
@@ -97,11 +97,11 @@ SandboxAlarm::~SandboxAlarm() {
 
 void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
     SandboxAlarm* const self = current.load();
-    if (info->si_code != kBySeccomp || self == nullptr) { // Somebody else's.
+    if (info->si_code != kBySeccomp || self == nullptr) { // the signal has another cause
         struct sigaction standard {};
         standard.sa_handler = SIG_DFL;
         ::sigaction(signal, self != nullptr ? &self->before_ : &standard, nullptr);
-        ::raise(signal); // The signal is blocked until we return.
+        ::raise(signal); // the signal is blocked until this handler returns
         return;
     }
     if (!is_taken.exchange(true)) {
@@ -116,7 +116,7 @@ void SandboxAlarm::on_signal(int signal, siginfo_t* info, void* /*context*/) {
         self->stop_.request(ExitReason::kSandbox);
         self->raised_.signal();
     }
-    // The call was not made. This thread does nothing more, and whoever joins it finds that it has ended.
+    // The call was not made. This thread ends here, so joining it works.
     for (;;) {
         ::syscall(SYS_exit, 0);
     }
@@ -130,12 +130,12 @@ bool SandboxAlarm::takes_over(Handler handler, int signal, siginfo_t* info) noex
     if (signal == SIGSYS && info->si_code == kBySeccomp) {
         on_signal(signal, info, nullptr);
     }
-    if (may_open_files()) { // It is not confined.
+    if (may_open_files()) { // the thread is not confined
         return false;
     }
     std::uint32_t expected = kNoErrand;
     while (!errand_state.compare_exchange_strong(expected, kBeingWritten)) {
-        wait_while(expected); // Mostly until the process ends.
+        wait_while(expected); // the process usually ends meanwhile
         expected = kNoErrand;
     }
     errand = {handler, signal, *info};
@@ -188,7 +188,7 @@ void SandboxAlarm::say() const {
         const std::string thread = first.thread_bytes != 0
                                        ? "the thread " + std::string(first.thread.data(), first.thread_bytes)
                                        : std::string("a thread that a confined one had made");
-        // raise(3) asks for the process first, and the C library says what it has found by writev(2).
+        // raise(3) first asks for the process id, and the C library prints its own errors by writev(2).
         const bool ends_itself = first.number == SYS_tgkill || first.number == SYS_getpid || first.number == SYS_writev;
         const char* const other_cause =
             ends_itself
@@ -199,7 +199,7 @@ void SandboxAlarm::say() const {
             "guest may have taken over this process: look at what runs in it, and at SECURITY.md; if it is "
             "something that you have added to this program, use --sandbox off{})",
             thread, name_of(first.number), other_cause));
-    } catch (const std::exception&) { // There is no memory even to say so.
+    } catch (const std::exception&) { // there is no memory for the message
     }
 }
 

@@ -1,4 +1,4 @@
-// What happens when a confined thread tries what it may not, or faults.
+// Ends the run when a confined thread makes a call that is not allowed, or faults.
 #pragma once
 
 #include <csignal>
@@ -11,24 +11,25 @@
 
 namespace vmm {
 
-/// While it lives, a call that the sandbox refuses ends the run (ExitReason::kSandbox) instead of the process: the
-/// thread that tried it ends at once, the call is named on standard error, and the report is written. If that takes
-/// longer than five seconds, because that thread held what the others need, the process ends without it. For programs,
-/// not for the library: dispositions of signals belong to the process. At most one exists at a time. Threads: the main
-/// one.
+/// While it lives, a call that the sandbox refuses ends the run (ExitReason::kSandbox) and not the process: the thread
+/// that made the call ends at once, standard error names the call, and the report is written. If that takes longer than
+/// five seconds, because the thread held a lock that others need, the process ends without the report. It is for
+/// programs, not for the library, because signal dispositions belong to the process. At most one exists at a time.
+/// Threads: the main one.
 class SandboxAlarm {
   public:
-    /// `stop` outlives it. `say` tells people of an error; it is called on another thread. Throws Error: the host has
-    /// no thread for it.
+    /// `stop` must outlive it. `say` shows an error to people; it is called on another thread. Throws Error if the host
+    /// gives no thread.
     SandboxAlarm(StopRequest& stop, std::function<void(std::string_view error)> say);
     ~SandboxAlarm();
     SandboxAlarm(const SandboxAlarm&) = delete;
     SandboxAlarm& operator=(const SandboxAlarm&) = delete;
 
     using Handler = void (*)(int signal, siginfo_t* info, void* context);
-    /// For handlers of faults, which do what a confined thread may not: give a terminal back, end the process. If the
-    /// calling thread is confined, this has `handler` called for it by a thread that is not, without a context, and
-    /// returns true when it has returned. False: the caller is to go on. It may be called in a signal handler.
+    /// For handlers of faults, which must do what a confined thread may not: restore a terminal, end the process. If
+    /// the calling thread is confined, a thread that is not confined calls `handler`, without a context, and
+    /// takes_over() returns true when `handler` has returned. If it returns false, the caller must do the work itself.
+    /// It may be called in a signal handler.
     [[nodiscard]] static bool takes_over(Handler handler, int signal, siginfo_t* info) noexcept;
 
   private:

@@ -23,15 +23,15 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::size_t kBlockBytes = 512; // of st_blocks, whatever the file system has
-constexpr std::size_t kColumn = 16;      // of the values
+constexpr std::size_t kBlockBytes = 512; // the unit of st_blocks in every file system
+constexpr std::size_t kColumn = 16;      // in which values begin
 constexpr double kNanosecondsInSecond = 1e9;
 
 struct MemoryAmounts {
     std::uint64_t all_bytes = 0;
     std::uint64_t not_zero_bytes = 0; ///< in whole chunks
-    std::uint64_t based_bytes = 0;    ///< of them, in what it builds on
-    std::uint64_t disk_bytes = 0;     ///< what its own file takes
+    std::uint64_t based_bytes = 0;    ///< of them, those in the base
+    std::uint64_t disk_bytes = 0;     ///< the size of its own file on the disk
 };
 
 MemoryAmounts memory_amounts(const SnapshotReader& snapshot) {
@@ -82,7 +82,7 @@ std::string hexadecimal(const std::array<std::byte, 16>& bytes) {
     return text;
 }
 
-/// `words` with spaces between them, in lines of at most 100 characters that begin in the column of the values.
+/// The words with spaces between them, in lines of at most 100 characters. The lines begin in the column of the values.
 std::string wrapped(const std::vector<std::string>& words) {
     constexpr std::size_t kWidth = 100;
     std::string text;
@@ -181,7 +181,7 @@ std::string snapshot_info_json(const SnapshotReader& snapshot) {
     if (machine.generation_id_at) {
         info["generation_id"] = hexadecimal(machine.generation_id);
     }
-    // A name of a file may be any bytes.
+    // A file name may have any bytes.
     return info.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

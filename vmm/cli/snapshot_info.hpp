@@ -1,4 +1,4 @@
-// What is in a snapshot, for people and for programs.
+// Describes a snapshot, for people and for programs.
 #pragma once
 
 #include <string>
@@ -7,10 +7,10 @@
 
 namespace vmm {
 
-/// Lines with a name and a value each. Nothing in them is what a terminal would obey.
+/// Returns lines with a name and a value each. They contain nothing that a terminal would take for a command.
 [[nodiscard]] std::string snapshot_info_text(const SnapshotReader& snapshot);
 
-/// The same as JSON (docs/snapshots.md), and a newline.
+/// Returns the same as JSON (docs/snapshots.md), with a newline at its end.
 [[nodiscard]] std::string snapshot_info_json(const SnapshotReader& snapshot);
 
 } // namespace vmm

@@ -72,7 +72,7 @@ bool SnapshotOnSignal::wait_for(const EventFd& event) const {
 
 void SnapshotOnSignal::body() noexcept {
     ::pthread_setname_np(::pthread_self(), "snapshot-signal");
-    // Nothing is cleared of `started_`: a guest that has started has started for good.
+    // `started_` is never cleared, because a guest starts only once.
     while (wait_for(signal_.arrived()) && wait_for(started_)) {
         signal_.arrived().clear();
         if (save()) {

@@ -1,4 +1,4 @@
-// A signal that saves the machine, and ends it then.
+// A signal that saves the machine and then ends it.
 #pragma once
 
 #include <csignal>
@@ -13,8 +13,8 @@
 
 namespace vmm {
 
-/// While it lives, one signal does not end the process: it is remembered for a SnapshotOnSignal. Afterwards the signal
-/// does what it did before. At most one exists at a time. Threads: the main one.
+/// While it lives, one signal does not end the process, but is remembered for a SnapshotOnSignal. Afterwards the signal
+/// does what it did before. At most one object exists at a time. Threads: the main one.
 class SnapshotSignal {
   public:
     explicit SnapshotSignal(int signal);
@@ -22,7 +22,7 @@ class SnapshotSignal {
     SnapshotSignal(const SnapshotSignal&) = delete;
     SnapshotSignal& operator=(const SnapshotSignal&) = delete;
 
-    /// Readable once the signal has come, until somebody reads it.
+    /// It is readable from the time at which the signal comes until somebody reads it.
     [[nodiscard]] const EventFd& arrived() const noexcept { return arrived_; }
 
   private:
@@ -31,26 +31,26 @@ class SnapshotSignal {
     struct sigaction before_ {};
 };
 
-/// Saves a machine when the signal has come, and requests its stop (ExitReason::kSignal) once the snapshot is whole. If
-/// the signal comes before the guest runs, it is saved as soon as it runs. If the snapshot fails, the guest goes on, an
-/// error says why, and the next signal tries again. A thread of its own does it.
+/// Saves a machine when the signal has come, and requests its stop (ExitReason::kSignal) once the snapshot is complete.
+/// If the signal comes before the guest runs, the machine is saved as soon as it runs. If the snapshot fails, the guest
+/// goes on, an error says why, and the next signal tries again. This happens on a thread of its own.
 ///
 /// Threads: note_started() any; the rest the one that made it.
 class SnapshotOnSignal {
   public:
-    /// What is said of it: an error, or where the machine was saved.
+    /// Functions that print messages about it: where the machine was saved, or an error.
     struct Words {
         std::function<void(std::string_view)> say;
         std::function<void(std::string_view)> say_error;
     };
-    /// `machine` and `signal` outlive it. Throws Error if the host gives no thread.
+    /// `machine` and `signal` must outlive it. Throws Error if the host gives no thread.
     SnapshotOnSignal(Machine& machine, const SnapshotSignal& signal, SnapshotOptions options, Words words);
-    /// Ends a snapshot that is under way: nothing is left of it.
+    /// Ends a snapshot that is under way, and removes it.
     ~SnapshotOnSignal();
     SnapshotOnSignal(const SnapshotOnSignal&) = delete;
     SnapshotOnSignal& operator=(const SnapshotOnSignal&) = delete;
 
-    /// The guest runs from now on.
+    /// Tells that the guest runs from now on.
     void note_started() noexcept { started_.signal(); }
 
   private:

@@ -28,17 +28,19 @@ Taken taken_terminal;
 std::atomic<bool> taken{false};
 static_assert(std::atomic<bool>::is_always_lock_free, "for use in a signal handler");
 
-/// Every signal whose default action ends the process, except for SIGKILL, real-time signals, and the signals on which
-/// a program stops in order.
+/// Every signal whose default action ends the process, except SIGKILL, real-time signals, and the signals on which a
+/// program stops in an orderly way.
 constexpr std::array kFatalSignals{SIGABRT, SIGALRM, SIGBUS,  SIGFPE,  SIGILL,  SIGIO,     SIGPROF, SIGPWR,
                                    SIGSEGV, SIGSYS,  SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGSTKFLT};
 constexpr std::array kJobControlSignals{SIGTSTP, SIGCONT};
 std::array<struct sigaction, 65> actions_before{};
 
-/// Sets the terminal unless we are in the background, where the attempt would stop us. If the kernel does not say where
-/// we are, it is tried. A call that fails is made again, whatever the error, because a terminal that is left raw is of
-/// no use to anybody. It uses TCSANOW, because a terminal that has stopped its output would keep TCSAFLUSH waiting.
-/// With `discard_input`, unread input is thrown away. It was meant for the guest, and a shell could take a terminal's
+/// Sets the mode of the terminal, unless this process is in the background, because the attempt would stop it there. If
+/// the kernel does not tell whether it is, the attempt is made. A call that fails is repeated after any error, because
+/// a terminal that stays raw is useless. It uses TCSANOW, because TCSAFLUSH would wait for a terminal that has stopped
+/// its output.
+///
+/// With `discard_input`, unread input is dropped. It was meant for the guest, and a shell could take a terminal's
 /// answer to the guest for a command.
 void set_mode(const termios& mode, bool discard_input) noexcept {
     const int error_number = errno;
@@ -63,7 +65,7 @@ void restore() noexcept {
     }
 }
 
-/// Gives the terminal back, then lets the signal do what it would have done without us.
+/// Restores the terminal, then lets the signal do what it would have done without this handler.
 void on_fatal_signal(int signal, siginfo_t* info, void* context) {
     if (SandboxAlarm::takes_over(on_fatal_signal, signal, info)) {
         return;
@@ -71,10 +73,10 @@ void on_fatal_signal(int signal, siginfo_t* info, void* context) {
     const struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
     const bool has_details = (before.sa_flags & SA_SIGINFO) != 0;
     if (!has_details || signal != SIGBUS ||
-        info->si_code != BUS_MCEERR_AO) { // BrokenMemoryReport lets the process go on then.
+        info->si_code != BUS_MCEERR_AO) { // then BrokenMemoryReport lets the process go on
         restore();
     }
-    if (has_details) { // A fault that is raised anew would have lost its address.
+    if (has_details) { // a fault that is raised again would lose its address
         before.sa_sigaction(signal, info, context);
         return;
     }
@@ -91,7 +93,7 @@ void on_job_control(int signal, siginfo_t* /*info*/, void* /*context*/) {
     }
 }
 
-/// Calls `change` with each signal we handle and its handler.
+/// Calls `change` with each handled signal and its handler.
 template <typename Change>
 void for_each_signal(Change change) {
     for (const int signal : kFatalSignals) {
@@ -105,7 +107,7 @@ void for_each_signal(Change change) {
     }
 }
 
-/// A signal that our parent had us ignore stays ignored.
+/// Installs the handler. A signal that the parent process has set to be ignored stays ignored.
 void install(int signal, void (*handler)(int, siginfo_t*, void*)) {
     struct sigaction& before = actions_before[static_cast<std::size_t>(signal)];
     ::sigaction(signal, nullptr, &before);

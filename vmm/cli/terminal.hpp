@@ -6,9 +6,9 @@ namespace vmm {
 /// Puts a terminal into raw mode: every key goes to the guest at once, Ctrl-C included. Output processing stays on, so
 /// that our messages look right beside the guest's output.
 ///
-/// The terminal is put back on destruction, and if the process ends by a signal that it does not catch. Stopping the
-/// process puts it back, and continuing it takes it again (SIGTSTP, SIGCONT). Only SIGKILL leaves the terminal raw:
-/// `stty sane` helps.
+/// The terminal is restored on destruction, and if the process ends by a signal that it does not catch. Stopping the
+/// process restores it, too, and continuing the process makes it raw again (SIGTSTP, SIGCONT). Only SIGKILL leaves the
+/// terminal raw: `stty sane` helps.
 ///
 /// This changes signal dispositions of the process, so it is for programs, not for the library. At most one exists at a
 /// time.

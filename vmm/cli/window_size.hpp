@@ -1,4 +1,4 @@
-// The size of the terminal a person sits at.
+// The size of the terminal at which the person sits.
 #pragma once
 
 #include <optional>
@@ -11,11 +11,11 @@ namespace vmm {
 /// Returns nothing if `fd` is no terminal, or if the terminal does not know its size.
 [[nodiscard]] std::optional<devices::virtio::ConsoleSize> window_size(int fd) noexcept;
 
-/// Tells of changes (SIGWINCH). Like RawTerminal it changes a signal's disposition, so it is for programs, not for the
+/// Reports changes (SIGWINCH). Like RawTerminal it changes a signal's disposition, so it is for programs, not for the
 /// library. At most one exists at a time. Threads: the main one.
 class WindowSizeSignal {
   public:
-    /// Throws Error: the process has no descriptor left.
+    /// Throws Error if the process has no descriptor left.
     WindowSizeSignal();
     ~WindowSizeSignal();
     WindowSizeSignal(const WindowSizeSignal&) = delete;

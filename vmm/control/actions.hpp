@@ -10,20 +10,20 @@
 
 namespace vmm::control {
 
-/// Threads: any, but for construction and destruction.
+/// Threads: any, except for construction and destruction.
 class Actions {
   public:
     static constexpr std::size_t kMostWaiting = 64;
 
     /// Throws Error if the host gives no thread.
     Actions();
-    /// Waits for the action that is under way. The others never begin.
+    /// Waits for the action that is under way. The others are dropped.
     ~Actions();
     Actions(const Actions&) = delete;
     Actions& operator=(const Actions&) = delete;
 
-    /// Does `action`, which does not throw, after those that were added before. Returns false, and forgets it, if
-    /// kMostWaiting are waiting.
+    /// Runs `action`, which must not throw, after the actions that were added before. If kMostWaiting actions are
+    /// waiting, it drops `action` and returns false.
     [[nodiscard]] bool add(std::function<void()> action);
 
   private:

@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::size_t kReadBytes = 16UL * 1024;
 
-/// Waits until `fd` has one of `events`. `patience_ms` of -1: as long as it takes. False: that took too long.
+/// Waits until `fd` has one of `events`. A `patience_ms` of -1 means for ever. Returns false if it took too long.
 bool wait_for(int fd, short events, int patience_ms) {
     pollfd one{fd, events, 0};
     int ready = 0;
@@ -30,7 +30,7 @@ bool wait_for(int fd, short events, int patience_ms) {
     return ready > 0;
 }
 
-/// As send(2), along with `descriptors`, of which there are at most kMostDescriptors.
+/// Sends as send(2), together with `descriptors`, at most kMostDescriptors.
 ssize_t send_some(int socket, std::string& bytes, std::span<const int> descriptors) {
     iovec piece{bytes.data(), bytes.size()};
     alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)> control{};
@@ -85,7 +85,7 @@ UniqueFd Client::send(std::string_view method, std::string_view target, std::str
     while (!request.empty()) {
         const ssize_t sent = send_some(socket.get(), request, descriptors);
         if (sent >= 0) {
-            descriptors = {}; // They go with the first byte.
+            descriptors = {}; // they have gone with the first byte
             request.erase(0, static_cast<std::size_t>(sent));
         } else if (errno != EAGAIN && errno != EINTR) {
             throw NobodyThere(tried + "it has closed the connection (are you another user than the machine's?)");
@@ -98,7 +98,7 @@ UniqueFd Client::send(std::string_view method, std::string_view target, std::str
 
 namespace {
 
-/// Reads on until `done`. False: the other side has closed.
+/// Reads until `done`. Returns false if the other side has closed.
 template <typename Done>
 bool read_until(int fd, AnswerReader& answer, int patience, Done done) {
     std::array<char, kReadBytes> bytes;

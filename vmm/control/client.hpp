@@ -1,4 +1,4 @@
-// The other end of a control socket.
+// The client's end of a control socket.
 #pragma once
 
 #include <chrono>
@@ -14,7 +14,7 @@
 
 namespace vmm::control {
 
-/// Nobody serves there, or whoever did has gone.
+/// Thrown if nobody serves the socket, or if the server has gone.
 class NobodyThere : public Error {
   public:
     using Error::Error;
@@ -25,13 +25,13 @@ struct ClientAnswer {
     std::string body{};
 };
 
-/// An answer that comes in lines, as long as the other side has some. Threads: one.
+/// An answer that comes line by line, for as long as the server sends lines. Threads: one.
 class LineStream {
   public:
-    /// `socket` has sent a request. Returns when the head of the answer has come. Throws NobodyThere, or Error.
+    /// `socket` must have sent a request. Returns when the head of the answer has come. Throws NobodyThere, or Error.
     explicit LineStream(UniqueFd socket);
 
-    /// Not 200: the request was refused, and refusal() says why.
+    /// The status of the answer. If it is not 200, the request was refused, and refusal() says why.
     [[nodiscard]] unsigned status() const { return reader_.status(); }
     [[nodiscard]] const std::string& refusal() const { return refusal_; }
 
@@ -45,22 +45,23 @@ class LineStream {
     std::string pending_;
 };
 
-/// Asks a machine, over one connection for each request. Threads: one.
+/// Sends requests to a machine, each over a connection of its own. Threads: one.
 class Client {
   public:
-    /// How long it waits for the first word of an answer. What takes long is a job, which is begun at once.
+    /// How long it waits for the first bytes of an answer. Long actions are jobs, and a job is answered as soon as it
+    /// has begun.
     static constexpr std::chrono::seconds kPatience{30};
 
-    /// `path` is that of the socket. An answer may take `longer` than kPatience, less than a day.
+    /// `path` is that of the socket. An answer may take `longer` than kPatience. `longer` must be less than a day.
     explicit Client(std::string path, std::chrono::seconds longer = {})
         : path_(std::move(path)), answer_patience_(kPatience + longer) {}
 
-    /// Hands `descriptors` over with the request: loans, at most kMostDescriptors. Throws NobodyThere, or Error: the
-    /// answer cannot be understood.
+    /// Sends a request and returns its answer. `descriptors` are handed over with the request; they are loans, at most
+    /// kMostDescriptors. Throws NobodyThere, and Error if the answer cannot be understood.
     [[nodiscard]] ClientAnswer ask(std::string_view method, std::string_view target, std::string_view body = {},
                                    std::span<const int> descriptors = {}) const;
 
-    /// Asks for an answer in lines. Throws as ask().
+    /// Asks for an answer in lines. Throws as ask() does.
     [[nodiscard]] LineStream follow(std::string_view target) const { return LineStream(send("GET", target, {}, {})); }
 
   private:

@@ -1,4 +1,4 @@
-// Devices as a request describes them: by the client that opens what they stand on, and by the machine.
+// The devices that a request describes. The client that opens the device's files uses this, and the machine.
 #pragma once
 
 #include "vmm/control/verbs.hpp"
@@ -6,10 +6,10 @@
 
 namespace vmm::control {
 
-/// What add-disk is told. Throws Error if it asks for what no host can give.
+/// Returns the disk that add-disk asks for. Throws Error if no host can give it.
 [[nodiscard]] DiskConfig disk_config_of(const Arguments& arguments);
 
-/// What add-net is told. Throws Error if it asks for what no host can give.
+/// Returns the network device that add-net asks for. Throws Error if no host can give it.
 [[nodiscard]] NetConfig net_config_of(const Arguments& arguments);
 
 } // namespace vmm::control

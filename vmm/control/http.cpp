@@ -23,7 +23,7 @@ using RequestParser = http::request_parser<http::string_body>;
 using ResponseParser = http::response_parser<http::string_body>;
 using ErrorCode = boost::system::error_code;
 
-/// What a client takes of an answer before it takes the server for broken.
+/// The most bytes of an answer. If more come, the client assumes that the server is broken.
 constexpr std::size_t kMostAnswerHeaderBytes = 64UL * 1024;
 constexpr std::size_t kMostAnswerBytes = 64UL * 1024 * 1024;
 
@@ -55,7 +55,7 @@ class Feeder {
 
   private:
     static constexpr std::size_t kShortestEnd = std::string_view("0\r\n\r\n").size();
-    std::size_t least_ = 0; ///< so much has to be there before the parser is asked again
+    std::size_t least_ = 0; ///< this many bytes must be there before the parser is called again
 };
 
 std::string text_of(boost::beast::string_view view) {
@@ -225,7 +225,7 @@ HttpAnswer error_answer(unsigned status, std::string_view text) {
     nlohmann::ordered_json body = {{"error", error}, {"advice", advice}};
     HttpAnswer answer;
     answer.status = status;
-    // What a client sent may be quoted there, whatever bytes it has.
+    // The text may quote what a client sent, with any bytes.
     answer.body = body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
     return answer;
 }

@@ -1,4 +1,4 @@
-// HTTP/1.1 messages (RFC 9112), read by Boost.Beast's parser. http.cpp alone includes it.
+// HTTP/1.1 messages (RFC 9112), read by Boost.Beast's parser. Only http.cpp includes Boost.Beast.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ struct HttpRequest {
     std::string query;  ///< "since=4"
     std::string body;
     bool keep_alive = true; ///< whether the connection may have another request after this one
-    /// What the client has handed over with the request (SCM_RIGHTS in unix(7)); null: nothing.
+    /// The descriptors that the client has handed over with the request (SCM_RIGHTS in unix(7)); null: none.
     std::shared_ptr<std::vector<UniqueFd>> descriptors{};
 };
 
@@ -32,13 +32,13 @@ struct HttpAnswer {
     unsigned status = 200;
     std::string body{};
     std::string content_type = "application/json";
-    std::string allow{}; ///< of 405: the methods that the path has
+    std::string allow{}; ///< for status 405: the methods that the path has
 };
 
-/// How the body that follows a head is bounded.
+/// How the body that follows a head is sent.
 enum class Framing {
-    kWhole,  ///< it is the answer's body
-    kChunks, ///< it is pieces by chunk_of(), and last_chunk()
+    kWhole,  ///< the body follows as a whole
+    kChunks, ///< the body comes in pieces by chunk_of(), and ends with last_chunk()
 };
 
 /// The status line and the fields of `answer`, with the empty line after them.
@@ -46,16 +46,16 @@ enum class Framing {
 [[nodiscard]] std::string chunk_of(std::string_view piece);
 [[nodiscard]] std::string_view last_chunk() noexcept;
 
-/// Takes requests out of the bytes of a connection, one after the other. Any bytes may come.
+/// Takes requests out of the bytes of a connection, one after the other. The bytes need not be trusted.
 ///
 /// Threads: one.
 class RequestReader {
   public:
     enum class State {
         kIdle,    ///< no byte of the next request has come
-        kPartial, ///< more has to come
+        kPartial, ///< more bytes of the request must come
         kWhole,   ///< take() returns a request
-        kRefused, ///< what came is no request, or too long a one; refusal() says why
+        kRefused, ///< the bytes are no request, or too long a one; refusal() says why
     };
 
     explicit RequestReader(HttpLimits limits = {});
@@ -63,14 +63,14 @@ class RequestReader {
     RequestReader(const RequestReader&) = delete;
     RequestReader& operator=(const RequestReader&) = delete;
 
-    /// Adds bytes that came. They may belong to several requests.
+    /// Adds bytes that have come. They may belong to several requests.
     void add(std::string_view bytes);
     [[nodiscard]] State state() const noexcept;
     /// True once for a request whose sender waits for "100 Continue" before it sends the body.
     [[nodiscard]] bool wants_continue();
-    /// The request, if state() is kWhole. The reader goes on with the bytes behind it.
+    /// Returns the request, if state() is kWhole. The reader goes on with the bytes that follow it.
     [[nodiscard]] HttpRequest take();
-    /// The answer to what was refused, if state() is kRefused.
+    /// The answer to the refused request, if state() is kRefused.
     [[nodiscard]] HttpAnswer refusal() const;
 
   private:
@@ -88,13 +88,13 @@ class AnswerReader {
     AnswerReader(const AnswerReader&) = delete;
     AnswerReader& operator=(const AnswerReader&) = delete;
 
-    /// Adds bytes that came. Throws Error: they are no answer, or too long a one.
+    /// Adds bytes that have come. Throws Error if they are no answer, or too long a one.
     void add(std::string_view bytes);
     [[nodiscard]] bool has_head() const;
     [[nodiscard]] bool is_whole() const;
-    /// After has_head().
+    /// It may be called once has_head() is true.
     [[nodiscard]] unsigned status() const;
-    /// What has come of the body since the last call.
+    /// Returns the bytes of the body that have come since the last call.
     [[nodiscard]] std::string take_body();
 
   private:
@@ -102,7 +102,8 @@ class AnswerReader {
     std::unique_ptr<Parts> parts_;
 };
 
-/// {"error": ..., "advice": ...} of a text as vmm::Error has it: the advice is what stands in brackets at its end.
+/// Makes the body {"error": ..., "advice": ...} from a text of vmm::Error. The advice is the part in brackets at its
+/// end.
 [[nodiscard]] HttpAnswer error_answer(unsigned status, std::string_view text);
 
 } // namespace vmm::control

@@ -42,10 +42,10 @@ Jobs::~Jobs() {
     }
 }
 
-/// A job whose thread still runs stays, and whatever came after it.
+/// Removes the oldest jobs. It stops at a job that still runs; that one and all later ones stay.
 void Jobs::forget_old() {
     while (jobs_.size() > kMostKept && jobs_.front().status.state != JobState::kRunning) {
-        jobs_.front().thread.join(); // It only has to return.
+        jobs_.front().thread.join(); // The thread only has to return.
         jobs_.pop_front();
     }
 }
@@ -58,7 +58,7 @@ JobStatus Jobs::start(std::string kind, Work work) {
     forget_old();
     const auto running =
         std::ranges::count_if(jobs_, [](const Job& job) { return job.status.state == JobState::kRunning; });
-    // The second bound holds if an old job does not end, and keeps all that came after it.
+    // The second bound is for an old job that does not end, because all later jobs are kept, too.
     if (static_cast<std::size_t>(running) >= kMostRunning || jobs_.size() >= 2 * kMostKept) {
         throw UsageError("cannot begin another job: " + std::to_string(running) +
                          " run already (wait until one of them has ended, or cancel one)");
@@ -98,7 +98,7 @@ void Jobs::run(Job& job, const Work& work) noexcept {
         state = JobState::kFailed;
         error = "an exception of unknown type";
     }
-    JobStatus ended = job.status; // Only this thread changes it, but for what stands below.
+    JobStatus ended = job.status; // Only this thread changes the status, and only below.
     ended.state = state;
     ended.error = std::move(error);
     ended.result = std::move(result);
@@ -106,7 +106,7 @@ void Jobs::run(Job& job, const Work& work) noexcept {
         const std::lock_guard hold(lock_);
         job.status = ended;
     }
-    if (ended_) { // Whoever is told and asks for the job, sees that it has ended.
+    if (ended_) { // The status is set before, so a client that is told of the end also sees it.
         ended_(ended);
     }
 }
@@ -139,7 +139,7 @@ JobStatus Jobs::cancel(std::uint64_t id) {
         const std::lock_guard hold(lock_);
         stop = find(id).stop;
     }
-    stop.request_stop(); // Its callbacks may take locks of their own.
+    stop.request_stop(); // This is outside of the lock, because stop callbacks may take locks of their own.
     return get(id);
 }
 

@@ -1,4 +1,4 @@
-// Actions that take long, which go on beside the client that asked for them.
+// Actions that take long. They go on even if the client that asked for them has gone.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,7 @@ struct JobProgress {
     std::string stage{}; ///< for people: "second level"
     std::uint64_t done = 0;
     std::uint64_t total = 0;
-    nlohmann::ordered_json details{}; ///< what else there is to say: an object, or null
+    nlohmann::ordered_json details{}; ///< further facts: an object, or null
 };
 
 /// A job at one moment.
@@ -35,20 +35,20 @@ struct JobStatus {
     std::string kind;
     JobState state = JobState::kRunning;
     JobProgress progress;
-    std::string error;             ///< of kFailed, as vmm::Error has it
+    std::string error;             ///< for kFailed: the text of vmm::Error
     nlohmann::ordered_json result; ///< an object; empty while the job runs
 };
 
-/// Jobs of any kind, each on a thread of its own. A kind is a word and a function: prefault and add-memory are such,
-/// and whatever else takes longer than a client waits can be one.
+/// Jobs of any kind, each on a thread of its own. A kind is a name and a function, for example prefault and add-memory.
+/// Everything that takes longer than a client waits can be a job.
 ///
 /// Threads: any.
 class Jobs {
   public:
     static constexpr std::size_t kMostRunning = 8;
-    static constexpr std::size_t kMostKept = 64; ///< of those that have ended: the last ones
+    static constexpr std::size_t kMostKept = 64; ///< of the jobs that have ended, this many are kept: the last ones
 
-    /// What a job has of its surroundings.
+    /// What a job gets from its caller.
     struct Context {
         std::stop_token stop; ///< requested if somebody cancels the job, or if the machine is about to go
         std::function<void(JobProgress)> progress;
@@ -57,23 +57,23 @@ class Jobs {
         nlohmann::ordered_json result; ///< an object
         bool is_whole = true;          ///< false: it ended early
     };
-    /// Does the work. Returns early if a stop is requested. What it throws is the job's failure.
+    /// Does the work, and returns early if a stop is requested. If it throws, the job has failed with that error.
     using Work = std::function<Outcome(const Context&)>;
 
-    /// `ended` is told of each job that ends, on the job's thread.
+    /// `ended` is called for each job that ends, on the job's thread.
     explicit Jobs(std::function<void(const JobStatus&)> ended);
     /// Cancels all jobs and waits for them.
     ~Jobs();
     Jobs(const Jobs&) = delete;
     Jobs& operator=(const Jobs&) = delete;
 
-    /// Starts a job. Throws UsageError: as many as possible run already. Throws Error: the host gives no thread.
+    /// Starts a job. Throws UsageError if kMostRunning jobs run already. Throws Error if the host gives no thread.
     JobStatus start(std::string kind, Work work);
 
     [[nodiscard]] std::vector<JobStatus> list() const;
-    /// Throws Error: there is no such job.
+    /// Throws Error if there is no such job.
     [[nodiscard]] JobStatus get(std::uint64_t id) const;
-    /// Asks a job to end; does nothing if it has ended. Throws Error: there is no such job.
+    /// Asks a job to end; does nothing if it has ended. Throws Error if there is no such job.
     JobStatus cancel(std::uint64_t id);
 
   private:
@@ -90,7 +90,7 @@ class Jobs {
     mutable std::mutex lock_;
     std::uint64_t next_id_ = 1;
     bool closed_ = false;
-    std::deque<Job> jobs_; ///< a deque: their threads know where they are; removed at the front alone
+    std::deque<Job> jobs_; ///< a deque: threads hold addresses of elements; they are removed only at the front
 };
 
 } // namespace vmm::control

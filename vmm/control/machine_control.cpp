@@ -148,7 +148,7 @@ HttpAnswer MachineControl::guarded(const Row& row, const Arguments& arguments) n
         } catch (const std::exception& error) {
             return error_answer(500, error.what());
         }
-    } catch (...) { // There is no memory even to say so.
+    } catch (...) { // There is no memory for a message.
         HttpAnswer answer;
         answer.status = 503;
         return answer;
@@ -183,7 +183,7 @@ void MachineControl::handle(const HttpRequest& request, const Reply& reply) noex
             HttpAnswer answer;
             answer.status = 503;
             reply.send(answer);
-        } catch (...) { // The client's connection times out.
+        } catch (...) { // No answer is sent, and the client's connection times out.
         }
     }
 }
@@ -232,7 +232,7 @@ HttpAnswer MachineControl::pause(const Arguments& arguments) {
     const bool was_paused = is_paused();
     const auto within = arguments.number("within");
     machine_.pause(within ? std::chrono::seconds(*within) : Machine::kPausePatience);
-    if (!was_paused && is_paused()) { // It may have been resumed meanwhile.
+    if (!was_paused && is_paused()) { // it may have been resumed meanwhile
         events_.add("paused");
     }
     return state_answer(200);
@@ -260,7 +260,7 @@ HttpAnswer MachineControl::stop(const Arguments& arguments) {
     }));
 }
 
-/// Waits until the machine is about to end, for whatever reason, or the time is over.
+/// Waits until the machine is about to end, for any reason, or until the time is over.
 Jobs::Outcome MachineControl::press_and_wait(std::uint64_t seconds, const Jobs::Context& context) {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point deadline = Clock::now() + std::chrono::seconds(seconds);
@@ -445,7 +445,7 @@ HttpAnswer MachineControl::memory(const Arguments& arguments) {
     }));
 }
 
-/// Another request may come meanwhile: then this one is over.
+/// Waits until the guest has the memory. If another request comes meanwhile, this one ends.
 Jobs::Outcome MachineControl::await_memory(std::uint64_t wanted, std::chrono::seconds within,
                                            const Jobs::Context& context) {
     constexpr std::chrono::milliseconds kBetweenLooks{20};
@@ -460,7 +460,7 @@ Jobs::Outcome MachineControl::await_memory(std::uint64_t wanted, std::chrono::se
             events_.add("memory-changed", result);
             return {std::move(result), true};
         }
-        if (within.count() == 0) { // Nobody waits.
+        if (within.count() == 0) { // the client does not want to wait
             return {std::move(result), true};
         }
         if (context.stop.stop_requested()) {
@@ -500,7 +500,7 @@ Jobs::Outcome MachineControl::added(const std::string& name) {
 
 HttpAnswer MachineControl::add_disk(const Arguments& arguments) {
     check_not_ended("give the guest a disk");
-    // The descriptor at that place of those that came with the request; none if there is none.
+    // Takes the descriptor at that place from those that came with the request; none if there is none.
     const auto taken = [](std::vector<UniqueFd>& came, std::size_t place) {
         return place < came.size() ? std::move(came[place]) : UniqueFd();
     };
@@ -576,7 +576,7 @@ HttpAnswer MachineControl::jobs(const Arguments& /*arguments*/) {
 
 namespace {
 
-/// A job by its number. What is not there is the caller's fault of its own kind.
+/// Answers with a job that the client has named by its number. If there is no such job, the answer is 404.
 template <typename Look>
 HttpAnswer found(Look look) {
     try {
@@ -611,7 +611,7 @@ HttpAnswer MachineControl::log_level(const Arguments& /*arguments*/) {
 }
 
 HttpAnswer MachineControl::set_log_level(const Arguments& arguments) {
-    const LogLevel level = *log_level_of(*arguments.word("level")); // The table knows the names.
+    const LogLevel level = *log_level_of(*arguments.word("level")); // the table allows only known names
     surroundings_.set_log_level(level);
     events_.add("log-level", {{"level", name_of(level)}});
     return log_level(arguments);

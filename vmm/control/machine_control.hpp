@@ -1,4 +1,4 @@
-// What the verbs do to a machine.
+// The actions of the verbs on a machine.
 #pragma once
 
 #include <chrono>
@@ -21,28 +21,28 @@
 
 namespace vmm::control {
 
-/// The surroundings of a machine that is controlled.
+/// What a controlled machine needs from the program.
 struct Surroundings {
-    std::string machine_options = "{}";      ///< those of them that are kept with a snapshot
-    std::string options = "{}";              ///< those that were given, as the JSON of a configuration file
+    std::string machine_options = "{}";      ///< the options that are kept with a snapshot
+    std::string options = "{}";              ///< the options that were given, as the JSON of a configuration file
     std::shared_ptr<const StopRequest> stop; ///< the machine's
     std::function<LogLevel()> log_level;
     std::function<void(LogLevel)> set_log_level;
-    /// Puts the words of the command line for those of the library into an error. It may be empty.
+    /// Replaces the library's names in an error text by those of the command line. It may be empty.
     std::function<std::string(std::string_view)> words{};
 };
 
-/// Serves requests. What may wait for the guest happens on a thread of its own, and what takes long is a job.
+/// Serves requests. Requests that may wait for the guest run on a thread of their own, and long ones are jobs.
 ///
 /// Threads: any.
 class MachineControl {
   public:
-    /// `machine` and `config` outlive it. Throws Error if the host gives no thread.
+    /// `machine` and `config` must outlive it. Throws Error if the host gives no thread.
     MachineControl(Machine& machine, const Config& config, Surroundings surroundings);
     MachineControl(const MachineControl&) = delete;
     MachineControl& operator=(const MachineControl&) = delete;
 
-    /// Answers `request`, now or later. Does not wait.
+    /// Answers `request`, now or later. It never waits.
     void handle(const HttpRequest& request, const Reply& reply) noexcept;
 
     [[nodiscard]] Events& events() noexcept { return events_; }

@@ -14,10 +14,10 @@ namespace vmm::control {
 /// "ready", "running", "paused", "ended"
 [[nodiscard]] std::string_view name_of(RunState state) noexcept;
 
-/// As the schema Statistics of the OpenAPI document.
+/// Returns the JSON of the schema Statistics in the OpenAPI document.
 [[nodiscard]] nlohmann::ordered_json to_json(const Statistics& statistics);
 
-/// As text for Prometheus (its exposition format, version 0.0.4).
+/// Returns the text for Prometheus (its exposition format, version 0.0.4).
 [[nodiscard]] std::string to_prometheus(const Statistics& statistics, std::uint64_t memory_bytes);
 
 } // namespace vmm::control

@@ -39,7 +39,7 @@ Json list_of(Json items) {
     return {{"type", "array"}, {"items", std::move(items)}};
 }
 
-/// An object of exactly these members, of which `optional` may be missing.
+/// The schema of an object with exactly these members. Those in `optional` may be missing.
 Json object(const char* description, Json members, std::initializer_list<std::string_view> optional = {}) {
     Json required = Json::array();
     for (const auto& [name, schema] : members.items()) {
@@ -179,7 +179,7 @@ Json parameters_of(const Verb& verb) {
     return parameters;
 }
 
-/// Nothing (null) if the verb takes no body.
+/// The schema of the request's body; null if the verb takes none.
 Json body_of(const Verb& verb) {
     Json members = Json::object();
     Json required = Json::array();

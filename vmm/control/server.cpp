@@ -29,19 +29,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// How long nobody is accepted if the host has no descriptor or no memory left.
+/// How long no connection is accepted after the host had no descriptor or no memory left.
 constexpr std::chrono::seconds kAcceptPause{1};
-/// How many connections are accepted before others have their turn.
+/// The most connections that are accepted before other connections have their turn.
 constexpr int kMostAcceptsATurn = 16;
 constexpr std::size_t kReadBytes = 4096;
-/// How many events go into a buffer at once.
+/// The most events that go into a buffer at once.
 constexpr std::size_t kMostEventsATurn = 32;
 
 bool would_block(int error_number) noexcept {
     return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
 }
 
-/// What a request gets.
+/// The answer to a request.
 struct Letter {
     std::uint64_t connection = 0;
     HttpAnswer answer;
@@ -50,7 +50,7 @@ struct Letter {
 
 } // namespace
 
-/// Answers on their way from any thread to the server's.
+/// Carries answers from any thread to the server's thread.
 class Mailbox {
   public:
     void post(Letter letter) {
@@ -70,7 +70,7 @@ class Mailbox {
 
   private:
     std::mutex lock_;
-    std::vector<Letter> letters_; ///< at most one that counts for each connection
+    std::vector<Letter> letters_; ///< for each connection, only the first letter counts
 };
 
 Reply::Reply(std::shared_ptr<Mailbox> mailbox, std::uint64_t connection)
@@ -84,7 +84,7 @@ void Reply::send_events(std::uint64_t first) const {
     mailbox_->post({connection_, {}, first});
 }
 
-/// All of it runs on the server's thread.
+/// Everything in it runs on the server's thread.
 class Server::Loop {
   public:
     Loop(int listener_fd, Events& events, Handler handler, ServerLimits limits, std::shared_ptr<Mailbox> mailbox)
@@ -95,7 +95,7 @@ class Server::Loop {
         while (!mailbox_->ending.load()) {
             try {
                 turn(std::nullopt);
-            } catch (const std::exception&) { // There is no memory: what the clients took is given back.
+            } catch (const std::exception&) { // There is no memory, so the connections are closed to free some.
                 connections_.clear();
                 no_accept_before_ = Clock::now() + kAcceptPause;
             }
@@ -109,10 +109,10 @@ class Server::Loop {
 
   private:
     enum class Phase {
-        kReading,   ///< for the next request
-        kWaiting,   ///< for the answer to one
-        kStreaming, ///< events
-        kLingering, ///< all is said; what the client still sends is thrown away, so that it can read the answer
+        kReading,   ///< waits for the next request
+        kWaiting,   ///< waits for the answer to a request
+        kStreaming, ///< sends events
+        kLingering, ///< everything is sent; what the client still sends is dropped, so that it can read the answer
         kDead,      ///< to be removed
     };
     struct Connection {
@@ -126,14 +126,14 @@ class Server::Loop {
         bool keep_alive = true;
         bool is_head = false; ///< the request wants no body
         std::uint64_t next_event = 1;
-        short happened = 0; ///< what poll() said
+        short happened = 0; ///< what poll() reported
 
         [[nodiscard]] bool has_more_to_say() const { return !output.empty() || phase == Phase::kStreaming; }
     };
 
     void end() {
         const Clock::time_point deadline = Clock::now() + limits_.end_patience;
-        accept_some(); // Whoever had asked before the end is heard, also if this thread was kept from running.
+        accept_some(); // A client that connected before the end is served, even if this thread was delayed.
         for (Connection& connection : connections_) {
             if (connection.phase == Phase::kReading) {
                 read(connection);
@@ -239,11 +239,11 @@ class Server::Loop {
             }
             const auto peer = peer_of(socket.get());
             if (!peer || !is_trusted(peer->user, ::geteuid())) {
-                continue; // It is another user's, who learns nothing.
+                continue; // It is another user's. It gets no answer.
             }
             if (connections_.size() >= limits_.connections) {
                 const auto oldest = std::ranges::find_if(connections_, is_evictable);
-                connections_.erase(oldest); // may_accept() said that there is one.
+                connections_.erase(oldest); // may_accept() has made sure that there is one.
             }
             Connection& added = connections_.emplace_back();
             added.id = next_id_++;
@@ -276,14 +276,14 @@ class Server::Loop {
             return;
         }
         if (count == 0) {
-            connection.phase = Phase::kDead; // What it had asked for before was answered.
+            connection.phase = Phase::kDead; // Its earlier requests have been answered.
             return;
         }
         if (connection.phase == Phase::kLingering) {
             return;
         }
         if (connection.reader.state() == RequestReader::State::kIdle) {
-            connection.since = Clock::now(); // From here on it has so long for its request.
+            connection.since = Clock::now(); // The time for the whole request begins now.
         }
         connection.reader.add({bytes.data(), static_cast<std::size_t>(count)});
         if (!came.empty()) {
@@ -306,8 +306,8 @@ class Server::Loop {
         look_at_request(connection);
     }
 
-    /// As recv(2), along with descriptors. The kernel closes those for which there is no room; then there were
-    /// `too_many`.
+    /// Receives as recv(2), together with descriptors. If there is no room for some, the kernel closes them, and
+    /// `too_many` is set.
     static ssize_t receive(int socket, std::span<char> bytes, std::vector<UniqueFd>& came, bool& too_many) {
         iovec piece{bytes.data(), bytes.size()};
         alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)> control{};
@@ -360,8 +360,8 @@ class Server::Loop {
         }
     }
 
-    /// Takes the answers that have come, and what they make room for: a request that is there already has its answer in
-    /// the next round.
+    /// Takes the answers that have come. An answer may be followed by a request that is there already; its answer is
+    /// taken in the next round.
     void deliver() {
         for (std::vector<Letter> letters = mailbox_->take(); !letters.empty(); letters = mailbox_->take()) {
             for (Letter& letter : letters) {
@@ -403,7 +403,7 @@ class Server::Loop {
         connection.since = Clock::now();
     }
 
-    /// The next events of a client that has taken those before.
+    /// Gives a client the next events, if it has taken the earlier ones.
     void refill(Connection& connection) {
         if (connection.phase != Phase::kStreaming || !connection.output.empty()) {
             return;
@@ -440,14 +440,14 @@ class Server::Loop {
         }
         if (connection.phase == Phase::kStreaming) {
             if (connection.next_event <= events_.count()) {
-                mailbox_->wake.signal(); // The next ones are there already.
+                mailbox_->wake.signal(); // the next events may be there already
             }
         } else if (connection.phase == Phase::kLingering) {
             ::shutdown(connection.socket.get(), SHUT_WR);
         } else if (connection.phase == Phase::kReading && !ending_) {
-            look_at_request(connection); // The next one may be there already.
+            look_at_request(connection); // the next request may be there already
             if (connection.phase == Phase::kWaiting) {
-                mailbox_->wake.signal(); // Its answer may be there, too.
+                mailbox_->wake.signal(); // its answer may be there, too
             }
         }
     }
@@ -463,7 +463,7 @@ class Server::Loop {
     Handler handler_;
     ServerLimits limits_;
     std::shared_ptr<Mailbox> mailbox_;
-    std::list<Connection> connections_; ///< the oldest first
+    std::list<Connection> connections_; ///< the oldest is first
     std::uint64_t next_id_ = 1;
     Clock::time_point no_accept_before_{};
     bool ending_ = false;

@@ -21,12 +21,12 @@ namespace vmm::control {
 
 class Mailbox;
 
-/// The way back to the client that made a request. A copy is as good as the first. Threads: any.
+/// The way to answer the client that made a request. Copies answer the same request. Threads: any.
 class Reply {
   public:
     Reply(std::shared_ptr<Mailbox> mailbox, std::uint64_t connection);
 
-    /// Answers. The first answer counts, and a client that has gone gets none.
+    /// Sends the answer. Only the first answer of a request is sent; if the client has gone, nothing is sent.
     void send(HttpAnswer answer) const;
     /// Answers with the events from number `first` on, as lines, until the client goes or the server ends.
     void send_events(std::uint64_t first) const;
@@ -36,38 +36,39 @@ class Reply {
     std::uint64_t connection_;
 };
 
-/// How many descriptors a request may bring along; if it brings more, it is refused. A disk has two at most
+/// The most descriptors that a request may hand over; a request with more is refused. A disk has two at most
 /// (devices::DiskImage::Opened), and a network has those of OpenedNet.
 inline constexpr std::size_t kMostDescriptors = OpenedNet::kMostDescriptors;
 
 struct ServerLimits {
     HttpLimits http{};
-    /// If one more comes, the oldest of those is closed that have not sent a whole request. If all of them have, the
-    /// new one waits.
+    /// The most connections. If one more comes, the oldest connection that has not sent a whole request is closed. If
+    /// all have sent one, the new connection waits.
     std::size_t connections = 64;
     std::size_t streams = 16; ///< of events
-    /// How long a request may take from its first byte to its last, and an answer between two bytes that are taken.
+    /// How long a request may take from its first byte to its last, and how long a client may take no byte of an
+    /// answer.
     std::chrono::milliseconds patience{10'000};
     /// How long a connection may be without a request.
     std::chrono::milliseconds idle_patience{60'000};
-    /// How long the end waits for clients that have not read their answers.
+    /// How long destruction waits for clients that have not read their answers.
     std::chrono::milliseconds end_patience{500};
 };
 
-/// Serves this user's clients, and root's; others are sent away. A client that sends garbage, hangs or goes away costs
-/// it a descriptor and a bounded buffer for a while.
+/// Serves the clients of this user and of root; others are sent away. A client that sends garbage, hangs or goes away
+/// costs the server only a descriptor and a bounded buffer for a while.
 ///
 /// Threads: the one that made it.
 class Server {
   public:
-    /// Is called on the server's thread for each whole request, and must not wait. It answers now or later, and does
+    /// It is called on the server's thread for each whole request, and must not wait. It answers now or later, and must
     /// not throw.
     using Handler = std::function<void(const HttpRequest&, const Reply&)>;
 
-    /// `listener_fd`, a loan, is a unix socket that listens and does not block. `events` outlives the server, and calls
-    /// it from then on. Throws Error if the host gives no thread or no descriptor.
+    /// `listener_fd`, a loan, is a unix socket that listens and does not block. `events` must outlive the server, and
+    /// calls it from now on. Throws Error if the host gives no thread or no descriptor.
     Server(int listener_fd, Events& events, Handler handler, ServerLimits limits = {});
-    /// Sends what is there to be sent, as long as clients read it, and closes all connections.
+    /// Sends the answers that are left, as long as clients read them, and closes all connections.
     ~Server();
     Server(const Server&) = delete;
     Server& operator=(const Server&) = delete;

@@ -1,4 +1,4 @@
-// The control of one machine: its socket, its server and what the verbs do.
+// The control of one machine: its socket, its server and the actions of the verbs.
 #pragma once
 
 #include "prefault/kept.hpp"
@@ -9,13 +9,13 @@
 
 namespace vmm::control {
 
-/// Serves as long as it lives. On its end clients get what is on its way to them, jobs are cancelled and waited for,
-/// and the socket stays until it is destroyed by its owner.
+/// Serves while it lives. When it is destroyed, it sends clients the answers that are on their way, and cancels jobs
+/// and waits for them. The socket stays until its owner destroys it.
 ///
 /// Threads: control() any, the rest the one that made it.
 class Service {
   public:
-    /// All of these outlive it; `socket` and `machine` most of all. Throws Error.
+    /// All arguments must outlive it; `socket` and `machine` most of all. Throws Error.
     Service(const ListeningSocket& socket, Machine& machine, const Config& config, Surroundings surroundings,
             ServerLimits limits = {})
         : control_(machine, config, std::move(surroundings)),

@@ -39,7 +39,7 @@ std::optional<int> number_in(const char* variable) {
     return error == std::errc() && last == word.data() + word.size() ? std::optional(number) : std::nullopt;
 }
 
-/// Of a path that fits.
+/// The address for `path`, which must fit.
 std::pair<sockaddr_un, socklen_t> address_of_supervisor(std::string_view path) noexcept {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -54,7 +54,7 @@ std::pair<sockaddr_un, socklen_t> address_of_supervisor(std::string_view path) n
 
 ListeningSocket::ListeningSocket(const std::string& path, const std::function<void(const std::string&)>& warn) {
     listener_.emplace(path, SOCK_STREAM, "the control socket", warn);
-    // Others are sent away in any case, but they could keep it busy.
+    // Other users are sent away in any case, but they could keep the server busy.
     ::chmod(path.c_str(), S_IRUSR | S_IWUSR);
 }
 
@@ -89,7 +89,7 @@ std::optional<int> inherited_socket() {
 
 namespace {
 
-/// Where NOTIFY_SOCKET is, if connect_supervisor() has found it.
+/// The connection to NOTIFY_SOCKET, if connect_supervisor() could make one.
 UniqueFd& supervisor() {
     static UniqueFd connected;
     return connected;

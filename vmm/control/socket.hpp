@@ -1,4 +1,4 @@
-// Where a control socket comes from, and who is told that it serves.
+// The control socket, and the messages to the init system that it serves.
 #pragma once
 
 #include <functional>
@@ -15,10 +15,11 @@ namespace vmm::control {
 /// Threads: one.
 class ListeningSocket {
   public:
-    /// Makes one at `path`, for this user alone, as UnixListener does. Its file goes with it. Throws Error.
+    /// Makes a socket at `path`, for this user alone, as UnixListener does. Its file is removed with this object.
+    /// Throws Error.
     ListeningSocket(const std::string& path, const std::function<void(const std::string&)>& warn);
-    /// Takes over descriptor `fd`, which somebody has opened for us. Throws Error: it is no unix stream socket that
-    /// listens.
+    /// Takes over descriptor `fd`, which another program has opened for this one. Throws Error if it is no unix stream
+    /// socket that listens.
     explicit ListeningSocket(int fd);
 
     [[nodiscard]] int fd() const noexcept { return listener_ ? listener_->fd() : inherited_.get(); }
@@ -28,16 +29,16 @@ class ListeningSocket {
     UniqueFd inherited_;
 };
 
-/// The first descriptor that an init system has opened for this process: LISTEN_FDS and LISTEN_PID in
-/// sd_listen_fds(3). Nothing if there is none. Throws Error: there are several.
+/// The first descriptor that an init system has opened for this process: LISTEN_FDS and LISTEN_PID in sd_listen_fds(3).
+/// Nothing if there is none. Throws Error if there are several.
 [[nodiscard]] std::optional<int> inherited_socket();
 
-/// Connects to whoever has set NOTIFY_SOCKET: for a process that will not find it by its name any more. It does
-/// nothing if that fails; notify_supervisor() then says why. Threads: the main one, before notify_supervisor().
+/// Connects to the socket in NOTIFY_SOCKET. It is for a process that cannot reach the socket by its name later. If it
+/// fails, nothing happens now, and notify_supervisor() says why. Threads: the main one, before notify_supervisor().
 void connect_supervisor();
 
-/// Tells the init system, or whoever has set NOTIFY_SOCKET, `state`: "READY=1" (sd_notify(3)). Returns why that failed;
-/// empty if it did not, or if nobody wants to know.
+/// Sends `state`, such as "READY=1", to the socket in NOTIFY_SOCKET (sd_notify(3)). Returns why that failed; empty if
+/// it succeeded, or if the variable is not set.
 [[nodiscard]] std::string notify_supervisor(const std::string& state);
 
 } // namespace vmm::control

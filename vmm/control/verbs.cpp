@@ -26,7 +26,7 @@ using Json = nlohmann::ordered_json;
 using Kind = Parameter::Kind;
 using Place = Parameter::Place;
 
-/// A number that every JSON parser keeps exactly (RFC 8259, 6).
+/// The largest number that every JSON parser keeps exactly (RFC 8259, 6).
 constexpr std::uint64_t kMostExact = (std::uint64_t{1} << 53U) - 1;
 constexpr std::uint64_t kMostSecondsToStop = 3600;
 constexpr std::uint64_t kMostSecondsToPause = 3600;
@@ -487,7 +487,7 @@ std::vector<Verb> make_verbs() {
     };
 }
 
-/// A request that is wrong.
+/// Thrown for a wrong request, with its answer.
 struct Wrong {
     HttpAnswer answer;
 };
@@ -646,7 +646,7 @@ void take_body(const Verb& verb, const std::string& body, Arguments& arguments) 
     if (body.find_first_not_of(" \t\r\n") == std::string::npos) {
         return;
     }
-    constexpr int kMostDepth = 4; // Nothing that is taken has any depth.
+    constexpr int kMostDepth = 4; // no valid body is nested
     bool is_deep = false;
     const Json json = Json::parse(
         body,
@@ -685,7 +685,8 @@ bool has(const Arguments& arguments, const Parameter& parameter) {
     return false;
 }
 
-/// The text that stands in `path` for the braces in `form`; nothing if they do not match. Without braces: "".
+/// Returns the text in `path` at the place of the braces in `form`; nothing if they do not match. Without braces it
+/// returns "".
 std::optional<std::string> match(const std::string& form, const std::string& path) {
     const std::size_t open = form.find('{');
     if (open == std::string::npos) {

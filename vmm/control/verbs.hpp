@@ -21,7 +21,7 @@
 
 namespace vmm::control {
 
-/// One thing that a verb is told.
+/// One argument of a verb.
 struct Parameter {
     enum class Kind {
         kFlag,   ///< true or false
@@ -42,15 +42,15 @@ struct Parameter {
     std::string help{};
     Place place = Place::kBody;
     bool is_required = false;
-    bool is_positional = false; ///< of `vmm ctl`: a word of its own, and no option
+    bool is_positional = false; ///< for `vmm ctl`: a word of its own, and no option
     std::uint64_t least = 0;
     std::uint64_t most = 0;
     std::vector<std::string> choices{};
-    std::string standard{}; ///< the default, for people; empty: nothing is said of it
+    std::string standard{}; ///< the default, for people; empty: help does not show one
     std::string example{};  ///< a value, as JSON; empty: the example request leaves it out
 };
 
-/// One thing that a client can ask for.
+/// One request that a client can make.
 struct Verb {
     std::string name; ///< of `vmm ctl`, and the operationId: "add-memory"
     std::string method;
@@ -62,14 +62,14 @@ struct Verb {
     std::string content_type = "application/json";
 };
 
-/// "one of on, off": what a value has to be, for whoever gave another one.
+/// Says what values `parameter` allows, for a message about a wrong one: "one of on, off".
 [[nodiscard]] std::string what_it_takes(const Parameter& parameter);
 
 [[nodiscard]] std::span<const Verb> verbs();
 /// The verb of that name; null if there is none.
 [[nodiscard]] const Verb* find_verb(std::string_view name);
 
-/// What a verb was told, by the parameters' names. Each value has been checked against the table.
+/// The arguments of a request, by the parameters' names. Each value has been checked against the table.
 class Arguments {
   public:
     using Value = std::variant<bool, std::uint64_t, std::string>;
@@ -79,7 +79,7 @@ class Arguments {
     [[nodiscard]] std::optional<std::string> word(const std::string& name) const;
     [[nodiscard]] bool flag(const std::string& name, bool standard = false) const;
 
-    /// What the client has handed over with the request; null: nothing.
+    /// The descriptors that the client has handed over with the request; null: none.
     void set_descriptors(std::shared_ptr<std::vector<UniqueFd>> descriptors) { descriptors_ = std::move(descriptors); }
     [[nodiscard]] const std::shared_ptr<std::vector<UniqueFd>>& descriptors() const { return descriptors_; }
 
@@ -88,16 +88,16 @@ class Arguments {
     std::shared_ptr<std::vector<UniqueFd>> descriptors_;
 };
 
-/// A request that the table knows.
+/// A request that is in the table.
 struct Call {
     const Verb* verb = nullptr;
     Arguments arguments{};
 };
 
-/// What `request` asks for, or the answer to a request that is wrong: 400, 404, 405.
+/// Returns the call that `request` makes, or the answer to a request that is wrong: 400, 404, 405.
 [[nodiscard]] std::variant<Call, HttpAnswer> understand(const HttpRequest& request);
 
-/// The example of a verb's body, from its parameters; an empty object if they have none.
+/// Returns the example of a verb's body, made from its parameters; an empty object if no parameter has an example.
 [[nodiscard]] nlohmann::ordered_json example_body(const Verb& verb);
 
 } // namespace vmm::control

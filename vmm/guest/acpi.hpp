@@ -1,5 +1,4 @@
-// What the guest needs from the ACPI tables: which CPUs there are, and how to power off (ACPI 6.5, chapters 4, 5 and
-// 7).
+// What the guest reads from the ACPI tables: the CPUs, and how to power off (ACPI 6.5, chapters 4, 5 and 7).
 //
 // Nothing in the tables is trusted: lengths are checked against what is mapped, checksums are verified, loops are
 // bounded.
@@ -15,14 +14,14 @@
 
 namespace vmm::guest {
 
-/// How many CPUs the guest uses at most. An xAPIC can address 255, IDs 0 to 254.
+/// The most CPUs that the guest uses. An xAPIC can address 255, IDs 0 to 254.
 inline constexpr std::size_t kMaxCpus = 254;
 
 /// Local APIC IDs of CPUs, each once.
 struct CpuList {
     std::array<std::uint32_t, kMaxCpus> apic_ids{};
     std::size_t count = 0;
-    /// How many more there were than fit.
+    /// How many more CPUs there were.
     std::size_t left_out = 0;
 
     constexpr void add(std::uint32_t apic_id) noexcept {
@@ -54,7 +53,7 @@ struct PowerOff {
     std::array<PowerRegister, 2> registers{};
     /// The SLP_TYP values for the two registers.
     std::array<std::uint8_t, 2> sleep_types{};
-    /// What to write to the first register, one byte wide, as it is: a device tree says so.
+    /// The value for the first register, one byte wide, if a device tree gives one. It is written as it is.
     std::optional<std::uint8_t> plain_value;
 };
 
@@ -72,7 +71,7 @@ namespace detail {
 
 using Bytes = std::span<const std::byte>;
 
-/// A table that claims to be larger is not taken for one.
+/// A larger length in a table is not believed.
 inline constexpr std::uint32_t kMaxTableBytes = 1U << 20;
 inline constexpr std::size_t kTableHeaderBytes = 36;
 
@@ -107,7 +106,7 @@ template <typename T>
     return true;
 }
 
-/// The whole table at `address`, if it has that signature and holds together.
+/// The whole table at `address`, if it has that signature and its length and checksum are right.
 template <typename Memory>
 [[nodiscard]] Bytes table_at(const Memory& memory, std::uint64_t address, std::string_view signature) noexcept {
     const Bytes header = memory.view(address, kTableHeaderBytes);
@@ -177,7 +176,7 @@ template <typename Memory>
     return cpus;
 }
 
-/// The register that a generic address structure (5.2.3.2) names, if it is a port or memory.
+/// The register in a generic address structure (5.2.3.2), if it is a port or memory.
 [[nodiscard]] inline PowerRegister generic_address(Bytes table, std::size_t offset) noexcept {
     const auto space = load<std::uint8_t>(table, offset);
     const auto address = load<std::uint64_t>(table, offset + 4);
@@ -203,7 +202,8 @@ template <typename Memory>
     return {PowerRegister::Space::kPort, port};
 }
 
-/// An integer in AML, if it is small enough to be a SLP_TYP: ZeroOp, OneOp, or BytePrefix and a byte. Steps over it.
+/// An integer in AML, if it is small enough to be a SLP_TYP: ZeroOp, OneOp, or BytePrefix and a byte. It is removed
+/// from `aml`.
 [[nodiscard]] inline std::optional<std::uint8_t> small_integer(Bytes& aml) noexcept {
     const auto first = load<std::uint8_t>(aml, 0);
     const auto second = load<std::uint8_t>(aml, 1);
@@ -265,7 +265,8 @@ template <typename Memory>
     return power_off;
 }
 
-/// The RSDP where firmware for PCs puts it: on a 16-byte boundary of the last 128 KiB below 1 MiB (5.2.5.1).
+/// Finds the RSDP at the place where firmware of PCs puts it: on a 16-byte boundary of the last 128 KiB below 1 MiB
+/// (5.2.5.1).
 template <typename Memory>
 [[nodiscard]] std::uint64_t scan_for_rsdp(const Memory& memory) noexcept {
     for (std::uint64_t address = 0xe0000; address < 0x100000; address += 16) {
@@ -279,8 +280,8 @@ template <typename Memory>
 
 } // namespace detail
 
-/// Reads the tables that hang off the RSDP, or off one that is searched for if `rsdp_address` is 0.
-/// `memory.view(address, size)` gives the bytes there as a span, or an empty span unless all of them are readable.
+/// Reads the tables to which the RSDP leads. If `rsdp_address` is 0, it searches for the RSDP. `memory.view(address,
+/// size)` returns these bytes as a span, or an empty span unless all of them are readable.
 template <typename Memory>
 [[nodiscard]] Acpi read_acpi(const Memory& memory, std::uint64_t rsdp_address) noexcept {
     Acpi acpi;

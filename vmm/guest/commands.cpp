@@ -10,13 +10,13 @@
 namespace vmm::guest {
 namespace {
 
-// CPU 0 alone uses this.
+// Only CPU 0 uses this.
 constinit Heartbeat heartbeat;
 
 void tell() noexcept {
     const HeartbeatReport report = heartbeat.take(cycles());
     serial::print(heartbeat_line(report));
-    static_cast<void>(heartbeat.take(cycles())); // Printing takes long, and is not what is measured.
+    static_cast<void>(heartbeat.take(cycles())); // printing takes long, and must not be measured
 }
 
 void wait_for_beat() noexcept {
@@ -25,7 +25,7 @@ void wait_for_beat() noexcept {
     }
 }
 
-/// A second in which an eighth of memory is used, a piece of it at each beat.
+/// Uses an eighth of memory in one second, a piece of it at each beat.
 void work() noexcept {
     constexpr std::uint64_t kBeats = 1000;
     constexpr std::uint64_t kShare = 8;

@@ -1,12 +1,12 @@
-// A guest that is asked what to do, byte by byte, and counts meanwhile how late it is.
+// Commands to the guest, each of one byte. Between them the guest measures how late its heartbeat is.
 #pragma once
 
 #include <cstdint>
 
 namespace vmm::guest {
 
-/// Has a heartbeat by the time-stamp counter, which runs at `khz`, and does what the bytes say that come by the serial
-/// port (README.md). Returns when one of them says that this is the end. For CPU 0, after plan_workload().
+/// Runs a heartbeat by the time-stamp counter, which runs at `khz`, and obeys the bytes that come over the serial port
+/// (README.md). It returns when one of them tells it to end. Only CPU 0 calls it, after plan_workload().
 void obey_commands(std::uint64_t khz) noexcept;
 
 } // namespace vmm::guest

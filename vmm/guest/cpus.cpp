@@ -30,10 +30,10 @@ constexpr std::uint32_t kSoftwareEnableAndVector = 0x1ff;
 constexpr std::uint32_t kDeliveryPending = 1U << 12;
 constexpr std::uint32_t kInitAssert = 0x4500;
 constexpr std::uint32_t kStartUp = 0x4600;
-/// The broadcast address, and thereby the first ID that an interrupt command in xAPIC mode cannot name.
+/// The broadcast address. It is the first ID that an interrupt command in xAPIC mode cannot address.
 constexpr std::uint32_t kFirstIdOutOfReach = 255;
 
-// INIT has to be followed by a pause of 10 ms. A CPU that does not answer the first start-up IPI gets a second one.
+// A pause of 10 ms must follow INIT. A CPU that does not answer the first start-up IPI gets a second one.
 constexpr std::uint64_t kInitCycles = std::uint64_t{1} << 25;
 constexpr std::uint64_t kSecondStartUpCycles = std::uint64_t{1} << 29;
 constexpr std::uint64_t kGiveUpCycles = std::uint64_t{1} << 35;
@@ -43,7 +43,7 @@ enum class State : std::uint32_t { kStarting, kUp, kGivenUp };
 /// One of the other CPUs. Each has cache lines of its own.
 struct alignas(128) Cpu {
     std::uint32_t apic_id = 0;
-    /// Its number for Work; valid once the first step starts.
+    /// Its number for Work. It is valid once the first step starts.
     std::size_t number = 0;
     std::atomic<State> state{State::kStarting};
 };
@@ -72,7 +72,7 @@ void send_to_all_in(State state, std::uint32_t command) noexcept {
     }
 }
 
-/// Waits until `expected` CPUs have arrived, or none has for `patience` cycles.
+/// Waits until `expected` CPUs have arrived, or until none has arrived for `patience` cycles.
 void wait_for_arrivals(std::size_t expected, std::uint64_t patience) noexcept {
     std::size_t arrived = cpus_arrived.load(std::memory_order_acquire);
     while (arrived < expected &&
@@ -102,8 +102,8 @@ StartReport start_cpus(const StartPlan& plan) noexcept {
                 static_cast<std::size_t>(ap_trampoline_end - ap_trampoline));
     std::atomic_thread_fence(std::memory_order_seq_cst);
 
-    // The first step of the SDM's sequence. It matters: some hypervisors look again at who can be reached when a local
-    // APIC is enabled, and until then lose what is sent to the CPU that was created last.
+    // The first step of the SDM's sequence. It is necessary: some hypervisors update the list of CPUs that can be
+    // reached only when a local APIC is enabled. Until then they lose messages to the CPU that was created last.
     mmio_write(kSpuriousVector, kSoftwareEnableAndVector);
     const auto vector = static_cast<std::uint32_t>(plan.trampoline >> 12);
     send_to_all_in(State::kStarting, kInitAssert);
@@ -144,7 +144,7 @@ void stop_others() noexcept {
     send_to_all_in(State::kUp, kInitAssert);
 }
 
-/// Where the other CPUs come out of boot.S. Returns only for a CPU that is not wanted, which then spins.
+/// The entry of the other CPUs after boot.S. It returns only for a CPU that is not wanted, which then spins.
 extern "C" void ap_main() noexcept {
     const std::uint32_t apic_id = this_apic_id();
     Cpu* self = nullptr;

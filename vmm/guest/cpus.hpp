@@ -1,4 +1,4 @@
-// Starts the other CPUs, and has all of them do a step of work together.
+// Starts the other CPUs, and makes all of them do a step of work together.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace vmm::guest {
 
-/// Where the CPUs start.
+/// The memory with which the CPUs start.
 struct StartPlan {
     /// The APIC IDs of the CPUs to start, without the one that is running.
     std::span<const std::uint32_t> apic_ids;
@@ -28,20 +28,20 @@ struct StartPlan {
 struct StartReport {
     /// How many CPUs came up.
     std::size_t started = 0;
-    /// The IDs of those that did not. They stay out of everything, even if they come up later.
+    /// The IDs of the CPUs that did not. They take part in nothing, even if they come up later.
     CpuList failed;
 };
 
-/// Starts the CPUs of `plan`, all at once, and waits for them. A CPU is given up when no further
-/// one has come up for some 10 seconds. CPU 0 calls this once.
+/// Starts the CPUs of `plan`, all at once, and waits for them. It gives up the CPUs that are left if none of them has
+/// come up for some 10 seconds. CPU 0 calls this once.
 [[nodiscard]] StartReport start_cpus(const StartPlan& plan) noexcept;
 
-/// What every CPU does in a step: `cpu` is 0 for the CPU that runs the step, and counts up without gaps for those that
-/// start_cpus() started, in the order of the plan.
+/// The work of one CPU in a step. `cpu` is 0 for the CPU that runs the step. The CPUs that start_cpus() started have
+/// the numbers 1, 2 and so on, in the order of the plan.
 using Work = void (*)(std::size_t cpu) noexcept;
 
-/// Runs `work` on all CPUs at the same time, and returns when all are done. What the caller wrote before is visible to
-/// them, and what they wrote is visible to the caller afterwards. Only CPU 0 calls this.
+/// Runs `work` on all CPUs at the same time, and returns when all are done. The CPUs see what the caller wrote before,
+/// and afterwards the caller sees what they wrote. Only CPU 0 calls this.
 void run_on_all(Work work) noexcept;
 
 /// Sends the other CPUs back to waiting for a start-up IPI, where they no longer use the host's time. Only CPU 0 calls

@@ -1,9 +1,9 @@
-// What the guest needs from a flattened device tree (Devicetree Specification 0.4, chapter 5): memory, CPUs, the
-// devices it tells of, and how to power off.
+// What the guest reads from a flattened device tree (Devicetree Specification 0.4, chapter 5): memory, CPUs, devices,
+// and how to power off.
 //
 // Nothing in the tree is trusted: offsets and lengths are checked against its size, nesting is bounded, and each step
-// goes forward. Addresses are taken as they are, not translated by `ranges`: the buses must map one to one, but for an
-// ISA bus, whose I/O ports are ports.
+// goes forward. Addresses are not translated by `ranges`: the buses must map one to one. An ISA bus is an exception;
+// its I/O ports are ports.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@
 
 namespace vmm::guest {
 
-/// A device, and the line it raises.
+/// A device, and its interrupt line.
 struct FoundDevice {
     enum class Kind : std::uint8_t { kSerial, kRtc, kVirtioMmio };
     Kind kind = Kind::kSerial;
@@ -89,7 +89,7 @@ struct TreeBlocks {
     Bytes strings;
 };
 
-/// The blocks of the tree at `address`, if it holds together.
+/// The blocks of the tree at `address`, if its header is right.
 template <typename Memory>
 [[nodiscard]] TreeBlocks tree_blocks(const Memory& memory, std::uint64_t address) noexcept {
     constexpr std::uint32_t kMagic = 0xd00dfeed;
@@ -110,7 +110,7 @@ template <typename Memory>
     return {block(field(2), field(9)), block(field(3), field(8))};
 }
 
-/// What is known of a node while it is open.
+/// The properties of a node that have been read until its end.
 struct TreeNode {
     // How many cells its children's `reg` have.
     std::uint32_t address_cells = 2;
@@ -179,7 +179,7 @@ struct TreeReg {
     return TreeReg{number(first, parent.address_cells), number(first + parent.address_cells, parent.size_cells)};
 }
 
-/// Collects what a tree says, node by node.
+/// Collects the content of a tree, node by node.
 class TreeFinder {
   public:
     explicit TreeFinder(DeviceTree& found) noexcept : found_(found) {}
@@ -212,7 +212,8 @@ class TreeFinder {
         }
     }
 
-    /// Called at the end of the tree. The power switch finds its register now, which may have come later.
+    /// Called at the end of the tree. Only now does the power switch look for its register, which may come later in the
+    /// tree than the switch.
     void finish() noexcept {
         if (!switch_ || !switch_->regmap || !switch_->value || *switch_->value > UINT8_MAX) {
             return;

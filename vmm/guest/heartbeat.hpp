@@ -10,8 +10,8 @@
 
 namespace vmm::guest {
 
-/// Counts times in nanoseconds. It has a bucket for each of the first 16 of them, and 16 buckets for each power of two
-/// above, up to 36 minutes; what is longer is counted as so much. It is small, because it stands on the stack of a
+/// Counts times in nanoseconds. There is a bucket for each of the times 0 to 15, and above them 16 buckets for each
+/// power of two, up to 36 minutes. Longer times count as 36 minutes. It is small, because it is on the stack of a
 /// guest.
 class TimeCounts {
   public:
@@ -23,7 +23,7 @@ class TimeCounts {
 
     [[nodiscard]] constexpr std::uint64_t count() const noexcept { return count_; }
     [[nodiscard]] constexpr std::uint64_t most() const noexcept { return most_; }
-    /// The least time that `percent` percent of all do not exceed, or up to a 16th more; 0 if there are none.
+    /// The least time that `percent` percent of all times do not exceed, or up to a 16th more; 0 if there are none.
     [[nodiscard]] constexpr std::uint64_t quantile(unsigned percent) const noexcept {
         const std::uint64_t rank = (count_ * percent + 99) / 100;
         std::uint64_t below = 0;
@@ -64,7 +64,7 @@ class TimeCounts {
     std::uint64_t most_ = 0;
 };
 
-/// What a heartbeat has seen.
+/// What a heartbeat has measured.
 struct HeartbeatReport {
     std::uint64_t beats = 0;
     std::uint64_t late_p50_ns = 0;
@@ -73,20 +73,21 @@ struct HeartbeatReport {
     std::uint64_t backward = 0; ///< how often the clock showed less than before
 };
 
-/// This looks at a clock, and notes for each beat how late it was seen. A beat is due every millisecond, even if the
-/// beat before it was late. If nobody could look for some milliseconds, each beat of that time is noted as late.
+/// Looks at a clock, and notes for each beat how late it was seen. A beat is due every millisecond, even if the beat
+/// before it was late. If nobody could look for some milliseconds, each beat of that time is noted as late.
 class Heartbeat {
   public:
     constexpr Heartbeat() noexcept = default;
-    /// `ticks_per_ms` of the clock, not 0. The first beat is due a millisecond after `now`.
+    /// `ticks_per_ms` is the rate of the clock, not 0. The first beat is due a millisecond after `now`.
     constexpr Heartbeat(std::uint64_t ticks_per_ms, std::uint64_t now) noexcept
         : period_(ticks_per_ms), due_(now + ticks_per_ms), last_(now) {}
 
-    /// Takes what the clock shows, and returns whether a beat was due. If it was, it is noted, and the next one is due.
+    /// Takes the time of the clock, and returns whether a beat was due. If so, the beat is noted, and the next one
+    /// becomes due.
     constexpr bool look(std::uint64_t now) noexcept {
         if (now < last_) {
             ++backward_;
-            // It may have gone back by hours.
+            // The clock may have gone back by hours.
             due_ = due_ - now > period_ ? now + period_ : due_;
         }
         last_ = now;
@@ -102,7 +103,7 @@ class Heartbeat {
     /// The time when the next beat is due.
     [[nodiscard]] constexpr std::uint64_t due() const noexcept { return due_; }
 
-    /// What was seen since the last time. The next beat is due a millisecond after `now`.
+    /// Returns what was measured since the last call. The next beat is due a millisecond after `now`.
     constexpr HeartbeatReport take(std::uint64_t now) noexcept {
         const HeartbeatReport report{counts_.count(), counts_.quantile(50), counts_.quantile(99), counts_.most(),
                                      backward_};
@@ -114,7 +115,7 @@ class Heartbeat {
     }
 
   private:
-    /// So many beats are made up for. That takes no time to speak of.
+    /// At most this many late beats are noted one by one. That takes almost no time.
     static constexpr std::uint64_t kMostBeatsBehind = 60'000;
 
     [[nodiscard]] constexpr std::uint64_t nanoseconds(std::uint64_t ticks) const noexcept {

@@ -26,7 +26,7 @@ inline void out16(std::uint16_t port, std::uint16_t value) noexcept {
     return value;
 }
 
-/// Accesses to device memory are single plain moves: a hypervisor has to emulate them.
+/// Accesses device memory by single plain moves, because a hypervisor must emulate them.
 template <typename T>
 inline void mmio_write(std::uint64_t address, T value) noexcept {
     asm volatile("mov %0, (%1)" : : "r"(value), "r"(address) : "memory");
@@ -51,7 +51,7 @@ inline void pause() noexcept {
 }
 
 /// Waits until `done()` holds, for `limit` cycles at most; returns whether it did. Cycles are those of the time-stamp
-/// counter, whose rate nobody has told the guest: count on 1 to 5 for a nanosecond.
+/// counter. The guest does not know their rate: assume 1 to 5 for a nanosecond.
 template <typename Done>
 bool wait_for_cycles(std::uint64_t limit, Done done) noexcept {
     const std::uint64_t start = cycles();
@@ -69,7 +69,7 @@ class PhysicalMemory {
   public:
     constexpr explicit PhysicalMemory(std::uint64_t limit) noexcept : limit_(limit) {}
 
-    /// The bytes [address, address + size), or nothing unless all of them are mapped. Address 0 is never valid.
+    /// The bytes [address, address + size), or an empty span unless all of them are mapped. Address 0 is never valid.
     [[nodiscard]] std::span<const std::byte> view(std::uint64_t address, std::uint64_t size) const noexcept {
         if (address == 0 || address > limit_ || size > limit_ - address) {
             return {};
@@ -82,7 +82,7 @@ class PhysicalMemory {
     std::uint64_t limit_;
 };
 
-/// What the page tables in the image cover.
+/// The end of the memory that the page tables in the image map.
 inline constexpr std::uint64_t kStaticMapEnd = std::uint64_t{GUEST_STATIC_GIB} << 30;
 
 } // namespace vmm::guest

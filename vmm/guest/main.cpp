@@ -30,9 +30,10 @@ namespace vmm::guest {
 namespace {
 
 constexpr std::uint64_t kFreeMemoryStart = 0x100000;
-/// The end of the low half of the address space; ring 3 keeps to that half.
+/// The end of the low half of the address space, because ring 3 uses only that half.
 constexpr std::uint64_t kHighestEnd = std::uint64_t{1} << 47;
-/// Where a start-up IPI can point to, without page 0 and without what PCs keep for video memory and firmware.
+/// The addresses to which a start-up IPI can point, without page 0 and without the memory that PCs use for video and
+/// firmware.
 constexpr Range kTrampolineWindow{kPageBytes, 0xa0000};
 constexpr std::size_t kMaxModules = 64;
 
@@ -43,7 +44,7 @@ constinit std::size_t memory_map_count = 0;
 constinit Acpi acpi{};
 constinit DeviceTree device_tree{};
 
-/// Refuses what the loader hands over, unless it lies where the static tables map it.
+/// The memory in which the loader's data must be, because the static tables map it. Other addresses are refused.
 constexpr PhysicalMemory kLoaderMemory(kStaticMapEnd);
 
 [[noreturn]] void stop_with(const Line& line) noexcept {
@@ -67,7 +68,7 @@ void read_start_info(std::uint64_t address) noexcept {
     }
 }
 
-/// The command line, where the loader put it; nothing is written there before the options are read.
+/// The command line at the loader's address. Nothing is written there before the options are read.
 std::string_view command_line() noexcept {
     const std::uint64_t address = start_info.command_line_address;
     if (address == 0) {
@@ -95,7 +96,7 @@ Options read_options(std::uint64_t tables_in_use) noexcept {
                       .field("value", parsed.error->value)
                       .field("reason", parsed.error->reason));
     }
-    // boot.S looked for the option too, and takes no tables that do not look like tables.
+    // boot.S has looked for the option, too. It does not use tables that do not look like page tables.
     if (parsed.options.tables.value_or(0) != tables_in_use) {
         stop_with(Line("error")
                       .field("option", "tables")
@@ -105,7 +106,7 @@ Options read_options(std::uint64_t tables_in_use) noexcept {
     return parsed.options;
 }
 
-/// A device tree has precedence over ACPI.
+/// Reads the device tree, which has precedence over ACPI.
 void read_tree(std::uint64_t address) noexcept {
     read_device_tree(kLoaderMemory, address, device_tree);
     if (device_tree.power_off) {
@@ -143,8 +144,8 @@ std::span<const MemoryMapEntry> memory_map_entries() noexcept {
     return {memory_map.data(), memory_map_count};
 }
 
-/// The RAM in `window`, without the image and what the loader placed. The guest may write over the ACPI tables and the
-/// memory map, because it has copied what it needs of them.
+/// The RAM in `window`, without the image and the loader's data. The guest may overwrite the ACPI tables and the memory
+/// map, because it has copied the parts that it needs.
 MemoryRanges free_ram(Range window) noexcept {
     auto ram = ram_within(memory_map_entries(), window);
     bool fits = ram.has_value();
@@ -170,7 +171,7 @@ MemoryRanges free_ram(Range window) noexcept {
     return *ram;
 }
 
-/// Refuses page tables that the guest itself would write over.
+/// Stops with an error if the guest itself would overwrite the page tables.
 void check_tables_lie_outside_ram(std::uint64_t tables) noexcept {
     const auto ram = ram_within(memory_map_entries(), {tables, tables + kPageBytes});
     if (!ram || !ram->ranges().empty()) {
@@ -178,7 +179,7 @@ void check_tables_lie_outside_ram(std::uint64_t tables) noexcept {
     }
 }
 
-/// Takes `bytes` of `free` that lie together, below `limit`.
+/// Takes `bytes` of contiguous memory from `free`, below `limit`.
 std::uint64_t take(MemoryRanges& free, std::uint64_t bytes, std::uint64_t limit, std::string_view what) noexcept {
     const auto address = free.take(bytes, limit);
     if (!address) {
@@ -187,11 +188,11 @@ std::uint64_t take(MemoryRanges& free, std::uint64_t bytes, std::uint64_t limit,
     return *address;
 }
 
-/// The CPUs to start: all but this one, and no more than was asked for.
+/// The CPUs to start: all except this one, but not more than were asked for.
 CpuList other_cpus(std::uint64_t wanted) noexcept {
     CpuList others;
     if (wanted == 1 || acpi.cpus.count <= 1) {
-        return others; // The local APIC is not even touched then.
+        return others; // the local APIC is not even touched in this case
     }
     const std::uint32_t self = this_apic_id();
     for (std::size_t i = 0; i < acpi.cpus.count && others.count + 1 < wanted; ++i) {
@@ -227,7 +228,7 @@ std::string_view name_of(FoundDevice::Kind kind) noexcept {
     return "virtio-mmio";
 }
 
-/// What was found in the device tree.
+/// Prints the content of the device tree.
 void print_found() noexcept {
     serial::print(Line("fdt").field("cpus", device_tree.cpus.count));
     for (std::size_t i = 0; i < device_tree.memory_count; ++i) {
@@ -291,7 +292,7 @@ void print_start(const WorkloadPlan& plan, const CpuList& failed, const MemoryRa
 
 } // namespace
 
-/// Where CPU 0 comes out of boot.S. `given_tables` are the page tables of the option tables=, if they are in use, or 0.
+/// The entry of CPU 0 after boot.S. `given_tables` are the page tables of the option tables=, if they are in use, or 0.
 extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::uint32_t given_tables) noexcept {
     serial::start();
     read_start_info(start_info_address);

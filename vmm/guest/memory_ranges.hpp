@@ -1,4 +1,4 @@
-// Which memory is free: ranges of physical addresses, taken from the loader's memory map.
+// The free memory: ranges of physical addresses, taken from the loader's memory map.
 #pragma once
 
 #include <array>
@@ -36,7 +36,7 @@ class MemoryRanges {
         if (range.size() == 0) {
             return true;
         }
-        // Everything that overlaps or touches the new range melts into it.
+        // Everything that overlaps or touches the new range is merged into it.
         std::size_t first = 0;
         while (first < count_ && ranges_[first].end < range.base) {
             ++first;
@@ -54,7 +54,8 @@ class MemoryRanges {
         return true;
     }
 
-    /// Removes every page of which `range` has a byte. Returns false, and changes nothing, if there is no place left.
+    /// Removes every page that contains a byte of `range`. Returns false, and changes nothing, if there is no place
+    /// left.
     [[nodiscard]] constexpr bool remove(Range range) noexcept {
         range = around(range);
         if (range.size() == 0) {
@@ -86,8 +87,8 @@ class MemoryRanges {
         return true;
     }
 
-    /// Removes `bytes` (a multiple of 4096) that lie together, as high as possible below `limit` (likewise), and
-    /// returns their address.
+    /// Removes `bytes` (a multiple of 4096) of contiguous memory, as high as possible below `limit` (a multiple of
+    /// 4096, too), and returns their address.
     [[nodiscard]] constexpr std::optional<std::uint64_t> take(std::uint64_t bytes, std::uint64_t limit) noexcept {
         for (std::size_t i = count_; i > 0; --i) {
             const Range candidate = ranges_[i - 1];
@@ -125,7 +126,7 @@ class MemoryRanges {
                 range.end > UINT64_MAX - kPageMask ? UINT64_MAX & ~kPageMask : (range.end + kPageMask) & ~kPageMask};
     }
 
-    /// Replaces the elements [first, last) by `places` elements whose values are up to the caller.
+    /// Replaces the elements [first, last) by `places` elements, which the caller must then set.
     [[nodiscard]] constexpr bool make_gap(std::size_t first, std::size_t last, std::size_t places) noexcept {
         const std::size_t tail = count_ - last;
         if (first + places + tail > kCapacity) {
@@ -148,8 +149,8 @@ class MemoryRanges {
     std::size_t count_ = 0;
 };
 
-/// The RAM of a memory map that lies in `window`: what an entry calls RAM, less what any other entry overlaps. Nothing
-/// if the map is too scattered to be held.
+/// The RAM of a memory map inside `window`: the entries that are RAM, without the parts that other entries overlap.
+/// Nothing if the map has too many ranges.
 [[nodiscard]] constexpr std::optional<MemoryRanges> ram_within(std::span<const MemoryMapEntry> map,
                                                                Range window) noexcept {
     MemoryRanges ram;

@@ -26,19 +26,19 @@ struct Options {
     bool reader_one = false;
     /// Each pass verifies what the pass before it wrote.
     bool check = false;
-    /// Print the results of each pass when it is over, or all of them after the last pass; by default it depends on the
-    /// number of CPUs.
+    /// Whether the results of all passes are printed after the last pass; otherwise those of each pass are printed when
+    /// it is over. The default depends on the number of CPUs.
     std::optional<bool> report_at_end;
-    /// Where the loader says that page tables lie: 4096-aligned, below 4 GiB.
+    /// The address at which the loader says page tables are: 4096-aligned, below 4 GiB.
     std::optional<std::uint64_t> tables;
-    /// Where the loader says that a device tree lies: 8-aligned, below 4 GiB.
+    /// The address at which the loader says a device tree is: 8-aligned, below 4 GiB.
     std::optional<std::uint64_t> fdt;
     /// Instead of running the passes, CPU 0 has a heartbeat and obeys commands. The value is the rate of the time-stamp
     /// counter in kHz.
     std::optional<std::uint64_t> heartbeat_khz;
 };
 
-/// Why an option cannot be used. Refers to the command line that was parsed.
+/// Why an option cannot be used. It refers to the command line that was parsed.
 struct OptionError {
     std::string_view option;
     std::string_view value;
@@ -52,7 +52,7 @@ struct ParsedOptions {
 
 namespace detail {
 
-/// Decimal, without a sign; nothing if there is anything else in `text`, or too many digits.
+/// Decimal, without a sign; nothing if `text` has any other character, or too many digits.
 [[nodiscard]] constexpr std::optional<std::uint64_t> parse_decimal(std::string_view text) noexcept {
     if (text.empty() || text.size() > 18) {
         return std::nullopt;
@@ -124,7 +124,7 @@ namespace detail {
     return text == yes;
 }
 
-// Each of these stores one option, and returns why it cannot, or an empty text.
+// Each of these stores one option. It returns why it cannot, or an empty text.
 
 [[nodiscard]] constexpr std::string_view set_passes(Options& options, std::string_view value) noexcept {
     const auto passes = parse_decimal(value);
@@ -246,9 +246,8 @@ inline constexpr std::array kKnown{
 
 } // namespace detail
 
-/// Reads the words, separated by spaces, of a command line. Words that are none of ours are ignored, since the loader
-/// adds its own (console=...). One of ours that is wrong or given twice is an error, and the first of these is
-/// returned.
+/// Reads the words, separated by spaces, of a command line. Unknown words are ignored, because the loader adds its own
+/// (console=...). A known word that is wrong or given twice is an error, and the first of these errors is returned.
 [[nodiscard]] constexpr ParsedOptions parse_options(std::string_view command_line) noexcept {
     ParsedOptions parsed;
     std::array<bool, detail::kKnown.size()> seen{};

@@ -1,4 +1,4 @@
-// A random-looking order in which every page of a share is visited once, computed without memory.
+// A random-looking order that visits every page of a share once, computed without memory.
 #pragma once
 
 #include <bit>
@@ -6,11 +6,11 @@
 
 namespace vmm::guest {
 
-/// A permutation of the numbers below `count`, the same for the same seed.
+/// A permutation of the numbers below `count`. It is the same for the same seed.
 ///
-/// The numbers below the next power of two are mixed by steps that each can be undone (add, multiply by an odd number,
-/// fold high bits down), so no two of them give the same result; results that are not below `count` are left out. That
-/// leaves out fewer than half.
+/// It mixes the numbers below the next power of two by steps that can be undone (add, multiply by an odd number, fold
+/// high bits down), so no two numbers give the same result. It leaves out results that are not below `count`, which are
+/// fewer than half.
 class PageOrder {
   public:
     constexpr PageOrder(std::uint64_t count, std::uint64_t seed) noexcept
@@ -31,7 +31,8 @@ class PageOrder {
     }
 
   private:
-    /// 2^64 divided by the golden ratio, made odd: its high bits depend on every bit of what it multiplies.
+    /// 2^64 divided by the golden ratio, made odd. The high bits of a product with it depend on every bit of the other
+    /// factor.
     static constexpr std::uint64_t kMultiplier = 0x9e3779b97f4a7c15;
 
     [[nodiscard]] constexpr std::uint64_t mix(std::uint64_t value) const noexcept {

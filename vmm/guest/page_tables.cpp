@@ -16,8 +16,8 @@ constexpr std::size_t kEntries = 512;
 constexpr std::uint64_t kTableBytes = kEntries * sizeof(std::uint64_t);
 constexpr unsigned kLargePageShift = 21;
 
-/// A page for a table, with undefined contents. It lies below 4 GiB, so the static tables map it and the cast is in
-/// bounds.
+/// Returns a page for a table, with undefined content. It is below 4 GiB, so the static tables map it and the cast is
+/// in bounds.
 std::uint64_t* take_table(MemoryRanges& free) noexcept {
     const auto address = free.take(kTableBytes, kStaticMapEnd);
     return address ? reinterpret_cast<std::uint64_t*>(*address) : nullptr;
@@ -53,7 +53,7 @@ bool extend_identity_map(std::uint64_t top, MemoryRanges& free) noexcept {
         for (std::size_t i = 0; i < kEntries; ++i) {
             directory[i] = ((gib * kEntries + i) << kLargePageShift) | GUEST_LEAF_FLAGS;
         }
-        // Entries only turn from absent to present, which needs no flush.
+        // Entries only change from absent to present. This needs no flush.
         pdpt[gib % kEntries] = entry_for(directory);
     }
     asm volatile("" : : : "memory");

@@ -7,7 +7,7 @@
 namespace vmm::guest {
 namespace {
 
-// This is a second or so, because a VMM may stop the machine some time after the write.
+// This is about a second, because a VMM may stop the machine some time after the write.
 constexpr std::uint64_t kPatienceCycles = std::uint64_t{1} << 32;
 constexpr std::uint16_t kDebugExitPort = 0xf4;
 
@@ -24,7 +24,7 @@ void write_sleep_control(PowerRegister where, std::uint8_t sleep_type) noexcept 
     write_byte(where, static_cast<std::uint8_t>(unsigned{sleep_type} << 2 | 1U << 5));
 }
 
-// PM1 control register (4.8.3.2.1): SLP_TYP in bits 10-12, SLP_EN in bit 13. The other bits are the system's.
+// PM1 control register (4.8.3.2.1): SLP_TYP in bits 10-12, SLP_EN in bit 13. The other bits must stay as they are.
 void write_pm1_control(PowerRegister where, std::uint8_t sleep_type) noexcept {
     constexpr unsigned kSleepTypeMask = 7U << 10;
     const auto with_sleep = [sleep_type](std::uint16_t old) {

@@ -5,7 +5,8 @@
 
 namespace vmm::guest {
 
-/// Powers off: by ACPI or as a device tree says, else by QEMU's isa-debug-exit device, else by a triple fault.
+/// Powers off by ACPI or as a device tree says. If that fails it uses QEMU's isa-debug-exit device, and at last a
+/// triple fault.
 [[noreturn]] void power_off(const PowerOff& how) noexcept;
 
 } // namespace vmm::guest

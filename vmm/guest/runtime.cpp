@@ -1,5 +1,5 @@
-// The functions that a compiler may call on its own, even where there is no C library. They use string instructions, so
-// that the compiler does not turn a loop in here into a call to the function around it.
+// The functions that a compiler may call by itself, even if there is no C library. They use string instructions.
+// Otherwise the compiler might turn a loop here into a call to the same function.
 #include <cstddef>
 
 extern "C" {

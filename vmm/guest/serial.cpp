@@ -25,7 +25,7 @@ constexpr std::uint8_t kTransmitterEmpty = 0x20;
 constexpr unsigned kFifoBytes = 16;
 constexpr unsigned kMaxPolls = 100'000;
 
-/// How many bytes may follow each other once the transmitter is empty, and how many of those are still free.
+/// The number of bytes that may follow each other once the transmitter is empty, and how many of them are left.
 constinit unsigned burst = 1;
 constinit unsigned room = 0;
 
@@ -51,7 +51,7 @@ void start() noexcept {
     out8(kFifoControl, kFifoOnAndCleared);
     out8(kModemControl, kReadyAndRequest);
     burst = (in8(kInterruptIdentification) & kFifoIsOn) == kFifoIsOn ? kFifoBytes : 1;
-    // Firmware may have left a line unfinished.
+    // Firmware may not have finished its last line.
     put('\r');
     put('\n');
 }

@@ -10,10 +10,11 @@ namespace vmm::guest::serial {
 /// Sets 115200 baud, 8N1, no interrupts, and the FIFO if there is one.
 void start() noexcept;
 
-/// Prints a line and its end. For CPU 0 only. Gives up waiting for a port that never becomes ready, and writes anyway.
+/// Prints a line and its end. If the port does not become ready, it stops waiting and writes anyway. Only CPU 0 calls
+/// it.
 void print(const Line& line) noexcept;
 
-/// A byte that has come, if there is one. For CPU 0 only.
+/// Returns a byte that has come, if there is one. Only CPU 0 calls it.
 [[nodiscard]] std::optional<char> read() noexcept;
 
 } // namespace vmm::guest::serial

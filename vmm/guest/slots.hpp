@@ -1,4 +1,5 @@
-// Where the guest writes: the free memory as numbered slots, one per stride, and each CPU's share of them.
+// The addresses to which the guest writes: the free memory as numbered slots, one per stride, and each CPU's share of
+// them.
 #pragma once
 
 #include <array>
@@ -18,15 +19,15 @@ struct Share {
     friend constexpr bool operator==(const Share&, const Share&) = default;
 };
 
-/// Share number `index` of `shares`: together they are all `slots`, none overlaps another, and their sizes differ by
-/// one at most. `shares` is at least 1 and `slots` below 2^52 / `shares`.
+/// Share number `index` of `shares`. Together the shares are all `slots`, none overlaps another, and their sizes differ
+/// by one at most. `shares` is at least 1 and `slots` below 2^52 / `shares`.
 [[nodiscard]] constexpr Share share_of(std::uint64_t slots, std::uint64_t index, std::uint64_t shares) noexcept {
     const std::uint64_t first = slots * index / shares;
     return {first, (slots * (index + 1) / shares) - first};
 }
 
-/// Numbers the places to write to. Memory is thought of as blocks of `stride` bytes, aligned to `stride`; each block
-/// that a range has a part of is one slot, and its address is the lowest one inside the range. So one write per slot
+/// Numbers the addresses to write to. Memory is divided into blocks of `stride` bytes, aligned to `stride`. Each block
+/// that overlaps a range is one slot, and the slot's address is the lowest one inside the range. So one write per slot
 /// reaches every page of `stride` bytes.
 class Slots {
   public:
@@ -52,7 +53,7 @@ class Slots {
         return slot == piece.first_slot ? piece.base : piece.block + ((slot - piece.first_slot) * stride_);
     }
 
-    /// Calls `visit(address)` for each slot of a share, in ascending order, with nothing but an addition in between.
+    /// Calls `visit(address)` for each slot of a share, in ascending order. Between two calls it does only an addition.
     template <typename Visit>
     constexpr void for_each(Share share, Visit visit) const noexcept {
         const std::uint64_t stride = stride_; // A copy, which no write of `visit` can change.

@@ -8,14 +8,14 @@
 
 namespace vmm::guest {
 
-/// One line of output. What does not fit is cut off; bytes that are not printable ASCII, or would break the line into
-/// other words, become '?', because values come from the command line.
+/// One line of output. Text that does not fit is cut off. Because values come from the command line, spaces and bytes
+/// that are not printable ASCII become '?'.
 class Line {
   public:
     static constexpr std::size_t kCapacity = 240;
 
     constexpr Line() noexcept = default;
-    /// A line that starts with a word of its own, such as "summary".
+    /// A line that starts with a word without a value, such as "summary".
     constexpr explicit Line(std::string_view first_word) noexcept { append(first_word); }
 
     constexpr Line& field(std::string_view key, std::string_view value) noexcept {

@@ -12,7 +12,7 @@
 namespace vmm::guest {
 namespace {
 
-/// What one CPU found in one pass.
+/// The result of one CPU in one pass.
 struct Result {
     std::uint64_t pages = 0;
     std::uint64_t cycles = 0;
@@ -23,16 +23,16 @@ struct Result {
 constinit WorkloadPlan current;
 constinit Slots slots;
 constinit std::uint64_t pass = 0; // 0 is the reader's pass
-/// One row for each pass, or just one if the results of a pass are printed before the next; in a row, one for each CPU,
-/// which is the only one to write there.
+/// One row for each pass, or only one if the results of a pass are printed before the next. A row has an element for
+/// each CPU, and only that CPU writes to it.
 constinit Result* results = nullptr;
 
 [[nodiscard]] Result& result_of(std::size_t cpu) noexcept {
     return results[(current.report_at_end() ? pass * current.cpus : 0) + cpu];
 }
 
-// The slots lie in free memory, all of which is mapped, so the casts are in bounds. They are volatile because the
-// access is the point.
+// The slots are in free memory, all of which is mapped, so the casts are in bounds. They are volatile because the
+// access itself is the purpose.
 std::uint64_t read_word(std::uint64_t address) noexcept {
     return *reinterpret_cast<const volatile std::uint64_t*>(address);
 }
@@ -96,7 +96,7 @@ void print_result(Line line, std::size_t cpu) noexcept {
     serial::print(line);
 }
 
-/// Prints the results of the pass that `pass` names.
+/// Prints the results of the pass with the number `pass`.
 void print_pass() noexcept {
     if (pass == 0) {
         print_result(Line().field("pass", "reader"), 0);
@@ -107,7 +107,7 @@ void print_pass() noexcept {
     }
 }
 
-/// What the summary says. The time of a pass is that of its slowest CPU.
+/// The content of the summary. The time of a pass is that of its slowest CPU.
 struct Summary {
     std::uint64_t first_cycles = 0;
     std::uint64_t last_cycles = 0;

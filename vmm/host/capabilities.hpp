@@ -28,10 +28,11 @@ inline constexpr std::array kHostCapabilities{
     HostCapability{KVM_CAP_TSC_DEADLINE_TIMER, "TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)", false},
     HostCapability{KVM_CAP_PRE_FAULT_MEMORY, "prefault by the kernel (KVM_CAP_PRE_FAULT_MEMORY)", false}};
 
-/// How many prefault vCPUs a machine of this configuration has: as many as are asked for, if there is work for them.
+/// The number of prefault vCPUs of a machine of this configuration: the number that is asked for, if there is work for
+/// them.
 [[nodiscard]] unsigned prefault_vcpus(const Config& config);
 
-/// Throws Error if `system` cannot run what `config` asks for: capabilities, addresses, vCPUs. Creates nothing.
+/// Throws Error if `system` cannot run what `config` asks for: capabilities, addresses, vCPUs. It creates nothing.
 void check_host(const kvm::System& system, const Config& config);
 
 } // namespace vmm

@@ -23,7 +23,7 @@ namespace vmm {
 
 namespace {
 
-// It is newer than some headers that this is built with.
+// This call is newer than some headers with which this may be built.
 #ifndef SYS_pidfd_send_signal
 #define SYS_pidfd_send_signal 424
 #endif
@@ -60,16 +60,16 @@ std::vector<char*> pointers_to(std::vector<std::string>& words) {
     return pointers;
 }
 
-// What follows runs between fork and exec, where only a few functions are safe.
+// The following runs between fork and exec, where only a few functions are safe.
 
 struct Start {
     const ProgramSpec& spec;
     char* const* arguments;
     char* const* environment;
-    int go;     ///< a byte comes here when the child may begin
+    int go;     ///< the child begins when a byte comes here
     int failed; ///< the child writes an errno here
     pid_t parent;
-    std::optional<rlimit> open_files; ///< the limit as it was before we raised it for ourselves
+    std::optional<rlimit> open_files; ///< the limit before this process raised it for itself
 };
 
 [[noreturn]] void fail(const Start& start) noexcept {
@@ -79,7 +79,7 @@ struct Start {
 }
 
 [[noreturn]] void become(const Start& start) noexcept {
-    // The child waits until its parent has a pidfd. If it were gone by then, another process might have its number.
+    // The child waits until its parent has a pidfd. If the child ended earlier, another process might get its id.
     char byte = 0;
     while (::read(start.go, &byte, 1) < 0 && errno == EINTR) {
     }
@@ -87,7 +87,7 @@ struct Start {
     if (start.spec.ends_with_us) {
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (::getppid() != start.parent) {
-            ::_exit(126); // The parent was gone before the child could ask for the signal.
+            ::_exit(126); // The parent ended before the child could ask for the signal.
         }
     }
     if (start.spec.user &&
@@ -105,7 +105,7 @@ struct Start {
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
 
-    // The descriptors first get out of each other's way, and then go to their places.
+    // The descriptors are first moved out of each other's way, and then to their places.
     constexpr int kAbove = ChildProcess::kKeptFd + 1;
     std::array<int, 4> from{start.spec.in, start.spec.out, start.spec.errors, start.spec.kept};
     for (std::size_t place = 0; place < from.size(); ++place) {
@@ -160,7 +160,7 @@ void close_on_exec_from(int first, bool with_close_range) noexcept {
 }
 
 ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bool with_pidfd) {
-    if (FileServer* const server = file_server()) { // This process may not make another one.
+    if (FileServer* const server = file_server()) { // this process may not start programs itself
         std::vector<std::string> all{spec.program};
         all.insert(all.end(), spec.arguments.begin(), spec.arguments.end());
         const std::array<int, 4> fds{spec.in, spec.out, spec.errors, spec.kept};
@@ -182,7 +182,7 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
                       failed.writer.get(),
                       ::getpid(),
                       inherited_open_file_limit()};
-    // No handler of ours runs in the child.
+    // No signal handler of this process may run in the child.
     sigset_t all;
     sigset_t before;
     ::sigfillset(&all);
@@ -201,11 +201,11 @@ ChildProcess::ChildProcess(const ProgramSpec& spec, const std::string& tried, bo
     if (with_pidfd) {
         pidfd_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
     }
-    // We write a byte and do not close the pipe, because another thread's child may have a copy of the writing end for
-    // a while.
+    // It writes a byte and does not close the pipe, because another thread's child may hold a copy of the writing end
+    // for a while.
     if (uninterrupted([&] { return ::write(go.writer.get(), "", 1); }) != 1) {
         const int refused = errno;
-        signal(SIGKILL); // It would wait for the byte for ever, and we for its answer.
+        signal(SIGKILL); // The child would wait for the byte for ever, and this process for the child.
         wait();
         throw_errno(refused, tried);
     }
@@ -232,7 +232,7 @@ void ChildProcess::let_go() noexcept {
     pidfd_.reset();
 }
 
-/// Whether its number is still its own: it runs, or nobody has waited for it.
+/// Whether the id still belongs to the child: the child runs, or nobody has waited for it.
 bool ChildProcess::is_ours() const noexcept {
     if (pid_ <= 0) {
         return false;
@@ -252,7 +252,7 @@ bool ChildProcess::signal(int number) const noexcept {
 }
 
 bool ChildProcess::signal_group(int number) const noexcept {
-    // The group has the number of its leader. Nobody else gets that number as long as the leader can be waited for.
+    // The group has the id of its leader. Nobody else gets that id while the leader can be waited for.
     return is_ours() && ::kill(-pid_, number) == 0;
 }
 
@@ -275,7 +275,7 @@ int ChildProcess::wait() noexcept {
         return pidfd_ ? ::waitid(kByPidfd, static_cast<id_t>(pidfd_.get()), &info, WEXITED)
                       : ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
     });
-    if (result != 0 && pidfd_ && errno == EINVAL) { // Linux 5.3 has pidfds, but it cannot wait by them.
+    if (result != 0 && pidfd_ && errno == EINVAL) { // Linux 5.3 has pidfds, but cannot wait by them.
         result = ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED);
     }
     pid_ = -1;

@@ -18,7 +18,7 @@ namespace vmm {
 
 namespace {
 
-/// How many bytes of guest memory a prefault makes exist.
+/// The bytes of guest memory that a prefault populates.
 std::uint64_t populated_bytes(const Config& config) {
     if (config.prefault.scope == prefault::Scope::kNone) {
         return 0;
@@ -78,7 +78,7 @@ void check_against_host(const Config& config, const HostFacts& facts) {
                     " (take Config::numa=interleave or Config::numa.node)");
     }
     if (is_from_pool(wanted.page_size) && !wanted.memory_from &&
-        !is_handed_over(wanted)) { // Its memory is set aside already.
+        !is_handed_over(wanted)) { // its memory is reserved already
         prefault::check_huge_page_pool(huge_page_demand(wanted, facts.nodes));
     }
     check_host_room(wanted, facts);

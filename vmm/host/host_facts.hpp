@@ -1,4 +1,4 @@
-// What this host has for machines, and whether that is enough for one.
+// The resources of this host for machines, and a check whether they are enough for one.
 #pragma once
 
 #include "prefault/host/numa.hpp"
@@ -19,9 +19,9 @@ struct HostFacts {
     static HostFacts read();
 };
 
-/// Throws Error if a host of these facts cannot give what `config` asks for, which check_values() has let pass. CPUs,
-/// pools of huge pages, the limit on locked memory and the ports of user networks are asked of the host itself. Creates
-/// nothing.
+/// Throws Error if a host of these facts cannot give what `config` asks for. check_values() must have accepted
+/// `config`. It asks the host itself about CPUs, pools of huge pages, the limit on locked memory and the ports of user
+/// networks. It creates nothing.
 void check_against_host(const Config& config, const HostFacts& facts);
 
 } // namespace vmm

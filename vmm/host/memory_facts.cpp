@@ -20,7 +20,7 @@ namespace {
 
 constexpr const char* kMeminfo = "/proc/meminfo";
 
-/// Reads lines of a name and a number, as in memory.stat.
+/// Reads lines with a name and a number, as in memory.stat.
 std::map<std::string, std::uint64_t> read_counters(const std::filesystem::path& file) {
     std::map<std::string, std::uint64_t> counters;
     std::ifstream stream(file);
@@ -140,8 +140,8 @@ MemoryFacts read_memory_facts(const MemorySources& sources) {
     MemoryFacts facts;
     facts.host = read_host_memory(sources.proc + "/meminfo");
     facts.groups = read_memory_groups(sources.cgroups);
-    // The line has size, resident, shared, text, lib, data and dt, in pages (proc_pid_statm(5)). What cannot be read
-    // counts as nothing.
+    // The line has size, resident, shared, text, lib, data and dt, in pages (proc_pid_statm(5)). A value that cannot be
+    // read counts as 0.
     std::ifstream statm(sources.proc + "/self/statm");
     const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
     std::uint64_t size = 0;

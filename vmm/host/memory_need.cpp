@@ -13,17 +13,18 @@ namespace vmm {
 
 namespace {
 
-/// This program without a guest, its libraries' data and its first threads. Measured: 2.5 MiB of a group's memory.
+/// The memory of this program without a guest, with its libraries' data and its first threads. 2.5 MiB of a group's
+/// memory were measured.
 constexpr std::uint64_t kProgramBytes = 3 * kMiB;
-/// What the kernel keeps for a vCPU, with its thread's stacks. 470 KiB were measured, and 220 KiB for one that only
-/// fills the second level (with shadow paging, which takes more).
+/// The kernel's memory for a vCPU, with its thread's stacks. 470 KiB were measured, and 220 KiB for a prefault vCPU
+/// (with shadow paging, which takes more).
 constexpr std::uint64_t kVcpuBytes = 512 * kKiB;
 constexpr std::uint64_t kPrefaultVcpuBytes = 256 * kKiB;
 constexpr std::uint64_t kDeviceBytes = kMiB;
-/// The stack of a thread as it is mapped, with its guard. The C library reserves as much by default.
+/// The mapped stack of a thread, with its guard. The C library reserves this much by default.
 constexpr std::uint64_t kStackBytes = 8 * kMiB + 64 * kKiB;
 
-/// How many prefault vCPUs there are, with those for system management mode.
+/// The number of prefault vCPUs, including those for system management mode.
 unsigned all_prefault_vcpus(const Config& config) {
     if (config.prefault.scope != prefault::Scope::kAll) {
         return 0;
@@ -45,10 +46,10 @@ std::uint64_t fixed_bytes(const Config& config) {
            count_virtio_devices(config) * kDeviceBytes;
 }
 
-/// How many bytes of guest memory exist before the guest runs.
+/// The bytes of guest memory that exist before the guest runs.
 std::uint64_t ahead_bytes(const Config& config) {
     if (config.pin == prefault::Pin::kLongterm && config.prefault.ranges.empty()) {
-        return config.memory_bytes; // A pin makes the pages that do not exist.
+        return config.memory_bytes; // a pin creates the pages that do not exist
     }
     if (config.prefault.scope == prefault::Scope::kNone) {
         return 0;
@@ -60,20 +61,20 @@ std::uint64_t ahead_bytes(const Config& config) {
     return bytes;
 }
 
-/// What KVM keeps for each page of a memslot from its creation on, whether the page exists or not.
+/// What KVM keeps for each page of a memslot from its creation on, even if the page does not exist.
 std::uint64_t memslot_bytes(std::uint64_t bytes, bool may_be_shadow) {
-    // A pointer for each 4 KiB, and two bytes that count who tracks writes (struct kvm_arch_memory_slot).
+    // One pointer for each 4 KiB, and two bytes that count the users of write tracking (struct kvm_arch_memory_slot).
     return may_be_shadow ? bytes / 512 + bytes / 2048 : bytes / 65536;
 }
 
-/// If `exists`, the memory need not be made.
+/// If `exists`, the memory is not made by this machine.
 MemoryNeed need_of(std::uint64_t bytes, std::uint64_t ahead, const Config& config, bool may_be_shadow, bool exists) {
     const bool from_pool = is_from_pool(config.page_size) || exists;
     const std::uint64_t slots = memslot_bytes(bytes, may_be_shadow);
     MemoryNeed need;
     need.guest = from_pool ? 0 : bytes;
     need.guest_ahead = from_pool ? 0 : ahead;
-    if (is_from_pool(config.page_size) && !exists) { // What exists is counted with whoever made it.
+    if (is_from_pool(config.page_size) && !exists) { // existing memory is counted by the process that made it
         need.pool = bytes;
         need.pool_ahead = ahead;
     }
@@ -96,21 +97,21 @@ std::string tried(const Config& config, const MemoryNeed& need) {
 } // namespace
 
 std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_shadow) noexcept {
-    // There is a table of 4 KiB for each 2 MiB. The kernel keeps one for each transparent huge page, too, in case it
-    // splits it.
+    // There is a table of 4 KiB for each 2 MiB. For each transparent huge page the kernel keeps one, too, because it
+    // may split the page.
     const std::uint64_t level = bytes / 512;
     if (is_from_pool(page_size)) {
         return level / 256; // These are the tables of 2 MiB entries, on both sides.
     }
-    // These are the host's tables, and KVM's with the page that describes each of them. Where KVM shadows the guest's
-    // tables, it also notes for each entry which guest page that maps.
+    // The host's tables, and KVM's tables with the page that describes each of them. If KVM shadows the guest's tables,
+    // it also notes for each entry which guest page it maps.
     return level + level + level / 16 + (may_be_shadow ? level : 0);
 }
 
 MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
     MemoryNeed need = need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow,
                               config.memory_from.has_value() || is_handed_over(config));
-    // What the guest can be given later takes addresses, and what KVM keeps for each page of them.
+    // Memory that the guest can be given later needs addresses, and KVM keeps data for each page of it.
     const std::uint64_t later =
         config.memory_max_bytes > config.memory_bytes ? config.memory_max_bytes - config.memory_bytes : 0;
     need.mapped += later;
@@ -148,15 +149,15 @@ ProcessNeed process_need(const Config& config) {
     if (config.pin == prefault::Pin::kLongterm) {
         need.descriptors += std::min<std::uint64_t>(config.memory_bytes / kGiB + 2, 130);
     }
-    // The threads that fill the second level are gone when the guest starts, except in the background. A thread that
-    // hears a request to stop goes with them. One more thread is KVM's own.
+    // Threads that fill the second level have ended when the guest starts, except in the background. With them runs a
+    // thread that waits for a request to stop. One more thread is KVM's own.
     const std::uint64_t of_guest = config.vcpus + devices + lanes;
     const std::uint64_t of_prefault = workers(config) != 0 ? workers(config) + 1 : 0;
     need.threads =
         1 + user_networks(config) +
         (config.prefault_when == PrefaultWhen::kBackground ? of_guest + of_prefault : std::max(of_guest, of_prefault));
-    // Each thread has a stack with its guard and an arena of the C library's. Each vCPU has its shared area. Then there
-    // are rings.
+    // Each thread has a stack with its guard and an arena of the C library. Each vCPU has its shared area. The rest is
+    // for rings.
     need.mappings = 64 + 4 * need.threads + config.vcpus + prefault_vcpus + 8 * devices;
     return need;
 }

@@ -1,4 +1,4 @@
-// What a machine takes of the host: memory, descriptors, threads, mappings.
+// The resources of the host that a machine needs: memory, descriptors, threads, mappings.
 #pragma once
 
 #include <cstdint>
@@ -10,28 +10,28 @@
 
 namespace vmm {
 
-/// How many bytes of tables `bytes` of guest memory take when all of them are resident: the host's page tables, the
-/// second level, and what KVM keeps for each page. If `may_be_shadow`, KVM may shadow the guest's own tables, which
-/// takes more. It is the worst case: pages of 4 KiB are mapped wherever the page size allows them.
+/// The bytes of tables for `bytes` of guest memory that is all resident: the host's page tables, the second level, and
+/// what KVM keeps for each page. If `may_be_shadow`, KVM may shadow the guest's own tables, which takes more. This is
+/// the worst case: memory is mapped in pages of 4 KiB wherever the page size allows them.
 [[nodiscard]] std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_shadow) noexcept;
 
-/// What the machine of `config` takes of the host's memory.
+/// The host memory that the machine of `config` needs.
 [[nodiscard]] MemoryNeed memory_need(const Config& config, bool may_be_shadow);
 
-/// What `bytes` more of guest memory take, populated at once.
+/// The host memory that `bytes` more of guest memory need, if they are populated at once.
 [[nodiscard]] MemoryNeed more_memory_need(const Config& config, std::uint64_t bytes, bool may_be_shadow);
 
-/// How many descriptors, threads and mappings the machine of `config` takes; more than it will, by a little.
+/// The descriptors, threads and mappings that the machine of `config` needs. The numbers are a little too high.
 [[nodiscard]] ProcessNeed process_need(const Config& config);
 
 /// Throws Error if a host of these facts lacks the memory, the descriptors, the threads or the mappings that `config`
-/// takes.
+/// needs.
 void check_host_room(const Config& config, const HostFacts& facts);
 
-/// Throws Error if `bytes` more of memory cannot be had for the guest of `config`, which is there already.
+/// Throws Error if the host has no `bytes` more of memory for the guest of `config`, which exists already.
 void check_room_for_more(const Config& config, std::uint64_t bytes);
 
-/// What the guest of `config` may run into later, a sentence each.
+/// Problems that the guest of `config` may meet later, a sentence each.
 [[nodiscard]] std::vector<std::string> host_room_warnings(const Config& config);
 
 } // namespace vmm

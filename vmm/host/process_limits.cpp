@@ -49,7 +49,7 @@ bool is_number(const std::string& name) {
     return !name.empty() && std::ranges::all_of(name, [](char c) { return c >= '0' && c <= '9'; });
 }
 
-/// How many threads the processes of the real user `user` have, as far as they can be seen.
+/// The number of threads of the processes of the real user `user`, as far as they are visible.
 std::uint64_t threads_of_user(const std::string& proc, uid_t user) {
     std::uint64_t threads = 0;
     std::error_code failed;
@@ -76,8 +76,8 @@ std::uint64_t threads_of_user(const std::string& proc, uid_t user) {
     return threads;
 }
 
-/// Whether this process is in the initial user namespace, the only one in which capabilities lift limits of the kernel
-/// (user_namespaces(7)). False if it cannot be read.
+/// Whether this process is in the initial user namespace. Only there do capabilities lift limits of the kernel
+/// (user_namespaces(7)). False if that cannot be read.
 bool in_initial_user_namespace(const std::string& proc) {
     std::ifstream map(proc + "/self/uid_map");
     std::uint64_t inside = 1;
@@ -92,8 +92,8 @@ void add_descriptors(const ProcessSources& sources, ProcessFacts& facts) {
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
         return;
     }
-    // One descriptor more is open while they are counted. If they cannot be counted, those of the C library's start are
-    // assumed.
+    // One more descriptor is open during the count. If they cannot be counted, the number at the start of the C library
+    // is assumed.
     constexpr std::uint64_t kAtLeast = 3;
     const std::uint64_t used = count_entries(sources.proc + "/self/fd").value_or(kAtLeast);
     const bool hard_is_higher = limit.rlim_max == RLIM_INFINITY || limit.rlim_max > limit.rlim_cur;
@@ -106,8 +106,8 @@ void add_descriptors(const ProcessSources& sources, ProcessFacts& facts) {
 void add_threads(const ProcessSources& sources, ProcessFacts& facts) {
     rlimit limit{};
     const uid_t user = ::getuid();
-    // Linux lets root's processes pass this limit, and those with CAP_SYS_RESOURCE (kernel/fork.c, copy_process). We do
-    // not ask for the capability, because a user who has it rarely sets the limit.
+    // This limit does not hold for root's processes and for those with CAP_SYS_RESOURCE (kernel/fork.c, copy_process).
+    // The capability is not checked here, because a user who has it rarely sets the limit.
     const bool is_root = user == 0 && in_initial_user_namespace(sources.proc);
     if (!is_root && ::getrlimit(RLIMIT_NPROC, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
         facts.threads.push_back({"the limit on threads of this user (RLIMIT_NPROC)", "raise it with `ulimit -u {}`",
@@ -125,7 +125,7 @@ void add_threads(const ProcessSources& sources, ProcessFacts& facts) {
         }
     }
     if (const auto most = read_number(sources.proc + "/sys/kernel/threads-max")) {
-        // "0.20 0.18 0.12 1/80 11206": of these, 80 threads exist.
+        // In "0.20 0.18 0.12 1/80 11206", the number of existing threads is 80.
         std::ifstream load(sources.proc + "/loadavg");
         std::string word;
         std::uint64_t now = 0;
@@ -147,7 +147,8 @@ void add_mappings(const ProcessSources& sources, ProcessFacts& facts) {
     }
 }
 
-/// What a program opens for itself between asking and making a machine. Advice must not fall short by it.
+/// The descriptors that a program opens for itself between this check and the making of a machine. With them the advice
+/// is large enough.
 constexpr std::uint64_t kMoreDescriptors = 16;
 
 std::string judge(std::uint64_t needed, const char* of_what, const std::vector<CountLimit>& limits,

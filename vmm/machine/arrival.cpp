@@ -28,15 +28,15 @@ namespace vmm {
 
 namespace {
 
-/// A source that says nothing for so long, on none of its connections, has gone.
+/// If the source sends nothing on any of its connections for this long, it has gone.
 constexpr std::chrono::milliseconds kPatienceWithSource{60'000};
-/// How long the source is waited for that may ask whether its guest runs here.
+/// How long the source may still ask whether its guest runs here. It is waited for until then.
 constexpr std::chrono::seconds kPatienceWithQuestions{30};
-/// How long a last word to the source may take.
+/// How long the sending of a last message to the source may take.
 constexpr std::chrono::milliseconds kPatienceToSay{300};
-/// The source opens these at once.
+/// How long the connections of a post-copy are waited for. The source opens them at once.
 constexpr std::chrono::seconds kPatienceWithConnections{30};
-/// What the guest waits for.
+/// How long a chunk of a post-copy may take, for which the guest waits.
 constexpr std::chrono::milliseconds kPatienceWithServers{20'000};
 constexpr int kTurnMs = 100;
 
@@ -78,7 +78,7 @@ Arrival::~Arrival() {
     {
         const std::lock_guard hold(lock_);
         is_closing_ = true;
-        if (control_) { // Nothing more is heard. What was said, that the guest runs, say, still arrives.
+        if (control_) { // Nothing more is read. A message that was sent before still arrives.
             ::shutdown(control_->fd(), SHUT_RD);
         }
     }
@@ -101,7 +101,7 @@ bool Arrival::adopts_page_tables(const prefault::SecondLevelHost& /*host*/) cons
 }
 
 void Arrival::note_memory(const GuestRam& ram, Embedder& embedder) {
-    files_.clear(); // GuestRam has its own.
+    files_.clear(); // GuestRam has descriptors of its own.
     ram_ = &ram;
     embedder_ = &embedder;
     embedder.log(LogLevel::kInfo, vmm::format("a guest arrives from {}", control_->name()));
@@ -174,7 +174,7 @@ void Arrival::fill(MachineSecondLevel& second_level) {
     report_.fill_seconds = prefault_ ? prefault_->total_seconds : 0;
 }
 
-/// Puts the last state where it belongs, as far as that can be undone, and says so.
+/// Restores the last state as far as that can be undone, and tells the source that this has been done.
 void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSecondLevel& second_level,
                       std::deque<kvm::Vcpu>& vcpus) {
     SnapshotState last = decode_state(said.state);
@@ -192,7 +192,7 @@ void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSe
         begin_post_copy(*post_copy); // KVM touches memory as soon as it has the registers of vCPUs.
     }
     for (std::size_t id = 0; id < vcpus.size(); ++id) {
-        static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // What is refused was said before.
+        static_cast<void>(kvm::restore_vcpu(vcpus[id], last.machine.vcpus[id])); // refusals were reported before
     }
     const std::uint64_t mapped = second_level.mapped().bytes();
     {
@@ -201,15 +201,15 @@ void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSe
         report_.mapped_bytes = mapped;
         report_.receiving_seconds = std::chrono::duration<double>(*last_state_at_ - begin_).count();
         if (phase_ != Phase::kReceiving || cut_at_ || times_taken_back_ != taken_back) {
-            return; // The guest has gone on meanwhile, or the link was cut: all that will come again.
+            return; // The guest has gone on there, or the link was cut. The source will send the last state again.
         }
         starts_paused_ = said.is_paused;
-        phase_ = Phase::kPrepared; // Before the source knows it: its answer may be here at once.
+        phase_ = Phase::kPrepared; // This comes before the message, because the source's answer may come at once.
     }
     static_cast<void>(say(MessageType::kPrepared, encode(Prepared{mapped, report_.fill_seconds})));
 }
 
-/// What the source has not sent yet comes when it is touched, from now on.
+/// From now on, memory that the source has not sent yet comes when it is touched.
 void Arrival::begin_post_copy(const PostCopy& post_copy) {
     {
         std::unique_lock hold(lock_);
@@ -238,7 +238,7 @@ void Arrival::begin_post_copy(const PostCopy& post_copy) {
         } catch (const std::exception& error) {
             embedder_->warn(std::string("the guest cannot go on without memory that the source has not sent: ") +
                             error.what());
-        } catch (...) { // note_failure() has it.
+        } catch (...) { // note_failure() keeps it.
         }
         embedder_->note_failure(std::move(why));
     };
@@ -264,7 +264,7 @@ void Arrival::put_into(Hardware& hardware, Embedder& embedder) {
     }
 }
 
-/// Nobody waits for the source any more.
+/// Ends all waiting for pages of the source.
 void Arrival::end_serving() noexcept {
     for (const std::shared_ptr<Channel>& channel : serving_) {
         if (channel) {
@@ -311,7 +311,7 @@ std::optional<LazyReport> Arrival::lazy_report() const {
 void Arrival::start(Hardware& hardware) {
     restore_clocks_and_interrupts(hardware, state_.machine,
                                   {.clock = kvm::ClockPolicy::kRealtime, .generation = GenerationPolicy::kSame});
-    const std::lock_guard saying(saying_); // Nothing else is said before this.
+    const std::lock_guard saying(saying_); // No other message may be sent before this one.
     std::shared_ptr<Channel> source;
     {
         std::unique_lock hold(lock_);
@@ -327,7 +327,7 @@ void Arrival::start(Hardware& hardware) {
     if (source) {
         try {
             send_message(*source, MessageType::kRunning);
-        } catch (const Error&) { // It is ours whatever becomes of the source, which may ask.
+        } catch (const Error&) { // The guest stays here, whatever happens to the source. The source may ask.
         }
     }
 }
@@ -345,7 +345,7 @@ std::optional<ArrivalReport> Arrival::arrival_report() const {
 void Arrival::note_failure(std::string_view why) noexcept {
     try {
         fail(std::make_exception_ptr(Error(std::string(why))));
-    } catch (...) { // There is no memory even to say so: the source sees that the connection ends.
+    } catch (...) { // There is no memory for the message. The source sees that the connection ends.
     }
 }
 
@@ -358,7 +358,7 @@ void Arrival::rethrow_failure() {
     std::rethrow_exception(failure);
 }
 
-/// Whoever was to run the guest does not: it is the source's again.
+/// Gives the guest back to the source if this machine owns it and has not run it.
 void Arrival::give_back() noexcept {
     {
         const std::lock_guard hold(lock_);
@@ -369,14 +369,14 @@ void Arrival::give_back() noexcept {
     note_failure("the machine that was made for the guest has ended before it ran");
 }
 
-/// Once, unless the guest runs. The source hears of it.
+/// Ends the arrival with a failure, and tells the source. It has an effect only once, and only before the guest runs.
 void Arrival::fail(std::exception_ptr why) noexcept {
     std::string text = "it failed there";
     try {
         std::rethrow_exception(why);
     } catch (const std::exception& error) {
         text = error.what();
-    } catch (...) { // It is not said what it is.
+    } catch (...) { // The reason is not known.
     }
     std::shared_ptr<Channel> source;
     {
@@ -390,13 +390,14 @@ void Arrival::fail(std::exception_ptr why) noexcept {
     }
     changed_.notify_all();
     wake_.signal();
-    // What is being said to the source has gone in a moment. If it has not, this would not go, either.
+    // A message that is being sent to the source is finished in a moment. If it is not, this one could not be sent,
+    // either.
     if (const std::unique_lock saying(saying_, kPatienceToSay); source && saying) {
         try {
             source->set_patience(kPatienceToSay);
             send_message(*source, MessageType::kRefused, encode(Why{text}));
             return;
-        } catch (...) { // It has gone.
+        } catch (...) { // The source has gone.
         }
     }
     if (source) {
@@ -418,7 +419,7 @@ bool Arrival::say(MessageType type, std::span<const std::byte> body) noexcept {
     try {
         send_message(*source, type, body);
         return true;
-    } catch (...) { // The thread that receives sees it, too.
+    } catch (...) { // The thread that receives notices it, too.
         return false;
     }
 }
@@ -434,7 +435,7 @@ void Arrival::converse() noexcept {
     }
     try {
         answer_questions();
-    } catch (...) { // There is no memory for it.
+    } catch (...) { // There is no memory for the answers.
     }
     if (pages_) {
         pages_->cut();
@@ -445,11 +446,11 @@ void Arrival::converse() noexcept {
         serving_.clear();
     }
     if (!lazy_ || is_loaded_) {
-        guest_.reception.reset(); // Nobody is waited for any more. It ends the connections that came through it.
+        guest_.reception.reset(); // No further connection is expected. This ends the connections that came through it.
     }
 }
 
-/// Waits for whatever happens next, and heeds it. False: there is nothing to be waited for.
+/// Waits for the next event, and handles it. Returns false if no event is expected any more.
 bool Arrival::serve_once() {
     {
         const std::lock_guard hold(lock_);
@@ -481,7 +482,7 @@ bool Arrival::serve_once() {
     return true;
 }
 
-/// That the source is not needed any more, if the guest came before its memory and `is_so`. Once.
+/// Tells the source, once, that it is not needed any more. It does so only after a post-copy, and if `is_so`.
 void Arrival::say_complete(bool is_so) noexcept {
     {
         const std::lock_guard hold(lock_);
@@ -492,7 +493,7 @@ void Arrival::say_complete(bool is_so) noexcept {
     static_cast<void>(say(MessageType::kComplete));
 }
 
-/// Whether the guest has been taken. While that is not known yet, the answer waits.
+/// Answers the source's questions whether the guest has been taken. While that is not known yet, they wait.
 void Arrival::answer_questions() {
     if (questions_.empty()) {
         return;
@@ -512,7 +513,7 @@ void Arrival::answer_questions() {
         try {
             channel->set_patience(kPatienceToSay);
             send_message(*channel, MessageType::kAnswer, encode(Answer{is_taken}));
-        } catch (const Error&) { // They have gone.
+        } catch (const Error&) { // The source has gone.
         }
     }
 }
@@ -578,7 +579,7 @@ void Arrival::heed(Message message) {
                             static_cast<unsigned>(message.type)));
 }
 
-/// Somebody else has connected, or the source anew.
+/// Handles a new connection, from the source or from somebody else.
 void Arrival::greet(Reception::Visitor visitor) {
     Channel& channel = *visitor.channel;
     try {
@@ -629,7 +630,7 @@ void Arrival::greet(Reception::Visitor visitor) {
             if (visitor.channel) {
                 send_message(*visitor.channel, MessageType::kRefused, encode(Why{error.what()}));
             }
-        } catch (const Error&) { // They have gone.
+        } catch (const Error&) { // The visitor has gone.
         }
     }
 }
@@ -662,25 +663,25 @@ void Arrival::resume(Reception::Visitor visitor) {
     static_cast<void>(say(MessageType::kResumed, encode(resumed)));
 }
 
-/// The source ends its streams when the guest is ours.
+/// Handles the end of a stream. The source ends its streams when the guest has gone over.
 void Arrival::note_stream_cut(const std::string& why) noexcept {
     {
         const std::lock_guard hold(lock_);
-        if (phase_ >= Phase::kPrepared || streams_are_over_) { // Nothing more is needed of it.
+        if (phase_ >= Phase::kPrepared || streams_are_over_) { // Nothing more is expected from it.
             return;
         }
     }
     note_cut(why);
 }
 
-/// With the lock held: what came of the guest's last state is not what it goes on with.
+/// Drops the guest's last state, because the guest has gone on at the source. The lock must be held.
 void Arrival::take_back() {
     phase_ = Phase::kReceiving;
     last_state_.reset();
     ++times_taken_back_;
 }
 
-/// Of any of the connections: the source makes all of them anew.
+/// Handles the cut of any connection. The source then makes all of them again.
 void Arrival::note_cut(const std::string& why) noexcept {
     {
         const std::lock_guard hold(lock_);
@@ -688,17 +689,17 @@ void Arrival::note_cut(const std::string& why) noexcept {
             cut_at_ = Clock::now();
             try {
                 cut_because_ = why;
-            } catch (...) { // Then it is not said.
+            } catch (...) { // Then the reason is missing in messages.
             }
         }
         if (control_) {
-            control_->shut_down(); // So the source notices, too.
+            control_->shut_down(); // So the source notices it, too.
         }
     }
     wake_.signal();
 }
 
-/// What the source said before a connection was cut counts.
+/// Handles the messages that the source sent before a connection was cut.
 void Arrival::heed_last_words() {
     std::shared_ptr<Channel> source;
     {
@@ -708,14 +709,14 @@ void Arrival::heed_last_words() {
         }
     }
     try {
-        while (source) { // It has been shut down, so that this ends.
+        while (source) { // The channel has been shut down, so this loop ends.
             heed(receive_message(*source));
         }
     } catch (const LinkError&) {
     }
 }
 
-/// What becomes of a guest whose source is not heard any more.
+/// Decides about a guest whose source has not been heard since a cut.
 void Arrival::heed_cut() {
     std::unique_lock hold(lock_);
     if (!cut_at_) {
@@ -725,7 +726,7 @@ void Arrival::heed_cut() {
     const Clock::duration silent = Clock::now() - *cut_at_;
     switch (phase_) {
     case Phase::kPrepared:
-        if (has_ended(source_process_)) { // All that there is of the guest is here, and nobody else can have it.
+        if (has_ended(source_process_)) { // All of the guest is here, and nobody else can have it.
             phase_ = Phase::kOurs;
             changed_.notify_all();
             return;

@@ -34,17 +34,19 @@
 
 namespace vmm {
 
-/// The machine goes on with the guest of Config::incoming. Memory is made as Config says, and filled with the pages
-/// that arrive while the second level is filled, too. A thread of this object speaks with the source until that knows
-/// that the guest runs.
+/// The machine goes on with the guest of Config::incoming. Memory is made as Config says and gets the pages that
+/// arrive; the second level is filled at the same time. A thread of this object speaks with the source until the source
+/// knows that the guest runs.
 ///
-/// Whose the guest is, is decided by one message, the commit. Before it the guest is the source's: whatever fails, this
-/// machine is not made. After it the guest is ours, unless we refuse it: then it is the source's again.
+/// One message, the commit, decides who owns the guest. Before it the source owns the guest: if anything fails, this
+/// machine is not made. After it this machine owns the guest, unless it refuses the guest; then the source owns it
+/// again.
 ///
 /// Threads: one.
 class Arrival final : public FirstState {
   public:
-    /// Both outlive it. Throws Error: the guest is of another machine than `config` describes.
+    /// Both arguments must outlive this object. Throws Error if the guest's machine is not the one that `config`
+    /// describes.
     Arrival(const Config& config, const StopRequest& stop);
     ~Arrival() override;
     Arrival(const Arrival&) = delete;
@@ -78,11 +80,11 @@ class Arrival final : public FirstState {
   private:
     using Clock = std::chrono::steady_clock;
     enum class Phase : std::uint8_t {
-        kReceiving, ///< pages; the guest runs at the source
-        kPrepared,  ///< all is there; the source may give the guest away
-        kOurs,      ///< it has
-        kRunning,   ///< and has been told that it runs
-        kOver,      ///< nobody has to be told anything any more
+        kReceiving, ///< pages are being received; the guest runs at the source
+        kPrepared,  ///< everything has arrived; the source may give the guest away
+        kOurs,      ///< the source has given the guest away
+        kRunning,   ///< the source has been told that the guest runs here
+        kOver,      ///< nobody must be told anything any more
         kFailed,    ///< there will be no guest here
     };
 
@@ -120,33 +122,33 @@ class Arrival final : public FirstState {
     const bool is_shared_;
     unsigned streams_ = 1;
     SnapshotState state_;         ///< the first one, then the last one
-    std::vector<UniqueFd> files_; ///< that are memory; empty once it is mapped
+    std::vector<UniqueFd> files_; ///< the files that are guest memory; empty once they are mapped
     SharedMemory shared_memory_;
     Clock::time_point begin_ = Clock::now();
     std::optional<prefault::Report> prefault_;
     std::unique_ptr<PageReceiver> pages_;
-    const GuestRam* ram_ = nullptr; ///< from note_memory() on, as the next
+    const GuestRam* ram_ = nullptr; ///< set by note_memory(), as embedder_
     Embedder* embedder_ = nullptr;
-    std::optional<MemoryLayout> layout_;            ///< of a post-copy, as the next three
-    std::vector<std::shared_ptr<Channel>> serving_; ///< what this end asks on; all are there once lazy_ is
-    std::size_t next_serving_ = 0;                  ///< guarded by lock_, as serving_ is until then
+    std::optional<MemoryLayout> layout_;            ///< for a post-copy, as the next three
+    std::vector<std::shared_ptr<Channel>> serving_; ///< channels for requests of pages; all are there once lazy_ is
+    std::size_t next_serving_ = 0;                  ///< guarded by lock_; so is serving_ until lazy_ is there
     std::optional<StopBridge> bridge_;
-    std::vector<std::unique_ptr<Channel>> questions_; ///< of the source's, not answered yet; the thread's
-    EventFd wake_;                                    ///< of the thread
+    std::vector<std::unique_ptr<Channel>> questions_; ///< for unanswered questions of the source; the thread's
+    EventFd wake_;                                    ///< wakes the thread
     std::timed_mutex saying_; ///< held while something is sent to the source; lock_ is not held then
 
     mutable std::mutex lock_; ///< guards all below
     std::condition_variable changed_;
     Phase phase_ = Phase::kReceiving;
-    std::shared_ptr<Channel> control_;        ///< null while it is cut; who uses it has a copy
-    std::optional<Clock::time_point> cut_at_; ///< nothing while it is not
+    std::shared_ptr<Channel> control_;        ///< null while the connection is cut; a user of it holds a copy
+    std::optional<Clock::time_point> cut_at_; ///< nothing while the connection is not cut
     std::string cut_because_;
     UniqueFd source_process_;
-    std::optional<LastState> last_state_; ///< came, and has not been looked at yet
-    std::uint64_t times_taken_back_ = 0;  ///< how often the guest has gone on at the source since
+    std::optional<LastState> last_state_; ///< has come, and has not been looked at yet
+    std::uint64_t times_taken_back_ = 0;  ///< how often the guest has gone on at the source after a last state had come
     std::exception_ptr failure_;
     bool is_full_ = false;
-    std::optional<PostCopy> post_copy_; ///< the source wants one
+    std::optional<PostCopy> post_copy_; ///< the source wants a post-copy
     bool streams_are_over_ = false;     ///< the source sends no more pages by itself
     bool has_said_complete_ = false;
     bool is_closing_ = false;

@@ -13,9 +13,9 @@
 
 namespace vmm {
 
-/// A thread that prefaults what `options` ask for, as soon as all of memory has its content, until it is done or the
-/// machine stops. Destruction waits for it, so
-/// a stop must have been requested before, unless the work is done.
+/// A thread that prefaults what `options` ask for. It begins as soon as all of memory has its content, and ends when it
+/// is done or the machine stops. Destruction waits for it, so a stop must have been requested before, unless the work
+/// is done.
 ///
 /// Threads: the one that made it.
 class BackgroundPrefault {
@@ -23,7 +23,7 @@ class BackgroundPrefault {
     /// What the prefault did.
     struct Result {
         prefault::Report report;
-        std::exception_ptr failure; ///< then the report says nothing
+        std::exception_ptr failure; ///< if it is not null, the report is meaningless
         /// When the second level was full; nothing if it was not.
         std::optional<std::chrono::steady_clock::time_point> full_at;
     };
@@ -36,7 +36,7 @@ class BackgroundPrefault {
     BackgroundPrefault(const BackgroundPrefault&) = delete;
     BackgroundPrefault& operator=(const BackgroundPrefault&) = delete;
 
-    /// Waits for the end. Once.
+    /// Waits for the end. It may be called once.
     [[nodiscard]] Result join();
 
   private:

@@ -29,10 +29,9 @@ namespace vmm {
 /// Threads: the buses may be used from any thread.
 class Board {
   public:
-    /// A guest that switches itself off or resets itself makes a request to `stop`, which outlives the board, as
-    /// `virtio` and `custom` do. The devices go on from `state`. After kvm::Vm::create_irqchip(). Throws Error, also if
-    /// no device can be in its state.
-    /// `pci` may be null: then the machine has no PCI.
+    /// `stop`, `virtio` and `custom` must outlive the board. `stop` gets a request if the guest switches itself off or
+    /// resets itself. The devices go on from `state`; `pci` is null if the machine has no PCI. Must be called after
+    /// kvm::Vm::create_irqchip(). Throws Error, also if no device can have such a state.
     Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, VirtioDevices& virtio, CustomDevices& custom,
           PciRoot* pci, StopRequest& stop, const BoardState& state = {});
 
@@ -40,25 +39,25 @@ class Board {
     [[nodiscard]] devices::Bus& mmio() noexcept { return mmio_; }
     [[nodiscard]] devices::SerialPort& serial() noexcept { return serial_; }
 
-    /// All of it as a value, while no vCPU runs.
+    /// Returns the state of the whole board. No vCPU may run.
     [[nodiscard]] BoardState state() const;
-    /// Interrupts once more if a reason for it is pending. For a board that goes on from a state, once the interrupt
-    /// controllers have theirs.
+    /// Raises each interrupt again whose reason is still pending. It is for a board that goes on from a state, and is
+    /// called when the interrupt controllers have their state.
     void repeat_interrupts() noexcept;
 
     /// Presses the power button once. A guest that was told of it by ACPI may switch itself off then.
     void press_power_button() noexcept { power_button_line_.raise(); }
 
-    /// Tells the guest that a device has come to `slot` of its PCI bus, or that the one there is wanted back. With PCI
-    /// only.
+    /// The first tells the guest that a device has been added in `slot` of its PCI bus. The second asks the guest to
+    /// give back the device in `slot`. Both need PCI.
     void announce_device(unsigned slot) noexcept { pci_hotplug_->announce(slot); }
     void ask_for_device(unsigned slot) noexcept { pci_hotplug_->ask_back(slot); }
 
-    /// Interrupts the guest to have it look at its generation identifier.
+    /// Interrupts the guest, so that it looks at its generation identifier.
     void tell_of_generation_id() noexcept { generation_id_line_.raise(); }
 
-    /// What a guest with `vcpus` vCPUs, on `numa` nodes if it has any, and with these virtio devices over MMIO is told
-    /// of this board.
+    /// Returns what the guest is told of this board. The guest has `vcpus` vCPUs, the nodes `numa` if it has any, and
+    /// these virtio devices over MMIO.
     [[nodiscard]] static loader::Hardware describe(unsigned vcpus, std::optional<loader::AcpiNuma> numa,
                                                    std::vector<loader::VirtioMmioHardware> virtio, bool has_pci);
 

@@ -52,7 +52,7 @@ void KernelBoot::put_into(Hardware& hardware, Embedder& embedder) {
         embedder.log(LogLevel::kInfo, vmm::format("initrd: {} at {}", files_.initrd->name(), to_string(*entry.initrd)));
     }
     embedder.log(LogLevel::kInfo, "command line: " + line);
-    files_.kernel.close_file(); // What the files held is in guest memory.
+    files_.kernel.close_file(); // Guest memory now has the files' content.
     files_.initrd.reset();
     if (!device_tree_.empty()) {
         embedder.log(LogLevel::kInfo,

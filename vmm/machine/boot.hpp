@@ -22,8 +22,9 @@ namespace vmm {
 /// Threads: one.
 class KernelBoot final : public FirstState {
   public:
-    /// Opens and checks the kernel and the initrd. `config` outlives this, and `stop` ends the wait for a pipe. Throws
-    /// Error: a file is missing, is not a kernel, or is damaged. Throws StoppedError.
+    /// Opens and checks the kernel and the initrd. `config` must outlive this object. If the kernel comes through a
+    /// pipe, `stop` ends the wait for it. Throws Error if a file is missing, is not a kernel, or is damaged. Throws
+    /// StoppedError.
     KernelBoot(const Config& config, const StopRequest& stop);
 
     [[nodiscard]] bool adopts_page_tables(const prefault::SecondLevelHost& host) const override;

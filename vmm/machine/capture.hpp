@@ -8,14 +8,14 @@
 
 namespace vmm {
 
-/// The state of `hardware`, but for the content of its memory. It is for
-/// MachinePause::look_while_paused(), and memory stays what it is meanwhile. `config` is what the hardware was made of,
-/// and `first` what the guest began with.
+/// Returns the state of `hardware` without the content of its memory. It must be called inside
+/// MachinePause::look_while_paused(), and memory must not change meanwhile. `config` is the configuration from which
+/// the hardware was made, and `first` is the first state of the guest.
 ///
-/// An interrupt that was signalled just before the pause may not have come to the interrupt controllers yet. Whoever
-/// goes on from the state interrupts once more for what is still to be seen in a device's registers.
+/// An interrupt that was signalled just before the pause may not have reached the interrupt controllers yet. Whoever
+/// goes on from the state must interrupt once more for every reason that a device's registers still show.
 ///
-/// Throws Error: KVM refuses, or a device of the embedding program has no state.
+/// Throws Error if KVM refuses, or if there is a custom device, which has no state.
 [[nodiscard]] MachineState capture(Hardware& hardware, const Config& config, const FirstState& first);
 
 } // namespace vmm

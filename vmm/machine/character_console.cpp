@@ -216,7 +216,7 @@ void CharacterConsole::add_input(std::span<const std::byte> bytes) {
     pending_input_.insert(pending_input_.end(), taken.begin(), taken.end());
 }
 
-/// Gives the port what it takes. Returns whether that was all.
+/// Gives the port as much input as it takes. Returns whether that was all.
 bool CharacterConsole::feed_pending() {
     const std::lock_guard hold(input_lock_);
     const std::size_t accepted = port_->feed_input(pending_input_);

@@ -21,43 +21,45 @@
 
 namespace vmm {
 
-/// Why bytes that the guest wrote reached nobody, and what to do about it: "the disk is full (free some room)".
+/// Says why bytes that the guest wrote reached nobody, and what to do about it: "the disk is full (free some room)".
 [[nodiscard]] std::string why_output_is_lost(int error_number);
 
-/// Moves the guest's output to one descriptor, and what arrives at another one to the guest. It never waits: if the
-/// reader is slow, the port's ring fills and then drops output; if the guest is slow, nothing more is read.
+/// Moves the guest's output to one descriptor, and what arrives at another one to the guest. It never waits. If the
+/// reader is slow, the port's ring fills and then drops output; if the guest is slow, no more input is read.
 ///
-/// Threads: one (the event loop's), but for the callbacks in `callbacks()`, which are for vCPU threads, and
-/// pending_input(): any.
+/// Threads: one (the event loop's). The functions in callbacks() are called on vCPU threads, and pending_input() may be
+/// called on any.
 class CharacterConsole {
   public:
     /// `stop` is called when the stop key is pressed.
     CharacterConsole(CharacterConfig config, std::function<void()> stop);
 
-    /// The callbacks that the port is made with.
+    /// The callbacks with which the port must be made.
     [[nodiscard]] devices::CharacterPort::Callbacks callbacks();
 
-    /// Connects `port` and the descriptors to `loop`. Once. `port` and `loop` live as long as the loop runs.
+    /// Connects `port` and the descriptors to `loop`. It may be called once. `port` and `loop` must live as long as the
+    /// loop runs.
     void attach(devices::CharacterPort& port, EventLoop& loop);
 
-    /// What was read for the guest, and has not gone to the port.
+    /// The input that was read for the guest and has not gone to the port.
     [[nodiscard]] std::vector<std::byte> pending_input() const;
-    /// Goes to the guest before all that is read. Before attach(). At most kMostPending bytes are taken.
+    /// Adds input that goes to the guest before everything that is read. It must be called before attach(), and takes
+    /// at most kMostPending bytes.
     void add_input(std::span<const std::byte> bytes);
 
-    /// This is what a person may type ahead of a guest that does not read.
+    /// The most input that is kept for a guest that does not read. A person may type ahead this much.
     static constexpr std::size_t kMostPending = 4096;
 
     /// How long flush() waits for a slow reader.
     struct Patience {
-        std::chrono::milliseconds quiet; ///< while it takes nothing
+        std::chrono::milliseconds quiet; ///< how long it waits while the reader takes nothing
         std::chrono::milliseconds total;
     };
-    /// Writes what is left of the output. What the reader does not take in time is lost. Once, at the end.
+    /// Writes the rest of the output. What the reader does not take in time is lost. It is called once, at the end.
     void flush(Patience patience);
 
-    /// Output that the port dropped, that could not be written, or that the sink could not pass on. Nothing if the
-    /// port is not connected. After flush().
+    /// Output that the port dropped, that could not be written, or that the sink could not pass on. Nothing if the port
+    /// is not connected. It must be called after flush().
     [[nodiscard]] LostOutput lost_output() const;
     /// How many bytes the guest wrote.
     [[nodiscard]] std::uint64_t output_bytes() const;
@@ -67,9 +69,9 @@ class CharacterConsole {
     /// Output that was taken from the port and reached nobody.
     struct Lost {
         std::uint64_t bytes = 0;
-        int error_number = 0; ///< of the first that was refused; 0: nobody took it in time
+        int error_number = 0; ///< of the first write that was refused; 0: nobody took the output in time
     };
-    /// Bytes that are written before other handlers have their turn, because a guest may flood the port.
+    /// The most bytes that are written before other handlers have their turn. A guest may flood the port.
     static constexpr std::size_t kMostAtOnce = 64 * kKiB;
 
     [[nodiscard]] bool is_connected() const noexcept { return output_.has_value() || config_.sink != nullptr; }
@@ -102,7 +104,7 @@ class CharacterConsole {
     bool input_ended_ = false;
     std::uint64_t taken_bytes_ = 0;
     Lost lost_;
-    bool output_given_up_ = false; ///< nobody has read in time: what is left is lost
+    bool output_given_up_ = false; ///< nobody has read in time, so the rest of the output is lost
     bool sink_failed_ = false;
     LostOutput lost_by_sink_;
 };

@@ -8,8 +8,8 @@
 
 namespace vmm {
 
-/// Compares what both say of memory and vCPUs; devices compare themselves when they are made. `tried` begins the
-/// message. Throws Error: they differ.
+/// Compares the memory and the vCPUs of both; devices compare themselves when they are made. `tried` begins the
+/// message. Throws Error if they differ.
 void check_machine_like(const MachineState& state, const Config& config, const std::string& tried);
 
 } // namespace vmm

@@ -31,7 +31,7 @@ constexpr std::array kTakenAddresses{
     memory_map::kScratchWindow, memory_map::kVirtioWindow, GuestRange{memory_map::kIoApic, kPageBytes},
     GuestRange{memory_map::kLocalApic, kPageBytes}, GuestRange{memory_map::kRealModePages, 4 * kPageBytes}};
 
-/// What else is taken if there is PCI.
+/// The addresses and ports that are taken, too, if there is PCI.
 constexpr std::array kPciAddresses{memory_map::kPciEcam, memory_map::kPciWindow};
 constexpr std::array kPciPorts{GuestRange{GuestAddress{memory_map::kPciConfigPorts}, devices::pci::ConfigPorts::kSize},
                                GuestRange{GuestAddress{memory_map::kPciHotplugPorts}, devices::pci::Hotplug::kSize}};
@@ -92,7 +92,7 @@ void DeviceConfig::check(std::size_t place) const {
 
 namespace {
 
-/// The inputs of the I/O APIC that nothing of `config` has.
+/// The inputs of the I/O APIC that nothing in `config` uses.
 std::set<std::uint32_t> free_lines(const Config& config) {
     const auto& lines = memory_map::kVirtioGsis;
     if (config.transport == VirtioTransport::kPci) {

@@ -21,33 +21,34 @@
 namespace vmm {
 
 /// Throws Error if a device of `config` cannot be at its place, or has no interrupt line of its own. It does not find
-/// devices that overlap: the bus does.
+/// devices that overlap; the bus finds them.
 void validate_custom_devices(const Config& config);
 
-/// Owns the devices. They are called on vCPU threads alone, so they stand still in a paused machine without being
-/// asked; what a device does on threads of its own is its program's.
+/// Owns the devices. They are called only on vCPU threads, so they stand still in a paused machine without being asked.
+/// If a device has threads of its own, the embedding program must stop them.
 ///
-/// Threads: the one that made it; the devices on the buses any.
+/// Threads: the one that made it; the buses may call the devices on any.
 class CustomDevices {
   public:
-    /// Is given what a device threw, on a vCPU's thread.
+    /// It is called with what a device threw, on a vCPU's thread.
     using Failed = std::function<void(std::exception_ptr)>;
 
-    /// Makes them. After kvm::Vm::create_irqchip(). `memory` outlives it. Throws Error, and what the makers throw.
+    /// Makes the devices. It must be called after kvm::Vm::create_irqchip(), and `memory` must outlive it. Throws
+    /// Error, and what the makers throw.
     CustomDevices(kvm::Vm& vm, const GuestMemory& memory, std::span<const DeviceConfig> configs, const Failed& failed);
 
     ~CustomDevices();
     CustomDevices(const CustomDevices&) = delete;
     CustomDevices& operator=(const CustomDevices&) = delete;
 
-    /// Whether one of them is at one of these I/O ports.
+    /// Whether one of the devices is at one of these I/O ports.
     [[nodiscard]] bool claims_ports(GuestRange ports) const;
 
-    /// Puts each on its bus. Throws Error.
+    /// Puts each device on its bus. Throws Error.
     void attach_to(devices::Bus& ports, devices::Bus& mmio);
 
   private:
-    /// Catches what a device throws, because the bus knows no exceptions.
+    /// Catches what a device throws, because the bus does not allow exceptions.
     class Guarded final : public devices::Device {
       public:
         Guarded(const DeviceConfig& config, std::string name, std::shared_ptr<CustomDevice> device, Failed failed);
@@ -68,8 +69,8 @@ class CustomDevices {
     void disconnect() noexcept;
     [[nodiscard]] DeviceHost host_for(const DeviceConfig& config, kvm::Vm& vm, const GuestMemory& memory);
 
-    std::deque<Guarded> devices_;                         ///< a deque: the buses know their addresses
-    std::vector<std::shared_ptr<LevelLine>> level_lines_; ///< shared with those who raise them, who may live longer
+    std::deque<Guarded> devices_;                         ///< a deque, because the buses hold their addresses
+    std::vector<std::shared_ptr<LevelLine>> level_lines_; ///< shared with those who raise them, and who may live longer
 };
 
 } // namespace vmm

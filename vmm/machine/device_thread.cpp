@@ -26,9 +26,9 @@ ThreadKind thread_kind_of(devices::virtio::DeviceId device) noexcept {
     case devices::virtio::DeviceId::kVsock:
         return ThreadKind::kVsock;
     case devices::virtio::DeviceId::kMemory:
-        return ThreadKind::kConsole; // What it does not do itself is left to another thread.
+        return ThreadKind::kConsole; // It needs no more: another thread changes the memory.
     }
-    return ThreadKind::kConsole; // It has the least.
+    return ThreadKind::kConsole; // This kind may do the least.
 }
 
 DeviceThread::DeviceThread(const std::string& name, std::function<void()> body)
@@ -45,7 +45,7 @@ void DeviceThread::join() noexcept {
     }
 }
 
-/// Whether the thread has ended although its body has not: the sandbox's alarm has ended it.
+/// Whether the thread has ended although its body has not returned. The sandbox's alarm ends threads in this way.
 bool DeviceThread::has_vanished() const noexcept {
     const pid_t id = id_.load();
     return id != 0 && ::syscall(SYS_tgkill, ::getpid(), id, 0) != 0 && errno == ESRCH;

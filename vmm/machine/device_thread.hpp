@@ -15,17 +15,17 @@
 
 namespace vmm {
 
-/// How threads of such a device are confined.
+/// Returns how the threads of such a device are confined.
 [[nodiscard]] ThreadKind thread_kind_of(devices::virtio::DeviceId device) noexcept;
 
-/// A thread that is waited for no longer than one has patience. It ends when its body returns.
+/// A thread whose end can be waited for with a deadline. It ends when its body returns.
 ///
 /// Threads: the one that made it.
 class DeviceThread {
   public:
-    /// `name` is at most 15 bytes long. `body` throws nothing. Throws Error: the host cannot make a thread.
+    /// `name` is at most 15 bytes long. `body` must not throw. Throws Error if the host cannot make a thread.
     DeviceThread(const std::string& name, std::function<void()> body);
-    /// Waits.
+    /// Waits until the thread has ended.
     ~DeviceThread() { join(); }
     DeviceThread(const DeviceThread&) = delete;
     DeviceThread& operator=(const DeviceThread&) = delete;

@@ -1,4 +1,4 @@
-// From an exit to what it means: pure, tested with exits made by hand.
+// Translates an exit of a vCPU into accesses on the buses. It has no state, and tests give it exits that they make.
 #pragma once
 
 #include <string>

@@ -14,26 +14,27 @@ namespace vmm {
 /// Passes lines to the embedding program's log, and keeps the first exception that one of the program's functions threw
 /// while the guest ran.
 ///
-/// Threads: any, but for set_guest_runs() and rethrow_failure(), which are for the thread of Machine::run().
+/// Threads: any, but set_guest_runs() and rethrow_failure() are for the thread of Machine::run().
 class Embedder {
   public:
-    /// `log` may be empty. `stop` outlives this; a failure makes a request to it.
+    /// `log` may be empty. `stop` must outlive this object; it gets a request if something fails.
     Embedder(LogSink log, StopRequest& stop);
 
-    /// Before the guest runs, what the log throws comes out of here. Afterwards it is kept as note_failure() does.
+    /// Logs `line`. What the log throws comes out of here before the guest runs; afterwards it is kept as by
+    /// note_failure().
     void log(LogLevel level, const std::string& line);
 
-    /// A warning from a device's thread. Nobody hears it after part().
+    /// Logs a warning from a device's thread. It does nothing after part().
     void warn(const std::string& line);
 
-    /// Ends the run with what one of the program's functions threw. The first one counts.
+    /// Ends the run with what one of the program's functions threw. Only the first exception is kept.
     void note_failure(std::exception_ptr thrown) noexcept;
-    /// Throws what note_failure() kept, if anything.
+    /// Throws what note_failure() kept, if there is anything.
     void rethrow_failure();
 
     void set_guest_runs() noexcept { guest_runs_.store(true); }
 
-    /// From now on devices that outlive their machine stay silent, because the program's log may be gone.
+    /// Silences the warnings of devices that outlive their machine, because the program's log may be gone.
     void part();
 
   private:

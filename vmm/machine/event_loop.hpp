@@ -17,15 +17,16 @@ class EventLoop {
 
     EventLoop();
 
-    /// Watches `fd`, a loan, for `events`. Returns false if `fd` is always ready, as a regular file is: the kernel has
-    /// no readiness for it. Throws Error for other failures.
+    /// Watches `fd`, a loan, for `events`. Returns false if `fd` is always ready and epoll cannot watch it: a regular
+    /// file, for example. Throws Error for other failures.
     [[nodiscard]] bool watch(int fd, std::uint32_t events, Handler handler);
     /// Ends the calls for `fd`. Does nothing if it is not watched. A handler may unwatch itself.
     void unwatch(int fd) noexcept;
 
-    /// Waits at most `timeout_ms` (-1: for ever), and calls the handlers of what is ready. Throws what they throw.
+    /// Waits at most `timeout_ms` (-1: for ever), and calls the handlers of descriptors that are ready. Throws what the
+    /// handlers throw.
     void run_once(int timeout_ms);
-    /// True if something is ready now, so that run_once() would not wait.
+    /// True if a descriptor is ready now, so that run_once() would not wait.
     [[nodiscard]] bool has_events() const;
 
   private:

@@ -16,18 +16,18 @@ namespace vmm {
 /// Threads: any.
 class FaultCounters {
   public:
-    /// While none of `vcpus` runs. Throws Error if this kernel does not count.
+    /// It must be called while none of `vcpus` runs. Throws Error if this kernel does not count.
     explicit FaultCounters(const std::deque<kvm::Vcpu>& vcpus);
 
-    /// By vCPU: how many second-level faults KVM has resolved by making a mapping (pf_fixed) since reset().
+    /// How many second-level faults KVM has resolved by making a mapping (pf_fixed) since reset(), for each vCPU.
     [[nodiscard]] std::vector<std::uint64_t> counts() const;
     [[nodiscard]] std::uint64_t total() const;
 
-    /// By vCPU: how often KVM left the guest since reset(), for itself or for us (exits). Empty if this kernel does
-    /// not count.
+    /// How often KVM left the guest since reset(), for itself or for this process (exits), for each vCPU. Empty if this
+    /// kernel does not count exits.
     [[nodiscard]] std::vector<std::uint64_t> exits() const;
 
-    /// Counts from zero again. Not while another thread counts.
+    /// Counts from zero again. Other threads must not read the counters meanwhile.
     void reset();
 
   private:

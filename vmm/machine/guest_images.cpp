@@ -17,7 +17,8 @@ void write_reserved(const GuestMemory& memory, GuestAddress address, std::span<c
     assert(written);
 }
 
-/// Sizes depend on the host (its NUMA nodes), the kernel (its longest command line) and the user.
+/// Throws Error if `bytes` do not fit. Sizes depend on the host (its NUMA nodes), the kernel (its longest command line)
+/// and the user.
 void check_room(const std::string& what, std::size_t bytes, GuestRange room) {
     if (bytes > room.size) {
         throw Error("cannot give the guest " + what + " of " + format_bytes(bytes) + ": there is room for " +

@@ -22,9 +22,9 @@ struct GuestFiles {
     loader::Kernel kernel;
     std::optional<loader::ImageFile> initrd;
 
-    /// `stop_fd` is readable once a stop is requested, which ends the wait for a pipe. It is a loan, and negative if
-    /// there is none. Throws Error: a file is missing, is not a kernel, is damaged, or cannot be told of the hardware
-    /// as `config.hardware` says. Throws StoppedError.
+    /// `stop_fd` becomes readable when a stop is requested; that ends the wait for a pipe. It is a loan, and negative
+    /// if there is none. Throws Error if a file is missing, is not a kernel, or is damaged, or if the kernel cannot be
+    /// told of the hardware as `config.hardware` says. Throws StoppedError.
     static GuestFiles open(const Config& config, int stop_fd = -1);
 };
 
@@ -39,7 +39,7 @@ class BootPlan {
     HardwareDescription hardware_;
 };
 
-/// The place of the device tree, if there is one.
+/// The address of the device tree, if there is one.
 inline constexpr GuestAddress kDeviceTreeAddress{to_integer(memory_map::kDeviceTree.base) +
                                                  loader::kSetupDataHeaderBytes};
 
@@ -48,8 +48,8 @@ struct LoadedGuest {
     std::vector<std::byte> device_tree; ///< a copy; empty: the guest has none
 };
 
-/// Writes the kernel, the initrd, the command line, the boot information, the description of `hardware` that `layout`
-/// asks for, and the reset vector. Throws Error if something does not fit.
+/// Writes the kernel, the initrd, the command line, the boot information and the reset vector. It describes `hardware`
+/// in the way that `layout` asks for. Throws Error if something does not fit.
 [[nodiscard]] LoadedGuest load_guest(const GuestMemory& memory, const GuestFiles& files, std::string_view command_line,
                                      const loader::Hardware& hardware, const loader::BootLayout& layout);
 

@@ -43,8 +43,8 @@ reserve_huge_pages(const Config& config, const prefault::NumaTopology& topology,
     return reservation;
 }
 
-/// What a pool is asked for: neighbours on one node are one share, so that a piece may reach over the hole between two
-/// regions.
+/// What a pool is asked for. Neighbouring ranges on one node are one share, so that a piece may be used on both sides
+/// of the hole between two regions.
 std::vector<prefault::WarmShare> shares_of(std::span<const prefault::PlacedRange> placed) {
     std::vector<prefault::WarmShare> shares;
     for (const prefault::PlacedRange& part : placed) {
@@ -56,8 +56,8 @@ std::vector<prefault::WarmShare> shares_of(std::span<const prefault::PlacedRange
     return shares;
 }
 
-/// Lays what a pool gave over the ranges that it was asked for. A piece begins at a multiple of the largest page, and
-/// so does every range, so addresses and offsets agree.
+/// Assigns the memory that a pool gave to the ranges for which it was asked. A piece begins at a multiple of the
+/// largest page, and so does every range, so addresses and offsets have the same alignment.
 std::vector<FileRange> lay_out(const prefault::WarmMemory& warm, std::span<const prefault::PlacedRange> placed) {
     std::vector<FileRange> ranges;
     auto part = warm.parts.begin();
@@ -80,7 +80,7 @@ std::vector<FileRange> lay_out(const prefault::WarmMemory& warm, std::span<const
     return ranges;
 }
 
-/// Those of `files` that are in `region`.
+/// Returns the parts of `files` that are in `region`.
 std::vector<FilePart> file_parts(GuestRange region, std::span<const FileRange> files) {
     std::vector<FilePart> parts;
     for (const FileRange& part : files) {
@@ -114,9 +114,10 @@ GuestRam::GuestRam(const Config& config, const std::stop_token& stop, std::vecto
     for (const prefault::NumaNode& node : topology_.nodes) {
         placement_.node_cpus[node.id] = node.cpus;
     }
-    // The kernel reserves pages of the pool for a mapping, but it reserves neither those of one node nor those of a
-    // control group. A process that is confined to some nodes from outside (numactl, cpuset) is as good as bound.
-    // Pages that come one by one are asked for one by one, and whoever does that is told of a shortage.
+    // The kernel reserves pages of the pool for a mapping, but neither on one node nor in a control group. A process
+    // that is confined to some nodes from outside (numactl, cpuset) has the same problem as one that binds its memory.
+    // With a lazy restore each page is requested by itself, and the code that does this gets an error if pages are
+    // short.
     if (is_from_pool(config.page_size) && !restores_lazily(config) &&
         (binds_to_nodes(policy_) || prefault::is_confined(topology_) ||
          prefault::read_huge_page_cgroup_limit(certain_page_bytes(config.page_size)).has_value())) {
@@ -166,7 +167,8 @@ void GuestRam::map_pluggable() {
     if (pluggable_.empty()) {
         return;
     }
-    // The spare file takes a mapping for each of so many bytes, and is all that an unplugged region can take.
+    // An unplugged region needs one mapping of the spare file for each piece of the file's size, and this is the most
+    // mappings.
     constexpr std::uint64_t kMappings = 256;
     std::uint64_t largest = 0;
     for (const PluggablePart& part : pluggable_) {
@@ -181,7 +183,7 @@ void GuestRam::map_pluggable() {
     for (const PluggablePart& part : pluggable_) {
         memory_.add(memory_.map_pluggable(part.device.region, {spare_file_.get(), spare_bytes}));
         if (is_shared_) {
-            static_cast<void>(parts_for(part.device.region)); // The file; what is plugged of it is mapped.
+            static_cast<void>(parts_for(part.device.region)); // makes the file; plugged parts of it are mapped
         }
     }
 }
@@ -208,7 +210,7 @@ std::optional<FilePart> GuestRam::file_for(GuestRange range) const noexcept {
     return std::nullopt;
 }
 
-/// What was saved may lie in several files, each of which has a part.
+/// Maps plugged memory. Saved memory may lie in several files; each plugged block gets its part of one.
 void GuestRam::map_plugged(GuestRange range, bool is_saved) {
     memory_.plug(range, file_for(range));
     for (const FileRange& file :
@@ -246,7 +248,7 @@ std::vector<GuestRange> GuestRam::unplug(GuestRange range) {
         place_plugged(range, true);
         throw;
     }
-    // The pages of a file are still the file's.
+    // The file still has the pages after the unmapping, so they are removed from it.
     if (const std::optional<FilePart> file = file_for(range)) {
         static_cast<void>(::fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                       static_cast<off_t>(file->file_offset), static_cast<off_t>(file->size)));
@@ -254,7 +256,7 @@ std::vector<GuestRange> GuestRam::unplug(GuestRange range) {
     return unpinned;
 }
 
-/// Neighbours are one part, so that there are few.
+/// Notes whether plugged memory is there. Neighbouring blocks become one part, so that there are few parts.
 void GuestRam::place_plugged(GuestRange range, bool is_there) {
     const PluggablePart& part = pluggable_part(range);
     std::vector<prefault::PlacedRange> others;
@@ -264,7 +266,7 @@ void GuestRam::place_plugged(GuestRange range, bool is_there) {
             others.push_back(placed);
         } else if (is_there || !placed.range.overlaps(range)) {
             plugged.push_back(placed.range);
-        } else { // A hole is made in it.
+        } else { // cuts `range` out of it
             const std::uint64_t begin = to_integer(placed.range.base);
             const std::uint64_t end = to_integer(placed.range.end());
             if (begin < to_integer(range.base)) {
@@ -312,7 +314,7 @@ std::vector<FilePart> GuestRam::parts_for(GuestRange range) {
                          {ENOENT, "this host has no pages of that size (Config::page_size)"}});
         }
         parts.push_back({0, range.size, shared.file.get(), 0, Sharing::kShared});
-    } else { // It was handed over, in one piece for each region.
+    } else { // the memory was handed over, in one file for each region
         shared.file = UniqueFd(::fcntl(parts.front().fd, F_DUPFD_CLOEXEC, 0));
         shared.offset = parts.front().file_offset;
         if (!shared.file) {
@@ -375,7 +377,7 @@ std::optional<loader::AcpiNuma> GuestRam::describe_nodes(unsigned vcpus) const {
     for (const prefault::PlacedRange& placed : placement_.ranges) {
         numa.memory.push_back({placed.range, is_split ? guest_node(*placed.node) : 0});
     }
-    // Linux makes room for what may come only if a table says where: for its map of pages, and for bounce buffers.
+    // Linux prepares for memory that may come later only if a table says where: its map of pages, and bounce buffers.
     for (const PluggablePart& part : pluggable_) {
         numa.memory.push_back({part.device.region, part.device.node.value_or(0), true});
     }

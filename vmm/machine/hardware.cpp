@@ -27,8 +27,8 @@ std::unique_ptr<CharacterConsole> make_virtio_console(const Config& config, Stop
                : nullptr;
 }
 
-/// Guest memory in pieces that one buffer of an io_uring can be.
-/// What comes and goes is none: the ring would keep pages that are the guest's no more.
+/// Guest memory in pieces that can each be one buffer of an io_uring. Memory that is plugged and unplugged is left out,
+/// because the ring would keep pages that the guest has given back.
 std::vector<std::span<std::byte>> buffers_of(const GuestRam& ram) {
     constexpr std::uint64_t kMostBytes = devices::DiskIo::kMostBufferBytes;
     std::vector<std::span<std::byte>> pieces;
@@ -51,7 +51,8 @@ kvm::System open_checked_system(const Config& config) {
 
 GuestRam create_ram(const Config& config, const StopRequest& stop, const FirstState& first) {
     if (is_from_pool(config.page_size) || config.memory_from) {
-        // To raise a pool may take long, and so may populating, and a pool of warm memory may not answer.
+        // The following may take long: a pool of huge pages is raised, memory is populated, or a pool of warm memory
+        // does not answer.
         const StopBridge bridge(stop);
         return {config, bridge.token(), first.memory_files()};
     }
@@ -69,7 +70,7 @@ kvm::Vm create_vm(const kvm::System& system, const GuestMemory& memory) {
     return vm;
 }
 
-/// Guest memory, with what was added to it before its state was saved.
+/// Guest memory, including the memory that was added before its state was saved.
 const GuestMemory& whole_memory(GuestRam& ram, const Config& config, FirstState& first, Embedder& embedder) {
     if (first.state() != nullptr) {
         map_added_memory(ram, config, *first.state());
@@ -102,8 +103,8 @@ std::unique_ptr<PciRoot> make_pci(kvm::Vm& vm, const Config& config, const Machi
     return has_pci ? std::make_unique<PciRoot>(vm) : nullptr;
 }
 
-/// The devices, when all before them is there. Those of a guest that arrives are made now, because until now what they
-/// stand on was another process's.
+/// Returns the devices, when everything before them is there. If a guest arrives, they are made only now, because until
+/// now another process used their disks and networks.
 std::vector<std::unique_ptr<devices::virtio::Device>> take_devices(Hardware& hardware, const Config& config,
                                                                    Embedder& embedder, FirstState& first) {
     if (first.comes_later()) {
@@ -122,7 +123,7 @@ DeviceServices device_services(const Config& config, CharacterConsole* console, 
     if (console != nullptr) {
         services.console = console->callbacks();
     }
-    if (config.pin == prefault::Pin::kLongterm && !restores_lazily(config)) { // A buffer's pages are all there.
+    if (config.pin == prefault::Pin::kLongterm && !restores_lazily(config)) { // All pages of a buffer must be there.
         services.pinned_memory = [&ram] { return buffers_of(ram); };
     }
     return services;

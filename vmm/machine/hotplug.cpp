@@ -19,7 +19,8 @@ void check_has_bus(const Hardware& hardware, const std::string& tried) {
     }
 }
 
-/// A process that is confined as a whole reaches no disk and no tap interface any more, and starts no program.
+/// Throws UsageError if this process is confined as a whole. Such a process opens no disk and no tap interface any
+/// more, and starts no program.
 void check_can_open(const std::string& tried) {
     if (file_server() != nullptr) {
         throw UsageError("cannot " + tried +
@@ -28,7 +29,7 @@ void check_can_open(const std::string& tried) {
     }
 }
 
-/// `make` makes the device of that name.
+/// Adds a device that `make` makes for its name.
 template <typename Make>
 std::string add(Hardware& hardware, std::string_view kind, Make make) {
     const MachineSecondLevel::Hold hold(hardware.second_level);

@@ -13,7 +13,7 @@ namespace vmm {
 /// Each raise() is one edge on `gsi`. The kernel delivers it without an exit of a vCPU. Threads: any.
 class IrqfdLine final : public devices::IrqLine {
   public:
-    /// After kvm::Vm::create_irqchip(). Throws Error.
+    /// It must be called after kvm::Vm::create_irqchip(). Throws Error.
     IrqfdLine(kvm::Vm& vm, std::uint32_t gsi) { vm.attach_irqfd(event_.fd(), gsi); }
 
     void raise() noexcept override {

@@ -117,8 +117,8 @@ prefault::KeptSample Keeper::sample() const {
     return sample;
 }
 
-/// What takes mappings is counted before, after or while it does so. So a loss is explained by what has changed since
-/// the look before the last one.
+/// The kernel counts an event that takes mappings before, after or while it takes them. So a loss is explained by
+/// everything that has changed since the look before the last one.
 void Keeper::note_kernel_counts() {
     if (!watch_.in_spell()) {
         base_counts_ = last_counts_;

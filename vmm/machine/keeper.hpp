@@ -19,26 +19,26 @@
 
 namespace vmm {
 
-/// Throws Error if the second level of this guest cannot be watched, and so not be kept full, on this host: KVM does
-/// not count, or what it counts are the page tables of the guest's own. `adopts_page_tables` says whether the guest
-/// runs on those of the prefault.
+/// Throws Error if the second level of this guest cannot be watched on this host, and so cannot be kept full. Either
+/// KVM does not count, or it counts the guest's own page tables. `adopts_page_tables` says whether the guest runs on
+/// the page tables of the prefault.
 void check_keeper(const MachineSecondLevel& second_level, bool adopts_page_tables);
 
-/// A thread that looks at KVM's counters every now and then. What LossWatch finds missing is filled again by workers of
-/// low priority; the thread itself has the process's priority, so that a loss is noticed on a busy host, too. It ends
-/// when the machine stops, and destruction waits for that; so a stop must have been requested before.
+/// A thread that reads KVM's counters at regular intervals. Workers of low priority fill again what LossWatch finds
+/// missing. The thread itself has the process's priority, so that it notices a loss on a busy host, too. It ends when
+/// the machine stops. Destruction waits for that, so a stop must have been requested before.
 ///
 /// Threads: the one that made it.
 class Keeper {
   public:
-    /// All of these outlive it. Throws Error if the host gives no thread.
+    /// All arguments must outlive it. Throws Error if the host gives no thread.
     Keeper(const Config& config, MachineSecondLevel& second_level, const FaultCounters& faults, const StopRequest& stop,
            Embedder& embedder);
     ~Keeper();
     Keeper(const Keeper&) = delete;
     Keeper& operator=(const Keeper&) = delete;
 
-    /// Waits for the end. Once.
+    /// Waits for the end. It may be called once.
     [[nodiscard]] prefault::KeptReport join();
 
   private:
@@ -70,7 +70,8 @@ class Keeper {
     prefault::Options options_;
     prefault::LossWatch watch_;
     prefault::KernelCounts kernel_;
-    /// At the last look, and from which on a loss is explained: at the look before that, when there was no spell.
+    /// The counts at the last look, and the counts from which a loss is explained. The latter are those of the look
+    /// before, and do not change during a spell.
     prefault::KernelCounts::Values last_counts_;
     prefault::KernelCounts::Values base_counts_;
     DirtyLog last_log_; ///< the same of dirty logging

@@ -19,38 +19,38 @@
 
 namespace vmm {
 
-/// Serves the doorbells and descriptors of a lane from construction until it is destroyed. Whatever else becomes of the
-/// device, its own thread does (VirtioThread).
+/// Serves the doorbells and descriptors of a lane from construction until it is destroyed. The device's own thread
+/// (VirtioThread) does everything else.
 ///
-/// Threads: the one that made it, but for end(): any.
+/// Threads: the one that made it, but end() may be called on any.
 class LaneThread {
   public:
-    /// How the lane is reached. All of it outlives the thread.
+    /// How the lane is reached. Everything in it must outlive the thread.
     struct Wiring {
         devices::virtio::Lane& lane;
         std::string name; ///< at most 15 bytes
         ThreadKind kind{};
         std::deque<EventFd>& doorbells; ///< of the whole device, by queue
-        StopRequest& stop;              ///< for a failure of the host's
-        const Sandbox& sandbox;         ///< while the thread begins
+        StopRequest& stop;              ///< gets a request if the host fails
+        const Sandbox& sandbox;         ///< used while the thread begins
         std::atomic<std::uint64_t>* rung = nullptr;
-        std::span<const unsigned> cpus = {}; ///< that it runs on; empty: any
+        std::span<const unsigned> cpus = {}; ///< the CPUs on which it runs; empty: any
     };
 
-    /// Throws Error: the host cannot make a thread.
+    /// Throws Error if the host cannot make a thread.
     explicit LaneThread(Wiring wiring);
     ~LaneThread() { join(); }
     LaneThread(const LaneThread&) = delete;
     LaneThread& operator=(const LaneThread&) = delete;
 
-    /// Lets no turn begin any more.
+    /// Prevents further turns.
     void end() noexcept;
-    /// Ends it, and waits for the turn that is under way.
+    /// Ends the thread, and waits for the turn that is under way.
     void join() noexcept;
     /// Waits as join() does, but no longer than until `deadline`. Returns false if the thread still runs then.
     [[nodiscard]] bool join_until(std::chrono::steady_clock::time_point deadline) noexcept;
 
-    /// A failure of the host's that ended the thread; null if there was none. After join().
+    /// The failure of the host that ended the thread; null if there was none. It may be called after join().
     [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
 
   private:

@@ -34,14 +34,14 @@ double seconds_from(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Has everything be as if nobody had touched it.
+/// Drops all pages, so that the memory is as if nobody had touched it.
 void drop_pages(std::span<std::byte> bytes) noexcept {
     ::madvise(bytes.data(), bytes.size(), MADV_DONTNEED);
 }
 
 } // namespace
 
-/// What each thread that loads has of its own.
+/// The data of each thread that loads.
 class LazyMemory::Loader {
   public:
     explicit Loader(LazyMemory& owner)
@@ -52,7 +52,7 @@ class LazyMemory::Loader {
         ::madvise(zeros_.data(), zeros_.size(), MADV_NOHUGEPAGE); // It is only read: one page of zeros is enough.
     }
 
-    /// Makes chunk `chunk` be there. Throws Error.
+    /// Loads chunk `chunk`. Throws Error.
     void load(std::size_t chunk) {
         const std::span<std::byte> memory = owner_.piece_of(chunk).bytes;
         const std::span<std::byte> content = content_.bytes().first(memory.size());
@@ -71,7 +71,7 @@ class LazyMemory::Loader {
         owner_.faults_.provide(memory, content);
     }
 
-    /// Makes `page`, which was there and was given back, be there again. Throws Error.
+    /// Provides `page` again, which was there and was given back. Throws Error.
     void provide_zeros(std::span<std::byte> page) { owner_.faults_.provide(page, zeros_.bytes().first(page.size())); }
 
   private:
@@ -138,7 +138,7 @@ void LazyMemory::serve(const GuestRam& ram) {
     }
 }
 
-/// Memory that the guest can be given and has not is neither watched nor read. Blocks of it are whole chunks.
+/// Marks memory that the guest can be given and has not yet as neither watched nor read. Its blocks are whole chunks.
 void LazyMemory::leave_out_absent_memory(std::span<const prefault::PlacedRange> placed) {
     for (std::size_t chunk = 0; chunk < states_.size(); ++chunk) {
         const GuestRange range = layout_.chunk(chunk).range;
@@ -153,7 +153,7 @@ void LazyMemory::leave_out_absent_memory(std::span<const prefault::PlacedRange> 
     }
 }
 
-/// All of it but what is present, where a page that is missing is zero.
+/// Watches all of the region except chunks that are present. In the latter a missing page is zero.
 void LazyMemory::watch(const Region& region) {
     const auto watch = [this](std::span<std::byte> bytes) {
         faults_.watch(bytes);
@@ -225,7 +225,7 @@ void LazyMemory::serve_demand() noexcept {
             while (const auto fault = faults_.take_fault()) {
                 try {
                     heed(*fault, loader);
-                } catch (...) { // Somebody may still wait for what can be had.
+                } catch (...) { // Other threads may still wait for memory that can be provided.
                     fail(std::current_exception());
                 }
             }
@@ -254,7 +254,8 @@ void LazyMemory::heed(UserFaultFd::Fault fault, Loader& loader) {
     std::atomic<State>& state = states_[*chunk];
     State seen = state.load();
     while (seen != State::kPresent && seen != State::kDemanded) {
-        // It is read here even if a thread in the background reads it, which has a low priority: nobody waits for that.
+        // It is read here even if a background thread reads it already: that thread has a low priority, and would be
+        // too slow.
         if (state.compare_exchange_weak(seen, State::kDemanded)) {
             {
                 const std::lock_guard hold(lock_);
@@ -284,7 +285,8 @@ void LazyMemory::load(std::size_t chunk, Loader& loader) {
     }
 }
 
-/// If all is there, or nothing will be any more, memory is not watched, and nobody needs what could not be provided.
+/// Throws the current exception again if the memory is still needed. If everything is loaded or loading has failed,
+/// memory is not watched any more, and nobody needs what could not be provided.
 void LazyMemory::throw_if_needed() const {
     if (!is_loaded_ && !has_failed_) {
         throw;
@@ -327,7 +329,7 @@ void LazyMemory::wait_for_record() {
         }
         changed_.wait_until(hold, loading_.get_token(), record_until_, ended);
         if (!std::exchange(records_, false)) {
-            return; // Another thread has seen the end.
+            return; // Another thread has loaded the last chunk.
         }
         recorded = demanded_;
     }
@@ -337,7 +339,7 @@ void LazyMemory::wait_for_record() {
     }
 }
 
-/// The one who waits goes on once it is mapped, or at once if nobody maps.
+/// Lets the thread that waits for the chunk go on when the chunk is mapped, or at once if chunks are not mapped.
 void LazyMemory::note_present(std::size_t chunk, std::optional<Clock::time_point> demanded) {
     const bool is_new = states_[chunk].exchange(State::kPresent) != State::kPresent;
     bool is_mapped_first = false;
@@ -373,7 +375,7 @@ void LazyMemory::map_chunks(MachineSecondLevel& second_level) noexcept {
     bool can_map = true;
     try {
         second_level.begin_pieces(stop);
-    } catch (const std::exception&) { // The fill that follows says why.
+    } catch (const std::exception&) { // The prefault that follows reports the reason.
         can_map = false;
     }
     std::unique_lock hold(lock_);
@@ -386,7 +388,7 @@ void LazyMemory::map_chunks(MachineSecondLevel& second_level) noexcept {
         to_map_.pop_front();
         hold.unlock();
         try {
-            // Once all is there, a fill maps the rest by several threads.
+            // Once everything is loaded, the prefault that follows maps the rest with several threads.
             can_map = is_loaded_ || second_level.fill_piece(piece_of(next.chunk).range, stop) || !stop.stop_requested();
         } catch (const std::exception&) {
             can_map = false;
@@ -406,7 +408,7 @@ void LazyMemory::note_loaded() noexcept {
     is_loaded_ = true;
     for (const std::span<std::byte> bytes : watched_) {
         faults_.unwatch(bytes);
-        if (is_thp_ && !can_move_) { // What came in small pages becomes huge ones, as far as the host can (Linux 6.1).
+        if (is_thp_ && !can_move_) { // Small pages become huge ones, if the host can do this (Linux 6.1).
             ::madvise(bytes.data(), bytes.size(), MADV_COLLAPSE);
         }
     }
@@ -435,7 +437,7 @@ void LazyMemory::fail(std::exception_ptr why) noexcept {
     if (settings_.failed) {
         settings_.failed(why);
     }
-    wake_all(); // Those who wait, wait again, and heed_without_memory() is told of them.
+    wake_all(); // The waiting threads fault again, and heed_without_memory() handles them.
 }
 
 void LazyMemory::wake_all() noexcept {
@@ -451,8 +453,9 @@ void LazyMemory::note_guest_runs(bool runs) noexcept {
     }
 }
 
-/// A page of zeros would be taken for what the guest had there, and might be written to its disks. So the kernel gets
-/// none. A device that reads a request, say, gets one when the guest has ended: all that comes of it is an error.
+/// Handles an access to memory that cannot be provided. A page of zeros would look like the guest's data, and might be
+/// written to its disks. Therefore the kernel gets an error instead. This process gets zeros, but only when the guest
+/// has ended: a device that reads a request then can only report an error.
 void LazyMemory::heed_without_memory(UserFaultFd::Fault fault, Loader& loader) {
     const std::span<std::byte> page = page_at(fault.page);
     switch (UserFaultFd::accessor(fault.thread)) {
@@ -463,7 +466,7 @@ void LazyMemory::heed_without_memory(UserFaultFd::Fault fault, Loader& loader) {
     }
     case UserFaultFd::Accessor::kProgram:
         if (guest_runs_) {
-            return; // note_guest_runs() wakes them.
+            return; // note_guest_runs() wakes the thread.
         }
         loader.provide_zeros(page);
         break;

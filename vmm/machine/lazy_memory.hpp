@@ -34,52 +34,53 @@ namespace vmm {
 /// the second level before those who wait for it go on. So a chunk costs the guest at most one second-level fault. When
 /// the last chunk is there, the memory is ordinary memory.
 ///
-/// Threads: one, but for wait() and report(). It has threads of its own: some that wait for accesses, some at low
-/// priority that load the rest, and one that maps.
+/// Threads: one, but wait() and report() may be called on any. It has threads of its own: some wait for accesses, some
+/// load the rest at low priority, and one maps.
 class LazyMemory {
   public:
     struct Settings {
-        unsigned demand_threads = 1; ///< who wait for accesses; at least 1
-        unsigned workers = 1;        ///< who load the rest; at least 1
-        WorkingSet working_set{};    ///< what is loaded first
-        std::vector<bool> present{}; ///< by chunk: what is there already; empty: nothing is
-        /// So long nothing is loaded but what is touched, and that is given to `recorded`. 0: never.
+        unsigned demand_threads = 1; ///< threads that wait for accesses; at least 1
+        unsigned workers = 1;        ///< threads that load the rest; at least 1
+        WorkingSet working_set{};    ///< the chunks that are loaded first
+        std::vector<bool> present{}; ///< by chunk: whether it is there already; empty: none is
+        /// For this time only chunks that are touched are loaded, and the list of them is given to `recorded`. 0:
+        /// never.
         std::chrono::milliseconds record_for{0};
         std::function<void(const WorkingSet&)> recorded{}; ///< on a thread of this object; what it throws is a failure
-        std::function<void()> loaded{}; ///< is told that all is there, on a thread of this object; it throws nothing
-        /// It is given what went wrong, once, on a thread of this object. The guest cannot go on then, and has to be
-        /// stopped. From then on the kernel gets an error if it touches memory that is not there yet, be it for a vCPU
-        /// or to write it to a disk. If this process touches such memory itself, it waits until no guest runs, and then
-        /// finds zeros.
+        std::function<void()> loaded{}; ///< is called when all is there, on a thread of this object; it throws nothing
+        /// It is called once with what went wrong, on a thread of this object. The guest cannot go on then and must be
+        /// stopped. From then on the kernel gets an error if it touches memory that is not there yet, for a vCPU or to
+        /// write it to a disk. If this process touches such memory itself, it waits until no guest runs, and then finds
+        /// zeros.
         std::function<void(std::exception_ptr)> failed{};
     };
 
-    /// Makes what one thread gets chunks from, on that thread. Throws Error.
+    /// Makes the source from which one thread gets chunks, on that thread. Throws Error.
     using MakeSource = std::function<std::unique_ptr<ChunkSource>()>;
 
-    /// Nothing is read yet. `layout`, and what a source refers to, outlive this. Throws Error: this process can have no
-    /// userfaultfd.
+    /// Reads nothing yet. `layout`, and what a source refers to, must outlive this object. Throws Error if this process
+    /// can have no userfaultfd.
     LazyMemory(const MemoryLayout& layout, MakeSource make_source, std::size_t page_bytes, Settings settings);
     ~LazyMemory();
     LazyMemory(const LazyMemory&) = delete;
     LazyMemory& operator=(const LazyMemory&) = delete;
 
-    /// From now on whoever touches `ram`, whose memory is that of the layout, gets what is in the source. It has no
-    /// pages yet, but for those of chunks that are present; what others there are is dropped. Throws Error.
+    /// From now on whoever touches `ram` gets what is in the source. The memory of `ram` must be that of the layout,
+    /// and must have no pages yet, except those of chunks that are present; other pages are dropped. Throws Error.
     void serve(const GuestRam& ram);
-    /// Begins to load the rest, until `stop` is requested. From now on what comes is mapped in `second_level`, unless
-    /// it is null. After serve(). Throws Error.
+    /// Begins to load the rest, until `stop` is requested. From now on chunks that come are mapped in `second_level`,
+    /// unless it is null. It is called after serve(). Throws Error.
     void load(MachineSecondLevel* second_level, const std::stop_token& stop);
 
-    /// Whether the guest runs from now on. Threads: any.
+    /// Tells whether the guest runs from now on. Threads: any.
     void note_guest_runs(bool runs) noexcept;
 
-    /// Waits until all is there. Throws what went wrong, and StoppedError if `stop` was requested or abandon() called.
-    /// Threads: any.
+    /// Waits until all memory is there. Throws what went wrong, and StoppedError if `stop` was requested or abandon()
+    /// was called. Threads: any.
     void wait(const std::stop_token& stop);
     /// Ends loading and mapping. Accesses are still served.
     void abandon() noexcept;
-    /// Ends serving, too. Nobody touches the memory any more.
+    /// Ends serving, too. Nobody may touch the memory any more.
     void let_go() noexcept;
 
     /// What has been done until now. Threads: any.
@@ -96,7 +97,7 @@ class LazyMemory {
         std::span<std::byte> bytes;
         GuestRange range;
     };
-    /// A chunk that is there, and since when somebody has waited for it.
+    /// A chunk that is there, and the time since which somebody has waited for it.
     struct Waited {
         std::size_t chunk = 0;
         std::optional<std::chrono::steady_clock::time_point> since;
@@ -110,9 +111,9 @@ class LazyMemory {
     void leave_out_absent_memory(std::span<const prefault::PlacedRange> placed);
     void watch(const Region& region);
     [[nodiscard]] Piece piece_of(std::size_t chunk) const;
-    /// The chunk that `page` is in; nothing if it is no guest memory.
+    /// The chunk that contains `page`; nothing if `page` is no guest memory.
     [[nodiscard]] std::optional<std::size_t> chunk_at(const std::byte* page) const noexcept;
-    /// The page of the backing that `address` is in.
+    /// The page of the backing that contains `address`.
     [[nodiscard]] std::span<std::byte> page_at(std::byte* address) const;
     void serve_demand() noexcept;
     void heed(UserFaultFd::Fault fault, Loader& loader);
@@ -161,7 +162,7 @@ class LazyMemory {
     std::optional<double> seconds_until_loaded_;
     std::exception_ptr failure_;
     bool maps_ = false;
-    std::deque<Waited> to_map_; ///< those that somebody waits for first
+    std::deque<Waited> to_map_; ///< chunks that somebody waits for come first
 
     std::vector<std::thread> demand_threads_;
     std::vector<std::thread> load_threads_;

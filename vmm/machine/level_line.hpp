@@ -11,7 +11,7 @@ namespace vmm {
 /// The line keeps its level until set() changes it. Threads: any.
 class LevelLine {
   public:
-    /// After kvm::Vm::create_irqchip(). `vm` is not used after disconnect().
+    /// It must be called after kvm::Vm::create_irqchip(). `vm` is not used after disconnect().
     LevelLine(const kvm::Vm& vm, std::uint32_t gsi) noexcept : vm_(&vm), gsi_(gsi) {}
 
     void set(bool up) noexcept {
@@ -21,7 +21,7 @@ class LevelLine {
             static_cast<void>(vm_->set_interrupt_line(gsi_, up));
         }
     }
-    /// The VM ends. From now on set() does nothing.
+    /// Must be called before the VM ends. From then on set() does nothing.
     void disconnect() noexcept {
         const std::lock_guard hold(lock_);
         vm_ = nullptr;

@@ -55,7 +55,7 @@ void MachinePause::pause(std::chrono::milliseconds within) {
     hold_all(hold, within, deadline);
 }
 
-/// With the lock held, but while it waits.
+/// The lock must be held; it is released while this waits.
 void MachinePause::hold_all(std::unique_lock<std::mutex>& hold, std::chrono::milliseconds within, Deadline deadline) {
     const bool was_paused = paused_;
     const auto fail = [&](const std::string& why) {
@@ -134,13 +134,13 @@ MachinePause::Looking::~Looking() {
 void MachinePause::start_devices(StopRequest& stop, const Sandbox& sandbox) {
     const std::lock_guard hold(lock_);
     have_devices_begun_ = true;
-    devices_.pause(); // Before they exist: so they begin.
+    devices_.pause(); // This comes before they exist, so they begin paused.
     devices_.start(stop, sandbox);
 }
 
 void MachinePause::let_devices_begin() {
     const std::lock_guard hold(lock_);
-    if (!paused_ && !is_under_way_ && !closed_) { // Otherwise whoever pauses it lets them go on.
+    if (!paused_ && !is_under_way_ && !closed_) { // Otherwise the caller of resume() lets them go on.
         devices_.resume();
     }
 }

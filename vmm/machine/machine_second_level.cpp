@@ -94,15 +94,16 @@ prefault::Report MachineSecondLevel::fill_locked(const prefault::Options& option
     return report;
 }
 
-/// KVM may count more than guest memory (page tables of a guest's own, guests of the guest), which may go again. It
-/// counts less if a page is not mapped although a write to it does not fault.
+/// Notes how much KVM maps when the second level is full. KVM may count more than guest memory (the guest's own page
+/// tables, guests of the guest), and this part may go away again. It counts less if a page is not mapped although a
+/// write to it does not fault.
 void MachineSecondLevel::note_filled(const prefault::Report& report, bool smm, const std::stop_token& stop) noexcept {
     const std::uint64_t wanted = smm ? 2 * report.bytes : report.bytes;
-    if (!report.ranges.empty()) { // Memory that was added, or a part of what there was.
+    if (!report.ranges.empty()) { // only added memory, or only a part of memory
         return;
     }
     if (report.complete) {
-        // Mappings may be taken away again before they are counted. What a fill before has proven to be possible stays.
+        // Mappings may be taken away again before they are counted. A value that an earlier fill has proven stays.
         const std::uint64_t counted = std::min(wanted, report.mapped.bytes() + report.smm_mapped.bytes());
         full_bytes_ = full_bytes_is_proven_ ? std::max(full_bytes_.load(), counted) : counted;
         full_bytes_is_proven_ = true;
@@ -142,7 +143,7 @@ prefault::Report MachineSecondLevel::add_memory(GuestRange range, const std::sto
     prefault::Options options = options_for({range});
     options.scope = prefault::Scope::kAll;
     const prefault::Report report = fill_locked(options, stop);
-    if (full_bytes_ != 0) { // Where it was not populated, the keeper makes that good.
+    if (full_bytes_ != 0) { // if populating left something out, the keeper fills it
         full_bytes_ += options.smm ? 2 * range.size : range.size;
     }
     return report;
@@ -180,7 +181,7 @@ void MachineSecondLevel::unplug([[maybe_unused]] const Hold& hold, GuestRange ra
     assert(&hold.level_ == this && hold.has());
     const std::uint64_t counted = config_.prefault.smm ? 2 * range.size : range.size;
     const bool is_counted = full_bytes_ > counted;
-    if (is_counted) { // First, so that nobody sees a loss.
+    if (is_counted) { // This comes first, so that the keeper sees no loss.
         full_bytes_ -= counted;
     }
     std::vector<GuestRange> unpinned;
@@ -202,7 +203,7 @@ void MachineSecondLevel::log_dirty_pages(bool on) {
 
 void MachineSecondLevel::log_locked(bool on) {
     ++dirty_log_switches_;
-    logs_dirty_pages_ = true; // While it is switched off, some of memory is still logged.
+    logs_dirty_pages_ = true; // While logging is switched off, some memory is still logged.
     std::uint32_t slot = 0;
     for (const MemoryRegion& region : ram_.memory().regions()) {
         vm_.log_dirty_pages(slot, region.range, region.host, on);
@@ -236,7 +237,7 @@ MachineSecondLevel::DirtyLog::DirtyLog(Hold& hold) : level_(hold.level_) {
 MachineSecondLevel::DirtyLog::~DirtyLog() {
     try {
         level_.log_locked(false);
-    } catch (const Error&) { // KVM goes on logging, which costs time and nothing else.
+    } catch (const Error&) { // KVM goes on logging. That costs time, and has no other effect.
     }
     static_cast<void>(level_.vm_.watch_by_piece(false));
 }
@@ -258,7 +259,7 @@ void MachineSecondLevel::DirtyLog::watch(GuestRange range) {
     }
 }
 
-/// Piece `piece` of `region`, which is memslot `slot`. Nobody adds memory meanwhile (Hold).
+/// Watches piece `piece` of `region`, which is memslot `slot`. Nobody can add memory meanwhile (Hold).
 void MachineSecondLevel::DirtyLog::watch_piece(std::uint32_t slot, const MemoryRegion& region, std::uint64_t piece) {
     if (watched_[slot][static_cast<std::size_t>(piece)].exchange(true)) {
         return;

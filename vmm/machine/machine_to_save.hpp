@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// The parts of a machine that its state is taken from. All of them outlive it.
+/// The parts of a machine from which its state is taken. All of them must outlive it.
 struct MachineToSave {
     const Config& config;
     Hardware& hardware;
@@ -19,8 +19,8 @@ struct MachineToSave {
 };
 
 /// Fills the second level again, if it was full before dirty pages were logged: logging has split large mappings, and
-/// its end has dropped the small ones. Returns whether it is full then. Nobody holds it (MachineSecondLevel::Hold).
-/// Throws Error.
+/// its end has dropped the small ones. Returns whether it is full then. Nobody may hold the second level
+/// (MachineSecondLevel::Hold). Throws Error.
 bool fill_again(const MachineToSave& machine, const std::stop_token& stop);
 
 } // namespace vmm

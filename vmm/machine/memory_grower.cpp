@@ -32,7 +32,7 @@ void MemoryGrower::body() noexcept {
         const StopBridge bridge(stop_);
         first_.finish(bridge.token());
         serve(bridge.token());
-    } catch (const StoppedError&) { // Whatever the guest asks for is cancelled by its device.
+    } catch (const StoppedError&) { // The device cancels what the guest has asked for.
     } catch (...) {
         embedder_.note_failure(std::current_exception());
     }
@@ -43,7 +43,7 @@ void MemoryGrower::serve(const std::stop_token& stop) {
     devices::virtio::MemoryWork& work = device_.work();
     while (const std::optional<MemoryChange> change = work.wait(stop)) {
         const MachineSecondLevel::Hold hold(second_level_, std::try_to_lock);
-        if (!hold.has()) { // Until the change is begun, the device may take it back.
+        if (!hold.has()) { // The device may withdraw the change until it has begun.
             std::this_thread::sleep_for(kBetweenTries);
         } else if (work.begin()) {
             work.finish(make(hold, *change, stop));
@@ -71,7 +71,7 @@ MemoryOutcome MemoryGrower::make(const MachineSecondLevel::Hold& hold, const Mem
         warn_once(name + ": the guest was refused a change of its memory at " + to_string(change.range) +
                   ", and may try again: " + error.what());
         return MemoryOutcome::kCannot;
-    } catch (...) { // The embedding program's, or there is no memory even to say so.
+    } catch (...) { // The embedding program threw it, or there is no memory for a message.
         embedder_.note_failure(std::current_exception());
         return MemoryOutcome::kCannot;
     }

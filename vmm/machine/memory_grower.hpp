@@ -13,15 +13,17 @@
 
 namespace vmm {
 
-/// A thread that serves one device. It is none of the device's own, because it makes threads, pins memory and runs
-/// prefault vCPUs, which a thread that a guest can reach may not. It begins when all of memory has its content, and
-/// makes no change while somebody else fills, adds or saves memory: the guest waits then. It ends when the machine
-/// stops, and destruction waits for that; so a stop must have been requested before.
+/// A thread that plugs and unplugs memory for one device. It makes threads, pins memory and runs prefault vCPUs. The
+/// device's own threads may not do this, because a guest can reach them.
+///
+/// It begins when all of memory has its content. While somebody else fills, adds or saves memory, it makes no change,
+/// and the guest waits. It ends when the machine stops; destruction waits for that, so a stop must have been requested
+/// before.
 ///
 /// Threads: the one that made it.
 class MemoryGrower {
   public:
-    /// All of these outlive it. Throws Error if the host gives no thread.
+    /// All arguments must outlive it. Throws Error if the host gives no thread.
     MemoryGrower(devices::virtio::MemoryDevice& device, FirstState& first, MachineSecondLevel& second_level,
                  const StopRequest& stop, Embedder& embedder);
     ~MemoryGrower();
@@ -41,7 +43,7 @@ class MemoryGrower {
     MachineSecondLevel& second_level_;
     const StopRequest& stop_;
     Embedder& embedder_;
-    std::string warned_; ///< what was said last: a guest tries again and again
+    std::string warned_; ///< the last warning; a guest tries again and again
     std::thread thread_; // last: it uses all of the above
 };
 

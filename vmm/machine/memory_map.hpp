@@ -28,10 +28,11 @@ inline constexpr GuestAddress kZeroPage{0x7000};
 inline constexpr GuestRange kStartInfo{GuestAddress{0x8000}, 0x1000};
 inline constexpr GuestRange kCommandLine{GuestAddress{0x10000}, 0x10000};
 inline constexpr GuestRange kLowRam{GuestAddress{0}, 0x9fc00};
-inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x1f000}; ///< with what the boot protocol puts before it
-/// A page of its own, as the specification of the generation identifier wants. The guest's memory map does not have it:
-/// what is called reserved below 1 MiB, Linux lets no driver claim, and the one that finds the identifier by a device
-/// tree has to. No extension ROM is looked for at the identifier itself, whose bytes are random.
+inline constexpr GuestRange kDeviceTree{GuestAddress{0xc0000}, 0x1f000}; ///< with the header from the boot protocol
+/// A page of its own, as the specification of the generation identifier wants. The guest's memory map does not contain
+/// it: Linux lets no driver claim memory below 1 MiB that is called reserved, and the driver that finds the identifier
+/// by a device tree must claim it. Guests do not look for an extension ROM at the address of the identifier, whose
+/// bytes are random.
 inline constexpr GuestRange kGenerationIdPage{GuestAddress{0xdf000}, 0x1000};
 inline constexpr GuestRange kGenerationId{GuestAddress{to_integer(kGenerationIdPage.base) + 16}, 16};
 inline constexpr GuestRange kAcpiTables{GuestAddress{0xe0000}, 0x1f000};
@@ -68,8 +69,8 @@ inline constexpr std::uint32_t kGenerationIdGsi = 13; ///< a PC's coprocessor, w
 inline constexpr std::array<std::uint32_t, 17> kVirtioGsis{5,  6,  7,  10, 11, 12, 14, 15, 16,
                                                            17, 18, 19, 20, 21, 22, 23, 3};
 
-/// What the pins of PCI functions share, level-triggered. With PCI no virtio device has a line of its own. The last
-/// inputs stay free in both cases: embedding programs have their own devices there.
+/// The lines that the pins of PCI functions share, level-triggered. With PCI no virtio device has a line of its own.
+/// The last inputs stay free with PCI and without it, for devices of embedding programs.
 inline constexpr std::array<std::uint32_t, 4> kPciPinGsis{16, 17, 18, 19};
 inline constexpr std::uint32_t kPciHotplugGsi = 15; ///< a device comes or goes
 
@@ -79,7 +80,7 @@ inline constexpr std::uint32_t kScratchMemslot = 16;
 /// The most RAM that a guest can have. The scratch slot's page tables fit in their window up to this size.
 inline constexpr std::uint64_t kMaxMemoryBytes = 16 * kTiB;
 
-/// How far above its first RAM a running guest can be given more.
+/// A running guest can be given more memory up to this distance above its first RAM.
 inline constexpr std::uint64_t kRoomForMoreMemory = 512 * kGiB;
 /// The end of all RAM.
 inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
@@ -87,23 +88,23 @@ inline constexpr std::uint64_t kMaxAddressBytes = 32 * kTiB;
 /// The ranges of `memory_bytes` of RAM: below the hole, and the rest from 4 GiB on.
 [[nodiscard]] std::vector<GuestRange> ram_layout(std::uint64_t memory_bytes);
 
-/// The memory map that the guest is given for `memory_bytes` of RAM. Linux takes configuration spaces in memory for
-/// real only if they are reserved there.
+/// The memory map that the guest is given for `memory_bytes` of RAM. It reserves the PCI configuration spaces in
+/// memory, because otherwise Linux does not use them.
 [[nodiscard]] std::vector<loader::MemoryMapEntry> guest_memory_map(std::uint64_t memory_bytes, bool has_pci);
 
 /// The end of the highest RAM, but at least 4 GiB.
 [[nodiscard]] std::uint64_t address_space_bytes(std::uint64_t memory_bytes);
 
-/// Where memory begins that the guest is given while it runs (virtio-mem). Linux takes memory in blocks of 128 MiB to
-/// 2 GiB, and leaves out what is no whole block.
+/// The alignment of memory that the guest is given while it runs (virtio-mem). Linux takes memory in blocks of 128 MiB
+/// to 2 GiB, and leaves out incomplete blocks.
 inline constexpr std::uint64_t kPluggableAlignment = 2 * kGiB;
-/// Where `pluggable_bytes` of such memory are. They are not RAM before the guest has plugged them.
+/// The range of `pluggable_bytes` of such memory. It is not RAM before the guest has plugged it.
 [[nodiscard]] GuestRange pluggable_range(std::uint64_t memory_bytes, std::uint64_t pluggable_bytes);
 
-/// The end of all that a guest of `memory_bytes` can be given, which is at most `max_bytes` (0: no more), but at least
-/// 4 GiB.
+/// The end of all memory that a guest of `memory_bytes` can be given, but at least 4 GiB. The guest has at most
+/// `max_bytes` (0: it gets no more).
 [[nodiscard]] std::uint64_t whole_address_space_bytes(std::uint64_t memory_bytes, std::uint64_t max_bytes);
-/// The end of the room in which memory can be added to such a guest besides.
+/// The end of the room in which further memory can be added to such a guest (Machine::add_memory()).
 [[nodiscard]] std::uint64_t end_of_room(std::uint64_t memory_bytes, std::uint64_t max_bytes);
 
 } // namespace vmm::memory_map

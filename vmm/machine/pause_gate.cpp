@@ -45,8 +45,8 @@ bool PauseGate::pause(std::chrono::steady_clock::time_point deadline) {
     if (!kick_all_) {
         return true;
     }
-    // One kick is enough. A kick that comes before the guest is entered ends the next entry at once. Only a vCPU that
-    // is on its way here loses a kick.
+    // One kick is enough, because a kick before the entry ends the next entry at once. A kick is lost only by a vCPU
+    // that is already on its way here.
     kick_all_();
     return changed_.wait_until(hold, deadline, [this] { return closed_ || !wanted_.load() || waiting_ == vcpus_; });
 }

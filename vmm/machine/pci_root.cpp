@@ -21,7 +21,7 @@ class PciRoot::Message final : public devices::pci::MessageLine {
             throw;
         }
     }
-    ~Message() override { routes_.remove(gsi_); } // KVM lets go of the event when it is closed.
+    ~Message() override { routes_.remove(gsi_); } // KVM releases the event when it is closed.
     Message(const Message&) = delete;
     Message& operator=(const Message&) = delete;
 
@@ -31,8 +31,8 @@ class PciRoot::Message final : public devices::pci::MessageLine {
         routes_.set(gsi_, message.address, message.data);
     }
 
-    // Drivers write the messages of all vectors of all devices before the first interrupt, and KVM takes them together
-    // here.
+    // Drivers write the messages of all vectors of all devices before the first interrupt. Here KVM takes all these
+    // changes at once.
     void raise() noexcept override {
         if (routes_.commit()) {
             event_.signal();
@@ -101,8 +101,9 @@ void PciRoot::release_doorbells(unsigned slot) noexcept {
     doorbells_[slot].events.clear();
 }
 
-/// A driver that sizes the base address register switches decoding off and on again. Nobody else lies there meanwhile,
-/// so the events stay attached until the registers come to lie elsewhere, or another function's come there.
+/// A driver that finds out the size of a base address register switches decoding off and on again. No other function
+/// uses that address meanwhile. So the events stay attached until the registers move elsewhere, or another function's
+/// registers come to the address.
 void PciRoot::move_doorbells(unsigned slot, std::optional<GuestRange> to) {
     const std::lock_guard hold(doorbells_mutex_);
     Doorbells& mine = doorbells_[slot];
@@ -121,7 +122,7 @@ void PciRoot::move_doorbells(unsigned slot, std::optional<GuestRange> to) {
             vm_.attach_ioeventfd(mine.events[i], GuestAddress{to_integer(to->base) + mine.first + i * mine.stride});
         }
     } catch (const Error&) {
-        detach(mine); // Without the events a doorbell is an exit to user space, and works all the same.
+        detach(mine); // Without the events a doorbell is an exit to user space, and still works.
     }
 }
 

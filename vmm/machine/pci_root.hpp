@@ -1,4 +1,4 @@
-// The PCI of a machine: its bus, and what connects the functions on it to KVM.
+// The PCI of a machine: its bus, and the connections of the functions on it to KVM.
 #pragma once
 
 #include <array>
@@ -23,35 +23,35 @@
 
 namespace vmm {
 
-/// The bus with its host bridge; the routes of messages; the lines that pins share; and the doorbells that KVM catches
-/// wherever a function's registers lie.
+/// The bus with its host bridge, the routes of messages, the lines that pins share, and the doorbells. KVM catches the
+/// doorbells wherever a function's registers lie.
 ///
-/// Threads: the one that made it, but for what the functions on the bus call, and the bus itself.
+/// Threads: the one that made it, but the bus, and what the functions on it call, may be used from any.
 class PciRoot {
   public:
-    /// After kvm::Vm::create_irqchip(). `vm` outlives it. Throws Error.
+    /// It must be called after kvm::Vm::create_irqchip(). `vm` must outlive it. Throws Error.
     explicit PciRoot(kvm::Vm& vm);
 
     [[nodiscard]] devices::pci::RootBus& bus() noexcept { return bus_; }
 
-    /// A way for the messages of one vector. This outlives it. Throws Error.
+    /// Makes a line for the messages of one vector. This object must outlive it. Throws Error.
     [[nodiscard]] std::unique_ptr<devices::pci::MessageLine> make_message_line();
-    /// The pin of the function in `slot`: INTA of devices 0, 4, 8 and so on share a line, as do those of 1, 5, 9, and
-    /// so on. This outlives it.
+    /// Makes the pin of the function in `slot`. INTA of devices 0, 4, 8 and so on share a line, and so do those of 1,
+    /// 5, 9 and so on. This object must outlive it.
     [[nodiscard]] std::unique_ptr<devices::pci::PinLine> make_pin(unsigned slot);
 
-    /// From now on a write to `first + i * stride` from the begin of the registers of the function in `slot` is an
-    /// event on `doorbells[i]`, without an exit to user space; also where a driver moves the registers. `doorbells`
-    /// outlive release_doorbells(). Before the function is inserted.
+    /// From now on a write to `first + i * stride` in the registers of the function in `slot` is an event on
+    /// `doorbells[i]`, without an exit to user space. This holds wherever a driver moves the registers. `doorbells`
+    /// must stay open until release_doorbells(). It must be called before the function is inserted.
     void catch_doorbells(unsigned slot, std::vector<int> doorbells, std::uint64_t first, std::uint64_t stride);
     void release_doorbells(unsigned slot) noexcept;
 
-    /// Where functions have their registers at first: `bytes` for each slot, a power of two up to 64 KiB.
+    /// The first address of the registers of a function: `bytes` for each slot, a power of two up to 64 KiB.
     [[nodiscard]] static GuestAddress place(unsigned slot, std::uint64_t bytes) noexcept;
 
-    /// Puts configuration spaces and registers on the bus, which outlives its use. Throws Error.
+    /// Puts configuration spaces and registers on the bus. This object must outlive the use of the bus. Throws Error.
     void attach_to(devices::Bus& mmio);
-    /// Where the guest finds it.
+    /// Returns where the guest finds PCI.
     [[nodiscard]] static loader::PciHardware describe();
 
   private:
@@ -62,7 +62,7 @@ class PciRoot {
     struct SharedLine {
         SharedLine(const kvm::Vm& vm, std::uint32_t gsi) : line(vm, gsi) {}
         std::mutex mutex; ///< guards `up`
-        unsigned up = 0;  ///< so many pins
+        unsigned up = 0;  ///< the number of pins that are up
         LevelLine line;
     };
 

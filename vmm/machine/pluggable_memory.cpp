@@ -20,7 +20,7 @@ bool is_split(const Config& config) {
     return config.numa.kind == prefault::NumaPolicy::Kind::kSplit;
 }
 
-/// The nodes of the host that a guest's memory is on if it is split.
+/// The nodes of the host that hold a guest's memory if it is split.
 std::vector<unsigned> nodes_of(const Config& config, const prefault::NumaTopology& topology) {
     std::vector<unsigned> nodes;
     const std::uint64_t granule = std::max(kLeastBlockBytes, largest_page_bytes(config.page_size));
@@ -51,10 +51,10 @@ std::vector<PluggablePart> pluggable_parts(const Config& config, const prefault:
     if (bytes == 0) {
         return parts;
     }
-    const bool tells_of_nodes = config.hardware != HardwareDescription::kFdt; // ACPI has the table of nodes.
+    const bool tells_of_nodes = config.hardware != HardwareDescription::kFdt; // only ACPI has a table of nodes
     const std::vector<unsigned> nodes = is_split(config) ? nodes_of(config, topology) : std::vector<unsigned>{};
     const std::uint64_t count = std::max<std::uint64_t>(nodes.size(), 1);
-    // Blocks are those of a whole region, so that regions begin and end at them.
+    // The size of a block follows from that of a whole region, so that regions begin and end at blocks.
     const std::uint64_t block_bytes = pluggable_block_bytes((bytes + count - 1) / count, config.page_size);
     GuestAddress base = memory_map::pluggable_range(config.memory_bytes, bytes).base;
     std::uint64_t left = bytes;
@@ -120,7 +120,7 @@ std::vector<std::uint64_t> shares_of_request(const std::vector<PluggablePart>& p
     }
     std::vector<std::uint64_t> shares(parts.size(), 0);
     std::uint64_t left = bytes;
-    // Rounds, because a region may be full before it has its share.
+    // Several rounds are needed, because a region may be full before it has its share.
     while (left != 0) {
         for (std::size_t i = 0; i < parts.size() && left != 0; ++i) {
             const std::uint64_t fair = std::max(align_down(left / (parts.size() - i), block_bytes), block_bytes);

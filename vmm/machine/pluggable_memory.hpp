@@ -1,4 +1,4 @@
-// What memory a guest can be given while it runs, beside what it boots with (Config::memory_max_bytes).
+// The memory that a guest can be given while it runs, besides the memory it boots with (Config::memory_max_bytes).
 #pragma once
 
 #include <cstddef>
@@ -12,28 +12,28 @@
 
 namespace vmm {
 
-/// One region of it, which a device of its own gives to the guest.
+/// One region of such memory. A device of its own gives it to the guest.
 struct PluggablePart {
     devices::virtio::MemoryDevice::Settings device;
     std::optional<unsigned> host_node; ///< the node that it lies on; nothing: any
 };
 
-/// How many bytes a block has if the region is of `region_bytes`: at least 2 MiB, and at least a page of the backing.
-/// There are at most 8192 blocks in a region, because each may take two mappings of the host's.
+/// The size of a block in a region of `region_bytes`: at least 2 MiB, and at least a page of the backing. A region has
+/// at most 8192 blocks, because each may take two mappings of the host.
 [[nodiscard]] std::uint64_t pluggable_block_bytes(std::uint64_t region_bytes, PageSize page_size);
 
-/// The regions, in ascending order; none if the guest has what it boots with. If memory is split over nodes, there is
-/// one for each of them, all alike but for what cannot be divided.
+/// Returns the regions, in ascending order; none if the guest's memory cannot grow. If memory is split over nodes,
+/// there is one region for each node. They have the same size, except for a remainder that cannot be divided.
 [[nodiscard]] std::vector<PluggablePart> pluggable_parts(const Config& config, const prefault::NumaTopology& topology);
 
-/// How many there are on this host. Reads its nodes only if memory is split over them.
+/// The number of regions on this host. It reads the host's nodes only if memory is split over them.
 [[nodiscard]] std::size_t count_pluggable_parts(const Config& config);
 
-/// Throws Error if `config` asks for memory that no guest can be given while it runs.
+/// Throws Error if `config` asks for growing memory that no guest can have.
 void validate_pluggable(const Config& config);
 
-/// How much each of `parts` is to have if they are to have `bytes` in all: equal shares of whole blocks, as far as they
-/// go. Throws Error: that is not of whole blocks, or more than they have.
+/// Returns how much each of `parts` gets if they get `bytes` in all: equal shares of whole blocks, as far as possible.
+/// Throws Error if `bytes` is not whole blocks, or more than the parts have.
 [[nodiscard]] std::vector<std::uint64_t> shares_of_request(const std::vector<PluggablePart>& parts,
                                                            std::uint64_t bytes);
 

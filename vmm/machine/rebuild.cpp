@@ -21,7 +21,7 @@ std::uint64_t ticks_in(std::uint64_t ns, std::uint32_t khz) {
     constexpr std::uint64_t kNanosecondsForKhz = 1'000'000;
     const std::uint64_t whole = ns / kNanosecondsForKhz;
     if (khz != 0 && whole > std::numeric_limits<std::uint64_t>::max() / khz - khz) {
-        return 0; // The host's clock was never right.
+        return 0; // The host's clock was not right at one of these times.
     }
     return whole * khz + ns % kNanosecondsForKhz * khz / kNanosecondsForKhz;
 }
@@ -41,8 +41,8 @@ std::string vendor_of(const std::vector<kvm_cpuid_entry2>& cpuid) {
     return name;
 }
 
-/// Gives `vcpu`, which is new, all that a guest can have here, to see what that lacks. Throws Error if it lacks
-/// something.
+/// Gives `vcpu`, which is new, all features that a guest can have here, and compares them with the saved ones. Throws
+/// Error if some are missing.
 void check_processor(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> all,
                      const std::vector<kvm_cpuid_entry2>& saved) {
     const std::string tried = "cannot go on from the saved state of the machine: ";
@@ -59,7 +59,7 @@ void check_processor(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> all,
     }
 }
 
-/// Whether it is of what the guest can be given.
+/// Whether `range` is a region of memory that the guest can be given.
 bool is_pluggable(const GuestRam& ram, GuestRange range) {
     return std::ranges::any_of(ram.pluggable(), [&](const PluggablePart& part) { return part.device.region == range; });
 }

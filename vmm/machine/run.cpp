@@ -79,7 +79,7 @@ ExitReason Run::execute() {
     if (config_.ended) {
         config_.ended(report_.exit);
     }
-    embedder_.rethrow_failure(); // The log may have thrown.
+    embedder_.rethrow_failure(); // the log may have thrown
     return report_.exit;
 }
 
@@ -94,7 +94,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
     std::optional<TimerFd> arrival_timer;
     std::optional<BackgroundPrefault> background;
     std::optional<Keeper> keeper;
-    std::deque<MemoryGrower> growers; // They serve until the devices have ended.
+    std::deque<MemoryGrower> growers; // they serve until the devices have ended
     try {
         hardware_.serial_console.attach(hardware_.board.serial(), loop);
         if (hardware_.virtio_console) {
@@ -113,9 +113,9 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
             watch_arrival(loop, arrival_timer.emplace(1.0));
         }
         if (first_.starts_paused()) {
-            pause_.pause(std::chrono::milliseconds(0)); // There is nobody to wait for yet.
+            pause_.pause(std::chrono::milliseconds(0)); // there are no threads to wait for yet
         }
-        // All threads are made first, and wait: from start() on a guest that arrives is nobody else's.
+        // All threads are made first, and wait. From start() on, an arrived guest belongs to this machine alone.
         pause_.start_devices(stop_, sandbox_);
         const VcpuEnvironment environment{
             hardware_.board.ports(), hardware_.board.mmio(), stop_, pause_.gate(), sandbox_, start};
@@ -131,7 +131,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         });
         hardware_.second_level.note_guest_runs();
         first_.note_guest_runs(true);
-        start.count_down(); // This waits until every thread exists: a guest that has begun cannot be taken back.
+        start.count_down(); // Every thread exists now. A guest that has begun cannot be given back.
         if (config_.prefault_when == PrefaultWhen::kBackground) {
             background.emplace(first_, hardware_.second_level, background_options(), stop_, [this] { note_full(); });
         }
@@ -144,7 +144,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (config_.started) {
             config_.started();
         }
-        // Both are asked, because signals may interrupt the loop all the time.
+        // Both are checked, because signals may interrupt the loop again and again.
         while (!stopping && !stop_.is_requested()) {
             loop.run_once(-1);
         }
@@ -155,7 +155,7 @@ void Run::run_threads(std::deque<VcpuThread>& threads) {
         if (!start.try_wait()) {
             start.count_down();
         }
-        threads.clear(); // Their destructors kick and join.
+        threads.clear(); // The destructors kick and join.
         first_.note_guest_runs(false);
         hardware_.virtio.abandon();
         throw;
@@ -189,7 +189,7 @@ prefault::CpuList Run::cpus_of(unsigned vcpu) const {
 prefault::Options Run::background_options() {
     prefault::Options options = config_.prefault;
     options.background = true;
-    if (options.progress) { // What the observer throws is the embedding program's failure, not the prefault's.
+    if (options.progress) { // What the observer throws is a failure of the embedding program, not of the prefault.
         options.progress = [this, sink = std::move(options.progress)](const prefault::Progress& now) {
             try {
                 sink(now);
@@ -285,7 +285,7 @@ void Run::note_background(BackgroundPrefault::Result result, const std::deque<Vc
 
 void Run::flush_output() noexcept {
     using std::chrono::milliseconds;
-    // A person who asked us to stop does not wait for another one who reads slowly.
+    // A person who has asked for the stop does not wait long for a slow reader.
     const CharacterConsole::Patience patience =
         stop_.is_requested_for(ExitReason::kSignal)
             ? CharacterConsole::Patience{milliseconds(150), milliseconds(150)}
@@ -336,7 +336,7 @@ void Run::note_end(const std::deque<VcpuThread>& threads) {
 
 void Run::log_end() {
     for (const auto& kept : hardware_.virtio_devices.kept_frames) {
-        if (kept && kept->count() > 1) { // The user has heard of a single one already.
+        if (kept && kept->count() > 1) { // a single frame was reported when it came
             embedder_.log(LogLevel::kInfo, kept->summary());
         }
     }
@@ -360,7 +360,7 @@ void Run::log_end() {
 }
 
 std::optional<std::uint64_t> Run::measure_resident_overhead() const {
-    // If it is known how much of guest memory is resident, a subtraction will do; if not, the kernel has to look at
+    // If it is known how much of guest memory is resident, a subtraction is enough. Otherwise the kernel must look at
     // each page.
     const bool from_pool = is_from_pool(config_.page_size);
     const bool all_resident = report_.prefault.scope != prefault::Scope::kNone && report_.prefault.complete &&

@@ -30,30 +30,30 @@ namespace vmm {
 
 /// Runs hardware that has its first state, once. The threads exist only while execute() is under way: one for each
 /// vCPU, those of the devices, and a prefault in the background and a keeper if there are. The event loop runs on the
-/// caller's.
+/// caller's thread.
 ///
 /// Threads: pause(), statistics(), has_begun() and check_reader() any; the rest the one that made it.
 class Run {
   public:
-    /// All of these outlive it. `started` is when the clock of RunReport::seconds_to_first_instruction began.
+    /// All arguments must outlive it. RunReport::seconds_to_first_instruction is counted from `started`.
     Run(const Config& config, Hardware& hardware, FirstState& first, StopRequest& stop, Embedder& embedder,
         RunReport& report, std::chrono::steady_clock::time_point started);
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
 
-    /// Runs the guest until a stop is requested, and completes the report. Throws UsageError the second time. Throws
-    /// Error where the host fails, and what a function of the embedding program threw.
+    /// Runs the guest until a stop is requested, and completes the report. Throws UsageError if it is called a second
+    /// time. Throws Error if the host fails, and what a function of the embedding program threw.
     ExitReason execute();
     [[nodiscard]] bool has_begun() const noexcept { return has_begun_.load(); }
 
-    /// What Machine::pause() and Machine::resume() do.
+    /// The object that does what Machine::pause() and Machine::resume() do.
     [[nodiscard]] MachinePause& pause() noexcept { return pause_; }
 
     [[nodiscard]] Statistics statistics() const;
 
     /// Throws UsageError unless the calling thread may read the report and the crash now.
     void check_reader() const;
-    /// Where the guest crashed, as lines; empty if it did not.
+    /// Why the guest crashed, and its registers, as lines; empty if it did not crash.
     [[nodiscard]] const std::string& crash() const noexcept { return crash_; }
 
   private:
@@ -84,7 +84,7 @@ class Run {
     std::atomic<bool> has_begun_{false};
     std::atomic<RunState> state_{RunState::kReady};
     std::atomic<std::thread::id> runner_;       ///< the thread that is in execute()
-    mutable std::mutex counting_;               ///< held while the counters begin anew, and while they are read
+    mutable std::mutex counting_;               ///< held while the counters are set to zero, and while they are read
     std::vector<std::uint64_t> watched_faults_; ///< the counts of the last sample
     std::optional<std::uint64_t> faults_in_first_second_; ///< of a guest that arrived
     std::optional<std::uint64_t> faults_in_ten_seconds_;

@@ -29,7 +29,7 @@ SnapshotStart::SnapshotStart(const Config& config, const StopRequest& stop)
 }
 
 LazyMemory::Settings SnapshotStart::lazy_settings() {
-    constexpr unsigned kMostDemandThreads = 4; // Each access that waits is of one vCPU or one device.
+    constexpr unsigned kMostDemandThreads = 4; // each access that waits is made by one vCPU or one device
     LazyMemory::Settings settings;
     settings.demand_threads = std::min(config_.vcpus, kMostDemandThreads);
     settings.workers = config_.prefault.workers;
@@ -37,7 +37,7 @@ LazyMemory::Settings SnapshotStart::lazy_settings() {
     if (settings.record_for.count() == 0) {
         try {
             settings.working_set = read_working_set(snapshot_);
-        } catch (const Error& error) { // It is advice.
+        } catch (const Error& error) { // The working set is only advice.
             working_set_problem_ = error.what();
         }
     }
@@ -47,7 +47,7 @@ LazyMemory::Settings SnapshotStart::lazy_settings() {
             embedder_->log(LogLevel::kInfo,
                            vmm::format("the working set of the snapshot {} is {} of {} chunks", config_.restore->path,
                                        set.size(), snapshot_.layout().chunks()));
-        } catch (const Error& error) { // The guest does not need it.
+        } catch (const Error& error) { // The guest does not need the working set.
             embedder_->warn(error.what());
         }
     };
@@ -56,7 +56,7 @@ LazyMemory::Settings SnapshotStart::lazy_settings() {
             std::rethrow_exception(why);
         } catch (const std::exception& error) {
             embedder_->warn(std::string("the guest cannot go on without memory that cannot be had: ") + error.what());
-        } catch (...) { // note_failure() has it.
+        } catch (...) { // note_failure() keeps it.
         }
         embedder_->note_failure(std::move(why));
     };
@@ -104,7 +104,7 @@ std::vector<FileRange> SnapshotStart::memory_files() const {
             const std::uint64_t file_offset = region.file_offset + offset;
             const std::size_t file = memory_.index[static_cast<std::size_t>(file_offset / kMemoryChunkBytes)].file;
             const std::uint64_t bytes = std::min(kMemoryChunkBytes, region.range.size - offset);
-            // Neighbours in one file are one mapping.
+            // Neighbouring chunks in one file become one mapping.
             if (offset != 0 && files.back().fd == memory_.files[file].fd) {
                 files.back().range.size += bytes;
             } else {

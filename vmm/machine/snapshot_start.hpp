@@ -21,16 +21,16 @@
 
 namespace vmm {
 
-/// The machine goes on from the snapshot that Config::restore names. From put_into() on, threads of this object read
-/// the memory. A prefault may fill the second level meanwhile, because that depends on addresses alone. With
-/// RestoreMode::kCow nothing is read, because the file is the memory. With RestoreMode::kLazy memory comes from
-/// note_memory() on, as it is touched.
+/// The machine goes on from the snapshot in Config::restore. From put_into() on, threads of this object read the
+/// memory. A prefault may fill the second level at the same time, because that depends on addresses alone. With
+/// RestoreMode::kCow nothing is read, because the file is the memory. With RestoreMode::kLazy, memory that is touched
+/// is read from note_memory() on.
 ///
 /// Threads: one, but for finish().
 class SnapshotStart final : public FirstState {
   public:
-    /// Opens the snapshot and compares it with `config`, which outlives this, as `stop` does. Throws Error: it cannot
-    /// be read, is damaged, or is of another machine than `config` describes.
+    /// Opens the snapshot and compares it with `config`. `config` and `stop` must outlive this object. Throws Error if
+    /// the snapshot cannot be read, is damaged, or is of another machine than `config` describes.
     SnapshotStart(const Config& config, const StopRequest& stop);
     ~SnapshotStart() override { SnapshotStart::abandon(); }
     SnapshotStart(const SnapshotStart&) = delete;
@@ -66,7 +66,7 @@ class SnapshotStart final : public FirstState {
     Embedder* embedder_ = nullptr; ///< from note_memory() on
     std::string working_set_problem_;
     std::optional<StopBridge> bridge_; ///< ends the reading
-    std::shared_future<void> done_;    ///< of the reading; what it threw comes out of it
+    std::shared_future<void> done_;    ///< ready when the reading is done; throws what the reading threw
     std::thread reading_;              // It uses all of the above, and so does the next.
     std::optional<LazyMemory> lazy_;   ///< nothing unless RestoreMode::kLazy
 };

@@ -34,9 +34,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// How often at most what has changed is written while the guest runs.
+/// The most passes over memory while the guest runs.
 constexpr unsigned kMostLivePasses = 4;
-/// So little is left for the time in which the guest stands still.
+/// If at most this much is left, the guest is stopped to write it.
 constexpr std::uint64_t kLittleBytes = 2 * kMiB;
 
 double seconds_since(Clock::time_point start) {
@@ -59,7 +59,7 @@ void check(const SnapshotOptions& options) {
     }
 }
 
-/// All of memory, in ascending order.
+/// The ranges of all memory, in ascending order.
 std::vector<GuestRange> ranges_of(const GuestMemory& memory) {
     std::vector<GuestRange> ranges;
     for (const MemoryRegion& region : memory.regions()) {
@@ -69,7 +69,7 @@ std::vector<GuestRange> ranges_of(const GuestMemory& memory) {
     return ranges;
 }
 
-/// One call of take_snapshot().
+/// The work of one call of take_snapshot().
 class Taking {
   public:
     Taking(const MachineToSave& machine, const SnapshotOptions& options, const std::stop_token& stop)
@@ -113,7 +113,7 @@ class Taking {
             go_on();
         }
         if (report_.complete) {
-            // What is mapped while the files go to the disk is the guest's gain.
+            // The dirty log ends first, so that mappings that the guest makes while the files are written stay.
             log_.reset();
             writer_.commit(state_, options_.config);
         }
@@ -124,8 +124,8 @@ class Taking {
     }
 
   private:
-    /// Writes all of memory, and what the guest changes meanwhile, until little of that is left. Returns false if a
-    /// stop was requested.
+    /// Writes all of memory, and then what the guest changes meanwhile, until little of that is left. Returns false if
+    /// a stop was requested.
     bool write_live() {
         pause();
         machine_.pause.look_while_paused(kTried, [this] { log_.emplace(hold_); });
@@ -139,7 +139,7 @@ class Taking {
         stage_ = "memory that has changed";
         std::uint64_t before = report_.memory_bytes;
         std::uint64_t bytes = bytes_of(left_);
-        // A guest that changes memory as fast as it is written would have all of it written again and again.
+        // Without these limits, a guest that changes memory as fast as it is written would be written again and again.
         while (report_.passes < kMostLivePasses && bytes > kLittleBytes && bytes < before / 2) {
             if (!memory_.write_pages(left_, stop_)) {
                 return false;
@@ -151,7 +151,7 @@ class Taking {
         return true;
     }
 
-    /// Stops the guest, and writes what is left, and its state. Returns false if a stop was requested.
+    /// Stops the guest, and writes its state and the memory that is left. Returns false if a stop was requested.
     bool write_rest() {
         pause();
         return machine_.pause.look_while_paused(kTried, [this] {
@@ -169,7 +169,7 @@ class Taking {
                                 .machine = capture(machine_.hardware, machine_.config, machine_.first),
                                 .memory = memory_.index(),
                                 .base = {}};
-            if (base_ && memory_.based_bytes() != 0) { // Otherwise it is whole by itself.
+            if (base_ && memory_.based_bytes() != 0) { // otherwise the snapshot does not need the base
                 state.base = base_->as_base(options_.directory);
             }
             state_ = encode_state(state);
@@ -190,13 +190,14 @@ class Taking {
         note_standstill();
         stands_still_since_.reset();
     }
-    /// A guest that stays paused has been kept waiting until its state was known.
+    /// Notes how long the guest has stood still. If the guest stays paused, it has stood still until its state was
+    /// known.
     void note_standstill() {
         if (stands_still_since_) {
             report_.stopped_seconds = std::max(report_.stopped_seconds, seconds_since(*stands_still_since_));
         }
     }
-    /// As it was before, or as it is asked for.
+    /// Lets the guest go on if it ran before, or if the options ask for it.
     void go_on() {
         if (!was_paused_ || (report_.complete && options_.resume)) {
             resume();
@@ -219,7 +220,7 @@ class Taking {
     MemoryWriter memory_;
     bool was_paused_;
     std::optional<MachineSecondLevel::DirtyLog> log_;
-    PageBits left_; ///< pages that are to be written again
+    PageBits left_; ///< pages that must be written again
     std::vector<std::byte> state_;
     std::string_view stage_;
     std::optional<Clock::time_point> stands_still_since_;

@@ -8,9 +8,10 @@
 
 namespace vmm {
 
-/// Takes a snapshot: memory is written while the guest runs, and then, while it stands still, what has changed since,
-/// and the state. Whoever else pauses or resumes the machine meanwhile waits. Removes what it has written, and lets the
-/// guest go on if it did before, where it fails or `stop` is requested. Throws Error.
+/// Takes a snapshot. Memory is written while the guest runs; then the guest stands still while its state, and the
+/// memory that it has changed since, are written. Whoever else pauses or resumes the machine meanwhile waits. If it
+/// fails or `stop` is requested, it removes what it has written and lets the guest go on if the guest ran before.
+/// Throws Error.
 [[nodiscard]] SnapshotReport take_snapshot(const MachineToSave& machine, const SnapshotOptions& options,
                                            const std::stop_token& stop);
 

@@ -20,7 +20,7 @@ void SourceWatch::follow(std::vector<Source> wanted) {
     for (const Source& source : wanted) {
         [[maybe_unused]] const bool pollable =
             loop_.watch(source.fd, source.events, [this, fd = source.fd](std::uint32_t events) { ready_(fd, events); });
-        assert(pollable); // Device::sources() promises that.
+        assert(pollable); // Device::sources() promises this
         watched_.push_back(source);
     }
 }

@@ -1,4 +1,4 @@
-// What a virtio device waits on, in the event loop of its thread.
+// The descriptors on which a virtio device waits, in the event loop of its thread.
 #pragma once
 
 #include <cstddef>
@@ -11,17 +11,17 @@
 
 namespace vmm {
 
-/// Watches the sources that a device or a lane names, and no others. Threads: that of the loop.
+/// Watches exactly the sources that a device or a lane names. Threads: that of the loop.
 class SourceWatch {
   public:
     using Ready = std::function<void(int fd, std::uint32_t events)>;
 
-    /// `loop` outlives it. `ready` is called by the loop for a source that is ready.
+    /// `loop` must outlive it. The loop calls `ready` for each source that is ready.
     SourceWatch(EventLoop& loop, Ready ready);
 
     /// Watches `wanted` from now on. Throws as EventLoop::watch() does.
     void follow(std::vector<devices::virtio::Source> wanted);
-    /// Says how many it watches.
+    /// The number of sources that it watches.
     [[nodiscard]] std::size_t size() const noexcept { return watched_.size(); }
 
   private:

@@ -12,7 +12,7 @@ namespace vmm {
 StopBridge::StopBridge(const StopRequest& request)
     : watcher_(start_thread("the prefault", [this, &request] {
           std::array<pollfd, 2> events{{{request.fd(), POLLIN, 0}, {finished_.fd(), POLLIN, 0}}};
-          // Whatever poll() returns, the loop sees a request, and it sees the end of this bridge.
+          // Whatever poll() returns, the loop notices a request and the end of this bridge.
           while (::poll(events.data(), events.size(), -1) < 0 && !request.is_requested() && !is_finished_.load()) {
               std::this_thread::sleep_for(std::chrono::milliseconds(10));
           }

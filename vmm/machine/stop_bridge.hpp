@@ -10,11 +10,11 @@
 
 namespace vmm {
 
-/// As long as it lives, a request to stop also stops token(). A thread does that, because a request may come from a
-/// signal handler, in which a stop source must not be used. Threads: one; the token any.
+/// While it lives, a request to stop also stops token(). A thread does that, because a request may come from a signal
+/// handler, and a stop source must not be used there. Threads: one; the token may be used from any.
 class StopBridge {
   public:
-    /// `request` outlives the bridge. Throws Error if the host cannot make a thread.
+    /// `request` must outlive the bridge. Throws Error if the host cannot make a thread.
     explicit StopBridge(const StopRequest& request);
     ~StopBridge();
     StopBridge(const StopBridge&) = delete;

@@ -78,10 +78,11 @@ void VcpuThread::run_until_stopped() {
     }
 }
 
-/// Finishes the access that is under way, so that the vCPU's registers are whole while it waits. False: it crashed.
+/// Finishes the access that is under way, so that the vCPU's registers are complete while it waits. Returns false if
+/// the vCPU crashed.
 bool VcpuThread::wait_at_gate() {
-    // An access may have further parts, each of which is an exit. They are few: of an instruction that repeats itself
-    // KVM emulates at most 1024 steps at once.
+    // An access may have further parts, each of which is an exit. They are few: KVM emulates at most 1024 steps of a
+    // repeated instruction at once.
     while (first_entry_ && !environment_.stop.is_requested()) {
         const std::optional<kvm::Exit> part = vcpu_.finish_exit();
         if (!part) {
@@ -96,7 +97,7 @@ bool VcpuThread::wait_at_gate() {
     return true;
 }
 
-/// False: the guest cannot go on.
+/// Returns false if the guest cannot go on.
 bool VcpuThread::go_on_after(const kvm::Exit& exit) {
     const AfterExit after = dispatch(exit, environment_.ports, environment_.mmio);
     if (after.next == AfterExit::Next::kCrash) {

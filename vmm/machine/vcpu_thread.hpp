@@ -40,23 +40,23 @@ std::thread start_thread(std::string_view whose, std::function<void()> body);
 /// Threads: kick() any; the rest the one that made it.
 class VcpuThread {
   public:
-    /// `cpus` are those it may run on; empty: all of the process's.
+    /// `cpus` are the CPUs on which it may run; empty: all of the process's.
     VcpuThread(kvm::Vcpu& vcpu, prefault::CpuList cpus, const VcpuEnvironment& environment);
     ~VcpuThread();
     VcpuThread(const VcpuThread&) = delete;
     VcpuThread& operator=(const VcpuThread&) = delete;
 
-    /// Takes the vCPU out of the guest. Not after join().
+    /// Takes the vCPU out of the guest. It must not be called after join().
     void kick() noexcept;
     void join();
 
-    /// When the vCPU entered the guest for the first time; nothing if it never did. After join().
+    /// The time at which the vCPU entered the guest first; nothing if it never did. It may be called after join().
     [[nodiscard]] std::optional<std::chrono::steady_clock::time_point> first_entry() const noexcept {
         return first_entry_;
     }
-    /// Why the vCPU crashed; empty if it did not. After join().
+    /// Why the vCPU crashed; empty if it did not. It may be called after join().
     [[nodiscard]] const std::string& crash() const noexcept { return crash_; }
-    /// A failure of the host's that ended the thread; null if there was none. After join().
+    /// The failure of the host that ended the thread; null if there was none. It may be called after join().
     [[nodiscard]] std::exception_ptr failure() const noexcept { return failure_; }
 
   private:

@@ -9,13 +9,13 @@ namespace vmm {
 
 namespace {
 
-/// A guest's timer ticks more seldom than this, and so it stays responsive.
+/// The length of one turn. It is short, so that the guest stays responsive.
 constexpr std::chrono::microseconds kTurn{10'000};
-/// A guest that runs for less than this each time is mostly entered and left.
+/// If a guest runs for less than this in each turn, most of its time is spent on entering and leaving it.
 constexpr std::chrono::microseconds kShortestRun{1'000};
 constexpr unsigned kAll = 100;
 
-/// How long vCPUs run in each turn, if they are held for `percent` of it, and how long they are held.
+/// The times of one turn: how long vCPUs run, and how long they are held for `percent` of it.
 struct Turn {
     std::chrono::microseconds run;
     std::chrono::microseconds held;

@@ -1,4 +1,4 @@
-// Slows a guest down that changes memory too fast.
+// Slows down a guest that changes memory too fast.
 #pragma once
 
 #include <condition_variable>
@@ -9,20 +9,20 @@
 
 namespace vmm {
 
-/// Holds all vCPUs for a part of the time, again and again, as long as it lives. It has a thread of its own from the
+/// While it lives, it holds all vCPUs for a part of the time, again and again. It has a thread of its own from the
 /// first hold on.
 ///
 /// Threads: one.
 class VcpuThrottle {
   public:
-    /// `gate` outlives it.
+    /// `gate` must outlive it.
     explicit VcpuThrottle(PauseGate& gate) : gate_(gate) {}
-    /// Lets them go.
+    /// Lets the vCPUs go.
     ~VcpuThrottle();
     VcpuThrottle(const VcpuThrottle&) = delete;
     VcpuThrottle& operator=(const VcpuThrottle&) = delete;
 
-    /// From now on vCPUs are held for `percent` (0 to 99) of the time. Throws Error: the host gives no thread.
+    /// From now on vCPUs are held for `percent` (0 to 99) of the time. Throws Error if the host gives no thread.
     void set_percent(unsigned percent);
     [[nodiscard]] unsigned percent() const noexcept { return percent_; }
 

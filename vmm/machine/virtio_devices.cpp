@@ -29,21 +29,21 @@ using devices::virtio::PciTransport;
 
 namespace {
 
-/// How long a vCPU that resets a device waits for what the device has with the host. Linux's driver frees its rings as
-/// soon as it has written the reset.
+/// How long a vCPU that resets a device waits until the device has finished its work with the host. Linux's driver
+/// frees its rings as soon as it has written the reset.
 constexpr std::chrono::seconds kResetPatience{2};
-/// How long the end of the machine waits for the little that its devices have with the host.
+/// How long the end of the machine waits for the last work that devices have with the host.
 constexpr std::chrono::milliseconds kStopPatience{700};
-/// How long we wait for a disk that is in use.
+/// How long a disk that is in use is waited for.
 constexpr std::chrono::milliseconds kDiskPatience{500};
 
-/// A device that a configuration has.
+/// A device in a configuration.
 struct PlannedDevice {
     devices::virtio::DeviceId id{};
     std::string name;
 };
 
-/// In the order in which make_virtio_devices() makes them.
+/// Returns the devices in the order in which make_virtio_devices() makes them.
 std::vector<PlannedDevice> planned_devices(const Config& config) {
     using devices::virtio::DeviceId;
     std::vector<PlannedDevice> planned;
@@ -68,7 +68,7 @@ std::vector<PlannedDevice> planned_devices(const Config& config) {
     return planned;
 }
 
-/// A name that came from anywhere, for a message.
+/// Returns a name that need not be trusted in a form for messages.
 std::string shown(const std::string& name) {
     constexpr std::size_t kMostShown = 32;
     std::string text;
@@ -83,7 +83,7 @@ std::string_view kind_in(std::string_view name) {
     return last == std::string_view::npos ? std::string_view{} : name.substr(0, last + 1);
 }
 
-/// Whether both names are the same word with some number. Which numbers there are depends on what has come and gone
+/// Whether both names are the same word with a number. The numbers depend on the devices that were added and removed
 /// while the guest ran.
 bool is_numbered_alike(std::string_view name, std::string_view other) {
     constexpr std::size_t kMostDigits = 3;
@@ -110,8 +110,8 @@ void compare(const std::vector<PlannedDevice>& planned, const std::vector<Virtio
     }
 }
 
-/// The devices of `config`, by the names that they had if they go on from `states`. Throws Error if the states are
-/// those of others.
+/// Returns the devices of `config`. If they go on from `states`, they have the names that they had there. Throws Error
+/// if the states are those of other devices.
 std::vector<PlannedDevice> devices_of(const Config& config, const std::vector<VirtioDeviceState>* states) {
     std::vector<PlannedDevice> planned = planned_devices(config);
     if (states != nullptr) {
@@ -123,14 +123,15 @@ std::vector<PlannedDevice> devices_of(const Config& config, const std::vector<Vi
     return planned;
 }
 
-/// What the devices go on from, one after the other.
+/// The states from which devices go on, one after the other.
 class SavedDevices {
   public:
-    /// `made` are the devices that have been made. Both outlive it. Null: there is nothing to go on from.
+    /// `made` are the devices that have been made until now. Both must outlive this object. `states` is null if there
+    /// is nothing to go on from.
     SavedDevices(const std::vector<VirtioDeviceState>* states, const std::vector<std::unique_ptr<Device>>& made)
         : states_(states), made_(made) {}
 
-    /// The state of the device that is made next. Throws Error: it is that of another kind.
+    /// The state of the device that is made next. Throws Error if it is that of another kind.
     template <typename State>
     [[nodiscard]] State next() const {
         if (states_ == nullptr) {
@@ -145,15 +146,15 @@ class SavedDevices {
         return *state;
     }
 
-    /// The address that the guest of the network that is made next has; nothing if it begins anew. It is in the
-    /// configuration space, and stays what it was if another one is configured.
+    /// The MAC address that the guest knows of the network device that is made next; nothing if the device begins anew.
+    /// It comes from the saved configuration space, and stays the same even if another one is configured.
     [[nodiscard]] std::optional<devices::MacAddress> next_mac() const {
         if (states_ == nullptr) {
             return std::nullopt;
         }
         const std::vector<std::byte>& config = negotiation_of((*states_)[made_.size()].transport).config;
         devices::MacAddress mac{};
-        if (config.size() < mac.size()) { // The transport refuses it.
+        if (config.size() < mac.size()) { // the transport refuses it later
             return std::nullopt;
         }
         std::memcpy(mac.data(), config.data(), mac.size());
@@ -193,7 +194,7 @@ MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const Devi
 MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceServices& services,
                     const devices::virtio::NetState& state, std::optional<devices::MacAddress> announced,
                     OpenedNet opened) {
-    // In user mode nobody else is on that network, so each guest may have the same address.
+    // In user mode there is nobody else on the guest's network, so all guests may have the same address.
     const devices::MacAddress mac =
         net.mac.empty() ? devices::make_mac_address(net.user ? name : net.tap) : devices::parse_mac_address(net.mac);
     MadeDevice made;
@@ -281,7 +282,7 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
 
 namespace {
 
-/// What a device's registers go on from. Throws Error: they were of another kind.
+/// The state from which a device's registers go on. Throws Error if it is that of another kind of registers.
 template <typename State>
 const State& registers_in(const VirtioDeviceState& state) {
     const State* const registers = std::get_if<State>(&state.transport);
@@ -499,7 +500,8 @@ void VirtioDevices::take_away() noexcept {
                 stuck_.push_back(slot);
             }
         }
-        // A vCPU in the midst of an access has it, too. It may not close files, so that it is not to be the last one.
+        // A vCPU in the middle of an access holds the device, too. It may not be the last owner, because it may not
+        // close files.
         constexpr std::chrono::milliseconds kLookAfter{1};
         while (slot.use_count() > 1 && is_done && std::chrono::steady_clock::now() < deadline) {
             std::this_thread::sleep_for(kLookAfter);
@@ -508,7 +510,7 @@ void VirtioDevices::take_away() noexcept {
             const std::lock_guard hold(mutex_);
             stuck_.push_back(slot);
         }
-        slot.reset(); // What the device stood on is free before anybody hears that it is gone.
+        slot.reset(); // The device's files must be closed before anybody is told that it is gone.
         gone_.notify_all();
     }
 }
@@ -528,7 +530,7 @@ VirtioDevices::Slots VirtioDevices::slots() const {
     return slots_;
 }
 
-/// With the lock held.
+/// The lock must be held.
 void VirtioDevices::start_thread_of(Slot& slot) {
     slot.stop = stop_;
     slot.thread.emplace(VirtioThread::Wiring{*slot.device, slot.transport().negotiation(), slot.transport(),
@@ -565,7 +567,7 @@ std::vector<DeviceStatistics> VirtioDevices::statistics() const {
 }
 
 std::vector<VirtioDeviceState> VirtioDevices::states() {
-    // Who has asked for a pause has waited for it, unless the machine began paused.
+    // The caller has waited for its pause, unless the machine began paused. In that case this waits.
     constexpr std::chrono::seconds kPatience{1};
     if (const auto busy = wait_until_paused(std::chrono::steady_clock::now() + kPatience); !busy.empty()) {
         throw UsageError("cannot save the state of the device " + busy.front() + ": it is not paused");
@@ -579,7 +581,7 @@ std::vector<VirtioDeviceState> VirtioDevices::states() {
                           .device = device.state(),
                           .pci_slot = slot->pci ? slot->pci->slot : 0});
     }
-    // In the order in which a configuration has them, whenever they came.
+    // The order is that of a configuration, whenever the devices were added.
     std::ranges::stable_sort(states, {}, [](const VirtioDeviceState& state) {
         constexpr std::array<std::string_view, 7> kOrder{"blk", "net", "vsock", "balloon", "mem", "rng", "con"};
         return std::ranges::find(kOrder, kind_in(state.name)) - kOrder.begin();
@@ -628,7 +630,7 @@ void VirtioDevices::start(StopRequest& stop, const Sandbox& sandbox) {
     for (const std::shared_ptr<Slot>& slot : slots_) {
         start_thread_of(*slot);
     }
-    goes_on_ = false; // What comes later begins anew.
+    goes_on_ = false; // devices that are added later begin anew
 }
 
 void VirtioDevices::pause() noexcept {
@@ -669,7 +671,7 @@ void VirtioDevices::end_waiting() noexcept {
     }
 }
 
-/// Returns the first failure.
+/// Ends all threads. Returns the first failure.
 std::exception_ptr VirtioDevices::end_threads() noexcept {
     Slots ending;
     {
@@ -681,7 +683,7 @@ std::exception_ptr VirtioDevices::end_threads() noexcept {
     const auto deadline = std::chrono::steady_clock::now() + kStopPatience;
     for (const std::shared_ptr<Slot>& slot : ending) {
         if (slot->thread) {
-            slot->thread->end(); // All of them end at once, not one after the other.
+            slot->thread->end(); // all of them end at the same time, not one after the other
         }
     }
     std::exception_ptr failure;

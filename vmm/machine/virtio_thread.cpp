@@ -18,7 +18,7 @@ using devices::virtio::Source;
 
 namespace {
 
-/// Those that no lane has.
+/// The queues that belong to no lane.
 QueueSet queues_of_the_device(devices::virtio::Device& device) {
     QueueSet of_lanes;
     for (const devices::virtio::Lane* const lane : device.lanes()) {
@@ -113,7 +113,7 @@ void VirtioThread::body() noexcept {
                 if (wiring_.rung != nullptr) {
                     wiring_.rung->fetch_add(1, std::memory_order_relaxed);
                 }
-                if (active_ && !quitting_ && !told_to_pause_) { // Device::resume() looks at all queues.
+                if (active_ && !quitting_ && !told_to_pause_) { // if not, Device::resume() looks at all queues later
                     wiring_.device.doorbell(index);
                 }
             }) && watched;
@@ -194,7 +194,7 @@ void VirtioThread::finish_resets() {
         resetting_ = false;
         active_ = false;
         if (told_to_pause_) {
-            wiring_.device.pause(); // Its end has ended the pause.
+            wiring_.device.pause(); // the reset has ended the pause of the device
         }
         wiring_.negotiation.finish_reset();
     }
@@ -239,13 +239,13 @@ void VirtioThread::end_waiting() noexcept {
     pause_changed_.notify_all();
 }
 
-/// Goes as far towards what was asked for last, a pause or none, as it can now.
+/// Goes as far as possible now towards a pause, or towards its end, as was asked for last.
 void VirtioThread::follow_pause() {
     bool wanted = stands_;
     {
         const std::lock_guard hold(pause_lock_);
         wanted = wanted || pause_wanted_;
-        // Whoever asks for a pause after it was resumed waits for the next one.
+        // If a pause is asked for after a resume, the caller waits for that new pause.
         is_paused_ = pause_wanted_ && stands_still_;
     }
     if (!wanted) {
@@ -298,7 +298,8 @@ void VirtioThread::end_pause() {
     }
 }
 
-/// The machine has ended, or it ends because of a failure. Nothing more is asked of it.
+/// Finishes the device's work with the host. The machine has ended, or ends because of a failure, so the device gets no
+/// new work.
 void VirtioThread::drain() noexcept {
     stands_still_ = false;
     try {
@@ -309,7 +310,7 @@ void VirtioThread::drain() noexcept {
             wiring_.device.stop();
         }
         draining_ = true;
-        loop_.unwatch(quit_.fd()); // It stays readable, so the loop would find it each time.
+        loop_.unwatch(quit_.fd()); // It stays readable, so the loop would return at once each time.
         while (!wiring_.device.is_idle()) {
             watch_sources();
             loop_.run_once(-1);

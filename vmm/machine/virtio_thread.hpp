@@ -26,46 +26,46 @@ namespace vmm {
 
 /// Drives one device from construction until it is destroyed: it serves doorbells, what the driver negotiates, and the
 /// device's own descriptors. Each lane of the device has another thread, which ends with this one. It shares nothing
-/// with the threads of other devices. However much the guest asks for, join() waits for the turn that is under way and
-/// no other one. A reset waits for the turns that the thread was told of before.
+/// with the threads of other devices. join() waits only for the turn that is under way, however much the guest asks
+/// for. A reset waits for the turns of which the thread was told before.
 ///
-/// A pause lets the device finish what it has with the host, after resets that are under way. Then the thread watches
-/// nothing of the device's until it is resumed. An end is obeyed in any state. A device that may not reach memory
-/// (Negotiation::set_reach()) is paused in the same way, but for the driver's resets, which are served meanwhile.
+/// In a pause the device first finishes resets that are under way, and then what it has with the host. Then the thread
+/// watches nothing of the device until it is resumed. It can be ended in any state. A device that may not reach memory
+/// (Negotiation::set_reach()) is paused in the same way, except that the driver's resets are still served.
 ///
 /// Threads: the one that made it.
 class VirtioThread {
   public:
-    /// How the device is reached. All of it outlives the thread.
+    /// How the device is reached. Everything in it must outlive the thread.
     struct Wiring {
         devices::virtio::Device& device;
         devices::virtio::Negotiation& negotiation;
         devices::virtio::DriverLink& driver;
         std::deque<EventFd>& doorbells;             ///< by queue
         EventFd& work;                              ///< Negotiation::Hooks::work
-        StopRequest& stop;                          ///< for a failure of the host's
-        const Sandbox& sandbox;                     ///< while the thread begins
-        std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody does
-        bool paused = false;                        ///< from the start: even an activation waits for resume()
-        bool goes_on = false;                       ///< from a state: the driver is interrupted once
-        std::span<const unsigned> cpus = {};        ///< that its threads run on; empty: any
+        StopRequest& stop;                          ///< gets a request if the host fails
+        const Sandbox& sandbox;                     ///< used while the thread begins
+        std::atomic<std::uint64_t>* rung = nullptr; ///< counts the turns that doorbells began; null: nobody counts
+        bool paused = false;                        ///< it begins paused: even an activation waits for resume()
+        bool goes_on = false;                       ///< it goes on from a state, so the driver is interrupted once
+        std::span<const unsigned> cpus = {};        ///< the CPUs on which its threads run; empty: any
     };
 
-    /// Throws Error: the host cannot make a thread.
+    /// Throws Error if the host cannot make a thread.
     explicit VirtioThread(const Wiring& wiring);
-    /// Waits for the device's work with the host. No vCPU runs any more.
+    /// Waits for the device's work with the host. No vCPU may run any more.
     ~VirtioThread();
     VirtioThread(const VirtioThread&) = delete;
     VirtioThread& operator=(const VirtioThread&) = delete;
 
-    /// Lets no turn begin any more. What the device has with the host is still waited for. Threads: any.
+    /// Prevents further turns. The work that the device has with the host is still waited for. Threads: any.
     void end() noexcept;
     /// Waits as destruction does.
     void join() noexcept;
     /// Waits as join() does, but no longer than until `deadline`. Returns false if the device still has work with the
-    /// host then. Its thread goes on, so that everything that it uses has to stay where it is.
+    /// host then. In that case its thread goes on, so everything that it uses must stay where it is.
     [[nodiscard]] bool join_until(std::chrono::steady_clock::time_point deadline) noexcept;
-    /// Asks for a pause. No vCPU runs until resume(). Threads: any.
+    /// Asks for a pause. No vCPU may run until resume(). Threads: any.
     void pause() noexcept;
     /// Lets the device go on, also if it is not paused yet. Does nothing if no pause was asked for. Threads: any.
     void resume() noexcept;
@@ -73,10 +73,10 @@ class VirtioThread {
     /// has ended, or after end_waiting(). After it has returned true, the device's const functions may be called until
     /// resume(). Threads: any.
     [[nodiscard]] bool wait_until_paused(std::chrono::steady_clock::time_point deadline) noexcept;
-    /// Nobody waits in wait_until_paused() from now on. Threads: any.
+    /// Ends the waiting in wait_until_paused(), now and in later calls. Threads: any.
     void end_waiting() noexcept;
 
-    /// A failure of the host's that ended the thread; null if there was none. After join().
+    /// The failure of the host that ended the thread; null if there was none. It may be called after join().
     [[nodiscard]] std::exception_ptr failure() const noexcept;
 
   private:
@@ -95,7 +95,7 @@ class VirtioThread {
     Wiring wiring_;
     bool interrupts_once_;
     EventFd quit_;
-    std::atomic<bool> quitting_ = false; ///< no turn begins any more, unless it ends what is with the host
+    std::atomic<bool> quitting_ = false; ///< no turn begins any more, unless it ends work with the host
     bool draining_ = false;
     EventLoop loop_;
     SourceWatch sources_;
@@ -103,14 +103,14 @@ class VirtioThread {
     bool resetting_ = false;
     std::vector<std::uint16_t> resetting_queues_;
     bool stands_ = false;        ///< the device may not reach memory
-    bool told_to_pause_ = false; ///< the device has been told: nothing of it is asked but to end what it has begun
+    bool told_to_pause_ = false; ///< the device has been told; from now on it only finishes what it has begun
     bool stands_still_ = false;  ///< the device is paused
-    bool work_left_ = false;     ///< there is negotiation to be served after the pause
+    bool work_left_ = false;     ///< negotiation must be served after the pause
     EventFd pause_asked_;
     std::mutex pause_lock_; ///< guards the three below
     std::condition_variable pause_changed_;
     bool pause_wanted_;
-    bool is_paused_ = false; ///< written by the thread alone, which says false before it lets the device go on
+    bool is_paused_ = false; ///< written by the thread alone; it sets false before it lets the device go on
     bool nobody_waits_ = false;
     std::exception_ptr failure_;
     const devices::virtio::QueueSet own_queues_; ///< without those of the lanes

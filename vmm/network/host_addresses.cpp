@@ -19,11 +19,11 @@ namespace vmm {
 namespace {
 
 constexpr std::chrono::seconds kWithoutNews{1};
-/// How many notifications are looked at before the rest counts as a change.
+/// The most notifications that are read one by one. If there are more, that counts as a change.
 constexpr int kMostNews = 64;
-/// How many datagrams an answer may have: a host with so many addresses has none to spare for a guest.
+/// The most datagrams of an answer. A host with more addresses than that cannot lend one to a guest.
 constexpr int kMostParts = 65536;
-/// How often we read a table again that changes meanwhile.
+/// How often a table that changes while it is read is read again.
 constexpr int kMostAttempts = 8;
 
 #ifndef NETLINK_GET_STRICT_CHK
@@ -63,7 +63,7 @@ bool is_delivered_here(std::uint8_t route_type) noexcept {
     return route_type == RTN_LOCAL || route_type == RTN_BROADCAST || route_type == RTN_ANYCAST;
 }
 
-/// The messages of one datagram of the kernel, each as its type and what follows its header.
+/// Calls `take` for each message in a datagram of the kernel, with its type and the bytes after its header.
 template <typename Take>
 void for_each_message(std::span<const std::byte> bytes, Take take) {
     while (bytes.size() >= sizeof(nlmsghdr)) {
@@ -77,7 +77,7 @@ void for_each_message(std::span<const std::byte> bytes, Take take) {
     }
 }
 
-/// The attributes of a message, each as its type and content.
+/// Calls `take` for each attribute of a message, with its type and content.
 template <typename Take>
 void for_each_attribute(std::span<const std::byte> bytes, Take take) {
     while (bytes.size() >= sizeof(rtattr)) {
@@ -113,7 +113,7 @@ HostAddresses::Sockets HostAddresses::open() {
     if (!sockets.queries) {
         refuse(errno);
     }
-    // The kernel then sends local routes only, however many others there are. Older kernels send all.
+    // With this option the kernel sends only local routes, however many others there are. Older kernels send all.
     const int on = 1;
     static_cast<void>(::setsockopt(sockets.queries.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof(on)));
     sockets.changes = open_netlink(RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE);
@@ -132,7 +132,7 @@ HostAddresses::HostAddresses(Sockets sockets) : sockets_(std::move(sockets)) {
 
 bool HostAddresses::contains(std::uint32_t address) {
     if (has_changed()) {
-        stale_ = read_all() != 0; // If it failed, the addresses from before count, and the next call tries again.
+        stale_ = read_all() != 0; // If it fails, the old addresses are kept, and the next call tries again.
     }
     return std::ranges::any_of(prefixes_,
                                [address](const Prefix& prefix) { return (address & prefix.mask) == prefix.address; });
@@ -149,7 +149,7 @@ bool HostAddresses::has_changed() {
         if (count < 0 && errno != ENOBUFS && errno != EINTR) {
             return changed;
         }
-        if (count < 0) { // Some notifications may be lost.
+        if (count < 0) { // some notifications may be lost
             changed = true;
             continue;
         }
@@ -181,7 +181,7 @@ int HostAddresses::read_all() {
 int HostAddresses::dump(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes) {
     std::array<std::byte, 32768> buffer;
     for (int attempts = 0; attempts < kMostAttempts; ++attempts) {
-        // An earlier attempt may have left some.
+        // Parts of an earlier attempt's answer may be left.
         ssize_t left = 1;
         for (int parts = 0; left > 0 && parts < kMostParts; ++parts) {
             left = ::recv(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
@@ -215,8 +215,8 @@ int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std
         query.header.nlmsg_len = NLMSG_LENGTH(sizeof(ifaddrmsg));
         query.address.ifa_family = AF_INET;
     }
-    // Another process may have opened the socket, and still have it. So we say who is asked, wait for nothing, and take
-    // no answer but the kernel's, whose number is 0 (netlink(7)).
+    // Another process may have opened the socket, and may still use it. Therefore the query names its receiver, no call
+    // waits, and only answers of the kernel are taken; the kernel's number is 0 (netlink(7)).
     sockaddr_nl kernel{};
     kernel.nl_family = AF_NETLINK;
     if (::sendto(sockets_.queries.get(), &query, query.header.nlmsg_len, MSG_DONTWAIT,
@@ -226,7 +226,7 @@ int HostAddresses::dump_once(std::uint16_t request, std::uint8_t route_type, std
     int result = 0;
     bool done = false;
     for (int parts = 0; !done; ++parts) {
-        // The kernel has the next part ready before we ask for it.
+        // The kernel prepares the next part before it is asked for.
         sockaddr_nl sender{};
         socklen_t sender_bytes = sizeof(sender);
         const ssize_t count = ::recvfrom(sockets_.queries.get(), buffer.data(), buffer.size(), MSG_DONTWAIT | MSG_TRUNC,

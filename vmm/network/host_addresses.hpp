@@ -11,31 +11,32 @@
 
 namespace vmm {
 
-/// What the kernel delivers to the host itself: its own addresses, the broadcast addresses of its networks, and
-/// whatever else its routes call local. It is the kernel's own answer (rtnetlink), of the network namespace this was
-/// made in, and follows what changes later.
+/// The addresses that the kernel delivers to the host itself: its own addresses, the broadcast addresses of its
+/// networks, and everything else that its routes call local. The kernel itself is asked (rtnetlink), in the network
+/// namespace in which this object was made, and later changes are followed.
 ///
 /// Threads: one at a time.
 class HostAddresses {
   public:
-    /// How the kernel is asked. Another process may have opened them, in its network namespace.
+    /// The sockets with which the kernel is asked. Another process may have opened them, in its network namespace.
     struct Sockets {
         UniqueFd queries;
         UniqueFd changes; ///< none: the addresses are read again once a second
     };
 
-    /// Throws Error: the kernel gives none.
+    /// Throws Error if the kernel gives no sockets.
     [[nodiscard]] static Sockets open();
 
-    /// Throws Error: the kernel does not say.
+    /// Throws Error if the kernel does not tell the addresses.
     HostAddresses() : HostAddresses(open()) {}
-    /// Throws Error, too, if they are something else.
+    /// Uses `sockets`. Throws Error as the other constructor, and if they are of another kind.
     explicit HostAddresses(Sockets sockets);
 
-    /// `address` is a number whose highest byte is the first. Makes no system call but one that looks for changes.
+    /// Whether `address` is one of them. Its first byte is the highest byte of the number. It makes one system call, to
+    /// look for changes.
     [[nodiscard]] bool contains(std::uint32_t address);
 
-    /// How often they were read. For tests.
+    /// How often the addresses were read. For tests.
     [[nodiscard]] std::size_t readings() const noexcept { return readings_; }
 
   private:
@@ -45,7 +46,7 @@ class HostAddresses {
     };
 
     [[nodiscard]] bool has_changed();
-    /// Returns 0, or an errno: prefixes_ are then what they were.
+    /// Returns 0, or an errno; then prefixes_ has not changed.
     [[nodiscard]] int read_all();
     [[nodiscard]] int dump(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes);
     [[nodiscard]] int dump_once(std::uint16_t request, std::uint8_t route_type, std::vector<Prefix>& prefixes,

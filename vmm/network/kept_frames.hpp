@@ -1,4 +1,4 @@
-// What the user is told of frames that a guest in user mode sent to the host itself.
+// Reports the frames that a guest in user mode sent to the host itself and that were dropped.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace vmm {
 
-/// Counts all such frames, and tells of one a minute, because a guest can send them as fast as it likes.
+/// Counts all such frames, and warns at most once a minute, because a guest can send them as fast as it likes.
 ///
 /// Threads: add() one; count() and summary() any.
 class KeptFrames {

@@ -11,7 +11,7 @@ namespace vmm {
 
 namespace {
 
-/// Returns the least and the most descriptors that such a network stands on.
+/// Returns the least and the most descriptors that such a network has.
 std::pair<std::size_t, std::size_t> count_descriptors(const NetConfig& net) noexcept {
     if (!net.user) {
         return {net.queues, net.queues};

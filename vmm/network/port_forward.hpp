@@ -9,11 +9,12 @@
 
 namespace vmm {
 
-/// Reads `text`, which is "[ADDRESS/]PORT[:PORT]". The first port is the host's, and the second is the guest's; if it
-/// is left out, it is the same. Throws Error if `text` is something else.
+/// Parses "[ADDRESS/]PORT[:PORT]". The first port is the host's, and the second is the guest's; without a second port
+/// they are the same. Throws Error if `text` is something else.
 [[nodiscard]] PortForward parse_port_forward(const std::string& text, bool udp);
 
-/// Reads a list of them, which commas separate. An empty text has none. Throws Error if one of them is something else.
+/// Parses a list of them, separated by commas. An empty text is an empty list. Throws Error if one of them is something
+/// else.
 [[nodiscard]] std::vector<PortForward> parse_port_forwards(std::string_view text, bool udp);
 
 } // namespace vmm

@@ -1,4 +1,4 @@
-// What a descriptor is that another process has opened.
+// Finds out the kind of a descriptor that another process has opened.
 #pragma once
 
 #include <sys/socket.h>

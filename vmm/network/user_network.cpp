@@ -22,10 +22,10 @@ namespace {
 
 constexpr const char* kProgram = "passt";
 constexpr const char* kTried = "give the guest a network by Config::nets.user";
-/// The gateway's address. Any address would do. Without one passt takes that of an interface with a route, and there
-/// may be none.
+/// The gateway's address. Any address is possible. Without this option passt takes the address of an interface with a
+/// route, and there may be no such interface.
 constexpr const char* kGatewayMac = "52:55:0a:00:02:02";
-/// The user "nobody". We give its number, because passt looks a name up in /etc/passwd, which may not be there.
+/// The user "nobody", as a number, because passt looks up a name in /etc/passwd, which may not exist.
 constexpr const char* kNobody = "65534:65534";
 
 std::string search_path() {
@@ -58,7 +58,7 @@ std::string to_string(const PortForward& forward) {
            forward.host_address;
 }
 
-/// We refuse it here, because passt would say so only when the guest runs.
+/// Throws Error if the port is not free. It is checked here, because passt would report it only when the guest runs.
 void check_port(const PortForward& forward) {
     const int type = forward.udp ? SOCK_DGRAM : SOCK_STREAM;
     const UniqueFd socket(::socket(AF_INET, type | SOCK_CLOEXEC, 0));
@@ -78,8 +78,8 @@ void check_port(const PortForward& forward) {
     }
 }
 
-/// Whoever handed it over may still change how it waits, so that each call on it says MSG_DONTWAIT itself. Sockets of
-/// other kinds may wait when they are closed.
+/// Whether `fd` is a connected unix stream socket. Sockets of other kinds may wait when they are closed. The process
+/// that handed it over may still make it wait, so each call on it must use MSG_DONTWAIT.
 bool is_connected_unix_stream(const UniqueFd& fd) {
     sockaddr_storage peer{};
     socklen_t bytes = sizeof(peer);
@@ -116,7 +116,7 @@ std::unique_ptr<devices::FrameFilter> make_frame_filter(const NetConfig& net, Ho
     }
     const auto number = [](const char* text) {
         in_addr address{};
-        static_cast<void>(::inet_pton(AF_INET, text, &address)); // The text is our own, and it is right.
+        static_cast<void>(::inet_pton(AF_INET, text, &address)); // the text is a constant, and correct
         return ntohl(address.s_addr);
     };
     return std::make_unique<devices::FrameFilter>(
@@ -142,9 +142,9 @@ std::vector<std::string> passt_arguments(const NetConfig& net, int socket, bool 
     if (as_root) {
         add({"--runas", kNobody});
     }
-    // passt gets addresses of our own. Where it copies from an interface, we name the loopback interface. So the
-    // network works without a route, too, and the guest learns no address of the host. Its connections take the host's
-    // routes.
+    // passt gets addresses that we choose. For the options that it would copy from an interface, we name the loopback
+    // interface. So the network also works without a route, and the guest learns no address of the host. Its
+    // connections use the host's routes.
     add({"--ipv4-only", "--address", user_network::kGuestAddress, "--netmask", user_network::kPrefixBits, "--gateway",
          user_network::kGateway, "--mac-addr", kGatewayMac, "--interface", "lo", "--dns-forward",
          user_network::kNameServer});
@@ -166,7 +166,7 @@ UserNetwork::UserNetwork(const NetConfig& net) {
     std::array<UniqueFd, 2> of_errors = make_socket_pair();
     errors_ = std::move(of_errors[0]);
     const UniqueFd their_errors = std::move(of_errors[1]);
-    // passt never waits for this socket: what does not fit in it is lost.
+    // passt never waits for this socket. Text that does not fit in it is lost.
     static_cast<void>(::fcntl(their_errors.get(), F_SETFL, O_NONBLOCK));
 
     ProgramSpec spec;
@@ -198,7 +198,7 @@ UniqueFd UserNetwork::let_go() noexcept {
 }
 
 std::string UserNetwork::last_words() const {
-    constexpr std::size_t kMostBytes = 65536; // More comes of nobody but a stranger.
+    constexpr std::size_t kMostBytes = 65536; // only another program than passt sends more
     std::string text;
     std::array<char, 4096> piece{};
     for (ssize_t count = 0;

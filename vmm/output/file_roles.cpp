@@ -22,7 +22,7 @@ std::optional<FileRoles::File> FileRoles::look_at(const std::string& path, const
             place.emplace(path, "write to " + path + " (" + role + ")");
         } catch (const ForeignLink&) {
             throw;
-        } catch (const Error&) { // Whoever writes the file says what is wrong.
+        } catch (const Error&) { // the code that writes the file reports the error
             return std::nullopt;
         }
     }
@@ -33,7 +33,7 @@ std::optional<FileRoles::File> FileRoles::look_at(const std::string& path, const
         return file;
     }
     if (!place || ::fstat(place->directory(), &facts) != 0) {
-        return std::nullopt; // Whoever reads the file says what is wrong.
+        return std::nullopt; // the code that reads the file reports the error
     }
     file.device = facts.st_dev;
     file.inode = facts.st_ino;

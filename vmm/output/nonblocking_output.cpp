@@ -18,8 +18,8 @@ namespace vmm {
 
 namespace {
 
-/// A write() that returns EPIPE if nobody reads any more, and keeps the signal that comes with it from the process. The
-/// process may belong to an embedding program.
+/// A write() that returns EPIPE if nobody reads any more, and keeps the signal that comes with it from the process.
+/// This is needed because the process may belong to an embedding program.
 ssize_t write_without_sigpipe(int fd, std::span<const std::byte> bytes) noexcept {
     sigset_t pipe_signal;
     sigset_t before;
@@ -61,7 +61,7 @@ NonblockingOutput::NonblockingOutput(int fd) noexcept : shared_fd_(fd) {
 }
 
 NonblockingOutput::Result NonblockingOutput::write(std::span<const std::byte> bytes) const noexcept {
-    // poll() promises room for something. On a pipe that is at least 512 bytes (POSIX: PIPE_BUF).
+    // poll() promises some room. On a pipe that is at least 512 bytes (POSIX: PIPE_BUF).
     constexpr std::size_t kAfterPoll = 512;
     ssize_t written = 0;
     switch (way_) {

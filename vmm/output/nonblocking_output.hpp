@@ -8,18 +8,18 @@
 
 namespace vmm {
 
-/// Writes to a descriptor that others share, without changing its flags: O_NONBLOCK belongs to the open file, and
+/// Writes to a descriptor that others share, without changing its flags: O_NONBLOCK belongs to the open file, so
 /// setting it on our standard output would set it for the shell, too. A terminal or pipe is opened a second time; a
-/// socket has a flag for each call; a file never waits. Threads: one.
+/// socket has a flag for each call; a file never makes the caller wait. Threads: one.
 class NonblockingOutput {
   public:
-    /// `fd` is a loan. Never throws: where the second opening is not allowed, short writes after poll() have to do.
+    /// `fd` is a loan. It never throws: if the second opening is not allowed, it makes short writes after poll().
     explicit NonblockingOutput(int fd) noexcept;
 
     enum class Status {
         kWritten,    ///< `written` bytes were taken, at least one
-        kWouldBlock, ///< none for now: wait until fd() is writable
-        kClosed,     ///< it was refused, for the reason `error_number`: nobody will ever read this, or the disk is full
+        kWouldBlock, ///< nothing was taken now: wait until fd() is writable
+        kClosed,     ///< refused for the reason `error_number`: nobody will ever read this, or the disk is full
     };
     struct Result {
         Status status;
@@ -28,11 +28,11 @@ class NonblockingOutput {
     };
     [[nodiscard]] Result write(std::span<const std::byte> bytes) const noexcept;
 
-    /// True if write() may wait all the same. It waits for the storage under a file, and for another writer of a
-    /// terminal that we may not open ourselves.
+    /// True if write() may wait nevertheless. It may wait for the storage of a file, and for another writer of a
+    /// terminal that this process may not open itself.
     [[nodiscard]] bool may_wait() const noexcept { return way_ == Way::kWrite ? !reopened_ : way_ == Way::kPollFirst; }
 
-    /// The descriptor to wait on: one of our own, so that it can be watched beside the one it was made from.
+    /// The descriptor to wait on. It is a separate descriptor, so that it can be watched beside the original one.
     [[nodiscard]] int fd() const noexcept { return reopened_ ? reopened_.get() : shared_fd_; }
 
   private:

@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kPathFlags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
 
-/// The parts of `path` between its slashes. A slash at the end asks for a directory, as "." does.
+/// The parts of `path` between its slashes. A slash at the end requires a directory, as "." does.
 std::deque<std::string> parts_of(const std::string& path) {
     std::deque<std::string> parts;
     std::size_t start = 0;
@@ -49,13 +49,14 @@ bool is_on_procfs(int fd) {
     return ::fstatfs(fd, &facts) == 0 && facts.f_type == PROC_SUPER_MAGIC;
 }
 
-/// Ours, or root's. In a user namespace that does not know root, root's files have the owner that "/" has.
+/// Whether the owner is this user or root. In a user namespace without root, root's files have the owner of "/".
 bool is_trusted(uid_t owner) {
     struct stat root {};
     return owner == ::geteuid() || owner == 0 || (::stat("/", &root) == 0 && owner == root.st_uid);
 }
 
-/// What the link says, which is opened with O_PATH. The result is empty, with errno set, if it cannot be read.
+/// Returns the target of the link, which is opened with O_PATH. If it cannot be read, the result is empty and errno is
+/// set.
 std::string target_of(int link) {
     std::array<char, PATH_MAX> target{};
     const ssize_t size = ::readlinkat(link, "", target.data(), target.size());
@@ -85,7 +86,7 @@ bool OutputPlace::find_without_links(const std::string& path) {
     how.resolve = RESOLVE_NO_SYMLINKS;
     UniqueFd directory(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, folder.c_str(), &how, sizeof(how))));
     if (!directory) {
-        return false; // It is a link, or the kernel is older, or there was an error. Walking the path finds out which.
+        return false; // It is a link, the kernel is older, or there was an error. Walking the path finds out.
     }
     struct stat facts {};
     if (::fstatat(directory.get(), name.c_str(), &facts, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(facts.st_mode)) {
@@ -149,7 +150,7 @@ void OutputPlace::walk(const std::string& path, const std::string& tried) {
             name_ = part;
             return;
         }
-        // O_NOFOLLOW alone would not do, because what is mounted there has to be entered.
+        // O_NOFOLLOW alone is not enough, because a file system that is mounted there must be entered.
         directory_.reset(::openat(directory_.get(), part.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     }
     throw_errno(errno, tried);
@@ -168,7 +169,7 @@ void check_not_locked(int fd, const std::string& tried) {
     struct flock range {};
     range.l_type = F_WRLCK;
     range.l_whence = SEEK_SET;
-    // If a file system has no locks, nobody can have one.
+    // If a file system has no locks, nobody can hold one.
     if (::fcntl(fd, F_OFD_GETLK, &range) == 0 && range.l_type != F_UNLCK) {
         throw Error("cannot " + tried + ": it is locked by " +
                     (range.l_pid > 0 ? "process " + std::to_string(range.l_pid)

@@ -42,7 +42,7 @@ bool WriteDeadline::wait_for(int fd, short events) noexcept {
 Written write_patiently(const NonblockingOutput& output, std::string_view text, const WritePatience& patience) {
     WriteDeadline deadline(patience);
     Written result;
-    bool promised = false; // poll() has said that there is room.
+    bool promised = false; // poll() has promised room
     while (result.bytes < text.size()) {
         const auto written = output.write(std::as_bytes(std::span(text.substr(result.bytes))));
         switch (written.status) {
@@ -52,7 +52,7 @@ Written write_patiently(const NonblockingOutput& output, std::string_view text, 
             promised = false;
             break;
         case NonblockingOutput::Status::kWouldBlock:
-            if (promised) { // There is room for something, but not for this. We look again in a moment.
+            if (promised) { // There is room for something, but not for this text. The next attempt is made in a moment.
                 ::poll(nullptr, 0, 2);
             }
             promised = deadline.wait_for(output.fd(), POLLOUT);

@@ -15,8 +15,8 @@
 
 namespace vmm {
 
-/// The descriptor of ours that `path` is a name of. To open such a name anew would begin at the start of a file that we
-/// are writing to already.
+/// The descriptor of this process that `path` names. Opening such a name again would begin at the start of a file to
+/// which this process is writing already.
 std::optional<int> named_descriptor(std::string_view path) {
     if (path == "/dev/stdout") {
         return STDOUT_FILENO;
@@ -40,7 +40,8 @@ std::optional<int> named_descriptor(std::string_view path) {
 
 namespace {
 
-/// Access control lists and the like, which a new file would not have. It would have SELinux's label.
+/// Whether the file has attributes, such as access control lists, that a new file would not have. A new file would have
+/// SELinux's label.
 bool has_attributes(int fd) {
     std::string names(4096, '\0');
     const ssize_t size = ::flistxattr(fd, names.data(), names.size());
@@ -59,7 +60,7 @@ bool has_attributes(int fd) {
     return false;
 }
 
-/// Whether a new file could not take the place of this one.
+/// Whether a new file could not replace this one.
 bool is_more_than_its_content(int fd, const struct stat& facts) {
     return facts.st_nlink != 1 || has_attributes(fd);
 }
@@ -80,7 +81,7 @@ ReportFile::ReportFile(std::string path, std::string what) : path_(std::move(pat
 void ReportFile::examine() {
     place_.emplace(path_, tried());
     struct stat facts {};
-    // With O_NONBLOCK, a pipe that nobody reads is found now, and does not hold us up.
+    // With O_NONBLOCK, opening a pipe that nobody reads fails now and does not wait.
     direct_ = place_->open(O_WRONLY | O_NONBLOCK);
     exists_ = static_cast<bool>(direct_);
     if (!exists_ && errno != ENOENT) {
@@ -101,7 +102,7 @@ void ReportFile::examine() {
         return;
     }
     if (!prepare_replacement(exists_ ? &facts : nullptr) && !exists_) {
-        // Some file systems know no files without names (EOPNOTSUPP). There it is enough that a file could be made.
+        // Some file systems have no files without names (EOPNOTSUPP). There it is enough that a file could be made.
         const int error_number = errno;
         if (error_number != EOPNOTSUPP || ::faccessat(place_->directory(), ".", W_OK | X_OK, AT_EACCESS) != 0) {
             throw_errno(error_number, tried(),
@@ -132,7 +133,7 @@ bool ReportFile::prepare_replacement(const struct stat* existing) {
             return give_up(errno);
         }
     }
-    // A lack of room is found now, and not after the guest has run. Some file systems cannot promise room.
+    // This finds a lack of room now, and not after the guest has run. Some file systems cannot reserve room.
     if (const int error_number = ::posix_fallocate(replacement_.get(), 0, kRoom);
         error_number == ENOSPC || error_number == EDQUOT) {
         return give_up(error_number);
@@ -171,7 +172,7 @@ bool ReportFile::replace(std::string_view text) {
 
 void ReportFile::write(std::string_view text, const WritePatience& patience) {
     if (FileServer* const server = file_server(); server != nullptr && overwritable_) {
-        std::string problem; // Only the other process may make a file there.
+        std::string problem; // only the other process may make a file there
         if (server->write_output(path_.c_str(), text, problem)) {
             return;
         }
@@ -182,9 +183,9 @@ void ReportFile::write(std::string_view text, const WritePatience& patience) {
         throw_errno(error_number, tried());
     }
     if (place_) {
-        try { // Much may have happened to the file since.
+        try { // the file may have changed since construction
             *this = ReportFile(path_, what_);
-        } catch (const Error&) { // What was found at first has to do.
+        } catch (const Error&) { // the facts from construction are used
         }
     }
     if (replace(text)) {

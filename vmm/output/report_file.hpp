@@ -1,4 +1,4 @@
-// The file that a report is written to.
+// The file to which a report is written.
 #pragma once
 
 #include <sys/stat.h>
@@ -13,28 +13,30 @@
 
 namespace vmm {
 
-/// The file of `--report`, or of something else that is written at the end. Construction finds out whether it can be
-/// written, while nothing has been done yet, and leaves what is there as it is. write() replaces it as a whole, so that
-/// a reader sees the old text or the new one and never half of it, and with the owner and the mode that it had. It is
-/// overwritten in place where replacing it would change more than its content: where the name is a link, the file has
-/// other names (hard links), attributes, or an owner that we cannot give to a new one, or where it can be written but
-/// not replaced (others' folders, mounted files). A pipe or terminal, and /dev/stdout and the like, are written to
-/// directly; a reader who does not read is not waited for without end. Threads: one.
+/// The file of `--report`, or of another text that is written at the end. Construction finds out whether the file can
+/// be written, and does not change its content. write() replaces it as a whole and keeps its owner and mode, so that a
+/// reader sees either the old text or the new one.
+///
+/// The file is overwritten in place if replacing it would change more than its content: if the name is a link, or if
+/// the file has other names (hard links), attributes, or an owner that a new file cannot get. It is also overwritten if
+/// it can be written but not replaced (others' folders, mounted files). A pipe or terminal, and /dev/stdout and the
+/// like, are written to directly; the wait for their reader is limited. Threads: one.
 class ReportFile {
   public:
-    /// Throws Error if `path` cannot be written, leads over another user's link (OutputPlace), or is locked as a
-    /// disk. `what` it will be is for messages.
+    /// `what` is the kind of text, for messages. Throws Error if `path` cannot be written, leads over another user's
+    /// link (OutputPlace), or is locked as a disk.
     explicit ReportFile(std::string path, std::string what = "the report");
-    /// True if what was written is replaced by another write(): it is a file, and neither a pipe nor a terminal nor a
-    /// descriptor of ours.
+    /// True if another write() replaces what was written. This is so for a file, but not for a pipe, a terminal or a
+    /// descriptor of this process.
     [[nodiscard]] bool is_replaced_by_writing() const noexcept { return overwritable_; }
-    /// Throws Error; a file that is replaced as a whole is then as it was. To be called once, unless
-    /// is_replaced_by_writing().
+    /// Writes the report. It may be called once, or repeatedly if is_replaced_by_writing(). Throws Error; a file that
+    /// is replaced as a whole is unchanged then.
     void write(std::string_view text, const WritePatience& patience = {});
 
   private:
     void examine();
-    /// Makes a file without a name that will take the place of the one there is, or of none. Says by errno why not.
+    /// Makes a file without a name, which will replace the existing file or take its place if there is none. If this
+    /// fails, errno says why.
     [[nodiscard]] bool prepare_replacement(const struct stat* existing);
     [[nodiscard]] bool replace(std::string_view text);
 
@@ -42,15 +44,15 @@ class ReportFile {
 
     std::string path_;
     std::string what_;
-    std::optional<OutputPlace> place_; ///< nothing for a descriptor of ours
+    std::optional<OutputPlace> place_; ///< nothing if the path names a descriptor of this process
     bool overwritable_ = false;        ///< it is, or will be, a regular file of its own
     bool exists_ = false;
-    UniqueFd direct_;      ///< to be written to as it is
-    UniqueFd replacement_; ///< a file without a name, that will take the place of the one at `place_`
+    UniqueFd direct_;      ///< open for writing in place
+    UniqueFd replacement_; ///< a file without a name, which will replace the file at `place_`
 };
 
-/// The descriptor of ours that `path` is a name of ("/dev/stdout", "/dev/fd/3"). Opening such a name anew would begin
-/// at the start of a file that we are writing to already.
+/// The descriptor of this process that `path` names ("/dev/stdout", "/dev/fd/3"). Opening such a name again would begin
+/// at the start of a file to which this process is writing already.
 [[nodiscard]] std::optional<int> named_descriptor(std::string_view path);
 
 } // namespace vmm

@@ -20,7 +20,7 @@ std::atomic<std::int64_t> first_signal_ms{0}; ///< since the host started; 0 if 
 static_assert(std::atomic<void (*)()>::is_always_lock_free && std::atomic<std::int64_t>::is_always_lock_free,
               "for use in a signal handler");
 
-/// timeout(1) and shells send one request as two signals, one to the process and one to its group.
+/// timeout(1) and shells send one request as two signals: one to the process, and one to its group.
 constexpr std::int64_t kOneRequestMs = 100;
 constexpr int kStatusOfSecond = 4; ///< the same as after the first signal (docs/report.md)
 
@@ -30,7 +30,7 @@ std::int64_t now_ms() {
     return (std::int64_t{now.tv_sec} * 1000) + (now.tv_nsec / 1'000'000) + 1;
 }
 
-/// Ends the process if somebody has lost patience with the stop that the first signal asked for.
+/// Ends the process if this is a second request, from somebody who does not want to wait for the stop.
 void end_if_second() {
     const std::int64_t now = now_ms();
     std::int64_t first = 0;
@@ -50,7 +50,7 @@ void on_exit_signal(int /*signal*/) {
 
 using Actions = std::array<struct sigaction, kStopSignals.size()>;
 
-/// Has `handler` called, except for a signal that is ignored. Returns what was done before.
+/// Installs `handler`, except for a signal that is ignored. Returns the actions from before.
 Actions handle(void (*handler)(int)) {
     Actions before{};
     struct sigaction action {};

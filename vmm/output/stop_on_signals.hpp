@@ -9,18 +9,19 @@
 
 namespace vmm {
 
-/// What is done before a second signal ends the process: giving something back that would outlive it. It runs in a
-/// signal handler. Null: nothing. Threads: any.
+/// Sets what is done before a second signal ends the process: it gives back something that would outlive the process.
+/// It runs in a signal handler. Null: nothing is done. Threads: any.
 void set_last_act(void (*act)()) noexcept;
-/// Does what set_last_act() was told, before another end of the process.
+/// Calls the function of set_last_act(), before the process ends in another way.
 void perform_last_act() noexcept;
 
 /// The signals that end a program.
 inline constexpr std::array kStopSignals{SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 
-/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT end the process at once, with a status: for the time in which
-/// there is nothing yet to give back, whatever is waited for meanwhile. One that our parent had us ignore (nohup) stays
-/// ignored. For programs, not for the library. At most one exists at a time. Threads: the main one.
+/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT end the process at once, with a status. It is for the time in
+/// which the process has nothing yet to give back, whatever it waits for. A signal that the parent process has set to
+/// be ignored (nohup) stays ignored. It is for programs, not for the library. At most one exists at a time. Threads:
+/// the main one.
 class ExitOnSignals {
   public:
     explicit ExitOnSignals(int status);
@@ -32,10 +33,10 @@ class ExitOnSignals {
     std::array<struct sigaction, kStopSignals.size()> before_{};
 };
 
-/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT request a stop instead of ending the process;
-/// afterwards they do what they did before. A second one, a tenth of a second or more after the first, ends the process
-/// at once, with status 4. One that our parent had us ignore (nohup) stays ignored. For programs, not for the library:
-/// dispositions belong to the process. At most one exists at a time. Threads: the main one.
+/// While it lives, SIGINT, SIGTERM, SIGHUP and SIGQUIT request a stop instead of ending the process; afterwards they do
+/// what they did before. A second signal, a tenth of a second or more after the first, ends the process at once, with
+/// status 4. A signal that the parent process has set to be ignored (nohup) stays ignored. It is for programs, not for
+/// the library, because signal dispositions belong to the process. At most one exists at a time. Threads: the main one.
 class StopOnSignals {
   public:
     explicit StopOnSignals(StopRequest& stop);
@@ -43,7 +44,7 @@ class StopOnSignals {
     StopOnSignals(const StopOnSignals&) = delete;
     StopOnSignals& operator=(const StopOnSignals&) = delete;
 
-    /// Readable from the first of these signals on, also where another reason to stop had come before it.
+    /// It is readable from the first of these signals on, even if a stop was requested before for another reason.
     [[nodiscard]] int fd() const noexcept { return signalled_.fd(); }
 
   private:

@@ -204,7 +204,7 @@ std::string bash(const CommandText& program, const std::vector<CommandText>& com
     return text + "    esac\n}\ncomplete -o filenames -F _vmm vmm\n";
 }
 
-/// Makes text safe for single quotes of zsh's _arguments, where brackets and colons have a meaning.
+/// Makes text safe for single quotes of zsh's _arguments, in which brackets and colons have a meaning.
 std::string zsh_text(std::string text) {
     for (const char* const c : {"[", "]", ":"}) {
         text = replaced(std::move(text), c, std::string("\\") + c);

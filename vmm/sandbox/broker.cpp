@@ -46,10 +46,10 @@ using broker_message::Parcel;
 constexpr std::size_t kMostOutputBytes = 16UL << 20U;
 constexpr std::array kFilesOfSnapshots{snapshot_files::kState, snapshot_files::kMemory, snapshot_files::kConfig,
                                        snapshot_files::kWorkingSet};
-/// These say how a file is used, and not what may be done with it.
+/// These flags say how a file is used. They grant no rights.
 constexpr int kMannerFlags = O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_DIRECT;
 
-/// Which file it is, whatever it is called.
+/// The identity of a file, whatever its name is.
 struct FileId {
     dev_t device = 0;
     ino_t inode = 0;
@@ -75,13 +75,13 @@ std::optional<FileId> id_of_socket(const std::string& path) noexcept {
                : std::nullopt;
 }
 
-/// A name within a directory, which leads nowhere else.
+/// Whether `name` is a name within a directory that leads nowhere else.
 bool is_plain_name(std::string_view name) noexcept {
     return !name.empty() && name.size() <= NAME_MAX && name != "." && name != ".." &&
            name.find('/') == std::string_view::npos;
 }
 
-/// "/a/b" has the parent "/a" and the name "b".
+/// Splits "/a/b" into the parent "/a" and the name "b".
 std::pair<std::string, std::string> parent_and_name(const std::string& path) {
     const std::size_t slash = path.rfind('/');
     return slash == std::string::npos ? std::pair(std::string("."), path)
@@ -97,12 +97,12 @@ std::vector<std::string> words_of(std::string_view text) {
     return words;
 }
 
-/// What runs in the broker's process.
+/// The broker's side; it runs in the broker's process.
 class Desk {
   public:
     Desk(BrokerRules rules, UniqueFd socket) : rules_(std::move(rules)), socket_(std::move(socket)) {
         if (rules_.user) {
-            ::setgroups(0, nullptr); // As whom it reaches files is said for each of them.
+            ::setgroups(0, nullptr); // the user is set for each file
         }
     }
 
@@ -165,12 +165,13 @@ class Desk {
         for (Retries retries; error == EAGAIN && retries.again();) {
             error = broker_message::send(socket_.get(), head, text, {}, fds);
         }
-        if (error != 0 && error != EPIPE) { // Who asked would wait for ever.
+        if (error != 0 && error != EPIPE) { // Otherwise the client would wait for ever.
             ::shutdown(socket_.get(), SHUT_RDWR);
         }
     }
 
-    /// Reaches files as another user while it lives, if the rules say so: the kernel asks for the user of files.
+    /// While it lives, files are reached as the user in the rules, if there is one. The kernel checks the file system
+    /// user.
     class AsUser {
       public:
         AsUser(const BrokerRules& rules, bool wanted) : is_other_(wanted && rules.user) {
@@ -192,7 +193,8 @@ class Desk {
         bool is_other_;
     };
 
-    /// Whether it is about a place that was named when the process was started, and not later by a client.
+    /// Whether the question is about a place that was named when the process was started. Clients name other places
+    /// later.
     [[nodiscard]] bool is_of_the_start(const Parcel& question) const {
         const int directory = question.fds[0].get();
         switch (static_cast<Act>(question.head.act)) {
@@ -203,7 +205,7 @@ class Desk {
         case Act::kRename:
             return is_working_set(directory);
         case Act::kWriteOutput:
-        case Act::kStart: // It becomes the user itself.
+        case Act::kStart: // start() sets the user itself
             return true;
         default:
             return false;
@@ -248,7 +250,8 @@ class Desk {
         return {.error_number = ENOSYS};
     }
 
-    /// What is at the sockets' places now is the client's. Another process may put its own there later.
+    /// The sockets that exist now at these paths belong to the client. Another process may put a socket of its own
+    /// there later.
     void settle() {
         for (std::string& path : rules_.sockets) {
             if (const auto id = id_of_socket(path); id && !settled_) {
@@ -258,7 +261,8 @@ class Desk {
         settled_ = true;
     }
 
-    /// Who asks has the connection, and may ask a newer kernel itself (SO_PEERPIDFD, Linux 6.5).
+    /// Opens the process at the other end of a connection. The client has this connection, and on a newer kernel it
+    /// could do this itself (SO_PEERPIDFD, Linux 6.5).
     static Result open_process_of_peer(const Parcel& question) {
         const auto peer = peer_of(question.fds[0].get());
         if (!peer || peer->process <= 0) {
@@ -283,14 +287,15 @@ class Desk {
     [[nodiscard]] bool is_working_set(int directory) const {
         return !rules_.working_set.empty() && directory >= 0 && id_of(directory) == id_of_directory(rules_.working_set);
     }
-    /// The client puts its number behind it, which is another one in its own namespace.
+    /// Whether it is the name of a temporary file of a working set. The client appends its process id, which is another
+    /// number in its own namespace.
     static bool is_temporary_working_set(std::string_view name) {
         std::string begin = ".";
         begin.append(snapshot_files::kWorkingSet).append(".");
         return name.starts_with(begin) && name.size() > begin.size() &&
                name.find_first_not_of("0123456789", begin.size()) == std::string_view::npos;
     }
-    /// Whether this name in this directory is that of an output.
+    /// Whether the file `name` in this directory is an output.
     [[nodiscard]] bool is_output(int directory, const std::string& name) const {
         const auto id = id_of(directory);
         return id && std::ranges::any_of(rules_.outputs, [&](const std::string& path) {
@@ -308,7 +313,7 @@ class Desk {
         const std::string& name = question.first;
         const int directory = question.fds[0].get();
         constexpr int kDirectory = O_PATH | O_DIRECTORY | O_CLOEXEC;
-        if ((flags & ~O_NOFOLLOW) == kDirectory) { // By it nothing can be read or listed.
+        if ((flags & ~O_NOFOLLOW) == kDirectory) { // nothing can be read or listed through it
             const int from = directory < 0 ? AT_FDCWD : directory;
             return rules_.snapshots ? opened(::openat(from, name.c_str(), flags)) : refused();
         }
@@ -324,7 +329,7 @@ class Desk {
             if (!reads && !makes) {
                 return refused();
             }
-            // A pipe, say, is not waited for.
+            // Opening does not wait if the file is a pipe, for example.
             UniqueFd fd(::openat(directory, name.c_str(), flags | O_CLOEXEC | O_NONBLOCK, mode));
             struct stat facts {};
             if (fd && (::fstat(fd.get(), &facts) != 0 || !S_ISREG(facts.st_mode))) {
@@ -343,7 +348,7 @@ class Desk {
 
     static Result opened(int fd) { return fd < 0 ? done(false) : Result{.fd = UniqueFd(fd)}; }
 
-    /// A directory for a snapshot that is not there yet. It is remembered: files may be made in it.
+    /// Makes a directory for a new snapshot, and remembers it, because files may be made in it.
     Result make_directory(const Parcel& question) {
         const std::string& name = question.first;
         const int parent = question.fds[0].get();
@@ -370,7 +375,7 @@ class Desk {
         return {};
     }
 
-    /// What was made for a snapshot, by its name in its parent.
+    /// Returns the directory that was made for a snapshot, by its name in its parent.
     [[nodiscard]] std::optional<FileId> made_one(int parent, const std::string& name) const {
         const UniqueFd found(::openat(parent, name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
         return found && is_made(found.get()) ? id_of(found.get()) : std::nullopt;
@@ -380,7 +385,7 @@ class Desk {
         const std::string& name = question.first;
         const int directory = question.fds[0].get();
         if (directory < 0) {
-            if (!settled_) { // Nobody else has been heard yet.
+            if (!settled_) { // before that, no guest runs
                 const bool listed = std::ranges::find(rules_.sockets, name) != rules_.sockets.end();
                 return listed && id_of_socket(name) ? done(::unlink(name.c_str()) == 0) : refused();
             }
@@ -405,7 +410,7 @@ class Desk {
         return may ? done(::unlinkat(directory, name.c_str(), 0) == 0) : refused();
     }
 
-    /// A snapshot that is whole gets its name, or a working set does.
+    /// Gives a complete snapshot its name, or a working set.
     Result rename(const Parcel& question) {
         const std::string& from = question.first;
         const std::string& to = question.second;
@@ -421,7 +426,7 @@ class Desk {
         if (!id) {
             return refused();
         }
-        // A directory takes the place of an empty directory at most.
+        // A directory can replace nothing but an empty directory.
         Result result = done(::syscall(SYS_renameat2, directory, from.c_str(), directory, to.c_str(), flags) == 0);
         if (result.error_number == 0) {
             std::erase(made_, *id);
@@ -502,9 +507,9 @@ class Desk {
         std::string path;
         FileId id;
     };
-    std::vector<Socket> sockets_; ///< since settle()
+    std::vector<Socket> sockets_; ///< set by settle()
     bool settled_ = false;
-    std::vector<FileId> made_; ///< directories of snapshots that are not whole yet
+    std::vector<FileId> made_; ///< directories of snapshots that are not complete yet
     std::vector<std::unique_ptr<ChildProcess>> started_;
 };
 
@@ -526,7 +531,7 @@ void close_all_but(int fd) noexcept {
 
 [[noreturn]] void become_broker(BrokerRules rules, UniqueFd socket) noexcept {
     ::prctl(PR_SET_NAME, "vmm-broker");
-    ::setpgid(0, 0); // A terminal's signals are for the one who asks.
+    ::setpgid(0, 0); // signals of a terminal are for the client
     for (int number = 1; number < NSIG; ++number) {
         ::signal(number, SIG_DFL);
     }
@@ -543,7 +548,7 @@ void close_all_but(int fd) noexcept {
         }
         Desk desk(std::move(rules), std::move(socket));
         desk.serve();
-    } catch (const std::exception&) { // Who asks finds that nobody is there.
+    } catch (const std::exception&) { // The client notices that the broker is gone.
     }
     ::_exit(0);
 }
@@ -562,7 +567,7 @@ struct Broker::Question {
 struct Broker::Answer {
     int error_number = 0;
     Parcel message{};
-    bool is_lost = false; ///< the question was put, and nobody knows what has come of it
+    bool is_lost = false; ///< the question was sent, and its result is not known
 };
 
 Broker::Broker(BrokerRules rules) {
@@ -608,7 +613,7 @@ Broker::Answer Broker::ask(const Question& question) noexcept {
         if (!answer) {
             return {.error_number = errno == 0 ? EPIPE : errno, .is_lost = true};
         }
-        if (answer->head.sequence == sequence) { // The answer to an earlier question may have been given up.
+        if (answer->head.sequence == sequence) { // if not, it answers an earlier question, whose answer was given up
             return {answer->head.value, std::move(*answer)};
         }
     }
@@ -616,7 +621,7 @@ Broker::Answer Broker::ask(const Question& question) noexcept {
 
 namespace {
 
-/// What a call of the system returns, with errno set.
+/// Returns whether the call succeeded, and sets errno as a system call does.
 bool has_worked(int error_number) noexcept {
     errno = error_number != 0 ? error_number : errno;
     return error_number == 0;
@@ -654,7 +659,7 @@ UniqueFd Broker::open_at(int directory, const char* path, int flags, mode_t mode
 bool Broker::make_directory_at(int directory, const char* name, mode_t mode) noexcept {
     const Answer answer =
         ask({.act = Act::kMakeDirectory, .first = name, .mode = mode, .fds = {directory, -1, -1, -1}});
-    if (answer.is_lost) { // It may have been made. The broker removes none that it has not made.
+    if (answer.is_lost) { // It may have been made. The broker removes only directories that it has made.
         remove_at(directory, name, AT_REMOVEDIR);
     }
     return has_worked(answer.error_number);

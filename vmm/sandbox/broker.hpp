@@ -1,4 +1,4 @@
-// The process that reaches files and starts programs for a process that is confined.
+// The process that opens files and starts programs for a confined process.
 #pragma once
 
 #include <sys/types.h>
@@ -16,48 +16,49 @@
 
 namespace vmm {
 
-/// What a broker does for the process that made it, and nothing else (docs/threat-model.md).
+/// Everything that a broker does for the process that made it (docs/threat-model.md). It does nothing else.
 struct BrokerRules {
-    /// Files that may be opened for writing anew, and made where they are gone: logs.
+    /// Files that may be opened for writing again, and created again if they are gone: logs.
     std::vector<std::string> outputs{};
     /// Unix sockets that may be removed.
     std::vector<std::string> sockets{};
     /// Whether snapshots may be made and read, at any place: a client may ask for them.
     bool snapshots = false;
-    /// Who snapshots and programs are reached as, where root has started the process; nothing: who has started it.
+    /// The user with whose rights snapshots and programs are reached if root has started the process; nothing: the user
+    /// who has started it.
     std::optional<uid_t> user{};
     std::optional<gid_t> group{}; ///< goes with `user`
     /// The directory of a snapshot whose working set may be written; empty: none.
     std::string working_set{};
-    /// Programs that may be started, by the names that they are asked for with. `word` is what their first argument may
-    /// be.
+    /// Programs that may be started, by the names with which a request names them.
     struct Program {
-        std::string name;                           ///< the program as it is asked for
-        std::vector<std::string> first_arguments{}; ///< what the first one behind the name may be
+        std::string name;                           ///< the program's name in a request
+        std::vector<std::string> first_arguments{}; ///< the allowed values of the first argument after the name
         std::size_t arguments = 0;                  ///< how many there are, the program's name included
     };
     std::vector<Program> programs{};
-    /// Runs in the broker before it is asked for anything; null: nothing does. It throws nothing.
+    /// It runs in the broker before the first request; null: nothing runs. It must not throw.
     std::function<void()> prepare{};
-    /// Writes the output of the process, to the one place where it may go; null: nowhere. Returns what went wrong, as a
-    /// sentence without "cannot", or nothing. It runs in the broker.
+    /// Writes the output of the process to the one place where it may go; null: there is none. It runs in the broker.
+    /// Returns what went wrong, as a sentence without "cannot", or an empty text.
     std::function<std::string(std::string_view path, std::string_view text)> write_output{};
 };
 
-/// It is a process of its own, which is made while nothing can be wrong with this one, and ends with it. It has no
-/// descriptor but the one that it is asked by. It keeps the rights of the user, and does only what its rules name.
+/// The broker is a process of its own. It is made before this process can have been taken over, and ends with this
+/// process. It has no descriptor but the one for requests. It keeps the rights of the user, and does only what its
+/// rules name.
 ///
-/// Threads: any, but for the constructor and the destructor.
+/// Threads: any, except for the constructor and the destructor.
 class Broker final : public FileServer {
   public:
     /// Makes the process. No other thread may exist. Throws Error.
     explicit Broker(BrokerRules rules);
-    /// Has it end, and waits for that.
+    /// Makes the process end, and waits for that.
     ~Broker() override;
 
-    /// One more socket that may be removed; only before settle(). Throws Error.
+    /// Adds a socket that may be removed. It must be called before settle(). Throws Error.
     void add_socket(const std::string& path);
-    /// From now on the rules stay as they are. Throws Error.
+    /// From now on the rules cannot change. Throws Error.
     void settle();
 
     UniqueFd open_at(int directory, const char* path, int flags, mode_t mode) noexcept override;
@@ -71,7 +72,7 @@ class Broker final : public FileServer {
     Started start(const Program& program, const std::string& tried) override;
 
     [[nodiscard]] pid_t pid() const noexcept { return pid_; }
-    /// The descriptor by which it is asked, on loan.
+    /// The descriptor for requests, on loan.
     [[nodiscard]] int fd() const noexcept { return socket_.get(); }
 
   private:

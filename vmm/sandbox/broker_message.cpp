@@ -44,8 +44,8 @@ int send(int socket, Head head, std::string_view first, std::string_view second,
         header->cmsg_len = CMSG_LEN(sizeof(int) * count);
         std::memcpy(CMSG_DATA(header), sent.data(), sizeof(int) * count);
     }
-    // If it fails, nothing has gone out, and there may be memory the next time. EPIPE is not tried again, because the
-    // other end is gone.
+    // If sending fails, nothing has been sent, and there may be memory for the next try. EPIPE is not tried again,
+    // because then the other end is gone.
     constexpr int kTries = 3;
     int error = EAGAIN;
     for (int tries = 0; tries < kTries && error != 0 && error != EPIPE; ++tries) {

@@ -1,4 +1,4 @@
-// What a confined process and its broker say to each other.
+// The messages between a confined process and its broker.
 #pragma once
 
 #include <array>
@@ -32,7 +32,7 @@ enum class Act : std::uint32_t {
 struct Head {
     std::uint32_t act = 0;
     std::uint32_t sequence = 0;
-    std::int32_t value = 0; ///< flags of an open file, of a removal or of a name
+    std::int32_t value = 0; ///< flags of an opening, a removal or a renaming
     std::uint32_t mode = 0;
     std::uint32_t first_bytes = 0;
     std::uint32_t second_bytes = 0;
@@ -50,12 +50,12 @@ struct Parcel {
     std::array<UniqueFd, kMostFds> fds{}; ///< at their places
 };
 
-/// Sends one; the descriptors are loans, -1 where there is none. Returns 0 or an errno.
+/// Sends a message. The descriptors are loans; -1 stands for none. Returns 0 or an errno.
 int send(int socket, Head head, std::string_view first, std::string_view second,
          const std::array<int, kMostFds>& fds) noexcept;
 
-/// Receives one. Nothing, with errno set: it failed; errno is 0 if the other end is gone, and EPROTO if it was no
-/// message.
+/// Receives a message. Returns nothing if that failed, with errno set: errno is 0 if the other end is gone, and EPROTO
+/// if the bytes were no message.
 std::optional<Parcel> receive(int socket) noexcept;
 
 } // namespace vmm::broker_message

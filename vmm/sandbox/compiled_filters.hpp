@@ -1,4 +1,4 @@
-// The filters of system calls, as they were compiled when this program was built.
+// The filters of system calls. They are compiled when this program is built.
 #pragma once
 
 #include <linux/filter.h>
@@ -12,24 +12,24 @@
 
 namespace vmm {
 
-/// What a process still has to do when its machine has been made.
+/// What a process must still do after its machine has been made.
 struct ProcessNeeds {
-    /// Whether guests may go to, or come from, other hosts: connections of TCP.
+    /// Whether guests may be migrated to or from other hosts, over TCP connections.
     bool network = false;
 };
 
 /// The rules of filters/ as programs for seccomp(2) with SECCOMP_SET_MODE_FILTER. libseccomp compiles them while this
-/// program is built (filters/compile_filters.cpp), because that takes it most of a millisecond, which each start would
-/// pay for. Threads: any.
+/// program is built (filters/compile_filters.cpp). At run time this would cost most of a millisecond at each start.
+/// Threads: any.
 namespace compiled_filters {
 
-/// Stands in the program of a process where the number of that process belongs. No process has it: Linux gives none
-/// above 2^22 (PID_MAX_LIMIT).
+/// Stands in the program of a process for the id of that process. No process has this id: Linux gives none above 2^22
+/// (PID_MAX_LIMIT).
 inline constexpr std::uint32_t kAnyProcess = 0x7ff1d000;
 
-/// What a thread of this kind may do.
+/// The filter of a thread of this kind.
 [[nodiscard]] std::span<const sock_filter> of_thread(ThreadKind kind, Refusal refusal) noexcept;
-/// What any thread of a process may do that runs a machine. kAnyProcess stands in one instruction of it.
+/// The filter of all threads of a process that runs a machine. kAnyProcess stands in one of its instructions.
 [[nodiscard]] std::span<const sock_filter> of_process(const ProcessNeeds& needs, Refusal refusal) noexcept;
 
 /// The name of a system call; empty if libseccomp did not know it.

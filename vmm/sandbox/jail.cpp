@@ -31,7 +31,7 @@ namespace vmm {
 
 namespace {
 
-constexpr const char* kNamespaces = "/run/netns/"; // as ip-netns(8) says
+constexpr const char* kNamespaces = "/run/netns/"; // as in ip-netns(8)
 
 bool is_root() {
     return ::geteuid() == 0;
@@ -123,7 +123,7 @@ void send_network(int socket) noexcept {
     static_cast<void>(broker_message::send(socket, {.value = error_number}, {}, {}, {network.get(), -1, -1, -1}));
 }
 
-/// The parent's part: it is what others know by its number, so it hands on what they tell it.
+/// The work of the parent. Other processes know the machine by the parent's id, so the parent passes their signals on.
 [[noreturn]] void stand_for(pid_t child) noexcept {
     for (;;) {
         sigset_t all;
@@ -148,7 +148,7 @@ void send_network(int socket) noexcept {
             }
             if (WIFSIGNALED(own_status)) {
                 const rlimit none{};
-                ::setrlimit(RLIMIT_CORE, &none); // The child has had its own.
+                ::setrlimit(RLIMIT_CORE, &none); // The child has written its own core file.
                 const int number = WTERMSIG(own_status);
                 ::signal(number, SIG_DFL);
                 sigset_t one;
@@ -158,13 +158,13 @@ void send_network(int socket) noexcept {
                 ::sigprocmask(SIG_UNBLOCK, &one, nullptr);
             }
             ::_exit(WIFEXITED(own_status) ? WEXITSTATUS(own_status) : 1);
-        } else if (signal > 0 && info.si_code != SI_KERNEL) { // A terminal tells the child itself.
+        } else if (signal > 0 && info.si_code != SI_KERNEL) { // a terminal sends its signals to the child, too
             ::kill(child, signal);
         }
     }
 }
 
-/// The ids are the same inside and outside: files and sockets are whose they were.
+/// The ids are the same inside and outside, so files and sockets keep their owners.
 void map_ids(uid_t user, gid_t group) {
     constexpr const char* kTried = "give a jail a user namespace (--jail)";
     constexpr const char* kAdvice = "start vmm as root, with --uid and --gid";
@@ -307,13 +307,13 @@ void Jail::close(unsigned most_fds) {
                 "make the root of a jail");
     const std::string proc = root + "/proc";
     do_or_throw(::mkdir(proc.c_str(), 0555), "make the root of a jail"); // NOLINT(*-magic-numbers): a mode
-    // In a container whose /proc is covered in part nobody may mount another. Then there is none, and reports lack what
-    // it says.
+    // In a container in which a part of /proc is covered, nobody may mount another /proc. Then the jail has none, and
+    // reports lack the figures from it.
     if (::mount("proc", proc.c_str(), "proc", kNothing, nullptr) != 0 && errno != EPERM) {
         do_or_throw(-1, "mount /proc in a jail");
     }
     do_or_throw(::chdir(root.c_str()), "go into a jail");
-    // The old root lies on the new one for a moment, and goes (pivot_root(2)).
+    // The old root is on top of the new one for a moment, and is then removed (pivot_root(2)).
     do_or_throw(static_cast<int>(::syscall(SYS_pivot_root, ".", ".")), "make a directory the root of a jail");
     do_or_throw(::umount2(".", MNT_DETACH), "let go of the host's files");
     do_or_throw(::chdir("/"), "go into a jail");
@@ -330,7 +330,7 @@ void Jail::close(unsigned most_fds) {
     if (const int error = settings_.become_user(); error != 0) {
         throw_errno(error, "become the user of --uid and --gid (--jail)");
     }
-    do_or_throw(::prctl(PR_SET_PDEATHSIG, SIGKILL), "end with who started the jail"); // Another user has none.
+    do_or_throw(::prctl(PR_SET_PDEATHSIG, SIGKILL), "end with who started the jail"); // a change of the user clears it
     ::clearenv();
 }
 

@@ -16,7 +16,8 @@ namespace vmm {
 
 namespace {
 
-/// As in Documentation/userspace-api/landlock.rst; the C library's headers may be older than the kernel.
+/// As in Documentation/userspace-api/landlock.rst. It is repeated here, because the C library's headers may be older
+/// than the kernel.
 struct RulesetAttributes {
     std::uint64_t handled_access_fs;
     std::uint64_t handled_access_net;
@@ -39,7 +40,7 @@ struct __attribute__((packed)) PathBeneath {
 };
 constexpr unsigned kPathBeneath = 1;
 
-/// What is not there needs no right.
+/// A place that does not exist needs no right.
 void allow(int ruleset, const LandlockPlace& place) {
     const UniqueFd fd(::open(place.path.c_str(), O_PATH | O_CLOEXEC));
     struct stat facts {};
@@ -79,7 +80,7 @@ UniqueFd make_ruleset(std::span<const LandlockPlace> places, bool connects) {
                                        .handled_access_net = !has_network ? 0
                                                              : connects   ? kToBindAPort
                                                                           : kToBindAPort | kToConnectAPort};
-    // An older kernel takes the members that it knows.
+    // An older kernel gets only the members that it knows.
     const std::size_t bytes = has_network ? sizeof attributes : sizeof attributes.handled_access_fs;
     UniqueFd ruleset(static_cast<int>(::syscall(SYS_landlock_create_ruleset, &attributes, bytes, 0)));
     if (!ruleset) {

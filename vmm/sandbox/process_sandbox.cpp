@@ -24,18 +24,18 @@ namespace vmm {
 
 namespace {
 
-/// What threads that begin find: a ruleset and a broker.
+/// What threads that begin need: a ruleset and a broker.
 struct Beginning {
     int files = -1;
     FileServer* server = nullptr;
     const JailSettings* jail = nullptr; ///< null: there is none
-    std::uint32_t capabilities = 0;     ///< that are kept, of the first 32
+    std::uint32_t capabilities = 0;     ///< those that are kept, of the first 32
 };
 constinit std::atomic<const Beginning*> beginning{nullptr};
 constinit Beginning current;
 
 constexpr unsigned kMostDescriptorsInAJail = 4096;
-constexpr std::uint32_t kKeptCapabilities = CAP_TO_MASK(CAP_IPC_LOCK); // Guest memory is locked, and pinned.
+constexpr std::uint32_t kKeptCapabilities = CAP_TO_MASK(CAP_IPC_LOCK); // guest memory is locked, and pinned
 
 [[noreturn]] void throw_cannot_confine(int error_number, const char* what) {
     throw_errno(error_number, std::string("confine this process (--sandbox on): ") + what,
@@ -55,7 +55,7 @@ std::vector<LandlockPlace> places_of_the_kernel(bool lowers_pools) {
     return places;
 }
 
-/// What can be given up without the C library's knowledge. Returns 0 or an errno.
+/// Gives up the rights that the C library need not know of. Returns 0 or an errno.
 int give_up_files_and_capabilities(int files, std::uint32_t kept_capabilities) noexcept {
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
         return errno;
@@ -98,7 +98,7 @@ ProcessSandbox::ProcessSandbox(SandboxMode mode, Settings settings)
     if (mode_ != SandboxMode::kOn) {
         return;
     }
-    broker_.emplace(std::move(settings.broker)); // It stays outside of the jail.
+    broker_.emplace(std::move(settings.broker)); // it stays outside of the jail
     if (settings.jail) {
         settings.kept.push_back(broker_->fd());
         jail_.emplace(*settings.jail, settings.kept);
@@ -108,7 +108,7 @@ ProcessSandbox::ProcessSandbox(SandboxMode mode, Settings settings)
     current = {.files = files_.get(),
                .server = &*broker_,
                .jail = jail_ ? &jail_->settings() : nullptr,
-               // Landlock keeps other processes from it, with this capability or without.
+               // With this capability, too, Landlock keeps the process from other processes.
                .capabilities = kKeptCapabilities | (settings.pages_arrive ? CAP_TO_MASK(CAP_SYS_PTRACE) : 0)};
     beginning.store(&current);
     set_beginning_of_threads(&ProcessSandbox::confine_beginning_thread);
@@ -126,7 +126,8 @@ void ProcessSandbox::add_socket(const std::string& path) {
     }
 }
 
-/// A thread that keeps more than it needs is no reason to end the process: what it gives up is one wall of several.
+/// If this fails, the thread keeps rights that it does not need. That is no reason to end the process, because there
+/// are other walls.
 void ProcessSandbox::confine_beginning_thread() noexcept {
     if (const Beginning* const now = beginning.load()) {
         if ((now->jail == nullptr || now->jail->become_user() == 0) &&
@@ -145,11 +146,11 @@ void ProcessSandbox::confine() {
     }
     if (mode_ == SandboxMode::kOn) {
         broker_->settle();
-        set_beginning_of_threads(nullptr); // What begins from now on inherits it.
+        set_beginning_of_threads(nullptr); // later threads inherit the restrictions
         use_file_server(&*broker_);
         if (jail_) {
             jail_->close(kMostDescriptorsInAJail);
-            own_facts_.reset(::open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC)); // Its /proc is another one.
+            own_facts_.reset(::open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC)); // the jail has another /proc
             files_ = make_ruleset(places_of_the_kernel(false), needs_.network);
         }
         if (::prctl(PR_SET_DUMPABLE, stays_dumpable_ ? 1 : 0, 0, 0, 0) != 0) {

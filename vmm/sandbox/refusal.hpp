@@ -1,4 +1,4 @@
-// What becomes of a system call that a filter does not allow.
+// What happens with a system call that a filter does not allow.
 #pragma once
 
 namespace vmm {

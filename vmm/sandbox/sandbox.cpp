@@ -27,7 +27,7 @@ namespace vmm {
 
 namespace {
 
-/// Linux's names of threads are not longer (prctl(2), PR_SET_NAME).
+/// Names of threads in Linux are not longer (prctl(2), PR_SET_NAME).
 constexpr std::size_t kMostNameBytes = 15;
 struct ThreadName {
     std::array<char, kMostNameBytes> text{};
@@ -40,7 +40,7 @@ thread_local constinit ThreadName name_of_this_thread;
                 "this kernel lacks seccomp filters, or forbids them: use Config::sandbox=off, and trust the guest");
 }
 
-/// Whether the user has set M_ARENA_MAX (mallopt(3)). The allocator takes a value that it cannot use for none.
+/// Whether the user has set M_ARENA_MAX (mallopt(3)). The allocator ignores a value that it cannot use.
 bool is_told_how_many_arenas() {
     const char* const variable = std::getenv("MALLOC_ARENA_MAX");
     const char* const tunables = std::getenv("GLIBC_TUNABLES");
@@ -48,12 +48,11 @@ bool is_told_how_many_arenas() {
            (tunables != nullptr && std::string_view(tunables).find("arena_max") != std::string_view::npos);
 }
 
-/// The allocator of glibc looks at the host when it needs to know something for the first time, in whatever thread that
-/// is: how many processors there are when it makes its ninth arena, and how the kernel overcommits memory
-/// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks. A confined thread cannot, so that
-/// neither is left to happen.
+/// Sets glibc's allocator up so that it never reads facts about the host in a confined thread, which cannot read them.
+/// It would read the number of processors when it makes its ninth arena, and how the kernel overcommits memory
+/// (/proc/sys/vm/overcommit_memory) when an arena other than the first one shrinks.
 void prepare_allocator() {
-    if (!is_told_how_many_arenas()) { // Then as many as it would have counted.
+    if (!is_told_how_many_arenas()) { // this sets the number that it would have calculated
         constexpr int kArenasOfAProcessor = 8;
         ::mallopt(M_ARENA_MAX,
                   kArenasOfAProcessor * static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U)));

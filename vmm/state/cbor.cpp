@@ -10,7 +10,7 @@ namespace vmm {
 
 namespace {
 
-/// Looks at all of it before anything is made of it. The parser calls itself for each list in a list: it ends where
+/// Checks all of the bytes before values are made of them. The parser calls itself for each nested list, and stops if
 /// this says so.
 class CborBounds final : public nlohmann::json_sax<CborValue> {
   public:
@@ -56,7 +56,7 @@ std::vector<std::byte> to_cbor(const CborValue& value) {
 }
 
 CborValue from_cbor(std::span<const std::byte> bytes, std::string_view what) {
-    // The parser takes numbers for bytes. A byte may be read as any of them.
+    // The parser takes numbers for bytes; a byte may be read as either.
     const auto* const first = reinterpret_cast<const std::uint8_t*>(bytes.data());
     const auto* const last = first + bytes.size();
     CborBounds bounds;

@@ -1,4 +1,4 @@
-// CBOR (RFC 8949), from those who need not be trusted.
+// CBOR (RFC 8949) from sources that need not be trusted.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@ using CborValue = nlohmann::json;
 
 [[nodiscard]] std::vector<std::byte> to_cbor(const CborValue& value);
 
-/// Reads the value that is encoded in `bytes`. Lists and objects may be nested 16 deep, and there may be two million
-/// values and names in it. `what` is for messages. Throws Error: it is no such value, or it is larger.
+/// Reads the value that is encoded in `bytes`. Lists and objects may be nested 16 deep, and may have two million values
+/// and names in all. `what` is for messages. Throws Error if `bytes` are no such value, or if it is larger.
 [[nodiscard]] CborValue from_cbor(std::span<const std::byte> bytes, std::string_view what);
 
 } // namespace vmm

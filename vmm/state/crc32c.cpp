@@ -11,7 +11,7 @@ namespace vmm {
 
 namespace {
 
-/// The polynomial with its bits reversed, as the lowest bit of a byte comes first.
+/// The polynomial with its bits reversed, because the lowest bit of a byte comes first.
 constexpr std::uint32_t kPolynomial = 0x82f63b78;
 
 constexpr std::array<std::uint32_t, 256> make_table() {
@@ -28,13 +28,13 @@ constexpr std::array<std::uint32_t, 256> make_table() {
 
 constexpr std::array<std::uint32_t, 256> kTable = make_table();
 
-/// For each byte of a checksum (with its bits inverted): what it becomes behind `kStreamBytes` zeros. The processor
-/// needs three clock cycles for the instruction, and can begin one in each cycle. So three streams are read at once,
-/// and this table puts their checksums together.
+/// For each byte of a checksum (with its bits inverted): its value after `kStreamBytes` zeros. The processor needs
+/// three clock cycles for the instruction, and can begin one in each cycle. So three streams are read at once, and this
+/// table combines their checksums.
 constexpr std::size_t kStreamBytes = 2048;
 using Shift = std::array<std::array<std::uint32_t, 256>, 4>;
 
-using BitMatrix = std::array<std::uint32_t, 32>; ///< what becomes of each bit
+using BitMatrix = std::array<std::uint32_t, 32>; ///< the result of each bit
 
 constexpr std::uint32_t product(const BitMatrix& matrix, std::uint32_t vector) {
     std::uint32_t sum = 0;
@@ -45,7 +45,7 @@ constexpr std::uint32_t product(const BitMatrix& matrix, std::uint32_t vector) {
 }
 
 constexpr Shift make_shift() {
-    BitMatrix matrix{}; // of one zero bit
+    BitMatrix matrix{}; // the effect of one zero bit
     matrix[0] = kPolynomial;
     for (std::size_t bit = 1; bit < matrix.size(); ++bit) {
         matrix[bit] = 1U << (bit - 1);
@@ -107,10 +107,10 @@ __attribute__((target("sse4.2"))) std::uint32_t by_instruction(std::span<const s
 
 const bool kHasInstruction = __builtin_cpu_supports("sse4.2") != 0;
 
-// The same for long texts by multiplication without carries ("Fast CRC Computation for Generic Polynomials Using
-// PCLMULQDQ Instruction", Intel, 2009): a part of the text may be moved behind n bits that follow it if it is
-// multiplied by x^n modulo the polynomial. 256 bytes are moved at once, until 16 are left that have the checksum of
-// all.
+// The same for long texts, by multiplication without carries ("Fast CRC Computation for Generic Polynomials Using
+// PCLMULQDQ Instruction", Intel, 2009). A part of the text can be added to the text n bits behind it if it is
+// multiplied by x^n modulo the polynomial. 256 bytes are folded at once, until 16 bytes are left that have the same
+// checksum as all.
 
 /// x^n modulo the polynomial, with the lowest power in the highest bit, as the instruction takes it.
 constexpr std::uint64_t power_of_x(unsigned n) {
@@ -121,8 +121,8 @@ constexpr std::uint64_t power_of_x(unsigned n) {
     return std::uint64_t{power} << 32U;
 }
 
-/// What 16 bytes are multiplied by that move `Bits` on: their first half has 64 bits more to go. Products of numbers
-/// with their bits reversed are one place too low, which is one power less here.
+/// The factors that move 16 bytes by `Bits`; their first half must move 64 bits more. A product of numbers with
+/// reversed bits is one place too low, so each power here is one less.
 template <unsigned Bits>
 constexpr std::array<std::uint64_t, 2> kMove{power_of_x(Bits + 64 - 1), power_of_x(Bits - 1)};
 
@@ -137,7 +137,7 @@ VMM_FOLDS __m512i moved(__m512i text, __m512i onto) noexcept {
     const __m512i factors =
         _mm512_set4_epi64(static_cast<long long>(kMove<Bits>[1]), static_cast<long long>(kMove<Bits>[0]),
                           static_cast<long long>(kMove<Bits>[1]), static_cast<long long>(kMove<Bits>[0]));
-    constexpr int kExclusiveOr = 0x96; // of three
+    constexpr int kExclusiveOr = 0x96; // of three operands
     return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(text, factors, 0x00),
                                      _mm512_clmulepi64_epi128(text, factors, 0x11), onto, kExclusiveOr);
 }
@@ -152,7 +152,8 @@ VMM_FOLDS __m128i moved(__m128i text, __m128i onto) noexcept {
 
 constexpr std::size_t kFoldedBytes = 256;
 
-/// Of `bytes`, a multiple of kFoldedBytes that is not 0. `value` and what is returned have their bits inverted.
+/// Returns the checksum of `bytes`, a multiple of kFoldedBytes that is not 0. `value` and the result have their bits
+/// inverted.
 VMM_FOLDS std::uint32_t fold(std::span<const std::byte> bytes, std::uint32_t value) noexcept {
     __m512i a = _mm512_xor_si512(loaded(bytes, 0), _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(value))));
     __m512i b = loaded(bytes, 64);

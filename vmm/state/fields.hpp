@@ -18,28 +18,28 @@
 
 namespace vmm {
 
-/// Where a field is, for messages: "vcpus[3].xsave". A chain of what lies on the stack.
+/// The place of a field, for messages: "vcpus[3].xsave". It is a chain of objects on the stack.
 struct FieldPath {
     const FieldPath* parent = nullptr;
     std::string_view name;
     std::optional<std::size_t> index; ///< in a list of this name
-    bool is_saving = false;           ///< of the first in the chain
+    bool is_saving = false;           ///< counts only in the first of the chain
 
     [[nodiscard]] std::string text() const;
-    /// Throws Error: the field cannot be so.
+    /// Throws Error, which says that the field cannot have this value, and why.
     [[noreturn]] void refuse(const std::string& why) const;
 };
 
-/// How many bytes, or how many elements.
+/// The allowed number of bytes or elements.
 struct FieldSize {
     std::size_t least = 0;
     std::size_t most = 0;
 
-    /// Throws Error unless `size` is one of these. `what` is "bytes", say.
+    /// Throws Error unless `size` is in this range. `what` is for the message: "bytes", for example.
     void check(const FieldPath& path, std::size_t size, std::string_view what) const;
 };
 
-/// An integer, or an enumeration of them.
+/// An integer or an enumeration.
 template <typename Value>
 concept FieldNumber = (std::is_integral_v<Value> && !std::is_same_v<Value, bool>) || std::is_enum_v<Value>;
 
@@ -73,8 +73,8 @@ struct FieldRange {
 //     }
 //
 // A structure becomes an object, and each of its fields becomes a member with the field's name. A list of small
-// structures, such as pairs, becomes a list of lists (rows()). Both check what they are told of a field, and throw
-// Error.
+// structures, such as pairs, becomes a list of lists (rows()). Writer and reader both check the limits that describe a
+// field, and throw Error.
 
 /// The numbers of one row of a table, in their order.
 class RowWriter {
@@ -92,7 +92,7 @@ class RowWriter {
 
 class FieldWriter {
   public:
-    /// `object` and `path` outlive it.
+    /// `object` and `path` must outlive it.
     FieldWriter(CborValue& object, const FieldPath& path) : object_(object), path_(path) {
         object_ = CborValue::object();
     }
@@ -113,7 +113,7 @@ class FieldWriter {
         }
     }
 
-    /// A fixed number of them.
+    /// Writes a fixed number of values.
     template <typename Array>
     void numbers(std::string_view name, const Array& values) {
         CborValue list = CborValue::array();
@@ -127,7 +127,7 @@ class FieldWriter {
 
     void text(std::string_view name, const std::string& value, std::size_t most) {
         FieldSize{0, most}.check(at(name), value.size(), "bytes");
-        // CBOR's texts are UTF-8; what comes from elsewhere may be anything.
+        // CBOR's texts are UTF-8, but a text from elsewhere may have any bytes.
         put(name, binary(std::as_bytes(std::span(value))));
     }
 
@@ -164,7 +164,7 @@ class FieldWriter {
         put(name, elements(name, std::span(values), describe));
     }
 
-    /// A fixed number of them.
+    /// Writes a fixed number of elements.
     template <typename Value, std::size_t kCount, typename Describe>
     void list(std::string_view name, const Value (&values)[kCount], Describe describe) { // NOLINT(*-avoid-c-arrays)
         put(name, elements(name, std::span(values), describe));
@@ -176,7 +176,7 @@ class FieldWriter {
         rows(name, std::span(values), describe);
     }
 
-    /// A fixed number of them.
+    /// Writes a fixed number of rows.
     template <typename Value, std::size_t kExtent, typename Describe>
     void rows(std::string_view name, std::span<Value, kExtent> values, Describe describe) {
         CborValue table = CborValue::array();
@@ -215,7 +215,7 @@ class FieldWriter {
 
 namespace detail {
 
-/// What `value` is, if it is an integer from `least` to `most`. Throws Error.
+/// Returns `value` as an integer. Throws Error unless it is an integer from `least` to `most`.
 std::uint64_t read_unsigned(const CborValue& value, std::uint64_t least, std::uint64_t most, const FieldPath& path);
 std::int64_t read_signed(const CborValue& value, std::int64_t least, std::int64_t most, const FieldPath& path);
 
@@ -238,7 +238,7 @@ class RowReader {
     void number(Value& value) {
         value = detail::read_number<Value>(next(), {}, path_);
     }
-    /// Throws Error if there are more.
+    /// Throws Error if the row has more numbers.
     void finish() const;
 
   private:
@@ -251,7 +251,7 @@ class RowReader {
 
 class FieldReader {
   public:
-    /// `object` and `path` outlive it. Throws Error: `object` is none.
+    /// `object` and `path` must outlive it. Throws Error if `object` is no object.
     FieldReader(const CborValue& object, const FieldPath& path);
 
     template <FieldNumber Value>

@@ -1,4 +1,4 @@
-// The state of a whole machine, but for the content of its memory, as a value.
+// The state of a whole machine as a value, without the content of its memory.
 #pragma once
 
 #include <array>
@@ -24,19 +24,19 @@
 
 namespace vmm {
 
-// Each of these is made by a paused machine, or comes from a file. The latter may be hostile: whatever goes on from it
-// checks it, as its constructor says.
+// A paused machine makes each of these, or it comes from a file. A file may be hostile. Therefore every part that goes
+// on from a state checks it, as its constructor says.
 
 /// One virtio device with its registers.
 struct VirtioDeviceState {
     std::string name; ///< as Identity has it: "blk0"
     devices::virtio::DeviceId id{};
-    devices::virtio::TransportState transport; ///< with where the device is in its queues
+    devices::virtio::TransportState transport; ///< includes the device's positions in its queues
     devices::virtio::DeviceState device;
     std::uint32_t pci_slot = 0; ///< 0: it is not on a PCI bus
 };
 
-/// What of PCI no function keeps.
+/// The state of PCI that does not belong to a function.
 struct PciState {
     devices::pci::ConfigPorts::State ports;
     devices::pci::Hotplug::State hotplug;
@@ -53,17 +53,17 @@ struct BoardState {
     std::optional<PciState> pci{}; ///< nothing: the machine has no PCI
 };
 
-/// A machine that does not run. The content of its memory is kept apart from it.
+/// A machine that does not run. The content of its memory is kept elsewhere.
 struct MachineState {
     std::vector<kvm::VcpuState> vcpus; ///< by id, from 0 on
     kvm::VmState vm;
     BoardState board;
     std::vector<std::byte> serial_input;   ///< read by the host, and not yet taken by the serial port
     std::vector<VirtioDeviceState> virtio; ///< in the order of their windows
-    /// All RAM, in ascending order; what was added while the guest ran is a part of it.
+    /// All RAM, in ascending order. It includes memory that was added while the guest ran.
     std::vector<GuestRange> memory;
     std::uint64_t boot_memory_bytes = 0; ///< how much of it the guest was told of when it booted
-    /// Where the prefault vCPUs' page tables begin, if the guest may have adopted them.
+    /// The root of the prefault vCPUs' page tables, if the guest may have adopted them.
     std::optional<GuestAddress> adopted_page_tables;
     std::vector<std::byte> device_tree; ///< as the guest was given it; empty: it has none
     /// The generation identifier that the guest sees (ACPI, "VM_GEN_COUNTER"), and where it lies in guest memory.

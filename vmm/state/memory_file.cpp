@@ -31,7 +31,7 @@ prefault::Workforce workforce_of(const MemoryMovers& movers, const prefault::Pla
 
 constexpr std::string_view kThreadName = "memory";
 
-/// Where the byte at `address`, which is memory, lies in the file.
+/// The offset in the file of the byte at `address`, which must be guest memory.
 std::uint64_t offset_of(const MemoryLayout& layout, GuestAddress address) {
     for (const MemoryPiece& region : layout.regions()) {
         if (region.range.contains({address, 1})) {
@@ -42,14 +42,14 @@ std::uint64_t offset_of(const MemoryLayout& layout, GuestAddress address) {
     return 0;
 }
 
-/// The chunk that it is in.
+/// The chunk that contains `address`.
 std::size_t chunk_of(const MemoryLayout& layout, GuestAddress address) {
     return static_cast<std::size_t>(offset_of(layout, address) / kMemoryChunkBytes);
 }
 
 } // namespace
 
-/// What a worker has of its own.
+/// The data of one worker.
 class MemoryWriter::Worker {
   public:
     explicit Worker(MemoryWriter& writer)
@@ -61,7 +61,7 @@ class MemoryWriter::Worker {
         }
     }
 
-    /// Writes what is not zero of `chunk`, unless it is the same in the base.
+    /// Writes the pages of `chunk` that are not zero, unless the chunk is the same in the base.
     void write_chunk(GuestRange chunk, std::span<const std::byte> bytes) {
         if (leave_to_base(chunk, bytes)) {
             return;
@@ -93,7 +93,8 @@ class MemoryWriter::Worker {
     }
 
   private:
-    /// Equal checksums do not prove that the content is equal, so it is compared.
+    /// Leaves the chunk to the base if its content is the same there. Equal checksums do not prove this, so the content
+    /// is compared.
     bool leave_to_base(GuestRange chunk, std::span<const std::byte> bytes) {
         const std::size_t index = chunk_of(writer_.layout_, chunk.base);
         if (!base_ || !writer_.is_in_base(index)) {
@@ -166,7 +167,8 @@ bool MemoryWriter::write_pages(std::span<const std::vector<std::uint64_t>> pages
             }
             const std::uint64_t begin = to_integer(chunk.base) - to_integer(region.range.base);
             const std::span<std::byte> bytes = region.bytes().subspan(begin, chunk.size);
-            // What the base has is not in the file, so that all of it is to be written, or is as there again.
+            // A chunk that is in the base is not in this file. If it has changed, all of it is written, unless it is
+            // again the same as in the base.
             const bool is_based = index_[chunk_of(layout_, chunk.base)].file != 0;
             bool is_clean = true;
             for_each_run(

@@ -19,42 +19,45 @@
 
 namespace vmm {
 
-/// Who moves memory, and who is told.
+/// The threads that move memory, and the functions that are called meanwhile.
 struct MemoryMovers {
     unsigned workers = 1;
-    /// Is told of each part of memory before write_all() reads it, on the thread that reads it. It may be empty.
+    /// It is called with each part of memory before write_all() reads it, on the thread that reads it. It may be empty.
     std::function<void(GuestRange)> before{};
-    /// Is told some ten times a second how many bytes of guest memory are done, of how many. It may be empty.
+    /// It is called some ten times a second with the bytes of guest memory that are done, and with the total. It may be
+    /// empty.
     std::function<void(std::uint64_t done, std::uint64_t total)> progress{};
 };
 
-/// Writes guest memory to a file that is empty and as long as the layout says. Zero pages are left out, as holes. So
-/// are chunks whose content is the same in a snapshot that this one builds on.
+/// Writes guest memory to a file that is empty and as long as the layout says. Zero pages are left out, as holes.
+/// Chunks whose content is the same in the base are left out, too.
 ///
 /// Threads: one at a time.
 class MemoryWriter {
   public:
-    /// All of these outlive it. `base` is what the snapshot builds on; null: nothing.
+    /// All arguments must outlive it. `base` is the memory of the snapshot on which this one builds; null: there is
+    /// none.
     MemoryWriter(const GuestMemory& memory, const prefault::Placement& placement, const MemoryLayout& layout,
                  const MemoryFile& file, const MemoryMovers& movers, const MemorySource* base = nullptr);
 
-    /// Writes every page that is not zero. The guest may run: pages that it writes meanwhile are to be written again.
-    /// Returns false if `stop` was requested. Throws Error.
+    /// Writes every page that is not zero. The guest may run; pages that it writes meanwhile must be written again
+    /// later. Returns false if `stop` was requested. Throws Error.
     [[nodiscard]] bool write_all(const std::stop_token& stop);
-    /// Writes the pages whose bit is set, whatever is in them, and all of a chunk that the file does not have yet:
-    /// `pages` has a bit for each page of 4 KiB of each region, in the order of GuestMemory::regions(). Likewise.
+    /// Writes the pages whose bit is set, whatever they contain, and the whole chunk if the file does not have it yet.
+    /// `pages` has a bit for each page of 4 KiB of each region, in the order of GuestMemory::regions(). Returns false
+    /// if `stop` was requested. Throws Error.
     [[nodiscard]] bool write_pages(std::span<const std::vector<std::uint64_t>> pages, const std::stop_token& stop);
 
-    /// What is in the file. It holds if no page was written since its chunk was.
+    /// The index of the file's chunks. It is right if no page was written after its chunk was.
     [[nodiscard]] const MemoryIndex& index() const noexcept { return index_; }
-    /// How many bytes of memory the base has.
+    /// The bytes of memory that are in the base.
     [[nodiscard]] std::uint64_t based_bytes() const noexcept;
-    /// How many bytes went to the file, pages that went twice included.
+    /// The bytes that were written to the file. Pages that were written twice count twice.
     [[nodiscard]] std::uint64_t written_bytes() const noexcept { return written_bytes_.load(); }
 
   private:
     class Worker;
-    /// Whether the base has a chunk `chunk`, at the same address.
+    /// Whether the base has chunk `chunk`, at the same address.
     [[nodiscard]] bool is_in_base(std::size_t chunk) const;
     [[nodiscard]] bool for_each_chunk(const std::stop_token& stop,
                                       const std::function<void(Worker&, GuestRange chunk)>& work);
@@ -69,8 +72,9 @@ class MemoryWriter {
     std::atomic<std::uint64_t> written_bytes_{0};
 };
 
-/// Reads guest memory back. Chunks that are holes are left alone: memory is zero there already. Each chunk is compared
-/// with its checksum. Returns false if `stop` was requested. Throws Error: a file cannot be read, or is damaged.
+/// Reads guest memory back. It leaves out chunks that are holes, because memory is zero there already. It compares each
+/// chunk with its checksum. Returns false if `stop` was requested. Throws Error if a file cannot be read, or is
+/// damaged.
 [[nodiscard]] bool read_memory(const GuestMemory& memory, const prefault::Placement& placement,
                                const MemorySource& source, const MemoryMovers& movers, const std::stop_token& stop);
 

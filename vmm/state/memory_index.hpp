@@ -1,4 +1,4 @@
-// What is known of the memory file of a snapshot, chunk by chunk.
+// The index of a snapshot's memory file, chunk by chunk.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace vmm {
 
-/// Of one chunk (MemoryLayout::chunk()).
+/// The entry of one chunk (MemoryLayout::chunk()).
 struct MemoryChunk {
     bool is_hole = true;      ///< all of it is zero, and the file has nothing there
     std::uint32_t crc32c = 0; ///< of the memory in it; 0 for a hole
@@ -15,7 +15,7 @@ struct MemoryChunk {
     friend bool operator==(const MemoryChunk&, const MemoryChunk&) = default;
 };
 
-/// As many as MemoryLayout::chunks().
+/// The index has MemoryLayout::chunks() entries.
 using MemoryIndex = std::vector<MemoryChunk>;
 
 } // namespace vmm

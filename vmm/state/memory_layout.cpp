@@ -19,7 +19,7 @@ constexpr std::size_t kMostRegions = memory_map::kScratchMemslot;
     throw Error("cannot use the memory of this state: " + why + " (take a snapshot that is whole)");
 }
 
-/// Throws Error if `range` cannot come after what ends at `end`.
+/// Throws Error if `range` cannot follow a region that ends at `end`.
 void check(GuestRange range, std::uint64_t end) {
     const std::uint64_t base = to_integer(range.base);
     if (range.size == 0 || !is_aligned(base, kGuestPageBytes) || !is_aligned(range.size, kGuestPageBytes)) {
@@ -56,7 +56,7 @@ MemoryLayout::MemoryLayout(std::span<const GuestRange> memory) {
 MemoryPiece MemoryLayout::chunk(std::size_t index) const {
     assert(index < chunks_);
     const std::uint64_t offset = index * kMemoryChunkBytes;
-    // The last region that begins at or before the chunk. The first one begins at 0.
+    // Finds the last region that begins at or before the chunk. The first region begins at offset 0.
     const auto after = std::ranges::upper_bound(regions_, offset, {}, &MemoryPiece::file_offset);
     const MemoryPiece& region = *std::prev(after);
     const std::uint64_t within = offset - region.file_offset;

@@ -1,4 +1,4 @@
-// The memory of a snapshot, to be read.
+// The memory of a snapshot, for reading.
 #pragma once
 
 #include <cstddef>
@@ -14,21 +14,21 @@
 
 namespace vmm {
 
-/// A memory file as it is open. Both descriptors are loans.
+/// An open memory file. Both descriptors are loans.
 struct MemoryFile {
     int fd = -1;
     int direct_fd = -1; ///< the same with O_DIRECT; -1: its file system has none
     std::string name;   ///< for messages
 };
 
-/// Where the content of a guest's memory is. All that it refers to is a loan.
+/// The place where a guest's memory is stored. It refers only to loans.
 struct MemorySource {
     const MemoryLayout& layout;
     const MemoryIndex& index;
-    std::span<const MemoryFile> files; ///< MemoryChunk::file counts them
+    std::span<const MemoryFile> files; ///< MemoryChunk::file is an index of this list
 };
 
-/// Where one thread gets chunks of memory from.
+/// The source from which one thread gets chunks of memory.
 ///
 /// Threads: the one that made it.
 class ChunkSource {
@@ -38,8 +38,8 @@ class ChunkSource {
     ChunkSource(const ChunkSource&) = delete;
     ChunkSource& operator=(const ChunkSource&) = delete;
 
-    /// Gets chunk `chunk` to `bytes`, as long as MemoryLayout::chunk() says. Returns false, with nothing that counts in
-    /// `bytes`, if it is all zero. Throws Error: it cannot be had.
+    /// Gets chunk `chunk` into `bytes`, which is as long as MemoryLayout::chunk() says. If the chunk is all zero, it
+    /// returns false, and the content of `bytes` is undefined. Throws Error if the chunk cannot be had.
     [[nodiscard]] virtual bool read(std::size_t chunk, std::span<std::byte> bytes) = 0;
 };
 
@@ -48,16 +48,17 @@ class ChunkSource {
 /// Threads: the one that made it.
 class ChunkReader final : public ChunkSource {
   public:
-    /// Opens nothing yet. What `source` refers to outlives it.
+    /// Opens nothing yet. The objects to which `source` refers must outlive it.
     explicit ChunkReader(const MemorySource& source) : source_(source), transfers_(source.files.size()) {}
 
-    /// Reads chunk `chunk` to `bytes`, as long as MemoryLayout::chunk() says. Returns false, with nothing read, if it
-    /// is all zero. Throws Error: the file cannot be read, or is damaged; `bytes` are something else then.
+    /// Reads chunk `chunk` into `bytes`, which is as long as MemoryLayout::chunk() says. If the chunk is all zero, it
+    /// reads nothing and returns false. Throws Error if the file cannot be read, or is damaged; then the content of
+    /// `bytes` is undefined.
     [[nodiscard]] bool read(std::size_t chunk, std::span<std::byte> bytes) override;
 
   private:
     const MemorySource source_;
-    std::vector<std::unique_ptr<Transfers>> transfers_; ///< of each file, from its first chunk on
+    std::vector<std::unique_ptr<Transfers>> transfers_; ///< one for each file, made when its first chunk is read
 };
 
 } // namespace vmm

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <functional>
 
-// ThreadSanitizer sees what memcpy() does wherever it is called, so that the copy is a loop of its own there.
+// ThreadSanitizer checks memcpy() everywhere, so the copy is a loop of its own there.
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define VMM_NOT_WATCHED __attribute__((no_sanitize("thread"), no_builtin))
@@ -87,7 +87,7 @@ VMM_NOT_WATCHED bool is_zero(std::span<const std::byte> bytes) noexcept {
     std::uint64_t any = 0;
     for (std::size_t i = 0; i + sizeof(any) <= bytes.size(); i += 64) {
         for (std::size_t j = i; j < std::min<std::size_t>(i + 64, bytes.size()); j += sizeof(any)) {
-            // In bounds, and aligned as the header says; the type may stand for any bytes.
+            // This is in bounds, and aligned as the header says; the type may stand for any bytes.
             any |= *reinterpret_cast<const AnyWord*>(bytes.data() + j);
         }
         if (any != 0) {

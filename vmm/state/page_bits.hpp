@@ -12,13 +12,13 @@
 
 namespace vmm {
 
-/// A bit for each page of 4 KiB of each region, the first in bit 0, in the order of GuestMemory::regions(): what a
-/// dirty log says.
+/// The result of a dirty log: a bit for each page of 4 KiB of each region, in the order of GuestMemory::regions(). The
+/// first page is bit 0.
 using PageBits = std::vector<std::vector<std::uint64_t>>;
 
-/// The pages of `ranges`, each of which is a part of one of `regions`.
+/// The set of the pages of `ranges`. Each range must be a part of one of `regions`.
 [[nodiscard]] PageBits pages_of(std::span<const MemoryRegion> regions, std::span<const GuestRange> ranges);
-/// None of them.
+/// The empty set.
 [[nodiscard]] PageBits no_pages(std::span<const MemoryRegion> regions);
 
 [[nodiscard]] inline bool is_set(const std::vector<std::uint64_t>& pages, std::uint64_t page) noexcept {
@@ -27,22 +27,23 @@ using PageBits = std::vector<std::vector<std::uint64_t>>;
 /// Sets or clears `count` pages from `first` on.
 void set_pages(std::vector<std::uint64_t>& pages, std::uint64_t first, std::uint64_t count, bool on) noexcept;
 
-/// Sets in `pages`, those of one region, what is set in `others` of the same region.
+/// Adds the pages in `others` to `pages`. Both belong to the same region.
 void join(std::vector<std::uint64_t>& pages, const std::vector<std::uint64_t>& others) noexcept;
-/// Sets in `pages` what is set in `others`, as far as both have the same regions.
+/// Adds the pages in `others` to `pages`, for the regions that both have.
 void join(PageBits& pages, const PageBits& others);
-/// How many bytes of memory are set.
+/// The number of bytes in the pages of the set.
 [[nodiscard]] std::uint64_t bytes_of(const PageBits& pages) noexcept;
 
-// Both read guest memory that the guest and its devices may write meanwhile: what they find then is anything, and is
-// read again, because whoever writes is logged. To ThreadSanitizer that is no race.
+// Both functions read guest memory while the guest and its devices may write it. They may then read anything; the pages
+// are read again later, because every write is logged. ThreadSanitizer does not see this as a race.
 
-/// Whether all of `bytes`, a multiple of 8, and aligned to 8, are zero.
+/// Whether all of `bytes` are zero. Their number is a multiple of 8, and they are aligned to 8.
 [[nodiscard]] bool is_zero(std::span<const std::byte> bytes) noexcept;
-/// Copies `from`, a multiple of 8 bytes, to `to`, which is as long.
+/// Copies `from` to `to`, which has the same size: a multiple of 8 bytes.
 void copy_live(std::span<std::byte> to, std::span<const std::byte> from) noexcept;
 
-/// Calls `take(first byte, bytes)` for each run of pages of `bytes` bytes for which `is_wanted(page)` holds.
+/// Calls `take(first byte, bytes)` for each run of pages for which `is_wanted(page)` holds, in a region of `bytes`
+/// bytes.
 template <typename IsWanted, typename Take>
 void for_each_run(std::uint64_t bytes, IsWanted is_wanted, Take take) {
     std::uint64_t run = 0;

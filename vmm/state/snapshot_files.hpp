@@ -9,9 +9,9 @@ namespace vmm::snapshot_files {
 
 inline constexpr const char* kState = "state";        ///< see encode_state()
 inline constexpr const char* kMemory = "memory";      ///< see MemoryLayout
-inline constexpr const char* kConfig = "config.json"; ///< what the machine was configured with
+inline constexpr const char* kConfig = "config.json"; ///< the configuration of the machine
 inline constexpr std::size_t kMostConfigBytes = kMiB;
-/// What a guest needs first, see WorkingSet. It may be added later, and may be missing.
+/// The memory that a guest needs first, see WorkingSet. The file may be added later, and may be missing.
 inline constexpr const char* kWorkingSet = "working-set.json";
 inline constexpr std::size_t kMostWorkingSetBytes = 16 * kMiB;
 

@@ -13,7 +13,7 @@ namespace vmm {
 
 namespace {
 
-/// The text that registers of CPUID hold, without what fills it up.
+/// The text in registers of CPUID, without its padding.
 std::string text_of(std::span<const std::uint32_t> registers) {
     std::string text(registers.size_bytes(), '\0');
     std::memcpy(text.data(), registers.data(), registers.size_bytes());

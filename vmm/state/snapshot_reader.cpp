@@ -51,7 +51,8 @@ struct SnapshotFile {
     std::uint64_t bytes = 0;
 };
 
-/// Throws Error: there is no such file, or it is no regular file. A pipe, say, is not waited for.
+/// Opens a file of a snapshot. It does not wait if the file is a pipe, for example. Throws Error if there is no such
+/// file, or if it is no regular file.
 SnapshotFile open_file(int directory_fd, const std::filesystem::path& directory, const char* name) {
     SnapshotFile file{files::open_at(directory_fd, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC), directory / name};
     struct stat facts {};
@@ -66,7 +67,7 @@ SnapshotFile open_file(int directory_fd, const std::filesystem::path& directory,
     return file;
 }
 
-/// All of it. Throws Error: it has more than `most` bytes.
+/// Reads the whole file. Throws Error if it has more than `most` bytes.
 std::vector<std::byte> content_of(const SnapshotFile& file, std::size_t most) {
     if (file.bytes > most) {
         throw Error(format("cannot read {}: it has {} bytes, and can have {} (name the directory of a snapshot)",
@@ -139,7 +140,7 @@ SnapshotReader::SnapshotReader(const std::filesystem::path& directory, unsigned 
     }
 }
 
-/// A base that was changed since is not taken, whatever it has become.
+/// Opens the base. A base that has changed since is refused, whatever its content is now.
 void SnapshotReader::open_base(unsigned most_bases) {
     const SnapshotBase& wanted = *state_.base;
     refuse_nul(wanted.path, "the path of the snapshot that " + directory_.string() + " builds on");
@@ -176,7 +177,7 @@ void SnapshotReader::open_base(unsigned most_bases) {
 
 SnapshotBase SnapshotReader::as_base(const std::filesystem::path& from) const {
     std::filesystem::path wanted = from;
-    while (!wanted.has_filename() && wanted.has_relative_path()) { // "/x/y/" is "/x/y".
+    while (!wanted.has_filename() && wanted.has_relative_path()) { // "/x/y/" becomes "/x/y"
         wanted = wanted.parent_path();
     }
     const std::filesystem::path here = files::canonical(directory_.c_str());

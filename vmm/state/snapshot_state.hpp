@@ -1,4 +1,4 @@
-// What the state file of a snapshot says, as a value.
+// The content of a snapshot's state file, as a value.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace vmm {
 
-/// Where and when a state was saved: for people, and for messages. Nothing depends on it.
+/// When and where a state was saved, for people and for messages. Nothing depends on it.
 struct SnapshotOrigin {
     std::int64_t created_at = 0; ///< seconds since 1970, UTC
     std::string vmm_version;     ///< "0.1.0"; at most 64 bytes, as the others
@@ -21,14 +21,14 @@ struct SnapshotOrigin {
     friend bool operator==(const SnapshotOrigin&, const SnapshotOrigin&) = default;
 };
 
-/// This process, this host, now.
+/// Returns the origin for this process and this host at this time.
 [[nodiscard]] SnapshotOrigin origin_here();
 
-/// The snapshot that another one builds on: some of its memory is there.
+/// The snapshot on which another one builds. It holds some of the other's memory.
 struct SnapshotBase {
     std::string path; ///< of its directory, from the directory of the other one if it does not begin with /
     std::uint64_t state_bytes = 0;  ///< the size of its file `state`, which says what it is
-    std::uint32_t state_crc32c = 0; ///< of that file
+    std::uint32_t state_crc32c = 0; ///< the checksum of that file
 
     friend bool operator==(const SnapshotBase&, const SnapshotBase&) = default;
 };
@@ -36,9 +36,9 @@ struct SnapshotBase {
 struct SnapshotState {
     SnapshotOrigin origin;
     MachineState machine;
-    /// Of the memory file; none if memory is kept elsewhere, as in a migration.
+    /// The index of the memory file; nothing if memory is kept elsewhere, as in a migration.
     std::optional<MemoryIndex> memory;
-    /// Where those chunks of memory are whose MemoryChunk::file is 1; nothing: all are in its own file.
+    /// The snapshot that holds the chunks whose MemoryChunk::file is 1; nothing: all chunks are in its own file.
     std::optional<SnapshotBase> base;
 };
 

@@ -50,7 +50,7 @@ constexpr std::array kWriteAdvice{
                directory.string()));
 }
 
-/// `directory` without what comes after its last name: "/x/y/" is "/x/y". Throws Error.
+/// Returns `directory` without a slash at its end: "/x/y/" becomes "/x/y". Throws Error.
 std::filesystem::path checked(const std::filesystem::path& directory) {
     refuse_nul(directory.string(), "the directory of the snapshot");
     std::filesystem::path plain = directory;
@@ -79,9 +79,9 @@ UniqueFd open_parent(const std::filesystem::path& directory) {
     return fd;
 }
 
-/// Makes a directory of a name that was free, and returns the name. Throws Error.
+/// Makes a directory with a free name, and returns the name. Throws Error.
 std::string make_partial(int parent, const std::filesystem::path& directory) {
-    // Two that write at once in one parent are of different processes, or count on.
+    // Two writers in one parent directory differ by their process ids, or by this count.
     static std::atomic<unsigned> count = 0;
     for (;;) {
         const std::string name =
@@ -96,7 +96,7 @@ std::string make_partial(int parent, const std::filesystem::path& directory) {
     }
 }
 
-/// Throws Error.
+/// Throws Error if the name is taken.
 void check_is_free(int parent, const std::filesystem::path& directory) {
     const std::string name = directory.filename();
     struct stat ignored {};
@@ -211,7 +211,8 @@ void SnapshotWriter::commit(std::span<const std::byte> state, std::string_view c
         if (error_number != EINVAL) {
             throw_write_error(error_number, "give the snapshot its name, " + directory_.string());
         }
-        // The file system cannot do it at once (NFS, say). A directory that is not empty is not replaced by any.
+        // The file system cannot rename in this way (NFS, for example). The other way never replaces a directory that
+        // is not empty.
         if (!files::rename_at(parent_.get(), name_.c_str(), name.c_str())) {
             const int second_error = errno;
             if (second_error == EEXIST || second_error == ENOTEMPTY || second_error == ENOTDIR) {

@@ -45,7 +45,7 @@ class ByteWriter {
     std::vector<std::byte> bytes_;
 };
 
-/// Reads what is known to be there.
+/// Reads values. The caller must know that the bytes are there.
 class ByteReader {
   public:
     explicit ByteReader(std::span<const std::byte> bytes) : left_(bytes) {}
@@ -94,7 +94,7 @@ struct Header {
     std::uint32_t sections = 0;
 };
 
-/// Throws Error unless `bytes` are a file of this format, and all of it.
+/// Throws Error unless `bytes` are a complete file of this format.
 Header read_header(std::span<const std::byte> bytes) {
     if (bytes.size() > kMostStateBytes) {
         refuse_state(format("it has {} bytes, and a state has at most {}", bytes.size(), kMostStateBytes));
@@ -143,7 +143,7 @@ struct RawSection {
     [[nodiscard]] bool is_whole() const { return crc32c(content) == checksum; }
 };
 
-/// Nothing if it reaches beyond what there is.
+/// Returns nothing if the section is longer than the bytes that are left.
 std::optional<RawSection> read_section(ByteReader& reader) {
     if (reader.left() < kSectionHeaderBytes) {
         return std::nullopt;
@@ -162,7 +162,7 @@ std::optional<RawSection> read_section(ByteReader& reader) {
     return section;
 }
 
-/// The checksum of all is wrong: says which section it is, if it is one.
+/// Throws Error because the checksum of the whole file is wrong. If a section is damaged, it is named.
 [[noreturn]] void refuse_damaged(std::span<const RawSection> sections) {
     for (const RawSection& section : sections) {
         if (!section.is_whole()) {
@@ -228,7 +228,7 @@ StateContainer unpack_sections(std::span<const std::byte> bytes) {
     if (crc32c(bytes.first(end)) != ByteReader(bytes.subspan(end)).number<std::uint32_t>()) {
         refuse_damaged(sections);
     }
-    // From here on it is as somebody wrote it, who need not mean well.
+    // From here on the bytes are as somebody wrote them, but that writer may be hostile.
     if (sections.size() != header.sections || reader.left() != 0) {
         refuse_state("its sections do not fill it");
     }

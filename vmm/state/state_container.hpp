@@ -1,4 +1,4 @@
-// How a state file is put together: sections with names, each of bytes, with checksums.
+// The format of a state file: named sections of bytes, with checksums.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +14,13 @@ namespace vmm {
 struct StateSection {
     std::string name; ///< 1 to 24 bytes of a-z, 0-9, '-' and '_'
     std::uint32_t version = 1;
-    bool is_required = true; ///< whether who does not know it has to refuse the file
+    bool is_required = true; ///< whether a reader that does not know the section must refuse the file
     std::vector<std::byte> content;
 
     friend bool operator==(const StateSection&, const StateSection&) = default;
 };
 
-/// The sections of a state file, and which version of this program wrote it.
+/// The sections of a state file, and the version of this program that wrote it.
 struct StateContainer {
     std::string writer; ///< for messages: at most 24 bytes of ASCII
     std::vector<StateSection> sections;
@@ -57,16 +57,16 @@ inline constexpr std::uint32_t kFormatVersion = 1;
 
 } // namespace state_container
 
-/// Throws Error: the sections together are larger than a state may be (kMostStateBytes).
+/// Throws Error if the sections together are larger than a state may be (kMostStateBytes).
 [[nodiscard]] std::vector<std::byte> pack_sections(const StateContainer& container);
 
-/// The sections in `bytes`, which may be any. Their names differ.
-/// Throws Error: `bytes` are no state file, or of another format or architecture, or truncated, or damaged, which names
-/// the section where it is one.
+/// Returns the sections in `bytes`, which need not be trusted. The sections have different names. Throws Error if
+/// `bytes` are no state file, are of another format or architecture, are truncated, or are damaged. If a section is
+/// damaged, the error names it.
 [[nodiscard]] StateContainer unpack_sections(std::span<const std::byte> bytes);
 
-/// `text`, of a file, as a message can show it: what no terminal should obey is a '?', and at most `most` bytes are
-/// shown.
+/// Returns `text` from a file in a form that a message can show. Control characters for a terminal become '?', and at
+/// most `most` bytes are shown.
 [[nodiscard]] std::string shown(std::string_view text, std::size_t most = 40);
 
 } // namespace vmm

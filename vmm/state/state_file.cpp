@@ -30,8 +30,8 @@ constexpr std::size_t kMostPathBytes = 4096; // PATH_MAX
 /// One kind of section. Both functions describe one field, which has the name of the section.
 struct SectionKind {
     std::string_view name;
-    std::uint32_t version; ///< the one that is written; earlier ones are read, too
-    bool is_required;      ///< whether a state without it is none, and whether others have to know it
+    std::uint32_t version; ///< the version that is written; earlier ones can be read, too
+    bool is_required;      ///< whether every state must have the section, and every reader must know it
     void (*write)(FieldWriter& fields, std::string_view name, const SnapshotState& state);
     void (*read)(FieldReader& fields, std::string_view name, SnapshotState& state);
 };
@@ -70,7 +70,7 @@ void describe_virtio(auto& fields, std::string_view name, auto& state) {
                 [](auto& inner, auto& value) { virtio_fields::virtio_device(inner, value); });
 }
 
-/// A bit for each chunk that is a hole, and the checksums of the others.
+/// The index in packed form: a bit for each chunk that is a hole, and the checksums of the others.
 struct PackedIndex {
     std::uint64_t chunk_bytes = kMemoryChunkBytes;
     std::vector<std::byte> holes;
@@ -132,7 +132,7 @@ void read_index(FieldReader& fields, std::string_view name, SnapshotState& state
     state.memory = std::move(index);
 }
 
-/// What a snapshot builds on, and a bit for each chunk that is there.
+/// The base of a snapshot, and a bit for each chunk that it holds.
 struct PackedBase {
     SnapshotBase base;
     std::vector<std::byte> chunks;
@@ -182,7 +182,7 @@ constexpr std::string_view kOrigin = "origin";
 constexpr std::string_view kBase = "base";
 constexpr std::string_view kMemory = "memory";
 
-// In the order in which they are read: the memory's index depends on the machine, and the base on the index.
+// The order is that of reading: the memory's index depends on the machine, and the base on the index.
 constexpr std::array kSectionKinds{
     SectionKind{kOrigin, 1, false, describe_origin<FieldWriter, const SnapshotState>,
                 describe_origin<FieldReader, SnapshotState>},
@@ -205,7 +205,7 @@ constexpr std::array kSectionKinds{
                        why, kVersion, shown(container.writer)));
 }
 
-/// Throws Error if there is a section that has to be known and is not.
+/// Throws Error if a required section is unknown.
 void check_all_known(const StateContainer& container) {
     for (const StateSection& section : container.sections) {
         const auto kind = std::ranges::find(kSectionKinds, section.name, &SectionKind::name);
@@ -222,7 +222,7 @@ void check_all_known(const StateContainer& container) {
 void read_section_of(const SectionKind& kind, const StateContainer& container, SnapshotState& state) {
     const auto section = std::ranges::find(container.sections, kind.name, &StateSection::name);
     if (section == container.sections.end() || section->version == 0 || section->version > kind.version) {
-        // A state whose memory is kept elsewhere has no index of it, and most build on no other.
+        // A state whose memory is kept elsewhere has no index, and most states have no base.
         if (kind.is_required && kind.name != kMemory && kind.name != kBase) {
             throw Error(format("cannot use this state: its section '{}' is missing (take a snapshot that is whole)",
                                kind.name));

@@ -1,4 +1,4 @@
-// The state of a machine as bytes: the file `state` of a snapshot, and what a migration sends last.
+// The state of a machine as bytes: the file `state` of a snapshot, and the last message of a migration's source.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +11,16 @@
 
 namespace vmm {
 
-/// The most bytes that a state has.
+/// The most bytes that a state may have.
 inline constexpr std::size_t kMostStateBytes = 64 * kMiB;
 
-/// `state` as bytes (docs/snapshots.md). Equal states have equal bytes.
-/// Throws Error: decode_state() would refuse it.
+/// Returns `state` as bytes (docs/snapshots.md). Equal states have equal bytes. Throws Error if decode_state() would
+/// refuse it.
 [[nodiscard]] std::vector<std::byte> encode_state(const SnapshotState& state);
 
-/// The state in `bytes`, which may be any. What comes back is of bounded size, and its memory is as MemoryLayout has
-/// it; whether there can be such a machine is checked by those who go on from it. Throws Error: `bytes` are no state,
-/// are damaged, or are of a version that is not known here.
+/// Reads the state in `bytes`, which need not be trusted. The result has a bounded size, and its memory is as
+/// MemoryLayout requires. Code that goes on from it must still check whether such a machine can exist. Throws Error if
+/// `bytes` are no state, are damaged, or are of an unknown version.
 [[nodiscard]] SnapshotState decode_state(std::span<const std::byte> bytes);
 
 } // namespace vmm

@@ -34,16 +34,16 @@ Transfers::Transfers(int fd, std::string name, bool cached) : name_(std::move(na
 }
 
 Transfers::~Transfers() {
-    while (free_.size() < pieces_.size()) { // The kernel would go on writing to memory that is somebody else's then.
+    while (free_.size() < pieces_.size()) { // otherwise the kernel would write to memory that has another use by then
         try {
             wait_for_some();
-        } catch (const Error&) { // finish() has not been called, so somebody knows of a failure already.
+        } catch (const Error&) { // finish() was not called, so the caller knows of a failure already
         }
     }
 }
 
 void Transfers::write(std::uint64_t offset, std::span<const std::byte> bytes) {
-    // An operation has one kind of pointer for both directions.
+    // An operation has the same kind of pointer for both directions.
     begin(true, offset, {const_cast<std::byte*>(bytes.data()), bytes.size()});
 }
 

@@ -1,4 +1,4 @@
-// Reads and writes of a file that are under way at once.
+// Reads and writes of one file, several of them in flight at once.
 #pragma once
 
 #include <array>
@@ -15,25 +15,25 @@
 
 namespace vmm {
 
-/// Moves bytes between memory and one file, several pieces at a time: by io_uring, or by threads where the host has
-/// none. What the kernel did in part is asked for again.
+/// Moves bytes between memory and one file, several pieces at a time: by io_uring, or by threads if the host has no
+/// io_uring. If the kernel does only a part of a transfer, the rest is requested again.
 ///
 /// Threads: the one that made it.
 class Transfers {
   public:
-    /// `fd` is a loan. `name` is the file's, for messages. `cached` is true if `fd` is without O_DIRECT. Throws Error:
-    /// the host has no descriptor or no thread for it.
+    /// `fd` is a loan. `name` is the name of the file, for messages. `cached` is true if `fd` is without O_DIRECT.
+    /// Throws Error if the host has no descriptor or no thread left.
     Transfers(int fd, std::string name, bool cached);
-    /// Waits for what is under way.
+    /// Waits for transfers that are under way.
     ~Transfers();
     Transfers(const Transfers&) = delete;
     Transfers& operator=(const Transfers&) = delete;
 
-    /// These begin to write or to read `bytes` at `offset`, and may wait until earlier transfers are done. The caller
-    /// leaves the bytes where they are until finish(). Throws Error: an earlier transfer failed.
+    /// Begin to write or to read `bytes` at `offset`, and may wait until earlier transfers are done. The caller must
+    /// keep the bytes valid and in place until finish(). Throws Error if an earlier transfer failed.
     void write(std::uint64_t offset, std::span<const std::byte> bytes);
     void read(std::uint64_t offset, std::span<std::byte> bytes);
-    /// Waits until all is done. Throws Error: one of them failed.
+    /// Waits until all transfers are done. Throws Error if one of them failed.
     void finish();
 
   private:

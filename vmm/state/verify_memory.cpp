@@ -43,7 +43,7 @@ class MemoryVerifier {
         }
     }
 
-    /// Throws what the first of the wrong chunks is about.
+    /// Throws the error of the first wrong chunk.
     void finish() const {
         if (failure_) {
             std::rethrow_exception(failure_);
@@ -72,11 +72,11 @@ class MemoryVerifier {
         note_progress(piece.range.size);
     }
 
-    /// Whether the file has nothing in all of the piece.
+    /// Whether the file has no data in the whole piece.
     [[nodiscard]] bool is_hole_in_file(const MemoryPiece& piece) const {
         const auto begin = static_cast<off_t>(piece.file_offset);
         const off_t data = ::lseek(snapshot_.memory_fd(), begin, SEEK_DATA);
-        // There is no data up to the end of the file.
+        // There may be no data up to the end of the file.
         if (data < 0) {
             return errno == ENXIO;
         }
@@ -147,7 +147,7 @@ void verify_memory(const SnapshotReader& snapshot, unsigned threads, const Verif
                     verifier.run();
                 });
             }
-        } catch (const std::system_error&) { // This process may have no more threads: those that there are, do it.
+        } catch (const std::system_error&) { // If there cannot be more threads, the existing ones do the work.
         }
         verifier.run();
     }

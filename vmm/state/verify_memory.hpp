@@ -1,4 +1,4 @@
-// Whether the memory of a snapshot is as it was saved.
+// Checks that the memory of a snapshot is as it was saved.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,13 @@
 
 namespace vmm {
 
-/// Called with how many bytes of how many are checked: after each chunk, from any thread, but never from two at once.
-/// It throws nothing.
+/// It is called with the number of bytes that are checked and with the total, after each chunk. It may be called on any
+/// thread, but never on two at once. It must not throw.
 using VerifyProgress = std::function<void(std::uint64_t done_bytes, std::uint64_t all_bytes)>;
 
-/// Reads the memory file in `threads` threads (1 or more) and compares each chunk's checksum. Of a hole it looks only
-/// at what the file has there. Throws Error: a chunk differs, of which the first is named; or the file cannot be read.
+/// Reads the memory file on `threads` threads (1 or more) and compares each chunk's checksum. For a hole it reads only
+/// what the file has there, which must be zeros. Throws Error if a chunk differs, and names the first one; or if the
+/// file cannot be read.
 void verify_memory(const SnapshotReader& snapshot, unsigned threads, const VerifyProgress& progress = {});
 
 } // namespace vmm

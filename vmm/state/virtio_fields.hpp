@@ -120,7 +120,7 @@ inline void transport(FieldReader& fields, virtio::TransportState& transport) {
 inline constexpr std::array<std::string_view, std::variant_size_v<virtio::DeviceState>> kKinds{
     "none", "block", "net", "rng", "console", "vsock", "balloon", "memory"};
 
-/// What a device of one kind keeps.
+/// The fields of a device of one kind.
 template <typename State>
 void device_of_kind(auto& fields, State& device) {
     using Plain = std::remove_const_t<State>;
@@ -190,7 +190,7 @@ inline void virtio_device(auto& fields, auto& virtio_device) {
     fields.text("name", virtio_device.name, kMostNameBytes);
     fields.number("id", virtio_device.id);
     transport(fields, virtio_device.transport);
-    // Without PCI nothing is written, as before there was PCI.
+    // Without PCI the field is left out, so that the bytes are the same as before there was PCI.
     std::optional<std::uint32_t> slot;
     if (virtio_device.pci_slot != 0) {
         slot = virtio_device.pci_slot;

@@ -39,7 +39,7 @@ constexpr std::array kWorkingSetAdvice{
     throw Error(format("the working set is damaged: {} (remove it, or record another one)", why));
 }
 
-/// Removes a file unless it is told that it stays.
+/// Removes a file in its destructor, unless it has been kept.
 class TemporaryFile {
   public:
     TemporaryFile(int directory, std::string name) : directory_(directory), name_(std::move(name)) {}

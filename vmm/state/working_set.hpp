@@ -1,4 +1,4 @@
-// Which parts of a snapshot's memory its guest needs first.
+// The parts of a snapshot's memory that its guest needs first.
 #pragma once
 
 #include <cstddef>
@@ -10,19 +10,21 @@ namespace vmm {
 
 class SnapshotReader;
 
-/// Chunks of a snapshot's memory (MemoryLayout::chunk()), in the order in which a guest needed them that went on from
-/// it. It is advice: whatever it says, the guest gets all of its memory.
+/// Chunks of a snapshot's memory (MemoryLayout::chunk()), in the order in which a guest that went on from the snapshot
+/// needed them. This is only advice: the guest gets all of its memory in any case.
 using WorkingSet = std::vector<std::size_t>;
 
-/// As JSON, ending in a newline.
+/// Returns the set as JSON, ending in a newline.
 [[nodiscard]] std::string to_json(const WorkingSet& set);
-/// The working set in `text`, which nobody trusts: each chunk is less than `chunks`, and comes once. Throws Error: it
-/// is not what to_json() writes.
+/// Reads the working set in `text`, which need not be trusted: each chunk must be less than `chunks`, and may occur
+/// once. Throws Error if `text` is not what to_json() writes.
 [[nodiscard]] WorkingSet parse_working_set(std::string_view text, std::size_t chunks);
 
-/// The one that is kept with `snapshot`; empty if there is none. Throws Error: it cannot be read, or is damaged.
+/// Reads the working set that is kept with `snapshot`; empty if there is none. Throws Error if it cannot be read, or is
+/// damaged.
 [[nodiscard]] WorkingSet read_working_set(const SnapshotReader& snapshot);
-/// Keeps `set` with `snapshot`, in place of another one. It is whole or not there. Throws Error.
+/// Stores `set` with `snapshot`, and replaces an older one. After a failure the file is either complete or absent.
+/// Throws Error.
 void write_working_set(const SnapshotReader& snapshot, const WorkingSet& set);
 
 } // namespace vmm

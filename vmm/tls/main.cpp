@@ -1,11 +1,11 @@
-// vmm-tls: encrypts one connection of a migration, in a process that has nothing but that connection. Keys and the
-// library that handles what strangers send stay out of the process that has the guest.
+// vmm-tls: encrypts one connection of a migration, in a process that has nothing but that connection. So keys, and the
+// library that handles bytes of strangers, stay out of the process that runs the guest.
 //
 // It is started by vmm/migration/tls_helper.cpp:
 //   vmm-tls connect|listen DIRECTORY NAME
-// with the plain end, a unix stream socket, as descriptor 0, a pipe for its one line as 1, and the connected TCP socket
-// as 3. Neither socket blocks. The line is "ok", or why there is no connection. NAME is that of the server, which who
-// listens does not need. It ends when the connection does, or when the plain end is closed.
+// with three descriptors: 0 is the plain end, a unix stream socket; 1 is a pipe for its one line; 3 is the connected
+// TCP socket. Neither socket blocks. The line is "ok", or the reason why there is no connection. NAME is the server's
+// name; with listen it is not used. The process ends when the connection ends, or when the plain end is closed.
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -40,12 +40,12 @@ constexpr bool kIsSanitized = true; // The runtime opens pipes, and makes calls 
 constexpr bool kIsSanitized = false;
 #endif
 
-// It is newer than some headers that this is built with.
+// This call is newer than some headers with which this may be built.
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
 
-/// What a connection needs, and memory, time and random bytes. Other calls fail with EPERM.
+/// The calls for a connection, for memory, time and random bytes. Other calls fail with EPERM.
 constexpr unsigned kAllowedCalls[]{
     SYS_read,    SYS_write,           SYS_close,         SYS_recvfrom,     SYS_sendto,
     SYS_recvmsg, SYS_sendmsg,         SYS_shutdown,      SYS_getsockopt,
@@ -61,7 +61,8 @@ constexpr unsigned kAllowedCalls[]{
     SYS_exit,    SYS_exit_group,
 };
 
-/// Has the kernel refuse everything else from now on. It does nothing where it is not known how calls are numbered.
+/// Makes the kernel refuse all other calls from now on. It does nothing on an architecture whose numbers of calls are
+/// not known here.
 void allow_few_calls() {
 #if defined(__x86_64__)
     constexpr unsigned kArchitecture = AUDIT_ARCH_X86_64;
@@ -88,11 +89,11 @@ void allow_few_calls() {
     ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
 }
 
-/// What a stranger might make this process do is no more than to use its two sockets. It goes on where the kernel
-/// refuses a part of this, because an older one does not have all of it.
+/// Restricts this process so that a stranger who takes it over can only use its two sockets. If an older kernel refuses
+/// a part of this, the process goes on.
 void give_up_privileges() {
     ::syscall(SYS_close_range, kFirstUnknown, ~0U, 0);
-    // No descriptor is opened any more: poll(2) asks for as many as there are.
+    // No further descriptor can be opened. The limit is the present number, because poll(2) needs that many.
     const rlimit files{kFirstUnknown, kFirstUnknown};
     if (!kIsSanitized) {
         ::setrlimit(RLIMIT_NOFILE, &files);
@@ -101,7 +102,7 @@ void give_up_privileges() {
     ::setrlimit(RLIMIT_CORE, &none);
     ::setrlimit(RLIMIT_NPROC, &none);
     ::setrlimit(RLIMIT_FSIZE, &none);
-    // Neither a core file nor another process of this user's gets at the key.
+    // No core file and no other process of this user can read the key.
     ::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
     const std::array<__user_cap_data_struct, 2> capabilities{};
@@ -112,7 +113,7 @@ void give_up_privileges() {
 
 void say(std::string line) noexcept {
     line += '\n';
-    // It is shorter than what a pipe always takes, and nobody may wait for it any more.
+    // The line is shorter than the room of a pipe. It is no error if nobody waits for it any more.
     [[maybe_unused]] const ssize_t written = ::write(kStatus, line.data(), line.size());
 }
 
@@ -149,6 +150,6 @@ int run(int count, char** words) {
 } // namespace
 
 int main(int count, char** words) {
-    // No destructor and no check at the end needs anything that was given up.
+    // _exit() runs no destructor and no check, because these may need something that was given up.
     ::_exit(run(count, words));
 }

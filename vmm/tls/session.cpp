@@ -24,11 +24,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// How long an end that is gone for us is given to take what was sent.
+/// How long an end that is gone may take to receive what was sent.
 constexpr std::chrono::seconds kLastBytesPatience{4};
 constexpr std::size_t kBufferBytes = 128UL * 1024;
 
-/// What the library said first, and nothing of it is left.
+/// Returns the first error of the library, and removes all of them.
 std::string library_error() {
     const unsigned long error = ::ERR_get_error();
     const char* const text = error == 0 ? nullptr : ::ERR_reason_error_string(error);
@@ -51,7 +51,7 @@ bool is_address(const std::string& name) noexcept {
            ::inet_pton(AF_INET6, name.c_str(), address.data()) == 1;
 }
 
-/// Whether something that was said is not acknowledged yet, the end of what we say included.
+/// Whether something that was sent is not acknowledged yet. The end of the own direction counts, too.
 bool is_unacknowledged(int tcp) noexcept {
     tcp_info info{};
     socklen_t size = sizeof(info);
@@ -59,7 +59,8 @@ bool is_unacknowledged(int tcp) noexcept {
            (info.tcpi_state == TCP_FIN_WAIT1 || info.tcpi_state == TCP_CLOSING || info.tcpi_state == TCP_LAST_ACK);
 }
 
-/// Says no more on `tcp`, and waits until the other host has acknowledged everything. Whatever comes is dropped.
+/// Ends sending on `tcp`, and waits until the other host has acknowledged everything. Bytes that come meanwhile are
+/// dropped.
 void wait_for_acknowledgement(int tcp) noexcept {
     constexpr int kPauseMs = 2;
     const auto end = Clock::now() + kLastBytesPatience;
@@ -122,7 +123,7 @@ Session::Session(Role role, std::string directory, std::string name)
     }
 }
 
-/// Makes `call`, which returns what OpenSSL's functions return, until it has done its work.
+/// Repeats `call` until it has done its work. It must return what OpenSSL's functions return.
 template <typename Call>
 void Session::complete(const Call& call) {
     for (;;) {
@@ -135,7 +136,7 @@ void Session::complete(const Call& call) {
         const int error = ::SSL_get_error(connection_.get(), result);
         if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
             const std::string why = reason(error);
-            wait_for_acknowledgement(tcp_); // The other end reads an alert that says why.
+            wait_for_acknowledgement(tcp_); // the other end must read an alert with the reason
             throw Failure(why);
         }
         const short events = error == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT;
@@ -154,7 +155,8 @@ void Session::shake_hands(int tcp, int plain) {
         throw Failure("OpenSSL does not take the connection: " + library_error());
     }
     complete([connection] { return ::SSL_do_handshake(connection); });
-    // In TLS 1.3 a client has shaken hands before its certificate was looked at. It learns what came of that here.
+    // In TLS 1.3 a client has finished the handshake before its certificate is checked. Here it learns the result of
+    // that check.
     char taken = '+';
     if (role_ == Role::kListen) {
         complete([&] { return ::SSL_write(connection, &taken, 1); });
@@ -223,7 +225,7 @@ std::string Session::reason(int error) const {
 
 namespace {
 
-/// Bytes on their way in one direction: filled when it is empty, then emptied.
+/// Bytes on their way in one direction. The buffer is filled when it is empty, and then emptied.
 class Buffer {
   public:
     [[nodiscard]] bool is_empty() const noexcept { return begin_ == end_; }
@@ -251,7 +253,7 @@ constexpr bool is_transient(int error) noexcept {
     return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
 }
 
-/// Both directions. Each step does what can be done at once, and says whether that was anything.
+/// Moves bytes in both directions. Each step does what is possible at once, and returns whether it has done anything.
 class Pump {
   public:
     Pump(SSL* connection, int tcp, int plain) : connection_(connection), tcp_(tcp), plain_(plain) {}
@@ -264,7 +266,7 @@ class Pump {
             moved = read_tls() || moved;
             moved = give_plain() || moved;
             if (!moved && !wait()) {
-                return; // It took too long after the plain end was gone.
+                return; // it took too long after the plain end was gone
             }
         }
         if (!tcp_is_broken_) {
@@ -275,7 +277,7 @@ class Pump {
   private:
     [[nodiscard]] bool is_over() const noexcept { return out_is_done_ && in_is_done_; }
 
-    /// The plain end is gone: what it has said is still sent, and what comes for it goes nowhere.
+    /// Handles the loss of the plain end: bytes that it has sent are still sent on, and bytes for it are dropped.
     void lose_plain() noexcept {
         if (!give_up_) {
             give_up_ = Clock::now() + kLastBytesPatience;
@@ -293,7 +295,7 @@ class Pump {
             out_.add(static_cast<std::size_t>(count));
             return true;
         }
-        // ECONNRESET: it has left bytes behind that we gave it.
+        // ECONNRESET means that it has not read all bytes that we gave it.
         if (count < 0 && is_transient(errno)) {
             return false;
         }
@@ -321,10 +323,10 @@ class Pump {
         return moved;
     }
 
-    /// Nothing can be sent any more. What has arrived is still given to the plain end.
+    /// Handles the loss of the network for sending. Bytes that have arrived are still given to the plain end.
     void lose_out() noexcept {
         out_.clear();
-        ::shutdown(plain_, SHUT_RD); // Whoever sends learns of it at once.
+        ::shutdown(plain_, SHUT_RD); // so a sender notices it at once
         plain_has_ended_ = out_is_done_ = tcp_is_broken_ = true;
     }
 
@@ -360,7 +362,7 @@ class Pump {
             if (!wants(result, read_wants_)) {
                 tls_has_ended_ = true;
                 if (::SSL_get_error(connection_, result) != SSL_ERROR_ZERO_RETURN) {
-                    lose_out(); // The connection broke; it was not closed.
+                    lose_out(); // the connection broke without a proper end
                 }
                 return true;
             }
@@ -405,13 +407,13 @@ class Pump {
         }
     }
 
-    /// False: the plain end is gone, and has been for too long.
+    /// Returns false if the plain end has been gone for too long.
     bool wait() noexcept {
         int plain_events = !plain_has_ended_ && out_.is_empty() ? POLLIN : 0;
         plain_events |= !in_.is_empty() ? POLLOUT : 0;
         int tcp_events = !tls_has_ended_ && in_.is_empty() ? read_wants_ : 0;
         tcp_events |= !out_.is_empty() || (closing_ && !out_is_done_) ? write_wants_ : 0;
-        // An end that is gone would be ready all the time; so would a broken connection that nobody asks about.
+        // An end that is gone would always be ready. So would a broken connection for which no event is wanted.
         std::array<pollfd, 2> ready{{{give_up_ ? -1 : plain_, static_cast<short>(plain_events), 0},
                                      {tcp_events == 0 ? -1 : tcp_, static_cast<short>(tcp_events), 0}}};
         const int patience = give_up_ ? milliseconds_until(*give_up_) : -1;
@@ -426,9 +428,9 @@ class Pump {
     const int plain_;
     Buffer out_; ///< from the plain end to the network
     Buffer in_;
-    bool plain_has_ended_ = false; ///< nothing more comes from there
+    bool plain_has_ended_ = false; ///< nothing more comes from the plain end
     bool tls_has_ended_ = false;
-    bool closing_ = false; ///< the end of our direction waits for the network
+    bool closing_ = false; ///< the end of the own direction waits for the network
     bool out_is_done_ = false;
     bool in_is_done_ = false;
     bool tcp_is_broken_ = false;

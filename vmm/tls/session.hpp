@@ -1,4 +1,4 @@
-// TLS 1.3 with a peer that has to prove who it is, as we do.
+// TLS 1.3, in which both ends must prove who they are.
 #pragma once
 
 #include <openssl/ssl.h>
@@ -12,27 +12,27 @@ namespace vmm::tls {
 
 enum class Role { kConnect, kListen };
 
-/// Why there is no connection, in words for the user of the program that started this one.
+/// Says why there is no connection, for the user of the program that started this one.
 class Failure : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
 };
 
-/// Whoever started this program has closed its end.
+/// Thrown if the program that started this one has closed its end.
 class NobodyWaits : public std::exception {};
 
 /// One connection. Threads: one.
 class Session {
   public:
-    /// Reads the certificates in `directory`, as vmm/migration/tls_files.hpp names them. A server's certificate has to
-    /// be for `name`, which is a host's name or address. A server takes every client whose certificate is signed.
-    /// Throws Failure.
+    /// Reads the certificates in `directory`, with the names in vmm/migration/tls_files.hpp. A server's certificate
+    /// must be for `name`, which is a host's name or address. A server accepts every client whose certificate is
+    /// signed. Throws Failure.
     Session(Role role, std::string directory, std::string name);
 
     /// Establishes TLS on `tcp`, which does not block. Throws Failure, or NobodyWaits if `plain` is closed meanwhile.
     void shake_hands(int tcp, int plain);
 
-    /// Passes bytes on until both directions have ended, or one end is gone.
+    /// Passes bytes in both directions until both have ended, or until one end is gone.
     void pump();
 
   private:

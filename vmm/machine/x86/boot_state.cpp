@@ -97,7 +97,7 @@ void set_up_pic(kvm::Vm& vm, std::uint32_t chip, std::uint8_t first_vector, std:
     if (::ioctl(vm.fd(), KVM_GET_IRQCHIP, &state) != 0) {
         throw_errno(errno, "read the state of the PIC");
     }
-    // The structure is a union of what its identifier says.
+    // The structure has a union; its identifier says which member is used.
     state.chip.pic.irq_base = first_vector;
     state.chip.pic.imr = mask;
     state.chip.pic.init4 = 1; // The chip is initialised: ICW1 to ICW4 have come.
@@ -143,7 +143,7 @@ std::vector<MsrValue> memory_type_registers(unsigned address_bits) {
     const std::uint64_t all_bits = address_bits >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << address_bits) - 1;
     registers.push_back({kBase0, to_integer(kHole.base) | kUncacheable});
     registers.push_back({kMask0, (all_bits & ~(kHole.size - 1)) | kMaskValid});
-    // This one comes last, because it switches the others on.
+    // This register comes last, because it switches the others on.
     registers.push_back({kDefaultType, kOn | kFixedRangesOn | kWriteBack});
     return registers;
 }
@@ -159,7 +159,7 @@ void set_memory_types(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid) 
     }
 }
 
-/// The banks are as in QEMU: their registers are all ones, and KVM makes that of them.
+/// Sets up the banks as QEMU does: their control registers are all ones. KVM then gives them this value.
 void set_machine_checks(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid, std::uint64_t capabilities) {
     constexpr std::uint64_t kBankCount = 0xff;
     constexpr std::uint64_t kBanks = 10;
@@ -177,7 +177,7 @@ void set_local_interrupts(kvm::Vcpu& vcpu) {
     constexpr std::size_t kLint0 = 0x350;
     constexpr std::size_t kLint1 = 0x360;
     constexpr std::uint32_t kSoftwareEnabled = 1U << 8U;
-    constexpr std::uint32_t kExternal = 0x700; // as the PIC says
+    constexpr std::uint32_t kExternal = 0x700; // delivery mode: the PIC gives the vector
     constexpr std::uint32_t kNmi = 0x400;
     kvm_lapic_state registers = vcpu.local_apic();
     const auto put = [&registers](std::size_t offset, std::uint32_t value) {
@@ -192,8 +192,8 @@ void set_local_interrupts(kvm::Vcpu& vcpu) {
     vcpu.set_local_apic(registers);
 }
 
-/// KVM resets a vCPU with its cache off (CD and NW), as a processor is after power-on, and an INIT keeps that. Real
-/// firmware has switched the cache on long before a kernel starts.
+/// Switches the cache on, as real firmware does long before a kernel starts. KVM resets a vCPU with its cache off (CD
+/// and NW), as a processor is after power-on, and an INIT does not change that.
 void switch_cache_on(kvm::Vcpu& vcpu) {
     constexpr std::uint64_t kCr0CacheDisable = 0x40000000;
     constexpr std::uint64_t kCr0NotWriteThrough = 0x20000000;

@@ -20,17 +20,17 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
 /// - Memory types: RAM is cached, the hole of the devices (memory_map::kHole) and the window of a VGA adapter are not.
 /// - Machine checks: ten banks, or as many as KVM has, all enabled.
 /// - Local APIC: LINT1 is NMI, and LINT0 of the first processor takes the interrupts of the PIC.
-/// - CR0 of all but the first: the cache is on. INIT, with which they are started, leaves it as it is.
+/// - CR0 of all but the first: the cache is on. They are started by INIT, which does not change this.
 ///
 /// `cpuid` is the vCPU's, and `machine_check_capabilities` are KVM's (kvm::System). MSRs that KVM refuses are ignored,
 /// because most guests only look at them. Throws Error.
 void set_reset_state(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid,
                      std::uint64_t machine_check_capabilities);
 
-/// The two 8259s as firmware leaves them: their interrupts are vectors 0x08 to 0x0f and 0x70 to 0x77, and all but the
-/// cascade are masked. After power-on nothing is masked and the vectors begin at 0: a kernel that never looks at the
-/// 8259s, as Linux with hardware-reduced ACPI, took the interrupt of the serial port for an overflow exception (vector
-/// 4) as soon as it had no I/O APIC (`noapic`). After kvm::Vm::create_irqchip(). Throws Error.
+/// Sets up the two 8259s as firmware leaves them: their interrupts are vectors 0x08 to 0x0f and 0x70 to 0x77, and all
+/// but the cascade are masked. After power-on nothing is masked and the vectors begin at 0. Linux with hardware-reduced
+/// ACPI never sets up the 8259s: without an I/O APIC (`noapic`) it took the interrupt of the serial port for an
+/// overflow exception (vector 4). It must be called after kvm::Vm::create_irqchip(). Throws Error.
 void set_up_pics(kvm::Vm& vm);
 
 /// A model-specific register and its value.
@@ -41,8 +41,8 @@ struct MsrValue {
     friend bool operator==(const MsrValue&, const MsrValue&) = default;
 };
 
-/// The memory type range registers as firmware leaves them, for physical addresses of so many bits (Intel SDM volume 3,
-/// 12.11; AMD64 volume 2, 7.7).
+/// The memory type range registers as firmware leaves them, for physical addresses of `address_bits` bits (Intel SDM
+/// volume 3, 12.11; AMD64 volume 2, 7.7).
 [[nodiscard]] std::vector<MsrValue> memory_type_registers(unsigned address_bits);
 
 } // namespace vmm

@@ -9,7 +9,7 @@ namespace {
 using Leaf = kvm_cpuid_entry2;
 
 // Intel SDM volume 2, CPUID; AMD64 volume 3, appendix E. The names are Linux's (arch/x86/include/asm/cpufeatures.h).
-// The operating system switches OSPKE on if it has PKU. If one is taken away, so is the other.
+// If the processor has PKU, the operating system switches OSPKE on. If one of them is taken away, so is the other.
 // clang-format off
 constexpr CpuidWord kLeaf1Edx{0x1, 0, &Leaf::edx};
 constexpr CpuidWord kLeaf1Ecx{0x1, 0, &Leaf::ecx};
@@ -111,7 +111,7 @@ constexpr auto kBits = std::to_array<CpuFeatureBit>({
     {"constant_tsc", kLeaf80000007Edx, 8},
 });
 
-// The first entries are those of Linux's own table (arch/x86/kernel/cpu/cpuid-deps.c). The manuals add the others.
+// The first entries are from Linux's own table (arch/x86/kernel/cpu/cpuid-deps.c); the others are from the manuals.
 constexpr auto kNeeds = std::to_array<CpuFeatureNeed>({
     {"xsave", "fxsr"}, {"avx", "xsave"}, {"pku", "xsave"}, {"mpx", "xsave"}, {"xsaveopt", "xsave"},
     {"xsavec", "xsave"}, {"xgetbv1", "xsave"}, {"xsaves", "xsavec"}, {"xsaves", "xgetbv1"}, {"xsaveerptr", "xsave"},

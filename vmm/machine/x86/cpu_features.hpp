@@ -9,7 +9,7 @@
 
 namespace vmm {
 
-/// One register of one CPUID leaf, all of whose bits say whether there is a feature.
+/// One register of one CPUID leaf. Each of its bits says whether a feature is there.
 struct CpuidWord {
     std::uint32_t function;
     std::uint32_t index;
@@ -18,8 +18,8 @@ struct CpuidWord {
     friend constexpr bool operator==(const CpuidWord&, const CpuidWord&) = default;
 };
 
-/// A bit that says that there is a feature. A feature has several bits if two vendors, or two leaves, say it each in
-/// their own way; it is there if any of them is set.
+/// A bit that says that a feature is there. A feature has several bits if two vendors, or two leaves, report it in
+/// different ways; it is there if any of them is set.
 struct CpuFeatureBit {
     std::string_view name; ///< as Linux writes it in /proc/cpuinfo
     CpuidWord word;
@@ -36,8 +36,8 @@ struct CpuFeatureNeed {
 
 [[nodiscard]] std::span<const CpuFeatureNeed> cpu_feature_needs();
 
-/// A part of the processor's state that XSAVE keeps, by its bit in XCR0 (or IA32_XSS), and whose it is (Intel SDM
-/// volume 1, 13.1). It is there if any feature that names it is there.
+/// A part of the processor's state that XSAVE keeps: its bit in XCR0 (or IA32_XSS), and the feature to which it belongs
+/// (Intel SDM volume 1, 13.1). It is there if any feature that names it is there.
 struct CpuStateComponent {
     unsigned bit;
     std::string_view feature;

@@ -29,18 +29,18 @@ constexpr auto kLevel3 =
 constexpr auto kLevel4 = std::to_array<std::string_view>({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"});
 constexpr std::array<std::span<const std::string_view>, 4> kLevels{kLevel1, kLevel2, kLevel3, kLevel4};
 
-/// What every processor with long mode has beside the instructions of a level, and what the machine adds. A base that
-/// is a list has such a feature if the host has it.
+/// Features of every processor with long mode that are not in a level, and features that the machine adds. If the base
+/// is a list, the guest has such a feature if the host has it.
 constexpr auto kSystemFeatures =
     std::to_array<std::string_view>({"vme",        "de",  "pse",  "tsc", "msr",        "pae",    "mce",
                                      "apic",       "sep", "mtrr", "pge", "mca",        "pat",    "pse36",
                                      "clflush",    "ht",  "nx",   "lm",  "hypervisor", "x2apic", "tsc_deadline_timer",
                                      "cmp_legacy", "arat"});
 
-/// What the boot protocols, the prefault vCPUs and the local APICs need.
+/// Features that the boot protocols, the prefault vCPUs and the local APICs need.
 constexpr auto kIndispensable = std::to_array<std::string_view>({"fpu", "tsc", "msr", "pae", "cx8", "apic", "lm"});
 
-/// Leaves that describe one host alone. A base that is a list has zeros there.
+/// Leaves that describe one host alone. If the base is a list, they are zeros.
 constexpr auto kHostLeaves = std::to_array<std::uint32_t>(
     {0xa, 0x12, 0x14, 0x19, 0x1c, 0x1d, 0x1e, 0x23, 0x24, 0x8000001b, 0x8000001f, 0x80000021, 0x80000022});
 
@@ -73,7 +73,7 @@ constexpr auto kOtherNames = std::to_array<OtherName>({{"sse3", "pni"},
                                                        {"tsc_deadline", "tsc_deadline_timer"},
                                                        {"sse5", "xop"}});
 
-/// How many characters have to be changed, added or removed to turn one word into the other.
+/// The number of characters that must be changed, added or removed to turn one word into the other.
 std::size_t distance(std::string_view a, std::string_view b) {
     std::vector<std::size_t> row(b.size() + 1);
     std::iota(row.begin(), row.end(), std::size_t{0});
@@ -172,7 +172,7 @@ bool contains(std::span<const std::string_view> sorted_names, std::string_view n
     return std::ranges::binary_search(sorted_names, name);
 }
 
-/// The name as the table has it, which outlives `word`.
+/// Returns the name from the table, because it outlives `word`.
 std::optional<std::string_view> known_name(std::string_view word) {
     for (const CpuFeatureBit& feature : cpu_feature_bits()) {
         if (feature.name == word) {
@@ -192,7 +192,7 @@ void clear(kvm_cpuid_entry2& entry) {
     entry.eax = entry.ebx = entry.ecx = entry.edx = 0;
 }
 
-/// Takes the parts of `mask` out of leaf 0xd: out of the lists of components, and out of the sizes (Intel SDM volume 2,
+/// Removes the parts in `mask` from leaf 0xd: from the lists of components, and from the sizes (Intel SDM volume 2,
 /// CPUID, leaf 0xd).
 void remove_state_components(std::vector<kvm_cpuid_entry2>& cpuid, std::uint64_t mask) {
     constexpr std::uint32_t kLegacyBytes = 576;   // x87, SSE and the header, which are always there
@@ -221,7 +221,7 @@ void remove_state_components(std::vector<kvm_cpuid_entry2>& cpuid, std::uint64_t
             entry.eax &= ~static_cast<std::uint32_t>(mask);
             entry.edx &= ~static_cast<std::uint32_t>(mask >> 32);
             entry.ecx = std::min(entry.ecx, bytes);
-            // This is the size of what is switched on. KVM keeps it up to date from here on.
+            // This is the size of the parts that are switched on. From here on KVM keeps it up to date.
             entry.ebx = std::min(entry.ebx, bytes);
         } else if (entry.index == 1) {
             entry.ecx &= has_xsaves ? ~static_cast<std::uint32_t>(mask) : 0;

@@ -41,7 +41,7 @@ struct Topology {
     unsigned apic_id;
     bool is_amd; ///< whether AMD's leaves count them, too; on Intel's processors those bits are reserved
 
-    /// How many bits of an APIC id name the core.
+    /// The number of bits of an APIC id that identify the core.
     [[nodiscard]] unsigned core_bits() const { return static_cast<unsigned>(std::bit_width(cores - 1)); }
 };
 
@@ -112,7 +112,8 @@ const kvm_cpuid_entry2* find(std::span<const kvm_cpuid_entry2> cpuid, std::uint3
     return entry == cpuid.end() ? nullptr : &*entry;
 }
 
-/// Whether the processor counts its cores as AMD's do, by the vendor's name in leaf 0. Hygon's processors do, too.
+/// Whether the processor counts its cores in AMD's way, by the vendor's name in leaf 0. Hygon's processors do this,
+/// too.
 bool counts_cores_as_amd(std::span<const kvm_cpuid_entry2> cpuid) {
     constexpr std::array<std::uint32_t, 3> kAuthenticAmd{0x68747541, 0x69746e65, 0x444d4163}; // EBX, EDX, ECX
     constexpr std::array<std::uint32_t, 3> kHygonGenuine{0x6f677948, 0x6e65476e, 0x656e6975};
@@ -134,7 +135,7 @@ std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supp
     for (kvm_cpuid_entry2 entry : supported) {
         if (entry.function == kExtendedTopology || entry.function == kExtendedTopologyV2) {
             has_version_2 = has_version_2 || entry.function == kExtendedTopologyV2;
-            continue; // It is built anew below, because KVM's entries describe the host's cores.
+            continue; // It is built again below, because KVM's entries describe the host's cores.
         }
         set_topology(entry, topology);
         if (entry.function == kFeatures) {

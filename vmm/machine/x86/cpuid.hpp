@@ -10,25 +10,26 @@
 
 namespace vmm {
 
-/// What KVM supports, with the topology of one socket of `vcpus` cores of one thread each, for the vCPU with APIC id
-/// `apic_id` (0 to 254). `tsc_deadline` says whether the in-kernel local APIC has that timer; KVM leaves it out of what
-/// it reports. (AMD64 volume 3, appendix E; Intel SDM volume 2, CPUID.)
+/// Returns what KVM supports for the vCPU with APIC id `apic_id` (0 to 254), with the topology of one socket of `vcpus`
+/// cores of one thread each. `tsc_deadline` says whether the in-kernel local APIC has that timer, because KVM does not
+/// report it in `supported`. (AMD64 volume 3, appendix E; Intel SDM volume 2, CPUID.)
 [[nodiscard]] std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supported, unsigned vcpus,
                                                         unsigned apic_id, bool tsc_deadline);
 
-/// The processor's name, as leaves 0x80000002 to 0x80000004 have it: EAX, EBX, ECX and EDX of each.
+/// The processor's name, as in leaves 0x80000002 to 0x80000004: EAX, EBX, ECX and EDX of each.
 using CpuBrand = std::array<std::uint32_t, 12>;
 
 /// The name of the processor we run on; zeros if it has none.
 [[nodiscard]] CpuBrand host_cpu_brand() noexcept;
 
-/// `cpuid` with that name. KVM does not report it, and a guest without it names its processor by numbers.
+/// Returns `cpuid` with that name. KVM does not report it, and without it a guest can only show the numbers of its
+/// processor.
 [[nodiscard]] std::vector<kvm_cpuid_entry2> with_cpu_brand(std::vector<kvm_cpuid_entry2> cpuid, const CpuBrand& brand);
 
 /// True if `cpuid` offers 1 GiB pages to the guest.
 [[nodiscard]] bool has_one_gib_pages(std::span<const kvm_cpuid_entry2> cpuid);
 
-/// How many bits a guest-physical address has, by a CPUID; 36 if it does not say.
+/// The number of bits of a guest-physical address in a CPUID; 36 if it does not say.
 [[nodiscard]] unsigned physical_address_bits(std::span<const kvm_cpuid_entry2> cpuid);
 
 /// True if every address below `end` fits in `bits` bits.

@@ -1,4 +1,4 @@
-// Compiles the rules of this folder by libseccomp, while vmm is built, and writes them as a source of C++:
+// Compiles the rules of this folder with libseccomp, while vmm is built, and writes them as a C++ source file:
 //
 //     vmm_compile_filters FILE
 #include <linux/filter.h>
@@ -102,13 +102,13 @@ void write_process(std::ostream& to, Refusal refusal, bool network) {
     write_program(to, "kProcess" + std::to_string(static_cast<unsigned>(refusal)) + (network ? "_1" : "_0"), program);
 }
 
-/// One text with all names, so that there is no pointer that the start of the program would have to put right.
+/// Writes all names as one text. So there are no pointers that the start of the program would have to relocate.
 void write_names(std::ostream& to) {
     struct Free {
         void operator()(char* text) const noexcept { std::free(text); }
     };
     std::string places;
-    std::size_t length = 1; // The empty name stands first.
+    std::size_t length = 1; // the empty name is first
     to << "constexpr char kNames[] = \"\\0\"";
     for (int number = 0; number < kMostCalls; ++number) {
         const std::unique_ptr<char, Free> known(::seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, number));

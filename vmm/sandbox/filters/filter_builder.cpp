@@ -17,7 +17,7 @@ namespace vmm {
 namespace {
 
 constexpr const char* kTriedToFilter = "compile a filter of system calls";
-constexpr std::uint64_t kLowerHalf = 0xffffffff; // of an argument; the kernel takes the rest of these for nothing
+constexpr std::uint64_t kLowerHalf = 0xffffffff; // of an argument; the kernel ignores the upper half of these
 
 /// libseccomp returns errors as negative numbers.
 void check(int result) {
@@ -43,7 +43,7 @@ FilterBuilder::FilterBuilder(Refusal refusal, Otherwise otherwise)
     }
     constexpr std::uint32_t kBinaryTree = 2;
     check(::seccomp_attr_set(context_.get(), SCMP_FLTATR_CTL_OPTIMIZE, kBinaryTree));
-    // Calls of another architecture have other numbers.
+    // Another architecture has other numbers of calls.
     check(::seccomp_attr_set(context_.get(), SCMP_FLTATR_ACT_BADARCH,
                              refusal == Refusal::kSignal ? SCMP_ACT_KILL_PROCESS : SCMP_ACT_LOG));
 }
@@ -69,7 +69,7 @@ void FilterBuilder::answer(int call, unsigned error_number) {
 
 void FilterBuilder::refuse(std::initializer_list<int> calls) {
     for (const int call : calls) {
-        if (refusal_ != SCMP_ACT_LOG) { // That is the default then.
+        if (refusal_ != SCMP_ACT_LOG) { // otherwise it is the default action
             check(::seccomp_rule_add_array(context_.get(), refusal_, call, 0, nullptr));
         }
     }

@@ -1,4 +1,4 @@
-// Builds a filter of system calls by libseccomp.
+// Builds a filter of system calls with libseccomp.
 #pragma once
 
 #include <linux/filter.h>
@@ -13,10 +13,10 @@
 
 namespace vmm {
 
-/// A filter that refuses every system call but those that it is told of. Every member but the destructor throws Error.
+/// A filter that refuses every system call for which it has no rule. Every member but the destructor throws Error.
 class FilterBuilder {
   public:
-    /// What becomes of a call that no rule names.
+    /// What happens with a call that no rule names.
     enum class Otherwise {
         kRefused, ///< as `refusal` says
         kEperm,   ///< it is not made, and fails with EPERM; with Refusal::kLog it is made and logged
@@ -24,17 +24,17 @@ class FilterBuilder {
     explicit FilterBuilder(Refusal refusal, Otherwise otherwise = Otherwise::kRefused);
 
     void allow(std::initializer_list<int> calls);
-    /// Allows it if the bits of `mask` in this argument (the first is 0) are `value`.
+    /// Allows the call if the bits of `mask` in this argument (the first is 0) are `value`.
     void allow_if(int call, unsigned argument, std::uint64_t mask, std::uint64_t value);
-    /// The call is not made. It returns this error; with 0 it looks as if it had been made.
+    /// The call is not made, and returns this error. With 0 the caller believes that it was made.
     void answer(int call, unsigned error_number);
-    /// They are refused as `refusal` says, where other calls fail with EPERM.
+    /// Refuses the calls as `refusal` says, in a filter in which other calls fail with EPERM.
     void refuse(std::initializer_list<int> calls);
-    /// The same if the bits of `mask` in this argument are `value`.
+    /// Does the same if the bits of `mask` in this argument are `value`.
     void refuse_if(int call, unsigned argument, std::uint64_t mask, std::uint64_t value);
     void allow_ioctls(std::span<const unsigned long> requests);
 
-    /// The program.
+    /// Returns the program.
     [[nodiscard]] std::vector<sock_filter> take();
 
   private:

@@ -21,7 +21,7 @@ namespace vmm {
 
 namespace {
 
-constexpr std::uint64_t kLow = 0xffffffff; ///< the half of an argument that counts
+constexpr std::uint64_t kLow = 0xffffffff; ///< the half of an argument that the kernel uses
 constexpr std::uint64_t kThread = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
 
 void allow_memory(FilterBuilder& filter) {
@@ -35,7 +35,8 @@ void allow_memory(FilterBuilder& filter) {
     }
 }
 
-/// What is open, and what Landlock leaves to be opened. Nothing is made, removed or renamed by a name.
+/// Allows the use of files that are open, and of files that Landlock allows to open. Nothing can be made, removed or
+/// renamed by a name.
 void allow_files(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(open),       SCMP_SYS(openat),
                   SCMP_SYS(openat2),    SCMP_SYS(read),
@@ -60,7 +61,7 @@ void allow_files(FilterBuilder& filter) {
                   SCMP_SYS(fadvise64),  SCMP_SYS(readahead),
                   SCMP_SYS(flistxattr), SCMP_SYS(copy_file_range),
                   SCMP_SYS(umask)});
-    // What a ring may do is up to the ring: ours are restricted. Landlock holds for those that are not.
+    // The ring itself limits its operations: our rings are restricted. For other rings Landlock holds.
     filter.allow({SCMP_SYS(io_uring_setup), SCMP_SYS(io_uring_enter), SCMP_SYS(io_uring_register)});
 }
 
@@ -70,8 +71,8 @@ void allow_requests(FilterBuilder& filter) {
     constexpr std::uint64_t kOfKvm = std::uint64_t{KVMIO} << 8U;
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfKvm);
     filter.allow_if(SCMP_SYS(ioctl), 1, kType, kOfUserfaultfd);
-    // A terminal is asked for its size, put into its modes, and rid of what nobody has read; none is typed at.
-    // A disk or a tap interface that a client hands over is asked what it is.
+    // For a terminal: reading its size, setting its modes, and dropping unread input; a process may not type into it.
+    // For a disk or a tap interface that a client hands over: finding out its kind.
     static constexpr std::array<unsigned long, 18> kRequests{
         TCGETS,    TCSETS,       TCSETSW,         TCSETSF,      TIOCGWINSZ,    TIOCGPGRP,
         TCFLSH,    FIONBIO,      FIONREAD,        SIOCOUTQ,     TUNSETOFFLOAD, TUNSETQUEUE,
@@ -107,9 +108,9 @@ void allow_events(FilterBuilder& filter) {
                   SCMP_SYS(time)});
 }
 
-/// Threads of this process are made, signalled and ended; no other process is.
+/// Allows threads of this process to be made, signalled and ended, but no other process.
 void allow_threads_and_signals(FilterBuilder& filter) {
-    filter.answer(SCMP_SYS(clone3), ENOSYS); // It has its flags in memory; without it the C library uses clone().
+    filter.answer(SCMP_SYS(clone3), ENOSYS); // its flags are in memory; if it fails, the C library uses clone()
     filter.allow_if(SCMP_SYS(clone), 0, kThread, kThread);
     filter.refuse_if(SCMP_SYS(clone), 0, CLONE_THREAD, 0);
     filter.allow({SCMP_SYS(set_robust_list),
@@ -150,7 +151,7 @@ void allow_threads_and_signals(FilterBuilder& filter) {
                   SCMP_SYS(rt_sigtimedwait), SCMP_SYS(rt_sigsuspend), SCMP_SYS(sigaltstack), SCMP_SYS(restart_syscall),
                   SCMP_SYS(wait4), SCMP_SYS(waitid)});
     filter.allow_if(SCMP_SYS(tgkill), 0, kLow, compiled_filters::kAnyProcess);
-    filter.allow({SCMP_SYS(pidfd_send_signal)}); // The broker hands over such a descriptor for what it has started.
+    filter.allow({SCMP_SYS(pidfd_send_signal)}); // the broker gives such a descriptor for a program that it started
     for (const int call : {SCMP_SYS(prlimit64), SCMP_SYS(move_pages)}) {
         filter.allow_if(call, 0, kLow, 0); // of this process
     }
@@ -158,11 +159,11 @@ void allow_threads_and_signals(FilterBuilder& filter) {
     for (const int option : {PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_GET_DUMPABLE}) {
         filter.allow_if(SCMP_SYS(prctl), 0, kLow, static_cast<std::uint64_t>(option));
     }
-    // Threads give up more of their own.
+    // Threads drop further rights of their own.
     filter.allow({SCMP_SYS(seccomp), SCMP_SYS(capget), SCMP_SYS(capset)});
     for (const int call :
          {SCMP_SYS(landlock_create_ruleset), SCMP_SYS(landlock_add_rule), SCMP_SYS(landlock_restrict_self)}) {
-        if (call > 0) { // An older libseccomp does not know them.
+        if (call > 0) { // an older libseccomp does not know these calls
             filter.allow({call});
         }
     }
@@ -180,7 +181,7 @@ void allow_sockets(FilterBuilder& filter, const ProcessNeeds& needs) {
                   SCMP_SYS(getsockname), SCMP_SYS(getpeername)});
 }
 
-/// Who tries one of these wants something else than to run a machine.
+/// Refuses calls that no machine needs. Whoever makes one of them does something else.
 void refuse_what_no_machine_needs(FilterBuilder& filter) {
     filter.refuse({SCMP_SYS(execve),
                    SCMP_SYS(execveat),

@@ -19,30 +19,31 @@ namespace vmm {
 
 namespace {
 
-/// What the C library does for any thread: memory, locks, signals that end it, its own end. Memory is never made
+/// Allows what the C library does in any thread: memory, locks, signals, and the thread's end. Memory can never be made
 /// executable.
 void allow_the_c_library(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(futex), SCMP_SYS(restart_syscall), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn),
                   SCMP_SYS(munmap), SCMP_SYS(exit)});
-    filter.allow({SCMP_SYS(clock_gettime)}); // Without a clock in user space it is a call.
+    filter.allow({SCMP_SYS(clock_gettime)}); // it is a system call only if there is no clock in user space
     filter.allow_if(SCMP_SYS(mmap), 2, PROT_EXEC, 0);
     filter.allow_if(SCMP_SYS(mprotect), 2, PROT_EXEC, 0);
-    // The allocator then takes its memory by mmap(). The call returns where the heap ends, and it has failed if that is
-    // below what was asked for (brk(2), "C library/kernel differences"). An errno would be a very large address, and
-    // would look like a heap that has grown.
+    // The allocator then takes its memory by mmap(). The call returns the end of the heap, and it has failed if that is
+    // below the requested end (brk(2), "C library/kernel differences"). An errno would look like a very large address,
+    // and so like a heap that has grown.
     filter.answer(SCMP_SYS(brk), 0);
-    // Whoever yields asks again; and a log asks for the number of its thread, which it does not show.
+    // A thread that yields tries again anyway. The logger asks for the number of its thread, but does not show it.
     filter.answer(SCMP_SYS(sched_yield), 0);
     filter.answer(SCMP_SYS(gettid), 0);
-    // An event is told, or a line of the log, by a write to a descriptor that is open.
+    // An event, or a line for the log, is passed on by a write to an open descriptor.
     filter.allow({SCMP_SYS(write)});
 }
 
-/// A vCPU has twelve calls, those that the C library needs included, and nine requests of ioctl(): the last three when
-/// the guest sets up its PCI functions.
+/// A vCPU has twelve calls, including those that the C library needs, and nine requests of ioctl(). The last three
+/// requests are used when the guest sets up its PCI functions.
 void allow_vcpu(FilterBuilder& filter) {
-    filter.allow({SCMP_SYS(rt_sigtimedwait)}); // It takes a kick.
-    // Memory that is free need not be given back at once; and who pauses between two attempts does without the pause.
+    filter.allow({SCMP_SYS(rt_sigtimedwait)}); // it takes a kick
+    // Free memory need not be given back at once. A thread that pauses between two attempts works without the pause,
+    // too.
     filter.answer(SCMP_SYS(madvise), 0);
     filter.answer(SCMP_SYS(clock_nanosleep), 0);
     filter.answer(SCMP_SYS(nanosleep), 0);
@@ -52,18 +53,18 @@ void allow_vcpu(FilterBuilder& filter) {
     filter.allow_ioctls(kRequests);
 }
 
-/// What each thread of a device does: it waits for its queues, and tells the guest.
+/// Allows what each thread of a device does: it waits for its queues, and interrupts the guest.
 void allow_device(FilterBuilder& filter) {
     filter.allow({SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(timerfd_settime),
                   SCMP_SYS(read), SCMP_SYS(poll), SCMP_SYS(close)});
     static constexpr std::array<unsigned long, 3> kOfInterrupts{KVM_IRQ_LINE, KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI};
-    filter.allow_ioctls(kOfInterrupts); // Over PCI: the pin, and messages.
-    // MADV_DONTNEED, and what of it there is for locked memory: nothing else of memory is at stake than its content.
+    filter.allow_ioctls(kOfInterrupts); // over PCI: the pin, and messages
+    // MADV_DONTNEED, and its variant for locked memory. The call can only destroy the content of memory.
     filter.allow({SCMP_SYS(madvise), SCMP_SYS(clock_nanosleep), SCMP_SYS(nanosleep)});
 }
 
-/// A thread may make threads of this process, which have its filter, and no process. clone3() has its flags in memory,
-/// where a filter does not see them; without it the C library uses clone().
+/// Allows a thread to make threads of this process, which inherit its filter, but no process. The flags of clone3() are
+/// in memory, where a filter cannot see them. If it fails, the C library uses clone().
 void allow_threads(FilterBuilder& filter) {
     filter.answer(SCMP_SYS(clone3), ENOSYS);
     constexpr std::uint64_t kThread = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
@@ -81,7 +82,7 @@ void allow_kind(FilterBuilder& filter, ThreadKind kind) {
         return;
     case ThreadKind::kBlock:
         allow_device(filter);
-        allow_threads(filter); // Where there is no io_uring, threads make the calls for a disk.
+        allow_threads(filter); // without io_uring, threads make the calls for a disk
         filter.allow({SCMP_SYS(io_uring_enter), SCMP_SYS(preadv), SCMP_SYS(preadv2), SCMP_SYS(pwritev),
                       SCMP_SYS(pwritev2), SCMP_SYS(fdatasync), SCMP_SYS(fallocate)});
         // Guest memory becomes buffers of the ring when the driver begins.
@@ -109,7 +110,7 @@ void allow_kind(FilterBuilder& filter, ThreadKind kind) {
         return;
     case ThreadKind::kBalloon:
         allow_device(filter);
-        filter.allow({SCMP_SYS(fallocate)}); // It punches holes into memory that is a file.
+        filter.allow({SCMP_SYS(fallocate)}); // punches holes into memory that is a file
         return;
     }
 }

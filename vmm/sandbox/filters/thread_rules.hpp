@@ -1,4 +1,4 @@
-// Which system calls a kind of thread may make.
+// The system calls that a kind of thread may make.
 #pragma once
 
 #include "vmm/sandbox/filters/filter_builder.hpp"
@@ -6,7 +6,7 @@
 
 namespace vmm {
 
-/// Tells `filter`, which refuses all calls, what a thread of this kind needs. Throws Error.
+/// Adds to `filter`, which refuses all calls, the rules for the calls that a thread of this kind needs. Throws Error.
 void allow_thread(FilterBuilder& filter, ThreadKind kind);
 
 } // namespace vmm

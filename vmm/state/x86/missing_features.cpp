@@ -13,7 +13,7 @@ namespace vmm {
 
 namespace {
 
-/// A bit of CPUID that says nothing about the processor.
+/// A bit of CPUID that is no feature of the processor.
 struct OtherBit {
     std::uint32_t function;
     std::uint32_t kvm_cpuid_entry2::*register_;
@@ -21,7 +21,7 @@ struct OtherBit {
 };
 
 // KVM changes the bits of the first group when the guest writes to its registers (kvm_update_cpuid_runtime()). The bits
-// of the second group say how many vCPUs there are, and that they are vCPUs.
+// of the second group tell that there are several vCPUs, and that they are virtual.
 constexpr std::array kOtherBits{
     OtherBit{0x1, &kvm_cpuid_entry2::ecx, 27},       // OSXSAVE
     OtherBit{0x1, &kvm_cpuid_entry2::ecx, 3},        // MONITOR
@@ -52,7 +52,7 @@ std::uint32_t value_of(std::span<const kvm_cpuid_entry2> cpuid, const CpuidWord&
     return 0;
 }
 
-/// Every register that has bits for features, once, by leaf.
+/// Every register with feature bits, once, in the order of the leaves.
 std::vector<CpuidWord> feature_words() {
     std::vector<CpuidWord> words;
     for (const CpuFeatureBit& feature : cpu_feature_bits()) {

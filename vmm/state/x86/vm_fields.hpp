@@ -54,7 +54,7 @@ inline void timer_channel(auto& fields, auto& channel) {
     fields.number("count_load_time", channel.count_load_time);
 }
 
-/// `vm` has its controllers in KVM's order; their numbers (kvm_irqchip::chip_id) are set by whoever reads.
+/// `vm` has its controllers in KVM's order. The reader sets their numbers (kvm_irqchip::chip_id).
 inline void vm(auto& fields, auto& vm) {
     const auto pic = [](auto& inner, auto& value) { interrupt_controller(inner, value); };
     fields.object("pic_master", vm.interrupt_controllers[KVM_IRQCHIP_PIC_MASTER].chip.pic, pic);
