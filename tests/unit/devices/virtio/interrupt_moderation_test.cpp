@@ -228,7 +228,8 @@ TEST(InterruptModeration, ForgetsALargeRequestThatTheDriverDoesNotReplace) {
         now += std::chrono::milliseconds{8};
         moderation.took(now, 8, 8ULL << 20);
         moderation.finished(now, 8, false);
-        now = moderation.is_due(now, 0) ? now : moderation.deadline(); // Now and then it finds out if there are more.
+        now = moderation.is_due(now, 0) ? now
+                                        : moderation.deadline(); // Now and then it finds out whether there are more.
         ASSERT_TRUE(moderation.is_due(now, 0));
         moderation.told(now, 0);
     }
