@@ -284,7 +284,7 @@ TEST_F(CustomInterrupt, KernelAndInitrdInMemoryAreBooted) {
     Machine machine(config);
     EXPECT_TRUE(mentions(log, "the kernel in memory")) << log;
     EXPECT_TRUE(mentions(log, "the initrd in memory")) << log;
-    EXPECT_EQ(config.kernel_image.use_count(), 1); // an address in guest memory
+    EXPECT_EQ(config.kernel_image.use_count(), 1); // The image has been copied to guest memory.
     EXPECT_EQ(config.initrd_image.use_count(), 1);
     EXPECT_EQ(machine.run(), ExitReason::kPowerOff);
 }

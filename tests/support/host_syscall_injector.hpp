@@ -317,7 +317,7 @@ class SyscallInjector {
         }
 
         void answer_one(const CallDecision& decide) {
-            std::fill(question_.begin(), question_.end(), std::byte{}); // the kernel requires that
+            std::fill(question_.begin(), question_.end(), std::byte{}); // the kernel requires zeros
             if (::ioctl(listener_, SECCOMP_IOCTL_NOTIF_RECV, question_.data()) != 0) {
                 return; // EINTR; or ENOENT: the thread was killed meanwhile. poll() asks again.
             }

@@ -71,7 +71,7 @@ class Driver {
 
 TEST(InterruptModeration, TellsADriverWithOneRequestAtATimeAtOnce) {
     Driver driver(1);
-    static_cast<void>(driver.interrupts_for(1000)); // it finds that out
+    static_cast<void>(driver.interrupts_for(1000)); // the device learns that
     const unsigned before = driver.microseconds_waited();
     EXPECT_EQ(driver.interrupts_for(1000), 1000U);
     // A probe now and then, of two distances.

@@ -54,7 +54,7 @@ class Reopening final : public devices::virtio::Device {
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN, serial_}}; }
     void ready(int, std::uint32_t) override {
-        std::uint64_t count = 0; // the number is taken: the copy keeps the event alive, and ready
+        std::uint64_t count = 0; // taken: the copy keeps the event alive, and ready
         EXPECT_EQ(::read(event_.get(), &count, sizeof(count)), static_cast<ssize_t>(sizeof(count)));
         event_.reset();
         event_ = make_event();
