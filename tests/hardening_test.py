@@ -15,11 +15,12 @@ import re
 import subprocess
 import sys
 
-# A function that knows how large its destination is. __stack_chk_fail is the stack protector's.
+# A checked function, which knows the size of its destination. __stack_chk_fail belongs to the stack protector.
 CHECKED_CALL = re.compile(r"\bUND (__(?!stack)\w+_chk)\b")
-# What _FORTIFY_SOURCE gives another name at every call.
+# Functions that _FORTIFY_SOURCE renames at every call.
 ALWAYS_CHECKED = re.compile(r"\bUND (snprintf|sprintf|fprintf|printf)\b")
-# With the stack touched page by page, a large frame has a store of nothing to its new end: `or` of g++, `mov` of clang.
+# If the stack is touched page by page, a large frame has a store that changes nothing at its new end: `or` by g++, `mov` by
+# clang.
 PROBE = re.compile(r"\t(or[lq]?|mov[lq]?) +\$0x0,(0x\w+)?\(%[re]sp(,|\))")
 PAGE = 0x1000
 CET = {"IBT", "SHSTK"}
@@ -35,7 +36,7 @@ def cet_marks(path):
 
 
 class Binary:
-    """What was built of one program or library."""
+    """The built files of one program or library."""
 
     def __init__(self, path, objects, commands):
         self.path = path
@@ -62,7 +63,7 @@ class Binary:
     def flags(self):
         return set(" ".join(re.findall(r"\(FLAGS(?:_1)?\) +(?:Flags: )?(.*)", self.dynamic)).split())
 
-    # Each of these returns whether it is there, and what was found.
+    # Each of these returns whether the property is there, and what was found.
 
     def position_independent(self):
         kind = re.search(r"Type: +(\w+)", self.header).group(1)
@@ -70,7 +71,7 @@ class Binary:
         return kind == "DYN" and (shared or "PIE" in self.flags()), f"type {kind}, {'a library' if shared else ' '.join(self.flags())}"
 
     def relocations_read_only(self):
-        """Full RELRO: all that the loader writes is read-only when the program starts."""
+        """Full RELRO: everything that the loader writes is read-only when the program starts."""
         ranges = [(address, size) for kind, _, address, size, _ in self.segments if kind == "GNU_RELRO"]
         if not ranges:
             return False, "no segment GNU_RELRO"
@@ -87,7 +88,7 @@ class Binary:
         return flags == ["RW"], f"GNU_STACK {flags}"
 
     def code_apart(self):
-        """Nothing can be executed but code: no segment is both written and executed, and tables lie in others."""
+        """Only code can be executed: no segment is both writable and executable, and tables are in other segments."""
         executable = [(address, size) for kind, _, address, size, flags in self.segments if kind == "LOAD" and "E" in flags]
         writable = [flags for *_, flags in self.segments if "W" in flags and "E" in flags]
         inside = [
@@ -103,8 +104,8 @@ class Binary:
         return count > 0, f"{count} of {len(self.objects)} objects call __stack_chk_fail"
 
     def fortified(self):
-        """The call of a C function that may write beyond its destination names that one's size, if only the compiler knows the size but
-        not the length. A program may have no such call."""
+        """A call of a C function that may write beyond its destination passes the destination's size, if the compiler knows that size but
+        not the length of the write. A program may have no such call."""
         optimised = [command for command in self.commands if re.findall(r" -O\S*", command)[-1:] not in ([], [" -O0"])]
         if self.commands and not optimised:
             return True, "nothing is optimised, and it needs that"
@@ -119,7 +120,7 @@ class Binary:
         return asked == len(self.commands) > 0, f"asked for in {asked} of {len(self.commands)} sources"
 
     def cet(self):
-        """Indirect jumps and returns. The linker marks a file if all of its parts are marked, the C library's included."""
+        """Indirect jumps and returns. The linker marks a file if all of its parts are marked, including those of the C library."""
         without = [path for path in self.objects if cet_marks(path) != CET]
         starts = [output("c++", f"-print-file-name={name}").strip() for name in ("crti.o", "crtn.o")]
         unmarked = [pathlib.Path(path).name for path in starts if cet_marks(path) != CET]
@@ -130,7 +131,7 @@ class Binary:
         return not without and (marked or bool(unmarked)), found
 
     def stack_clash(self):
-        """A frame that is larger than a page is touched page by page. Nothing tells of it but the code."""
+        """A frame that is larger than a page is touched page by page. Only the code shows it."""
         code = output("objdump", "-d", "--no-show-raw-insn", *self.objects)
         probed = unprobed = 0
         for function in re.split(r"\n\n", code):

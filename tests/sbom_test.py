@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs scripts/sbom on a build, and holds every member of what it writes against SPDX 2.3, the files and dpkg.
+"""Runs scripts/sbom on a build, and checks every member of its output against SPDX 2.3, the files and dpkg.
 
 sbom_test.py BUILD-FOLDER
 """
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SKIPPED = 77
 ELEMENT = r"SPDXRef-[A-Za-z0-9.-]+"
 
-# What each kind of element has to have, and what the value has to look like.
+# The members that each kind of element must have, and a pattern for each value.
 DOCUMENT = {
     "spdxVersion": r"SPDX-2\.3",
     "dataLicense": r"CC0-1\.0",
@@ -63,7 +63,7 @@ def sbom(*arguments, **environment):
 
 
 def lacking(element, members):
-    """Members that the element lacks, or that look otherwise."""
+    """Members that the element lacks, or whose value does not match."""
     return [
         f"{name}={element.get(name)!r}" for name, pattern in members.items()
         if name not in element or pattern is not None and not re.fullmatch(pattern, element[name])
@@ -71,7 +71,7 @@ def lacking(element, members):
 
 
 def is_expression(text):
-    """Whether this is licences, joined by AND and OR, with parentheses in pairs."""
+    """True if this consists of licences joined by AND and OR, with balanced parentheses."""
     names = r"(?:LicenseRef-[A-Za-z0-9.-]+|[A-Za-z0-9.-]+)(?: WITH [A-Za-z0-9.-]+)?"
     joined = rf"{names}(?: (?:AND|OR) {names})*"
     while (shorter := re.sub(rf"\({joined}\)", "Name", text)) != text:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Scripts of which the standard output is taken as a value print that value alone, whatever the tools say that they run: a
-# folder of chattering stand-ins comes first in PATH.
+# Some scripts print a value that a caller reads from their standard output. They must print only that value, whatever the
+# tools that they run print. For the test a folder of stand-ins that print noise comes first in PATH.
 set -uo pipefail
 export LC_ALL=C
 umask 022
@@ -11,13 +11,13 @@ mkdir "$work/bin"
 export PATH=$work/bin:$PATH
 passed=0 failed=0
 
-# stand_in NAME: a program that chatters, and does what is on standard input (bash).
+# stand_in NAME: makes a program that prints noise, and then runs the script on standard input (bash).
 stand_in() {
     { echo '#!/usr/bin/env bash'; echo 'echo "Creating regular file"'; cat; } >"$work/bin/$1"
     chmod +x "$work/bin/$1"
 }
 
-# prints NAME VALUE COMMAND...: the command succeeds, and VALUE is all of its standard output.
+# prints NAME VALUE COMMAND...: checks that the command succeeds, and that VALUE is all of its standard output.
 prints() {
     local name=$1 value=$2 output
     output=$("${@:3}" 2>"$work/errors")
@@ -33,7 +33,7 @@ prints() {
 }
 
 if ((EUID == 0)); then
-    # mmdebstrap ... SUITE FOLDER SOURCES...: the folder is the one that ends in /root.
+    # mmdebstrap ... SUITE FOLDER SOURCES...: the folder is the argument that ends in /root.
     stand_in mmdebstrap <<'END'
 for word; do
     [[ $word != */root ]] || mkdir -p "$word"/{etc/systemd/system,usr/local/sbin}
@@ -62,7 +62,7 @@ mkdir -p "$work/build/vmm/package/include"
 prints "scripts/api-docs prints the name of the first page" "$work/build/api/html/index.html" \
     "$root/scripts/api-docs" "$work/build"
 
-# refuses NAME STATUS WORDS ARGUMENT...: scripts/fleet/slurm ends with the status, says WORDS, and makes no folder.
+# refuses NAME STATUS WORDS ARGUMENT...: checks that scripts/fleet/slurm ends with the status, says WORDS, and makes no folder.
 refuses() {
     local name=$1 status=$2 words=$3 output
     shift 3
@@ -95,7 +95,7 @@ else
 fi
 rm "$work"/bin/{sbatch,squeue,scontrol,scancel,vmm}
 
-# finds NAME FILE: scripts/lint fails in a tree that has this file besides itself, and names the file.
+# finds NAME FILE: checks that scripts/lint fails in a tree that has only itself and this file, and names the file.
 finds() {
     local name=$1 file=$2
     if output=$("$work/tree/scripts/lint" 2>&1) || [[ $output != *"$file"* ]]; then
@@ -114,10 +114,10 @@ if command -v clang-format >/dev/null && command -v shellcheck >/dev/null; then
     prints "scripts/lint prints nothing about a tree that is as it should be" "" "$work/tree/scripts/lint"
     echo 'int  x;' >"$work/tree/spaces.hpp"
     finds "scripts/lint finds a C++ file that is not formatted" spaces.hpp
-    # shellcheck disable=SC2016 # It is written as it stands.
+    # shellcheck disable=SC2016 # The text is written unexpanded.
     printf '#!/bin/sh\nrm $1\n' >"$work/tree/unquoted"
     finds "scripts/lint knows a shell script by its first line" unquoted
-    # shellcheck disable=SC2016 # It is written as it stands.
+    # shellcheck disable=SC2016 # The text is written unexpanded.
     printf '# shellcheck shell=bash\nrm $1\n' >"$work/tree/sourced.sh"
     finds "scripts/lint checks what scripts read in" sourced.sh
 else

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The units of the package: systemd-analyze finds nothing in them, and metrics-http answers what it should and nothing else.
+# Checks the units of the package: systemd-analyze finds nothing in them, and metrics-http answers only what it should.
 #
-# systemd_test.sh BUILD-FOLDER VMM     status 77: systemd-analyze is not here
+# systemd_test.sh BUILD-FOLDER VMM     status 77: systemd-analyze is not installed
 set -uo pipefail
 export LC_ALL=C
 units=$1/vmm/package/systemd vmm=$(realpath "$2")
@@ -10,7 +10,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 
-# answers NAME STATUS REQUEST: metrics-http answers the request, which has \r\n as it stands here, with that status.
+# answers NAME STATUS REQUEST: checks that metrics-http answers the request with that status. \r\n in REQUEST stands for a line
+# end.
 answers() {
     local name=$1 status=$2 answer
     answer=$(printf '%b' "$3" | "$source/vmm/package/systemd/metrics-http" "$work" | head -n 1)
@@ -40,7 +41,7 @@ if ! command -v systemd-analyze >/dev/null; then
     ((failed)) && exit 1
     exit 77
 fi
-# What the units start is where it was built.
+# The units are changed to start the programs in the build folder.
 mkdir "$work/units"
 for unit in "$units"/*.service "$units"/*.socket; do
     sed -E "s|[^ =-]*/bin/vmm |$vmm |; s|[^ =]*/metrics-http|$source/vmm/package/systemd/metrics-http|" "$unit" \
@@ -55,7 +56,7 @@ for unit in vmm@test.service vmm-api@test.socket vmm-pool@test.service vmm-metri
         failed=1
     fi
 done
-# What it would not find, it would not show, either.
+# Checks that systemd-analyze does find an error in a unit that has one.
 { cat "$work/units/vmm@.service"; printf '[Service]\nNoSuchKey=yes\n'; } >"$work/units/broken@.service"
 if [[ -n $(SYSTEMD_UNIT_PATH="$work/units:" systemd-analyze verify --man=no broken@test.service 2>&1) ]]; then
     echo "PASS systemd-analyze verify finds a key that there is not"

@@ -19,12 +19,12 @@ def check(code):
 
 
 class Guest:
-    """The built-in guest, which compares in each pass over its memory what the pass before wrote; or one that was saved."""
+    """The built-in guest, or a saved one. In each pass over its memory it compares what the pass before wrote."""
 
     def __init__(self, snapshot=None):
         self.text = ""
         self.heard = threading.Condition()
-        self.sink = Sink(self.hear)  # The library calls it as long as the machine is there.
+        self.sink = Sink(self.hear)  # The library may call it as long as the machine exists.
         config = ctypes.c_void_p()
         self.machine = ctypes.c_void_p()
         self.reason = ctypes.c_int()

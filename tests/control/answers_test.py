@@ -17,20 +17,20 @@ import time
 import jsonschema
 
 PATIENCE_SECONDS = 300
-# The order in which verbs are asked; those that end the machine come last. Every verb of the document has to be here.
+# The order in which verbs are sent. Verbs that end the machine come last. Every verb of the document must be in this list.
 ORDER = [
     *("status", "statistics", "metrics", "api-schema", "log-level", "set-log-level", "pause", "resume", "balloon"),
     "memory",
     *("add-disk", "remove-disk", "add-net", "remove-net"),
     *("prefault", "add-memory", "jobs", "job", "cancel", "snapshot", "migrate", "events", "stop", "reset"),
 ]
-# How jobs end that are not done. This machine has no PCI bus, and nobody waits for it. It grows no memory either, because
-# its guest has no driver for it.
+# How each job ends that cannot succeed here. This machine has no PCI bus, no vmm waits for its migration, and its memory does
+# not grow, because its guest has no driver for that.
 ENDS = {
     **{"stop": "cancelled", "migrate": "failed", "memory": "failed"},
     **dict.fromkeys(("add-disk", "remove-disk", "add-net", "remove-net"), "failed"),
 }
-# What is wrong: method, path, body, and the status of the refusal.
+# Wrong requests: method, path, body, and the status of the refusal.
 WRONG = [
     ("GET", "/nothing", None, 404),
     ("GET", "/pause", None, 405),
@@ -89,7 +89,7 @@ class Connection(http.client.HTTPConnection):
 
 
 class Machine:
-    """A guest behind a control socket, and the document that it is held against."""
+    """A guest behind a control socket, and the document that its answers must match."""
 
     def __init__(self, vmm, document, folder):
         self.document = document
@@ -141,7 +141,7 @@ def operations_of(document):
 
 
 def example_of(path, operation):
-    """The target and the body of the example request, which the document's own schemas have to accept."""
+    """The target and the body of the example request. The document's own schemas must accept them."""
     query = []
     for parameter in operation.get("parameters", []):
         jsonschema.Draft4Validator(parameter["schema"]).validate(parameter["example"])
@@ -169,7 +169,7 @@ def try_all(machine, document):
         method, path, operation = operations[name]
         target, body = example_of(path, operation)
         if name == "stop":
-            body = '{"within": 3600}'  # It is cancelled, so that reset has a machine.
+            body = '{"within": 3600}'  # Cancelled later, so that reset finds a machine.
         if name == "snapshot":
             body = json.dumps({"directory": str(machine.folder / "snapshot"), "resume": True})
         status, kind, text = machine.ask(method, target, body)
@@ -181,7 +181,7 @@ def try_all(machine, document):
                 machine.ask("DELETE", f"/jobs/{number}")
             job = machine.wait_for_job(number)
             machine.validate(json.dumps(job), document["components"]["schemas"]["Job"])
-            # Nobody waits for the guest where the example says.
+            # No vmm waits for the guest at the address of the example.
             assert job["state"] == ENDS.get(name, "done"), job
         if name == "events":
             lines = text.splitlines()

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A guest moves between two hosts, as far as their networks are concerned: two network namespaces with a pair of virtual
-# Ethernet devices between them. With TLS it goes over, and takes no second-level fault there; without TLS, and without
-# --insecure, it is refused at both ends; with certificates of another authority, or for another name, too. Needs /dev/kvm,
-# root, ip and openssl.
+# A guest moves between two network namespaces, with a pair of virtual Ethernet devices between them: two hosts, as far as
+# the network is concerned. With TLS it arrives, and takes no second-level fault there. Without TLS and without --insecure,
+# both ends refuse it. With certificates of another authority, or for another name, it is refused, too. Needs /dev/kvm, root,
+# ip and openssl.
 #
 # migration_hosts_test.sh VMM
 
@@ -46,7 +46,7 @@ fail() {
     done
     failed=$((failed + 1))
 }
-# eventually COMMAND...: waits until it succeeds. Fails after two minutes: only what hangs takes so long.
+# eventually COMMAND...: waits until the command succeeds. Fails after two minutes: only something that hangs takes so long.
 eventually() {
     local tries
     for ((tries = 0; tries < 1200; tries++)); do
@@ -58,7 +58,7 @@ eventually() {
 says() { grep -qE -- "$2" "$work/$1" 2>/dev/null; } # FILE PATTERN
 lines() { wc -l <"$work/$1"; }
 has_more() { (($(lines "$1") > $2)); } # FILE LINES
-goes_on() { eventually has_more "$1" "$(lines "$1")"; } # FILE: more is written to it
+goes_on() { eventually has_more "$1" "$(lines "$1")"; } # FILE: waits until more is written to it
 
 # ---- the hosts
 
@@ -70,7 +70,7 @@ if ! { ip netns add "$here" && ip netns add "$there" &&
     exit 1
 fi
 
-# authority FOLDER NAME: an authority, a server's certificate for NAME, and a client's.
+# authority FOLDER NAME: makes an authority, a server certificate for NAME, and a client certificate.
 authority() {
     local folder=$work/$1 name=$2 who
     mkdir -p "$folder"
@@ -89,7 +89,7 @@ authority other 192.0.2.2
 authority name 192.0.2.77
 chmod -R go= "$work"
 
-# source_runs: starts the guest on this side, unless it runs.
+# source_runs: starts the guest on this side, unless it runs already.
 source_runs() {
     if [[ -n ${process[source]-} ]] && kill -0 "${process[source]}" 2>/dev/null; then
         return
@@ -100,7 +100,7 @@ source_runs() {
     process[source]=$!
     eventually says source.out '^pass='
 }
-# waits [OPTION...]: the other side waits for a guest.
+# waits [OPTION...]: starts a vmm on the other side that waits for a guest.
 waits() {
     rm -f "$work"/destination.*
     ip netns exec "$there" "$vmm" run --incoming tcp:192.0.2.2:4444 --api "$work/destination.api" \
@@ -113,7 +113,7 @@ waits_no_more() {
     wait "${process[destination]}"
     unset "process[destination]"
 }
-# migrate [OPTION...]: returns what `vmm ctl` does; source.said has what it says.
+# migrate [OPTION...]: returns the status of `vmm ctl`, and writes its output to source.said.
 migrate() { "$vmm" ctl "$work/source.api" migrate tcp:192.0.2.2:4444 "$@" >"$work/source.said" 2>&1; }
 
 # ---- refused before anything is opened
@@ -133,7 +133,7 @@ else
     fail "a guest does not go to another host without TLS"
 fi
 
-# ---- refused by those who do not trust each other
+# ---- refused if the ends do not trust each other
 
 refuses() { # WHAT AUTHORITY-OF-THE-SOURCE AUTHORITY-OF-THE-DESTINATION PATTERN
     waits --tls "$work/$3"
@@ -147,7 +147,7 @@ refuses() { # WHAT AUTHORITY-OF-THE-SOURCE AUTHORITY-OF-THE-DESTINATION PATTERN
 refuses "a server of another authority is refused" right other 'certificate'
 refuses "a server with another name is refused" name name '192\.0\.2\.2|name'
 
-# ---- and it goes over
+# ---- the guest arrives
 
 arrives() { # WHAT [OPTION-OF-MIGRATE...] -- [OPTION-OF-RUN...]
     local what=$1 of_migrate=()

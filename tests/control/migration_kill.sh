@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kills one end of a migration, or cuts its connections, at a random moment, again and again, and counts what became of the
-# guest: it goes on at one end and at no other, its memory is right, and nothing is left behind. Needs /dev/kvm and python3.
+# Kills one end of a migration, or cuts its connections, at a random moment, again and again, and counts the outcomes. The guest
+# must go on at exactly one end with correct memory, and nothing may be left behind. Needs /dev/kvm and python3.
 #
 # migration_kill.sh [ROUNDS]     VMM is the program (build/release/vmm/vmm); a SEED repeats a run's choices.
 
@@ -20,7 +20,7 @@ end_all() {
 trap 'end_all; rm -rf "$work"' EXIT
 cd "$work" || exit 1
 
-# The link between both ends. A signal ends all of its connections, and it goes on with new ones.
+# The link between both ends. At a signal it closes all of its connections; then it accepts new ones.
 cat >proxy.py <<'EOF'
 import os, select, signal, socket, sys
 listens, goes_to = sys.argv[1:]
@@ -67,7 +67,7 @@ while True:
         end.close()
 EOF
 
-# eventually COMMAND...: fails after two minutes: only what hangs takes so long.
+# eventually COMMAND...: waits until the command succeeds. Fails after two minutes: only something that hangs takes so long.
 eventually() {
     local tries
     for ((tries = 0; tries < 2400; tries++)); do
@@ -84,7 +84,7 @@ lines() {
     echo "${count:-0}"
 }
 has_more_lines() { (($(lines "$1") > $2)); }
-# goes_on PID OUTPUT: the guest of that process prints more.
+# goes_on PID OUTPUT: waits until the guest of that process prints more.
 goes_on() {
     local before tries
     before=$(lines "$2")
@@ -95,7 +95,7 @@ goes_on() {
     done
     return 1
 }
-# state NAME: of the machine, by its control socket.
+# state NAME: prints the state of the machine, by its control socket.
 state() { "$vmm" ctl "$1.api" status 2>/dev/null | sed -n 's/^state: //p'; }
 note() { count["$1"]=$((${count["$1"]:-0} + 1)); }
 
@@ -133,22 +133,22 @@ round() {
         cd ..
         return
     fi
-    # A guest that changes more than goes over is made to go.
+    # A guest that changes memory faster than it is sent is forced to move.
     local options=(--streams $((1 + RANDOM % 3)) --timeout 3 --on-timeout force)
     if ((RANDOM % 2)); then options+=(--bandwidth 64M); fi
     "$vmm" ctl source.api migrate $address "${options[@]}" >ctl.log 2>&1 &
     ctl=$!
     running+=("$ctl")
-    # Half of them in the first third of a second.
+    # Half of the moments are in the first third of a second.
     moment=$((RANDOM % 2 ? RANDOM % 300 : RANDOM % 1500))
     sleep "$(printf '0.%03d' $((moment % 1000)))"
     case $what in
-    source) kill -9 "$source" 2>/dev/null ;; # It may have ended: the guest has gone.
+    source) kill -9 "$source" 2>/dev/null ;; # The process may have ended already, because its guest has moved.
     destination) kill -9 "$there" ;;
     link) kill -USR1 "$proxy" ;;
     esac
-    eventually is_over "$ctl" # However it ends.
-    # The destination may wait for a source that has gone: until it knows, nobody does.
+    eventually is_over "$ctl" # The migration may end in any way.
+    # The destination may still wait for a source that has ended. Until it notices that, the outcome is not known.
     if [[ $what == source ]]; then
         goes_on "$there" there.out && far=1
     else
@@ -162,7 +162,7 @@ round() {
     *)
         if [[ $what == source ]]; then
             outcome='was lost with its source'
-            # Only before all of it was there.
+            # This may happen only before the destination had the whole guest.
             if [[ $(state there) == running || $(state there) == paused ]]; then
                 outcome='hangs' bad=$((bad + 1))
             fi
@@ -174,14 +174,14 @@ round() {
         ;;
     esac
     if grep -h '^pass=' source.out there.out 2>/dev/null | tr -d '\r' | grep 'errors=' | grep -vq 'errors=0$'; then
-        # Of the lines, the last of each end may be cut short.
+        # The last line of each end may be incomplete.
         if grep -hE 'errors=[1-9]' source.out there.out; then
             outcome+=', damaged' bad=$((bad + 1))
         fi
     fi
     for api in source there; do "$vmm" ctl $api.api stop --force >/dev/null 2>&1; done
     if [[ -n $proxy ]]; then kill -9 "$proxy" 2>/dev/null; fi
-    # A destination to which nobody came waits on.
+    # A destination that no source has reached still waits.
     if lives "$there"; then kill -TERM "$there" 2>/dev/null; fi
     if ! eventually is_over "$source" || ! eventually is_over "$there"; then
         echo "round $1: a process is left"
@@ -193,7 +193,7 @@ round() {
     for file in *; do
         case $file in
         *.out | *.log) ;;
-        source.*) [[ $what == source ]] || left+=("$file") ;; # What was killed leaves its sockets.
+        source.*) [[ $what == source ]] || left+=("$file") ;; # A killed process leaves its sockets.
         there.*) [[ $what == destination ]] || left+=("$file") ;;
         *) left+=("$file") ;;
         esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A session as a user has it, at two terminals of tmux: in one a guest runs, in the other `vmm ctl` holds it, saves it, lets it
-# go on and stops it; then it goes on from what was saved, and is stopped by its keys. What is on the screens is checked. The
-# same is done by curl, and both leave snapshots of the same kind. Needs /dev/kvm, tmux and curl.
+# A session like a user's, at two terminals of tmux. In one a guest runs; in the other `vmm ctl` pauses it, saves it, resumes it
+# and stops it. Then the guest is restored from the snapshot, and is stopped by its escape keys. The test checks the screens.
+# It does the same by curl, and both ways must leave snapshots of the same kind. Needs /dev/kvm, tmux and curl.
 #
 # session_test.sh VMM
 
@@ -11,7 +11,7 @@ umask 022
 vmm=$(realpath "${1:?usage: session_test.sh VMM}")
 work=$(mktemp -d)
 passed=0 failed=0 typed=0
-# A server of our own, which no configuration of the user's changes. Its sockets are named by TMUX_TMPDIR.
+# Our own tmux server, which ignores the user's configuration. Its sockets are in TMUX_TMPDIR.
 export TMUX_TMPDIR=$work
 unset TMUX
 terminal() { tmux -f /dev/null "$@"; }
@@ -30,10 +30,10 @@ fail() {
     failed=$((failed + 1))
 }
 
-# screen NAME: all that the terminal has shown, what has left its screen, too; lines that were folded are whole.
+# screen NAME: all text that the terminal has shown, including what has scrolled away. Wrapped lines are joined.
 screen() { terminal capture-pane -p -J -S - -t "$1"; }
 
-# eventually COMMAND...: waits until it succeeds. Fails after ten minutes: only what hangs takes so long.
+# eventually COMMAND...: waits until the command succeeds. Fails after ten minutes: only something that hangs takes so long.
 eventually() {
     local tries
     for ((tries = 0; tries < 6000; tries++)); do
@@ -44,12 +44,12 @@ eventually() {
 }
 shows() { grep -qE -- "$2" <<<"$(screen "$1")"; } # NAME PATTERN
 
-# type_in NAME LINE: a line, and the Enter key.
+# type_in NAME LINE: types the line and the Enter key.
 type_in() {
     terminal send-keys -t "$1" -l -- "$2"
     terminal send-keys -t "$1" Enter
 }
-# asks LINE: types it at the control's terminal and waits for its end. Leaves what it printed, and its status.
+# asks LINE: types the command at the control terminal and waits for its end. Leaves its output and its status.
 asks() {
     typed=$((typed + 1))
     terminal clear-history -t control
@@ -63,14 +63,14 @@ answers() {
     if asks "$2" && [[ $status == "$3" ]] && grep -qE -- "$4" <<<"$answer"; then pass "$1"; else fail "$1: '$2'"; fi
 }
 
-# passes: how often the guest has said that it wrote to all its memory, as far as its terminal shows.
+# passes: the number of passes over its memory that the guest has reported on its terminal.
 last_pass() { screen guest | sed -n 's/^pass=\([0-9]*\) .*/\1/p' | tail -n 1; }
 has_passed() { [[ $(last_pass) -gt $1 ]]; }
 goes_on() { # NAME
     if eventually has_passed "$(last_pass)"; then pass "$1"; else fail "$1"; fi
 }
 
-# session HOW PAUSE STATUS SNAPSHOT RESUME STOP: how each is typed.
+# session HOW PAUSE STATUS SNAPSHOT RESUME STOP: runs one session; each argument is the command to type for that verb.
 session() {
     local how=$1
     type_in guest "vmm run --api vm.sock --prefault=all -m 64M --cmdline passes=1000000; echo \"[\$?] ended\""

@@ -1,4 +1,4 @@
-// What users and programs say to us: requests of the control socket, answers to a client, command lines, configuration
+// Input from users and programs: requests of the control socket, answers to a client, command lines, configuration
 // files.
 
 #include <algorithm>
@@ -27,7 +27,7 @@ std::string text_of(Bytes bytes) {
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; // chars may alias any bytes
 }
 
-/// A refusal is the client's fault, and says what it is.
+/// A refusal has a status that blames the client, and a message.
 void check_refusal(const control::HttpAnswer& answer) {
     constexpr unsigned kFirst = 400;
     constexpr unsigned kLast = 431;
@@ -65,7 +65,7 @@ void check_request(const control::HttpRequest& request) {
     }
 }
 
-/// The bytes come in pieces, as a connection has them.
+/// The bytes arrive in pieces, as on a connection.
 void read_requests(Input input) {
     control::RequestReader reader;
     constexpr unsigned kMostRequests = 64;
@@ -130,8 +130,7 @@ void control(Bytes program) {
     }
 }
 
-/// The first byte says what the rest is: a configuration file, or the words of a command line, each with a zero at its
-/// end.
+/// The first byte says what the rest is: a configuration file, or the words of a command line, each ended by a zero.
 void options(Bytes program) {
     Input input(program);
     if (input.below(2) == 0) {
@@ -152,7 +151,7 @@ void options(Bytes program) {
     for (std::size_t start = 0; start < rest.size() && words.size() < kMostWords;) {
         const std::size_t end = std::min(rest.find('\0', start), rest.size());
         words.push_back(rest.substr(start, end - start));
-        // These read files, which are none of the fuzzer's.
+        // These options read files, and the fuzzer has none.
         if (words.back().find("config") != std::string::npos || words.back().find("restore") != std::string::npos) {
             words.pop_back();
         }

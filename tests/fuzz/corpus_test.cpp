@@ -1,4 +1,4 @@
-// What the fuzzer has found to be interesting, once more: in every build, without the fuzzer.
+// Replays the corpus of the fuzzer in every build, without the fuzzer.
 
 #include <gtest/gtest.h>
 
@@ -39,11 +39,11 @@ TEST_P(FuzzCorpus, BreaksNothing) {
     for (const auto& path : files) {
         std::ifstream file(path, std::ios::binary);
         const std::string text{std::istreambuf_iterator(file), {}};
-        // A target that finds something aborts: then the last line says which file it was.
+        // A target that finds something aborts. Then the last line names the file.
         std::fprintf(stderr, "%s\n", path.filename().c_str());
         GetParam().run(std::as_bytes(std::span(text)));
     }
-    // Nothing at all is a program, too.
+    // An empty input is a program, too.
     GetParam().run({});
 }
 

@@ -1,4 +1,4 @@
-// The devices of a PC: registers, and what the host says to them.
+// The devices of a PC: their registers, and the input that the host gives them.
 
 #include <array>
 #include <chrono>
@@ -54,7 +54,7 @@ void serial(Bytes program) {
             const std::size_t count = port.take_output(std::span(out).first(choice & 0x1f));
             require(count == 0 || has_output, "output that nobody was told of");
         } else {
-            // Whatever state it is in, another one can continue from it.
+            // Another device can continue from any state of this one.
             devices::testing::RecordingIrq other_irq;
             devices::SerialPort other(other_irq, {}, port.state());
             require(other.state() == port.state(), "a state does not come back");
@@ -71,7 +71,7 @@ void rtc(Bytes program) {
         const std::uint8_t choice = input.byte();
         if (choice < 0x80) {
             access(clock, devices::Rtc::kSize, choice, input);
-        } else if (choice < 0xe0) { // Of the registers themselves.
+        } else if (choice < 0xe0) { // at a register itself
             const std::array<std::byte, 2> select_and_write{static_cast<std::byte>(choice & 0x3f),
                                                             input.take<std::byte>()};
             clock.write(0, select_and_write);

@@ -1,4 +1,4 @@
-// The bytes a fuzzer made, read as a program. Past their end everything is zero.
+// The bytes that a fuzzer made, read as a program. Past their end every byte is zero.
 #pragma once
 
 #include <algorithm>
@@ -27,9 +27,9 @@ class Input {
         return value;
     }
     std::uint8_t byte() noexcept { return take<std::uint8_t>(); }
-    /// One of 0 to `count` - 1; `count` is 1 to 256.
+    /// A number from 0 to `count` - 1; `count` is 1 to 256.
     std::size_t below(std::size_t count) noexcept { return byte() % count; }
-    /// The next `count` bytes, or what is left.
+    /// The next `count` bytes, or as many as are left.
     std::span<const std::byte> take_bytes(std::size_t count) noexcept {
         const std::span<const std::byte> front = left_.first(std::min(count, left_.size()));
         left_ = left_.subspan(front.size());

@@ -1,4 +1,4 @@
-// Kernel files: parsed, and loaded where they want to be.
+// Kernel files: they are parsed, and loaded at the addresses that they name.
 
 #include <array>
 #include <optional>
@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::array kRam{GuestRange{GuestAddress{0}, 8 * kMiB}};
 
-/// All that is asked of a kernel on the way to its first instruction, with ACPI tables and with a device tree.
+/// All steps with a kernel up to its first instruction, with ACPI tables and with a device tree.
 void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
     constexpr std::array kMap{
         loader::MemoryMapEntry{{GuestAddress{0}, 0xa0000}, loader::MemoryKind::kRam},

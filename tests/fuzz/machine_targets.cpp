@@ -1,4 +1,4 @@
-// A whole machine, which a guest drives with all of its CPUs at once: devices, their threads, the host's ends of them.
+// A whole machine: a guest drives the devices, their threads and their host ends with all of its CPUs at once.
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -42,7 +42,7 @@ struct Surroundings {
     std::string disk;
 };
 
-/// Ends a guest that goes on for ever.
+/// Ends a guest that does not end by itself.
 class Deadline {
   public:
     explicit Deadline(StopRequest& stop)
@@ -88,7 +88,7 @@ void machine(Bytes program) {
     config.memory_bytes = 16 * kMiB;
     config.page_size = PageSize::k4K;
     config.vcpus = 2;
-    config.transport = VirtioTransport::kMmio; // The guest's driver knows no other.
+    config.transport = VirtioTransport::kMmio; // The guest's driver knows no other transport.
     config.disks.push_back({.path = surroundings.disk, .queues = 2});
     config.vsock = VsockConfig{.path = surroundings.directory / "vsock"};
     config.balloon = BalloonConfig{};

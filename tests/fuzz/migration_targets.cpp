@@ -1,4 +1,4 @@
-// What the source of a migration sends: messages, and frames of pages.
+// Data from the source of a migration: messages, and frames of pages.
 
 #include <zstd.h>
 
@@ -34,7 +34,7 @@ using testing::frame_of;
 using testing::message_header;
 
 constexpr std::chrono::seconds kPeerPatience{20};
-/// As much as a socket holds while nobody receives.
+/// As much as a socket buffers while nobody receives.
 constexpr std::size_t kMostWireBytes = 96 * kKiB;
 
 using Wire = std::vector<std::byte>;
@@ -59,7 +59,7 @@ void decode_as(const Message& message) {
         check_refusal(error);
         return;
     }
-    // What has been read can be written, and is then read as it was.
+    // A message that was read can be written, and is then read with the same content.
     const std::vector<std::byte> once = encode(*body);
     require(encode(decode<Body>({message.type, once})) == once, "a message is another when it is read again");
 }
@@ -96,12 +96,12 @@ void decode_as_said(const Message& message) {
         return decode_as<Prepared>(message);
     case MessageType::kAnswer:
         return decode_as<Answer>(message);
-    default: // The rest have no body, or a state, which has a target of its own.
+    default: // The other types have no body, or a state, which has a target of its own.
         return;
     }
 }
 
-/// Bytes as they are, or a message whose checksums are right, or are not.
+/// Unchanged bytes, or a message with right or with wrong checksums.
 Wire wire_of_messages(Input& input) {
     Wire wire;
     while (!input.empty() && wire.size() < kMostWireBytes) {
@@ -139,7 +139,7 @@ void receive_messages(Input& input) {
 // ---- pages
 
 constexpr std::uint64_t kFuzzPage = 4096;
-/// The host's memory has a page before, between and behind, none of which is the guest's.
+/// The host's memory has a page before, between and behind the ranges. None of these pages is the guest's.
 constexpr std::size_t kLowPages = 66;
 constexpr std::size_t kHighPages = 2;
 constexpr GuestRange kLowRange{GuestAddress{0}, kLowPages* kFuzzPage};
@@ -187,14 +187,14 @@ std::uint64_t take_address(Input& input) {
     }
 }
 
-/// What a source that counts right would have sent.
+/// The frames that a correct source would have sent.
 struct GoodFrames {
     std::vector<GuestRange> ranges;
     std::vector<std::vector<std::byte>> contents;
     bool are_over = false; ///< one has come that is not good, or may not be
 };
 
-/// One frame. `good` learns of it if it is one that must be taken.
+/// Makes one frame. If it is one that must be taken, adds it to `good`.
 void append_frame(Wire& wire, Input& input, GoodFrames& good) {
     const std::uint8_t how = input.byte();
     const std::uint64_t address = take_address(input);
@@ -221,7 +221,7 @@ void append_frame(Wire& wire, Input& input, GoodFrames& good) {
         payload.resize(ZSTD_compressBound(content.size()));
         payload.resize(ZSTD_compress(payload.data(), payload.size(), content.data(), content.size(), 1));
         break;
-    case 3: // What was not packed, or was packed of another size.
+    case 3: // data that was not packed, or was packed from another size
         kind = FrameKind::kZstd;
         payload.assign(pattern.begin(), pattern.end());
         break;
@@ -235,7 +235,7 @@ void append_frame(Wire& wire, Input& input, GoodFrames& good) {
     }
     FrameHeader header = frame_of(kind, address, kind == FrameKind::kSync ? 0 : bytes, payload);
     const bool is_changed = (how >> 5U) == 5;
-    if (is_changed) { // The checksum is made right, or is not.
+    if (is_changed) { // The checksum is made right, or is left wrong.
         std::as_writable_bytes(std::span(&header, 1))[input.byte() % sizeof header] ^= std::byte{input.byte()};
         if (how % 2 == 0) {
             header.seal();
@@ -281,16 +281,17 @@ void receive_pages(Input& input) {
         const std::size_t stream = input.byte() % streams;
         append_frame(wires[stream], input, good[stream]);
     }
-    // One after the other: a source sends a page by one stream at a time, and these send the same pages.
+    // The streams are sent one after the other, because a source sends a page by only one stream at a time, and these
+    // send the same pages.
     for (unsigned i = 0; i < streams; ++i) {
         ChannelEnds ends(kPeerPatience);
         receiver.add(i, std::move(ends.destination));
         try {
             ends.source->send(wires[i]);
-        } catch (const LinkError&) { // It was refused meanwhile.
+        } catch (const LinkError&) { // It may have been refused meanwhile.
         }
         ends.source.reset();
-        ended.acquire(); // Its connection has ended, at the latest.
+        ended.acquire(); // By now its connection has ended.
     }
     receiver.cut();
     const std::vector<std::uint64_t> applied = receiver.applied_frames();
@@ -312,7 +313,7 @@ void receive_pages(Input& input) {
     }
 }
 
-/// The same frames as the answer to one who has asked for a chunk.
+/// The same frames as an answer to a request for a chunk.
 void receive_chunk(Input& input) {
     Wire wire;
     GoodFrames good;
@@ -325,7 +326,7 @@ void receive_chunk(Input& input) {
     ends.source->send(wire);
     RemoteChunks chunks(layout, std::move(ends.destination));
     std::byte ask[sizeof(FrameHeader)]; // NOLINT(*-avoid-c-arrays)
-    // The end of what was asked for is never sent by chance.
+    // A random program never has the end of the requested chunk.
     ends.source->send(frame_of(FrameKind::kSync, to_integer(kLowRange.base), 0).as_bytes());
     std::vector<std::byte> bytes(kLowRange.size);
     try {

@@ -1,5 +1,5 @@
-// A PCI bus with two virtio devices, under a driver that is hostile: configuration spaces by memory and by ports, moves
-// of registers, tables of MSI-X, walks of capabilities, doorbells.
+// A PCI bus with two virtio devices, under a hostile driver: configuration spaces by memory and by ports, moves of
+// registers, tables of MSI-X, walks of capabilities, doorbells.
 
 #include <algorithm>
 #include <array>
@@ -34,7 +34,7 @@ using devices::testing::PciRig;
 constexpr GuestRange kWindow{GuestAddress{0xe0000000}, 0x40000};
 constexpr std::array<unsigned, 2> kSlots{1, 2};
 
-/// The bus borrows a function that somebody else has.
+/// A function that the bus borrows from its owner.
 std::shared_ptr<devices::pci::Function> lent(devices::pci::Function& function) {
     return {std::shared_ptr<void>{}, &function};
 }
@@ -64,7 +64,7 @@ class Machine {
     }
 
   private:
-    /// An access of any width up to 8 bytes, which reads no more than it was asked for.
+    /// An access of any width up to 8 bytes. It returns no more bytes than requested.
     static void access(devices::Device& device, std::uint64_t offset, std::size_t width, bool is_write, Input& input) {
         std::array<std::byte, 9> data{};
         data.fill(std::byte{0x5a});
@@ -100,22 +100,22 @@ class Machine {
         case 5: // the window, anywhere
             access(bus_.window(), input.take<std::uint32_t>() % (kWindow.size + 16), width, is_write, input);
             return;
-        case 6: // registers where they lie: structures, MSI-X
+        case 6: // registers at their addresses: structures, MSI-X
         case 7:
         case 8:
         case 9:
             access_registers(which, width, is_write, input);
             return;
-        case 10: // a driver that knows how to
+        case 10: // a correct driver
             static_cast<void>(units_[which].rig.start(is_write));
             return;
         case 11:
             walk(which);
             return;
-        case 12: // what the device's thread does
+        case 12: // a turn of the device's thread
             units_[which].rig.settle();
             return;
-        case 13: // the device says something
+        case 13: // the device raises an interrupt
             units_[which].rig.transport().change_config(0, std::array{std::byte{choice}});
             return;
         case 14:
@@ -145,7 +145,7 @@ class Machine {
         access(bus_.window(), to_integer(place->base) - to_integer(kWindow.base) + offset, width, is_write, input);
     }
 
-    /// The list of capabilities ends, and lies within the header, whatever the driver wrote.
+    /// The list of capabilities ends, and is within the header, whatever the driver wrote.
     void walk(std::size_t which) {
         PciDriver driver(units_[which].rig.transport());
         const std::vector<std::uint8_t> found = driver.capabilities();
@@ -164,7 +164,7 @@ class Machine {
         }
     }
 
-    /// What holds at any time.
+    /// Conditions that hold at any time.
     void check() {
         for (std::size_t i = 0; i < kSlots.size(); ++i) {
             const devices::virtio::PciTransport::State state = units_[i].rig.pump().state();
@@ -173,7 +173,8 @@ class Machine {
             }
             walk(i);
         }
-        // Whoever is said to be alone at a place answers there, and nobody else is said to be.
+        // If a function is reported as the only one at a place, it answers there, and no other function is reported
+        // there.
         for (const unsigned slot : kSlots) {
             const std::optional<GuestRange>& place = places_[slot];
             require(!place || bus_.function(slot) != nullptr, "who has gone is said to be there");

@@ -1,4 +1,4 @@
-// What has to hold in a fuzz target.
+// Conditions that must hold in a fuzz target.
 #pragma once
 
 #include <cstdio>

@@ -1,4 +1,4 @@
-// The state of a machine, as it is in a file.
+// The state of a machine, as bytes of a file.
 
 #include <algorithm>
 #include <cstddef>
@@ -24,7 +24,8 @@ void put(std::span<std::byte> file, std::size_t offset, std::uint64_t value, std
     std::memcpy(file.data() + offset, &value, bytes);
 }
 
-/// Makes the length of the file and its checksums right, as far as it has any: nobody finds those by chance.
+/// Makes the length of the file and its checksums right, as far as the bytes have them: a fuzzer does not find those by
+/// chance.
 std::vector<std::byte> repaired(Bytes bytes) {
     constexpr std::size_t kChecksum = 4;
     std::vector<std::byte> file(bytes.begin(), bytes.end());
@@ -36,7 +37,7 @@ std::vector<std::byte> repaired(Bytes bytes) {
     for (std::size_t at = kHeaderBytes; at <= end && end - at >= kSectionHeaderBytes;) {
         std::uint64_t length = 0;
         std::memcpy(&length, file.data() + at + 32, sizeof length);
-        // The last one ends where the file does, if it says that it is longer.
+        // If the last section says that it is longer than the file, it ends at the end of the file.
         length = std::min<std::uint64_t>(length, end - at - kSectionHeaderBytes);
         put(file, at + 32, length, 8);
         const auto content = std::span(file).subspan(at + kSectionHeaderBytes, static_cast<std::size_t>(length));
@@ -56,7 +57,7 @@ void decode(Bytes file) {
         require(std::strchr(error.what(), '\n') == nullptr, "a state is refused in more than one line");
         return;
     }
-    // What has been read can be written, and is then read as it was.
+    // A state that was read can be written, and is then read with the same content.
     const std::vector<std::byte> once = encode_state(read);
     require(encode_state(decode_state(once)) == once, "a state is another when it is read again");
 }

@@ -1,6 +1,6 @@
-// What is fuzzed. Each takes any bytes as a program of what a guest (and the host around it) does, and aborts where the
-// device does what no device may. The same for the fuzzer and for the replay of the corpus, whose folders have these
-// names.
+// The fuzz targets. Each takes any bytes as a program of actions of a guest (and the host around it), and aborts if the
+// device does something that no device may do. The fuzzer and the replay of the corpus use the same targets; the
+// folders of the corpus have their names.
 #pragma once
 
 #include <array>
@@ -30,7 +30,7 @@ void control(Bytes program);   ///< requests of the control socket, and answers 
 void options(Bytes program);   ///< command lines and configuration files
 void machine(Bytes program);   ///< a guest with all of its CPUs (support/fuzz_guest.hpp); it needs can_run_machines()
 
-/// Whether this process may use /dev/kvm.
+/// True if this process may use /dev/kvm.
 [[nodiscard]] bool can_run_machines();
 
 struct Target {

@@ -22,15 +22,15 @@ using devices::virtio::QueueGeometry;
 namespace reg = devices::testing::reg;
 using devices::testing::operator+;
 
-constexpr std::size_t kUsualQueues = 4; // The driver speaks of so many, also if the device has fewer.
+constexpr std::size_t kUsualQueues = 4; // The driver uses so many, even if the device has fewer.
 constexpr std::size_t kMostQueues = 5;
 constexpr std::uint16_t kLargestQueue = 16;
-/// Turns without the driver or the host doing anything. Devices bound a turn to a MiB or 256 requests of 16 queue
-/// entries, so that this is plenty.
+/// Turns in which neither the driver nor the host does anything. Devices bound a turn to a MiB or 256 requests of 16
+/// queue entries, so this number is plenty.
 constexpr int kMostTurns = 3000;
-constexpr int kMostWaits = 30000; // of 10 ms each: a bound against hanging alone
+constexpr int kMostWaits = 30000; // of 10 ms each: a bound only for hangs
 
-// Where things lie. The second region begins where the first one ends.
+// The layout of memory. The second region begins where the first one ends.
 constexpr std::uint64_t kQueueBase = 0x1000;
 constexpr std::uint64_t kQueueBytes = 0x400;
 constexpr std::uint64_t kTables = 0x3000; // indirect ones
@@ -79,7 +79,7 @@ class VirtioProgram {
     }
 
   private:
-    /// One queue, as this driver has it.
+    /// The driver's side of one queue.
     struct DriverSide {
         std::uint16_t size = 0;
         std::uint16_t available = 0;
@@ -141,7 +141,7 @@ class VirtioProgram {
             break;
         case 18:
             keeps_rules_ = false;
-            driver_.write(reg::kStatus, 0); // And does not wait for it.
+            driver_.write(reg::kStatus, 0); // does not wait for the reset
             break;
         default:
             pump_.turn();
@@ -149,7 +149,7 @@ class VirtioProgram {
         }
     }
 
-    /// From reset to DRIVER_OK as it should be, but that some queues may be missing.
+    /// Goes from reset to DRIVER_OK by the rules, except that some queues may be missing.
     void start(std::uint64_t features, std::uint8_t choice) {
         reset();
         driver_.negotiate(driver_.device_features() & (features | devices::virtio::kFeatureVersion1));
@@ -175,15 +175,15 @@ class VirtioProgram {
         return {queues_[index].size, base, base + 0x100, base + 0x180};
     }
 
-    /// A chain of up to four buffers in free descriptors, or with `indirect` in a table. A rule is only broken by what
-    /// the request says.
+    /// Makes a chain of up to four buffers in free descriptors, or with `indirect` in a table. It breaks a rule only if
+    /// the request itself does.
     void request(bool indirect) {
         const std::size_t index = input_.below(queue_count_);
         const std::uint8_t shape = input_.byte();
         const std::size_t count = 1 + (shape & 3);
         DriverSide& queue = queues_[index];
         if (used_index(index) == queue.available) {
-            queue.next_descriptor = 0; // All are free.
+            queue.next_descriptor = 0; // All descriptors are free.
         }
         const std::size_t needed = indirect ? 1 : count;
         if (!queue.enabled || queue.next_descriptor + needed > queue.size || (indirect && count > queue.size)) {
@@ -318,14 +318,14 @@ class VirtioProgram {
             publish(index, static_cast<std::uint16_t>(slot));
         }
     }
-    /// Any field of either ring.
+    /// Writes any field of either ring.
     void write_ring() {
         keeps_rules_ = false;
         const std::size_t index = input_.below(spoken_of_);
         const std::uint64_t offset = 0x100 + (input_.byte() / 2 * 2U);
         store(GuestAddress{kQueueBase + (index * kQueueBytes) + offset}, input_.take<std::uint16_t>());
     }
-    /// Resets a queue, or stops it, and may begin again with it.
+    /// Resets a queue, or stops it, and may start it again.
     void stop_queue() {
         const std::uint8_t choice = input_.byte();
         const std::size_t index = choice % queue_count_;
@@ -338,13 +338,13 @@ class VirtioProgram {
             driver_.write(reg::kQueueReady, 0);
         }
         if (driver_.status() != 0 && !pump_.transport().negotiation().failure().empty()) {
-            return; // Whatever it is, the device is to be reset.
+            return; // any other request: the device must be reset
         }
         if ((choice & 0x40) == 0) {
             require(wait_for([&] { return select_and_read(index, reg::kQueueReady) == 0; }), "a queue does not stop");
         }
         if (select_and_read(index, reg::kQueueReady) != 0) {
-            return; // Its feature was not negotiated: nothing has happened.
+            return; // Its feature was not negotiated, so nothing has happened.
         }
         queues_[index] = {};
         if ((choice & 0x80) != 0) {

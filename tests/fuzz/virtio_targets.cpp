@@ -1,4 +1,4 @@
-// The virtio devices, each with a host that the program moves, too.
+// The virtio devices, each with a host that the program also drives.
 
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -49,7 +49,7 @@ struct BlockHeader {
     std::uint64_t sector = 0;
 };
 
-/// A file in memory. It and the device are made once: a ring of io_uring takes longer than most programs.
+/// A file in memory. The file and the device are made once, because making an io_uring takes longer than most programs.
 class Disk {
   public:
     Disk() : file_(::memfd_create("disk", MFD_CLOEXEC)) {
@@ -79,7 +79,7 @@ std::vector<std::byte> block_front(Input& input) {
         header.type = input.byte();
     }
     std::vector<std::byte> front = bytes_of(header);
-    if ((choice & 0x20) != 0) { // A range behind it.
+    if ((choice & 0x20) != 0) { // a range behind the file
         struct {
             std::uint64_t sector;
             std::uint32_t sectors;
@@ -100,7 +100,7 @@ class Cable {
         require(::socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds.data()) == 0, "no cable");
         device_ = UniqueFd(fds[0]);
         host_ = UniqueFd(fds[1]);
-        const int bytes = 1 << 20; // For a frame of any size.
+        const int bytes = 1 << 20; // large enough for any frame
         require(::setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) == 0, "a short cable");
         require(::setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) == 0, "a short cable");
     }
@@ -110,7 +110,7 @@ class Cable {
         static constexpr std::array<std::size_t, 8> kSizes{1, 12, 13, 72, 1526, 4096, 65000, 65565};
         const std::uint8_t choice = input.byte();
         if (choice == 0xff) {
-            host_.reset(); // The cable is pulled out.
+            host_.reset(); // the cable is pulled
             return;
         }
         if ((choice & 0x80) != 0) {
@@ -148,7 +148,7 @@ struct VsockHeader {
 };
 constexpr std::size_t kVsockHeaderBytes = 44;
 
-/// Programs of the host's: some listen for the guest, others connect to it.
+/// Programs of the host: some listen for the guest, others connect to it.
 class Programs {
   public:
     Programs() : path_(directory_ / "v") {
@@ -250,7 +250,7 @@ std::vector<std::byte> vsock_front(Input& input) {
     header.operation = static_cast<std::uint16_t>(choice & 7);
     const std::uint8_t ports = input.byte();
     header.source_port = ports & 3U;
-    // What a program of the host's begins comes from ports beginning at 1 << 30.
+    // Connections that programs of the host begin have ports from 1 << 30 on.
     header.destination_port = (ports >> 2 & 3U) + ((ports & 0x10) != 0 ? 1U << 30 : 0U);
     header.length = input.byte();
     if ((choice & 0x08) != 0) {
@@ -275,7 +275,7 @@ std::vector<std::byte> vsock_front(Input& input) {
 
 void block(Bytes program) {
     static Disk disk;
-    disk.resize(0); // And so it is all zeros.
+    disk.resize(0); // so it is all zeros
     disk.resize(kDiskBytes);
     VirtioSubject subject;
     subject.device = &disk.device();
@@ -315,7 +315,7 @@ void net_pairs(Bytes program) {
             cable.drain();
         }
     };
-    // How many pairs are to be used (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET), or anything else that has a class and a command.
+    // The number of pairs to use (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET), or any other class and command.
     subject.front = [](Input& input) {
         constexpr std::byte kPairs{4};
         const std::uint8_t choice = input.byte();
@@ -375,8 +375,8 @@ void balloon(Bytes program) {
     VirtioSubject subject;
     subject.device = &device;
     subject.host = [&](Input& input) { device.set_target(input.take<std::uint16_t>() * kPage); };
-    // Page numbers: some of RAM, behind the queues. Nothing says that a request comes back: a driver may well give away
-    // the pages its queues are in.
+    // Page numbers: some are in RAM, behind the queues. It is not required that a request comes back, because a driver
+    // may give away the pages that hold its queues.
     subject.front = [](Input& input) {
         std::vector<std::byte> pages;
         for (std::size_t count = 1 + input.below(16); count != 0; --count) {
@@ -401,7 +401,7 @@ void vsock(Bytes program) {
         subject.host = [](Input& input) { programs.move(input); };
         subject.front = vsock_front;
         subject.answered_queues = 0b10;
-        subject.answered_requests = 200; // Then replies may wait for room at the guest's.
+        subject.answered_requests = 200; // Then replies may wait for buffers of the guest.
         subject.probe_queue = 1;
         VsockHeader header;
         header.operation = 3;

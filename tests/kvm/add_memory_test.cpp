@@ -96,7 +96,8 @@ TEST_F(AddMemory, IsPartOfTheNextPrefault) {
 }
 
 TEST_F(AddMemory, IsThereForTheGuestToUse) {
-    // What was never added is no memory: the guest's write goes nowhere, and it goes on. What was added keeps it.
+    // An address that was never added has no memory: the guest's write goes nowhere, and the guest goes on. Added
+    // memory keeps the write.
     const TouchingGuest guest;
     Machine machine(guest.config());
     EXPECT_TRUE(machine.prefault().complete);
@@ -152,7 +153,7 @@ TEST_F(AddMemory, WhereThereCannotBeAnyIsRefusedAndChangesNothing) {
         {"around the end of all addresses", UINT64_MAX - 2 * kMiB + 1, 8 * kGiB, ""},
         {"more than this host has", 4 * kGiB, 400 * kGiB, "this host has"},
     };
-    static_cast<void>(error_of([&] { return machine.add_memory({GuestAddress{0}, 4096}); })); // As the first of many.
+    static_cast<void>(error_of([&] { return machine.add_memory({GuestAddress{0}, 4096}); })); // as the first of many
     for (const Case& bad : cases) {
         const std::size_t descriptors = testing::count_descriptors();
         const std::string error = error_of([&] { return machine.add_memory({GuestAddress{bad.base}, bad.size}); });
@@ -176,7 +177,7 @@ TEST_F(AddMemory, TakesSixteenRegionsInAllAndNoMore) {
     const auto add = [&](std::uint64_t index) {
         return machine.add_memory({GuestAddress{4 * kGiB + index * 4 * kMiB}, 2 * kMiB});
     };
-    for (std::uint64_t index = 0; index < 15; ++index) { // The first is what the machine was made with.
+    for (std::uint64_t index = 0; index < 15; ++index) { // The first region is the one that the machine was made with.
         EXPECT_TRUE(add(index).complete) << index;
     }
     EXPECT_TRUE(mentions(error_of([&] { return add(15); }), "there are 16 regions already"));
@@ -196,7 +197,7 @@ TEST_F(AddMemory, OfTheHugePagePoolIsMappedInItsPages) {
     run_beside(machine, [&] {
         const prefault::Report report = machine.add_memory(kMore);
         EXPECT_TRUE(report.complete) << report.problem;
-        if (!is_shadow()) { // There, neighbours of the scratch slot's page count, too.
+        if (!is_shadow()) { // On such a host neighbours of the scratch slot's page count, too.
             EXPECT_EQ(report.mapped.pages_2m, (config.memory_bytes + kMore.size) / (2 * kMiB));
         }
         EXPECT_TRUE(guest.touch(kMore));

@@ -1,4 +1,4 @@
-// Prefault beside a guest that has started already.
+// Prefault while the guest runs already.
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -34,14 +34,14 @@ Config in_the_background(Config config, std::uint64_t memory_bytes) {
     return config;
 }
 
-/// Returns when the machine's prefault in the background, which is under way or about to be, is over.
+/// Returns when the machine's prefault in the background is over. It may be under way, or about to begin.
 void wait_for_its_end(const std::atomic<bool>& begun) {
     const std::string self = std::to_string(::getpid());
     EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
     EXPECT_TRUE(testing::eventually([&] { return !testing::has_thread(self, "background"); }));
 }
 
-/// Makes the page tables that a TouchingGuest runs on, and fills next to nothing.
+/// Makes the page tables on which a TouchingGuest runs, and fills almost nothing.
 void make_page_tables(Machine& machine) {
     EXPECT_TRUE(machine.prefault({.scope = Scope::kAll, .ranges = {{GuestAddress{0}, 2 * kMiB}}}).complete);
 }
@@ -93,7 +93,7 @@ TEST_F(Background, LeavesAGuestThatWaitsForItNoFault) {
         << "those after it was full";
 }
 
-/// The faults of a guest that writes to all its memory, as soon as `may_begin` says.
+/// Returns the faults of a guest that writes to all its memory, as soon as `may_begin` allows it.
 template <typename MayBegin>
 std::uint64_t faults_of_touching_all(const TouchingGuest& guest, const Config& config, MayBegin may_begin) {
     Machine machine(config);
@@ -111,7 +111,8 @@ TEST_F(Background, LeavesAGuestThatDoesNotWaitForItsEndFewerFaultsThanNone) {
     Config config = in_the_background(guest.config(), 64 * kMiB);
     std::atomic<bool> something_done{false};
     config.prefault.progress = [&](const prefault::Progress& now) {
-        // Host memory alone saves the guest no fault, and the thread behind it may not get a processor for long.
+        // Populating only host memory saves the guest no fault. The background thread may not get a processor for a
+        // long time.
         something_done = something_done || (now.stage == prefault::Stage::kSecondLevel && now.done_bytes > 2 * kMiB);
     };
     const std::uint64_t faults = faults_of_touching_all(guest, config, [&] { return something_done.load(); });
@@ -149,13 +150,13 @@ TEST_F(Background, ForWhichTheHostHasNotEnoughIsReportedAndTheGuestGoesOn) {
 #ifdef VMM_SANITIZED
     GTEST_SKIP() << "the sanitizers' own runtime needs descriptors to look at an object";
 #endif
-    // Prefault vCPUs are made in the background for a guest that does not adopt their page tables, and each is a
+    // For a guest that does not use their page tables, prefault vCPUs are made in the background. Each has a
     // descriptor.
     const TestKernel kernel(kernels::kSpin);
     Config config = in_the_background(kernel.config(), 64 * kMiB);
     config.prefault.workers = 8;
     std::string problem;
-    // On a busy machine it is stopped before it has tried: then it gets longer.
+    // On a busy machine it may be stopped before it has tried. Then it gets more time.
     for (auto time = 100ms; problem.empty() && time < testing::kPatience; time *= 2) {
         Machine machine(config);
         rlimit before{};
@@ -194,7 +195,7 @@ TEST_F(Background, OfAGuestThatWritesOverTheScratchSlotAllTheTimeComesToItsEnd) 
     const prefault::Report& report = machine.report().prefault;
     EXPECT_EQ(report.complete, report.problem.empty()) << report.problem;
     if (machine.report().host.kind == prefault::SecondLevelKind::kShadow) {
-        EXPECT_TRUE(report.complete) << report.problem; // There the slot is read-only.
+        EXPECT_TRUE(report.complete) << report.problem; // on such a host the slot is read-only
     }
 }
 
@@ -206,7 +207,7 @@ TEST_F(Background, MayBeFollowedByAnotherPrefaultWhileTheGuestRuns) {
     Machine machine(config);
     run_beside(machine, [&] {
         EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
-        const prefault::Report report = machine.prefault(); // Waits for the other.
+        const prefault::Report report = machine.prefault(); // waits for the other thread
         EXPECT_TRUE(report.complete) << report.problem;
         machine.request_stop();
     });

@@ -1,4 +1,4 @@
-// `vmm bench` from the outside: counts, files, and what it refuses.
+// Runs of `vmm bench`: counts, files, and refusals.
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@ using Json = nlohmann::json;
 
 class Bench : public KvmTest {
   protected:
-    /// One line of error that names `part`, and nothing measured.
+    /// Checks that the command prints one line of error that names `part`, and measures nothing.
     static void expect_refused(const std::vector<std::string>& arguments, int exit_status, const std::string& part) {
         const CommandResult result = run_command(arguments);
         EXPECT_EQ(result.exit_status, exit_status) << result.errors;
@@ -31,7 +31,7 @@ class Bench : public KvmTest {
 };
 
 TEST_F(Bench, CountsFaultsOfEachMethodAndWritesThemDown) {
-    // One vCPU: in emulation, with two it takes a minute to replace 8192 pages of zeros, which a reader leaves.
+    // One vCPU, because in emulation two take a minute to replace the 8192 pages of zeros that a reader leaves.
     const CommandResult result =
         run_command({"bench", "--memory", "16M", "--vcpus", "1", "--page-size", "4K", "--prefault", "none,touch,reader",
                      "--runs", "2", "--passes", "2", "--json", json_, "--csv", csv_});
@@ -260,7 +260,7 @@ TEST_F(Bench, OutputsThatCannotBeWrittenAreFoundFirst) {
     expect_refused({"bench", "--csv", "/nowhere/a.csv"}, 1, "/nowhere/a.csv");
     expect_refused({"bench", "--plot", directory_ / "a.pdf"}, 1, ".svg or .png");
     expect_refused({"bench", "--json", json_, "--csv", json_}, 1, "same file");
-    if (command_under_test().find('/') != std::string::npos) { // Else it would not be found itself.
+    if (command_under_test().find('/') != std::string::npos) { // Otherwise the program itself would not be found.
         const CommandResult result =
             run_command({"bench", "--plot", directory_ / "a.svg"}, [] { ::setenv("PATH", "/nowhere", 1); });
         EXPECT_EQ(result.exit_status, 1);

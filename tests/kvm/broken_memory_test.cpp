@@ -44,8 +44,8 @@ Config small_config(const TestKernel& kernel) {
     return config;
 }
 
-/// Has the kernel take a page of ours for broken, as if the hardware had said so. False where it does not do that. The
-/// signal by which it tells us at once is let pass: the test is about what comes when the page is used.
+/// Makes the kernel treat a page of ours as broken, as if the hardware had reported it. Returns false if the kernel
+/// does not do that. Ignores the immediate signal: the test is about the later use of the page.
 bool break_page(std::span<std::byte> page) {
     struct sigaction pass {};
     struct sigaction before {};

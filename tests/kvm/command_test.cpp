@@ -1,4 +1,4 @@
-// The command line, from the outside: what it prints, what it leaves behind, and its exit status.
+// The command as users run it: what it prints, what it leaves behind, and its exit status.
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -18,7 +18,8 @@ namespace {
 
 class Command : public KvmTest {
   protected:
-    /// One line on standard error that contains `part`, nothing on standard output, and this exit status.
+    /// Checks that there is one line on standard error that contains `part`, nothing on standard output, and this exit
+    /// status.
     static void expect_refused(const std::vector<std::string>& arguments, int exit_status, const std::string& part) {
         const CommandResult result = run_command(arguments);
         EXPECT_EQ(result.exit_status, exit_status) << result.errors;
@@ -250,8 +251,7 @@ TEST_F(Command, SecondGuestOnADiskIsRefusedAndReadersShareIt) {
         ASSERT_TRUE(eventually([&] { return writer.has_thread("blk0"); })) << writer.errors();
         expect_refused({"run", "--disk", disk}, 1, "cannot use the disk " + disk + ": another process");
     }
-    // The kernel gives the killed guest's lock back some time after it is gone, for which a command waits, but not
-    // long.
+    // The kernel releases the killed guest's lock some time after its end. A command waits for that, but not for long.
     std::optional<CommandBeside> reader;
     ASSERT_TRUE(eventually([&] {
         if (!reader || reader->has_ended()) {
@@ -315,7 +315,7 @@ TEST_F(Command, WithStandardErrorClosedWritesNoMessageIntoTheSerialFile) {
 
 TEST_F(Command, HangUpThatWasIgnoredByOurParentStaysIgnored) {
     CommandBeside command({"run", "-q", "-m", "64M", "--cmdline", "passes=300"}, [] { std::signal(SIGHUP, SIG_IGN); });
-    // As soon as there is a guest, and while there is one.
+    // From the moment when there is a guest, as long as it exists.
     EXPECT_TRUE(eventually([&] { return command.has_thread("vcpu0") || command.has_ended(); })) << command.errors();
     command.send(SIGHUP);
     EXPECT_EQ(command.wait(), 0) << command.errors();

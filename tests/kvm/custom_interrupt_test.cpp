@@ -1,4 +1,4 @@
-// Interrupts of the embedding program's devices, level-triggered ones above all, and a kernel that is no file.
+// Interrupts of the embedding program's devices, mainly level-triggered ones, and a kernel that is not a file.
 
 #include <gtest/gtest.h>
 
@@ -35,14 +35,15 @@ using CustomInterrupt = testing::KvmTest;
 constexpr std::uint16_t kInterruptPort = 0x5000;
 constexpr std::uint32_t kLine = 20;
 
-// What the guest says at kInterruptPort.
+// The values that the guest writes to kInterruptPort.
 constexpr std::byte kGoesOn{0};
 constexpr std::byte kInterrupted{1};
 constexpr std::byte kReady{2};
 
 // clang-format off
-/// Sets up input 20 of the I/O APIC as a level-triggered one, says kReady, then kGoesOn for ever. In the handler, it says
-/// kInterrupted, ends the interrupt at the local APIC, and goes on; without iret, which KVM does not emulate here.
+/// Sets up input 20 of the I/O APIC as level-triggered, writes kReady, then kGoesOn for ever. The handler writes
+/// kInterrupted, ends the interrupt at the local APIC, and goes on. It does not use iret, which KVM does not emulate
+/// here.
 const kernels::Code kListener{
     0x0f, 0x01, 0x15, 0xc0, 0x00, 0x10, 0x00,                   // 100000: lgdt 0x1000c0
     0xea, 0x0e, 0x00, 0x10, 0x00, 0x08, 0x00,                   // ljmp $0x8, $0x10000e
@@ -50,7 +51,7 @@ const kernels::Code kListener{
     0xbc, 0x00, 0x90, 0x00, 0x00,                               // mov $0x9000, %esp
     0x0f, 0x01, 0x1d, 0xc8, 0x00, 0x10, 0x00,                   // lidt 0x1000c8
     0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, // movl $0x1ff, 0xfee000f0: the local APIC is on
-    0xc7, 0x05, 0x80, 0x00, 0xe0, 0xfe, 0x00, 0x00, 0x00, 0x00, // movl $0, 0xfee00080: and takes all priorities
+    0xc7, 0x05, 0x80, 0x00, 0xe0, 0xfe, 0x00, 0x00, 0x00, 0x00, // movl $0, 0xfee00080: it takes all priorities
     0xc7, 0x05, 0x00, 0x00, 0xc0, 0xfe, 0x39, 0x00, 0x00, 0x00, // movl $0x39, 0xfec00000
     0xc7, 0x05, 0x10, 0x00, 0xc0, 0xfe, 0x00, 0x00, 0x00, 0x00, // movl $0, 0xfec00010: to the APIC with id 0
     0xc7, 0x05, 0x00, 0x00, 0xc0, 0xfe, 0x38, 0x00, 0x00, 0x00, // movl $0x38, 0xfec00000
@@ -65,8 +66,8 @@ const kernels::Code kListener{
 const kernels::Code kDescriptors{
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00, 0x00, 0x9b, 0xcf, 0x00,
     0xff, 0xff, 0x00, 0x00, 0x00, 0x93, 0xcf, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
-    0x17, 0x00, 0xa0, 0x00, 0x10, 0x00, 0x00, 0x00, // 1000c0: what lgdt takes
-    0x07, 0x02, 0x00, 0x01, 0x10, 0x00,             // 1000c8: what lidt takes
+    0x17, 0x00, 0xa0, 0x00, 0x10, 0x00, 0x00, 0x00, // 1000c0: the operand of lgdt
+    0x07, 0x02, 0x00, 0x01, 0x10, 0x00,             // 1000c8: the operand of lidt
 };
 const kernels::Code kGate{0x6c, 0x00, 0x08, 0x00, 0x00, 0x8e, 0x10, 0x00}; // of vector 0x40, to 10006c
 // clang-format on
@@ -82,8 +83,8 @@ kernels::Code listener() {
     return code;
 }
 
-/// Keeps its line up until the guest was interrupted often enough, and ends the machine when the guest has gone on for
-/// a while after that.
+/// Keeps its line up until the guest was interrupted often enough. Ends the machine when the guest has gone on for a
+/// while after that.
 class Pulling final : public CustomDevice {
   public:
     static constexpr int kTimes = 5;
@@ -121,8 +122,8 @@ DeviceConfig device_at(std::uint64_t port, std::function<std::shared_ptr<CustomD
     return device;
 }
 
-/// How many interrupts more than the line says a guest may take. Where KVM has nested paging there is none. On kvm_pvm,
-/// which emulates ring 0, one more was seen; its cause is not known.
+/// How many interrupts a guest may take beyond those that the line causes. With nested paging there is none. On
+/// kvm_pvm, which emulates ring 0, one more was seen; its cause is not known.
 int extra_interrupts() {
     return prefault::detect_second_level().may_be_shadow() ? 1 : 0;
 }
@@ -164,7 +165,7 @@ TEST_F(CustomInterrupt, LevelLineOutlivesItsMachine) {
     EXPECT_EQ(Machine(config).run(), ExitReason::kPowerOff);
     raise();
     lower();
-    // Nor does a machine that was never made leave a line that is still used.
+    // A machine that was never made does not leave a line that is still used.
     config.devices.push_back(device_at(kInterruptPort + 1, [](const DeviceHost&) { return nullptr; }));
     EXPECT_TRUE(mentions(error_of([&] { Machine made(config); }), "made none"));
     raise();
@@ -194,7 +195,8 @@ TEST_F(CustomInterrupt, LevelWithoutALineIsRefused) {
     EXPECT_TRUE(mentions(error_of([&] { Machine made(config); }), "neither edge nor level"));
 }
 
-/// What C callbacks share: two devices of one name, of which the second one is at the line the guest listens to.
+/// The data of the C callbacks: two devices with the same name; the second one is at the line that the guest listens
+/// to.
 struct TwoOfOneName {
     vmm_machine* machine = nullptr;
     std::size_t raised = 0;
@@ -222,7 +224,7 @@ int hear(std::uint64_t, std::uint8_t* data, std::size_t size, void*) {
     return 0;
 }
 
-/// How often the guest is interrupted if the interrupt of device number `raised` is raised.
+/// Returns how often the guest is interrupted if device number `raised` raises its interrupt.
 int interrupts_if(std::size_t raised) {
     TwoOfOneName two;
     two.raised = raised;
@@ -282,13 +284,13 @@ TEST_F(CustomInterrupt, KernelAndInitrdInMemoryAreBooted) {
     Machine machine(config);
     EXPECT_TRUE(mentions(log, "the kernel in memory")) << log;
     EXPECT_TRUE(mentions(log, "the initrd in memory")) << log;
-    EXPECT_EQ(config.kernel_image.use_count(), 1); // It is in guest memory.
+    EXPECT_EQ(config.kernel_image.use_count(), 1); // The image has been copied to guest memory.
     EXPECT_EQ(config.initrd_image.use_count(), 1);
     EXPECT_EQ(machine.run(), ExitReason::kPowerOff);
 }
 
 TEST_F(CustomInterrupt, FailureThatTheEmbeddingProgramRequestsIsAStop) {
-    // It has no reason of its own: asking for one once ended the process by an assertion.
+    // The error has no reason of its own. Asking for one once ended the process by an assertion.
     const TestKernel kernel(kernels::kSpin);
     Config config = kernel.config();
     config.stop = std::make_shared<StopRequest>();

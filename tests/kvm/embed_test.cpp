@@ -1,4 +1,5 @@
-// The library in somebody else's program: devices and observers of theirs, pause, statistics, many machines at once.
+// The library in somebody else's program: the program's devices and observers, pause, statistics, many machines at
+// once.
 
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -172,7 +173,7 @@ TEST_F(Embedding, SinkHearsTheGuestAndObserverOfTheEndIsTold) {
 TEST_F(Embedding, PausedGuestStandsStillAndGoesOn) {
     const TestKernel kernel(kReadPortForEver);
     Config config = kernel.config();
-    config.vcpus = 3; // Two that nobody has started are held, too.
+    config.vcpus = 3; // Two machines that nobody has started are paused, too.
     std::atomic<std::uint64_t> reads{0};
     config.devices.push_back(port_device([&](auto, auto) { ++reads; }));
     Machine machine(config);
@@ -271,7 +272,7 @@ TEST_F(Embedding, GuestMemoryIsSeen) {
     const TestKernel kernel(kernels::kPowerOff);
     const Machine machine(kernel.config());
     const auto code = machine.memory().load<std::uint32_t>(GuestAddress{0x100000});
-    EXPECT_EQ(code, std::optional<std::uint32_t>(0x0600ba66)); // how kPowerOff begins
+    EXPECT_EQ(code, std::optional<std::uint32_t>(0x0600ba66)); // the first bytes of kPowerOff
     EXPECT_EQ(machine.memory().load<std::uint32_t>(GuestAddress{1 * kGiB}), std::nullopt);
 }
 
@@ -333,7 +334,7 @@ std::size_t count_mappings() {
     return static_cast<std::size_t>(std::count(std::istreambuf_iterator<char>(maps), {}, '\n'));
 }
 
-/// Without what the C library keeps of the memory it was given back.
+/// Without the memory that the C library keeps after it was freed.
 std::uint64_t resident_kib() {
     ::malloc_trim(0);
     std::ifstream statm("/proc/self/statm");
@@ -361,7 +362,7 @@ TEST_F(Embedding, MachinesStartAndStopManyTimesWithoutATrace) {
             ASSERT_EQ(machine->run(), ExitReason::kPowerOff);
         }
     };
-    round(); // What the C library keeps for itself is kept from now on.
+    round(); // From now on the memory that the C library keeps does not change.
     round();
     const std::size_t descriptors = testing::count_descriptors();
     const std::size_t threads = testing::count_threads();
@@ -375,7 +376,7 @@ TEST_F(Embedding, MachinesStartAndStopManyTimesWithoutATrace) {
               << count_mappings() << ", resident KiB " << resident << " -> " << resident_kib() << std::endl;
     EXPECT_EQ(testing::count_descriptors(), descriptors);
     EXPECT_EQ(testing::count_threads(), threads);
-#ifndef VMM_SANITIZED // whose runtime keeps what it likes
+#ifndef VMM_SANITIZED // The runtime of a sanitizer keeps memory.
     EXPECT_LE(count_mappings(), mappings + 2);
     EXPECT_LE(resident_kib(), resident + 1024);
 #endif

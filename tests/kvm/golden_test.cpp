@@ -1,4 +1,4 @@
-// Golden snapshots: what the first version of each format saved goes on with every later one.
+// Golden snapshots: a guest that the first version of each format saved goes on with every later version.
 
 #include <gtest/gtest.h>
 
@@ -35,13 +35,13 @@
 namespace vmm::testing {
 namespace {
 
-/// Where they are: in the tree, or where the lab has them.
+/// The folder of the snapshots: in the tree, or the place where the lab puts them.
 std::filesystem::path golden(const std::string& name) {
     const std::filesystem::path tree(GOLDEN_SNAPSHOTS);
     return (std::filesystem::exists(tree) ? tree : "/golden") / name;
 }
 
-/// Writes what `file` unpacks to into `to`. What is zero stays a hole.
+/// Unpacks `file` into `to`. Zeros stay holes.
 void unpack(const std::filesystem::path& file, const std::string& to) {
     const std::unique_ptr<FILE, int (*)(FILE*)> unpacked(::popen(("gzip -dc <'" + file.string() + "'").c_str(), "re"),
                                                          [](FILE* pipe) { return ::pclose(pipe); });
@@ -85,7 +85,7 @@ class Golden : public KvmTest, public ::testing::WithParamInterface<const char*>
     }
 
     /// Returns the part of the message that says why this host cannot have the guest. It is empty if the host can have
-    /// it. Only the host decides that, and not this version of vmm.
+    /// it. Only the host decides that, not this version of vmm.
     [[nodiscard]] static std::string why_not_here(const SnapshotState& state) {
         if (state.origin.cpu_vendor != host_vendor()) {
             return "its processor is of " + state.origin.cpu_vendor;
@@ -95,7 +95,7 @@ class Golden : public KvmTest, public ::testing::WithParamInterface<const char*>
         kvm::Vcpu vcpu(vm, 0);
         const Config config;
         vcpu.set_cpuid(GuestCpuid(config, system).most());
-        // Some KVMs cannot hide features of the processor they run on, whatever the guest is offered.
+        // Some KVMs cannot hide features of their processor, even if the guest is not offered them.
         if (!missing_features(state.machine.vcpus.front().cpuid, kvm::cpuid_of(vcpu)).empty()) {
             return "this host's processor has not all that its guest was offered";
         }
@@ -122,7 +122,7 @@ TEST_P(Golden, IsReadAndItsChecksumsHold) {
     EXPECT_TRUE(mentions(snapshot.config(), "x86-64"));
 }
 
-/// The guest does the rest of its passes, and each has found what the one before it wrote.
+/// The guest makes the rest of its passes. Each must find what the pass before it wrote.
 TEST_P(Golden, GoesOnToItsEnd) {
     const std::string why_not = why_not_here(SnapshotReader(path_).state());
     for (const char* const mode : {"full", "cow"}) {
@@ -149,8 +149,8 @@ TEST_P(Golden, GoesOnToItsEnd) {
     }
 }
 
-// By the version of its format. Those of the lab were made there, in which none of a processor's features shows
-// through.
+// The names have the version of the format. The snapshots of the lab were made in the lab: there a guest sees no
+// feature of the processor that it was not offered.
 INSTANTIATE_TEST_SUITE_P(Snapshot, Golden, ::testing::Values("snapshot-1", "snapshot-1-lab"));
 
 } // namespace

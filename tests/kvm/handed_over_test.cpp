@@ -1,4 +1,5 @@
-// Disks that come to a guest whose process is confined: it opens nothing, and is handed what somebody else has opened.
+// Disks for a guest whose process is confined: it opens nothing itself, and gets descriptors that somebody else has
+// opened.
 
 #include <gtest/gtest.h>
 
@@ -49,7 +50,7 @@ class HandedOver : public testing::KvmTest {
         words.insert(words.begin(), {"ctl", socket_});
         return testing::run_command(words);
     }
-    /// What became of a request to add that device, in the end, as text.
+    /// The result of a request to add that device, as text.
     [[nodiscard]] std::string outcome(const std::string& target, const std::string& body,
                                       std::span<const int> descriptors) const {
         const auto begun = client_.ask("POST", target, body, descriptors);
@@ -78,7 +79,7 @@ TEST_F(HandedOver, DiskOfTheCommandIsThereAndLocked) {
     const CommandResult added = ctl({"add-disk", path});
     EXPECT_EQ(added.exit_status, 0) << added.errors;
     EXPECT_TRUE(mentions(added.output, "blk0")) << added.output;
-    // The thread names itself, once it runs.
+    // The thread sets its name when it runs.
     EXPECT_TRUE(eventually([&] { return guest_.has_thread("blk0"); }));
     EXPECT_TRUE(mentions(ctl({"status"}).output, "blk0"));
 

@@ -1,5 +1,5 @@
-// A host that gives less than we are used to: little memory, few descriptors, no /proc or /sys, no rights. Each is said
-// in one line that names the limit, before anything is made; or it does not matter.
+// A host with less than usual: little memory, few descriptors, no /proc or /sys, no rights. For each lack there must be
+// one line that names the limit, before anything is made; or the lack must not matter.
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -50,7 +50,7 @@ std::size_t lines_of(const std::string& text) {
     return static_cast<std::size_t>(std::ranges::count(text, '\n'));
 }
 
-/// One call of a run that fails with one value of errno, and what is said of it.
+/// One call of a run fails with one value of errno. The message that is expected then.
 struct AdviceCase {
     const char* name;
     Words options;
@@ -68,7 +68,7 @@ class Advice : public HostLimits {
         bool refused = false;
         bool begun = false;
         const InjectedRun run = SyscallInjector({SYS_fcntl, one.number}).run(words, [&](const SystemCall& call) {
-            begun = begun || call.number == SYS_fcntl; // What main() begins with.
+            begun = begun || call.number == SYS_fcntl; // the first call of main()
             const std::uint64_t argument = one.number == SYS_madvise ? call.arguments[2] : call.arguments[1];
             if (!begun || call.number != one.number || (one.request != 0 && argument != one.request)) {
                 return 0;
@@ -91,7 +91,7 @@ class Advice : public HostLimits {
     }
 };
 
-// Advice was chosen by the place: "Too many open files (they came with Linux 5.14)".
+// What broke: the advice depended on the place of the error: "Too many open files (they came with Linux 5.14)".
 TEST_F(Advice, BelongsToTheErrorAtEachCall) {
     if (const std::string reason = SyscallInjector::why_not(); !reason.empty()) {
         GTEST_SKIP() << reason;
@@ -124,14 +124,14 @@ TEST_F(Advice, BelongsToTheErrorAtEachCall) {
         {"io_uring", {"-m", "32M", "--pin=longterm"}, SYS_io_uring_setup, 0, ENOSYS, "no io_uring"},
         {"io_uring", {"-m", "32M", "--pin=longterm"}, SYS_io_uring_setup, 0, EMFILE, "ulimit -n"},
         {"io_uring", {"-m", "32M", "--pin=longterm"}, SYS_io_uring_setup, 0, EPERM, "--pin=mlock"},
-        {"affinity", small, SYS_sched_getaffinity, 0, ENOMEM, "which CPUs"}, // It was told as a wrong command line.
+        {"affinity", small, SYS_sched_getaffinity, 0, ENOMEM, "which CPUs"}, // It was reported as a wrong command line.
     };
     for (const AdviceCase& one : cases) {
         expect(one);
     }
 }
 
-// The thread of the control socket slept for ever, and the run with it, when the one call that wakes it was
+// What broke: the control socket's thread slept for ever, and the run with it, if the one call that wakes it was
 // interrupted.
 TEST_F(HostLimits, AnInterruptedWakeIsMadeAgain) {
     if (const std::string reason = SyscallInjector::why_not(); !reason.empty()) {
@@ -144,14 +144,14 @@ TEST_F(HostLimits, AnInterruptedWakeIsMadeAgain) {
     unsigned wakes = 0;
     const InjectedRun run = SyscallInjector({SYS_write}).run(words, [&](const SystemCall& call) {
         const bool is_wake = call.arguments[2] == kBytesOfAWake;
-        return is_wake && wakes++ % 2 == 0 ? EINTR : 0; // Each is interrupted, and is made when it is tried again.
+        return is_wake && wakes++ % 2 == 0 ? EINTR : 0; // Each call is interrupted; trying again succeeds.
     });
     EXPECT_GT(wakes, 0U);
     EXPECT_FALSE(run.timed_out) << run.stuck;
     EXPECT_EQ(run.exit_status, 0) << run.errors;
 }
 
-/// A control group of version 1 or 2 with a limit on memory. Nothing is left of it.
+/// A control group of version 1 or 2 with a limit on memory. It is removed at the end.
 class MemoryLimit {
   public:
     explicit MemoryLimit(std::uint64_t bytes) {
@@ -162,7 +162,7 @@ class MemoryLimit {
                 why_not_ = "cannot make a control group in " + root + ": " + errno_reason(errno);
                 continue;
             }
-            std::fstream limit(root + name + "/" + file, std::ios::in | std::ios::out); // Makes no file.
+            std::fstream limit(root + name + "/" + file, std::ios::in | std::ios::out); // makes no file
             if (limit << bytes << std::flush) {
                 path() = root + name;
                 why_not_.clear();
@@ -193,7 +193,7 @@ class MemoryLimit {
     std::string why_not_;
 };
 
-// A guest as large as its group's limit was killed with status 137 and not a word.
+// What broke: a guest as large as its group's limit was killed with status 137 and without a message.
 TEST_F(HostLimits, OfMemoryGroupsAreComparedWithAllThatIsTaken) {
 #ifdef VMM_SANITIZED
     GTEST_SKIP() << "a sanitizer's own memory takes the room of the guest that fits";
@@ -217,7 +217,7 @@ TEST_F(HostLimits, OfMemoryGroupsAreComparedWithAllThatIsTaken) {
 }
 
 TEST_F(HostLimits, OfMemoryGroupsAreAWarningForALazyGuest) {
-    // A sanitizer's own memory has room in it, too.
+    // The limit has room for a sanitizer's own memory, too.
     const MemoryLimit group(256ULL << 20);
     if (!group.why_not().empty()) {
         GTEST_SKIP() << group.why_not();
@@ -246,7 +246,7 @@ void allow_open_files(rlim_t soft, rlim_t hard) {
     ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// 254 vCPUs and 254 workers at `ulimit -n 1024`: "Too many open files (they came with Linux 5.14)".
+// What broke: 254 vCPUs and 254 workers at `ulimit -n 1024` gave "Too many open files (they came with Linux 5.14)".
 TEST_F(HostLimits, OnOpenFilesIsNamedBeforeAnythingIsMade) {
     const Words options = run_words({"-m", "64M", "-c", "8", "--prefault=all", "--prefault-workers=8"});
     const CommandResult refused = run_command(options, [] { allow_open_files(40, 40); });
@@ -267,7 +267,7 @@ TEST_F(HostLimits, OnOpenFilesIsTheHardOneForTheCommand) {
     EXPECT_EQ(result.exit_status, 0) << result.errors;
 }
 
-/// Hides what is below `path` from this process and those it starts.
+/// Hides all files below `path` from this process and from the processes that it starts.
 void hide(const char* path) {
     if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
         ::mount("none", path, "tmpfs", 0, "size=1M") != 0) {
@@ -277,7 +277,8 @@ void hide(const char* path) {
 
 constexpr int kCannotHide = 99;
 
-// Without /sys/module NPT passed for shadow paging, and --prefault-method=ioctl was refused with a false reason.
+// What broke: without /sys/module NPT was taken for shadow paging, and --prefault-method=ioctl was refused with a false
+// reason.
 TEST_F(HostLimits, WithoutSysfsTheSecondLevelIsTheSame) {
     const CommandResult with = run_command({"doctor"});
     const CommandResult without = run_command({"doctor"}, [] { hide("/sys"); });
@@ -302,7 +303,7 @@ TEST_F(HostLimits, WithoutSysfsTheSecondLevelIsTheSame) {
     }
 }
 
-// "resident beyond guest memory: 0.0 MiB", and doctor showed 16777216 TiB.
+// What broke: "resident beyond guest memory: 0.0 MiB" in the summary, and doctor showed 16777216 TiB.
 TEST_F(HostLimits, WithoutProcWhatIsNotKnownIsUnknown) {
 #ifdef VMM_SANITIZED
     GTEST_SKIP() << "the sanitizers' own runtime needs /proc to look for leaks";
@@ -329,7 +330,7 @@ void become_root_of_a_namespace() {
     }
 }
 
-// A bare "Cannot allocate memory": capabilities count in the initial user namespace only.
+// What broke: only "Cannot allocate memory" was printed. Capabilities count only in the initial user namespace.
 TEST_F(HostLimits, OnLockedMemoryBindsRootOfAUserNamespace) {
     const CommandResult run =
         run_command(run_words({"-m", "64M", "--prefault=all", "--pin=mlock"}), &become_root_of_a_namespace);

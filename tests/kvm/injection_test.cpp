@@ -1,6 +1,6 @@
-// A host that refuses: each system call of a run fails once, at each place where it is made. What must come of it is
-// one line that says what was tried, status 1 and nothing left behind; or, where the program can do without, a whole
-// run.
+// A host that refuses: each system call of a run fails once, at each place where it is made. The run must end with one
+// line that says what was tried, status 1 and nothing left behind. If the program can do without the call, the whole
+// run must work.
 
 #include <gtest/gtest.h>
 #include <linux/io_uring.h>
@@ -50,14 +50,14 @@
 namespace vmm::testing {
 namespace {
 
-/// Calls that are refused with the same value of errno, and counted together.
+/// Calls that fail with the same value of errno, and are counted together.
 struct CallKind {
     const char* name;
     int number;
     int error_number;
-    /// Whether a run may come to its end without it. Null: never.
+    /// True if a run may come to its end without the call. Null: never.
     bool (*can_do_without)(const SystemCall&) = nullptr;
-    /// How many of them a run needs, the first ones.
+    /// A run needs so many of them, the first ones.
     unsigned needed = UINT_MAX;
 };
 
@@ -66,27 +66,27 @@ bool always(const SystemCall& /*call*/) {
 }
 
 bool is_no_population(const SystemCall& call) {
-    return call.arguments[2] != MADV_POPULATE_WRITE; // Else it is advice.
+    return call.arguments[2] != MADV_POPULATE_WRITE; // other requests are only hints to the kernel
 }
 
 bool is_unregistering(const SystemCall& call) {
-    return call.arguments[1] == IORING_UNREGISTER_BUFFERS; // Closing the ring does it, too.
+    return call.arguments[1] == IORING_UNREGISTER_BUFFERS; // Closing the ring has the same effect.
 }
 
 bool is_precaution(const SystemCall& call) {
-    return call.arguments[2] == MPOL_LOCAL; // It changes nothing but what balancing between nodes may do.
+    return call.arguments[2] == MPOL_LOCAL; // It only changes what NUMA balancing may do.
 }
 
-/// Questions about what there is. "No" is an answer.
+/// Questions about what exists. "No" is an answer.
 bool is_question(const SystemCall& call) {
-    // KVM is opened an extra time to be asked for its second level; module parameters answer that as well.
+    // KVM is opened once more to ask for its second level; module parameters answer that as well.
     constexpr std::array<std::uint64_t, 5> kQuestions{KVM_CHECK_EXTENSION, KVM_GET_API_VERSION,
                                                       KVM_X86_GET_MCE_CAP_SUPPORTED, TCGETS, TIOCGWINSZ};
     return std::find(kQuestions.begin(), kQuestions.end(), call.arguments[1]) != kQuestions.end();
 }
 
-/// The C library and what else allocates have other ways to memory than the one that failed. munmap is not among them:
-/// where it fails for a thread's stack, glibc ends the process.
+/// The C library and other allocators have other ways to get memory than the one that failed. munmap is not among these
+/// calls: if it fails for a thread's stack, glibc ends the process.
 const std::vector<CallKind> kKinds{
     {"mmap", SYS_mmap, ENOMEM, always},
     {"mprotect", SYS_mprotect, ENOMEM, always},
@@ -98,20 +98,20 @@ const std::vector<CallKind> kKinds{
     {"io_uring_register", SYS_io_uring_register, ENOMEM, is_unregistering},
     {"ioctl", SYS_ioctl, ENOMEM, is_question},
     {"timer_create", SYS_timer_create, EAGAIN},
-    {"clone3", SYS_clone3, EAGAIN, always}, // Memory is given back by more threads, or by one.
+    {"clone3", SYS_clone3, EAGAIN, always}, // Memory is given back by several threads, or by one.
     {"clone", SYS_clone, EAGAIN, always},
     {"eventfd2", SYS_eventfd2, EMFILE},
     {"epoll_create1", SYS_epoll_create1, EMFILE},
     {"epoll_ctl", SYS_epoll_ctl, ENOMEM},
     {"openat", SYS_openat, EMFILE, always}, // Most of these are questions, too.
     {"fallocate", SYS_fallocate, ENOSPC, nullptr,
-     1},                                 // When the report is written, the room promised at first serves, too.
+     1},                                 // When the report is written, the room that was reserved first is enough, too.
     {"linkat", SYS_linkat, EIO, always}, // A report can be written in place as well.
     {"renameat", SYS_renameat, EIO, always},
     {"KVM_RUN", SYS_ioctl, ENOMEM},
 };
 
-/// The broker keeps room for the report as the process itself does, at about the same time, and can do without: it
+/// The broker reserves room for the report as the process itself does, at about the same time. It can do without: it
 /// tries again when it writes the report.
 bool is_of_broker(const SystemCall& call) {
     std::ifstream file("/proc/" + std::to_string(call.thread) + "/comm");
@@ -136,7 +136,7 @@ std::string describe(const SystemCall& call, const CallKind& kind) {
     return vmm::format("{}({})", kind.name, arguments);
 }
 
-/// The calls that `main` makes; what goes before is the C library's, which knows no way to go on. `main` begins by
+/// The calls that `main` makes. The calls before belong to the C library, which has no way to go on. `main` begins by
 /// looking at its standard descriptors.
 class CallsOfMain {
   public:
@@ -150,11 +150,12 @@ class CallsOfMain {
     bool begun_ = false;
 };
 
-/// A small guest, and what it asks of the host.
+/// A small guest, and its calls to the host.
 struct Scenario {
     const char* name;
     std::vector<std::string> options;
-    /// How many of its calls are refused, one by one. What is more is left out evenly, and said.
+    /// How many of its calls are refused, one by one. If it makes more, calls are left out evenly, and the test says
+    /// so.
     int most_refusals;
     bool needs_root = false;
 
@@ -188,8 +189,8 @@ PoolState pool_state() {
     return pool ? PoolState{pool->total, pool->free, pool->reserved} : PoolState{};
 }
 
-/// The same when what a test before has ended has given its pages back, which comes a little later. Others may keep
-/// pages of the pool for as long as they like.
+/// Waits until the processes of an earlier test have given their pages back, which happens a little later. Others may
+/// keep pages of the pool for as long as they like.
 PoolState pool_at_rest() {
     PoolState last = pool_state();
     static_cast<void>(eventually([&last] {
@@ -202,7 +203,7 @@ PoolState pool_at_rest() {
     return last;
 }
 
-/// Fits to be shown to a user as it is.
+/// True if the text can be shown to a user as it is.
 bool is_one_clear_line(const std::string& errors) {
     static constexpr std::array<std::string_view, 5> kNotForUsers{"bad_alloc", "std::", "vmm::", "errno", "what()"};
     const bool one_line = std::count(errors.begin(), errors.end(), '\n') == 1 && errors.ends_with('\n');
@@ -211,7 +212,7 @@ bool is_one_clear_line(const std::string& errors) {
                         [&](std::string_view part) { return mentions(errors, part); });
 }
 
-/// Whole, or not there at all.
+/// The file is complete, or does not exist.
 bool is_whole(const std::string& report) {
     return report.starts_with("{\n") && report.ends_with("}\n");
 }
@@ -240,7 +241,7 @@ class HostThatRefuses : public KvmTest {
         pool_before_ = pool_at_rest();
     }
 
-    /// `afterwards` is called when the command has ended, before we look at what it left.
+    /// `afterwards` is called when the command has ended, before the test checks what it left.
     [[nodiscard]] Aftermath run(
         const std::vector<std::string>& options, const std::vector<int>& numbers, const CallDecision& decide,
         const std::function<void()>& afterwards = [] {}) const {
@@ -262,12 +263,12 @@ class HostThatRefuses : public KvmTest {
         return aftermath;
     }
 
-    /// Whether the guest came to its end before the prefault in the background did.
+    /// True if the guest ended before the prefault in the background did.
     [[nodiscard]] static bool was_overtaken(const Aftermath& aftermath) {
         return mentions(aftermath.report, "\"complete\": false") && mentions(aftermath.report, "\"problem\": \"\"");
     }
 
-    /// What is wrong with how a run ended; empty if nothing is.
+    /// What is wrong with the end of a run; empty if nothing is.
     [[nodiscard]] static std::string complaint(const Aftermath& aftermath, bool in_background, bool may_succeed) {
         const InjectedRun& run = aftermath.run;
         if (run.timed_out) {
@@ -303,7 +304,7 @@ class HostThatRefuses : public KvmTest {
             if (was_overtaken(aftermath)) {
                 return may_succeed ? "" : "it does not say why the prefault is not complete";
             }
-            // A guest that runs already is not taken back for the sake of the prefault.
+            // A guest that runs already is not stopped because the prefault fails.
             return run.errors.starts_with(kBeginning) ? "" : "its error does not say what was tried";
         }
         if (!mentions(aftermath.report, "\"complete\": true") || mentions(run.errors, "vmm: error: ")) {
@@ -320,14 +321,14 @@ class HostThatRefuses : public KvmTest {
     PoolState pool_before_;
 };
 
-/// One call that is to be refused: the `place`-th of its kind.
+/// One call to refuse: number `place` of its kind.
 struct Refusal {
     const CallKind* kind;
     unsigned place;
     friend bool operator==(const Refusal&, const Refusal&) = default;
 };
 
-/// In an order in which any first part has something of each kind, and after that is spread evenly over all.
+/// Orders the calls so that any first part has some of each kind, and is then spread evenly over all.
 std::vector<Refusal> spread(const std::vector<Refusal>& refusals) {
     std::size_t stride = std::max<std::size_t>(1, refusals.size() * 618 / 1000);
     while (std::gcd(stride, refusals.size()) > 1) {
@@ -357,7 +358,7 @@ class EachCall : public HostThatRefuses, public ::testing::WithParamInterface<Sc
         }
     }
 
-    /// How many calls of each kind a run makes that gets all it asks for, in the order of kKinds.
+    /// How many calls of each kind an undisturbed run makes, in the order of kKinds.
     [[nodiscard]] std::vector<Refusal> all_refusals() const {
         std::map<const CallKind*, unsigned> counts;
         std::set<int> numbers{CallsOfMain::kFirst};
@@ -387,7 +388,7 @@ class EachCall : public HostThatRefuses, public ::testing::WithParamInterface<Sc
         return refusals;
     }
 
-    /// A run of which this call is refused, and the call; no call if it was never made.
+    /// A run in which this call is refused, and the call; no call if it was never made.
     [[nodiscard]] Aftermath run_refusing(const Refusal& refusal, std::optional<SystemCall>& refused) const {
         unsigned place = 0;
         CallsOfMain calls_of_main;
@@ -400,15 +401,16 @@ class EachCall : public HostThatRefuses, public ::testing::WithParamInterface<Sc
         });
     }
 
-    /// Expects a good end of a run of which this call is refused. Returns false if the call was never made.
+    /// Expects a good end of a run in which this call is refused. Returns false if the call was never made.
     bool expect_good_end(const Refusal& refusal) {
         std::optional<SystemCall> refused;
         Aftermath aftermath = run_refusing(refusal, refused);
-        if (!aftermath.same_pool) { // What the command does it does again; what somebody else did, hardly.
+        if (!aftermath.same_pool) { // The command repeats its own calls; calls of others may not come again.
             pool_before_ = pool_state();
             aftermath = run_refusing(refusal, refused);
         }
-        // A guest that ends at the same moment stops the prefault, which then has no reason of its own to give.
+        // A guest that ends at the same moment stops the prefault. Then the prefault has no reason of its own to
+        // report.
         constexpr unsigned kMostTries = 10;
         for (unsigned tries = 1; GetParam().in_background() && was_overtaken(aftermath) && tries < kMostTries;
              ++tries) {
@@ -475,8 +477,8 @@ TEST_F(HostWithoutMemory, FromAnyMomentOnEndsInOneClearLineOrAWholeRun) {
 
 class SignalAtEachCall : public HostThatRefuses {
   protected:
-    /// A run to which SIGTERM is sent at the `place`-th call that we hear of, not counting those of the guest's; how
-    /// many calls there were.
+    /// Sends SIGTERM to a run at call number `place`, not counting the guest's calls. Returns how many calls there
+    /// were.
     [[nodiscard]] unsigned signal_at(unsigned place, InjectedRun& result, std::vector<std::string>& files) {
         const TemporaryDirectory directory;
         std::set<int> numbers{CallsOfMain::kFirst};
@@ -507,7 +509,7 @@ TEST_F(SignalAtEachCall, EndsTheCommandAndLeavesNothingHalfDone) {
     std::vector<std::string> files;
     const unsigned calls = signal_at(UINT_MAX, run, files);
     ASSERT_EQ(run.exit_status, 0) << run.errors << run.stuck;
-    unsigned stride = calls * 618 / 1000; // Any first part of them is spread evenly.
+    unsigned stride = calls * 618 / 1000; // Any first part is spread evenly.
     while (std::gcd(stride, calls) > 1) {
         ++stride;
     }
@@ -532,7 +534,7 @@ TEST_F(SignalAtEachCall, EndsTheCommandAndLeavesNothingHalfDone) {
     EXPECT_GT(ends[4], 0U);
 }
 
-/// A call that fails once in a way that means: again.
+/// A call that fails once with an error that means: try again.
 struct Interruption {
     const char* name;
     int error_number;
@@ -589,7 +591,7 @@ INSTANTIATE_TEST_SUITE_P(By, Interrupted,
                                            Interruption{"PopulationByRace", EAGAIN, is_population}),
                          [](const auto& interruption) { return std::string(interruption.param.name); });
 
-/// A call that answers for ever that it is to be made again.
+/// A call that fails for ever with an error that means: try again.
 struct EndlessCall {
     const char* name;
     int error_number;
@@ -650,7 +652,7 @@ INSTANTIATE_TEST_SUITE_P(
         EndlessCall{"PopulationByRace", EAGAIN, is_population, "populate guest memory", {"--prefault=host"}}),
     [](const auto& refusal) { return std::string(refusal.param.name); });
 
-/// Where a call never gets to its end, SIGTERM is obeyed all the same.
+/// Even if a call never succeeds, the run obeys SIGTERM.
 class StopWhileAgain : public HostThatRefuses, public ::testing::WithParamInterface<EndlessCall> {};
 
 TEST_P(StopWhileAgain, IsObeyed) {
@@ -710,17 +712,17 @@ TEST_F(HostThatForbids, PlacementMattersOnlyWhereThereIsAChoice) {
     }
 }
 
-/// Somebody else wants huge pages, too: takes those that are free at a moment of the test's choosing.
+/// A rival that also wants huge pages: it takes the free ones at a moment that the test chooses.
 class Rival {
   public:
-    /// Takes all that are free; of one node, if one is named.
+    /// Takes all free pages, or those of one node if a node is named.
     void take_all(std::optional<unsigned> node = std::nullopt) {
         const auto pool = prefault::read_huge_page_pool(2 * kMiB);
         const std::uint64_t pages = !pool ? 0 : node ? pool->available_on(*node) : pool->available();
         if (pages == 0) {
             return;
         }
-        // More than the pool has free in all cannot be mapped; what is bound to a node is taken from nowhere else.
+        // More pages than the whole pool has free cannot be mapped. Pages bound to a node are taken from no other node.
         mapping_ =
             Mapping::anonymous(pages * 2 * kMiB, 2 * kMiB, MAP_HUGETLB | MAP_HUGE_2MB | MAP_NORESERVE, "a rival");
         if (node) {
@@ -751,7 +753,7 @@ class ContestedPool : public HostThatRefuses {
         pool_before_ = pool_state();
     }
 
-    /// Runs a guest on huge pages, of which a rival takes the free ones at the moment of a call that `is_moment`.
+    /// Runs a guest on huge pages. A rival takes the free ones at the call for which `is_moment` is true.
     [[nodiscard]] Aftermath run_beside_rival(std::vector<std::string> options, int number,
                                              bool (*is_moment)(const SystemCall&),
                                              std::optional<unsigned> node = std::nullopt) {
@@ -794,7 +796,7 @@ TEST_F(ContestedPool, PagesTakenBeforeAPrefaultAreACleanError) {
 }
 
 TEST_F(ContestedPool, PagesTakenAfterTheMappingAreOursAlready) {
-    // What is mapped is reserved: the rival gets none of it.
+    // Mapped pages are reserved, so the rival gets none of them.
     const Aftermath aftermath = run_beside_rival({"--prefault=all"}, SYS_madvise, is_population);
     EXPECT_EQ(complaint(aftermath, false, true), "") << details(aftermath);
     EXPECT_EQ(aftermath.run.exit_status, 0) << details(aftermath);
@@ -815,7 +817,7 @@ TEST_F(ContestedPool, PagesOfANodeThatWeAreConfinedToAreACleanErrorWhenTakenAfte
     if (prefault::NumaTopology::read().memory_nodes().size() < 2) {
         GTEST_SKIP() << "this host has one NUMA node: what is reserved is reserved there";
     }
-    // As numactl --membind does; the command inherits it.
+    // Does what numactl --membind does; the command inherits it.
     const unsigned long first_node = 1;
     ASSERT_EQ(::syscall(SYS_set_mempolicy, MPOL_BIND, &first_node, 64UL), 0);
     const Aftermath aftermath = run_beside_rival({}, SYS_madvise, advises_about_forks, 0);

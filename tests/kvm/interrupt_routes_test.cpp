@@ -1,4 +1,5 @@
-// Messages that KVM delivers for edges on GSIs of their own. The vCPU never runs: its local APIC shows what has come.
+// Messages that KVM delivers for edges on GSIs of their own. The vCPU never runs: its local APIC shows which interrupts
+// have come.
 
 #include <gtest/gtest.h>
 
@@ -42,7 +43,7 @@ class InterruptRoutesTest : public testing::KvmTest {
         std::memcpy(apic.regs + kSpurious, &kEnabled, sizeof kEnabled);
         vcpu_->set_local_apic(apic);
     }
-    /// Whether the local APIC has been asked for an interrupt of that vector.
+    /// True if the local APIC has been asked for an interrupt of that vector.
     [[nodiscard]] bool has_come(unsigned vector) const {
         constexpr std::size_t kRequests = 0x200;
         const kvm_lapic_state apic = vcpu_->local_apic();
@@ -115,7 +116,7 @@ TEST_F(InterruptRoutesTest, TheLinesOfTheInterruptControllersStay) {
     kvm_irqchip chip{};
     chip.chip_id = KVM_IRQCHIP_IOAPIC;
     ASSERT_EQ(::ioctl(vm_->fd(), KVM_GET_IRQCHIP, &chip), 0);
-    chip.chip.ioapic.redirtbl[20].bits = 0x71; // Edge, physical, to APIC 0, not masked.
+    chip.chip.ioapic.redirtbl[20].bits = 0x71; // edge-triggered, physical, to APIC 0, not masked
     ASSERT_EQ(::ioctl(vm_->fd(), KVM_SET_IRQCHIP, &chip), 0);
     const EventFd event;
     vm_->attach_irqfd(event.fd(), 20);

@@ -1,5 +1,5 @@
 // `vmm run --jail`, as root and as an ordinary user: what its process can still see, and what is refused before
-// anything is made. And what an ordinary user gets without one.
+// anything is made. Also what an ordinary user gets without a jail.
 
 #include <fcntl.h>
 #include <grp.h>
@@ -44,7 +44,7 @@ using testing::TemporaryDirectory;
 
 constexpr uid_t kUser = 65534;
 
-/// Becomes an ordinary user, who finds another node of the same device as /dev/kvm, of root's and with this mode.
+/// Becomes an ordinary user, who finds another node of the same device as /dev/kvm, owned by root and with this mode.
 void become_user_with_node(mode_t mode) {
     constexpr unsigned kMisc = 10;
     constexpr unsigned kKvm = 232; // Documentation/admin-guide/devices.txt
@@ -61,17 +61,17 @@ void become_user_with_node(mode_t mode) {
     ::umask(0022);
 }
 
-/// It has nothing but /dev/kvm.
+/// The user has nothing but /dev/kvm.
 void become_ordinary_user() {
     become_user_with_node(0666);
 }
 
-/// The same without /dev/kvm, which root keeps to itself.
+/// The same without /dev/kvm: only root may open it.
 void become_user_without_kvm() {
     become_user_with_node(0600);
 }
 
-/// Two descriptors and a variable that a process in a jail has no business with.
+/// Two descriptors and a variable that must not reach a process in a jail.
 void leave_something_open() {
     ::dup2(::open("/etc/passwd", O_RDONLY), 100);
     ::setenv("VMM_TEST_SECRET", "x", 1);
@@ -121,7 +121,7 @@ class JailTest : public testing::KvmTest {
     std::string report_ = directory_ / "report";
 };
 
-/// The child of `process` that has a thread of that name; 0: there is none.
+/// The child of `process` that has a thread of that name; 0 if there is none.
 pid_t child_with_thread(pid_t process, const std::string& name) {
     std::ifstream children("/proc/" + std::to_string(process) + "/task/" + std::to_string(process) + "/children");
     for (pid_t child = 0; children >> child;) {
@@ -142,7 +142,7 @@ std::string status_line(pid_t process, const std::string& name) {
     return "nothing";
 }
 
-/// What `process` can see is nothing of the host's.
+/// Checks that `process` sees nothing of the host's.
 void expect_nothing_of_the_host(pid_t process) {
     const std::string proc = "/proc/" + std::to_string(process);
     for (const auto& entry : std::filesystem::directory_iterator(proc + "/root/")) {
@@ -196,7 +196,7 @@ TEST_F(JailTest, AsRootTheProcessSeesNothingOfTheHost) {
         << command.errors();
     expect_nothing_of_the_host(inside);
     EXPECT_TRUE(std::filesystem::is_empty(root_)) << "nothing is made in the directory itself";
-    command.send(SIGTERM); // The parent hands it on.
+    command.send(SIGTERM); // The parent passes it on.
     EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
     EXPECT_EQ(report()["guest"]["exit"], "signal");
     EXPECT_EQ(report()["prefault"]["complete"], true);
@@ -238,11 +238,11 @@ TEST_F(JailTest, SnapshotLeavesItAndBelongsToItsUser) {
     struct stat facts {};
     ASSERT_EQ(::stat((one + "/state").c_str(), &facts), 0);
     EXPECT_EQ(facts.st_uid, kUser);
-    const std::string other = directory_ / "other"; // It builds on the first, which is read again.
+    const std::string other = directory_ / "other"; // It builds on the first snapshot, which is read again.
     const CommandResult more = run_command({"ctl", api, "snapshot", other, "--resume", "--incremental-to", one});
     EXPECT_EQ(more.exit_status, exit_codes::kSuccess) << more.output << more.errors;
     EXPECT_EQ(run_command({"snapshot", "verify", other}).exit_status, exit_codes::kSuccess);
-    // Root alone may write there, and the jail is not root's.
+    // Only root may write there, and the process in the jail is not root.
     const std::string of_root = directory_ / "of_root";
     std::filesystem::create_directory(of_root);
     const CommandResult refused = run_command({"ctl", api, "snapshot", of_root + "/three", "--resume"});
@@ -252,7 +252,7 @@ TEST_F(JailTest, SnapshotLeavesItAndBelongsToItsUser) {
     EXPECT_EQ(command.wait(), exit_codes::kStoppedBySignal) << command.errors();
 }
 
-/// A directory of a hierarchy of control groups, of whichever version the host has; empty: none may be made.
+/// A directory of a hierarchy of control groups, of the version that the host has; empty if none can be made.
 class ControlGroup {
   public:
     ControlGroup() {
@@ -267,7 +267,7 @@ class ControlGroup {
         }
     }
     ~ControlGroup() {
-        if (!path_.empty()) { // The kernel lets go of those who have ended a little later.
+        if (!path_.empty()) { // The kernel releases ended processes a little later.
             EXPECT_TRUE(eventually([this] { return ::rmdir(path_.c_str()) == 0; })) << path_;
         }
     }

@@ -1,5 +1,5 @@
-// A second level that is kept full while its guest runs. What takes mappings here: dirty logging, and mprotect(), for
-// which the kernel drops all mappings of a range.
+// A second level that is kept full while its guest runs. Two things take mappings here: dirty logging, and mprotect(),
+// for which the kernel drops all mappings of a range.
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -35,7 +35,7 @@ using testing::TestKernel;
 using testing::TouchingGuest;
 namespace kernels = testing::kernels;
 
-/// The events of a keeper, from whatever thread.
+/// The events of a keeper, which may come from any thread.
 class Events {
   public:
     [[nodiscard]] prefault::KeptSink sink() {
@@ -51,7 +51,7 @@ class Events {
                              [kind](const KeptEvent& event) { return event.kind == kind; });
         return found;
     }
-    /// Waits until there are `count` of a kind.
+    /// Waits until there are `count` events of a kind.
     [[nodiscard]] bool wait_for(KeptEventKind kind, std::size_t count = 1) const {
         return testing::eventually([&] { return of(kind).size() >= count; });
     }
@@ -61,7 +61,7 @@ class Events {
     std::vector<KeptEvent> events_;
 };
 
-/// Has the kernel drop KVM's mappings of the first `bytes` of guest memory, which stays as it is.
+/// Makes the kernel drop KVM's mappings of the first `bytes` of guest memory. The memory's content stays as it is.
 void drop_mappings(const Machine& machine, std::uint64_t bytes) {
     std::byte* const memory = machine.memory().regions()[0].host;
     for (const int protection : {PROT_READ | PROT_WRITE | PROT_EXEC, PROT_READ | PROT_WRITE}) {
@@ -73,7 +73,8 @@ void drop_mappings(const Machine& machine, std::uint64_t bytes) {
 
 class Keeping : public testing::KvmTest {
   protected:
-    /// What a guest that runs on the prefault's page tables is made from, so that the counts tell on every host.
+    /// The configuration of a guest that runs on the prefault's page tables, so that the counts are meaningful on every
+    /// host.
     [[nodiscard]] Config kept(std::uint64_t memory_bytes = 32 * kMiB, PageSize page_size = PageSize::k4K) {
         Config config = guest.config();
         config.memory_bytes = memory_bytes;
@@ -137,7 +138,7 @@ TEST_F(Keeping, SaysNothingOfAGuestThatLosesNothing) {
         guest.power_off();
     });
     const KeptReport& report = machine.report().kept.value();
-    // The kernel may move pages of its own accord while this test runs; then each loss has its cause.
+    // The kernel may move pages by itself while this test runs. Then each loss must name a cause.
     EXPECT_EQ(report.losses, events.of(KeptEventKind::kLost).size());
     EXPECT_EQ(report.refills > 0, report.losses > 0);
     EXPECT_GE(report.looks, 1U);
@@ -171,7 +172,7 @@ TEST_F(Keeping, BeginsWhenAPrefaultInTheBackgroundIsDone) {
     config.prefault_when = PrefaultWhen::kBackground;
     config.prefault.progress = [&begun](const prefault::Progress&) { begun = true; };
     Machine machine(config);
-    // The guest runs on page tables that are there before.
+    // The guest runs on page tables that exist before.
     ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .ranges = {{GuestAddress{0}, 2 * kMiB}}}).complete);
     run_beside(machine, [&] {
         EXPECT_TRUE(testing::eventually([&] { return begun.load(); }));
@@ -195,13 +196,13 @@ TEST_F(Keeping, ServesBesidePrefaultsOfTheProgramAndAddedMemory) {
             EXPECT_TRUE(machine.add_memory({GuestAddress{4 * kGiB + i * 4 * kMiB}, 2 * kMiB}).complete);
         }
         const std::size_t full = events.of(KeptEventKind::kFull).size();
-        // Of the memory that was added, too.
+        // Losses of the added memory are found, too.
         EXPECT_TRUE(testing::eventually([&] {
             for (const MemoryRegion& region : machine.memory().regions()) {
                 ::mprotect(region.host, region.range.size, PROT_READ | PROT_WRITE | PROT_EXEC);
                 ::mprotect(region.host, region.range.size, PROT_READ | PROT_WRITE);
             }
-            // Nothing more is lost for a while: in emulation a refill takes longer than this loop's turn.
+            // Nothing more is lost for a while: in emulation a refill takes longer than one turn of this loop.
             constexpr int kLooks = 200;
             for (int look = 0; look < kLooks && events.of(KeptEventKind::kFull).size() <= full; ++look) {
                 std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -225,7 +226,7 @@ TEST_F(Keeping, BacksOffFromWhatTakesMappingsAllTheTimeAndIsFullInTheEnd) {
             const std::jthread taker([&] {
                 while (!enough) {
                     drop_mappings(machine, 4 * kMiB);
-                    // The keeper looks less often than that.
+                    // The keeper looks less often than this.
                     std::this_thread::sleep_for(std::chrono::milliseconds(5));
                 }
             });

@@ -37,7 +37,7 @@ class OneRun {
           }) {}
 
     void kick() { kvm::kick(thread_.native_handle()); }
-    /// The exit, or nothing if there is none within `time`.
+    /// The exit, or nothing if there was none within `time`.
     std::optional<Exit> wait_for(std::chrono::milliseconds time) {
         return result_.wait_for(time) == std::future_status::ready ? std::optional(result_.get()) : std::nullopt;
     }
@@ -48,7 +48,7 @@ class OneRun {
     std::jthread thread_;
 };
 
-/// Kicks a vCPU that is in the guest already; says what came of it.
+/// Kicks a vCPU that is in the guest already. Returns the result.
 std::optional<Exit> kick_while_running(Vcpu& vcpu) {
     OneRun run(vcpu);
     EXPECT_FALSE(run.wait_for(50ms)) << "it came back by itself";
@@ -63,7 +63,8 @@ std::optional<Exit> kick_while_running(Vcpu& vcpu) {
 
 class Kick : public testing::KvmTest {
   protected:
-    // What runs vCPUs on the test's own thread must have blocked signals; the next test finds them as they were.
+    // Code that runs vCPUs on the test's own thread must have blocked signals. The next test finds the masks as they
+    // were.
     Kick() { ::pthread_sigmask(SIG_SETMASK, nullptr, &before_); }
     ~Kick() override { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
@@ -119,7 +120,7 @@ TEST_F(Kick, BeforeRunIsNeverLost) {
     block_signals_in_this_thread();
     for (int round = 0; round < 1000; ++round) {
         kick(::pthread_self());
-        const Exit exit = vcpu.run(); // Would never return if the kick were lost.
+        const Exit exit = vcpu.run(); // It would never return if the kick were lost.
         ASSERT_TRUE(std::holds_alternative<KickedExit>(exit)) << name_of(exit);
     }
 }
@@ -134,7 +135,7 @@ TEST_F(Kick, AtAnyMomentIsNeverLost) {
         block_signals_in_this_thread();
         for (int round = 0; round < kRounds; ++round) {
             ++entered;
-            static_cast<void>(vcpu.run()); // Would never return if a kick were lost.
+            static_cast<void>(vcpu.run()); // It would never return if a kick were lost.
             ++left;
         }
     });
@@ -231,7 +232,8 @@ TEST_F(Kick, SignalsOfTheProcessDoNotTakeAVcpuOut) {
 }
 
 TEST_F(Kick, OfANewThreadCannotComeTooEarly) {
-    // The thread is born with the kick blocked: unblocked, its default action would end the process.
+    // The thread starts with the kick's signal blocked. If it were not blocked, its default action would end the
+    // process.
     for (int round = 0; round < 100; ++round) {
         std::thread newborn;
         {

@@ -1,4 +1,5 @@
-// vmm is killed while its guest writes to a disk. What the guest was told to be on stable storage is there.
+// vmm is killed while its guest writes to a disk. All data that the guest was told to be on stable storage must be
+// there.
 
 #include <gtest/gtest.h>
 
@@ -26,16 +27,16 @@ namespace {
 
 using namespace disk_writer;
 
-/// The guest's kernel: the one built, else the one beside vmm (in the lab).
+/// The guest's kernel: the one of the build, or else the one beside vmm (in the lab).
 std::string kernel() {
     return std::filesystem::exists(DISK_WRITER_KERNEL) ? DISK_WRITER_KERNEL : "/bin/disk_writer.elf";
 }
 
-/// How many lines the ring of the serial port holds at most: no line is shorter than this one.
+/// The most lines that the ring of the serial port can hold: no line is shorter than this one.
 constexpr std::uint64_t kMostUnsaidLines =
     devices::CharacterPort::kDefaultOutputBytes / std::string_view("flushed=1\n").size();
 
-/// The number in the last whole line "flushed=N"; 0: there is none.
+/// The number in the last complete line "flushed=N"; 0 if there is none.
 std::uint64_t last_flushed(const std::string& console) {
     constexpr std::string_view kWord = "flushed=";
     const std::size_t end = console.rfind('\n');
@@ -43,7 +44,7 @@ std::uint64_t last_flushed(const std::string& console) {
     return begin == std::string::npos ? 0 : std::stoull(console.substr(begin + kWord.size()));
 }
 
-/// The number of the write that filled the sector of 512 bytes at `words` of the block at `place`; 0: no write did.
+/// The number of the write that filled the sector of 512 bytes at `words` of the block at `place`; 0 if no write did.
 std::uint64_t writer_of(const std::uint64_t* words, std::uint64_t place, std::uint64_t first_word) {
     const std::uint64_t number = words[0] >> 16;
     for (std::uint64_t i = 0; i < 512 / 8; ++i) {
@@ -54,13 +55,13 @@ std::uint64_t writer_of(const std::uint64_t* words, std::uint64_t place, std::ui
     return place_of(number) == place ? number : 0;
 }
 
-/// The first thing that is wrong with the disk, or an empty text. `wanted` are the newest flushed writes, by place;
-/// none after `newest` was begun.
+/// The first error on the disk, or an empty text. `wanted` has the newest flushed write of each place; no write after
+/// `newest` was begun.
 std::string fault_of(const std::string& disk, const std::vector<std::uint64_t>& wanted, std::uint64_t newest) {
     std::ifstream file(disk, std::ios::binary);
     std::array<std::uint64_t, kBlockBytes / 8> block{};
     for (std::uint64_t place = 0; place < kPlaces; ++place) {
-        if (!file.read(reinterpret_cast<char*>(block.data()), sizeof(block))) { // A file's bytes may be of any type.
+        if (!file.read(reinterpret_cast<char*>(block.data()), sizeof(block))) { // bytes may be of any type
             return "it became shorter";
         }
         for (std::uint64_t word = 0; word < block.size() && wanted[place] != 0; word += 512 / 8) {
@@ -76,7 +77,7 @@ std::string fault_of(const std::string& disk, const std::vector<std::uint64_t>& 
 
 class Kill : public KvmTest {};
 
-/// How the disk and the memory it reads from are set up, and what vmm says where this host cannot.
+/// The set-up of the disk and of the memory that it reads from, and the message if this host cannot do it.
 struct Way {
     std::string_view of_disk;
     std::vector<std::string> options;
@@ -85,13 +86,13 @@ struct Way {
 const std::vector<Way> kWays{
     {"", {"--prefault=none"}, ""},
     {",queues=2", {"--prefault=none"}, ""},
-    // The file system of temporary files may know no direct I/O.
+    // The file system of temporary files may not support direct I/O.
     {",direct", {"--prefault=none"}, "leave out \"direct\""},
-    // Writes from fixed buffers in guest memory.
+    // The disk writes from fixed buffers in guest memory.
     {"", {"--prefault=all", "--pin=longterm"}, "RLIMIT_MEMLOCK"},
 };
 
-// VMM_KILL_ROUNDS says how often (4).
+// VMM_KILL_ROUNDS is the number of rounds (4).
 TEST_F(Kill, NoFlushedWriteIsLost) {
     const char* const asked = std::getenv("VMM_KILL_ROUNDS");
     const int rounds = asked != nullptr ? std::atoi(asked) : static_cast<int>(kWays.size());
@@ -100,12 +101,12 @@ TEST_F(Kill, NoFlushedWriteIsLost) {
     const std::string disk = directory.write("disk", "");
     std::filesystem::resize_file(disk, kPlaces * kBlockBytes);
     const std::string console = directory / "console";
-    std::mt19937 random(std::random_device{}()); // Other moments each time.
+    std::mt19937 random(std::random_device{}()); // different moments in each run
     std::vector<std::uint64_t> wanted(kPlaces, 0);
     std::uint64_t newest = 0;
     std::uint64_t acknowledged = 0;
     for (int round = 0; round < rounds; ++round) {
-        // Numbers grow, and none is used twice.
+        // Numbers grow, and no number is used twice.
         const std::uint64_t first = newest + 1;
         std::filesystem::remove(console);
         const Way& way = kWays[static_cast<std::size_t>(round) % kWays.size()];
@@ -141,7 +142,7 @@ TEST_F(Kill, NoFlushedWriteIsLost) {
         for (std::uint64_t number = first; number <= last; ++number) {
             wanted[place_of(number)] = number;
         }
-        // What the guest said last may still be in the serial port's ring, and two batches were under way.
+        // The guest's last lines may still be in the serial port's ring, and two batches were in flight.
         newest = last + ((kMostUnsaidLines + 2) * kBatch);
         ASSERT_EQ(fault_of(disk, wanted, newest), "") << "round " << round;
     }

@@ -1,4 +1,4 @@
-// Guests whose memory comes while they run.
+// Guests whose memory is loaded while they run.
 
 #include <gtest/gtest.h>
 
@@ -32,7 +32,7 @@ struct LazyTest : testing::SnapshotTest {
             GTEST_SKIP() << problem;
         }
     }
-    /// Saves a guest in mid-pass.
+    /// Saves a guest in the middle of a pass.
     void save(const Config& config) const {
         Running running(config);
         ASSERT_TRUE(running.says("pass=2 "));
@@ -69,8 +69,8 @@ TEST_P(LazyOf, GuestGoesOnWhileItsMemoryComes) {
     EXPECT_EQ(report.lazy->working_set_chunks, 0U);
 }
 
-/// From the moment on at which all is there, and mapped, the guest takes no second-level fault. How many it takes
-/// before depends on who comes first to a chunk, the guest or what maps it: `vmm bench state` counts them.
+/// From the moment when all memory is loaded and mapped, the guest takes no second-level fault. The number of faults
+/// before depends on who reaches a chunk first, the guest or the mapping thread: `vmm bench state` counts them.
 TEST_P(LazyOf, EndsFull) {
     Config saved = config();
     saved.prefault.scope = prefault::Scope::kAll;
@@ -96,7 +96,7 @@ INSTANTIATE_TEST_SUITE_P(, LazyOf,
 TEST_F(LazyTest, RecordsWhatTheGuestNeedsFirstAndReadsThatFirst) {
     save(guest());
     Config config = lazily_restored(guest());
-    config.restore->record_working_set = RestoreFrom::kLongestRecord; // The end of the guest ends it, too.
+    config.restore->record_working_set = RestoreFrom::kLongestRecord; // It ends with the guest.
     {
         Running recording(config);
         EXPECT_TRUE(expect_goes_on(recording).lazy);
@@ -142,7 +142,7 @@ TEST_F(LazyTest, WorkingSetThatIsDamagedIsNoObstacle) {
     EXPECT_TRUE(mentions(warned, working_set()));
 }
 
-/// Whoever writes the snapshot touches what is not there yet, too.
+/// The writer of a snapshot also touches memory that is not loaded yet.
 TEST_F(LazyTest, GuestIsSavedWhileItsMemoryComes) {
     save(guest(2));
     const std::string first = path;
@@ -173,7 +173,7 @@ TEST_F(LazyTest, DamagedMemoryEndsTheRunAndIsNamed) {
     save(guest());
     {
         std::fstream file(path + "/memory", std::ios::in | std::ios::out | std::ios::binary);
-        for (std::streamoff chunk = 1; chunk < 8; ++chunk) { // The guest needs the first one to get anywhere.
+        for (std::streamoff chunk = 1; chunk < 8; ++chunk) { // The guest needs the first chunk to make progress.
             file.seekp(chunk * 2 * static_cast<std::streamoff>(kMiB) + 0x1234);
             file.put('\x5a');
             file.put('\xa5');

@@ -88,7 +88,7 @@ class ControlledGuest {
 
 class Control : public testing::KvmTest {};
 
-/// How many events of that name there are.
+/// How many events of that name there were.
 std::size_t count_events(const std::string& lines, const std::string& event) {
     std::istringstream in(lines);
     std::size_t count = 0;
@@ -174,7 +174,7 @@ TEST_F(Control, AddsMemoryAndPopulatesIt) {
     const CommandResult added = guest.ctl({"add-memory", "8G", "32M", "--json"});
     EXPECT_EQ(added.exit_status, 0) << added.output << added.errors;
     EXPECT_EQ(Json::parse(added.output)["result"]["bytes"], 32U << 20U);
-    // The same place again is the caller's fault, and the job says so.
+    // Using the same place again is the caller's error, and the job says so.
     const CommandResult again = guest.ctl({"add-memory", "8G", "32M", "--json"});
     EXPECT_EQ(again.exit_status, 1);
     EXPECT_EQ(Json::parse(again.output)["state"], "failed");
@@ -219,8 +219,9 @@ TEST_F(Control, StopsAPausedGuest) {
     EXPECT_EQ(guest.guest().wait(), 0);
 }
 
-/// Waits until its power button is pressed, and switches itself off: reads the requests of the second PIC, whose input
-/// 1 is line 9. again: mov $0x0a, %al; out %al, $0xa0; in $0xa0, %al; test $2, %al; jz again; power off
+/// A guest that waits until its power button is pressed, and switches itself off. It reads the requests of the second
+/// PIC, whose input 1 is line 9. again: mov $0x0a, %al; out %al, $0xa0; in $0xa0, %al; test $2, %al; jz again; power
+/// off
 testing::kernels::Code off_by_button() {
     testing::kernels::Code code{0xb0, 0x0a, 0xe6, 0xa0, 0xe4, 0xa0, 0xa8, 0x02, 0x74, 0xf6};
     code.insert(code.end(), testing::kernels::kPowerOff.begin(), testing::kernels::kPowerOff.end());
@@ -231,7 +232,7 @@ TEST_F(Control, StopPressesThePowerButtonFirst) {
     const testing::TestKernel kernel(off_by_button());
     ControlledGuest guest({"--kernel", kernel.config().kernel_path});
     ASSERT_TRUE(guest.is_there()) << guest.guest().errors();
-    ASSERT_EQ(guest.ask("POST", "/pause"), 200U); // A paused guest goes on, so that it can see the button.
+    ASSERT_EQ(guest.ask("POST", "/pause"), 200U); // A paused guest goes on, so that it sees the button.
     const CommandResult stop = guest.ctl({"stop", "--within", "3600"});
     EXPECT_EQ(stop.exit_status, 0) << stop.errors;
     EXPECT_EQ(stop.output, "ended: poweroff\n");
@@ -255,12 +256,12 @@ TEST_F(Control, SocketIsItsUsersAlone) {
     ASSERT_EQ(::lstat(guest.path().c_str(), &file), 0);
     EXPECT_TRUE(S_ISSOCK(file.st_mode));
     EXPECT_EQ(file.st_mode & 07777U, 0600U);
-    // A second machine leaves it alone, and says what to do.
+    // A second machine does not replace the socket, and says what to do.
     const CommandResult second = run_command({"run", "-m", "16M", "--serial", "none", "--api", guest.path()});
     EXPECT_EQ(second.exit_status, 1);
     EXPECT_TRUE(mentions(second.errors, "another process uses it (take another path)")) << second.errors;
     EXPECT_EQ(guest.state(), "running");
-    // Once its process is gone without a word, it is stale, and replaced.
+    // When its process has been killed, the socket is stale, and is replaced.
     guest.guest().send(SIGKILL);
     static_cast<void>(guest.guest().wait());
     const CommandResult third = run_command({"run", "-m", "16M", "--serial", "none", "--api", guest.path()});
@@ -275,7 +276,7 @@ TEST_F(Control, OfAnotherUserIsClosedWithoutAnAnswer) {
     ControlledGuest guest;
     ASSERT_TRUE(guest.is_there()) << guest.guest().errors();
     ASSERT_EQ(::chmod(guest.path().c_str(), 0666), 0);
-    // Each directory above has to let the other user through.
+    // Each directory above must let the other user through.
     ASSERT_EQ(::chmod(std::filesystem::path(guest.path()).parent_path().c_str(), 0755), 0);
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
@@ -295,7 +296,7 @@ TEST_F(Control, OfAnotherUserIsClosedWithoutAnAnswer) {
     EXPECT_EQ(guest.state(), "running");
 }
 
-/// A socket that listens, as an init system hands it over: inherited as descriptor 3.
+/// A listening socket, as an init system passes it: inherited as descriptor 3.
 constexpr int kInherited = 3;
 std::string inherited_path; // NOLINT: for a function without arguments in the new process
 
@@ -342,7 +343,7 @@ TEST_F(Control, TellsOfAGuestThatCrashes) {
     inherited_path = directory / "inherited";
     const testing::TestKernel kernel(testing::kernels::kTripleFault);
     CommandBeside guest({"run", kernel.config().kernel_path, "-m", "16M", "--serial", "none"}, inherit_listener);
-    RawClient client(inherited_path); // It is there before the guest is.
+    RawClient client(inherited_path); // The socket exists before the guest.
     client.send("GET /events?follow=true HTTP/1.1\r\n\r\n");
     const std::string& text = client.read_all();
     EXPECT_EQ(guest.wait(), 3);
@@ -374,7 +375,7 @@ TEST_F(Control, TellsWhoeverWaitsThatTheGuestRuns) {
     })) << guest.errors();
     text.resize(static_cast<std::size_t>(size));
     EXPECT_EQ(text, "READY=1");
-    // From now on it serves, and the guest runs: nobody has to try again.
+    // From now on the socket is served, and the guest runs: no client has to try again.
     EXPECT_EQ(Json::parse(Client(api).ask("GET", "/status").body).at("state"), "running");
     EXPECT_EQ(run_command({"ctl", api, "stop", "--force"}).exit_status, 0);
     EXPECT_EQ(guest.wait(), 0);

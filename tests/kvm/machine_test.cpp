@@ -44,7 +44,7 @@ Config builtin_guest(std::uint64_t memory_bytes = 32 * kMiB) {
     return config;
 }
 
-/// Runs `machine` until `when` returns on another thread, then asks it to stop. How it ended.
+/// Runs `machine` until `when` returns on another thread, then asks the machine to stop. Returns how it ended.
 template <typename When>
 ExitReason run_until(Machine& machine, When when) {
     std::jthread stopper([&] {
@@ -69,7 +69,7 @@ TEST(TestKernels, UseTheRegistersOfTheBoard) {
 
 class BuiltInGuest : public testing::KvmTest {
   protected:
-    /// Runs the built-in guest to its end; what it said on its serial port is in `output_`.
+    /// Runs the built-in guest to its end; `output_` has the output of its serial port.
     ExitReason run(Config config, bool prefault) {
         const testing::Pipe pipe;
         config.serial.output_fd = pipe.writer.get();
@@ -110,11 +110,11 @@ TEST_F(BuiltInGuest, FindsItsHardwareInADeviceTreeAloneAndTakesNoSecondLevelFaul
 }
 
 TEST_F(BuiltInGuest, OfADefaultConfigIsPrefaultedByAllCpusAndLocked) {
-    Config config = builtin_guest(512 * kMiB); // There is work for each CPU, however many there are.
+    Config config = builtin_guest(512 * kMiB); // There is work for each CPU, also if there are many.
     config.prefault.scope = prefault::Scope::kAll;
     EXPECT_EQ(run(config, true), ExitReason::kPowerOff);
     EXPECT_EQ(machine_->report().prefault.workers,
-              std::min<std::size_t>(prefault::usable_cpu_list().size(), 256)); // At least 2 MiB for each.
+              std::min<std::size_t>(prefault::usable_cpu_list().size(), 256)); // at least 2 MiB for each CPU
     EXPECT_EQ(machine_->report().pin, prefault::Pin::kMlock);
     EXPECT_EQ(machine_->report().second_level_faults_total(), 0U);
 }
@@ -286,7 +286,7 @@ TEST_F(MachineTest, ThatIsStoppedBeforeItRunsDoesNotRun) {
     const TestKernel kernel(kernels::kSpin);
     Machine machine(kernel.config());
     machine.request_stop(ExitReason::kSignal);
-    EXPECT_EQ(machine.run(), ExitReason::kSignal); // Would never return if the request were lost.
+    EXPECT_EQ(machine.run(), ExitReason::kSignal); // It would never return if the request were lost.
 }
 
 TEST_F(MachineTest, ThatIsStoppedBeforeItRunsReportsNoFirstInstruction) {
@@ -406,7 +406,7 @@ TEST_F(MachineTest, TwoRunAtOnce) {
     }
 }
 
-/// What a process has to give back.
+/// The resources that a process must give back.
 struct Resources {
     std::size_t descriptors = testing::count_descriptors();
     std::size_t threads = testing::count_threads();
@@ -433,7 +433,7 @@ TEST_F(MachineTest, GivesEverythingBack) {
             machine.run();
         }
     };
-    live_and_die(0); // What the C library keeps for itself is kept from now on.
+    live_and_die(0); // From now on the memory that the C library keeps does not change.
     live_and_die(1);
     const Resources before;
     for (int round = 0; round < 20; ++round) {
@@ -478,7 +478,7 @@ TEST_F(MachineTest, ThatCannotBeMadeLeavesNothingBehind) {
         const auto smm = [](Config& config) { config.prefault = {.scope = prefault::Scope::kAll, .smm = true}; };
         cases.push_back({"a mode that has no second level of its own", smm});
     }
-    static_cast<void>(std::make_unique<Machine>(kernel.config())); // As above.
+    static_cast<void>(std::make_unique<Machine>(kernel.config())); // see above
     const TestKernel large_kernel(testing::kernels::Code(3 * kMiB, 0x90));
     for (const Case& bad : cases) {
         Config config = std::string(bad.what) == "a kernel that does not fit" ? large_kernel.config() : kernel.config();

@@ -1,4 +1,4 @@
-// Guests whose memory comes out of a pool of warm memory.
+// Guests whose memory comes from a pool of warm memory.
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -68,7 +68,7 @@ class PoolBeside {
     std::jthread server_;
 };
 
-/// While it lives, shared memory gets huge pages on demand, where this process may say so.
+/// While this object exists, shared memory gets huge pages on demand, if this process may set that.
 class SharedHugePages {
   public:
     SharedHugePages() : before_(read()) { write("advise"); }
@@ -122,7 +122,7 @@ class PoolMemory : public testing::KvmTest {
         const prefault::Report report = machine.prefault();
         EXPECT_TRUE(report.complete) << report.problem;
         const std::uint64_t large = largest_page_bytes(page_size);
-        if (large == 2 * kMiB) { // Guest and host addresses agree, so KVM maps large.
+        if (large == 2 * kMiB) { // Guest and host addresses agree, so KVM makes large mappings.
             EXPECT_EQ(report.mapped.pages_2m, kGuestBytes / large);
         }
         run_beside(machine, [&] {
@@ -157,7 +157,7 @@ TEST_F(PoolMemory, GuestOfSmallPagesTakesNoFault) {
 }
 
 TEST_F(PoolMemory, GuestOfHugePagesTakesNoFault) {
-    const HugePages pages(2 * kGuestBytes / (2 * kMiB) + 1); // The pool makes new pieces beside the guest.
+    const HugePages pages(2 * kGuestBytes / (2 * kMiB) + 1); // The pool makes new pieces while the guest runs.
     if (!pages.why_not().empty()) {
         GTEST_SKIP() << pages.why_not();
     }
@@ -211,7 +211,7 @@ TEST_F(PoolMemory, TwoGuestsNeverShare) {
         ASSERT_TRUE(second.memory().store(kPlace, std::uint64_t{1}));
         EXPECT_EQ(first.memory().load<std::uint64_t>(kPlace), kSecret);
     }
-    for (int i = 0; i < 3; ++i) { // What the first two had does not come back, either.
+    for (int i = 0; i < 3; ++i) { // The memory of the first two guests does not come back, either.
         ASSERT_TRUE(pool.is_full_at_last());
         const Machine later(from_pool(kernel.config()));
         for (std::uint64_t at = 2 * kMiB; at < kGuestBytes; at += 4096) {
@@ -297,7 +297,7 @@ TEST_F(PoolMemory, BalloonIsRefused) {
                          "Config::memory_from"));
 }
 
-/// The command, as its users run it: a pool in one terminal, guests in another.
+/// The command, as users run it: a pool in one terminal, guests in others.
 class PoolCommands : public PoolMemory {
   protected:
     [[nodiscard]] std::vector<std::string> pool_words(const std::string& size = "16M") const {
@@ -412,7 +412,7 @@ TEST_F(PoolCommands, OfAnotherUserIsRefused) {
         CommandBeside pool(pool_words());
         ASSERT_TRUE(is_ready(pool)) << pool.errors();
         EXPECT_TRUE(mentions(take_as_nobody(), "it is another user's"));
-        ASSERT_EQ(::chmod(path_.c_str(), 0666), 0); // Whoever gets to the pool gets nothing of it, either.
+        ASSERT_EQ(::chmod(path_.c_str(), 0666), 0); // Even a client that reaches the pool gets nothing from it.
         EXPECT_TRUE(mentions(take_as_nobody(), "it serves its own user and root alone"));
         EXPECT_TRUE(eventually([&] {
             return mentions(pool.errors(), "(user 65534) got 0 bytes: it is another user's");
@@ -420,7 +420,7 @@ TEST_F(PoolCommands, OfAnotherUserIsRefused) {
         pool.send(SIGTERM);
         EXPECT_EQ(pool.wait(), 0);
     }
-    // A pool of nobody's could look into root's guests.
+    // A pool of the user nobody could read the memory of root's guests.
     CommandBeside pool(pool_words(), [] {
         if (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0) {
             ::_exit(125);

@@ -1,4 +1,4 @@
-// Migrations whose connections are cut, at any message and at any byte: one guest goes on, and it is whole.
+// Migrations whose connections are cut, at any message and at any byte: exactly one guest goes on, with correct memory.
 
 #include <gtest/gtest.h>
 
@@ -39,8 +39,8 @@ struct MigrationCut : testing::MigrationTest {
 
     enum class Outcome { kMoved, kStayed, kStandsStill };
 
-    /// Moves a guest through a proxy that cuts. Whatever becomes of it, one guest goes on. How often the connection was
-    /// made again is put into `reconnects`.
+    /// Moves a guest through a proxy that cuts connections. In all cases exactly one guest goes on. `reconnects` gets
+    /// the number of new connections.
     Outcome migrate_through(const MigrationProxy::Cut& cut, bool tcp, unsigned streams = 1,
                             unsigned* reconnects = nullptr) const {
         const std::string where = (tcp ? "tcp, way " : "unix, way ") + std::to_string(static_cast<int>(cut.way)) +
@@ -52,7 +52,7 @@ struct MigrationCut : testing::MigrationTest {
         Running source(guest(kVcpus));
         EXPECT_TRUE(source.says("pass=2 "));
         Destination destination(guest(kVcpus), address("there"),
-                                std::chrono::seconds(cut.for_good ? 1 : 120)); // Nothing waits so long in vain.
+                                std::chrono::seconds(cut.for_good ? 1 : 120)); // no wait lasts so long
         MigrationProxy proxy(address("between"), destination.address(), cut);
         MigrationOptions options = patient(proxy.address());
         options.streams = streams;
@@ -86,7 +86,7 @@ struct MigrationCut : testing::MigrationTest {
         std::unique_ptr<Running> there;
         try {
             there = destination.take();
-        } catch (const Error&) { // It has not taken the guest.
+        } catch (const Error&) { // The destination has not taken the guest.
         }
         if (there) {
             source.stop();
@@ -105,8 +105,8 @@ struct MigrationCut : testing::MigrationTest {
     mutable std::string stayed_because_; ///< the last guest that stayed: what both ends said
 };
 
-/// What may become of the guest if the connections are cut when a message comes: before it is forwarded, or afterwards;
-/// once, or for good.
+/// The allowed outcomes if the connections are cut at a message: before it is forwarded, or afterwards; once, or for
+/// good.
 struct AtMessage {
     using Outcomes = std::vector<MigrationCut::Outcome>;
     CutWay way;
@@ -138,7 +138,7 @@ TEST_P(MigrationCutAt, OneGuestGoesOn) {
 const AtMessage::Outcomes kHere{MigrationCut::Outcome::kStayed};
 const AtMessage::Outcomes kThere{MigrationCut::Outcome::kMoved};
 const AtMessage::Outcomes kNobodyKnows{MigrationCut::Outcome::kStandsStill};
-/// What the cut meets is still on its way, or has come.
+/// The message that is cut may still be on its way, or may have arrived.
 const AtMessage::Outcomes kHereOrThere{MigrationCut::Outcome::kStayed, MigrationCut::Outcome::kMoved};
 const AtMessage::Outcomes kHereOrNobodyKnows{MigrationCut::Outcome::kStayed, MigrationCut::Outcome::kStandsStill};
 const AtMessage::Outcomes kThereOrNobodyKnows{MigrationCut::Outcome::kMoved, MigrationCut::Outcome::kStandsStill};
@@ -153,14 +153,14 @@ INSTANTIATE_TEST_SUITE_P(
         AtMessage{CutWay::kToDestination, MessageType::kStream, kThere, kHere, kThere, kHere},
         AtMessage{CutWay::kToSource, MessageType::kSynced, kThere, kHere, kThere, kHere},
         AtMessage{CutWay::kToDestination, MessageType::kLastState, kThere, kHere, kThere, kHere},
-        // The source may have said that the guest is given away, to nobody; and then it asks.
+        // The source may have given the guest away without a receiver. Then it asks.
         AtMessage{CutWay::kToSource, MessageType::kPrepared, kThere, kHere, kHereOrThere, kHereOrNobodyKnows},
         AtMessage{CutWay::kToDestination, MessageType::kCommit, kHere, kNobodyKnows, kThere, kThereOrNobodyKnows},
         AtMessage{CutWay::kToSource, MessageType::kRunning, kThere, kNobodyKnows, kThere, kThereOrNobodyKnows},
         AtMessage{CutWay::kToDestination, MessageType::kFarewell, kThere, kThere, kThere, kThere}),
     [](const auto& info) { return "Message" + std::to_string(static_cast<unsigned>(info.param.message)); });
 
-/// All of `places` if VMM_ROUNDS is more than 1, otherwise every third: each takes a second or two.
+/// Uses all of `places` if VMM_ROUNDS is more than 1, otherwise every third: each takes a second or two.
 std::vector<std::uint64_t> some_of(std::initializer_list<std::uint64_t> places) {
     const char* const rounds = std::getenv("VMM_ROUNDS");
     const std::size_t step = rounds != nullptr && std::string_view(rounds) > "1" ? 1 : 3;

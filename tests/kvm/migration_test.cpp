@@ -1,4 +1,5 @@
-// Guests that move to another machine while they run: they go on there, whole, and stay here if anything is wrong.
+// Guests that move to another machine while they run. They go on there with correct memory, or stay here if anything is
+// wrong.
 
 #include <gtest/gtest.h>
 
@@ -50,7 +51,7 @@ using testing::Running;
 using testing::TestKernel;
 namespace kernels = testing::kernels;
 
-/// A way for a guest to go, and what it is made of.
+/// A way to move a guest, and its configuration.
 struct Journey {
     std::string_view name;
     unsigned vcpus = 1;
@@ -103,7 +104,7 @@ TEST_P(MigrationOf, GuestGoesOnAtTheOtherEnd) {
         EXPECT_GT(report.arrival->received_bytes, 0U);
         EXPECT_GE(moved.report.sent_bytes, report.arrival->received_bytes);
     }
-    if (way.compression == Compression::kZstd) { // The guest writes words that are much alike.
+    if (way.compression == Compression::kZstd) { // The guest writes words that are similar.
         EXPECT_LT(moved.report.sent_bytes, moved.report.rounds * moved.report.memory_bytes);
     }
     if (way.scope == prefault::Scope::kAll) {
@@ -187,7 +188,7 @@ TEST_F(MigrationTest, MemoryThatWasAddedGoesAlong) {
     }
 }
 
-/// A guest that sends back what it is sent, on another serial line at the other end.
+/// A guest that echoes its input; at the other end it has another serial line.
 TEST_F(MigrationTest, SerialLineGoesOn) {
     const TestKernel kernel(kernels::kEcho);
     const testing::Pipe first;
@@ -218,7 +219,7 @@ struct MigrationOfDisk : MigrationTest {
         Config config;
         config.memory_bytes = 32 * kMiB;
         config.kernel_path = std::filesystem::exists(DISK_WRITER_KERNEL) ? DISK_WRITER_KERNEL : "/bin/disk_writer.elf";
-        config.transport = VirtioTransport::kMmio; // The kernel's driver knows no other.
+        config.transport = VirtioTransport::kMmio; // The kernel's driver knows no other transport.
         config.command_line = "first=1";
         config.disks.push_back({.path = disk});
         return config;
@@ -233,7 +234,7 @@ struct MigrationOfDisk : MigrationTest {
         EXPECT_TRUE(eventually([&] { return last_flushed(running.output()) > more_than; })) << running.output();
         EXPECT_FALSE(mentions(running.output(), "error")) << running.output();
     }
-    /// Each block holds a write that is whole, none older than the newest that was flushed there up to `flushed`.
+    /// Checks that each block holds a complete write, and none older than the newest one flushed there up to `flushed`.
     void expect_content(std::uint64_t flushed) const {
         namespace writes = testing::disk_writer;
         std::vector<std::uint64_t> wanted(writes::kPlaces, 0);
@@ -243,7 +244,7 @@ struct MigrationOfDisk : MigrationTest {
         std::ifstream file(disk, std::ios::binary);
         std::array<std::uint64_t, writes::kBlockBytes / 8> block{};
         for (std::uint64_t place = 0; place < writes::kPlaces; ++place) {
-            ASSERT_TRUE(file.read(reinterpret_cast<char*>(block.data()), sizeof(block))); // Bytes may be of any type.
+            ASSERT_TRUE(file.read(reinterpret_cast<char*>(block.data()), sizeof(block))); // bytes may be of any type
             const std::uint64_t number = block[0] >> 16;
             if (number == 0) {
                 EXPECT_EQ(wanted[place], 0U) << place;
@@ -256,7 +257,7 @@ struct MigrationOfDisk : MigrationTest {
             }
         }
     }
-    /// Whether nobody writes to it.
+    /// True if nobody writes to the file.
     [[nodiscard]] static bool can_lock(const std::string& file) {
         const UniqueFd fd(::open(file.c_str(), O_RDWR | O_CLOEXEC));
         struct flock range {};
@@ -280,10 +281,10 @@ TEST_F(MigrationOfDisk, ItsLockIsHandedOver) {
     here->stop();
     output += here->output();
     here.reset();
-    EXPECT_TRUE(eventually([&] { return can_lock(disk); })); // The kernel may end a ring's I/O afterwards.
+    EXPECT_TRUE(eventually([&] { return can_lock(disk); })); // The kernel may finish a ring's I/O afterwards.
     std::erase(output, '\r');
     expect_content(last_flushed(output));
-    std::uint64_t last = 0; // No line is lost, and none comes twice.
+    std::uint64_t last = 0; // No line is lost, and no line comes twice.
     std::istringstream lines(output.substr(0, output.rfind('\n') + 1));
     for (std::string line; std::getline(lines, line);) {
         if (!line.empty()) {
@@ -293,7 +294,7 @@ TEST_F(MigrationOfDisk, ItsLockIsHandedOver) {
     }
 }
 
-/// What the destination says when the guest was given to it already.
+/// The destination's message if the guest had been given to it already.
 TEST_F(MigrationOfDisk, GuestComesBackIfTheDestinationCannotHaveIt) {
     const std::string other = directory.write("other", "");
     std::filesystem::copy_file(disk, other, std::filesystem::copy_options::overwrite_existing);
@@ -321,11 +322,11 @@ TEST_F(MigrationOfDisk, GuestComesBackIfTheDestinationCannotHaveIt) {
     expect_content(last_flushed(source.output()));
 }
 
-// ---- what ends an attempt
+// ---- reasons for the end of an attempt
 
 /// A guest whose second level is full.
 struct StayingGuest : MigrationTest {
-    /// So that all of memory takes ten seconds and more.
+    /// A rate at which all of memory takes ten seconds and more.
     static constexpr std::uint64_t kSlowly = kMiB;
 
     [[nodiscard]] static Config full_guest(unsigned vcpus = 2) {
@@ -340,7 +341,7 @@ struct StayingGuest : MigrationTest {
         }
         return faults;
     }
-    /// It goes on here, as if nothing had been tried.
+    /// The guest goes on here, as if nothing had been tried.
     static void expect_stays(Running& source) {
         EXPECT_EQ(source->statistics().state, RunState::kRunning);
         const std::uint64_t before = faults_of(source);
@@ -360,7 +361,7 @@ TEST_F(StayingGuest, StopBeforeItBegins) {
     expect_stays(source);
 }
 
-/// A destination that has heard of the guest, and makes no memory for it.
+/// A destination that has received the announcement of the guest, but makes no memory for it.
 TEST_F(StayingGuest, StopWhileTheDestinationMakesMemory) {
     Running source(full_guest());
     IncomingGuest silent({.address = unix_socket()}, {});
@@ -390,7 +391,7 @@ TEST_F(StayingGuest, StopWhileMemoryIsSent) {
     }
 }
 
-/// The guest is never let go: so little downtime cannot be kept.
+/// The guest never moves, because so short a downtime cannot be kept.
 TEST_F(StayingGuest, StopInALaterRound) {
     Running source(full_guest());
     Destination destination(full_guest(), unix_socket());
@@ -450,8 +451,8 @@ TEST_F(MigrationTest, GuestThatWritesTooFastIsForced) {
     expect_whole_output(source.output() + moved.there->output(), 2);
 }
 
-// It never goes over, because 1 ms is less than a switch takes: it is cancelled once it is slowed down as much as it
-// may.
+// The guest never moves, because 1 ms is less than a switch takes. It is cancelled when it is slowed down as much as
+// allowed.
 TEST_F(StayingGuest, ThatWritesTooFastIsSlowedDown) {
     Running source(full_guest());
     Destination destination(full_guest(), loopback());
@@ -490,7 +491,7 @@ TEST_F(StayingGuest, DestinationEndsMeanwhile) {
     expect_stays(source);
 }
 
-// ---- what is refused
+// ---- refusals
 
 TEST_F(StayingGuest, AnotherMachineIsRefused) {
     Running source(full_guest());
@@ -509,7 +510,7 @@ TEST_F(StayingGuest, AnotherMachineIsRefused) {
     EXPECT_TRUE(mentions(refusal([](Config& other) { other.balloon.emplace(); }), "balloon"));
 }
 
-/// A source that says that its processor has what no processor has.
+/// A source that claims a feature that no processor has.
 TEST_F(MigrationTest, ProcessorThatLacksAFeatureIsRefused) {
     Running running(guest());
     ASSERT_TRUE(running.says("pass=2 "));
@@ -544,7 +545,7 @@ TEST_F(StayingGuest, SecondMigrationAtOnceIsRefused) {
     auto first =
         std::async(std::launch::async, [&] { return source->migrate(patient(silent.address()), stop.get_token()); });
     silent.wait();
-    // By now dirty pages are logged.
+    // Now dirty pages are logged.
     Destination destination(full_guest(), unix_socket("other.sock"));
     std::stop_source give_up;
     auto second = std::async(std::launch::async, [&] {
@@ -553,7 +554,7 @@ TEST_F(StayingGuest, SecondMigrationAtOnceIsRefused) {
     stop.request_stop();
     EXPECT_FALSE(first.get().complete);
     const std::string error = second.get();
-    if (error.empty()) { // It has waited for the first one's end, and then it has gone.
+    if (error.empty()) { // The second migration has waited for the end of the first, and then the guest has moved.
         EXPECT_EQ(source.end().exit, ExitReason::kMigrated);
         expect_goes_on(*destination.take());
     } else {
@@ -562,8 +563,8 @@ TEST_F(StayingGuest, SecondMigrationAtOnceIsRefused) {
 }
 
 TEST_F(StayingGuest, SecondGuestAtOneAddressIsRefused) {
-    // One guest that never rests, and another one that does: several would keep KVM waiting (synchronize_srcu), for
-    // minutes where all else is slow, too.
+    // One guest that never rests, and one that does. Several busy guests would keep KVM waiting (synchronize_srcu), for
+    // minutes if the machine is slow.
     Running source(full_guest(1));
     Running second(full_guest(1));
     second->pause(testing::kPatience);
@@ -602,7 +603,7 @@ TEST_F(MigrationTest, DevicesOfTheEmbeddingProgramAreRefused) {
     config.devices.push_back({.name = "own", .base = 0x2000, .size = 1, .interrupt = {}, .make = nothing});
     EXPECT_TRUE(mentions(error_of([&] { const Machine machine(config); }), "Config::devices"));
     config.devices.clear();
-    EXPECT_THROW(const Machine machine(config), UsageError); // No guest has announced itself.
+    EXPECT_THROW(const Machine machine(config), UsageError); // no guest has been announced
 }
 
 TEST_F(MigrationTest, OptionsThatCannotBeAreRefused) {
@@ -630,7 +631,7 @@ TEST_F(MigrationTest, OptionsThatCannotBeAreRefused) {
     expect_goes_on(running);
 }
 
-/// A machine that was made of the guest, and never runs it, gives it back.
+/// If a machine was made from the guest but never runs it, the guest goes back to the source.
 TEST_F(StayingGuest, DestinationThatNeverRunsGivesItBack) {
     Running source(full_guest());
     const auto arriving_guest =

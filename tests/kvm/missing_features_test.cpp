@@ -1,4 +1,4 @@
-// What is saved of a vCPU goes on in another vCPU of the same host: nothing is missing there.
+// A saved vCPU can go on in another vCPU of the same host: no feature is missing there.
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@ namespace {
 
 using MissingFeaturesHere = testing::KvmTest;
 
-/// The CPUID of a vCPU that was given what `model` has of this host, as KVM says it.
+/// The CPUID, as KVM returns it, of a vCPU that was given the features that `model` takes from this host.
 std::vector<kvm_cpuid_entry2> cpuid_of(const std::string& model) {
     testing::SmallVm vm(testing::SmallVm::Interrupts::kInKernel);
     kvm::Vcpu vcpu = vm.vcpu_with({0xf4});

@@ -1,4 +1,4 @@
-// What `vmm` writes, where nobody reads it, where it must not be written, and what others do to its files meanwhile.
+// The output of `vmm`: with no reader, at places where it must not be written, and while others change its files.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A pipe without room, whose reader is there and does not read.
+/// A full pipe, whose reader exists but does not read.
 struct FullPipe : Pipe {
     FullPipe() {
         ::fcntl(writer.get(), F_SETFL, O_NONBLOCK);
@@ -36,7 +36,7 @@ struct FullPipe : Pipe {
     }
 };
 
-/// Whether `condition` comes true: a bound against hanging only, on a machine however busy.
+/// Waits until `condition` is true. The bound is only for hangs, on a machine however busy.
 template <typename Condition>
 bool comes_true(Condition condition) {
     for (int i = 0; i < 12; ++i) {
@@ -72,7 +72,7 @@ class CommandWith {
     [[nodiscard]] bool has_thread(const std::string& name) const {
         return testing::has_thread(std::to_string(child_), name);
     }
-    /// Its exit status; -1: a signal ended it; -2: it did not come to its end.
+    /// Its exit status; -1: a signal ended it; -2: it did not end.
     int wait() {
         int status = 0;
         if (!comes_true([&] { return ::waitpid(child_, &status, WNOHANG) == child_; })) {
@@ -96,7 +96,7 @@ class Output : public KvmTest {
         arguments.insert(arguments.end(), more);
         return arguments;
     }
-    /// Refused with a word about `part`; nothing in the folder has changed.
+    /// Checks that the run is refused with `part` in the message, and that nothing in the folder has changed.
     void expect_refused(const std::vector<std::string>& arguments, const std::string& part) {
         const auto before = contents();
         const CommandResult result = run_command(arguments);
@@ -167,7 +167,7 @@ TEST_F(Output, OfAReportThatNobodyReadsIsAnErrorInTheEnd) {
         EXPECT_EQ(CommandWith({"run", "-q", "-m", "16M", option, fifo}, null_.get(), errors.writer.get()).wait(), 1);
         EXPECT_TRUE(mentions(read_available(errors.reader.get()), fifo + ": nobody read it")) << option;
     }
-    // The log there is dropped, and holds nobody up.
+    // The log at that place is dropped, and delays nobody.
     EXPECT_EQ(CommandWith({"run", "-q", "-m", "16M", "--log-file", fifo}, null_.get(), null_.get()).wait(), 0);
     const FullPipe output;
     EXPECT_EQ(CommandWith({"run", "-q", "-m", "16M", "--serial", "none", "--report", "/dev/stdout"},
@@ -195,7 +195,7 @@ TEST_F(Output, OfASlowReaderIsWhole) {
 
 TEST_F(Output, AtATerminalThatIsNotReadEndsWithTheGuest) {
     CommandAtTerminal command({"run", "-m", "16M", "-vv", "--watch"});
-    // Nobody reads the screen until it has ended: what it says finds no room.
+    // Nobody reads the screen until the command has ended, so its messages find no room.
     int status = 0;
     EXPECT_TRUE(comes_true([&] { return command.has_ended(status); }));
     EXPECT_TRUE(WIFEXITED(status)) << status;

@@ -1,4 +1,4 @@
-// KVM needs a thread of its own, which counts among ours: a control group may have no room for it.
+// KVM needs a thread of its own, which counts as a thread of this process. A control group may have no room for it.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -19,7 +19,7 @@
 namespace vmm::testing {
 namespace {
 
-/// A pids group of the test's own below the one it is in. Taken away at the end.
+/// A pids group of the test, below the group that the test is in. Removed at the end.
 class PidsGroup {
   public:
     PidsGroup() {
@@ -54,7 +54,7 @@ class PidsGroup {
     std::filesystem::path folder_;
 };
 
-std::string procs_file; // For the new process, which takes no arguments.
+std::string procs_file; // for the new process, which takes no arguments
 
 void join_group() {
     std::ofstream stream(procs_file);
@@ -74,7 +74,7 @@ TEST_F(OwnThread, OfKvmsThatAPidsGroupHasNoRoomForIsNamed) {
     procs_file = group.folder() / "cgroup.procs";
     constexpr unsigned kMainThread = 1;
     constexpr unsigned kVcpus = 2;
-    // The watcher of the prefault is over by the time the vCPUs run; where KVM needs no thread, the guest runs.
+    // The watcher of the prefault has ended when the vCPUs run. If KVM needs no thread, the guest runs.
     bool seen = false;
     for (unsigned tasks = kMainThread + kVcpus; tasks < kMainThread + kVcpus + 8; ++tasks) {
         if (!group.allow(tasks)) {

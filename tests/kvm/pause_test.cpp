@@ -1,4 +1,5 @@
-// A pause holds vCPUs and devices: what the host still does for a device is waited for, and no longer than was said.
+// A pause holds vCPUs and devices. It waits for work that the host still does for a device, but no longer than
+// requested.
 
 #include <gtest/gtest.h>
 
@@ -266,7 +267,7 @@ TEST_F(Pause, DeviceWhoseWorkDoesNotEndKeepsNothingOfTheOthers) {
     EXPECT_TRUE(std::filesystem::exists(directory / "vsock"));
     devices->destroy_idle();
     EXPECT_FALSE(std::filesystem::exists(directory / "vsock"));
-    disk->release_all(); // So that its thread ends.
+    disk->release_all(); // so that its thread ends
 }
 
 TEST_F(Pause, HoldsWhatTheDriverAndTheHostGiveToEachKindOfDevice) {
@@ -277,7 +278,7 @@ TEST_F(Pause, HoldsWhatTheDriverAndTheHostGiveToEachKindOfDevice) {
         devices::testing::Buffer buffer;
     };
     const auto free = [](std::uint64_t page) { return GuestAddress{0x100000 + page * 0x1000}; };
-    // A buffer and a frame for the network, something from a guest's socket, a page for the balloon, and characters.
+    // A buffer and a frame for the network, data from a guest's socket, a page for the balloon, and characters.
     const std::vector<Asked> all{{kNet, 0, {free(0), 2048, true}},   {kNet, 1, {free(1), 12 + 60, false}},
                                  {kVsock, 1, {free(2), 44, false}},  {kBalloon, 0, {free(3), 4, false}},
                                  {kConsole, 1, {free(4), 4, false}}, {kRng, 0, {free(5), 64, true}}};
@@ -330,7 +331,7 @@ TEST_F(Pause, WaitsForWhatTheHostHas) {
     std::jthread pausing([&] { pause->pause(kLong); });
     EXPECT_TRUE(eventually([&] { return pause->gate().is_shut(); }));
     EXPECT_FALSE(pause->is_paused());
-    std::jthread another([&] { pause->pause(kLong); }); // It waits for the first one.
+    std::jthread another([&] { pause->pause(kLong); }); // It waits for the first pause.
     disk->release_all();
     pausing.join();
     another.join();
@@ -348,7 +349,7 @@ TEST_F(Pause, ThatIsUnderWayIsEndedByAResume) {
             pause->pause(kLong);
             returned = true;
         });
-        // A resume that comes before the pause ends nothing.
+        // A resume that comes before the pause does not end it.
         EXPECT_TRUE(eventually([&] {
             pause->resume();
             return returned.load();
@@ -439,7 +440,7 @@ TEST_F(MachinePauseTest, LeavesNoAccessUnfinishedAndTheGuestGoesOn) {
     });
 }
 
-/// The disk's flush does not come back until the test says so.
+/// The disk's flush does not complete until the test says so.
 TEST_F(MachinePauseTest, OfAMachineWhoseDiskHangsFailsByNameAndTheGuestGoesOn) {
     if (const std::string reason = testing::SyscallInjector::why_not(); !reason.empty()) {
         GTEST_SKIP() << reason;

@@ -44,7 +44,7 @@ using testing::count_changes_of_pattern;
 using testing::fill_with_pattern;
 using testing::PrefaultVm;
 
-/// For each kind of page that can be behind guest memory, and each way to fill the second level.
+/// For each kind of page that guest memory can have, and each way to fill the second level.
 class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<std::tuple<PageSize, Method>> {
   protected:
     void SetUp() override {
@@ -60,7 +60,7 @@ class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<s
 
     static PageSize page_size() { return std::get<PageSize>(GetParam()); }
     static Method method() { return std::get<Method>(GetParam()); }
-    /// All of it, by the test's method.
+    /// Fills all of it, by the test's method.
     static Report prefault_all(PrefaultVm& machine) {
         return machine.prefault({.scope = Scope::kAll, .method = method(), .workers = 2});
     }
@@ -69,7 +69,7 @@ class Prefault : public testing::KvmTest, public ::testing::WithParamInterface<s
     std::optional<testing::HugePages> huge_pages_;
 };
 
-/// Ends the test where this KVM has not what its method needs.
+/// Skips the test if this KVM does not have what its method needs.
 #define SKIP_WITHOUT_METHOD(machine)                                                                                   \
     if (method() != Method::kTouch && !(machine).has_ioctl()) {                                                        \
         GTEST_SKIP() << "this KVM has no KVM_PRE_FAULT_MEMORY, or not for shadow paging";                              \
@@ -83,7 +83,7 @@ INSTANTIATE_TEST_SUITE_P(EachWay, Prefault,
                                     testing::test_name_of(std::get<Method>(way.param));
                          });
 
-/// What KVM counts covers the memory; where the second level is the hardware's, to the byte.
+/// Checks that KVM's counts cover the memory. If the second level is the hardware's, they match to the byte.
 void expect_covers(const MappedPages& mapped, const PrefaultVm& machine) {
     if (machine.is_shadow()) {
         EXPECT_GE(mapped.bytes(), machine.memory.size_bytes());
@@ -161,7 +161,7 @@ TEST_P(Prefault, MakesGoodWhatDirtyLoggingTookAway) {
     SKIP_WITHOUT_METHOD(machine);
     const MappedPages before = prefault_all(machine).mapped;
     machine.log_dirty_pages(true);
-    machine.faults_of_guest_touching_all_memory(); // Large mappings are split by what the guest writes.
+    machine.faults_of_guest_touching_all_memory(); // The guest's writes split large mappings.
     machine.log_dirty_pages(false);
     const Report again = prefault_all(machine);
     EXPECT_TRUE(again.complete) << again.problem;
@@ -189,7 +189,7 @@ TEST_P(Prefault, OfRangesMapsThemAndNothingElse) {
     EXPECT_TRUE(report.complete) << report.problem;
     EXPECT_EQ(report.bytes, kBytesOfSomeRanges);
     EXPECT_EQ(report.ranges, some_ranges());
-    if (machine.is_shadow()) { // Neighbours of a page may come along with it, yet not from another GiB's half.
+    if (machine.is_shadow()) { // KVM may map neighbours of a page, too, but not from another GiB's half.
         EXPECT_GE(report.mapped.bytes(), kBytesOfSomeRanges);
         EXPECT_LT(report.mapped.bytes(), machine.memory.size_bytes());
     } else {
@@ -269,7 +269,7 @@ TEST_F(PrefaultTest, ByTouchWithoutTheHostSideFirstIsStillComplete) {
 
 TEST_F(PrefaultTest, NeverCountsTwiceWhatIsMapped) {
     PrefaultVm machine(PageSize::k4K);
-    machine.faults_of_guest_touching_all_memory(); // The guest came first.
+    machine.faults_of_guest_touching_all_memory(); // the guest was first
     const Report report = machine.prefault(Scope::kAll);
     EXPECT_TRUE(report.complete);
     expect_covers(report.mapped, machine);
@@ -282,8 +282,8 @@ TEST_F(PrefaultTest, ThatIsStoppedBeforeItBeginsMapsNothing) {
     EXPECT_EQ(report.mapped.bytes(), 0U);
 }
 
-/// Stops a prefault by one worker and expects that it does no chunk which had not begun by then. False if it came to
-/// its end before the stop.
+/// Stops a prefault by one worker, and expects that it did no chunk that had not begun by then. False if the prefault
+/// ended before the stop.
 bool stops_in_the_middle() {
     constexpr std::uint64_t kMemory = 128 * kMiB;
     PrefaultVm machine(PageSize::k4K, 1, kMemory);
@@ -329,8 +329,8 @@ Report prefault_by_touch(PrefaultVm& machine) {
     return machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .workers = 2});
 }
 
-/// A vCPU of a hostile guest, in real mode, that is about to run `code` with ES:DI at the scratch slot and DS:SI at
-/// address 0x2000.
+/// A vCPU of a hostile guest, in real mode, about to run `code` with ES:DI at the scratch slot and DS:SI at address
+/// 0x2000.
 kvm::Vcpu hostile_vcpu(PrefaultVm& machine, const testing::Code& code, std::uint64_t count) {
     constexpr GuestAddress kCode{0x1000};
     EXPECT_TRUE(machine.memory.copy_in(kCode, std::as_bytes(std::span(code))));
@@ -351,7 +351,7 @@ kvm::Vcpu hostile_vcpu(PrefaultVm& machine, const testing::Code& code, std::uint
     return vcpu;
 }
 
-/// What a hostile guest does to the scratch slot: writes ones over the stub and the tables, from real mode.
+/// One attack of a hostile guest on the scratch slot: it writes ones over the stub and the tables, from real mode.
 void scribble_over(PrefaultVm& machine) {
     const std::uint64_t bytes = machine.scratch().range().size;
     ASSERT_LE(bytes, 64 * kKiB) << "what real mode reaches";
@@ -361,7 +361,7 @@ void scribble_over(PrefaultVm& machine) {
     ASSERT_TRUE(std::holds_alternative<kvm::PioExit>(exit)) << testing::name_of(exit);
 }
 
-/// Another thing it does: puts `stub` in the place of the stub.
+/// Another attack: it puts `stub` in the place of the stub.
 void replace_stub(PrefaultVm& machine, const testing::Code& stub) {
     EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0x2000}, std::as_bytes(std::span(stub))));
     kvm::Vcpu vcpu = hostile_vcpu(machine, {0xf3, 0xa4, 0xe6, 0x80}, stub.size()); // rep movsb; out %al, $0x80
@@ -388,7 +388,7 @@ TEST_F(PrefaultTest, RepairsTheScratchSlotThatAGuestWroteOverBetweenTwoFills) {
 
 TEST_F(PrefaultTest, RepairsEveryByteOfTheScratchSlotThatAGuestWroteOver) {
     PrefaultVm machine(PageSize::k4K);
-    // A slot of which not all is in use: there are no tables for the memory above 5 GiB yet.
+    // A slot of which a part is unused: there are no tables for the memory above 5 GiB yet.
     const Scratch::Layout layout{GuestAddress{0xe8000000}, PrefaultVm::kHighBase + kGiB,
                                  PrefaultVm::kHighBase + 4 * kGiB, false};
     Scratch scratch(machine.vm, 9, layout);
@@ -429,7 +429,7 @@ TEST_F(PrefaultTest, RepairsEveryByteOfTheScratchSlotThatAGuestWroteOver) {
     EXPECT_EQ(copy_of_slot(), before);
 }
 
-/// What a hostile guest puts in the place of the stub; what follows in the slot is the rest of that.
+/// Code that a hostile guest puts in the place of the stub. The rest of it follows in the slot.
 struct HostileStub {
     const char* name;
     testing::Code code;
@@ -453,14 +453,14 @@ TEST_P(PrefaultVcpuLedTo, ComesBackAndTouchesEveryPageAfterwards) {
         result = machine.guest_vcpu->touch({GuestAddress{0}, 4 * kMiB}, 4096, source.get_token());
         over = true;
     });
-    for (int i = 0; i < 1000 && !over; ++i) { // One that spins has 20 s of processor time: too much for a test.
+    for (int i = 0; i < 1000 && !over; ++i) { // A stub that spins gets 20 s of processor time, too much for a test.
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     source.request_stop();
     toucher.join();
     std::cout << GetParam().name << ": " << static_cast<int>(result.end) << " " << result.why << std::endl;
     ASSERT_TRUE(machine.prefault(Scope::kHost).complete);
-    EXPECT_TRUE(prefault_by_touch(machine).complete); // Puts the slot right.
+    EXPECT_TRUE(prefault_by_touch(machine).complete); // repairs the slot
     const AllSignalsBlocked for_this_thread;
     const auto after = machine.guest_vcpu->touch({GuestAddress{8 * kMiB}, 4096}, 4096, {});
     EXPECT_EQ(after.end, TouchResult::End::kDone) << after.why;
@@ -503,7 +503,7 @@ TEST_F(PrefaultTest, PrefaultVcpuThatStandsStillIsNoticedThoughItUsesNoTime) {
         result = halted.touch({GuestAddress{0}, 4 * kMiB}, 4096, {});
         over = true;
     });
-    while (!over) { // As `rsm` and then `hlt` do it. KVM lets us in when the vCPU's thread looks up.
+    while (!over) { // Like `rsm` and then `hlt`. KVM returns when the thread checks the vCPU.
         kvm_mp_state state{KVM_MP_STATE_HALTED};
         ::ioctl(its.get(), KVM_SET_MP_STATE, &state);
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -533,7 +533,7 @@ TEST_F(PrefaultTest, OnceOneFailedTheScratchSlotIsNotTouchedAtTheEnd) {
     EXPECT_EQ(machine.prefault_vcpus().exits(), exits);
 }
 
-/// A machine whose guest is kept from writing to the scratch slot, where that can be.
+/// A machine whose guest cannot write to the scratch slot, if this KVM allows that.
 struct ProtectedVm : PrefaultVm {
     explicit ProtectedVm(PageSize page_size) : PrefaultVm(page_size, 2, kDefaultBytes, false, true) {}
 };
@@ -566,7 +566,7 @@ TEST_F(PrefaultTest, ScratchSlotThatIsProtectedTakesNoWriteOfTheGuests) {
 }
 
 TEST_F(PrefaultTest, PageTablesInAReadOnlySlotServeShadowPagingAlone) {
-    // NPT's walker takes each look at a page table of the guest's for a write.
+    // NPT's walker treats each access to a page table of the guest as a write.
     PrefaultVm machine(PageSize::k4K);
     const Scratch::Layout layout{GuestAddress{0xe8000000}, PrefaultVm::kHighBase + kGiB, PrefaultVm::kHighBase + kGiB,
                                  false};
@@ -579,7 +579,7 @@ TEST_F(PrefaultTest, PageTablesInAReadOnlySlotServeShadowPagingAlone) {
         result = vcpu.touch({GuestAddress{8 * kMiB}, 4096}, 4096, source.get_token());
     });
     if (machine.host.kind == SecondLevelKind::kNpt) {
-        std::this_thread::sleep_for(std::chrono::seconds(2)); // It never comes to its end.
+        std::this_thread::sleep_for(std::chrono::seconds(2)); // It never ends.
         source.request_stop();
     }
     toucher.join();
@@ -592,7 +592,7 @@ TEST_F(PrefaultTest, PageTablesInAReadOnlySlotServeShadowPagingAlone) {
 }
 
 TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
-    // The guest's vCPU goes over all memory again and again while the prefault vCPUs fill: each write of either is
+    // The guest's vCPU writes to all memory again and again while the prefault vCPUs fill. Each write of both is
     // atomic.
     PrefaultVm machine(PageSize::k4K);
     fill_with_pattern(machine.memory);
@@ -607,7 +607,7 @@ TEST_F(PrefaultTest, WhileTheGuestWritesChangesNoneOfItsWrites) {
             }
         });
         const kvm::Stats stats = machine.vm.stats();
-        while (mapped_pages(stats).pages_4k < 50) { // The guest has begun, and has most of its way before it.
+        while (mapped_pages(stats).pages_4k < 50) { // The guest has begun, and has most of its pass before it.
             std::this_thread::yield();
         }
         report = machine.prefault(Scope::kAll);
@@ -643,7 +643,7 @@ TEST_F(PrefaultTest, TimesItsStages) {
     EXPECT_GE(report.total_seconds, report.host_seconds + report.pin_seconds + report.second_level_seconds - 1e-6);
 }
 
-/// Has a prefault vCPU touch where no memory is, on a thread of its own.
+/// Makes a prefault vCPU touch addresses without memory, on a thread of its own.
 TouchResult touch_nowhere(PrefaultVcpu& vcpu) {
     TouchResult result;
     std::jthread([&] {
@@ -738,7 +738,7 @@ TEST_F(PrefaultOfSmm, MapsAllMemoryASecondTime) {
     EXPECT_EQ(report.smm_mapped.bytes(), machine.memory.size_bytes());
 }
 
-// Four pages too many: the scratch slot is there a second time.
+// There are four pages more, because the scratch slot exists a second time.
 TEST_F(PrefaultOfSmm, CountsNothingButGuestMemory) {
     PrefaultVm machine = make_machine();
     for (int round = 0; round < 2; ++round) {
@@ -771,7 +771,7 @@ TEST_F(PrefaultOfSmm, OfAPrefaultVcpuThatLeftTheModeAndHaltedIsCompleteAfterward
     PrefaultVm machine(PageSize::k4K, 2, PrefaultVm::kDefaultBytes, true);
     constexpr unsigned kFree = 9; // The hostile vCPU has number 1.
     PrefaultVcpu vcpu(machine.make_vcpu(kFree), machine.scratch(), kvm::AddressSpace::kSmm);
-    // What `rsm` loads is all zeros: real mode, at address 0, where a `hlt` is.
+    // `rsm` loads only zeros: real mode, at address 0, where a `hlt` is.
     const testing::Code halt{0xf4, 0xeb, 0xfd}; // hlt; again
     EXPECT_TRUE(machine.memory.copy_in(GuestAddress{0}, std::as_bytes(std::span(halt))));
     replace_stub(machine, {0x0f, 0xaa}); // rsm
@@ -794,7 +794,7 @@ TEST_F(PrefaultOfSmm, MayBeDoneAgain) {
     EXPECT_EQ(again.smm_mapped.bytes(), 0U) << "what it added to what was there";
 }
 
-/// What a progress sink was told, stage by stage.
+/// The reports to a progress sink, stage by stage.
 class Told {
   public:
     ProgressSink sink() {
@@ -822,7 +822,7 @@ TEST_F(PrefaultTest, TellsOfTheEndOfEachStage) {
     }
 }
 
-/// Less than before is only told where a pass has come to its end, and another begins.
+/// A smaller value than before is reported only if a pass has ended, and another begins.
 void expect_steady(const std::vector<vmm::prefault::Progress>& told) {
     for (std::size_t i = 1; i < told.size(); ++i) {
         EXPECT_LE(told[i - 1].stage, told[i].stage);
@@ -835,7 +835,8 @@ void expect_steady(const std::vector<vmm::prefault::Progress>& told) {
 }
 
 TEST_F(PrefaultTest, TellsOfStagesInTheirOrderAndNeverOfLessThanBefore) {
-    // On most machines slow enough for more than the ends: one prefault vCPU, and much memory.
+    // With one prefault vCPU and much memory, most machines are slow enough for more reports than the first and the
+    // last.
     PrefaultVm machine(PageSize::k4K, 1, 256 * kMiB);
     Told told;
     ASSERT_TRUE(machine.prefault({.scope = Scope::kAll, .method = Method::kTouch, .progress = told.sink()}).complete);
@@ -892,7 +893,8 @@ TEST_F(PrefaultTest, IsCompleteIfItIsMadeAsTheHeaderOfSecondLevelShows) {
 }
 
 TEST_F(PrefaultTest, LeavesThePrefaultVcpusParked) {
-    // Were one still runnable, nothing would show; but the next fill must find each where it left it.
+    // If a vCPU were still runnable, this check would not show it. But the next fill must find each vCPU where it was
+    // left.
     PrefaultVm machine(PageSize::k4K, 4);
     for (int round = 0; round < 5; ++round) {
         EXPECT_TRUE(machine.prefault(Scope::kAll).complete) << round;

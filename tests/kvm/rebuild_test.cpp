@@ -1,4 +1,4 @@
-// A guest that is paused, and goes on in another machine that is made from its state and a copy of its memory.
+// A guest is paused, and goes on in another machine, which is made from its state and a copy of its memory.
 
 #include <gtest/gtest.h>
 
@@ -42,13 +42,13 @@ using testing::error_of;
 using testing::eventually;
 using testing::mentions;
 
-/// All that is kept of a machine.
+/// Everything that is kept of a machine.
 struct Saved {
     MachineState state;
     std::vector<std::vector<std::byte>> memory; ///< by range of `state.memory`
 };
 
-/// A machine goes on from what was saved of another one.
+/// A machine that goes on from the saved state of another one.
 class FromSaved final : public FirstState {
   public:
     /// `saved` outlives it.
@@ -76,10 +76,10 @@ class FromSaved final : public FirstState {
     GoingOn how_;
 };
 
-/// A machine in parts, as Machine has it, and what its guest says on the serial port.
+/// A machine in parts, like Machine, and the output of its guest on the serial port.
 class Guest {
   public:
-    /// It boots, or goes on from `saved`, which outlives it. Destruction stops it.
+    /// It boots, or goes on from `saved`, which must outlive it. Destruction stops it.
     explicit Guest(Config wanted, const Saved* saved = nullptr, const GoingOn& how = {})
         : config_(checked(std::move(wanted), *this)), embedder_({}, stop_), first_(first(saved, how)),
           hardware_(config_, stop_, embedder_, *first_),
@@ -110,7 +110,7 @@ class Guest {
     }
     void stop() { stop_.request(ExitReason::kStopped); }
 
-    /// Pauses it, and says all of it. It stays paused.
+    /// Pauses it, and returns its whole state. It stays paused.
     [[nodiscard]] Saved save() {
         run_.pause().pause(std::chrono::hours(1));
         return save_paused();
@@ -163,7 +163,7 @@ class Guest {
 
 using Capture = testing::KvmTest;
 
-/// The built-in guest checks with each pass that memory holds what it wrote in the one before.
+/// In each pass the built-in guest checks that memory holds what it wrote in the pass before.
 Config checking_guest(unsigned vcpus) {
     Config config;
     config.memory_bytes = 16 * kMiB;
@@ -180,13 +180,13 @@ std::size_t count(const std::string& text, const std::string& word) {
     return found;
 }
 
-/// Lets it do some more passes, and looks at what they found.
+/// Lets it make some more passes, and checks their results.
 void expect_goes_on(const Guest& guest) {
     constexpr std::size_t kSome = 20;
     const std::size_t before = count(guest.said(), " errors=");
     EXPECT_TRUE(eventually([&] { return count(guest.said(), " errors=") > before + kSome; })) << guest.said();
     const std::string said = guest.said();
-    EXPECT_LE(count(said, " errors="), count(said, " errors=0") + 1) << said; // The last may lack its number yet.
+    EXPECT_LE(count(said, " errors="), count(said, " errors=0") + 1) << said; // the last line may lack its number
     EXPECT_FALSE(mentions(said, "error what")) << said;
 }
 
@@ -201,7 +201,7 @@ TEST_F(Capture, GuestInMidPassGoesOnInAnotherMachineAndFindsItsMemory) {
         Guest second(config, &saved);
         expect_goes_on(second);
         EXPECT_FALSE(mentions(second.said(), "pass=4 ")) << second.said();
-        first.go_on(); // The first one is none the worse for it.
+        first.go_on(); // The first machine is not affected.
         expect_goes_on(first);
     }
 }
@@ -218,7 +218,7 @@ TEST_F(Capture, GuestThatAdoptedThePrefaultsPageTablesFindsThemInTheOtherMachine
     expect_goes_on(second);
 }
 
-/// The numbers in whole lines "flushed=N".
+/// The numbers in complete lines "flushed=N".
 std::vector<std::uint64_t> flushed(const std::string& said) {
     constexpr std::string_view kWord = "flushed=";
     std::vector<std::uint64_t> numbers;
@@ -235,7 +235,7 @@ TEST_F(Capture, GuestThatWritesToADiskGoesOnAgainAndAgainAndLosesNothing) {
     const testing::TemporaryDirectory directory;
     Config config;
     config.kernel_path = std::filesystem::exists(DISK_WRITER_KERNEL) ? DISK_WRITER_KERNEL : "/bin/disk_writer.elf";
-    config.transport = VirtioTransport::kMmio; // The kernel's driver knows no other.
+    config.transport = VirtioTransport::kMmio; // The kernel's driver knows no other transport.
     config.memory_bytes = 16 * kMiB;
     config.command_line = "first=1";
     config.disks.push_back({.path = directory.write("disk", "")});
@@ -250,7 +250,7 @@ TEST_F(Capture, GuestThatWritesToADiskGoesOnAgainAndAgainAndLosesNothing) {
         std::optional<Saved> next;
         {
             Guest guest(config, saved ? &*saved : nullptr);
-            // Other moments each time.
+            // Different moments in each run.
             EXPECT_TRUE(eventually([&] { return flushed(guest.said()).size() > 7U + static_cast<unsigned>(round); }))
                 << "round " << round << ": " << guest.said();
             next = guest.save();
@@ -262,19 +262,19 @@ TEST_F(Capture, GuestThatWritesToADiskGoesOnAgainAndAgainAndLosesNothing) {
         }
         saved = std::move(next);
     }
-    // A line may have been cut by a pause, its second half said by the next machine.
+    // A pause may have cut a line, so that the next machine prints its second half.
     for (std::size_t i = 1; i < all.size(); ++i) {
         EXPECT_GT(all[i], all[i - 1]);
         EXPECT_LE(all[i], all[i - 1] + 2 * kBatch);
     }
-    // What was flushed is on the disk, and nothing is there that was never written.
+    // Flushed data is on the disk, and the disk has nothing that was never written.
     std::ifstream file(config.disks[0].path, std::ios::binary);
     std::array<std::uint64_t, kBlockBytes / 8> block{};
     for (std::uint64_t place = 0; place < kPlaces; ++place) {
-        // A file's bytes may be of any type.
+        // The bytes of a file may be of any type.
         ASSERT_TRUE(file.read(reinterpret_cast<char*>(block.data()), sizeof(block)));
         const std::uint64_t number = block[0] >> 16;
-        std::uint64_t wanted = 0; // The last flushed write to this place.
+        std::uint64_t wanted = 0; // the last flushed write to this place
         for (std::uint64_t write = all.back(); write >= 1 && wanted == 0; --write) {
             wanted = place_of(write) == place ? write : 0;
         }
@@ -352,12 +352,12 @@ TEST_F(Capture, AddedMemoryIsThereInTheOtherMachine) {
     expect_goes_on(second);
 }
 
-/// The identifier that the guest finds where its tables say.
+/// The identifier that the guest finds at the address in its tables.
 GenerationId generation_of(Guest& guest) {
     return generation_id_in(guest.hardware().ram.memory(), memory_map::kGenerationId.base);
 }
 
-/// True if an interrupt waits in the PIC, which a guest that never asked for interrupts leaves there.
+/// True if an interrupt waits in the PIC. A guest that never asked for interrupts leaves it there.
 bool is_told_of_its_generation(Guest& guest) {
     constexpr unsigned kLine = memory_map::kGenerationIdGsi;
     const kvm_irqchip slave = kvm::save_vm(guest.hardware().vm).interrupt_controllers.at(KVM_IRQCHIP_PIC_SLAVE);

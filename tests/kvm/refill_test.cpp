@@ -1,4 +1,4 @@
-// Prefault of a machine whose guest runs: again and again, by several at once, and what a guest can do about it.
+// Prefault of a machine whose guest runs: repeated, by several threads at once, and against attacks of the guest.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -59,7 +59,7 @@ class Refill : public testing::KvmTest, public ::testing::WithParamInterface<Met
 INSTANTIATE_TEST_SUITE_P(EachWay, Refill, ::testing::Values(Method::kTouch, Method::kIoctl, Method::kIoctlThenTouch),
                          [](const auto& method) { return testing::test_name_of(method.param); });
 
-/// What the built-in guest said of its passes, each of which checks what the pass before it wrote.
+/// The lines of the built-in guest about its passes. Each pass checks what the pass before it wrote.
 struct Checked {
     unsigned passes = 0;
     unsigned with_errors = 0;
@@ -68,7 +68,7 @@ struct Checked {
 Checked read_checked_passes(const std::string& serial_file) {
     Checked checked;
     std::ifstream lines(serial_file);
-    for (std::string line; std::getline(lines, line) && !lines.eof();) { // The last line may be half.
+    for (std::string line; std::getline(lines, line) && !lines.eof();) { // The last line may be incomplete.
         if (line.find(" errors=") == std::string::npos) {
             continue;
         }
@@ -78,8 +78,8 @@ Checked read_checked_passes(const std::string& serial_file) {
     return checked;
 }
 
-/// Runs the built-in guest, which writes to all its memory and checks it, while `between` is called before each of a
-/// hundred prefaults of that memory.
+/// Runs the built-in guest, which writes to all its memory and checks it. Calls `between` before each of a hundred
+/// prefaults of that memory.
 template <typename Between>
 void expect_no_change_in_a_hundred_rounds(const prefault::Options& options, PageSize page_size, Between between) {
     constexpr int kRounds = 100;
@@ -244,7 +244,7 @@ TEST_F(RefillTest, EndsWithWhatItsProgressSinkThrowsAndMayBeDoneAgain) {
     });
 }
 
-/// Stops a machine in the middle of a prefault beside its guest. False if that came to its end before the stop.
+/// Stops a machine in the middle of a prefault while its guest runs. False if the prefault ended before the stop.
 bool stops_in_the_middle() {
     const TestKernel kernel(kernels::kSpin);
     Config config = kernel.config();
@@ -266,7 +266,7 @@ TEST_F(RefillTest, OfAMachineThatIsStoppedEndsIncompleteAndSaysNoProblem) {
     EXPECT_TRUE(testing::eventually(stops_in_the_middle));
 }
 
-/// What a guest writes over the scratch slot of the prefault, again and again: `words` times `value` at `offset`.
+/// The writes of a guest to the scratch slot of the prefault, again and again: `words` times `value` at `offset`.
 struct Attack {
     const char* name;
     std::uint32_t offset;
@@ -307,7 +307,7 @@ kernels::Code attacker(const Attack& attack) {
         }
     };
     constexpr std::uint8_t kBackToTheStart = 0x100 - 20;
-    code = {0x66, 0xba, 0xf8, 0x03, 0xee}; // mov $0x3f8, %dx; out %al, %dx: it has begun
+    code = {0x66, 0xba, 0xf8, 0x03, 0xee}; // mov $0x3f8, %dx; out %al, %dx: the guest has begun
     append(0xbf, static_cast<std::uint32_t>(to_integer(memory_map::kScratchWindow.base)) + attack.offset); // mov, %edi
     append(0xb9, attack.words);                                                                            // mov, %ecx
     append(0xb8, attack.value);                                                                            // mov, %eax
@@ -315,7 +315,7 @@ kernels::Code attacker(const Attack& attack) {
     return code;
 }
 
-/// A guest that writes to the scratch slot, which is its own loss, after it has said a byte.
+/// A guest that writes to the scratch slot, after it has printed a byte. It harms only itself.
 class GuestThatAttacks {
   public:
     explicit GuestThatAttacks(const Attack& attack) : kernel_(attacker(attack)) {}
@@ -348,7 +348,7 @@ TEST_P(HostileGuest, NeitherFailsNorHoldsUpThePrefault) {
         EXPECT_TRUE(guest.wait_until_it_has_begun());
         const std::jthread stopper([&] {
             std::this_thread::sleep_for(400ms);
-            machine.request_stop(); // Would never end what holds a prefault vCPU if it were not heard there.
+            machine.request_stop(); // If the stop were not noticed there, the call would never end.
         });
         do {
             const prefault::Report report = machine.prefault();
@@ -362,7 +362,7 @@ TEST_P(HostileGuest, NeitherFailsNorHoldsUpThePrefault) {
 }
 
 TEST_F(RefillTest, ThatBeganBeforeAHostileGuestDidIsNotFailedByItEither) {
-    // The prefault is under way, and waits for the guest to begin, when run() is called.
+    // When run() is called, the prefault is under way, and waits for the guest to begin.
     const GuestThatAttacks guest({"", 0, kStubWords, 0xf4f4f4f4});
     Machine machine(guest.config());
     std::atomic<bool> under_way{false};

@@ -1,5 +1,5 @@
-// A device that is not done when its driver resets it: the driver frees its memory all the same, so the guest must not
-// go on.
+// A device that has work in flight when its driver resets it. The driver frees its memory nevertheless, so the guest
+// must not go on.
 
 #include <gtest/gtest.h>
 
@@ -32,7 +32,7 @@ namespace {
 namespace reg = devices::testing::reg;
 using devices::virtio::Device;
 
-/// Is busy with the host from a stop on until the test says otherwise.
+/// A device that, from a stop on, is busy with the host until the test says otherwise.
 class BusyDevice final : public Device {
   public:
     BusyDevice(std::atomic<bool>& busy, EventFd& done, std::atomic<bool>& active)
@@ -112,7 +112,7 @@ class ResetPatience : public testing::KvmTest {
 
 TEST_F(ResetPatience, ThatRunsOutFailsTheMachineAndNamesTheDevice) {
     ASSERT_EQ(status(), 15U);
-    write(reg::kStatus, 0); // Returns when the patience is at its end.
+    write(reg::kStatus, 0); // It returns when the patience is over.
     EXPECT_TRUE(stop.is_requested());
     finish();
     const std::string error = testing::error_of([&] {

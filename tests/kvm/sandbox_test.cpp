@@ -1,5 +1,5 @@
-// These tests show what `vmm run` does when a thread that its guest can reach tries what it never needs. A debugger
-// changes the thread's next system call into another one, as whoever has taken it over would.
+// These tests show what `vmm run` does when a thread that its guest can reach makes a system call that it never needs.
+// A debugger changes the thread's next system call into another one, as an attacker in the thread would.
 
 #include <gtest/gtest.h>
 
@@ -30,7 +30,7 @@ using testing::eventually;
 using testing::mentions;
 using testing::TemporaryDirectory;
 
-/// The thread of that name in the process `process`; 0: there is none.
+/// The thread of that name in `process`; 0 if there is none.
 pid_t thread_of(pid_t process, const std::string& name) {
     std::error_code gone;
     for (std::filesystem::directory_iterator task("/proc/" + std::to_string(process) + "/task", gone), end;
@@ -43,7 +43,7 @@ pid_t thread_of(pid_t process, const std::string& name) {
     return 0;
 }
 
-/// Changes the next system call that `thread` makes into `call`. False: it cannot be debugged.
+/// Changes the next system call that `thread` makes into `call`. False if the thread cannot be debugged.
 bool change_next_call(pid_t thread, long call) {
     if (::ptrace(PTRACE_SEIZE, thread, nullptr, PTRACE_O_TRACESYSGOOD) != 0) {
         return false;
@@ -87,7 +87,7 @@ class SandboxOfCommand : public testing::KvmTest {
         return nlohmann::json::parse(file, nullptr, false);
     }
 
-    /// Of this test's own surroundings, which each thread inherits.
+    /// Filters that this test itself runs under; each thread inherits them.
     const unsigned of_all_ = testing::filters_of(::getpid(), ::getpid());
     TemporaryDirectory directory_;
     std::string disk_ = directory_.write("disk", std::string(1 << 20U, 0));
@@ -99,7 +99,7 @@ TEST_F(SandboxOfCommand, CallThatAThreadNeverNeedsEndsTheRunAndIsNamed) {
     for (const std::string name : {"vcpu0", "blk0", "vsock0", "balloon0"}) {
         CommandBeside command(words());
         ASSERT_TRUE(eventually([&] { return command.has_thread("vcpu0") && command.has_thread(name); })) << name;
-        // Until it is confined the call would be made.
+        // Before the thread is confined the call would be made.
         const pid_t thread = thread_of(command.process(), name);
         ASSERT_TRUE(eventually([&] { return testing::filters_of(command.process(), thread) > of_all_ + 1; })) << name;
         if (!change_next_call(thread, SYS_execve)) {
@@ -114,7 +114,7 @@ TEST_F(SandboxOfCommand, CallThatAThreadNeverNeedsEndsTheRunAndIsNamed) {
 }
 
 TEST_F(SandboxOfCommand, EveryThreadThatAGuestReachesIsConfinedUnlessItIsOff) {
-    // One filter is the whole process's, and one is the thread's own.
+    // One filter belongs to the whole process, and one to the thread.
     for (const auto& [mode, filters] : {std::pair("on", 2U), {"log", 2U}, {"off", 0U}}) {
         CommandBeside command(words({"--sandbox", mode}));
         for (const std::string name : {"vcpu0", "blk0", "vsock0", "balloon0"}) {
@@ -153,7 +153,7 @@ TEST_F(SandboxOfCommand, NoThreadOfTheProcessIsLeftOut) {
          std::filesystem::directory_iterator("/proc/" + std::to_string(command.process()) + "/task")) {
         const auto thread = static_cast<pid_t>(std::stoi(task.path().filename()));
         const std::string name = status_of(command.process(), thread, "Name");
-        if (name.starts_with("kvm-") || name == "nothing") { // Linux runs some threads of KVM in our name.
+        if (name.starts_with("kvm-") || name == "nothing") { // Linux runs some threads of KVM in our process.
             continue;
         }
         ++threads;

@@ -1,4 +1,4 @@
-// Guests in states that are not those of one which runs: each is saved in one and goes on in another machine.
+// Guests in unusual states: each is saved in one machine and goes on in another.
 
 #include <gtest/gtest.h>
 
@@ -19,7 +19,7 @@ namespace {
 
 using kernels::Code;
 
-/// A guest that is told what to do by bytes at its serial port.
+/// A guest that gets its commands as bytes at its serial port.
 class Told {
   public:
     explicit Told(Config config) : running_(connected(std::move(config))) {}
@@ -42,7 +42,7 @@ class SavedGuest : public SnapshotTest {
     [[nodiscard]] kvm::VcpuState saved_vcpu(std::size_t id) const {
         return SnapshotReader(path).state().machine.vcpus.at(id);
     }
-    /// Saves the guest, which goes on, again and again until vCPU `id` was in that state when it was saved.
+    /// Saves the guest, which goes on, again and again until vCPU `id` was saved in that state.
     [[nodiscard]] bool saved_while(Running& running, std::size_t id, std::uint32_t mp_state) const {
         return eventually([&] {
             std::filesystem::remove_all(path);
@@ -66,8 +66,8 @@ TEST_F(SavedGuest, ThatHaltsForEverGoesOnHalting) {
 }
 
 // clang-format off
-/// On its first vCPU. Says r; and then, for ever: waits for a byte, resets the others (INIT), says i, waits for a byte,
-/// and starts the others (SIPI) at 0x9000. There each says ! and halts.
+/// Runs on the first vCPU. Prints r; and then, for ever: waits for a byte, resets the other vCPUs (INIT), prints i,
+/// waits for a byte, and starts the others (SIPI) at 0x9000. There each prints ! and halts.
 const Code kStarter{
     0xc7, 0x05, 0x00, 0x90, 0x00, 0x00, 0xba, 0xf8, 0x03, 0xb0, // 9000: mov $0x3f8, %dx; mov $'!', %al
     0xc7, 0x05, 0x04, 0x90, 0x00, 0x00, 0x21, 0xee, 0xfa, 0xf4, // out %al, %dx; cli; hlt
@@ -84,7 +84,7 @@ const Code kStarter{
 };
 // clang-format on
 
-/// Of each moment of a start of vCPUs.
+/// For each moment of a start of vCPUs.
 TEST_F(SavedGuest, WhoseOtherVcpusAreNotStartedYetStartsThem) {
     const TestKernel kernel(kStarter);
     Config config = kernel.config();
@@ -109,7 +109,7 @@ TEST_F(SavedGuest, WhoseOtherVcpusAreNotStartedYetStartsThem) {
         ASSERT_TRUE(guest.says("!"));
         ASSERT_TRUE(saved_while(*guest, 1, KVM_MP_STATE_HALTED));
     }
-    // What halts is started once more.
+    // A halted vCPU is started once more.
     Told guest(restored(config));
     guest.tell('3');
     ASSERT_TRUE(guest.says("i"));
@@ -137,7 +137,7 @@ TEST_F(SavedGuest, OfThirtyTwoBitsGoesOn) {
 }
 
 // clang-format off
-/// Turns the paging of 32 bits with PAE on, with a large page from 0 on, and then does as kernels::kEcho.
+/// Turns on 32-bit paging with PAE, with a large page from 0 on, and then does the same as kernels::kEcho.
 Code paged_echo() {
     Code code{
         0xc7, 0x05, 0x00, 0x00, 0x02, 0x00, 0x01, 0x10, 0x02, 0x00, // movl $0x21001, 0x20000: the directory
@@ -172,8 +172,8 @@ TEST_F(SavedGuest, OfThirtyTwoBitsWithItsOwnPageTablesGoesOn) {
 }
 
 // clang-format off
-/// Enters system management mode by an interrupt of its own local APIC. There it says s, waits for a byte, says it, and
-/// leaves the mode. Then it says m.
+/// Enters system management mode by an interrupt of its own local APIC. There it prints s, waits for a byte, prints it,
+/// and leaves the mode. Then it prints m.
 const Code kManaged{
     0xc7, 0x05, 0x00, 0x80, 0x03, 0x00, 0xba, 0xf8, 0x03, 0xb0, // 38000: mov $0x3f8, %dx; mov $'s', %al
     0xc7, 0x05, 0x04, 0x80, 0x03, 0x00, 0x73, 0xee, 0xba, 0xfd, // out %al, %dx; 38006: mov $0x3fd, %dx

@@ -1,4 +1,4 @@
-// The state of a vCPU and of a VM as values: what is saved of one guest goes on in another VM.
+// The state of a vCPU and of a VM as values: the saved state of one guest goes on in another VM.
 #include <gtest/gtest.h>
 
 #include <sys/ioctl.h>
@@ -30,7 +30,7 @@ using testing::values_of;
 
 using SavedStateTest = testing::KvmTest;
 
-/// A VM as a machine has it, with interrupt controllers and timer in KVM.
+/// A VM as in a machine, with interrupt controllers and timer in KVM.
 struct FullVm : SmallVm {
     FullVm() : SmallVm(Interrupts::kInKernel) { vm.create_pit(); }
 
@@ -66,11 +66,11 @@ std::uint64_t value_of(const kvm::VcpuState& state, std::uint32_t index) {
     return found == state.msrs.end() ? 0 : found->value;
 }
 
-/// Registers that go on by themselves: the time stamp counter, and those of Hyper-V that hold the time a vCPU has run
-/// and the time of its VM (its Top Level Functional Specification).
+/// Registers that change by themselves: the time stamp counter, and the registers of Hyper-V with the time that a vCPU
+/// has run and the time of its VM (its Top Level Functional Specification).
 constexpr std::array<std::uint32_t, 3> kCounters{0x10, 0x40000010, 0x40000020};
 
-/// Counts in AL, and says each number: inc %al; out %al, $0x80; jmp again
+/// Counts in AL, and outputs each number: inc %al; out %al, $0x80; jmp again
 const Code kCount{0xfe, 0xc0, 0xe6, 0x80, 0xeb, 0xfa};
 
 TEST_F(SavedStateTest, GuestGoesOnInAnotherVm) {
@@ -147,7 +147,7 @@ TEST_F(SavedStateTest, WhatTheGuestReadsIsInItsRegistersBeforeItIsSaved) {
     expect_write(destination.run(), 0x80, 0x5a);
 }
 
-/// An access that lies on two pages without memory leaves KVM as two exits.
+/// An access to two pages without memory leaves KVM as two exits.
 TEST_F(SavedStateTest, AccessInTwoPartsIsFinishedInTwoSteps) {
     const Code code{0x66, 0xa1, 0x00, 0x00, 0xe6, 0x80, 0xeb, 0xfe}; // mov 0x0, %eax; out %al, $0x80; jmp .
     FullVm vm;
@@ -233,7 +233,7 @@ TEST_F(SavedStateTest, ClockGoesOnWhereItWasAndNeverBack) {
     kvm::restore_clock(third.vm, saved, kHour);
     EXPECT_GE(kvm::save_vm(third.vm).clock.clock, 2 * kHour);
 
-    saved.realtime_ns = UINT64_MAX; // The host's clock was set back.
+    saved.realtime_ns = UINT64_MAX; // the host's clock was set back
     EXPECT_EQ(kvm::elapsed_ns(saved, kvm::ClockPolicy::kRealtime), 0U);
 }
 

@@ -1,4 +1,4 @@
-// `vmm snapshot`, from the outside.
+// `vmm snapshot`, as users run it.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -24,7 +24,7 @@ namespace {
 
 class SnapshotCommandLine : public ::testing::Test {
   protected:
-    /// Whose first chunk of memory has something in it, and whose others are holes.
+    /// A snapshot whose first chunk of memory has content, and whose other chunks are holes.
     SnapshotCommandLine() {
         SnapshotState state = FullState::make(2);
         const MemoryLayout layout(state.machine.memory);
@@ -38,7 +38,7 @@ class SnapshotCommandLine : public ::testing::Test {
         writer.commit(encode_state(state), "{}");
     }
 
-    /// One line on standard error that contains `part`, nothing on standard output, and status 1.
+    /// Checks that there is one line on standard error that contains `part`, nothing on standard output, and status 1.
     static void expect_refused(const std::vector<std::string>& arguments, const std::string& part) {
         const CommandResult result = run_command(arguments);
         EXPECT_EQ(result.exit_status, 1) << result.errors;

@@ -1,4 +1,4 @@
-// `vmm run --snapshot-on`, from the outside: a signal saves the guest, and another command goes on with it.
+// `vmm run --snapshot-on`, as users run it: a signal saves the guest, and another command restores it.
 
 #include <gtest/gtest.h>
 
@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 
 class SnapshotSignalled : public KvmTest {
   protected:
-    /// The words for a guest that goes over its memory for ever, and says so each time.
+    /// The words for a guest that passes over its memory for ever, and prints a line for each pass.
     [[nodiscard]] std::vector<std::string> words(const std::string& memory = "16M") const {
         return {"run",
                 "-q",
@@ -89,7 +89,7 @@ TEST_F(SnapshotSignalled, BeforeItRunsIsSavedOnceItRuns) {
 TEST_F(SnapshotSignalled, GoesOnIfItCannotBeSavedAndIsSavedTheNextTime) {
     CommandBeside command(words());
     ASSERT_TRUE(says("pass=2 ")) << command.errors();
-    fs::create_directory(saved_); // Somebody takes the name meanwhile.
+    fs::create_directory(saved_); // another process takes the name meanwhile
     command.send(SIGUSR1);
     EXPECT_TRUE(eventually([&] { return mentions(command.errors(), "the guest goes on"); })) << command.errors();
     EXPECT_TRUE(mentions(command.errors(), "there is a file or a directory of this name")) << command.errors();

@@ -1,4 +1,4 @@
-// Snapshots: what goes on from one is the guest that was saved, with a full second level where that is asked for.
+// Snapshots: a restored guest is the guest that was saved, with a full second level if requested.
 
 #include <gtest/gtest.h>
 
@@ -124,7 +124,7 @@ INSTANTIATE_TEST_SUITE_P(, SnapshotOf,
                                            Backing{PageSize::k4K, prefault::Scope::kAll, RestoreMode::kCow},
                                            Backing{PageSize::kThp, prefault::Scope::kAll, RestoreMode::kCow}));
 
-/// Two guests on one file: neither sees what the other writes, and the file is as it was.
+/// Two guests on one file: neither sees the writes of the other, and the file does not change.
 TEST_F(SnapshotTest, ClonesOfOneFileGoOnBesideEachOther) {
     {
         Running running(guest());
@@ -147,7 +147,7 @@ TEST_F(SnapshotTest, OfASnapshotGoesOnAsWell) {
     for (unsigned generation = 0; generation < 3; ++generation) {
         Running running(generation == 0 ? guest() : restored(guest()));
         ASSERT_TRUE(running.says("pass="));
-        if (generation != 0) { // What it goes on from is open, and has another name by now.
+        if (generation != 0) { // The base is open, and has another name now.
             std::filesystem::rename(path, directory / ("old" + std::to_string(generation)));
         }
         ASSERT_TRUE(take(running).complete);
@@ -186,7 +186,7 @@ struct Incremental : SnapshotTest {
     static constexpr unsigned kWords = 3;
     static GuestAddress place(unsigned word) { return GuestAddress{(2 + 2 * word) * 2 * kMiB + 0x1238}; }
 
-    /// Saves a guest three times, each time on the snapshot before. In between it gets one word more.
+    /// Saves a guest three times, each time based on the snapshot before. Between them the guest writes one word more.
     void save_chain() {
         Running running(TestKernel(kernels::kSpin).config());
         std::string base;
@@ -226,7 +226,7 @@ TEST_F(Incremental, GuestGoesOnFromAChain) {
         wanted.restore->mode = mode;
         expect_all_words(wanted);
     }
-    // What they lie in may have another name.
+    // The folder that contains them may have another name.
     const std::string elsewhere = directory / "elsewhere";
     std::filesystem::create_directory(elsewhere);
     for (const char* const name : {"snapshot0", "snapshot1", "snapshot2"}) {
@@ -236,7 +236,7 @@ TEST_F(Incremental, GuestGoesOnFromAChain) {
     expect_all_words(config());
 }
 
-/// Nothing has changed, so that all that is not zero is in the base.
+/// Nothing has changed, so all content that is not zero is in the base.
 TEST_F(Incremental, GuestThatStandsStillGoesOn) {
     {
         Running running(guest(2));
@@ -261,7 +261,7 @@ TEST_F(Incremental, BaseThatIsNotAsItWasIsRefused) {
     std::filesystem::rename(first, away);
     EXPECT_TRUE(mentions(refused(), first)) << refused();
     std::filesystem::copy(directory / "snapshot2", first);
-    EXPECT_TRUE(mentions(refused(), first)) << refused(); // It builds on one that builds on it.
+    EXPECT_TRUE(mentions(refused(), first)) << refused(); // It builds on a snapshot that builds on this one.
     std::filesystem::remove_all(first);
     {
         Running running(TestKernel(kernels::kSpin).config());
@@ -427,7 +427,7 @@ TEST_F(SnapshotTest, IsTakenAndGoneOnFromByC) {
     });
 }
 
-/// Each file is cut short, and each of a few bytes in it is changed.
+/// Each file is cut short, and each of a few of its bytes is changed.
 TEST_F(SnapshotTest, DamageIsOneClearError) {
     {
         Running running(guest());
@@ -449,7 +449,7 @@ TEST_F(SnapshotTest, DamageIsOneClearError) {
             EXPECT_EQ(error.find('\n'), std::string::npos);
         };
         try_it(whole.substr(0, whole.size() / 2));
-        // A byte of memory that is zero may be in a hole, in whose place nothing is read.
+        // A byte of memory that is zero may be in a hole. Nothing is read for a hole.
         const std::size_t at = whole.find_last_not_of('\0');
         std::string flipped = whole;
         flipped[at] = static_cast<char>(flipped[at] ^ 4);

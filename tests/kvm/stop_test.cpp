@@ -35,7 +35,7 @@ using Seconds = std::chrono::duration<double>;
 using testing::CommandBeside;
 using testing::eventually;
 
-/// What is taken of the host by all its processes.
+/// Resources of the host that all its processes share.
 struct Taken {
     std::uint64_t huge_pages = 0;
     std::uint64_t reserved_huge_pages = 0;
@@ -55,7 +55,7 @@ struct Taken {
         }
         return taken;
     }
-    /// The kernel counts locked pages late, a few of each processor.
+    /// The kernel counts some locked pages late, a few for each processor.
     [[nodiscard]] bool is_no_more_than(const Taken& before) const {
         constexpr std::uint64_t kLateKib = 4096;
         return huge_pages <= before.huge_pages && reserved_huge_pages <= before.reserved_huge_pages &&
@@ -72,7 +72,7 @@ std::uint64_t size_of_pool() {
     return pool ? pool->total : 0;
 }
 
-/// A guest that never ends by itself: what ends the command is the signal.
+/// A guest that never ends by itself, so only the signal ends the command.
 class StoppedCommand : public testing::KvmTest {
   protected:
     void SetUp() override {
@@ -80,7 +80,7 @@ class StoppedCommand : public testing::KvmTest {
         path_ = directory_.write("kernel", testing::kernel_image(testing::kernels::kSpin));
     }
 
-    /// Starts the command, which is ready to be stopped when this returns.
+    /// Starts the command. When this returns, the command is ready to be stopped.
     [[nodiscard]] std::unique_ptr<CommandBeside> start(const std::vector<std::string>& options) const {
         std::vector<std::string> arguments{"run", "-q", "--serial=none", "--prefault=all"};
         arguments.insert(arguments.end(), options.begin(), options.end());
@@ -90,7 +90,7 @@ class StoppedCommand : public testing::KvmTest {
         return command;
     }
 
-    /// How long it takes from there until the guest runs: the moments at which it can be stopped.
+    /// The time from there until the guest runs: the stop comes at a moment within it.
     [[nodiscard]] Seconds measure(const std::vector<std::string>& options) const {
         const auto command = start(options);
         const auto begin = Clock::now();
@@ -101,8 +101,8 @@ class StoppedCommand : public testing::KvmTest {
         return duration;
     }
 
-    /// Stops the command `rounds` times at random moments before its guest runs, or soon after. How long it takes until
-    /// it is gone, `scripts/benchmark --stops` shows.
+    /// Stops the command `rounds` times at random moments before its guest runs, or soon after. `scripts/benchmark
+    /// --stops` shows how long the command takes to end.
     void expect_clean_stops(const std::vector<std::string>& options, int rounds) const {
         constexpr Seconds kLeastWindow = 0.1s;
         const Seconds window = std::max(measure(options), kLeastWindow);
@@ -159,8 +159,8 @@ TEST_F(StoppedCommand, BesideItsGuestIsGoneAndLeavesNothingBehind) {
     expect_clean_stops({"-m", "512M", "--page-size=4K", "--prefault-when=background"}, 12);
 }
 
-/// Whether a thread of `process` gives its stack back, the last that it does: madvise() with MADV_DONTNEED, which waits
-/// for its answer from us as well.
+/// True if a thread of `process` gives its stack back, as its last action: madvise() with MADV_DONTNEED. That call also
+/// waits for our answer.
 bool a_thread_ends(const std::string& process) {
     std::error_code gone;
     for (std::filesystem::directory_iterator task("/proc/" + process + "/task", gone), end; !gone && task != end;
@@ -209,7 +209,8 @@ TEST_F(StoppedCommand, DoesNoChunkThatHadNotBegunWhenTheStopWasHeard) {
     EXPECT_LE(chunks, kBeforeTheStop + kWorkers - 1) << "the others may have been in one each; there are 16 and more";
 }
 
-// A batch system sends SIGTERM, and SIGKILL half a minute later, in which a guest of terabytes has not been given back.
+// A batch system sends SIGTERM, and SIGKILL half a minute later. A guest of terabytes cannot be given back in that
+// time.
 TEST_F(StoppedCommand, HasWrittenItsReportBeforeItGivesMemoryBack) {
 #ifdef VMM_SANITIZED
     GTEST_SKIP() << "a sanitizer's runtime maps and unmaps as much memory itself";

@@ -1,4 +1,4 @@
-// The command, stopped by a signal while it waits for a file that gives nothing.
+// The command, stopped by a signal while it waits for a file that yields no data.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@ class StopWhileBlocked : public testing::KvmTest {
         return path;
     }
 
-    /// The status of the command once it has opened the fifo at `path` and was sent `signal`. `path` gives nothing.
+    /// The status of the command when it has opened the fifo at `path` and was sent `signal`. `path` yields no data.
     static int status_after(int signal, const std::vector<std::string>& arguments, const std::string& path) {
         CommandBeside command(arguments);
         UniqueFd writer;

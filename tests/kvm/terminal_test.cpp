@@ -1,4 +1,4 @@
-// The user's terminal: what the keys do, and that it is given back on every way out.
+// The user's terminal: the effect of the keys, and that the terminal is given back whenever the command ends.
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 namespace vmm::testing {
 namespace {
 
-/// The built-in guest, busy for longer than any test.
+/// The built-in guest, busy for longer than any test takes.
 const std::vector<std::string> kEndlessGuest{"run", "-m", "64M", "--cmdline", "passes=1000000"};
 
 class Terminal : public KvmTest {

@@ -1,4 +1,4 @@
-// KVM itself, as kvm/ wraps it: the device, a VM, and a vCPU's exits.
+// KVM as wrapped by kvm/: the device, a VM, and a vCPU's exits.
 
 #include <gtest/gtest.h>
 
@@ -272,7 +272,7 @@ void enter_protected_mode(Vcpu& vcpu) {
 
 TEST_F(VcpuTest, ComesBackWithATripleFault) {
     SmallVm small;
-    Vcpu vcpu = small.vcpu_with({0x0f, 0x0b}); // ud2, and nobody to handle it
+    Vcpu vcpu = small.vcpu_with({0x0f, 0x0b}); // ud2 without a handler
     enter_protected_mode(vcpu);
     const Exit exit = vcpu.run();
     EXPECT_TRUE(std::holds_alternative<ShutdownExit>(exit)) << name_of(exit);

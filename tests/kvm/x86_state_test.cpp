@@ -1,5 +1,5 @@
-// What a guest finds in its processors: what CPUID says, the registers that firmware would have set; and the ways to
-// reset itself that a PC has.
+// The state that a guest finds in its processors: CPUID, and the registers that firmware would have set. Also the ways
+// of a PC to reset itself.
 
 #include <gtest/gtest.h>
 
@@ -66,7 +66,7 @@ Code cpuid_kernel(const std::vector<std::uint32_t>& leaves) {
 
 using Registers = std::array<std::uint32_t, 4>; // EAX, EBX, ECX, EDX
 
-/// What a guest of `change`d configuration is told by CPUID.
+/// The CPUID that a guest of the changed configuration sees.
 template <typename Change>
 std::vector<Registers> cpuid_of_guest(const std::vector<std::uint32_t>& leaves, Change change) {
     const TestKernel kernel(cpuid_kernel(leaves));
@@ -106,8 +106,8 @@ TEST_F(X86StateTest, GuestSeesNoFeatureThatWasTakenAway) {
     EXPECT_EQ(with[0][2] & ~(kX2apic | kHypervisor), without[0][2]);
 }
 
-/// Whether KVM tells a guest of features that it does not list as supported: one that lets guests execute CPUID
-/// natively (kvm_pvm) cannot hide what programs may use.
+/// True if KVM shows a guest features that it does not list as supported. A KVM that lets guests execute CPUID natively
+/// (kvm_pvm) cannot hide features that programs may use.
 bool shows_what_it_does_not_offer() {
     constexpr std::uint32_t kAvx = 1U << 28;
     const auto answers = cpuid_of_guest({1}, [](Config&) {});
@@ -175,7 +175,7 @@ TEST_F(X86StateTest, FeatureThatTheHostLacksIsRefused) {
     }
 }
 
-/// A vCPU as the machine's are before the boot.
+/// A vCPU in the state of the machine's vCPUs before the boot.
 struct ResetVcpu {
     explicit ResetVcpu(unsigned id = 0) {
         vm.create_irqchip();
@@ -265,8 +265,8 @@ TEST_F(X86StateTest, PicsAreMasked) {
     EXPECT_EQ(output, (std::vector{std::byte{0xfb}, std::byte{0xff}}));
 }
 
-// Linux with `noapic` never looks at the PICs here. The serial port's interrupt came as vector 4, an overflow
-// exception.
+// What broke: Linux with `noapic` never looks at the PICs here. The serial port's interrupt came as vector 4, an
+// overflow exception.
 TEST_F(X86StateTest, GuestThatNeverSetUpThePicsIsNotInterruptedByThem) {
     Code code{0x66, 0xba, 0xfc, 0x03, 0xb0, 0x0b, 0xee, // mov $0x3fc, %dx; mov $0x0b, %al; out: interrupts go out
               0x66, 0xba, 0xf9, 0x03, 0xb0, 0x02, 0xee, // mov $0x3f9, %dx; mov $2, %al; out: one at once

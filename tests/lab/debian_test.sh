@@ -41,7 +41,7 @@ for kernel in "$@"; do
     failed=$((failed + $(grep -c '^FAIL' "$work/told")))
     check "its file system is clean" e2fsck -fn "$work/disk.img"
     debugfs -R "dump /root/written $work/written" "$work/disk.img" 2>/dev/null
-    # The console of a kernel ends its lines with CR LF.
+    # A kernel's console ends its lines with CR LF.
     check "what it wrote is on the disk" grep -q "^WRITTEN $(md5sum <"$work/written" | cut -d' ' -f1) " "$work/console"
 done
 echo "$passed passed, $failed failed"

@@ -1,8 +1,9 @@
-// What checks of devices need that busybox has not: vsock in the guest, its unix sockets and a terminal outside of it.
-// A program for both sides; statically linked, because it goes into the guest's initramfs, too.
+// Functions that checks of devices need and busybox lacks: vsock in the guest, its unix sockets and a terminal outside
+// of it.
+// One program for both sides. It is linked statically, because it also goes into the guest's initramfs.
 //
 //   device_tool vsock-echo PORT              in the guest: echoes every connection until its other end is closed
-//   device_tool vsock-say PORT TEXT          in the guest: connects to the host, says TEXT, prints what comes back
+// device_tool vsock-say PORT TEXT          in the guest: connects to the host, sends TEXT, prints the answer
 //   device_tool vsock-hold PORT              in the guest: connects to the host, says HELD, and RESET when that
 //                                            connection is gone; then again
 //   device_tool unix-ask PATH PORT BYTES N   outside: N connections at once to the guest's port, which echo BYTES each
@@ -202,7 +203,7 @@ int unix_ask(const char* path, const std::string& port, std::size_t bytes, unsig
             std::printf("connection %zu: %zu of %zu bytes, or others\n", i, there, bytes);
             return 1;
         }
-        if (!read_to_end(connection).empty()) { // The guest closes when we do.
+        if (!read_to_end(connection).empty()) { // The guest closes after us.
             std::puts("more than was said");
             return 1;
         }

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# The lab's Intel machine: Bochs emulates it, with VMX and extended page tables (EPT). Sourced by lab, which sets lab_dir; the
-# variables are those of run.sh, which calls the functions. npt.sh is the same for the AMD machine.
+# The lab's Intel machine: Bochs emulates it, with VMX and extended page tables (EPT). lab sources this file, and sets lab_dir.
+# run.sh calls the functions, and the variables are those of run.sh. npt.sh is the same for the AMD machine.
 # shellcheck disable=SC2034,SC2154
 
 readonly lab_option=' --ept' default_memory=1G
 readonly vendor_module=kvm_intel paging=ept modules_archive=ept_modules.cpio emulator=bochs
 readonly most_processors=4 most_memory_mib=2048
-# Transparent huge pages are off below that.
+# With less memory the kernel switches transparent huge pages off.
 readonly least_memory_mib=512
 
 check_machine_options() {
@@ -16,7 +16,7 @@ check_machine_options() {
     ((${cpus:-1} <= most_processors)) || refuse "--cpus: the EPT lab has at most $most_processors, not $cpus"
     ((memory_mib <= most_memory_mib)) || refuse "--memory: the EPT lab has at most ${most_memory_mib}M, not $memory"
     ((memory_mib >= least_memory_mib)) || refuse "--memory: the EPT lab needs ${least_memory_mib}M, not $memory"
-    # One is as fast as Bochs is: it emulates all processors in one thread.
+    # One processor is as fast as several: Bochs emulates all processors in one thread.
     : "${cpus:=1}"
     [ -z "$eptad" ] || parameters+=("eptad=$eptad")
 }
@@ -25,15 +25,15 @@ prepare_machine() {
     local port
     # A boot takes half a minute, and twice that with more than one processor.
     usual_boot_limit=$((180 + 120 * (cpus - 1)))
-    # Bochs would start again after a reboot, but a triple fault ends it.
+    # After an ordinary reboot Bochs would start the machine again, but a triple fault ends Bochs.
     kernel_options+=(reboot=t nowatchdog init_on_alloc=0 audit=0 random.trust_cpu=on)
-    # Half of a boot is the kernel testing its ciphers, and gathering jitter, which is not there.
+    # Half of the boot time would be spent on tests of ciphers, and on gathering jitter, which this machine does not have.
     kernel_options+=(cryptomgr.notests=1 initcall_blacklist=jent_mod_init)
-    # Else a waiting processor sleeps in MWAIT, which Bochs does not wake as a halted one.
+    # Without idle=halt, a waiting processor sleeps in MWAIT, and Bochs does not wake it as it wakes a halted one.
     ((cpus == 1)) || kernel_options+=(idle=halt)
     make_boot_image
-    # A halted processor counts as so many instructions (quantum) when it is its turn, and a running one as those it runs on
-    # end, some five: then both have the same time.
+    # In its turn a halted processor counts `quantum` instructions, and a running one counts those that it runs in one go, about
+    # five. With quantum=5 both have the same time.
     cat >"$run_dir/bochsrc" <<SETTINGS
 display_library: nogui
 cpu: model=corei7_haswell_4770, count=$cpus, quantum=5, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1
@@ -52,7 +52,7 @@ info: action=ignore
 debug: action=ignore
 com1: enabled=1, mode=file, dev=console
 SETTINGS
-    # The ports' numbers are known to init_ept.sh.
+    # init_ept.sh knows the numbers of the ports.
     for port in 1 2 4; do
         echo "com$((port == 4 ? 4 : port + 1)): enabled=1, mode=file, dev=port$port"
     done >>"$run_dir/bochsrc"
@@ -78,13 +78,13 @@ make_boot_image() {
 }
 
 show_machine_log() {
-    # Linux asks for these with each tick of its timer.
+    # Linux reads these registers with each tick of its timer.
     sed -i '/RDMSR: Unknown register 0xe[78]$/d' "$run_dir/log"
     show_tail log "the last Bochs logged"
     show_tail emulator "the last Bochs said"
 }
 
-# The files that were asked for, as a tar on standard output.
+# Writes the files named by --get to standard output, as a tar.
 files_of_machine() { sed -n 's/^files //p' "$run_dir/port4" | base64 -d | gzip -dc; }
 
 # Bochs logs each EPT violation, with its tick (the number of the instruction, and the machine's time stamp counter), the

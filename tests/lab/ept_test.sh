@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Intel's EPT in the lab (lab --ept): what vmm claims about the second level is held against two witnesses, KVM's counts and the
-# EPT violations that the emulated processor logs. The runs are in ept_checks, several for each boot. VMM names the binary to
+# Intel's EPT in the lab (lab --ept): compares vmm's claims about the second level with two witnesses, KVM's counts and the EPT
+# violations that the emulated processor logs. The runs are in ept_checks, several for each boot. VMM names the binary to
 # test; without it the newest build is taken.
 #
-# ept_test.sh [PART]...    parts: all of them where none is named
+# ept_test.sh [PART]...    parts: all of them if none is named
 # ept_test.sh --parts      lists them
 
 set -uo pipefail
@@ -35,7 +35,7 @@ in_lab() {
     status=$?
 }
 
-# checks LAB-OPTION... -- GROUP...: counts the lines that ept_checks prints, and those of the witness that hold.
+# checks LAB-OPTION... -- GROUP...: counts the lines that ept_checks prints, and the WITNESS lines that match the log.
 checks() {
     local options=() name before guest run=0 seen
     while [[ $1 != -- ]]; do
@@ -64,12 +64,12 @@ checks() {
     check "the lab counted as many runs as there were" [ "$(grep -c '^lab: EPT violations' "$work/err")" -eq "$run" ]
 }
 
-# violations_of RUN STAGE CPU: how many there were.
+# violations_of RUN STAGE CPU: prints how many violations there were.
 violations_of() { awk -v run="$1" -v stage="$2" -v cpu="$3" '$4 == run && $5 == stage && $2 == cpu' "$work/violations" | wc -l; }
 
 part_guest() {
     checks --hugepages-2m 40 -- guest
-    # Without a prefault the guest's first touch of a page is its only one: no address of RAM comes twice.
+    # Without a prefault only the guest's first touch of a page is a violation: no address of RAM is logged twice.
     check "no page is missed twice" [ -z "$(awk '$5 == "guest" { print $4, substr($3, 1, 11) }' "$work/violations" |
         sort | uniq -d | head -n 1)" ]
 }
@@ -84,7 +84,7 @@ part_smp() {
     done
 }
 
-# The lab itself: what `lab --help` promises of --ept.
+# The lab itself: the promises of `lab --help` about --ept.
 part_lab() {
     # shellcheck disable=SC2016 # The lab's shell expands it.
     in_lab --memory 512M --kvm pml=0 --get "/tmp/bytes:$work/bytes" -- sh -c '

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# lab fetch: unpacks what the lab needs from the distribution's packages. Sourced by lab, which
+# lab fetch: unpacks what the lab needs from the distribution's packages. lab sources this file. lab
 # sets here, repository, lab_dir and the defaults.
 # shellcheck disable=SC2154
 #
@@ -9,14 +9,14 @@
 #                     files, in /guest)
 #   kernel/6.12       a link to the newest of that series when it was fetched
 #   busybox/          busybox.cpio (/bin), a part of initramfs, too
-#   qemu/             root/ (QEMU and every library it needs), thread (what -accel tcg,thread= it stands)
-#   bochs/            bochs, and root/ (its firmware, and what makes a disk that it starts from); fetch_bochs.sh makes it
+#   qemu/             root/ (QEMU and every library it needs), thread (the value of -accel tcg,thread= that works)
+#   bochs/            bochs, and root/ (its firmware, and the tools that make its boot disk); fetch_bochs.sh makes it
 
 readonly npt_modules=(kvm_amd tun bridge virtio_pci virtio_console virtio_blk crc32c_generic ext4)
 readonly ept_modules=(kvm_intel tun)
 readonly guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng virtio_console virtio_balloon virtio_mem
     vmw_vsock_virtio_transport crc32c_generic ext4)
-# Older ones race in multi-threaded emulation while the kernel patches its text, and crash it.
+# Older versions have a race in multi-threaded emulation while the kernel patches its text. It crashes the kernel.
 readonly least_qemu_for_threads=9
 
 lab_fetch() {
@@ -37,7 +37,7 @@ lab_fetch() {
     exec 9>"$lab_dir/lock"
     flock -n 9 || { say "waiting for another fetch"; flock 9; }
     fetched "${kernels[@]}" && return
-    # Under the lock, so what an interrupted fetch left behind can go.
+    # We hold the lock, so the remains of an interrupted fetch can be removed.
     fetching=$lab_dir/fetching
     rm -rf "$fetching"
     trap 'rm -rf "$fetching"' EXIT
@@ -62,9 +62,9 @@ fetched() { # KERNEL...
     [ -e "$lab_dir/busybox" ] && [ -e "$lab_dir/$emulator" ]
 }
 
-# Everything apt reads and writes here is private: the machine's lists, caches and database
-# stay as they are, no root is needed, and what happens to be installed changes nothing.
-# The machine's sources, proxies and keys are used.
+# All files that apt reads and writes here are private. So the machine's lists, caches and database
+# stay as they are, apt needs no root, and the installed packages change nothing. apt uses the
+# machine's sources, proxies and keys.
 prepare_apt() {
     local list parts apt=$fetching/apt
     mkdir -p "$apt"/{lists,archives}/partial "$apt/sources"
@@ -72,8 +72,8 @@ prepare_apt() {
     eval "$(apt-config shell list Dir::Etc::sourcelist/f parts Dir::Etc::sourceparts/d)"
     find "$parts" -maxdepth 1 \( -name '*.list' -o -name '*.sources' \) -exec cp {} "$apt/sources/" \;
     [ ! -e "$list" ] || cp "$list" "$apt/sources/"
-    # apt's own download user cannot write in the build tree. The hooks are for the machine's
-    # caches (container images empty them so).
+    # apt's own download user cannot write in the build tree. The hooks would act on the machine's
+    # caches: container images empty their caches with them.
     cat >"$apt/apt.conf" <<CONFIG
 Dir::State "$apt";
 Dir::State::lists "$apt/lists";
@@ -139,7 +139,7 @@ fetch_kernel() { # VERSION OPTIONAL-VERSION
         say "fetching $package $version"
         unpack "$fetching/kernel-root" "$package"
         if [ -e "$directory" ]; then
-            # It was fetched when the lab did not need these modules yet.
+            # The kernel was fetched by an older version of the lab, which did not need these modules.
             "make_${paging}_modules" "$fetching/$modules_archive"
             mv "$fetching/$modules_archive" "$directory/"
         else
@@ -176,7 +176,7 @@ make_npt_modules() { # FILE
     make_cpio "$fetching/parts/npt" >"$1"
 }
 
-# Without their type information (BTF): reading that is a quarter of what loading kvm costs the Intel machine.
+# The modules lose their type information (BTF): reading it takes a quarter of the time for loading kvm on the Intel machine.
 make_ept_modules() { # FILE
     local modules=$fetching/parts/ept/lab/modules module
     mkdir -p "$modules"
@@ -191,7 +191,7 @@ make_ept_modules() { # FILE
 newest_kernel_package() { # VERSION: prints "VERSION PACKAGE"; fails if there is none
     local names
     names=$(apt_cache pkgnames linux-image- | grep -E '^linux-image-[0-9].*cloud-amd64$') || return
-    # Those that depend on another linux-image are metapackages.
+    # Packages that depend on another linux-image are metapackages.
     # shellcheck disable=SC2086
     apt_cache show --no-all-versions $names | awk -v wanted="$1" '
         function flush() {
@@ -234,15 +234,15 @@ extract_vmlinux() { # BZIMAGE ELF
         *) die "cannot tell how the kernel in $1 is compressed: it begins with $magic" ;;
     esac
     require_tools "${decompress[0]}"
-    # The last four bytes are the size of the contents. For gzip they are its own trailer, too.
+    # The last four bytes are the size of the contents. With gzip they also belong to its own trailer.
     size=$(little_endian "$1" $((offset + length - 4)) 4)
     [ "${decompress[0]}" = gzip ] || length=$((length - 4))
     slice "$1" "$offset" "$length" | "${decompress[@]}" >"$2" || die "cannot decompress the kernel in $1"
     [ "$(stat -c %s "$2")" = "$size" ] || die "the kernel in $1 decompresses to another size than its header says"
 }
 
-# Copies the modules, and those they need, as NAME.ko, and writes what to load for each, in
-# order, as NAME.order. What this kernel has built in has neither.
+# Copies the modules, and those they need, as NAME.ko. Writes the list of modules to load for each,
+# in order, as NAME.order. A module that this kernel has built in has neither.
 extract_modules() { # PACKAGE-ROOT DIRECTORY MODULE...
     local -A files=()
     local file name
@@ -257,7 +257,7 @@ extract_modules() { # PACKAGE-ROOT DIRECTORY MODULE...
     done
 }
 
-# Uses extract_modules' files.
+# Uses the files of extract_modules.
 module_order() { # NAME DIRECTORY
     local need needs
     [ -n "${files[$1]-}" ] || return 0
@@ -303,7 +303,7 @@ new_enough() { # VERSION
     [[ ${upstream%%.*} =~ ^[0-9]+$ ]] && ((${upstream%%.*} >= least_qemu_for_threads))
 }
 
-# Downloads packages and all that they depend on: what is installed here does not count.
+# Downloads packages and all their dependencies, even if they are installed on this machine.
 unpack_with_libraries() { # DIRECTORY APT-OPTION... PACKAGE...
     local package
     rm -f "$fetching"/apt/archives/*.deb
@@ -328,17 +328,17 @@ add_backports() {
     fi
 }
 
-# Prints the suite of this distribution's main archive, and the entry of the private sources that it is configured in.
+# Prints the suite of this distribution's main archive, and the entry of the private sources that configures it.
 main_suite() {
     local codename
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
-    # The dollar signs are apt's.
+    # The dollar signs are for apt.
     # shellcheck disable=SC2016
     apt-get -c "$fetching/apt/apt.conf" indextargets --format '$(RELEASE) $(SOURCESENTRY)' \
         'Created-By: Packages' "Codename: $codename" 'Component: main' | grep -m 1 .
 }
 
-# Adds another suite to the private sources. Its entry is a copy of the one of this distribution's main suite.
+# Adds another suite to the private sources. Its entry is a copy of the entry of this distribution's main suite.
 add_suite() { # SUITE deb|deb-src
     local release entry source
     read -r release entry < <(main_suite) || return 1
@@ -358,8 +358,8 @@ add_suite() { # SUITE deb|deb-src
 
 remove_suite() { rm -f "$fetching/apt/sources/lab-$1".*; } # SUITE
 
-# Sets the array own_loader to the command that runs a program unpacked in this directory with the libraries there, which
-# alone it is made for.
+# Sets the array own_loader to the command that runs a program unpacked in this directory. The program uses the libraries of
+# the same directory, because it is made only for those.
 own_loader() { # DIRECTORY
     local libraries=lib/x86_64-linux-gnu
     own_loader=(

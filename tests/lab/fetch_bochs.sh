@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the EPT lab needs beside the kernels: Bochs, built from the distribution's source package, its firmware, and what makes
-# a disk that it starts from. Sourced by lab; the functions that it calls are fetch.sh's.
+# Fetches what the EPT lab needs beside the kernels: Bochs, built from the distribution's source package, its firmware, and the
+# tools that make its boot disk. lab sources this file; it calls functions of fetch.sh.
 # shellcheck disable=SC2154
 
-# The version that is_mended mends, and the suite that has it.
+# The version for which mend_bochs() is written, and the suite that has it.
 readonly bochs_version=3.0 bochs_suite=trixie
 
 readonly bochs_options=(--with-nogui --without-x --enable-vmx=2 --enable-smp --enable-x86-64 --enable-cpu-level=6 --enable-avx
@@ -25,7 +25,7 @@ fetch_bochs() {
         die "cannot build Bochs $bochs_version"
     }
     cp "$source/bochs" "$fetching/bochs/bochs"
-    # Not grep -q: it would end before Bochs has said everything, and so end Bochs.
+    # No grep -q: it would end before Bochs has written all its output, and so end Bochs.
     "$fetching/bochs/bochs" --help cpu 2>&1 | grep corei7_haswell_4770 >/dev/null || die "the Bochs that was built does not start here"
     mv "$fetching/bochs" "$lab_dir/bochs"
     rm -r "$source"
@@ -46,16 +46,17 @@ fetch_bochs_source() { # DIRECTORY
     tar -C "$1" --strip-components=1 -xf "$fetching"/tarball/bochs_*.orig.tar.* || die "cannot unpack the source of bochs $version"
 }
 
-# The source package's version of a configured suite, or nothing.
+# Prints the version of the source package in a configured suite, or nothing.
 bochs_source_version() {
     { apt_cache showsrc bochs 2>/dev/null || true; } | sed -n "s/^Version: \(${bochs_version}[^0-9.].*\)/\1/p" | sort -V | tail -n 1
 }
 
-# Mends what keeps KVM from running there:
+# Mends the errors that keep KVM from running in Bochs:
 # - At VM entry Bochs 3.0 decides whether the interrupt flag masks interrupts before it notes that a guest runs. So a guest that
 #   runs with interrupts disabled is never interrupted, not even by the host's timer.
-# - It wants the posted-interrupt descriptor on a page of its own, where 64 bytes are the rule (Intel SDM, volume 3, checks on VM-execution control fields).
-# - Its loop over the processors keeps variables in registers, which a longjmp leaves with old values.
+# - It wants the posted-interrupt descriptor to be aligned to a page. The rule is 64 bytes (Intel SDM, volume 3, checks on
+#   VM-execution control fields).
+# - Its loop over the processors keeps variables in registers, and a longjmp gives those registers old values.
 mend_bochs() { # DIRECTORY
     replace_once "$1/cpu/vmx.cc" 's/^  BX_CPU_THIS_PTR in_vmx_guest = true;$/&\n  handleInterruptMaskChange();/'
     replace_once "$1/cpu/vmx.cc" \
@@ -64,7 +65,7 @@ mend_bochs() { # DIRECTORY
     replace_once "$1/main.cc" 's/^ *bool run = true;/volatile &/'
 }
 
-# Applies the command of sed to the one place it is for.
+# Applies the sed command to the file, and fails unless exactly one place changes.
 replace_once() { # FILE COMMAND
     cp "$1" "$1.before"
     sed -i "$2" "$1"

@@ -1,39 +1,39 @@
 # shellcheck shell=sh
-# What snapshot_fio and migration_fio have in common: a Debian system (fio_guest is its PID 1) that is busy on each of its devices,
-# in the lab, and whether it goes on. Sourced by both, in the lab and outside of it.
+# What snapshot_fio and migration_fio have in common: a Debian system in the lab (fio_guest is its PID 1) that is busy on each of
+# its devices, and the checks that it goes on. Both scripts source this file, in the lab and outside of it.
 # shellcheck disable=SC2034,SC2154,SC3045
 
 now() { cut -d . -f 1 /proc/uptime; }
 since() { echo $(($(now) - $1)); } # A TIME: in seconds
 
-# eventually COMMAND...: waits until it succeeds. Fails after fifteen minutes (only what hangs takes so long), or if the vmm
-# of the round ends.
+# eventually COMMAND...: waits until the command succeeds. Fails after fifteen minutes (only something that hangs takes so
+# long), or if the vmm of the round ends.
 eventually() {
     tries=0
     until "$@"; do
         if [ $tries -ge 1800 ] || ! kill -0 "$pid" 2>/dev/null || crashed; then return 1; fi
         tries=$((tries + 1))
-        usleep 500000 # More often would take much of the lab's time: each look is some processes.
+        usleep 500000 # Looking more often would take much of the lab's time: each look starts some processes.
     done
 }
 
-# crashed: whether the guest's kernel has said that something is wrong.
+# crashed: true if the guest's kernel has printed an error.
 crashed() {
     grep -q 'Kernel panic\|BUG:\|Oops\|general protection\|rcu.*detected\|soft lockup\|blocked for more than\|I/O error' "$at.ttyS0" "$at.hvc0"
 }
 
-# said TERMINAL PATTERN [TIMES]: whether the guest has said that since it was restored.
+# said TERMINAL PATTERN [TIMES]: true if the guest has printed that since it was restored.
 said() { [ "$(grep -c "$2" "$at.$1" 2>/dev/null)" -ge "${3-1}" ]; }
 
-# fio_reads LINE: how many blocks fio has verified, by the first (1) or last ($) line about it since the restore.
+# fio_reads LINE: prints how many blocks fio had verified in the first (1) or last ($) line about it since the restore.
 fio_reads() { sed -n 's/^FIO \([0-9]*\) .*/\1/p' "$at.ttyS0" | sed -n "$1p"; }
 has_verified() { [ "$(fio_reads '$')" -ge "$1" ]; } # BLOCKS
 
-# typed TERMINAL LINE: types it at the terminal of the round.
+# typed LINE: types it at the terminal of the round.
 typed() { echo "$*" >"$at.keyboard"; }
 
-# start NAME TERMINAL ARGUMENT...: a vmm with that terminal on its standard input and output, and the other one in a file.
-# Leaves pid, and what its files are called: $at.ttyS0, $at.hvc0 and others.
+# start NAME TERMINAL ARGUMENT...: starts a vmm with that terminal on its standard input and output, and the other terminal in
+# a file. Leaves pid, and the prefix $at of its files: $at.ttyS0, $at.hvc0 and others.
 start() {
     at=/tmp/rounds/$1 terminal=$2
     shift 2
@@ -53,7 +53,7 @@ start() {
 statistics() { vmm ctl "$at.api" statistics 2>/dev/null; }
 faults() { statistics | awk '/faults/ { sum += $NF } END { print sum + 0 }'; }
 
-# check WHAT COMMAND...: whether it comes to that; leaves why not.
+# check WHAT COMMAND...: waits until the command succeeds. If it does not, fails and sets why to WHAT.
 check() {
     what=$1
     shift
@@ -64,8 +64,8 @@ check() {
 
 asks() { timeout 900 device_tool unix-ask "$1" 1234 10000 3 >"$at.asked" 2>&1; }
 
-# iperf: whether a mebibyte goes to the guest while another one comes back. The server does not survive every end of a client;
-# then it takes a moment until the next one is there.
+# iperf: true if a mebibyte goes to the guest while another one comes back. The server may end when a client ends. Then it takes
+# a moment until the next server runs.
 iperf() {
     connects=0
     until timeout 900 chroot /image /usr/bin/iperf3 -c 10.9.0.2 -n 1M --bidir >"$at.iperf" 2>&1; do
@@ -75,10 +75,10 @@ iperf() {
     done
 }
 
-# reached WHAT: notes how many seconds after the begin of the round that was.
+# reached WHAT: notes how many seconds after the begin of the round this step was reached.
 reached() { stages="$stages, $1 $(since "$begin")"; }
 
-# works N VSOCK: whether everything goes on, and what is new works, in the guest that was just restored.
+# works N VSOCK: true if everything goes on in the guest that was just restored, and new connections and requests work.
 works() {
     why='' stages=''
     typed "check $1"
@@ -124,7 +124,7 @@ kill_guest() {
     return 0
 }
 
-# show: what there is to see of a guest that does not work.
+# show: prints everything that may explain why a guest does not work.
 show() {
     echo "--- $at: $why"
     if kill -0 "$pid" 2>/dev/null; then
@@ -145,35 +145,35 @@ show() {
     echo "---"
 }
 
-# prepare_lab: a disk, the image's programs in /image, and a flood of pings at the guest.
+# prepare_lab: makes a disk, puts the image's programs into /image, and starts a flood of pings at the guest.
 prepare_lab() {
     mkdir -p /tmp/rounds /image
     dd if=/dev/zero of=/tmp/disk bs=1M count=16 2>/dev/null
     mount -t ext4 -o ro /dev/vda /image && mount -o bind /dev /image/dev && mount -t proc proc /image/proc &&
         mount -t tmpfs tmpfs /image/tmp || exit
-    # Each stays when the vmm that has it is killed.
+    # Each tap stays when the vmm that uses it is killed.
     for n in 0 1; do chroot /image /bin/ip tuntap add dev tap$n mode tap vnet_hdr || exit; done
     while :; do ping -q -i 0.1 -s 1000 -c 1000 -W 1 10.9.0.2 >/dev/null 2>&1; usleep 100000; done &
 }
 
-# answer_vsock SOCKET...: says to each connection of the guest's to port 78 of these what it said.
+# answer_vsock SOCKET...: echoes each connection that the guest makes to port 78 of these sockets.
 answer_vsock() {
     for socket in "$@"; do
         while :; do rm -f "${socket}_78"; device_tool unix-answer "${socket}_78" 1000000 2>/dev/null; done &
     done
 }
 
-# boot_guest VSOCK ARGUMENT...: the guest, with tap0, that socket and these arguments; ends all if it does not work.
+# boot_guest VSOCK ARGUMENT...: boots the guest with tap0, that socket and these arguments. Ends the script if it does not work.
 boot_guest() {
     begin=$(now) vsock=$1
     shift
     modules=virtio_mmio,virtio_pci,virtio_console,virtio_blk,virtio_net,virtio_rng,vmw_vsock_virtio_transport,crc32c_generic,ext4
-    # On a busy machine a processor of the guest may not run for half a minute. What hangs for good is found by `eventually`.
+    # On a busy machine a processor of the guest may not run for half a minute. `eventually` finds a guest that hangs for good.
     patience="rcupdate.rcu_cpu_stall_timeout=300 watchdog_thresh=60"
     start boot ttyS0 --transport "${transport-pci}" -m 256M -c 4 --page-size=4K --prefault=all --rng --disk /dev/vda,ro --disk /tmp/disk --net tap=tap0 \
         --vsock "$vsock" "$@" --initrd /guest/initrd /guest/vmlinuz \
         --cmdline "loglevel=5 $patience modules=$modules root_disk=/dev/vda root_init=/root/fio_guest"
-    # What is typed before that is lost: the kernel empties the serial port when it finds it.
+    # Input that is typed before that is lost: the kernel empties the serial port when it finds it.
     if ! check "the guest does not start" said ttyS0 '^GUEST STARTED' || ! works 0 "$vsock"; then
         show
         echo "FAIL the guest boots: $why"
@@ -184,9 +184,8 @@ boot_guest() {
 
 # --- Outside of it ----------------------------------------------------------------------------------------------------
 
-# start_lab SCRIPT ROUNDS PART...: the script of that name in the lab, with the word "inside" and the others. lab_options are
-# words for `lab run`; VMM_TRANSPORT is how the
-# guest reaches its devices.
+# start_lab SCRIPT ROUNDS PART...: runs the script of that name in the lab, with the word "inside" and the other words.
+# lab_options are words for `lab run`; VMM_TRANSPORT says how the guest reaches its devices.
 start_lab() {
     script=$1
     shift

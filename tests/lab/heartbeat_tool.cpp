@@ -1,11 +1,11 @@
-// A heartbeat of Linux: CLOCK_MONOTONIC is looked at a thousand times a second, and when this ends it says how late
-// that was, and whether the clock ever went back. It is statically linked, because it goes into the guest's initramfs.
+// A heartbeat of Linux. It reads CLOCK_MONOTONIC a thousand times a second. At its end it prints how late the reads
+// were, and whether the clock ever went back. It is linked statically, because it goes into the guest's initramfs.
 //
 //   heartbeat_tool [SECONDS]    ends after SECONDS of that clock (default: never), or by SIGTERM, SIGINT or SIGHUP
 //
 // Its first line is `heartbeat begins`, its last one:
 //   heartbeat beats=10000 late_p50_us=61.43 late_p99_us=98.30 late_max_us=412.88 backward=0
-// SIGUSR1 has it print that line at once, and count anew. It exits with 0, or with 1 if the clock went back.
+// At SIGUSR1 it prints that line at once, and counts anew. It exits with 0, or with 1 if the clock went back.
 #include <time.h> // NOLINT(modernize-deprecated-headers): clock_nanosleep() is POSIX's.
 #include <unistd.h>
 

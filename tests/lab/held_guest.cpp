@@ -1,11 +1,11 @@
-// Runs the built-in guest and waits between its steps, so that somebody outside can count what each step cost: the host
-// of the machine that this runs on, if that is a guest itself (tests/lab/nested_checks).
+// Runs the built-in guest, and waits between its steps. So somebody outside can count the cost of each step: the host
+// of the machine that this runs on, if that machine is itself a guest (tests/lab/nested_checks).
 //
 //   held_guest METHOD PAGE-SIZE MIB PASSES [OPTION]...    METHOD as --prefault-method takes it, or none; OPTIONS of the
 //   guest
 //
-// It says "HELD filled ...", "HELD ended ..." and "HELD gone ...", and goes on after each of the first two when it has
-// read a line. What the guest says comes between them.
+// It prints "HELD filled ...", "HELD ended ..." and "HELD gone ...". After each of the first two it waits for a line of
+// input. The guest's output is between them.
 #include <array>
 #include <chrono>
 #include <cstdlib>

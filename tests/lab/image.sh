@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# lab image: a Debian system on a disk, made from the distribution's packages. Sourced by lab, which sets here,
+# lab image: makes a disk with a Debian system from the distribution's packages. lab sources this file, and sets here,
 # lab_dir and the defaults.
 # shellcheck disable=SC2154
 #
-# It says "GUEST STATE <what systemctl is-system-running says>" on the serial console, runs /root/task if there is one,
-# says "GUEST EXIT <status>" and powers off.
+# The system prints "GUEST STATE <answer of systemctl is-system-running>" on the serial console, runs /root/task if it exists,
+# prints "GUEST EXIT <status>" and powers off.
 
 readonly image_packages=systemd-sysv,udev,dbus,e2fsprogs,kmod,iproute2,procps,fio,iperf3,pciutils,stress-ng
 readonly image_mib=1200
@@ -13,7 +13,7 @@ lab_image() {
     [ $# -eq 0 ] || refuse "lab image: unknown option '$1'"
     value_only
     local image sources
-    # Another list of packages is another image.
+    # A different list of packages gives a different image.
     image=$lab_dir/debian-$(cksum <<<"$image_packages" | cut -d ' ' -f 1).img
     if [ -e "$image" ]; then
         echo "$image" >&"$value"
@@ -56,7 +56,7 @@ set_up_image() { # ROOT
     echo lab-guest >"$root/etc/hostname"
     echo '/dev/vda / ext4 defaults 0 1' >"$root/etc/fstab"
     : >"$root/etc/machine-id"
-    # A task writes to the console: no getty is to be in its way, and nothing is to be looked for on the network.
+    # The task writes to the console, so no getty may use the console. The system must not look for anything on the network.
     ln -sf /dev/null "$root/etc/systemd/system/serial-getty@.service"
     ln -sf /dev/null "$root/etc/systemd/system/getty@.service"
     ln -sf /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"

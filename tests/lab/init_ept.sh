@@ -1,11 +1,11 @@
 # shellcheck shell=sh
-# The part of lab_init that is the Intel machine's alone. Its ports are serial ports, of which there are four: one is the
-# console, and there is none for files, which go through the port of the lines.
+# The part of lab_init for the Intel machine only. Its ports are the four serial ports, and one of them is the console. So there
+# is no port for files: they go through the port of the lines.
 # shellcheck disable=SC2034,SC2154
 
 vendor=kvm_intel
 
-# Sets the ports' names. They stay at the fastest rate, and change nothing of what goes through.
+# Sets the ports' names. The ports run at the fastest rate, and change no byte that goes through them.
 open_ports() {
     port1=/dev/ttyS1 port2=/dev/ttyS2 port4=/dev/ttyS3
     for port in "$port1" "$port2" "$port4"; do
@@ -15,8 +15,8 @@ open_ports() {
 
 command_cpus() { echo "0-$((cpus - 1))"; }
 
-# vmm's threads of vCPUs are named when it hands over to the guest, and end with the guest. The kernel notes both, with the
-# time stamp counter, which is the number that Bochs' log has.
+# vmm names its vCPU threads when it hands over to the guest, and they end with the guest. The kernel records both events with
+# the time stamp counter. Bochs' log has the same numbers.
 watch_guests() {
     mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
     trace=/sys/kernel/tracing/instances/lab

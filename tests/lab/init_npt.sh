@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# The part of lab_init that is the AMD machine's alone: its ports are virtio-serial's.
+# The part of lab_init for the AMD machine only: its ports are virtio-serial ports.
 # shellcheck disable=SC2034,SC2154
 
 vendor=kvm_amd
@@ -20,7 +20,7 @@ open_ports() {
     port1=${port}1 port2=${port}2 port3=${port}3 port4=${port}4
 }
 
-# Without processor 0; npt.sh says why.
+# Processor 0 is left out; npt.sh says why.
 command_cpus() { echo "1-$cpus"; }
 
 watch_guests() { :; }

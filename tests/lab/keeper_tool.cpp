@@ -1,4 +1,4 @@
-// What checks of the keeper need that `vmm` and busybox have not.
+// Functions that checks of the keeper need and that `vmm` and busybox lack.
 //
 //   keeper_tool merge COMMAND...     runs COMMAND with all its memory for KSM to merge (PR_SET_MEMORY_MERGE)
 //   keeper_tool run COMMANDS REPORT MIB KERNEL INITRD CMDLINE
@@ -58,7 +58,7 @@ int run_kept(std::span<char* const> words) {
     static_cast<void>(machine.prefault());
     std::atomic<bool> over{false};
     std::thread switcher([&machine, &over, path = std::string(words[0])] {
-        std::fstream commands(path, std::ios::in | std::ios::out); // Both, so that there never is an end.
+        std::fstream commands(path, std::ios::in | std::ios::out); // both ends, so that there never is an end of file
         for (std::string line; std::getline(commands, line) && !over;) {
             machine.log_dirty_pages(line == "on");
             std::cerr << "log " + line + "\n" << std::flush;

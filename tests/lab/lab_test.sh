@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests the lab itself: boots it a few times and checks what `lab --help` promises.
+# Tests the lab itself: boots it a few times and checks the promises of `lab --help`.
 
 set -uo pipefail
 export LC_ALL=C
@@ -8,7 +8,7 @@ umask 022
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/lab_test.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-# Runs of lab keep their folders here, so that what they leave behind shows.
+# Runs of lab keep their folders here, so that the test sees what they leave behind.
 mkdir "$work/tmp"
 passed=0 failed=0
 
@@ -27,12 +27,12 @@ lab() { # ARGUMENT...: leaves out, err and status
     status=$?
 }
 
-start_lab() { # ARGUMENT...: as lab, beside what follows; leaves lab, its process
+start_lab() { # ARGUMENT...: starts lab in the background; leaves its process in lab
     TMPDIR=$work/tmp "$here/lab" "$@" >"$work/out" 2>"$work/err" </dev/null &
     lab=$!
 }
 
-# eventually COMMAND...: waits until it succeeds. Fails after ten minutes: only what hangs takes so long.
+# eventually COMMAND...: waits until the command succeeds. Fails after ten minutes: only something that hangs takes so long.
 eventually() {
     local tries
     for ((tries = 0; tries < 6000; tries++)); do
@@ -66,7 +66,7 @@ says() { # FILE PATTERN
 
 reported() { says "$work/report" "^$1\$"; }
 
-refused() { # ARGUMENT...: with status 2 and one line
+refused() { # ARGUMENT...: lab refuses them with status 2 and one line
     lab "$@"
     status_is 2 && [ "$(wc -l <"$work/err")" -eq 1 ] && [ ! -s "$work/out" ]
 }
@@ -207,7 +207,7 @@ lab run --timeout 1 -- sleep 100000
 check "timeout ends with 124" status_is 124
 check "timeout is explained" says "$work/err" 'time was up after 1 s'
 
-# Time is up when the lab's timer ends: we end it as soon as there is output, so that nothing depends on how soon that is.
+# Time is up when the lab's timer ends. We end the timer as soon as there is output, so the test does not depend on speed.
 start_lab run --timeout 86399 -- sh -c 'echo before; sleep 100000'
 eventually has_said before
 kill "$(pgrep -P "$lab" -f '^sleep 86399$')"
@@ -216,7 +216,7 @@ status=$?
 check "timeout after output ends with 124" status_is 124
 check "output before the timeout arrives" equal "$work/out" before
 
-# A kernel module's list of others that is a pipe which nobody writes to: the lab's init waits for ever.
+# The list of modules that a module needs is replaced by a pipe without a writer: the lab's init waits for ever.
 hanging=$work/hanging
 mkdir -p "$hanging/kernel/6.12" "$work/modules/lab/modules"
 real=$(realpath "${VMM_LAB_DIR:-$here/../../build/lab}")

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# lab run: boots the lab and runs one command in it. Sourced by lab, which sets here, repository,
+# lab run: boots the lab and runs one command in it. lab sources this file, and sets here, repository,
 # lab_dir and the defaults.
 # shellcheck disable=SC2034,SC2154
 
@@ -25,7 +25,7 @@ end_run() {
     [ -z "$run_dir" ] || rm -rf "$run_dir"
 }
 
-# Without bash's notes on what was killed.
+# Hides bash's messages about killed processes.
 wait_quietly() { { wait; } 2>/dev/null || true; }
 
 parse_run_options() {
@@ -78,7 +78,7 @@ parse_run_options() {
     : "${cpus:=$default_cpus}"
 }
 
-# Adds NAME=VALUE,... to the parameters. Whether the kernel has them is seen when there is a kernel.
+# Adds NAME=VALUE,... to the parameters. deal_parameters() checks later that the kernel has them.
 check_parameters() { # LIST
     local parameter list
     IFS=, read -r -a list <<<"$1"
@@ -89,8 +89,8 @@ check_parameters() { # LIST
     done
 }
 
-# Finds which module has each parameter. Sets kvm_options and vendor_options, what the two modules are loaded with, and
-# wanted, what the lab's init finds in /sys/module or refuses to run.
+# Finds which module has each parameter. Sets kvm_options and vendor_options, the parameters of the two modules. Sets wanted,
+# the values that must be in /sys/module: otherwise the lab's init refuses to run.
 deal_parameters() {
     local parameter name
     local -A value=([$paging]=Y [tdp_mmu]=Y) module=([$paging]=$vendor_module [tdp_mmu]=kvm)
@@ -109,7 +109,7 @@ deal_parameters() {
         [[ $name != "$paging" || ${value[$name]} == [Yy1] ]] || unset 'value[tdp_mmu]'
     done
     for name in "${!value[@]}"; do
-        # Of the others the kernel shows what it makes of them, as for "auto".
+        # For other values, like "auto", the kernel shows the value that it has chosen instead.
         [[ ${value[$name]} == [YyNn01] ]] || continue
         wanted+=" ${module[$name]}/$name=${value[$name]}"
     done
@@ -167,7 +167,7 @@ require_lab() {
     done
 }
 
-# The lab's root file system is several cpio archives one after the other, those made by fetch
+# The lab's root file system is several cpio archives one after the other: those made by fetch
 # and this run's own. None is compressed: decompressing in emulation costs more than reading.
 build_initramfs() {
     local root=$run_dir/root option i
@@ -176,7 +176,7 @@ build_initramfs() {
     echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
     echo 'root:x:0:' >"$root/etc/group"
     echo '127.0.0.1 localhost lab' >"$root/etc/hosts"
-    ln -s /bin/busybox "$root/usr/bin/env" # Many a script's first line names it.
+    ln -s /bin/busybox "$root/usr/bin/env" # Many scripts name it in their first line.
     install "$here/lab_init" "$root/init"
     install -m 644 "$here/init_$paging.sh" "$root/lab/machine"
     settings >"$root/lab/settings"
@@ -228,7 +228,7 @@ newest_vmm() {
 
 is_elf() { [ "$(head -c 4 "$1" | tr -d '\0')" = $'\x7fELF' ]; }
 
-add_file() { # FILE ROOT PATH: and, for a dynamically linked ELF file, its libraries
+add_file() { # FILE ROOT PATH: adds the file and, for a dynamically linked ELF file, its libraries
     local library
     mkdir -p "$(dirname "$2$3")"
     cp --remove-destination -L --preserve=mode -- "$1" "$2$3"
@@ -243,8 +243,8 @@ add_file() { # FILE ROOT PATH: and, for a dynamically linked ELF file, its libra
 
 boot() {
     local failed_boots=0
-    # Emulation's TSC is good, even when a busy host makes it look bad. The kernel's check of the timer wants ten interrupts
-    # within so many turns of a loop, and panics on a busy host.
+    # The emulated TSC is reliable, even if it looks unreliable on a busy host. The kernel's check of the timer wants ten
+    # interrupts within a fixed number of turns of a loop; on a busy host it fails and the kernel panics.
     kernel_options=("console=ttyS0,115200" panic=-1 quiet oops=panic mitigations=off tsc=reliable no_timer_check)
     ((hugepages_1g == 0)) || kernel_options+=(hugepagesz=1G "hugepages=$hugepages_1g")
     prepare_machine
@@ -256,22 +256,22 @@ boot() {
     done
 }
 
-# By how much longer everything takes because of what else this machine does now: at least 1.
+# Prints the factor by which everything takes longer because of this machine's other load: at least 1.
 busyness() {
     local load
     read -r load _ </proc/loadavg
     echo $((1 + ${load%.*} / $(nproc)))
 }
 
-# Starts the emulator and waits for its end, or until time is up. Fails if its kernel has not come to the command within
-# boot_limit (on a busy machine as much longer), or has ended before: in emulation a processor loses a timer interrupt at
-# times, and waits for ever, or stumbles over an instruction that another one is just changing.
+# Starts the emulator and waits for its end, or until time is up. Fails if its kernel has not reached the command within
+# boot_limit (times busyness() on a busy machine), or has ended before that. In emulation a processor at times loses a timer
+# interrupt and waits for ever, or fails at an instruction that another processor is just changing.
 start_machine() {
     local port machine timer boot_timer ended
     for port in 1 2 3 4; do
         : >"$run_dir/port$port"
     done
-    # If lab is killed outright, nothing of it lives on; the copying ends with the machine.
+    # If lab is killed by SIGKILL, the emulator and the timers end, too. The copying ends with the machine.
     (cd "$run_dir" && exec setpriv --pdeathsig KILL "${machine_command[@]}" </dev/null >emulator 2>&1) &
     machine=$!
     processes+=("$machine")
@@ -295,7 +295,7 @@ start_machine() {
             break
         fi
         waited=$((waited + boot_limit))
-        # Who says how long it may take is taken at their word.
+        # A limit that the user has set is not extended.
         if [ -n "${VMM_LAB_BOOT_LIMIT-}" ] || ((waited >= boot_limit * $(busyness))); then
             break
         fi
@@ -312,7 +312,7 @@ start_machine() {
 # Ends lab with the command's exit status, or says why there is none.
 report() {
     local outcome
-    # The emulator makes it when there is something in it.
+    # The emulator makes the console file only when there is output.
     [ -z "$console_copy" ] || cat "$run_dir/console" >"$console_copy" 2>/dev/null || true
     outcome=$(tail -n 1 "$run_dir/port4")
     case $outcome in
@@ -351,6 +351,6 @@ fetch_files() { # STATUS
             missing=yes
         fi
     done
-    # A command that failed says more than the file that it did not write.
+    # If the command failed, its status matters more than a file that it did not write.
     [ -z "$missing" ] || [ "$1" != 0 ] || exit "$exit_lab_failed"
 }

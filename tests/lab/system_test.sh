@@ -2,14 +2,14 @@
 # Whole systems in the lab: stock kernels boot under vmm on memory that is populated to the last page. The checks
 # themselves are in system_checks, which runs inside. VMM names the binary to test; without it the newest build is taken.
 #
-# system_test.sh [PART]...     parts: all of them where none is named
+# system_test.sh [PART]...     parts: all of them if none is named
 # system_test.sh --parts       lists those that are tests of ctest
 # system_test.sh --figures     no test: prints how long things take there, for scripts/benchmark --lab
 
 set -uo pipefail
 export LC_ALL=C
 umask 022
-# With VMM_LAB_ROUNDS=50, what is done a few times is done so often: hot-plug, and memory that grows and shrinks.
+# With VMM_LAB_ROUNDS=50, checks with a few rounds have so many: hot-plug, and memory that grows and shrinks.
 readonly rounds=${VMM_LAB_ROUNDS-}
 readonly usual=(linux options guest virtio nodes memory large devices kernel emulated effort nested kept snapshot migration cgroups pci growth)
 readonly parts=("${usual[@]}" mmio)
@@ -79,7 +79,8 @@ part_kept() { checks --memory 3G --numa 2 --file "$keeper_tool:/bin/keeper_tool"
 part_snapshot() { checks --memory 3G --hugepages-2m 128 -- snapshot; }
 part_migration() { checks --memory 3G --hugepages-2m 96 --file "$tool:/bin/device_tool" -- migration queues_move; }
 part_cgroups() { checks --memory 2G --hugepages-2m 80 -- cgroups; }
-# What is shown elsewhere on the PCI bus. ctest leaves it out for its time; unit and kvm tests have both transports.
+# Repeats with MMIO what other parts check on the PCI bus. ctest leaves it out to save time; unit and kvm tests use both
+# transports.
 part_mmio() { transport=mmio checks --memory 3G --hugepages-2m 128 -- disks net snapshot; }
 # Both stock kernels, on the PCI bus.
 part_pci() {
@@ -101,7 +102,7 @@ part_devices() {
     in_lab --timeout 3600 --file "$here/device_checks:/bin/device_checks" --file "$tool:/bin/device_tool" \
         --file "$(type -P passt):/bin/passt" -- device_checks
 }
-# Of a lab that has just booted there are three: that is what a host is like that starts a guest.
+# Three labs that have just booted: a host that starts a guest is in that state.
 print_figures() {
     for _ in 1 2 3; do
         checks --memory 3G -- figures_first_fill

@@ -1,4 +1,4 @@
-// What scripts/benchmark measures against: MADV_POPULATE_WRITE from several threads and one munmap(), and nothing else.
+// The program that scripts/benchmark compares with: MADV_POPULATE_WRITE from several threads and one munmap().
 //
 // bare_populate BYTES 4K|thp|2M THREADS [mlock]: prints how many seconds each of the two took. With "mlock" memory is
 // locked between them.
@@ -36,7 +36,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// A mapping of `bytes` and of a huge page more before them, so that they begin where a huge page can.
+/// A mapping of `bytes`, with a huge page more before it, so that it begins at a boundary of huge pages.
 std::byte* map(std::uint64_t bytes, std::string_view page_size) {
     const bool from_pool = page_size == "2M";
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (from_pool ? MAP_HUGETLB | MAP_HUGE_2MB : MAP_NORESERVE);

@@ -22,7 +22,7 @@ namespace vmm::testing {
 /// A connection to a control socket. Threads: one.
 class RawClient {
   public:
-    /// Connects, as soon as the other side takes it.
+    /// Connects as soon as the other side listens.
     explicit RawClient(const std::string& path) : socket_(make_unix_socket(SOCK_STREAM)) {
         is_connected_ = eventually([&] { return connect_unix_socket(socket_.get(), path) == 0; });
     }
@@ -40,7 +40,7 @@ class RawClient {
             }
         }
     }
-    /// Sends `bytes`, which the other side takes at once, and descriptors along with them: at most 253 (unix(7)).
+    /// Sends `bytes`, which the other side takes at once, together with descriptors: at most 253 (unix(7)).
     void send_with(std::string_view bytes, const std::vector<int>& descriptors) const {
         std::string text(bytes);
         iovec piece{text.data(), text.size()};
@@ -57,7 +57,7 @@ class RawClient {
         std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size() * sizeof(int));
         static_cast<void>(::sendmsg(socket_.get(), &message, MSG_NOSIGNAL));
     }
-    /// Says that no more is sent.
+    /// Closes the sending direction.
     void finish() const { ::shutdown(socket_.get(), SHUT_WR); }
     void close() { socket_.reset(); }
 
@@ -70,7 +70,7 @@ class RawClient {
         }
         return true;
     }
-    /// Reads until the other side closes, and returns all that came.
+    /// Reads until the other side closes, and returns everything that came.
     const std::string& read_all() {
         while (read_some()) {
         }
@@ -78,12 +78,12 @@ class RawClient {
     }
     /// All that has been read.
     [[nodiscard]] const std::string& text() const { return text_; }
-    /// Whether the other side has closed by now; reads nothing.
+    /// True if the other side has closed already; reads nothing.
     [[nodiscard]] bool has_hung_up() const {
         pollfd one{socket_.get(), 0, 0};
         return ::poll(&one, 1, 0) > 0 && (one.revents & POLLHUP) != 0;
     }
-    /// Whether the other side has closed, now or soon.
+    /// Waits until the other side closes; true if it does.
     [[nodiscard]] bool is_closed() {
         read_all();
         return is_closed_;

@@ -1,4 +1,4 @@
-// A virtio device of the tests' own: it answers each request with what the request holds.
+// A virtio device for the tests: it answers each request with the content of the request.
 #pragma once
 
 #include <sys/epoll.h>
@@ -22,8 +22,8 @@
 
 namespace vmm::devices::testing {
 
-/// Copies what is readable in a request to what is writable in it, for two queues of 256 and 8 entries. Its work with
-/// the host can be made to take as long as a test likes: hold() and release().
+/// Copies the readable part of a request to its writable part, for two queues of 256 and 8 entries. A test can make its
+/// work with the host take as long as it likes: hold() and release().
 ///
 /// Threads: those of virtio::Device; release() any.
 class EchoDevice final : public virtio::Device {
@@ -53,9 +53,9 @@ class EchoDevice final : public virtio::Device {
 
     // --- For the test -----------------------------------------------------------------------------------------------
 
-    /// From now on requests are taken and not answered.
+    /// From now on requests are taken, but not answered.
     void hold() noexcept { holds_ = true; }
-    /// Lets the device answer those, in its next turn, and all that come then at once.
+    /// Lets the device answer those requests, in its next turn, and answer later ones at once.
     void release() {
         const std::uint64_t one = 1;
         [[maybe_unused]] const auto written = ::write(release_.get(), &one, sizeof(one));
@@ -174,7 +174,7 @@ class EchoDevice final : public virtio::Device {
         ++answered_;
     }
 
-    /// What is beyond that of one request is not echoed: 4 GiB take long.
+    /// At most so many bytes of a request are echoed: 4 GiB take long.
     static constexpr std::uint64_t kMostBytes = 1 << 20;
 
     virtio::Identity identity_;

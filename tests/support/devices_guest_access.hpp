@@ -1,4 +1,4 @@
-// How a guest's instructions look to a device: `outb`, `inb`, and whatever a hostile guest does instead.
+// The accesses of a guest's instructions to a device: `outb`, `inb`, and anything that a hostile guest does instead.
 #pragma once
 
 #include <array>
@@ -22,8 +22,8 @@ inline void outb(Device& device, std::uint64_t offset, unsigned value) {
     device.write(offset, data);
 }
 
-/// A guest that reads and writes at random: every offset around the device and some far off, every width from 0 to 8.
-/// The same seed does the same.
+/// A guest that reads and writes at random: every offset around the device and some far away, every width from 0 to 8.
+/// The same seed gives the same accesses.
 class HostileGuest {
   public:
     explicit HostileGuest(std::uint64_t seed) : random_(seed) {}

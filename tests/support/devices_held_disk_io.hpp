@@ -1,4 +1,4 @@
-// A disk's I/O that goes nowhere: a test sees each operation, and says when it comes back, and how.
+// A disk's I/O without a host: a test sees each operation, and decides when and how it completes.
 #pragma once
 
 #include <sys/eventfd.h>
@@ -28,7 +28,7 @@ class HeldDiskIo final : public DiskIo {
 
     // --- The test's side ---
 
-    /// Those that have not come back, in the order in which they were begun.
+    /// The operations in flight, in the order in which they were begun.
     [[nodiscard]] const std::deque<Operation>& held() const { return held_; }
     [[nodiscard]] std::uint64_t held_bytes() const {
         std::uint64_t bytes = 0;
@@ -40,7 +40,7 @@ class HeldDiskIo final : public DiskIo {
     [[nodiscard]] std::uint64_t begun() const { return begun_; } ///< since it was made
     [[nodiscard]] std::uint64_t largest() const { return largest_; }
 
-    /// Lets the first one of `kind` come back, with all that was asked for or with `error`. False if there is none.
+    /// Completes the first operation of `kind`, with all requested bytes or with `error`. False if there is none.
     bool release(Kind kind, int error = 0) {
         const auto found =
             std::find_if(held_.begin(), held_.end(), [kind](const Operation& each) { return each.kind == kind; });
@@ -84,7 +84,7 @@ class HeldDiskIo final : public DiskIo {
         }
         return count;
     }
-    void abandon() override {} // All of it has begun.
+    void abandon() override {} // all of it has begun
 
   private:
     static std::uint64_t bytes_of(std::span<const iovec> pieces) {

@@ -11,7 +11,7 @@
 
 namespace vmm::devices::testing {
 
-/// One attack under way: a device that was started, and its rig.
+/// One attack in progress: a started device, and its rig.
 class Attack {
   public:
     Attack(VirtioRig& rig, const HostileTarget& target) : rig_(rig), target_(target) {
@@ -47,7 +47,7 @@ class Attack {
         }
         send_head(0);
     }
-    /// Sends a chain of one descriptor, for a table of these entries that says it has `bytes`.
+    /// Sends a chain of one descriptor, for a table of these entries; the descriptor says that the table has `bytes`.
     void send_table_of_bytes(std::uint32_t bytes, const std::vector<RawDescriptor>& entries,
                              std::uint16_t flags = kDescriptorIndirect) {
         for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -62,12 +62,12 @@ class Attack {
         queue().publish(head);
         ring();
     }
-    /// The doorbell, wanted or not; and the device has time for it.
+    /// Rings the doorbell, wanted or not, and gives the device time to work.
     void ring() {
         registers().ring(queue_index());
         rig_.settle();
     }
-    /// Publishes a request that has nothing wrong with it.
+    /// Publishes a correct request.
     void send_well_formed() {
         if (target_.request) {
             target_.request(rig_);
@@ -114,7 +114,7 @@ void negotiate(Attack& a, std::uint64_t without = 0) {
     ASSERT_TRUE(a.registers().negotiate(a.registers().device_features() & ~without));
 }
 
-/// Tries a geometry for the attacked queue; expects that it is refused.
+/// Tries a geometry for the attacked queue, and expects that it is refused.
 void expect_no_queue(Attack& a, const virtio::QueueGeometry& geometry) {
     EXPECT_FALSE(a.registers().enable_queue(a.queue_index(), geometry))
         << geometry.size << " " << to_string(geometry.descriptors);
@@ -135,7 +135,7 @@ void access_at_width(Attack& a, std::size_t width, std::uint64_t step) {
     std::vector<std::byte> data(width);
     for (std::uint64_t offset = 0; offset < reg::kConfig; offset += step) {
         if (width == 4 && offset % 4 == 0) {
-            continue; // That is how it is meant.
+            continue; // the intended use
         }
         a.rig().transport().read(offset, data);
         for (const unsigned value : {0x00U, 0x01U, 0x80U, 0xffU}) {
@@ -145,7 +145,7 @@ void access_at_width(Attack& a, std::size_t width, std::uint64_t step) {
     }
 }
 
-/// Requests that the device has taken but perhaps not finished, and their doorbell.
+/// Publishes requests that the device may have taken but not finished, and rings their doorbell.
 void put_in_flight(Attack& a, unsigned count) {
     for (unsigned i = 0; i < count && a.queue().free_descriptors() >= 8; ++i) {
         a.send_well_formed();
@@ -235,7 +235,7 @@ const std::vector<HostileCase>& hostile_cases() {
          }},
         {"ChainOfMoreThanFourGigabytes", Outcome::kNeedsReset,
          [](Attack& a) {
-             // Less than that where the queue is short: an address is wild then.
+             // If the queue is short, one address is wild, so less is accepted.
              const std::uint32_t length = 16 * 1024 * 1024;
              std::vector<Buffer> buffers(a.queue().size(), Buffer{GuestAddress{0}, length});
              buffers.back() = {GuestAddress{a.end_of_ram() - 1}, 2};
@@ -489,7 +489,7 @@ const std::vector<HostileCase>& hostile_cases() {
                      virtio::QueueGeometry geometry = a.queue().geometry();
                      geometry.size = static_cast<std::uint16_t>(a.registers().queue_size_max(a.queue_index()));
                      geometry.*part = GuestAddress{address};
-                     if (geometry.size > 4) { // In 16 bytes there is room for the rings of the smallest ones.
+                     if (geometry.size > 4) { // 16 bytes have room for the smallest rings.
                          expect_no_queue(a, geometry);
                      }
                  }

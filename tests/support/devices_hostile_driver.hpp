@@ -1,4 +1,4 @@
-// A virtio driver that breaks every rule there is, a rule at a time, for tests of the devices.
+// A virtio driver that breaks every rule, one at a time, for tests of the devices.
 //
 // For a device of any type:
 //
@@ -11,8 +11,8 @@
 //     }
 //     INSTANTIATE_TEST_SUITE_P(Every, BlockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 //
-// Each case starts a fresh device, does its worst, and expects: what its `outcome` says; memory that no request named
-// untouched; and that a reset makes the device as good as new.
+// Each case starts a fresh device and attacks it. It expects the case's `outcome`, that memory which no request named
+// is untouched, and that a reset makes the device work like a new one.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -28,21 +28,21 @@
 
 namespace vmm::devices::testing {
 
-/// The device that is attacked.
+/// The attacked device.
 struct HostileTarget {
     std::function<std::unique_ptr<virtio::Device>()> make;
-    /// The queue that is attacked.
+    /// The attacked queue.
     std::uint16_t queue = 0;
-    /// Whether the device looks at that queue when its doorbell rings. A queue that is only looked at when the host has
-    /// something for it may hide what is wrong in it.
+    /// True if the device looks at that queue when its doorbell rings. If the device looks at a queue only when the
+    /// host has data for it, errors in the queue may stay hidden.
     bool looks_at_once = true;
-    /// Publishes one well-formed request in that queue, without a doorbell. Without it: 64 bytes to read, 64 to write.
+    /// Publishes one correct request in that queue, without a doorbell. If it is empty: 64 bytes to read, 64 to write.
     std::function<void(VirtioRig&)> request;
-    /// Whether the device does what it is for. It was just started.
+    /// True if the device does its work. It was just started.
     std::function<bool(VirtioRig&)> works;
 };
 
-/// What is to be seen of a device after an attack.
+/// The visible result of an attack on a device.
 enum class Outcome {
     kNeedsReset, ///< DEVICE_NEEDS_RESET, and a configuration change notification
     kGoesOn,     ///< it runs as if nothing had been
@@ -65,10 +65,10 @@ inline std::string hostile_case_name(const ::testing::TestParamInfo<HostileCase>
     return info.param.name;
 }
 
-/// Every rule. Names are those of tests.
+/// All rules. Their names are names of tests.
 const std::vector<HostileCase>& hostile_cases();
 
-/// Attacks a new device of `target`, once, and says through GoogleTest what is wrong.
+/// Attacks a new device of `target` once, and reports errors through GoogleTest.
 void run_hostile_case(const HostileCase& hostile_case, const HostileTarget& target);
 
 } // namespace vmm::devices::testing

@@ -33,7 +33,7 @@
 
 namespace vmm::devices::testing {
 
-/// A way to the interrupt controllers that counts its messages. Threads: any, at once.
+/// An interrupt path that counts its messages. Threads: any, at once.
 class RecordingMessage final : public pci::MessageLine {
   public:
     void prepare(pci::Message message) noexcept override {
@@ -43,7 +43,7 @@ class RecordingMessage final : public pci::MessageLine {
     }
     void raise() noexcept override { raised_.fetch_add(1); }
 
-    /// What was prepared last.
+    /// The message that was prepared last.
     [[nodiscard]] pci::Message message() const noexcept { return {address_.load(), data_.load()}; }
     [[nodiscard]] std::uint64_t preparations() const noexcept { return preparations_.load(); }
     /// Messages since the last call.
@@ -56,7 +56,7 @@ class RecordingMessage final : public pci::MessageLine {
     std::atomic<std::uint64_t> raised_ = 0;
 };
 
-/// An interrupt pin that says how it stands. Threads: any, at once.
+/// An interrupt pin that shows its level. Threads: any, at once.
 class RecordingPin final : public pci::PinLine {
   public:
     void set(bool up) noexcept override {
@@ -65,7 +65,7 @@ class RecordingPin final : public pci::PinLine {
     }
 
     [[nodiscard]] bool is_up() const noexcept { return up_.load(); }
-    /// How often it was told where to stand since the last call.
+    /// How often its level was set since the last call.
     std::uint64_t take_changes() noexcept { return changes_.exchange(0); }
 
   private:
@@ -73,7 +73,7 @@ class RecordingPin final : public pci::PinLine {
     std::atomic<std::uint64_t> changes_ = 0;
 };
 
-/// `count` lines, and the pointers to them that a function is made of.
+/// `count` lines, and the pointers to them for making a function.
 class RecordingMessages {
   public:
     explicit RecordingMessages(std::size_t count) : lines_(count) {
@@ -145,7 +145,7 @@ inline constexpr std::uint16_t kMsixFunctionMask = 1U << 14U;
 
 inline constexpr std::uint16_t kNoVector = 0xffff;
 
-/// A structure of virtio 1.2, 4.1.4, where its capability says that it is.
+/// A structure of virtio 1.2, 4.1.4, at the place that its capability names.
 struct PciStructure {
     std::uint8_t capability = 0; ///< the offset of that in configuration space
     std::uint8_t capability_bytes = 0;
@@ -154,7 +154,7 @@ struct PciStructure {
     std::uint32_t length = 0;
 };
 
-/// The driver's side of a function: its configuration space, what it finds there, and the registers.
+/// The driver's side of a function: its configuration space, its capabilities, and its registers.
 ///
 /// Threads: one for each driver; several drivers of one function at once.
 class PciDriver {
@@ -173,7 +173,7 @@ class PciDriver {
     void set_config(std::uint16_t offset, T value) {
         function_->write_config(offset, std::as_bytes(std::span(&value, 1)));
     }
-    /// The offsets of all capabilities, in the order of the list; at most 48, which is all that there is room for.
+    /// The offsets of all capabilities, in the order of the list; there is room for at most 48.
     std::vector<std::uint8_t> capabilities() {
         std::vector<std::uint8_t> found;
         if ((config<std::uint16_t>(header::kStatus) & header::kHasCapabilities) == 0) {
@@ -186,7 +186,7 @@ class PciDriver {
         }
         return found;
     }
-    /// 0 if there is none of that id.
+    /// The offset of the first capability of that id; 0 if there is none.
     std::uint8_t capability(std::uint8_t id) {
         for (const std::uint8_t at : capabilities()) {
             if (config<std::uint8_t>(at) == id) {
@@ -209,7 +209,7 @@ class PciDriver {
         return static_cast<std::uint16_t>(capability + offset);
     }
 
-    /// Sets the bit of the command register, or takes it away.
+    /// Sets or clears the bit of the command register.
     void become_master(bool master = true) {
         const auto others = static_cast<std::uint16_t>(config<std::uint16_t>(header::kCommand) & ~header::kMastersBus);
         set_config<std::uint16_t>(header::kCommand, master ? others | header::kMastersBus : others);
@@ -228,7 +228,7 @@ class PciDriver {
         function_->write(offset, std::as_bytes(std::span(&value, 1)));
     }
 
-    /// Finds the structures, and lets the function master the bus. False if one is missing.
+    /// Finds the structures, and lets the function master the bus. False if a structure is missing.
     bool probe() {
         become_master();
         constexpr std::uint8_t kTypes = 4;
@@ -287,7 +287,7 @@ class PciDriver {
         set_common<std::uint32_t>(common::kDriverFeatureSelect, 1);
         set_common<std::uint32_t>(common::kDriverFeature, static_cast<std::uint32_t>(features >> 32U));
     }
-    /// Up to FEATURES_OK. Returns whether the device has taken it.
+    /// Negotiates up to FEATURES_OK. True if the device has accepted the features.
     bool negotiate(std::uint64_t features) {
         set_status(virtio::kStatusAcknowledge);
         add_status(virtio::kStatusDriver);
@@ -309,13 +309,13 @@ class PciDriver {
         set_common<std::uint64_t>(common::kQueueDriverArea, to_integer(geometry.driver_area));
         set_common<std::uint64_t>(common::kQueueDeviceArea, to_integer(geometry.device_area));
     }
-    /// Returns whether the queue is enabled then.
+    /// True if the queue is enabled then.
     bool enable_queue(std::uint16_t queue, const virtio::QueueGeometry& geometry) {
         set_geometry(queue, geometry);
         set_common<std::uint16_t>(common::kQueueEnable, 1);
         return common<std::uint16_t>(common::kQueueEnable) == 1;
     }
-    /// Returns whether the device has taken the vector.
+    /// True if the device has accepted the vector.
     bool set_queue_vector(std::uint16_t queue, std::uint16_t vector) {
         select(queue);
         set_common<std::uint16_t>(common::kQueueVector, vector);
@@ -339,7 +339,7 @@ class PciDriver {
         write<std::uint32_t>(table_entry(vector) + 8U, message.data);
     }
     void mask(unsigned vector, bool masked) { write<std::uint32_t>(table_entry(vector) + 12U, masked ? 1 : 0); }
-    /// A message of its own for each vector, none masked, and MSI-X on.
+    /// Gives each vector a message of its own, unmasks them, and switches MSI-X on.
     void enable_msix() {
         for (unsigned vector = 0; vector < vectors_; ++vector) {
             set_message(vector, message_of(vector));
@@ -365,7 +365,7 @@ class PciDriver {
 
 using PciPump = DevicePump<virtio::PciTransport>;
 
-/// A device under test over PCI, with all that is around it.
+/// A device under test over PCI, with everything that it needs.
 ///
 /// Threads: one; the function any.
 class PciRig {
@@ -373,7 +373,7 @@ class PciRig {
     static constexpr std::uint64_t kMemoryBytes = 4 * kMiB;
     static constexpr GuestAddress kRegisters{0xe0000000};
 
-    /// `device` outlives it. `patience` as DevicePump has it.
+    /// `device` must outlive it. `patience` is as in DevicePump.
     explicit PciRig(virtio::Device& device, std::chrono::milliseconds patience = {})
         : messages_(virtio::PciTransport::vectors(device.identity())),
           pump_(std::make_unique<PciPump>(device, patience,
@@ -438,7 +438,7 @@ class PciRig {
         driver_.set_status(0);
         return pump_until([this] { return driver_.status() == 0; });
     }
-    /// Rings for queue `index`, if the device wants that.
+    /// Rings the doorbell of queue `index`, if the device wants that.
     void ring(std::uint16_t index) {
         if (queue(index).wants_doorbell()) {
             driver_.ring(index);
@@ -466,8 +466,8 @@ class PciRig {
         return used;
     }
 
-    /// Pauses the device, and has `device` go on in its place, with a transport that is made of the other one's state.
-    /// `device` outlives the rig. False if the old one does not come to rest.
+    /// Pauses the device, and lets `device` go on in its place, with a transport made from the state of the old
+    /// transport. `device` must outlive the rig. False if the old one does not come to rest.
     bool replace_device(virtio::Device& device) {
         if (!pump_->pause()) {
             return false;

@@ -1,4 +1,4 @@
-// A PCI function of the tests' own: memory behind its base address register, and a note of each access.
+// A PCI function for the tests: memory behind its base address register, and a list of all accesses.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 
 namespace vmm::devices::testing {
 
-/// Its registers hold what was written last, and `fill` at first. An access that the interface does not allow is
-/// counted: was_misused().
+/// Its registers hold the last written value, and `fill` at first. It counts accesses that the interface does not
+/// allow: was_misused().
 ///
 /// Threads: any, at once.
 class MemoryFunction final : public pci::Function {

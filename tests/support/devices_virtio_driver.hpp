@@ -1,7 +1,7 @@
 // A well-behaved small virtio driver, for tests of the devices.
 //
-// In most tests VirtioRig is all there is to know. It has guest memory, an interrupt line, a MmioTransport and a driver
-// for one device, and plays the device's thread, in the thread of the test:
+// Most tests need only VirtioRig. It has guest memory, an interrupt line, a MmioTransport and a driver for one device,
+// and acts as the device's thread, in the thread of the test:
 //
 //     Block block{...};                                      // any virtio::Device
 //     VirtioRig rig{block};
@@ -15,9 +15,9 @@
 //     EXPECT_EQ(used->id, head);
 //     EXPECT_EQ(rig.irq().take(), 1U);
 //
-// settle() pumps until nothing more happens at once; pump_until() until a condition holds. reset() resets the device by
-// its Status register and waits for that. rig.driver() has the single registers. What the device waits for (sources())
-// is polled, so that devices with real file descriptors work as they are.
+// settle() pumps until nothing more happens at once; pump_until() pumps until a condition holds. reset() resets the
+// device by its Status register and waits for the reset. rig.driver() gives access to single registers. The descriptors
+// that the device waits for (sources()) are polled, so devices with real file descriptors work unchanged.
 #pragma once
 
 #include <poll.h>
@@ -108,7 +108,7 @@ struct Used {
 inline constexpr bool kReadable = false;
 inline constexpr bool kWritable = true;
 
-/// A piece of a request, for the device to read or to write.
+/// A piece of a request, which the device reads or writes.
 struct Buffer {
     GuestAddress address{};
     std::uint32_t length = 0;
@@ -119,10 +119,10 @@ inline GuestAddress operator+(GuestAddress address, std::uint64_t bytes) {
     return GuestAddress{to_integer(address) + bytes};
 }
 
-/// The driver's side of one split virtqueue: the descriptor table at `base`, then the two rings, and what a driver
-/// keeps of its own. The raw accessors break any rule that is to be broken.
+/// The driver's side of one split virtqueue: the descriptor table at `base`, then the two rings, and the driver's own
+/// data. The raw accessors can break any rule.
 ///
-/// Threads: one; the device is another one, and both may run at once.
+/// Threads: one. The device may run on another thread at the same time.
 class DriverQueue {
   public:
     /// Bytes of guest memory that a queue of `size` entries takes.
@@ -130,7 +130,7 @@ class DriverQueue {
         return used_offset(size) + 6 + (8ULL * size) + 2;
     }
 
-    /// Zeroes the memory of the queue. `base` is aligned to 16; `memory` outlives it.
+    /// Zeroes the memory of the queue. `base` is aligned to 16; `memory` must outlive it.
     DriverQueue(const GuestMemory& memory, GuestAddress base, std::uint16_t size, bool event_idx = true)
         : memory_(&memory), base_(base), size_(size), event_idx_(event_idx), chains_(size) {
         const auto all = memory.at({base, bytes(size)});
@@ -149,7 +149,7 @@ class DriverQueue {
 
     // --- Requests ---------------------------------------------------------------------------------------------------
 
-    /// Puts a chain into free descriptors, of which there must be enough. Returns its head. Not yet published.
+    /// Puts a chain into free descriptors; there must be enough. Returns its head. It is not published yet.
     std::uint16_t make_chain(std::span<const Buffer> buffers) {
         assert(!buffers.empty() && buffers.size() <= free_.size());
         std::vector<std::uint16_t> indices;
@@ -201,7 +201,7 @@ class DriverQueue {
     }
     std::uint16_t add(std::initializer_list<Buffer> buffers) { return add(std::span(buffers.begin(), buffers.size())); }
 
-    /// The next request that the device has finished, its descriptors free again; or nothing.
+    /// The next request that the device has finished, with its descriptors free again; or nothing.
     std::optional<Used> take_used() {
         if (used_index() == next_used_) {
             return std::nullopt;
@@ -217,13 +217,13 @@ class DriverQueue {
 
     // --- Notifications ----------------------------------------------------------------------------------------------
 
-    /// Whether the device wants a doorbell for what was published since the last call (2.7.10.1).
+    /// True if the device wants a doorbell for the requests published since the last call (2.7.10.1).
     bool wants_doorbell() {
         const std::uint16_t before = std::exchange(rung_available_, next_available_);
         if (before == next_available_) {
             return false;
         }
-        // Stored once more, as a barrier: the index before the question.
+        // Stores the index once more, as a barrier: the index must be visible before the question is asked.
         half_word(available_offset(size_) + 2).store(next_available_);
         if (!event_idx_) {
             return (used_flags() & 1) == 0;
@@ -236,7 +236,7 @@ class DriverQueue {
         set_available_flags(0);
         set_used_event(next_used_);
     }
-    /// Asks for none: where EVENT_IDX was negotiated for the longest time possible.
+    /// Asks for no interrupt. With EVENT_IDX that holds for the longest possible time.
     void suppress_interrupts() {
         set_available_flags(event_idx_ ? 0 : 1);
         set_used_event(static_cast<std::uint16_t>(next_used_ - 1));
@@ -292,7 +292,7 @@ class DriverQueue {
         assert(stored);
     }
     [[nodiscard]] std::atomic_ref<std::uint16_t> half_word(std::uint64_t offset) const {
-        // In bounds: the constructor has seen that all of the queue is memory.
+        // In bounds: the constructor has checked that the whole queue is in memory.
         return std::atomic_ref(*reinterpret_cast<std::uint16_t*>(memory_->at({base_ + offset, 2})->data()));
     }
 
@@ -347,7 +347,7 @@ class RegisterDriver {
         write(reg::kDriverFeaturesSel, 0);
         write(reg::kDriverFeatures, static_cast<std::uint32_t>(features));
     }
-    /// Steps 2 to 6 of 3.1.1, for a device that is reset. Returns whether the device took `features`.
+    /// Steps 2 to 6 of 3.1.1, for a device that was reset. True if the device accepted `features`.
     bool negotiate(std::uint64_t features) {
         add_status(virtio::kStatusAcknowledge);
         add_status(virtio::kStatusDriver);
@@ -356,7 +356,7 @@ class RegisterDriver {
         return (status() & virtio::kStatusFeaturesOk) != 0;
     }
 
-    /// The largest queue `index` there may be; 0 if there is none.
+    /// The largest size of queue `index`; 0 if there is no such queue.
     std::uint32_t queue_size_max(std::uint32_t index) {
         write(reg::kQueueSel, index);
         return read(reg::kQueueSizeMax);
@@ -372,7 +372,7 @@ class RegisterDriver {
         write_address(reg::kQueueDriverLow, geometry.driver_area);
         write_address(reg::kQueueDeviceLow, geometry.device_area);
     }
-    /// Returns whether the queue is ready then.
+    /// True if the queue is ready then.
     bool enable_queue(std::uint32_t index, const virtio::QueueGeometry& geometry) {
         set_geometry(index, geometry);
         write(reg::kQueueReady, 1);
@@ -384,7 +384,7 @@ class RegisterDriver {
     }
     void ring(std::uint16_t index) { write(reg::kQueueNotify, index); }
 
-    /// What an interrupt handler does: reads InterruptStatus and acknowledges what it has read.
+    /// Acts as an interrupt handler: reads InterruptStatus and acknowledges the bits that it has read.
     std::uint32_t take_interrupts() {
         const std::uint32_t events = read(reg::kInterruptStatus);
         write(reg::kInterruptAck, events);
@@ -395,21 +395,21 @@ class RegisterDriver {
     devices::Device* registers_;
 };
 
-/// One device with its transport, and what the device's thread does for them, a turn at a time.
+/// One device with its transport, and the work of the device's thread for them, one turn at a time.
 ///
-/// Threads: the registers any; turn() and what else moves the device one.
+/// Threads: the registers any; turn() and other functions that move the device one.
 template <typename OfTransport>
 class DevicePump {
   public:
     using Hooks = virtio::Negotiation::Hooks;
 
-    /// `make` makes the transport, with the hooks that it is given. `device` outlives the pump, as does what the
-    /// transport is made of. `patience` is that of the hooks, for tests with two threads.
+    /// `make` makes the transport, with the hooks that it is given. `device` and everything that the transport uses
+    /// must outlive the pump. `patience` is for the hooks, for tests with two threads.
     template <typename Make>
     DevicePump(virtio::Device& device, std::chrono::milliseconds patience, Make make)
         : device_(device), transport_(make(hooks(patience))) {
         assert(wake_);
-        wake(); // There may be work for one that was made from a state.
+        wake(); // A device made from a state may have work already.
     }
     DevicePump(const DevicePump&) = delete;
     DevicePump(DevicePump&&) = delete;
@@ -429,8 +429,7 @@ class DevicePump {
 
     [[nodiscard]] OfTransport& transport() noexcept { return transport_; }
 
-    /// Does all that there is to do, once; if there is nothing, waits for it, at most `wait`. Returns whether there was
-    /// anything.
+    /// Does all pending work once. If there is none, waits for it, at most `wait`. True if there was work.
     bool turn(std::chrono::milliseconds wait = {}) {
         bool did = do_work();
         did = do_doorbells() || did;
@@ -442,7 +441,7 @@ class DevicePump {
         const std::uint64_t one = 1;
         [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof(one));
     }
-    /// Has the device pause. Returns whether it comes to rest.
+    /// Pauses the device. True if it comes to rest.
     bool pause() {
         device_.pause();
         const auto give_up = std::chrono::steady_clock::now() + vmm::testing::kPatience;
@@ -451,7 +450,7 @@ class DevicePump {
         }
         return device_.is_paused();
     }
-    /// All of the transport as a value; the device is paused.
+    /// The whole transport as a value; the device must be paused.
     [[nodiscard]] typename OfTransport::State state() const { return transport_.state(device_.queue_states()); }
     [[nodiscard]] virtio::Device& device() noexcept { return device_; }
     /// How often the device was activated.
@@ -578,12 +577,12 @@ class DevicePump {
 /// The same over MMIO.
 class VirtioPump final : public DevicePump<virtio::MmioTransport> {
   public:
-    /// `device`, `memory` and `irq` outlive it.
+    /// `device`, `memory` and `irq` must outlive it.
     VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq, std::chrono::milliseconds patience = {})
         : DevicePump(device, patience, [&](Hooks hooks) {
               return virtio::MmioTransport(device.identity(), memory, irq, std::move(hooks));
           }) {}
-    /// Goes on from `state`, which was that of another transport of such a device.
+    /// Goes on from `state`, the state of another transport of such a device.
     VirtioPump(virtio::Device& device, const GuestMemory& memory, IrqLine& irq,
                const virtio::MmioTransport::State& state)
         : DevicePump(device, {}, [&](Hooks hooks) {
@@ -591,7 +590,7 @@ class VirtioPump final : public DevicePump<virtio::MmioTransport> {
           }) {}
 };
 
-/// A device under test with all that is around it.
+/// A device under test with everything that it needs.
 ///
 /// Threads: one.
 class VirtioRig {
@@ -601,7 +600,7 @@ class VirtioRig {
         std::uint16_t largest_queue = 256;      ///< queues are no longer than this
     };
 
-    /// `device` outlives it.
+    /// `device` must outlive it.
     explicit VirtioRig(virtio::Device& device) : VirtioRig(device, Options{}) {}
     VirtioRig(virtio::Device& device, Options options)
         : options_(options), layout_{GuestRange{GuestAddress{0}, options.memory_bytes}},
@@ -623,7 +622,7 @@ class VirtioRig {
         return address;
     }
 
-    /// From reset to DRIVER_OK, with those of `features` that are offered and all queues; the device is activated then.
+    /// Goes from reset to DRIVER_OK, with the `features` that are offered and all queues. The device is activated then.
     /// False if the device refuses.
     bool start(std::uint64_t features = ~std::uint64_t{0}) {
         if (!reset()) {
@@ -643,19 +642,19 @@ class VirtioRig {
         settle();
         return is_alive();
     }
-    /// Resets the device by its Status register. False if that never ends.
+    /// Resets the device by its Status register. False if the reset never ends.
     bool reset() {
         driver_.write(reg::kStatus, 0);
         return pump_until([this] { return driver_.status() == 0; });
     }
-    /// Whether the device runs, and has not broken.
+    /// True if the device runs, and is not broken.
     bool is_alive() {
         return (driver_.status() & (virtio::kStatusDriverOk | virtio::kStatusNeedsReset)) == virtio::kStatusDriverOk;
     }
     bool needs_reset() { return (driver_.status() & virtio::kStatusNeedsReset) != 0; }
 
-    /// Pauses the device, and has the one that `make` makes of its state go on in its place, with a transport that is
-    /// made of the other one's. The driver and the memory remain. Returns the new device, which the rig owns; null if
+    /// Pauses the device, and lets the device that `make` makes of its state go on in its place, with a transport made
+    /// from the state of the old transport. Driver and memory stay. Returns the new device, which the rig owns; null if
     /// the old one does not come to rest.
     template <typename Make>
     auto replace_device(Make make) -> decltype(make(virtio::DeviceState{}).get()) {
@@ -672,15 +671,15 @@ class VirtioRig {
         return made;
     }
 
-    /// Rings for queue `index`, if the device wants that.
+    /// Rings the doorbell of queue `index`, if the device wants that.
     void ring(std::uint16_t index) {
         if (queue(index).wants_doorbell()) {
             driver_.ring(index);
         }
     }
 
-    /// Lets the device's side run until nothing is left to do at once. At most kMostTurns turns: a device that goes on
-    /// for ever is one that a test has to find by what it asks next.
+    /// Lets the device's side run until nothing is left to do at once. At most kMostTurns turns: a test must find a
+    /// device that never stops by its later checks.
     void settle() {
         constexpr int kMostTurns = 100'000;
         for (int turns = 0; turns < kMostTurns && pump_->turn(); ++turns) {
@@ -698,14 +697,14 @@ class VirtioRig {
         }
         return true;
     }
-    /// The next request that queue `index` got back; nothing if none comes.
+    /// The next request that comes back from queue `index`; nothing if none comes.
     std::optional<Used> wait_for_used(std::uint16_t index) {
         std::optional<Used> used;
         pump_until([&] { return (used = queue(index).take_used()).has_value(); });
         return used;
     }
 
-    /// Makes fresh queues in memory, without telling the device; start() does it. For tests that go their own way.
+    /// Makes new queues in memory, without telling the device; start() does that. For tests with a special start.
     void set_up_queues(bool event_idx = true) {
         queues_.clear();
         for (std::size_t index = 0; index < queue_count_; ++index) {

@@ -1,7 +1,7 @@
-// How fast a disk's I/O is, by io_uring and by threads. For scripts/benchmark --disk.
+// Measures the speed of a disk's I/O, by io_uring and by threads. For scripts/benchmark --disk.
 //
 // disk_speed FILE uring|threads cached|direct read|write BYTES DEPTH SECONDS: prints operations a second. Offsets are
-// random, multiples of BYTES; DEPTH operations are with the host all the time.
+// random, multiples of BYTES; DEPTH operations are always in flight with the host.
 
 #include <poll.h>
 #include <sys/uio.h>

@@ -1,9 +1,9 @@
-// A guest that writes to its first virtio disk for ever, and says on the serial port what is on stable storage: what it
-// has written is shown to be there when its vmm has been killed (tests/kvm/kill_test.cpp). It starts like the built-in
-// guest, and reads `first=N`, the number of its first write, from its command line.
+// A guest that writes to its first virtio disk for ever, and prints on the serial port which writes are on stable
+// storage. A test shows that they are there after its vmm has been killed (tests/kvm/kill_test.cpp). It starts like the
+// built-in guest, and reads `first=N`, the number of its first write, from its command line.
 //
-// Write number N fills the block of 4 KiB at place (N * kStep) modulo kPlaces with words that say so. Writes go in
-// batches, all of a batch at once, together with the flush of the batch before.
+// Write number N fills the block of 4 KiB at place (N * kStep) modulo kPlaces with words made from N. Writes go in
+// batches: all writes of a batch at once, together with the flush of the batch before.
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace {
 
 using namespace vmm::testing::disk_writer;
 
-// Virtio 1.2, 4.2.2: the registers, of the first device of vmm's.
+// Virtio 1.2, 4.2.2: the registers, at the address of vmm's first device.
 constexpr std::uint64_t kRegisters = 0xd0000000;
 constexpr std::uint64_t kDeviceId = kRegisters + 0x008;
 constexpr std::uint64_t kDriverFeatures = kRegisters + 0x020;
@@ -37,7 +37,7 @@ constexpr std::uint64_t kQueueDevice = kRegisters + 0x0a0;
 
 constexpr std::uint32_t kBlockDevice = 2;
 constexpr std::uint32_t kFeatureFlush = 1U << 9;
-constexpr std::uint32_t kFeatureVersion1 = 1; // Of the upper half.
+constexpr std::uint32_t kFeatureVersion1 = 1; // of the upper half
 constexpr std::uint32_t kWrite = 1;
 constexpr std::uint32_t kFlush = 4;
 constexpr std::uint16_t kNext = 1;
@@ -114,7 +114,7 @@ void start_device() noexcept {
     mmio_write<std::uint32_t>(kStatus, 15); // And DRIVER_OK.
 }
 
-/// Request `i` of the batch, of `bytes` at `data`, or of none. Its descriptors are those from 3 * i on.
+/// Request `i` of the batch, with `bytes` at `data`, or without data. It uses the descriptors from 3 * i on.
 void add(std::size_t i, std::uint32_t type, std::uint64_t sector, const void* data, std::uint32_t bytes) noexcept {
     const auto first = static_cast<std::uint16_t>(3 * i);
     headers[i] = {type, 0, sector};
@@ -141,7 +141,7 @@ void add_writes(std::uint64_t first) noexcept {
     }
 }
 
-/// Waits until all that was added has come back, and is well.
+/// Waits until all added requests have come back, and checks them.
 void finish(std::size_t begin, std::size_t end) noexcept {
     asm volatile("mfence" : : : "memory");
     mmio_write<std::uint32_t>(kQueueNotify, 0);
@@ -157,7 +157,7 @@ void finish(std::size_t begin, std::size_t end) noexcept {
 }
 
 std::uint64_t read_first(std::uint64_t start_info_address) noexcept {
-    const auto* const info = reinterpret_cast<const StartInfo*>(start_info_address); // The loader's; mapped to itself.
+    const auto* const info = reinterpret_cast<const StartInfo*>(start_info_address); // the loader's; mapped to itself
     std::string_view line(reinterpret_cast<const char*>(info->command_line_address));
     constexpr std::string_view kWord = "first=";
     const std::size_t at = line.find(kWord);

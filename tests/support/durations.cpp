@@ -1,5 +1,5 @@
-// For scripts/benchmark: how long some things take that should be soon over, each with the bound that is wanted, a line
-// "NAME | FIGURE | BOUND" for each. No test holds to these bounds, because a busy machine does not.
+// For scripts/benchmark: measures how long some short operations take, and prints each with its wanted bound, a line
+// "NAME | FIGURE | BOUND". No test checks these bounds, because it would fail on a busy machine.
 //
 // durations VMM RUNS
 
@@ -37,7 +37,7 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Measures `runs` times, and prints the median, the least and the most. The first run only warms.
+/// Measures `runs` times, and prints the median, the smallest and the largest value. The first run only warms up.
 void print(const std::string& name, const char* bound, int runs, const std::function<double()>& measure) {
     std::vector<double> seconds;
     for (int run = 0; run <= runs; ++run) {
@@ -58,7 +58,7 @@ double cpu_seconds() {
     return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-/// Processor time for a plan of 16 TiB on that many nodes.
+/// Processor time for a plan of 16 TiB on so many nodes.
 double time_of_plan(unsigned nodes) {
     constexpr std::uint64_t kAll = std::uint64_t{16} << 40;
     std::vector<prefault::PlacedRange> placed;
@@ -70,7 +70,7 @@ double time_of_plan(unsigned nodes) {
     return cpu_seconds() - start;
 }
 
-/// From the request to the return of run(), of a machine that has run for `time`.
+/// Time from the request to the return of run(), for a machine that has run for `time`.
 double time_to_stop(const kernels::Code& code, std::chrono::milliseconds time, bool background = false) {
     const TestKernel kernel(code);
     const testing::Pipe unread;
@@ -92,7 +92,7 @@ double time_to_stop(const kernels::Code& code, std::chrono::milliseconds time, b
     return seconds_since(requested);
 }
 
-/// From the request, at the first progress, to the return of a prefault by touch beside a guest.
+/// Time from the request, at the first progress, to the return of a prefault by touch while a guest runs.
 double time_to_end_of_prefault() {
     const TestKernel kernel(kernels::kSpin);
     Config config = kernel.config();
@@ -116,7 +116,7 @@ double time_to_end_of_prefault() {
     return seconds;
 }
 
-/// From SIGTERM, at a random moment before the guest runs or soon after, to the command's end.
+/// Time from SIGTERM, at a random moment before the guest runs or soon after, to the command's end.
 class StoppedCommand {
   public:
     explicit StoppedCommand(std::vector<std::string> options) : options_(std::move(options)) {

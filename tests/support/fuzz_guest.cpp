@@ -1,6 +1,5 @@
-// A guest that does what a fuzzer says: its initrd is a program of port, MMIO, memory and ring operations, which all of
-// its CPUs run at once, each from a place of its own (tests/fuzz/machine_targets.cpp). It starts like the built-in
-// guest.
+// A guest that a fuzzer drives. Its initrd is a program of port, MMIO, memory and ring operations. All of its CPUs run
+// the program at once, each from a different place (tests/fuzz/machine_targets.cpp). It starts like the built-in guest.
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -65,7 +64,7 @@ void write_address(std::uint64_t base, std::uint64_t offset, const volatile void
     write_register(base, offset + 4, static_cast<std::uint32_t>(address_of(what) >> 32U));
 }
 
-/// Begins with a device as a driver does (virtio 1.2, 3.1.1 and 4.2.2), with the features that `value` names.
+/// Starts a device as a driver does (virtio 1.2, 3.1.1 and 4.2.2), with the features in `value`.
 void start_device(std::uint64_t base, std::uint32_t value) noexcept {
     write_register(base, 0x070, 0);
     write_register(base, 0x070, 3);
@@ -167,7 +166,7 @@ void run(const Step& step) noexcept {
     }
 }
 
-/// Each CPU begins elsewhere, and comes by every step.
+/// Each CPU begins at a different step, and executes every step.
 void run_program(std::size_t cpu) noexcept {
     const std::size_t steps = program.size() / sizeof(Step);
     for (std::size_t i = 0; i < steps && i < kMostSteps; ++i) {
@@ -183,10 +182,10 @@ void run_program(std::size_t cpu) noexcept {
 extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::uint32_t /*given_tables*/) noexcept {
     serial::start();
     constexpr PhysicalMemory kMemory(kStaticMapEnd);
-    const auto* const info = reinterpret_cast<const StartInfo*>(std::uint64_t{start_info_address}); // the loader's
+    const auto* const info = reinterpret_cast<const StartInfo*>(std::uint64_t{start_info_address}); // from the loader
     acpi = read_acpi(kMemory, info->rsdp_address);
     if (info->module_count != 0) {
-        const auto* const module = reinterpret_cast<const Module*>(info->modules_address); // likewise
+        const auto* const module = reinterpret_cast<const Module*>(info->modules_address); // also from the loader
         program = kMemory.view(module->address, module->size);
     }
     std::array<std::uint32_t, kCpus - 1> others{};

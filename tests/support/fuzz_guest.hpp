@@ -1,4 +1,4 @@
-// The program that the guest of tests/support/fuzz_guest.cpp runs. For that guest and for who writes it.
+// The program of the guest in tests/support/fuzz_guest.cpp. For that guest and for the code that makes the program.
 #pragma once
 
 #include <array>
@@ -26,7 +26,7 @@ struct Step {
 };
 static_assert(sizeof(Step) == 8);
 
-/// Where devices have registers: virtio, what follows it, PCI's configuration, interrupt controllers.
+/// The places of devices' registers: virtio, the range after it, PCI's configuration, interrupt controllers.
 inline constexpr std::array<std::uint64_t, 5> kWindows{0xd0000000, 0xd0010000, 0xd0100000, 0xfec00000, 0xd1000000};
 
 } // namespace vmm::testing::fuzz_guest

@@ -1,4 +1,4 @@
-// Trying what changes a whole process, in a process of its own.
+// Runs actions that change a whole process, in a process of their own.
 #pragma once
 
 #include <linux/capability.h>
@@ -15,7 +15,7 @@
 
 namespace vmm::testing {
 
-/// Runs `action` in a forked child and returns the text it returns; "died" if the child did not come to its end.
+/// Runs `action` in a forked child and returns the text that it returns; "died" if the child crashed.
 template <typename Action>
 std::string in_child_process(Action action) {
     const Pipe result;

@@ -1,5 +1,4 @@
-// Whether the processor is emulated: then everything takes twenty times as long, and tests that repeat do so less
-// often.
+// Tells if the processor is emulated. Then everything takes twenty times as long, and tests make fewer repetitions.
 #pragma once
 
 #include <cpuid.h>
@@ -10,7 +9,7 @@
 
 namespace vmm::testing {
 
-/// Whether the processor is QEMU's emulation (the hypervisor's name: CPUID 0x40000000).
+/// True if QEMU emulates the processor (the hypervisor's name: CPUID 0x40000000).
 [[nodiscard]] inline bool is_emulated() {
     unsigned eax = 0;
     std::array<unsigned, 3> name{};

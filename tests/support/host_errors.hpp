@@ -1,4 +1,4 @@
-// What an action says when it fails.
+// The message of an action that fails.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace vmm::testing {
 
-/// What `action` throws as vmm::Error, or "" if it throws nothing.
+/// The message of the vmm::Error that `action` throws, or "" if it throws nothing.
 template <typename Action>
 std::string error_of(Action action) {
     try {

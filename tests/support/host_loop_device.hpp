@@ -1,4 +1,4 @@
-// A block device of the host's with the bytes of a file. Needs root, and loop devices.
+// A block device of the host with the bytes of a file. Needs root, and loop devices.
 #pragma once
 
 #include <fcntl.h>
@@ -14,17 +14,17 @@
 
 namespace vmm::testing {
 
-/// A block device with the bytes of a file, of sectors of `sector_bytes`, that can be written. It is so whatever the
-/// one who had the device before has left of it.
+/// A writable block device with the bytes of a file, with sectors of `sector_bytes`. The settings of the device's last
+/// user do not matter.
 class LoopDevice {
   public:
     explicit LoopDevice(const std::string& path, std::uint32_t sector_bytes = 512) {
         const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
         const UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-        for (int tries = 0; tries < kMostTries && !device_; ++tries) { // Another may take the same one.
+        for (int tries = 0; tries < kMostTries && !device_; ++tries) { // Another process may take the same device.
             const int number = control ? ::ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
             path_ = "/dev/loop" + std::to_string(number);
-            // Read-only is a property of the device, which outlives its files, and keeps it from being opened to write.
+            // Read-only is a property of the device. It outlives the device's file, and prevents opening for writing.
             const UniqueFd reader(number < 0 ? -1 : ::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
             const int read_only = 0;
             if (!reader || ::ioctl(reader.get(), BLKROSET, &read_only) != 0) {
@@ -52,7 +52,7 @@ class LoopDevice {
 
     [[nodiscard]] bool is_there() const { return static_cast<bool>(device_); }
     [[nodiscard]] const std::string& path() const { return path_; }
-    /// Whoever sets it takes it back.
+    /// The code that sets it also resets it.
     void set_read_only(bool read_only) const {
         const int value = read_only ? 1 : 0;
         ::ioctl(device_.get(), BLKROSET, &value);

@@ -1,4 +1,4 @@
-// A network of a test's own, with a loopback interface and nothing else.
+// A network for one test, with only a loopback interface.
 #pragma once
 
 #include <arpa/inet.h>
@@ -16,8 +16,8 @@
 
 namespace vmm::testing {
 
-/// This thread, and the processes that it starts, are in a network namespace of their own until the end. Ask why()
-/// first: it takes root.
+/// Until the end, this thread and the processes that it starts are in a network namespace of their own. Check why()
+/// first, because it needs root.
 class NetworkNamespace {
   public:
     NetworkNamespace() : before_(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)) {
@@ -41,12 +41,12 @@ class NetworkNamespace {
     NetworkNamespace(const NetworkNamespace&) = delete;
     NetworkNamespace& operator=(const NetworkNamespace&) = delete;
 
-    /// Empty if there is one.
+    /// Why there is no namespace; empty if there is one.
     [[nodiscard]] const std::string& why() const noexcept { return why_; }
 
-    /// Gives the host another address. `number` tells them apart.
+    /// Gives the host another address. Addresses differ by `number`.
     bool add_address(int number, const char* address) { return set(number, address, SIOCSIFADDR); }
-    /// Takes the address away again.
+    /// Removes the address again.
     bool remove_address(int number) {
         ifreq request{};
         std::strcpy(request.ifr_name, ("lo:" + std::to_string(number)).c_str());

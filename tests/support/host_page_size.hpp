@@ -1,4 +1,4 @@
-// The names of backings in the names of tests.
+// Names of page sizes in the names of tests.
 #pragma once
 
 #include <ostream>

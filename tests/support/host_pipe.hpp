@@ -1,4 +1,4 @@
-// Pipes and sockets, and what comes out of them.
+// Pipes and sockets, and reading from them.
 #pragma once
 
 #include <fcntl.h>
@@ -43,7 +43,7 @@ struct SocketPair {
     }
 };
 
-/// What can be read within `timeout_ms` of silence.
+/// All that can be read until there is silence for `timeout_ms`.
 [[nodiscard]] inline std::string read_available(int fd, int timeout_ms = 0) {
     std::string text;
     std::array<char, 65536> buffer{};

@@ -1,4 +1,4 @@
-// What this process holds: descriptors, threads, mappings.
+// The resources of this process: descriptors, threads, mappings.
 #pragma once
 
 #include <sys/mman.h>
@@ -30,7 +30,7 @@ namespace vmm::testing {
     return count_entries("/proc/self/task");
 }
 
-/// The threads of another process; those that end meanwhile may be counted or not.
+/// The threads of another process. Threads that end meanwhile may be counted or not.
 [[nodiscard]] inline std::size_t count_threads(const std::string& process) {
     std::error_code gone;
     std::size_t count = 0;
@@ -49,7 +49,7 @@ namespace vmm::testing {
     return pages * 4096;
 }
 
-/// Whether any mapping of this process has part in `[address, address + size)`.
+/// True if any mapping of this process overlaps `[address, address + size)`.
 [[nodiscard]] inline bool is_mapped(const std::byte* address, std::size_t size) {
     const auto start = reinterpret_cast<std::uintptr_t>(address);
     std::ifstream maps("/proc/self/maps");
@@ -63,7 +63,7 @@ namespace vmm::testing {
     return false;
 }
 
-/// The two-letter flags of the mapping that `address` lies in (proc_pid_smaps(5), VmFlags).
+/// The two-letter flags of the mapping that contains `address` (proc_pid_smaps(5), VmFlags).
 [[nodiscard]] inline std::vector<std::string> mapping_flags(const std::byte* address) {
     const auto wanted = reinterpret_cast<std::uintptr_t>(address);
     std::ifstream smaps("/proc/self/smaps");

@@ -1,5 +1,5 @@
-// A process of which the kernel refuses a kind of call from now on. It asks nobody, so the process can refuse its own
-// calls.
+// A process for which the kernel refuses a kind of call from now on. The kernel asks no other process, so the process
+// can refuse its own calls.
 #pragma once
 
 #include <linux/filter.h>
@@ -14,11 +14,11 @@
 
 namespace vmm::testing {
 
-/// Has each call with this number fail with EIO if the lower half of its argument `argument` (from 0 on) is `value`. It
-/// holds for the calling thread and for the processes that it makes, and cannot be taken back. Returns false where this
-/// process may not do that.
+/// Makes each call with this number fail with EIO if the lower half of its argument `argument` (counted from 0) is
+/// `value`. It applies to the calling thread and to the processes that it makes, and cannot be undone. Returns false if
+/// this process may not do that.
 inline bool refuse_calls(int number, unsigned argument, std::uint32_t value) {
-    // The lower half comes first: the machines that this runs on are little-endian.
+    // The lower half comes first, because the supported machines are little-endian.
     const auto place = static_cast<std::uint32_t>(offsetof(seccomp_data, args) + argument * sizeof(std::uint64_t));
     std::array program{
         sock_filter(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))),

@@ -1,5 +1,5 @@
-// A command whose system calls fail when a test says so. The command may be linked statically: it is the kernel that
-// asks us before each call (seccomp_unotify(2)).
+// A command whose system calls fail when a test says so. The command may be linked statically, because the kernel asks
+// us before each call (seccomp_unotify(2)).
 #pragma once
 
 #include <fcntl.h>
@@ -64,10 +64,10 @@ struct InjectedRun {
     std::string errors;
 };
 
-/// Runs a command of which every call with one of `numbers` is decided on by us. execve, sendmsg and exit_group must
-/// not be among them: the new process makes these on its way to the command, before anybody answers.
+/// Runs a command. We decide on each of its calls with one of `numbers`. execve, sendmsg and exit_group must not be
+/// among them: the new process makes these before anybody answers.
 ///
-/// Threads: one at a time; the decisions are made in the thread that calls run().
+/// Threads: one at a time. The decisions are made in the thread that calls run().
 class SyscallInjector {
   public:
     explicit SyscallInjector(std::vector<int> numbers) : numbers_(std::move(numbers)) {}
@@ -83,14 +83,14 @@ class SyscallInjector {
         return {};
     }
 
-    /// Runs `words`, the first of which is a program (looked up in PATH), with nothing to read and for at most
-    /// `patience`. Throws std::runtime_error where calls cannot be intercepted.
+    /// Runs `words` without input and for at most `patience`. The first word is a program (looked up in PATH). Throws
+    /// std::runtime_error if calls cannot be intercepted.
     [[nodiscard]] InjectedRun run(std::vector<std::string> words, const CallDecision& decide,
                                   std::chrono::milliseconds patience = kPatience) const {
         const TemporaryDirectory directory;
         const std::string output = directory / "out";
         const std::string errors = directory / "err";
-        std::vector<char*> arguments; // Made before the fork: the new process takes no memory once it is watched.
+        std::vector<char*> arguments; // made before the fork: the watched process must not allocate memory
         for (std::string& word : words) {
             arguments.push_back(word.data());
         }
@@ -116,7 +116,7 @@ class SyscallInjector {
   private:
     using Clock = std::chrono::steady_clock;
 
-    /// The process itself. Killed and reaped, whatever happens here.
+    /// The process itself. It is killed and reaped, whatever happens here.
     class Child {
       public:
         explicit Child(pid_t pid) : pid_(pid), ended_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
@@ -184,7 +184,7 @@ class SyscallInjector {
         return program;
     }
 
-    /// In the new process: everything up to the command.
+    /// Runs in the new process: everything up to the command.
     [[noreturn]] void become(char** arguments, const char* output, const char* errors, int socket) const {
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         redirect_to(STDIN_FILENO, "/dev/null", O_RDONLY);
@@ -194,7 +194,8 @@ class SyscallInjector {
         const sock_fprog program{static_cast<unsigned short>(instructions.size()), instructions.data()};
         int listener = -1;
         if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0) {
-            // Killable: else a signal that comes while we decide has the call made, and asked for, a second time.
+            // Killable: otherwise a signal that comes while we decide would make the kernel ask for the call a second
+            // time.
             listener = install(program, SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV);
             if (listener < 0 && errno == EINVAL) {
                 listener = install(program, SECCOMP_FILTER_FLAG_NEW_LISTENER);
@@ -217,7 +218,7 @@ class SyscallInjector {
         return static_cast<int>(::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
     }
 
-    /// What goes over the socket: a value of errno, and the listener where there is one.
+    /// The message over the socket: a value of errno, and the listener if there is one.
     struct Letter {
         explicit Letter(int* error_number) : content{error_number, sizeof *error_number} {
             header.msg_iov = &content;
@@ -264,7 +265,7 @@ class SyscallInjector {
 
     static void supervise(Child& child, UniqueFd listener, const CallDecision& decide, Clock::time_point deadline,
                           InjectedRun& result) {
-        // When all who have the filter are gone, the listener says so (Linux 5.9): that is how we know of children.
+        // When all processes with the filter have ended, the listener says so (Linux 5.9). This also covers children.
         Mailbox mailbox(listener.get());
         for (;;) {
             std::array<pollfd, 2> events{
@@ -296,7 +297,7 @@ class SyscallInjector {
             } else if ((events[0].revents & POLLHUP) != 0 && !child.is_there()) {
                 return;
             } else if (events[0].revents == POLLHUP) {
-                // Nobody has the filter, and the process is still to be reaped.
+                // No process has the filter any more, but the process must still be reaped.
                 pollfd ended{child.fd(), POLLIN, 0};
                 ::poll(&ended, 1, 1000);
             }
@@ -316,7 +317,7 @@ class SyscallInjector {
         }
 
         void answer_one(const CallDecision& decide) {
-            std::fill(question_.begin(), question_.end(), std::byte{}); // The kernel insists.
+            std::fill(question_.begin(), question_.end(), std::byte{}); // the kernel requires zeros
             if (::ioctl(listener_, SECCOMP_IOCTL_NOTIF_RECV, question_.data()) != 0) {
                 return; // EINTR; or ENOENT: the thread was killed meanwhile. poll() asks again.
             }
@@ -331,7 +332,7 @@ class SyscallInjector {
                 response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
             } else if (call.number != SYS_brk) {
                 response.error = -error_number;
-            } // brk() knows no errors: it returns where the heap ends, here 0, which is not what was asked for.
+            } // brk() has no errors: a failed call returns the old end of the heap, here 0
             std::fill(answer_.begin(), answer_.end(), std::byte{});
             std::memcpy(answer_.data(), &response, sizeof response);
             ::ioctl(listener_, SECCOMP_IOCTL_NOTIF_SEND, answer_.data()); // ENOENT: killed meanwhile.

@@ -7,11 +7,11 @@
 
 namespace vmm::testing {
 
-/// How long a test waits for what has to come. This is a bound against hanging alone: with twenty others on two
+/// How long a test waits for an expected event. This is only a bound for hangs: beside twenty other tests on two
 /// processors everything takes ten times as long and more. The time limits in tests/CMakeLists.txt are longer still.
 inline constexpr std::chrono::minutes kPatience{5};
 
-/// Whether `condition` comes true. Gives up after kPatience.
+/// Waits until `condition` is true. Gives up after kPatience and returns false.
 template <typename Condition>
 bool eventually(Condition condition) {
     const auto give_up = std::chrono::steady_clock::now() + kPatience;

@@ -1,5 +1,5 @@
-// Checks JSON by a JSON schema: the keywords that docs/config.schema.json uses. Any other keyword is an error, so that
-// a schema with a new one is not taken for one that allows everything.
+// Checks JSON by a JSON schema. It knows the keywords that docs/config.schema.json uses. Any other keyword is an error,
+// so that a schema with a new keyword is not taken for a schema that allows everything.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ class JsonSchema {
   public:
     explicit JsonSchema(nlohmann::json root) : root_(std::move(root)) {}
 
-    /// Says what is wrong with `value`, and where; empty if the schema allows it. Throws std::runtime_error: the schema
-    /// uses a keyword that is not known here.
+    /// Returns what is wrong with `value`, and where; empty if the schema allows it. Throws std::runtime_error if the
+    /// schema uses an unknown keyword.
     [[nodiscard]] std::string why_not(const nlohmann::json& value) const { return why_not(root_, value, "the file"); }
 
   private:
@@ -38,7 +38,7 @@ class JsonSchema {
                                       const Json& value, const std::string& place) const {
         if (keyword == "$schema" || keyword == "title" || keyword == "description" || keyword == "examples" ||
             keyword == "$defs") {
-            return {}; // These are for people, and $defs for $ref.
+            return {}; // for people; $defs is for $ref
         }
         if (keyword == "$ref") {
             const std::string target = rule.get<std::string>(); // "#/$defs/disk"

@@ -1,4 +1,4 @@
-// Running the `vmm` command as its users do.
+// Runs the `vmm` command as its users do.
 #pragma once
 
 #include <fcntl.h>
@@ -28,7 +28,7 @@
 
 namespace vmm::testing {
 
-/// The command under test: $VMM_BINARY, else the one built beside the tests, else `vmm` by PATH (in the lab).
+/// The command under test: $VMM_BINARY, or else the one built beside the tests, or else `vmm` by PATH (in the lab).
 inline std::string command_under_test() {
     if (const char* const named = std::getenv("VMM_BINARY"); named != nullptr) {
         return named;
@@ -60,7 +60,7 @@ struct CommandResult {
     std::string errors;
 };
 
-/// Runs `vmm ARGUMENTS...` with nothing to read, to its end. `prepare` is called in the new process before.
+/// Runs `vmm ARGUMENTS...` without input, to its end. `prepare` is called in the new process before.
 inline CommandResult run_command(
     const std::vector<std::string>& arguments, void (*prepare)() = [] {}) {
     const TemporaryDirectory directory;
@@ -77,7 +77,7 @@ inline CommandResult run_command(
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(directory / "out"), content_of(directory / "err")};
 }
 
-/// Whether process `process` has a thread called `name` now.
+/// True if process `process` has a thread called `name` now.
 [[nodiscard]] inline bool has_thread(const std::string& process, const std::string& name) {
     std::error_code gone; // Threads end while they are listed.
     for (std::filesystem::directory_iterator task("/proc/" + process + "/task", gone), end; !gone && task != end;
@@ -101,7 +101,7 @@ inline CommandResult run_command(
     return count;
 }
 
-/// `vmm ARGUMENTS...` that goes on beside the test, with nothing to read.
+/// `vmm ARGUMENTS...` that runs beside the test, without input.
 class CommandBeside {
   public:
     /// `prepare` is called in the new process before.
@@ -133,7 +133,7 @@ class CommandBeside {
     [[nodiscard]] bool has_thread(const std::string& name) const {
         return testing::has_thread(std::to_string(child_), name);
     }
-    /// Whether `signal` would be handled (proc_pid_status(5), SigCgt).
+    /// True if `signal` would be handled (proc_pid_status(5), SigCgt).
     [[nodiscard]] bool catches(int signal) const {
         std::ifstream status("/proc/" + std::to_string(child_) + "/status");
         std::string word;
@@ -143,7 +143,7 @@ class CommandBeside {
         return !status.fail() && (std::stoull(word, nullptr, 16) >> (signal - 1) & 1) != 0;
     }
     [[nodiscard]] std::string errors() const { return content_of(errors_); }
-    /// Whether it has started a program that still runs (proc_pid_stat(5): the fourth word is the parent's number).
+    /// True if it has started a program that still runs (proc_pid_stat(5): the fourth word is the parent's number).
     [[nodiscard]] bool has_child() const {
         std::error_code gone; // Processes end while they are listed.
         for (std::filesystem::directory_iterator entry("/proc", gone), end; !gone && entry != end;
@@ -160,7 +160,7 @@ class CommandBeside {
         }
         return false;
     }
-    /// Whether it has ended. wait() says how.
+    /// True if it has ended. wait() returns how.
     [[nodiscard]] bool has_ended() const {
         siginfo_t info{};
         return ::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
@@ -179,7 +179,7 @@ class CommandBeside {
     pid_t child_ = -1;
 };
 
-/// `vmm ARGUMENTS...` at a terminal of its own, of which we are the keyboard and the screen.
+/// `vmm ARGUMENTS...` at a terminal of its own. The test is the keyboard and the screen.
 class CommandAtTerminal {
   public:
     explicit CommandAtTerminal(const std::vector<std::string>& arguments) {
@@ -189,11 +189,11 @@ class CommandAtTerminal {
             throw std::runtime_error("cannot make a terminal");
         }
         terminal_.reset(terminal);
-        // It is kept open, so that the terminal's mode can still be read when the command is gone.
+        // The terminal is kept open, so that its mode can still be read when the command has ended.
         terminal_side_.reset(terminal_side);
         ::fcntl(terminal, F_SETFD, FD_CLOEXEC);
         ::fcntl(terminal_side, F_SETFD, FD_CLOEXEC);
-        before_ = mode(); // It is read before the command runs, because the command may change it at once.
+        before_ = mode(); // read before the command runs, because the command may change it at once
         child_ = ::fork();
         if (child_ < 0) {
             throw std::runtime_error("cannot fork");
@@ -216,7 +216,7 @@ class CommandAtTerminal {
 
     void type(std::string_view keys) const { write_text(terminal_.get(), keys); }
     void send(int signal) const { ::kill(child_, signal); }
-    /// Sends `signal` to the thread called `name`; false if there is none.
+    /// Sends `signal` to the thread called `name`; false if there is no such thread.
     [[nodiscard]] bool send_to_thread(int signal, const std::string& name) const {
         const std::string tasks = "/proc/" + std::to_string(child_) + "/task";
         for (const auto& task : std::filesystem::directory_iterator(tasks)) {
@@ -227,7 +227,7 @@ class CommandAtTerminal {
         return false;
     }
 
-    /// Reads the screen as far as it has come; all that it has shown.
+    /// Reads the screen as far as possible; returns all that it has shown.
     const std::string& screen() {
         screen_ += read_available(terminal_.get());
         return screen_;
@@ -247,7 +247,7 @@ class CommandAtTerminal {
         return ::waitpid(child_, &status, WUNTRACED | WNOHANG) == child_ && WIFSTOPPED(status);
     }
 
-    /// Whether it has ended, and its wait status. The screen is not read.
+    /// True if it has ended, and its wait status. The screen is not read.
     [[nodiscard]] bool has_ended(int& status) {
         if (::waitpid(child_, &status, WNOHANG) != child_) {
             return false;
@@ -256,7 +256,8 @@ class CommandAtTerminal {
         return true;
     }
 
-    /// The wait status, as waitpid() gives it. The screen is read meanwhile, so that the command is never held up.
+    /// The wait status, as waitpid() returns it. The screen is read meanwhile, so that the command never waits for a
+    /// reader.
     int wait() {
         int status = -1;
         eventually([&] {

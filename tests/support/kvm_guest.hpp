@@ -1,4 +1,4 @@
-// Guests of a few instructions, on KVM alone.
+// Guests of a few instructions, with KVM alone.
 #pragma once
 
 #include <array>
@@ -19,11 +19,11 @@ namespace vmm::testing {
 
 using Code = std::vector<std::uint8_t>;
 
-/// A VM with one memslot from address 0 on, and nothing else.
+/// A VM with only one memslot, from address 0 on.
 struct SmallVm {
     static constexpr GuestAddress kCode{0x1000};
     static constexpr GuestAddress kData{0x2000};
-    /// Where no memslot is.
+    /// An address without a memslot.
     static constexpr std::uint64_t kNowhere = 0x10000000;
 
     enum class Interrupts { kNone, kInKernel };
@@ -35,7 +35,7 @@ struct SmallVm {
         }
     }
 
-    /// A vCPU that is about to run `code` in real mode, with ES and DS at address 0 and SI, DI at kData.
+    /// A vCPU about to run `code` in real mode, with ES and DS at address 0 and SI, DI at kData.
     [[nodiscard]] kvm::Vcpu vcpu_with(const Code& code, unsigned id = 0) {
         EXPECT_TRUE(memory.copy_in(kCode, std::as_bytes(std::span(code))));
         kvm::Vcpu vcpu(vm, id);
@@ -57,11 +57,11 @@ struct SmallVm {
     kvm::Vm vm{system};
 };
 
-/// Goes on for ever: `jmp .`
+/// Loops for ever: `jmp .`
 inline const Code kSpin{0xeb, 0xfe};
 /// Halts for ever: `cli; hlt; jmp hlt`
 inline const Code kHalt{0xfa, 0xf4, 0xeb, 0xfd};
-/// Says something once, and then goes on for ever: `out %al, $0x80; jmp .`
+/// Outputs one byte, and then loops for ever: `out %al, $0x80; jmp .`
 inline const Code kSayAndSpin{0xe6, 0x80, 0xeb, 0xfe};
 
 /// The name of the kind of exit, for messages.

@@ -10,7 +10,7 @@
 
 namespace vmm::testing {
 
-/// While it lives, the pool of 2 MiB pages has `wanted` free ones, if it can be raised to that.
+/// While this object exists, the pool of 2 MiB pages has `wanted` free pages, if it can be raised so far.
 class HugePages {
   public:
     explicit HugePages(std::uint64_t wanted) {
@@ -37,7 +37,7 @@ class HugePages {
     HugePages(const HugePages&) = delete;
     HugePages& operator=(const HugePages&) = delete;
 
-    /// Why there are none; empty if there are.
+    /// Why there are not enough; empty if there are.
     [[nodiscard]] const std::string& why_not() const { return reason_; }
 
   private:

@@ -22,7 +22,7 @@
 
 namespace vmm::testing {
 
-/// Whether a kernel says that it takes the prefault's page tables for its own (docs/prefault.md).
+/// True if a kernel declares that it uses the prefault's page tables (docs/prefault.md).
 enum class Tables { kOwn, kAdopted };
 
 /// A PVH kernel: `code` runs in 32-bit protected mode, without paging, stack or interrupts.
@@ -47,7 +47,7 @@ enum class Tables { kOwn, kAdopted };
     return text;
 }
 
-/// A kernel in a file, and what a small machine that boots it is made from.
+/// A kernel in a file, and the configuration of a small machine that boots it.
 class TestKernel {
   public:
     explicit TestKernel(const std::vector<std::uint8_t>& code, Tables tables = Tables::kOwn)
@@ -75,9 +75,9 @@ inline const Code kTripleFault{0xbb, 0xef, 0xbe, 0xad, 0xde, 0x0f, 0x0b}; // mov
 inline const Code kReset{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe};             // mov $0xfe, %al; out %al, $0x64
 /// Writes to the serial port for ever: mov $0x3f8, %dx; out %al, %dx; again
 inline const Code kFloodSerial{0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd};
-/// More than the port's ring and a small pipe take.
+/// more than the port's ring and a small pipe take
 constexpr std::size_t kManyBytes = 270'000;
-/// Writes as many bytes to the serial port, and then switches itself off.
+/// Writes so many bytes to the serial port, and then switches itself off.
 inline const Code kManyBytesThenPowerOff{0x66, 0xba, 0xf8, 0x03,        // mov $0x3f8, %dx
                                          0xb9, 0xb0, 0x1e, 0x04, 0x00,  // mov $270000, %ecx
                                          0xee, 0xe2, 0xfd,              // again: out %al, %dx; loop again
@@ -96,8 +96,9 @@ inline const Code kEcho{0x66, 0xba, 0xfd, 0x03, 0xec,       // again: mov $0x3fd
                         0xeb, 0xef};                        // jmp again
 
 // clang-format off
-/// In ring 3, on the prefault's page tables: reads two 64-bit numbers from the serial port, a start and an end, writes
-/// to each 4 KiB from the one to the other without changing it, answers '.', and so on. An end of 0: powers off.
+/// Runs in ring 3, on the prefault's page tables. Reads two 64-bit numbers from the serial port, a start and an end.
+/// Writes to each 4 KiB from the start to the end without changing it, answers '.', and begins again. If the end is 0,
+/// it powers off.
 inline const Code kToucherCode{
     0x0f, 0x01, 0x15, 0xe8, 0x00, 0x10, 0x00,             // 100000: lgdt 0x1000e8
     0xb8, 0x10, 0x00, 0x00, 0x00, 0x8e, 0xd0,             // mov $0x10, %eax; mov %eax, %ss
@@ -129,7 +130,7 @@ inline const Code kToucherCode{
     0xff, 0xff, 0x00, 0x00, 0x00, 0xfb, 0xaf, 0x00,       0xff, 0xff, 0x00, 0x00, 0x00, 0x9b, 0xaf, 0x00,
     0x2b, 0x01, 0x00, 0x10, 0x10, 0x89, 0x00, 0x00,       0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
     0x3f, 0x00, 0xa8, 0x00, 0x10, 0x00, 0x00, 0x00,       // 1000e8: 64 bytes at 0x1000a8
-    0x4a, 0x00, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00,       // 1000f0: what iretq pops: RIP 10004a
+    0x4a, 0x00, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00,       // 1000f0: the values that iretq pops: RIP 10004a
     0x23, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,       // CS
     0x02, 0x30, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,       // RFLAGS: IOPL 3
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,       // RSP
@@ -137,7 +138,7 @@ inline const Code kToucherCode{
 };
 // clang-format on
 
-/// With its task state at 0x101000, of which only the offset of the I/O bitmap is not zero: all ports are permitted.
+/// Its task state is at 0x101000. Only the offset of the I/O bitmap in it is not zero: all ports are permitted.
 [[nodiscard]] inline Code toucher() {
     constexpr std::size_t kTaskState = 0x1000;
     constexpr std::size_t kBitmapOffsetField = kTaskState + 102;
@@ -160,10 +161,10 @@ inline const Code kToucherCode{
     return byte;
 }
 
-/// A guest that writes to the memory it is told to, when it is told to. Its machine must be prefaulted with
-/// Scope::kAll, if only in part, before it runs: it needs the page tables.
+/// A guest that writes to memory when it is told to. Its machine must be prefaulted with Scope::kAll, at least in part,
+/// before it runs, because the guest needs the page tables.
 ///
-/// Threads: one at a time for touch() and power_off(), beside the machine's.
+/// Threads: one at a time for touch() and power_off(), besides the machine's.
 class TouchingGuest {
   public:
     [[nodiscard]] Config config() const {
@@ -174,7 +175,7 @@ class TouchingGuest {
         return config;
     }
 
-    /// Returns when the guest has written to each 4 KiB of `range`; false if it never has.
+    /// Returns when the guest has written to each 4 KiB of `range`; false if it never does.
     [[nodiscard]] bool touch(GuestRange range) const {
         tell(to_integer(range.base), to_integer(range.end()));
         return read_one(screen_.reader.get()) == '.';
@@ -194,8 +195,8 @@ class TouchingGuest {
     Pipe screen_;
 };
 
-/// Runs `machine` while `beside` does something on another thread, which is to see to it that the machine ends. What it
-/// throws ends the machine, and comes out of here.
+/// Runs `machine` while `beside` runs on another thread. `beside` must make the machine end. If it throws, the machine
+/// ends, and this function throws the same.
 template <typename Beside>
 ExitReason run_beside(Machine& machine, Beside beside) {
     std::exception_ptr failure;

@@ -21,7 +21,7 @@
 
 namespace vmm::testing {
 
-/// What a machine is made from that goes on with a guest of `config`.
+/// The configuration of a machine that goes on with a guest of `config`.
 [[nodiscard]] inline Config arriving(Config config) {
     config.kernel_path.clear();
     config.kernel_image.reset();
@@ -29,10 +29,10 @@ namespace vmm::testing {
     return config;
 }
 
-/// Waits beside the test for a guest, and makes a machine of it.
+/// Waits for a guest on another thread, and makes a machine of it.
 class Destination {
   public:
-    /// `config` of the machine is as that of the guest's; its kernel is left out.
+    /// `config` is like the configuration of the guest's machine; its kernel is left out.
     Destination(const Config& config, const MigrationAddress& address,
                 std::chrono::seconds reconnect = std::chrono::seconds(30))
         : guest_(std::make_shared<IncomingGuest>(IncomingGuest::Options{address, {}, reconnect}, LogSink{})) {
@@ -55,7 +55,7 @@ class Destination {
 
     [[nodiscard]] const MigrationAddress& address() const { return guest_->address(); }
     [[nodiscard]] IncomingGuest& guest() { return *guest_; }
-    /// The guest, once it runs here. Throws what the machine's constructor throws.
+    /// The guest, when it runs here. Throws the exception of the machine's constructor, if any.
     [[nodiscard]] std::unique_ptr<Running> take() {
         std::unique_ptr<Running> running = made_.get();
         taken_ = true;
@@ -71,7 +71,7 @@ class Destination {
         ADD_FAILURE() << "the guest runs at the destination";
         return {};
     }
-    /// Ends it, whatever it does.
+    /// Ends it, in any state.
     void stop() {
         waiting_.request_stop();
         stop_->request(ExitReason::kStopped);
@@ -91,7 +91,7 @@ struct MigrationTest : SnapshotTest {
     }
     [[nodiscard]] static MigrationAddress loopback() { return MigrationAddress::parse("tcp:127.0.0.1:0"); }
 
-    /// Nothing in them depends on how fast this host is at the moment.
+    /// Nothing in them depends on the present speed of the host.
     [[nodiscard]] static MigrationOptions patient(const MigrationAddress& address) {
         MigrationOptions options;
         options.address = address;
@@ -100,8 +100,8 @@ struct MigrationTest : SnapshotTest {
         return options;
     }
 
-    /// All that the guest has printed, at the one end and then at the other: each of its vCPUs has counted its passes
-    /// without a gap, and has found nothing wrong.
+    /// Checks all output of the guest, first at one end and then at the other: each of its vCPUs must have counted its
+    /// passes without a gap, and have found no error.
     static void expect_whole_output(std::string output, unsigned vcpus) {
         std::erase(output, '\r');
         std::vector<std::uint64_t> last(vcpus, 0);
@@ -124,7 +124,7 @@ struct MigrationTest : SnapshotTest {
         MigrationReport report;
         std::unique_ptr<Running> there;
     };
-    /// Moves the guest of `source` to a new machine. The source's has ended then.
+    /// Moves the guest of `source` to a new machine. Afterwards the source's machine has ended.
     [[nodiscard]] static Moved move(Running& source, const Config& config, const MigrationAddress& listens_at,
                                     const MigrationOptions& how = patient({})) {
         Destination destination(config, listens_at);

@@ -1,5 +1,5 @@
 // A VM that can be prefaulted: memory on both sides of the hole, prefault vCPUs, and one vCPU that stands for the
-// guest's own.
+// guest's vCPU.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ struct PrefaultVm {
     static constexpr std::uint64_t kHighBase = 4 * kGiB;
     static constexpr std::uint64_t kDefaultBytes = 32 * kMiB;
 
-    /// Half of `memory_bytes` lies below the hole. With `smm` the memory is there in system management mode, too.
+    /// Half of `memory_bytes` is below the hole. With `smm` the memory also exists in system management mode.
     explicit PrefaultVm(PageSize page_size, unsigned workers = 2, std::uint64_t memory_bytes = kDefaultBytes,
                         bool smm = false, bool protect_scratch = false)
         : memory(std::array{GuestRange{GuestAddress{0}, memory_bytes / 2},
@@ -60,7 +60,7 @@ struct PrefaultVm {
         guest_vcpu.emplace(make_vcpu(0), scratch());
     }
 
-    /// A vCPU with the CPUID of all others.
+    /// A vCPU with the same CPUID as all others.
     [[nodiscard]] kvm::Vcpu make_vcpu(unsigned id) const {
         kvm::Vcpu vcpu(vm, id);
         vcpu.set_cpuid(cpuid);
@@ -69,22 +69,22 @@ struct PrefaultVm {
 
     [[nodiscard]] std::uint64_t memory_pages() const { return memory.size_bytes() / 4096; }
     [[nodiscard]] bool is_shadow() const { return host.kind == prefault::SecondLevelKind::kShadow; }
-    /// Whether KVM_PRE_FAULT_MEMORY can be asked for.
+    /// True if KVM has KVM_PRE_FAULT_MEMORY.
     [[nodiscard]] bool has_ioctl() const { return !is_shadow() && vm.extension(KVM_CAP_PRE_FAULT_MEMORY) != 0; }
 
     [[nodiscard]] prefault::PrefaultVcpus& prefault_vcpus() { return second_level->prefault_vcpus(); }
     [[nodiscard]] const prefault::Scratch& scratch() { return prefault_vcpus().scratch(); }
 
-    /// What `options` ask for.
+    /// Runs the prefault that `options` ask for.
     prefault::Report prefault(const prefault::Options& options, const std::stop_token& stop = {}) {
         return second_level->fill(options, stop);
     }
-    /// Every stage, by two workers; what `scope` asks for.
+    /// Runs every stage that `scope` asks for, with two workers.
     prefault::Report prefault(prefault::Scope scope, const std::stop_token& stop = {}) {
         return prefault({.scope = scope, .workers = 2}, stop);
     }
 
-    /// Has the prefault vCPUs touch all memory, without the host side. False if they did not come to the end.
+    /// Makes the prefault vCPUs touch all memory, without the host side. False if they did not finish.
     bool touch_all_memory(const std::stop_token& stop = {}) {
         prefault::PrefaultVcpus& vcpus = prefault_vcpus();
         vcpus.begin(kvm::AddressSpace::kNormal, memory.regions().back().range.end(), stop);
@@ -104,12 +104,13 @@ struct PrefaultVm {
     }
     std::uint64_t faults_of_guest_touching_all_memory() { return faults_of_guest_touching(all_ranges()); }
 
-    /// The same for any vCPU on the prefault vCPUs' page tables, which may touch the scratch slot by `scratch_access`.
+    /// The same for any vCPU on the prefault vCPUs' page tables. It touches the scratch slot according to
+    /// `scratch_access`.
     static std::uint64_t
     faults_of_touching(prefault::PrefaultVcpu& vcpu, std::span<const GuestRange> ranges,
                        prefault::PrefaultVcpu::Access scratch_access = prefault::PrefaultVcpu::Access::kWrite) {
         const AllSignalsBlocked for_this_thread;
-        // Its first entry loads the page tables, which is none of the memory's faults.
+        // Its first entry loads the page tables. Those faults are not faults of the memory.
         touch(vcpu, {kScratchBase, 4096}, scratch_access);
         const std::uint64_t before = vcpu.stats().value("pf_fixed").value();
         for (const GuestRange& range : ranges) {
@@ -155,7 +156,7 @@ struct PrefaultVm {
     }
 };
 
-/// Writes something else to every 8 bytes of memory.
+/// Writes a different value to every 8 bytes of memory.
 inline void fill_with_pattern(const GuestMemory& memory) {
     for (const MemoryRegion& region : memory.regions()) {
         for (std::uint64_t offset = 0; offset < region.range.size; offset += 8) {
@@ -165,7 +166,7 @@ inline void fill_with_pattern(const GuestMemory& memory) {
     }
 }
 
-/// How many of these 8 bytes are not what fill_with_pattern() wrote.
+/// How many of these 8-byte values are not those that fill_with_pattern() wrote.
 [[nodiscard]] inline std::uint64_t count_changes_of_pattern(const GuestMemory& memory) {
     std::uint64_t changes = 0;
     for (const MemoryRegion& region : memory.regions()) {

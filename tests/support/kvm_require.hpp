@@ -12,8 +12,8 @@
 
 namespace vmm::testing {
 
-/// Skips where /dev/kvm cannot be used, and says why; where VMM_REQUIRE_KVM is set that is a failure instead, so that a
-/// run which is meant to prove something cannot pass by skipping.
+/// Skips the test if /dev/kvm cannot be used, and says why. If VMM_REQUIRE_KVM is set, that is a failure instead, so
+/// that a run which must prove something cannot pass by skipping.
 class KvmTest : public ::testing::Test {
   protected:
     void SetUp() override {

@@ -1,4 +1,4 @@
-// Machines that run beside a test, are saved, and go on.
+// Machines that run on another thread, are saved, and go on.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@
 
 namespace vmm::testing {
 
-/// A machine that runs beside the test.
+/// A machine that runs on another thread than the test.
 class Running {
   public:
     explicit Running(Config config) {
@@ -34,7 +34,7 @@ class Running {
         config.started = [this] { note_started(); };
         const bool arrives = config.incoming != nullptr;
         machine_.emplace(std::move(config));
-        if (arrives) { // Its memory was populated before its state came.
+        if (arrives) { // its memory was populated before its state came
             filled_ = machine_->report().prefault;
         } else if (machine_->report().prefault_when == PrefaultWhen::kBefore) {
             filled_ = machine_->prefault();
@@ -84,7 +84,7 @@ class Running {
         EXPECT_EQ(failure_, "");
         return machine_->report();
     }
-    /// Waits until the run has failed, and says why.
+    /// Waits until the run has failed, and returns why.
     std::string failure() {
         thread_.join();
         return failure_;
@@ -95,7 +95,7 @@ class Running {
     }
 
   private:
-    /// Or it has failed, before or after.
+    /// Also true if it has failed, before or after.
     void note_started() {
         std::call_once(once_, [this] { started_.set_value(); });
     }
@@ -115,7 +115,7 @@ struct SnapshotTest : KvmTest {
     TemporaryDirectory directory;
     std::string path = directory / "snapshot";
 
-    /// The built-in guest, which compares in each pass what the pass before it wrote.
+    /// The built-in guest. In each pass it compares what the pass before it wrote.
     [[nodiscard]] static Config guest(unsigned vcpus = 1) {
         Config config;
         config.memory_bytes = 16 * kMiB;
@@ -140,7 +140,7 @@ struct SnapshotTest : KvmTest {
             ADD_FAILURE() << entry.path();
         }
     }
-    /// The guest does some passes more, and has found nothing wrong. Ends it.
+    /// Checks that the guest makes some more passes and finds no error. Ends the guest.
     static RunReport expect_goes_on(Running& running) {
         constexpr unsigned kMore = 10;
         const unsigned before = running.passes();
@@ -148,7 +148,7 @@ struct SnapshotTest : KvmTest {
         RunReport report = running.stop();
         const std::string output = running.output();
         for (std::size_t at = output.find(" errors="); at != std::string::npos; at = output.find(" errors=", at + 1)) {
-            // The last line may end anywhere.
+            // The last line may be incomplete.
             EXPECT_TRUE(std::string(" errors=0").starts_with(output.substr(at, 9))) << output;
         }
         return report;

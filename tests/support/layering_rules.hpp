@@ -1,5 +1,5 @@
-// Who may include whom, as a function of one file's text. The rooms from the bottom up: kvm/host; kvm, devices, loader,
-// prefault/host; prefault; vmm.
+// Which folder may include which, as a function of one file's text. The folders from the bottom up: kvm/host; kvm,
+// devices, loader, prefault/host; prefault; vmm.
 #pragma once
 
 #include <algorithm>
@@ -72,7 +72,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     if (file.starts_with("kvm/host/") && !path.starts_with("kvm/host/")) {
         return "the host under KVM knows nothing of KVM";
     }
-    // A plan and its progress are values that both sides share.
+    // A plan and its progress are values that both folders share.
     if (file.starts_with("prefault/host/") && !path.starts_with("prefault/host/") && !path.starts_with("kvm/host/") &&
         path != "prefault/plan.hpp" && path != "prefault/progress.hpp") {
         return "what prefault does with the host's memory knows nothing of KVM";
@@ -86,7 +86,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     return std::string(*from) + "/ does not know " + std::string(*to) + "/";
 }
 
-/// Why `file` may not include the header `path` of somebody else; empty if it may.
+/// Why `file` may not include the foreign header `path`; empty if it may.
 [[nodiscard]] inline std::string why_not_foreign(std::string_view file, std::string_view path) {
     struct Place {
         std::string_view header;                 ///< what the path begins with
@@ -110,7 +110,7 @@ constexpr std::array<std::string_view, 5> kFolders{"kvm", "devices", "loader", "
     return folder_of(path) ? "a header of ours goes between quotes" : "";
 }
 
-/// Every wrong include of a file, each as one line for people.
+/// All wrong includes of a file, each as a line for people.
 [[nodiscard]] inline std::vector<std::string> violations(const std::string& file, const std::string& text) {
     std::vector<std::string> found;
     std::istringstream lines(text);

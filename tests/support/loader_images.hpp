@@ -1,4 +1,4 @@
-// Kernel files made by hand, sound ones, for tests to damage.
+// Handmade correct kernel files. Tests damage them.
 #pragma once
 
 #include <elf.h>
@@ -20,7 +20,7 @@
 
 namespace vmm::loader::testing {
 
-/// What `action` throws as vmm::Error, or "" if it throws nothing.
+/// The message of the vmm::Error that `action` throws, or "" if it throws nothing.
 template <typename Action>
 std::string error_of(Action action) {
     try {
@@ -35,7 +35,7 @@ std::string error_of(Action action) {
     return text.find(part) != std::string::npos;
 }
 
-/// `count` bytes that are not zero and not all the same.
+/// `count` bytes that are neither zero nor all the same.
 [[nodiscard]] inline std::vector<std::byte> pattern(std::size_t count) {
     std::vector<std::byte> bytes(count);
     for (std::size_t i = 0; i < count; ++i) {
@@ -181,14 +181,14 @@ inline void add_notes(TestElf& elf, const std::vector<std::byte>& notes, std::ui
     elf.content.insert(elf.content.end(), notes.begin(), notes.end());
 }
 
-/// As make_elf, and with a PVH note.
+/// Like make_elf, with a PVH note.
 [[nodiscard]] inline TestElf make_pvh_elf() {
     TestElf elf = make_elf();
     add_notes(elf, make_note("Xen", kPvhNoteType, std::as_bytes(std::span{&TestElf::kPvhEntry, 1})));
     return elf;
 }
 
-/// A bzImage with an EFI stub's first bytes, as those of distributions have.
+/// A bzImage with the first bytes of an EFI stub, like those of distributions.
 struct TestBzImage {
     static constexpr std::uint64_t kSetupSectors = 2;
     static constexpr std::uint64_t kPayloadOffset = (1 + kSetupSectors) * 512;

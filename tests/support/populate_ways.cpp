@@ -1,10 +1,10 @@
-// How long the kernel takes to populate memory with 4 KiB pages, by each way that user space has to ask for it. For
-// scripts/benchmark --populate.
+// Measures how long the kernel takes to populate memory with 4 KiB pages, by each way in which user space can ask for
+// it. For scripts/benchmark --populate.
 //
 // populate_ways BYTES THREADS WAY [small|mixed]
 //
-// It prints how many seconds that took. WAY is one of those in measure(). With "small", the default, the kernel is
-// advised to give no huge pages (MADV_NOHUGEPAGE). With "mixed" it is advised to give them, and gives the sizes that
+// It prints the time in seconds. WAY is one of those in measure(). With "small", the default, the kernel is advised not
+// to give huge pages (MADV_NOHUGEPAGE). With "mixed" it is advised to give them, and gives the sizes that
 // /sys/kernel/mm/transparent_hugepage/hugepages-* allow.
 
 #include <sys/mman.h>
@@ -79,7 +79,7 @@ void from_one_queue(const std::vector<Part>& parts, unsigned threads, std::size_
     }
 }
 
-/// Each thread does `work` with a part of its own.
+/// Each thread does `work` on a part of its own.
 void one_part_each(const std::vector<Part>& parts, const std::function<void(Part)>& work) {
     std::vector<std::jthread> crew;
     for (const Part& part : parts) {
@@ -110,7 +110,7 @@ std::vector<Part> parts_of(std::byte* memory, std::size_t bytes, unsigned thread
 }
 
 double measure(std::size_t bytes, unsigned threads, const std::string& way, bool mixed) {
-    if (way == "map-populate") { // The advice comes too late for it.
+    if (way == "map-populate") { // the advice comes too late for it
         ::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
         return seconds([&] {
             one_part_each(parts_of(nullptr, bytes, threads, 0),
@@ -148,7 +148,7 @@ double measure(std::size_t bytes, unsigned threads, const std::string& way, bool
     if (way == "touch" || way == "touch-own-vma") {
         return seconds([&] { one_part_each(parts, touch); });
     }
-    if (way == "clear") { // The floor: what exists is cleared once more.
+    if (way == "clear") { // the lower bound: existing memory is cleared once more
         from_one_queue(all, threads, 16UL << 20U);
         return seconds([&] { one_part_each(parts, [](Part part) { std::memset(part.begin, 0, part.bytes); }); });
     }

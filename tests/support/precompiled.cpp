@@ -1,1 +1,1 @@
-// Compiled so that the headers all tests share are precompiled (tests/CMakeLists.txt). There is no test in it.
+// Compiled only to precompile the headers that all tests share (tests/CMakeLists.txt). It has no test.

@@ -1,4 +1,4 @@
-// Guest ranges with and without a node, and chunks put together again.
+// Guest ranges with and without a node, and joined chunks.
 #pragma once
 
 #include <algorithm>

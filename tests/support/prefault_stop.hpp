@@ -8,9 +8,9 @@
 
 namespace vmm::testing {
 
-/// A token by which a stop is requested already.
+/// A token whose stop has been requested already.
 [[nodiscard]] inline std::stop_token stop_requested_already() {
-    const auto source = std::make_unique<std::stop_source>(); // On the heap: gcc 12 sees a local one uninitialised.
+    const auto source = std::make_unique<std::stop_source>(); // on the heap: gcc 12 takes a local one for uninitialised
     source->request_stop();
     return source->get_token();
 }

@@ -21,7 +21,7 @@ namespace vmm::prefault::testing {
 
 inline constexpr std::uint64_t kWarmPiece = 2 * kMiB;
 
-/// A piece as a pool makes it.
+/// A piece like one of a pool.
 [[nodiscard]] inline WarmPiece make_warm_piece(std::uint64_t bytes = kWarmPiece) {
     auto piece = WarmPiece::make({bytes, PageSize::k4K}, NumaTopology::read(), Workforce{},
                                  [](std::uint64_t, const std::stop_token&) {}, {});

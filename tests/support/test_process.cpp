@@ -1,5 +1,5 @@
-// What every test program sets of the things that it inherits, before anything else of it runs: it finds the same
-// whoever starts it, from a terminal, a script's background, under nohup, or with limits and a umask of their own.
+// Each test program sets these inherited properties before anything else runs in it. So it behaves the same whoever
+// starts it: from a terminal, a script's background, under nohup, or with other limits and another umask.
 
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 
 namespace {
 
-/// The soft limit is `wanted`, or what is allowed if that is less.
+/// Sets the soft limit to `wanted`, or to the hard limit if that is less.
 void limit(int resource, rlim_t wanted) {
     rlimit now{};
     if (::getrlimit(resource, &now) == 0) {
@@ -21,16 +21,17 @@ void limit(int resource, rlim_t wanted) {
 
 const bool kIsSet = [] {
     ::umask(022);
-    // A shell's background processes ignore SIGINT and SIGQUIT, and nohup's SIGHUP: vmm would go on doing so.
+    // A shell's background processes ignore SIGINT and SIGQUIT, and under nohup SIGHUP is ignored. vmm would inherit
+    // that.
     for (const int signal : std::array{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE, SIGXFSZ, SIGCHLD, SIGALRM}) {
         std::signal(signal, SIG_DFL);
     }
     sigset_t none;
     sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
-    limit(RLIMIT_NOFILE, 4096); // Enough for 254 vCPUs.
+    limit(RLIMIT_NOFILE, 4096); // enough for 254 vCPUs
     limit(RLIMIT_FSIZE, RLIM_INFINITY);
-    limit(RLIMIT_CORE, 0); // Many a test is about a process that ends by a signal.
+    limit(RLIMIT_CORE, 0); // Many tests are about a process that a signal ends.
     ::setenv("LC_ALL", "C", 1);
     ::setenv("TZ", "UTC", 1);
     return true;

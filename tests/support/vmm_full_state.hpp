@@ -1,4 +1,5 @@
-// A machine's state in which no field is as it is at first, and no two are alike as far as they have room for it.
+// A machine's state in which no field has its default value, and no two fields are equal, as far as their sizes allow
+// it.
 #pragma once
 
 #include <cstddef>
@@ -14,12 +15,12 @@
 
 namespace vmm::testing {
 
-/// Gives other numbers each time.
+/// Gives a different number each time.
 class FullState {
   public:
-    /// With `vcpus` vCPUs, and one device of each kind.
+    /// A state with `vcpus` vCPUs, and one device of each kind.
     [[nodiscard]] static SnapshotState make(std::size_t vcpus = 2) { return FullState().all(vcpus); }
-    /// The same of a machine whose devices are on a PCI bus.
+    /// The same for a machine whose devices are on a PCI bus.
     [[nodiscard]] static SnapshotState make_with_pci(std::size_t vcpus = 2) {
         FullState full;
         SnapshotState state = full.all(vcpus);
@@ -50,7 +51,7 @@ class FullState {
         return all;
     }
 
-    /// Every byte of it, and what the kernel has put there to fill it up, too.
+    /// Every byte of it, including the kernel's padding.
     template <typename Value>
     void fill(Value& value) {
         static_assert(std::is_trivially_copyable_v<Value>);

@@ -1,4 +1,4 @@
-// Connections of a migration without a listener, and what a peer that knows the protocol sends by hand.
+// Connections of a migration without a listener, and handmade messages of a peer that knows the protocol.
 #pragma once
 
 #include <chrono>
@@ -32,7 +32,7 @@ struct ChannelEnds {
     }
 };
 
-/// A message's header as it is on the wire, without looking at messages.cpp.
+/// A message's header as it is on the wire, without the code of messages.cpp.
 inline std::vector<std::byte> message_header(std::uint32_t type, std::uint32_t body_bytes, std::uint32_t body_crc32c) {
     const std::uint32_t words[] = {type, body_bytes, body_crc32c}; // NOLINT(*-avoid-c-arrays)
     const std::uint32_t checksum = crc32c(std::as_bytes(std::span(words)));
@@ -42,7 +42,7 @@ inline std::vector<std::byte> message_header(std::uint32_t type, std::uint32_t b
     return bytes;
 }
 
-/// A frame of `payload` whose checksums are right.
+/// A frame of `payload` with right checksums.
 inline FrameHeader frame_of(FrameKind kind, std::uint64_t address, std::uint32_t bytes,
                             std::span<const std::byte> payload = {}) {
     FrameHeader header{.kind = kind,

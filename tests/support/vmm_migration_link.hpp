@@ -25,7 +25,7 @@ struct MigrationLink {
     std::unique_ptr<Channel> connecting;
 };
 
-/// Takes the next caller, once there is one.
+/// Accepts the next caller, when one comes.
 inline MigrationListener::Caller take_caller(MigrationListener& listener) {
     std::optional<MigrationListener::Caller> caller;
     if (!eventually([&] {
@@ -37,7 +37,7 @@ inline MigrationListener::Caller take_caller(MigrationListener& listener) {
     return std::move(*caller);
 }
 
-/// Connects to `listener`. Throws what establish() does, or else what connect_channel() does.
+/// Connects to `listener`. Throws the exception of establish(), or else that of connect_channel().
 inline MigrationLink make_link(MigrationListener& listener, const MigrationSecurity& connecting = {},
                                int listening_stop = -1, int connecting_stop = -1) {
     MigrationLink link;
@@ -63,7 +63,7 @@ inline MigrationLink make_link(MigrationListener& listener, const MigrationSecur
     return link;
 }
 
-/// Bytes that no shorter pattern explains.
+/// Bytes without a shorter repeating pattern.
 inline std::vector<std::byte> random_bytes(std::size_t count) {
     std::mt19937 generator(20261129);
     std::vector<std::byte> bytes(count);

@@ -1,4 +1,4 @@
-// What stands between the two ends of a migration, and cuts their connections.
+// A proxy between the two ends of a migration, which cuts their connections.
 #pragma once
 
 #include <poll.h>
@@ -28,7 +28,7 @@
 
 namespace vmm::testing {
 
-/// Forwards every connection that is made to it, until it is time for a cut: then all of them end.
+/// Forwards every connection that is made to it, until the time of a cut. Then all of them end.
 class MigrationProxy {
   public:
     enum class Way { kToDestination, kToSource };
@@ -63,7 +63,7 @@ class MigrationProxy {
     MigrationProxy& operator=(const MigrationProxy&) = delete;
 
     [[nodiscard]] const MigrationAddress& address() const { return listener_.address(); }
-    /// How often it has cut.
+    /// How many cuts it has made.
     [[nodiscard]] unsigned cuts() const {
         const std::lock_guard hold(lock_);
         return cuts_;
@@ -74,7 +74,7 @@ class MigrationProxy {
         std::unique_ptr<Channel> source;
         std::unique_ptr<Channel> destination;
     };
-    struct MessageStart { // As vmm/migration/messages.hpp has it.
+    struct MessageStart { // as in vmm/migration/messages.hpp
         std::uint32_t type;
         std::uint32_t body_bytes;
         std::uint64_t checksums;
@@ -95,7 +95,7 @@ class MigrationProxy {
             threads_.emplace_back([this, shared = std::make_shared<MigrationListener::Caller>(std::move(*caller))] {
                 try {
                     serve(std::move(*shared));
-                } catch (const Error&) { // One end has gone.
+                } catch (const Error&) { // one end has closed
                 }
             });
         }
@@ -139,7 +139,7 @@ class MigrationProxy {
                     forward_message(from, to, way);
                 }
             }
-        } catch (const Error&) { // One end has gone, or all was cut.
+        } catch (const Error&) { // one end has closed, or all connections were cut
             from.shut_down();
             to.shut_down();
         }
@@ -219,7 +219,7 @@ class MigrationProxy {
             shut_down_all();
         }
     }
-    /// With the lock held.
+    /// Must be called with the lock held.
     void shut_down_all() {
         for (const std::shared_ptr<Pair>& pair : pairs_) {
             pair->source->shut_down();

@@ -49,7 +49,7 @@ set(CPACK_COMPONENT_LIBVMM-DEV_DESCRIPTION "Runs virtual machines on KVM within 
 page table is filled beforehand; also for virtual machines of the program's
 own. This package has what is needed to build such programs.")
 
-# Debian's policy wants of each package a copyright file, a compressed changelog, and overrides with reasons.
+# Debian's policy demands of each package a copyright file, a compressed changelog, and overrides with reasons.
 find_program(GZIP_PROGRAM gzip REQUIRED)
 foreach(pair vmm:vmm libvmm:${soname_package} libvmm-dev:libvmm-dev)
     string(REPLACE ":" ";" pair ${pair})
@@ -74,7 +74,7 @@ License: Apache-2.0
 ")
     install(FILES ${folder}/changelog.gz ${folder}/copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${package}
             COMPONENT ${component})
-    # scripts/package puts it there. Whoever calls cpack by hand has none.
+    # scripts/package puts the bill of materials there. If cpack is called by hand, there is none.
     install(FILES ${CMAKE_CURRENT_BINARY_DIR}/debian/sbom.spdx.json DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${package}
             COMPONENT ${component} OPTIONAL)
     if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/lintian/${component})

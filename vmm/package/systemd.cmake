@@ -1,7 +1,7 @@
-# Units for systemd, a user for guests, and what answers a Prometheus server: files of the package `vmm`.
+# Units for systemd, a user for guests, and the program that answers a Prometheus server: files of the package `vmm`.
 
-# MemoryKSM= is known from systemd 254 on, and an older one warns of it. The package is for the distribution that it is
-# made on.
+# systemd knows MemoryKSM= from version 254 on; an older version warns about it. The package is for the distribution on which
+# it is made.
 set(memory_ksm "# MemoryKSM=no is left out: systemd knows it from version 254 on. Without it, memory is not merged, either.")
 find_program(SYSTEMD_ANALYZE_PROGRAM systemd-analyze)
 if(SYSTEMD_ANALYZE_PROGRAM)

@@ -3,7 +3,7 @@
 
 failures=0
 
-# holds NAME COMMAND...: the command succeeds.
+# holds NAME COMMAND...: checks that the command succeeds.
 holds() {
     local name=$1
     shift
@@ -15,7 +15,7 @@ holds() {
     fi
 }
 
-# says NAME WORDS FILE: the file has WORDS.
+# says NAME WORDS FILE: checks that the file contains WORDS.
 says() {
     if grep -qF -- "$2" "$3"; then
         echo "PASS $1: $(grep -m1 -F -- "$2" "$3" | cut -c 1-400)"
@@ -26,7 +26,7 @@ says() {
     fi
 }
 
-# until_holds COMMAND...: waits until it succeeds. The bound is there for what hangs.
+# until_holds COMMAND...: waits until the command succeeds. Only a test that hangs reaches the bound.
 until_holds() {
     local left=1500
     until "$@" 2>/dev/null; do

@@ -15,7 +15,7 @@
 namespace vmm::devices {
 namespace {
 
-/// Reads as the low byte of each address within it, plus `first`; remembers what is written.
+/// Each address within it reads as the address's low byte plus `first`. Remembers the written values.
 class Probe final : public Device {
   public:
     explicit Probe(std::string name, unsigned first = 0) : name_(std::move(name)), first_(first) {}

@@ -1,4 +1,4 @@
-// What can be a disk, and what is said where something cannot.
+// Which files can be a disk, and the messages for those that cannot.
 
 #include <gtest/gtest.h>
 
@@ -125,7 +125,7 @@ TEST_F(DiskImageTest, HasOneWriterOrManyReaders) {
     EXPECT_TRUE(mentions(refusal_of(path), ",ro"));
 }
 
-/// What opening the disk says where the kernel refuses every OFD lock with `error_number`.
+/// The message of opening the disk if the kernel refuses every OFD lock with `error_number`.
 std::string refusal_without_locks(const std::string& path, int error_number, const DiskImage::Options& options = {}) {
     return vmm::testing::in_child_process([&]() -> std::string {
         std::array<sock_filter, 6> program{{
@@ -193,7 +193,7 @@ TEST_F(DiskImageTest, WithDirectIoNamesWhatItsMemoryHasToBeAlignedTo) {
 }
 
 TEST_F(DiskImageTest, IsWaitedForAndNotAskedAgain) {
-    // io_uring hands back what it would have to wait for where a file is open with O_NONBLOCK.
+    // If a file is open with O_NONBLOCK, io_uring returns requests for which it would have to wait.
     const DiskImage image(file("a", 512), {});
     EXPECT_EQ(::fcntl(image.fd(), F_GETFL) & O_NONBLOCK, 0);
 }
@@ -208,7 +208,7 @@ TEST_F(DiskImageTest, OfALoopDeviceThatSomebodyHasLeftReadOnlyCanBeWritten) {
         const int read_only = 1;
         ASSERT_EQ(::ioctl(device.get(), BLKROSET, &read_only), 0);
     }
-    const vmm::testing::LoopDevice device(file("b", 64 * 512)); // The same, if nobody took it meanwhile.
+    const vmm::testing::LoopDevice device(file("b", 64 * 512)); // the same, if nobody took it meanwhile
     ASSERT_TRUE(device.is_there()) << device.path();
     EXPECT_EQ(refusal_of(device.path()), "");
 }

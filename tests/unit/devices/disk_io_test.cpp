@@ -1,4 +1,4 @@
-// What a disk asks of the host, by io_uring and by threads, and what the host's demands change for the guest: nothing.
+// The requests of a disk to the host, by io_uring and by threads. The host's demands must change nothing for the guest.
 
 #include <gtest/gtest.h>
 
@@ -119,7 +119,7 @@ class Caller {
     DiskIo& io_;
 };
 
-/// Makes system call `number` fail with `error` in this thread, for good.
+/// Makes system call `number` fail with `error` in this thread, permanently.
 void forbid(int number, int error) {
     std::array filter{
         sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
@@ -147,7 +147,7 @@ class DiskIoTest : public ::testing::Test {
     vmm::testing::TemporaryDirectory directory_;
 };
 
-// Each system call of io_uring, and each way in which a kernel or a filter refuses it.
+// Each system call of io_uring, and each way in which a kernel or a filter can refuse it.
 TEST_F(DiskIoTest, GoesThroughThreadsWhereIoUringIsForbiddenAndSaysWhy) {
     const DiskImage image(file(1 << 20), {});
     for (const int call : {SYS_io_uring_setup, SYS_io_uring_register, SYS_io_uring_enter}) {
@@ -322,7 +322,7 @@ TEST_F(DiskIoTest, OfMediaThatCannotBeWrittenIsRefusedUnlessReadOnly) {
     EXPECT_EQ(error_of([&] { const DiskImage image(loop.path(), {}); }), "");
 }
 
-/// A file whose host wants whole blocks of 4096, as DiskIo sees it: everything else fails.
+/// A file whose host demands whole blocks of 4096 in every request of DiskIo; others fail.
 class PickyDiskIo final : public DiskIo {
   public:
     explicit PickyDiskIo(std::size_t bytes) : content_(bytes, '\0') {}
@@ -344,7 +344,7 @@ class PickyDiskIo final : public DiskIo {
         flush(token);
     }
     [[nodiscard]] bool submit() override { return true; }
-    /// In any order.
+    /// The operations may complete in any order.
     [[nodiscard]] std::size_t reap(std::span<Completion> completions) override {
         std::size_t count = 0;
         while (count < completions.size() && count < 3 && !queued_.empty()) {
@@ -396,7 +396,7 @@ TEST(AlignedDiskIo, DoesWhatAnArrayOfBytesDoesWhateverOverlapsWithinABlock) {
     AlignedDiskIo io(std::move(owned), kDepth, {4096, 512, UINT64_MAX});
     std::mt19937 random(3); // NOLINT(cert-msc51-cpp): the same each time.
     std::string model(kBytes, '\0');
-    // Sixteen at once, each with every sixteenth sector: they share blocks, but no sector.
+    // Sixteen operations at once, each with every sixteenth sector: they share blocks, but no sector.
     struct Slot {
         bool busy = false;
         bool write = false;
@@ -417,7 +417,7 @@ TEST(AlignedDiskIo, DoesWhatAnArrayOfBytesDoesWhateverOverlapsWithinABlock) {
             }
             slot.busy = true;
             ++begun;
-            // Some sixteenths of the disk are whole, some are scattered sectors.
+            // Some sixteenths of the disk are written as a whole, in others single sectors.
             slot.write = random() % 2 == 0;
             slot.bytes = 512;
             slot.offset = (i + (16 * (random() % (kBytes / 512 / 16)))) * 512;
@@ -460,7 +460,7 @@ TEST(AlignedDiskIo, DoesThePartThatIsFitAndSaysHowMuchThatWas) {
     alignas(4096) static std::array<char, 16384> memory;
     memory.fill('m');
     std::string model(kBytes, '\0');
-    // From within a block, over whole ones, into another: an operation each.
+    // From the middle of a block, over whole blocks, into another one: one operation for each part.
     std::uint64_t offset = 3584;
     std::size_t done = 0;
     std::vector<int> parts;
@@ -486,7 +486,7 @@ TEST(AlignedDiskIo, WritesNothingMoreOnceItIsAbandoned) {
     std::array<char, 512> sector{};
     const iovec piece{sector.data(), sector.size()};
     for (std::uint64_t token = 0; token < 8; ++token) {
-        io.write(token, token * 512, {&piece, 1}); // All in one block.
+        io.write(token, token * 512, {&piece, 1}); // all in one block
     }
     EXPECT_EQ(host.begun(), 1U) << "one at a time";
     io.abandon();

@@ -1,4 +1,4 @@
-// What a guest of `--net user` may send, byte by byte.
+// The frames that a guest of `--net user` may send, byte by byte.
 
 #include "devices/frame_filter.hpp"
 
@@ -229,7 +229,7 @@ TEST_F(FrameFilterTest, DhcpAndDnsWork) {
     EXPECT_EQ(judge({.protocol = kUdp, .from = 0, .to = kBroadcast, .from_port = 68, .to_port = 67}), Verdict::kPass);
     EXPECT_EQ(judge({.protocol = kUdp, .to = kGateway, .from_port = 68, .to_port = 67}), Verdict::kPass);
     EXPECT_EQ(judge({.protocol = kUdp, .to = kNameServer, .to_port = 53}), Verdict::kPass);
-    // Nothing else goes to everybody, and DHCP not to the host itself.
+    // No other broadcast passes, and DHCP to the host itself does not pass.
     EXPECT_EQ(judge({.protocol = kUdp, .to = kBroadcast, .to_port = 68}), Verdict::kGroup);
     EXPECT_EQ(judge({.protocol = kTcp, .to = kBroadcast, .to_port = 67}), Verdict::kGroup);
     EXPECT_EQ(judge({.protocol = kUdp, .to = number(127, 0, 0, 1), .to_port = 67}), Verdict::kHostsOwn);
@@ -238,7 +238,7 @@ TEST_F(FrameFilterTest, DhcpAndDnsWork) {
 }
 
 TEST_F(FrameFilterTest, GatewayAndNameServerThatAreTheHostsOwnTooServeOnlyThat) {
-    // As on a host that is itself a guest of the same kind.
+    // Like a host that is itself a guest of the same kind.
     const FrameFilter filter({kGateway, kNameServer}, [](std::uint32_t to) { return to >> 8 == kGuest >> 8; });
     const auto judge_here = [&](const Packet& packet) {
         const Bytes frame = frame_of(packet);

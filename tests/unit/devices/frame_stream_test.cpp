@@ -32,7 +32,7 @@ constexpr std::uint16_t kTransmit = 1;
 constexpr std::uint32_t kHeader = FrameLink::kHeaderBytes;
 constexpr MacAddress kMac{2, 0, 0, 0, 0, 1};
 
-/// A stream with its other end, which is the test's.
+/// A stream; the test has its other end.
 struct Ends {
     Ends() : device(-1) {
         std::array<int, 2> fds{-1, -1};
@@ -44,7 +44,7 @@ struct Ends {
     void say(const Bytes& bytes) const {
         ASSERT_EQ(::send(host.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
     }
-    /// Everything that is there now.
+    /// Everything that can be read now.
     [[nodiscard]] Bytes heard() const {
         Bytes bytes(1 << 20);
         const ssize_t count = ::recv(host.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
@@ -64,7 +64,7 @@ Bytes with_length(const Bytes& frame) {
     return bytes;
 }
 
-/// What receive() returns, and the frame behind its header.
+/// The return value of receive(), and the frame behind its header.
 std::pair<std::ptrdiff_t, Bytes> receive(FrameStream& stream) {
     Bytes buffer(FrameLink::kMostBytes, 0xee);
     const std::array<iovec, 2> pieces{{{buffer.data(), 7}, {buffer.data() + 7, buffer.size() - 7}}};
@@ -77,7 +77,7 @@ std::pair<std::ptrdiff_t, Bytes> receive(FrameStream& stream) {
 }
 
 int send(FrameStream& stream, const Bytes& frame) {
-    Bytes bytes(kHeader, 0xff); // Of no meaning here.
+    Bytes bytes(kHeader, 0xff); // without a meaning here
     bytes.insert(bytes.end(), frame.begin(), frame.end());
     const std::array<iovec, 3> pieces{
         {{bytes.data(), 5}, {bytes.data() + 5, 20}, {bytes.data() + 25, bytes.size() - 25}}};
@@ -151,7 +151,7 @@ TEST(FrameStream, SendsAFrameAfterItsLengthWithoutTheHeader) {
 // --- With a filter
 // -----------------------------------------------------------------------------------------------------
 
-/// A TCP segment that opens a connection with 198.51.100.1, or wherever.
+/// A TCP segment that opens a connection with 198.51.100.1, or another address.
 Bytes opening(std::array<std::uint8_t, 4> to = {198, 51, 100, 1}) {
     Bytes frame(12, 0x52);
     const Bytes packet{8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, to[0], to[1], to[2], to[3]};
@@ -295,7 +295,7 @@ TEST(VirtioNetOnAStream, WhoseOtherEndGoesAwayHasItsLinkDownAndGoesOn) { // 5.1.
     EXPECT_EQ(lost, 1);
     rig.settle();
     EXPECT_FALSE(rig.pump().turn()) << "nothing spins";
-    // What is sent goes nowhere, and comes back.
+    // Sent frames go nowhere, and their buffers come back.
     rig.queue(kTransmit).add({{rig.allocate(128), 128}});
     rig.ring(kTransmit);
     ASSERT_TRUE(rig.wait_for_used(kTransmit));
@@ -313,7 +313,7 @@ TEST(VirtioNetOnAStream, WhoseOtherEndGoesAwayInAFloodLosesNoRequest) {
     ASSERT_TRUE(rig.start());
     const GuestAddress at = rig.allocate(60000);
     unsigned sent = 0;
-    for (; sent < 100; ++sent) { // Nobody reads them.
+    for (; sent < 100; ++sent) { // nobody reads them
         rig.queue(kTransmit).add({{at, 60000}});
         rig.ring(kTransmit);
         rig.settle();
@@ -368,7 +368,7 @@ TEST_P(NetOnAStreamHostile, DriverIsAnsweredAndNothingElseIsTouched) {
                               rig.queue(kTransmit).add({{rig.allocate(128), 128}});
                               rig.ring(kTransmit);
                               return rig.pump_until([&] {
-                                  Bytes bytes(1 << 20); // What the attack has sent is in the way.
+                                  Bytes bytes(1 << 20); // The frames of the attack are in the way.
                                   (void)::recv(hosts.back().get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
                                   return rig.queue(kTransmit).take_used().has_value();
                               });

@@ -42,7 +42,7 @@ TEST_F(I8042Test, RebootingGuestNeedNotWaitForTheInputBuffer) {
 }
 
 TEST_F(I8042Test, ProbingDriverThatDrainsTheOutputBufferFindsNoController) {
-    // Linux, i8042_flush(): more than 16 bytes in the buffer of a controller is no controller.
+    // Linux, i8042_flush(): if the buffer has more than 16 bytes, Linux assumes that there is no controller.
     int drained = 0;
     while ((inb(device, I8042::kCommandOffset) & kOutputBufferFull) != 0 && drained < 17) {
         inb(device, I8042::kDataOffset);
@@ -76,7 +76,7 @@ TEST_F(I8042Test, HostileGuestCanOnlyReset) {
 }
 
 TEST_F(I8042Test, RebootingGuestGoesOnWithARestoredController) {
-    inb(device, I8042::kCommandOffset); // It has seen the input buffer empty, and sends the command next.
+    inb(device, I8042::kCommandOffset); // The driver has seen the input buffer empty, and sends the command next.
     int resets_of_restored = 0;
     I8042 restored{[&resets_of_restored] { ++resets_of_restored; }, I8042::state()};
     EXPECT_EQ(inb(restored, I8042::kCommandOffset), inb(device, I8042::kCommandOffset));

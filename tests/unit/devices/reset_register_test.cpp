@@ -1,4 +1,4 @@
-// The ways of a PC to reset itself that are ports of their own: 0x92 and 0xcf9. Such guests stood in HLT for ever.
+// The ports by which a PC can reset itself: 0x92 and 0xcf9. What broke: guests that used them stood in HLT for ever.
 
 #include "devices/reset_register.hpp"
 
@@ -23,7 +23,7 @@ class SystemControlTest : public ::testing::Test {
 };
 
 TEST_F(SystemControlTest, FastResetResetsOnce) {
-    outb(device, 0, inb(device, 0) | system_control::kFastReset); // As SeaBIOS and Linux's boot code write it.
+    outb(device, 0, inb(device, 0) | system_control::kFastReset); // as SeaBIOS and Linux's boot code write it
     EXPECT_EQ(resets, 1);
     outb(device, 0, system_control::kFastReset);
     EXPECT_EQ(resets, 1) << "the bit was set before";
@@ -110,7 +110,7 @@ TEST_F(ResetControlTest, OtherBitsAreZeroAndDoNotReset) {
     EXPECT_EQ(read(), 0x0aU);
 }
 
-// A write of PCI's address register has any bits where the reset control register's are.
+// A write of PCI's address register can have any bits at the place of the reset control register.
 TEST_F(ResetControlTest, WideAccessesArePcis) {
     std::array<std::byte, 4> address{std::byte{0}, std::byte{0x0e}, std::byte{0}, std::byte{0x80}};
     device.write(0, address);

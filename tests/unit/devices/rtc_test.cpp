@@ -169,7 +169,7 @@ TEST_F(RtcTest, GuestSetsItsClock) {
 }
 
 TEST_F(RtcTest, FirstUpdateComesHalfASecondAfterTheDividerIsReleased) {
-    // Linux sets the clock at half a second past, for this reason.
+    // For this reason Linux sets the clock half a second past the full second.
     now += 123ms;
     set(rtc, {0x10, 0, 0, 1, 1, 0x27, 0x20});
     now += 499ms;
@@ -281,7 +281,7 @@ TEST_F(RtcTest, RegistersThatNoGuestCanWriteAreRefusedInAState) {
 }
 
 TEST_F(RtcTest, SettingTheClockGoesOnWithARestoredClock) {
-    // The writes of set(), after each of which the guest may be saved. Half of one is that of the index alone.
+    // The writes of set(). The guest may be saved after each. Half of them write the index alone.
     struct Write {
         std::uint64_t offset;
         unsigned value;
@@ -322,7 +322,7 @@ TEST_F(RtcTest, HostileGuestLeavesItInAStateThatCanBeRestored) {
     HostileGuest guest(19);
     for (int step = 0; step < 300'000; ++step) {
         guest.access(rtc, Rtc::kSize);
-        if (guest.below(4) == 0) { // Else chance selects the interesting registers too rarely.
+        if (guest.below(4) == 0) { // Otherwise the interesting registers are selected too rarely.
             outb(rtc, Rtc::kIndexOffset, guest.below(2) == 0 ? static_cast<unsigned>(guest.below(14)) : kCentury);
         }
         now += std::chrono::microseconds{guest.below(1'000'000)};

@@ -71,7 +71,7 @@ void print(Device& port, std::string_view text) {
     }
 }
 
-/// What a driver does in its interrupt handler: read while there is something to read.
+/// Acts as a driver's interrupt handler: reads while there is something to read.
 std::string read_all(Device& port) {
     std::string text;
     while ((inb(port, kLsr) & kLsrDataReady) != 0) {
@@ -259,7 +259,7 @@ TEST_F(SerialPortTest, LinuxCountsSixteenBytesOfFifo) {
 }
 
 TEST_F(SerialPortTest, LinuxSeesTheTransmitInterruptEachTimeItIsEnabled) {
-    // serial8250_THRE_test(): a chip that does not assert it again is polled by timer.
+    // serial8250_THRE_test(): Linux polls a chip by a timer if the chip does not assert the interrupt again.
     for (int i = 0; i < 2; ++i) {
         outb(port, kIer, kIerTransmit);
         EXPECT_EQ(inb(port, kIir), kIirTransmit);
@@ -633,7 +633,7 @@ TEST(SerialPortThreads, EveryByteOfAFloodIsTakenOrCounted) {
 
     std::uint64_t taken = 0;
     std::jthread loop([&] {
-        // The contract of output_ready: take until nothing is left, then wait. The end is one more wake-up.
+        // The contract of output_ready: take until nothing is left, then wait. The end causes one more wake-up.
         int seen = 0;
         std::array<std::byte, 512> chunk{};
         while (seen >= 0) {
@@ -662,7 +662,7 @@ TEST(SerialPortThreads, EveryByteOfAFloodIsTakenOrCounted) {
 
 TEST(SerialPortThreads, DriverThatWaitsForInterruptsMissesNoInputAndTheHostMissesNoRoom) {
     constexpr std::size_t kBytes = 50'000;
-    /// Wakes the vCPU as the interrupt controller would: pulses that come while one is pending merge.
+    /// Wakes the vCPU like the interrupt controller: pulses merge with one that is pending.
     class WakingIrq final : public IrqLine {
       public:
         void raise() noexcept override {

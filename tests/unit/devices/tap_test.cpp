@@ -1,4 +1,5 @@
-// Real tap interfaces, in a network namespace of the test's own: whom they are refused to, and one that goes away.
+// Real tap interfaces, in a network namespace of the test: to whom they are refused, and what happens if one is
+// deleted.
 
 #include <gtest/gtest.h>
 
@@ -68,7 +69,7 @@ void set_up(const std::string& name) {
     request.ifr_flags = IFF_UP;
     EXPECT_EQ(::ioctl(socket.get(), SIOCSIFFLAGS, &request), 0);
 }
-/// Sends frames of many UDP flows, which a host's switch would, by a socket of raw frames.
+/// Sends frames of many UDP flows, as a host's switch would, by a socket of raw frames.
 void send_many_flows(const std::string& name) {
     const UniqueFd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0));
     sockaddr_ll to{};
@@ -171,7 +172,7 @@ TEST(TapInterface, ThatThisUserMayNotMakeSaysHowItIsMadeForHim) {
     const std::string reason = in_own_network([] {
         const pid_t child = ::fork();
         if (child == 0) {
-            // Whether /dev/net/tun may be opened is this machine's business; either way the line says what to do.
+            // This machine decides whether /dev/net/tun may be opened. In both cases the message says what to do.
             const bool other =
                 ::setresgid(kNobody, kNobody, kNobody) == 0 && ::setresuid(kNobody, kNobody, kNobody) == 0;
             const std::string refusal = error_of([] { const Tap tap(kName); });
@@ -200,7 +201,7 @@ TEST(TapInterface, ThatIsDeletedTakesTheLinkDownAndIsNotLookedAtAgain) {
         EXPECT_TRUE(rig.pump_until([&] { return losses != 0; }));
         EXPECT_EQ(rig.driver().read_config<std::uint16_t>(6), 0U); // 5.1.4: VIRTIO_NET_S_LINK_UP is not set
         EXPECT_EQ(net.sources().size(), 2U) << "it is not polled: it would be ready for ever";
-        // What is sent comes back, and goes nowhere.
+        // Sent buffers come back, and the frames go nowhere.
         const GuestAddress at = rig.allocate(128);
         rig.queue(1).add({{at, 72}});
         rig.ring(1);
@@ -219,7 +220,7 @@ TEST(TapInterface, OfSeveralQueuesHasItsFramesInTheFirstUntilOthersAreAttached) 
         auto links = Tap::make_queues(kName, kQueues);
         ASSERT_EQ(links.size(), kQueues);
         set_up(kName);
-        // Which queue a flow takes depends on its hash: of many flows some come by each queue that is attached.
+        // The hash of a flow decides its queue. Of many flows, some come by each attached queue.
         const auto has_frames = [&](FrameLink& link) {
             std::array<std::byte, 2048> frame{};
             const std::array<iovec, 1> to{{{frame.data(), frame.size()}}};

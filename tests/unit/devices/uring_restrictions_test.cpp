@@ -1,5 +1,5 @@
-// What a disk's ring refuses, asked of the kernel itself: whoever has taken over the disk's thread writes to the ring
-// directly.
+// What a disk's ring refuses. The test asks the kernel directly, because an attacker in the disk's thread would write
+// to the ring directly.
 
 #include <gtest/gtest.h>
 
@@ -27,14 +27,14 @@ namespace {
 
 constexpr unsigned kEntries = 8;
 
-/// Where the parts of a ring of so many entries lie, by another one that is like it.
+/// The offsets of the parts of a ring of so many entries, taken from another ring of the same kind.
 std::optional<io_uring_params> layout_of_ring() {
     io_uring_params parameters{};
     const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, kEntries, &parameters)));
     return ring ? std::optional(parameters) : std::nullopt;
 }
 
-/// A ring that another one's descriptor leads to, without its library.
+/// A ring behind the descriptor of another ring, used without its library.
 class StolenRing {
   public:
     StolenRing(int fd, const io_uring_params& layout)
@@ -53,7 +53,7 @@ class StolenRing {
 
     [[nodiscard]] bool is_mapped() const { return ring_ != MAP_FAILED && entries_ != MAP_FAILED; }
 
-    /// What becomes of `entry`: its result, an errno below zero.
+    /// The result of `entry`; below zero it is an errno.
     std::optional<int> result_of(const io_uring_sqe& entry) {
         const std::uint32_t tail = word(layout_.sq_off.tail).load();
         const std::uint32_t slot = tail & word(layout_.sq_off.ring_mask).load();
@@ -77,7 +77,7 @@ class StolenRing {
 
   private:
     [[nodiscard]] std::atomic_ref<std::uint32_t> word(std::uint32_t offset) const {
-        // The kernel keeps its words within the ring, and aligned.
+        // The kernel's words are within the ring, and aligned.
         return std::atomic_ref(*reinterpret_cast<std::uint32_t*>(static_cast<std::byte*>(ring_) + offset));
     }
 
@@ -112,7 +112,7 @@ class UringRestrictions : public ::testing::Test {
 TEST_F(UringRestrictions, OperationsThatNoDiskHasAreRefused) {
     StolenRing stolen(ring_->fd(), *layout_);
     ASSERT_TRUE(stolen.is_mapped());
-    // Which ones there are grows with kernels. One that a kernel does not know is EINVAL.
+    // Newer kernels have more of them. A request that a kernel does not know gives EINVAL.
     constexpr std::uint8_t kMoreThanThereAre = 96;
     unsigned refused = 0;
     for (std::uint8_t operation = 0; operation < kMoreThanThereAre; ++operation) {
@@ -138,7 +138,7 @@ TEST_F(UringRestrictions, DescriptorsThatAreNotTheDiskAreRefused) {
     for (const std::uint8_t operation : kAllowed) {
         io_uring_sqe entry{};
         entry.opcode = operation;
-        entry.fd = disk_.get(); // as a number of this process, and not as one of the ring's files
+        entry.fd = disk_.get(); // as a descriptor of this process, not as one of the ring's files
         EXPECT_EQ(stolen.result_of(entry), -EACCES) << static_cast<int>(operation);
     }
     io_uring_sqe flush{};

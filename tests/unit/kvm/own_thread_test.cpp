@@ -1,4 +1,4 @@
-// What is said where KVM cannot start its own thread.
+// The message if KVM cannot start its own thread.
 #include "kvm/own_thread.hpp"
 
 #include <gtest/gtest.h>
@@ -16,7 +16,7 @@ namespace {
 
 using testing::mentions;
 
-/// A hierarchy of version 2 in which this process is in the group "outer/inner".
+/// A hierarchy of version 2; this process is in its group "outer/inner".
 class Groups {
   public:
     Groups(const std::string& outer_most, const std::string& inner_most) {

@@ -29,7 +29,7 @@ struct StatsFile {
     std::string descriptors;
     std::string data;
 
-    /// A counter of `size` values; only the first is ours to read.
+    /// A counter of `size` values. Our code reads only the first.
     void add(std::string_view name, std::uint64_t value, std::uint16_t size = 1) {
         kvm_stats_desc descriptor{};
         descriptor.size = size;
@@ -43,7 +43,7 @@ struct StatsFile {
         ++header.num_desc;
     }
 
-    /// The header that belongs to what was added.
+    /// The header for the added counters.
     [[nodiscard]] kvm_stats_header sound_header() const {
         kvm_stats_header sound = header;
         sound.name_size = kNameBytes;
@@ -67,7 +67,7 @@ UniqueFd make(const StatsFile& file) {
     return file_with(text_of(file.sound_header()) + file.descriptors + file.data);
 }
 
-/// A file with `header` before two sound counters.
+/// A file with `header` before two correct counters.
 std::string error_with(const kvm_stats_header& header) {
     StatsFile file;
     file.add("one", 1);

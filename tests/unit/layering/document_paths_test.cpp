@@ -1,4 +1,4 @@
-// The documents name files of the source tree and link to each other: what they name has to be there.
+// The documents name files of the source tree and link to each other. The named files must exist.
 
 #include <gtest/gtest.h>
 
@@ -45,7 +45,7 @@ std::vector<std::string> file_paths(const std::string& text) {
     return matches(text, file);
 }
 
-/// A file that the build makes from a template stands for its template.
+/// For a file that the build makes from a template, the template counts.
 bool is_in_source_tree(const path& file) {
     return std::filesystem::exists(file) || std::filesystem::exists(file.string() + ".in");
 }

@@ -27,7 +27,7 @@ Files sources_below(const std::filesystem::path& folder) {
     return files;
 }
 
-/// How many wrong includes `file` has if it includes `header`, given as it stands in the line.
+/// How many wrong includes `file` has if it includes `header`, which is given with its quotes or brackets.
 std::size_t count_violations(const std::string& file, const std::string& header) {
     return violations(file, "#pragma once\n#include " + header + "\n").size();
 }

@@ -1,4 +1,4 @@
-// docs/virtio.md says which test shows which requirement: it has to be right.
+// docs/virtio.md says which test shows which requirement. This test checks that it is right.
 
 #include <gtest/gtest.h>
 
@@ -33,7 +33,7 @@ std::set<std::string> tests_of_devices() {
 }
 
 TEST(VirtioIndex, NamesATestThatExistsForEverySectionThatApplies) {
-    // "Device Requirements" of virtio 1.2 that apply, but those of the balloon.
+    // The sections "Device Requirements" of virtio 1.2 that apply, except those of the balloon.
     constexpr std::array kSections{
         "2.1.2",     "2.2.2",     "2.4.1",      "2.5.2",      "2.6.1.1.1",   "2.6.1.2.1", "2.7.4.1",   "2.7.5.1",
         "2.7.5.3.2", "2.7.7.2",   "2.7.8.2",    "2.7.10.2",   "4.1.2.1",     "4.1.3.2",   "4.1.4.2",   "4.1.4.3.1",

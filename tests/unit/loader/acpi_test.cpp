@@ -74,7 +74,7 @@ Hardware config_with_pci(bool hotplug = true) {
     return config;
 }
 
-/// As many of everything as there can be.
+/// The maximum number of everything.
 Hardware largest_config() {
     Hardware config = full_config(kMaxVcpus);
     config.virtio_mmio.assign(kMaxVirtioMmio, {{GuestAddress{0xfeb00000}, 0xfffff}, 0xffffff, {}});
@@ -209,7 +209,7 @@ TEST(Acpi, EveryVcpuHasItsLocalApic) {
     EXPECT_EQ(guest.table("APIC").size(), entry + 12 + 6);
 }
 
-// Without this entry Linux leaves LINT1 masked, and no NMI from outside ever comes.
+// Without this entry Linux leaves LINT1 masked, and no external NMI ever arrives.
 TEST(Acpi, TheNmiOfEveryLocalApicIsLint1) {
     for (const unsigned vcpus : {1U, 3U, 254U}) {
         const Guest guest{full_config(vcpus)};
@@ -354,7 +354,7 @@ class Iasl {
 
     static bool is_installed() { return shell("command -v iasl >/dev/null") == 0; }
 
-    /// The source of one table. Fails the test where iasl finds fault with the table.
+    /// The source of one table. Fails the test if iasl finds an error in the table.
     [[nodiscard]] std::string disassemble(const std::string& signature) const {
         const std::string output = run("-d " + signature + ".aml");
         for (const std::string_view complaint : {"Error", "Warning", "hecksum", "nvalid"}) {
@@ -362,7 +362,7 @@ class Iasl {
         }
         return read(signature + ".dsl");
     }
-    /// What iasl says when it compiles what it has disassembled.
+    /// The output of iasl when it compiles its own disassembly.
     [[nodiscard]] std::string compile(const std::string& signature) const { return run(signature + ".dsl"); }
 
   private:
@@ -422,7 +422,7 @@ TEST_F(AcpiSourceTest, DevicesAreInTheDsdt) {
     EXPECT_FALSE(mentions(source, "Device (V002)"));
 }
 
-/// What lies between the braces that follow `head`.
+/// The text between the braces that follow `head`.
 std::string block_of(const std::string& source, const std::string& head) {
     const std::size_t begin = source.find(head);
     if (begin == std::string::npos) {

@@ -41,7 +41,7 @@ TEST(Aml, PackageCountsItsElements) {
     EXPECT_EQ(package(elements), bytes({0x12, 0x05, 0x02, 0x0a, 0x05, 0x00}));
 }
 
-/// What the PkgLength of a scope says that has `content_bytes` after it, and how long it is.
+/// The value of the PkgLength of a scope with `content_bytes` after it, and its length.
 struct ScopeLength {
     std::size_t stated;
     std::size_t length_bytes;

@@ -69,7 +69,7 @@ Hardware hardware_with_two_nodes() {
     return hardware;
 }
 
-/// As many of everything as there can be; four ranges of memory on each node.
+/// The maximum number of everything; four ranges of memory on each node.
 Hardware largest_hardware() {
     Hardware hardware = hardware_with(kMaxVcpus, 17);
     AcpiNuma& numa = hardware.numa.emplace();
@@ -85,8 +85,8 @@ Hardware largest_hardware() {
     return hardware;
 }
 
-/// A tree as a reader of the specification (Devicetree Specification 0.4, chapter 5) finds it, by paths. A reader of
-/// its own: the library that wrote the tree would agree with itself.
+/// A tree as a reader of the specification (Devicetree Specification 0.4, chapter 5) finds it, by paths. The test has
+/// its own reader, because the library that wrote the tree would agree with itself.
 class Tree {
   public:
     explicit Tree(std::vector<std::byte> bytes) : bytes_(std::move(bytes)) {
@@ -377,7 +377,7 @@ TEST(DeviceTree, OfTheLargestMachineFitsItsPlace) {
 
 // --- The judgement of the compiler ----------------------------------------------------------------------------------
 
-/// What dtc says of a tree beside its source; nothing if it has nothing to say.
+/// The messages of dtc about a tree, besides its source; nothing if it has none.
 std::string complaints(const Hardware& hardware, std::span<const MemoryMapEntry> map) {
     const Tree tree = tree_of(hardware, map);
     std::string directory = (std::filesystem::temp_directory_path() / "vmm-dtb-XXXXXX").string();

@@ -23,7 +23,7 @@ using testing::make_pvh_elf;
 using testing::mentions;
 using testing::TestElf;
 
-/// What parsing says of a sound file after `damage`.
+/// The message of parsing a correct file after `damage`.
 std::string error_after(const std::function<void(TestElf&)>& damage) {
     TestElf elf = make_pvh_elf();
     damage(elf);

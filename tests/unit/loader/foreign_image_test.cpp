@@ -15,7 +15,7 @@ std::string error_for(const std::string& content) {
     return error_of([&] { return Kernel::parse(ImageFile::from_bytes("image", bytes_of(content))); });
 }
 
-/// A file that has `magic` at `offset` and else zeros.
+/// A file with `magic` at `offset`, and zeros otherwise.
 std::string with_magic(std::size_t offset, const std::string& magic) {
     std::string content(4096, '\0');
     return content.replace(offset, magic.size(), magic);

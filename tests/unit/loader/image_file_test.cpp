@@ -45,7 +45,7 @@ class ImageFileTest : public ::testing::Test {
     std::filesystem::path directory_;
 };
 
-/// The path of a pipe's reading end, as a shell's <(command) gives it, and a thread that writes to the other end.
+/// The path of a pipe's reading end, like a shell's <(command), and a thread that writes to the other end.
 class PipeWithWriter {
   public:
     explicit PipeWithWriter(std::vector<std::byte> bytes) {
@@ -129,7 +129,7 @@ TEST_F(ImageFileTest, PipeThatGivesTooMuchIsRefused) {
     EXPECT_TRUE(mentions(error, "it is a pipe that gives more than 1000 bytes")) << error;
 }
 
-/// A pipe with room for no more, and a request to stop.
+/// A full pipe, and a request to stop.
 class Stop {
   public:
     Stop() {
@@ -153,7 +153,7 @@ TEST_F(ImageFileTest, FifoThatNobodyWritesToIsWaitedForUntilAStop) {
     std::string error;
     std::jthread reader{[&] { error = error_of([&] { return ImageFile{path, 1000, stop.fd()}; }); }};
     UniqueFd writer;
-    while (!writer) { // Until it is open for reading.
+    while (!writer) { // until it is open for reading
         writer.reset(::open(path.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
     }
     stop.request();
@@ -180,7 +180,7 @@ TEST_F(ImageFileTest, FileIsNotReadOnAfterAStop) {
 
 TEST_F(ImageFileTest, FileWithALeaseIsWaitedForAndAStopEndsThat) {
     const std::string path = write("image", pattern(100));
-    std::signal(SIGIO, SIG_IGN); // What the holder of the lease is told by.
+    std::signal(SIGIO, SIG_IGN); // This signal tells the holder of the lease.
     UniqueFd holder{::open(path.c_str(), O_RDWR | O_CLOEXEC)};
     if (::fcntl(holder.get(), F_SETLEASE, F_WRLCK) != 0) {
         GTEST_SKIP() << "this file system has no leases";

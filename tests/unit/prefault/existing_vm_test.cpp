@@ -1,4 +1,4 @@
-// What an embedding program says of a VM that it made itself.
+// Descriptions that an embedding program gives of a VM that it made itself.
 
 #include <gtest/gtest.h>
 
@@ -23,7 +23,7 @@ ExistingVm vm_with(GuestAddress scratch_base, std::uint64_t memory_bytes) {
 }
 
 TEST(ExistingVm, WhoseScratchWindowIsAboveAllElseIsMappedToTheWindowsEnd) {
-    // Its page tables once did not map their own end, which ended the process by an assertion.
+    // What broke: its page tables did not map their own end, and an assertion ended the process.
     const GuestAddress base{kTiB - 2 * kMiB};
     const std::uint64_t bytes = scratch_bytes(vm_with(base, kGiB));
     EXPECT_GT(bytes, 2 * kMiB);

@@ -24,7 +24,7 @@ std::vector<Kind> kinds_of(const std::vector<KeptEvent>& events) {
     return kinds;
 }
 
-/// A watch that has seen a second level that is full, and its clock.
+/// A watch that has seen a full second level, and its clock.
 class Watched {
   public:
     Watched() {
@@ -32,7 +32,7 @@ class Watched {
         EXPECT_TRUE(watch.is_full());
     }
 
-    /// The next look, one interval later, when the guest has taken `new_faults` more.
+    /// The next look, one interval later. The guest has taken `new_faults` more.
     LossWatch::Answer look(MappedPages mapped, std::uint64_t new_faults = 0, bool logs_dirty = false) {
         now += kEvery;
         faults += new_faults;
@@ -44,7 +44,7 @@ class Watched {
         faults += new_faults;
         return watch.note_refill({now, mapped, faults, kAllBytes, false}, problem);
     }
-    /// A loss that is made good. Returns how many looks the refill waited for.
+    /// A loss that a refill repairs. Returns how many looks the refill waited.
     unsigned lose_and_refill() {
         unsigned waited = 0;
         while (!look({0, 128, 0}).refill) {
@@ -154,7 +154,7 @@ TEST(LossWatch, SaysNothingOfMappingsThatBecomeLarger) {
 }
 
 TEST(LossWatch, SaysNothingOfMoreThanIsNeeded) {
-    // A guest of the guest has mappings of its own, which come and go.
+    // A guest of the guest has mappings of its own, which appear and disappear.
     Watched it;
     EXPECT_TRUE(it.look({1000, 256, 0}).events.empty());
     EXPECT_TRUE(it.look(kAll).events.empty());

@@ -19,13 +19,13 @@ constexpr SecondLevelHost kWithoutAccessedDirty{SecondLevelKind::kEpt, true, fal
 constexpr SecondLevelHost kShadowPaging{SecondLevelKind::kShadow, false, false};
 constexpr SecondLevelHost kUnknownPaging{SecondLevelKind::kUnknown, std::nullopt, std::nullopt};
 
-/// The same host, as a guest of another.
+/// The same host, but as a guest of another host.
 constexpr SecondLevelHost as_guest(SecondLevelHost host) {
     host.nested = true;
     return host;
 }
 
-// `--prefault-method=ioctl` was refused with a false reason where /sys/module could not be read.
+// What broke: `--prefault-method=ioctl` was refused with a false reason if /sys/module could not be read.
 TEST(ChooseMethod, TriesTheIoctlWhereKvmHasItWhateverElseIsUnknown) {
     for (const SecondLevelHost& host :
          {kUnknownPaging, SecondLevelHost{SecondLevelKind::kEpt, std::nullopt, std::nullopt}}) {
@@ -87,8 +87,8 @@ TEST(ChooseMethod, TakesTheIoctlByItselfWhereItLeavesNothingToFault) {
     }
 }
 
-// In a host that is itself a guest, the ioctl left the table empty that the host below keeps for this host's guests:
-// the report said 0 faults, and the first pass took 91 times as long as a later one.
+// What broke: in a host that is itself a guest, the ioctl left the outer host's table for this host's guests empty. The
+// report said 0 faults, and the first pass took 91 times as long as a later one.
 TEST(ChooseMethod, TouchesAfterTheIoctlWhereTheHostIsItselfAGuest) {
     const SecondLevelHost without_sysfs{SecondLevelKind::kEpt, std::nullopt, std::nullopt};
     for (const SecondLevelHost& host : {kNestedPaging, kExtendedPageTables, without_sysfs}) {

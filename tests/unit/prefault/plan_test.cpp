@@ -16,14 +16,14 @@
 
 namespace {
 
-thread_local std::uint64_t allocated_bytes = 0; // by this thread, from operator new
+thread_local std::uint64_t allocated_bytes = 0; // allocated by this thread, by operator new
 thread_local std::uint64_t allocations = 0;
 
 } // namespace
 
-#ifndef VMM_SANITIZED // A sanitizer has its own.
-// The whole program's, so that what a plan takes can be counted. Not to be inlined: gcc would see one half of a pair,
-// and warn of the other.
+#ifndef VMM_SANITIZED // a sanitizer has its own
+// Replaces the operators of the whole program, to count the allocations of a plan. They must not be inlined: gcc would
+// see only one of the pair, and warn about the other.
 [[gnu::noinline]] void* operator new(std::size_t size) {
     allocated_bytes += size;
     ++allocations;
@@ -57,7 +57,8 @@ Ranges chunks_of(const Plan& plan) {
     return chunks;
 }
 
-/// Adjacent ranges as one, empty ones left out: what a list of ranges covers, whatever it is cut into.
+/// Adjacent ranges are joined, and empty ones left out: the memory that a list of ranges covers, whatever it is cut
+/// into.
 Ranges covered_by(const Ranges& ranges) {
     Ranges joined;
     for (const GuestRange& next : ranges) {
@@ -73,7 +74,7 @@ Ranges covered_by(const Ranges& ranges) {
     return joined;
 }
 
-/// Everything a plan promises, for `ranges` cut by `chunk_bytes`.
+/// Checks everything that a plan promises, for `ranges` cut by `chunk_bytes`.
 void expect_sound_plan(const Ranges& ranges, std::uint64_t chunk_bytes) {
     const Plan plan(ranges, chunk_bytes);
     const Ranges chunks = chunks_of(plan);
@@ -140,7 +141,7 @@ TEST(Plan, OfRandomRangesCoversThemExactly) {
     }
 }
 
-/// What was allocated since it was made.
+/// The bytes allocated since this object was made.
 struct Allocated {
     std::uint64_t bytes_before = allocated_bytes;
     std::uint64_t allocations_before = allocations;

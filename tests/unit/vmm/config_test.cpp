@@ -77,7 +77,7 @@ TEST(Config, PinsWithMlockIfItPrefaults) {
     EXPECT_EQ(pin_of(Scope::kNone, Pin::kLongterm), Pin::kLongterm);
 }
 
-/// What check_values() says, which knows no host.
+/// The message of check_values(), which does not look at the host.
 std::string refusal_of_values(const Config& config) {
     return error_of([&]() -> int {
         check_values(config);
@@ -87,12 +87,12 @@ std::string refusal_of_values(const Config& config) {
 
 TEST(ConfigValues, AreCheckedWithoutAHost) {
     Config config;
-    config.memory_bytes = memory_map::kMaxMemoryBytes; // More than any host has.
+    config.memory_bytes = memory_map::kMaxMemoryBytes; // more than any host has
     config.page_size = PageSize::k1G;
     config.prefault.scope = prefault::Scope::kAll;
     config.prefault.cpus = {prefault::kMaxCpus - 1};
     config.numa = {prefault::NumaPolicy::Kind::kNode, prefault::kMaxNodes - 1};
-    config.nets.push_back({.user = true, .forwards = {{false, "192.0.2.1", 80, 80}}}); // No host of ours has it.
+    config.nets.push_back({.user = true, .forwards = {{false, "192.0.2.1", 80, 80}}}); // no host of ours has it
     EXPECT_EQ(refusal_of_values(config), "");
     EXPECT_NE(refusal(config), "");
     config.memory_bytes += 1;
@@ -217,7 +217,7 @@ TEST(Config, RefusesMoreMemoryThanIsAvailableOnlyWhenPopulatingIt) {
     const HostMemory host = read_host_memory();
     const std::uint64_t total = host.total_bytes.value();
     const std::uint64_t available = host.available_bytes.value();
-    // In the middle between available and all, so that what others do meanwhile does not matter.
+    // Halfway between available and all memory, so that other processes do not matter.
     const std::uint64_t bytes = align_down(available + (total - available) / 2, 4096) + 4096;
     if (total - available < 64 * kMiB || bytes > memory_map::kMaxMemoryBytes) {
         GTEST_SKIP() << "nearly all memory of this host is available, so the two cannot be told apart";
@@ -234,7 +234,7 @@ TEST(Config, RefusesMoreHugePagesThanThePoolHas) {
     EXPECT_TRUE(mentions(error, "cannot reserve 8388608 huge pages of 2 MiB")) << error;
 }
 
-// EBUSY of our own second use was called "another process has it".
+// What broke: EBUSY of our own second use was reported as "another process has it".
 TEST(Config, RefusesOneTapTwice) {
     Config config = small_config();
     NetConfig net;

@@ -46,7 +46,7 @@ prefault::KeptReport whole_kept() {
     return kept;
 }
 
-/// A report in which no two numbers are the same.
+/// A report in which no two numbers are equal.
 RunReport whole_report() {
     RunReport report;
     report.host = {prefault::SecondLevelKind::kNpt, true, true};
@@ -108,7 +108,7 @@ RunReport whole_report() {
     return report;
 }
 
-/// "/host/tdp_mmu" and the like: every value there is.
+/// "/host/tdp_mmu" and so on: the paths of all values.
 std::set<std::string> members_of(const json& document) {
     std::set<std::string> members;
     const json flat = document.flatten();
@@ -443,7 +443,7 @@ TEST(ReportSummary, SaysThatTheGuestNeverRan) {
     EXPECT_TRUE(mentions(to_summary(report), "before its first instruction")) << to_summary(report);
 }
 
-// In a root without /proc the summary said "resident beyond guest memory: 0.0 MiB".
+// What broke: in a root without /proc the summary said "resident beyond guest memory: 0.0 MiB".
 TEST(ReportSummary, CallsUnknownWhatCouldNotBeRead) {
     RunReport report = whole_report();
     report.resident_overhead_bytes.reset();

@@ -29,7 +29,7 @@ constexpr std::uint64_t kData = 4;    // port 0xcfc
 constexpr std::uint64_t kReset = 1;   // port 0xcf9
 constexpr std::uint32_t kEnable = 0x80000000;
 
-/// What else is at these ports: it notes what came.
+/// The other device at these ports: it notes its accesses.
 class OtherDevice final : public Device {
   public:
     [[nodiscard]] std::string_view name() const noexcept override { return "other"; }
@@ -123,7 +123,7 @@ TEST_F(ConfigPortsTest, OnOtherBusesFunctionsAndSlotsThereIsNobody) {
     EXPECT_TRUE(function->take().empty());
 }
 
-// What is no double word at 0xcf8 is none of the address register's.
+// An access at 0xcf8 that is not a double word does not go to the address register.
 TEST_F(ConfigPortsTest, TheOtherDeviceAnswersForTheRestOfThePorts) {
     out(kAddress, address(kSlot, 0));
     EXPECT_EQ(in<std::uint8_t>(0), 0xa0U);

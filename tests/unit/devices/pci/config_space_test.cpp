@@ -76,7 +76,7 @@ TEST(ConfigSpace, WithoutMemoryOrCapabilitiesShowsNeither) {
     EXPECT_FALSE(space.decoded());
 }
 
-// Each bit of the 256 bytes by itself, both ways.
+// Each bit of the 256 bytes alone, set and cleared.
 TEST(ConfigSpace, EveryBitThatADriverMayWriteIsWrittenAndNoOther) {
     std::array<std::uint8_t, ConfigSpace::kBytes> may{};
     may[0x04] = 0x06; // memory, bus master
@@ -212,7 +212,7 @@ TEST(ConfigSpace, AnInterruptThatWasShownIsNoPartOfWhatItGoesOnFrom) {
     EXPECT_EQ(restored.word(0x06), 1U << 4U);
 }
 
-// Each bit that a driver cannot have written, by itself.
+// Each bit that a driver cannot have written, alone.
 TEST(ConfigSpace, AStateOfAnotherFunctionIsRefused) {
     const ConfigSpace space = make_space();
     ConfigSpace all_written = make_space();

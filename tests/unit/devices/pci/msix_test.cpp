@@ -343,7 +343,7 @@ TEST_F(MsixTest, AStateWithAnotherNumberOfVectorsIsRefused) {
     }
 }
 
-/// A message line on which a thread waits for the next interrupt, as a guest does.
+/// A message line on which a thread waits for the next interrupt, like a guest.
 class WaitedFor final : public MessageLine {
   public:
     void prepare(Message /*message*/) noexcept override {}
@@ -354,8 +354,8 @@ class WaitedFor final : public MessageLine {
     std::atomic<std::uint64_t> raised_ = 0;
 };
 
-/// One thread raises, and raises again when its interrupt has come; the other does `change` all the while, and leaves
-/// the vector open in the end. An interrupt that is lost is one that the first waits for in vain.
+/// One thread raises an interrupt, and raises the next one when that has come. The other thread does `change` all the
+/// time, and unmasks the vector at the end. If an interrupt were lost, the first thread would wait in vain.
 template <typename Change>
 void expect_nothing_lost(Change change) {
     constexpr int kInterrupts = 2000;

@@ -111,7 +111,7 @@ TEST_F(RootBusTest, AnAccessOfEcamIsCutAtDoubleWords) {
     bus.ecam().write(ecam(3, 0x3a), std::vector(8, std::byte{0}));
     EXPECT_EQ(function->take(),
               (std::vector<Access>{{true, true, 0x3a, 2}, {true, true, 0x3c, 4}, {true, true, 0x40, 2}}));
-    (void)read(bus.ecam(), ecam(4) - 2, 4); // From one slot's last function into the next slot.
+    (void)read(bus.ecam(), ecam(4) - 2, 4); // from one slot's last function into the next slot
     EXPECT_FALSE(function->was_misused());
 }
 
@@ -195,7 +195,7 @@ TEST_F(RootBusTest, OfTwoInOnePlaceTheOneWithTheLowerNumberAnswers) {
     EXPECT_EQ(at(0xe0001000), 0x33U);
     EXPECT_EQ(at(0xe0002000), 0x55U);
     EXPECT_EQ(at(0xe0004000), 0x55U);
-    // The same where one access reaches both.
+    // The same if one access reaches both.
     EXPECT_EQ(read(bus.window(), 0xffe, 4),
               (std::vector{std::byte{0x55}, std::byte{0x55}, std::byte{0x33}, std::byte{0x33}}));
     EXPECT_EQ(read(bus.window(), 0x1ffe, 4),
@@ -293,7 +293,7 @@ TEST_F(RootBusTest, FunctionsComeAndGoWhileOthersAccessThem) {
     for (unsigned guest = 0; guest < 3; ++guest) {
         guests.emplace_back([&] {
             while (!is_over.load()) {
-                // What answers is the function, or nobody.
+                // Either the function answers, or nobody.
                 for (const std::uint64_t offset : {0x1000U, 0x1ff8U, 0x2000U}) {
                     for (const std::byte byte : read(bus.window(), offset, 8)) {
                         wrong += byte == std::byte{0x11} || byte == std::byte{0xff} ? 0 : 1;
@@ -312,7 +312,7 @@ TEST_F(RootBusTest, FunctionsComeAndGoWhileOthersAccessThem) {
         std::shared_ptr<Function> removed = bus.remove(1);
         EXPECT_FALSE(static_cast<MemoryFunction&>(*removed).was_misused());
         removed.reset();
-        // The last access ends it, on whatever thread that is.
+        // The last access destroys it, on whatever thread that is.
         EXPECT_TRUE(vmm::testing::eventually([&] { return function.expired(); }));
     }
     is_over = true;

@@ -27,10 +27,10 @@ constexpr std::uint64_t kDeflateOnOom = 1ULL << 2;
 constexpr std::uint64_t kPageReporting = 1ULL << 5;
 constexpr std::uint64_t kPage = Balloon::kPageBytes;
 
-/// 1 MiB that the tests put into the balloon, far from everything else.
+/// 1 MiB that the tests put into the balloon, far away from everything else.
 constexpr GuestRange kPages{GuestAddress{16 * kMiB}, kMiB};
 
-/// How many of `range`'s pages the host has memory for.
+/// How many pages of `range` have memory of the host.
 std::size_t resident_pages(VirtioRig& rig, GuestRange range) {
     const auto bytes = rig.memory().at(range);
     std::vector<unsigned char> pages(bytes->size() / kPage);
@@ -56,7 +56,7 @@ std::vector<std::uint32_t> numbers_of(GuestRange range) {
     return pages;
 }
 
-/// Whether the device takes `pages` in queue `index` and goes on.
+/// True if the device takes `pages` in queue `index` and goes on.
 bool sends(VirtioRig& rig, std::uint16_t index, const std::vector<std::uint32_t>& pages) {
     const std::uint16_t head = rig.queue(index).add({page_numbers(rig, pages)});
     rig.ring(index);
@@ -97,13 +97,13 @@ TEST(VirtioBalloon, GivesPagesBackToTheHost) { // 5.5.6.2: before the request is
     fill(rig, {GuestAddress{to_integer(kPages.base) - kPage}, kPages.size + 2 * kPage});
     ASSERT_EQ(resident_pages(rig, kPages), 256U);
     std::vector<std::uint32_t> pages = numbers_of(kPages);
-    std::ranges::reverse(pages); // In no order that helps.
+    std::ranges::reverse(pages); // in an order that does not help
     std::swap(pages[3], pages[200]);
     ASSERT_TRUE(sends(rig, kInflate, pages));
     EXPECT_EQ(resident_pages(rig, kPages), 0U);
     EXPECT_EQ(balloon.statistics().inflated, kMiB);
     EXPECT_EQ(rig.irq().take(), 1U);
-    // Their neighbours stay, and the pages are there again, with zeros, when the guest touches them.
+    // Their neighbours stay. The pages exist again, with zeros, when the guest touches them.
     EXPECT_EQ(rig.memory().load<std::uint8_t>(GuestAddress{to_integer(kPages.base) - 1}), 0x5a);
     EXPECT_EQ(rig.memory().load<std::uint8_t>(kPages.end()), 0x5a);
     EXPECT_EQ(rig.memory().load<std::uint64_t>(kPages.base), 0U);
@@ -169,7 +169,7 @@ TEST_P(BalloonPages, ThatAreNoRamBreakTheRules) {
 INSTANTIATE_TEST_SUITE_P(Every, BalloonPages,
                          ::testing::Values(32 * kMiB / kPage, 0x000fffff, 0x00100000, 0x80000000, 0xffffffff));
 
-/// The specification's number, and the one that Linux takes.
+/// The number in the specification, and the number that Linux uses.
 class BalloonReporting : public ::testing::TestWithParam<std::uint16_t> {};
 
 TEST_P(BalloonReporting, GivesFreePagesBackToTheHost) { // 5.5.6.6
@@ -180,7 +180,7 @@ TEST_P(BalloonReporting, GivesFreePagesBackToTheHost) { // 5.5.6.6
     const std::uint16_t head = rig.queue(GetParam())
                                    .add({{kPages.base, kMiB / 2, kWritable},
                                          {kPages.base + kMiB / 2, kMiB / 4, kWritable},
-                                         // Half pages are no pages.
+                                         // A half page is not a page.
                                          {kPages.base + kMiB * 3 / 4 + 100, 2 * kPage, kWritable}});
     rig.ring(GetParam());
     ASSERT_EQ(rig.wait_for_used(GetParam()), (Used{head, 0}));

@@ -1,5 +1,5 @@
-// virtio-blk and what is between it and the host: what a guest is shown, how much of its work is with the host at once,
-// what a stop leaves undone, and what becomes of a flush that failed.
+// virtio-blk and the layers between it and the host: what a guest sees, how much of its work is with the host at once,
+// what a stop leaves undone, and the effects of a failed flush.
 
 #include <gtest/gtest.h>
 
@@ -39,7 +39,7 @@ using vmm::testing::content_of;
 using vmm::testing::mentions;
 using Kind = HeldDiskIo::Kind;
 
-/// An io_uring that is gone keeps its files a little longer.
+/// The kernel keeps the files of a closed io_uring a little longer.
 constexpr std::chrono::seconds kPatience{60};
 constexpr std::uint64_t kSector = 512;
 enum Type : std::uint32_t { kIn = 0, kOut = 1, kFlush = 4, kDiscard = 11, kWriteZeroes = 13 };
@@ -63,7 +63,7 @@ class Driver {
 
     VirtioRig& rig() { return rig_; }
 
-    /// Begins a request; returns where its status will be.
+    /// Begins a request; returns the address of its status.
     GuestAddress begin(const Header& header, const std::vector<Buffer>& data, std::uint16_t queue = 0) {
         const GuestAddress front = rig_.allocate(sizeof(Header));
         const GuestAddress status = rig_.allocate(1);
@@ -136,7 +136,8 @@ class BlockPlaces : public ::testing::TestWithParam<Place> {
             }
         }
         backing_ = path_;
-        // A tmpfs and some others do not say what direct I/O wants there; this size is no multiple of 4096.
+        // tmpfs and some other file systems do not say what direct I/O needs there. This size is not a multiple of
+        // 4096.
         const bool odd = place.where == Place::Where::kTmpfs && place.sector_bytes == 512;
         std::filesystem::resize_file(path_, kSectors * kSector + (odd ? kSector : 0));
         if (place.where == Place::Where::kLoop512 || place.where == Place::Where::kLoop4096) {
@@ -172,7 +173,7 @@ class BlockPlaces : public ::testing::TestWithParam<Place> {
             std::filesystem::remove(shm_);
         }
     }
-    /// What is in the backing file, once all is there.
+    /// The content of the backing file, when all is written.
     std::string content() {
         EXPECT_EQ(driver_->request({kFlush, 0, 0}), kOk);
         return content_of(backing_);
@@ -204,7 +205,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Place{.where = Place::Where::kLoop4096, .direct = true, .io = DiskIoKind::kThreads}),
     place_name);
 
-// What broke: sectors of 4096 bytes where the host wanted direct I/O in such blocks moved the partition to 16384.
+// What broke: if the host wanted direct I/O in blocks of 4096, the guest got sectors of 4096 bytes, and the partition
+// moved to 16384.
 TEST_P(BlockPlaces, APartitionAtSector2048LiesThereOnEveryHost) {
     constexpr std::uint64_t kBlkSize = 20; // Offsets in the configuration space (virtio 1.2, 5.2.4).
     constexpr std::uint64_t kPhysicalExponent = 24;
@@ -225,7 +227,7 @@ TEST_P(BlockPlaces, SectorsOfOneBlockAreWrittenAtOnceAndNoneIsLost) {
     VirtioRig& rig = driver_->rig();
     const GuestAddress memory = rig.allocate(32 * 2048);
     for (int round = 0; round < 40; ++round) {
-        // Neighbouring pieces of 1 to 3 sectors, in memory that is aligned to nothing.
+        // Adjacent pieces of 1 to 3 sectors, in unaligned memory.
         std::uint64_t sector = random() % 64;
         for (std::uint64_t i = 0; i < 32; ++i) {
             const std::uint64_t sectors = 1 + random() % 3;
@@ -291,7 +293,7 @@ class BlockHeld : public ::testing::Test {
   protected:
     void make(unsigned queues = 1, std::uint64_t features = ~std::uint64_t{0}) {
         const std::string path = directory_.write("disk", "");
-        std::filesystem::resize_file(path, 4ULL << 30); // Nothing of it exists.
+        std::filesystem::resize_file(path, 4ULL << 30); // none of it exists
         auto io = std::make_unique<HeldDiskIo>();
         io_ = io.get();
         BlockConfig config;
@@ -308,7 +310,7 @@ class BlockHeld : public ::testing::Test {
             }
         }
     }
-    /// A request of `pieces` times the same `bytes`.
+    /// A request of `pieces` buffers that all are the same `bytes`.
     GuestAddress begin_long(Type type, std::uint32_t bytes, std::size_t pieces, std::uint16_t queue = 0) {
         VirtioRig& rig = driver_->rig();
         if (!buffer_) {
@@ -339,8 +341,8 @@ class BlockHeld : public ::testing::Test {
     std::optional<GuestAddress> buffer_;
 };
 
-// What broke: 256 reads of 1 GiB each from overlapping descriptors were all with the host at once, and were all done
-// to their end after the guest had gone.
+// What broke: 256 reads of 1 GiB each from overlapping descriptors were all with the host at once. All of them were
+// completed after the guest had gone.
 TEST_F(BlockHeld, ReadsOfAGibibyteEachAreDoneInBoundedPiecesAndNotGoneOnWithAfterAStop) {
     make();
     for (int i = 0; i < 200; ++i) {
@@ -433,7 +435,7 @@ TEST_F(BlockHeld, LongRequestsAreDoneToTheirEndAndTakeTurns) {
     EXPECT_EQ(driver_->status(second), kOk);
 }
 
-// What broke: the kernel says once that it could not write, and calls the next fdatasync() a success.
+// What broke: the kernel reports only once that it could not write, and the next fdatasync() succeeds.
 TEST_F(BlockHeld, AFlushThatFailedIsNotForgottenWhateverTheGuestDoes) {
     make();
     const GuestAddress data = driver_->rig().allocate(4096);
@@ -460,7 +462,7 @@ TEST_F(BlockHeld, AFlushThatFailedSaysWhatWasNotFlushedBeforeAndNoMore) {
     release(Kind::kWrite);
     driver_->begin({kFlush, 0, 0}, {});
     release(Kind::kFlush);
-    driver_->begin({kOut, 0, 16}, {{data, 512}}); // With the host while the next flush fails.
+    driver_->begin({kOut, 0, 16}, {{data, 512}}); // still with the host while the next flush fails
     driver_->begin({kFlush, 0, 0}, {});
     release(Kind::kFlush, ENOSPC);
     ASSERT_EQ(warnings_.size(), 1U);
@@ -576,7 +578,7 @@ TEST(BlockOnAFullHost, FlushesFailFromTheFirstFailureOn) {
     }
 }
 
-// What broke: the ring was made, dropped and made again, so a process that had just enough descriptors died when the
+// What broke: the ring was made, dropped and made again. So a process that had just enough descriptors died when the
 // driver was ready.
 TEST(BlockDescriptors, AreAllThereWhenItIsMade) {
     const vmm::testing::TemporaryDirectory directory;

@@ -58,7 +58,7 @@ struct Segment {
     std::uint32_t flags = 0;
 };
 
-/// What a disk of the tests is to be.
+/// The properties of a test's disk.
 struct DiskOptions {
     bool read_only = false;
     bool direct = false;
@@ -97,7 +97,7 @@ class Disk {
         std::uint32_t length = 0; ///< of the used entry
     };
 
-    /// One request with its data in one piece; the answer, or nothing.
+    /// Makes one request with its data in one piece; returns the answer, or nothing.
     std::optional<Answer> request(const Header& header, std::vector<Buffer> data, std::uint16_t queue = 0) {
         const GuestAddress front = rig_->allocate(sizeof(Header));
         const GuestAddress status = rig_->allocate(1);
@@ -176,7 +176,7 @@ TEST(VirtioBlock, OffersFlushesAndPadsItsConfigurationWithZeros) {
     for (std::uint64_t i = 0; i < 3; ++i) {
         EXPECT_EQ(disk.rig().driver().read_config<std::uint8_t>(kUnused1 + i), 0);
     }
-    // CONFIG_WCE, of which more would be asked, is not offered; nor are the zoned, secure erase and lifetime features.
+    // CONFIG_WCE is not offered, because it would demand more; nor are the zoned, secure erase and lifetime features.
     EXPECT_EQ(disk.block().identity().features & (1ULL << 11 | 1ULL << 15 | 1ULL << 16 | 1ULL << 17), 0U);
 }
 
@@ -271,7 +271,7 @@ TEST(VirtioBlock, GivesBackWhatIsUnderWayWhenARequestBreaksARule) {
             rig.queue(queue).add({{header, sizeof(Header)}, {rig.allocate(513), 513, kWritable}});
         }
     }
-    rig.queue(0).add({{header, sizeof(Header)}}); // Without a byte for the status.
+    rig.queue(0).add({{header, sizeof(Header)}}); // without a byte for the status
     rig.driver().ring(1);
     rig.driver().ring(0);
     EXPECT_TRUE(rig.pump_until([&] { return rig.needs_reset() && disk.block().statistics().reads >= 20; }));
@@ -419,7 +419,7 @@ TEST(VirtioBlock, OnABlockDeviceThatFailsAnswersWithAnErrorAndGoesOn) {
     };
     EXPECT_EQ(status_of({kIn, 0, 0}, 4096), kOk);
     EXPECT_EQ(status_of({kOut, 0, 8}, 4096), kOk);
-    std::filesystem::resize_file(path, 0); // The device does not become smaller: its sectors cannot be read any more.
+    std::filesystem::resize_file(path, 0); // The device keeps its size, but its last sectors cannot be read any more.
     EXPECT_EQ(status_of({kIn, 0, 16}, 4096), kIoError);
     ASSERT_EQ(warnings.size(), 1U);
     EXPECT_TRUE(vmm::testing::mentions(warnings.front(), device.path())) << warnings.front();
@@ -448,7 +448,7 @@ TEST_P(VirtioBlockKinds, AThousandRandomRequestsAtOnceDoWhatAnArrayOfBytesDoes) 
     const std::uint32_t block = GetParam().direct ? 4096 : kSector;
     std::string model(kSectors * kSector, '\0');
     std::mt19937 random(7);
-    // A batch of requests that do not overlap, so that their order does not matter: one for each of 8 areas.
+    // A batch of requests that do not overlap, so their order does not matter: one for each of 8 areas.
     constexpr std::uint64_t kAreas = 8;
     constexpr std::uint64_t kAreaBytes = kSectors * kSector / kAreas;
     const GuestAddress memory = rig.allocate(kAreas * (kAreaBytes + 128));
@@ -464,7 +464,7 @@ TEST_P(VirtioBlockKinds, AThousandRandomRequestsAtOnceDoWhatAnArrayOfBytesDoes) 
             const std::uint64_t first = random() % (kAreaBytes / block);
             const std::uint64_t blocks = 1 + (random() % (kAreaBytes / block - first));
             const auto bytes = static_cast<std::uint32_t>(blocks * block);
-            // Not aligned, so that direct I/O has to go through memory that is.
+            // Not aligned, so direct I/O must use aligned memory in between.
             const GuestAddress header = memory + (area * (kAreaBytes + 128));
             const GuestAddress status = header + 16;
             const GuestAddress data = header + 32 + (16 * (random() % 4));
@@ -532,8 +532,8 @@ TEST_P(BlockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
 
 INSTANTIATE_TEST_SUITE_P(Every, BlockHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
-// The device asks for a doorbell with more than one request when it expects as many: none may wait for one that never
-// comes.
+// If the device expects several requests, it asks for a doorbell only with the last of them. A request must not wait
+// for another one that never comes.
 TEST(VirtioBlock, AnswersLargeRequestsHoweverManyComeTogether) {
     constexpr std::uint32_t kBytes = 1 << 20;
     Disk disk({.sectors = 65536});
@@ -545,7 +545,7 @@ TEST(VirtioBlock, AnswersLargeRequestsHoweverManyComeTogether) {
     const auto add = [&](int count) {
         for (int i = 0; i < count; ++i) {
             rig.queue(0).add({{header, sizeof(Header)}, {data, kBytes, kWritable}, {status, 1, kWritable}});
-            rig.ring(0); // Where the device wants that.
+            rig.ring(0); // if the device wants that
         }
     };
     const auto take = [&](int count) {
@@ -558,7 +558,7 @@ TEST(VirtioBlock, AnswersLargeRequestsHoweverManyComeTogether) {
     constexpr int kDepth = 8;
     constexpr int kRequests = 300;
     add(kDepth);
-    for (int i = 0; i < kRequests; ++i) { // Eight under way all the time: few interrupts.
+    for (int i = 0; i < kRequests; ++i) { // Eight are always in flight, so there are few interrupts.
         rig.queue(0).ask_for_interrupt();
         take(1);
         ASSERT_FALSE(HasFatalFailure());

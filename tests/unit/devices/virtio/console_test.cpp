@@ -114,7 +114,7 @@ TEST(VirtioConsole, TellsOfAnotherSize) { // 5.3.5
     EXPECT_EQ(rig.driver().take_interrupts() & kConfigChange, kConfigChange);
 }
 
-// Of other features 5.3.5.1 and 5.3.6.2.1 ask more: EMERG_WRITE, MULTIPORT.
+// 5.3.5.1 and 5.3.6.2.1 demand more for other features: EMERG_WRITE, MULTIPORT.
 TEST(VirtioConsole, OffersNothingButItsSize) {
     const Console console("con0", {}, ConsoleSize{80, 25});
     EXPECT_EQ(console.identity().features, 1U);

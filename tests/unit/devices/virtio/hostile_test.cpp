@@ -1,5 +1,5 @@
-// Every rule that a driver can break, broken against a device that does nothing but echo: what is wrong then is wrong
-// in the queue or in the registers.
+// A driver breaks every rule, against a device that only echoes. So every error found is an error of the queue or of
+// the registers.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -43,7 +43,7 @@ TEST_P(EchoHostile, IsSurvivedByAQueueOfFewEntries) {
                                   .works = [](VirtioRig& rig) { return echoes(rig, 0) && echoes(rig, 1); }});
 }
 
-/// An echo that takes its time: every request is in flight until the next turn after the one that took it.
+/// A slow echo: every request is in flight until the turn after the one that took it.
 class SlowEcho final : public virtio::Device {
   public:
     [[nodiscard]] const virtio::Identity& identity() const noexcept override { return echo_.identity(); }
@@ -95,8 +95,8 @@ TEST(HostileCases, HaveNamesOfTheirOwn) {
     }
 }
 
-#ifndef VMM_THREAD_SANITIZED // The race is the point.
-// The driver changes everything while the device looks at it: the copy that is checked is the copy that is used.
+#ifndef VMM_THREAD_SANITIZED // The race is intended.
+// The driver changes everything while the device looks at it: the device must use the same copy that it has checked.
 TEST(HostileMemory, ThatChangesWhileItIsLookedAtBreaksNothing) {
     EchoDevice device;
     VirtioRig rig{device};
@@ -116,7 +116,7 @@ TEST(HostileMemory, ThatChangesWhileItIsLookedAtBreaksNothing) {
         }
     });
     unsigned broken = 0;
-    // Until both outcomes were seen: where there is one processor the other thread has to get its turn first.
+    // Repeats until both outcomes were seen: with one processor the other thread must first get its turn.
     const auto end = std::chrono::steady_clock::now() + vmm::testing::kPatience;
     for (unsigned i = 0;
          i < 3000 || ((broken == 0 || device.answered() == 0) && std::chrono::steady_clock::now() < end); ++i) {

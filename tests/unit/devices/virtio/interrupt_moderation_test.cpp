@@ -1,4 +1,4 @@
-// When a driver is told.
+// The moments at which a driver is told.
 
 #include <gtest/gtest.h>
 
@@ -18,7 +18,7 @@ using virtio::InterruptModeration;
 
 constexpr std::uint64_t kBytes = 4096; // of a request
 
-/// A driver that keeps `depth` requests under way, `gap` apart, each done at once. Returns the interrupts for
+/// A driver that keeps `depth` requests in flight, `gap` apart. Each is done at once. Returns the interrupts for
 /// `requests`.
 class Driver {
   public:
@@ -27,7 +27,7 @@ class Driver {
     unsigned interrupts_for(unsigned requests) {
         unsigned interrupts = 0;
         for (unsigned done = 0; done < requests;) {
-            // What the driver was told of it replaces; then it has nothing more to give.
+            // The driver replaces the requests that it was told of; then it has no more requests.
             for (; free_ != 0; --free_, ++done) {
                 now_ += gap_;
                 if (moderation_.is_due(now_, 0)) {
@@ -71,7 +71,7 @@ class Driver {
 
 TEST(InterruptModeration, TellsADriverWithOneRequestAtATimeAtOnce) {
     Driver driver(1);
-    static_cast<void>(driver.interrupts_for(1000)); // It finds that out.
+    static_cast<void>(driver.interrupts_for(1000)); // the device learns that
     const unsigned before = driver.microseconds_waited();
     EXPECT_EQ(driver.interrupts_for(1000), 1000U);
     // A probe now and then, of two distances.
@@ -87,7 +87,7 @@ TEST(InterruptModeration, TellsADriverWithManyOfManyAtOnce) {
 TEST(InterruptModeration, HoldsNoMoreThanItMay) {
     InterruptModeration moderation;
     InterruptModeration::Clock::time_point now{std::chrono::seconds{1}};
-    for (int i = 0; i < 100; ++i) { // However many came together before.
+    for (int i = 0; i < 100; ++i) { // even if many came together before
         moderation.took(now, 200, 200 * kBytes);
         moderation.finished(now, 200, false);
         EXPECT_TRUE(moderation.is_due(now, 0));
@@ -97,7 +97,7 @@ TEST(InterruptModeration, HoldsNoMoreThanItMay) {
     moderation.finished(now, 1, false);
     EXPECT_FALSE(moderation.is_due(now, 0));
     EXPECT_TRUE(moderation.is_due(now + InterruptModeration::kLongestGap, 0));
-    for (int i = 0; i < 40; ++i) { // One after the other, none of them late.
+    for (int i = 0; i < 40; ++i) { // one after the other, none of them late
         now += microseconds{100};
         moderation.took(now, 1, 1 * kBytes);
         moderation.finished(now, 1, false);
@@ -105,14 +105,14 @@ TEST(InterruptModeration, HoldsNoMoreThanItMay) {
     EXPECT_TRUE(moderation.is_due(now, 0));
 }
 
-/// A driver that keeps `depth` requests of 1 MiB under way and needs `driver_time` to replace one, and a host that
-/// works on one after the other, `host_time` each, in steps of 10 us.
+/// A driver that keeps `depth` requests of 1 MiB in flight and needs `driver_time` to replace one. Its host works on
+/// one after the other, `host_time` each, in steps of 10 us.
 class LargeDriver {
   public:
     LargeDriver(unsigned depth, microseconds driver_time, microseconds host_time)
         : depth_(depth), to_add_(depth), driver_time_(driver_time), host_time_(host_time) {}
 
-    /// For so many requests; what it took is in the members.
+    /// Runs so many requests; the results are in the members.
     void run(unsigned requests) {
         interrupts = doorbells = idle_steps = steps = 0;
         for (unsigned done = 0; done < requests; ++steps) {
@@ -239,7 +239,7 @@ TEST(InterruptModeration, ForgetsALargeRequestThatTheDriverDoesNotReplace) {
     EXPECT_LE(moderation.deadline() - now, 2 * InterruptModeration::kLongestLargeGap);
     now = moderation.deadline();
     EXPECT_EQ(moderation.doorbell_after(now), 1U);
-    // From now on one at a time: it waits in vain a few times, and then no more.
+    // From now on one request at a time: the device waits in vain a few times, and then no more.
     for (int i = 0; i < 100; ++i) {
         now += std::chrono::milliseconds{1};
         moderation.took(now, 1, 1 << 20);
@@ -289,7 +289,7 @@ TEST(InterruptModeration, SleepsWhileLargeRequestsAreDoneAndLooksForSmallOnes) {
     };
     serve(1 << 20);
     EXPECT_TRUE(moderation.is_for_sleeping());
-    EXPECT_GT(moderation.patience(), microseconds{1500}); // Until the next one is done, too.
+    EXPECT_GT(moderation.patience(), microseconds{1500}); // until the next one is done, too
     EXPECT_FALSE(moderation.is_due(moderation.deadline() - microseconds{1}, 7));
     EXPECT_TRUE(moderation.is_due(moderation.deadline(), 7));
     EXPECT_LE(moderation.deadline() - now, InterruptModeration::kLongestLargeHold);

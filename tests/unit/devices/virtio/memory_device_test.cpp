@@ -52,14 +52,14 @@ GuestAddress block(std::uint64_t index) {
     return GuestAddress{to_integer(kRegion.base) + index * kBlock};
 }
 
-/// A driver of a memory device, and a host that makes what it is asked for, on the test's thread.
+/// A driver of a memory device, and a host that makes the requested memory, on the test's thread.
 class MemoryRig {
   public:
     explicit MemoryRig(MemoryDevice& device) : device_(device), rig_(device) {}
 
     [[nodiscard]] VirtioRig& rig() noexcept { return rig_; }
 
-    /// Puts a request into the queue, and rings.
+    /// Puts a request into the queue, and rings the doorbell.
     void ask(std::uint16_t type, GuestAddress address = {}, std::uint16_t blocks = 0) {
         std::array<std::uint64_t, 3> request{type, to_integer(address), blocks};
         const GuestAddress at = rig_.allocate(sizeof(request));
@@ -71,10 +71,10 @@ class MemoryRig {
         rig_.settle();
     }
 
-    /// What the host is asked for now, which it begins; nothing if it is asked for nothing.
+    /// The memory that the host is asked for now, and begins to make; nothing if it is asked for none.
     [[nodiscard]] std::optional<MemoryChange> begin() {
         std::stop_source over;
-        over.request_stop(); // It does not wait.
+        over.request_stop(); // it does not wait
         const auto change = device_.work().wait(over.get_token());
         return change && device_.work().begin() ? change : std::nullopt;
     }
@@ -83,7 +83,7 @@ class MemoryRig {
         rig_.settle();
     }
 
-    /// Makes all that it is asked for, until the driver has its answer: that, or nothing if there is none.
+    /// Makes all requested memory until the driver has its answer. Returns the answer, or nothing if there is none.
     std::optional<std::uint16_t> serve(MemoryOutcome outcome = MemoryOutcome::kDone) {
         while (const auto change = begin()) {
             changes_.push_back(*change);
@@ -194,7 +194,7 @@ TEST(VirtioMemory, TheGuestNeverHasMoreThanItIsAskedFor) {
     EXPECT_EQ(memory.does(kPlug, block(0), 3), kNack);
     EXPECT_EQ(memory.does(kPlug, block(0), 2), kAck);
     EXPECT_EQ(memory.does(kPlug, block(2), 1), kNack);
-    device.set_requested(0); // What it has, it may keep.
+    device.set_requested(0); // it may keep the memory that it has
     memory.rig().settle();
     EXPECT_EQ(device.statistics().plugged, 2 * kBlock);
     EXPECT_EQ(memory.does(kPlug, block(2), 1), kNack);
@@ -247,7 +247,7 @@ TEST(VirtioMemory, WhatTheHostCannotMakeWholeIsTakenBackAndTriedLater) {
     MemoryDevice device("mem0", settings_for(kRegion.size));
     MemoryRig memory(device);
     ASSERT_TRUE(memory.rig().start());
-    memory.ask(kPlug, block(0), 130); // Three steps.
+    memory.ask(kPlug, block(0), 130); // three steps
     for (int step = 0; step < 2; ++step) {
         ASSERT_TRUE(memory.begin());
         memory.finish(MemoryOutcome::kDone);
@@ -281,7 +281,7 @@ TEST(VirtioMemory, AResetWaitsForWhatTheHostHasBegunAndForNothingElse) {
     MemoryRig memory(device);
     ASSERT_TRUE(memory.rig().start());
     memory.ask(kPlug, block(0), 4);
-    device.stop(); // Nobody has begun.
+    device.stop(); // nobody has begun
     EXPECT_TRUE(device.work().is_under_way());
     device.ready(device.work().source().fd, 0);
     EXPECT_TRUE(device.is_idle());

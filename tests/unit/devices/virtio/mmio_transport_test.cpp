@@ -35,14 +35,14 @@ constexpr std::uint32_t kConfigChange = 2;
 constexpr std::uint32_t kAllOnes = 0xffffffff;
 constexpr std::uint32_t kRunning = kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk | kStatusDriverOk;
 
-/// The registers alone, with a test that does what the device's thread would, step by step.
+/// The registers alone. The test does the work of the device's thread, step by step.
 class MmioTransportTest : public ::testing::Test {
   protected:
     QueueGeometry geometry(std::uint16_t size = 8) const {
         return {size, GuestAddress{0x1000}, GuestAddress{0x8000}, GuestAddress{0x10000}};
     }
     void negotiate(std::uint64_t features = kTransportFeatures) { ASSERT_TRUE(driver.negotiate(features)); }
-    /// Up to DRIVER_OK, with queue 0; the activation not yet taken.
+    /// Up to DRIVER_OK, with queue 0; the activation has not been taken yet.
     void start() {
         negotiate();
         ASSERT_TRUE(driver.enable_queue(0, geometry()));
@@ -620,7 +620,7 @@ TEST_F(MmioTransportTest, AQueueResetUnderWayEndsWithTheDevices) {
     ASSERT_TRUE(transport.negotiation().take_work().reset);
     transport.negotiation().finish_reset();
     start_and_take();
-    transport.negotiation().finish_queue_reset(0); // Late, and of the life before.
+    transport.negotiation().finish_queue_reset(0); // late, and from before the reset
     EXPECT_TRUE(driver.is_queue_ready(0));
 }
 
@@ -660,7 +660,7 @@ TEST_F(MmioTransportTest, FeaturesAndSelectorsDoNotOutliveAReset) {
     EXPECT_EQ(driver.status() & kStatusFeaturesOk, 0U) << "VERSION_1 has to be accepted anew";
 }
 
-// What Linux does: it writes 0 to Status, reads nothing back, and frees the queues.
+// Linux does this: it writes 0 to Status, reads nothing back, and frees the queues.
 TEST_F(MmioTransportTest, WithPatienceAWriteOfStatusReturnsAfterTheReset) {
     std::atomic<bool> asked = false;
     MmioTransport patient{device.identity(),
@@ -700,7 +700,7 @@ TEST_F(MmioTransportTest, PatienceHasAnEnd) {
     EXPECT_EQ(guest.status(), kRunning);
 }
 
-/// A transport with a driver that has it running, and is about to reset it.
+/// A transport with a driver that has started it, and is about to reset it.
 struct ImpatientDriver {
     ImpatientDriver(const Identity& identity, const GuestMemory& memory, IrqLine& irq, bool is_ending)
         : transport(identity, memory, irq,
@@ -810,7 +810,7 @@ TEST_F(MmioTransportTest, TheBitIsThereWhenTheLineRises) {
     guest.add_status(kStatusDriverOk);
     (void)looked_at.negotiation().take_work();
     looked_at.notify(QueueSet::of(0));
-    looked_at.fail("for the test"); // The line is raised without the lock held: reading Status here would hang else.
+    looked_at.fail("for the test"); // The line is raised without the lock: otherwise reading Status here would hang.
     EXPECT_EQ(line.seen, (std::vector<unsigned>{kUsedBuffer, kUsedBuffer | kConfigChange}));
 }
 
@@ -902,7 +902,7 @@ TEST_F(MmioTransportTest, AResetThatUndoesWhatTheDriverWroteIsANewConfigGenerati
     const std::uint32_t before = driver.read(reg::kConfigGeneration);
     negotiate();
     driver.write(reg::kStatus, 0);
-    EXPECT_EQ(driver.read(reg::kConfigGeneration), before); // It was not written.
+    EXPECT_EQ(driver.read(reg::kConfigGeneration), before); // it was not written
     negotiate();
     driver.write_config(EchoDevice::kWritableByte, std::uint8_t{0xff});
     driver.write(reg::kStatus, 0);
@@ -1095,7 +1095,7 @@ TEST_F(VirtioDeviceTest, SuppressedInterruptsAreNotSent) {
 
 // --- Several threads ---------------------------------------------------------------------------------------------
 
-/// The device's side in a thread of its own.
+/// The device's side, in a thread of its own.
 class DeviceThread {
   public:
     DeviceThread(Device& device, const GuestMemory& memory, IrqLine& irq)
@@ -1130,8 +1130,8 @@ class MmioTransportThreadsTest : public ::testing::Test {
     DeviceThread thread{device, memory, irq};
 };
 
-// A driver that is unloaded and loaded again without reading Status back, as Linux does it, and that has its queues'
-// memory for itself from the moment the write of 0 returns.
+// A driver that is unloaded and loaded again without reading Status back, as with Linux. It uses its queues' memory for
+// other things as soon as the write of 0 returns.
 TEST_F(MmioTransportThreadsTest, ADriverComesAndGoes) {
     RegisterDriver driver{thread.transport()};
     constexpr GuestAddress kBase{0x10000};
@@ -1154,7 +1154,7 @@ TEST_F(MmioTransportThreadsTest, ADriverComesAndGoes) {
             std::this_thread::yield();
         }
         driver.write(reg::kStatus, 0);
-        // Nobody else is there any more: ThreadSanitizer would tell.
+        // No other thread uses the memory any more: ThreadSanitizer would report it.
         std::ranges::fill(*memory.at({kBase, DriverQueue::bytes(16)}), std::byte{0});
         std::ranges::fill(*memory.at({kData, 64}), std::byte{0});
     }

@@ -44,7 +44,7 @@ constexpr std::uint16_t transmit_of(unsigned pair) {
     return static_cast<std::uint16_t>(2 * pair + 1);
 }
 
-/// A link of several of an interface that says what it was told.
+/// One of several links of an interface. It notes the calls that it gets.
 class QueueLink final : public FrameLink {
   public:
     struct Told {
@@ -105,7 +105,7 @@ struct Host {
     std::vector<UniqueFd> ends;
 };
 
-/// Gives a command, and returns the answer (0: done).
+/// Sends a command, and returns the answer (0: done).
 std::optional<std::uint8_t> command(VirtioRig& rig, std::uint16_t queue, const std::vector<std::uint8_t>& bytes) {
     const GuestAddress at = rig.allocate(16);
     for (std::size_t i = 0; i < bytes.size(); ++i) {
@@ -120,7 +120,7 @@ std::optional<std::uint8_t> use_pairs(VirtioRig& rig, std::uint16_t pairs) {
     return command(rig, kControlOfAll, {4, 0, static_cast<std::uint8_t>(pairs), static_cast<std::uint8_t>(pairs >> 8)});
 }
 
-/// Whether a frame that the host sends on this pair's link reaches the guest by that pair.
+/// True if a frame that the host sends on this pair's link reaches the guest by that pair.
 bool receives(VirtioRig& rig, const Host& host, unsigned pair) {
     rig.queue(receive_of(pair)).add({{rig.allocate(2048), 2048, kWritable}});
     rig.ring(receive_of(pair));
@@ -167,7 +167,7 @@ TEST_F(NetPairsTest, OneOfThemIsUsedUntilTheDriverAsksForMore) {
     EXPECT_EQ(net.statistics().sent, kPairs);
 }
 
-// 5.1.6.5.5.2: nothing comes by the others once the command is used.
+// 5.1.6.5.5.2: no frame comes by the other pairs after the command is used.
 TEST_F(NetPairsTest, FewerAreUsedAtOnce) {
     ASSERT_TRUE(rig.start());
     ASSERT_EQ(use_pairs(rig, 3), 0);
@@ -210,7 +210,7 @@ TEST_F(NetPairsTest, ThatTheHostRefusesAreAnsweredByAnErrorAndTheOthersStay) {
     EXPECT_EQ(host.attached(), (std::vector<bool>{true, true, false}));
 }
 
-// 5.1.6.5.5.1: a driver sets up the queues before it asks for them. Frames that come by others would be lost.
+// 5.1.6.5.5.1: a driver sets up the queues before it asks for them. Frames that come by other queues would be lost.
 TEST_F(NetPairsTest, WhoseQueuesAreNotSetUpAreNotUsed) {
     rig.driver().write(reg::kStatus, 0);
     ASSERT_TRUE(rig.driver().negotiate(rig.driver().device_features()));
@@ -228,7 +228,7 @@ TEST_F(NetPairsTest, WhoseQueuesAreNotSetUpAreNotUsed) {
     EXPECT_TRUE(receives(rig, host, 1));
 }
 
-// 5.1.2: then the control queue is the third one.
+// 5.1.2: in this case the control queue is the third queue.
 TEST_F(NetPairsTest, ADriverThatKnowsOfOneHasItsControlQueueAfterThat) {
     ASSERT_TRUE(rig.start(~kMultiQueueFeature));
     constexpr std::uint16_t kControlAfterOne = 2;
@@ -264,7 +264,7 @@ TEST_F(NetPairsTest, TheLinkIsLostOnceWhicheverOfThemFindsOut) {
     VirtioRig losing_rig(losing);
     ASSERT_TRUE(losing_rig.start());
     ASSERT_EQ(use_pairs(losing_rig, 3), 0);
-    for (const UniqueFd& end : other.ends) { // An empty datagram looks like a tap that is gone.
+    for (const UniqueFd& end : other.ends) { // An empty datagram looks like a deleted tap.
         EXPECT_EQ(::send(end.get(), nullptr, 0, 0), 0);
     }
     for (unsigned pair = 0; pair < kPairs; ++pair) {
@@ -283,7 +283,7 @@ TEST_F(NetPairsTest, GoOnAsManyAsWereUsedWithTheFramesThatTheyHeld) {
     ASSERT_TRUE(rig.start());
     ASSERT_EQ(use_pairs(rig, 2), 0);
     rig.settle();
-    host.send(1, 0x5a); // No buffer is there for it.
+    host.send(1, 0x5a); // there is no buffer for it
     rig.settle();
     NetState saved;
     auto* const second = rig.replace_device([&](const DeviceState& state) {
@@ -328,7 +328,7 @@ TEST_P(NetPairHostile, DriverIsAnsweredAndNothingElseIsTouched) {
     run_hostile_case(GetParam(), {.make =
                                       [&other] {
                                           other.emplace();
-                                          other->ends.clear(); // Nobody reads there: frames are dropped.
+                                          other->ends.clear(); // nobody reads there, so frames are dropped
                                           return std::make_unique<Net>("net0", std::move(other->links), kGuest);
                                       },
                                   .queue = transmit_of(1),

@@ -119,7 +119,7 @@ TEST(VirtioNet, SpreadsAFrameOverMergedBuffers) { // 5.1.6.4
     rig.ring(kReceive);
     const std::vector<std::uint8_t> frame = frame_of(1400, 0x11);
     ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
-    // 5.1.6.4.1: all but the last completely.
+    // 5.1.6.4.1: all buffers but the last are filled completely.
     for (const std::size_t length : {std::size_t{500}, std::size_t{500}, frame.size() - 1000}) {
         const auto used = rig.wait_for_used(kReceive);
         ASSERT_TRUE(used);
@@ -152,7 +152,7 @@ TEST(VirtioNet, AFrameGoesStraightIntoBuffersThatHoldAny) { // 5.1.6.4
     EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + kHeader), 0x11);
     EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + (frame.size() - 1)), 0x22);
     EXPECT_EQ(*rig.memory().load<std::uint8_t>(at + frame.size()), 0);
-    // The buffers that are left do not hold any frame: this one is copied.
+    // The remaining buffers do not hold any frame, so this frame is copied.
     ASSERT_EQ(::write(cable.host.get(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
     ASSERT_TRUE(rig.wait_for_used(kReceive));
     EXPECT_EQ(*rig.memory().load<std::uint16_t>(at + 3 * kBuffer + 10), 3U);
@@ -189,7 +189,7 @@ std::uint8_t answer_to(VirtioRig& rig, std::uint8_t kind, std::uint8_t command) 
     return rig.memory().load<std::uint8_t>(at + 2).value_or(0xff);
 }
 
-// 5.1.6.5: what is no command that was negotiated is answered by VIRTIO_NET_ERR.
+// 5.1.6.5: if a command was not negotiated, the answer is VIRTIO_NET_ERR.
 TEST(VirtioNet, ACommandThatThereIsNotIsAnsweredByAnError) {
     Cable cable;
     Net net("net0", Tap(std::move(cable.device)), make_mac_address("t"));
@@ -197,10 +197,10 @@ TEST(VirtioNet, ACommandThatThereIsNotIsAnsweredByAnError) {
     ASSERT_TRUE(rig.start());
     EXPECT_EQ(answer_to(rig, 0, 0), 1); // RX, PROMISC
     EXPECT_EQ(answer_to(rig, 3, 1), 1); // ANNOUNCE, something else
-    EXPECT_EQ(answer_to(rig, 3, 0), 0); // ANNOUNCE, ACK: nobody has asked, and that is no fault
+    EXPECT_EQ(answer_to(rig, 3, 0), 0); // ANNOUNCE, ACK: no announcement was requested, but that is no error
 }
 
-// A chain without a command, or without room for the answer, is given back, and the next one is served.
+// A chain without a command, or without room for the answer, is given back, and the next chain is served.
 TEST(VirtioNet, ACommandThatIsNoneHoldsNobodyUp) {
     constexpr std::uint16_t kControl = 2;
     Cable cable;
@@ -285,7 +285,7 @@ TEST(VirtioNet, AHeaderSaysNothingThatTheGuestDidNotAgreeTo) {
     }
 }
 
-// A tap that was deleted is readable for ever, and there is nothing to be read.
+// A deleted tap is always readable, but reads return nothing.
 TEST(VirtioNet, ATapThatIsGoneIsLeftAlone) {
     std::array<int, 2> fds{-1, -1};
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds.data()), 0);
@@ -302,7 +302,7 @@ TEST(VirtioNet, ATapThatIsGoneIsLeftAlone) {
         ++turns;
     }
     EXPECT_LT(turns, 100) << "it spins";
-    // And what the guest sends does not wait for it.
+    // Frames from the guest do not wait for it either.
     rig.queue(kTransmit).add({{rig.allocate(128), 72}});
     rig.ring(kTransmit);
     EXPECT_TRUE(rig.wait_for_used(kTransmit));
@@ -326,7 +326,7 @@ TEST(VirtioNet, AFrameTooLargeForAllBuffersIsDropped) {
     EXPECT_EQ(net.statistics().dropped, 1U);
 }
 
-/// One end of a cable whose other end is only read by the kernel: frames sent are dropped once it is full.
+/// One end of a cable. Only the kernel's buffer is at the other end: frames are dropped when it is full.
 std::unique_ptr<Net> make_unplugged_net() {
     Cable cable;
     return std::make_unique<Net>("net0", Tap(std::move(cable.device)), make_mac_address("t"));
@@ -354,7 +354,7 @@ TEST_P(NetTransmitHostile, DriverIsAnsweredAndNothingElseIsTouched) {
 
 INSTANTIATE_TEST_SUITE_P(Every, NetTransmitHostile, ::testing::ValuesIn(hostile_cases()), hostile_case_name);
 
-/// The host sends all the while, so that the receive queue is looked at.
+/// The host sends all the time, so that the device looks at the receive queue.
 class NetReceiveHostile : public ::testing::TestWithParam<HostileCase> {};
 
 TEST_P(NetReceiveHostile, DriverIsAnsweredAndNothingElseIsTouched) {

@@ -54,14 +54,14 @@ constexpr std::uint8_t kConfigChange = 2;
 constexpr std::uint8_t kRunning = kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk | kStatusDriverOk;
 constexpr GuestAddress kBase{0xe0000000};
 
-// The types of 4.1.4.
+// The types in 4.1.4.
 constexpr std::uint8_t kCommonType = 1;
 constexpr std::uint8_t kNotifyType = 2;
 constexpr std::uint8_t kIsrType = 3;
 constexpr std::uint8_t kDeviceType = 4;
 constexpr std::uint8_t kWindowType = 5;
 
-/// The function alone, with a test that does what the device's thread would, step by step.
+/// The function alone. The test does the work of the device's thread, step by step.
 class PciTransportTest : public ::testing::Test {
   protected:
     PciTransportTest() {
@@ -279,7 +279,7 @@ TEST_F(PciTransportTest, AFieldIsThereForAnAccessOfItsOwnWidthOnly) {
         Field{common::kQueueReset, 2},
     };
     negotiate();
-    driver.set_common<std::uint16_t>(common::kConfigVector, 0); // No field holds all ones then, but for the vector.
+    driver.set_common<std::uint16_t>(common::kConfigVector, 0); // Then no field but the vector holds all ones.
     driver.set_common<std::uint16_t>(common::kQueueVector, 0);
     const auto state_before = transport.state({});
     for (std::uint64_t offset = 0; offset < common::kBytes + 16; ++offset) {
@@ -367,7 +367,7 @@ TEST_F(PciTransportTest, AddressesAreReadAndWrittenWholeOrByHalves) {
 TEST_F(PciTransportTest, QueuesComeWithWhatTheDriverWrote) {
     negotiate();
     ASSERT_TRUE(driver.enable_queue(1, geometry(4)));
-    driver.set_geometry(1, geometry(8)); // It is frozen.
+    driver.set_geometry(1, geometry(8)); // the generation is frozen
     driver.add_status(kStatusDriverOk);
     EXPECT_EQ(works, 1);
     const auto activation = transport.negotiation().take_work().activation;
@@ -998,7 +998,8 @@ TEST_F(PciDeviceTest, AResetOfAQueueLeavesTheOtherRunning) {
     EXPECT_TRUE(rig.pump_until([&] { return fresh.take_used().has_value(); }));
 }
 
-// Linux takes the bit away before the kernel of a kexec comes, which has the memory of the queues for itself.
+// Linux clears the bit before it starts the next kernel by kexec. That kernel uses the memory of the queues for other
+// things.
 TEST_F(PciDeviceTest, ThatMayNotMasterTheBusAnswersWhenItMayAgain) {
     for (const bool msix : {true, false}) {
         ASSERT_TRUE(rig.start(msix));
@@ -1054,7 +1055,7 @@ TEST_F(PciDeviceTest, ADeviceGoesOnInTheMiddleOfTraffic) {
         (void)rig.driver().take_isr();
         (void)rig.message(1).take();
         rig.queue(0).ask_for_interrupt();
-        const std::uint16_t between = rig.queue(0).add({{rig.allocate(16), 8}}); // Its doorbell is lost.
+        const std::uint16_t between = rig.queue(0).add({{rig.allocate(16), 8}}); // its doorbell is lost
         EchoDevice& second = others[msix ? 0 : 1];
         ASSERT_TRUE(rig.replace_device(second));
         EXPECT_EQ(rig.driver().status(), kRunning);
@@ -1073,7 +1074,7 @@ TEST_F(PciDeviceTest, ADeviceGoesOnInTheMiddleOfTraffic) {
         EXPECT_EQ(rig.wait_for_used(0), (Used{after, 8}));
         EXPECT_EQ(second.answered(), 2U);
     }
-    ASSERT_TRUE(rig.replace_device(device)); // The others end before the rig does.
+    ASSERT_TRUE(rig.replace_device(device)); // the others are destroyed before the rig
 }
 
 class StateOfPciTransport : public PciDeviceTest {
@@ -1108,7 +1109,7 @@ class StateOfPciTransport : public PciDeviceTest {
 TEST_F(StateOfPciTransport, IsWhatTheNewOneSaysAndShows) {
     const auto restored = restore();
     auto again = restored->state({});
-    for (auto& queue : again.negotiation.queues) { // Where an interrupt was last is not trusted.
+    for (auto& queue : again.negotiation.queues) { // The position of the last interrupt is not trusted.
         queue.in_device->signalled_used = 3;
         queue.in_device->signalled_valid = true;
     }
@@ -1166,7 +1167,7 @@ TEST_F(StateOfPciTransport, WhatWasNotTakenIsSentAgainWhenTheInterruptController
     rig.transport().change_config(0, std::array{std::byte{1}});
     state = rig.transport().state(queues());
     EXPECT_EQ(state.interrupt_status, kConfigChange);
-    state.msix.entries[1].control = 0; // As if the driver had unmasked it in the last moment.
+    state.msix.entries[1].control = 0; // as if the driver had unmasked it at the last moment
     const auto restored = restore();
     EXPECT_EQ(messages[1].take(), 0U);
     restored->repeat_interrupt();
@@ -1206,7 +1207,7 @@ TEST_F(StateOfPciTransport, OfAnotherDeviceIsRefused) {
     EXPECT_TRUE(mentions(error_of_restoring(), "echo0"));
     EXPECT_TRUE(mentions(error_of_restoring(), "configuration space"));
     state = good;
-    state.config_space[0x40] ^= std::byte{1}; // A capability is another one.
+    state.config_space[0x40] ^= std::byte{1}; // one capability differs
     EXPECT_TRUE(mentions(error_of_restoring(), "configuration space"));
     state = good;
     state.msix.entries.pop_back();
@@ -1227,7 +1228,7 @@ TEST_F(StateOfPciTransport, OfAnotherDeviceIsRefused) {
 
 // --- A hostile driver on several threads -----------------------------------------------------------------------------
 
-/// A device on a bus, with a thread that turns its pump, and drivers that keep no rule.
+/// A device on a bus, with a thread that turns its pump, and drivers that break all rules.
 class HostilePciDriver : public ::testing::Test {
   protected:
     static constexpr GuestRange kWindow{GuestAddress{0xe0000000}, 0x100000};
@@ -1235,13 +1236,13 @@ class HostilePciDriver : public ::testing::Test {
     static constexpr int kDrivers = 3;
     static constexpr int kSteps = 4000;
 
-    /// Nothing of the device is to be owned by the bus: it ends before the rig does.
+    /// The bus must not own anything of the device, because it is destroyed before the rig.
     HostilePciDriver() {
         bus.insert(kSlot, std::shared_ptr<pci::Function>(&rig.transport(), [](pci::Function*) {}));
     }
 
-    /// Each of `attacks` runs on a thread of its own, `kSteps` times, while the device works. Afterwards everything has
-    /// to be as good as new.
+    /// Each of `attacks` runs on a thread of its own, `kSteps` times, while the device works. Afterwards the device
+    /// must work like a new one.
     void attack(const std::vector<std::function<void(std::mt19937_64&)>>& attacks) {
         ASSERT_TRUE(rig.start());
         std::atomic<bool> is_over = false;
@@ -1271,7 +1272,7 @@ class HostilePciDriver : public ::testing::Test {
     void expect_as_good_as_new() {
         rig.driver().set_config<std::uint32_t>(header::kBaseAddress, static_cast<std::uint32_t>(kBase));
         rig.driver().set_config<std::uint16_t>(header::kCommand, header::kDecodesMemory | header::kMastersBus);
-        bus.write_config(kSlot << 15U | header::kInterruptLine, std::array{std::byte{0}}); // The bus looks again.
+        bus.write_config(kSlot << 15U | header::kInterruptLine, std::array{std::byte{0}}); // the bus looks again
         ASSERT_TRUE(rig.start());
         const GuestAddress at = rig.allocate(16);
         const std::uint16_t head = rig.queue(0).add({{at, 8}});
@@ -1283,7 +1284,7 @@ class HostilePciDriver : public ::testing::Test {
         EXPECT_EQ(used->id, head);
         rig.settle();
         EXPECT_GE(rig.message(1).take(), 1U);
-        // All of it is a state that a new one goes on from.
+        // The resulting state is one from which a new device can go on.
         ASSERT_TRUE(rig.pump().pause());
         const PciTransport::State state = rig.pump().state();
         RecordingMessages others{3};

@@ -30,10 +30,10 @@ constexpr std::uint16_t kIndirect = testing::kDescriptorIndirect;
 constexpr GuestAddress kQueueBase{0x10000};
 constexpr GuestAddress kTable{0x40000}; // for indirect descriptors
 constexpr GuestAddress kData{0x80000};
-constexpr GuestAddress kBorder{2 * kMiB};   // between two regions that touch
-constexpr GuestAddress kEndOfRam{4 * kMiB}; // what follows is a hole
+constexpr GuestAddress kBorder{2 * kMiB};   // between two adjacent regions
+constexpr GuestAddress kEndOfRam{4 * kMiB}; // a hole follows
 
-/// A queue from both sides.
+/// A queue, seen from both sides.
 class QueueTest : public ::testing::Test {
   protected:
     static constexpr std::uint16_t kSize = 16;
@@ -47,7 +47,7 @@ class QueueTest : public ::testing::Test {
         return Queue::make(memory, state).value();
     }
 
-    /// Makes `size` entries at `kTable` and a descriptor for them, published.
+    /// Makes `size` entries at `kTable` and a descriptor for them, and publishes it.
     void publish_table(std::vector<testing::RawDescriptor> table, std::uint16_t flags = kIndirect) {
         for (std::size_t i = 0; i < table.size(); ++i) {
             ASSERT_TRUE(memory.store(kTable + i * 16, table[i]));
@@ -130,7 +130,7 @@ TEST_F(QueueGeometryTest, EachPartHasItsAlignment) {
 
 TEST_F(QueueGeometryTest, EachPartIsWhollyRamOfOneRegion) {
     const QueueGeometry good = geometry;
-    // The last byte of each part, with the field for EVENT_IDX, is the last byte of memory.
+    // The last byte of each part, including the field for EVENT_IDX, is the last byte of memory.
     geometry = {16, GuestAddress{4 * kMiB - 256}, good.driver_area, good.device_area};
     EXPECT_TRUE(is_queue(geometry));
     geometry.descriptors = geometry.descriptors + 16;
@@ -165,7 +165,7 @@ TEST_F(QueueTest, NothingIsThereUntilTheIndexMoves) {
     EXPECT_EQ(queue.pop(chain), Pop::kEmpty);
 }
 
-// 2.7.5: buffers in the order of the chain, those to read before those to write.
+// 2.7.5: buffers come in the order of the chain, first those to read, then those to write.
 TEST_F(QueueTest, AChainShowsItsBuffersInOrder) {
     Queue queue = make(true);
     fill(kData, 12);
@@ -281,7 +281,7 @@ TEST_F(QueueTest, ABufferWithoutBytesContributesNothingWhereverItIs) {
 
 TEST_F(QueueTest, AsManyRequestsAsEntriesAreTakenInOrderAndRoundAgain) {
     Queue queue = make(true);
-    for (int round = 0; round < 5000; ++round) { // Past the 65,536 of the index.
+    for (int round = 0; round < 5000; ++round) { // more than the 65,536 values of the index
         std::vector<std::uint16_t> heads;
         for (int i = 0; i < kSize; ++i) {
             heads.push_back(driver->add({{kData, 1}}));
@@ -324,7 +324,7 @@ TEST_F(QueueTest, AllEntriesOfTheLargestQueueMayBeOneChain) {
     EXPECT_EQ(chain.readable.size(), 32768U);
 }
 
-// 2.7.5.2: no more than 2^32 bytes.
+// 2.7.5.2: a chain has no more than 2^32 bytes.
 TEST_F(QueueTest, AChainHasAtMostFourGigabytes) {
     constexpr std::uint32_t kOne = 2 * kMiB;
     const auto make_long = [this](std::uint32_t more) {
@@ -382,7 +382,7 @@ TEST_F(QueueTest, ANextBeyondTheQueueIsBroken) {
     expect_broken(queue, "beyond the end of its table");
 }
 
-// 2.7.5: next counts only with the flag.
+// 2.7.5: next is valid only with the flag.
 TEST_F(QueueTest, ANextWithoutItsFlagIsIgnored) {
     Queue queue = make(true);
     driver->set_descriptor(0, {to_integer(kData), 1, 0, 0xffff});
@@ -428,7 +428,7 @@ TEST_F(QueueTest, AnIndexThatGoesBackIsBroken) {
     expect_broken(queue, "available index");
 }
 
-// The same, where the device has seen the index and not yet taken anything.
+// The same if the device has seen the index but has not taken anything yet.
 TEST_F(QueueTest, ARequestThatIsShownAndTakenBackIsBroken) {
     Queue queue = make(true);
     ASSERT_EQ(queue.pop(chain), Pop::kEmpty);
@@ -448,7 +448,7 @@ TEST_F(QueueTest, WhatIsBrokenStaysSoWhateverTheDriverDoesThen) {
     EXPECT_FALSE(queue.ask_for_doorbell()) << "there is nothing to look at again";
 }
 
-// 2.7.10.2: the driver rings when its index passes avail_event.
+// 2.7.10.2: the driver rings the doorbell when its index passes avail_event.
 TEST_F(QueueTest, AsksForADoorbellWithTheRequestThatIsWorthOne) {
     Queue queue = make(true);
     driver->add({{kData, 1}});
@@ -714,7 +714,7 @@ TEST_F(QueueTest, WhatIsPutBackIsPoppedAgain) {
 
 class QueueInterruptTest : public QueueTest {
   protected:
-    /// Uses one more request; returns whether the driver wants to know.
+    /// Uses one more request; returns true if the driver wants to know.
     bool use_one(Queue& queue) {
         use_quietly(queue);
         return queue.wants_interrupt();
@@ -860,11 +860,10 @@ TEST_F(QueueTest, WithEventIdxADoorbellIsAskedForTheNextRequest) {
 
 // --- Two threads -------------------------------------------------------------------------------------------------
 
-/// A driver in one thread and a device in another one; each waits for the other's notification when it has nothing to
-/// do.
+/// A driver in one thread and a device in another one; each waits for the other's notification when it has no work.
 class TwoSides : public QueueTest, public ::testing::WithParamInterface<bool> {};
 
-/// What a doorbell or an interrupt is between threads.
+/// A doorbell or an interrupt, as it is between threads.
 class Notification {
   public:
     void send() {
@@ -881,7 +880,7 @@ class Notification {
     std::uint32_t seen_ = 0;
 };
 
-// 2.7.8.2 and 2.7.13: what was written before an index is there once the index is; and no notification is lost.
+// 2.7.8.2 and 2.7.13: data that was written before an index is visible when the index is; and no notification is lost.
 TEST_P(TwoSides, NothingIsLostOrSeenTooEarly) {
     constexpr std::uint32_t kRequests = 30000;
     Queue queue = make(GetParam());
@@ -932,7 +931,7 @@ TEST_P(TwoSides, NothingIsLostOrSeenTooEarly) {
         driver->suppress_interrupts();
         bool any = false;
         while (const auto used = driver->take_used()) {
-            ASSERT_EQ(used->length, ~finished); // The device answers in order.
+            ASSERT_EQ(used->length, ~finished); // the device answers in order
             ASSERT_EQ(memory.load<std::uint32_t>(kData + 16ULL * (finished % kSize) + 8), ~finished);
             ++finished;
             any = true;

@@ -1,4 +1,4 @@
-// Devices and transports that are made from the state of others in the middle of traffic.
+// Devices and transports that are made from the state of others during traffic.
 
 #include <gtest/gtest.h>
 
@@ -50,7 +50,7 @@ bool mentions_all(std::string_view text, std::initializer_list<std::string_view>
     return std::ranges::all_of(parts, [text](std::string_view part) { return mentions(text, part); });
 }
 
-/// The ids of the requests that queue `index` has got back since the last time.
+/// The ids of the requests that queue `index` has got back since the last call.
 std::vector<std::uint32_t> take_all_used(VirtioRig& rig, std::uint16_t index) {
     rig.settle();
     std::vector<std::uint32_t> ids;
@@ -62,7 +62,7 @@ std::vector<std::uint32_t> take_all_used(VirtioRig& rig, std::uint16_t index) {
 
 // --- The transport -----------------------------------------------------------------------------------------------
 
-/// A device that the driver negotiated with, and runs.
+/// A running device, with which the driver has negotiated.
 class StateOfMmioTransport : public ::testing::Test {
   protected:
     void SetUp() override {
@@ -91,7 +91,7 @@ class StateOfMmioTransport : public ::testing::Test {
 TEST_F(StateOfMmioTransport, IsWhatTheNewOneSaysAndShows) {
     MmioTransport restored(device.identity(), rig.memory(), irq, {}, state);
     auto again = restored.state({});
-    for (auto& queue : again.negotiation.queues) { // Where an interrupt was last is not trusted.
+    for (auto& queue : again.negotiation.queues) { // The position of the last interrupt is not trusted.
         queue.in_device->signalled_used = 3;
         queue.in_device->signalled_valid = true;
     }
@@ -214,7 +214,7 @@ TEST(StateOfRng, ANewOneGoesOnWhereTheOldOneStopped) {
     EXPECT_EQ(take_all_used(rig, 0), (std::vector<std::uint32_t>{before}));
     rig.irq().take();
     rig.driver().take_interrupts();
-    const auto between = rig.queue(0).add({{buffers + 16, 16, kWritable}}); // Its doorbell is lost.
+    const auto between = rig.queue(0).add({{buffers + 16, 16, kWritable}}); // its doorbell is lost
     auto* const second = rig.replace_device([&](const DeviceState& state) {
         EXPECT_TRUE(std::holds_alternative<RngState>(state));
         return std::make_unique<Rng>("rng0", fill_with(2));
@@ -275,7 +275,7 @@ TEST(StateOfConsole, CharactersOfBothSidesAreNeitherLostNorDoubled) {
     const auto heads = std::vector<std::uint32_t>{print("one ")};
     EXPECT_EQ(take_all_used(rig, 1), heads);
     EXPECT_EQ(first.feed_input(std::as_bytes(std::span(std::string_view("typed")))), 5U);
-    rig.settle(); // The guest has no buffer for it.
+    rig.settle(); // the guest has no buffer for it
     const auto between = print("two ");
     ConsoleState saved;
     announced = 0;
@@ -316,11 +316,11 @@ TEST(StateOfBalloon, ARequestOfSeveralTurnsGoesOnWhereItWas) {
     VirtioRig rig(first);
     ASSERT_TRUE(rig.start());
     std::vector<std::uint32_t> pages(kPages);
-    std::iota(pages.begin(), pages.end(), 2048U); // From 8 MiB on: what is not there would break a rule.
+    std::iota(pages.begin(), pages.end(), 2048U); // From 8 MiB on, because missing memory would break a rule.
     const GuestAddress at = rig.allocate(kPages * sizeof(std::uint32_t));
     ASSERT_TRUE(rig.memory().copy_in(at, std::as_bytes(std::span(pages))));
     const auto head = rig.queue(0).add({{at, kPages * sizeof(std::uint32_t)}});
-    first.doorbell(0); // The first of two turns.
+    first.doorbell(0); // the first of two turns
     first.set_target(2 * kMiB);
     BalloonState saved;
     auto* const second = rig.replace_device([&](const DeviceState& state) {
@@ -378,7 +378,7 @@ TEST(StateOfNet, FramesOfBothSidesAreNeitherLostNorDoubled) {
     ASSERT_TRUE(rig.start());
     const GuestAddress at = rig.allocate(16 * 2048);
     std::vector<std::uint32_t> offered;
-    for (int i = 0; i < 4; ++i) { // A frame needs one of them; the device takes more, ahead.
+    for (int i = 0; i < 4; ++i) { // A frame needs one of them; the device takes more in advance.
         offered.push_back(rig.queue(0).add({{at + 2048ULL * static_cast<unsigned>(i), 2048, kWritable}}));
     }
     rig.driver().ring(0);
@@ -392,7 +392,7 @@ TEST(StateOfNet, FramesOfBothSidesAreNeitherLostNorDoubled) {
     };
     transmit(11);
     EXPECT_EQ(take_all_used(rig, 1).size(), 1U);
-    transmit(12); // Not yet seen by the device.
+    transmit(12); // not yet seen by the device
     auto* const second = rig.replace_device([&](const DeviceState& state) {
         return std::make_unique<Net>("net0", std::make_unique<Tap>(std::move(after.device)), make_mac_address("t"),
                                      std::function<void()>{}, std::get<NetState>(state));
@@ -421,7 +421,7 @@ TEST(StateOfNet, AFrameThatWaitsForBuffersIsKept) {
     const GuestAddress at = rig.allocate(2 * 1024);
     rig.queue(0).add({{at, 1024, kWritable}});
     rig.driver().ring(0);
-    before.send(7, 1500); // It needs another one.
+    before.send(7, 1500); // it needs another one
     EXPECT_TRUE(take_all_used(rig, 0).empty());
     NetState saved;
     auto* const second = rig.replace_device([&](const DeviceState& state) {
@@ -458,7 +458,7 @@ TEST(StateOfNet, ALinkThatWasDownIsUpWithANewOne) {
     EXPECT_NE(rig.driver().read(reg::kConfigGeneration), generation);
 }
 
-/// The request of RARP in which `mac` asks for itself, behind its header (RFC 903).
+/// The RARP request in which `mac` asks for its own address, behind its header (RFC 903).
 std::vector<std::uint8_t> announcement_of(const MacAddress& mac) {
     std::vector<std::uint8_t> frame(Tap::kHeaderBytes);
     const auto add = [&frame](std::initializer_list<std::uint8_t> bytes) { frame.insert(frame.end(), bytes); };
@@ -473,7 +473,7 @@ std::vector<std::uint8_t> announcement_of(const MacAddress& mac) {
     return frame;
 }
 
-/// A network that goes on, and announces an address.
+/// A network that goes on from a state, and announces an address.
 class StateOfAnnouncingNet : public ::testing::Test {
   protected:
     void SetUp() override {
@@ -494,7 +494,7 @@ class StateOfAnnouncingNet : public ::testing::Test {
             return frames.size() >= count;
         });
     }
-    /// Nothing comes of itself any more: what it waits for are its link and turns of its two parts.
+    /// Nothing more happens by itself: the device waits for its link and for turns of its two parts.
     [[nodiscard]] bool has_announced_all() const { return second->sources().size() == 3; }
 
     static constexpr MacAddress kMac{0x52, 0x54, 0, 1, 2, 3};
@@ -514,7 +514,7 @@ TEST_F(StateOfAnnouncingNet, ItsAddressIsAnnouncedAFewTimes) {
     EXPECT_EQ(second->statistics().sent, 0U) << "they are none of the guest's";
 }
 
-// 5.1.6.5.4: the driver sees ANNOUNCE in the status, sends what it has to say, and acknowledges.
+// 5.1.6.5.4: the driver sees ANNOUNCE in the status, sends its announcements, and acknowledges.
 TEST_F(StateOfAnnouncingNet, TheDriverIsAskedToAnnounceItself) {
     constexpr std::uint64_t kStatusOffset = 6;
     constexpr std::uint16_t kControl = 2;
@@ -540,7 +540,7 @@ TEST_F(StateOfAnnouncingNet, AnotherDriverIsNotAskedToAnnounceItself) {
     EXPECT_EQ(rig.driver().read_config<std::uint16_t>(kStatusOffset), 1U);
 }
 
-// What was saved before there was a control queue goes on without one.
+// A state that was saved before there was a control queue goes on without one.
 TEST(StateOfNet, OfTheFirstVersionHasTwoQueues) {
     Link link;
     Net net("net0", Tap(std::move(link.device)), make_mac_address("t"));
@@ -565,7 +565,7 @@ TEST_F(StateOfAnnouncingNet, AnotherDriverIsNotAnnounced) {
 }
 
 TEST_F(StateOfAnnouncingNet, AnAnnouncementWaitsForRoom) {
-    // The link is full: the device is made on a cable that takes nothing more.
+    // The link is full: the device is made on a cable that accepts nothing more.
     Link full;
     const std::array<std::uint8_t, 72> frame{};
     while (::write(full.device.get(), frame.data(), frame.size()) > 0) {
@@ -601,7 +601,7 @@ TEST(StateOfNet, AFrameThatIsNoneIsRefused) {
 
 // --- Disk --------------------------------------------------------------------------------------------------------
 
-/// A driver of a disk whose I/O comes back when the test says so.
+/// A driver of a disk whose I/O completes when the test says so.
 class StateOfBlock : public ::testing::Test {
   protected:
     static constexpr std::uint8_t kUntouched = 0xee;
@@ -739,7 +739,7 @@ TEST_F(StateOfBlock, ADiskOfAnotherSizeIsRefused) {
 
 // --- Sockets -----------------------------------------------------------------------------------------------------
 
-/// A guest with one connection of a program's.
+/// A guest with one connection of a program.
 class StateOfVsock : public ::testing::Test {
   protected:
     static constexpr std::uint32_t kGuestCid = 42;
@@ -804,7 +804,7 @@ class StateOfVsock : public ::testing::Test {
     Vsock* replace(std::uint32_t cid) {
         return rig_.replace_device([&](const DeviceState& state) {
             saved_ = std::get<VsockState>(state);
-            path_ = directory_ / "w"; // The first one still has its own.
+            path_ = directory_ / "w"; // the first one still has its own
             return std::make_unique<Vsock>("vsock0", VsockConfig{.guest_cid = cid, .path = path_}, saved_);
         });
     }
@@ -837,7 +837,7 @@ TEST_F(StateOfVsock, TheGuestIsToldThatItsConnectionsAreGoneBeforeNewOnesBegin) 
     EXPECT_EQ(event->length, 4U);
     EXPECT_FALSE(receive()) << "the guest has not dropped its connections yet";
 
-    offer_event(); // As Linux's driver does after that.
+    offer_event(); // as Linux's driver does after that
     const auto late = receive();
     ASSERT_TRUE(late);
     EXPECT_EQ(late->operation, kRequest);
@@ -881,7 +881,7 @@ TEST_F(StateOfVsock, ABufferThatItHoldsGoesBack) {
     rig_.settle();
     offer_event();
     std::set<std::uint32_t> heads;
-    for (std::uint32_t port = 100; port < 131; ++port) { // All that are left, one each.
+    for (std::uint32_t port = 100; port < 131; ++port) { // all that are left, one each
         const UniqueFd other = connect(port);
         rig_.settle();
         const auto used = rig_.queue(kToGuest).take_used();

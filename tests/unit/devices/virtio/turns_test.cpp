@@ -1,5 +1,5 @@
-// The largest work that a guest can ask for at once, device by device: how much of it one turn does, and that nothing
-// of the rest is done once the device is stopped (docs/devices.md has the table).
+// The largest amount of work that a guest can ask for at once, for each device: how much of it one turn does, and that
+// no more is done when the device is stopped (docs/devices.md has the table).
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -35,7 +35,7 @@ using virtio::Net;
 using virtio::Rng;
 using virtio::Vsock;
 
-/// As many requests as the queue holds, each of `buffers`.
+/// Adds as many requests as the queue holds, each with `buffers`.
 void fill_queue(VirtioRig& rig, std::uint16_t index, const std::vector<Buffer>& buffers) {
     const std::uint32_t size = rig.driver().queue_size_max(index);
     for (std::uint32_t i = 0; i + buffers.size() <= size; i += static_cast<std::uint32_t>(buffers.size())) {
@@ -43,7 +43,7 @@ void fill_queue(VirtioRig& rig, std::uint16_t index, const std::vector<Buffer>& 
     }
 }
 
-/// A stop, by a reset of the driver's: what was taken by then is all that is ever done.
+/// Stops the device by a reset of the driver. Only work that was taken until then is ever done.
 template <typename Count>
 void expect_nothing_after_a_stop(VirtioRig& rig, Count count) {
     const auto before = count();
@@ -60,7 +60,7 @@ TEST(VirtioTurns, ARequestForGigabytesOfEntropyIsAFewKilobytes) {
     });
     VirtioRig rig(rng);
     ASSERT_TRUE(rig.start());
-    // The same 16 MiB again and again: 1 GiB in all.
+    // The same 16 MiB repeatedly: 1 GiB in all.
     fill_queue(rig, 0, {{GuestAddress{16 * kMiB}, static_cast<std::uint32_t>(16 * kMiB), kWritable}});
     rng.doorbell(0);
     EXPECT_LE(given, Rng::kMostBytesATurn);
@@ -83,7 +83,7 @@ TEST(VirtioTurns, ABalloonLooksAtSoManyPagesAndThenAtEverythingElse) {
     Balloon balloon("balloon0", 0, false);
     VirtioRig rig(balloon);
     ASSERT_TRUE(rig.start());
-    // Every second page of 16 MiB, again and again, so that none can go with its neighbour.
+    // Every second page of 16 MiB, repeatedly, so that no page can be joined with its neighbour.
     std::vector<std::uint32_t> pages;
     for (std::uint64_t i = 0; i < Balloon::kMostPages; ++i) {
         pages.push_back(static_cast<std::uint32_t>(16 * kMiB / Balloon::kPageBytes + i * 2 % 4096));
@@ -141,7 +141,8 @@ TEST(VirtioTurns, ANetworkTakesSoManyBuffersATurnHoweverUselessTheyAre) {
     Net net("net0", std::make_unique<FrameStream>(std::move(ends.theirs)), {2, 0, 0, 0, 0, 1});
     VirtioRig rig(net);
     ASSERT_TRUE(rig.start());
-    // Each is of one byte: all of the queue does not hold a frame, which is dropped, and they come again.
+    // Each buffer has one byte. The whole queue cannot hold a frame, so the frame is dropped, and the buffers come
+    // again.
     const GuestAddress at = rig.allocate(16);
     const auto refill = [&] {
         while (rig.queue(0).take_used()) {
@@ -181,7 +182,7 @@ TEST(VirtioTurns, AVsockTakesSoManyBytesATurn) {
     Vsock vsock("vsock0", {.guest_cid = 3, .path = directory / "v"});
     VirtioRig rig(vsock);
     ASSERT_TRUE(rig.start());
-    // Programs that do not read, and connections with them: a packet that fills a buffer for each.
+    // Programs that do not read, with connections, and for each a packet that fills a buffer.
     const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;

@@ -53,7 +53,7 @@ enum Operation : std::uint16_t {
 };
 constexpr std::uint32_t kGuestRoom = 64 * 1024;
 
-/// As on the wire, its 44 bytes without the tail that alignment adds.
+/// The header on the wire: its 44 bytes without the padding of alignment.
 struct Header {
     std::uint64_t source_cid = kGuestCid;
     std::uint64_t destination_cid = kHostCid;
@@ -84,7 +84,7 @@ UniqueFd stream_socket() {
     return UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }
 
-/// A program of the host's that connects to the device.
+/// A program of the host that connects to the device.
 UniqueFd connect_to(const std::string& path) {
     UniqueFd fd = stream_socket();
     const sockaddr_un address = address_of(path);
@@ -92,7 +92,7 @@ UniqueFd connect_to(const std::string& path) {
     return fd;
 }
 
-/// One that waits for the guest.
+/// A program that waits for the guest.
 UniqueFd listen_at(const std::string& path) {
     UniqueFd fd = stream_socket();
     const sockaddr_un address = address_of(path);
@@ -165,7 +165,7 @@ class VsockTest : public ::testing::Test {
         return !rig_.queue(kToGuest).take_used().has_value();
     }
 
-    /// What the program has been sent by now.
+    /// The data that the program has received until now.
     std::string heard(const UniqueFd& fd, std::size_t bytes) {
         std::string text;
         rig_.pump_until([&] {
@@ -329,10 +329,10 @@ TEST_F(VsockTest, EndsAConnectionWhoseGuestSendsMoreThanThereIsRoomFor) { // 5.1
     const UniqueFd program = begin_from_host(1);
     const std::string much(32 * 1024, 'x');
     Operation last{};
-    for (int i = 0; i < 64 && last != kReset; ++i) { // The program never reads.
+    for (int i = 0; i < 64 && last != kReset; ++i) { // the program never reads
         send(from_guest(kReadWrite, 1, host_port_), much);
         while (!is_quiet()) {
-            last = kReset; // Room is announced only when the program takes something.
+            last = kReset; // Room is announced only when the program reads something.
         }
     }
     EXPECT_EQ(last, kReset);
@@ -353,7 +353,7 @@ TEST_F(VsockTest, SaysAgainHowMuchRoomThereIsWhenAProgramHasTakenMuch) {
     EXPECT_EQ(packet->header.forwarded_bytes, sent) << "the answer to the program is none of the guest's bytes";
 }
 
-// Linux takes a peer that has forwarded more than it was sent for one without any room, and never sends again.
+// If a peer has forwarded more than it was sent, Linux takes it for a peer without any room, and never sends again.
 TEST_F(VsockTest, DoesNotCountItsAnswerToTheProgramAmongTheGuestsBytes) { // 5.10.6.3
     const UniqueFd program = begin_from_host(1);
     send(from_guest(kCreditRequest, 1, host_port_));
@@ -421,7 +421,7 @@ TEST_F(VsockTest, HoldsNoMoreConnectionsThanItMay) {
 TEST_F(VsockTest, KeepsWhatItHasForAGuestThatOffersNoBuffers) {
     gives_buffers_back_ = false;
     std::vector<UniqueFd> programs;
-    for (int i = 0; i < 40; ++i) { // There are 32 buffers.
+    for (int i = 0; i < 40; ++i) { // there are 32 buffers
         programs.push_back(connect_to(path_));
         say(programs.back(), "CONNECT 1\n");
     }
@@ -455,7 +455,7 @@ TEST_F(VsockTest, SaysOnceHowMuchRoomThereIsWhileTheGuestDoesNotListen) {
     const UniqueFd listener = listen_at(path_ + "_80");
     const UniqueFd program = begin_from_guest(listener, 7, 80);
     gives_buffers_back_ = false;
-    for (int i = 0; i < 32; ++i) { // What takes all its buffers.
+    for (int i = 0; i < 32; ++i) { // as much as takes all its buffers
         send(from_guest(kCreditRequest, 7, 80));
         ASSERT_EQ(receive_operation(), kCreditUpdate);
     }
@@ -471,7 +471,7 @@ TEST_F(VsockTest, SaysOnceHowMuchRoomThereIsWhileTheGuestDoesNotListen) {
 // 5.10.6.1.2: "MUST be processed even when the rx virtqueue is full so long as there are additional resources".
 TEST_F(VsockTest, TakesPacketsThoughTheGuestOffersNoBuffers) {
     gives_buffers_back_ = false;
-    for (std::uint32_t i = 0; i < 100; ++i) { // There are 32 buffers.
+    for (std::uint32_t i = 0; i < 100; ++i) { // there are 32 buffers
         send(from_guest(kReadWrite, i, 99));
     }
     EXPECT_EQ(rig_.queue(kFromGuest).used_index(), 100U);
@@ -495,7 +495,7 @@ TEST_F(VsockTest, EachPacketSaysHowMuchRoomThereIsAndWhatHasBeenTaken) {
     EXPECT_EQ(end->header.forwarded_bytes, 5U);
 }
 
-// What a program says is always there to be read, and there is no way to the guest.
+// There is always data of the program to read, and no way to the guest.
 TEST_F(VsockTest, ComesToRestWhereTheQueueToTheGuestIsBrokenOrStopped) {
     for (const bool broken : {false, true}) {
         ASSERT_TRUE(rig_.reset());
@@ -505,7 +505,7 @@ TEST_F(VsockTest, ComesToRestWhereTheQueueToTheGuestIsBrokenOrStopped) {
         const UniqueFd program = begin_from_host(1);
         if (broken) {
             rig_.queue(kToGuest).publish(0xffff);
-            say(program, std::string(Vsock::kBufferBytes, 'x')); // It needs more buffers than there are.
+            say(program, std::string(Vsock::kBufferBytes, 'x')); // it needs more buffers than there are
         } else {
             rig_.driver().write(reg::kQueueSel, kToGuest);
             rig_.driver().write(reg::kQueueReady, 0);
@@ -521,11 +521,11 @@ TEST_F(VsockTest, ComesToRestWhereTheQueueToTheGuestIsBrokenOrStopped) {
     }
 }
 
-// A driver may offer buffers too small for a packet again and again, while the device looks at them.
+// A driver may offer buffers that are too small for a packet, again and again, while the device looks at them.
 TEST_F(VsockTest, BuffersOfNoUseDoNotKeepItForEver) {
     ASSERT_TRUE(rig_.reset());
     ASSERT_TRUE(rig_.start());
-    send(from_guest(kReadWrite, 1, 99)); // It is to be answered.
+    send(from_guest(kReadWrite, 1, 99)); // it must be answered
     const GuestAddress small = rig_.allocate(kHeaderBytes);
     for (int i = 0; i < 200; ++i) {
         rig_.queue(kToGuest).add({{small, kHeaderBytes, kWritable}});
@@ -643,20 +643,20 @@ TEST_F(VsockTest, NeitherSideTakesTheRoomOfTheOther) {
     const UniqueFd refused = connect_to(path_);
     say(refused, "CONNECT 1\n");
     EXPECT_TRUE(is_closed(refused));
-    // The guest's own are others, and as many.
+    // The guest's own connections are counted separately, with the same limit.
     const UniqueFd listener = listen_at(path_ + "_80");
     for (std::size_t i = 0; i < Vsock::kMostConnections; ++i) {
         programs.push_back(begin_from_guest(listener, 1000 + static_cast<std::uint32_t>(i), 80));
     }
     send(from_guest(kRequest, 99, 80));
     EXPECT_EQ(receive_operation(), kReset);
-    // One that ends makes room.
+    // A connection that ends makes room.
     programs.front().reset();
     EXPECT_EQ(receive_operation(), kShutdown);
     const UniqueFd program = begin_from_host(7);
 }
 
-/// The guest has no room for what the program says, and the program leaves.
+/// The guest has no room for the program's data, and the program closes its connection.
 void leave_behind(UniqueFd program, std::string_view text) {
     say(program, text);
 }
@@ -719,7 +719,7 @@ TEST_F(VsockTest, AProgramThatGoesAfterItsEndWasToldHoldsNothing) {
     const auto half = receive();
     ASSERT_TRUE(half && half->header.operation == kShutdown);
     EXPECT_EQ(half->header.flags, 2U);
-    program.reset(); // The guest says nothing to all that.
+    program.reset(); // the guest answers none of that
     const auto whole = receive();
     ASSERT_TRUE(whole && whole->header.operation == kShutdown);
     EXPECT_EQ(whole->header.flags, 3U);
@@ -731,7 +731,7 @@ TEST_F(VsockTest, AProgramThatNeverAcceptsAndLeavesIsNoticed) {
     send(from_guest(kRequest, 7, 80));
     EXPECT_EQ(receive_operation(), kResponse);
     Header header = from_guest(kCreditUpdate, 7, 80);
-    header.buffer_bytes = 0; // Nor does the guest want to hear anything.
+    header.buffer_bytes = 0; // the guest reads nothing, either
     send(header);
     listener.reset();
     EXPECT_EQ(receive_operation(), kShutdown);
@@ -744,7 +744,7 @@ TEST_F(VsockTest, OneProgramThatSaysMuchDoesNotKeepOthersFromTheGuest) {
     say(loud, std::string(kGuestRoom, 'x'));
     say(quiet, "x");
     bool heard_quiet = false;
-    for (int packets = 0; packets < 20 && !heard_quiet; ++packets) { // 4052 bytes each: 17 of the loud one's.
+    for (int packets = 0; packets < 20 && !heard_quiet; ++packets) { // 4052 bytes each: 17 packets of the loud program
         const auto packet = receive();
         ASSERT_TRUE(packet);
         heard_quiet = packet->header.source_port != loud_port;
@@ -797,7 +797,7 @@ TEST_P(VsockHostile, DriverIsAnsweredAndNothingElseIsTouched) {
                       .works = is_told_that_nobody_is_there});
 }
 
-// Programs wait for the guest, so that the queue to it is looked at.
+// Programs wait for the guest, so that the device looks at the queue to it.
 TEST_P(VsockHostile, DriverOfTheQueueToTheGuestIsAnsweredAndNothingElseIsTouched) {
     const TemporaryDirectory directory;
     std::vector<UniqueFd> programs;
@@ -864,7 +864,7 @@ TEST(VsockSocket, IsNotMadeWhereTheGuestOfAnotherOneCouldConnectTo) {
     EXPECT_TRUE(mentions(error_of([&] { virtio::check_vsock_path(std::string("a\0b", 3)); }), "a byte of zero"));
 }
 
-/// A socket file that nobody listens on, as after SIGKILL.
+/// A socket file without a listener, as after SIGKILL.
 void leave_socket(const std::string& path) {
     static_cast<void>(listen_at(path));
     ASSERT_EQ(::access(path.c_str(), F_OK), 0);
@@ -895,7 +895,7 @@ TEST(VsockSocket, ThatIsInUseIsNeverReplaced) {
     const sockaddr_un address = address_of(path);
     ASSERT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
     ASSERT_EQ(::listen(fd.get(), 0), 0);
-    std::vector<UniqueFd> waiting; // Until its queue is full, as that of a process that is stopped.
+    std::vector<UniqueFd> waiting; // until its queue is full, like that of a stopped process
     for (bool full = false; !full;) {
         waiting.push_back(stream_socket());
         full = ::connect(waiting.back().get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0;
@@ -923,7 +923,7 @@ TEST(VsockSocket, FilesThatAreNoSocketOfOursStay) {
         EXPECT_NE(make(datagrams), "");
         EXPECT_EQ(::access(datagrams.c_str(), F_OK), 0);
     }
-    if (::geteuid() == 0) { // Only root can make one look like another user's.
+    if (::geteuid() == 0) { // Only root can make it look like another user's.
         const std::string others = directory / "others";
         leave_socket(others);
         ASSERT_EQ(::chown(others.c_str(), 12345, 12345), 0);
@@ -959,7 +959,7 @@ TEST(VsockSocket, OfManyProcessesThatFindOneLeftBehindExactlyOneHasIt) {
                 try {
                     const Vsock vsock("vsock0", {3, path});
                     static_cast<void>(::write(made.writer.get(), "+", 1));
-                    char byte = 0; // Until all have tried.
+                    char byte = 0; // until all have tried
                     static_cast<void>(::read(end.reader.get(), &byte, 1));
                 } catch (const Error&) {
                     static_cast<void>(::write(made.writer.get(), "-", 1));

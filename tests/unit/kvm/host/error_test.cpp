@@ -29,7 +29,7 @@ std::string text_by_table(int error_number) {
     });
 }
 
-// "Too many open files (they came with Linux 5.14)": one piece of advice stood for every reason a call can fail for.
+// What broke: "Too many open files (they came with Linux 5.14)": a call had one piece of advice for all its errors.
 TEST(ErrorText, AdviceBelongsToTheNumberAndNotToThePlace) {
     EXPECT_EQ(text_by_table(ENOENT), "cannot open /dev/kvm: No such file or directory (load kvm_amd)");
     EXPECT_EQ(text_by_table(EACCES), "cannot open /dev/kvm: Permission denied (join the group)");

@@ -22,7 +22,7 @@ Wide end_of(GuestRange range) {
     return base_of(range) + range.size;
 }
 
-/// Every range whose base and size are near an edge of the address space, or somewhere in its middle.
+/// All ranges whose base and size are near an edge of the address space, or near its middle.
 std::vector<GuestRange> edge_ranges() {
     constexpr std::array<std::uint64_t, 10> kEdges{0,    1,           4095,        4096,     1ULL << 63,
                                                    1000, kTop - 4096, kTop - 4095, kTop - 1, kTop};

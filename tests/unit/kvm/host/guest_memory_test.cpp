@@ -36,7 +36,7 @@ using testing::range;
 constexpr std::uint64_t kRegionBytes = 2 * kMiB;
 constexpr std::uint64_t kHighBase = 4 * kGiB;
 
-/// Two regions that touch each other, and a third one far above.
+/// Two adjacent regions, and a third one far above.
 GuestMemory three_regions(PageSize page_size = PageSize::k4K) {
     const std::array layout{GuestRange{GuestAddress{0}, kRegionBytes},
                             GuestRange{GuestAddress{kRegionBytes}, kRegionBytes},
@@ -248,7 +248,7 @@ TEST(GuestMemory, GivesItsAddressSpaceBack) {
     }
 }
 
-/// Adds a region to `memory`; returns what it is refused with, or "".
+/// Adds a region to `memory`; returns the message of the refusal, or "".
 std::string add_region(GuestMemory& memory, GuestRange range) {
     return error_of([&]() -> int {
         memory.add(memory.map(range));
@@ -367,7 +367,7 @@ TEST(GuestMemoryGrowth, IsSeenWholeOrNotAtAllByOthers) {
                 for (bool last = false; !last;) {
                     last = grown;
                     for (std::uint64_t i = 3; i < GuestMemory::kMaxRegions; ++i) {
-                        // What a new region begins with was written before the region was added.
+                        // The first bytes of a new region were written before the region was added.
                         const auto value = memory.load<std::uint64_t>(base_of(i));
                         torn += value && *value != i ? 1U : 0U;
                         torn += last && !value ? 1U : 0U;
@@ -378,7 +378,7 @@ TEST(GuestMemoryGrowth, IsSeenWholeOrNotAtAllByOthers) {
         }
         for (std::uint64_t i = 3; i < GuestMemory::kMaxRegions; ++i) {
             GuestMemory::NewRegion region = memory.map({base_of(i), kRegionBytes});
-            *reinterpret_cast<std::uint64_t*>(region.region().host) = i; // The region's own first bytes, aligned.
+            *reinterpret_cast<std::uint64_t*>(region.region().host) = i; // the region's own first bytes, aligned
             memory.add(std::move(region));
         }
         grown = true;
@@ -388,7 +388,7 @@ TEST(GuestMemoryGrowth, IsSeenWholeOrNotAtAllByOthers) {
 
 // --- Memory that comes and goes --------------------------------------------------------------------------------------
 
-/// A pluggable region of 64 MiB, and the spare file under it.
+/// A pluggable region of 64 MiB, and the spare file beneath it.
 struct PluggableMemory {
     explicit PluggableMemory(PageSize page_size = PageSize::k4K) : memory(page_size) {
         spare = UniqueFd(::memfd_create("spare", MFD_CLOEXEC));

@@ -95,7 +95,7 @@ TEST(Mapping, FailureNamesThePurposeAndTheSize) {
 
 TEST(Mapping, FailureLeavesNoReservationBehind) {
     const std::uint64_t before = mapped_address_space();
-    // Address space can be reserved; the pool of 1 GiB pages does not have so many.
+    // The address space can be reserved, but the pool of 1 GiB pages does not have so many.
     const std::string error =
         error_of([] { return Mapping::anonymous(kTiB, kGiB, MAP_HUGETLB | (30 << MAP_HUGE_SHIFT), "a test"); });
     EXPECT_NE(error, "");

@@ -23,7 +23,7 @@ constexpr std::size_t kBytes = 8 * kMiB;
 Mapping make_small_pages() {
     Mapping mapping = Mapping::anonymous(kBytes, 2 * kMiB, 0, "a test");
     ::madvise(mapping.data(), mapping.size(), MADV_NOHUGEPAGE);
-    ::madvise(mapping.data(), mapping.size(), MADV_DONTFORK); // So that no neighbour is joined to it.
+    ::madvise(mapping.data(), mapping.size(), MADV_DONTFORK); // so that no neighbour is joined to it
     return mapping;
 }
 
@@ -68,7 +68,7 @@ TEST(ResidentMemory, OutsideLeavesOutWhatIsExcluded) {
     EXPECT_NEAR(static_cast<double>(with - without), static_cast<double>(kBytes), 2.0 * kMiB);
 }
 
-/// Not by mlock(), which sanitizers make do nothing.
+/// mlock() is not used, because sanitizers make it do nothing.
 void lock(const Mapping& mapping, std::size_t bytes) {
     ASSERT_EQ(::mlock2(mapping.data(), bytes, MLOCK_ONFAULT), 0) << "the least that hosts permit is 8 MiB";
 }
@@ -100,12 +100,12 @@ TEST(PinnedBytes, DoNotCountWhatIsOnlyLocked) {
 TEST(ResidentBytes, GrowByWhatComesToExist) {
     const Mapping mapping = make_small_pages();
     const std::uint64_t before = resident_bytes().value();
-    // By the kernel: for what the program writes a sanitizer has memory of its own.
+    // The kernel writes to it: for writes of the program a sanitizer uses memory of its own.
     ASSERT_EQ(::madvise(mapping.data(), kBytes, MADV_POPULATE_WRITE), 0);
     EXPECT_NEAR(static_cast<double>(resident_bytes().value() - before), static_cast<double>(kBytes), 2.0 * kMiB);
 }
 
-// In a root without /proc the summary said "resident beyond guest memory: 0.0 MiB".
+// What broke: in a root without /proc the summary said "resident beyond guest memory: 0.0 MiB".
 TEST(ProcessMemory, ThatCannotBeReadIsUnknownAndNotZero) {
     const testing::TemporaryDirectory empty;
     for (const std::string& proc : {empty.path().native(), std::string("/nonexistent")}) {

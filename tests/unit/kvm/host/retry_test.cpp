@@ -1,4 +1,4 @@
-// Calls that are interrupted are made again, and not for ever.
+// Interrupted calls are repeated, but not for ever.
 #include "kvm/host/retry.hpp"
 
 #include <gtest/gtest.h>

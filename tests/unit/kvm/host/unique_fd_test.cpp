@@ -35,7 +35,7 @@ TEST(UniqueFd, ClosesWhatItOwns) {
 TEST(UniqueFd, OwnsDescriptorZeroToo) {
     UniqueFd fd(0);
     EXPECT_TRUE(fd);
-    UniqueFd kept(::dup(0)); // Standard input is lent to this test: give it back.
+    UniqueFd kept(::dup(0)); // This test only borrows standard input: give it back.
     fd.reset();
     EXPECT_FALSE(is_open(0));
     if (kept) {

@@ -112,7 +112,7 @@ TEST_F(UserFaultFdTest, PagesThatAreMovedAreGoneWhereTheyWere) {
     EXPECT_TRUE(std::ranges::all_of(content.bytes(), [](std::byte byte) { return byte == std::byte{0}; }));
 }
 
-/// A caller then copies what is left, and what was moved stays.
+/// Then a caller copies the rest, and the pages that were moved stay.
 TEST_F(UserFaultFdTest, MovingOverAPageThatIsThereIsRefused) {
     page(1)[0] = std::byte{'X'};
     UserFaultFd faults(kTestPage);

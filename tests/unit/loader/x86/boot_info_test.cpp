@@ -30,7 +30,7 @@ constexpr BootInfo bare_info() {
     return {.command_line = kCommandLine, .initrd = std::nullopt, .rsdp = std::nullopt, .memory_map = kLongMap};
 }
 
-/// The page as the kernel sees it: its own headers are the judge of our offsets.
+/// The page as the kernel sees it: its own headers check our offsets.
 boot_params as_kernel_sees(const ZeroPage& page) {
     static_assert(sizeof(boot_params) == kZeroPageBytes);
     boot_params params;
@@ -135,7 +135,7 @@ TEST(ZeroPage, KeepsWhatTheKernelFileSaysButNotItsPointers) {
     EXPECT_EQ(value_of(params.hdr.setup_data), 0U);
 }
 
-/// Reads the start info's bytes as a guest does, by address.
+/// Reads the bytes of the start info as a guest does, by address.
 class StartInfoReader {
   public:
     explicit StartInfoReader(const BootInfo& info) : bytes_(build_pvh_start_info(info, GuestAddress{kBase})) {}
@@ -181,7 +181,7 @@ TEST(PvhStartInfo, WithoutInitrdHasNoModules) {
     const StartInfoReader info{bare_info()};
     EXPECT_EQ(info.at<std::uint32_t>(StartInfoReader::kBase + 12), 0U);
     EXPECT_EQ(info.at<std::uint64_t>(StartInfoReader::kBase + 16), 0U);
-    EXPECT_EQ(info.at<std::uint64_t>(StartInfoReader::kBase + 32), 0U); // no RSDP either
+    EXPECT_EQ(info.at<std::uint64_t>(StartInfoReader::kBase + 32), 0U); // no RSDP, either
 }
 
 TEST(PvhStartInfo, FitsIntoAPageWithTheLargestMap) {

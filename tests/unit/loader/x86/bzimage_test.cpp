@@ -272,7 +272,7 @@ TEST(BzImage, OddAlignmentIsRefused) {
 
 TEST(BzImage, FileCutShortAnywhereIsRefused) {
     const auto bytes = make_bzimage().bytes;
-    constexpr std::size_t kParagraph = 16; // of which the last one need not be whole
+    constexpr std::size_t kParagraph = 16; // the last one may be incomplete
     for (std::size_t length = 0; length + kParagraph <= bytes.size(); ++length) {
         const auto start = std::span{bytes}.first(length);
         EXPECT_NE(error_of([&] { return Kernel::parse(ImageFile::from_bytes("cut", start)); }), "") << length;

@@ -29,7 +29,7 @@ Homes homes_of(const ChunkQueues& queues, unsigned workers) {
     return homes;
 }
 
-/// All that is left, taken by one worker.
+/// All remaining chunks, taken by one worker.
 Ranges take_all(ChunkQueues& queues, unsigned worker) {
     Ranges chunks;
     while (const auto chunk = queues.take(worker)) {

@@ -15,7 +15,7 @@ namespace {
 using testing::error_of;
 using testing::mentions;
 
-/// Affinity belongs to a thread: what changes it is done in one of its own.
+/// Affinity belongs to a thread, so code that changes it runs in a thread of its own.
 template <typename Action>
 void in_a_thread(Action action) {
     std::thread(action).join();
@@ -162,7 +162,7 @@ TEST(BindThisThread, ToCpusThatAreNotThereIsAnErrorThatNamesThem) {
 }
 
 TEST(CpuList, OfAnEmbeddingProgramMayHaveAnyOrder) {
-    // A list in disorder once ended the process by an assertion.
+    // What broke: an unsorted list ended the process by an assertion.
     EXPECT_EQ(format_cpu_list(CpuList{3, 1, 2, 2, 8}), "1-3,8");
     const std::string error = refusal({8191, 8190, 8191});
     EXPECT_TRUE(mentions(error, "8190-8191")) << error;

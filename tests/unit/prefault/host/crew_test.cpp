@@ -64,7 +64,7 @@ TEST(RunInParallel, WorksAtTheSameTimeOnThreadsOfTheirOwn) {
     std::mutex lock;
     std::set<std::thread::id> threads;
     run_in_parallel(crew_of(kWorkers), {}, [&](unsigned, const std::stop_token&) {
-        all_here.arrive_and_wait(); // Would never end if one had to wait for another.
+        all_here.arrive_and_wait(); // It would never end if one had to wait for another.
         const std::lock_guard hold(lock);
         threads.insert(std::this_thread::get_id());
     });
@@ -212,7 +212,7 @@ TEST(RunInParallelAtLowPriority, MakesOnlyTheWorkersNice) {
     EXPECT_EQ(nice_of_this_thread(), nice_before);
 }
 
-// At nice 19 until its end, a worker kept a stop waiting for as long as other processes were busy.
+// What broke: a worker that stayed at nice 19 until its end made a stop wait while other processes were busy.
 TEST(RunInParallel, AtLowPriorityHurriesWhenItIsStopped) {
     if (::geteuid() != 0) {
         GTEST_SKIP() << "to raise a thread's priority needs root";

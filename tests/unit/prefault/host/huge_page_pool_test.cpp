@@ -58,7 +58,7 @@ class FakePool {
         roots.cgroups = {directory_ / "cgroup-of-self", directory_ / "cgroup"};
         return roots;
     }
-    /// Lets processes of other users see it.
+    /// Lets processes of other users read it.
     void open_to_all() const { std::filesystem::permissions(directory_.path(), std::filesystem::perms(0755)); }
 
     void write(const std::string& name, const std::string& value) const { directory_.write(name, value + "\n"); }
@@ -76,7 +76,7 @@ class FakePool {
     testing::TemporaryDirectory directory_;
 };
 
-/// Does to a fake pool of all nodes what the kernel does: it makes and frees pages, as far as it has memory for them.
+/// Acts as the kernel for a fake pool of all nodes: it makes and frees pages, as far as it has memory for them.
 class FakeKernel {
   public:
     FakeKernel(const FakePool& pool, std::uint64_t largest_total) : pool_(pool), largest_total_(largest_total) {}
@@ -127,7 +127,7 @@ HugePageDemand from_node(unsigned node, std::uint64_t pages) {
     return {PageSize::k2M, {{node, pages * kPage}}, false};
 }
 
-/// What checking for `bytes` in 2 MiB pages says.
+/// The message of a check for `bytes` in 2 MiB pages.
 std::string shortage(const FakePool& pool, std::uint64_t bytes, PageSize page_size = PageSize::k2M) {
     return error_of([&]() -> int {
         check_huge_page_pool(page_size, bytes, pool.roots());
@@ -208,7 +208,7 @@ TEST(HugePagePool, ThatDoesNotExistIsAnErrorThatSaysSo) {
     EXPECT_TRUE(mentions(error, "no pages of that size")) << error;
 }
 
-// "This host has no pages of that size" was said where /sys could not be read.
+// What broke: "This host has no pages of that size" was printed if /sys could not be read.
 TEST(HugePagePool, ThatCannotBeSeenIsNoReasonToRefuse) {
     EXPECT_NO_THROW(check_huge_page_pool(from_any_node(8), nowhere()));
     HugePageDemand raised = from_any_node(8);
@@ -535,7 +535,7 @@ TEST(HugePageReservation, OfAProcessThatWasKilledIsNotWaitedFor) {
     ::kill(child, SIGKILL);
     ::waitpid(child, nullptr, 0);
     EXPECT_EQ(refusal_to_raise(from_any_node(8), fake.roots()), "");
-    // What it added is there still: nobody was left to give it back.
+    // The added pages are still there, because nobody was left to give them back.
     EXPECT_EQ(fake.read(FakePool::pool_file("nr_hugepages")), 4U);
 }
 
@@ -543,7 +543,7 @@ TEST(HugePageReservation, OfSeveralProcessesLosesNoUpdate) {
     const FakePool fake("7", "0", "0");
     HugePageRoots roots = fake.roots();
     roots.write_count = [](const std::string& file, std::uint64_t pages) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(2)); // So that others come between reading and writing.
+        std::this_thread::sleep_for(std::chrono::milliseconds(2)); // so that others can act between reading and writing
         std::fstream(file, std::ios::in | std::ios::out) << pages << '\n';
     };
     std::vector<pid_t> children;
@@ -600,8 +600,8 @@ TEST(HugePageReservation, IsGivenBackAfterPrivilegesWereDropped) {
     EXPECT_EQ(fake.read(FakePool::pool_file("nr_hugepages")), 3U);
 }
 
-// This host's own pool. Others may use it meanwhile, so few pages are taken, and what is compared are differences, more
-// than once if need be.
+// This host's own pool. Others may use it meanwhile. So the test takes few pages, compares differences, and repeats
+// that if necessary.
 
 /// How many pages of this host a test may map.
 constexpr std::uint64_t kMostHostPages = 64;
@@ -667,7 +667,7 @@ TEST(HugePageReservation, GivenBackWhilePagesAreMappedLeavesThemToTheirUser) {
         constexpr std::uint64_t kPages = 4;
         const auto before = read_huge_page_pool(kPage);
         if (before->available() > kMostHostPages) {
-            return false; // Somebody has raised the pool: not ours to take, so later.
+            return false; // Somebody has raised the pool. Those pages are not ours, so try later.
         }
         std::uint64_t surplus = 0;
         bool kept = true;

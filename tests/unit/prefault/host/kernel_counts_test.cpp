@@ -19,7 +19,7 @@ using Words = std::vector<std::string>;
 constexpr const char* kVmstat = "proc/vmstat";
 constexpr const char* kSharing = "sys/kernel/mm/ksm/pages_sharing";
 
-/// What is said of a host whose vmstat changes from `before` to `after`.
+/// The message for a host whose vmstat changes from `before` to `after`.
 Words causes_of(const std::string& before, const std::string& after) {
     const testing::TemporaryDirectory files;
     static_cast<void>(files.write(kVmstat, before));
@@ -36,7 +36,7 @@ TEST(KernelCounts, NameWhatRoseAndByHowMuch) {
     const auto before = counts.read();
     static_cast<void>(
         files.write(kVmstat, "nr_free_pages 9\ncompact_isolated 15\npgmigrate_success 7\nthp_split_page 1\n"));
-    const auto after = counts.read(); // Through the same descriptors.
+    const auto after = counts.read(); // through the same descriptors
     EXPECT_EQ(KernelCounts::rises(before, after), (std::vector<std::pair<std::string_view, std::uint64_t>>{
                                                       {"compact_isolated", 5}, {"pgmigrate_success", 4}}));
     EXPECT_EQ(KernelCounts::causes(before, after), Words{"compaction"}) << "compaction migrates, too";

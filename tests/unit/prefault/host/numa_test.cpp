@@ -54,7 +54,7 @@ class FakeHost {
         directory_.write("node/node" + std::to_string(id) + "/" + file, content);
         return *this;
     }
-    /// Sets "Mems_allowed_list"; without it the status says nothing of it.
+    /// Sets "Mems_allowed_list"; without this call the status does not have it.
     FakeHost& allow(const std::string& nodes) {
         directory_.write("status", "Name:\tvmm\nCpus_allowed_list:\t0\nMems_allowed:\t1\nMems_allowed_list:\t" + nodes +
                                        "\nvoluntary_ctxt_switches:\t1\n");
@@ -70,7 +70,7 @@ NumaNode make_node(unsigned id, std::uint64_t memory_bytes, bool allowed = true)
     return {id, {id}, memory_bytes, allowed};
 }
 
-/// So many nodes of 8 GiB each.
+/// Makes so many nodes of 8 GiB each.
 NumaTopology nodes_of_8_gib(unsigned count) {
     NumaTopology topology;
     for (unsigned id = 0; id < count; ++id) {
@@ -152,7 +152,7 @@ TEST(NumaTopologyOfSysfs, TakesTheKernelsDistancesWhereNoneAreGiven) {
     EXPECT_EQ(host.read().distance(0, 1), 20U);
     EXPECT_EQ(host.read().distance(1, 0), 20U);
     EXPECT_EQ(host.read().distance(5, 6), 20U);
-    host.write(0, "distance", "10\n"); // Too short a row says nothing.
+    host.write(0, "distance", "10\n"); // A row that is too short says nothing.
     EXPECT_EQ(host.read().distance(0, 1), 20U);
     EXPECT_EQ(host.read().distance(5, 0), 20U);
 }
@@ -174,7 +174,7 @@ TEST(NumaTopologyWithoutSysfs, IsOneNodeWithEverything) {
 TEST(NumaTopologyWithoutSysfs, IsOneNodeAlsoWhereItMakesNoSense) {
     expect_one_node_host(FakeHost("everything").read());
     expect_one_node_host(FakeHost("").read());
-    expect_one_node_host(FakeHost("0-3").read()); // Online, says the file, but no folder tells of memory.
+    expect_one_node_host(FakeHost("0-3").read()); // The file says online, but no folder describes its memory.
     expect_one_node_host(FakeHost("1024").node(1024, "0", 1, "10").read());
 }
 
@@ -288,7 +288,7 @@ TEST(PlaceSplit, IsOnePartOnOneNode) {
               (Placed{{kTwoRegions[0], 0}, {kTwoRegions[1], 0}}));
 }
 
-/// Whether `placed` are non-empty parts that cover `ram` exactly, in order, on nodes that never descend.
+/// True if `placed` are non-empty parts that cover `ram` exactly, in order, on nodes in ascending order.
 bool covers_in_order(const Placed& placed, std::span<const GuestRange> ram) {
     auto part = placed.begin();
     unsigned node = 0;
@@ -382,8 +382,8 @@ TEST(CheckNumaPolicy, RefusesToSpreadOverNothing) {
     EXPECT_EQ(refusal(kDefault, topology), "");
 }
 
-/// The policy of the mapping that `address` begins (proc(5), numa_maps), e.g. "bind:0"; nothing where that is not to be
-/// had, or where no mapping begins there.
+/// The policy of the mapping that begins at `address` (proc(5), numa_maps), e.g. "bind:0"; nothing if it cannot be
+/// read, or if no mapping begins there.
 std::optional<std::string> policy_at(const std::byte* address) {
     std::ifstream maps("/proc/self/numa_maps");
     for (std::string line; std::getline(maps, line);) {
@@ -484,14 +484,14 @@ TEST_P(BindMemory, KeepsNumaBalancingAwayByDefaultOnSeveralNodes) {
 }
 
 TEST_P(BindMemory, LeavesAPolicyTheProcessHasAloneByDefault) {
-    std::thread([&] {                      // A policy belongs to a thread: this one's own.
+    std::thread([&] {                      // a policy belongs to a thread: this thread's own
         constexpr int kInterleaveMode = 3; // MPOL_INTERLEAVE
         const unsigned long node_zero = 1;
         if (::syscall(SYS_set_mempolicy, kInterleaveMode, &node_zero, 64) != 0) {
             return;
         }
         EXPECT_EQ(bind_error(kDefault, nodes_of_8_gib(2)), "");
-        expect_policy("default"); // None of its own: what is shown instead is the main thread's.
+        expect_policy("default"); // It has no policy of its own: the main thread's is shown instead.
         EXPECT_EQ(bind_error(on_node(0), nodes_of_8_gib(2)), "");
         expect_policy("bind:0");
     })
@@ -499,7 +499,7 @@ TEST_P(BindMemory, LeavesAPolicyTheProcessHasAloneByDefault) {
 }
 
 TEST_P(BindMemory, ToANodeThatIsNotThereIsAnError) {
-    NumaTopology topology = nodes_of_8_gib(2); // As if node 1023 had gone after it was read.
+    NumaTopology topology = nodes_of_8_gib(2); // as if node 1023 had disappeared after it was read
     topology.nodes[1].id = 1023;
     const std::string error = bind_error(on_node(1023), topology);
     EXPECT_TRUE(error.starts_with("cannot bind guest memory 0x0-0x7fffff to NUMA node 1023: ")) << error;

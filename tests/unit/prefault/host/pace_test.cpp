@@ -35,7 +35,7 @@ TEST(Pace, TimeInWhichNothingWasDoneIsNotSavedUp) {
 
 TEST(Pace, StopEndsAWait) {
     Pace pace(1);
-    pace.wait_after(UINT32_MAX, testing::stop_requested_already()); // Else it would be a century.
+    pace.wait_after(UINT32_MAX, testing::stop_requested_already()); // otherwise it would take a century
 }
 
 } // namespace

@@ -51,7 +51,7 @@ std::string pin_refusal(Pin pin, std::uint64_t bytes) {
     });
 }
 
-/// What `action` returns in a process that may lock `limit_bytes` and no more.
+/// The result of `action` in a process that may lock only `limit_bytes`.
 template <typename Action>
 std::string with_locked_memory_limit(std::uint64_t limit_bytes, Action action) {
     return testing::in_child_process([&]() -> std::string {
@@ -108,7 +108,8 @@ TEST(PinLimit, TooLowSaysLimitNeedAndRemedy) {
     EXPECT_TRUE(mentions(error, "Config::pin=none")) << error;
 }
 
-// Root of a user namespace has every capability and may lock no more than others: it got "Cannot allocate memory".
+// What broke: root of a user namespace has every capability but may lock no more than others. It got "Cannot allocate
+// memory".
 TEST(PinLimit, BindsRootOfAUserNamespace) {
     const std::string error = testing::in_child_process([]() -> std::string {
         testing::set_limit(RLIMIT_MEMLOCK, 64 * kKiB);
@@ -128,7 +129,7 @@ TEST(PinLimit, ThatDoesNotBindIsNoError) {
             return "cannot set a limit";
         }
         const Mapping memory = Mapping::anonymous(kMiB, 4 * kKiB, 0, "a test");
-        // Whether the capability counts here is the kernel's to say, for the question and for the check alike.
+        // The kernel decides if the capability counts here. The question and the check must agree.
         const bool may = ::mlock2(memory.data(), memory.size(), MLOCK_ONFAULT) == 0;
         ::munlock(memory.data(), memory.size());
         return (pin_refusal(Pin::kMlock, kMiB).empty() == may) ? "" : "the kernel and the check do not agree";
@@ -143,7 +144,7 @@ TEST(PinLimit, ThatJustSufficesIsNoError) {
 TEST(PinLimit, CountsWhatIsLockedAlready) {
     const std::string error = with_locked_memory_limit(2 * kMiB, []() -> std::string {
         const Mapping locked = Mapping::anonymous(kMiB + 512 * kKiB, 4 * kKiB, 0, "a test");
-        // Not by mlock(), which sanitizers make do nothing.
+        // mlock() is not used, because sanitizers make it do nothing.
         if (::syscall(SYS_mlock, locked.data(), locked.size()) != 0) {
             return "could not lock at all";
         }
@@ -217,7 +218,7 @@ TEST(PinMemory, ThatTheKernelRefusesInTheMiddleLeavesNothingOfTheCall) {
     EXPECT_EQ(left, "0");
 }
 
-/// How memory is backed, and how many workers pin it.
+/// The kind of pages, and the number of workers that pin them.
 using LongtermCase = std::tuple<PageSize, unsigned>;
 
 constexpr std::uint64_t kLowBytes = 12 * kMiB;
@@ -344,9 +345,9 @@ TEST_F(LongtermPinOfSmallPages, DoesNothingOnceAStopIsRequested) {
 
 TEST_F(LongtermPinOfSmallPages, StopsBetweenPiecesAndGoesOnFromThere) {
     const std::array layout{GuestRange{GuestAddress{0}, 600 * kMiB}};
-    const GuestMemory memory(layout, PageSize::kThp); // Quickly populated.
+    const GuestMemory memory(layout, PageSize::kThp); // quickly populated
     PinnedMemory pinned(Pin::kLongterm);
-    const auto source = std::make_unique<std::stop_source>(); // On the heap: gcc 12 sees a local one uninitialised.
+    const auto source = std::make_unique<std::stop_source>(); // on the heap: gcc 12 takes a local one for uninitialised
     EXPECT_FALSE(
         pinned.add(memory, layout, 1, source->get_token(), [&](std::uint64_t /*bytes*/) { source->request_stop(); }));
     EXPECT_GT(pinned.bytes(), 0U);
@@ -379,8 +380,8 @@ TEST_F(LongtermPinOfSmallPages, LeavesNoDescriptor) {
     EXPECT_EQ(testing::count_descriptors(), descriptors);
 }
 
-/// The frames of all pages of `bytes`, or nothing where this process is not told (Documentation/admin-guide/mm/
-/// pagemap.rst: without CAP_SYS_ADMIN they are 0).
+/// The frames of all pages of `bytes`, or nothing if this process may not see them (without CAP_SYS_ADMIN they are 0:
+/// Documentation/admin-guide/mm/pagemap.rst).
 std::vector<std::uint64_t> frames_of(std::span<const std::byte> bytes) {
     constexpr std::uint64_t kFrameMask = (1ULL << 55) - 1;
     const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
@@ -397,15 +398,15 @@ std::vector<std::uint64_t> frames_of(std::span<const std::byte> bytes) {
     return std::ranges::find(frames, 0U) == frames.end() ? frames : std::vector<std::uint64_t>{};
 }
 
-/// How many pages of memory that was populated and pinned move when the kernel compacts all of its memory; nothing
-/// where that cannot be found out.
+/// How many pages of populated and pinned memory move when the kernel compacts all of its memory; nothing if that
+/// cannot be found out.
 std::optional<std::size_t> count_moved_by_compaction(Pin kind) {
     constexpr std::uint64_t kPieceBytes = 64 * kKiB;
     const std::array layout{GuestRange{GuestAddress{0}, 64 * kMiB}};
     const GuestMemory memory(layout, PageSize::k4K);
     const auto bytes = memory.regions()[0].bytes();
     {
-        // Pages of others between ours, free by then: something to be gained by moving ours.
+        // Other pages between ours, which are free by then. So moving our pages would help the kernel.
         const Mapping others = Mapping::anonymous(bytes.size(), 4096, 0, "a test");
         for (std::size_t offset = 0; offset < bytes.size(); offset += 4096) {
             std::memset(bytes.subspan(offset, 1).data(), 1, 1);
@@ -480,7 +481,7 @@ TEST(LongtermPinLimit, ThatTheKernelRefusesIsAnErrorThatNamesTheLimit) {
     }
 }
 
-/// What `action` returns in a process in which io_uring_setup() fails with `error_number`.
+/// The result of `action` in a process in which io_uring_setup() fails with `error_number`.
 template <typename Action>
 std::string without_io_uring(unsigned error_number, Action action) {
     return testing::in_child_process([&]() -> std::string {

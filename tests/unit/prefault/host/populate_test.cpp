@@ -59,7 +59,7 @@ TEST_P(HostPopulate, MakesEveryPageExist) {
 }
 
 TEST_P(HostPopulate, LeavesNoPageSharedWithTheZeroPage) {
-    for (const MemoryRegion& region : memory_.regions()) { // A read maps the shared zero page.
+    for (const MemoryRegion& region : memory_.regions()) { // a read maps the shared zero page
         [[maybe_unused]] volatile const auto read = region.bytes()[4096];
     }
     EXPECT_TRUE(populate(memory_, kLayout, 1));
@@ -156,7 +156,7 @@ TEST(ReleaseHost, GivesBackWhatIsLocked) {
     const GuestMemory memory(kLayout, PageSize::k4K);
     const auto low = memory.regions()[0].bytes();
     EXPECT_TRUE(populate(memory, kLayout, 1));
-    // Not by mlock(), which sanitizers make do nothing.
+    // mlock() is not used, because sanitizers make it do nothing.
     if (::mlock2(low.data(), low.size(), MLOCK_ONFAULT) != 0) {
         GTEST_SKIP() << "this process may not lock " << low.size() << " bytes";
     }

@@ -1,4 +1,4 @@
-// A pool and its clients, each of them honest or not, over a pair of sockets.
+// A pool and its clients, honest and dishonest ones, over a pair of sockets.
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -68,7 +68,7 @@ class WarmServerTest : public ::testing::Test {
         return taken.get();
     }
 
-    /// Until no connection is left.
+    /// Serves until no connection is left.
     void serve() {
         while (server_.connections() != 0) {
             server_.turn(-1, -1, -1);
@@ -231,7 +231,7 @@ TEST_F(WarmServerTest, SilentClientsDoNotKeepOthersWaiting) {
 
 TEST_F(WarmServerTest, ClientThatHangsInTheMiddleKeepsOnlyWhatWasSent) {
     constexpr std::uint64_t kSmallPiece = 4096;
-    constexpr std::size_t kPieces = 100; // More than there is room for.
+    constexpr std::size_t kPieces = 100; // more than there is room for
     WarmStock stock(PageSize::k4K, kSmallPiece, {{std::nullopt, kPieces}});
     for (std::size_t i = 0; i < kPieces; ++i) {
         stock.put(make_warm_piece(kSmallPiece));
@@ -240,17 +240,17 @@ TEST_F(WarmServerTest, ClientThatHangsInTheMiddleKeepsOnlyWhatWasSent) {
                               .served = [this](const WarmServer::Served& served) { served_.push_back(served); },
                               .now = [this] { return now_; }});
     Connection ends = make_connection();
-    const int little = 1; // The kernel makes it the least that there can be.
+    const int little = 1; // The kernel uses the smallest possible size.
     ASSERT_EQ(::setsockopt(ends.pool.get(), SOL_SOCKET, SO_SNDBUF, &little, sizeof(little)), 0);
     server.add(std::move(ends.pool));
     send(ends.client.get(), request_for(kPieces * kSmallPiece));
     server.turn(-1, -1, -1);
-    ASSERT_EQ(server.connections(), 1U); // It reads nothing.
+    ASSERT_EQ(server.connections(), 1U); // it reads nothing
     now_ += WarmServer::kPatience;
     server.turn(-1, -1, 0);
     EXPECT_EQ(server.connections(), 0U);
     EXPECT_EQ(problem(), "it did not take what it asked for in time");
-    // What was sent is gone, and so is the one piece that could not be sent but was sealed for it.
+    // The pieces that were sent are gone. So is the one piece that was sealed for the client but could not be sent.
     const std::uint64_t sent_pieces = served_.back().bytes / kSmallPiece;
     EXPECT_GT(sent_pieces, 0U);
     EXPECT_EQ(stock.ready_pieces(), kPieces - sent_pieces - 1);
@@ -283,7 +283,7 @@ TEST_F(WarmServerTest, ClientOfAnotherUserIsRefused) {
 
 // --- A pool that is not honest --------------------------------------------------------------------------------------
 
-/// A pool that answers as a test says, and then goes away.
+/// A pool that answers as a test says, and then disappears.
 class HostilePool : public ::testing::Test {
   protected:
     static warm::Answer granted(std::uint32_t pieces, std::uint64_t bytes) {
@@ -300,7 +300,7 @@ class HostilePool : public ::testing::Test {
     [[nodiscard]] int socket() const { return ends_.pool.get(); }
 
     WarmMemory take(const WarmRequest& request = wanted(kWarmPiece)) {
-        ::shutdown(ends_.pool.get(), SHUT_WR); // It says no more, and still hears.
+        ::shutdown(ends_.pool.get(), SHUT_WR); // it sends no more, but still listens
         return take_warm_memory_from(ends_.client.get(), request);
     }
     std::string refusal(const WarmRequest& request = wanted(kWarmPiece, true)) {
@@ -375,7 +375,7 @@ TEST_F(HostilePool, AnswersThatMakeNoSenseAreRefused) {
         return error_of([&] { return take_warm_memory_from(ends.client.get(), wanted(kWarmPiece)).bytes; });
     };
     EXPECT_TRUE(mentions(refused(granted(1, 2 * kWarmPiece)), "makes no sense"));      // more than was wanted
-    EXPECT_TRUE(mentions(refused(granted(1, kWarmPiece / 2)), "makes no sense"));      // less than will do
+    EXPECT_TRUE(mentions(refused(granted(1, kWarmPiece / 2)), "makes no sense"));      // less than is enough
     EXPECT_TRUE(mentions(refused(granted(UINT32_MAX, kWarmPiece)), "makes no sense")); // more pieces than pages
     EXPECT_TRUE(mentions(refused(granted(0, kWarmPiece)), "makes no sense"));          // memory without pieces
     warm::Answer other = granted(1, kWarmPiece);

@@ -26,7 +26,7 @@ using vmm::testing::error_of;
 
 constexpr int kSealed = F_SEAL_SHRINK | F_SEAL_GROW;
 
-/// What a client gets of a piece that a pool has made.
+/// What a client receives of a piece that a pool has made.
 WarmPiece received(const WarmPiece& made) {
     return {duplicate(made.fd()), made.bytes(), PageSize::k4K, std::nullopt};
 }

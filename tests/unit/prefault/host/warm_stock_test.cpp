@@ -21,7 +21,7 @@ WarmStock stock_of(std::size_t target) {
     return {PageSize::k4K, kWarmPiece, {{std::nullopt, target}}};
 }
 
-/// A piece that says that it lies on `node`, wherever that is.
+/// A piece that claims to be on `node`, wherever it is.
 WarmPiece piece_of_node(unsigned node) {
     return {make_memfd(kWarmPiece, F_SEAL_SHRINK | F_SEAL_GROW), kWarmPiece, PageSize::k4K, node};
 }
@@ -79,7 +79,7 @@ TEST(WarmStock, NodesHaveTheirOwn) {
     EXPECT_EQ(stock.take(request).status, Status::kShort);
     request.shares[0].node = 1;
     EXPECT_EQ(stock.take(request).status, Status::kNoNode);
-    EXPECT_EQ(stock.take(request_for(kWarmPiece)).bytes, kWarmPiece); // Of any node.
+    EXPECT_EQ(stock.take(request_for(kWarmPiece)).bytes, kWarmPiece); // of any node
 }
 
 TEST(WarmStock, WithoutNodesNoNodeHasAny) {

@@ -40,7 +40,7 @@ using Ranges = std::vector<GuestRange>;
 
 const Placed kTwoNodes{on_node(0, 0, 64 * kMiB), on_node(1, 4 * kGiB, 64 * kMiB)};
 
-/// 64 chunks, all alike.
+/// 64 equal chunks.
 constexpr std::uint64_t kChunk = 2 * kMiB;
 const Placed kManyChunks{anywhere(0, 64 * kChunk)};
 
@@ -108,7 +108,7 @@ TEST(ForEachChunk, WorksAtLowPriorityIfAskedTo) {
     EXPECT_EQ(nice, 19);
 }
 
-/// Everything an observer was told.
+/// All reports to an observer.
 struct Told {
     static constexpr unsigned kOften = 3;
 
@@ -123,7 +123,7 @@ struct Told {
             ++times;
         };
     }
-    /// Work that does not end before the observer was called often.
+    /// Work that does not end before the observer was called several times.
     [[nodiscard]] ChunkWork until_told_often() {
         return [this](unsigned /*worker*/, GuestRange /*chunk*/, const std::stop_token& /*stop*/) {
             EXPECT_TRUE(testing::eventually([this] { return times >= kOften; }));
@@ -289,7 +289,7 @@ TEST(ForEachChunkGivenUp, ByOneWorkerIsGoneOnWithByTheOthers) {
             given_up.count_down();
             return false;
         }
-        given_up.wait(); // Or worker 1 might have done all before worker 0 takes its first.
+        given_up.wait(); // otherwise worker 1 might do all before worker 0 takes its first
         ++done;
         return true;
     }));

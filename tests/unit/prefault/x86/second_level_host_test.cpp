@@ -38,7 +38,8 @@ TEST(DetectSecondLevel, TakesWhatIsSwitchedOffForShadowPaging) {
     }
 }
 
-// Without /sys/module NPT passed for shadow paging: what cannot be read was taken for what is switched off.
+// What broke: without /sys/module NPT was taken for shadow paging, because an unreadable file was taken for a feature
+// that is off.
 TEST(DetectSecondLevel, DoesNotTakeWhatCannotBeReadForShadowPaging) {
     const TemporaryDirectory empty;
     TemporaryDirectory malformed;
@@ -52,7 +53,7 @@ TEST(DetectSecondLevel, DoesNotTakeWhatCannotBeReadForShadowPaging) {
     }
 }
 
-/// What KVM answers on Linux 6.11 and later, and on 5.14 to 6.10.
+/// KVM's answers on Linux 6.11 and later, and on 5.14 to 6.10.
 constexpr PagingAnswers new_kernel(bool nested, bool amd) {
     return {nested, true, !nested, amd};
 }
@@ -69,7 +70,7 @@ TEST(DetectSecondLevel, IsToldByKvmItselfWithoutSysfs) {
         EXPECT_EQ(detect_second_level(new_kernel(false, amd), nowhere).kind, SecondLevelKind::kShadow);
     }
     EXPECT_EQ(detect_second_level(old_kernel(false, true), nowhere).kind, SecondLevelKind::kShadow);
-    // kvm_intel has a parameter of its own for that capability, so before Linux 6.11 it leaves the question open.
+    // kvm_intel has a parameter of its own for that capability. So before Linux 6.11 the capability does not decide.
     EXPECT_EQ(detect_second_level(old_kernel(false, false), nowhere).kind, SecondLevelKind::kUnknown);
     EXPECT_EQ(detect_second_level(PagingAnswers{true, true, true, false}, nowhere).kind, SecondLevelKind::kEpt);
 }

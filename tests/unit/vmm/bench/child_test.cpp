@@ -1,4 +1,4 @@
-// Running a program: its words, its end, and the ways in which it can go wrong.
+// Running a program: its arguments, its end, and the ways in which it can fail.
 
 #include <gtest/gtest.h>
 #include <sys/prctl.h>
@@ -57,12 +57,12 @@ TEST(BenchChild, ProgramThatIsNotThereIsAProblem) {
 }
 
 TEST(BenchChild, OneThatTakesTooLongIsEndedWithWhatItStarted) {
-    // We inherit what it started, and reap it ourselves: init does not everywhere.
+    // We inherit the processes that it started, and reap them ourselves: init does not do it everywhere.
     ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
     ChildSpec spec = shell("sleep 100000 & echo $!; wait");
     ChildEnd end;
     for (spec.timeout_seconds = 0.1; end.output.empty() && spec.timeout_seconds < 100; spec.timeout_seconds *= 2) {
-        end = run_child(spec); // On a busy machine it says nothing in so short a time.
+        end = run_child(spec); // On a busy machine it prints nothing in so short a time.
         EXPECT_TRUE(end.timed_out);
         EXPECT_FALSE(end.succeeded());
     }

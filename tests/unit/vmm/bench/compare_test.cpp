@@ -1,4 +1,4 @@
-// What counts as a change between two results.
+// Differences that count as a change between two results.
 
 #include <gtest/gtest.h>
 
@@ -13,7 +13,7 @@ namespace {
 
 using testing::mentions;
 
-/// One cell whose first pass took these times, and as many faults in each run.
+/// One cell whose first pass took these times, with the same number of faults in each run.
 Results results_of(const std::vector<double>& first, double faults = 0) {
     Results results;
     results.host = {"here", "6.12", "processor", 2, 8 * kGiB, "npt", true, true};
@@ -68,7 +68,7 @@ TEST(BenchCompare, RunsThatLieSideBySideByChanceAreNoise) {
     // A machine that is slower in the afternoon.
     EXPECT_TRUE(
         compare(results_of({1, 1.04, 1.08, 1.1, 1.02}), results_of({1.13, 1.3, 1.25, 1.3, 1.2}), 0.1).changes.empty());
-    // Of three runs each, one in ten pairs is apart by chance.
+    // With three runs each, one pair in ten differs by chance.
     EXPECT_TRUE(compare(results_of({1, 1.05, 1.1}), results_of({1.25, 1.3, 1.28}), 0.1).changes.empty());
     EXPECT_EQ(compare(results_of({1, 1.05, 1.1}), results_of({2, 2.1, 2.2}), 0.1).changes.size(), 1U);
 }

@@ -1,4 +1,4 @@
-// From lists to cells, what fits a host, and what presets mean.
+// From lists to cells, the cells that fit a host, and the meaning of presets.
 
 #include <gtest/gtest.h>
 
@@ -32,7 +32,7 @@ HostRoom roomy_host() {
     return room;
 }
 
-/// What check_fits says, or nothing where all fit.
+/// The message of check_fits, or nothing if all cells fit.
 std::string refusal(const std::vector<Cell>& cells, const HostRoom& room) {
     return testing::error_of([&] {
         check_fits(cells, room);
@@ -42,7 +42,7 @@ std::string refusal(const std::vector<Cell>& cells, const HostRoom& room) {
 
 TEST(BenchMatrix, IsEveryCombinationOnce) {
     const std::vector<Cell> cells = cells_of(small_matrix());
-    // By size and page size: none once, whatever the workers, and touch by each number of them.
+    // By size and page size: `none` once, for any number of workers, and `touch` for each number of workers.
     EXPECT_EQ(cells.size(), 2U * 2U * 3U);
     std::set<std::string> names;
     for (const Cell& cell : cells) {
@@ -193,7 +193,7 @@ Cell cell_of(Contender contender, Method method, PageSize page_size) {
     return cell;
 }
 
-/// Whether `words` has `one` and `other` behind it.
+/// True if `words` has `one` followed by `other`.
 bool has_pair(const std::vector<std::string>& words, const std::string& one, const std::string& other) {
     const std::vector<std::string> pair{one, other};
     return std::search(words.begin(), words.end(), pair.begin(), pair.end()) != words.end();

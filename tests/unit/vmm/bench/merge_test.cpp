@@ -1,4 +1,4 @@
-// Shares of a matrix, and how the results of many hosts become one.
+// Shares of a matrix, and how the results of many hosts are merged.
 
 #include <gtest/gtest.h>
 
@@ -179,7 +179,7 @@ TEST(BenchMerge, OfACellThatFailedEverywhereHasFailed) {
 TEST(BenchMerge, PutsRunsOfHostsOfOneKindTogether) {
     Results one = results_of("n1", some_cells(1), {1, 1}, 1);
     Results other = results_of("n2", some_cells(1), {1, 1}, 2);
-    other.host.memory_bytes += kMiB; // What the firmware keeps is not the same everywhere.
+    other.host.memory_bytes += kMiB; // The memory that the firmware keeps differs between hosts.
     const MergedResults merged = merge(inputs_of({one, other}), "1");
     ASSERT_EQ(merged.groups.size(), 1U);
     EXPECT_EQ(merged.groups[0].results.cells[0].values(Figure::kFirst), (std::vector{1.0, 2.0}));

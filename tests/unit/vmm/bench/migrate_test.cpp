@@ -1,4 +1,4 @@
-// `vmm bench migrate`: its cases, what both ends say, its aims, and what is written and shown.
+// `vmm bench migrate`: its cases, the output of both ends, its aims, and what is written and shown.
 
 #include <gtest/gtest.h>
 
@@ -42,7 +42,7 @@ MigrateResults migrations_with(Set set) {
     return results;
 }
 
-/// The aim for `each` that begins so.
+/// The aim for `each` whose name begins so.
 std::optional<Aim> aim_of(const MigrateResults& results, const MigrateCase& each, const std::string& begin) {
     const std::vector<Aim> aims = migrate_aims(results);
     const auto found = std::ranges::find_if(

@@ -1,4 +1,4 @@
-// What the guest prints, what is written and read again, and what is shown.
+// The output of the guest, the files that are written and read again, and the tables that are shown.
 
 #include <gtest/gtest.h>
 
@@ -250,7 +250,7 @@ TEST(BenchTable, SaysWhatTheMethodsSayAboutEachOther) {
     EXPECT_FALSE(mentions(table, "NOT COMPLETE")) << table;
 }
 
-// The interval was that of the reciprocal.
+// What broke: the interval was that of the reciprocal.
 TEST(BenchTable, SaysWhenMemoryOfAPoolIsReady) {
     Results results = some_results();
     for (Sample& sample : results.cells[1].samples) {
@@ -326,8 +326,8 @@ TEST(BenchPlot, OfNothingIsNothing) {
     EXPECT_EQ(plot_script(results, PlotFormat::kPng), "");
 }
 
-/// A host where the host side takes 1 s for a GiB and one worker, the second level 2 s, and two take 0.75 times as
-/// long.
+/// A host on which one worker takes 1 s for a GiB of the host side, and 2 s of the second level. Two workers take 0.75
+/// times as long.
 Results scaled_results() {
     Results results;
     results.host.cpus = 2;

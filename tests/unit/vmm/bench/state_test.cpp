@@ -1,4 +1,4 @@
-// `vmm bench state`: its cases, what the guest says, its aims, and what is written and shown.
+// `vmm bench state`: its cases, the guest's output, its aims, and what is written and shown.
 
 #include <gtest/gtest.h>
 

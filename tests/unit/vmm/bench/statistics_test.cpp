@@ -1,4 +1,4 @@
-// What a handful of runs says: medians, intervals, lines.
+// Statistics of a few runs: medians, intervals, lines.
 
 #include <gtest/gtest.h>
 

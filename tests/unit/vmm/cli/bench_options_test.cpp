@@ -28,7 +28,7 @@ BenchCommand understood(const Words& words) {
     return bench != nullptr ? *bench : BenchCommand{};
 }
 
-/// What is said of words that are not understood.
+/// The message for words that are not understood.
 std::string refusal(const Words& words) {
     const Command command = parse_bench(words);
     const auto* const text = std::get_if<TextCommand>(&command);

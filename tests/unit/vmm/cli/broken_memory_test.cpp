@@ -1,4 +1,4 @@
-// What the program says where the host has no page, or a broken one, behind its guest's memory.
+// The program's messages if the host has no page, or a broken one, behind its guest's memory.
 #include "vmm/cli/broken_memory.hpp"
 
 #include <gtest/gtest.h>
@@ -24,7 +24,7 @@ namespace {
 
 constexpr GuestAddress kBase{0x40000000};
 
-/// Guest memory of which the host has no page: it is mapped from a file that has been cut short.
+/// Guest memory for which the host has no page: it is mapped from a file that has been truncated.
 class MissingMemory {
   public:
     MissingMemory() : file_(::memfd_create("missing", MFD_CLOEXEC)) {
@@ -32,7 +32,7 @@ class MissingMemory {
         void* const mapped =
             ::mmap(nullptr, 2 * kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), 0);
         EXPECT_NE(mapped, MAP_FAILED);
-        const auto start = reinterpret_cast<std::uintptr_t>(mapped); // As a number, to be rounded up.
+        const auto start = reinterpret_cast<std::uintptr_t>(mapped); // as a number, to be rounded
         host_ = static_cast<std::byte*>(mapped) + ((start + kBytes - 1) / kBytes * kBytes - start);
         EXPECT_EQ(::ftruncate(file_.get(), 0), 0);
     }
@@ -50,7 +50,7 @@ struct End {
     std::string said;
 };
 
-/// How a process ends that reports about `missing` and does `action`.
+/// How a process ends that has the handler for `missing` and does `action`.
 template <typename Action>
 End end_of(const MissingMemory& missing, Action action) {
     testing::Pipe errors;
@@ -115,7 +115,7 @@ TEST(BrokenMemory, ThatNobodyHasTouchedYetIsNoReasonToEnd) {
         info.si_signo = SIGBUS;
         info.si_code = BUS_MCEERR_AO;
         info.si_addr = missing.at(0);
-        // The handler itself: nobody may send a signal with a code of the kernel's.
+        // Calls the handler directly, because no process may send a signal with a code of the kernel.
         struct sigaction action {};
         ::sigaction(SIGBUS, nullptr, &action);
         action.sa_sigaction(SIGBUS, &info, nullptr);

@@ -30,7 +30,7 @@ Command parse(Words words) {
     return parse_command_line(static_cast<int>(words.size()), words.data());
 }
 
-/// `vmm run` and these words, which must be understood.
+/// `vmm run` with these words, which must be understood.
 RunCommand run(Words words = {}) {
     words.insert(words.begin(), "run");
     const Command command = parse(words);
@@ -41,7 +41,7 @@ RunCommand run(Words words = {}) {
     return understood != nullptr ? *understood : RunCommand{};
 }
 
-/// What `words` are answered with, if with a text.
+/// The text that answers `words`, if there is one.
 std::optional<TextCommand> text_for(const Words& words) {
     const Command command = parse(words);
     const auto* const text = std::get_if<TextCommand>(&command);
@@ -113,7 +113,7 @@ TEST(CommandLine, RefusesWhatIsNotDoneWithASnapshot) {
     EXPECT_TRUE(mentions(usage_error({"snapshot", "info"}), "DIR is required"));
 }
 
-// "" was taken for 0: no vCPUs, no workers, and node 0.
+// What broke: "" was taken for 0: no vCPUs, no workers, and node 0.
 TEST(CommandLine, RefusesAnEmptyNumber) {
     for (const char* const option : {"-c", "--prefault-workers", "--numa-node"}) {
         EXPECT_TRUE(mentions(usage_error({"run", option, ""}), "is empty")) << option;

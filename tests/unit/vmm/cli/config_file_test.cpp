@@ -1,4 +1,4 @@
-// The JSON that --config takes.
+// The JSON that --config accepts.
 
 #include <gtest/gtest.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 using Entries = std::vector<ConfigFileEntry>;
 
-/// Without the lines.
+/// The entries without their line numbers.
 Entries parse(const std::string& text) {
     Entries entries = parse_config_file(text, "c.json");
     for (ConfigFileEntry& entry : entries) {
@@ -24,7 +24,7 @@ Entries parse(const std::string& text) {
     return entries;
 }
 
-/// One entry, without its lines.
+/// One entry, without its line numbers.
 ConfigFileEntry entry(std::string option, std::vector<std::string> values) {
     return {std::move(option), std::move(values), {}};
 }
@@ -127,7 +127,7 @@ TEST(ConfigFile, WithANulInAStringIsRefused) {
 }
 
 TEST(ConfigFile, ThatHasANulAnywhereIsNoText) {
-    // The parser would take it for the end, and what follows for nothing.
+    // The parser would take it for the end of the text, and ignore the rest.
     using namespace std::string_literals;
     EXPECT_EQ(error_of("{}\n\0{"s),
               "cannot use the configuration in c.json, line 2: there is a NUL character: it is no "
@@ -136,7 +136,7 @@ TEST(ConfigFile, ThatHasANulAnywhereIsNoText) {
 }
 
 TEST(ConfigFile, OfAMebibyteOfDistinctNamesTakesTimeInProportion) {
-    // With a search through all names for each of them, this would not come to its end within the test's limit.
+    // If each name were searched among all names, this would not end within the test's limit.
     std::string text = "{";
     std::size_t count = 0;
     while (text.size() < (1 << 20) - 20) {
@@ -164,7 +164,7 @@ TEST(ConfigFile, ErrorQuotesNoMoreThanCanBeRead) {
 
 TEST(ConfigFile, ThatIsOddIsRefusedOrUnderstoodButNeverAnAccident) {
     EXPECT_EQ(parse("\xef\xbb\xbf{\"memory\": \"1G\"}"), (Entries{entry("memory", {"1G"})})); // a byte order mark
-    EXPECT_EQ(parse("{\"vcpus\": -1}"), (Entries{entry("vcpus", {"-1"})}));                   // The option refuses it.
+    EXPECT_EQ(parse("{\"vcpus\": -1}"), (Entries{entry("vcpus", {"-1"})}));                   // the option refuses it
     EXPECT_EQ(parse("{\"vcpus\": 18446744073709551615}"), (Entries{entry("vcpus", {"18446744073709551615"})}));
     for (const std::string& text :
          {std::string(), std::string(" "), std::string("{"), std::string("{}{}"), std::string("{} x"),

@@ -1,4 +1,4 @@
-// The schema of the configuration file against files, beside what the command itself says of them.
+// Checks files against the schema of the configuration file, and compares with the messages of the command itself.
 
 #include <gtest/gtest.h>
 
@@ -23,7 +23,7 @@ namespace {
 using nlohmann::json;
 using testing::mentions;
 
-/// What `vmm run --config` says against a file with this text; empty if it takes the file.
+/// The message of `vmm run --config` for a file with this text; empty if it accepts the file.
 std::string command_refusal(const std::string& text) {
     const testing::TemporaryDirectory directory;
     const std::string path = directory.write("c.json", text);
@@ -35,7 +35,7 @@ std::string command_refusal(const std::string& text) {
     return {};
 }
 
-/// The same, where what is beyond a limit is refused by the machine before anything is created.
+/// The same, but including the limits that the machine checks before anything is created.
 std::string machine_refusal(const std::string& text) {
     const testing::TemporaryDirectory directory;
     const std::string path = directory.write("c.json", text);
@@ -47,7 +47,7 @@ std::string machine_refusal(const std::string& text) {
     return std::get<TextCommand>(command).text;
 }
 
-/// What the schema says against it.
+/// The schema's message against it.
 std::string schema_refusal(const std::string& text) {
     static const testing::JsonSchema schema(json::parse(config_schema()));
     return schema.why_not(json::parse(text, nullptr, true, true));

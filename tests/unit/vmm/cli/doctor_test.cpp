@@ -39,13 +39,13 @@ TEST(Doctor, SaysThatTheHostIsItselfAGuestWhereItIs) {
 }
 
 TEST(Doctor, AlwaysFindsSomething) {
-    EXPECT_FALSE(examine_host().empty()); // Whether this host has KVM or not.
+    EXPECT_FALSE(examine_host().empty()); // with or without KVM on this host
 }
 
 constexpr const char* kThp = "/sys/kernel/mm/transparent_hugepage/";
 constexpr const char* kKvm = "/sys/module/kvm/parameters/";
 
-/// A host with folders like /proc and /sys; nothing is switched on.
+/// A host with folders like /proc and /sys; everything is switched off.
 class FakeHost {
   public:
     /// `path` as on a real host.
@@ -59,7 +59,7 @@ class FakeHost {
             .set(node + "node0/meminfo", "Node 0 MemTotal: 1024 kB")
             .set(node + "node1/meminfo", "Node 1 MemTotal: 1024 kB");
     }
-    /// A processor with the bug, and KVM's mitigation as it comes.
+    /// A processor with the bug, and KVM's default mitigation.
     FakeHost& with_nx_huge_pages() {
         return set(kKvm + std::string("nx_huge_pages"), "Y")
             .set(kKvm + std::string("nx_huge_pages_recovery_ratio"), "60")
@@ -73,7 +73,7 @@ class FakeHost {
     [[nodiscard]] std::string path(const std::string& name) const { return root_ / name.substr(1); }
     [[nodiscard]] SettingsSources sources() const { return {root_ / "proc", root_ / "sys", merges_own_memory_, ""}; }
     [[nodiscard]] std::vector<Finding> findings() const { return examine_settings(sources()); }
-    /// The finding whose name begins with `what`; one called "none" if there is none.
+    /// The finding whose name begins with `what`; one called "none" if there is no such finding.
     [[nodiscard]] Finding finding(const std::string& what) const {
         for (const Finding& finding : findings()) {
             if (finding.what.starts_with(what)) {
@@ -281,7 +281,7 @@ TEST(HostSettings, SeeDamonByItsSwitchesAndSayHowToStopIt) {
     FakeHost host;
     host.set("/sys/kernel/mm/damon/admin/kdamonds/0/state", "on").set("/proc/77/comm", "kdamond.0");
     const Finding finding = host.finding("access monitoring");
-    EXPECT_EQ(finding.value, "1 running"); // The thread and the switch are the same one.
+    EXPECT_EQ(finding.value, "1 running"); // The thread and the switch belong together.
     EXPECT_TRUE(
         mentions(finding.advice, "echo off | sudo tee " + host.path("/sys/kernel/mm/damon/admin/kdamonds/0/state")))
         << finding.advice;
@@ -349,7 +349,7 @@ Finding finding_of(const std::vector<Finding>& findings, const std::string& what
     return {Verdict::kGood, "none", "", ""};
 }
 
-// Without /proc/meminfo, doctor showed 16777216 TiB.
+// What broke: without /proc/meminfo, doctor showed 16777216 TiB.
 TEST(Doctor, CallsUnknownWhatItCannotRead) {
     const auto findings = examine_host(FakeHost().sources());
     EXPECT_EQ(finding_of(findings, "memory").value, "unknown available of unknown");
@@ -376,7 +376,7 @@ TEST(Doctor, TellsAMissingPageSizeFromOneItCannotSee) {
     EXPECT_EQ(finding_of(findings, "transparent huge pages").value, "not in this kernel");
 }
 
-// Pages that the kernel makes on demand serve a guest as well, and doctor did not see them.
+// What broke: doctor did not count pages that the kernel makes on demand, which a guest can use as well.
 TEST(Doctor, CountsSurplusHugePages) {
     const std::string pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
     FakeHost host;

@@ -1,4 +1,4 @@
-// The log and the serial output, and what log rotation does to them.
+// The log and the serial output, and the effects of log rotation on them.
 
 #include "vmm/cli/long_lived_file.hpp"
 

@@ -105,7 +105,7 @@ class Terminal {
     }
 
     [[nodiscard]] int fd() const { return line_.get(); }
-    /// What appears: as much of it as `expected` has, or more.
+    /// The text that appears: as much of it as `expected` has, or more.
     [[nodiscard]] std::string read(std::string_view expected) const {
         std::string text;
         testing::eventually([&] {
@@ -142,7 +142,7 @@ TEST(ProgressBar, DrawsOverTheSameLineAndClearsItInTheEnd) {
     {
         ProgressBar bar(terminal.fd(), kAtOnce);
         bar.show(kQuarter);
-        expect_shown(terminal, "\r" + draw_progress(kQuarter, 59) + "\x1b[K"); // The last column stays free.
+        expect_shown(terminal, "\r" + draw_progress(kQuarter, 59) + "\x1b[K"); // the last column stays free
         bar.show(kWhole);
         expect_shown(terminal, "\r" + draw_progress(kWhole, 59) + "\x1b[K");
     }
@@ -163,7 +163,7 @@ TEST(ProgressBar, BearsATerminalThatHasGone) {
 
 using Lines = std::vector<std::string>;
 
-/// The log's lines for what an observer is told.
+/// The lines of the log for the reports to an observer.
 Lines lines_of(const std::vector<Progress>& told) {
     Lines lines;
     ProgressLog log([&lines](LogLevel level, std::string_view text) {
@@ -189,7 +189,7 @@ TEST(ProgressLog, HasALineForEachStageThatEnds) {
 
 TEST(ProgressLog, HasALineEveryFiveSecondsWithinALongStage) {
     std::vector<Progress> told;
-    for (std::uint64_t i = 0; i < 120; ++i) { // Twelve seconds.
+    for (std::uint64_t i = 0; i < 120; ++i) { // twelve seconds
         told.push_back({Stage::kHost, i * kMiB, kGiB, static_cast<double>(i) / 10});
     }
     EXPECT_EQ(lines_of(told), (Lines{line_of(told[50]), line_of(told[100])}));

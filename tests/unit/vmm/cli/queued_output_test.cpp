@@ -1,4 +1,4 @@
-// Saying something to somebody who does not listen.
+// Writing to a reader who does not read.
 
 #include "vmm/cli/queued_output.hpp"
 
@@ -33,7 +33,7 @@ using testing::mentions;
 using testing::Pipe;
 using testing::read_available;
 
-/// Long enough for any machine; nothing waits for it that comes to its end.
+/// Long enough for any machine. Nothing that ends waits so long.
 constexpr WritePatience kPatient{milliseconds(60'000), -1, {}};
 constexpr WritePatience kImpatient{milliseconds(1), -1, {}};
 
@@ -41,7 +41,7 @@ std::string gap_text(std::uint64_t texts) {
     return "[" + std::to_string(texts) + " dropped]";
 }
 
-/// The sum of all of these in `text`.
+/// The sum of all these numbers in `text`.
 std::uint64_t said_to_be_dropped(std::string_view text) {
     std::uint64_t sum = 0;
     for (std::size_t end = 0; (end = text.find(" dropped]", end)) != std::string_view::npos; ++end) {
@@ -54,7 +54,7 @@ std::shared_ptr<OutputTarget> to(const UniqueFd& fd) {
     return std::make_shared<DescriptorTarget>(fd.get());
 }
 
-/// Storage that does not answer, until it is let go.
+/// Storage that does not answer until it is released.
 class StuckTarget final : public OutputTarget {
   public:
     NonblockingOutput::Result write(std::span<const std::byte> bytes) override {
@@ -96,7 +96,7 @@ TEST(QueuedOutput, OnAPipeThatNobodyReadsHoldsNobodyUp) {
     QueuedOutput output(to(pipe.writer), {.capacity_bytes = 100'000, .gap = gap_text});
     const std::string line = std::string(99, 'x') + "\n";
     for (int i = 0; i < 5000; ++i) {
-        output.write(line); // Would never return if it waited.
+        output.write(line); // It would never return if it waited.
     }
     EXPECT_GT(output.lost().texts, 0U);
     EXPECT_FALSE(output.finish(kImpatient));
@@ -124,7 +124,7 @@ TEST(QueuedOutput, SaysWhereAndHowMuchWasDropped) {
     });
     EXPECT_TRUE(output.finish(kPatient));
     reader.join();
-    // More may be dropped while what was dropped before is being said.
+    // More text may be dropped while the message about dropped text is written.
     EXPECT_EQ(said_to_be_dropped(arrived), dropped);
 }
 
@@ -199,7 +199,7 @@ TEST(QueuedOutput, ToStorageThatDoesNotAnswerHoldsNobodyUpNorTheEnd) {
         }
         EXPECT_FALSE(output.finish(kImpatient));
     }
-    stuck->let_go(); // The thread that was left behind ends by itself.
+    stuck->let_go(); // The abandoned thread ends by itself.
 }
 
 TEST(QueuedOutput, OfAStreamKeepsItsBeginning) {

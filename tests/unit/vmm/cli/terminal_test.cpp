@@ -1,4 +1,4 @@
-// What is left in a terminal's input when it is given back.
+// What remains in a terminal's input when the terminal is given back.
 
 #include "vmm/cli/terminal.hpp"
 
@@ -32,12 +32,12 @@ constexpr std::string_view kReply = "\x1b[12;34R"; // a terminal's answer to "wh
 
 constexpr int kCannotRefuse = 99;
 
-/// Runs `ending` in a process of its own with the terminal taken and `kReply` waiting to be read, and says how many
-/// bytes a shell would find there afterwards.
+/// Runs `ending` in a process of its own, with the terminal in raw mode and `kReply` waiting to be read. Returns how
+/// many bytes a shell would find there afterwards.
 int left_after(void (*ending)(std::optional<RawTerminal>& taken)) {
     int screen = -1;
-    // The terminal may be stopped, and a write to it then waits for ever. ThreadSanitizer writes at _exit(), too: what
-    // is buffered, and what it has found in this program before.
+    // The terminal may be stopped, and a write to it then waits for ever. ThreadSanitizer writes at _exit(), too:
+    // buffered output, and reports about this program.
     std::fflush(nullptr);
     const UniqueFd errors(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));
     const pid_t child = ::forkpty(&screen, nullptr, nullptr, nullptr);
@@ -66,7 +66,7 @@ int left_after(void (*ending)(std::optional<RawTerminal>& taken)) {
     termios mode{};
     ::tcgetattr(line.get(), &mode);
     EXPECT_NE(mode.c_lflag & ICANON, 0U) << "it is given back";
-    mode.c_lflag &= ~static_cast<tcflag_t>(ICANON); // A line without an end counts, too.
+    mode.c_lflag &= ~static_cast<tcflag_t>(ICANON); // a line without an end counts, too
     ::tcsetattr(line.get(), TCSANOW, &mode);
     int left = -1;
     ::ioctl(line.get(), FIONREAD, &left);
@@ -91,8 +91,8 @@ TEST(RawTerminalEnd, OfAStoppedTerminalWaitsForNobody) {
               0);
 }
 
-// A kernel that did not say which processes are in the foreground was taken to say that we are not, and the terminal
-// stayed raw.
+// What broke: if the kernel did not say which processes are in the foreground, that was taken for "not us", and the
+// terminal stayed raw.
 TEST(RawTerminalEnd, WithoutKnowingTheForegroundGivesTheTerminalBack) {
     EXPECT_EQ(left_after([](std::optional<RawTerminal>& taken) {
                   if (!testing::refuse_calls(SYS_ioctl, 1, TIOCGPGRP) || ::tcgetpgrp(STDIN_FILENO) >= 0) {

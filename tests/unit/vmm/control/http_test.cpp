@@ -67,7 +67,7 @@ TEST(RequestReader, TakesABodyInChunks) {
     EXPECT_EQ(reader.take().body, "{}");
 }
 
-/// The parser asserts that it is never shown less of the end than the shortest one is long.
+/// The parser asserts that it is never shown fewer bytes at the end than the shortest end has.
 TEST(RequestReader, TakesABodyInChunksInPiecesOfAnySize) {
     const std::string head = "POST /stop HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
     for (const bool is_empty : {true, false}) {

@@ -49,7 +49,7 @@ TEST(Jobs, EndEarlyIfTheyAreCancelled) {
     const auto job = jobs.start("long", wait_for_stop);
     static_cast<void>(jobs.cancel(job.id));
     EXPECT_TRUE(eventually([&] { return jobs.get(job.id).state == JobState::kCancelled; }));
-    static_cast<void>(jobs.cancel(job.id)); // It changes nothing.
+    static_cast<void>(jobs.cancel(job.id)); // it changes nothing
     EXPECT_EQ(jobs.get(job.id).state, JobState::kCancelled);
 }
 

@@ -33,7 +33,7 @@ using testing::RawClient;
 
 constexpr std::string_view kAskNow = "GET /now HTTP/1.1\r\n\r\n";
 
-/// A server that answers /now at once with "pong", /later when it is told to, and /events with events.
+/// A server that answers /now at once with "pong", /later when the test says so, and /events with events.
 class ServerTest : public ::testing::Test {
   protected:
     void start(ServerLimits limits = {}) {
@@ -54,7 +54,7 @@ class ServerTest : public ::testing::Test {
         }
         later_.clear();
     }
-    /// Whether the server still answers somebody who behaves.
+    /// True if the server still answers a correct client.
     [[nodiscard]] bool answers() const {
         RawClient client(path_);
         client.send(kAskNow);
@@ -67,10 +67,10 @@ class ServerTest : public ::testing::Test {
     Events events_;
     std::mutex lock_;
     std::vector<Reply> later_;
-    std::optional<Server> server_; // last: it calls the rest
+    std::optional<Server> server_; // last, because it uses the rest
 
   private:
-    /// What can be read from each descriptor that came along.
+    /// The text that can be read from each received descriptor.
     static std::string text_in(const HttpRequest& request) {
         std::string text;
         if (!request.descriptors) {
@@ -264,7 +264,7 @@ TEST_F(ServerTest, ServesOthersBesideAThousandConnections) {
         RawClient& client = hostile.emplace_back(path_);
         ASSERT_TRUE(client.is_connected());
         client.send(i % 2 == 0 ? "GET /now HTT" : "");
-        if (hostile.size() > 200) { // Descriptors are few where tests run.
+        if (hostile.size() > 200) { // few descriptors are available where tests run
             hostile.pop_front();
         }
     }
@@ -293,7 +293,7 @@ TEST_F(ServerTest, FollowersGetWhatHappenedAndWhatHappensNext) {
     EXPECT_TRUE(client.read_until("before"));
     events_.add("after");
     EXPECT_TRUE(client.read_until("after"));
-    for (int i = 0; i < 100; ++i) { // More than goes into a buffer at once.
+    for (int i = 0; i < 100; ++i) { // more than fits into a buffer at once
         events_.add("many", {{"i", i}});
     }
     EXPECT_TRUE(client.read_until("\"i\":99"));
@@ -336,7 +336,7 @@ TEST_F(ServerTest, EndsThoughAClientDoesNotRead) {
     RawClient client(path_);
     client.send("GET /large HTTP/1.1\r\n\r\n");
     ASSERT_TRUE(client.read_until("200 OK"));
-    server_.reset(); // It returns.
+    server_.reset(); // it returns
 }
 
 TEST_F(ServerTest, ServesTheClientOfTheCommand) {

@@ -17,7 +17,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 using testing::content_of;
 
-/// The status of the answer to a request that is refused; 0 if it is understood.
+/// The status of the answer to a refused request; 0 if it is understood.
 unsigned refusal(const std::string& method, const std::string& path, const std::string& body = "",
                  const std::string& query = "") {
     const auto understood = understand({method, path, query, body});

@@ -9,7 +9,7 @@
 namespace vmm::guest {
 namespace {
 
-/// Memory that holds nothing but the pieces put into it.
+/// Memory that holds only the pieces put into it.
 class MemoryOfTables {
   public:
     [[nodiscard]] std::span<const std::byte> view(std::uint64_t address, std::uint64_t size) const noexcept {
@@ -31,7 +31,7 @@ class MemoryOfTables {
     std::map<std::uint64_t, std::vector<std::byte>> pieces_;
 };
 
-/// Bytes that are appended little-endian or set in place.
+/// Bytes that are appended little-endian or set at their place.
 class Table {
   public:
     Table() = default;
@@ -59,7 +59,7 @@ class Table {
         }
         return *this;
     }
-    /// Makes the first `size` bytes add up to 0 by the byte at `offset`.
+    /// Makes the first `size` bytes add up to 0 by setting the byte at `offset`.
     Table& checksum(std::size_t offset, std::size_t size) {
         bytes_.at(offset) = std::byte{0};
         unsigned sum = 0;
@@ -68,7 +68,7 @@ class Table {
         }
         return set(offset, 256 - (sum % 256), 1);
     }
-    /// Length and checksum of a table with a standard header.
+    /// Sets length and checksum of a table with a standard header.
     [[nodiscard]] std::vector<std::byte> finished() {
         return set(4, bytes_.size(), 4).checksum(9, bytes_.size()).bytes_;
     }

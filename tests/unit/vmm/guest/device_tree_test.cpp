@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::uint64_t kAddress = 0xc0010;
 
-/// Memory that holds nothing but a tree.
+/// Memory that holds only a tree.
 class MemoryOfATree {
   public:
     explicit MemoryOfATree(std::vector<std::byte> bytes) : bytes_(std::move(bytes)) {}
@@ -30,7 +30,7 @@ class MemoryOfATree {
     std::vector<std::byte> bytes_;
 };
 
-/// A tree made by hand, sound until a test damages it.
+/// A handmade tree, correct until a test damages it.
 class TreeMaker {
   public:
     TreeMaker& begin(const std::string& name) {

@@ -63,7 +63,7 @@ TEST(GuestMemoryRanges, FullListRefusesAndStaysAsItIs) {
     }
     const auto before = list(ranges);
     EXPECT_FALSE(ranges.add({1'000'000 * kPage, 1'000'001 * kPage}));
-    EXPECT_FALSE(ranges.remove({kPage, 2 * kPage})); // Would cut one into two.
+    EXPECT_FALSE(ranges.remove({kPage, 2 * kPage})); // would cut one into two
     EXPECT_EQ(list(ranges), before);
     EXPECT_TRUE(ranges.remove({0, kPage}));
 }
@@ -71,8 +71,8 @@ TEST(GuestMemoryRanges, FullListRefusesAndStaysAsItIs) {
 TEST(GuestMemoryRanges, TakesFromAsHighAsItMay) {
     MemoryRanges ranges = with({{0, 8 * kPage}, {16 * kPage, 32 * kPage}});
     EXPECT_EQ(ranges.take(2 * kPage, UINT64_MAX), 30 * kPage);
-    EXPECT_EQ(ranges.take(2 * kPage, 20 * kPage), 18 * kPage); // Out of the middle.
-    EXPECT_EQ(ranges.take(3 * kPage, 20 * kPage), 5 * kPage);  // Two pages are left from 16 on.
+    EXPECT_EQ(ranges.take(2 * kPage, 20 * kPage), 18 * kPage); // out of the middle
+    EXPECT_EQ(ranges.take(3 * kPage, 20 * kPage), 5 * kPage);  // two pages are left from 16 on
     EXPECT_EQ(ranges.take(100 * kPage, UINT64_MAX), std::nullopt);
     EXPECT_EQ(ranges.bytes(), 17 * kPage);
 }

@@ -52,7 +52,7 @@ TEST(GuestPageOrder, NeighboursAreRarelyVisitedOneAfterTheOther) {
         const std::uint64_t b = numbers[i];
         near += (a < b ? b - a : a - b) <= 16 ? 1 : 0;
     }
-    EXPECT_LT(near, 65'536 / 100); // By chance, about one in 2000.
+    EXPECT_LT(near, 65'536 / 100); // by chance, about one in 2000
 }
 
 } // namespace

@@ -47,7 +47,7 @@ TEST(GuestSlots, OnePerPage) {
 
 TEST(GuestSlots, LargeStrideReachesEachBlockThatARangeHasAPartOf) {
     const Slots slots(three_ranges(), 0x200000);
-    // A start inside a block is that block's slot; from then on, the starts of blocks.
+    // If the start is inside a block, it is that block's slot; later slots are the starts of blocks.
     EXPECT_EQ(visited(slots, {0, slots.count()}),
               (std::vector<std::uint64_t>{0x100000, 0x200000, 0x3ff000, 0x400000, 0x600000}));
 }

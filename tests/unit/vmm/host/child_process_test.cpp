@@ -1,4 +1,4 @@
-// Programs that are started: what they get of ours, and who is hit by a signal for them.
+// Programs that we start: what they get from us, and which processes a signal for them reaches.
 
 #include "vmm/host/child_process.hpp"
 
@@ -35,7 +35,7 @@ ProgramSpec shell(const std::string& script, int out = -1) {
     return {.program = "/bin/sh", .arguments = {"sh", "-c", script}, .out = out};
 }
 
-/// All that it says until it ends.
+/// All its output until its end.
 std::string output_of(ProgramSpec spec) {
     Pipe pipe;
     spec.out = pipe.writer.get();
@@ -45,14 +45,14 @@ std::string output_of(ProgramSpec spec) {
     return testing::read_available(pipe.reader.get());
 }
 
-// Not by a pattern: the shell would see the folder that it looks into.
+// No pattern is used, because the shell would see the folder that it searches.
 constexpr const char* kListDescriptors =
     "n=0; while [ $n -lt 300 ]; do if [ -e /proc/$$/fd/$n ]; then echo $n; fi; n=$((n + 1)); done";
 
 class ChildProcessTest : public ::testing::TestWithParam<bool> {};
 
 TEST(ChildProcess, HasNoDescriptorsButItsOwn) {
-    const UniqueFd left_open(::dup(STDOUT_FILENO)); // As one that a shell has left open for us.
+    const UniqueFd left_open(::dup(STDOUT_FILENO)); // like one that a shell has left open for us
     const UniqueFd high(::fcntl(STDOUT_FILENO, F_DUPFD, 200));
     EXPECT_EQ(output_of(shell(kListDescriptors)), "0\n1\n2\n");
     ProgramSpec spec = shell(kListDescriptors);
@@ -61,7 +61,7 @@ TEST(ChildProcess, HasNoDescriptorsButItsOwn) {
 }
 
 TEST(ChildProcess, FindsItsDescriptorsWhateverNumbersTheyHaveHere) {
-    // In a process whose standard descriptors are closed, what is opened has their numbers.
+    // If a process has closed its standard descriptors, new descriptors get their numbers.
     const testing::TemporaryDirectory directory;
     const std::string result = testing::in_child_process([&] {
         for (int fd = 0; fd < 3; ++fd) {
@@ -126,7 +126,7 @@ TEST_P(ChildProcessTest, EndsWithItsOwner) {
         EXPECT_TRUE(child.signal(0));
         pipe.writer.reset();
     }
-    char byte = 0; // What it has started had the other end, too.
+    char byte = 0; // the process that it started had the other end, too
     EXPECT_EQ(::read(pipe.reader.get(), &byte, 1), 0);
     EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1);
 }
@@ -136,10 +136,10 @@ TEST_P(ChildProcessTest, TellsHowItEnded) {
     EXPECT_EQ(ChildProcess(shell("kill -KILL $$"), "try it", GetParam()).wait(), SIGKILL);
 }
 
-// Its number may be another process's by then.
+// By then its number may belong to another process.
 TEST_P(ChildProcessTest, NobodyIsSignalledOnceAnotherHasWaitedForIt) {
     ChildProcess child(shell("exit 0"), "try it", GetParam());
-    ASSERT_EQ(::waitpid(child.pid(), nullptr, 0), child.pid()); // As a program does that embeds us.
+    ASSERT_EQ(::waitpid(child.pid(), nullptr, 0), child.pid()); // as an embedding program does
     EXPECT_FALSE(child.signal(0));
     EXPECT_FALSE(child.signal_group(0));
     EXPECT_EQ(child.wait(), 0);
@@ -173,7 +173,7 @@ TEST(BenchChild, HasNoDescriptorsOfOurs) {
 
 TEST(UserNetwork, StartsAProgramWithItsConnectionAndAPathAndNothingElse) {
     const testing::TemporaryDirectory directory;
-    // Opened for us by somebody else, and what only we are to know.
+    // A descriptor that somebody else opened for us, and a value that only we may know.
     const UniqueFd left_open(::fcntl(STDOUT_FILENO, F_DUPFD, 100));
     ::setenv("VMM_TEST_SECRET", "token", 1);
     const std::string before = std::getenv("PATH");
@@ -194,20 +194,21 @@ TEST(UserNetwork, StartsAProgramWithItsConnectionAndAPathAndNothingElse) {
     EXPECT_TRUE(mentions(variables, "PATH=" + directory.path().string() + "\n")) << variables;
     EXPECT_FALSE(mentions(variables, "VMM_TEST_SECRET")) << variables;
     EXPECT_FALSE(mentions(variables, "HOME=")) << variables;
-    // 10 and above are the shell's own: the script.
+    // Descriptors from 10 on are the shell's own: the script.
     std::string descriptors = testing::content_of(directory / "descriptors");
     EXPECT_FALSE(mentions(descriptors, "100")) << descriptors;
     EXPECT_TRUE(descriptors.starts_with("0\n1\n")) << descriptors;
     EXPECT_TRUE(mentions(descriptors, "3\n")) << descriptors;
 }
 
-// A byte tells the child that it may begin. When it could not be sent, parent and child waited for each other for ever.
+// A byte tells the child that it may begin. What broke: if the byte could not be sent, parent and child waited for each
+// other for ever.
 TEST(ChildProcessStart, ThatCannotTellTheChildToBeginIsAnError) {
     constexpr int kRefused = 10;
     constexpr int kBegan = 11;
     constexpr int kCannotRefuse = 12;
     constexpr unsigned kPatienceSeconds = 120;
-    const pid_t process = ::fork(); // What is refused stays refused, so this is for a process of its own.
+    const pid_t process = ::fork(); // A refusal cannot be undone, so this runs in a process of its own.
     if (process == 0) {
         std::signal(SIGALRM, SIG_DFL);
         ::alarm(kPatienceSeconds);

@@ -45,7 +45,7 @@ TEST_F(MemoryCgroup, OfVersion1IsReadBelowItsController) {
     EXPECT_EQ(limit(), 12288U);
 }
 
-// A limit of 256M was compared with guest memory alone, whatever the group had in use.
+// What broke: a limit of 256M was compared with guest memory alone, without the memory that the group used already.
 TEST_F(MemoryCgroup, HasLeftWhatIsNotInUse) {
     write("cgroup-of-self", "0::/a");
     write("cgroup/a/memory.max", "268435456");
@@ -104,7 +104,7 @@ TEST_F(MemoryCgroup, OfWhichUseCannotBeReadHasAllOfItsLimitLeft) {
     EXPECT_EQ(groups().front().left(), 4096U);
 }
 
-// Without /proc/meminfo, doctor showed 16777216 TiB.
+// What broke: without /proc/meminfo, doctor showed 16777216 TiB.
 TEST(HostMemory, ThatCannotBeReadIsUnknown) {
     const testing::TemporaryDirectory directory;
     for (const char* const text : {"", "MemTotal: lots kB\nMemAvailable:\n", "nothing of the kind\n"}) {
@@ -141,7 +141,7 @@ MemoryFacts roomy_host() {
     return facts;
 }
 
-/// 100 MiB ahead of time of 200 MiB, with 10 MiB of tables, or 20.
+/// A need of 100 MiB ahead of time out of 200 MiB, with 10 MiB of tables, or 20.
 MemoryNeed small_need() {
     MemoryNeed need;
     need.guest = 200 * kMiB;
@@ -173,7 +173,7 @@ TEST(JudgeMemory, WeighsWhatIsNeededAgainstWhatIsLeft) {
     };
     for (const JudgeCase& one : cases) {
         MemoryFacts facts = roomy_host();
-        facts.groups = {group_of(kGiB, 0), one.group}; // The parent may be the tighter one.
+        facts.groups = {group_of(kGiB, 0), one.group}; // the parent's limit may be the smaller one
         const MemoryVerdict verdict = judge_memory(small_need(), facts);
         EXPECT_EQ(verdict.refusal.empty(), *one.refusal == '\0') << one.what << ": " << verdict.refusal;
         EXPECT_TRUE(testing::mentions(verdict.refusal, one.refusal)) << one.what << ": " << verdict.refusal;
@@ -191,7 +191,7 @@ TEST(JudgeMemory, CountsPagesOfAPoolWhereTheGroupDoes) {
     need.beside = 10 * kMiB;
     need.beside_all = 20 * kMiB;
     MemoryFacts facts = roomy_host();
-    facts.host.available_bytes = kMiB; // They are set aside already.
+    facts.host.available_bytes = kMiB; // they are reserved already
     facts.groups = {group_of(110 * kMiB - 1, 0)};
     EXPECT_EQ(judge_memory(need, facts).refusal, "");
     EXPECT_TRUE(judge_memory(need, facts).warnings.empty());

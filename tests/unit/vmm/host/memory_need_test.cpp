@@ -24,7 +24,8 @@ TEST(TableBytes, OfPagesOfAPoolAreNextToNothing) {
     EXPECT_LT(table_bytes(kGiB, PageSize::k2M, true), 64 * kKiB);
 }
 
-// `-m 253M --page-size=4K` in a group of 256M was killed without a word: tables and vmm itself were not counted.
+// What broke: `-m 253M --page-size=4K` in a group of 256M was killed without a message: tables and vmm itself were not
+// counted.
 TEST(MemoryNeed, OfAPrefaultedGuestCountsTablesAndTheProgram) {
     const MemoryNeed need = memory_need(guest_of(253 * kMiB, PageSize::k4K, prefault::Scope::kAll), false);
     EXPECT_EQ(need.guest_ahead, 253 * kMiB);
@@ -87,7 +88,7 @@ TEST(MemoryNeed, GrowsWithVcpusAndWorkers) {
     EXPECT_GT(memory_need(config, false).ahead(), with_64);
 }
 
-// 254 vCPUs with 254 workers ran out of descriptors at `ulimit -n 1024`.
+// What broke: 254 vCPUs with 254 workers ran out of descriptors at `ulimit -n 1024`.
 TEST(ProcessNeed, CountsTwoDescriptorsForEachVcpu) {
     Config config = guest_of(64 * kGiB, PageSize::k4K, prefault::Scope::kAll);
     config.vcpus = 254;

@@ -17,7 +17,8 @@ ProcessFacts facts_of(std::uint64_t limit, std::uint64_t used) {
     return facts;
 }
 
-// "Too many open files (they came with Linux 5.14)": what is needed is counted before anything is opened.
+// What broke: "Too many open files (they came with Linux 5.14)". Now the needed descriptors are counted before anything
+// is opened.
 TEST(JudgeProcess, SaysHowManyDescriptorsTheLimitMustAllow) {
     EXPECT_EQ(judge_process({100, 1, 1}, facts_of(110, 10)), "");
     const std::string refusal = judge_process({100, 1, 1}, facts_of(109, 10));

@@ -29,7 +29,7 @@ using testing::Pipe;
 using testing::read_available;
 using testing::write_text;
 
-/// `size` bytes that say where they belong.
+/// `size` bytes that show their position.
 std::string numbered_text(std::size_t size) {
     std::string text;
     for (std::size_t line = 0; text.size() < size; ++line) {
@@ -39,14 +39,14 @@ std::string numbered_text(std::size_t size) {
     return text;
 }
 
-/// Says where two long texts part instead of printing them.
+/// Reports where two long texts differ, instead of printing them.
 void expect_same(const std::string& arrived, const std::string& sent) {
     const auto [at, unused] = std::mismatch(arrived.begin(), arrived.end(), sent.begin(), sent.end());
     EXPECT_TRUE(arrived == sent) << arrived.size() << " of " << sent.size() << " bytes arrived, the first "
                                  << at - arrived.begin() << " of them right";
 }
 
-/// A guest's serial port connected to `config`, and both of its sides.
+/// A guest's serial port, connected to `config`, and both of its sides.
 class ConsoleUnderTest {
   public:
     explicit ConsoleUnderTest(const CharacterConfig& config)
@@ -54,7 +54,7 @@ class ConsoleUnderTest {
         console_.attach(port_, loop_);
     }
 
-    /// As many guest-side `outb` instructions.
+    /// The guest executes so many `outb` instructions.
     void guest_writes(std::string_view text) {
         for (const char c : text) {
             const std::array data{static_cast<std::byte>(c)};
@@ -62,7 +62,7 @@ class ConsoleUnderTest {
         }
     }
 
-    /// What the guest reads until its receiver is empty.
+    /// Returns what the guest reads until its receiver is empty.
     std::string guest_reads() {
         std::string text;
         std::array<std::byte, 1> data{};
@@ -81,7 +81,7 @@ class ConsoleUnderTest {
         std::string text;
         testing::eventually([&] {
             std::size_t before = 0;
-            do { // Without a pause as long as something comes.
+            do { // no pause as long as something comes
                 before = text.size();
                 loop_.run_once(0);
                 text += guest_reads();
@@ -96,11 +96,11 @@ class ConsoleUnderTest {
         port_.write(2, data);
     }
     void run_loop() { loop_.run_once(0); }
-    /// Whether the event loop would be woken by what it watches.
+    /// True if the event loop would be woken by the descriptors that it watches.
     [[nodiscard]] bool has_events() const { return loop_.has_events(); }
     void flush(int timeout_ms) { console_.flush({std::chrono::milliseconds(timeout_ms), std::chrono::seconds(60)}); }
     [[nodiscard]] std::uint64_t dropped() const { return port_.dropped_output_bytes(); }
-    /// Beyond what the port dropped.
+    /// Without the bytes that the port dropped.
     [[nodiscard]] std::uint64_t lost() const { return console_.lost_output().bytes - dropped(); }
     [[nodiscard]] std::string why() const { return console_.lost_output().why; }
     [[nodiscard]] std::uint64_t said() const { return console_.output_bytes(); }
@@ -169,7 +169,7 @@ TEST(CharacterConsoleOutput, IsDroppedAndCountedWhereNobodyReads) {
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
     for (std::size_t written = 0; written < kFlood; written += 10'000) {
-        console.guest_writes(std::string(10'000, 'x')); // Would never return if it waited for a reader.
+        console.guest_writes(std::string(10'000, 'x')); // It would never return if it waited for a reader.
         console.run_loop();
     }
     EXPECT_GT(console.dropped(), 0U);
@@ -227,7 +227,7 @@ TEST(CharacterConsoleOutput, FlushGivesUpWhenTimeIsUp) {
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
     console.guest_writes(std::string(200'000, 'x'));
-    console.flush(50); // Would never return if it waited for a reader.
+    console.flush(50); // It would never return if it waited for a reader.
     EXPECT_LT(read_available(pipe.reader.get()).size(), 200'000U);
 }
 
@@ -286,7 +286,7 @@ TEST(CharacterConsoleOutput, OfASinkThatThrowsStillGoesToTheDescriptor) {
 }
 
 TEST(CharacterConsoleOutput, OfAReaderThatIsSlowAndLivingIsFlushedWhole) {
-    const std::size_t written = 300'000; // The pipe and the ring hold it; each read makes the wait begin anew.
+    const std::size_t written = 300'000; // The pipe and the ring hold it; each read restarts the wait.
     const Pipe pipe;
     ConsoleUnderTest console(output_to(pipe.writer.get()));
     console.guest_writes(std::string(written, 'x'));

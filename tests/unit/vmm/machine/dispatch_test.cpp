@@ -13,7 +13,7 @@ namespace {
 
 using Next = AfterExit::Next;
 
-/// Notes each access, and reads as a number that rises by one with each.
+/// Notes each access. It reads as a number that grows by one with each access.
 class Recorder final : public devices::Device {
   public:
     struct Access {

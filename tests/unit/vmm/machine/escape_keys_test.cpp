@@ -8,7 +8,7 @@
 namespace vmm {
 namespace {
 
-/// What a filter made of keys: those for the guest, then commands in brackets.
+/// A filter's result for keys: the keys for the guest, then commands in brackets.
 std::string typed(EscapeKeys& keys, std::string_view text) {
     const EscapeKeys::Result result = keys.filter(std::as_bytes(std::span{text}));
     std::string said;

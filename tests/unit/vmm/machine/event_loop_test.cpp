@@ -26,7 +26,7 @@ TEST(EventFd, IsReadableFromTheFirstSignalUntilItIsCleared) {
     EXPECT_TRUE(readable());
     event.clear();
     EXPECT_FALSE(readable());
-    event.clear(); // Does not block.
+    event.clear(); // does not block
 }
 
 TEST(EventLoop, CallsTheHandlerOfWhatIsReady) {

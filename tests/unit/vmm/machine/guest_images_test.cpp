@@ -1,4 +1,4 @@
-// The guest that is built into the program, as the loader sees it.
+// The built-in guest, as the loader sees it.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -88,7 +88,7 @@ TEST(GuestFiles, InitrdFromAPipeIsNoLargerThanTheGuestsMemory) {
     config.memory_bytes = 16 * kMiB;
     config.initrd_path = "/proc/self/fd/" + std::to_string(pipe.reader.get());
     const std::string error = opening_of(config);
-    pipe.reader.reset(); // The writer gets EPIPE.
+    pipe.reader.reset(); // the writer gets EPIPE
     EXPECT_TRUE(testing::mentions(error, "a pipe that gives more than 16 MiB")) << error;
 }
 

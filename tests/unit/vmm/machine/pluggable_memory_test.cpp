@@ -71,7 +71,7 @@ TEST(PluggableParts, BlocksGrowWithTheRegionSoThatThereAreFew) {
 TEST(SharesOfRequest, AreEqualAsFarAsTheyGo) {
     Config config = growing(kGiB, kGiB + 10 * kMiB);
     config.numa.kind = prefault::NumaPolicy::Kind::kSplit;
-    const auto parts = pluggable_parts(config, topology_of(2)); // Of 6 and 4 MiB.
+    const auto parts = pluggable_parts(config, topology_of(2)); // of 6 and 4 MiB
     const auto shares = [&](std::uint64_t bytes) { return shares_of_request(parts, bytes); };
     EXPECT_EQ(shares(0), (std::vector<std::uint64_t>{0, 0}));
     EXPECT_EQ(shares(2 * kMiB), (std::vector<std::uint64_t>{2 * kMiB, 0}));

@@ -1,4 +1,4 @@
-// The gate at which vCPUs wait, and what holds them there by turns, with threads that take the place of vCPUs.
+// The gate at which vCPUs wait, and the throttle that holds them there by turns. Threads take the place of vCPUs.
 
 #include "vmm/machine/vcpu_throttle.hpp"
 
@@ -24,8 +24,8 @@ namespace {
 using testing::eventually;
 using testing::kPatience;
 
-/// A thread that is in its guest until it is kicked, and then passes the gate. A kick that comes before it enters ends
-/// the next entry at once, as KVM's does.
+/// A thread that is in its guest until it is kicked, and then passes the gate. A kick that comes before the entry ends
+/// the next entry at once, like a kick of KVM.
 class StandInVcpu {
   public:
     explicit StandInVcpu(PauseGate& gate) : thread_([this, &gate] { run(gate); }) {}
@@ -87,7 +87,7 @@ class PauseGateWithVcpus : public ::testing::Test {
     ~PauseGateWithVcpus() override { gate_.close(); }
 
     [[nodiscard]] bool pause() { return gate_.pause(std::chrono::steady_clock::now() + kPatience); }
-    /// Whether all of them are in the guest, sooner or later.
+    /// Waits until all of them are in the guest; false if that does not happen.
     [[nodiscard]] bool all_run() const {
         return eventually([this] { return std::ranges::all_of(vcpus_, &StandInVcpu::is_in_guest); });
     }
@@ -187,7 +187,7 @@ TEST(PauseGate, APauseGivesUpOnAVcpuThatDoesNotCome) {
 
 class VcpuThrottleTest : public PauseGateWithVcpus {
   protected:
-    /// Whether each of them enters the guest so many times more, which they only do when they are held in between.
+    /// Waits until each of them has entered the guest so many times more. They do so only if they are held in between.
     [[nodiscard]] bool all_enter_again(std::uint64_t times) const {
         std::vector<std::uint64_t> before;
         std::ranges::transform(vcpus_, std::back_inserter(before), &StandInVcpu::entries);
@@ -220,7 +220,7 @@ TEST_F(VcpuThrottleTest, HoldsNobodyAnyMoreAt0) {
     throttle_.set_percent(80);
     ASSERT_TRUE(all_enter_again(1));
     throttle_.set_percent(0);
-    // A turn that has begun ends, and no other begins.
+    // A turn that has begun ends, and no other turn begins.
     EXPECT_TRUE(eventually([this] { return !gate_.is_shut(); }));
     EXPECT_TRUE(all_run());
     throttle_.set_percent(30);

@@ -169,7 +169,8 @@ TEST_F(VirtioLanes, NothingMovesWhileItIsPausedAndNothingIsLost) {
     }
 }
 
-// A reset that is written is done: no thread touches the rings any more, however much comes by each pair.
+// When the write of a reset returns, the reset is done: no thread touches the rings any more, however much comes by
+// each pair.
 TEST_F(VirtioLanes, AResetEndsTheTurnsOfAllThreads) {
     std::atomic<bool> ends_now = false;
     std::thread flood([&] {

@@ -1,4 +1,4 @@
-// The thread of a virtio device, with a device that does nothing but open and close.
+// The thread of a virtio device, with a device that only opens and closes.
 #include "vmm/machine/virtio_thread.hpp"
 
 #include <gtest/gtest.h>
@@ -39,8 +39,8 @@ using devices::virtio::Source;
 UniqueFd make_event() {
     return UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
 }
-/// Closes its descriptor when it is ready and opens another one, as a socket of one connection follows that of the
-/// last.
+/// Closes its descriptor when it is ready, and opens another one, as the socket of a new connection follows the socket
+/// of the last one.
 class Reopening final : public devices::virtio::Device {
   public:
     Reopening() {
@@ -54,7 +54,7 @@ class Reopening final : public devices::virtio::Device {
     void doorbell(std::uint16_t) override {}
     [[nodiscard]] std::vector<Source> sources() const override { return {{event_.get(), EPOLLIN, serial_}}; }
     void ready(int, std::uint32_t) override {
-        std::uint64_t count = 0; // Taken: the copy keeps the event alive, and ready.
+        std::uint64_t count = 0; // taken: the copy keeps the event alive, and ready
         EXPECT_EQ(::read(event_.get(), &count, sizeof(count)), static_cast<ssize_t>(sizeof(count)));
         event_.reset();
         event_ = make_event();
@@ -69,7 +69,8 @@ class Reopening final : public devices::virtio::Device {
     [[nodiscard]] bool is_queue_idle(std::uint16_t) const noexcept override { return true; }
     void restart_queue(std::uint16_t, devices::virtio::Queue) override {}
 
-    /// Makes the descriptor ready that it has now. By another one for the same event: its own may be closed meanwhile.
+    /// Makes the present descriptor ready, by another descriptor for the same event, because its own may be closed
+    /// meanwhile.
     void signal() const {
         const std::uint64_t one = 1;
         ASSERT_EQ(::write(shared_, &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
@@ -134,7 +135,7 @@ class Busy final : public devices::virtio::Device {
     [[nodiscard]] bool is_active() const { return active_; }
     [[nodiscard]] bool is_stopped() const { return stopped_; }
     [[nodiscard]] bool is_told_to_pause() const { return paused_; }
-    /// Of its thread; once it is active.
+    /// The thread of the device, when it is active.
     [[nodiscard]] const prefault::CpuList& cpus() const { return cpus_; }
 
   private:
@@ -149,7 +150,7 @@ class Busy final : public devices::virtio::Device {
 
 const Sandbox no_sandbox(SandboxMode::kOff);
 
-/// Has a device with its thread, and a driver that is ready when activate() returns.
+/// A device with its thread, and a driver that is ready when activate() returns.
 class VirtioThreadTest : public ::testing::Test {
   protected:
     void begin(std::span<const unsigned> cpus = {}) {
@@ -184,7 +185,7 @@ class VirtioThreadTest : public ::testing::Test {
     std::optional<VirtioThread> thread;
 };
 
-// What broke: the end of a machine waited for a disk's work, however long that took.
+// What broke: the end of a machine waited for a disk's work without a bound.
 TEST_F(VirtioThreadTest, IsNotWaitedForLongerThanAskedAndGoesOnUntilItsDeviceIsIdle) {
     begin();
     activate();
@@ -204,12 +205,12 @@ TEST_F(VirtioThreadTest, RunsOnTheCpusThatItIsGiven) {
     EXPECT_EQ(device.cpus(), last);
 }
 
-/// Its driver takes its reach away.
+/// Its driver clears the right to master the bus.
 class ReachOfVirtioThread : public VirtioThreadTest {
   protected:
     ReachOfVirtioThread() { begin(); }
 
-    /// Does what a vCPU does that writes to the command register.
+    /// Acts as a vCPU that writes to the command register.
     void set_reach(bool reaches) {
         if (transport.negotiation().set_reach(reaches)) {
             transport.negotiation().follow_reach();
@@ -292,7 +293,7 @@ TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     EXPECT_EQ(thread.failure(), nullptr);
 }
 
-/// One with more to do than it ever gets done, on many descriptors.
+/// A device with more work than it can ever do, on many descriptors.
 class Flooded final : public devices::virtio::Device {
   public:
     static constexpr std::size_t kDescriptors = 200;

@@ -163,7 +163,7 @@ TEST(MigrationEndpoints, NumbersAndLocalhostAreKnownWithoutAsking) {
 }
 
 TEST(MigrationEndpoints, OtherNamesAreLookedUp) {
-    // What the C library's name service says of it without a network: /etc/hosts has it, or it is synthesised.
+    // The answer of the C library's name service without a network: /etc/hosts has the name, or it is synthesised.
     const auto found = resolve(tcp_at("LOCALHOST"), -1, give_up_after(std::chrono::minutes(5)));
     ASSERT_FALSE(found.empty());
     for (const Endpoint& endpoint : found) {

@@ -31,7 +31,7 @@ using testing::make_link;
 using testing::mentions;
 using testing::MigrationLink;
 
-/// What `action` throws as LinkError, or "" if it throws nothing. Other exceptions go on.
+/// The message of the LinkError that `action` throws, or "" if it throws nothing. Other exceptions pass through.
 template <typename Action>
 std::string link_error_of(Action action) {
     try {
@@ -74,7 +74,7 @@ class MigrationChannelTest : public ::testing::TestWithParam<MigrationAddress::K
 };
 
 void send_all(Channel& channel, std::span<const std::byte> bytes) {
-    // In pieces of odd sizes, some of them empty.
+    // In pieces of unusual sizes, some of them empty.
     while (!bytes.empty()) {
         std::array<std::span<const std::byte>, 16> pieces;
         std::size_t size = 1;
@@ -133,7 +133,7 @@ TEST_P(MigrationChannelTest, WhoDoesNotReceiveIsALostLink) {
     link_.listening->set_patience(std::chrono::milliseconds(20));
     const std::vector<std::byte> much(1UL << 20);
     const std::string error = link_error_of([&] {
-        for (;;) { // It ends when every buffer between is full.
+        for (;;) { // it ends when every buffer in between is full
             link_.listening->send(much);
         }
     });
@@ -151,7 +151,7 @@ TEST_P(MigrationChannelTest, EndInMidTransferIsALostLink) {
         << error;
     const std::vector<std::byte> much(1UL << 20);
     EXPECT_NE(link_error_of([&] {
-                  for (;;) { // The kernel may take some before it knows.
+                  for (;;) { // the kernel may accept some before it knows
                       link_.listening->send(much);
                   }
               }),
@@ -229,7 +229,7 @@ class MigrationDescriptorsTest : public ::testing::Test {
         theirs_->set_patience(testing::kPatience);
     }
 
-    /// Sends `byte` with `fds` past the rules of Channel.
+    /// Sends `byte` with `fds`, ignoring the rules of Channel.
     void send_raw(char byte, std::span<const int> fds) {
         std::vector<std::byte> control(CMSG_SPACE(fds.size_bytes()));
         iovec vector{&byte, 1};
@@ -291,7 +291,7 @@ TEST_F(MigrationDescriptorsTest, TooManyAreRefusedAndClosed) {
     send_raw('\0', std::vector<int>(65, pipe.writer.get()));
     pipe.writer.reset();
     EXPECT_TRUE(mentions(error_of([&] { return theirs_->receive_descriptors().size(); }), "more than 64"));
-    // Nobody has a writing end any more.
+    // No process has a writing end any more.
     pollfd ended{pipe.reader.get(), POLLIN, 0};
     EXPECT_EQ(::poll(&ended, 1, 0), 1);
 }
@@ -322,7 +322,7 @@ TEST_F(MigrationDescriptorsTest, ProcessAtTheOtherEndIsKnown) {
     if (!ours_->peer_process()) {
         GTEST_SKIP() << "this kernel has no pidfds";
     }
-    // Here it is this one, which has not ended.
+    // Here it is this process, which has not ended.
     pollfd ended{ours_->peer_process().get(), POLLIN, 0};
     EXPECT_EQ(::poll(&ended, 1, 0), 0);
 }
@@ -368,7 +368,7 @@ TEST(MigrationConnecting, NobodyThereIsAnErrorWithAdvice) {
 }
 
 TEST(MigrationConnecting, EveryAddressOfANameIsTried) {
-    // "localhost" is 127.0.0.1 first.
+    // "localhost" means 127.0.0.1 first.
     std::optional<MigrationListener> listener;
     const std::string error = error_of(
         [&] { return listener.emplace(MigrationAddress::parse("tcp:[::1]:0"), MigrationSecurity{}, nullptr).fd(); });
@@ -413,7 +413,7 @@ TEST(MigrationConnecting, SocketThatAnotherUserListensOnIsRefused) {
     ::chmod(directory.path().c_str(), 0755);
     const std::string path = directory / "socket";
     const UnixListener listener(path, SOCK_STREAM, "the test's socket", nullptr);
-    // The kernel says who has called listen() last.
+    // The kernel reports the process that called listen() last.
     const pid_t child = ::fork();
     if (child == 0) {
         ::_exit(::setresuid(65534, 65534, 65534) == 0 && ::listen(listener.fd(), 8) == 0 ? 0 : 1);

@@ -20,7 +20,7 @@ using testing::error_of;
 using testing::frame_of;
 using testing::mentions;
 
-/// What is said of `header`, or "". Its checksum is made right.
+/// The message about `header`, or "". Its checksum is made right.
 std::string refusal_of_frame(FrameHeader header) {
     header.seal();
     return error_of([&] {

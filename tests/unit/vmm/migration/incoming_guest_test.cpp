@@ -1,4 +1,4 @@
-// IncomingGuest against sources that are made by hand: good ones, and others.
+// IncomingGuest with handmade sources, good and bad ones.
 
 #include "vmm/migration/incoming_guest.hpp"
 
@@ -87,18 +87,18 @@ class MigrationIncomingGuest : public ::testing::Test {
         send_message(*channel, MessageType::kHello, encode(hello));
         return channel;
     }
-    /// A source that was welcomed.
+    /// A source that was accepted.
     std::unique_ptr<Channel> welcomed(const Hello& hello) const {
         auto channel = connect_and_say(hello);
         EXPECT_EQ(receive_message(*channel).type, MessageType::kWelcome);
         return channel;
     }
-    /// What the destination says against it; "" if it says something else.
+    /// The destination's message against it; "" if it says something else.
     static std::string refusal(Channel& channel) {
         const Message message = receive_message(channel);
         return message.type == MessageType::kRefused ? decode<Why>(message).text : "";
     }
-    /// Whether a guest that may come arrives now.
+    /// True if a guest that is allowed to come arrives now.
     void expect_next_arrives(const Hello& hello = {.config = "{}"}) {
         const auto source = welcomed(hello);
         send_message(*source, MessageType::kFirstState, arriving_state());
@@ -215,7 +215,7 @@ TEST_F(MigrationIncomingGuest, AStateThatIsDamagedIsRefused) {
     SnapshotState without_vcpus = FullState::make();
     without_vcpus.machine.vcpus.clear();
     const std::string said = error_of([&] { return encode_state(without_vcpus); });
-    if (said.empty()) { // A state may be so, and a machine may not.
+    if (said.empty()) { // a state may have this, but a machine may not
         const auto nobody = welcomed({});
         send_message(*nobody, MessageType::kFirstState, encode_state(without_vcpus));
         EXPECT_TRUE(mentions(refusal(*nobody), "has no vCPU"));
@@ -263,13 +263,13 @@ TEST_F(MigrationIncomingGuest, NobodyCanBeWaitedForWhereNobodyListensAnyMore) {
     EXPECT_THROW(guest_->wait(), UsageError);
 }
 
-/// A guest whose memory comes as files: of the ranges in FullState.
+/// A guest whose memory comes as files, for the ranges in FullState.
 class MigrationSharedMemory : public MigrationIncomingGuest {
   protected:
     static constexpr GuestRange kLow{GuestAddress{0}, 5 * kMiB};
     static constexpr GuestRange kHigh{GuestAddress{4 * kGiB}, 2 * kMiB};
 
-    /// A source that says what its memory is, and sends the files, if there are any.
+    /// A source that describes its memory, and sends the files, if there are any.
     std::unique_ptr<Channel> hand_over(const SharedMemory& memory, const std::vector<int>& files) const {
         auto source = welcomed({.shares_memory = true, .config = "{}"});
         send_message(*source, MessageType::kFirstState, arriving_state());
@@ -306,7 +306,7 @@ TEST_F(MigrationSharedMemory, OneFileMayBeSeveralPieces) {
     const UniqueFd both = sealed_file(kLow.size + kHigh.size);
     const UniqueFd other = sealed_file(0);
     const auto source =
-        hand_over({{{kHigh, 0, 0}, {kLow, kHigh.size, 0}}}, {both.get(), other.get()}); // Each descriptor is counted.
+        hand_over({{{kHigh, 0, 0}, {kLow, kHigh.size, 0}}}, {both.get(), other.get()}); // each descriptor is counted
     ASSERT_EQ(waiting_.wait_for(kPatience), std::future_status::ready);
     waiting_.get();
     EXPECT_TRUE(guest_->hands_memory_over());

@@ -93,7 +93,7 @@ TEST(MigrationListener, PortsOfConnectionsThatEndedAreFree) {
         MigrationListener listener(MigrationAddress::parse("tcp:127.0.0.1:0"), {}, nullptr);
         address = listener.address();
         testing::MigrationLink link = testing::make_link(listener);
-        link.listening.reset(); // This end closes first: the port is in TIME_WAIT.
+        link.listening.reset(); // This end closes first, so the port is in TIME_WAIT.
     }
     EXPECT_EQ(listen_error(address), "");
 }
@@ -110,10 +110,10 @@ TEST(MigrationListener, CallerThatHasGoneDoesNoHarm) {
     MigrationListener listener(MigrationAddress::parse("tcp:127.0.0.1:0"), {}, nullptr);
     {
         const auto channel = connect_channel(listener.address(), {}, -1, testing::kPatience);
-        const linger at_once{1, 0}; // It ends with a reset.
+        const linger at_once{1, 0}; // it ends with a reset
         ::setsockopt(channel->fd(), SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
     }
-    // Whether it is still told of is the kernel's affair.
+    // The kernel decides if it still reports the connection.
     if (auto caller = listener.take()) {
         static_cast<void>(error_of([&] { return listener.establish(std::move(*caller), -1, testing::kPatience); }));
     }

@@ -36,13 +36,13 @@ SessionId numbered_session() {
     return session;
 }
 
-/// `value` as the other end has it, by way of its bytes. The type does not matter to decode().
+/// `value` as the other end gets it: encoded and decoded. The type does not matter to decode().
 template <typename Body>
 Body there_and_back(const Body& value) {
     return decode<Body>({MessageType::kHello, encode(value)});
 }
 
-/// What is said of `body`, of which `change` has changed the members.
+/// The message about `body` after `change` has changed its members.
 template <typename Body, typename Change>
 std::string refusal_of_body(const Body& body, Change change) {
     CborValue members = from_cbor(encode(body), "a test");
@@ -243,7 +243,7 @@ TEST_F(MigrationWire, MoreThanThereCanBeOfATypeIsRefusedBeforeItComes) {
             EXPECT_TRUE(mentions(error_of([&] { return receive_message(*ends.destination); }),
                                  "a message of type " + std::to_string(type)));
         }
-        // As much as there can be is waited for.
+        // The reader waits for the maximum size.
         ChannelEnds ends(kPatience);
         ends.source->send(message_header(type, static_cast<std::uint32_t>(limit.most_bytes), 0));
         ends.source->shut_down();
@@ -261,7 +261,7 @@ TEST_F(MigrationWire, TheFirstMessageSaysWhatTheConnectionIsFor) {
     for (const MessageType type : {MessageType::kFirstState, MessageType::kLastState, MessageType::kCommit,
                                    MessageType::kAbort, MessageType::kWelcome, MessageType::kAnswer}) {
         ChannelEnds ends(kPatience);
-        // The body never comes, and is not waited for.
+        // The body never comes, and nothing waits for it.
         ends.source->send(message_header(static_cast<std::uint32_t>(type), type == MessageType::kCommit ? 0 : 99, 0));
         EXPECT_TRUE(
             mentions(error_of([&] { return receive_first_message(*ends.destination); }), "cannot be the first"));

@@ -1,4 +1,4 @@
-// PageSender against PageReceiver, with memory that is real.
+// PageSender with PageReceiver, with real memory.
 
 #include <gtest/gtest.h>
 #include <zstd.h>
@@ -49,13 +49,13 @@ using testing::mentions;
 
 constexpr std::uint64_t kSentPage = WriteLog::kPageBytes;
 
-/// Not of whole chunks, and with gaps between.
+/// The ranges are not whole chunks, and have gaps between them.
 constexpr std::array kTransferLayout{GuestRange{GuestAddress{0}, 5 * kMiB + 3 * kSentPage},
                                      GuestRange{GuestAddress{16 * kMiB}, 65 * kSentPage},
                                      GuestRange{GuestAddress{4 * kGiB}, 2 * kMiB}};
 
 void fill_at_random(std::span<std::byte> bytes, std::uint64_t seed) {
-    static const std::vector<std::byte> random = testing::random_bytes(2 * kMiB); // Made once: it takes long.
+    static const std::vector<std::byte> random = testing::random_bytes(2 * kMiB); // made once, because it takes long
     for (std::size_t done = 0; done < bytes.size();) {
         const std::size_t from = done == 0 ? seed % 4096 * 8 : 0;
         const std::size_t size = std::min(bytes.size() - done, random.size() - from);
@@ -72,7 +72,7 @@ bool are_equal(std::span<const std::byte> one, std::span<const std::byte> other)
     return one.size() == other.size() && std::memcmp(one.data(), other.data(), one.size()) == 0;
 }
 
-/// Pages that are zero, that are the same byte again and again, and that are random, in runs of some length.
+/// Pages that are zero, pages that repeat one byte, and random pages, in runs of some length.
 void fill_as_guests_do(const GuestMemory& memory, unsigned seed) {
     std::mt19937 generator(seed);
     for (std::size_t region = 0; region < memory.regions().size(); ++region) {
@@ -91,7 +91,7 @@ void fill_as_guests_do(const GuestMemory& memory, unsigned seed) {
     }
 }
 
-/// The first page that differs, for the message; "" if there is none.
+/// The first page that differs, as a message; "" if there is none.
 std::string difference(const GuestMemory& one, const GuestMemory& other) {
     for (std::size_t region = 0; region < one.regions().size(); ++region) {
         if (are_equal(one.regions()[region].bytes(), other.regions()[region].bytes())) {
@@ -106,7 +106,7 @@ std::string difference(const GuestMemory& one, const GuestMemory& other) {
     return {};
 }
 
-/// What a receiver tells.
+/// The events of a receiver.
 class Told {
   public:
     PageReceiver::Callbacks callbacks() {
@@ -134,14 +134,14 @@ class Told {
     bool has_synced(std::uint64_t round) const {
         return eventually([&] { return !rounds().empty() && rounds().back() == round; });
     }
-    /// Waits until so many streams have ended because the link did.
+    /// Waits until so many streams have ended because of the link.
     bool has_cuts(unsigned count) const {
         return eventually([&] {
             const std::lock_guard hold(lock_);
             return cuts_ == count;
         });
     }
-    /// Waits for the first failure that is not the link's.
+    /// Waits for the first failure that was not caused by the link.
     std::string failure() const {
         std::string text;
         static_cast<void>(eventually([&] {
@@ -178,7 +178,7 @@ class Transfer {
         sender.use(std::move(channels));
     }
 
-    /// Sends `pages` and waits until they are there.
+    /// Sends `pages` and waits until they have arrived.
     bool send(const PageBits& pages, std::uint64_t round) {
         if (!sender.send(pages, round, {}) || !told.has_synced(round)) {
             return false;
@@ -232,7 +232,7 @@ TEST_P(MigrationPages, WhatHasChangedIsSentInLaterRounds) {
 
 TEST_P(MigrationPages, ZeroIsNotSentToMemoryThatIsZero) {
     ASSERT_TRUE(transfer_.send(transfer_.everything(), 1));
-    EXPECT_EQ(transfer_.sender.sent_bytes(), GetParam().streams * sizeof(FrameHeader)); // The ends of the round.
+    EXPECT_EQ(transfer_.sender.sent_bytes(), GetParam().streams * sizeof(FrameHeader)); // the ends of the round
     transfer_.receiver.cut();
     EXPECT_EQ(transfer_.receiver.applied_frames(), std::vector<std::uint64_t>(GetParam().streams));
 }
@@ -340,7 +340,7 @@ TEST(MigrationPageSender, ProgressNeverPassesTheEnd) {
 }
 
 TEST(MigrationPageSender, APaceHoldsItUntilAStopIsRequested) {
-    // At a byte a second the second frame would come after more than an hour.
+    // At one byte a second the second frame would take more than an hour.
     for (const bool is_little : {true, false}) {
         Transfer transfer(1, {.bytes_per_second = 1});
         fill_at_random(transfer.source.regions()[0].bytes(), 7);
@@ -353,7 +353,7 @@ TEST(MigrationPageSender, APaceHoldsItUntilAStopIsRequested) {
         EXPECT_FALSE(sent.get());
         EXPECT_EQ(transfer.receiver.received_bytes(), sizeof(FrameHeader) + kMostFrameBytes);
         EXPECT_TRUE(transfer.told.rounds().empty());
-        // What has not been sent is sent later, and what has been is not.
+        // Pages that have not been sent are sent later; the others are not sent again.
         transfer.receiver.cut();
         const PageBits left = transfer.sender.missing(pages, transfer.receiver.applied_frames());
         EXPECT_EQ(bytes_of(left), bytes_of(pages) - kMostFrameBytes);
@@ -372,7 +372,7 @@ TEST(MigrationPageSender, AStopBeforeItBeginsSendsNothing) {
 }
 
 TEST(MigrationPageSender, AStopEndsItWhileNobodyReceives) {
-    // More than the send buffers of all channels hold.
+    // More bytes than the send buffers of all channels hold.
     const GuestMemory memory(std::array{GuestRange{GuestAddress{0}, 32 * kMiB}}, PageSize::k4K);
     fill_at_random(memory.regions()[0].bytes(), 9);
     const EventFd stop;
@@ -422,7 +422,7 @@ class CutAfter {
     CutAfter(const CutAfter&) = delete;
     CutAfter& operator=(const CutAfter&) = delete;
 
-    /// The frames that were passed on as a whole, without the ends of rounds. After it was cut.
+    /// The frames that were passed on completely, without the ends of rounds. To be called after the cut.
     [[nodiscard]] std::vector<GuestRange> frames() {
         thread_.join();
         thread_ = std::thread([] {});
@@ -449,7 +449,7 @@ class CutAfter {
                 passed_.insert(passed_.end(), bytes.begin(), bytes.end());
                 left_ -= bytes.size();
             }
-        } catch (const LinkError&) { // One end has gone before.
+        } catch (const LinkError&) { // one end has closed before
         }
         from_->shut_down();
         to_.reset();
@@ -463,7 +463,7 @@ class CutAfter {
 };
 
 TEST(MigrationCut, ExactlyWhatIsMissingIsSentAgain) {
-    // At the beginning, in a header, behind one, in a payload, behind a frame, and somewhere later.
+    // Cuts at the beginning, in a header, behind one, in a payload, behind a frame, and somewhere later.
     for (const Compression compression : {Compression::kNone, Compression::kZstd}) {
         for (const std::size_t bytes : {0U, 1U, 31U, 32U, 33U, 4128U, 262'176U, 262'177U, 262'208U, 1'000'003U}) {
             constexpr unsigned kStreams = 2;
@@ -488,7 +488,7 @@ TEST(MigrationCut, ExactlyWhatIsMissingIsSentAgain) {
             const PageBits pages = all_pages(source.regions());
             try {
                 static_cast<void>(sender.send(pages, 1, {}));
-            } catch (const LinkError&) { // Unless all of it was under way before it was cut.
+            } catch (const LinkError&) { // unless all of it was in flight before the cut
             }
             sender.shut_down();
             ASSERT_TRUE(told.has_cuts(kStreams));
@@ -524,7 +524,7 @@ TEST(MigrationCut, ExactlyWhatIsMissingIsSentAgain) {
             ASSERT_TRUE(told.has_synced(2));
             EXPECT_EQ(difference(source, destination), "") << bytes;
 
-            // The count goes on from there.
+            // The count continues from there.
             sender.note_synced();
             receiver.cut();
             EXPECT_EQ(sender.missing(pages, receiver.applied_frames()), pages);
@@ -551,7 +551,7 @@ TEST(MigrationCut, WhatTheDestinationSaysHasToBePossible) {
     EXPECT_TRUE(mentions(refusal({~std::uint64_t{0}, applied[1]}), "never sent"));
 }
 
-/// A receiver of one stream, to which the test sends by hand.
+/// A receiver of one stream. The test sends the data by hand.
 class MigrationPageReceiver : public ::testing::Test {
   protected:
     MigrationPageReceiver() {
@@ -696,7 +696,7 @@ TEST_F(MigrationPageReceiver, WhatUnpacksToAnotherSizeIsRefused) {
         ends.source->send(frame_of(FrameKind::kZstd, 4 * kSentPage, kSentPage, payload).as_bytes());
         ends.source->send(payload);
         EXPECT_TRUE(mentions(told.failure(), "are not what their compression says")) << payload.size();
-        // Nothing beside the page was written.
+        // Only the page was written.
         std::ranges::fill(page_of(memory_, 0, 4), std::byte{0});
         EXPECT_TRUE(is_memory_zero());
     }
@@ -713,7 +713,7 @@ TEST_F(MigrationPageReceiver, AStreamComesOnceAndHasANumber) {
     EXPECT_TRUE(mentions(refusal(0), "stream 0 of pages is there already"));
     EXPECT_TRUE(mentions(refusal(2), "none has the number 2"));
     EXPECT_TRUE(mentions(refusal(0xffffffff), "none has the number 4294967295"));
-    // One that has failed is there until all are cut.
+    // A stream that has failed exists until all are cut.
     ends_.source->shut_down();
     EXPECT_TRUE(told_.has_cuts(1));
     EXPECT_TRUE(mentions(refusal(0), "there already"));
@@ -722,7 +722,7 @@ TEST_F(MigrationPageReceiver, AStreamComesOnceAndHasANumber) {
 }
 
 TEST_F(MigrationPageReceiver, CuttingEndsAStreamThatIsWaitedFor) {
-    send(frame_of(FrameKind::kRaw, 0, kSentPage, std::vector<std::byte>(kSentPage))); // And no payload.
+    send(frame_of(FrameKind::kRaw, 0, kSentPage, std::vector<std::byte>(kSentPage))); // and no payload
     receiver_->cut();
     EXPECT_EQ(receiver_->applied_frames(), std::vector<std::uint64_t>(2));
     EXPECT_TRUE(told_.has_cuts(1));
@@ -748,7 +748,7 @@ TEST_F(MigrationPageReceiver, ManyMayCutItWhileStreamsAreAdded) {
             ++added;
             // No page goes through two streams at once, as it is with a source that keeps to the protocol.
             ends.source->send(frame_of(FrameKind::kZero, std::uint64_t{stream} * 4096, 4096).as_bytes());
-        } catch (const Error&) { // It is there still, or was cut already.
+        } catch (const Error&) { // it still exists, or was cut already
         }
     }
     over = true;

@@ -47,13 +47,13 @@ class MigrationReception : public ::testing::Test {
         channel->set_patience(kPatience);
         return channel;
     }
-    /// Connects and says that it is the stream `index`.
+    /// Connects and declares itself as the stream `index`.
     std::unique_ptr<Channel> visit(std::uint32_t index) const {
         auto channel = connect();
         send_message(*channel, MessageType::kStream, encode(Stream{{}, index % kMostStreams, index}));
         return channel;
     }
-    /// The number that the next visitor says; they are waited for.
+    /// The number that the next visitor sends. Waits for the visitor.
     std::uint32_t next() {
         std::optional<Reception::Visitor> visitor;
         if (!eventually([&] { return (visitor = reception_->take()).has_value(); })) {
@@ -61,7 +61,7 @@ class MigrationReception : public ::testing::Test {
         }
         return decode<Stream>(visitor->first).attempt;
     }
-    /// Whether the other end ends the connection.
+    /// True if the other end closes the connection.
     static bool is_sent_away(Channel& channel) {
         std::array<std::byte, 1> byte{};
         try {
@@ -95,7 +95,7 @@ TEST_F(MigrationReception, AVisitorComesWithWhatTheySay) {
     EXPECT_EQ(visitor->first.type, MessageType::kStream);
     EXPECT_EQ(::poll(&readable, 1, 0), 0);
     EXPECT_FALSE(reception_->take());
-    // They can go on talking.
+    // The accepted ones can go on sending.
     send_message(*visitor->channel, MessageType::kWelcome, encode(Welcome{7}));
     EXPECT_EQ(decode<Welcome>(receive_message(*channel)).protocol, 7U);
 }
@@ -115,7 +115,7 @@ TEST_F(MigrationReception, WhoeverIsSilentKeepsNobodyWaiting) {
     std::vector<std::unique_ptr<Channel>> silent;
     for (int i = 0; i < 40; ++i) {
         silent.push_back(connect());
-        if (i % 2 == 0) { // Some say a part of it.
+        if (i % 2 == 0) { // some send a part of it
             silent.back()->send(std::span(header).first(7));
         }
         if (i % 3 == 0) {
@@ -140,7 +140,7 @@ TEST_F(MigrationReception, AByteNowAndThenIsNotEnough) {
     open(std::chrono::milliseconds(500));
     const auto slow = connect();
     slow->send(message_header(1, 1'000'000, 0));
-    EXPECT_TRUE(eventually([&] { // Each time it waits, and for longer than it takes to have all of this message.
+    EXPECT_TRUE(eventually([&] { // it waits each time, and longer than the whole message takes
         try {
             slow->send(std::array<std::byte, 1>{});
         } catch (const LinkError&) {
@@ -158,7 +158,7 @@ TEST_F(MigrationReception, WhoeverSaysSomethingElseIsSentAway) {
     EXPECT_TRUE(is_sent_away(*http));
     EXPECT_TRUE(is_warned_of("is no migration"));
 
-    // No memory is made for a state that nobody has asked for.
+    // No memory is allocated for a state that nobody has asked for.
     const auto state = connect();
     state->send(message_header(static_cast<std::uint32_t>(MessageType::kFirstState), 64U << 20U, 0));
     EXPECT_TRUE(is_sent_away(*state));
@@ -182,7 +182,7 @@ TEST_F(MigrationReception, WhoeverSaysSomethingElseIsSentAway) {
 TEST_F(MigrationReception, AFloodIsServedAndSoAreThoseAfterIt) {
     open();
     std::thread flood([this] {
-        std::vector<std::unique_ptr<Channel>> channels; // At most so many of ours are open.
+        std::vector<std::unique_ptr<Channel>> channels; // at most so many of our connections are open
         for (std::uint32_t index = 0; index < 200; ++index) {
             channels.push_back(visit(index));
         }
@@ -196,7 +196,7 @@ TEST_F(MigrationReception, AFloodIsServedAndSoAreThoseAfterIt) {
     flood.join();
     EXPECT_EQ(std::ranges::count(came, true), 200);
 
-    // Those who say nothing and go again leave their places to others.
+    // Clients that say nothing and leave again make room for others.
     for (int i = 0; i < 200; ++i) {
         connect().reset();
     }
@@ -208,10 +208,10 @@ TEST_F(MigrationReception, ThoseWhoAreNotTakenDoNotMakeItTakeMore) {
     open();
     std::thread flood([this] {
         for (std::uint32_t index = 0; index < 3 * Reception::kMostVisitors; ++index) {
-            static_cast<void>(visit(index)); // And gone again.
+            static_cast<void>(visit(index)); // and gone again
         }
     });
-    // None is taken before somebody has come.
+    // No connection is taken before a client has come.
     EXPECT_TRUE(eventually([&] {
         pollfd readable{reception_->fd(), POLLIN, 0};
         return ::poll(&readable, 1, 0) == 1;
@@ -253,7 +253,7 @@ TEST_F(MigrationReception, ClosingWhileOthersConnectEnds) {
                         if (i != 0) {
                             send_message(*channel, MessageType::kStream, encode(Stream{{}, 1, 1}));
                         }
-                    } catch (const Error&) { // It is closed.
+                    } catch (const Error&) { // it is closed
                     }
                 }
             });

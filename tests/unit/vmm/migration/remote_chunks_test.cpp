@@ -1,4 +1,4 @@
-// PageSender::serve() against RemoteChunks, and both against others.
+// PageSender::serve() with RemoteChunks, and both with handmade peers.
 
 #include "vmm/migration/remote_chunks.hpp"
 
@@ -36,7 +36,7 @@ constexpr std::array kServedLayout{GuestRange{GuestAddress{0}, 3 * kMiB}, GuestR
 
 class MigrationRemoteChunks : public ::testing::Test {
   protected:
-    /// What is said of a chunk when `answer` sends what it likes after it was asked.
+    /// The message about a chunk if `answer` sends any data after the request.
     std::string refusal(const std::function<void(Channel&)>& answer) const {
         ChannelEnds ends(kPatience);
         answer(*ends.source);
@@ -65,7 +65,7 @@ TEST_F(MigrationRemoteChunks, AreWhatTheSourceHas) {
             EXPECT_TRUE(chunks.read(chunk, there));
             EXPECT_TRUE(std::ranges::equal(there, *memory_.at(layout_.chunk(chunk).range))) << chunk;
         }
-        EXPECT_FALSE(chunks.read(1, std::span(bytes).first(layout_.chunk(1).range.size))); // It is zero.
+        EXPECT_FALSE(chunks.read(1, std::span(bytes).first(layout_.chunk(1).range.size))); // it is zero
         EXPECT_TRUE(is_zero(std::span(bytes).first(layout_.chunk(1).range.size)));
         ends.source->shut_down();
         EXPECT_THROW(served.get(), LinkError);

@@ -1,4 +1,4 @@
-// Connections with TLS, by the program vmm-tls and certificates that `openssl` makes.
+// Connections with TLS, by the program vmm-tls and with certificates that `openssl` makes.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -35,7 +35,7 @@ using testing::make_link;
 using testing::mentions;
 using testing::MigrationLink;
 
-/// Runs `script`; returns what it printed if it failed.
+/// Runs `script`; returns its output if it failed.
 std::string shell_failure(const std::string& script) {
     const testing::TemporaryDirectory directory;
     const UniqueFd out(::open((directory / "out").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
@@ -111,7 +111,7 @@ class MigrationTlsTest : public ::testing::Test {
         std::string connecting;
         std::string listening;
     };
-    /// What both ends say of a connection that does not come about.
+    /// The messages of both ends about a connection that fails.
     Refusals refusals(const std::string& folder, const std::string& host = "127.0.0.1") {
         MigrationAddress address = listener_->address();
         address.host = host;
@@ -285,7 +285,7 @@ TEST_F(MigrationTlsTest, SilenceEndsWithPatience) {
     const std::string error = error_of(
         [&] { return listener_->establish(testing::take_caller(*listener_), -1, std::chrono::milliseconds(50)); });
     EXPECT_TRUE(mentions(error, "the other end did not answer in time")) << error;
-    // Nobody takes this one. On a busy host it does not even come as far as TLS.
+    // Nobody accepts this connection. On a busy host it does not even reach TLS.
     EXPECT_NE(error_of([&] {
                   return connect_channel(listener_->address(), certificates_->in("ours-both"), -1,
                                          std::chrono::milliseconds(50));
@@ -320,7 +320,7 @@ TEST_F(MigrationTlsTest, FilesThatAreNoCertificatesOrKeysAreNamed) {
     EXPECT_TRUE(mentions(refusals("mismatched").connecting, "mismatched/client-key.pem that belongs to"));
 }
 
-/// A handshake of our own on both ends of a TCP connection.
+/// A handshake made by the test on both ends of a TCP connection.
 struct MigrationHelpers {
     MigrationHelpers(MigrationListener& listener, const MigrationSecurity& security) {
         std::unique_ptr<Channel> plain = connect_channel(listener.address(), {}, -1, testing::kPatience);
@@ -365,7 +365,7 @@ TEST_F(MigrationTlsTest, HelperHasItsSocketsAndNothingElse) {
 #ifndef VMM_SANITIZED
     EXPECT_TRUE(mentions(status, "Seccomp:\t2"));
 #endif
-    std::error_code hidden; // Its own user does not see them: only root does.
+    std::error_code hidden; // Its own user does not see them; only root does.
     std::size_t count = 0;
     for (auto entry = std::filesystem::directory_iterator(process + "/fd", hidden);
          !hidden && entry != std::filesystem::directory_iterator(); entry.increment(hidden)) {

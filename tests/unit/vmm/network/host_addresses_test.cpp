@@ -1,4 +1,4 @@
-// What counts as the host itself, for a guest that is to be kept from it.
+// The addresses that count as the host itself, for a guest that must be kept from the host.
 
 #include "vmm/network/host_addresses.hpp"
 
@@ -49,7 +49,7 @@ TEST_F(HostAddressesOfItsOwn, FollowWhatChanges) {
 }
 
 TEST_F(HostAddressesOfItsOwn, HaveWhateverTheRoutesCallLocal) {
-    // On the loopback interface all of a network is local, as with `ip route add local`.
+    // On the loopback interface a whole network is local, as with `ip route add local`.
     ASSERT_TRUE(network_.add_address(1, "198.51.100.7"));
     HostAddresses addresses;
     EXPECT_TRUE(addresses.contains(number(198, 51, 100, 200)));

@@ -1,4 +1,4 @@
-// What a network stands on, as it goes from the process that opens it to a machine that may open nothing.
+// The descriptors of a network, passed from the process that opens them to a machine that may open nothing.
 
 #include "vmm/network/opened_net.hpp"
 
@@ -27,7 +27,7 @@ using testing::error_of;
 using testing::eventually;
 using testing::mentions;
 
-/// Copies, as SCM_RIGHTS makes them.
+/// Copies the descriptors, as SCM_RIGHTS does.
 std::vector<UniqueFd> handed_over(const OpenedNet& opened) {
     std::vector<UniqueFd> copies;
     for (const int fd : opened.descriptors()) {
@@ -65,7 +65,7 @@ TEST_P(OpenedNetOfPasst, RunsOnUntilWhoTookItOverClosesIt) {
     UniqueFd socket = network->take_socket();
     pollfd hung_up{socket.get(), POLLIN, 0};
     EXPECT_EQ(::poll(&hung_up, 1, 0), 0) << "passt has gone along with who started it";
-    // passt has the other end of its errors as long as it runs.
+    // passt has the other end of its error pipe as long as it runs.
     const UniqueFd errors = network->let_go();
     network.reset();
     socket.reset();

@@ -40,7 +40,7 @@ constexpr std::uint16_t kReceive = 0;
 constexpr std::uint16_t kTransmit = 1;
 constexpr std::array<std::uint8_t, 6> kGuestMac{0x52, 0x54, 0, 0x12, 0x34, 0x56};
 
-/// A socket on the loopback interface that listens at a port which was free.
+/// A listening socket on the loopback interface, at a port that was free.
 class Listener {
   public:
     explicit Listener(std::uint32_t at = INADDR_LOOPBACK) : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -252,7 +252,7 @@ class Guest {
         rig_.ring(kTransmit);
         ASSERT_TRUE(rig_.wait_for_used(kTransmit));
     }
-    /// The next frame that `wanted` says yes to; nothing if none comes.
+    /// The next frame for which `wanted` is true; nothing if none comes.
     std::optional<Bytes> wait_for(const std::function<bool(const Bytes&)>& wanted) {
         std::optional<Bytes> found;
         rig_.pump_until([&] {
@@ -281,7 +281,7 @@ class Guest {
 
     [[nodiscard]] VirtioRig& rig() noexcept { return rig_; }
     [[nodiscard]] pid_t passt() const noexcept { return network_.pid(); }
-    /// Where the frames were to go that were kept from the host.
+    /// The destinations of the frames that were kept from the host.
     [[nodiscard]] const std::vector<std::string>& kept() const noexcept { return kept_; }
 
   private:
@@ -358,8 +358,8 @@ TEST_F(UserNetworkOfPasst, ConnectsTheGuestToASocketAndHasItsLinkDownWhenPasstEn
     guest.send(arp_request(1, 2));
 }
 
-/// Returns once passt has done with all frames sent before: it answers ARP at once, and the rest of what it has read
-/// after that, so that the second answer comes when the first one's company is done with.
+/// Returns when passt is done with all frames sent before. passt answers ARP at once, and handles the rest of the
+/// frames that it has read after that. So the second answer comes when the frames read with the first one are done.
 void wait_for_passt(Guest& guest) {
     mac_of_gateway(guest);
     mac_of_gateway(guest);
@@ -404,7 +404,7 @@ TEST_F(UserNetworkOnAHost, KeepsTheGuestFromTheHostWhateverAddressItTries) {
         EXPECT_FALSE(has_connection(listener)) << address;
     }
     EXPECT_EQ(guest.kept().size(), 6U);
-    // One that the host gets while the guest runs, too.
+    // Also an address that the host gets while the guest runs.
     ASSERT_TRUE(host_.add_address(2, "203.0.113.5"));
     guest.send(tcp(gateway, {.to = listener.port(), .sequence = 1000, .flags = kSyn, .address = "203.0.113.5"}));
     wait_for_passt(guest);

@@ -25,7 +25,7 @@ using Use = FileRoles::Use;
 
 class FileRolesTest : public ::testing::Test {
   protected:
-    /// What is said where `path` is used so after `other` was.
+    /// The message if `path` gets this role after `other` had its role.
     static std::string refusal_of(Use use, const std::string& path, Use other_use, const std::string& other) {
         return error_of([&] {
             FileRoles roles;

@@ -19,7 +19,7 @@ using testing::read_available;
 using testing::SocketPair;
 using Status = NonblockingOutput::Status;
 
-/// As a program does that wants EPIPE; put back at the end.
+/// Ignores SIGPIPE, as a program does that wants EPIPE; restores it at the end.
 class IgnoreBrokenPipes {
   public:
     IgnoreBrokenPipes() : before_(std::signal(SIGPIPE, SIG_IGN)) {}
@@ -33,7 +33,8 @@ class IgnoreBrokenPipes {
 
 const std::vector<std::byte> kBlock(16384, std::byte{'x'});
 
-/// Writes blocks until the output takes no more; how many bytes that were. Would never return if a write blocked.
+/// Writes blocks until the output takes no more; returns how many bytes that were. It would never return if a write
+/// blocked.
 std::size_t fill(const NonblockingOutput& output, Status& last) {
     std::size_t total = 0;
     for (;;) {

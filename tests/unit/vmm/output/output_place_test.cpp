@@ -1,4 +1,4 @@
-// Whose links are followed on the way to a file that we write.
+// Whose symbolic links are followed on the path to a file that we write.
 
 #include "vmm/output/output_place.hpp"
 

@@ -100,7 +100,7 @@ TEST(ReportFile, InADirectoryThatDoesNotExistIsAnError) {
     EXPECT_TRUE(mentions(error, "missing/report.json: No such file or directory")) << error;
 }
 
-/// What making a report of `path` says to somebody who is not root.
+/// The message for a user other than root who makes a report at `path`.
 std::string error_for_nobody(const std::string& path) {
     return testing::in_child_process([&]() -> std::string {
         constexpr uid_t kNobody = 65534;

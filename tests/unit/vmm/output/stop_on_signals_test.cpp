@@ -39,7 +39,7 @@ class StopOnSignalsTest : public ::testing::Test {
     }
 };
 
-// What broke: nothing but SIGKILL ended a vmm that was busy with its end.
+// What broke: only SIGKILL ended a vmm that was busy with its end.
 TEST_F(StopOnSignalsTest, ASecondOneEndsAProcessThatDoesNotStopAndGivesBackItsTerminal) {
     const pid_t process = ::fork();
     if (process == 0) {
@@ -64,7 +64,7 @@ TEST_F(StopOnSignalsTest, ASecondOneEndsAProcessThatDoesNotStopAndGivesBackItsTe
     EXPECT_EQ(status_of(process), 4);
 }
 
-// timeout(1) signals its child, and then its whole group.
+// timeout(1) sends the signal to its child, and then to its whole group.
 TEST_F(StopOnSignalsTest, TwoAtOnceAreOneRequest) {
     const pid_t process = ::fork();
     if (process == 0) {

@@ -1,4 +1,4 @@
-// What a broker does for the process that made it, and what it refuses.
+// The requests that a broker fulfils for the process that made it, and those that it refuses.
 
 #include "vmm/sandbox/broker.hpp"
 
@@ -44,7 +44,7 @@ class BrokerTest : public ::testing::Test {
     UniqueFd open_directory(const std::string& path) const {
         return UniqueFd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     }
-    /// Whether it was refused with EACCES, and not for another reason.
+    /// True if it was refused with EACCES, and not for another reason.
     static bool is_refused(bool done) { return !done && errno == EACCES; }
     static bool is_refused(const UniqueFd& fd) { return is_refused(static_cast<bool>(fd)); }
 
@@ -52,7 +52,7 @@ class BrokerTest : public ::testing::Test {
     UniqueFd here_ = open_directory(directory_ / "");
 };
 
-/// Has this thread use a broker as long as it lives.
+/// Makes this thread use a broker as long as this object exists.
 class UseOf {
   public:
     explicit UseOf(Broker& broker) { use_file_server_in_this_thread(&broker); }
@@ -85,7 +85,7 @@ TEST_F(BrokerTest, OpensTheProcessAtTheOtherEndOfAConnection) {
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
     const UniqueFd one(ends[0]);
     const UniqueFd other(ends[1]);
-    const UniqueFd process = broker.open_process_of_peer(one.get()); // This one.
+    const UniqueFd process = broker.open_process_of_peer(one.get()); // this process
     ASSERT_TRUE(process);
     const std::string facts = content_of("/proc/self/fdinfo/" + std::to_string(process.get()));
     EXPECT_TRUE(mentions(facts, "Pid:\t" + std::to_string(::getpid()) + "\n")) << facts;
@@ -95,14 +95,14 @@ TEST_F(BrokerTest, OfSnapshotsItOpensNothingButTheirFiles) {
     Broker broker({.snapshots = true});
     const std::string inside = directory_.write("secret", "a secret");
     directory_.write("state", "a state");
-    // What is read are files of these names.
+    // Only files with these names can be read.
     EXPECT_TRUE(broker.open_at(here_.get(), "state", O_RDONLY | O_CLOEXEC, 0));
     for (const char* const name : {"secret", "../state", "/etc/passwd", "..", ".", "", "./state"}) {
         EXPECT_TRUE(is_refused(broker.open_at(here_.get(), name, O_RDONLY | O_CLOEXEC, 0))) << name;
     }
     EXPECT_TRUE(is_refused(broker.open_at(AT_FDCWD, inside.c_str(), O_RDONLY | O_CLOEXEC, 0)));
     EXPECT_TRUE(is_refused(broker.open_at(AT_FDCWD, "state", O_RDONLY | O_CLOEXEC, 0)));
-    // What is there already is not written, and nothing is made beside it.
+    // An existing file is not written, and nothing is made beside it.
     for (const int flags :
          {O_RDWR, O_WRONLY, O_RDWR | O_CREAT | O_EXCL, O_RDONLY | O_TRUNC, O_RDWR | O_CREAT, O_RDWR | O_TMPFILE}) {
         EXPECT_TRUE(is_refused(broker.open_at(here_.get(), "state", flags | O_CLOEXEC, 0600))) << flags;
@@ -142,7 +142,7 @@ TEST_F(BrokerTest, SnapshotIsMadeWholeOrRemoved) {
     }
     EXPECT_EQ(content_of(directory_ / "one/config.json"), "{}");
     EXPECT_EQ(std::filesystem::file_size(directory_ / "one/state"), state.size());
-    // It is somebody else's from now on.
+    // From now on it belongs to somebody else.
     const UniqueFd one = open_directory(directory_ / "one");
     EXPECT_TRUE(is_refused(broker.open_at(one.get(), "state", O_RDWR | O_CLOEXEC, 0)));
     EXPECT_TRUE(is_refused(broker.remove_at(one.get(), "state", 0)));

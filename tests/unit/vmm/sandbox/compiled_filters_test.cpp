@@ -1,4 +1,4 @@
-// The filters that were compiled while this program was built.
+// The filters that were compiled during the build of this program.
 
 #include "vmm/sandbox/compiled_filters.hpp"
 
@@ -20,8 +20,8 @@ constexpr std::uint32_t kAllowed = SECCOMP_RET_ALLOW;
 constexpr std::uint32_t kSignal = SECCOMP_RET_TRAP;
 constexpr std::uint32_t kLogged = SECCOMP_RET_LOG;
 
-/// What `program` answers to a call, as the kernel would run it (seccomp(2), linux/filter.h). Only what libseccomp
-/// makes use of is known.
+/// The answer of `program` to a call, as the kernel would run it (seccomp(2), linux/filter.h). It knows only the
+/// instructions that libseccomp generates.
 std::uint32_t answer(std::span<const sock_filter> program, seccomp_data call) {
     std::uint32_t accumulator = 0;
     for (std::size_t at = 0; at < program.size(); ++at) {

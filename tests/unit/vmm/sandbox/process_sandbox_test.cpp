@@ -1,4 +1,4 @@
-// What a process may still do when it has given up what it does not need.
+// What a process may still do after it has given up the rights that it does not need.
 
 #include "vmm/sandbox/process_sandbox.hpp"
 
@@ -33,7 +33,7 @@
 namespace vmm {
 namespace {
 
-/// What became of a process: the signal that ended it, or its exit status.
+/// How a process ended: the signal that ended it, or its exit status.
 struct EndOfProcess {
     int signal = 0;
     int status = -1;
@@ -41,7 +41,7 @@ struct EndOfProcess {
 
 constexpr int kNotEvenConfined = 125;
 
-/// Does `act` in a process of its own that is confined, and ends with what it returns.
+/// Runs `act` in a confined process of its own, which exits with the result.
 EndOfProcess in_confined_process(SandboxMode mode, const std::function<int()>& act, ProcessNeeds needs = {},
                                  const std::function<void()>& before = {}) {
     const pid_t process = ::fork();
@@ -56,7 +56,7 @@ EndOfProcess in_confined_process(SandboxMode mode, const std::function<int()>& a
             }
             sandbox.confine();
             status = act();
-        } catch (const std::exception&) { // The status says so.
+        } catch (const std::exception&) { // the status says so
         }
         ::_exit(status);
     }
@@ -204,7 +204,7 @@ TEST_F(ProcessSandboxTest, StaysDumpableIfThatIsWanted) {
             ProcessSandbox sandbox(SandboxMode::kOn, {.stays_dumpable = true});
             sandbox.confine();
             status = ::prctl(PR_GET_DUMPABLE);
-        } catch (const std::exception&) { // The status says so.
+        } catch (const std::exception&) { // the status says so
         }
         ::_exit(status);
     }
@@ -235,7 +235,7 @@ TEST_F(ProcessSandboxTest, ThreadsBeginWorkAndEnd) {
     EXPECT_EQ(end.status, 0);
 }
 
-/// It has to be held by the filter, and to have given up its files on its own.
+/// The filter must confine it, and it must have given up its files by itself.
 TEST_F(ProcessSandboxTest, ThreadThatWasThereBeforeIsConfined) {
     if (landlock_version() == 0) {
         GTEST_SKIP() << "this kernel has no Landlock";

@@ -1,4 +1,4 @@
-// What threads may do that a guest can reach: each call is made in a process of its own.
+// What threads that a guest can reach may do. Each call is made in a process of its own.
 
 #include "vmm/sandbox/sandbox.hpp"
 
@@ -48,7 +48,7 @@ constexpr std::array kKinds{ThreadKind::kVcpu,    ThreadKind::kBlock,   ThreadKi
                             ThreadKind::kConsole, ThreadKind::kEntropy, ThreadKind::kBalloon};
 static_assert(kKinds.back() == kLastThreadKind);
 
-/// Tells how a process ended. One of its threads was confined, and then did something.
+/// Returns how a process ended. One of its threads was confined, and then did something.
 struct Outcome {
     int signal = 0; ///< that ended it; 0: none
     int status = 0;
@@ -73,9 +73,9 @@ Outcome confined(
                 status = kConfined;
                 act();
             }).join();
-        } catch (const std::exception&) { // The status says so.
+        } catch (const std::exception&) { // the status says so
         }
-        ::_exit(status); // The first thread is not confined.
+        ::_exit(status); // the first thread is not confined
     }
     int status = 0;
     ::waitpid(child, &status, 0);
@@ -91,7 +91,7 @@ class SandboxTest : public ::testing::Test {
     }
 };
 
-/// A call that no kind of thread may make, but for those named.
+/// A call that no kind of thread may make, except those named.
 struct Forbidden {
     const char* name;
     long (*call)();
@@ -184,7 +184,7 @@ TEST_F(SandboxTest, ProgramThatHandlesTheSignalGoesOnWithoutTheCall) {
     struct sigaction action {};
     action.sa_sigaction = [](int /*signal*/, siginfo_t* info, void* /*context*/) {
         number = info->si_syscall;
-        has_name = confined_thread() == "one with a long"; // Fifteen bytes of it.
+        has_name = confined_thread() == "one with a long"; // fifteen bytes of it
     };
     action.sa_flags = SA_SIGINFO;
     ::sigaction(SIGSYS, &action, &before);
@@ -213,7 +213,7 @@ TEST_F(SandboxTest, EveryThreadHasMemoryLocksEventsAndAnEnd) {
                 blocks.back()[bytes - 1] = 1;
             }
             blocks.clear();
-            for (int i = 0; i < 64; ++i) { // The arena grows, and shrinks again.
+            for (int i = 0; i < 64; ++i) { // the arena grows, and shrinks again
                 blocks.push_back(std::make_unique<char[]>(100'000));
             }
             while (!blocks.empty()) {
@@ -238,8 +238,8 @@ TEST_F(SandboxTest, EveryThreadHasMemoryLocksEventsAndAnEnd) {
     }
 }
 
-// Threads beyond the allocator's arenas share the first one, which is the heap. It was said to have grown, and the
-// thread wrote beyond its end.
+// Threads beyond the number of the allocator's arenas share the first arena, which is the heap. What broke: it was
+// reported to have grown, and the thread wrote beyond its end.
 TEST_F(SandboxTest, HeapOfTheProcessIsNotSaidToGrow) {
     for (const ThreadKind kind : kKinds) {
         const Outcome outcome = confined(SandboxMode::kOn, kind, [] {

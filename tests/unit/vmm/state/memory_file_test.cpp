@@ -34,7 +34,7 @@ constexpr std::uint64_t kLowBytes = 5 * kMiB; // The last chunk of the region is
 constexpr std::uint64_t kHighBase = 4 * kGiB;
 constexpr std::uint64_t kHighBytes = 4 * kMiB;
 
-/// The bit of page `page` is set.
+/// Sets the bit of page `page`.
 void set(std::vector<std::uint64_t>& pages, std::uint64_t page) {
     pages[page / 64] |= std::uint64_t{1} << (page % 64);
 }
@@ -131,7 +131,7 @@ TEST_F(MemoryFileTest, WhatIsTheSameInTheBaseIsLeftOut) {
     EXPECT_EQ(second.written_bytes(), 2 * kMiB + kPage);
     EXPECT_EQ(second.based_bytes(), 2 * kMiB + kMiB + 2 * kMiB);
 
-    // A page of what was left out changes, and all of its chunk is written.
+    // A page in a chunk that was left out changes, and the whole chunk is written.
     guest.fill(range(5 * kPage, kPage), 5);
     std::vector<std::vector<std::uint64_t>> pages{std::vector<std::uint64_t>(kLowBytes / kPage / 64 + 1),
                                                   std::vector<std::uint64_t>(kHighBytes / kPage / 64)};
@@ -150,7 +150,7 @@ TEST_F(MemoryFileTest, PagesAreWrittenAgainWhateverIsInThem) {
     guest.fill(range(0, 4 * kPage), 1);
     guest.fill(range(kHighBase, kPage), 2);
     ASSERT_TRUE(writer->write_all({}));
-    // One page becomes zero, one gets another content, and one is written in a chunk that was a hole.
+    // One page becomes zero, one gets different content, and one is written in a chunk that was a hole.
     ASSERT_TRUE(guest.memory.copy_in(GuestAddress{kPage}, std::vector<std::byte>(kPage)));
     guest.fill(range(2 * kPage, kPage), 3);
     guest.fill(range(kHighBase + 3 * kMiB, kPage), 4);

@@ -120,7 +120,7 @@ TEST(PageBits, RunsAreToldInOrder) {
     for_each_run(0, is_wanted, take);
     EXPECT_TRUE(runs.empty());
     for_each_run(
-        kBitsPage + 8, [](std::uint64_t) { return true; }, take); // The last page is not whole.
+        kBitsPage + 8, [](std::uint64_t) { return true; }, take); // the last page is incomplete
     EXPECT_EQ(runs, (std::vector<Run>{{0, kBitsPage + 8}}));
 }
 

@@ -1,4 +1,4 @@
-// A snapshot's directory: written, read, and neither where the host or a file fails.
+// A snapshot's directory: it is written and read, and neither happens if the host fails or a file is damaged.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -82,7 +82,7 @@ void write_memory(const SnapshotWriter& writer, const std::vector<std::byte>& co
     }
 }
 
-/// A whole snapshot.
+/// A complete snapshot.
 void write_snapshot(const fs::path& directory) {
     const auto content = memory_content(MemoryLayout(FullState::make(1).machine.memory));
     SnapshotWriter writer(directory);
@@ -101,8 +101,7 @@ std::vector<std::string> names_in(const fs::path& directory) {
 
 using Names = std::vector<std::string>;
 
-/// On a thread of its own whose system call `number` fails with `error_number`: does `action`,
-/// and returns what it throws.
+/// Runs `action` on a thread of its own, whose system call `number` fails with `error_number`. Returns what it throws.
 std::string error_where_fails(long number, int error_number, const std::function<void()>& action) {
     std::string error;
     std::thread([&] {
@@ -304,7 +303,7 @@ TEST(SnapshotDirectory, IsRefusedWhereItIsNoSnapshot) {
     fs::create_directory(parent / "state");
     EXPECT_TRUE(mentions(refusal_of(parent.path()), "/state: it is no regular file"));
     fs::remove(parent / "state");
-    ASSERT_EQ(::mkfifo((parent / "state").c_str(), 0600), 0); // Nobody ever writes to it.
+    ASSERT_EQ(::mkfifo((parent / "state").c_str(), 0600), 0); // nobody ever writes to it
     EXPECT_TRUE(mentions(refusal_of(parent.path()), "/state: it is no regular file"));
 }
 
@@ -370,7 +369,7 @@ TEST(VerifyMemory, FindsAllAsItWas) {
     }
 }
 
-/// What is said of a snapshot in whose memory one byte is another.
+/// The message about a snapshot in whose memory one byte was changed.
 std::string error_with_byte(off_t offset, std::uint8_t value) {
     const TemporaryDirectory parent;
     write_snapshot(parent / "snapshot");
@@ -388,10 +387,10 @@ TEST(VerifyMemory, NamesWhatIsDamaged) {
     EXPECT_TRUE(mentions(error_with_byte(4 * kMiB, 77), "guest memory 0x400000-0x4fffff, at offset 0x400000"));
     EXPECT_TRUE(
         mentions(error_with_byte(8 * kMiB - 1, 77), "guest memory 0x100000000-0x1001fffff, at offset 0x600000"));
-    // In a hole, zeros are as good as nothing.
+    // In a hole, zeros are the same as nothing.
     EXPECT_TRUE(mentions(error_with_byte(3 * kMiB, 77), "guest memory 0x200000-0x3fffff, at offset 0x200000"));
     EXPECT_EQ(error_with_byte(3 * kMiB, 0), "");
-    // What is between regions is nobody's.
+    // The bytes between regions belong to no region.
     EXPECT_EQ(error_with_byte(5 * kMiB, 77), "");
 }
 

@@ -29,7 +29,7 @@ using testing::mentions;
 using Json = nlohmann::json;
 using Bytes = std::vector<std::byte>;
 
-/// Of a structure of the kernel's, whose fillers are zero.
+/// For a structure of the kernel, whose padding is zero.
 template <typename Value>
 void expect_same_bytes(const Value& a, const Value& b) {
     EXPECT_EQ(std::memcmp(&a, &b, sizeof a), 0);
@@ -94,7 +94,7 @@ void expect_same(const MachineState& a, const MachineState& b) {
     EXPECT_EQ(a.generation_id, b.generation_id);
 }
 
-/// As FullState::make(), of a snapshot that builds on another one.
+/// Like FullState::make(), for a snapshot that builds on another one.
 SnapshotState make_based(std::size_t vcpus) {
     SnapshotState state = FullState::make(vcpus);
     state.memory->at(2).file = 1;
@@ -102,12 +102,12 @@ SnapshotState make_based(std::size_t vcpus) {
     return state;
 }
 
-/// What is said of `bytes`, or "".
+/// The message about `bytes`, or "".
 std::string refusal_of(const Bytes& bytes) {
     return error_of([&] { return decode_state(bytes); });
 }
 
-/// The state of make_based() with another content in one section, and all checksums right.
+/// The state of make_based() with different content in one section, and all checksums right.
 Bytes with_section(const std::string& name, const std::function<void(StateSection&)>& change) {
     static const StateContainer whole = unpack_sections(encode_state(make_based(1)));
     StateContainer container = whole;
@@ -155,7 +155,7 @@ TEST(StateFile, KeepsThePairsOfANetwork) {
     EXPECT_EQ(std::get<devices::virtio::NetState>(again.machine.virtio.at(1).device), net);
 }
 
-// What reads states of before there was PCI reads those of machines without it, too.
+// A reader of states from before PCI also reads states of machines without PCI.
 TEST(StateFile, OfAMachineWithoutPciSaysNothingOfIt) {
     const StateContainer container = unpack_sections(encode_state(FullState::make(1)));
     for (const StateSection& section : container.sections) {
@@ -167,7 +167,7 @@ TEST(StateFile, OfAMachineWithoutPciSaysNothingOfIt) {
     }
 }
 
-/// What is said of FullState::make_with_pci() when its devices are changed.
+/// The message about FullState::make_with_pci() after its devices were changed.
 std::string refusal_of_pci(const std::function<void(Json&)>& change) {
     StateContainer container = unpack_sections(encode_state(FullState::make_with_pci(1)));
     StateSection& section = *std::ranges::find(container.sections, "virtio", &StateSection::name);
@@ -251,7 +251,7 @@ TEST(StateFile, KeepsNothingOfWhatFillsAStructureUp) {
 }
 
 #ifdef VMM_SANITIZED
-constexpr std::size_t kStep = 97; // The whole file is read each time, without optimization.
+constexpr std::size_t kStep = 97; // The whole file is read each time, in code without optimization.
 #else
 constexpr std::size_t kStep = 1;
 #endif
@@ -298,7 +298,7 @@ TEST(StateFile, RefusesWhatItDoesNotKnowByName) {
 TEST(StateFile, RefusesASectionOfALaterVersion) {
     const auto later = [](StateSection& section) { section.version = 2; };
     EXPECT_TRUE(mentions(refusal_of(with_section("vcpus", later)), "its section 'vcpus' is of version 2, and vmm"));
-    // Nothing depends on where it was made.
+    // Nothing depends on the host on which it was made.
     EXPECT_EQ(decode_state(with_section("origin", later)).origin, SnapshotOrigin{});
 }
 
@@ -435,7 +435,7 @@ TEST(StateFile, RefusesCborThatIsNone) {
     numbers[0] = std::byte{0x9f};
     numbers.back() = std::byte{0xff};
     EXPECT_TRUE(mentions(refusal_of_content(numbers), why));
-    // Something behind the value.
+    // There is data behind the value.
     EXPECT_TRUE(mentions(refusal_of_content(filled(2, 0)), why));
 }
 
@@ -450,7 +450,8 @@ TEST(StateFile, RefusesToSaveWhatCouldNotBeRead) {
                          "cannot save the state of this machine: memory has 3 chunks, and has to have 4"));
 }
 
-// golden/state-N is what the first version with sections of version N wrote of FullState::make(1). It stays as it is.
+// golden/state-N is FullState::make(1), as written by the first version with sections of version N. It is never
+// changed.
 TEST(StateFile, OfEachVersionIsReadForEver) {
     const std::string file = testing::content_of(VMM_SOURCE_DIR "/tests/unit/vmm/state/golden/state-1");
     const SnapshotState state = decode_state(std::as_bytes(std::span(file)));

@@ -32,7 +32,7 @@ TEST(WorkingSet, ThatIsDamagedIsRefused) {
         EXPECT_TRUE(mentions(problem(text), "memory that the guest does not have")) << text;
     }
     EXPECT_TRUE(mentions(problem(R"({"chunk_bytes":2097152,"chunks":[1,1]})"), "twice"));
-    // Nesting as deep as the file is long.
+    // Nesting that is as deep as the file is long.
     EXPECT_NE(problem(std::string(100'000, '[')), "");
 }
 

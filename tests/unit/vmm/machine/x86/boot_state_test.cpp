@@ -1,4 +1,4 @@
-// The registers that firmware would have set.
+// The registers that firmware would set.
 
 #include "vmm/machine/x86/boot_state.hpp"
 
@@ -16,7 +16,7 @@ namespace {
 constexpr unsigned kUncacheable = 0;
 constexpr unsigned kWriteBack = 6;
 
-/// What memory is at an address, by the rules of the manuals (Intel SDM volume 3, 12.11.4).
+/// The memory type at an address, by the rules of the manuals (Intel SDM volume 3, 12.11.4).
 class MemoryTypes {
   public:
     explicit MemoryTypes(unsigned address_bits) {
@@ -62,7 +62,7 @@ class MemoryTypes {
     std::map<std::uint32_t, std::uint64_t> msrs_;
 };
 
-// All of it was write-back, the devices' hole, too.
+// What broke: all of it was write-back, even the devices' hole.
 TEST(MemoryTypeRegisters, CacheRamAndNotTheHole) {
     for (const unsigned bits : {36U, 40U, 48U, 52U}) {
         const MemoryTypes types(bits);

@@ -1,4 +1,4 @@
-// Which features a guest is offered: what --cpu and --nested say, and what comes of it.
+// The features that a guest is offered: the meaning of --cpu and --nested, and their effects.
 
 #include "vmm/machine/x86/cpu_model.hpp"
 
@@ -41,7 +41,7 @@ const kvm_cpuid_entry2& leaf(const Cpuid& cpuid, std::uint32_t function, std::ui
     return *found;
 }
 
-/// A host whose feature bits are all set, the nameless ones, too, with the state of all of them.
+/// A host whose feature bits are all set, also those without a name, with the state of all features.
 Cpuid full_host() {
     Cpuid cpuid;
     for (const CpuFeatureBit& feature : cpu_feature_bits()) {
@@ -149,7 +149,7 @@ TEST(CpuModel, ClearsTheLeafOfAFeatureThatIsGone) {
     EXPECT_EQ(leaf(cpuid_of("host"), 0x14).ebx, 0xfU);
 }
 
-// A host with nested=1 offered VMX or SVM to every guest.
+// What broke: a host with nested=1 offered VMX or SVM to every guest.
 TEST(CpuModel, OffersVirtualisationOnlyWhereItIsAskedFor) {
     const Cpuid without = cpuid_of("host");
     EXPECT_EQ(leaf(without, 1).ecx & (1U << 5), 0U);
@@ -169,7 +169,7 @@ TEST(CpuModel, OffersVirtualisationOnlyWhereItIsAskedFor) {
 TEST(CpuModel, RefusesNestingThatTheHostDoesNotOffer) {
     Cpuid host = full_host();
     leaf(host, 1).ecx &= ~(1U << 5);
-    CpuModel::parse("host", true).check_offered(host); // SVM is there.
+    CpuModel::parse("host", true).check_offered(host); // SVM is offered
     leaf(host, 0x80000001).ecx &= ~(1U << 2);
     const std::string why = error_of([&] { CpuModel::parse("host", true).check_offered(host); });
     EXPECT_TRUE(mentions(why, "Config::nested=true")) << why;
@@ -186,7 +186,7 @@ TEST(CpuModel, OfALevelHasTheSameOnEveryHost) {
                   {"x86-64-v2", {"pni", "ssse3", "sse4_2", "popcnt", "cx16", "lahf_lm"}, {"xsave", "avx", "aes"}},
                   {"x86-64-v3", {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}, {"avx512f", "aes"}},
                   {"x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, {"amx_tile", "sha_ni"}}};
-    Cpuid small = full_host(); // Another host: nothing but what level 4 needs, and what every host has.
+    Cpuid small = full_host(); // Another host: it has only what level 4 needs, and what every host has.
     for (const CpuFeatureBit& feature : cpu_feature_bits()) {
         if (!has(CpuModel::parse("x86-64-v4", false).applied_to(full_host()), feature.name)) {
             leaf(small, feature.word.function, feature.word.index).*feature.word.register_ &= ~(1U << feature.bit);
@@ -296,7 +296,7 @@ TEST(CpuModel, TakesNamesInAnyCase) {
     EXPECT_FALSE(has(cpuid_of("Host,-AVX2"), "avx2"));
 }
 
-// Names are there once for each meaning, and what is needed is known.
+// There is one name for each meaning, and the needed features are known.
 TEST(CpuFeatures, AreConsistent) {
     for (const CpuFeatureBit& feature : cpu_feature_bits()) {
         EXPECT_LT(feature.bit, 32U) << feature.name;

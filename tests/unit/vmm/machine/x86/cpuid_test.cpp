@@ -19,7 +19,7 @@ kvm_cpuid_entry2 leaf(std::uint32_t function, std::uint32_t index = 0) {
     return entry;
 }
 
-/// What a host of 16 cores with 2 threads each might support: every leaf that says something of the topology.
+/// The CPUID that a host of 16 cores with 2 threads each might support: every leaf about the topology.
 Cpuid host_cpuid() {
     Cpuid cpuid;
     kvm_cpuid_entry2 features = leaf(1);
@@ -198,7 +198,8 @@ TEST(GuestCpuid, HasTheSecondTopologyLeafOnlyWhereTheHostHas) {
 }
 
 TEST(GuestCpuid, DiffersBetweenVcpusInTheApicIdOnly) {
-    // The width of physical addresses and all features are the same, so that vCPUs may share a second level.
+    // The width of physical addresses and all features are the same on all vCPUs, so that they may share a second
+    // level.
     Cpuid first = guest_cpuid(host_cpuid(), 4, 0, true);
     const Cpuid third = guest_cpuid(host_cpuid(), 4, 2, true);
     ASSERT_EQ(first.size(), third.size());
@@ -244,7 +245,7 @@ kvm_cpuid_entry2 vendor(std::uint32_t ebx, std::uint32_t edx, std::uint32_t ecx)
     return entry;
 }
 
-// Guests on Intel's processors were told so in bits that are reserved there.
+// What broke: guests on Intel's processors were told so in bits that are reserved there.
 TEST(GuestCpuid, CountsCoresInAmdsLeavesOnAmdsProcessorsOnly) {
     const struct {
         const char* name;
@@ -267,7 +268,7 @@ TEST(GuestCpuid, CountsCoresInAmdsLeavesOnAmdsProcessorsOnly) {
 
 constexpr CpuBrand kBrand{0x20444d41, 0x43595045, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
 
-// KVM reports zeros, and Linux called the processor "17/01".
+// What broke: KVM reports zeros, and Linux called the processor "17/01".
 TEST(GuestCpuid, HasTheNameOfTheHostsProcessor) {
     Cpuid host = host_cpuid();
     kvm_cpuid_entry2 most = leaf(0x80000000);
