@@ -53,8 +53,10 @@ class ChildProcess {
     [[nodiscard]] pid_t pid() const noexcept { return pid_; }
 
     /// False if it has ended, and somebody has waited for it.
+    // NOLINTNEXTLINE(modernize-use-nodiscard): whoever only wants it to end need not know.
     bool signal(int number) const noexcept;
     /// The same for the program and everything that it has started.
+    // NOLINTNEXTLINE(modernize-use-nodiscard): as above.
     bool signal_group(int number) const noexcept;
     /// Waits until it has ended, then signals what it has left running, and forgets it. Returns its status as waitpid()
     /// gives it; 0 if somebody else has it.

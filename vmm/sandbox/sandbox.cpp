@@ -67,6 +67,8 @@ void prepare_allocator() {
     ::mallopt(M_TRIM_THRESHOLD, kTrimBytes);
     start_thread("the preparation of the sandbox", [] {
         constexpr std::size_t kLessThanAMapping = 100'000;
+        // Volatile, so that the compiler does not leave the allocation out.
+        // NOLINTNEXTLINE(modernize-avoid-c-arrays): a std::unique_ptr to an array.
         std::array<std::unique_ptr<volatile char[]>, 4> blocks;
         for (auto& block : blocks) {
             block.reset(new (std::nothrow) volatile char[kLessThanAMapping]); // Without memory nothing shrinks, either.
