@@ -112,19 +112,19 @@ void Msix::send_if_pending(Vector& vector) noexcept {
     }
 }
 
-void Msix::raise(std::uint16_t index) noexcept {
-    if (index >= vectors_.size() || !enabled_.load()) {
+void Msix::raise(std::uint16_t vector) noexcept {
+    if (vector >= vectors_.size() || !enabled_.load()) {
         return;
     }
-    Vector& vector = vectors_[index];
-    if (vector.is_open.load()) {
-        vector.line->raise();
+    Vector& raised = vectors_[vector];
+    if (raised.is_open.load()) {
+        raised.line->raise();
         return;
     }
     // Whoever opens the vector looks at the pending bit afterwards, and we at the vector: one of us sees the other.
-    vector.is_pending = true;
-    if (vector.is_open.load()) {
-        send_if_pending(vector);
+    raised.is_pending = true;
+    if (raised.is_open.load()) {
+        send_if_pending(raised);
     }
 }
 

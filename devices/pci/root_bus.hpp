@@ -48,7 +48,7 @@ class RootBus {
     [[nodiscard]] Device& window() noexcept { return window_device_; }
 
     /// An access to configuration space, within one double word. `at` is below kEcamBytes, and has the order of ECAM.
-    void read_config(std::uint32_t at, std::span<std::byte> data) noexcept;
+    void read_config(std::uint32_t at, std::span<std::byte> data) const noexcept;
     void write_config(std::uint32_t at, std::span<const std::byte> data) noexcept;
 
   private:
@@ -88,7 +88,7 @@ class RootBus {
 
     [[nodiscard]] Target target(GuestAddress address, std::size_t length) const noexcept;
     /// With the lock held.
-    void follow(unsigned slot);
+    void follow(unsigned index);
     void follow_all();
 
     const GuestRange window_;
