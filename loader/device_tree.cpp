@@ -53,6 +53,7 @@ class TreeWriter {
 
     [[nodiscard]] std::vector<std::byte> finish() && {
         check(::fdt_finish(bytes_.data()));
+        // NOLINTNEXTLINE(bugprone-casting-through-void): the macro of libfdt makes a header of a pointer to anything.
         bytes_.resize(fdt_totalsize(static_cast<const void*>(bytes_.data())));
         return std::move(bytes_);
     }

@@ -95,6 +95,7 @@ struct MemoryFrom {
 ///     config.prefault.scope = prefault::Scope::kAll;  // with all CPUs, and memory is locked
 ///     config.disks.push_back({.path = "disk.img"});
 ///     validate(config);                               // Machine's constructor does this, too
+// NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): initialisers name the members in this order.
 struct Config {
     /// An ELF vmlinux, a bzImage or any PVH kernel. If it is empty, the guest that is built into the library runs.
     std::string kernel_path;

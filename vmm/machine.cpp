@@ -57,8 +57,6 @@ RunReport begin_report(const Config& config, const Hardware& hardware) {
     return report;
 }
 
-} // namespace
-
 /// Returns what `make` returns. If `make` throws, `first` is told why, because the source of a guest may wait for an
 /// answer.
 template <typename Make>
@@ -71,13 +69,6 @@ auto made_or_told(FirstState& first, Make make) {
     }
 }
 
-/// A member that is placed after the hardware, so that it is destroyed first and the hardware is not used any more when
-/// it is destroyed.
-struct AbandonAtEnd {
-    ~AbandonAtEnd() { first.abandon(); }
-    FirstState& first;
-};
-
 std::unique_ptr<FirstState> open_first_state(const Config& config, const StopRequest& stop) {
     if (config.restore) {
         return std::make_unique<SnapshotStart>(config, stop);
@@ -87,6 +78,15 @@ std::unique_ptr<FirstState> open_first_state(const Config& config, const StopReq
     }
     return std::make_unique<KernelBoot>(config, stop);
 }
+
+} // namespace
+
+/// A member that is placed after the hardware, so that it is destroyed first and the hardware is not used any more when
+/// it is destroyed.
+struct AbandonAtEnd {
+    ~AbandonAtEnd() { first.abandon(); }
+    FirstState& first;
+};
 
 /// The order of the members follows their dependencies. The first state is opened before there is hardware, so that a
 /// missing kernel is refused at once.

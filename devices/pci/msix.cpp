@@ -112,20 +112,20 @@ void Msix::send_if_pending(Vector& vector) noexcept {
     }
 }
 
-void Msix::raise(std::uint16_t index) noexcept {
-    if (index >= vectors_.size() || !enabled_.load()) {
+void Msix::raise(std::uint16_t vector) noexcept {
+    if (vector >= vectors_.size() || !enabled_.load()) {
         return;
     }
-    Vector& vector = vectors_[index];
-    if (vector.is_open.load()) {
-        vector.line->raise();
+    Vector& raised = vectors_[vector];
+    if (raised.is_open.load()) {
+        raised.line->raise();
         return;
     }
     // A thread that opens the vector reads the pending bit afterwards, and this thread reads is_open. So one of the two
     // sees the change of the other.
-    vector.is_pending = true;
-    if (vector.is_open.load()) {
-        send_if_pending(vector);
+    raised.is_pending = true;
+    if (raised.is_open.load()) {
+        send_if_pending(raised);
     }
 }
 

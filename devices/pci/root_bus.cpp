@@ -80,7 +80,7 @@ void RootBus::follow_all() {
     }
 }
 
-void RootBus::read_config(std::uint32_t at, std::span<std::byte> data) noexcept {
+void RootBus::read_config(std::uint32_t at, std::span<std::byte> data) const noexcept {
     const std::shared_ptr<Function> to =
         (at >> kFunctionShift & kFunctionBits) == 0 ? function(at >> kDeviceShift) : nullptr;
     if (to) {

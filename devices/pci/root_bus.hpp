@@ -49,7 +49,7 @@ class RootBus {
     [[nodiscard]] Device& window() noexcept { return window_device_; }
 
     /// An access to configuration space, within one double word. `at` must be below kEcamBytes, in the layout of ECAM.
-    void read_config(std::uint32_t at, std::span<std::byte> data) noexcept;
+    void read_config(std::uint32_t at, std::span<std::byte> data) const noexcept;
     void write_config(std::uint32_t at, std::span<const std::byte> data) noexcept;
 
   private:
@@ -89,7 +89,7 @@ class RootBus {
 
     [[nodiscard]] Target target(GuestAddress address, std::size_t length) const noexcept;
     /// The members below must be called with the lock held.
-    void follow(unsigned slot);
+    void follow(unsigned index);
     void follow_all();
 
     const GuestRange window_;

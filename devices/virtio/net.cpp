@@ -131,7 +131,8 @@ Net::Net(std::string name, std::vector<std::unique_ptr<FrameLink>> links, const 
           assert(links.size() <= kMostPairs);
           check_pairs(identity_.name, state, links.size());
           std::deque<PairLane> lanes;
-          for (std::uint16_t i = 0; i < links.size(); ++i) {
+          const auto count = static_cast<std::uint16_t>(links.size());
+          for (std::uint16_t i = 0; i < count; ++i) {
               const std::vector<std::byte> none;
               const std::vector<std::byte>& frame =
                   i == 0 ? state.frame : (state.pairs ? state.pairs->frames[i - 1U] : none);
@@ -178,7 +179,8 @@ void Net::activate(Activation activation, DriverLink& driver) {
         return queues;
     };
     lanes_.front().own_pair().link().set_offloads(offloads_of(activation.features));
-    for (std::uint16_t i = 0; i < (has_pairs_ ? pair_count() : 1); ++i) {
+    const std::uint16_t active = has_pairs_ ? pair_count() : std::uint16_t{1};
+    for (std::uint16_t i = 0; i < active; ++i) {
         lanes_[i].activate({activation.features, take(static_cast<std::size_t>(kQueuesOfAPair) * i, kQueuesOfAPair)},
                            driver);
     }

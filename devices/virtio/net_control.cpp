@@ -175,7 +175,7 @@ bool NetControl::obey_acknowledgement() {
 }
 
 /// 5.1.6.5.5. After the answer, frames come by no other pair.
-bool NetControl::obey_pairs(const Chain& chain) {
+bool NetControl::obey_pairs(const Chain& chain) const {
     std::uint16_t pairs = 0;
     return has_pairs_ &&
            copy_from(chain, sizeof(Command), std::as_writable_bytes(std::span(&pairs, 1))) == sizeof pairs &&

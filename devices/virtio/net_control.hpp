@@ -56,7 +56,7 @@ class NetControl final : public SynchronousDevice {
     void obey_some();
     [[nodiscard]] bool obey(const Chain& chain);
     [[nodiscard]] bool obey_acknowledgement();
-    [[nodiscard]] bool obey_pairs(const Chain& chain);
+    [[nodiscard]] bool obey_pairs(const Chain& chain) const;
     void announce();
     void look_at_link();
     void tell_status();

@@ -125,7 +125,7 @@ void check_vsock_path(const std::string& path) {
 
 namespace {
 
-const std::string& checked(const std::string& path) {
+std::string checked(std::string path) {
     check_vsock_path(path);
     return path;
 }

@@ -190,7 +190,7 @@ void GuestMemory::take_away(Mapping& mapping, std::uint64_t offset, std::uint64_
 }
 
 /// The position in the spare file follows from the offset alone, so that neighbouring pieces become one mapping.
-void GuestMemory::put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const {
+void GuestMemory::put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) {
     const std::span<std::byte> bytes = mapping.bytes().subspan(offset, size);
     while (size != 0) {
         const std::uint64_t in_file = offset % spare.bytes;

@@ -235,7 +235,7 @@ class GuestMemory {
     /// The index of the pluggable region that contains all of `range`.
     [[nodiscard]] std::size_t pluggable(GuestRange range) const noexcept;
     void take_away(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const;
-    void put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare) const;
+    static void put_spare(Mapping& mapping, std::uint64_t offset, std::uint64_t size, SpareFile spare);
     /// The region that contains all of `range`; null if there is none.
     [[nodiscard]] const MemoryRegion* find(GuestRange range) const noexcept {
         for (const MemoryRegion& region : regions()) {

@@ -33,7 +33,7 @@ struct uffdio_move {
 #define UFFDIO_MOVE_MODE_DONTWAKE (std::uint64_t{1} << 0)
 #define UFFDIO_MOVE _IOWR(UFFDIO, _UFFDIO_MOVE, struct uffdio_move)
 #define UFFD_FEATURE_MOVE (1 << 16)
-// NOLINTEND(bugprone-reserved-identifier, readability-identifier-naming)
+// NOLINTEND(bugprone-reserved-identifier, modernize-macro-to-enum, readability-identifier-naming)
 #endif
 
 namespace vmm {

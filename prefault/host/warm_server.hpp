@@ -78,7 +78,7 @@ class WarmServer {
     [[nodiscard]] bool answer(Connection& connection, const warm::Request& request);
     [[nodiscard]] bool refuse(Connection& connection, warm::Status status, std::string problem);
     /// Sends pieces as long as there is room. Returns false if the connection must end.
-    [[nodiscard]] bool send_pieces(Connection& connection);
+    [[nodiscard]] static bool send_pieces(Connection& connection);
     void end(Place place);
     [[nodiscard]] int next_deadline_ms(int wait_ms) const;
 

@@ -6,7 +6,7 @@
 
 namespace vmm::prefault {
 
-WarmStock::WarmStock(PageSize page_size, std::uint64_t piece_bytes, std::vector<Target> targets)
+WarmStock::WarmStock(PageSize page_size, std::uint64_t piece_bytes, const std::vector<Target>& targets)
     : page_size_(page_size), piece_bytes_(piece_bytes) {
     assert(!targets.empty() && piece_bytes != 0 && is_aligned(piece_bytes, largest_page_bytes(page_size)));
     for (const Target& target : targets) {

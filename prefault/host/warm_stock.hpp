@@ -27,7 +27,7 @@ class WarmStock {
         std::size_t pieces = 0;
     };
     /// `piece_bytes` must be a multiple of the largest page of `page_size`. `targets` must name each node once.
-    WarmStock(PageSize page_size, std::uint64_t piece_bytes, std::vector<Target> targets);
+    WarmStock(PageSize page_size, std::uint64_t piece_bytes, const std::vector<Target>& targets);
 
     /// A piece on its way to a client, which gets the first `bytes` of it.
     struct Portion {

@@ -49,8 +49,11 @@ bool is_amd_processor() {
 
 bool host_is_guest() noexcept {
     constexpr unsigned kHypervisorBit = 1U << 31;
-    std::array<unsigned, 4> leaf{};
-    return __get_cpuid(1, &leaf[0], &leaf[1], &leaf[2], &leaf[3]) != 0 && (leaf[2] & kHypervisorBit) != 0;
+    unsigned eax = 0;
+    unsigned ebx = 0;
+    unsigned ecx = 0;
+    unsigned edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kHypervisorBit) != 0;
 }
 
 namespace {

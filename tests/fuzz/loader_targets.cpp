@@ -32,7 +32,8 @@ void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
                               .page_tables = GuestAddress{0x9000},
                               .rsdp = GuestAddress{0xe0000},
                               .memory_map = kMap};
-    static const loader::ImageFile initrd = loader::ImageFile::from_bytes("initrd", std::as_bytes(std::span("initrd")));
+    static const loader::ImageFile kInitrd =
+        loader::ImageFile::from_bytes("initrd", std::as_bytes(std::span("initrd")));
     for (const auto setup_data : {std::optional<GuestAddress>{}, std::optional(GuestAddress{0xc0000})}) {
         layout.setup_data = setup_data;
         if (setup_data && kernel.device_tree_hand_over() == loader::DeviceTreeHandOver::kNone) {
@@ -40,7 +41,7 @@ void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
         }
         try {
             const loader::BootEntry entry =
-                loader::load_boot_images(memory, {kernel, &initrd, "console=ttyS0"}, layout);
+                loader::load_boot_images(memory, {kernel, &kInitrd, "console=ttyS0"}, layout);
             require(memory.at(entry.kernel).has_value(), "a kernel is where there is no memory");
             require(entry.initrd && memory.at(*entry.initrd), "an initrd is where there is no memory");
         } catch (const Error& error) {
@@ -52,14 +53,14 @@ void boot(const loader::Kernel& kernel, const GuestMemory& memory) {
 } // namespace
 
 void kernel(Bytes file) {
-    static const GuestMemory memory(kRam, PageSize::k4K);
+    static const GuestMemory kMemory(kRam, PageSize::k4K);
     try {
         const loader::Kernel kernel = loader::Kernel::parse(loader::ImageFile::from_bytes("fuzz", file));
         require(!kernel.format_name().empty(), "a kernel has no format");
-        boot(kernel, memory);
+        boot(kernel, kMemory);
         loader::Placement placement(kRam);
-        const loader::LoadedKernel loaded = kernel.load(memory, placement);
-        require(memory.at(loaded.range).has_value(), "a kernel was loaded to where there is no memory");
+        const loader::LoadedKernel loaded = kernel.load(kMemory, placement);
+        require(kMemory.at(loaded.range).has_value(), "a kernel was loaded to where there is no memory");
         require(!placement.is_free(loaded.range), "the place of a kernel is still free");
     } catch (const Error& error) {
         require(error.what()[0] != '\0', "a kernel is refused without a word");

@@ -78,19 +78,19 @@ bool can_run_machines() {
 }
 
 void machine(Bytes program) {
-    static const Surroundings surroundings;
+    static const Surroundings kSurroundings;
     if (program.empty()) {
         return; // An initrd that is empty is refused.
     }
     Config config;
-    config.kernel_image = surroundings.kernel;
+    config.kernel_image = kSurroundings.kernel;
     config.initrd_image = std::make_shared<const std::vector<std::byte>>(program.begin(), program.end());
     config.memory_bytes = 16 * kMiB;
     config.page_size = PageSize::k4K;
     config.vcpus = 2;
     config.transport = VirtioTransport::kMmio; // The guest's driver knows no other transport.
-    config.disks.push_back({.path = surroundings.disk, .queues = 2});
-    config.vsock = VsockConfig{.path = surroundings.directory / "vsock"};
+    config.disks.push_back({.path = kSurroundings.disk, .queues = 2});
+    config.vsock = VsockConfig{.path = kSurroundings.directory / "vsock"};
     config.balloon = BalloonConfig{};
     config.rng = true;
     config.console = CharacterConfig{};

@@ -14,6 +14,7 @@
 #include <optional>
 #include <semaphore>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fuzz/input.hpp"
@@ -269,7 +270,7 @@ void receive_pages(Input& input) {
                            .failed =
                                [&](std::exception_ptr why) {
                                    try {
-                                       std::rethrow_exception(why);
+                                       std::rethrow_exception(std::move(why));
                                    } catch (const Error& error) {
                                        check_refusal(error);
                                    }

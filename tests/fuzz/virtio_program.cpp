@@ -47,11 +47,11 @@ constexpr std::array<std::uint32_t, 16> kLengths{0,  1,   2,   8,    12,   13,  
 
 /// The same memory for every program, zero at its beginning.
 const GuestMemory& fresh_memory() {
-    static const GuestMemory memory(kLayout, PageSize::k4K);
-    for (const MemoryRegion& region : memory.regions()) {
+    static const GuestMemory kMemory(kLayout, PageSize::k4K);
+    for (const MemoryRegion& region : kMemory.regions()) {
         require(::madvise(region.host, region.range.size, MADV_DONTNEED) == 0, "the memory cannot be emptied");
     }
-    return memory;
+    return kMemory;
 }
 
 class VirtioProgram {

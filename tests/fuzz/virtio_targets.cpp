@@ -187,9 +187,9 @@ class Programs {
         const std::size_t index = input.below(programs_.size());
         const UniqueFd& program = programs_[index];
         if (choice < 0x70) {
-            static const std::array<char, 70000> text{};
-            const std::size_t bytes = choice < 0x50 ? choice - 0x2fU : text.size();
-            static_cast<void>(::send(program.get(), text.data(), bytes, MSG_NOSIGNAL));
+            static const std::array<char, 70000> kText{};
+            const std::size_t bytes = choice < 0x50 ? choice - 0x2fU : kText.size();
+            static_cast<void>(::send(program.get(), kText.data(), bytes, MSG_NOSIGNAL));
         } else if (choice < 0xb0) {
             read(program);
         } else if (choice < 0xd0) {
@@ -354,8 +354,8 @@ void console(Bytes program) {
         if (choice < 0x80) {
             static_cast<void>(device.feed_input(input.take_bytes(choice)));
         } else if (choice < 0xa0) {
-            static const std::array<std::byte, 5000> much{};
-            static_cast<void>(device.feed_input(much));
+            static const std::array<std::byte, 5000> kMuch{};
+            static_cast<void>(device.feed_input(kMuch));
         } else if (choice < 0xd0) {
             device.resize({input.byte(), input.byte()});
         } else {

@@ -46,9 +46,10 @@ class HandedOver : public testing::KvmTest {
         std::filesystem::resize_file(path, 1U << 20U);
         return path;
     }
-    [[nodiscard]] CommandResult ctl(std::vector<std::string> words) const {
-        words.insert(words.begin(), {"ctl", socket_});
-        return testing::run_command(words);
+    [[nodiscard]] CommandResult ctl(const std::vector<std::string>& words) const {
+        std::vector<std::string> all{"ctl", socket_};
+        all.insert(all.end(), words.begin(), words.end());
+        return testing::run_command(all);
     }
     /// The result of a request to add that device, as text.
     [[nodiscard]] std::string outcome(const std::string& target, const std::string& body,

@@ -160,7 +160,7 @@ void expect_nothing_of_the_host(pid_t process) {
     EXPECT_EQ(status_line(process, "Uid"), "65534\t65534\t65534\t65534");
     EXPECT_EQ(status_line(process, "Gid"), "65534\t65534\t65534\t65534");
     const std::string groups = status_line(process, "Groups");
-    EXPECT_EQ(groups.find_first_not_of(" "), std::string::npos) << groups;
+    EXPECT_EQ(groups.find_first_not_of(' '), std::string::npos) << groups;
     EXPECT_EQ(status_line(process, "NoNewPrivs"), "1");
     EXPECT_EQ(std::stoull("0" + status_line(process, "CapEff"), nullptr, 16) & ~(1ULL << 14U), 0U) << "CAP_IPC_LOCK";
     for (const auto& fd : std::filesystem::directory_iterator(proc + "/fd")) {

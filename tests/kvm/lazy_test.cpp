@@ -145,7 +145,6 @@ TEST_F(LazyTest, WorkingSetThatIsDamagedIsNoObstacle) {
 /// The writer of a snapshot also touches memory that is not loaded yet.
 TEST_F(LazyTest, GuestIsSavedWhileItsMemoryComes) {
     save(guest(2));
-    const std::string first = path;
     {
         Config config = lazily_restored(guest(2));
         config.restore->record_working_set = RestoreFrom::kLongestRecord;

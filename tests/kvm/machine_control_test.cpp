@@ -65,9 +65,10 @@ class ControlledGuest {
         return answer.status;
     }
     [[nodiscard]] const Json& last() const { return last_; }
-    [[nodiscard]] CommandResult ctl(Words words) const {
-        words.insert(words.begin(), {"ctl", path_});
-        return run_command(words);
+    [[nodiscard]] CommandResult ctl(const Words& words) const {
+        Words all{"ctl", path_};
+        all.insert(all.end(), words.begin(), words.end());
+        return run_command(all);
     }
     [[nodiscard]] CommandBeside& guest() { return guest_; }
 

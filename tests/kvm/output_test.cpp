@@ -89,8 +89,8 @@ class CommandWith {
 class Output : public KvmTest {
   protected:
     static const std::vector<std::string>& endless() {
-        static const std::vector<std::string> arguments{"run", "-m", "16M", "--cmdline", "passes=1000000"};
-        return arguments;
+        static const std::vector<std::string> kArguments{"run", "-m", "16M", "--cmdline", "passes=1000000"};
+        return kArguments;
     }
     static std::vector<std::string> with(std::vector<std::string> arguments, std::initializer_list<std::string> more) {
         arguments.insert(arguments.end(), more);

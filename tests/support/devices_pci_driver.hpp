@@ -381,7 +381,7 @@ class PciRig {
                                               return virtio::PciTransport(device.identity(), memory_, kRegisters,
                                                                           interrupts(), std::move(hooks));
                                           })),
-          driver_(pump_->transport()), queue_count_(device.identity().queue_sizes.size()) {
+          driver_(pump_->transport()), queue_count_(static_cast<std::uint16_t>(device.identity().queue_sizes.size())) {
         [[maybe_unused]] const bool found = driver_.probe();
         assert(found);
     }
@@ -488,7 +488,7 @@ class PciRig {
     RecordingPin pin_;
     std::unique_ptr<PciPump> pump_;
     PciDriver driver_;
-    std::size_t queue_count_;
+    std::uint16_t queue_count_;
     std::uint64_t next_free_ = 0x1000;
     std::vector<GuestAddress> bases_; ///< of the queues, the same after each reset
     std::vector<std::unique_ptr<DriverQueue>> queues_;

@@ -169,20 +169,20 @@ std::string plot_script(const Results& results, PlotFormat format) {
     return plot_script({PlotRow{"", &results}}, format);
 }
 
-std::string plot_script(const std::vector<PlotRow>& wanted, PlotFormat format) {
-    std::vector<std::vector<Panel>> rows;
-    for (const PlotRow& row : wanted) {
+std::string plot_script(const std::vector<PlotRow>& rows, PlotFormat format) {
+    std::vector<std::vector<Panel>> drawn;
+    for (const PlotRow& row : rows) {
         if (auto panels = panels_of(*row.results, row.title); !panels.empty()) {
-            rows.push_back(std::move(panels));
+            drawn.push_back(std::move(panels));
         }
     }
-    if (rows.empty()) {
+    if (drawn.empty()) {
         return "";
     }
     std::size_t bars = 0;
     std::size_t runs = 0;
     std::size_t columns = 0;
-    for (const std::vector<Panel>& panels : rows) {
+    for (const std::vector<Panel>& panels : drawn) {
         columns = std::max(columns, panels.size());
         for (const Panel& panel : panels) {
             bars = std::max(bars, panel.bars.size());
@@ -192,7 +192,7 @@ std::string plot_script(const std::vector<PlotRow>& wanted, PlotFormat format) {
         }
     }
     const std::size_t width = std::max<std::size_t>(columns * std::max<std::size_t>(bars * kBarWidth + 90, 360), 860);
-    const std::size_t height = rows.size() * kPanelHeight;
+    const std::size_t height = drawn.size() * kPanelHeight;
     std::string script =
         format == PlotFormat::kSvg
             ? vmm::format("set terminal svg size {},{} font 'sans,12' background '#ffffff'\n", width, height)
@@ -201,7 +201,7 @@ std::string plot_script(const std::vector<PlotRow>& wanted, PlotFormat format) {
               "set style fill solid 0.9 noborder\nset boxwidth 0.6\nset grid ytics lc rgb '#dddddd'\nset border 3\n"
               "set xtics nomirror scale 0\nset ytics nomirror\nset key below\nset xlabel \"\\n\"\n";
     std::size_t number = 0;
-    for (const std::vector<Panel>& panels : rows) {
+    for (const std::vector<Panel>& panels : drawn) {
         for (const Panel& panel : panels) {
             script += vmm::format("$bars{} << END\n", number++);
             for (const CellResult* bar : panel.bars) {
@@ -214,9 +214,9 @@ std::string plot_script(const std::vector<PlotRow>& wanted, PlotFormat format) {
         vmm::format("set multiplot layout {},{} title \"Time until a guest has touched all its memory once (median "
                     "of {} run{}, whiskers from the\\nfastest to the slowest), and the second-level faults it "
                     "took meanwhile\" font ',13'\n",
-                    rows.size(), columns, runs, runs == 1 ? "" : "s");
+                    drawn.size(), columns, runs, runs == 1 ? "" : "s");
     number = 0;
-    for (const std::vector<Panel>& panels : rows) {
+    for (const std::vector<Panel>& panels : drawn) {
         for (const Panel& panel : panels) {
             script += panel_commands(panel, number++, &panel == &panels.front());
         }

@@ -132,12 +132,12 @@ const CommandRow& program_row() noexcept {
 }
 
 std::span<const CommandRow> command_rows() {
-    static const auto rows = [] {
+    static const auto kRows = [] {
         auto all = kCommands;
         std::ranges::find(all, Place::kControl, &CommandRow::place)->notes = control_notes().c_str();
         return all;
     }();
-    return rows;
+    return kRows;
 }
 
 std::span<const CommandRow> bench_rows() noexcept {
@@ -145,13 +145,13 @@ std::span<const CommandRow> bench_rows() noexcept {
 }
 
 const Option& help_option() {
-    static const Option option{.names = "-h,--help", .help = "Print this help message and exit"};
-    return option;
+    static const Option kOption{.names = "-h,--help", .help = "Print this help message and exit"};
+    return kOption;
 }
 
 const Option& version_option() {
-    static const Option option{.names = "--version", .help = "Display program version information and exit"};
-    return option;
+    static const Option kOption{.names = "--version", .help = "Display program version information and exit"};
+    return kOption;
 }
 
 } // namespace vmm

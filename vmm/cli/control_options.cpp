@@ -206,7 +206,7 @@ std::vector<Option> control_options() {
 }
 
 const std::string& control_notes() {
-    static const std::string notes = [] {
+    static const std::string kNotes = [] {
         constexpr std::size_t kColumn = 46;
         std::string text = "Verbs:\n";
         for (const Verb& verb : control::verbs()) {
@@ -228,7 +228,7 @@ const std::string& control_notes() {
                       "  3  nobody serves at SOCKET, or whoever did went away before it had answered\n"
                       "  4  a signal ended the command; a job that was begun goes on";
     }();
-    return notes;
+    return kNotes;
 }
 
 ControlRequest request_of(const ControlCommand& command) {

@@ -291,14 +291,14 @@ std::string device_pattern(const DeviceSyntax& syntax) {
 }
 
 std::span<const DeviceSyntax> device_syntaxes() {
-    static const std::array syntaxes{
+    static const std::array kSyntaxes{
         syntax("disk", true, disk_words()),
         syntax("net", true, net_words()),
         syntax("vsock", false, vsock_words()),
         syntax("balloon", false, balloon_words()),
         syntax("memory-from", false, memory_from_words()),
     };
-    return syntaxes;
+    return kSyntaxes;
 }
 
 const DeviceSyntax* find_device_syntax(std::string_view option) {

@@ -76,24 +76,24 @@ std::optional<Replacement> replace_any_member(std::string_view text) {
 
 } // namespace
 
-std::string with_option_names(std::string_view words) {
-    std::string whole(words);
+std::string with_option_names(std::string_view text) {
+    std::string whole(text);
     for (std::size_t at = 0; (at = whole.find(kOfSecurity, at)) != std::string::npos;) {
         whole.replace(at, kOfSecurity.size(), kSecurityMember);
     }
-    std::string_view text = whole;
+    std::string_view rest = whole;
     std::string result;
-    while (!text.empty()) {
-        const std::size_t at = std::min(text.find(kPrefix), text.size());
-        result += text.substr(0, at);
-        text.remove_prefix(at);
-        if (text.empty()) {
+    while (!rest.empty()) {
+        const std::size_t at = std::min(rest.find(kPrefix), rest.size());
+        result += rest.substr(0, at);
+        rest.remove_prefix(at);
+        if (rest.empty()) {
             break;
         }
-        text.remove_prefix(kPrefix.size());
-        if (const auto found = replace_any_member(text)) {
+        rest.remove_prefix(kPrefix.size());
+        if (const auto found = replace_any_member(rest)) {
             result += found->words;
-            text.remove_prefix(found->length);
+            rest.remove_prefix(found->length);
         } else {
             result += kPrefix;
         }

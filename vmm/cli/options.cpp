@@ -13,7 +13,7 @@
 namespace vmm {
 
 std::span<const Option> options() {
-    static const std::vector<Option> table = [] {
+    static const std::vector<Option> kTable = [] {
         std::vector<Option> rows = run_options();
         for (auto* const part : {control_options, snapshot_options, pool_options, bench_options}) {
             for (Option& row : part()) {
@@ -22,7 +22,7 @@ std::span<const Option> options() {
         }
         return rows;
     }();
-    return table;
+    return kTable;
 }
 
 const Option* find_option(Place place, std::string_view long_name) {

@@ -89,7 +89,7 @@ void add_lines(const Json& value, const std::string& indent, std::string& text) 
 
 /// Parses an object; returns an empty one if `text` is none.
 Json parse(const std::string& text) {
-    Json json = Json::parse(text, nullptr, false);
+    const Json json = Json::parse(text, nullptr, false);
     return json.is_object() ? json : Json::object();
 }
 

@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
@@ -441,6 +442,51 @@ int run(RunCommand& command, const StopOnSignals& signals, const SnapshotSignal*
     return exit_code(ending.reason);
 }
 
+/// The broker writes the file `report` for the process.
+void let_write_report(BrokerRules& broker, const std::string& report) {
+    // The file reserves room for the report from the start on. That room may be gone when the guest has run.
+    const auto kept = std::make_shared<std::optional<ReportFile>>();
+    broker.prepare = [kept, report] {
+        std::error_code unknown;
+        const auto kind = std::filesystem::status(report, unknown).type();
+        if (kind != std::filesystem::file_type::regular && kind != std::filesystem::file_type::not_found) {
+            return; // the process itself writes to it
+        }
+        try {
+            kept->emplace(report);
+        } catch (const std::exception&) { // the process itself reports this, or it works at the end
+        }
+    };
+    broker.write_output = [kept, report](std::string_view path, std::string_view text) {
+        try {
+            if (path != report) {
+                return std::string("cannot write to a place that is not that of the report");
+            }
+            if (!*kept) {
+                kept->emplace(report);
+            }
+            (*kept)->write(text, {});
+            return std::string();
+        } catch (const std::exception& error) {
+            return std::string(error.what());
+        }
+    };
+}
+
+/// The descriptors that the options name, which the jail leaves open.
+std::vector<int> descriptors_of(const RunCommand& command) {
+    std::vector<int> descriptors;
+    if (command.api_fd) {
+        descriptors.push_back(static_cast<int>(*command.api_fd));
+    }
+    for (const std::string* const path : {&command.log_file, &command.serial, &command.console, &command.report}) {
+        if (const auto fd = named_descriptor(*path)) {
+            descriptors.push_back(*fd);
+        }
+    }
+    return descriptors;
+}
+
 /// The files and connections that the process needs after its machine has been made.
 ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
     ProcessSandbox::Settings settings;
@@ -470,14 +516,7 @@ ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
             broker.user = command.jail->user;
             broker.group = command.jail->group;
         }
-        if (command.api_fd) {
-            settings.kept.push_back(static_cast<int>(*command.api_fd));
-        }
-        for (const std::string* const path : {&command.log_file, &command.serial, &command.console, &command.report}) {
-            if (const auto fd = named_descriptor(*path)) {
-                settings.kept.push_back(*fd);
-            }
-        }
+        settings.kept = descriptors_of(command);
     }
     if (config.restore) {
         broker.working_set = config.restore->path;
@@ -490,33 +529,7 @@ ProcessSandbox::Settings settings_of_sandbox(const RunCommand& command) {
         broker.programs.push_back({"getent", {"ahosts"}, 3});
     }
     if (!command.report.empty()) {
-        // The file reserves room for the report from the start on. That room may be gone when the guest has run.
-        const auto kept = std::make_shared<std::optional<ReportFile>>();
-        broker.prepare = [kept, report = command.report] {
-            std::error_code unknown;
-            const auto kind = std::filesystem::status(report, unknown).type();
-            if (kind != std::filesystem::file_type::regular && kind != std::filesystem::file_type::not_found) {
-                return; // the process itself writes to it
-            }
-            try {
-                kept->emplace(report);
-            } catch (const std::exception&) { // the process itself reports this, or it works at the end
-            }
-        };
-        broker.write_output = [kept, report = command.report](std::string_view path, std::string_view text) {
-            try {
-                if (path != report) {
-                    return std::string("cannot write to a place that is not that of the report");
-                }
-                if (!*kept) {
-                    kept->emplace(report);
-                }
-                (*kept)->write(text, {});
-                return std::string();
-            } catch (const std::exception& error) {
-                return std::string(error.what());
-            }
-        };
+        let_write_report(broker, command.report);
     }
     return settings;
 }

@@ -346,7 +346,7 @@ std::vector<Option> restore_options() {
 SnapshotOn parse_snapshot_on(const std::string& word) {
     constexpr std::array kSignals{std::pair("SIGUSR1", SIGUSR1), std::pair("SIGUSR2", SIGUSR2)};
     const std::size_t colon = std::min(word.find(':'), word.size());
-    const auto found = std::ranges::find(kSignals, word.substr(0, colon), &std::pair<const char*, int>::first);
+    const auto* const found = std::ranges::find(kSignals, word.substr(0, colon), &std::pair<const char*, int>::first);
     if (found == kSignals.end()) {
         throw Error("'" + word.substr(0, colon) + "' is neither SIGUSR1 nor SIGUSR2: say SIGUSR1:DIR");
     }

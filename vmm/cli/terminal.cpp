@@ -149,8 +149,8 @@ RawTerminal::RawTerminal(int fd) {
     use_alternate_stack();
     for_each_signal(install);
     set_last_act([] { restore(); });
-    static const int registered = std::atexit(restore);
-    static_cast<void>(registered);
+    static const int kRegistered = std::atexit(restore);
+    static_cast<void>(kRegistered);
     if (::tcsetattr(fd, TCSANOW, &taken_terminal.raw) != 0) {
         const int error_number = errno;
         taken.store(false);

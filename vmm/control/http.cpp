@@ -222,7 +222,7 @@ HttpAnswer error_answer(unsigned status, std::string_view text) {
         advice = error.substr(open + 2, error.size() - open - 3);
         error.resize(open);
     }
-    nlohmann::ordered_json body = {{"error", error}, {"advice", advice}};
+    const nlohmann::ordered_json body = {{"error", error}, {"advice", advice}};
     HttpAnswer answer;
     answer.status = status;
     // The text may quote what a client sent, with any bytes.

@@ -78,12 +78,13 @@ JobStatus Jobs::start(std::string kind, Work work) {
     return job.status;
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): outside of the try block only memory can be missing, which ends us.
 void Jobs::run(Job& job, const Work& work) noexcept {
     ::pthread_setname_np(::pthread_self(), "job");
-    Context context{job.stop.get_token(), [this, &job](JobProgress progress) {
-                        const std::lock_guard hold(lock_);
-                        job.status.progress = std::move(progress);
-                    }};
+    const Context context{job.stop.get_token(), [this, &job](JobProgress progress) {
+                              const std::lock_guard hold(lock_);
+                              job.status.progress = std::move(progress);
+                          }};
     JobState state = JobState::kDone;
     std::string error;
     nlohmann::ordered_json result = nlohmann::ordered_json::object();
@@ -134,11 +135,10 @@ JobStatus Jobs::get(std::uint64_t id) const {
 }
 
 JobStatus Jobs::cancel(std::uint64_t id) {
-    std::stop_source stop;
-    {
+    std::stop_source stop = [&] {
         const std::lock_guard hold(lock_);
-        stop = find(id).stop;
-    }
+        return find(id).stop;
+    }();
     stop.request_stop(); // This is outside of the lock, because stop callbacks may take locks of their own.
     return get(id);
 }

@@ -43,7 +43,7 @@ Json list_of(Json items) {
 Json object(const char* description, Json members, std::initializer_list<std::string_view> optional = {}) {
     Json required = Json::array();
     for (const auto& [name, schema] : members.items()) {
-        if (std::find(optional.begin(), optional.end(), name) == optional.end()) {
+        if (std::ranges::find(optional, name) == optional.end()) {
             required.push_back(name);
         }
     }

@@ -364,7 +364,7 @@ class Server::Loop {
     /// taken in the next round.
     void deliver() {
         for (std::vector<Letter> letters = mailbox_->take(); !letters.empty(); letters = mailbox_->take()) {
-            for (Letter& letter : letters) {
+            for (const Letter& letter : letters) {
                 const auto found = std::ranges::find(connections_, letter.connection, &Connection::id);
                 if (found != connections_.end() && found->phase == Phase::kWaiting) {
                     answer(*found, letter);
@@ -393,7 +393,7 @@ class Server::Loop {
         connection.since = Clock::now();
     }
 
-    void answer(Connection& connection, const HttpAnswer& answer) {
+    void answer(Connection& connection, const HttpAnswer& answer) const {
         const bool keep_alive = connection.keep_alive && !ending_;
         connection.output += head_of(answer, keep_alive, Framing::kWhole);
         if (!connection.is_head) {

@@ -698,6 +698,14 @@ std::optional<std::string> match(const std::string& form, const std::string& pat
     return path.substr(open);
 }
 
+/// `allowed` are the methods that it can be asked for by.
+Wrong wrong_method(const HttpRequest& request, const std::string& allowed) {
+    Wrong refused =
+        wrong(405, request.path + " cannot be asked for by " + quoted(request.method) + " (send " + allowed + ")");
+    refused.answer.allow = allowed;
+    return refused;
+}
+
 Call call_of(const HttpRequest& request) {
     std::vector<std::string> methods;
     for (const Verb& verb : verbs()) {
@@ -727,10 +735,7 @@ Call call_of(const HttpRequest& request) {
     if (methods.empty()) {
         throw wrong(404, "there is nothing at " + quoted(request.path) + " (GET /openapi.json says what there is)");
     }
-    Wrong refused = wrong(405, request.path + " cannot be asked for by " + quoted(request.method) + " (send " +
-                                   list_of(methods) + ")");
-    refused.answer.allow = list_of(methods);
-    throw refused;
+    throw wrong_method(request, list_of(methods));
 }
 
 } // namespace
@@ -757,8 +762,8 @@ std::string what_it_takes(const Parameter& parameter) {
 }
 
 std::span<const Verb> verbs() {
-    static const std::vector<Verb> table = make_verbs();
-    return table;
+    static const std::vector<Verb> kTable = make_verbs();
+    return kTable;
 }
 
 const Verb* find_verb(std::string_view name) {

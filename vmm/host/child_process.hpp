@@ -54,6 +54,7 @@ class ChildProcess {
     [[nodiscard]] pid_t pid() const noexcept { return pid_; }
 
     /// Sends a signal. Returns false if the program has ended and somebody has waited for it.
+    // NOLINTNEXTLINE(modernize-use-nodiscard): whoever only wants it to end need not know.
     bool signal(int number) const noexcept;
     /// Does the same for the program and everything that it has started.
     bool signal_group(int number) const noexcept;

@@ -112,7 +112,7 @@ void Arrival::note_memory(const GuestRam& ram, Embedder& embedder) {
                                     .failed =
                                         [this](std::exception_ptr why) {
                                             try {
-                                                std::rethrow_exception(why);
+                                                std::rethrow_exception(std::move(why));
                                             } catch (const LinkError& error) {
                                                 note_stream_cut(error.what());
                                             } catch (...) {
@@ -123,7 +123,7 @@ void Arrival::note_memory(const GuestRam& ram, Embedder& embedder) {
 }
 
 void Arrival::wait_for_state(MachineSecondLevel& second_level, std::deque<kvm::Vcpu>& vcpus) {
-    StopBridge bridge(stop_);
+    const StopBridge bridge(stop_);
     const auto stopped = [this] {
         fail(std::make_exception_ptr(StoppedError(std::string(kTriedToArrive) + "a stop was requested")));
     };
@@ -166,7 +166,7 @@ void Arrival::wait_for_state(MachineSecondLevel& second_level, std::deque<kvm::V
 
 void Arrival::fill(MachineSecondLevel& second_level) {
     if (config_.prefault.scope != prefault::Scope::kNone && config_.prefault_when == PrefaultWhen::kBefore) {
-        StopBridge bridge(stop_);
+        const StopBridge bridge(stop_);
         prefault_ = second_level.fill(config_.prefault, bridge.token());
     }
     const std::lock_guard hold(lock_);

@@ -435,7 +435,7 @@ void LazyMemory::fail(std::exception_ptr why) noexcept {
     }
     changed_.notify_all();
     if (settings_.failed) {
-        settings_.failed(why);
+        settings_.failed(std::move(why));
     }
     wake_all(); // The waiting threads fault again, and heed_without_memory() handles them.
 }
@@ -461,7 +461,9 @@ void LazyMemory::heed_without_memory(UserFaultFd::Fault fault, Loader& loader) {
     switch (UserFaultFd::accessor(fault.thread)) {
     case UserFaultFd::Accessor::kKernel: {
         const UniqueFd nothing(::memfd_create("memory that could not be read", MFD_CLOEXEC));
-        ::mmap(page.data(), page.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, nothing.get(), 0);
+        // If this fails, the kernel looks there once more, and asks again.
+        static_cast<void>(
+            ::mmap(page.data(), page.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, nothing.get(), 0));
         break;
     }
     case UserFaultFd::Accessor::kProgram:

@@ -9,7 +9,7 @@ using devices::virtio::Source;
 
 SourceWatch::SourceWatch(EventLoop& loop, Ready ready) : loop_(loop), ready_(std::move(ready)) {}
 
-void SourceWatch::follow(std::vector<Source> wanted) {
+void SourceWatch::follow(const std::vector<Source>& wanted) {
     if (wanted == watched_) {
         return;
     }

@@ -20,7 +20,7 @@ class SourceWatch {
     SourceWatch(EventLoop& loop, Ready ready);
 
     /// Watches `wanted` from now on. Throws as EventLoop::watch() does.
-    void follow(std::vector<devices::virtio::Source> wanted);
+    void follow(const std::vector<devices::virtio::Source>& wanted);
     /// The number of sources that it watches.
     [[nodiscard]] std::size_t size() const noexcept { return watched_.size(); }
 

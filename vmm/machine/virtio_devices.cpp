@@ -475,11 +475,11 @@ std::optional<unsigned> VirtioDevices::slot_of(std::string_view name) const {
     return std::nullopt;
 }
 
-void VirtioDevices::let_go(unsigned number) noexcept {
-    for (const std::shared_ptr<Slot>& slot : slots()) {
-        if (slot->pci && slot->pci->slot == number && !slot->is_let_go.exchange(true)) {
-            pci_->bus().remove(number);
-            pci_->release_doorbells(number);
+void VirtioDevices::let_go(unsigned slot) noexcept {
+    for (const std::shared_ptr<Slot>& each : slots()) {
+        if (each->pci && each->pci->slot == slot && !each->is_let_go.exchange(true)) {
+            pci_->bus().remove(slot);
+            pci_->release_doorbells(slot);
             let_go_event_.signal();
         }
     }
@@ -617,7 +617,7 @@ void VirtioDevices::go_on() noexcept {
     for (const std::shared_ptr<Slot>& slot : slots()) {
         slot->transport().repeat_interrupt();
         slot->work.signal();
-        for (EventFd& doorbell : slot->doorbells) {
+        for (const EventFd& doorbell : slot->doorbells) {
             doorbell.signal();
         }
     }
@@ -714,13 +714,13 @@ bool VirtioDevices::has_left_work() const noexcept {
 
 void VirtioDevices::destroy_idle() noexcept {
     const std::lock_guard hold(mutex_);
-    const auto idle = std::stable_partition(slots_.begin(), slots_.end(), [this](const std::shared_ptr<Slot>& slot) {
+    const auto idle = std::ranges::stable_partition(slots_, [this](const std::shared_ptr<Slot>& slot) {
         return std::ranges::find(left_, slot->device->identity().name) != left_.end();
     });
-    for (auto slot = idle; slot != slots_.end(); ++slot) {
-        remove_from_bus(**slot);
+    for (const std::shared_ptr<Slot>& slot : idle) {
+        remove_from_bus(*slot);
     }
-    slots_.erase(idle, slots_.end());
+    slots_.erase(idle.begin(), idle.end());
 }
 
 void VirtioDevices::abandon() noexcept {

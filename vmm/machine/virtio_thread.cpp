@@ -25,7 +25,8 @@ QueueSet queues_of_the_device(devices::virtio::Device& device) {
         lane->queues().each([&](std::uint16_t index) { of_lanes.add(index); });
     }
     QueueSet own;
-    for (std::uint16_t index = 0; index < device.identity().queue_sizes.size(); ++index) {
+    const auto count = static_cast<std::uint16_t>(device.identity().queue_sizes.size());
+    for (std::uint16_t index = 0; index < count; ++index) {
         if (!of_lanes.contains(index)) {
             own.add(index);
         }
@@ -170,7 +171,8 @@ void VirtioThread::serve_negotiation() {
     if (work.activation) {
         active_ = true;
         QueueSet enabled;
-        for (std::uint16_t index = 0; index < work.activation->queues.size(); ++index) {
+        const auto count = static_cast<std::uint16_t>(work.activation->queues.size());
+        for (std::uint16_t index = 0; index < count; ++index) {
             if (work.activation->queues[index]) {
                 enabled.add(index);
             }

@@ -82,14 +82,14 @@ UniqueFd pidfd_of_peer(int socket) noexcept {
         return UniqueFd(pidfd);
     }
     if (errno != ENOPROTOOPT) {
-        return UniqueFd();
+        return {};
     }
     if (FileServer* const server = file_server()) { // A confined process may not open others.
         return server->open_process_of_peer(socket);
     }
     const auto peer = peer_of(socket);
     if (!peer || peer->process <= 0) {
-        return UniqueFd();
+        return {};
     }
     return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer->process, 0)));
 }
@@ -223,7 +223,7 @@ void Channel::receive(std::span<std::byte> bytes) {
     }
 }
 
-void Channel::throw_end(const std::string& tried) const {
+void Channel::throw_end(const std::string& tried) {
     throw LinkError("cannot " + tried +
                     ": the connection has ended (see whether the process at the other end still runs, and what it "
                     "says)");

@@ -82,7 +82,7 @@ class Channel {
 
   private:
     void wait(short events, std::chrono::steady_clock::time_point give_up, const std::string& tried);
-    [[noreturn]] void throw_end(const std::string& tried) const;
+    [[noreturn]] static void throw_end(const std::string& tried);
 
     std::unique_ptr<TlsHelper> tls_; ///< null: there is none
     UniqueFd socket_;                ///< it is closed first: the helper then sends what is left, and ends

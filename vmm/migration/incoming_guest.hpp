@@ -19,7 +19,7 @@ namespace vmm {
 
 class IncomingGuest::Impl {
   public:
-    Impl(const Options& options, LogSink log);
+    Impl(const Options& wanted, LogSink sink);
 
     void wait(const std::stop_token& stop);
     void refuse(std::string_view why) noexcept;

@@ -21,7 +21,10 @@ std::string process_name(pid_t process) {
         return {};
     }
     std::string name = boot + "/" + std::to_string(space.st_ino) + "/" + std::to_string(process);
-    return name.size() <= kMostProcessNameBytes ? name : std::string();
+    if (name.size() > kMostProcessNameBytes) {
+        name.clear();
+    }
+    return name;
 }
 
 } // namespace
@@ -33,7 +36,7 @@ std::string own_process_name() {
 UniqueFd process_at_other_end(const Channel& channel, std::string_view name) {
     const auto peer = channel.peer_process() ? peer_of(channel.fd()) : std::nullopt;
     if (!peer || name.empty() || process_name(peer->process) != name) {
-        return UniqueFd();
+        return {};
     }
     return UniqueFd(::fcntl(channel.peer_process().get(), F_DUPFD_CLOEXEC, 0));
 }

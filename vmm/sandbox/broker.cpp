@@ -434,7 +434,7 @@ class Desk {
         return result;
     }
 
-    Result sync_directory(const Parcel& question) const {
+    [[nodiscard]] Result sync_directory(const Parcel& question) const {
         if (!rules_.snapshots || question.fds[0].get() < 0) {
             return refused();
         }
@@ -442,7 +442,7 @@ class Desk {
         return done(directory && ::fsync(directory.get()) == 0);
     }
 
-    Result canonical(const Parcel& question) const {
+    [[nodiscard]] Result canonical(const Parcel& question) const {
         if (!rules_.snapshots) {
             return refused();
         }
@@ -451,7 +451,7 @@ class Desk {
         return result;
     }
 
-    Result write_output(const Parcel& question) const {
+    [[nodiscard]] Result write_output(const Parcel& question) const {
         struct stat facts {};
         const int fd = question.fds[0].get();
         if (!rules_.write_output || fd < 0 || ::fstat(fd, &facts) != 0 || !S_ISREG(facts.st_mode) ||

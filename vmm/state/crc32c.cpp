@@ -105,8 +105,6 @@ __attribute__((target("sse4.2"))) std::uint32_t by_instruction(std::span<const s
     return ~rest;
 }
 
-const bool kHasInstruction = __builtin_cpu_supports("sse4.2") != 0;
-
 // The same for long texts, by multiplication without carries ("Fast CRC Computation for Generic Polynomials Using
 // PCLMULQDQ Instruction", Intel, 2009). A part of the text can be added to the text n bits behind it if it is
 // multiplied by x^n modulo the polynomial. 256 bytes are folded at once, until 16 bytes are left that have the same
@@ -180,8 +178,11 @@ VMM_FOLDS std::uint32_t fold(std::span<const std::byte> bytes, std::uint32_t val
     return static_cast<std::uint32_t>(_mm_crc32_u64(_mm_crc32_u64(0, words[0]), words[1]));
 }
 
+// NOLINTBEGIN(readability-implicit-bool-conversion): they are an int for g++, and a bool for clang.
+const bool kHasInstruction = __builtin_cpu_supports("sse4.2") != 0;
 const bool kCanFold = kHasInstruction && __builtin_cpu_supports("vpclmulqdq") != 0 &&
                       __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("pclmul") != 0;
+// NOLINTEND(readability-implicit-bool-conversion)
 #endif
 
 } // namespace

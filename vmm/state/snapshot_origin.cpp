@@ -28,7 +28,7 @@ std::string processor_vendor() {
     std::uint32_t ebx = 0;
     std::uint32_t ecx = 0;
     std::uint32_t edx = 0;
-    __cpuid(0, eax, ebx, ecx, edx);
+    static_cast<void>(__get_cpuid(0, &eax, &ebx, &ecx, &edx)); // Every processor has this leaf.
     return text_of(std::array{ebx, edx, ecx});
 }
 

@@ -129,9 +129,10 @@ UniqueFd open_checked_memory(int directory_fd, const std::filesystem::path& dire
 
 } // namespace
 
-SnapshotReader::SnapshotReader(const std::filesystem::path& directory, unsigned most_bases)
-    : directory_(directory), fd_(open_directory(directory_)), state_(read_state(fd_.get(), directory_, identity_)),
-      layout_(state_.machine.memory), config_(read_config(fd_.get(), directory_)),
+SnapshotReader::SnapshotReader(std::filesystem::path directory, unsigned most_bases)
+    : directory_(std::move(directory)), fd_(open_directory(directory_)),
+      state_(read_state(fd_.get(), directory_, identity_)), layout_(state_.machine.memory),
+      config_(read_config(fd_.get(), directory_)),
       memory_(open_checked_memory(fd_.get(), directory_, layout_)), files_{{.fd = memory_.get(),
                                                                             .name =
                                                                                 directory_ / snapshot_files::kMemory}} {

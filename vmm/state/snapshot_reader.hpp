@@ -52,7 +52,7 @@ class SnapshotReader {
     [[nodiscard]] int directory_fd() const noexcept { return fd_.get(); }
 
   private:
-    SnapshotReader(const std::filesystem::path& directory, unsigned most_bases);
+    SnapshotReader(std::filesystem::path directory, unsigned most_bases);
     void open_base(unsigned most_bases);
 
     std::filesystem::path directory_;

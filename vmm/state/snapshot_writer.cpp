@@ -24,7 +24,7 @@ namespace vmm {
 
 namespace {
 
-constexpr mode_t kDirectoryMode = 0700;
+constexpr mode_t kFolderMode = 0700;
 constexpr mode_t kFileMode = 0600;
 
 constexpr std::array kWriteAdvice{
@@ -86,7 +86,7 @@ std::string make_partial(int parent, const std::filesystem::path& directory) {
     for (;;) {
         const std::string name =
             format(".{}.partial-{}-{}", directory.filename().string(), ::getpid(), count.fetch_add(1));
-        if (files::make_directory_at(parent, name.c_str(), kDirectoryMode)) {
+        if (files::make_directory_at(parent, name.c_str(), kFolderMode)) {
             return name;
         }
         const int error_number = errno;
@@ -182,7 +182,7 @@ void SnapshotWriter::write_file(const char* name, std::span<const std::byte> con
     sync(file.get(), path_of(name));
 }
 
-void SnapshotWriter::sync(int fd, const std::string& path) const {
+void SnapshotWriter::sync(int fd, const std::string& path) {
     if (::fsync(fd) != 0) {
         const int error_number = errno;
         throw_write_error(error_number, "write " + path + " to the disk");

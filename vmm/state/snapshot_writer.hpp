@@ -44,7 +44,7 @@ class SnapshotWriter {
     [[nodiscard]] std::string path_of(const char* name) const;
     [[nodiscard]] UniqueFd create(const char* name) const;
     void write_file(const char* name, std::span<const std::byte> content) const;
-    void sync(int fd, const std::string& path) const;
+    static void sync(int fd, const std::string& path);
     void sync_directory(int fd) const;
     void remove() noexcept;
 

@@ -19,7 +19,7 @@ namespace {
 using namespace state_container;
 
 constexpr std::string_view kMagic = "VMMSTATE";
-constexpr std::uint32_t kX86_64 = 62;
+constexpr std::uint32_t kArchitecture = 62; // ELF's number of x86-64
 constexpr std::uint32_t kRequired = 1;
 constexpr std::size_t kChecksumBytes = 4;
 constexpr std::size_t kLengthOffset = 16;
@@ -117,10 +117,10 @@ Header read_header(std::span<const std::byte> bytes) {
             format("its format is of version {}, and vmm {} knows version {}", version, kVersion, kFormatVersion),
             format("use the version of vmm that wrote it, which is {}", shown(writer)));
     }
-    if (architecture != kX86_64) {
-        refuse_state(
-            format("it is of another architecture, whose number is {}; this is x86-64, {}", architecture, kX86_64),
-            "restore it on a host of its architecture");
+    if (architecture != kArchitecture) {
+        refuse_state(format("it is of another architecture, whose number is {}; this is x86-64, {}", architecture,
+                            kArchitecture),
+                     "restore it on a host of its architecture");
     }
     if (length != bytes.size()) {
         refuse_state(format("it has {} bytes, and was written with {}: it is {}", bytes.size(), length,
@@ -186,7 +186,7 @@ std::vector<std::byte> pack_sections(const StateContainer& container) {
     ByteWriter writer;
     writer.bytes(std::as_bytes(std::span(kMagic)));
     writer.number(kFormatVersion);
-    writer.number(kX86_64);
+    writer.number(kArchitecture);
     writer.number(std::uint64_t{0}); // set below
     writer.number(static_cast<std::uint32_t>(container.sections.size()));
     writer.number(std::uint32_t{0});

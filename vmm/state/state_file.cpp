@@ -208,7 +208,7 @@ constexpr std::array kSectionKinds{
 /// Throws Error if a required section is unknown.
 void check_all_known(const StateContainer& container) {
     for (const StateSection& section : container.sections) {
-        const auto kind = std::ranges::find(kSectionKinds, section.name, &SectionKind::name);
+        const auto* const kind = std::ranges::find(kSectionKinds, section.name, &SectionKind::name);
         if (kind == kSectionKinds.end() && section.is_required) {
             refuse_newer(container, "it has a section '" + section.name + "'");
         }

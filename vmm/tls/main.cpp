@@ -46,7 +46,7 @@ constexpr bool kIsSanitized = false;
 #endif
 
 /// The calls for a connection, for memory, time and random bytes. Other calls fail with EPERM.
-constexpr unsigned kAllowedCalls[]{
+constexpr auto kAllowedCalls = std::to_array<unsigned>({
     SYS_read,    SYS_write,           SYS_close,         SYS_recvfrom,     SYS_sendto,
     SYS_recvmsg, SYS_sendmsg,         SYS_shutdown,      SYS_getsockopt,
 #ifdef SYS_poll
@@ -59,7 +59,7 @@ constexpr unsigned kAllowedCalls[]{
     SYS_time,
 #endif
     SYS_exit,    SYS_exit_group,
-};
+});
 
 /// Makes the kernel refuse all other calls from now on. It does nothing on an architecture whose numbers of calls are
 /// not known here.

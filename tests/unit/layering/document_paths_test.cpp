@@ -40,9 +40,9 @@ std::vector<std::string> matches(const std::string& text, const std::regex& what
 
 /// The paths of files in `text` that begin with a folder of the source tree.
 std::vector<std::string> file_paths(const std::string& text) {
-    static const std::regex file(R"((?:^|[^\w/.~$-])((?:devices|docs|kvm|loader|prefault|scripts|tests|vmm)/)"
-                                 R"([\w/.-]*\.(?:cpp|hpp|h|S|ld|py|sh|json|md|svg|txt)\b))");
-    return matches(text, file);
+    static const std::regex kFile(R"((?:^|[^\w/.~$-])((?:devices|docs|kvm|loader|prefault|scripts|tests|vmm)/)"
+                                  R"([\w/.-]*\.(?:cpp|hpp|h|S|ld|py|sh|json|md|svg|txt)\b))");
+    return matches(text, kFile);
 }
 
 /// For a file that the build makes from a template, the template counts.
@@ -62,10 +62,10 @@ TEST(DocumentPaths, EverySourceFileThatADocumentNamesExists) {
 }
 
 TEST(DocumentPaths, EveryLinkToAFileLeadsToOne) {
-    static const std::regex link(R"(\]\(([^)#:]+)\))");
+    static const std::regex kLink(R"(\]\(([^)#:]+)\))");
     std::size_t links = 0;
     for (const path& document : documents()) {
-        for (const std::string& target : matches(content_of(document), link)) {
+        for (const std::string& target : matches(content_of(document), kLink)) {
             EXPECT_TRUE(std::filesystem::exists(document.parent_path() / target)) << document << " links to " << target;
             ++links;
         }

@@ -20,12 +20,12 @@ using testing::content_of;
 
 /// "Suite.Name" of every test of the devices.
 std::set<std::string> tests_of_devices() {
-    static const std::regex test(R"(\nTEST(?:_F|_P)?\(\s*(\w+),\s*(\w+)\s*\))");
+    static const std::regex kTest(R"(\nTEST(?:_F|_P)?\(\s*(\w+),\s*(\w+)\s*\))");
     std::set<std::string> names;
     for (const auto& entry :
          std::filesystem::directory_iterator(std::filesystem::path(VMM_SOURCE_DIR) / "tests/unit/devices/virtio")) {
         const std::string text = content_of(entry.path());
-        for (std::sregex_iterator match(text.begin(), text.end(), test), end; match != end; ++match) {
+        for (std::sregex_iterator match(text.begin(), text.end(), kTest), end; match != end; ++match) {
             names.insert((*match)[1].str() + "." + (*match)[2].str());
         }
     }
@@ -43,19 +43,19 @@ TEST(VirtioIndex, NamesATestThatExistsForEverySectionThatApplies) {
     const std::set<std::string> tests = tests_of_devices();
     ASSERT_GT(tests.size(), 100U);
     std::istringstream lines(content_of(std::filesystem::path(VMM_SOURCE_DIR) / "docs/virtio.md"));
-    static const std::regex row(R"(^\| ([0-9.]+) \|[^|]+\|([^|]+)\|$)");
-    static const std::regex name("`([A-Za-z0-9_.]+)`");
+    static const std::regex kRow(R"(^\| ([0-9.]+) \|[^|]+\|([^|]+)\|$)");
+    static const std::regex kName("`([A-Za-z0-9_.]+)`");
     std::set<std::string> sections;
     for (std::string line; std::getline(lines, line);) {
         std::smatch match;
         if (!line.starts_with("| ") || line.starts_with("| Section ")) {
             continue;
         }
-        ASSERT_TRUE(std::regex_match(line, match, row)) << line;
+        ASSERT_TRUE(std::regex_match(line, match, kRow)) << line;
         sections.insert(match[1].str());
         const std::string named = match[2].str();
         std::size_t count = 0;
-        for (std::sregex_iterator each(named.begin(), named.end(), name), end; each != end; ++each, ++count) {
+        for (std::sregex_iterator each(named.begin(), named.end(), kName), end; each != end; ++each, ++count) {
             EXPECT_TRUE(tests.contains((*each)[1].str())) << (*each)[1].str() << " is no test: " << line;
         }
         EXPECT_GT(count, 0U) << "no test is named: " << line;

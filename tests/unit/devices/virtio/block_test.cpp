@@ -486,7 +486,7 @@ TEST_P(VirtioBlockKinds, AThousandRandomRequestsAtOnceDoWhatAnArrayOfBytesDoes) 
         }
         std::size_t returned = 0;
         ASSERT_TRUE(rig.pump_until([&] {
-            for (std::uint16_t queue = 0; queue < GetParam().queues; ++queue) {
+            for (unsigned queue = 0; queue < GetParam().queues; ++queue) {
                 while (rig.queue(queue).take_used()) {
                     ++returned;
                 }

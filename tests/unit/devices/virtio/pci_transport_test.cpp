@@ -1290,7 +1290,7 @@ class HostilePciDriver : public ::testing::Test {
         RecordingMessages others{3};
         RecordingPin other_pin;
         const auto make = [&] {
-            PciTransport(device.identity(), rig.memory(), kBase, {others.lines(), other_pin}, {}, state);
+            const PciTransport made(device.identity(), rig.memory(), kBase, {others.lines(), other_pin}, {}, state);
             return true;
         };
         EXPECT_EQ(error_of(make), "");

@@ -49,8 +49,8 @@ std::string machine_refusal(const std::string& text) {
 
 /// The schema's message against it.
 std::string schema_refusal(const std::string& text) {
-    static const testing::JsonSchema schema(json::parse(config_schema()));
-    return schema.why_not(json::parse(text, nullptr, true, true));
+    static const testing::JsonSchema kSchema(json::parse(config_schema()));
+    return kSchema.why_not(json::parse(text, nullptr, true, true));
 }
 
 class AcceptedConfigFile : public ::testing::TestWithParam<const char*> {};

@@ -53,8 +53,8 @@ TEST(SnapshotInfo, SaysWhatIsInIt) {
           "vCPUs           2\n",
           "memory          7 MiB (7340032 bytes); pieces of 2 MiB that are not zero: 5 MiB; on the disk: 0 bytes\n",
           "                0x100000000-0x1001fffff\n",
-          "devices         blk0 (block), net0 (net), rng0 (rng), console0 (console), vsock0 (vsock),\n"
-          "                balloon0 (balloon), other0 (none)\n",
+          ("devices         blk0 (block), net0 (net), rng0 (rng), console0 (console), vsock0 (vsock),\n"
+           "                balloon0 (balloon), other0 (none)\n"),
           "clock           12.345 s of the guest's, at 2023-11-14 22:13:20 UTC of the host's; 2400000 kHz\n",
           "features        avx sse4_2\n"}) {
         EXPECT_TRUE(mentions(text, line)) << line << " is not in\n" << text;

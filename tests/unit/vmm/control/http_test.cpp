@@ -119,7 +119,7 @@ TEST(RequestReader, RefusesGarbage) {
                                     "GET / HTTP/1.1\r\nno colon\r\n\r\n", " / HTTP/1.1\r\n\r\n"}) {
         EXPECT_NE(status_of_refused(bytes), 0U) << bytes;
     }
-    EXPECT_NE(status_of_refused(std::string("GET /\0 HTTP/1.1\r\n\r\n", 20)), 0U);
+    EXPECT_NE(status_of_refused(std::string("GET /\0 HTTP/1.1\r\n\r\n", 19)), 0U);
 }
 
 TEST(RequestReader, HoldsForAnyBytes) {

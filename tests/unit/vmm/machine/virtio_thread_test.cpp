@@ -148,7 +148,7 @@ class Busy final : public devices::virtio::Device {
     std::atomic<bool> idle_ = false;
 };
 
-const Sandbox no_sandbox(SandboxMode::kOff);
+const Sandbox kNoSandbox(SandboxMode::kOff);
 
 /// A device with its thread, and a driver that is ready when activate() returns.
 class VirtioThreadTest : public ::testing::Test {
@@ -160,7 +160,7 @@ class VirtioThreadTest : public ::testing::Test {
                                             .doorbells = doorbells,
                                             .work = work,
                                             .stop = stop,
-                                            .sandbox = no_sandbox,
+                                            .sandbox = kNoSandbox,
                                             .cpus = cpus});
     }
     void activate() {
@@ -283,7 +283,7 @@ TEST(VirtioThread, WatchesADescriptorThatHasTheNumberOfOneThatWasClosed) {
     std::deque<EventFd> doorbells(1);
     Reopening device;
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
-    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, kNoSandbox});
     device.signal();
     ASSERT_TRUE(device.waits_for(1));
     ASSERT_TRUE(device.has_same_number()) << "not what this test is about";
@@ -351,7 +351,7 @@ TEST(VirtioThread, NoTurnBeginsAfterTheEndOfTheRunHoweverMuchIsReady) {
     devices::virtio::MmioTransport transport(device.identity(), memory, irq, {});
     std::promise<VirtioThread*> made;
     device.on_last_turn = [thread = made.get_future().share()] { thread.get()->end(); };
-    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, no_sandbox});
+    VirtioThread thread({device, transport.negotiation(), transport, doorbells, work, stop, kNoSandbox});
     made.set_value(&thread);
     while (device.turns() < Flooded::kTurns) {
         std::this_thread::yield();

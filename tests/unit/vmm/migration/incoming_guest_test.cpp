@@ -41,8 +41,8 @@ using testing::mentions;
 using testing::message_header;
 
 const std::vector<std::byte>& arriving_state() {
-    static const std::vector<std::byte> bytes = encode_state(FullState::make());
-    return bytes;
+    static const std::vector<std::byte> kBytes = encode_state(FullState::make());
+    return kBytes;
 }
 
 /// A file in memory; empty if it cannot be made.

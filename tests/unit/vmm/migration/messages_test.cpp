@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -44,7 +45,7 @@ Body there_and_back(const Body& value) {
 
 /// The message about `body` after `change` has changed its members.
 template <typename Body, typename Change>
-std::string refusal_of_body(const Body& body, Change change) {
+std::string refusal_of_body(const Body& body, const Change& change) {
     CborValue members = from_cbor(encode(body), "a test");
     change(members);
     return error_of([&] { return decode<Body>({MessageType::kHello, to_cbor(members)}); });
@@ -113,7 +114,7 @@ TEST(MigrationMessage, WhatANewerVersionAddsIsIgnored) {
 
 TEST(MigrationMessage, ABodyThatCannotBeIsRefused) {
     const auto set = [](const char* name, CborValue value) {
-        return [name, value](CborValue& members) { members[name] = value; };
+        return [name, value = std::move(value)](CborValue& members) { members[name] = value; };
     };
     const auto erase = [](const char* name) { return [name](CborValue& members) { members.erase(name); }; };
     const Hello hello;

@@ -18,6 +18,7 @@
 #include <stop_token>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kvm/host/event_fd.hpp"
@@ -55,11 +56,11 @@ constexpr std::array kTransferLayout{GuestRange{GuestAddress{0}, 5 * kMiB + 3 * 
                                      GuestRange{GuestAddress{4 * kGiB}, 2 * kMiB}};
 
 void fill_at_random(std::span<std::byte> bytes, std::uint64_t seed) {
-    static const std::vector<std::byte> random = testing::random_bytes(2 * kMiB); // made once, because it takes long
+    static const std::vector<std::byte> kRandom = testing::random_bytes(2 * kMiB); // made once, because it takes long
     for (std::size_t done = 0; done < bytes.size();) {
         const std::size_t from = done == 0 ? seed % 4096 * 8 : 0;
-        const std::size_t size = std::min(bytes.size() - done, random.size() - from);
-        std::memcpy(bytes.data() + done, random.data() + from, size);
+        const std::size_t size = std::min(bytes.size() - done, kRandom.size() - from);
+        std::memcpy(bytes.data() + done, kRandom.data() + from, size);
         done += size;
     }
 }
@@ -119,7 +120,7 @@ class Told {
                     [this](std::exception_ptr why) {
                         const std::lock_guard hold(lock_);
                         try {
-                            std::rethrow_exception(why);
+                            std::rethrow_exception(std::move(why));
                         } catch (const LinkError& error) {
                             ++cuts_;
                         } catch (const Error& error) {

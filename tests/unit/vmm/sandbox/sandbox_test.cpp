@@ -99,7 +99,7 @@ struct Forbidden {
 };
 
 const std::vector<Forbidden>& forbidden() {
-    static const std::vector<Forbidden> calls{
+    static const std::vector<Forbidden> kCalls{
         {"open", [] { return ::syscall(SYS_open, "/etc/passwd", O_RDONLY); }},
         {"openat", [] { return ::syscall(SYS_openat, AT_FDCWD, "/etc/passwd", O_RDONLY); }},
         {"openat2", [] { return ::syscall(SYS_openat2, AT_FDCWD, "/", nullptr, 0); }},
@@ -162,7 +162,7 @@ const std::vector<Forbidden>& forbidden() {
         {"exit of the process", [] { return ::syscall(SYS_exit_group, 0); }},
         {"getrandom", [] { return ::syscall(SYS_getrandom, nullptr, 0, 0); }, {ThreadKind::kEntropy}},
     };
-    return calls;
+    return kCalls;
 }
 
 TEST_F(SandboxTest, WhatNoThreadNeedsIsNotDoneAndRaisesSigsys) {

@@ -32,6 +32,7 @@ using Bytes = std::vector<std::byte>;
 /// For a structure of the kernel, whose padding is zero.
 template <typename Value>
 void expect_same_bytes(const Value& a, const Value& b) {
+    // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): fillers and the unused part of a union count, too.
     EXPECT_EQ(std::memcmp(&a, &b, sizeof a), 0);
 }
 
@@ -109,8 +110,8 @@ std::string refusal_of(const Bytes& bytes) {
 
 /// The state of make_based() with different content in one section, and all checksums right.
 Bytes with_section(const std::string& name, const std::function<void(StateSection&)>& change) {
-    static const StateContainer whole = unpack_sections(encode_state(make_based(1)));
-    StateContainer container = whole;
+    static const StateContainer kWhole = unpack_sections(encode_state(make_based(1)));
+    StateContainer container = kWhole;
     change(*std::ranges::find(container.sections, name, &StateSection::name));
     return pack_sections(container);
 }
