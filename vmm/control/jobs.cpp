@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 
 namespace vmm::control {
 

@@ -20,8 +20,8 @@
 #include <vector>
 
 #include "kvm/host/format.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/host/unix_listener.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm::control {
 

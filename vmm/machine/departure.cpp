@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -16,8 +17,8 @@
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/machine/capture.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/machine/vcpu_throttle.hpp"
 #include "vmm/migration/channel.hpp"
 #include "vmm/migration/messages.hpp"

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/machine/stop_bridge.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 

@@ -14,9 +14,9 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/mapping.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "prefault/host/low_priority.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
