@@ -15,6 +15,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/host/warm_piece.hpp"
@@ -45,10 +46,6 @@ using Clock = std::chrono::steady_clock;
 using namespace bench;
 
 constexpr int kStoppedBySignal = 4;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 template <typename Value>
 void take_default(std::vector<Value>& list, const std::vector<Value>& preset) {

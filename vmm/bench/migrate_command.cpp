@@ -7,6 +7,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/user_fault_fd.hpp"
 #include "vmm/bench/matrix.hpp"
 #include "vmm/bench/migrate_plot.hpp"
@@ -101,7 +102,7 @@ void measure_migrations(MigrateResults& results, double timeout_seconds, StopReq
     results.complete = have_all_runs(results.cases, settings.runs);
     results.harness.run_seconds = runner.cost().runs;
     results.harness.own_cpu_seconds = runner.cost().own_cpu;
-    results.harness.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    results.harness.seconds = seconds_since(started);
 }
 
 } // namespace

@@ -19,6 +19,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "vmm/bench/guest_output.hpp"
 #include "vmm/bench/statistics.hpp"
 #include "vmm/guest/guest_image.hpp"
@@ -206,7 +207,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     spec.on_output = [&](pid_t /*child*/, std::string_view qmp) -> std::string {
         if (asked == 0 && qmp.find("\"QMP\"") != std::string_view::npos) {
             // QEMU has made the machine and its memory, and the guest starts.
-            sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+            sample[Figure::kReady] = seconds_since(started);
             ++asked;
             return "{\"execute\":\"qmp_capabilities\"}\n";
         }
@@ -236,7 +237,7 @@ Outcome Runner::run_command(const Cell& cell) {
     spec.stop_fd = stop_fd_;
     spec.on_output = [&](pid_t child, std::string_view console) -> std::string {
         if (!sample[Figure::kReady] && console.find("guest=vmm-builtin") != std::string_view::npos) {
-            sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+            sample[Figure::kReady] = seconds_since(started);
         }
         if (!counted && has_summary(console)) { // The VM still exists for a moment.
             counted = true;

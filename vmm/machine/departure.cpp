@@ -17,6 +17,7 @@
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/thread.hpp"
 #include "vmm/machine/capture.hpp"
 #include "vmm/machine/vcpu_throttle.hpp"
@@ -53,10 +54,6 @@ constexpr double kSwitchSeconds = 0.005;
 /// By how much less is expected of the switch after each round in which what is left does not fit.
 constexpr double kSwitchDecay = 0.9;
 constexpr unsigned kThrottleStep = 20;
-
-double seconds_since_then(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 constexpr const char* kTriedToMigrate = "migrate the machine";
 
@@ -110,7 +107,7 @@ class Departure {
 
     [[nodiscard]] MigrationReport report() {
         report_.sent_bytes = sender_.sent_bytes();
-        report_.total_seconds = seconds_since_then(start_);
+        report_.total_seconds = seconds_since(start_);
         return report_;
     }
 
@@ -164,7 +161,7 @@ class Departure {
                 return state_now();
             });
         }
-        switch_seconds_ = 2 * seconds_since_then(asked) + kSwitchSeconds;
+        switch_seconds_ = 2 * seconds_since(asked) + kSwitchSeconds;
         return state;
     }
 
@@ -245,7 +242,7 @@ class Departure {
             heed_time(); // It is over, or else the round would not have ended.
         }
         wait_until_synced();
-        const double seconds = std::max(seconds_since_then(begin), 1e-6);
+        const double seconds = std::max(seconds_since(begin), 1e-6);
         const std::uint64_t sent = sender_.content_bytes() - before;
         round_bytes_ = bytes_of(pages);
         round_seconds_ = seconds;
@@ -416,7 +413,7 @@ class Departure {
         pause();
         Resumer resumer(*this);
         const bool is_over = machine_.pause.look_while_paused(kTriedToMigrate, [&] {
-            report_.pause_seconds = seconds_since_then(asked);
+            report_.pause_seconds = seconds_since(asked);
             if (log_) {
                 join(todo, log_->take_all());
             }
@@ -433,7 +430,7 @@ class Departure {
                 return false;
             }
             give_away();
-            report_.downtime_seconds = seconds_since_then(asked);
+            report_.downtime_seconds = seconds_since(asked);
             report_.takeover_seconds =
                 report_.downtime_seconds - report_.pause_seconds - report_.pages_seconds - report_.state_seconds;
             return true;
@@ -535,7 +532,7 @@ class Departure {
 
     /// Whether the guest has not stood still for too long yet. If it has, more is expected of the next switch.
     bool is_in_time(Clock::time_point asked) {
-        const double seconds = seconds_since_then(asked);
+        const double seconds = seconds_since(asked);
         if (seconds <= std::chrono::duration<double>(options_.downtime).count()) {
             return true;
         }
@@ -552,12 +549,12 @@ class Departure {
             send_round(todo);
             report_.last_bytes = left;
         }
-        report_.pages_seconds = seconds_since_then(asked) - report_.pause_seconds;
+        report_.pages_seconds = seconds_since(asked) - report_.pause_seconds;
         has_sent_state_ = true;
         send_message(*control_, MessageType::kLastState, encode(last));
         const auto prepared = decode<Prepared>(expect(MessageType::kPrepared));
         report_.mapped_bytes = prepared.mapped_bytes;
-        report_.state_seconds = seconds_since_then(asked) - report_.pause_seconds - report_.pages_seconds;
+        report_.state_seconds = seconds_since(asked) - report_.pause_seconds - report_.pages_seconds;
     }
 
     /// From here on the guest is the other end's, unless that says no.
