@@ -17,6 +17,7 @@
 
 #include "devices/virtio/driver_link.hpp"
 #include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -99,10 +100,6 @@ std::pair<std::uint32_t, std::uint32_t> ports_from_guest(Header header) noexcept
 template <typename Header>
 std::pair<std::uint32_t, std::uint32_t> ports_to_guest(Header header) noexcept {
     return {std::uint32_t{header.source_port}, std::uint32_t{header.destination_port}};
-}
-
-bool would_block(int error) noexcept {
-    return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
 }
 
 } // namespace

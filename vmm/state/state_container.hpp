@@ -65,8 +65,4 @@ inline constexpr std::uint32_t kFormatVersion = 1;
 /// the section where it is one.
 [[nodiscard]] StateContainer unpack_sections(std::span<const std::byte> bytes);
 
-/// `text`, of a file, as a message can show it: what no terminal should obey is a '?', and at most `most` bytes are
-/// shown.
-[[nodiscard]] std::string shown(std::string_view text, std::size_t most = 40);
-
 } // namespace vmm
