@@ -161,13 +161,13 @@ class Benchmark {
             if (command_.warm) {
                 warm_memory(result.cell.memory_bytes, result.cell.page_size, stop_);
             }
-            const Outcome outcome = runner_.run(result.cell);
+            const RunEnd end = runner_.run(result.cell);
             cell_seconds_[i] = seconds_since(started);
-            if (outcome.sample) {
-                result.samples.push_back(*outcome.sample);
-            } else if (!outcome.stopped) {
-                result.failure = outcome.failure;
-                result.left_out = outcome.timed_out && run_limited_;
+            if (end.sample) {
+                result.samples.push_back(*end.sample);
+            } else if (!end.stopped) {
+                result.failure = end.failure;
+                result.left_out = end.timed_out && run_limited_;
                 cell_seconds_[i] = 0;
             }
         }

@@ -36,7 +36,7 @@ std::string read_file(const std::string& path) {
     return {std::istreambuf_iterator(file), {}};
 }
 
-Outcome failed(const ChildEnd& end) {
+RunEnd failed(const ChildEnd& end) {
     return {std::nullopt, end.problem(), end.stopped, end.timed_out};
 }
 
@@ -92,7 +92,7 @@ ChildEnd Runner::run_child(const ChildSpec& spec) {
     return end;
 }
 
-Outcome Runner::run(const Cell& cell) {
+RunEnd Runner::run(const Cell& cell) {
     try {
         switch (cell.contender) {
         case Contender::kVmm:
@@ -168,7 +168,7 @@ class Runner::Pool {
     std::jthread server_;
 };
 
-Outcome Runner::run_vmm(const Cell& cell) {
+RunEnd Runner::run_vmm(const Cell& cell) {
     std::optional<Pool> pool;
     if (cell.method == Method::kPool) {
         pool.emplace(cell, settings_.pool);
@@ -192,7 +192,7 @@ Outcome Runner::run_vmm(const Cell& cell) {
     return {sample, {}};
 }
 
-Outcome Runner::run_qemu(const Cell& cell) {
+RunEnd Runner::run_qemu(const Cell& cell) {
     const std::string console = folder_.file("console");
     std::error_code ignored;
     std::filesystem::remove(console, ignored);
@@ -227,7 +227,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     return {sample, {}};
 }
 
-Outcome Runner::run_command(const Cell& cell) {
+RunEnd Runner::run_command(const Cell& cell) {
     Sample sample;
     const auto started = std::chrono::steady_clock::now();
     bool counted = false;

@@ -44,7 +44,7 @@ class WorkFolder {
 };
 
 /// The end of a run: a sample, or why there is none. A run that was stopped has neither.
-struct Outcome {
+struct RunEnd {
     std::optional<Sample> sample;
     std::string failure;
     bool stopped = false;
@@ -64,7 +64,7 @@ class Runner {
     Runner(RunSettings settings, std::string program, int stop_fd);
 
     /// Throws Error: no process can be made. Whatever else goes wrong is in the result.
-    [[nodiscard]] Outcome run(const Cell& cell);
+    [[nodiscard]] RunEnd run(const Cell& cell);
 
     /// The cost of starting, reading and ending: how long a guest that does next to nothing takes from start to end,
     /// less the time that it says it took. The median of `runs`.
@@ -76,9 +76,9 @@ class Runner {
     class Pool;
 
     [[nodiscard]] ChildEnd run_child(const ChildSpec& spec);
-    [[nodiscard]] Outcome run_vmm(const Cell& cell);
-    [[nodiscard]] Outcome run_qemu(const Cell& cell);
-    [[nodiscard]] Outcome run_command(const Cell& cell);
+    [[nodiscard]] RunEnd run_vmm(const Cell& cell);
+    [[nodiscard]] RunEnd run_qemu(const Cell& cell);
+    [[nodiscard]] RunEnd run_command(const Cell& cell);
 
     RunSettings settings_;
     std::string program_;
