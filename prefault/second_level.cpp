@@ -21,7 +21,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint64_t kSmallPage = 4 * kKiB;
 /// The first pass finds what is missing because a mapping is smaller than expected. The second finds what was taken
 /// away meanwhile. The last shows that nothing is missing any more.
 constexpr unsigned kMostPasses = 3;
@@ -168,7 +167,7 @@ class SecondLevel::Fill {
     /// (docs/prefault.md). Every 4 KiB are touched, because the size of that host's mappings is not known here.
     void touch_after_ioctl() {
         if (method_.method == Method::kIoctlThenTouch && !stop_.stop_requested() && !vcpus_.are_held()) {
-            touch_all(kvm::AddressSpace::kNormal, kSmallPage);
+            touch_all(kvm::AddressSpace::kNormal, kSmallPageBytes);
         }
     }
 
@@ -206,7 +205,7 @@ class SecondLevel::Fill {
                 return Proof::kNone;
             }
             const std::uint64_t faults_before = vcpus_.faults(address_space);
-            touch_all(address_space, kSmallPage);
+            touch_all(address_space, kSmallPageBytes);
             faults = difference(vcpus_.faults(address_space), faults_before);
             report_.top_up_passes += faults != 0 ? 1 : 0;
             problem = vcpus_.take_problem();
@@ -298,7 +297,7 @@ bool SecondLevel::fill_piece(GuestRange piece, const std::stop_token& stop) {
     const bool mapped = piece_method_ == Method::kTouch || vcpus_.pre_fault_chunk(0, piece, page_bytes, stop);
     return mapped && (piece_method_ == Method::kIoctl ||
                       vcpus_.touch_chunk(kvm::AddressSpace::kNormal, 0, piece,
-                                         piece_method_ == Method::kTouch ? page_bytes : kSmallPage, stop));
+                                         piece_method_ == Method::kTouch ? page_bytes : kSmallPageBytes, stop));
 }
 
 GuestAddress SecondLevel::page_tables() const noexcept {
