@@ -14,8 +14,7 @@
 namespace vmm {
 
 /// A thread that prefaults what `options` ask for, as soon as all of memory has its content, until it is done or the
-/// machine stops. Destruction waits for it, so
-/// a stop must have been requested before, unless the work is done.
+/// machine stops. Destruction waits for it, so a stop must have been requested before, unless the work is done.
 ///
 /// Threads: the one that made it.
 class BackgroundPrefault {
