@@ -75,7 +75,7 @@ FrameStream::FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter,
     rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
 }
 
-// --- From the host -----------------------------------------------------------------------------------------------
+// ---- From the host
 
 /// Returns true if something was read.
 bool FrameStream::read_more() noexcept {
@@ -127,7 +127,7 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) {
     return up_ ? -EAGAIN : -ENOTCONN;
 }
 
-// --- To the host -------------------------------------------------------------------------------------------------
+// ---- To the host
 
 void FrameStream::send_rest() noexcept {
     while (has_rest()) {

@@ -129,7 +129,7 @@ const std::string& checked(const std::string& path) {
 
 } // namespace
 
-// --- The device -----------------------------------------------------------------------------------------------------
+// ---- The device
 
 Vsock::Vsock(std::string name, const VsockConfig& config, const VsockState& state)
     : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
@@ -285,7 +285,7 @@ void Vsock::serve() {
     set_alarm();
 }
 
-// --- Time limits -----------------------------------------------------------------------------------------------------
+// ---- Time limits
 
 void Vsock::expire() {
     const Clock::time_point now = config_.now();
@@ -383,7 +383,7 @@ bool Vsock::has_room_for_connection(bool by_guest) {
     return begun() < kMostConnections;
 }
 
-// --- From the guest -------------------------------------------------------------------------------------------------
+// ---- From the guest
 
 void Vsock::take_packets() {
     std::size_t bytes = 0;
@@ -558,7 +558,7 @@ void Vsock::flush(Connections::iterator connection) {
     }
 }
 
-// --- From programs of the host -----------------------------------------------------------------------------------
+// ---- From programs of the host
 
 void Vsock::accept_programs() {
     for (int accepted = 0; accepted < kMostAcceptedAtOnce; ++accepted) {
@@ -629,7 +629,7 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     reply(ports, kRequest);
 }
 
-// --- To the guest ------------------------------------------------------------------------------------------------
+// ---- To the guest
 
 std::uint32_t Vsock::credit(const Connection& connection) noexcept {
     const std::uint32_t on_the_way = connection.sent_bytes - connection.guest_forwarded_bytes;

@@ -204,7 +204,7 @@ TEST_F(MigrationTest, SerialLineGoesOn) {
     EXPECT_EQ(source.output() + moved.there->output(), "before;after;");
 }
 
-// ---- disks
+// ---- Disks
 
 struct MigrationOfDisk : MigrationTest {
     std::string disk = directory.write("disk", "");
@@ -321,7 +321,7 @@ TEST_F(MigrationOfDisk, GuestComesBackIfTheDestinationCannotHaveIt) {
     expect_content(last_flushed(source.output()));
 }
 
-// ---- what ends an attempt
+// ---- What ends an attempt
 
 /// A guest whose second level is full.
 struct StayingGuest : MigrationTest {
@@ -490,7 +490,7 @@ TEST_F(StayingGuest, DestinationEndsMeanwhile) {
     expect_stays(source);
 }
 
-// ---- what is refused
+// ---- What is refused
 
 TEST_F(StayingGuest, AnotherMachineIsRefused) {
     Running source(full_guest());

@@ -423,7 +423,7 @@ bool Arrival::say(MessageType type, std::span<const std::byte> body) noexcept {
     }
 }
 
-// ---- the thread that speaks with the source
+// ---- The thread that speaks with the source
 
 void Arrival::converse() noexcept {
     try {

@@ -112,7 +112,7 @@ class Departure {
     }
 
   private:
-    // ---- before there are pages
+    // ---- Before there are pages
 
     void announce() {
         stage_ = "connecting";
@@ -194,7 +194,7 @@ class Departure {
         sender_.use(std::move(streams));
     }
 
-    // ---- while the guest runs
+    // ---- While the guest runs
 
     bool send_and_switch() {
         PageBits todo = present_pages();
@@ -373,7 +373,7 @@ class Departure {
         throw Error(std::string("cannot migrate the machine, which goes on here: ") + error.what());
     }
 
-    // ---- the switch
+    // ---- The switch
 
     /// Guest memory is the destination's already.
     bool hand_over() {
@@ -448,7 +448,7 @@ class Departure {
         return is_over;
     }
 
-    // ---- post-copy
+    // ---- Post-copy
 
     /// What is left goes over when the guest asks for it, or by and by. From here on a cut link ends the attempt: what
     /// the destination does not have, it has dropped.
@@ -643,7 +643,7 @@ class Departure {
         is_committed_ = false;
     }
 
-    // ---- the other end
+    // ---- The other end
 
     /// The next message, which has to be of `type`. Throws RefusedError if it is a refusal.
     Message expect(MessageType type) { return expect(type, *control_); }
@@ -715,7 +715,7 @@ class Departure {
         }
     }
 
-    // ---- this end
+    // ---- This end
 
     struct EndWaiting {
         Departure* departure;

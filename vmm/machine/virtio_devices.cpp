@@ -423,7 +423,7 @@ void VirtioDevices::connect(Slot& slot, const VirtioDeviceState* state) {
     pci_->catch_doorbells(number, std::move(events), PciTransport::kDoorbells, PciTransport::kDoorbellStride);
 }
 
-// --- Devices that come and go while the guest runs -------------------------------------------------------------------
+// ---- Devices that come and go while the guest runs
 
 std::string VirtioDevices::free_name(std::string_view kind) const {
     const std::lock_guard hold(mutex_);

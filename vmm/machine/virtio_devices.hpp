@@ -111,8 +111,7 @@ class VirtioDevices {
     /// Where the guest finds these.
     [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
 
-    // --- Devices that come and go while the guest runs
-    // ----------------------------------------------------------------
+    // ---- Devices that come and go while the guest runs
 
     /// Whether the guest has a PCI bus, on which devices can come and go.
     [[nodiscard]] bool has_pci() const noexcept { return pci_ != nullptr; }

@@ -375,7 +375,7 @@ TEST(DeviceTree, OfTheLargestMachineFitsItsPlace) {
     EXPECT_LE(build_setup_dtb(tree).size(), kRoom);
 }
 
-// --- The judgement of the compiler ----------------------------------------------------------------------------------
+// ---- The judgement of the compiler
 
 /// What dtc says of a tree beside its source; nothing if it has nothing to say.
 std::string complaints(const Hardware& hardware, std::span<const MemoryMapEntry> map) {
