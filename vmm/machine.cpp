@@ -57,8 +57,6 @@ RunReport begin_report(const Config& config, const Hardware& hardware) {
     return report;
 }
 
-} // namespace
-
 /// What `make` returns. If it throws, `first` is told why, because somebody elsewhere may want to know.
 template <typename Make>
 auto made_or_told(FirstState& first, Make make) {
@@ -70,12 +68,6 @@ auto made_or_told(FirstState& first, Make make) {
     }
 }
 
-/// Stands behind the hardware, so that nothing uses that any more when it is destroyed.
-struct AbandonAtEnd {
-    ~AbandonAtEnd() { first.abandon(); }
-    FirstState& first;
-};
-
 std::unique_ptr<FirstState> open_first_state(const Config& config, const StopRequest& stop) {
     if (config.restore) {
         return std::make_unique<SnapshotStart>(config, stop);
@@ -86,10 +78,18 @@ std::unique_ptr<FirstState> open_first_state(const Config& config, const StopReq
     return std::make_unique<KernelBoot>(config, stop);
 }
 
+} // namespace
+
 /// The members stand in the order they depend on each other. The first state is opened before there is hardware, so
 /// that a kernel that is not there is refused at once.
 struct Machine::Parts {
     Parts(Config wanted, Clock::time_point started);
+
+    /// Stands behind the hardware, so that nothing uses that any more when it is destroyed.
+    struct AbandonAtEnd {
+        ~AbandonAtEnd() { first.abandon(); }
+        FirstState& first;
+    };
 
     Config config;
     std::shared_ptr<StopRequest> shared_stop;

@@ -103,9 +103,9 @@ class MachineSecondLevel {
         DirtyLog(const DirtyLog&) = delete;
         DirtyLog& operator=(const DirtyLog&) = delete;
 
-        /// Has the pages of `range`, which is a part of a region, watched from now on, unless they are: what vCPUs write
-        /// there is logged only from then on. Until then all of them count as written. So the cost of protecting pages is
-        /// spread. Throws Error. Threads: any.
+        /// Has the pages of `range`, which is a part of a region, watched from now on, unless they are: what vCPUs
+        /// write there is logged only from then on. Until then all of them count as written. So the cost of protecting
+        /// pages is spread. Throws Error. Threads: any.
         void watch(GuestRange range);
 
         /// The pages that vCPUs have written since the log began, or since they were read last. Throws Error.

@@ -19,9 +19,9 @@ class Sandbox {
 
     /// Confines the calling thread, and those that it makes from now on, for good: it gains no rights by execve(2)
     /// (PR_SET_NO_NEW_PRIVS), has no capability (but a disk's CAP_IPC_LOCK), reaches no file by its name (Landlock, if
-    /// the host has it), and makes the system calls of its kind alone. Any other one is not made, and raises SIGSYS, with
-    /// SYS_SECCOMP as its code: that ends the process, unless the program has a handler. With SandboxMode::kLog the calls
-    /// are made and logged, and nothing else changes. `name` is for confined_thread(). Throws Error.
+    /// the host has it), and makes the system calls of its kind alone. Any other one is not made, and raises SIGSYS,
+    /// with SYS_SECCOMP as its code: that ends the process, unless the program has a handler. With SandboxMode::kLog
+    /// the calls are made and logged, and nothing else changes. `name` is for confined_thread(). Throws Error.
     void confine(ThreadKind kind, std::string_view name) const;
 
   private:
