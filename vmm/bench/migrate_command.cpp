@@ -42,7 +42,7 @@ void fill_in(std::vector<Value>& list, std::vector<Value> standard) {
     }
 }
 
-MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const HostRoom& room, unsigned cpus) {
+MigrateSettings settings_of(const BenchMigrateCommand& command, const HostRoom& room, unsigned cpus) {
     MigrateSettings settings;
     settings.memory_bytes = command.memory_bytes;
     settings.lists = command.lists;
@@ -71,7 +71,7 @@ MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const Ho
 }
 
 /// The memory of each case, for what knows whether it fits.
-std::vector<Cell> cells_of_all_copies(const MigrateResults& results) {
+std::vector<Cell> cells_of(const MigrateResults& results) {
     std::vector<Cell> cells;
     for (const MigrateResult& result : results.cases) {
         Cell cell;
@@ -113,7 +113,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
     results.version = kVersion;
     results.host = read_host_facts();
     const HostRoom room = read_host_room();
-    results.settings = migrate_settings_of(command, room, results.host.cpus);
+    results.settings = settings_of(command, room, results.host.cpus);
     for (const MigrateCase& each : migrate_cases(results.settings.lists, results.settings.every)) {
         results.cases.push_back({each});
     }
@@ -121,7 +121,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
         throw Error("cannot measure what cannot be: 'local' has a unix socket, one stream and a prefault, and "
                     "'post-copy' has a prefault and no pages of 1G (--mode, --link, --streams, --prefault)");
     }
-    const std::vector<Cell> cells = cells_of_all_copies(results);
+    const std::vector<Cell> cells = cells_of(results);
     try {
         check_fits(cells, room);
     } catch (const Error& error) {
