@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <unistd.h>
-#include <x86intrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -41,15 +40,6 @@ RunEnd failed(const ChildEnd& end) {
 }
 
 } // namespace
-
-CycleClock::CycleClock() : started_(std::chrono::steady_clock::now()), cycles_(__rdtsc()) {}
-
-double CycleClock::seconds_per_cycle() const {
-    constexpr auto kLeast = std::chrono::milliseconds(20);
-    std::this_thread::sleep_until(started_ + kLeast);
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started_;
-    return passed.count() / static_cast<double>(__rdtsc() - cycles_);
-}
 
 WorkFolder::WorkFolder() {
     std::error_code failed;
