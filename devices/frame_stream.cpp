@@ -16,11 +16,6 @@ namespace vmm::devices {
 
 namespace {
 
-/// True if a call that failed with `error_number` should be repeated later.
-bool is_for_later(int error_number) noexcept {
-    return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
-}
-
 constexpr std::size_t kLengthBytes = sizeof(std::uint32_t);
 constexpr std::size_t kLeastFrame = 14; ///< the Ethernet header
 constexpr std::size_t kMostFrame = FrameLink::kMostBytes - FrameLink::kHeaderBytes;
@@ -80,7 +75,7 @@ FrameStream::FrameStream(UniqueFd socket, std::unique_ptr<FrameFilter> filter,
     rest_.reserve(kLengthBytes + kMostFrame); // So that keeping a rest cannot fail.
 }
 
-// --- From the host -----------------------------------------------------------------------------------------------
+// ---- From the host
 
 /// Returns true if something was read.
 bool FrameStream::read_more() noexcept {
@@ -94,7 +89,7 @@ bool FrameStream::read_more() noexcept {
         input_end_ += static_cast<std::size_t>(count);
         return true;
     }
-    up_ = count < 0 && is_for_later(errno);
+    up_ = count < 0 && would_block(errno);
     return false;
 }
 
@@ -132,7 +127,7 @@ std::ptrdiff_t FrameStream::receive(std::span<const iovec> buffers) {
     return up_ ? -EAGAIN : -ENOTCONN;
 }
 
-// --- To the host -------------------------------------------------------------------------------------------------
+// ---- To the host
 
 void FrameStream::send_rest() noexcept {
     while (has_rest()) {
@@ -141,7 +136,7 @@ void FrameStream::send_rest() noexcept {
                           MSG_DONTWAIT | MSG_NOSIGNAL);
         });
         if (count < 0) {
-            up_ = is_for_later(errno);
+            up_ = would_block(errno);
             return;
         }
         rest_begin_ += static_cast<std::size_t>(count);
@@ -202,7 +197,7 @@ int FrameStream::send_pieces(std::span<iovec> pieces) {
     message.msg_iovlen = pieces.size();
     const ssize_t sent = uninterrupted([&] { return ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL); });
     if (sent < 0) {
-        if (is_for_later(errno)) {
+        if (would_block(errno)) {
             return -EAGAIN;
         }
         up_ = false;

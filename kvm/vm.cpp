@@ -93,7 +93,7 @@ void Vm::log_dirty_pages(std::uint32_t slot, GuestRange range, std::byte* host, 
 std::vector<std::uint64_t> Vm::take_dirty_log(std::uint32_t slot, std::uint64_t bytes,
                                               AddressSpace address_space) const {
     constexpr std::uint64_t kPagesPerWord = 64;
-    constexpr std::uint64_t kBytesPerWord = kPagesPerWord * 4 * kKiB;
+    constexpr std::uint64_t kBytesPerWord = kPagesPerWord * kSmallPageBytes;
     std::vector<std::uint64_t> pages((bytes + kBytesPerWord - 1) / kBytesPerWord);
     kvm_dirty_log log{};
     log.slot = in_space(slot, address_space);
@@ -103,7 +103,7 @@ std::vector<std::uint64_t> Vm::take_dirty_log(std::uint32_t slot, std::uint64_t 
     }
     // KVM holds its lock while it works on a piece, and vCPUs that fault wait for that lock. So the pieces are small.
     constexpr std::size_t kWordsAtOnce = 1024; // 256 MiB
-    const std::uint64_t all = bytes / (4 * kKiB);
+    const std::uint64_t all = bytes / kSmallPageBytes;
     for (std::size_t word = 0; watches_by_piece_ && word < pages.size(); word += kWordsAtOnce) {
         const std::span<const std::uint64_t> piece =
             std::span(pages).subspan(word, std::min(kWordsAtOnce, pages.size() - word));

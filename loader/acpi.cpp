@@ -23,7 +23,7 @@ std::uint32_t low_address(GuestAddress address) {
     return static_cast<std::uint32_t>(to_integer(address));
 }
 
-// --- DSDT: the devices --------------------------------------------------------------------------------------------
+// ---- DSDT: the devices
 
 /// The name of one device of many: a letter and three hex digits, e.g. C00A.
 std::string numbered_name(char letter, std::size_t number) {
@@ -101,7 +101,7 @@ Term events(std::string_view name, std::uint8_t number, std::uint32_t gsi, const
                          resources({aml::interrupt(gsi, false)}), aml::method("_EVT", 1, body)});
 }
 
-// --- DSDT: PCI -----------------------------------------------------------------------------------------------------
+// ---- DSDT: PCI
 
 constexpr std::string_view kPciRoot = "PCI0";
 constexpr std::string_view kPciHotplugCheck = "HPCK";
@@ -200,6 +200,8 @@ Term pci_root(const PciHardware& pci) {
     return aml::device(kPciRoot, terms);
 }
 
+// ---- DSDT: the table
+
 Term power_off_state(std::uint8_t sleep_type) {
     const std::array<Term, 4> values = {aml::integer(sleep_type), aml::integer(0), aml::integer(0), aml::integer(0)};
     return aml::name("\\_S5", aml::package(values));
@@ -242,7 +244,7 @@ std::vector<std::byte> build_dsdt(const Hardware& hardware) {
     return std::move(table).finish();
 }
 
-// --- FADT: the fixed features (ACPI 6.3, 5.2.9) -------------------------------------------------------------------
+// ---- FADT: the fixed features (ACPI 6.3, 5.2.9)
 
 // Boot architecture flags (IAPC_BOOT_ARCH). The flag for an 8042 stays clear, because there is none to probe for.
 constexpr std::uint16_t kLegacyDevices = 1U << 0U; // COM1
@@ -293,7 +295,7 @@ std::vector<std::byte> build_fadt(const Hardware& hardware, GuestAddress dsdt) {
     return std::move(table).finish();
 }
 
-// --- MADT: the interrupt controllers (ACPI 6.3, 5.2.12) -----------------------------------------------------------
+// ---- MADT: the interrupt controllers (ACPI 6.3, 5.2.12)
 
 std::vector<std::byte> build_madt(const Hardware& hardware) {
     constexpr std::uint8_t kRevision = 5;
@@ -328,7 +330,7 @@ std::vector<std::byte> build_madt(const Hardware& hardware) {
     return std::move(table).finish();
 }
 
-// --- MCFG: where configuration spaces lie in memory (PCI Firmware 3.0, 4.1.2) ----------------------------------------
+// ---- MCFG: where configuration spaces lie in memory (PCI Firmware 3.0, 4.1.2)
 
 std::vector<std::byte> build_mcfg(const PciHardware& pci) {
     constexpr std::uint8_t kRevision = 1;
@@ -342,7 +344,7 @@ std::vector<std::byte> build_mcfg(const PciHardware& pci) {
     return std::move(table).finish();
 }
 
-// --- XSDT and RSDP: where the other tables are --------------------------------------------------------------------
+// ---- XSDT and RSDP: where the other tables are
 
 std::vector<std::byte> build_xsdt(std::span<const GuestAddress> tables) {
     constexpr std::uint8_t kRevision = 1;

@@ -88,7 +88,7 @@ void interrupt(TreeWriter& tree, std::uint32_t gsi, InterruptTrigger trigger) {
     tree.cells("interrupts", {gsi, trigger == InterruptTrigger::kLevel ? kLevelHigh : kEdgeRising});
 }
 
-// --- The root's children ------------------------------------------------------------------------------------------
+// ---- The root's children
 
 constexpr const char* kIsaBus = "isa@1,0"; // Linux recognises the bus by the name before the @.
 
@@ -183,10 +183,9 @@ void write_distances(TreeWriter& tree, const AcpiNuma& numa) {
 
 void write_interrupt_controller(TreeWriter& tree, GuestAddress address, const char* compatible,
                                 std::uint32_t phandle = 0) {
-    constexpr std::uint64_t kPageBytes = 0x1000;
     tree.node(unit("interrupt-controller", to_integer(address)), [&] {
         tree.text("compatible", compatible);
-        registers(tree, {address, kPageBytes});
+        registers(tree, {address, kSmallPageBytes});
         tree.flag("interrupt-controller");
         tree.cells("#address-cells", {0});
         tree.cells("#interrupt-cells", {2});

@@ -10,8 +10,6 @@ namespace vmm::prefault {
 
 namespace {
 
-constexpr std::uint64_t kSmallPage = 4 * kKiB;
-
 /// Touches a chunk, and tries again if that failed, because the cause may be over. Under QEMU's emulation of nested
 /// paging (10.0 and 11.1, thread=multi) a vCPU on the emulated machine's processor 0 sometimes takes a triple fault:
 /// another processor that restores floating-point state corrupts it (tests/lab/run.sh).
@@ -79,7 +77,7 @@ void PrefaultVcpus::grow(unsigned count, const std::stop_token& stop) {
 }
 
 std::uint64_t PrefaultVcpus::used_scratch_pages() const noexcept {
-    return scratch_->used_range().size / kSmallPage;
+    return scratch_->used_range().size / kSmallPageBytes;
 }
 
 GuestRange PrefaultVcpus::touched_part_of_scratch() const noexcept {
@@ -88,7 +86,7 @@ GuestRange PrefaultVcpus::touched_part_of_scratch() const noexcept {
     // shadowed.
     GuestRange range = scratch_->used_range();
     if (host_.may_be_shadow()) {
-        range.size = kSmallPage;
+        range.size = kSmallPageBytes;
     }
     return range;
 }
@@ -98,7 +96,7 @@ TouchResult PrefaultVcpus::touch_scratch(PrefaultVcpu& vcpu, const std::stop_tok
     using Access = PrefaultVcpu::Access;
     TouchResult result{TouchResult::End::kStopped, ""};
     run_in_parallel({1, "prefault", {}, false, tick}, stop, [&](unsigned, const std::stop_token& crew_stop) {
-        result = vcpu.touch(touched_part_of_scratch(), kSmallPage, crew_stop,
+        result = vcpu.touch(touched_part_of_scratch(), kSmallPageBytes, crew_stop,
                             scratch_->is_read_only() ? Access::kRead : Access::kWrite);
     });
     return result;

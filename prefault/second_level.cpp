@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "prefault/host/populate.hpp"
 #include "prefault/host/workforce.hpp"
 #include "prefault/method_choice.hpp"
@@ -18,24 +19,11 @@ namespace vmm::prefault {
 
 namespace {
 
-constexpr std::uint64_t kSmallPage = 4 * kKiB;
+using Clock = std::chrono::steady_clock;
+
 /// The first pass finds what is missing because a mapping is smaller than expected. The second finds what was taken
 /// away meanwhile. The last shows that nothing is missing any more.
 constexpr unsigned kMostPasses = 3;
-
-class Stopwatch {
-  public:
-    /// Returns the seconds since the last lap, or since construction.
-    double lap() {
-        const auto now = Clock::now();
-        const std::chrono::duration<double> elapsed = now - std::exchange(start_, now);
-        return elapsed.count();
-    }
-
-  private:
-    using Clock = std::chrono::steady_clock;
-    Clock::time_point start_ = Clock::now();
-};
 
 std::uint64_t difference(std::uint64_t after, std::uint64_t before) {
     return after > before ? after - before : 0;
@@ -85,13 +73,13 @@ class SecondLevel::Fill {
     }
 
     Report run() {
-        Stopwatch total;
+        const auto start = Clock::now();
         // Long-term pins are made in large pieces, and must exist before the second level is filled, because pinning
         // may move pages. So a fill with such pins runs in stages, even in the background.
         const bool piecewise = options_.background && options_.scope == Scope::kAll && pins_.kind() != Pin::kLongterm;
         report_.complete = piecewise ? run_in_pieces() : run_in_stages();
         report_.complete = report_.complete && (!options_.smm || options_.scope != Scope::kAll || fill_smm());
-        report_.total_seconds = total.lap();
+        report_.total_seconds = seconds_since(start);
         return std::move(report_);
     }
 
@@ -116,19 +104,19 @@ class SecondLevel::Fill {
     }
 
     bool populate_host_side() {
-        Stopwatch step;
+        const auto start = Clock::now();
         const bool populated = populate_host(memory_, ranges_, workforce_, stop_);
-        report_.host_seconds = step.lap();
+        report_.host_seconds = seconds_since(start);
         return populated;
     }
 
     bool pin() {
-        Stopwatch step;
+        const auto start = Clock::now();
         const std::vector<GuestRange> ranges = ranges_of(ranges_);
         std::atomic<std::uint64_t> done_bytes{0};
         const bool pinned = pins_.add(memory_, ranges, workforce_.workers, stop_,
                                       [&](std::uint64_t bytes) { done_bytes.fetch_add(bytes); });
-        report_.pin_seconds = step.lap();
+        report_.pin_seconds = seconds_since(start);
         if (workforce_.progress && pins_.kind() != Pin::kNone) {
             workforce_.progress(
                 {Stage::kPin, pinned ? report_.bytes : done_bytes.load(), report_.bytes, report_.pin_seconds});
@@ -137,7 +125,7 @@ class SecondLevel::Fill {
     }
 
     bool fill() {
-        Stopwatch step;
+        const auto start = Clock::now();
         begin();
         const std::uint64_t chunk_bytes = Plan::chunk_bytes_for(report_.bytes, workforce_.workers, mapping_bytes_);
         for_each_chunk(ranges_, chunk_bytes, workforce_, Stage::kSecondLevel, "prefault", stop_,
@@ -145,12 +133,12 @@ class SecondLevel::Fill {
                            return fill_chunk(worker, chunk, stop);
                        });
         touch_after_ioctl();
-        return finish(step);
+        return finish(start);
     }
 
     /// Populates both sides of each chunk before the next one, so that finished chunks serve a running guest at once.
     bool fill_in_pieces() {
-        Stopwatch step;
+        const auto start = Clock::now();
         begin();
         const std::uint64_t chunk_bytes = host_chunk_bytes(memory_.page_size(), report_.bytes, workforce_.workers);
         for_each_chunk(ranges_, chunk_bytes, workforce_, Stage::kSecondLevel, "prefault", stop_,
@@ -159,7 +147,7 @@ class SecondLevel::Fill {
                            return fill_chunk(worker, chunk, stop);
                        });
         touch_after_ioctl();
-        return finish(step);
+        return finish(start);
     }
 
     void begin() {
@@ -179,23 +167,23 @@ class SecondLevel::Fill {
     /// (docs/prefault.md). Every 4 KiB are touched, because the size of that host's mappings is not known here.
     void touch_after_ioctl() {
         if (method_.method == Method::kIoctlThenTouch && !stop_.stop_requested() && !vcpus_.are_held()) {
-            touch_all(kvm::AddressSpace::kNormal, kSmallPage);
+            touch_all(kvm::AddressSpace::kNormal, kSmallPageBytes);
         }
     }
 
-    bool finish(Stopwatch& step) {
+    bool finish(Clock::time_point start) {
         report_.proof = verify(kvm::AddressSpace::kNormal, {}, report_.mapped);
-        report_.second_level_seconds = step.lap();
+        report_.second_level_seconds = seconds_since(start);
         return report_.proof != Proof::kNone;
     }
 
     bool fill_smm() {
-        Stopwatch step;
+        const auto start = Clock::now();
         vcpus_.begin(kvm::AddressSpace::kSmm, end_of(ranges_), stop_);
         const MappedPages before = vcpus_.mapped_guest_memory();
         touch_all(kvm::AddressSpace::kSmm, mapping_bytes_);
         const Proof proof = verify(kvm::AddressSpace::kSmm, before, report_.smm_mapped);
-        report_.smm_seconds = step.lap();
+        report_.smm_seconds = seconds_since(start);
         return proof != Proof::kNone;
     }
 
@@ -217,7 +205,7 @@ class SecondLevel::Fill {
                 return Proof::kNone;
             }
             const std::uint64_t faults_before = vcpus_.faults(address_space);
-            touch_all(address_space, kSmallPage);
+            touch_all(address_space, kSmallPageBytes);
             faults = difference(vcpus_.faults(address_space), faults_before);
             report_.top_up_passes += faults != 0 ? 1 : 0;
             problem = vcpus_.take_problem();
@@ -309,7 +297,7 @@ bool SecondLevel::fill_piece(GuestRange piece, const std::stop_token& stop) {
     const bool mapped = piece_method_ == Method::kTouch || vcpus_.pre_fault_chunk(0, piece, page_bytes, stop);
     return mapped && (piece_method_ == Method::kIoctl ||
                       vcpus_.touch_chunk(kvm::AddressSpace::kNormal, 0, piece,
-                                         piece_method_ == Method::kTouch ? page_bytes : kSmallPage, stop));
+                                         piece_method_ == Method::kTouch ? page_bytes : kSmallPageBytes, stop));
 }
 
 GuestAddress SecondLevel::page_tables() const noexcept {

@@ -81,17 +81,16 @@ std::unique_ptr<FirstState> open_first_state(const Config& config, const StopReq
 
 } // namespace
 
-/// A member that is placed after the hardware, so that it is destroyed first and the hardware is not used any more when
-/// it is destroyed.
-struct AbandonAtEnd {
-    ~AbandonAtEnd() { first.abandon(); }
-    FirstState& first;
-};
-
 /// The order of the members follows their dependencies. The first state is opened before there is hardware, so that a
 /// missing kernel is refused at once.
 struct Machine::Parts {
     Parts(Config wanted, Clock::time_point started);
+
+    /// Stands behind the hardware, so that nothing uses that any more when it is destroyed.
+    struct AbandonAtEnd {
+        ~AbandonAtEnd() { first.abandon(); }
+        FirstState& first;
+    };
 
     Config config;
     std::shared_ptr<StopRequest> shared_stop;

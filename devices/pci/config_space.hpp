@@ -41,8 +41,7 @@ class ConfigSpace {
 
     explicit ConfigSpace(const Identity& identity);
 
-    // --- Setting it up
-    // ------------------------------------------------------------------------------------------------
+    // ---- Setting it up
 
     /// Adds base address register 0 for `size` bytes (a power of two, at least 16) at `base`, which is a multiple of
     /// `size` and below 4 GiB. It decodes from the start, as if firmware had set it up.
@@ -54,8 +53,7 @@ class ConfigSpace {
     /// Continues from `state`. Throws Error if it belongs to another function; `name` is the name of this one.
     void restore(const State& state, std::string_view name);
 
-    // --- Using it
-    // -----------------------------------------------------------------------------------------------------
+    // ---- Using it
 
     /// Any offset and length is possible. Bytes beyond the end read as ones.
     void read(std::size_t offset, std::span<std::byte> data) const noexcept;

@@ -122,7 +122,7 @@ RootBus::Target RootBus::target(GuestAddress address, std::size_t length) const 
     return {nullptr, 0, until};
 }
 
-// --- By memory -------------------------------------------------------------------------------------------------------
+// ---- By memory
 
 void RootBus::Ecam::read(std::uint64_t offset, std::span<std::byte> data) noexcept {
     by_double_words(offset, data, [this](std::uint64_t at, std::span<std::byte> part) {
@@ -142,7 +142,7 @@ void RootBus::Ecam::write(std::uint64_t offset, std::span<const std::byte> data)
     });
 }
 
-// --- In the window ---------------------------------------------------------------------------------------------------
+// ---- In the window
 
 void RootBus::Window::read(std::uint64_t offset, std::span<std::byte> data) noexcept {
     std::uint64_t address = to_integer(bus_.window_.base) + offset;

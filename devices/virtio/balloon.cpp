@@ -81,7 +81,7 @@ Balloon::Statistics Balloon::statistics() const noexcept {
             reported_.load(std::memory_order_relaxed)};
 }
 
-// --- Turns ----------------------------------------------------------------------------------------------------------
+// ---- Turns
 
 void Balloon::begin(std::uint64_t /*features*/) {
     broken_ = false;
@@ -120,7 +120,7 @@ void Balloon::tell_target() {
     }
 }
 
-// --- Pages -------------------------------------------------------------------------------------------------------
+// ---- Pages
 
 void Balloon::serve_queue(std::uint16_t index) {
     Work& work = works_[index];

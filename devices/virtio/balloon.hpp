@@ -33,9 +33,8 @@ class Balloon final : public SynchronousDevice {
     static constexpr unsigned kMostPiecesATurn = 512;
     /// The most bytes of these pieces together.
     static constexpr std::uint64_t kMostReportedATurn = 256ULL * 1024 * 1024;
-    /// The queues that may be the one for reporting. Its number in the specification is 4. Linux does not count queues
+    /// The last queue that may be the one for reporting: its number in the specification. Linux does not count queues
     /// before it that this device does not offer, and uses the first free number.
-    static constexpr std::uint16_t kFirstReportingQueue = 2;
     static constexpr std::uint16_t kLastReportingQueue = 4;
 
     /// `target_bytes` must be a multiple of kPageBytes, at most kMostTargetBytes. Throws Error if this process has no

@@ -211,7 +211,7 @@ void Block::build_config(const BlockConfig& config) {
     std::memcpy(identity_.config.data(), &space, kConfigBytes);
 }
 
-// --- The device's life -------------------------------------------------------------------------------------------
+// ---- The device's life
 
 void Block::activate(Activation activation, DriverLink& driver) {
     assert(is_idle());
@@ -325,7 +325,7 @@ Block::Statistics Block::statistics() const noexcept {
             operations_.load(std::memory_order_relaxed)};
 }
 
-// --- Turns -------------------------------------------------------------------------------------------------------
+// ---- Turns
 
 /// Serves all queues until nothing has come for a while, then asks the driver for its next doorbell. If much comes, it
 /// costs less to look a few times than to sleep and be woken. The device sleeps while large requests are copied,
@@ -474,7 +474,7 @@ bool Block::reap() {
     return any;
 }
 
-// --- One request -------------------------------------------------------------------------------------------------
+// ---- One request
 
 void Block::begin(Request& request) {
     request.pieces.clear();
@@ -797,7 +797,7 @@ void Block::done(Request& request) {
     }
 }
 
-// --- Flushes -----------------------------------------------------------------------------------------------------
+// ---- Flushes
 
 /// Finishes a request after a flush that begins from now on.
 void Block::flush(Request& request) {

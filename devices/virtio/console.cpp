@@ -62,7 +62,7 @@ DeviceState Console::state() const {
     return state;
 }
 
-// --- The host's side ---------------------------------------------------------------------------------------------
+// ---- The host's side
 
 void Console::resize(ConsoleSize size) noexcept {
     if (!has_size_) {
@@ -100,7 +100,7 @@ std::size_t Console::feed_input(std::span<const std::byte> bytes) noexcept {
     return count;
 }
 
-// --- Turns ----------------------------------------------------------------------------------------------------------
+// ---- Turns
 
 std::vector<Source> Console::sources() const {
     std::vector<Source> sources = SynchronousDevice::sources();
@@ -131,7 +131,7 @@ void Console::tell_size() {
     }
 }
 
-// --- Characters --------------------------------------------------------------------------------------------------
+// ---- Characters
 
 void Console::take_from_guest() {
     std::uint64_t bytes = 0;

@@ -144,7 +144,7 @@ class Device {
     /// The driver enabled the queue again, or for the first time after DRIVER_OK.
     virtual void restart_queue(std::uint16_t index, Queue queue) = 0;
 
-    // --- Its state --------------------------------------------------------------------------------------------------
+    // ---- Its state
     // A device is saved while it is paused: all requests that it had taken have gone back to the driver or into the
     // queue. To continue, another device is made from state(), and a transport made from its own state activates it
     // with queue_states(). A device that overrides none of these functions cannot be paused.

@@ -186,7 +186,7 @@ std::vector<Source> MemoryDevice::sources() const {
     return sources;
 }
 
-// --- Turns ----------------------------------------------------------------------------------------------------------
+// ---- Turns
 
 void MemoryDevice::begin(std::uint64_t /*features*/) {
     link_ = &driver();
@@ -254,7 +254,7 @@ void MemoryDevice::tell_target() {
     }
 }
 
-// --- Requests -------------------------------------------------------------------------------------------------------
+// ---- Requests
 
 bool MemoryDevice::take_request() {
     if (!take(kRequests, request_.chain)) {

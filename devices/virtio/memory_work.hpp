@@ -32,7 +32,7 @@ enum class MemoryOutcome {
 /// Threads: one for the device's functions, and one for the host's.
 class MemoryWork {
   public:
-    // --- The device's ---------------------------------------------------------------------------------------------
+    // ---- The device's
 
     /// Asks for `change`. No other change may be under way.
     void ask(const MemoryChange& change);
@@ -45,7 +45,7 @@ class MemoryWork {
     /// Readable if there is an outcome. It is one of the sources that Device::sources() returns.
     [[nodiscard]] Source source() const noexcept;
 
-    // --- The host's -----------------------------------------------------------------------------------------------
+    // ---- The host's
 
     /// Waits until there is a change that has not begun. Returns nothing if `stop` is requested.
     [[nodiscard]] std::optional<MemoryChange> wait(const std::stop_token& stop);

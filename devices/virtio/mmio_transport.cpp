@@ -76,7 +76,7 @@ std::string_view MmioTransport::name() const noexcept {
     return negotiation_.identity().name;
 }
 
-// --- The guest's side ------------------------------------------------------------------------------------------------
+// ---- The guest's side
 
 void MmioTransport::read(std::uint64_t offset, std::span<std::byte> data) noexcept {
     if (offset >= kConfig) {
@@ -189,7 +189,7 @@ void MmioTransport::select(std::atomic<std::uint32_t>& what, std::uint32_t value
     }
 }
 
-// --- The device's side -----------------------------------------------------------------------------------------------
+// ---- The device's side
 
 void MmioTransport::notify(QueueSet queues) noexcept {
     if (!queues.empty() && negotiation_.is_active()) {

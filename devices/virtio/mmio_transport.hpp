@@ -46,13 +46,13 @@ class MmioTransport final : public devices::Device, public Transport {
     MmioTransport(const Identity& identity, const GuestMemory& memory, IrqLine& interrupt, Hooks hooks,
                   const State& state);
 
-    // --- The guest's side ---------------------------------------------------------------------------------------
+    // ---- The guest's side
 
     [[nodiscard]] std::string_view name() const noexcept override;
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
-    // --- The device's side --------------------------------------------------------------------------------------
+    // ---- The device's side
 
     [[nodiscard]] Negotiation& negotiation() noexcept override { return negotiation_; }
     [[nodiscard]] const Negotiation& negotiation() const noexcept override { return negotiation_; }

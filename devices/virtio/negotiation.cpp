@@ -63,7 +63,7 @@ Negotiation::Negotiation(const Identity& identity, const GuestMemory& memory, Ho
     }
 }
 
-// --- The guest's side ------------------------------------------------------------------------------------------------
+// ---- The guest's side
 
 std::uint32_t Negotiation::offered_features(std::uint32_t half) const noexcept {
     return half < 2 ? static_cast<std::uint32_t>(offered_features_ >> (32 * half)) : 0;
@@ -300,7 +300,7 @@ bool Negotiation::are_features_acceptable() const noexcept {
            (state_.driver_features & kFeatureVersion1) != 0;
 }
 
-// --- The device's side -----------------------------------------------------------------------------------------------
+// ---- The device's side
 
 Negotiation::Work Negotiation::take_work(Take take) {
     Work work;
@@ -420,7 +420,7 @@ Negotiation::State Negotiation::state(std::span<const std::optional<Queue::State
     return state;
 }
 
-// --- Both sides, with the lock held ----------------------------------------------------------------------------------
+// ---- Both sides, with the lock held
 
 Negotiation::QueueState Negotiation::fresh_queue(std::size_t index) const noexcept {
     QueueState queue;

@@ -112,7 +112,7 @@ class Negotiation {
     [[nodiscard]] const Identity& identity() const noexcept { return identity_; }
     [[nodiscard]] const GuestMemory& memory() const noexcept { return memory_; }
 
-    // --- The guest's side ---------------------------------------------------------------------------------------
+    // ---- The guest's side
 
     /// 32 of the offered features: bits 0 to 31 for 0, 32 to 63 for 1, none beyond.
     [[nodiscard]] std::uint32_t offered_features(std::uint32_t half) const noexcept;
@@ -161,7 +161,7 @@ class Negotiation {
     /// reset.
     void follow_reach();
 
-    // --- The device's side --------------------------------------------------------------------------------------
+    // ---- The device's side
 
     /// What the driver has asked of the device's thread since the last call. Several members may be set; they must be
     /// handled in this order.

@@ -68,7 +68,7 @@ void check_pairs(const std::string& name, const NetState& state, std::size_t pai
 
 } // namespace
 
-// --- One pair --------------------------------------------------------------------------------------------------------
+// ---- One pair
 
 Net::PairLane::PairLane(std::uint16_t number, std::unique_ptr<NetPair> pair, std::function<void()> not_ours)
     : first_queue_(static_cast<std::uint16_t>(kQueuesOfAPair * number)), pair_(std::move(pair)),
@@ -121,7 +121,7 @@ void Net::PairLane::activate(Activation activation, DriverLink& driver) {
     with([&](NetPair& pair) { pair.activate(std::move(activation), driver_); });
 }
 
-// --- The whole -------------------------------------------------------------------------------------------------------
+// ---- The whole
 
 Net::Net(std::string name, std::vector<std::unique_ptr<FrameLink>> links, const MacAddress& mac,
          std::function<void()> link_lost, const NetState& state, const std::optional<MacAddress>& announced)

@@ -128,7 +128,7 @@ void NetControl::tell_status() {
     driver().change_config(kStatusOffset, std::as_bytes(std::span(&status, 1)));
 }
 
-// --- What the driver commands ---------------------------------------------------------------------------------------
+// ---- What the driver commands
 
 void NetControl::obey_some() {
     Queue* const queue = working_queue(kCommands);
@@ -182,7 +182,7 @@ bool NetControl::obey_pairs(const Chain& chain) const {
            whole_.use_pairs(pairs);
 }
 
-// --- Announcements ---------------------------------------------------------------------------------------------------
+// ---- Announcements
 
 void NetControl::look_at_source(int fd) {
     if (next_announcement_ && fd == next_announcement_->source().fd) {

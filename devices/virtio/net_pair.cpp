@@ -117,7 +117,7 @@ void NetPair::serve() {
     }
 }
 
-// --- To the host ----------------------------------------------------------------------------------------------------
+// ---- To the host
 
 void NetPair::send_some() {
     Queue* const queue = working_queue(kTransmit);
@@ -152,7 +152,7 @@ int NetPair::send(const Chain& chain) {
     return link_->send(pieces_); // The kernel copies the header before it checks it.
 }
 
-// --- To the guest ------------------------------------------------------------------------------------------------
+// ---- To the guest
 
 void NetPair::receive_some() {
     buffers_left_ = kMostBuffersATurn;

@@ -96,8 +96,7 @@ constexpr std::uint8_t kConfigChange = 2;
 constexpr std::uint16_t kNoVector = 0xffff;
 constexpr std::byte kNoRegister{0xff};
 
-// --- What it is, as PCI has it
-// ----------------------------------------------------------------------------------------
+// ---- What it is, as PCI has it
 
 /// Base class and subclass. They do not matter to a driver (4.1.2.1), but people see them.
 std::uint32_t class_of(DeviceId id) noexcept {
@@ -261,7 +260,7 @@ std::string_view PciTransport::name() const noexcept {
     return negotiation_.identity().name;
 }
 
-// --- Configuration space ---------------------------------------------------------------------------------------------
+// ---- Configuration space
 
 /// The access that the driver has set up; nothing if it is not possible.
 std::optional<PciTransport::Access> PciTransport::window_access() const noexcept {
@@ -330,7 +329,7 @@ std::optional<GuestRange> PciTransport::decoded() const noexcept {
     return config_space_.decoded();
 }
 
-// --- Behind the base address register --------------------------------------------------------------------------------
+// ---- Behind the base address register
 
 void PciTransport::read(std::uint64_t offset, std::span<std::byte> data) noexcept {
     const std::uint64_t within = offset % kStructureBytes;
@@ -524,7 +523,7 @@ std::uint16_t PciTransport::as_vector(std::uint64_t value) const noexcept {
     return value < msix_.vectors() ? static_cast<std::uint16_t>(value) : kNoVector;
 }
 
-// --- The device's side -----------------------------------------------------------------------------------------------
+// ---- The device's side
 
 void PciTransport::notify(QueueSet queues) noexcept {
     if (queues.empty() || !negotiation_.is_active()) {

@@ -73,7 +73,7 @@ class PciTransport final : public pci::Function, public Transport {
     PciTransport(const Identity& identity, const GuestMemory& memory, GuestAddress base, const Interrupts& interrupts,
                  Hooks hooks, const State& state);
 
-    // --- The guest's side ---------------------------------------------------------------------------------------
+    // ---- The guest's side
 
     [[nodiscard]] std::string_view name() const noexcept override;
     void read_config(std::uint16_t offset, std::span<std::byte> data) noexcept override;
@@ -82,7 +82,7 @@ class PciTransport final : public pci::Function, public Transport {
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override;
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override;
 
-    // --- The device's side --------------------------------------------------------------------------------------
+    // ---- The device's side
 
     [[nodiscard]] Negotiation& negotiation() noexcept override { return negotiation_; }
     [[nodiscard]] const Negotiation& negotiation() const noexcept override { return negotiation_; }

@@ -39,7 +39,7 @@ class SynchronousDevice : public Device {
     /// Throws Error if the process has no descriptor left.
     explicit SynchronousDevice(Identity identity) : identity_(std::move(identity)) {}
 
-    // --- What a derived device does -------------------------------------------------------------------------------
+    // ---- What a derived device does
 
     /// Does one turn, while the device is active. If it leaves work that nothing else will announce, it must ask for
     /// another turn.
@@ -63,7 +63,7 @@ class SynchronousDevice : public Device {
     /// One of sources() is ready, in any state. It is called before look_at_source().
     virtual void look_at_work_outside(int /*fd*/) {}
 
-    // --- What it does that with -----------------------------------------------------------------------------------
+    // ---- What it does that with
 
     /// True if there is a driver. driver() may be called only then.
     [[nodiscard]] bool is_active() const noexcept { return driver_ != nullptr; }

@@ -17,6 +17,7 @@
 
 #include "devices/virtio/driver_link.hpp"
 #include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::devices::virtio {
 
@@ -101,10 +102,6 @@ std::pair<std::uint32_t, std::uint32_t> ports_to_guest(Header header) noexcept {
     return {std::uint32_t{header.source_port}, std::uint32_t{header.destination_port}};
 }
 
-bool would_block(int error) noexcept {
-    return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
-}
-
 } // namespace
 
 void check_vsock_path(const std::string& path) {
@@ -132,7 +129,7 @@ std::string checked(std::string path) {
 
 } // namespace
 
-// --- The device -----------------------------------------------------------------------------------------------------
+// ---- The device
 
 Vsock::Vsock(std::string name, const VsockConfig& config, const VsockState& state)
     : SynchronousDevice(identity_of(std::move(name), config.guest_cid)), config_(config),
@@ -288,7 +285,7 @@ void Vsock::serve() {
     set_alarm();
 }
 
-// --- Time limits -----------------------------------------------------------------------------------------------------
+// ---- Time limits
 
 void Vsock::expire() {
     const Clock::time_point now = config_.now();
@@ -386,7 +383,7 @@ bool Vsock::has_room_for_connection(bool by_guest) {
     return begun() < kMostConnections;
 }
 
-// --- From the guest -------------------------------------------------------------------------------------------------
+// ---- From the guest
 
 void Vsock::take_packets() {
     std::size_t bytes = 0;
@@ -561,7 +558,7 @@ void Vsock::flush(Connections::iterator connection) {
     }
 }
 
-// --- From programs of the host -----------------------------------------------------------------------------------
+// ---- From programs of the host
 
 void Vsock::accept_programs() {
     for (int accepted = 0; accepted < kMostAcceptedAtOnce; ++accepted) {
@@ -632,7 +629,7 @@ void Vsock::begin_from_host(UniqueFd program, std::uint32_t port) {
     reply(ports, kRequest);
 }
 
-// --- To the guest ------------------------------------------------------------------------------------------------
+// ---- To the guest
 
 std::uint32_t Vsock::credit(const Connection& connection) noexcept {
     const std::uint32_t on_the_way = connection.sent_bytes - connection.guest_forwarded_bytes;

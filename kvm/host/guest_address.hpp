@@ -16,6 +16,9 @@ inline constexpr std::uint64_t kMiB = 1ULL << 20;
 inline constexpr std::uint64_t kGiB = 1ULL << 30;
 inline constexpr std::uint64_t kTiB = 1ULL << 40;
 
+/// The smallest page, of guests and of the host.
+inline constexpr std::uint64_t kSmallPageBytes = 4 * kKiB;
+
 /// A guest-physical address (GPA), in bytes.
 enum class GuestAddress : std::uint64_t {};
 

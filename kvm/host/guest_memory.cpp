@@ -32,13 +32,13 @@ std::uint64_t certain_page_bytes(PageSize page_size) noexcept {
     switch (page_size) {
     case PageSize::k4K:
     case PageSize::kThp:
-        return 4 * kKiB;
+        return kSmallPageBytes;
     case PageSize::k2M:
         return 2 * kMiB;
     case PageSize::k1G:
         return kGiB;
     }
-    return 4 * kKiB;
+    return kSmallPageBytes;
 }
 
 std::uint64_t largest_page_bytes(PageSize page_size) noexcept {
@@ -170,7 +170,7 @@ GuestMemory::NewRegion GuestMemory::map(GuestRange range, std::span<const FilePa
     return {range, std::move(mapping), !parts.empty()};
 }
 
-// --- Memory that comes and goes --------------------------------------------------------------------------------------
+// ---- Memory that comes and goes
 
 GuestMemory::NewRegion GuestMemory::map_pluggable(GuestRange range, SpareFile spare) const {
     assert(spare.bytes != 0 && is_aligned(spare.bytes, 2 * kMiB));
@@ -305,8 +305,8 @@ bool GuestMemory::discard(std::span<std::byte> bytes) const noexcept {
         }
         // The code rounds offsets, not addresses, because a region begins and ends at a page.
         const std::uint64_t offset = start - region_start;
-        const std::uint64_t first = *align_up(offset, 4 * kKiB);
-        const std::uint64_t end = align_down(offset + bytes.size(), 4 * kKiB);
+        const std::uint64_t first = *align_up(offset, kSmallPageBytes);
+        const std::uint64_t end = align_down(offset + bytes.size(), kSmallPageBytes);
         // MADV_FREE is not used, because the pages must be gone, and be seen to be gone, at once.
         if (first >= end) {
             return true;

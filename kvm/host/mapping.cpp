@@ -51,7 +51,7 @@ std::byte* map_or_throw(void* hint, std::size_t size, int protection, int flags,
 
 Mapping Mapping::reserve(std::size_t size, std::size_t alignment, std::string_view purpose) {
     // The reservation has room to choose an aligned start. The rest is given back.
-    const auto whole_pages = align_up(size, 4 * kKiB);
+    const auto whole_pages = align_up(size, kSmallPageBytes);
     if (size == 0 || !whole_pages || *whole_pages > SIZE_MAX - alignment) {
         throw Error("cannot map " + format_bytes(size) + " for " + std::string(purpose) + ": no such size");
     }

@@ -28,6 +28,11 @@ class Retries {
     unsigned tries_ = 1; ///< the first try was made before this object is asked
 };
 
+/// True if `error_number` says that a call could do nothing now, but can be made again later.
+[[nodiscard]] constexpr bool would_block(int error_number) noexcept {
+    return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
+}
+
 /// Makes `call` again as long as it is interrupted, at most as often as Retries allows. `call` returns a value below
 /// zero and sets errno if it fails. The last answer may still be EINTR.
 template <typename Call>

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/guest_address.hpp"
 #include "kvm/host/retry.hpp"
 
 // These definitions are newer than the oldest header package we build against (include/uapi/linux/userfaultfd.h).
@@ -40,7 +41,6 @@ namespace vmm {
 
 namespace {
 
-constexpr std::size_t kSmallPage = 4096;
 constexpr const char* kUserFaultTried = "have the kernel wait for pages of guest memory (userfaultfd)";
 constexpr std::array kUserFaultAdvice{
     ErrnoAdvice{EPERM, "give this user access to /dev/userfaultfd, run with CAP_SYS_PTRACE, or set the sysctl "
@@ -82,7 +82,7 @@ UserFaultFd::UserFaultFd(std::size_t page_bytes) : page_bytes_(page_bytes), fd_(
 
 std::string UserFaultFd::problem() {
     try {
-        const UserFaultFd probe(kSmallPage);
+        const UserFaultFd probe(kSmallPageBytes);
         return {};
     } catch (const Error& error) {
         return error.what();
@@ -117,7 +117,7 @@ std::optional<UserFaultFd::Fault> UserFaultFd::take_fault() {
             throw_errno(error_number, "read which page of guest memory is waited for (userfaultfd)");
         }
         if (got == sizeof(message) && message.event == UFFD_EVENT_PAGEFAULT) {
-            const std::uint64_t page = message.arg.pagefault.address / kSmallPage * kSmallPage;
+            const std::uint64_t page = message.arg.pagefault.address / kSmallPageBytes * kSmallPageBytes;
             return Fault{reinterpret_cast<std::byte*>(page), // NOLINT(performance-no-int-to-ptr)
                          message.arg.pagefault.feat.ptid};
         }

@@ -19,7 +19,7 @@ struct MemoryRegion;
 /// Threads: any.
 class WriteLog {
   public:
-    static constexpr std::uint64_t kPageBytes = 4096;
+    static constexpr std::uint64_t kPageBytes = kSmallPageBytes;
 
     /// A log of `regions`, whose host memory must stay where it is. No page is marked at first.
     explicit WriteLog(std::span<const MemoryRegion> regions);

@@ -14,8 +14,6 @@
 namespace vmm::loader {
 namespace {
 
-constexpr std::uint64_t kPageBytes = 4096;
-
 Placement placement_in_ram(std::span<const MemoryMapEntry> map) {
     std::vector<GuestRange> ram;
     for (const MemoryMapEntry& entry : map) {
@@ -61,7 +59,7 @@ GuestRange load_initrd(const GuestMemory& memory, Placement& placement, const Im
     if (initrd.size() == 0) {
         throw Error("cannot use " + initrd.name() + " as the initrd: it is empty");
     }
-    const auto base = placement.find_below(initrd.size(), kPageBytes, limit);
+    const auto base = placement.find_below(initrd.size(), kSmallPageBytes, limit);
     if (!base) {
         throw Error("the initrd " + initrd.name() + " has " + format_bytes(initrd.size()) +
                     ", but the largest free piece of guest memory below " + to_string(limit) + " has " +

@@ -46,8 +46,6 @@ struct HugePagePool {
 
     /// The pages that a new mapping is certain to get.
     [[nodiscard]] std::uint64_t available() const noexcept { return free > reserved ? free - reserved : 0; }
-    /// The same plus the pages that the kernel may make on demand, if it finds the memory.
-    [[nodiscard]] std::uint64_t available_on_demand() const noexcept { return available() + overcommit; }
     /// The pages that a new mapping can get from one node; 0 if there is no such node. The kernel does not say from
     /// which node a reserved page will be taken, so only reserved pages that do not fit on the other nodes count
     /// against this one.

@@ -30,7 +30,7 @@ namespace {
     // EFAULT means that another process took a huge page after our check.
     throw_errno(error_number == EFAULT ? ENOMEM : error_number, tried,
                 {{EINVAL, "MADV_POPULATE_WRITE needs Linux 5.14"},
-                 {ENOMEM, certain_page_bytes(page_size) > 4 * kKiB
+                 {ENOMEM, certain_page_bytes(page_size) > kSmallPageBytes
                               ? "the huge page pool ran dry: raise vm.nr_hugepages, or take Config::page_size=thp"
                               : "less memory with -m, or a larger memory cgroup"}});
 }

@@ -187,7 +187,8 @@ void check_warm_page_size(PageSize page_size) {
     for (int i = 0; i < kTries; ++i) {
         const UniqueFd probe = make_file(spec);
         const Mapping mapping = map_file(probe.get(), spec.bytes, page_size);
-        if (populate_bytes(mapping.bytes().first(4 * kKiB), {}) == 0 && existing_bytes(probe.get()) >= spec.bytes) {
+        if (populate_bytes(mapping.bytes().first(kSmallPageBytes), {}) == 0 &&
+            existing_bytes(probe.get()) >= spec.bytes) {
             return;
         }
     }

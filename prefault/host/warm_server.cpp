@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/retry.hpp"
 
 namespace vmm::prefault {
 
@@ -17,10 +18,6 @@ namespace {
 
 /// How long the server accepts nobody if the host has no descriptor or no memory left.
 constexpr std::chrono::seconds kAcceptPause{1};
-
-bool would_block(int error_number) noexcept {
-    return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
-}
 
 std::string page_size_text(std::uint32_t number) {
     const auto page_size = warm::page_size_of(number);

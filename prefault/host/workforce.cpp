@@ -6,6 +6,7 @@
 #include <iterator>
 #include <optional>
 
+#include "kvm/host/stopwatch.hpp"
 #include "prefault/host/chunk_queues.hpp"
 #include "prefault/host/crew.hpp"
 
@@ -37,8 +38,7 @@ bool for_each_chunk(std::span<const PlacedRange> ranges, std::uint64_t chunk_byt
     const auto start = std::chrono::steady_clock::now();
     const auto tell = [&] {
         if (workforce.progress) {
-            const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-            workforce.progress({stage, done_bytes.load(), queues.total_bytes(), elapsed.count()});
+            workforce.progress({stage, done_bytes.load(), queues.total_bytes(), seconds_since(start)});
         }
     };
     Crew crew{queues.useful_workers(), name, {}, workforce.low_priority, tell};

@@ -14,7 +14,6 @@ namespace vmm::prefault {
 
 namespace {
 
-constexpr std::uint64_t kPageBytes = 4 * kKiB;
 constexpr std::uint64_t kEntriesPerTable = 512;
 
 // Page table entries (AMD64 volume 2, 5.4; Intel SDM volume 3, 4.5). Accessed and Dirty are set beforehand, so that the
@@ -80,7 +79,7 @@ std::uint64_t pointer_tables(const Scratch::Layout& layout) {
 
 std::uint64_t Scratch::bytes_for(const Layout& layout, std::uint64_t mapped_bytes) {
     const std::uint64_t directories = layout.one_gib_pages ? 0 : mapped_bytes / kGiB;
-    return (kFirstPointerPage + pointer_tables(layout) + directories) * kPageBytes;
+    return (kFirstPointerPage + pointer_tables(layout) + directories) * kSmallPageBytes;
 }
 
 Scratch::Scratch(kvm::Vm& vm, std::uint32_t slot, const Layout& layout, Protection protection)
@@ -115,7 +114,7 @@ GuestRange Scratch::used_range() const noexcept {
 }
 
 GuestAddress Scratch::page(std::uint64_t index) const noexcept {
-    return GuestAddress{to_integer(layout_.base) + index * kPageBytes};
+    return GuestAddress{to_integer(layout_.base) + index * kSmallPageBytes};
 }
 
 GuestAddress Scratch::stub() const noexcept {
@@ -145,10 +144,10 @@ Scratch::Words Scratch::content_of_page(std::uint64_t index) const noexcept {
     const std::uint64_t gibs = layout_.mapped_bytes / kGiB;
     const std::uint64_t first_directory_page = kFirstPointerPage + pointer_tables(layout_);
     if (index == kStubPage) {
-        std::array<std::uint8_t, kPageBytes> bytes{};
+        std::array<std::uint8_t, kSmallPageBytes> bytes{};
         static_assert(kStub.size() <= kReadingStubOffset);
         static_assert(kReadingStubOffset + kReadingStub.size() <= kTaskStateOffset);
-        static_assert(kTaskStateOffset + kTaskState.size() <= kPageBytes);
+        static_assert(kTaskStateOffset + kTaskState.size() <= kSmallPageBytes);
         std::ranges::copy(kStub, bytes.begin());
         std::ranges::copy(kReadingStub, bytes.begin() + kReadingStubOffset);
         std::ranges::copy(kTaskState, bytes.begin() + kTaskStateOffset);
@@ -175,7 +174,7 @@ Scratch::Words Scratch::content_of_page(std::uint64_t index) const noexcept {
 }
 
 void Scratch::write_page(std::uint64_t index, const Words& words) noexcept {
-    std::byte* const target = mapping_.data() + index * kPageBytes;
+    std::byte* const target = mapping_.data() + index * kSmallPageBytes;
     // Only words that differ are written: with shadow paging the tables may be in use, and even a write of the same
     // value must not happen.
     for (std::size_t i = 0; i < words.size(); ++i) {
@@ -186,17 +185,17 @@ void Scratch::write_page(std::uint64_t index, const Words& words) noexcept {
 }
 
 void Scratch::refresh() {
-    const std::uint64_t used_pages = used_range().size / kPageBytes;
+    const std::uint64_t used_pages = used_range().size / kSmallPageBytes;
     for (std::uint64_t index = 0; index < used_pages; ++index) {
         write_page(index, content_of_page(index));
     }
-    const std::uint64_t used_bytes = used_pages * kPageBytes;
+    const std::uint64_t used_bytes = used_pages * kSmallPageBytes;
     if (is_read_only() || used_bytes == mapping_.size()) {
         return;
     }
     // The pages after these are dropped, with anything that the guest may have written to them.
     if (::madvise(mapping_.data() + used_bytes, mapping_.size() - used_bytes, MADV_DONTNEED) != 0) {
-        for (std::uint64_t index = used_pages; index < mapping_.size() / kPageBytes; ++index) {
+        for (std::uint64_t index = used_pages; index < mapping_.size() / kSmallPageBytes; ++index) {
             write_page(index, Words{}); // The pages are locked: the embedding program has locked all its memory.
         }
     }

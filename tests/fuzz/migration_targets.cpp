@@ -49,7 +49,7 @@ void check_refusal(const Error& error) {
     require(std::strchr(error.what(), '\n') == nullptr, "a peer is refused in more than one line");
 }
 
-// ---- messages
+// ---- Messages
 
 template <typename Body>
 void decode_as(const Message& message) {
@@ -137,7 +137,7 @@ void receive_messages(Input& input) {
     }
 }
 
-// ---- pages
+// ---- Pages
 
 constexpr std::uint64_t kFuzzPage = 4096;
 /// The host's memory has a page before, between and behind the ranges. None of these pages is the guest's.

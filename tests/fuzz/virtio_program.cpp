@@ -87,7 +87,7 @@ class VirtioProgram {
         bool enabled = false;
     };
 
-    // --- Steps ------------------------------------------------------------------------------------------------------
+    // ---- Steps
 
     void step() {
         switch (input_.below(20)) {
@@ -356,7 +356,7 @@ class VirtioProgram {
         return driver_.read(offset);
     }
 
-    // --- What has to hold -------------------------------------------------------------------------------------------
+    // ---- What has to hold
 
     void settle() {
         for (int turns = 0; pump_.turn(); ++turns) {
@@ -417,7 +417,7 @@ class VirtioProgram {
         require(is_alive(), "a request with nothing wrong in it breaks the device");
     }
 
-    // --- Memory -----------------------------------------------------------------------------------------------------
+    // ---- Memory
 
     static GuestAddress descriptor_address(std::size_t index, std::size_t slot) {
         return GuestAddress{kQueueBase + (index * kQueueBytes) + (16 * slot)};

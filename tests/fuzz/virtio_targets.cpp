@@ -41,7 +41,7 @@ std::vector<std::byte> bytes_of(const T& object) {
     return {bytes.begin(), bytes.end()};
 }
 
-// --- A disk ----------------------------------------------------------------------------------------------------------
+// ---- A disk
 
 struct BlockHeader {
     std::uint32_t type = 0;
@@ -91,7 +91,7 @@ std::vector<std::byte> block_front(Input& input) {
     return front;
 }
 
-// --- A network -------------------------------------------------------------------------------------------------------
+// ---- A network
 
 class Cable {
   public:
@@ -132,7 +132,7 @@ class Cable {
     UniqueFd host_;
 };
 
-// --- Sockets ---------------------------------------------------------------------------------------------------------
+// ---- Sockets
 
 struct VsockHeader {
     std::uint64_t source_cid = 3;

@@ -205,7 +205,7 @@ TEST_F(MigrationTest, SerialLineGoesOn) {
     EXPECT_EQ(source.output() + moved.there->output(), "before;after;");
 }
 
-// ---- disks
+// ---- Disks
 
 struct MigrationOfDisk : MigrationTest {
     std::string disk = directory.write("disk", "");

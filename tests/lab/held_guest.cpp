@@ -15,6 +15,7 @@
 #include <string>
 #include <string_view>
 
+#include "kvm/host/stopwatch.hpp"
 #include "vmm/error.hpp"
 #include "vmm/machine.hpp"
 
@@ -69,8 +70,7 @@ void run(const vmm::Config& config) {
     wait_for_a_line();
     const auto before = std::chrono::steady_clock::now();
     machine.reset();
-    std::cout << "HELD gone after " << std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count()
-              << " s" << std::endl;
+    std::cout << "HELD gone after " << vmm::seconds_since(before) << " s" << std::endl;
 }
 
 } // namespace

@@ -51,7 +51,7 @@ class EchoDevice final : public virtio::Device {
         identity_.config_writable[kWritableByte] = kWritableBits;
     }
 
-    // --- For the test -----------------------------------------------------------------------------------------------
+    // ---- For the test
 
     /// From now on requests are taken, but not answered.
     void hold() noexcept { holds_ = true; }
@@ -67,7 +67,7 @@ class EchoDevice final : public virtio::Device {
     [[nodiscard]] std::uint64_t answered() const noexcept { return answered_; }
     [[nodiscard]] int stops() const noexcept { return stops_; }
 
-    // --- virtio::Device ---------------------------------------------------------------------------------------------
+    // ---- Virtio::Device
 
     [[nodiscard]] const virtio::Identity& identity() const noexcept override { return identity_; }
     void activate(virtio::Activation activation, virtio::DriverLink& driver) override {

@@ -26,7 +26,7 @@ class HeldDiskIo final : public DiskIo {
         std::uint64_t bytes = 0;
     };
 
-    // --- The test's side ---
+    // ---- The test's side
 
     /// The operations in flight, in the order in which they were begun.
     [[nodiscard]] const std::deque<Operation>& held() const { return held_; }
@@ -57,7 +57,7 @@ class HeldDiskIo final : public DiskIo {
         }
     }
 
-    // --- The device's side ---
+    // ---- The device's side
 
     [[nodiscard]] DiskIoKind kind() const noexcept override { return DiskIoKind::kUring; }
     [[nodiscard]] bool register_buffers(std::span<const std::span<std::byte>> /*buffers*/) override { return true; }

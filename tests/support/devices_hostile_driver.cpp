@@ -158,7 +158,7 @@ void put_in_flight(Attack& a, unsigned count) {
 
 const std::vector<HostileCase>& hostile_cases() {
     static const std::vector<HostileCase> kCases{
-        // --- Chains (2.7.5) --------------------------------------------------------------------------------------
+        // ---- Chains (2.7.5)
         {"ChainThatLoopsAtOnce", Outcome::kNeedsReset,
          [](Attack& a) {
              a.send({{a.buffer(), 16, kNext, 0}});
@@ -243,7 +243,7 @@ const std::vector<HostileCase>& hostile_cases() {
              a.ring();
          }},
 
-        // --- Addresses -------------------------------------------------------------------------------------------
+        // ---- Addresses
         {"BufferBehindTheEndOfMemory", Outcome::kNeedsReset,
          [](Attack& a) {
              a.send({{a.end_of_ram(), 16, 0, 0}});
@@ -306,7 +306,7 @@ const std::vector<HostileCase>& hostile_cases() {
              a.ring();
          }},
 
-        // --- Indirect tables (2.7.5.3) ---------------------------------------------------------------------------
+        // ---- Indirect tables (2.7.5.3)
         {"TableOfNoBytes", Outcome::kNeedsReset,
          [](Attack& a) {
              a.send({{a.table(), 0, kIndirect, 0}});
@@ -407,7 +407,7 @@ const std::vector<HostileCase>& hostile_cases() {
              a.send_table({{a.buffer(), 16, 0, 0}});
          }},
 
-        // --- Rings (2.7.6) ---------------------------------------------------------------------------------------
+        // ---- Rings (2.7.6)
         {"HeadBeyondTheQueue", Outcome::kNeedsReset, [](Attack& a) { a.send_head(a.queue().size()); }},
         {"HeadFarBeyondTheQueue", Outcome::kNeedsReset, [](Attack& a) { a.send_head(0xffff); }},
         {"IndexOneTooFarAhead", Outcome::kNeedsReset,
@@ -462,7 +462,7 @@ const std::vector<HostileCase>& hostile_cases() {
              a.ring();
          }},
 
-        // --- Geometry (2.7, 4.2.2) -------------------------------------------------------------------------------
+        // ---- Geometry (2.7, 4.2.2)
         {"SizesThatAreNone", Outcome::kEither,
          [](Attack& a) {
              negotiate(a);
@@ -595,7 +595,7 @@ const std::vector<HostileCase>& hostile_cases() {
              a.send_head(1);
          }},
 
-        // --- Status (2.1, 3.1.1) ---------------------------------------------------------------------------------
+        // ---- Status (2.1, 3.1.1)
         {"StatusBitsOutOfOrder", Outcome::kEither,
          [](Attack& a) {
              ASSERT_TRUE(a.rig().reset());
@@ -662,7 +662,7 @@ const std::vector<HostileCase>& hostile_cases() {
              a.rig().settle();
          }},
 
-        // --- Resets (2.4, 2.6.1) ---------------------------------------------------------------------------------
+        // ---- Resets (2.4, 2.6.1)
         {"ResetWithRequestsInFlight", Outcome::kEither,
          [](Attack& a) {
              put_in_flight(a, 16);
@@ -758,7 +758,7 @@ const std::vector<HostileCase>& hostile_cases() {
              }
          }},
 
-        // --- Registers (4.2.2) -----------------------------------------------------------------------------------
+        // ---- Registers (4.2.2)
         {"WritesToReadOnlyRegisters", Outcome::kGoesOn,
          [](Attack& a) {
              for (const std::uint64_t offset :

@@ -161,7 +161,7 @@ class PciDriver {
   public:
     explicit PciDriver(pci::Function& function) : function_(&function) {}
 
-    // --- Configuration space ----------------------------------------------------------------------------------------
+    // ---- Configuration space
 
     template <typename T>
     T config(std::uint16_t offset) {
@@ -215,7 +215,7 @@ class PciDriver {
         set_config<std::uint16_t>(header::kCommand, master ? others | header::kMastersBus : others);
     }
 
-    // --- Behind the base address register ---------------------------------------------------------------------------
+    // ---- Behind the base address register
 
     template <typename T>
     T read(std::uint64_t offset) {
@@ -251,7 +251,7 @@ class PciDriver {
         return true;
     }
 
-    // --- After probe() ----------------------------------------------------------------------------------------------
+    // ---- After probe()
 
     template <typename T>
     T common(std::uint64_t offset) {

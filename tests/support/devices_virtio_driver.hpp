@@ -147,7 +147,7 @@ class DriverQueue {
     }
     [[nodiscard]] std::size_t free_descriptors() const noexcept { return free_.size(); }
 
-    // --- Requests ---------------------------------------------------------------------------------------------------
+    // ---- Requests
 
     /// Puts a chain into free descriptors; there must be enough. Returns its head. It is not published yet.
     std::uint16_t make_chain(std::span<const Buffer> buffers) {
@@ -215,7 +215,7 @@ class DriverQueue {
         return used;
     }
 
-    // --- Notifications ----------------------------------------------------------------------------------------------
+    // ---- Notifications
 
     /// True if the device wants a doorbell for the requests published since the last call (2.7.10.1).
     bool wants_doorbell() {
@@ -242,7 +242,7 @@ class DriverQueue {
         set_used_event(static_cast<std::uint16_t>(next_used_ - 1));
     }
 
-    // --- Raw --------------------------------------------------------------------------------------------------------
+    // ---- Raw
 
     void set_descriptor(std::uint16_t index, const RawDescriptor& descriptor) {
         assert(index < size_);

@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "kvm/host/stopwatch.hpp"
+#include "kvm/kick.hpp"
 #include "prefault/host/chunk_queues.hpp"
 #include "prefault/plan.hpp"
 #include "support/host_temporary_directory.hpp"
@@ -32,10 +34,6 @@ using Clock = std::chrono::steady_clock;
 using testing::eventually;
 using testing::TestKernel;
 namespace kernels = testing::kernels;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Measures `runs` times, and prints the median, the smallest and the largest value. The first run only warms up.
 void print(const std::string& name, const char* bound, int runs, const std::function<double()>& measure) {
@@ -52,12 +50,6 @@ void print(const std::string& name, const char* bound, int runs, const std::func
     std::fflush(stdout);
 }
 
-double cpu_seconds() {
-    timespec now{};
-    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
-
 /// Processor time for a plan of 16 TiB on so many nodes.
 double time_of_plan(unsigned nodes) {
     constexpr std::uint64_t kAll = std::uint64_t{16} << 40;
@@ -65,9 +57,9 @@ double time_of_plan(unsigned nodes) {
     for (unsigned node = 0; node < nodes; ++node) {
         placed.push_back({{GuestAddress{4 * kGiB + node * (kAll / nodes)}, kAll / nodes}, node});
     }
-    const double start = cpu_seconds();
+    const double start = kvm::cpu_seconds_of_this_thread();
     const prefault::ChunkQueues queues(placed, 2 * kMiB, 512);
-    return cpu_seconds() - start;
+    return kvm::cpu_seconds_of_this_thread() - start;
 }
 
 /// Time from the request to the return of run(), for a machine that has run for `time`.

@@ -25,7 +25,7 @@ class FullState {
         FullState full;
         SnapshotState state = full.all(vcpus);
         state.machine.board.pci =
-            PciState{.ports = {full.next()}, .hotplug = {.come = full.next(), .gone = full.next()}};
+            PciRootState{.ports = {full.next()}, .hotplug = {.come = full.next(), .gone = full.next()}};
         std::uint32_t slot = 1;
         for (VirtioDeviceState& device : state.machine.virtio) {
             device.transport = full.pci_transport();

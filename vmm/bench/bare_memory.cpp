@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "kvm/host/stopwatch.hpp"
 #include "prefault/host/populate.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/guest_ram.hpp"
@@ -11,13 +12,7 @@ namespace vmm::bench {
 
 namespace {
 
-using BareClock = std::chrono::steady_clock;
-
 constexpr std::uint64_t kBarePieceBytes = 2 * kMiB;
-
-double bare_seconds_since(BareClock::time_point start) {
-    return std::chrono::duration<double>(BareClock::now() - start).count();
-}
 
 } // namespace
 
@@ -26,21 +21,21 @@ BareMemory::BareMemory(std::uint64_t bytes, PageSize page_size, unsigned workers
     config.memory_bytes = bytes;
     config.page_size = page_size;
     config.prefault.workers = workers;
-    const auto start = BareClock::now();
+    const auto start = std::chrono::steady_clock::now();
     ram_ = std::make_unique<GuestRam>(config, std::stop_token());
-    making_seconds_ = bare_seconds_since(start);
+    making_seconds_ = seconds_since(start);
 }
 
 BareMemory::~BareMemory() = default;
 
 std::optional<double> BareMemory::populate(const StopRequest& stop) {
     const StopBridge bridge(stop);
-    const auto start = BareClock::now();
+    const auto start = std::chrono::steady_clock::now();
     if (!prefault::populate_host(ram_->memory(), ram_->placement().ranges, {workers_, {}, {}, false, {}},
                                  bridge.token())) {
         return std::nullopt;
     }
-    return making_seconds_ + bare_seconds_since(start);
+    return making_seconds_ + seconds_since(start);
 }
 
 std::vector<BareMemory::Piece> BareMemory::pieces() const {

@@ -13,18 +13,13 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/bench/bare_memory.hpp"
 
 namespace vmm::bench {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Reads `bytes` of the file from `offset` on. Returns 0 or an errno; if the file ends early, this is EIO.
 int read_piece(int fd, std::uint64_t offset, std::span<std::byte> bytes) noexcept {
@@ -69,7 +64,7 @@ std::optional<BareRead> read_bare(const std::string& path, PageSize page_size, u
             }
         }
     };
-    const auto start = Clock::now();
+    const auto start = std::chrono::steady_clock::now();
     {
         std::vector<std::jthread> threads;
         for (unsigned i = 1; i < workers; ++i) {

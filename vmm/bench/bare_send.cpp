@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "vmm/bench/bare_memory.hpp"
@@ -140,7 +141,7 @@ std::optional<double> send_bare(std::uint64_t bytes, PageSize page_size, Migrate
             });
         }
     }
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds = seconds_since(start);
     if (stop.is_requested()) {
         return std::nullopt;
     }

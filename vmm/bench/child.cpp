@@ -16,6 +16,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "vmm/host/child_process.hpp"
 
@@ -183,7 +184,7 @@ ChildEnd run_child(const ChildSpec& spec) {
         end.errors = error.what();
         end.status = 127 << 8;
     }
-    end.seconds = std::chrono::duration<double>(Clock::now() - started).count();
+    end.seconds = seconds_since(started);
     end.own_cpu_seconds = cpu_seconds() - cpu_before;
     return end;
 }

@@ -15,6 +15,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/system.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/host/warm_piece.hpp"
@@ -45,10 +46,6 @@ using Clock = std::chrono::steady_clock;
 using namespace bench;
 
 constexpr int kStoppedBySignal = 4;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 template <typename Value>
 void take_default(std::vector<Value>& list, const std::vector<Value>& preset) {
@@ -164,13 +161,13 @@ class Benchmark {
             if (command_.warm) {
                 warm_memory(result.cell.memory_bytes, result.cell.page_size, stop_);
             }
-            const Outcome outcome = runner_.run(result.cell);
+            const RunEnd end = runner_.run(result.cell);
             cell_seconds_[i] = seconds_since(started);
-            if (outcome.sample) {
-                result.samples.push_back(*outcome.sample);
-            } else if (!outcome.stopped) {
-                result.failure = outcome.failure;
-                result.left_out = outcome.timed_out && run_limited_;
+            if (end.sample) {
+                result.samples.push_back(*end.sample);
+            } else if (!end.stopped) {
+                result.failure = end.failure;
+                result.left_out = end.timed_out && run_limited_;
                 cell_seconds_[i] = 0;
             }
         }

@@ -7,6 +7,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/user_fault_fd.hpp"
 #include "vmm/bench/matrix.hpp"
 #include "vmm/bench/migrate_plot.hpp"
@@ -41,7 +42,7 @@ void fill_in(std::vector<Value>& list, std::vector<Value> standard) {
     }
 }
 
-MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const HostRoom& room, unsigned cpus) {
+MigrateSettings settings_of(const BenchMigrateCommand& command, const HostRoom& room, unsigned cpus) {
     MigrateSettings settings;
     settings.memory_bytes = command.memory_bytes;
     settings.lists = command.lists;
@@ -70,7 +71,7 @@ MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const Ho
 }
 
 /// The memory of each case, to check whether it fits.
-std::vector<Cell> cells_of_all_copies(const MigrateResults& results) {
+std::vector<Cell> cells_of(const MigrateResults& results) {
     std::vector<Cell> cells;
     for (const MigrateResult& result : results.cases) {
         Cell cell;
@@ -101,7 +102,7 @@ void measure_migrations(MigrateResults& results, double timeout_seconds, StopReq
     results.complete = have_all_runs(results.cases, settings.runs);
     results.harness.run_seconds = runner.cost().runs;
     results.harness.own_cpu_seconds = runner.cost().own_cpu;
-    results.harness.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    results.harness.seconds = seconds_since(started);
 }
 
 } // namespace
@@ -112,7 +113,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
     results.version = kVersion;
     results.host = read_host_facts();
     const HostRoom room = read_host_room();
-    results.settings = migrate_settings_of(command, room, results.host.cpus);
+    results.settings = settings_of(command, room, results.host.cpus);
     for (const MigrateCase& each : migrate_cases(results.settings.lists, results.settings.every)) {
         results.cases.push_back({each});
     }
@@ -120,7 +121,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
         throw Error("cannot measure what cannot be: 'local' has a unix socket, one stream and a prefault, and "
                     "'post-copy' has a prefault and no pages of 1G (--mode, --link, --streams, --prefault)");
     }
-    const std::vector<Cell> cells = cells_of_all_copies(results);
+    const std::vector<Cell> cells = cells_of(results);
     try {
         check_fits(cells, room);
     } catch (const Error& error) {

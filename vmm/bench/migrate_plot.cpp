@@ -10,10 +10,8 @@ namespace vmm::bench {
 
 namespace {
 
-constexpr double kMillisecondUnit = 1e-3;
-
 /// A label in three lines.
-std::string migrate_bar_name(const MigrateCase& each) {
+std::string bar_name(const MigrateCase& each) {
     return vmm::format("\"{}\\n{}, {}\\n{}, {}{}\"", to_string(each.mode), vmm::to_string(each.page_size), each.vcpus,
                        to_string(each.link), each.streams, each.fill == MigrateFill::kNone ? ", none" : "");
 }
@@ -24,9 +22,9 @@ std::string downtime_line(const MigrateResult& result) {
     if (!downtime) {
         return "";
     }
-    return vmm::format("{} {:.6g} {:.6g} {:.6g} \"{}\"\n", migrate_bar_name(result.of),
-                       downtime->median / kMillisecondUnit, downtime->least / kMillisecondUnit,
-                       downtime->most / kMillisecondUnit, format_seconds(downtime->median));
+    return vmm::format("{} {:.6g} {:.6g} {:.6g} \"{}\"\n", bar_name(result.of), downtime->median / kMilliseconds,
+                       downtime->least / kMilliseconds, downtime->most / kMilliseconds,
+                       format_seconds(downtime->median));
 }
 
 /// One group: name, p99 before, p99 after.
@@ -36,10 +34,9 @@ std::string lateness_line(const MigrateResult& result) {
     if (!before || !after) {
         return "";
     }
-    constexpr double kLeast = 1e-8; // a logarithm has no zero
-    return vmm::format("{} {:.6g} {:.6g}\n", migrate_bar_name(result.of),
-                       std::max(before->median, kLeast) / kMillisecondUnit,
-                       std::max(after->median, kLeast) / kMillisecondUnit);
+    constexpr double kLeast = 1e-8; // A logarithm has no zero.
+    return vmm::format("{} {:.6g} {:.6g}\n", bar_name(result.of), std::max(before->median, kLeast) / kMilliseconds,
+                       std::max(after->median, kLeast) / kMilliseconds);
 }
 
 } // namespace

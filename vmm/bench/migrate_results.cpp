@@ -10,10 +10,10 @@ namespace vmm::bench {
 
 namespace {
 
-using MigrateJson = nlohmann::ordered_json;
+using Json = nlohmann::ordered_json;
 
-MigrateJson migrate_case_json(const MigrateResult& result) {
-    MigrateJson statistics = statistics_json(result.samples, kMigrateFigures);
+Json case_json(const MigrateResult& result) {
+    Json statistics = statistics_json(result.samples, kMigrateFigures);
     for (std::size_t i = 0; i < kMigrateFigures.size(); ++i) {
         if (const auto p99 = result.percentile(static_cast<MigrateFigure>(i), 99)) {
             statistics[std::string(kMigrateFigures.at(i).name)]["p99"] = *p99;
@@ -49,7 +49,7 @@ bool MigrateResults::any_failed() const noexcept {
 
 std::string to_json(const MigrateResults& results) {
     const MigrateSettings& settings = results.settings;
-    MigrateJson json;
+    Json json;
     json["schema"] = MigrateResults::kSchema;
     json["kind"] = "vmm bench migrate";
     json["version"] = results.version;
@@ -71,12 +71,12 @@ std::string to_json(const MigrateResults& results) {
     json["load"] = {{"before", or_null(results.load_before)}, {"after", or_null(results.load_after)}};
     json["complete"] = results.complete;
     json["aims"] = to_json_parts(migrate_aims(results));
-    json["cases"] = MigrateJson::array();
+    json["cases"] = Json::array();
     for (const MigrateResult& result : results.cases) {
-        json["cases"].push_back(migrate_case_json(result));
+        json["cases"].push_back(case_json(result));
     }
     // A host's name may have bytes that are not UTF-8.
-    return json.dump(2, ' ', false, MigrateJson::error_handler_t::replace) + "\n";
+    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 } // namespace vmm::bench

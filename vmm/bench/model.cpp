@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "vmm/bench/table.hpp"
 
@@ -347,8 +348,7 @@ double measure_bandwidth(const std::stop_token& stop) {
                 });
             }
         }
-        const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started;
-        best = std::max(best, static_cast<double>(threads * kBytesEach) / passed.count());
+        best = std::max(best, static_cast<double>(threads * kBytesEach) / seconds_since(started));
     }
     return best;
 }

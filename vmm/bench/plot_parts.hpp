@@ -9,6 +9,9 @@
 
 namespace vmm::bench {
 
+/// The unit of the pictures' scales, in seconds.
+inline constexpr double kMilliseconds = 1e-3;
+
 /// Lines of data for gnuplot.
 struct PlotBlock {
     std::string lines;

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <unistd.h>
-#include <x86intrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +18,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "vmm/bench/guest_output.hpp"
 #include "vmm/bench/statistics.hpp"
 #include "vmm/guest/guest_image.hpp"
@@ -35,20 +35,11 @@ std::string read_file(const std::string& path) {
     return {std::istreambuf_iterator(file), {}};
 }
 
-Outcome failed(const ChildEnd& end) {
+RunEnd failed(const ChildEnd& end) {
     return {std::nullopt, end.problem(), end.stopped, end.timed_out};
 }
 
 } // namespace
-
-CycleClock::CycleClock() : started_(std::chrono::steady_clock::now()), cycles_(__rdtsc()) {}
-
-double CycleClock::seconds_per_cycle() const {
-    constexpr auto kLeast = std::chrono::milliseconds(20);
-    std::this_thread::sleep_until(started_ + kLeast);
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - started_;
-    return passed.count() / static_cast<double>(__rdtsc() - cycles_);
-}
 
 WorkFolder::WorkFolder() {
     std::error_code failed;
@@ -91,7 +82,7 @@ ChildEnd Runner::run_child(const ChildSpec& spec) {
     return end;
 }
 
-Outcome Runner::run(const Cell& cell) {
+RunEnd Runner::run(const Cell& cell) {
     try {
         switch (cell.contender) {
         case Contender::kVmm:
@@ -168,7 +159,7 @@ class Runner::Pool {
     std::jthread server_;
 };
 
-Outcome Runner::run_vmm(const Cell& cell) {
+RunEnd Runner::run_vmm(const Cell& cell) {
     std::optional<Pool> pool;
     if (cell.method == Method::kPool) {
         pool.emplace(cell, settings_.pool);
@@ -192,7 +183,7 @@ Outcome Runner::run_vmm(const Cell& cell) {
     return {sample, {}};
 }
 
-Outcome Runner::run_qemu(const Cell& cell) {
+RunEnd Runner::run_qemu(const Cell& cell) {
     const std::string console = folder_.file("console");
     std::error_code ignored;
     std::filesystem::remove(console, ignored);
@@ -207,7 +198,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     spec.on_output = [&](pid_t /*child*/, std::string_view qmp) -> std::string {
         if (asked == 0 && qmp.find("\"QMP\"") != std::string_view::npos) {
             // QEMU has made the machine and its memory, and starts the guest now.
-            sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+            sample[Figure::kReady] = seconds_since(started);
             ++asked;
             return "{\"execute\":\"qmp_capabilities\"}\n";
         }
@@ -227,7 +218,7 @@ Outcome Runner::run_qemu(const Cell& cell) {
     return {sample, {}};
 }
 
-Outcome Runner::run_command(const Cell& cell) {
+RunEnd Runner::run_command(const Cell& cell) {
     Sample sample;
     const auto started = std::chrono::steady_clock::now();
     bool counted = false;
@@ -237,7 +228,7 @@ Outcome Runner::run_command(const Cell& cell) {
     spec.stop_fd = stop_fd_;
     spec.on_output = [&](pid_t child, std::string_view console) -> std::string {
         if (!sample[Figure::kReady] && console.find("guest=vmm-builtin") != std::string_view::npos) {
-            sample[Figure::kReady] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+            sample[Figure::kReady] = seconds_since(started);
         }
         if (!counted && has_summary(console)) { // The VM still exists for a moment.
             counted = true;

@@ -11,22 +11,9 @@
 #include "vmm/bench/child.hpp"
 #include "vmm/bench/contenders.hpp"
 #include "vmm/bench/sample.hpp"
+#include "vmm/bench/x86/cycle_clock.hpp"
 
 namespace vmm::bench {
-
-/// The duration of a cycle of the time-stamp counter, in which the built-in guest counts. The guest's counter runs at
-/// the host's rate, because no other rate was set (Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ). The duration is
-/// measured against the monotonic clock since construction, so it gets more exact with time. Threads: one.
-class CycleClock {
-  public:
-    CycleClock();
-    /// Waits until 20 ms have passed since construction.
-    [[nodiscard]] double seconds_per_cycle() const;
-
-  private:
-    std::chrono::steady_clock::time_point started_;
-    std::uint64_t cycles_;
-};
 
 /// A folder for the files that runs write. Destruction deletes it.
 class WorkFolder {
@@ -43,7 +30,7 @@ class WorkFolder {
 };
 
 /// The end of a run: a sample, or why there is none. A run that was stopped has neither.
-struct Outcome {
+struct RunEnd {
     std::optional<Sample> sample;
     std::string failure;
     bool stopped = false;
@@ -63,7 +50,7 @@ class Runner {
     Runner(RunSettings settings, std::string program, int stop_fd);
 
     /// Throws Error if no process can be made. Every other failure is in the result.
-    [[nodiscard]] Outcome run(const Cell& cell);
+    [[nodiscard]] RunEnd run(const Cell& cell);
 
     /// Measures the cost of starting, reading and ending: how long a guest that does almost nothing takes from start to
     /// end, without the time that it reports. Returns the median of `runs`.
@@ -75,9 +62,9 @@ class Runner {
     class Pool;
 
     [[nodiscard]] ChildEnd run_child(const ChildSpec& spec);
-    [[nodiscard]] Outcome run_vmm(const Cell& cell);
-    [[nodiscard]] Outcome run_qemu(const Cell& cell);
-    [[nodiscard]] Outcome run_command(const Cell& cell);
+    [[nodiscard]] RunEnd run_vmm(const Cell& cell);
+    [[nodiscard]] RunEnd run_qemu(const Cell& cell);
+    [[nodiscard]] RunEnd run_command(const Cell& cell);
 
     RunSettings settings_;
     std::string program_;

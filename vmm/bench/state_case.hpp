@@ -1,7 +1,6 @@
 // One case of `vmm bench state`: what is done to a guest, and the kind of its memory.
 #pragma once
 
-#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -21,10 +20,6 @@ enum class Scenario {
     kPasses,   ///< the same, but it runs passes over all of its memory
     kClones,   ///< several guests go on from the snapshot at the same time
 };
-
-/// All scenarios, in the order in which they are shown.
-inline constexpr std::array kScenarios{Scenario::kPause,   Scenario::kSnapshot, Scenario::kCold,  Scenario::kBareRead,
-                                       Scenario::kRestore, Scenario::kPasses,   Scenario::kClones};
 
 /// "pause", "snapshot", "cold start", "bare read", "restore", "passes", "clones".
 [[nodiscard]] std::string_view to_string(Scenario scenario) noexcept;

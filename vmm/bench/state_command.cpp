@@ -7,6 +7,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/host/user_fault_fd.hpp"
 #include "vmm/bench/matrix.hpp"
 #include "vmm/bench/progress_text.hpp"
@@ -100,7 +101,7 @@ class StateBenchmark {
         results_.complete = have_all_runs(results_.cases, results_.settings.runs);
         results_.harness.run_seconds = runner_.cost().runs;
         results_.harness.own_cpu_seconds = runner_.cost().own_cpu;
-        results_.harness.seconds = std::chrono::duration<double>(Clock::now() - started).count();
+        results_.harness.seconds = seconds_since(started);
     }
 
   private:

@@ -10,8 +10,6 @@ namespace vmm::bench {
 
 namespace {
 
-constexpr double kMilliseconds = 1e-3;
-
 /// A label in two lines.
 std::string bar_name(const StateCase& each) {
     const std::string first = each.mode ? std::string(vmm::to_string(*each.mode)) : std::string();

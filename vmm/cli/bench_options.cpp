@@ -11,6 +11,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/bench/cell.hpp"
 #include "vmm/bench/results.hpp"
 #include "vmm/bench/share.hpp"
@@ -26,16 +27,6 @@ using Words = std::vector<std::string>;
 
 constexpr std::uint64_t kMinMemoryBytes = 16 * kMiB;
 constexpr std::uint64_t kMemoryStepBytes = 2 * kMiB;
-
-std::vector<std::string> split(const std::string& text) {
-    std::vector<std::string> items;
-    for (std::size_t start = 0; start <= text.size();) {
-        const std::size_t comma = std::min(text.find(',', start), text.size());
-        items.push_back(text.substr(start, comma - start));
-        start = comma + 1;
-    }
-    return items;
-}
 
 std::string format_number(double number) {
     return vmm::format("{}", number);
@@ -72,7 +63,7 @@ Option list(std::string names, std::function<std::optional<Value>(const std::str
                 [parse = std::move(parse), what = std::move(what), set = std::move(set)](Given& given,
                                                                                          const std::string& word) {
                     std::vector<Value> values;
-                    for (const std::string& item : split(word)) {
+                    for (const std::string& item : split(word, ',')) {
                         const auto parsed = parse(item);
                         if (!parsed) {
                             throw Error("'" + item + "' is " + what);

@@ -1,30 +1,16 @@
 #include "vmm/cli/option.hpp"
 
 #include <algorithm>
-#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <sstream>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/text.hpp"
 
 namespace vmm {
 
 namespace {
-
-std::string lower(std::string text) {
-    std::ranges::transform(text, text.begin(), [](unsigned char c) { return std::tolower(c); });
-    return text;
-}
-
-std::string joined(const std::vector<std::string>& words, std::string_view between) {
-    std::string text;
-    for (const std::string& word : words) {
-        text += text.empty() ? "" : between;
-        text += word;
-    }
-    return text;
-}
 
 /// A whole number in decimal, or with the prefixes of C. Throws Error.
 unsigned parse_number(const std::string& word) {
@@ -147,7 +133,7 @@ Option number(std::string names, Limits limits, std::string help, std::function<
 
 std::optional<std::size_t> find_choice(const std::string& name, const std::vector<std::string>& choices) {
     for (std::size_t i = 0; i < choices.size(); ++i) {
-        if (lower(choices[i]) == lower(name)) {
+        if (lower_case(choices[i]) == lower_case(name)) {
             return i;
         }
     }

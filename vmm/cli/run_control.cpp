@@ -30,7 +30,7 @@ using Json = nlohmann::ordered_json;
 constexpr unsigned kFirstRefusal = 400;
 
 /// Returns a text without control characters for a terminal.
-std::string shown(const std::string& text) {
+std::string without_controls(const std::string& text) {
     std::string safe = text;
     std::ranges::replace_if(
         safe, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == 0x7f; }, '?');
@@ -39,7 +39,7 @@ std::string shown(const std::string& text) {
 
 std::string value_in_words(const Json& value) {
     if (value.is_string()) {
-        return shown(value.get<std::string>());
+        return without_controls(value.get<std::string>());
     }
     if (value.is_boolean()) {
         return value.get<bool>() ? "yes" : "no";
@@ -49,7 +49,7 @@ std::string value_in_words(const Json& value) {
 
 std::string name_in_words(std::string name) {
     std::ranges::replace(name, '_', ' ');
-    return shown(name);
+    return without_controls(name);
 }
 
 void add_lines(const Json& value, const std::string& indent, std::string& text);
@@ -95,7 +95,7 @@ Json parse(const std::string& text) {
 
 std::string member(const Json& json, const char* name) {
     const auto found = json.find(name);
-    return found != json.end() && found->is_string() ? shown(found->get<std::string>()) : std::string();
+    return found != json.end() && found->is_string() ? without_controls(found->get<std::string>()) : std::string();
 }
 
 /// Prints a refusal as the machine gave it.

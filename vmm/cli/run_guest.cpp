@@ -19,6 +19,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/process_memory.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "vmm/cli/broken_memory.hpp"
 #include "vmm/cli/character_connection.hpp"
 #include "vmm/cli/messages.hpp"
@@ -344,8 +345,7 @@ Ending run_to_the_end(const Config& config, std::chrono::steady_clock::time_poin
             before_teardown(ending.report);
         }
     }
-    const std::chrono::duration<double> teardown = std::chrono::steady_clock::now() - ending.report.guest_ended;
-    ending.report.teardown_seconds = teardown.count();
+    ending.report.teardown_seconds = seconds_since(ending.report.guest_ended);
     return ending;
 }
 

@@ -18,9 +18,9 @@
 #include <utility>
 
 #include "kvm/host/format.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/host/thread_rights.hpp"
 #include "vmm/limits.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/output/stop_on_signals.hpp"
 #include "vmm/sandbox/compiled_filters.hpp"
 #include "vmm/sandbox/sandbox.hpp"

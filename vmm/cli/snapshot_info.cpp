@@ -13,6 +13,7 @@
 
 #include "kvm/host/format.hpp"
 #include "kvm/host/guest_address.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/state/state_container.hpp"
 #include "vmm/state/virtio_fields.hpp"

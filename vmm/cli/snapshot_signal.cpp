@@ -13,8 +13,8 @@
 
 #include "kvm/host/format.hpp"
 #include "kvm/host/guest_address.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/machine.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 

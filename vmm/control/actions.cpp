@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 
 namespace vmm::control {
 

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 
 namespace vmm::control {
 
@@ -89,9 +89,9 @@ void Jobs::run(Job& job, const Work& work) noexcept {
     std::string error;
     nlohmann::ordered_json result = nlohmann::ordered_json::object();
     try {
-        Outcome outcome = work(context);
-        result = std::move(outcome.result);
-        state = !outcome.is_whole && context.stop.stop_requested() ? JobState::kCancelled : JobState::kDone;
+        End end = work(context);
+        result = std::move(end.result);
+        state = !end.is_whole && context.stop.stop_requested() ? JobState::kCancelled : JobState::kDone;
     } catch (const std::exception& thrown) {
         state = JobState::kFailed;
         error = thrown.what();

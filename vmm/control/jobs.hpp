@@ -53,12 +53,12 @@ class Jobs {
         std::stop_token stop; ///< requested if somebody cancels the job, or if the machine is about to go
         std::function<void(JobProgress)> progress;
     };
-    struct Outcome {
+    struct End {
         nlohmann::ordered_json result; ///< an object
         bool is_whole = true;          ///< false: it ended early
     };
     /// Does the work, and returns early if a stop is requested. If it throws, the job has failed with that error.
-    using Work = std::function<Outcome(const Context&)>;
+    using Work = std::function<End(const Context&)>;
 
     /// `ended` is called for each job that ends, on the job's thread.
     explicit Jobs(std::function<void(const JobStatus&)> ended);

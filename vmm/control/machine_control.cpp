@@ -251,7 +251,7 @@ HttpAnswer MachineControl::resume(const Arguments& /*arguments*/) {
 HttpAnswer MachineControl::stop(const Arguments& arguments) {
     const std::uint64_t seconds = arguments.number("within").value_or(kStandardSecondsToStop);
     const bool force = arguments.flag("force") || config_.hardware == HardwareDescription::kFdt;
-    return started(jobs_.start("stop", [this, seconds, force](const Jobs::Context& context) -> Jobs::Outcome {
+    return started(jobs_.start("stop", [this, seconds, force](const Jobs::Context& context) -> Jobs::End {
         if (force) {
             machine_.request_stop();
             return {{{"by", "force"}}};
@@ -261,7 +261,7 @@ HttpAnswer MachineControl::stop(const Arguments& arguments) {
 }
 
 /// Waits until the machine is about to end, for any reason, or until the time is over.
-Jobs::Outcome MachineControl::press_and_wait(std::uint64_t seconds, const Jobs::Context& context) {
+Jobs::End MachineControl::press_and_wait(std::uint64_t seconds, const Jobs::Context& context) {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point deadline = Clock::now() + std::chrono::seconds(seconds);
     const EventFd cancelled;
@@ -311,7 +311,7 @@ HttpAnswer MachineControl::prefault(const Arguments& arguments) {
     }));
 }
 
-Jobs::Outcome MachineControl::run_prefault(prefault::Options options, const Jobs::Context& context) {
+Jobs::End MachineControl::run_prefault(prefault::Options options, const Jobs::Context& context) {
     options.progress = [&context](const prefault::Progress& now) {
         context.progress({std::string(to_string(now.stage)), now.done_bytes, now.total_bytes});
     };
@@ -340,7 +340,7 @@ HttpAnswer MachineControl::snapshot(const Arguments& arguments) {
     }));
 }
 
-Jobs::Outcome MachineControl::run_snapshot(SnapshotOptions options, const Jobs::Context& context) {
+Jobs::End MachineControl::run_snapshot(SnapshotOptions options, const Jobs::Context& context) {
     options.progress = [&context](const SnapshotProgress& now) {
         context.progress({std::string(now.stage), now.done_bytes, now.total_bytes});
     };
@@ -398,7 +398,7 @@ HttpAnswer MachineControl::migrate(const Arguments& arguments) {
     }));
 }
 
-Jobs::Outcome MachineControl::run_migration(MigrationOptions options, const Jobs::Context& context) {
+Jobs::End MachineControl::run_migration(MigrationOptions options, const Jobs::Context& context) {
     options.progress = [&context](const MigrationProgress& now) {
         Json details = {{"round", now.round},
                         {"sent_bytes", now.sent_bytes},
@@ -446,8 +446,8 @@ HttpAnswer MachineControl::memory(const Arguments& arguments) {
 }
 
 /// Waits until the guest has the memory. If another request comes meanwhile, this one ends.
-Jobs::Outcome MachineControl::await_memory(std::uint64_t wanted, std::chrono::seconds within,
-                                           const Jobs::Context& context) {
+Jobs::End MachineControl::await_memory(std::uint64_t wanted, std::chrono::seconds within,
+                                       const Jobs::Context& context) {
     constexpr std::chrono::milliseconds kBetweenLooks{20};
     const auto deadline = std::chrono::steady_clock::now() + within;
     std::mutex lock;
@@ -483,7 +483,7 @@ Jobs::Outcome MachineControl::await_memory(std::uint64_t wanted, std::chrono::se
 HttpAnswer MachineControl::add_memory(const Arguments& arguments) {
     check_not_ended("add memory");
     const GuestRange range{GuestAddress{*arguments.number("at")}, *arguments.number("size")};
-    return started(jobs_.start("add-memory", [this, range](const Jobs::Context& context) -> Jobs::Outcome {
+    return started(jobs_.start("add-memory", [this, range](const Jobs::Context& context) -> Jobs::End {
         context.progress({"populating", 0, range.size});
         const prefault::Report report = machine_.add_memory(range, context.stop);
         events_.add("memory-added", {{"at", to_integer(range.base)}, {"size", range.size}});
@@ -493,7 +493,7 @@ HttpAnswer MachineControl::add_memory(const Arguments& arguments) {
     }));
 }
 
-Jobs::Outcome MachineControl::added(const std::string& name) {
+Jobs::End MachineControl::added(const std::string& name) {
     events_.add("device-added", {{"name", name}});
     return {{{"name", name}}, true};
 }
@@ -535,7 +535,7 @@ HttpAnswer MachineControl::remove_device(const Arguments& arguments, const char*
                     ": the names of those begin with " + std::string(kind));
     }
     const std::chrono::seconds within(arguments.number("within").value_or(kUsualSeconds));
-    return started(jobs_.start(verb, [this, name, within](const Jobs::Context& context) -> Jobs::Outcome {
+    return started(jobs_.start(verb, [this, name, within](const Jobs::Context& context) -> Jobs::End {
         context.progress({"waiting for the guest", 0, 0});
         machine_.remove_device(name, within, context.stop);
         events_.add("device-removed", {{"name", name}});

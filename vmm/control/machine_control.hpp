@@ -90,14 +90,14 @@ class MachineControl {
 
     [[nodiscard]] HttpAnswer started(const JobStatus& job) const;
     [[nodiscard]] HttpAnswer remove_device(const Arguments& arguments, const char* verb, std::string_view kind);
-    [[nodiscard]] Jobs::Outcome await_memory(std::uint64_t wanted, std::chrono::seconds within,
-                                             const Jobs::Context& context);
-    [[nodiscard]] Jobs::Outcome added(const std::string& name);
+    [[nodiscard]] Jobs::End await_memory(std::uint64_t wanted, std::chrono::seconds within,
+                                         const Jobs::Context& context);
+    [[nodiscard]] Jobs::End added(const std::string& name);
     [[nodiscard]] nlohmann::ordered_json json_of(const JobStatus& job) const;
-    [[nodiscard]] Jobs::Outcome run_prefault(prefault::Options options, const Jobs::Context& context);
-    [[nodiscard]] Jobs::Outcome run_snapshot(SnapshotOptions options, const Jobs::Context& context);
-    [[nodiscard]] Jobs::Outcome run_migration(MigrationOptions options, const Jobs::Context& context);
-    [[nodiscard]] Jobs::Outcome press_and_wait(std::uint64_t seconds, const Jobs::Context& context);
+    [[nodiscard]] Jobs::End run_prefault(prefault::Options options, const Jobs::Context& context);
+    [[nodiscard]] Jobs::End run_snapshot(SnapshotOptions options, const Jobs::Context& context);
+    [[nodiscard]] Jobs::End run_migration(MigrationOptions options, const Jobs::Context& context);
+    [[nodiscard]] Jobs::End press_and_wait(std::uint64_t seconds, const Jobs::Context& context);
     [[nodiscard]] HttpAnswer state_answer(unsigned status) const;
     void check_not_ended(std::string_view tried) const;
 

@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "kvm/host/text.hpp"
 #include "vmm/control/log_levels.hpp"
 #include "vmm/control/verbs.hpp"
 #include "vmm/version.hpp"
@@ -218,13 +219,6 @@ Json answers_of(const Verb& verb) {
     return answers;
 }
 
-std::string lower(std::string word) {
-    for (char& c : word) {
-        c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
-    }
-    return word;
-}
-
 } // namespace
 
 std::string openapi_document() {
@@ -245,7 +239,7 @@ std::string openapi_document() {
             operation["requestBody"] = std::move(body);
         }
         operation["responses"] = answers_of(verb);
-        document["paths"][verb.path][lower(verb.method)] = std::move(operation);
+        document["paths"][verb.path][lower_case(verb.method)] = std::move(operation);
     }
     document["components"]["schemas"] = answer_schemas();
     return document.dump(4) + "\n";

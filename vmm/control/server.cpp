@@ -20,8 +20,9 @@
 #include <vector>
 
 #include "kvm/host/format.hpp"
+#include "kvm/host/retry.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/host/unix_listener.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm::control {
 
@@ -36,10 +37,6 @@ constexpr int kMostAcceptsATurn = 16;
 constexpr std::size_t kReadBytes = 4096;
 /// The most events that go into a buffer at once.
 constexpr std::size_t kMostEventsATurn = 32;
-
-bool would_block(int error_number) noexcept {
-    return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
-}
 
 /// The answer to a request.
 struct Letter {

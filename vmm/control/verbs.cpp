@@ -11,6 +11,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/guest_address.hpp"
+#include "kvm/host/text.hpp"
 #include "prefault/options.hpp"
 #include "vmm/control/log_levels.hpp"
 #include "vmm/limits.hpp"
@@ -501,14 +502,6 @@ std::string quoted(const std::string& text) {
     return "'" + text.substr(0, kMostQuoted) + (text.size() > kMostQuoted ? "...'" : "'");
 }
 
-std::string list_of(const std::vector<std::string>& words) {
-    std::string text;
-    for (const std::string& word : words) {
-        text += (text.empty() ? "" : ", ") + word;
-    }
-    return text;
-}
-
 std::string names_of(const Verb& verb, Place place) {
     std::vector<std::string> names;
     for (const Parameter& parameter : verb.parameters) {
@@ -516,7 +509,7 @@ std::string names_of(const Verb& verb, Place place) {
             names.push_back(parameter.name);
         }
     }
-    return names.empty() ? "it takes none" : "it takes " + list_of(names);
+    return names.empty() ? "it takes none" : "it takes " + joined(names);
 }
 
 Wrong wrong_value(const Parameter& parameter) {
@@ -735,7 +728,7 @@ Call call_of(const HttpRequest& request) {
     if (methods.empty()) {
         throw wrong(404, "there is nothing at " + quoted(request.path) + " (GET /openapi.json says what there is)");
     }
-    throw wrong_method(request, list_of(methods));
+    throw wrong_method(request, joined(methods));
 }
 
 } // namespace
@@ -748,7 +741,7 @@ std::string what_it_takes(const Parameter& parameter) {
     case Kind::kBytes:
         return vmm::format("a whole number from {} to {}", parameter.least, parameter.most);
     case Kind::kChoice:
-        return "one of " + list_of(parameter.choices);
+        return "one of " + joined(parameter.choices);
     case Kind::kName:
         return vmm::format("1 to {} letters, digits and signs", parameter.most);
     case Kind::kPorts:

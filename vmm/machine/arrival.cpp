@@ -13,12 +13,13 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/stopwatch.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/host/user_fault_fd.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "vmm/machine/check_machine.hpp"
 #include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/stop_bridge.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/migration/messages.hpp"
 #include "vmm/migration/peer_process.hpp"
 #include "vmm/migration/remote_chunks.hpp"
@@ -199,7 +200,7 @@ void Arrival::prepare(const LastState& said, std::uint64_t taken_back, MachineSe
         const std::lock_guard hold(lock_);
         state_ = std::move(last);
         report_.mapped_bytes = mapped;
-        report_.receiving_seconds = std::chrono::duration<double>(*last_state_at_ - begin_).count();
+        report_.receiving_seconds = seconds_between(begin_, *last_state_at_);
         if (phase_ != Phase::kReceiving || cut_at_ || times_taken_back_ != taken_back) {
             return; // The guest has gone on there, or the link was cut. The source will send the last state again.
         }
@@ -320,8 +321,7 @@ void Arrival::start(Hardware& hardware) {
             rethrow_failure();
         }
         phase_ = Phase::kRunning;
-        report_.takeover_seconds =
-            last_state_at_ ? std::chrono::duration<double>(Clock::now() - *last_state_at_).count() : 0;
+        report_.takeover_seconds = last_state_at_ ? seconds_since(*last_state_at_) : 0;
         source = control_;
     }
     if (source) {
@@ -424,7 +424,7 @@ bool Arrival::say(MessageType type, std::span<const std::byte> body) noexcept {
     }
 }
 
-// ---- the thread that speaks with the source
+// ---- The thread that speaks with the source
 
 void Arrival::converse() noexcept {
     try {

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/thread.hpp"
 #include "prefault/host/low_priority.hpp"
 #include "vmm/machine/stop_bridge.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 

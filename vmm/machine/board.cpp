@@ -25,7 +25,7 @@ Board::Board(kvm::Vm& vm, devices::CharacterPort::Callbacks serial_callbacks, Vi
     ports_.attach(memory_map::kI8042Port, devices::I8042::kSize, i8042_);
     ports_.attach(memory_map::kSystemControlPort, devices::system_control::kLayout.size, system_control_);
     if (pci != nullptr) {
-        const PciState& of_pci = state.pci ? *state.pci : PciState{};
+        const PciRootState& of_pci = state.pci ? *state.pci : PciRootState{};
         pci_ports_.emplace(pci->bus(), reset_control_, of_pci.ports);
         ports_.attach(memory_map::kPciConfigPorts, devices::pci::ConfigPorts::kSize, *pci_ports_);
         pci_hotplug_line_.emplace(vm, memory_map::kPciHotplugGsi);
@@ -55,7 +55,7 @@ BoardState Board::state() const {
             .reset_control = reset_control_.state(),
             .power = power_.state(),
             .rtc = rtc_.state(),
-            .pci = pci_ports_ ? std::optional(PciState{pci_ports_->state(), pci_hotplug_->state()}) : std::nullopt};
+            .pci = pci_ports_ ? std::optional(PciRootState{pci_ports_->state(), pci_hotplug_->state()}) : std::nullopt};
 }
 
 void Board::repeat_interrupts() noexcept {

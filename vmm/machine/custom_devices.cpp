@@ -20,7 +20,6 @@ CustomDevice::~CustomDevice() = default;
 namespace {
 
 constexpr std::uint64_t kPorts = 0x10000;
-constexpr std::uint64_t kPageBytes = 4 * kKiB;
 
 /// The ports at which KVM answers (memory_map.hpp). A device there would never see an access.
 constexpr std::array kPortsOfKvm{GuestRange{GuestAddress{0x20}, 2}, GuestRange{GuestAddress{0x40}, 4},
@@ -28,8 +27,8 @@ constexpr std::array kPortsOfKvm{GuestRange{GuestAddress{0x20}, 2}, GuestRange{G
                                  GuestRange{GuestAddress{0x4d0}, 2}};
 
 constexpr std::array kTakenAddresses{
-    memory_map::kScratchWindow, memory_map::kVirtioWindow, GuestRange{memory_map::kIoApic, kPageBytes},
-    GuestRange{memory_map::kLocalApic, kPageBytes}, GuestRange{memory_map::kRealModePages, 4 * kPageBytes}};
+    memory_map::kScratchWindow, memory_map::kVirtioWindow, GuestRange{memory_map::kIoApic, kSmallPageBytes},
+    GuestRange{memory_map::kLocalApic, kSmallPageBytes}, GuestRange{memory_map::kRealModePages, 4 * kSmallPageBytes}};
 
 /// The addresses and ports that are taken, too, if there is PCI.
 constexpr std::array kPciAddresses{memory_map::kPciEcam, memory_map::kPciWindow};

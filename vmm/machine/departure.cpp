@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -16,8 +17,9 @@
 #include "kvm/host/event_fd.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/stopwatch.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/machine/capture.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/machine/vcpu_throttle.hpp"
 #include "vmm/migration/channel.hpp"
 #include "vmm/migration/messages.hpp"
@@ -52,10 +54,6 @@ constexpr double kSwitchSeconds = 0.005;
 /// By how much less is expected of the switch after each round in which what is left does not fit.
 constexpr double kSwitchDecay = 0.9;
 constexpr unsigned kThrottleStep = 20;
-
-double seconds_since_then(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 constexpr const char* kTriedToMigrate = "migrate the machine";
 
@@ -109,12 +107,12 @@ class Departure {
 
     [[nodiscard]] MigrationReport report() {
         report_.sent_bytes = sender_.sent_bytes();
-        report_.total_seconds = seconds_since_then(start_);
+        report_.total_seconds = seconds_since(start_);
         return report_;
     }
 
   private:
-    // ---- before there are pages
+    // ---- Before there are pages
 
     void announce() {
         stage_ = "connecting";
@@ -163,7 +161,7 @@ class Departure {
                 return state_now();
             });
         }
-        switch_seconds_ = 2 * seconds_since_then(asked) + kSwitchSeconds;
+        switch_seconds_ = 2 * seconds_since(asked) + kSwitchSeconds;
         return state;
     }
 
@@ -196,7 +194,7 @@ class Departure {
         sender_.use(std::move(streams));
     }
 
-    // ---- while the guest runs
+    // ---- While the guest runs
 
     bool send_and_switch() {
         PageBits todo = present_pages();
@@ -244,7 +242,7 @@ class Departure {
             heed_time(); // It is over, or else the round would not have ended.
         }
         wait_until_synced();
-        const double seconds = std::max(seconds_since_then(begin), 1e-6);
+        const double seconds = std::max(seconds_since(begin), 1e-6);
         const std::uint64_t sent = sender_.content_bytes() - before;
         round_bytes_ = bytes_of(pages);
         round_seconds_ = seconds;
@@ -375,7 +373,7 @@ class Departure {
         throw Error(std::string("cannot migrate the machine, which goes on here: ") + error.what());
     }
 
-    // ---- the switch
+    // ---- The switch
 
     /// Guest memory is the destination's already.
     bool hand_over() {
@@ -415,7 +413,7 @@ class Departure {
         pause();
         Resumer resumer(*this);
         const bool is_over = machine_.pause.look_while_paused(kTriedToMigrate, [&] {
-            report_.pause_seconds = seconds_since_then(asked);
+            report_.pause_seconds = seconds_since(asked);
             if (log_) {
                 join(todo, log_->take_all());
             }
@@ -432,7 +430,7 @@ class Departure {
                 return false;
             }
             give_away();
-            report_.downtime_seconds = seconds_since_then(asked);
+            report_.downtime_seconds = seconds_since(asked);
             report_.takeover_seconds =
                 report_.downtime_seconds - report_.pause_seconds - report_.pages_seconds - report_.state_seconds;
             return true;
@@ -450,7 +448,7 @@ class Departure {
         return is_over;
     }
 
-    // ---- post-copy
+    // ---- Post-copy
 
     /// What is left goes over when the guest asks for it, or by and by. From here on a cut link ends the attempt: what
     /// the destination does not have, it has dropped.
@@ -534,7 +532,7 @@ class Departure {
 
     /// Whether the guest has not stood still for too long yet. If it has, more is expected of the next switch.
     bool is_in_time(Clock::time_point asked) {
-        const double seconds = seconds_since_then(asked);
+        const double seconds = seconds_since(asked);
         if (seconds <= std::chrono::duration<double>(options_.downtime).count()) {
             return true;
         }
@@ -551,12 +549,12 @@ class Departure {
             send_round(todo);
             report_.last_bytes = left;
         }
-        report_.pages_seconds = seconds_since_then(asked) - report_.pause_seconds;
+        report_.pages_seconds = seconds_since(asked) - report_.pause_seconds;
         has_sent_state_ = true;
         send_message(*control_, MessageType::kLastState, encode(last));
         const auto prepared = decode<Prepared>(expect(MessageType::kPrepared));
         report_.mapped_bytes = prepared.mapped_bytes;
-        report_.state_seconds = seconds_since_then(asked) - report_.pause_seconds - report_.pages_seconds;
+        report_.state_seconds = seconds_since(asked) - report_.pause_seconds - report_.pages_seconds;
     }
 
     /// From here on the guest is the other end's, unless that says no.
@@ -645,7 +643,7 @@ class Departure {
         is_committed_ = false;
     }
 
-    // ---- the other end
+    // ---- The other end
 
     /// The next message, which has to be of `type`. Throws RefusedError if it is a refusal.
     Message expect(MessageType type) { return expect(type, *control_); }
@@ -717,7 +715,7 @@ class Departure {
         }
     }
 
-    // ---- this end
+    // ---- This end
 
     struct EndWaiting {
         Departure* departure;

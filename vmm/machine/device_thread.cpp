@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 
 namespace vmm {
 

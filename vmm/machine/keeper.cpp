@@ -3,25 +3,19 @@
 #include <pthread.h>
 
 #include <condition_variable>
-#include <ctime>
 #include <exception>
 #include <mutex>
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/stopwatch.hpp"
+#include "kvm/host/thread.hpp"
+#include "kvm/kick.hpp"
 #include "vmm/machine/stop_bridge.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 
 namespace {
-
-/// Processor time of the calling thread.
-double cpu_seconds() {
-    timespec time{};
-    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-}
 
 prefault::Options keeping(const Config& config) {
     prefault::Options options = config.prefault;
@@ -72,7 +66,7 @@ prefault::KeptReport Keeper::join() {
 }
 
 double Keeper::seconds() const {
-    return std::chrono::duration<double>(Clock::now() - begin_).count();
+    return seconds_since(begin_);
 }
 
 void Keeper::body() noexcept {
@@ -85,7 +79,7 @@ void Keeper::body() noexcept {
     } catch (...) {
         embedder_.note_failure(std::current_exception());
     }
-    report_.watch_cpu_seconds = cpu_seconds() - refill_cpu_seconds_;
+    report_.watch_cpu_seconds = kvm::cpu_seconds_of_this_thread() - refill_cpu_seconds_;
     if (!report_.problem.empty()) {
         prefault::KeptEvent ended;
         ended.kind = prefault::KeptEventKind::kEnded;
@@ -148,9 +142,9 @@ void Keeper::look(const std::stop_token& stop) {
         tell(std::move(event));
     }
     if (answer.refill) {
-        const double before = cpu_seconds();
+        const double before = kvm::cpu_seconds_of_this_thread();
         refill(stop);
-        refill_cpu_seconds_ += cpu_seconds() - before;
+        refill_cpu_seconds_ += kvm::cpu_seconds_of_this_thread() - before;
     }
 }
 
@@ -173,7 +167,7 @@ void Keeper::refill(const std::stop_token& stop) {
         events = watch_.note_held(seconds());
     } else {
         ++report_.refills;
-        report_.refill_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
+        report_.refill_seconds += seconds_since(begin);
         events = watch_.note_refill(sample(), std::move(problem));
     }
     last_counts_ = kernel_.read();

@@ -14,9 +14,10 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/mapping.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/stopwatch.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/host/unique_fd.hpp"
 #include "prefault/host/low_priority.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -29,10 +30,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kLazyPurpose = "the memory of a snapshot on its way to the guest";
-
-double seconds_from(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Drops all pages, so that the memory is as if nobody had touched it.
 void drop_pages(std::span<std::byte> bytes) noexcept {
@@ -366,7 +363,7 @@ void LazyMemory::let_go_on(const Waited& waited) {
     faults_.wake(piece_of(waited.chunk).bytes);
     if (waited.since) {
         const std::lock_guard hold(lock_);
-        longest_wait_seconds_ = std::max(longest_wait_seconds_, seconds_from(*waited.since));
+        longest_wait_seconds_ = std::max(longest_wait_seconds_, seconds_since(*waited.since));
     }
 }
 
@@ -416,7 +413,7 @@ void LazyMemory::note_loaded() noexcept {
     ended_.signal();
     {
         const std::lock_guard hold(lock_);
-        seconds_until_loaded_ = seconds_from(begin_);
+        seconds_until_loaded_ = seconds_since(begin_);
     }
     changed_.notify_all();
     if (settings_.loaded) {

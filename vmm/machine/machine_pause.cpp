@@ -6,6 +6,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/machine.hpp"
 
 namespace vmm {
@@ -14,14 +15,6 @@ namespace {
 
 std::string in_seconds(std::chrono::milliseconds time) {
     return vmm::format("{} s", std::chrono::duration<double>(time).count());
-}
-
-std::string list_of(const std::vector<std::string>& names) {
-    std::string text;
-    for (const std::string& name : names) {
-        text += (text.empty() ? "" : ", ") + name;
-    }
-    return text;
 }
 
 } // namespace
@@ -89,7 +82,7 @@ void MachinePause::hold_all(std::unique_lock<std::mutex>& hold, std::chrono::mil
             return;
         }
         if (!busy.empty()) {
-            fail("the host has not finished what it does for " + list_of(busy) +
+            fail("the host has not finished what it does for " + joined(busy) +
                  " (see whether what the device stands on still answers, or allow more time)");
         }
     }

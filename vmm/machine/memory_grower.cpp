@@ -9,8 +9,8 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/machine/stop_bridge.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 
 namespace vmm {
 

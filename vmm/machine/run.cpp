@@ -14,6 +14,7 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/process_memory.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "kvm/x86/registers.hpp"
 
 namespace vmm {
@@ -21,10 +22,6 @@ namespace vmm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_between(Clock::time_point start, Clock::time_point end) {
-    return std::chrono::duration<double>(end - start).count();
-}
 
 } // namespace
 
@@ -209,7 +206,7 @@ void Run::watch_second_level(EventLoop& loop, TimerFd& timer) {
             std::vector<std::uint64_t> now = hardware_.faults.counts();
             std::vector<std::uint64_t> fresh = now;
             std::ranges::transform(fresh, watched_faults_, fresh.begin(), std::minus<>());
-            config_.watch({seconds_between(begin, Clock::now()), hardware_.second_level.mapped(), std::move(fresh)});
+            config_.watch({seconds_since(begin), hardware_.second_level.mapped(), std::move(fresh)});
             watched_faults_ = std::move(now);
         });
     assert(watched);

@@ -9,9 +9,9 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
 #include "kvm/host/stoppable_read.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/machine/check_machine.hpp"
 #include "vmm/machine/rebuild.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
 #include "vmm/state/memory_file.hpp"
 #include "vmm/state/working_set.hpp"
 

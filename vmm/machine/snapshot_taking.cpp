@@ -17,6 +17,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/stopwatch.hpp"
 #include "prefault/options.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/machine/capture.hpp"
@@ -38,10 +39,6 @@ using Clock = std::chrono::steady_clock;
 constexpr unsigned kMostLivePasses = 4;
 /// If at most this much is left, the guest is stopped to write it.
 constexpr std::uint64_t kLittleBytes = 2 * kMiB;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 void check(const SnapshotOptions& options) {
     if (options.directory.empty()) {

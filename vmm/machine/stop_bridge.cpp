@@ -5,7 +5,7 @@
 #include <array>
 #include <chrono>
 
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 
 namespace vmm {
 

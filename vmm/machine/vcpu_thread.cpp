@@ -2,30 +2,14 @@
 
 #include <pthread.h>
 
-#include <system_error>
 #include <utility>
 
-#include "kvm/host/blocked_signals.hpp"
-#include "kvm/host/error.hpp"
-#include "kvm/host/thread_rights.hpp"
+#include "kvm/host/thread.hpp"
 #include "kvm/kick.hpp"
 #include "kvm/x86/saved_vcpu.hpp"
 #include "vmm/machine/dispatch.hpp"
 
 namespace vmm {
-
-std::thread start_thread(std::string_view whose, std::function<void()> body) {
-    try {
-        const AllSignalsBlocked inherited;
-        return std::thread([body = std::move(body)] {
-            begin_thread();
-            body();
-        });
-    } catch (const std::system_error& error) {
-        throw Error("cannot start a thread for " + std::string(whose) + ": " + error.code().message() +
-                    " (raise `ulimit -u`, or `ulimit -v` if memory is short)");
-    }
-}
 
 VcpuThread::VcpuThread(kvm::Vcpu& vcpu, prefault::CpuList cpus, const VcpuEnvironment& environment)
     : vcpu_(vcpu), cpus_(std::move(cpus)), environment_(environment),

@@ -3,11 +3,9 @@
 
 #include <chrono>
 #include <exception>
-#include <functional>
 #include <latch>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <thread>
 
 #include "devices/bus.hpp"
@@ -28,10 +26,6 @@ struct VcpuEnvironment {
     const Sandbox& sandbox;
     std::latch& start; ///< no vCPU enters the guest before it is open
 };
-
-/// Starts a thread whose signals are blocked from its first instruction on. `whose` is for the message: "vCPU 3".
-/// Throws Error if the host cannot make a thread.
-std::thread start_thread(std::string_view whose, std::function<void()> body);
 
 /// Runs a vCPU from construction until a stop is requested: by the guest, by somebody else, or by this thread because
 /// its vCPU failed. How it ended can be read after join(). Destruction kicks and joins, so a stop must have been

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 
 namespace vmm {
 

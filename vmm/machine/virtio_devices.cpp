@@ -18,6 +18,7 @@
 #include "devices/virtio/rng.hpp"
 #include "devices/virtio/vsock.hpp"
 #include "kvm/host/error.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/pluggable_memory.hpp"
 
@@ -66,16 +67,6 @@ std::vector<PlannedDevice> planned_devices(const Config& config) {
     add_if(config.rng, DeviceId::kEntropy, "rng0");
     add_if(config.console.has_value(), DeviceId::kConsole, "con0");
     return planned;
-}
-
-/// Returns a name that need not be trusted in a form for messages.
-std::string shown(const std::string& name) {
-    constexpr std::size_t kMostShown = 32;
-    std::string text;
-    for (const char c : name.substr(0, kMostShown)) {
-        text += c >= ' ' && c <= '~' ? c : '?';
-    }
-    return text;
 }
 
 std::string_view kind_in(std::string_view name) {
@@ -433,7 +424,7 @@ void VirtioDevices::connect(Slot& slot, const VirtioDeviceState* state) {
     pci_->catch_doorbells(number, std::move(events), PciTransport::kDoorbells, PciTransport::kDoorbellStride);
 }
 
-// --- Devices that come and go while the guest runs -------------------------------------------------------------------
+// ---- Devices that come and go while the guest runs
 
 std::string VirtioDevices::free_name(std::string_view kind) const {
     const std::lock_guard hold(mutex_);

@@ -113,8 +113,7 @@ class VirtioDevices {
     /// Returns where the guest finds the devices over MMIO.
     [[nodiscard]] std::vector<loader::VirtioMmioHardware> describe() const;
 
-    // --- Devices that come and go while the guest runs
-    // ----------------------------------------------------------------
+    // ---- Devices that come and go while the guest runs
 
     /// Whether the guest has a PCI bus, on which devices can come and go.
     [[nodiscard]] bool has_pci() const noexcept { return pci_ != nullptr; }

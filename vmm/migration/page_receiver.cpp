@@ -6,7 +6,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/migration/frame_reader.hpp"
 #include "vmm/migration/frames.hpp"
 

@@ -14,7 +14,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/state/crc32c.hpp"
 #include "vmm/state/memory_layout.hpp"
 

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "kvm/host/error.hpp"
-#include "vmm/machine/vcpu_thread.hpp"
+#include "kvm/host/thread.hpp"
 #include "vmm/migration/endpoints.hpp"
 
 namespace vmm {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/cli/command_line.hpp"
 #include "vmm/version.hpp"
 
@@ -146,14 +147,6 @@ std::string man_of_report(std::istream& markdown) {
             text += roff_of_markdown(line) + "\n";
             first = false;
         }
-    }
-    return text;
-}
-
-std::string joined(const std::vector<std::string>& words, const std::string& between) {
-    std::string text;
-    for (const std::string& word : words) {
-        text += (text.empty() ? "" : between) + word;
     }
     return text;
 }

@@ -4,6 +4,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/state/state_container.hpp"
 
 namespace vmm {

@@ -37,7 +37,7 @@ struct VirtioDeviceState {
 };
 
 /// The state of PCI that does not belong to a function.
-struct PciState {
+struct PciRootState {
     devices::pci::ConfigPorts::State ports;
     devices::pci::Hotplug::State hotplug;
 };
@@ -50,7 +50,7 @@ struct BoardState {
     devices::ResetRegister::State reset_control{};
     devices::AcpiPower::State power;
     devices::Rtc::State rtc;
-    std::optional<PciState> pci{}; ///< nothing: the machine has no PCI
+    std::optional<PciRootState> pci{}; ///< nothing: the machine has no PCI
 };
 
 /// A machine that does not run. The content of its memory is kept elsewhere.

@@ -12,7 +12,6 @@ namespace vmm {
 
 namespace {
 
-constexpr std::uint64_t kGuestPageBytes = 4096;
 constexpr std::size_t kMostRegions = memory_map::kScratchMemslot;
 
 [[noreturn]] void refuse(const std::string& why) {
@@ -22,7 +21,7 @@ constexpr std::size_t kMostRegions = memory_map::kScratchMemslot;
 /// Throws Error if `range` cannot follow a region that ends at `end`.
 void check(GuestRange range, std::uint64_t end) {
     const std::uint64_t base = to_integer(range.base);
-    if (range.size == 0 || !is_aligned(base, kGuestPageBytes) || !is_aligned(range.size, kGuestPageBytes)) {
+    if (range.size == 0 || !is_aligned(base, kSmallPageBytes) || !is_aligned(range.size, kSmallPageBytes)) {
         refuse(format("a region of {} bytes at {} is not of whole pages", range.size, to_string(range.base)));
     }
     if (base > memory_map::kMaxAddressBytes || range.size > memory_map::kMaxAddressBytes - base) {

@@ -1,9 +1,11 @@
-#include <cpuid.h>
 #include <sys/utsname.h>
 
-#include <array>
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstring>
+#include <span>
+#include <string>
 
 #include "vmm/machine/x86/cpuid.hpp"
 #include "vmm/state/snapshot_state.hpp"
@@ -23,15 +25,6 @@ std::string text_of(std::span<const std::uint32_t> registers) {
     return text;
 }
 
-std::string processor_vendor() {
-    std::uint32_t eax = 0;
-    std::uint32_t ebx = 0;
-    std::uint32_t ecx = 0;
-    std::uint32_t edx = 0;
-    static_cast<void>(__get_cpuid(0, &eax, &ebx, &ecx, &edx)); // Every processor has this leaf.
-    return text_of(std::array{ebx, edx, ecx});
-}
-
 } // namespace
 
 SnapshotOrigin origin_here() {
@@ -44,7 +37,7 @@ SnapshotOrigin origin_here() {
     if (::uname(&names) == 0) {
         origin.kernel_release = std::string(names.release).substr(0, kMostBytes);
     }
-    origin.cpu_vendor = processor_vendor();
+    origin.cpu_vendor = text_of(host_cpu_vendor());
     origin.cpu_model = text_of(host_cpu_brand());
     return origin;
 }

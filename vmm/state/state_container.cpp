@@ -8,6 +8,7 @@
 
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/state/crc32c.hpp"
 #include "vmm/state/state_file.hpp"
 #include "vmm/version.hpp"
@@ -173,13 +174,6 @@ std::optional<RawSection> read_section(ByteReader& reader) {
 }
 
 } // namespace
-
-std::string shown(std::string_view text, std::size_t most) {
-    std::string line(text.substr(0, most));
-    std::ranges::replace_if(
-        line, [](char c) { return c < ' ' || c > '~'; }, '?');
-    return text.size() > most ? line + "..." : line;
-}
 
 std::vector<std::byte> pack_sections(const StateContainer& container) {
     assert(container.sections.size() <= kMostSections);

@@ -65,8 +65,4 @@ inline constexpr std::uint32_t kFormatVersion = 1;
 /// damaged, the error names it.
 [[nodiscard]] StateContainer unpack_sections(std::span<const std::byte> bytes);
 
-/// Returns `text` from a file in a form that a message can show. Control characters for a terminal become '?', and at
-/// most `most` bytes are shown.
-[[nodiscard]] std::string shown(std::string_view text, std::size_t most = 40);
-
 } // namespace vmm

@@ -9,6 +9,7 @@
 #include "devices/pci/root_bus.hpp"
 #include "kvm/host/error.hpp"
 #include "kvm/host/format.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/state/board_fields.hpp"
 #include "vmm/state/cbor.hpp"

@@ -266,7 +266,7 @@ TEST_F(DiskIoTest, ByThreadsGivesBackWhatIsAbandonedEachOnce) {
     EXPECT_EQ(std::count(times.begin(), times.end(), 1), 256);
 }
 
-// --- The host's demands ------------------------------------------------------------------------------------------
+// ---- The host's demands
 
 TEST_F(DiskIoTest, OnlyTheImageAndTheOptionsSayWhatTheGuestSees) {
     const TmpfsDirectory tmpfs("8M");

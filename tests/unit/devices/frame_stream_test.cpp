@@ -148,8 +148,7 @@ TEST(FrameStream, SendsAFrameAfterItsLengthWithoutTheHeader) {
     EXPECT_TRUE(ends.heard().empty());
 }
 
-// --- With a filter
-// -----------------------------------------------------------------------------------------------------
+// ---- With a filter
 
 /// A TCP segment that opens a connection with 198.51.100.1, or another address.
 Bytes opening(std::array<std::uint8_t, 4> to = {198, 51, 100, 1}) {
@@ -246,7 +245,7 @@ TEST(FrameStream, KeepsWhatTheSocketHasNoRoomForAndSendsItLater) {
     EXPECT_EQ(seen, sent);
 }
 
-// --- virtio-net on a stream ------------------------------------------------------------------------------------------
+// ---- virtio-net on a stream
 
 TEST(VirtioNetOnAStream, OffersNoOffloads) { // 5.1.3: nobody would compute the checksums
     Ends ends;

@@ -92,7 +92,7 @@ class SerialPortTest : public ::testing::Test {
     SerialPort port{irq, callbacks()};
 };
 
-// --- Output
+// ---- Output
 
 TEST_F(SerialPortTest, OutputComesOutInOrder) {
     print(port, "Linux version");
@@ -139,7 +139,7 @@ TEST_F(SerialPortTest, OutputMayBeTakenFromWithinTheAnnouncement) {
     EXPECT_EQ(taken, "no deadlock");
 }
 
-// --- Registers
+// ---- Registers
 
 TEST_F(SerialPortTest, AfterResetNothingIsPendingAndTheLineIsThere) {
     EXPECT_EQ(inb(port, kIer), 0U);
@@ -199,7 +199,7 @@ TEST_F(SerialPortTest, WideAccessIsOneAccessForEachByte) {
     EXPECT_EQ(all[2], std::byte{kIirFifo | kIirReceive}) << "b is still there";
 }
 
-// --- Detection by Linux: drivers/tty/serial/8250/8250_port.c
+// ---- Detection by Linux: drivers/tty/serial/8250/8250_port.c
 
 TEST_F(SerialPortTest, LinuxFindsAPortByItsInterruptEnableRegister) {
     outb(port, kIer, 0);
@@ -274,7 +274,7 @@ TEST_F(SerialPortTest, ScratchRegisterTellsA16450FromAn8250) {
     EXPECT_EQ(inb(port, kScr), 0x5aU);
 }
 
-// --- Input
+// ---- Input
 
 TEST_F(SerialPortTest, InputIsReadInOrder) {
     outb(port, kFcr, kFcrEnable);
@@ -351,7 +351,7 @@ TEST_F(SerialPortTest, InputWaitsWhileTheGuestIsInLoopback) {
     EXPECT_EQ(feed(port, "typed"), 5U);
 }
 
-// --- Interrupts
+// ---- Interrupts
 
 TEST_F(SerialPortTest, InputInterruptsOnlyIfEnabled) {
     outb(port, kFcr, kFcrEnable);
@@ -487,7 +487,7 @@ TEST_F(SerialPortTest, Out2DoesNotGateTheInterrupt) {
     EXPECT_EQ(irq.take(), 1U);
 }
 
-// --- State
+// ---- State
 
 TEST_F(SerialPortTest, StateSurvivesARestore) {
     outb(port, kFcr, kFcrEnable | kFcrTrigger8);
@@ -536,7 +536,7 @@ TEST_F(SerialPortTest, DamagedStateIsRefused) {
     refused({.received_bytes = 0, .received = {1}});
 }
 
-// --- Hostile guests, and threads
+// ---- Hostile guests, and threads
 
 TEST_F(SerialPortTest, HostileGuestLeavesItInAStateThatCanBeRestored) {
     constexpr std::size_t kCapacity = 64;

@@ -375,7 +375,7 @@ TEST(DeviceTree, OfTheLargestMachineFitsItsPlace) {
     EXPECT_LE(build_setup_dtb(tree).size(), kRoom);
 }
 
-// --- The judgement of the compiler ----------------------------------------------------------------------------------
+// ---- The judgement of the compiler
 
 /// The messages of dtc about a tree, besides its source; nothing if it has none.
 std::string complaints(const Hardware& hardware, std::span<const MemoryMapEntry> map) {

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <numeric>
 #include <optional>
 #include <set>
 #include <utility>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/machine/x86/cpu_features.hpp"
 
 namespace vmm {
@@ -260,18 +260,6 @@ CpuModel::Base parse_base(const std::string& word, const std::string& tried) {
     throw Error(tried + ": '" + word + "' is no processor: it is " + list_of(cpu_base_names(), "or"));
 }
 
-std::vector<std::string> split(std::string_view text) {
-    std::vector<std::string> words(1);
-    for (const char c : text) {
-        if (c == ',') {
-            words.emplace_back();
-        } else {
-            words.back() += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-        }
-    }
-    return words;
-}
-
 } // namespace
 
 std::vector<std::string_view> cpu_base_names() {
@@ -305,7 +293,7 @@ CpuModel CpuModel::parse(std::string_view text, bool nested) {
                     std::to_string(kMostBytes) + " bytes");
     }
     const std::string tried = "cannot give the guest the processor '" + std::string(text) + "'";
-    const std::vector<std::string> words = split(text);
+    const std::vector<std::string> words = split(lower_case(text), ',');
     CpuModel model;
     model.text_ = text;
     model.nested_ = nested;

@@ -151,6 +151,15 @@ std::vector<kvm_cpuid_entry2> guest_cpuid(std::span<const kvm_cpuid_entry2> supp
     return cpuid;
 }
 
+std::array<std::uint32_t, 3> host_cpu_vendor() noexcept {
+    std::uint32_t eax = 0;
+    std::uint32_t ebx = 0;
+    std::uint32_t ecx = 0;
+    std::uint32_t edx = 0;
+    __cpuid(0, eax, ebx, ecx, edx);
+    return {ebx, edx, ecx};
+}
+
 CpuBrand host_cpu_brand() noexcept {
     CpuBrand brand{};
     for (std::uint32_t leaf = kFirstBrand; leaf <= kLastBrand; ++leaf) {

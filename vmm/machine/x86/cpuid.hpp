@@ -19,6 +19,9 @@ namespace vmm {
 /// The processor's name, as in leaves 0x80000002 to 0x80000004: EAX, EBX, ECX and EDX of each.
 using CpuBrand = std::array<std::uint32_t, 12>;
 
+/// The maker of the processor we run on, as leaf 0 has it: EBX, EDX and ECX.
+[[nodiscard]] std::array<std::uint32_t, 3> host_cpu_vendor() noexcept;
+
 /// The name of the processor we run on; zeros if it has none.
 [[nodiscard]] CpuBrand host_cpu_brand() noexcept;
 

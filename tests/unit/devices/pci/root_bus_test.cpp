@@ -283,7 +283,7 @@ TEST(PciHostBridge, SaysThatItIsOneAndTakesNothing) {
     EXPECT_EQ(bridge.name(), "host-bridge");
 }
 
-// --- Several threads -------------------------------------------------------------------------------------------------
+// ---- Several threads
 
 TEST_F(RootBusTest, FunctionsComeAndGoWhileOthersAccessThem) {
     constexpr int kTurns = 300;

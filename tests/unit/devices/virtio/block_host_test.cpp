@@ -110,7 +110,7 @@ class Driver {
     VirtioRig rig_;
 };
 
-// --- Where the image lies, and how its I/O is done ---------------------------------------------------------------
+// ---- Where the image lies, and how its I/O is done
 
 struct Place {
     enum class Where { kFile, kTmpfs, kLoop512, kLoop4096 };
@@ -287,7 +287,7 @@ TEST_P(BlockPlaces, ZeroesExactlyWhatItIsToldAndDiscardsNoMore) {
     EXPECT_EQ(driver_->read(0, 301 * kSector), model.substr(0, 301 * kSector));
 }
 
-// --- With I/O that a test holds ----------------------------------------------------------------------------------
+// ---- With I/O that a test holds
 
 class BlockHeld : public ::testing::Test {
   protected:
@@ -542,7 +542,7 @@ TEST_F(BlockHeld, AFlushThatFailsWhileTheDeviceIsResetIsNotForgottenEither) {
     EXPECT_EQ(driver_->request({kFlush, 0, 0}), kIoError);
 }
 
-// --- On a host that fails ----------------------------------------------------------------------------------------
+// ---- On a host that fails
 
 TEST(BlockOnAFullHost, FlushesFailFromTheFirstFailureOn) {
     const vmm::testing::TemporaryDirectory directory;

@@ -72,7 +72,7 @@ class MmioTransportTest : public ::testing::Test {
     RegisterDriver driver{transport};
 };
 
-// --- Registers that say what the device is ---------------------------------------------------------------------------
+// ---- Registers that say what the device is
 
 // 4.2.2.1: "MUST return 0x74726976 in MagicValue".
 TEST_F(MmioTransportTest, MagicValueIsVirt) {
@@ -154,7 +154,7 @@ TEST_F(MmioTransportTest, WhatIsForReadingOnlyIsNotWritten) {
     }
 }
 
-// --- Status ----------------------------------------------------------------------------------------------------------
+// ---- Status
 
 // 3.1.1, as a whole.
 TEST_F(MmioTransportTest, ADriverComesUpStepByStep) {
@@ -251,7 +251,7 @@ TEST_F(MmioTransportTest, NothingHappensBeforeDriverOk) {
     EXPECT_EQ(driver.read(reg::kInterruptStatus), 0U);
 }
 
-// --- Features --------------------------------------------------------------------------------------------------------
+// ---- Features
 
 // 2.2.2: "otherwise it MUST fail to set the FEATURES_OK device status bit when the driver writes it".
 TEST_F(MmioTransportTest, FeaturesThatWereNotOfferedAreRefused) {
@@ -310,7 +310,7 @@ TEST_F(MmioTransportTest, FeaturesAreFrozenByFeaturesOk) {
     EXPECT_EQ(transport.negotiation().take_work().activation->features, kFeatureVersion1);
 }
 
-// --- Queues ----------------------------------------------------------------------------------------------------------
+// ---- Queues
 
 TEST_F(MmioTransportTest, AQueueIsEnabledFromFeaturesOkOn) {
     EXPECT_FALSE(driver.enable_queue(0, geometry()));
@@ -449,7 +449,7 @@ TEST_F(MmioTransportTest, QueueReadyReads1UntilTheDeviceHasLetGo) {
     EXPECT_EQ(work.restarts[0].second.state().geometry, geometry()) << "it remains";
 }
 
-// --- Reset of a queue ------------------------------------------------------------------------------------------------
+// ---- Reset of a queue
 
 // 4.2.2.1: "MUST reset the queue when 1 is written to QueueReset", "MUST continue to present 1 in QueueReset as long as
 // the queue reset is ongoing", "MUST present 0 in both QueueReset and QueueReady when queue reset has completed".
@@ -539,7 +539,7 @@ TEST_F(MmioTransportTest, ARestartNotYetTakenIsUndoneByAReset) {
     EXPECT_TRUE(is_empty(transport.negotiation().take_work()));
 }
 
-// --- Reset of the device -----------------------------------------------------------------------------------------
+// ---- Reset of the device
 
 // 2.4.1: "A device MUST reinitialize device status to 0 after receiving a reset".
 TEST_F(MmioTransportTest, BeforeDriverOkAResetIsImmediate) {
@@ -763,7 +763,7 @@ TEST_F(MmioTransportTest, AResetOfADeviceThatIsDoneTellsNobody) {
     EXPECT_EQ(told, 0);
 }
 
-// --- Interrupts --------------------------------------------------------------------------------------------------
+// ---- Interrupts
 
 // 4.2.2.1: "MUST present each event by setting the corresponding bit in InterruptStatus from the moment it takes place,
 // until the driver acknowledges the interrupt". "Bits which do not represent events which took place MUST be zero."
@@ -814,7 +814,7 @@ TEST_F(MmioTransportTest, TheBitIsThereWhenTheLineRises) {
     EXPECT_EQ(line.seen, (std::vector<unsigned>{kUsedBuffer, kUsedBuffer | kConfigChange}));
 }
 
-// --- Doorbells ---------------------------------------------------------------------------------------------------
+// ---- Doorbells
 
 TEST_F(MmioTransportTest, ADoorbellNamesItsQueue) {
     start_and_take();
@@ -829,7 +829,7 @@ TEST_F(MmioTransportTest, ADoorbellOfMoreThan16BitsIsIgnored) {
     EXPECT_TRUE(doorbells.empty());
 }
 
-// --- Configuration space -----------------------------------------------------------------------------------------
+// ---- Configuration space
 
 // 2.5.2: "MUST allow reading of any device-specific configuration field before FEATURES_OK is set".
 TEST_F(MmioTransportTest, ConfigurationIsExactAtEveryWidthAndOffset) {
@@ -920,7 +920,7 @@ TEST_F(MmioTransportTest, AChangeOfTheConfigurationIsNotifiedOnceTheDriverIsRead
     EXPECT_EQ(driver.read(reg::kInterruptStatus), kConfigChange);
 }
 
-// --- Failure -----------------------------------------------------------------------------------------------------
+// ---- Failure
 
 // 2.1.2: "If DRIVER_OK is set, after it sets DEVICE_NEEDS_RESET, the device MUST send a device configuration change
 // notification to the driver".
@@ -972,7 +972,7 @@ TEST_F(MmioTransportTest, AnActivationNotYetTakenIsNotHandedOutAfterAFailure) {
     EXPECT_EQ(driver.status(), 0U);
 }
 
-// --- With a device -----------------------------------------------------------------------------------------------
+// ---- With a device
 
 class VirtioDeviceTest : public ::testing::Test {
   protected:
@@ -1093,7 +1093,7 @@ TEST_F(VirtioDeviceTest, SuppressedInterruptsAreNotSent) {
     EXPECT_EQ(rig.irq().pulses(), 1U);
 }
 
-// --- Several threads ---------------------------------------------------------------------------------------------
+// ---- Several threads
 
 /// The device's side, in a thread of its own.
 class DeviceThread {

@@ -277,7 +277,7 @@ TEST_F(NetPairsTest, TheLinkIsLostOnceWhicheverOfThemFindsOut) {
     EXPECT_EQ(losing_rig.driver().read_config<std::uint16_t>(6) & 1U, 0U);
 }
 
-// --- State -----------------------------------------------------------------------------------------------------------
+// ---- State
 
 TEST_F(NetPairsTest, GoOnAsManyAsWereUsedWithTheFramesThatTheyHeld) {
     ASSERT_TRUE(rig.start());
@@ -318,8 +318,7 @@ TEST(NetPairsState, ThatIsOfAnotherNumberIsRefused) {
     }
 }
 
-// --- A driver that breaks every rule, in a queue of a pair that another thread serves
-// ----------------------------------
+// ---- A driver that breaks every rule, in a queue of a pair that another thread serves
 
 class NetPairHostile : public ::testing::TestWithParam<HostileCase> {};
 

@@ -114,7 +114,7 @@ class PciTransportTest : public ::testing::Test {
     PciDriver driver{transport};
 };
 
-// --- What it is ------------------------------------------------------------------------------------------------------
+// ---- What it is
 
 // 4.1.2: "Any PCI device with PCI Vendor ID 0x1AF4, and PCI Device ID 0x1000 through 0x107F"; 4.1.2.1:
 // "Non-transitional devices SHOULD have a PCI Device ID in the range 0x1040 to 0x107f", "a PCI Revision ID of 1 or
@@ -214,7 +214,7 @@ TEST_F(PciTransportTest, ADriverWritesNoCapabilityButThatOfTheWindow) {
     }
 }
 
-// --- Common configuration --------------------------------------------------------------------------------------------
+// ---- Common configuration
 
 // 4.1.4.3.1: "MUST present the feature bits it is offering in device_feature, starting at bit device_feature_select *
 // 32 for any device_feature_select"; 6.2: VIRTIO_F_VERSION_1.
@@ -454,7 +454,7 @@ TEST_F(PciTransportTest, WhereThereIsNoStructureThereIsNothing) {
     }
 }
 
-// --- Resets ----------------------------------------------------------------------------------------------------------
+// ---- Resets
 
 // 4.1.4.3.1: "MUST reset when 0 is written to device_status, and present a 0 in device_status once that is done", "MUST
 // present a 0 in queue_enable on reset", "a 0 in queue_reset on reset".
@@ -570,7 +570,7 @@ TEST_F(PciTransportTest, WithoutItsFeatureQueueResetIsIgnored) {
     EXPECT_EQ(driver.common<std::uint16_t>(common::kQueueEnable), 1U);
 }
 
-// --- Vectors ---------------------------------------------------------------------------------------------------------
+// ---- Vectors
 
 // 4.1.5.1.2.1: "SHOULD support at least 2 and at most 0x800 MSI-X vectors", "MUST report the number of vectors
 // supported in Table Size".
@@ -671,7 +671,7 @@ TEST_F(PciTransportTest, AMaskedVectorIsPendingUntilItIsNot) {
     EXPECT_EQ(messages[1].take(), 1U);
 }
 
-// --- Mastering the bus -----------------------------------------------------------------------------------------------
+// ---- Mastering the bus
 
 // PCI Local Bus 3.0, 6.2.2: "A value of 0 disables the device from generating PCI accesses"; "State after RST# is 0".
 TEST_F(PciTransportTest, ADeviceIsActivatedWhenItMastersTheBus) {
@@ -725,7 +725,7 @@ TEST_F(PciTransportTest, AWriteOfAnotherBitOfTheCommandDoesNotStopTheDevice) {
     EXPECT_FALSE(transport.negotiation().take_work().stands);
 }
 
-// --- The pin ---------------------------------------------------------------------------------------------------------
+// ---- The pin
 
 // 4.1.5.3 and 4.1.4.5.1: without MSI-X "MUST set the Queue Interrupt bit in ISR status before sending a virtqueue
 // notification", "MUST reset ISR status to 0 on driver read".
@@ -800,7 +800,7 @@ TEST_F(PciTransportTest, WithMsixThePinStaysDown) {
     EXPECT_TRUE(pin.is_up());
 }
 
-// --- Doorbells -------------------------------------------------------------------------------------------------------
+// ---- Doorbells
 
 // 4.1.5.2: "by writing the 16-bit virtqueue index of this virtqueue to the Queue Notify address".
 TEST_F(PciTransportTest, ADoorbellIsThatOfItsPlace) {
@@ -832,7 +832,7 @@ TEST_F(PciTransportTest, NothingHappensBeforeDriverOk) {
     EXPECT_EQ(driver.take_isr(), 0U);
 }
 
-// --- The window of VIRTIO_PCI_CAP_PCI_CFG ----------------------------------------------------------------------------
+// ---- The window of VIRTIO_PCI_CAP_PCI_CFG
 
 class PciWindow : public PciTransportTest {
   protected:
@@ -928,7 +928,7 @@ TEST_F(PciWindow, EveryOffsetOfIt) {
     }
 }
 
-// --- With a device ---------------------------------------------------------------------------------------------------
+// ---- With a device
 
 class PciDeviceTest : public ::testing::Test {
   protected:
@@ -1044,7 +1044,7 @@ TEST_F(PciDeviceTest, GoesOnFromAStateInWhichItMayNotMasterTheBus) {
     EXPECT_TRUE(activation->queues[0]);
 }
 
-// --- From a state ----------------------------------------------------------------------------------------------------
+// ---- From a state
 
 TEST_F(PciDeviceTest, ADeviceGoesOnInTheMiddleOfTraffic) {
     std::array<EchoDevice, 2> others;
@@ -1226,7 +1226,7 @@ TEST_F(StateOfPciTransport, OfAnotherDeviceIsRefused) {
     EXPECT_TRUE(mentions(error_of_restoring(), "number of queues"));
 }
 
-// --- A hostile driver on several threads -----------------------------------------------------------------------------
+// ---- A hostile driver on several threads
 
 /// A device on a bus, with a thread that turns its pump, and drivers that break all rules.
 class HostilePciDriver : public ::testing::Test {

@@ -83,7 +83,7 @@ std::vector<std::size_t> sizes(const std::vector<std::span<std::byte>>& buffers)
     return result;
 }
 
-// --- Geometry --------------------------------------------------------------------------------------------------------
+// ---- Geometry
 
 class QueueGeometryTest : public QueueTest {
   protected:
@@ -151,7 +151,7 @@ TEST_F(QueueGeometryTest, EachPartIsWhollyRamOfOneRegion) {
     EXPECT_FALSE(is_queue(geometry)) << "wraps";
 }
 
-// --- Taking requests ---------------------------------------------------------------------------------------------
+// ---- Taking requests
 
 TEST_F(QueueTest, NothingIsThereUntilTheIndexMoves) {
     Queue queue = make(true);
@@ -350,7 +350,7 @@ TEST_F(QueueTest, BuffersMayOverlapTheQueueItself) {
     EXPECT_EQ(queue.pop(chain), Pop::kChain);
 }
 
-// --- Broken chains -----------------------------------------------------------------------------------------------
+// ---- Broken chains
 
 TEST_F(QueueTest, AChainThatLoopsIsBroken) {
     Queue queue = make(true);
@@ -471,7 +471,7 @@ TEST_F(QueueTest, WhatWasTakenBeforeTheQueueBrokeMayStillBeGivenBack) {
     EXPECT_EQ(driver->take_used(), (Used{head, 0}));
 }
 
-// --- Indirect tables ---------------------------------------------------------------------------------------------
+// ---- Indirect tables
 
 TEST_F(QueueTest, AnIndirectTableIsFollowed) {
     Queue queue = make(true);
@@ -633,7 +633,7 @@ TEST_F(QueueTest, ATableMayGoOverABorder) {
     }
 }
 
-// --- Giving requests back ----------------------------------------------------------------------------------------
+// ---- Giving requests back
 
 // 2.7.8.
 TEST_F(QueueTest, AUsedRequestShowsItsHeadAndLength) {
@@ -710,7 +710,7 @@ TEST_F(QueueTest, WhatIsPutBackIsPoppedAgain) {
     EXPECT_EQ(again.pop(chain), Pop::kEmpty);
 }
 
-// --- Interrupts --------------------------------------------------------------------------------------------------
+// ---- Interrupts
 
 class QueueInterruptTest : public QueueTest {
   protected:
@@ -816,7 +816,7 @@ TEST_F(QueueInterruptTest, ABatchOnceRoundIsNotTakenForNone) {
     EXPECT_TRUE(queue.wants_interrupt());
 }
 
-// --- Doorbells ---------------------------------------------------------------------------------------------------
+// ---- Doorbells
 
 // 2.7.10.2, without EVENT_IDX: flags are 0 or 1.
 TEST_F(QueueTest, WithoutEventIdxDoorbellsAreSuppressedByFlags) {
@@ -858,7 +858,7 @@ TEST_F(QueueTest, WithEventIdxADoorbellIsAskedForTheNextRequest) {
     EXPECT_TRUE(driver->wants_doorbell());
 }
 
-// --- Two threads -------------------------------------------------------------------------------------------------
+// ---- Two threads
 
 /// A driver in one thread and a device in another one; each waits for the other's notification when it has no work.
 class TwoSides : public QueueTest, public ::testing::WithParamInterface<bool> {};

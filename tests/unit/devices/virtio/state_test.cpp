@@ -60,7 +60,7 @@ std::vector<std::uint32_t> take_all_used(VirtioRig& rig, std::uint16_t index) {
     return ids;
 }
 
-// --- The transport -----------------------------------------------------------------------------------------------
+// ---- The transport
 
 /// A running device, with which the driver has negotiated.
 class StateOfMmioTransport : public ::testing::Test {
@@ -196,7 +196,7 @@ TEST_F(StateOfMmioTransport, WhatNoDriverCanReachIsRefused) {
     EXPECT_TRUE(mentions(error_of_restoring(), "not the one"));
 }
 
-// --- Entropy -----------------------------------------------------------------------------------------------------
+// ---- Entropy
 
 TEST(StateOfRng, ANewOneGoesOnWhereTheOldOneStopped) {
     const auto fill_with = [](int value) {
@@ -257,7 +257,7 @@ TEST(StateOfRng, APausedDeviceTakesNothingUntilItResumes) {
     EXPECT_EQ(take_all_used(rig, 0).size(), 1U);
 }
 
-// --- Console -----------------------------------------------------------------------------------------------------
+// ---- Console
 
 TEST(StateOfConsole, CharactersOfBothSidesAreNeitherLostNorDoubled) {
     int announced = 0;
@@ -308,7 +308,7 @@ TEST(StateOfConsole, MoreCharactersThanThereIsRoomForAreRefused) {
     EXPECT_TRUE(mentions_all(error_of([&] { Console("con0", {}, {}, 16, state); }), {"con0", "room"}));
 }
 
-// --- Balloon -----------------------------------------------------------------------------------------------------
+// ---- Balloon
 
 TEST(StateOfBalloon, ARequestOfSeveralTurnsGoesOnWhereItWas) {
     constexpr std::size_t kPages = Balloon::kMostPagesATurn + 1024;
@@ -342,7 +342,7 @@ TEST(StateOfBalloon, MoreQueuesThanItHasAreRefused) {
     EXPECT_TRUE(mentions_all(error_of([&] { Balloon("balloon0", 0, false, state); }), {"balloon0", "queues"}));
 }
 
-// --- Network -----------------------------------------------------------------------------------------------------
+// ---- Network
 
 /// Both ends of a cable that keeps frames apart.
 struct Link {
@@ -599,7 +599,7 @@ TEST(StateOfNet, AFrameThatIsNoneIsRefused) {
         {"net0", "frame"}));
 }
 
-// --- Disk --------------------------------------------------------------------------------------------------------
+// ---- Disk
 
 /// A driver of a disk whose I/O completes when the test says so.
 class StateOfBlock : public ::testing::Test {
@@ -737,7 +737,7 @@ TEST_F(StateOfBlock, ADiskOfAnotherSizeIsRefused) {
     ios_.pop_back();
 }
 
-// --- Sockets -----------------------------------------------------------------------------------------------------
+// ---- Sockets
 
 /// A guest with one connection of a program.
 class StateOfVsock : public ::testing::Test {

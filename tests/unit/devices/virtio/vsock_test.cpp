@@ -536,8 +536,7 @@ TEST_F(VsockTest, BuffersOfNoUseDoNotKeepItForEver) {
     EXPECT_EQ(rig_.queue(kToGuest).used_index(), 200U);
 }
 
-// --- Whoever does not answer, does not read, or leaves
-// -----------------------------------------------------------------
+// ---- Whoever does not answer, does not read, or leaves
 
 std::size_t open_descriptors() {
     std::size_t count = 0;

@@ -386,7 +386,7 @@ TEST(GuestMemoryGrowth, IsSeenWholeOrNotAtAllByOthers) {
     EXPECT_EQ(torn, 0U);
 }
 
-// --- Memory that comes and goes --------------------------------------------------------------------------------------
+// ---- Memory that comes and goes
 
 /// A pluggable region of 64 MiB, and the spare file beneath it.
 struct PluggableMemory {

@@ -43,7 +43,7 @@ void send(int socket, const Message& message, int fd = -1) {
     ASSERT_EQ(warm::send_packet(socket, warm::bytes_of(message), fd), 0);
 }
 
-// --- An honest pool, and its clients --------------------------------------------------------------------------------
+// ---- An honest pool, and its clients
 
 class WarmServerTest : public ::testing::Test {
   protected:
@@ -281,7 +281,7 @@ TEST_F(WarmServerTest, ClientOfAnotherUserIsRefused) {
     EXPECT_EQ(problem, "it is another user's");
 }
 
-// --- A pool that is not honest --------------------------------------------------------------------------------------
+// ---- A pool that is not honest
 
 /// A pool that answers as a test says, and then disappears.
 class HostilePool : public ::testing::Test {
@@ -451,7 +451,7 @@ TEST_F(HostilePool, ThatSaysNothingDoesNotHoldUpAStop) {
     EXPECT_TRUE(mentions(taking.get(), "a stop was requested"));
 }
 
-// --- Sockets --------------------------------------------------------------------------------------------------------
+// ---- Sockets
 
 TEST(WarmMemory, PoolThatIsNotThereIsAnErrorOrNot) {
     const vmm::testing::TemporaryDirectory directory;

@@ -18,7 +18,7 @@ namespace {
 using testing::eventually;
 using Json = nlohmann::ordered_json;
 
-Jobs::Outcome wait_for_stop(const Jobs::Context& context) {
+Jobs::End wait_for_stop(const Jobs::Context& context) {
     std::mutex lock;
     std::condition_variable_any stopped;
     std::unique_lock hold(lock);
@@ -28,7 +28,7 @@ Jobs::Outcome wait_for_stop(const Jobs::Context& context) {
 
 TEST(Jobs, SayHowTheyEnded) {
     Jobs jobs({});
-    const auto done = jobs.start("good", [](const Jobs::Context& context) -> Jobs::Outcome {
+    const auto done = jobs.start("good", [](const Jobs::Context& context) -> Jobs::End {
         context.progress({"half", 1, 2});
         return {{{"answer", 42}}};
     });
@@ -38,7 +38,7 @@ TEST(Jobs, SayHowTheyEnded) {
     EXPECT_EQ(jobs.get(done.id).result["answer"], 42);
     EXPECT_EQ(jobs.get(done.id).progress.stage, "half");
 
-    const auto failed = jobs.start("bad", [](const Jobs::Context&) -> Jobs::Outcome { throw Error("it is broken"); });
+    const auto failed = jobs.start("bad", [](const Jobs::Context&) -> Jobs::End { throw Error("it is broken"); });
     ASSERT_TRUE(eventually([&] { return jobs.get(failed.id).state == JobState::kFailed; }));
     EXPECT_EQ(jobs.get(failed.id).error, "it is broken");
     EXPECT_EQ(jobs.list().size(), 2U);
@@ -68,7 +68,7 @@ TEST(Jobs, AreCancelledAtTheEnd) {
 TEST(Jobs, ThatEndedLongAgoAreForgotten) {
     Jobs jobs({});
     for (std::size_t i = 0; i < Jobs::kMostKept + 20; ++i) {
-        const auto job = jobs.start("short", [](const Jobs::Context&) -> Jobs::Outcome { return {Json::object()}; });
+        const auto job = jobs.start("short", [](const Jobs::Context&) -> Jobs::End { return {Json::object()}; });
         ASSERT_TRUE(eventually([&] { return jobs.get(job.id).state == JobState::kDone; }));
     }
     EXPECT_LE(jobs.list().size(), Jobs::kMostKept + 1);

@@ -162,7 +162,7 @@ TEST_P(ChildProcessTest, IsWaitedForWhereChildrenAreNot) {
 
 INSTANTIATE_TEST_SUITE_P(WithAndWithoutPidfd, ChildProcessTest, ::testing::Bool());
 
-// --- Where they are started -----------------------------------------------------------------------------------------
+// ---- Where they are started
 
 TEST(BenchChild, HasNoDescriptorsOfOurs) {
     const UniqueFd left_open(::fcntl(STDOUT_FILENO, F_DUPFD, 100));

@@ -104,7 +104,7 @@ TEST_F(UserNetworkOfPasst, IsRefusedAPortThatAnotherProgramHas) {
                          "no IPv4 address"));
 }
 
-// --- A guest, byte by byte -------------------------------------------------------------------------------------------
+// ---- A guest, byte by byte
 
 void put16(Bytes& out, unsigned value) {
     out.push_back(static_cast<std::uint8_t>(value >> 8));
