@@ -31,6 +31,7 @@
 #include "vmm/bench/table.hpp"
 #include "vmm/bench/warm.hpp"
 #include "vmm/host/capabilities.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/file_roles.hpp"
 #include "vmm/output/patient_write.hpp"
@@ -43,8 +44,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using namespace bench;
-
-constexpr int kStoppedBySignal = 4;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -235,7 +234,7 @@ int run_bench(const BenchCommand& command) {
         const StopBridge bridge(stop); // Raising a pool may take long.
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
-            return kStoppedBySignal;
+            return exit_codes::kStoppedBySignal;
         }
         check_cells(cells);
         if (command.model) {
@@ -261,9 +260,9 @@ int run_bench(const BenchCommand& command) {
                  [&](PlotFormat format) { return plot_script(results, format); }},
                 patience);
     if (stop.is_requested()) {
-        return kStoppedBySignal;
+        return exit_codes::kStoppedBySignal;
     }
-    return !printed || results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 int run_bench_compare(const BenchCompareCommand& command) {
@@ -271,7 +270,7 @@ int run_bench_compare(const BenchCompareCommand& command) {
     const MergedResults after = read_merged(command.after);
     const HostsComparison comparison = compare(before, after, command.threshold);
     const bool printed = print_result(to_text(comparison, command.threshold));
-    return !printed || comparison.any_worse() ? 1 : 0;
+    return !printed || comparison.any_worse() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 int run_bench_merge(const BenchMergeCommand& command) {
@@ -293,7 +292,7 @@ int run_bench_merge(const BenchMergeCommand& command) {
     const bool printed = print_result(to_table(merged));
     files.write({[&] { return to_json(merged); }, {}, [&](PlotFormat format) { return plot_script(merged, format); }},
                 {});
-    return !printed || merged.any_failed() ? 1 : 0;
+    return !printed || merged.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 } // namespace vmm

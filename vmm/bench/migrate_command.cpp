@@ -18,6 +18,7 @@
 #include "vmm/bench/result_files.hpp"
 #include "vmm/bench/rounds.hpp"
 #include "vmm/bench/warm.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/patient_write.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -28,8 +29,6 @@ namespace vmm {
 namespace {
 
 using namespace bench;
-
-constexpr int kMigrateStoppedBySignal = 4;
 
 /// Memory is there three times: the guest has it while a bare loop has both of its sides.
 constexpr std::uint64_t kCopiesOfMemory = 3;
@@ -136,7 +135,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
         const StopBridge bridge(stop); // Raising a pool may take long.
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
-            return kMigrateStoppedBySignal;
+            return exit_codes::kStoppedBySignal;
         }
         measure_migrations(results, command.timeout_seconds, stop);
     }
@@ -146,9 +145,9 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
     files.write({[&] { return to_json(results); }, {}, [&](PlotFormat format) { return plot_script(results, format); }},
                 patience);
     if (stop.is_requested()) {
-        return kMigrateStoppedBySignal;
+        return exit_codes::kStoppedBySignal;
     }
-    return !printed || results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 } // namespace vmm

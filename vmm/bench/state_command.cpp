@@ -18,6 +18,7 @@
 #include "vmm/bench/state_run.hpp"
 #include "vmm/bench/state_table.hpp"
 #include "vmm/bench/warm.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/patient_write.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -29,8 +30,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using namespace bench;
-
-constexpr int kStoppedBySignal = 4;
 
 StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room, unsigned cpus) {
     StateSettings settings;
@@ -140,7 +139,7 @@ int run_bench_state(const BenchStateCommand& command) {
         const StopBridge bridge(stop); // Raising a pool may take long.
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
-            return kStoppedBySignal;
+            return exit_codes::kStoppedBySignal;
         }
         StateBenchmark(results, command.timeout_seconds, stop).run();
     }
@@ -150,9 +149,9 @@ int run_bench_state(const BenchStateCommand& command) {
     files.write({[&] { return to_json(results); }, {}, [&](PlotFormat format) { return plot_script(results, format); }},
                 patience);
     if (stop.is_requested()) {
-        return kStoppedBySignal;
+        return exit_codes::kStoppedBySignal;
     }
-    return !printed || results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 } // namespace vmm
