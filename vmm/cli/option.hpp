@@ -66,7 +66,8 @@ struct Option {
     std::string help{};
     OptionValue value{};
     std::vector<Place> places{};
-    /// The member of Config that it sets, as errors of the library name it: "prefault.scope". Empty: no error does.
+    /// The member that it sets, as errors of the library name it: "prefault.scope". It is one of MemoryPoolConfig if
+    /// the option is of Place::kPool, and of Config otherwise. Empty: no error names it.
     std::string member{};
     std::string standard{};   ///< the default, as help shows it; empty: help shows none
     std::string excludes{};   ///< an earlier option that cannot be given as well, with its dashes

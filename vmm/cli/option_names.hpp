@@ -6,8 +6,8 @@
 
 namespace vmm {
 
-/// `text`, which the library wrote, with the command's options in place of the members of Config that it names:
-/// "Config::pin=none" becomes "--pin=none". A member that has no option of that name stays as it is.
+/// `text`, which the library wrote, with the command's options in place of the members of Config and MemoryPoolConfig
+/// that it names: "Config::pin=none" becomes "--pin=none". A member that has no option of that name stays as it is.
 [[nodiscard]] std::string with_option_names(std::string_view text);
 
 } // namespace vmm
