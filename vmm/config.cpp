@@ -6,14 +6,12 @@
 #include <string_view>
 #include <utility>
 
-#include "devices/pci/root_bus.hpp"
 #include "kvm/host/error.hpp"
 #include "prefault/host/warm_memory.hpp"
 #include "vmm/host/host_facts.hpp"
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/pluggable_memory.hpp"
-#include "vmm/machine/virtio_devices.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/refuse_nul.hpp"
 
@@ -70,24 +68,7 @@ void validate_keep(const Config& config) {
     }
 }
 
-/// Whether the guest goes on from a state, which says how it reaches its devices.
-bool goes_on(const Config& config) {
-    return config.restore || config.incoming;
-}
-
 void validate_devices(const Config& config) {
-    const std::size_t devices = count_virtio_devices(config);
-    constexpr std::size_t kMostByMmio = memory_map::kVirtioGsis.size();
-    constexpr std::size_t kMostByPci = devices::pci::RootBus::kSlots - 1; // The host bridge has one.
-    if (devices > kMostByPci) {
-        throw Error("cannot give the guest " + std::to_string(devices) + " virtio devices: its PCI bus has slots for " +
-                    std::to_string(kMostByPci));
-    }
-    if (devices > kMostByMmio && !goes_on(config) && config.transport == VirtioTransport::kMmio) {
-        throw Error("cannot give the guest " + std::to_string(devices) +
-                    " virtio devices: there are interrupt lines for " + std::to_string(kMostByMmio) + ", and " +
-                    std::to_string(kMostByPci) + " slots on a PCI bus (take Config::transport=pci)");
-    }
     for (const DiskConfig& disk : config.disks) {
         disk.check();
     }

@@ -20,9 +20,11 @@
 
 namespace vmm {
 
-/// Throws Error if a device of `config` cannot be at its place, or has no interrupt line of its own. It does not find
-/// devices that overlap: the bus does.
+/// Throws Error if a device of `config` cannot be at its place. It does not find devices that overlap: the bus does.
 void validate_custom_devices(const Config& config);
+
+/// Throws Error if a device of `config`, which has `virtio_devices` beside them, has no interrupt line of its own.
+void check_interrupt_lines(const Config& config, std::size_t virtio_devices);
 
 /// Owns the devices. They are called on vCPU threads alone, so they stand still in a paused machine without being
 /// asked; what a device does on threads of its own is its program's.

@@ -26,9 +26,6 @@ struct PluggablePart {
 /// one for each of them, all alike but for what cannot be divided.
 [[nodiscard]] std::vector<PluggablePart> pluggable_parts(const Config& config, const prefault::NumaTopology& topology);
 
-/// How many there are on this host. Reads its nodes only if memory is split over them.
-[[nodiscard]] std::size_t count_pluggable_parts(const Config& config);
-
 /// Throws Error if `config` asks for memory that no guest can be given while it runs.
 void validate_pluggable(const Config& config);
 

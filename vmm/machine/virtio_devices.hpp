@@ -34,9 +34,11 @@
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
 #include "prefault/host/cpu_list.hpp"
+#include "prefault/host/numa.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/pci_root.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 #include "vmm/machine/virtio_thread.hpp"
 #include "vmm/network/kept_frames.hpp"
 #include "vmm/network/opened_net.hpp"
@@ -71,8 +73,9 @@ struct MadeDevice {
                                   const devices::virtio::NetState& state = {},
                                   std::optional<devices::MacAddress> announced = {}, OpenedNet opened = {});
 
-/// How many virtio devices the guest of `config` has.
-[[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;
+/// How many virtio devices the guest of `config`, whose memory passes check_numa_policy(), has on a host of these
+/// nodes.
+[[nodiscard]] std::size_t count_virtio_devices(const Config& config, const prefault::NumaTopology& topology);
 
 struct VirtioSet {
     std::vector<std::unique_ptr<devices::virtio::Device>> devices;
@@ -86,9 +89,11 @@ struct VirtioSet {
 };
 
 /// Opens or starts what the devices of `config` stand on (images, taps, passt). Throws Error: one of them cannot be
-/// had. With `states` the devices go on from them; they come from anywhere. Throws Error, too, if they are those of
-/// other devices than `config` has: it names the first that differs.
-[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
+/// had. `memory` is what the guest can be given while it runs. With `states` the devices go on from them; they come
+/// from anywhere. Throws Error, too, if they are those of other devices than `config` has: it names the first that
+/// differs.
+[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, std::span<const PluggablePart> memory,
+                                            const DeviceServices& services,
                                             const std::vector<VirtioDeviceState>* states = nullptr);
 
 /// Owns the devices; each has its own registers, interrupts, doorbells and thread. Over MMIO the registers are a page
