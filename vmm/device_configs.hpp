@@ -56,8 +56,8 @@ struct DiskConfig {
     std::string id{};    ///< the serial number the guest sees, at most kMaxIdBytes; empty: none
     /// Whether other writers are kept out, of this or of another process. The disk is refused if there is one already.
     bool lock = true;
-    /// The size of the sectors that the guest sees, in bytes: 512 or 4096, whatever the host's are.
-    unsigned sector_bytes = 512;
+    /// The size of the sectors that the guest sees, in bytes: one of limits::kSectorBytes, whatever the host's are.
+    unsigned sector_bytes = limits::kSectorBytes.front();
     devices::DiskIoKind io = devices::DiskIoKind::kAuto;
     /// Whether an interrupt may wait for a few others, at most 16 ms (docs/devices.md). Without it a guest with one
     /// request at a time is served no sooner, and one with many takes more exits.

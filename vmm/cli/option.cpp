@@ -17,15 +17,6 @@ std::string lower(std::string text) {
     return text;
 }
 
-std::string joined(const std::vector<std::string>& words, std::string_view between) {
-    std::string text;
-    for (const std::string& word : words) {
-        text += text.empty() ? "" : between;
-        text += word;
-    }
-    return text;
-}
-
 /// A whole number in decimal, or with the prefixes of C. Throws Error.
 unsigned parse_number(const std::string& word) {
     if (word.empty()) {
@@ -157,7 +148,7 @@ std::optional<std::size_t> find_choice(const std::string& name, const std::vecto
 std::size_t pick_choice(const std::string& name, const std::vector<std::string>& choices) {
     const auto found = find_choice(name, choices);
     if (!found) {
-        throw Error("'" + name + "' is none of " + joined(choices, ", "));
+        throw Error("'" + name + "' is none of " + joined(choices));
     }
     return *found;
 }
@@ -165,6 +156,22 @@ std::size_t pick_choice(const std::string& name, const std::vector<std::string>&
 std::string form_of(const std::vector<std::string>& choices, std::string_view rest) {
     const std::string form = joined(choices, "|");
     return form + (form.empty() || rest.empty() ? "" : "|") + std::string(rest);
+}
+
+std::string joined(const std::vector<std::string>& words, std::string_view between) {
+    std::string text;
+    for (const std::string& word : words) {
+        text += text.empty() ? "" : between;
+        text += word;
+    }
+    return text;
+}
+
+std::string listed(const std::vector<std::string>& words) {
+    if (words.size() < 2) {
+        return joined(words);
+    }
+    return joined({words.begin(), words.end() - 1}) + " or " + words.back();
 }
 
 std::string to_string(const Limits& limits) {

@@ -7,7 +7,6 @@
 
 #include "kvm/host/error.hpp"
 #include "prefault/host/numa_policy.hpp"
-#include "vmm/bench/cell.hpp"
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
 
@@ -43,7 +42,7 @@ std::vector<Option> pool_options() {
              [](Given& given, std::uint64_t bytes) { given.pool.config.piece_bytes = bytes; })
             .setting("piece_bytes")
             .with_standard(size_text(MemoryPoolConfig{}.piece_bytes)),
-        choice<PageSize>("--page-size", {bench::kPageSizes.begin(), bench::kPageSizes.end()},
+        choice<PageSize>("--page-size", {kPageSizes.begin(), kPageSizes.end()},
                          "Pages of the memory; 2M and 1G: huge page pool; thp: shared memory with huge pages",
                          [](Given& given, PageSize page_size) { given.pool.config.page_size = page_size; })
             .setting("page_size")

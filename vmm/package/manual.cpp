@@ -150,14 +150,6 @@ std::string man_of_report(std::istream& markdown) {
     return text;
 }
 
-std::string joined(const std::vector<std::string>& words, const std::string& between) {
-    std::string text;
-    for (const std::string& word : words) {
-        text += (text.empty() ? "" : between) + word;
-    }
-    return text;
-}
-
 /// The names that begin with a dash.
 std::vector<std::string> dashed(const Option& option) {
     std::vector<std::string> names;
