@@ -168,7 +168,7 @@ class Benchmark {
             if (outcome.sample) {
                 result.samples.push_back(*outcome.sample);
             } else if (!outcome.stopped) {
-                result.failure = outcome.failure;
+                result.failure = command_.words ? command_.words(outcome.failure) : outcome.failure;
                 result.left_out = outcome.timed_out && run_limited_;
                 cell_seconds_[i] = 0;
             }
@@ -241,7 +241,8 @@ int run_bench(const BenchCommand& command) {
             results.settings.bandwidth = measure_bandwidth(bridge.token());
         }
         RunSettings settings = command.settings;
-        settings.timeout_seconds = command.timeout_seconds.value_or(preset.run_limit_seconds.value_or(600));
+        settings.timeout_seconds =
+            command.timeout_seconds.value_or(preset.run_limit_seconds.value_or(settings.timeout_seconds));
         const bool run_limited = !command.timeout_seconds && preset.run_limit_seconds;
         Benchmark(command, settings, run_limited, results, stop).run();
     }
