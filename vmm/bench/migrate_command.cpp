@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -44,16 +45,17 @@ MigrateSettings migrate_settings_of(const BenchMigrateCommand& command, const Ho
     MigrateSettings settings;
     settings.memory_bytes = command.memory_bytes;
     settings.lists = command.lists;
-    fill_in(settings.lists.page_sizes, {PageSize::k4K, PageSize::kThp});
+    fill_in(settings.lists.page_sizes, {kPageSizesOfAnyHost.begin(), kPageSizesOfAnyHost.end()});
     if (command.lists.page_sizes.empty() &&
         (room.may_raise_pools || room.free_2m_bytes >= kCopiesOfMemory * settings.memory_bytes)) {
-        settings.lists.page_sizes.push_back(PageSize::k2M);
+        settings.lists.page_sizes.push_back(kPageSizeOfPool);
     }
-    fill_in(settings.lists.vcpus, cpus >= 4   ? std::vector{1U, 2U, 4U}
-                                  : cpus >= 2 ? std::vector{1U, 2U}
-                                              : std::vector{1U});
+    if (settings.lists.vcpus.empty()) {
+        std::ranges::copy_if(BenchMigrateCommand::kVcpus, std::back_inserter(settings.lists.vcpus),
+                             [cpus](unsigned vcpus) { return vcpus <= std::max(cpus, 1U); });
+    }
     fill_in(settings.lists.links, {kMigrateLinks.begin(), kMigrateLinks.end()});
-    fill_in(settings.lists.streams, {1, 2});
+    fill_in(settings.lists.streams, {BenchMigrateCommand::kStreams.begin(), BenchMigrateCommand::kStreams.end()});
     fill_in(settings.lists.fills, {kMigrateFills.begin(), kMigrateFills.end()});
     fill_in(settings.lists.modes, {kMigrateModes.begin(), kMigrateModes.end()});
     if (command.lists.modes.empty() && !UserFaultFd::problem().empty()) {

@@ -32,15 +32,16 @@ using Clock = std::chrono::steady_clock;
 using namespace bench;
 
 StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room, unsigned cpus) {
+    const auto& standard = command.quick ? BenchStateCommand::kQuick : BenchStateCommand::kStandard;
     StateSettings settings;
-    settings.memory_bytes = command.memory_bytes.value_or(command.quick ? 128 * kMiB : kGiB);
+    settings.memory_bytes = command.memory_bytes.value_or(standard.memory_bytes);
     settings.vcpus = command.vcpus;
     settings.workers = command.workers.value_or(cpus);
     settings.page_sizes = command.page_sizes;
     if (settings.page_sizes.empty()) {
-        settings.page_sizes = {PageSize::k4K, PageSize::kThp};
+        settings.page_sizes.assign(kPageSizesOfAnyHost.begin(), kPageSizesOfAnyHost.end());
         if (room.may_raise_pools || room.free_2m_bytes >= settings.memory_bytes) {
-            settings.page_sizes.push_back(PageSize::k2M);
+            settings.page_sizes.push_back(kPageSizeOfPool);
         }
     }
     settings.modes = command.modes;
@@ -50,8 +51,8 @@ StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room
             std::erase(settings.modes, RestoreMode::kLazy);
         }
     }
-    settings.runs = command.runs.value_or(command.quick ? 2 : 5);
-    settings.clones = command.clones.value_or(command.quick ? 4 : 20);
+    settings.runs = command.runs.value_or(standard.runs);
+    settings.clones = command.clones.value_or(standard.clones);
     settings.warm = command.warm;
     return settings;
 }
