@@ -31,9 +31,9 @@ inline constexpr unsigned kMaxCpus = 8192;
 [[nodiscard]] CpuList usable_cpu_list();
 
 /// Throws Error unless the calling thread may use all of `cpus`. The error names the CPUs that it may not use, those
-/// that it may, and `option`, which is the command line's word for their use, e.g. "--prefault-cpus". An empty list is
-/// no error.
-void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option);
+/// that it may, and `member`, which is the member that names them, e.g. "Config::prefault.cpus". An empty list is no
+/// error.
+void check_cpus_usable(std::span<const unsigned> cpus, std::string_view member);
 
 /// Lets the calling thread run on `cpus` only; changes nothing if the list is empty. If only some of them are online
 /// and allowed to this process, the kernel takes these (sched_setaffinity(2)): check first. Throws Error if none is.
