@@ -1,6 +1,7 @@
 // How a disk's I/O reaches the kernel.
 #pragma once
 
+#include <array>
 #include <string_view>
 
 #include "kvm/host/export.hpp"
@@ -14,6 +15,9 @@ enum class DiskIoKind {
     kUring,   ///< by io_uring
     kThreads, ///< by threads that make system calls
 };
+
+/// All of them, in the order in which help lists them.
+inline constexpr std::array kDiskIoKinds{DiskIoKind::kAuto, DiskIoKind::kUring, DiskIoKind::kThreads};
 
 /// The name used on the command line: "auto", "uring", "threads".
 [[nodiscard]] std::string_view to_string(DiskIoKind kind) noexcept;

@@ -67,7 +67,7 @@ void Placement::claim(GuestRange range, std::string what) {
             ram += (ram.empty() ? "" : ", ") + to_string(part);
         }
         throw Error(what + " (" + to_string(range) + ") does not fit into guest memory " + ram +
-                    ": give the guest more memory (-m)");
+                    ": give the guest more memory (Config::memory_bytes)");
     }
     const auto next =
         std::ranges::find_if(claims_, [range](const Claim& claim) { return claim.range.end() > range.base; });

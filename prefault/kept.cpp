@@ -85,7 +85,7 @@ std::string_view to_string(KeptEventKind kind) noexcept {
     case KeptEventKind::kEnded:
         return "ended";
     }
-    return "unknown";
+    return "?";
 }
 
 std::string to_line(const KeptEvent& event) {

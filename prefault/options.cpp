@@ -82,7 +82,7 @@ void check_option_values(const Options& options, std::span<const GuestRange> ram
 
 void check_options(const Options& options, std::span<const GuestRange> ram, PageSize page_size) {
     check_option_values(options, ram, page_size);
-    check_cpus_usable(options.cpus, "Options::cpus");
+    check_cpus_usable(options.cpus, "Config::prefault.cpus");
 }
 
 Options resolved(Options options) {

@@ -1,6 +1,7 @@
 // The options of a prefault.
 #pragma once
 
+#include <array>
 #include <climits>
 #include <span>
 #include <string_view>
@@ -27,6 +28,9 @@ enum class Method {
     kIoctlThenTouch,
 };
 
+/// Those that a prefault can be asked for, in the order in which help lists them.
+inline constexpr std::array kMethods{Method::kAuto, Method::kTouch, Method::kIoctl, Method::kIoctlThenTouch};
+
 /// The name used on the command line and in the report: "none", "auto", "touch", "ioctl", "ioctl+touch".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;
 
@@ -36,6 +40,9 @@ enum class Scope {
     kHost, ///< host memory only, as other VMMs do
     kAll,  ///< host memory and the second level
 };
+
+/// All of them, in the order in which help lists them. The C API numbers them by it.
+inline constexpr std::array kScopes{Scope::kNone, Scope::kHost, Scope::kAll};
 
 /// The name used on the command line and in the report: "none", "host", "all".
 [[nodiscard]] std::string_view to_string(Scope scope) noexcept;

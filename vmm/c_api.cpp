@@ -136,10 +136,6 @@ class CallbackDevice final : public vmm::CustomDevice {
     void* user_;
 };
 
-constexpr std::array kPageSizes{vmm::PageSize::k4K, vmm::PageSize::kThp, vmm::PageSize::k2M, vmm::PageSize::k1G};
-constexpr std::array kScopes{vmm::prefault::Scope::kNone, vmm::prefault::Scope::kHost, vmm::prefault::Scope::kAll};
-constexpr std::array kPins{vmm::prefault::Pin::kNone, vmm::prefault::Pin::kMlock, vmm::prefault::Pin::kLongterm,
-                           vmm::prefault::Pin::kAuto};
 constexpr std::array kTriggers{vmm::InterruptTrigger::kEdge, vmm::InterruptTrigger::kLevel};
 constexpr std::array kSpaces{vmm::DeviceSpace::kPortIo, vmm::DeviceSpace::kMmio};
 
@@ -286,7 +282,7 @@ int vmm_config_set_initrd_image(vmm_config* config, const void* data, size_t siz
 int vmm_config_set_memory(vmm_config* config, uint64_t bytes, int page_size) {
     return guarded(EINVAL, [&] {
         need(config);
-        config->config.page_size = chosen(page_size, kPageSizes, "the page size");
+        config->config.page_size = chosen(page_size, vmm::kPageSizes, "the page size");
         config->config.memory_bytes = bytes;
     });
 }
@@ -386,14 +382,14 @@ int vmm_config_set_record_working_set(vmm_config* config, unsigned milliseconds)
 int vmm_config_set_pin(vmm_config* config, int pin) {
     return guarded(EINVAL, [&] {
         need(config);
-        config->config.pin = chosen(pin, kPins, "the pin");
+        config->config.pin = chosen(pin, vmm::prefault::kPins, "the pin");
     });
 }
 
 int vmm_config_set_prefault(vmm_config* config, int scope, unsigned workers) {
     return guarded(EINVAL, [&] {
         need(config);
-        config->config.prefault.scope = chosen(scope, kScopes, "the prefault's scope");
+        config->config.prefault.scope = chosen(scope, vmm::prefault::kScopes, "the prefault's scope");
         config->config.prefault.workers = workers;
     });
 }

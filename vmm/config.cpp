@@ -6,14 +6,12 @@
 #include <string_view>
 #include <utility>
 
-#include "devices/pci/root_bus.hpp"
 #include "kvm/host/error.hpp"
 #include "prefault/host/warm_memory.hpp"
 #include "vmm/host/host_facts.hpp"
 #include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/memory_map.hpp"
 #include "vmm/machine/pluggable_memory.hpp"
-#include "vmm/machine/virtio_devices.hpp"
 #include "vmm/machine/x86/cpu_model.hpp"
 #include "vmm/refuse_nul.hpp"
 
@@ -70,24 +68,7 @@ void validate_keep(const Config& config) {
     }
 }
 
-/// Whether the guest goes on from a state. The state then says how the guest reaches its devices.
-bool goes_on(const Config& config) {
-    return config.restore || config.incoming;
-}
-
 void validate_devices(const Config& config) {
-    const std::size_t devices = count_virtio_devices(config);
-    constexpr std::size_t kMostByMmio = memory_map::kVirtioGsis.size();
-    constexpr std::size_t kMostByPci = devices::pci::RootBus::kSlots - 1; // the host bridge takes one slot
-    if (devices > kMostByPci) {
-        throw Error("cannot give the guest " + std::to_string(devices) + " virtio devices: its PCI bus has slots for " +
-                    std::to_string(kMostByPci));
-    }
-    if (devices > kMostByMmio && !goes_on(config) && config.transport == VirtioTransport::kMmio) {
-        throw Error("cannot give the guest " + std::to_string(devices) +
-                    " virtio devices: there are interrupt lines for " + std::to_string(kMostByMmio) + ", and " +
-                    std::to_string(kMostByPci) + " slots on a PCI bus (take Config::transport=pci)");
-    }
     for (const DiskConfig& disk : config.disks) {
         disk.check();
     }
@@ -245,39 +226,6 @@ void MemoryFrom::check() const {
     prefault::check_pool_path(path);
 }
 
-void RestoreFrom::check() const {
-    if (path.empty()) {
-        throw Error("cannot go on from a snapshot without a name (Config::restore.path)");
-    }
-    refuse_nul(path, "the path of a snapshot");
-    if (record_working_set.count() != 0 && mode != RestoreMode::kLazy) {
-        throw Error(
-            "cannot record what the guest needs first of a snapshot (Config::restore.record_working_set) if all "
-            "of it is there at the start: take Config::restore.mode=lazy");
-    }
-    if (record_working_set.count() < 0 || record_working_set > kLongestRecord) {
-        throw Error("cannot record for " + std::to_string(record_working_set.count()) +
-                    " ms what the guest needs first of a snapshot (Config::restore.record_working_set): 1 to " +
-                    std::to_string(kLongestRecord.count()) + " are possible, and 0 for nothing");
-    }
-}
-
-std::string_view to_string(RestoreMode mode) noexcept {
-    switch (mode) {
-    case RestoreMode::kFull:
-        return "full";
-    case RestoreMode::kCow:
-        return "cow";
-    case RestoreMode::kLazy:
-        return "lazy";
-    }
-    return "unknown";
-}
-
-std::string_view to_string(RestoreClock clock) noexcept {
-    return clock == RestoreClock::kRealtime ? "realtime" : "stopped";
-}
-
 std::string_view to_string(SandboxMode mode) noexcept {
     switch (mode) {
     case SandboxMode::kOff:
@@ -313,7 +261,7 @@ std::string_view to_string(HardwareDescription hardware) noexcept {
     case HardwareDescription::kBoth:
         return "both";
     }
-    return "unknown";
+    return "?";
 }
 
 bool is_handed_over(const Config& config) noexcept {

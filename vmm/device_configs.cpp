@@ -17,6 +17,19 @@ namespace vmm {
 
 static_assert(NetConfig::kMaxQueues <= devices::virtio::Net::kMostPairs);
 
+namespace {
+
+/// "512 and 4096"
+std::string all_sector_bytes() {
+    std::string text;
+    for (const unsigned bytes : limits::kSectorBytes) {
+        text += (text.empty() ? "" : " and ") + std::to_string(bytes);
+    }
+    return text;
+}
+
+} // namespace
+
 void DiskConfig::check() const {
     refuse_nul(path, "the path of a disk");
     refuse_nul(id, "the id of a disk");
@@ -25,8 +38,9 @@ void DiskConfig::check() const {
         throw Error(tried + " with " + std::to_string(queues) + " queues: 1 to " + std::to_string(kMaxQueues) +
                     " are possible");
     }
-    if (sector_bytes != 512 && sector_bytes != 4096) {
-        throw Error(tried + " with sectors of " + std::to_string(sector_bytes) + " bytes: 512 and 4096 are possible");
+    if (std::ranges::find(limits::kSectorBytes, sector_bytes) == limits::kSectorBytes.end()) {
+        throw Error(tried + " with sectors of " + std::to_string(sector_bytes) + " bytes: " + all_sector_bytes() +
+                    " are possible");
     }
     const bool printable = std::ranges::all_of(id, [](char c) { return c > ' ' && c < '\x7f'; });
     if (id.size() > kMaxIdBytes || !printable) {

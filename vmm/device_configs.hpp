@@ -58,8 +58,8 @@ struct DiskConfig {
     /// Whether other writers of the disk are kept out, in this process or another. If there is such a writer already,
     /// the disk is refused.
     bool lock = true;
-    /// The size of the sectors that the guest sees, in bytes: 512 or 4096, whatever the host's are.
-    unsigned sector_bytes = 512;
+    /// The size of the sectors that the guest sees, in bytes: one of limits::kSectorBytes, whatever the host's are.
+    unsigned sector_bytes = limits::kSectorBytes.front();
     devices::DiskIoKind io = devices::DiskIoKind::kAuto;
     /// Whether an interrupt may wait for a few others, at most 16 ms (docs/devices.md). A guest with one request at a
     /// time is served no sooner without moderation, and a guest with many takes more exits.

@@ -1,6 +1,7 @@
 // Limits and defaults of a machine, and the exit codes of the command. Each of them stands here and nowhere else.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -16,8 +17,9 @@ inline constexpr std::uint64_t kMinMemoryBytes = 2 * kMiB;
 inline constexpr std::uint64_t kDefaultMemoryBytes = 512 * kMiB;
 inline constexpr unsigned kMaxVcpus = 254; ///< the ids that xAPIC mode can name
 inline constexpr unsigned kMaxDiskQueues = 16;
-inline constexpr unsigned kMaxNetQueues = 16;      ///< pairs
-inline constexpr std::size_t kMaxDiskIdBytes = 20; ///< of a virtio block device's serial number (virtio 1.2, 5.2.6)
+inline constexpr unsigned kMaxNetQueues = 16;          ///< pairs
+inline constexpr std::array kSectorBytes{512U, 4096U}; ///< of a disk's sectors, as the guest sees them; default first
+inline constexpr std::size_t kMaxDiskIdBytes = 20;     ///< of a virtio block device's serial number (virtio 1.2, 5.2.6)
 
 inline constexpr unsigned kDefaultKeepEveryMs = 250;
 inline constexpr unsigned kMinKeepEveryMs = 10;

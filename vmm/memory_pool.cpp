@@ -52,7 +52,8 @@ void check_host_memory(std::uint64_t bytes, const std::string& tried_to) {
     const auto available = available_bytes(read_memory_facts());
     if (available && (*available < kHostMarginBytes || *available - kHostMarginBytes < bytes)) {
         throw Error(tried_to + "this host has " + format_bytes(*available) + " available, of which the pool leaves " +
-                    format_bytes(kHostMarginBytes) + " (take a smaller --size, or free some memory)");
+                    format_bytes(kHostMarginBytes) +
+                    " (take a smaller MemoryPoolConfig::size_bytes, or free some memory)");
     }
 }
 
@@ -60,7 +61,7 @@ void check_against_host(const MemoryPoolConfig& config, const prefault::NumaTopo
     const std::uint64_t pieces = config.size_bytes / config.piece_bytes;
     if (config.split_over_nodes && pieces < topology.memory_nodes().size()) {
         throw Error(tried(config) + "there are " + std::to_string(topology.memory_nodes().size()) +
-                    " nodes with memory, and each needs a piece (take a smaller --piece)");
+                    " nodes with memory, and each needs a piece (take a smaller MemoryPoolConfig::piece_bytes)");
     }
     ProcessNeed need;
     need.descriptors = pieces + WarmServer::kMostConnections + kFixedDescriptors;
@@ -100,18 +101,21 @@ void MemoryPoolConfig::check() const {
     prefault::check_pool_path(path);
     const std::uint64_t granule = std::max(2 * kMiB, largest_page_bytes(page_size));
     if (piece_bytes == 0 || !is_aligned(piece_bytes, granule)) {
-        throw Error(tried(*this) + "a piece must be a multiple of " + format_bytes(granule) + " (--piece)");
+        throw Error(tried(*this) + "a piece must be a multiple of " + format_bytes(granule) +
+                    " (MemoryPoolConfig::piece_bytes)");
     }
     if (size_bytes == 0 || size_bytes % piece_bytes != 0) {
-        throw Error(tried(*this) + "the size must be a multiple of the piece (--size, --piece)");
+        throw Error(
+            tried(*this) +
+            "the size must be a multiple of the piece (MemoryPoolConfig::size_bytes, MemoryPoolConfig::piece_bytes)");
     }
     if (size_bytes / piece_bytes > kMostPieces) {
         throw Error(tried(*this) + "that are " + std::to_string(size_bytes / piece_bytes) + " pieces, and " +
-                    std::to_string(kMostPieces) + " are possible (take a larger --piece)");
+                    std::to_string(kMostPieces) + " are possible (take a larger MemoryPoolConfig::piece_bytes)");
     }
     if (workers < 1 || workers > prefault::kMaxWorkers) {
         throw Error(tried(*this) + std::to_string(workers) + " workers cannot be: 1 to " +
-                    std::to_string(prefault::kMaxWorkers) + " are possible (--workers)");
+                    std::to_string(prefault::kMaxWorkers) + " are possible (MemoryPoolConfig::workers)");
     }
 }
 

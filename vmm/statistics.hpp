@@ -1,8 +1,10 @@
 // What a machine is doing, at one moment.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvm/host/export.hpp"
@@ -18,6 +20,12 @@ enum class RunState {
     kPaused,  ///< in Machine::run(), held by Machine::pause()
     kEnded,   ///< run() has ended
 };
+
+/// All of them, in the order in which they follow each other.
+inline constexpr std::array kRunStates{RunState::kReady, RunState::kRunning, RunState::kPaused, RunState::kEnded};
+
+/// "ready", "running", "paused", "ended"
+[[nodiscard]] std::string_view to_string(RunState state) noexcept;
 
 /// One vCPU, by KVM's own counters, since run() began.
 struct VcpuStatistics {

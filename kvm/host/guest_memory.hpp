@@ -31,6 +31,9 @@ enum class PageSize {
     k1G,  ///< 1 GiB pages of the hugetlb pool.
 };
 
+/// All of them, in the order in which help lists them. The C API and the protocol of pools number them by it.
+inline constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
+
 /// The name used on the command line and in the report: "4K", "thp", "2M", "1G".
 [[nodiscard]] std::string_view to_string(PageSize page_size) noexcept;
 /// The smallest host page there may be, in bytes: 4 KiB for k4K and kThp, else the hugetlb size.

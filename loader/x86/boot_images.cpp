@@ -63,7 +63,8 @@ GuestRange load_initrd(const GuestMemory& memory, Placement& placement, const Im
     if (!base) {
         throw Error("the initrd " + initrd.name() + " has " + format_bytes(initrd.size()) +
                     ", but the largest free piece of guest memory below " + to_string(limit) + " has " +
-                    format_bytes(placement.largest_free_below(limit)) + ": give the guest more memory (-m)");
+                    format_bytes(placement.largest_free_below(limit)) +
+                    ": give the guest more memory (Config::memory_bytes)");
     }
     const GuestRange range{*base, initrd.size()};
     placement.claim(range, "the initrd " + initrd.name());

@@ -113,7 +113,7 @@ CpuList usable_cpu_list() {
     return cpus;
 }
 
-void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option) {
+void check_cpus_usable(std::span<const unsigned> cpus, std::string_view member) {
     if (cpus.empty()) {
         return;
     }
@@ -122,7 +122,7 @@ void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option) 
     std::ranges::set_difference(in_order(cpus), usable, std::back_inserter(refused));
     if (!refused.empty()) {
         throw Error("cannot use CPU" + std::string(refused.size() > 1 ? "s " : " ") + format_cpu_list(refused) +
-                    " for " + std::string(option) + ": this process may use " + format_cpu_list(usable) +
+                    " for " + std::string(member) + ": this process may use " + format_cpu_list(usable) +
                     " (see taskset and the cpuset of its cgroup)");
     }
 }

@@ -34,7 +34,7 @@ inline constexpr unsigned kMaxCpus = 8192;
 /// Throws Error unless the calling thread may use all of `cpus`. The error names the CPUs that it may not use, those
 /// that it may use, and `option`, which is the command line's word for their use, e.g. "--prefault-cpus". An empty list
 /// is no error.
-void check_cpus_usable(std::span<const unsigned> cpus, std::string_view option);
+void check_cpus_usable(std::span<const unsigned> cpus, std::string_view member);
 
 /// Lets the calling thread run only on `cpus`; does nothing if the list is empty. If only some of them are online and
 /// allowed to this process, the kernel uses only these (sched_setaffinity(2)), so check before. Throws Error if none of

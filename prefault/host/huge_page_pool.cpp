@@ -234,7 +234,7 @@ void check_can_raise(const std::vector<Need>& needs, const HugePagePool& pool, c
     if (const auto bytes = available_memory_bytes(roots); bytes && missing > *bytes / pool.page_bytes) {
         throw Error("cannot raise the pool by " + std::to_string(missing) + " huge pages of " +
                     format_bytes(pool.page_bytes) + ": this host has " + format_bytes(*bytes) +
-                    " of memory available (less memory with -m, or free some)");
+                    " of memory available (less memory with Config::memory_bytes, or free some)");
     }
 }
 

@@ -182,13 +182,13 @@ class Batch {
         }
         if (kind_ == Pin::kLongterm) {
             // The kernel first moves pages out of ZONE_MOVABLE and CMA areas (mm/gup.c).
-            throw_errno(
-                error_number, tried,
-                {{ENOMEM, "long-term pins need free memory outside of movable zones: take less memory with -m, or "
-                          "Config::pin=mlock"},
-                 {EFAULT, "not all of its pages exist, and they cannot be made: free memory for them"},
-                 {EOPNOTSUPP, "memory of that kind cannot be pinned for good: take Config::pin=mlock"},
-                 {EINVAL, "this kernel does not pin it: take Config::pin=mlock"}});
+            throw_errno(error_number, tried,
+                        {{ENOMEM, "long-term pins need free memory outside of movable zones: take less memory with "
+                                  "Config::memory_bytes, or "
+                                  "Config::pin=mlock"},
+                         {EFAULT, "not all of its pages exist, and they cannot be made: free memory for them"},
+                         {EOPNOTSUPP, "memory of that kind cannot be pinned for good: take Config::pin=mlock"},
+                         {EINVAL, "this kernel does not pin it: take Config::pin=mlock"}});
         }
         throw_errno(
             error_number, tried,

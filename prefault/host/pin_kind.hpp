@@ -1,6 +1,7 @@
 // The ways of keeping guest memory resident.
 #pragma once
 
+#include <array>
 #include <string_view>
 
 #include "kvm/host/export.hpp"
@@ -15,6 +16,9 @@ enum class Pin {
     kLongterm, ///< as fixed buffers of io_uring: neither swapped out, nor migrated, nor compacted
     kAuto,     ///< kMlock if a prefault is asked for, otherwise kNone; in configurations only
 };
+
+/// All of them, in the order in which help lists them, which leaves out the last. The C API numbers them by it.
+inline constexpr std::array kPins{Pin::kNone, Pin::kMlock, Pin::kLongterm, Pin::kAuto};
 
 /// The name used on the command line and in the report: "none", "mlock", "longterm"; "auto" for kAuto.
 [[nodiscard]] std::string_view to_string(Pin pin) noexcept;

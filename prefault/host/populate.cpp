@@ -32,7 +32,7 @@ namespace {
                 {{EINVAL, "MADV_POPULATE_WRITE needs Linux 5.14"},
                  {ENOMEM, certain_page_bytes(page_size) > kSmallPageBytes
                               ? "the huge page pool ran dry: raise vm.nr_hugepages, or take Config::page_size=thp"
-                              : "less memory with -m, or a larger memory cgroup"}});
+                              : "less memory with Config::memory_bytes, or a larger memory cgroup"}});
 }
 
 } // namespace

@@ -151,7 +151,8 @@ class HandOver {
             throw Error("it has " + name + " pages" + (page_size ? " (take Config::page_size=" + name + ")" : ""));
         }
         case warm::Status::kNoNode:
-            throw Error("its memory does not lie on the nodes that are wanted (start it with --numa split, or take "
+            throw Error("its memory does not lie on the nodes that are wanted (start it with "
+                        "MemoryPoolConfig::split_over_nodes=true, or take "
                         "another Config::numa)");
         case warm::Status::kOtherVersion:
             throw Error("it is of another version of vmm");
@@ -229,19 +230,19 @@ UniqueFd connect_to(const WarmRequest& request, const std::stop_token& stop) {
         throw Shortage(std::string("there is none (") + kStartOne + ")");
     case ECONNREFUSED:
         if (struct stat file{}; ::stat(request.path.c_str(), &file) == 0 && !S_ISSOCK(file.st_mode)) {
-            throw Error("the file there is no socket (give the PATH of --socket)");
+            throw Error("the file there is no socket (give the PATH of MemoryPoolConfig::path)");
         }
         throw Shortage(std::string("it has ended (") + kStartOne + ")");
     case EAGAIN:
         throw Shortage("too many others wait for it");
     case EPROTOTYPE:
-        throw Error("the socket there is no pool's (give the PATH of --socket)");
+        throw Error("the socket there is no pool's (give the PATH of MemoryPoolConfig::path)");
     default:
         break;
     }
     const auto advice =
         errno_advice(error_number, std::array{ErrnoAdvice{EACCES, "it is another user's: take a pool of this user's"},
-                                              ErrnoAdvice{ENOTDIR, "give the PATH of --socket"}});
+                                              ErrnoAdvice{ENOTDIR, "give the PATH of MemoryPoolConfig::path"}});
     throw Error(errno_reason(error_number) + (advice.empty() ? "" : " (" + std::string(advice) + ")"));
 }
 

@@ -39,14 +39,16 @@ std::string warm_memory(std::uint64_t bytes, PageSize page_size) {
 
 [[noreturn]] void throw_make_error(int error_number, const WarmPiece::Spec& spec) {
     const bool from_pool = is_from_pool(spec.page_size);
-    throw_errno(error_number, "make " + warm_memory(spec.bytes, spec.page_size),
-                {{ENOMEM, from_pool ? "the host's pool of huge pages has too few free: raise vm.nr_hugepages, or wait "
-                                      "until a guest has ended"
-                                    : "free some memory, or raise the limit of the control group"},
-                 {ENODEV, "this host has no pages of that size: take another --page-size"},
-                 {EINVAL, "this host has no pages of that size, or Linux is older than 5.14: take another --page-size"},
-                 {ENOENT, "this host has no pages of that size: take another --page-size"},
-                 {EPERM, "the limit on locked memory, a seccomp filter or a security module forbids it"}});
+    throw_errno(
+        error_number, "make " + warm_memory(spec.bytes, spec.page_size),
+        {{ENOMEM, from_pool ? "the host's pool of huge pages has too few free: raise vm.nr_hugepages, or wait "
+                              "until a guest has ended"
+                            : "free some memory, or raise the limit of the control group"},
+         {ENODEV, "this host has no pages of that size: take another MemoryPoolConfig::page_size"},
+         {EINVAL,
+          "this host has no pages of that size, or Linux is older than 5.14: take another MemoryPoolConfig::page_size"},
+         {ENOENT, "this host has no pages of that size: take another MemoryPoolConfig::page_size"},
+         {EPERM, "the limit on locked memory, a seccomp filter or a security module forbids it"}});
 }
 
 UniqueFd make_file(const WarmPiece::Spec& spec) {
@@ -192,8 +194,9 @@ void check_warm_page_size(PageSize page_size) {
             return;
         }
     }
-    throw Error("cannot make warm memory of transparent huge pages: this host gives none to shared memory (write "
-                "`advise` to /sys/kernel/mm/transparent_hugepage/shmem_enabled, or take --page-size=2M)");
+    throw Error(
+        "cannot make warm memory of transparent huge pages: this host gives none to shared memory (write "
+        "`advise` to /sys/kernel/mm/transparent_hugepage/shmem_enabled, or take MemoryPoolConfig::page_size=2M)");
 }
 
 } // namespace vmm::prefault

@@ -11,8 +11,6 @@ namespace vmm::prefault::warm {
 
 namespace {
 
-constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
-
 /// Room for the descriptors of one packet. The kernel sends up to 253, and drops those that do not fit.
 struct ControlRoom {
     alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int) * 2)> bytes{};

@@ -29,11 +29,16 @@ enum class Contender { kVmm, kQemu, kCommand };
 enum class Order { kSequential, kRandom };
 
 // All values of each kind, in the order in which help lists them.
-inline constexpr std::array kPageSizes{PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G};
 inline constexpr std::array kMethods{Method::kNone,           Method::kHost, Method::kTouch, Method::kIoctl,
                                      Method::kIoctlThenTouch, Method::kPool, Method::kReader};
 inline constexpr std::array kContenders{Contender::kVmm, Contender::kQemu, Contender::kCommand};
 inline constexpr std::array kOrders{Order::kSequential, Order::kRandom};
+
+/// The memory of a guest, if the options do not say and the host has enough.
+inline constexpr std::uint64_t kStandardMemoryBytes = 512 * kMiB;
+/// The pages that any host has, and those that are measured beside them if a pool has enough.
+inline constexpr std::array kPageSizesOfAnyHost{PageSize::k4K, PageSize::kThp};
+inline constexpr PageSize kPageSizeOfPool = PageSize::k2M;
 
 /// "none", "host", "touch", "ioctl", "ioctl+touch", "pool", "reader".
 [[nodiscard]] std::string_view to_string(Method method) noexcept;

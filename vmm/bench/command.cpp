@@ -32,6 +32,7 @@
 #include "vmm/bench/table.hpp"
 #include "vmm/bench/warm.hpp"
 #include "vmm/host/capabilities.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/file_roles.hpp"
 #include "vmm/output/patient_write.hpp"
@@ -44,8 +45,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using namespace bench;
-
-constexpr int kStoppedBySignal = 4;
 
 template <typename Value>
 void take_default(std::vector<Value>& list, const std::vector<Value>& preset) {
@@ -163,11 +162,11 @@ class Benchmark {
             }
             const RunEnd end = runner_.run(result.cell);
             cell_seconds_[i] = seconds_since(started);
-            if (end.sample) {
-                result.samples.push_back(*end.sample);
-            } else if (!end.stopped) {
-                result.failure = end.failure;
-                result.left_out = end.timed_out && run_limited_;
+            if (outcome.sample) {
+                result.samples.push_back(*outcome.sample);
+            } else if (!outcome.stopped) {
+                result.failure = command_.words ? command_.words(outcome.failure) : outcome.failure;
+                result.left_out = outcome.timed_out && run_limited_;
                 cell_seconds_[i] = 0;
             }
         }
@@ -232,14 +231,15 @@ int run_bench(const BenchCommand& command) {
         const StopBridge bridge(stop); // raising a pool may take long
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
-            return kStoppedBySignal;
+            return exit_codes::kStoppedBySignal;
         }
         check_cells(cells);
         if (command.model) {
             results.settings.bandwidth = measure_bandwidth(bridge.token());
         }
         RunSettings settings = command.settings;
-        settings.timeout_seconds = command.timeout_seconds.value_or(preset.run_limit_seconds.value_or(600));
+        settings.timeout_seconds =
+            command.timeout_seconds.value_or(preset.run_limit_seconds.value_or(settings.timeout_seconds));
         const bool run_limited = !command.timeout_seconds && preset.run_limit_seconds;
         Benchmark(command, settings, run_limited, results, stop).run();
     }
@@ -258,9 +258,9 @@ int run_bench(const BenchCommand& command) {
                  [&](PlotFormat format) { return plot_script(results, format); }},
                 patience);
     if (stop.is_requested()) {
-        return kStoppedBySignal;
+        return exit_codes::kStoppedBySignal;
     }
-    return !printed || results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 int run_bench_compare(const BenchCompareCommand& command) {
@@ -268,7 +268,7 @@ int run_bench_compare(const BenchCompareCommand& command) {
     const MergedResults after = read_merged(command.after);
     const HostsComparison comparison = compare(before, after, command.threshold);
     const bool printed = print_result(to_text(comparison, command.threshold));
-    return !printed || comparison.any_worse() ? 1 : 0;
+    return !printed || comparison.any_worse() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 int run_bench_merge(const BenchMergeCommand& command) {
@@ -290,7 +290,7 @@ int run_bench_merge(const BenchMergeCommand& command) {
     const bool printed = print_result(to_table(merged));
     files.write({[&] { return to_json(merged); }, {}, [&](PlotFormat format) { return plot_script(merged, format); }},
                 {});
-    return !printed || merged.any_failed() ? 1 : 0;
+    return !printed || merged.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 } // namespace vmm

@@ -1,8 +1,10 @@
 // `vmm bench`, from its options to its exit status.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmm/bench/contenders.hpp"
@@ -28,6 +30,8 @@ struct BenchCommand {
     bench::RunSettings settings;
     std::optional<bench::Share> cells; ///< of the matrix; nothing: the whole matrix
     unsigned attempt = 1;              ///< as Settings::attempt; with `cells`
+    /// Has the words of the command for those of the library, in why a cell failed; empty: they stay as they are.
+    std::function<std::string(std::string_view)> words{};
 
     static constexpr unsigned kMaxRuns = 1000;
 };

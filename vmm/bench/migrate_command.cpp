@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -19,6 +20,7 @@
 #include "vmm/bench/result_files.hpp"
 #include "vmm/bench/rounds.hpp"
 #include "vmm/bench/warm.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/patient_write.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -29,8 +31,6 @@ namespace vmm {
 namespace {
 
 using namespace bench;
-
-constexpr int kMigrateStoppedBySignal = 4;
 
 /// Memory exists three times: in the guest, and at both ends of a bare loop at the same time.
 constexpr std::uint64_t kCopiesOfMemory = 3;
@@ -46,16 +46,17 @@ MigrateSettings settings_of(const BenchMigrateCommand& command, const HostRoom& 
     MigrateSettings settings;
     settings.memory_bytes = command.memory_bytes;
     settings.lists = command.lists;
-    fill_in(settings.lists.page_sizes, {PageSize::k4K, PageSize::kThp});
+    fill_in(settings.lists.page_sizes, {kPageSizesOfAnyHost.begin(), kPageSizesOfAnyHost.end()});
     if (command.lists.page_sizes.empty() &&
         (room.may_raise_pools || room.free_2m_bytes >= kCopiesOfMemory * settings.memory_bytes)) {
-        settings.lists.page_sizes.push_back(PageSize::k2M);
+        settings.lists.page_sizes.push_back(kPageSizeOfPool);
     }
-    fill_in(settings.lists.vcpus, cpus >= 4   ? std::vector{1U, 2U, 4U}
-                                  : cpus >= 2 ? std::vector{1U, 2U}
-                                              : std::vector{1U});
+    if (settings.lists.vcpus.empty()) {
+        std::ranges::copy_if(BenchMigrateCommand::kVcpus, std::back_inserter(settings.lists.vcpus),
+                             [cpus](unsigned vcpus) { return vcpus <= std::max(cpus, 1U); });
+    }
     fill_in(settings.lists.links, {kMigrateLinks.begin(), kMigrateLinks.end()});
-    fill_in(settings.lists.streams, {1, 2});
+    fill_in(settings.lists.streams, {BenchMigrateCommand::kStreams.begin(), BenchMigrateCommand::kStreams.end()});
     fill_in(settings.lists.fills, {kMigrateFills.begin(), kMigrateFills.end()});
     fill_in(settings.lists.modes, {kMigrateModes.begin(), kMigrateModes.end()});
     if (command.lists.modes.empty() && !UserFaultFd::problem().empty()) {
@@ -137,7 +138,7 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
         const StopBridge bridge(stop); // raising a pool may take long
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
-            return kMigrateStoppedBySignal;
+            return exit_codes::kStoppedBySignal;
         }
         measure_migrations(results, command.timeout_seconds, stop);
     }
@@ -147,9 +148,9 @@ int run_bench_migrate(const BenchMigrateCommand& command) {
     files.write({[&] { return to_json(results); }, {}, [&](PlotFormat format) { return plot_script(results, format); }},
                 patience);
     if (stop.is_requested()) {
-        return kMigrateStoppedBySignal;
+        return exit_codes::kStoppedBySignal;
     }
-    return !printed || results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 } // namespace vmm

@@ -1,20 +1,22 @@
 // `vmm bench migrate`, from its options to its exit status.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "kvm/host/guest_memory.hpp"
+#include "vmm/bench/cell.hpp"
 #include "vmm/bench/migrate_case.hpp"
 
 namespace vmm {
 
 /// `vmm bench migrate`
 struct BenchMigrateCommand {
-    std::uint64_t memory_bytes = 512 * kMiB; ///< a multiple of 2 MiB
-    bench::MigrateLists lists{};             ///< empty lists mean everything that is possible on this host
+    std::uint64_t memory_bytes = bench::kStandardMemoryBytes; ///< a multiple of 2 MiB
+    bench::MigrateLists lists{}; ///< empty lists mean everything that is possible on this host
     bool every = false;
     std::optional<unsigned> workers;
     unsigned runs = 3;          ///< 1 to BenchCommand::kMaxRuns
@@ -24,6 +26,9 @@ struct BenchMigrateCommand {
     bool warm = true;
     std::string json; ///< files; empty: none
     std::string plot;
+
+    static constexpr std::array kVcpus{1U, 2U, 4U}; ///< of `lists`, if they do not say: those that this host has
+    static constexpr std::array kStreams{1U, 2U};   ///< likewise, all of them
 
     static constexpr unsigned kMaxDowntimeMs = 60'000;
     static constexpr unsigned kMaxGiveUpSeconds = 86'400;

@@ -167,7 +167,7 @@ double ParallelCost::seconds(double gib, unsigned workers, bool perfect) const n
 
 std::vector<PageCosts> fit_costs(const Results& results) {
     std::vector<PageCosts> costs;
-    for (const PageSize page_size : {PageSize::k4K, PageSize::kThp, PageSize::k2M, PageSize::k1G}) {
+    for (const PageSize page_size : kPageSizes) {
         Collected all;
         bool any = false;
         for (const CellResult& result : results.cells) {

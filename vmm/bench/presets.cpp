@@ -47,16 +47,17 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& 
     const unsigned vcpus = std::min({cpus, kRfcVcpus, std::max(room.most_vcpus, 1U)});
     matrix.vcpus = {vcpus};
     matrix.workers = {cpus};
-    matrix.page_sizes = {PageSize::k4K, PageSize::kThp, PageSize::k2M};
+    matrix.page_sizes = {kPageSizesOfAnyHost.begin(), kPageSizesOfAnyHost.end()};
+    matrix.page_sizes.push_back(kPageSizeOfPool);
     matrix.methods = {kMethods.begin(), kMethods.end()};
     // Guest memory, an equally large pool of huge pages, and some memory for the rest must fit.
     const std::uint64_t most = room.available_bytes / 3;
-    std::uint64_t memory = std::min(512 * kMiB, round_size(most));
+    std::uint64_t memory = std::min(kStandardMemoryBytes, round_size(most));
     switch (preset) {
     case Preset::kNone:
         break;
     case Preset::kQuick:
-        memory = std::min(512 * kMiB, round_size(room.available_bytes / 24));
+        memory = std::min(kStandardMemoryBytes, round_size(room.available_bytes / 24));
         facts.time_limit_seconds = 50;
         facts.run_limit_seconds = 6;
         break;
@@ -85,7 +86,7 @@ PresetFacts preset_facts(Preset preset, const HostRoom& room, const PresetHost& 
         std::erase(matrix.methods, Method::kIoctlThenTouch);
     }
     if (!room.may_raise_pools && room.free_2m_bytes < memory) {
-        std::erase(matrix.page_sizes, PageSize::k2M);
+        std::erase(matrix.page_sizes, kPageSizeOfPool);
     }
     return facts;
 }

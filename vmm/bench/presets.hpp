@@ -9,7 +9,7 @@
 namespace vmm::bench {
 
 enum class Preset {
-    kNone,  ///< 512 MiB by every method
+    kNone,  ///< kStandardMemoryBytes by every method
     kQuick, ///< less than a minute
     kRfc,   ///< 32 vCPUs and 64 GiB, scaled to the host
     kScale, ///< memory doubling, workers doubling

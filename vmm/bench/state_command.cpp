@@ -19,6 +19,7 @@
 #include "vmm/bench/state_run.hpp"
 #include "vmm/bench/state_table.hpp"
 #include "vmm/bench/warm.hpp"
+#include "vmm/limits.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/output/patient_write.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -31,18 +32,17 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using namespace bench;
 
-constexpr int kStoppedBySignal = 4;
-
 StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room, unsigned cpus) {
+    const auto& standard = command.quick ? BenchStateCommand::kQuick : BenchStateCommand::kStandard;
     StateSettings settings;
-    settings.memory_bytes = command.memory_bytes.value_or(command.quick ? 128 * kMiB : kGiB);
+    settings.memory_bytes = command.memory_bytes.value_or(standard.memory_bytes);
     settings.vcpus = command.vcpus;
     settings.workers = command.workers.value_or(cpus);
     settings.page_sizes = command.page_sizes;
     if (settings.page_sizes.empty()) {
-        settings.page_sizes = {PageSize::k4K, PageSize::kThp};
+        settings.page_sizes.assign(kPageSizesOfAnyHost.begin(), kPageSizesOfAnyHost.end());
         if (room.may_raise_pools || room.free_2m_bytes >= settings.memory_bytes) {
-            settings.page_sizes.push_back(PageSize::k2M);
+            settings.page_sizes.push_back(kPageSizeOfPool);
         }
     }
     settings.modes = command.modes;
@@ -52,8 +52,8 @@ StateSettings settings_of(const BenchStateCommand& command, const HostRoom& room
             std::erase(settings.modes, RestoreMode::kLazy);
         }
     }
-    settings.runs = command.runs.value_or(command.quick ? 2 : 5);
-    settings.clones = command.clones.value_or(command.quick ? 4 : 20);
+    settings.runs = command.runs.value_or(standard.runs);
+    settings.clones = command.clones.value_or(standard.clones);
     settings.warm = command.warm;
     return settings;
 }
@@ -141,7 +141,7 @@ int run_bench_state(const BenchStateCommand& command) {
         const StopBridge bridge(stop); // raising a pool may take long
         const RaisedPools pools(cells, room, bridge.token());
         if (stop.is_requested()) {
-            return kStoppedBySignal;
+            return exit_codes::kStoppedBySignal;
         }
         StateBenchmark(results, command.timeout_seconds, stop).run();
     }
@@ -151,9 +151,9 @@ int run_bench_state(const BenchStateCommand& command) {
     files.write({[&] { return to_json(results); }, {}, [&](PlotFormat format) { return plot_script(results, format); }},
                 patience);
     if (stop.is_requested()) {
-        return kStoppedBySignal;
+        return exit_codes::kStoppedBySignal;
     }
-    return !printed || results.any_failed() ? 1 : 0;
+    return !printed || results.any_failed() ? exit_codes::kHostFailed : exit_codes::kSuccess;
 }
 
 } // namespace vmm

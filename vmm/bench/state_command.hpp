@@ -27,6 +27,15 @@ struct BenchStateCommand {
     std::string plot;
 
     static constexpr unsigned kMaxClones = 500;
+
+    /// What counts where the options do not say.
+    struct Standard {
+        std::uint64_t memory_bytes;
+        unsigned runs;
+        unsigned clones;
+    };
+    static constexpr Standard kStandard{kGiB, 5, 20};
+    static constexpr Standard kQuick{128 * kMiB, 2, 4}; ///< with `quick`
 };
 
 /// Measures and prints. Returns the exit status of the program: 1 if a case failed, 4 if a signal stopped it, and 0

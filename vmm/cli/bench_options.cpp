@@ -15,6 +15,7 @@
 #include "vmm/bench/cell.hpp"
 #include "vmm/bench/results.hpp"
 #include "vmm/bench/share.hpp"
+#include "vmm/cli/command_rows.hpp"
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
 #include "vmm/migration.hpp"
@@ -88,10 +89,6 @@ template <typename Value, std::size_t size>
 Option choice_list(std::string names, const std::array<Value, size>& values, std::string help,
                    std::type_identity_t<std::function<void(Given&, std::vector<Value>)>> set) {
     const std::vector<std::string> choices = names_of(values);
-    std::string what = "not one of";
-    for (const std::string& choice : choices) {
-        what += (choice == choices.front() ? " " : ", ") + choice;
-    }
     Option option = list<Value>(
         std::move(names),
         [choices, values](const std::string& item) {
@@ -99,7 +96,7 @@ Option choice_list(std::string names, const std::array<Value, size>& values, std
             return found != choices.end() ? std::optional(values.at(static_cast<std::size_t>(found - choices.begin())))
                                           : std::nullopt;
         },
-        std::move(what), std::move(help), std::move(set));
+        "not one of " + joined(choices), std::move(help), std::move(set));
     option.value.choices = choices;
     return option;
 }
@@ -142,11 +139,24 @@ Option preset_option() {
                     const auto names = names_of(kPresets);
                     const auto found = std::ranges::find(names, word);
                     if (found == names.end()) {
-                        throw Error("'" + word +
-                                    "' is none of quick, rfc, scale, nor state, nor migrate, nor merge, nor compare");
+                        std::string commands;
+                        for (const CommandRow& row : bench_rows()) {
+                            commands += std::string(", nor ") + row.name;
+                        }
+                        throw Error("'" + word + "' is none of " + joined(names) + commands);
                     }
                     given.bench.preset = kPresets.at(static_cast<std::size_t>(found - names.begin()));
                 });
+}
+
+std::string method_help() {
+    std::vector<std::string> words = names_of(bench::kMethods);
+    const auto explain = [&words](bench::Method method, const char* meaning) {
+        *std::ranges::find(words, to_string(method)) += meaning;
+    };
+    explain(bench::Method::kPool, " (memory that a pool has ready)");
+    explain(bench::Method::kReader, " (none; one vCPU reads every page first)");
+    return "Methods: " + joined(words);
 }
 
 std::vector<Option> matrix_options() {
@@ -160,14 +170,13 @@ std::vector<Option> matrix_options() {
         count_list("--workers", {1, Config::kMaxPrefaultWorkers},
                    "Prefault workers, and QEMU's prealloc-threads (default: the CPUs)",
                    [](Given& given, std::vector<unsigned> counts) { given.bench.matrix.workers = std::move(counts); }),
-        choice_list("--page-size", bench::kPageSizes, "Pages behind guest memory",
+        choice_list("--page-size", kPageSizes, "Pages behind guest memory",
                     [](Given& given, auto sizes) { given.bench.matrix.page_sizes = std::move(sizes); }),
-        choice_list(
-            "--prefault", bench::kMethods,
-            "Methods: none, host, touch, ioctl, ioctl+touch, pool (memory that a pool has ready), reader (none; "
-            "one vCPU reads every page first)",
-            [](Given& given, auto methods) { given.bench.matrix.methods = std::move(methods); }),
-        choice_list("--order", bench::kOrders, "In which order a vCPU visits its pages: seq, random (default: seq)",
+        choice_list("--prefault", bench::kMethods, method_help(),
+                    [](Given& given, auto methods) { given.bench.matrix.methods = std::move(methods); }),
+        choice_list("--order", bench::kOrders,
+                    "In which order a vCPU visits its pages: " + joined(names_of(bench::kOrders)) +
+                        " (default: " + joined(names_of(bench::Matrix{}.orders)) + ")",
                     [](Given& given, auto orders) { given.bench.matrix.orders = std::move(orders); }),
     };
 }
@@ -242,12 +251,20 @@ std::vector<Option> output_and_contender_options() {
     };
 }
 
+std::string page_size_help() {
+    return "Pages behind guest memory (default: " + joined(names_of(bench::kPageSizesOfAnyHost)) + ", and " +
+           std::string(to_string(bench::kPageSizeOfPool)) + " if there are)";
+}
+
 std::vector<Option> state_options() {
     using Command = BenchStateCommand;
     return {
-        flag("--quick", "Smaller and fewer, where the options do not say: 128M, 2 runs, 4 clones",
+        flag("--quick",
+             "Smaller and fewer, where the options do not say: " + size_text(Command::kQuick.memory_bytes) + ", " +
+                 std::to_string(Command::kQuick.runs) + " runs, " + std::to_string(Command::kQuick.clones) + " clones",
              [](Given& given, bool quick) { given.bench_state.quick = quick; }),
-        text("-m,--memory", {.kind = OptionValue::Kind::kText, .form = "SIZE"}, "Memory of the guest (default: 1G)",
+        text("-m,--memory", {.kind = OptionValue::Kind::kText, .form = "SIZE"},
+             "Memory of the guest (default: " + size_text(Command::kStandard.memory_bytes) + ")",
              [](Given& given, const std::string& word) {
                  const auto bytes = parse_memory(word);
                  if (!bytes) {
@@ -261,14 +278,16 @@ std::vector<Option> state_options() {
         count("--workers", {1, Config::kMaxPrefaultWorkers},
               "Prefault workers, and threads that read and write memory (default: the CPUs)",
               [](Given& given, unsigned workers) { given.bench_state.workers = workers; }),
-        choice_list("--page-size", bench::kPageSizes,
-                    "Pages behind guest memory (default: 4K, thp, and 2M if there are)",
+        choice_list("--page-size", kPageSizes, page_size_help(),
                     [](Given& given, auto sizes) { given.bench_state.page_sizes = std::move(sizes); }),
         choice_list("--restore-mode", kRestoreModes, "How memory becomes a guest's (default: all that this host has)",
                     [](Given& given, auto modes) { given.bench_state.modes = std::move(modes); }),
-        count("--runs", {1, BenchCommand::kMaxRuns}, "Runs of each case (default: 5)",
+        count("--runs", {1, BenchCommand::kMaxRuns},
+              "Runs of each case (default: " + std::to_string(Command::kStandard.runs) + ")",
               [](Given& given, unsigned runs) { given.bench_state.runs = runs; }),
-        count("--clones", {1, Command::kMaxClones}, "Guests that go on from one snapshot at once (default: 20)",
+        count("--clones", {1, Command::kMaxClones},
+              "Guests that go on from one snapshot at once (default: " + std::to_string(Command::kStandard.clones) +
+                  ")",
               [](Given& given, unsigned clones) { given.bench_state.clones = clones; }),
         flag("--warm,!--no-warm", "Populate as much memory before each run (default), or measure it as it is",
              [](Given& given, bool warm) { given.bench_state.warm = warm; }),
@@ -300,15 +319,15 @@ std::vector<Option> migrate_options() {
             "second; all of it as fast as it can; memory is handed over; it goes over before its memory "
             "(default: all that this host has)",
             [](Given& given, auto modes) { given.bench_migrate.lists.modes = std::move(modes); }),
-        choice_list("--page-size", bench::kPageSizes,
-                    "Pages behind guest memory (default: 4K, thp, and 2M if there are)",
+        choice_list("--page-size", kPageSizes, page_size_help(),
                     [](Given& given, auto sizes) { given.bench_migrate.lists.page_sizes = std::move(sizes); }),
-        count_list("-c,--vcpus", {1, Config::kMaxVcpus}, "Virtual CPUs (default: those of 1,2,4 that this host has)",
+        count_list("-c,--vcpus", {1, Config::kMaxVcpus},
+                   "Virtual CPUs (default: those of " + joined(names_of(Command::kVcpus), ",") + " that this host has)",
                    [](Given& given, auto counts) { given.bench_migrate.lists.vcpus = std::move(counts); }),
         choice_list("--link", bench::kMigrateLinks, "Unix sockets, or TCP over the loopback interface (default: both)",
                     [](Given& given, auto links) { given.bench_migrate.lists.links = std::move(links); }),
         count_list("--streams", {1, MigrationOptions::kMostStreams},
-                   "Connections that memory goes through (default: 1,2)",
+                   "Connections that memory goes through (default: " + joined(names_of(Command::kStreams), ",") + ")",
                    [](Given& given, auto counts) { given.bench_migrate.lists.streams = std::move(counts); }),
         choice_list("--prefault", bench::kMigrateFills,
                     "What the destination populates before the guest arrives (default: both)",

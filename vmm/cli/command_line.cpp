@@ -28,6 +28,7 @@ namespace vmm {
 
 namespace {
 
+using exit_codes::kSuccess;
 using exit_codes::kUsageError;
 using Json = nlohmann::ordered_json;
 constexpr std::size_t kHelpColumn = 36;
@@ -293,7 +294,7 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
     } catch (const CLI::Success& success) { // The words ask for help or the version.
         std::ostringstream text;
         app.exit(success, text, text);
-        return TextCommand{text.str(), 0};
+        return TextCommand{text.str(), kSuccess};
     } catch (const CLI::ParseError& error) {
         return usage_error(app, describe_parse_error(app, error));
     } catch (const Error& error) { // the file is wrong, and help says nothing about it
@@ -311,7 +312,7 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
         }
     }
     if (is_given(Place::kApiSchema)) {
-        return TextCommand{control::openapi_document(), 0};
+        return TextCommand{control::openapi_document(), kSuccess};
     }
     if (is_given(Place::kSnapshotCommand)) {
         return given.snapshot;
@@ -320,7 +321,7 @@ Command parse(int argc, const char* const* argv, const std::string* config_of_gu
         return given.pool;
     }
     if (is_given(Place::kConfigSchema)) {
-        return TextCommand{config_schema(), 0};
+        return TextCommand{config_schema(), kSuccess};
     }
     if (is_given(Place::kCompare)) {
         return given.compare;

@@ -21,31 +21,40 @@ namespace {
 
 using Kind = DeviceWord::Kind;
 
-constexpr std::array kSectorBytes{512U, 4096U};
-constexpr std::array kDiskIoKinds{devices::DiskIoKind::kAuto, devices::DiskIoKind::kUring,
-                                  devices::DiskIoKind::kThreads};
+using devices::kDiskIoKinds;
+using limits::kSectorBytes;
 
-std::vector<std::string> sector_names() {
-    std::vector<std::string> names;
-    for (const unsigned bytes : kSectorBytes) {
-        names.push_back(std::to_string(bytes));
-    }
-    return names;
+const std::vector<std::string>& switch_words() {
+    static const std::vector<std::string> words{"on", "off"};
+    return words;
+}
+
+/// "; on unless said otherwise"
+std::string unless_said(std::string_view standard) {
+    return "; " + std::string(standard) + " unless said otherwise";
+}
+
+const std::string& switch_word(bool is_on) {
+    return switch_words().at(is_on ? 0 : 1);
 }
 
 std::vector<DeviceWord> disk_words() {
     constexpr Limits kQueues{1, DiskConfig::kMaxQueues};
+    const DiskConfig standard;
+    const std::vector<std::string> sectors = names_of(kSectorBytes);
+    const std::vector<std::string> io_kinds = names_of(kDiskIoKinds);
     return {
         {.name = "path", .kind = Kind::kFirst, .help = "A raw image or a block device"},
         {.name = "ro", .kind = Kind::kFlag, .help = "The guest may only read it"},
         {.name = "direct", .kind = Kind::kFlag, .help = "Past the host's page cache (O_DIRECT)"},
         {.name = "sector",
          .kind = Kind::kNumber,
-         .help = "The size of the guest's sectors in bytes: 512 or 4096; 512 unless said otherwise",
-         .choices = sector_names()},
+         .help = "The size of the guest's sectors in bytes: " + listed(sectors) +
+                 unless_said(std::to_string(standard.sector_bytes)),
+         .choices = sectors},
         {.name = "io",
-         .help = "How the host does its I/O: auto, uring or threads; auto unless said otherwise",
-         .choices = names_of(kDiskIoKinds)},
+         .help = "How the host does its I/O: " + listed(io_kinds) + unless_said(to_string(standard.io)),
+         .choices = io_kinds},
         {.name = "queues", .kind = Kind::kNumber, .help = "Request queues, " + to_string(kQueues), .limits = kQueues},
         {.name = "id",
          .help = "The serial number the guest sees, at most " + std::to_string(DiskConfig::kMaxIdBytes) + " characters",
@@ -53,12 +62,12 @@ std::vector<DeviceWord> disk_words() {
          .most_bytes = DiskConfig::kMaxIdBytes},
         {.name = "lock",
          .kind = Kind::kSwitch,
-         .help = "Whether the file is locked against a second writer; on unless said otherwise",
-         .choices = {"on", "off"}},
+         .help = "Whether the file is locked against a second writer" + unless_said(switch_word(standard.lock)),
+         .choices = switch_words()},
         {.name = "moderation",
          .kind = Kind::kSwitch,
-         .help = "Whether an interrupt may wait for a few others; on unless said otherwise",
-         .choices = {"on", "off"}},
+         .help = "Whether an interrupt may wait for a few others" + unless_said(switch_word(standard.moderation)),
+         .choices = switch_words()},
     };
 }
 
@@ -201,10 +210,12 @@ Number number_of(std::string_view text, const char* what) {
 
 /// The value of the switch `word`. Throws Error.
 bool is_on(std::string_view text, const char* word) {
-    if (text != "on" && text != "off") {
-        throw Error("'" + std::string(text) + "' is no value of '" + word + "': on, off");
+    const std::vector<std::string>& words = switch_words();
+    const auto found = std::ranges::find(words, text);
+    if (found == words.end()) {
+        throw Error("'" + std::string(text) + "' is no value of '" + word + "': " + joined(words));
     }
-    return text == "on";
+    return found == words.begin();
 }
 
 /// Throws Error.
@@ -214,7 +225,7 @@ unsigned sector_bytes_of(std::string_view text) {
             return bytes;
         }
     }
-    throw Error("'" + std::string(text) + "' is no size of a disk's sectors: 512, 4096");
+    throw Error("'" + std::string(text) + "' is no size of a disk's sectors: " + joined(names_of(kSectorBytes)));
 }
 
 /// Throws Error.
@@ -224,7 +235,7 @@ devices::DiskIoKind disk_io_kind_of(std::string_view text) {
             return kind;
         }
     }
-    throw Error("'" + std::string(text) + "' is no way of doing a disk's I/O: auto, uring, threads");
+    throw Error("'" + std::string(text) + "' is no way of doing a disk's I/O: " + joined(names_of(kDiskIoKinds)));
 }
 
 /// The words of one device. All of them are known, and none occurs too often.

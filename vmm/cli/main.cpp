@@ -56,7 +56,9 @@ int execute(const DoctorCommand& /*command*/, std::chrono::steady_clock::time_po
 }
 
 int execute(const BenchCommand& command, std::chrono::steady_clock::time_point /*started*/) {
-    return run_bench(command);
+    BenchCommand in_words = command;
+    in_words.words = with_option_names;
+    return run_bench(in_words);
 }
 
 int execute(const BenchStateCommand& command, std::chrono::steady_clock::time_point /*started*/) {

@@ -143,7 +143,7 @@ std::optional<std::size_t> find_choice(const std::string& name, const std::vecto
 std::size_t pick_choice(const std::string& name, const std::vector<std::string>& choices) {
     const auto found = find_choice(name, choices);
     if (!found) {
-        throw Error("'" + name + "' is none of " + joined(choices, ", "));
+        throw Error("'" + name + "' is none of " + joined(choices));
     }
     return *found;
 }
@@ -151,6 +151,22 @@ std::size_t pick_choice(const std::string& name, const std::vector<std::string>&
 std::string form_of(const std::vector<std::string>& choices, std::string_view rest) {
     const std::string form = joined(choices, "|");
     return form + (form.empty() || rest.empty() ? "" : "|") + std::string(rest);
+}
+
+std::string joined(const std::vector<std::string>& words, std::string_view between) {
+    std::string text;
+    for (const std::string& word : words) {
+        text += text.empty() ? "" : between;
+        text += word;
+    }
+    return text;
+}
+
+std::string listed(const std::vector<std::string>& words) {
+    if (words.size() < 2) {
+        return joined(words);
+    }
+    return joined({words.begin(), words.end() - 1}) + " or " + words.back();
 }
 
 std::string to_string(const Limits& limits) {

@@ -117,12 +117,18 @@ struct Option {
 /// Returns "none|host|all", with "|FILE" after it if `rest` is "FILE".
 [[nodiscard]] std::string form_of(const std::vector<std::string>& choices, std::string_view rest = {});
 
+/// "none, host, all"
+[[nodiscard]] std::string joined(const std::vector<std::string>& words, std::string_view between = ", ");
+/// "none, host or all"
+[[nodiscard]] std::string listed(const std::vector<std::string>& words);
+
 /// "1 to 254"
 [[nodiscard]] std::string to_string(const Limits& limits);
 
 /// The names of `values`, made by their to_string().
 template <typename Values>
 [[nodiscard]] std::vector<std::string> names_of(const Values& values) {
+    using std::to_string; // of numbers
     std::vector<std::string> names;
     for (const auto& value : values) {
         names.emplace_back(to_string(value));

@@ -15,6 +15,8 @@ namespace vmm {
 namespace {
 
 constexpr std::string_view kPrefix = "Config::";
+/// Stands before `Config` if the member is one of MemoryPoolConfig, which the options of `vmm pool` set.
+constexpr std::string_view kOfPool = "MemoryPool";
 /// Members of a structure that `vmm run` uses for Config::incoming, and `vmm ctl` for a migration, under the same
 /// names.
 constexpr std::string_view kOfSecurity = "MigrationSecurity::";
@@ -58,14 +60,18 @@ std::optional<Replacement> replace_member(std::string_view text, const Option& o
                 return found;
             }
         }
+    } else if (option.value.choices.size() == 1) { // Likewise, and the option says that it is true.
+        if (auto found = replace_whole(text, option.member + "=true", name + " " + option.value.choices.front())) {
+            return found;
+        }
     }
     return replace_whole(text, option.member, name);
 }
 
 /// Does the same for any option.
-std::optional<Replacement> replace_any_member(std::string_view text) {
+std::optional<Replacement> replace_any_member(std::string_view text, bool of_pool) {
     for (const Option& option : options()) {
-        if (!option.member.empty()) {
+        if (!option.member.empty() && option.is_allowed(Place::kPool) == of_pool) {
             if (auto found = replace_member(text, option)) {
                 return found;
             }
@@ -91,7 +97,9 @@ std::string with_option_names(std::string_view text) {
             break;
         }
         rest.remove_prefix(kPrefix.size());
-        if (const auto found = replace_any_member(rest)) {
+        const bool of_pool = result.ends_with(kOfPool);
+        if (const auto found = replace_any_member(rest, of_pool)) {
+            result.erase(result.size() - (of_pool ? kOfPool.size() : 0));
             result += found->words;
             rest.remove_prefix(found->length);
         } else {

@@ -12,7 +12,6 @@
 #include "kvm/host/error.hpp"
 #include "prefault/host/cpu_list.hpp"
 #include "prefault/host/numa.hpp"
-#include "vmm/bench/cell.hpp"
 #include "vmm/cli/device_options.hpp"
 #include "vmm/cli/given.hpp"
 #include "vmm/cli/values.hpp"
@@ -26,7 +25,6 @@ using prefault::NumaPolicy;
 using Words = std::vector<std::string>;
 
 constexpr std::uint64_t kMostDescriptor = std::numeric_limits<int>::max();
-constexpr std::array kScopes{prefault::Scope::kNone, prefault::Scope::kHost, prefault::Scope::kAll};
 
 /// An option that is switched by the words "on" and "off".
 Option on_off(std::string names, std::string help, bool standard, std::function<void(Given&, bool)> set) {
@@ -76,13 +74,14 @@ Option device(const std::string& name, std::string help, Device (*parse)(const s
 
 /// Takes a scope by name, or the ranges to be populated. Throws Error.
 void take_prefault(const std::string& word, prefault::Options& options) {
-    if (const auto scope = find_choice(word, names_of(kScopes))) {
-        options.scope = kScopes.at(*scope);
+    if (const auto scope = find_choice(word, names_of(prefault::kScopes))) {
+        options.scope = prefault::kScopes.at(*scope);
         return;
     }
     auto ranges = parse_ranges(word);
     if (!ranges) {
-        throw Error("'" + word + "' is neither none, host or all, nor ranges of guest memory like 0-1G,4G-6G");
+        throw Error("'" + word + "' is neither " + listed(names_of(prefault::kScopes)) +
+                    ", nor ranges of guest memory like 0-1G,4G-6G");
     }
     options.scope = prefault::Scope::kAll;
     options.ranges = std::move(*ranges);
@@ -157,7 +156,7 @@ std::vector<Option> guest_options() {
 }
 
 Option prefault_option() {
-    OptionValue value{.kind = OptionValue::Kind::kText, .choices = names_of(kScopes)};
+    OptionValue value{.kind = OptionValue::Kind::kText, .choices = names_of(prefault::kScopes)};
     value.form = form_of(value.choices, "RANGE,...");
     const std::string address = "(0[xX][0-9a-fA-F]+|" + std::string(kSizePattern) + ")";
     const std::string range = address + "-" + address;
@@ -179,9 +178,7 @@ std::vector<Option> prefault_options() {
                              [](Given& given, PrefaultWhen when) { given.run.config.prefault_when = when; })
             .setting("prefault_when")
             .with_standard(std::string(to_string(Config{}.prefault_when))),
-        choice<prefault::Method>("--prefault-method",
-                                 {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl,
-                                  prefault::Method::kIoctlThenTouch},
+        choice<prefault::Method>("--prefault-method", {prefault::kMethods.begin(), prefault::kMethods.end()},
                                  "How the second level is filled: by prefault vCPUs that touch memory, by "
                                  "KVM_PRE_FAULT_MEMORY, by both (for a host that is itself a guest), or what is best "
                                  "here",
@@ -234,7 +231,7 @@ std::vector<Option> placement_options() {
                            [](Given& given, NumaPolicy numa) { given.run.config.numa = numa; })
             .setting("numa")
             .excluding("--numa-node"),
-        choice<PageSize>("--page-size", {bench::kPageSizes.begin(), bench::kPageSizes.end()},
+        choice<PageSize>("--page-size", {kPageSizes.begin(), kPageSizes.end()},
                          "Pages behind guest memory; 2M and 1G: huge page pool",
                          [](Given& given, PageSize size) { given.run.config.page_size = size; })
             .setting("page_size")
@@ -252,7 +249,8 @@ std::vector<Option> placement_options() {
              "(docs/migration.md)",
              [](Given& given, bool shared) { given.run.config.memory_shared = shared; })
             .setting("memory_shared"),
-        choice<prefault::Pin>("--pin", {prefault::Pin::kNone, prefault::Pin::kMlock, prefault::Pin::kLongterm},
+        choice<prefault::Pin>("--pin",
+                              {prefault::kPins.begin(), std::ranges::find(prefault::kPins, prefault::Pin::kAuto)},
                               "Guest memory is locked against swapping, or pinned in place against migration, too "
                               "(io_uring buffers)",
                               [](Given& given, prefault::Pin pin) { given.run.config.pin = pin; })

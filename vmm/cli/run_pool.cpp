@@ -7,6 +7,7 @@
 
 #include "kvm/host/format.hpp"
 #include "vmm/cli/messages.hpp"
+#include "vmm/cli/option_names.hpp"
 #include "vmm/control/socket.hpp"
 #include "vmm/limits.hpp"
 #include "vmm/output/stop_on_signals.hpp"
@@ -21,7 +22,7 @@ int run_pool(const PoolCommand& command) {
     Messages messages;
     config.log = [&messages, quiet = command.quiet](LogLevel level, std::string_view line) {
         if (!quiet || level == LogLevel::kError) {
-            messages.say("vmm pool: " + std::string(line) + "\n");
+            messages.say("vmm pool: " + with_option_names(line) + "\n");
         }
     };
     config.filled = [&config, said = false]() mutable {

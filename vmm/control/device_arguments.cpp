@@ -5,18 +5,20 @@
 #include <string>
 #include <vector>
 
+#include "vmm/limits.hpp"
 #include "vmm/network/port_forward.hpp"
 
 namespace vmm::control {
 
 DiskConfig disk_config_of(const Arguments& arguments) {
-    constexpr unsigned kLargeSector = 4096;
     DiskConfig disk;
     disk.path = *arguments.word("path");
     disk.read_only = arguments.flag("read_only");
     disk.direct = arguments.flag("direct");
     disk.queues = static_cast<unsigned>(arguments.number("queues").value_or(disk.queues));
-    disk.sector_bytes = arguments.word("sector") == "4096" ? kLargeSector : disk.sector_bytes;
+    for (const unsigned bytes : limits::kSectorBytes) {
+        disk.sector_bytes = arguments.word("sector") == std::to_string(bytes) ? bytes : disk.sector_bytes;
+    }
     disk.moderation = arguments.word("moderation") != "off";
     disk.id = arguments.word("id").value_or("");
     disk.check();

@@ -195,7 +195,7 @@ void MachineControl::check_not_ended(std::string_view tried) const {
 }
 
 HttpAnswer MachineControl::state_answer(unsigned status) const {
-    return json_answer({{"state", name_of(machine_.statistics().state)}}, status);
+    return json_answer({{"state", to_string(machine_.statistics().state)}}, status);
 }
 
 HttpAnswer MachineControl::status(const Arguments& /*arguments*/) {
@@ -206,7 +206,7 @@ HttpAnswer MachineControl::status(const Arguments& /*arguments*/) {
     }
     return json_answer({{"version", kVersion},
                         {"process", ::getpid()},
-                        {"state", name_of(statistics.state)},
+                        {"state", to_string(statistics.state)},
                         {"vcpus", statistics.vcpus.size()},
                         {"memory_bytes", config_.memory_bytes},
                         {"page_size", to_string(config_.page_size)},
@@ -298,8 +298,7 @@ HttpAnswer MachineControl::prefault(const Arguments& arguments) {
     if (arguments.word("scope") == std::string(to_string(prefault::Scope::kHost))) {
         options.scope = prefault::Scope::kHost;
     }
-    for (const auto method : {prefault::Method::kAuto, prefault::Method::kTouch, prefault::Method::kIoctl,
-                              prefault::Method::kIoctlThenTouch}) {
+    for (const prefault::Method method : prefault::kMethods) {
         if (arguments.word("method") == std::string(to_string(method))) {
             options.method = method;
         }

@@ -1,6 +1,5 @@
 #include "vmm/control/metrics.hpp"
 
-#include <array>
 #include <map>
 #include <utility>
 #include <vector>
@@ -15,27 +14,11 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-constexpr std::array kStates{RunState::kReady, RunState::kRunning, RunState::kPaused, RunState::kEnded};
-
 std::string head(std::string_view name, std::string_view kind, std::string_view help) {
     return vmm::format("# HELP {0} {2}\n# TYPE {0} {1}\n", name, kind, help);
 }
 
 } // namespace
-
-std::string_view name_of(RunState state) noexcept {
-    switch (state) {
-    case RunState::kReady:
-        return "ready";
-    case RunState::kRunning:
-        return "running";
-    case RunState::kPaused:
-        return "paused";
-    case RunState::kEnded:
-        return "ended";
-    }
-    return "?";
-}
 
 Json to_json(const Statistics& statistics) {
     Json vcpus = Json::array();
@@ -50,7 +33,7 @@ Json to_json(const Statistics& statistics) {
         }
         devices.push_back({{"name", device.name}, {"counters", std::move(counters)}});
     }
-    return {{"state", name_of(statistics.state)},
+    return {{"state", to_string(statistics.state)},
             {"vcpus", std::move(vcpus)},
             {"memory",
              {{"bytes", statistics.memory.bytes},
@@ -66,8 +49,8 @@ Json to_json(const Statistics& statistics) {
 
 std::string to_prometheus(const Statistics& statistics, std::uint64_t memory_bytes) {
     std::string text = head("vmm_state", "gauge", "What the machine is doing: 1 for its state");
-    for (const RunState state : kStates) {
-        text += vmm::format("vmm_state{{state=\"{}\"}} {}\n", name_of(state), state == statistics.state ? 1 : 0);
+    for (const RunState state : kRunStates) {
+        text += vmm::format("vmm_state{{state=\"{}\"}} {}\n", to_string(state), state == statistics.state ? 1 : 0);
     }
     text += head("vmm_memory_bytes", "gauge", "Memory that the machine was made with");
     text += vmm::format("vmm_memory_bytes {}\n", memory_bytes);

@@ -3,16 +3,12 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include <nlohmann/json_fwd.hpp>
 
 #include "vmm/statistics.hpp"
 
 namespace vmm::control {
-
-/// "ready", "running", "paused", "ended"
-[[nodiscard]] std::string_view name_of(RunState state) noexcept;
 
 /// Returns the JSON of the schema Statistics in the OpenAPI document.
 [[nodiscard]] nlohmann::ordered_json to_json(const Statistics& statistics);

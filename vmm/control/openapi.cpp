@@ -11,6 +11,7 @@
 #include "kvm/host/text.hpp"
 #include "vmm/control/log_levels.hpp"
 #include "vmm/control/verbs.hpp"
+#include "vmm/statistics.hpp"
 #include "vmm/version.hpp"
 
 namespace vmm::control {
@@ -56,7 +57,11 @@ Json object(const char* description, Json members, std::initializer_list<std::st
 }
 
 Json answer_schemas() {
-    const Json state = one_of({"ready", "running", "paused", "ended"}, "How far the life of the machine has come");
+    std::vector<std::string> run_states;
+    for (const RunState each : kRunStates) {
+        run_states.emplace_back(to_string(each));
+    }
+    const Json state = one_of(std::move(run_states), "How far the life of the machine has come");
     Json schemas;
     schemas["Error"] = object("Why a request was refused, or failed",
                               {{"error", text("What was tried, and why it did not work")},

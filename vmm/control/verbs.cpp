@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <span>
 #include <sstream>
 #include <utility>
 
@@ -32,10 +33,13 @@ constexpr std::uint64_t kMostExact = (std::uint64_t{1} << 53U) - 1;
 constexpr std::uint64_t kMostSecondsToStop = 3600;
 constexpr std::uint64_t kMostSecondsToPause = 3600;
 
-std::vector<std::string> words_of(std::initializer_list<prefault::Method> methods) {
+/// The names of `values`.
+template <typename Values>
+std::vector<std::string> words_of(const Values& values) {
     std::vector<std::string> words;
-    for (const prefault::Method method : methods) {
-        words.emplace_back(to_string(method));
+    for (const auto value : values) {
+        using std::to_string;
+        words.emplace_back(to_string(value));
     }
     return words;
 }
@@ -118,14 +122,6 @@ std::vector<Parameter> migrate_parameters() {
     const MigrationOptions standard;
     constexpr std::uint64_t kMostMilliseconds = 60'000;
     constexpr std::uint64_t kMostSeconds = 86'400;
-    std::vector<std::string> compressions;
-    for (const Compression compression : kCompressions) {
-        compressions.emplace_back(to_string(compression));
-    }
-    std::vector<std::string> on_timeouts;
-    for (const OnTimeout on_timeout : kOnTimeouts) {
-        on_timeouts.emplace_back(to_string(on_timeout));
-    }
     std::vector<Parameter> parameters{
         {.name = "address",
          .kind = Kind::kAddress,
@@ -156,7 +152,7 @@ std::vector<Parameter> migrate_parameters() {
         {.name = "on_timeout",
          .kind = Kind::kChoice,
          .help = "What is done then: the guest stays here, or stands still for as long as the rest takes",
-         .choices = on_timeouts,
+         .choices = words_of(kOnTimeouts),
          .standard = std::string(to_string(standard.on_timeout))},
         {.name = "bandwidth",
          .kind = Kind::kBytes,
@@ -167,7 +163,7 @@ std::vector<Parameter> migrate_parameters() {
         {.name = "compress",
          .kind = Kind::kChoice,
          .help = "Whether pages are compressed: never, always, or where it is worth it",
-         .choices = compressions,
+         .choices = words_of(kCompressions),
          .standard = std::string(to_string(standard.compression))},
         {.name = "throttle",
          .kind = Kind::kNumber,
@@ -193,18 +189,17 @@ std::vector<Parameter> migrate_parameters() {
 }
 
 std::vector<Parameter> prefault_parameters() {
-    using prefault::Method;
     using prefault::Scope;
     return {{.name = "scope",
              .kind = Kind::kChoice,
              .help = "What to populate: host memory, or the second level, too",
-             .choices = {std::string(to_string(Scope::kHost)), std::string(to_string(Scope::kAll))},
-             .standard = "all",
+             .choices = words_of(std::span(prefault::kScopes).subspan(1)), // kNone populates nothing.
+             .standard = std::string(to_string(Scope::kAll)),
              .example = "\"all\""},
             {.name = "method",
              .kind = Kind::kChoice,
              .help = "How the second level is filled",
-             .choices = words_of({Method::kAuto, Method::kTouch, Method::kIoctl, Method::kIoctlThenTouch}),
+             .choices = words_of(prefault::kMethods),
              .standard = "the machine's"},
             {.name = "workers",
              .kind = Kind::kNumber,
@@ -234,7 +229,7 @@ std::vector<Parameter> disk_parameters() {
             {.name = "sector",
              .kind = Kind::kChoice,
              .help = "The size of the sectors that the guest sees, in bytes",
-             .choices = {"512", "4096"},
+             .choices = words_of(limits::kSectorBytes),
              .standard = std::to_string(standard.sector_bytes)},
             {.name = "moderation",
              .kind = Kind::kChoice,
@@ -251,6 +246,7 @@ std::vector<Parameter> net_parameters() {
     constexpr std::uint64_t kMostInterfaceBytes = 15; // IFNAMSIZ, without its NUL
     constexpr std::uint64_t kMacCharacters = 17;
     constexpr std::uint64_t kMostForwards = 1024;
+    const NetConfig standard;
     return {
         {.name = "tap",
          .kind = Kind::kName,
@@ -272,7 +268,7 @@ std::vector<Parameter> net_parameters() {
          .help = "Pairs of queues, each with a thread of its own",
          .least = 1,
          .most = limits::kMaxNetQueues,
-         .standard = "1"},
+         .standard = std::to_string(standard.queues)},
         {.name = "tcp",
          .kind = Kind::kPorts,
          .help = "With --user: ports of the host, and of the guest: [ADDRESS/]PORT[:PORT][,...]",

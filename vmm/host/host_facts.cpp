@@ -5,13 +5,16 @@
 #include <optional>
 #include <string>
 
+#include "devices/pci/root_bus.hpp"
 #include "kvm/host/error.hpp"
 #include "loader/acpi_numa.hpp"
 #include "prefault/host/huge_page_pool.hpp"
 #include "prefault/host/pin.hpp"
 #include "prefault/x86/second_level_host.hpp"
 #include "vmm/host/memory_need.hpp"
+#include "vmm/machine/custom_devices.hpp"
 #include "vmm/machine/memory_map.hpp"
+#include "vmm/machine/virtio_devices.hpp"
 #include "vmm/network/user_network.hpp"
 
 namespace vmm {
@@ -28,6 +31,28 @@ std::uint64_t populated_bytes(const Config& config) {
         bytes += range.size;
     }
     return bytes;
+}
+
+/// Whether the guest goes on from a state, which says how it reaches its devices.
+bool goes_on(const Config& config) {
+    return config.restore || config.incoming;
+}
+
+/// Throws Error if there are more virtio devices than the machine has places for, or an interrupt line is wanted twice.
+void check_devices(const Config& config, const prefault::NumaTopology& topology) {
+    const std::size_t devices = count_virtio_devices(config, topology);
+    constexpr std::size_t kMostByMmio = memory_map::kVirtioGsis.size();
+    constexpr std::size_t kMostByPci = devices::pci::RootBus::kSlots - 1; // The host bridge has one.
+    if (devices > kMostByPci) {
+        throw Error("cannot give the guest " + std::to_string(devices) + " virtio devices: its PCI bus has slots for " +
+                    std::to_string(kMostByPci));
+    }
+    if (devices > kMostByMmio && !goes_on(config) && config.transport == VirtioTransport::kMmio) {
+        throw Error("cannot give the guest " + std::to_string(devices) +
+                    " virtio devices: there are interrupt lines for " + std::to_string(kMostByMmio) + ", and " +
+                    std::to_string(kMostByPci) + " slots on a PCI bus (take Config::transport=pci)");
+    }
+    check_interrupt_lines(config, devices);
 }
 
 } // namespace
@@ -77,6 +102,7 @@ void check_against_host(const Config& config, const HostFacts& facts) {
                     " NUMA nodes: a guest can be told of " + std::to_string(loader::kMaxAcpiNodes) +
                     " (take Config::numa=interleave or Config::numa.node)");
     }
+    check_devices(wanted, facts.nodes);
     if (is_from_pool(wanted.page_size) && !wanted.memory_from &&
         !is_handed_over(wanted)) { // its memory is reserved already
         prefault::check_huge_page_pool(huge_page_demand(wanted, facts.nodes));

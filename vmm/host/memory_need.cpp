@@ -41,9 +41,9 @@ unsigned workers(const Config& config) {
     return any ? prefault_vcpus(config) : 0;
 }
 
-std::uint64_t fixed_bytes(const Config& config) {
+std::uint64_t fixed_bytes(const Config& config, std::size_t devices) {
     return kProgramBytes + config.vcpus * kVcpuBytes + all_prefault_vcpus(config) * kPrefaultVcpuBytes +
-           count_virtio_devices(config) * kDeviceBytes;
+           devices * kDeviceBytes;
 }
 
 /// The bytes of guest memory that exist before the guest runs.
@@ -108,17 +108,18 @@ std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_s
     return level + level + level / 16 + (may_be_shadow ? level : 0);
 }
 
-MemoryNeed memory_need(const Config& config, bool may_be_shadow) {
+MemoryNeed memory_need(const Config& config, const prefault::NumaTopology& topology, bool may_be_shadow) {
     MemoryNeed need = need_of(config.memory_bytes, ahead_bytes(config), config, may_be_shadow,
                               config.memory_from.has_value() || is_handed_over(config));
     // Memory that the guest can be given later needs addresses, and KVM keeps data for each page of it.
     const std::uint64_t later =
         config.memory_max_bytes > config.memory_bytes ? config.memory_max_bytes - config.memory_bytes : 0;
     need.mapped += later;
-    const std::uint64_t fixed = fixed_bytes(config) + memslot_bytes(later, may_be_shadow);
+    const std::uint64_t fixed =
+        fixed_bytes(config, count_virtio_devices(config, topology)) + memslot_bytes(later, may_be_shadow);
     need.beside += fixed;
     need.beside_all += fixed;
-    need.mapped += fixed + process_need(config).threads * kStackBytes;
+    need.mapped += fixed + process_need(config, topology).threads * kStackBytes;
     return need;
 }
 
@@ -126,8 +127,8 @@ MemoryNeed more_memory_need(const Config& config, std::uint64_t bytes, bool may_
     return need_of(bytes, bytes, config, may_be_shadow, false);
 }
 
-ProcessNeed process_need(const Config& config) {
-    const std::uint64_t devices = count_virtio_devices(config);
+ProcessNeed process_need(const Config& config, const prefault::NumaTopology& topology) {
+    const std::uint64_t devices = count_virtio_devices(config, topology);
     const std::uint64_t prefault_vcpus = all_prefault_vcpus(config);
     ProcessNeed need;
     // KVM, the VM and its counters, the event loop, stops, timers, terminals, logs and reports take these.
@@ -163,7 +164,7 @@ ProcessNeed process_need(const Config& config) {
 }
 
 void check_host_room(const Config& config, const HostFacts& facts) {
-    const MemoryNeed need = memory_need(config, facts.may_be_shadow);
+    const MemoryNeed need = memory_need(config, facts.nodes, facts.may_be_shadow);
     const auto total_bytes = facts.memory.host.total_bytes;
     if (!is_from_pool(config.page_size) && total_bytes && config.memory_bytes > *total_bytes) {
         throw Error("cannot give the guest " + format_bytes(config.memory_bytes) + " of memory: this host has " +
@@ -172,7 +173,7 @@ void check_host_room(const Config& config, const HostFacts& facts) {
     if (const MemoryVerdict verdict = judge_memory(need, facts.memory); !verdict.refusal.empty()) {
         throw Error(tried(config, need) + verdict.refusal);
     }
-    if (const std::string refusal = judge_process(process_need(config), facts.process); !refusal.empty()) {
+    if (const std::string refusal = judge_process(process_need(config, facts.nodes), facts.process); !refusal.empty()) {
         throw Error(refusal);
     }
 }
@@ -185,7 +186,8 @@ void check_room_for_more(const Config& config, std::uint64_t bytes) {
 }
 
 std::vector<std::string> host_room_warnings(const Config& config) {
-    return judge_memory(memory_need(config, kvm_may_shadow()), read_memory_facts()).warnings;
+    return judge_memory(memory_need(config, prefault::NumaTopology::read(), kvm_may_shadow()), read_memory_facts())
+        .warnings;
 }
 
 } // namespace vmm

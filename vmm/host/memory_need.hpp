@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "prefault/host/numa.hpp"
 #include "vmm/config.hpp"
 #include "vmm/host/host_facts.hpp"
 #include "vmm/host/memory_facts.hpp"
@@ -16,13 +17,13 @@ namespace vmm {
 [[nodiscard]] std::uint64_t table_bytes(std::uint64_t bytes, PageSize page_size, bool may_be_shadow) noexcept;
 
 /// The host memory that the machine of `config` needs.
-[[nodiscard]] MemoryNeed memory_need(const Config& config, bool may_be_shadow);
+[[nodiscard]] MemoryNeed memory_need(const Config& config, const prefault::NumaTopology& topology, bool may_be_shadow);
 
 /// The host memory that `bytes` more of guest memory need, if they are populated at once.
 [[nodiscard]] MemoryNeed more_memory_need(const Config& config, std::uint64_t bytes, bool may_be_shadow);
 
 /// The descriptors, threads and mappings that the machine of `config` needs. The numbers are a little too high.
-[[nodiscard]] ProcessNeed process_need(const Config& config);
+[[nodiscard]] ProcessNeed process_need(const Config& config, const prefault::NumaTopology& topology);
 
 /// Throws Error if a host of these facts lacks the memory, the descriptors, the threads or the mappings that `config`
 /// needs.

@@ -10,7 +10,6 @@
 #include "kvm/host/error.hpp"
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/memory_map.hpp"
-#include "vmm/machine/virtio_devices.hpp"
 #include "vmm/refuse_nul.hpp"
 
 namespace vmm {
@@ -92,7 +91,7 @@ void DeviceConfig::check(std::size_t place) const {
 namespace {
 
 /// The inputs of the I/O APIC that nothing in `config` uses.
-std::set<std::uint32_t> free_lines(const Config& config) {
+std::set<std::uint32_t> free_lines(const Config& config, std::size_t virtio_devices) {
     const auto& lines = memory_map::kVirtioGsis;
     if (config.transport == VirtioTransport::kPci) {
         std::set<std::uint32_t> free(lines.begin(), lines.end());
@@ -102,7 +101,7 @@ std::set<std::uint32_t> free_lines(const Config& config) {
         free.erase(memory_map::kPciHotplugGsi);
         return free;
     }
-    const std::size_t taken = std::min(count_virtio_devices(config), lines.size());
+    const std::size_t taken = std::min(virtio_devices, lines.size());
     return {lines.begin() + static_cast<std::ptrdiff_t>(taken), lines.end()};
 }
 
@@ -119,13 +118,19 @@ void refuse_places_of_pci(const DeviceConfig& device, const std::string& tried) 
 } // namespace
 
 void validate_custom_devices(const Config& config) {
-    std::set<std::uint32_t> free = free_lines(config);
     for (std::size_t i = 0; i < config.devices.size(); ++i) {
         const DeviceConfig& device = config.devices[i];
         device.check(i);
         if (config.transport == VirtioTransport::kPci) {
             refuse_places_of_pci(device, trying_to_add(device, i));
         }
+    }
+}
+
+void check_interrupt_lines(const Config& config, std::size_t virtio_devices) {
+    std::set<std::uint32_t> free = free_lines(config, virtio_devices);
+    for (std::size_t i = 0; i < config.devices.size(); ++i) {
+        const DeviceConfig& device = config.devices[i];
         if (device.interrupt && free.erase(*device.interrupt) == 0) {
             std::string names;
             for (const std::uint32_t line : free) {

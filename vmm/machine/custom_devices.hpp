@@ -20,9 +20,13 @@
 
 namespace vmm {
 
-/// Throws Error if a device of `config` cannot be at its place, or has no interrupt line of its own. It does not find
-/// devices that overlap; the bus finds them.
+/// Throws Error if a device of `config` cannot be at its place. It does not find devices that overlap; the bus finds
+/// them.
 void validate_custom_devices(const Config& config);
+
+/// Throws Error if a device of `config` has no interrupt line of its own. `virtio_devices` is the number of virtio
+/// devices beside them.
+void check_interrupt_lines(const Config& config, std::size_t virtio_devices);
 
 /// Owns the devices. They are called only on vCPU threads, so they stand still in a paused machine without being asked.
 /// If a device has threads of its own, the embedding program must stop them.

@@ -6,12 +6,15 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "devices/disk_io.hpp"
+#include "prefault/host/numa.hpp"
 #include "vmm/host/capabilities.hpp"
 #include "vmm/machine/first_state.hpp"
 #include "vmm/machine/generation_id.hpp"
 #include "vmm/machine/memory_map.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 #include "vmm/machine/rebuild.hpp"
 #include "vmm/machine/stop_bridge.hpp"
 #include "vmm/machine/x86/boot_state.hpp"
@@ -94,7 +97,10 @@ std::deque<kvm::Vcpu> create_vcpus(kvm::Vm& vm, const Config& config, const Gues
 }
 
 VirtioSet make_devices(Hardware& hardware, const Config& config, Embedder& embedder, const MachineState* state) {
-    return make_virtio_devices(config, device_services(config, hardware.virtio_console.get(), hardware.ram, embedder),
+    // The guest's RAM, which knows these parts, may not be there yet.
+    const std::vector<PluggablePart> memory = pluggable_parts(config, prefault::NumaTopology::read());
+    return make_virtio_devices(config, memory,
+                               device_services(config, hardware.virtio_console.get(), hardware.ram, embedder),
                                state != nullptr ? &state->virtio : nullptr);
 }
 

@@ -78,13 +78,6 @@ std::vector<PluggablePart> pluggable_parts(const Config& config, const prefault:
     return parts;
 }
 
-std::size_t count_pluggable_parts(const Config& config) {
-    if (pluggable_bytes(config) == 0) {
-        return 0;
-    }
-    return is_split(config) ? pluggable_parts(config, prefault::NumaTopology::read()).size() : 1;
-}
-
 void validate_pluggable(const Config& config) {
     if (config.memory_max_bytes == 0) {
         return;

@@ -26,9 +26,6 @@ struct PluggablePart {
 /// there is one region for each node. They have the same size, except for a remainder that cannot be divided.
 [[nodiscard]] std::vector<PluggablePart> pluggable_parts(const Config& config, const prefault::NumaTopology& topology);
 
-/// The number of regions on this host. It reads the host's nodes only if memory is split over them.
-[[nodiscard]] std::size_t count_pluggable_parts(const Config& config);
-
 /// Throws Error if `config` asks for growing memory that no guest can have.
 void validate_pluggable(const Config& config);
 

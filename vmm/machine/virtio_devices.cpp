@@ -20,7 +20,6 @@
 #include "kvm/host/error.hpp"
 #include "kvm/host/text.hpp"
 #include "vmm/machine/memory_map.hpp"
-#include "vmm/machine/pluggable_memory.hpp"
 
 namespace vmm {
 
@@ -45,7 +44,7 @@ struct PlannedDevice {
 };
 
 /// Returns the devices in the order in which make_virtio_devices() makes them.
-std::vector<PlannedDevice> planned_devices(const Config& config) {
+std::vector<PlannedDevice> planned_devices(const Config& config, std::size_t memory_devices) {
     using devices::virtio::DeviceId;
     std::vector<PlannedDevice> planned;
     for (std::size_t i = 0; i < config.disks.size(); ++i) {
@@ -61,7 +60,7 @@ std::vector<PlannedDevice> planned_devices(const Config& config) {
     };
     add_if(config.vsock.has_value(), DeviceId::kVsock, "vsock0");
     add_if(config.balloon.has_value(), DeviceId::kBalloon, "balloon0");
-    for (std::size_t i = 0; i < pluggable_parts(config, prefault::NumaTopology::read()).size(); ++i) {
+    for (std::size_t i = 0; i < memory_devices; ++i) {
         planned.push_back({DeviceId::kMemory, "mem" + std::to_string(i)});
     }
     add_if(config.rng, DeviceId::kEntropy, "rng0");
@@ -103,8 +102,9 @@ void compare(const std::vector<PlannedDevice>& planned, const std::vector<Virtio
 
 /// Returns the devices of `config`. If they go on from `states`, they have the names that they had there. Throws Error
 /// if the states are those of other devices.
-std::vector<PlannedDevice> devices_of(const Config& config, const std::vector<VirtioDeviceState>* states) {
-    std::vector<PlannedDevice> planned = planned_devices(config);
+std::vector<PlannedDevice> devices_of(const Config& config, std::size_t memory_devices,
+                                      const std::vector<VirtioDeviceState>* states) {
+    std::vector<PlannedDevice> planned = planned_devices(config, memory_devices);
     if (states != nullptr) {
         compare(planned, *states);
         for (std::size_t i = 0; i < planned.size(); ++i) {
@@ -159,9 +159,9 @@ class SavedDevices {
 
 } // namespace
 
-std::size_t count_virtio_devices(const Config& config) noexcept {
+std::size_t count_virtio_devices(const Config& config, const prefault::NumaTopology& topology) {
     return config.disks.size() + config.nets.size() + (config.vsock ? 1U : 0U) + (config.balloon ? 1U : 0U) +
-           count_pluggable_parts(config) + (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
+           pluggable_parts(config, topology).size() + (config.rng ? 1U : 0U) + (config.console ? 1U : 0U);
 }
 
 MadeDevice make_disk(const DiskConfig& disk, const std::string& name, const DeviceServices& services,
@@ -219,12 +219,12 @@ MadeDevice make_net(const NetConfig& net, const std::string& name, const DeviceS
     return made;
 }
 
-VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
-                              const std::vector<VirtioDeviceState>* states) {
+VirtioSet make_virtio_devices(const Config& config, std::span<const PluggablePart> memory,
+                              const DeviceServices& services, const std::vector<VirtioDeviceState>* states) {
     VirtioSet set;
     std::vector<std::unique_ptr<Device>>& devices = set.devices;
     const SavedDevices saved(states, devices);
-    const std::vector<PlannedDevice> planned = devices_of(config, states);
+    const std::vector<PlannedDevice> planned = devices_of(config, memory.size(), states);
     const auto next_name = [&] { return planned.at(devices.size()).name; };
     for (const DiskConfig& disk : config.disks) {
         devices.push_back(make_disk(disk, next_name(), services, saved.next<devices::virtio::BlockState>()).device);
@@ -252,11 +252,11 @@ VirtioSet make_virtio_devices(const Config& config, const DeviceServices& servic
         set.balloon = balloon.get();
         devices.push_back(std::move(balloon));
     }
-    for (const PluggablePart& part : pluggable_parts(config, prefault::NumaTopology::read())) {
-        auto memory = std::make_unique<devices::virtio::MemoryDevice>(next_name(), part.device,
+    for (const PluggablePart& part : memory) {
+        auto device = std::make_unique<devices::virtio::MemoryDevice>(next_name(), part.device,
                                                                       saved.next<devices::virtio::MemoryState>());
-        set.memories.push_back(memory.get());
-        devices.push_back(std::move(memory));
+        set.memories.push_back(device.get());
+        devices.push_back(std::move(device));
     }
     if (config.rng) {
         devices.push_back(std::make_unique<devices::virtio::Rng>(next_name()));

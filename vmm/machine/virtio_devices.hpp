@@ -34,9 +34,11 @@
 #include "kvm/vm.hpp"
 #include "loader/hardware.hpp"
 #include "prefault/host/cpu_list.hpp"
+#include "prefault/host/numa.hpp"
 #include "vmm/config.hpp"
 #include "vmm/machine/irqfd_line.hpp"
 #include "vmm/machine/pci_root.hpp"
+#include "vmm/machine/pluggable_memory.hpp"
 #include "vmm/machine/virtio_thread.hpp"
 #include "vmm/network/kept_frames.hpp"
 #include "vmm/network/opened_net.hpp"
@@ -71,8 +73,9 @@ struct MadeDevice {
                                   const devices::virtio::NetState& state = {},
                                   std::optional<devices::MacAddress> announced = {}, OpenedNet opened = {});
 
-/// How many virtio devices the guest of `config` has.
-[[nodiscard]] std::size_t count_virtio_devices(const Config& config) noexcept;
+/// How many virtio devices the guest of `config`, whose memory passes check_numa_policy(), has on a host of these
+/// nodes.
+[[nodiscard]] std::size_t count_virtio_devices(const Config& config, const prefault::NumaTopology& topology);
 
 struct VirtioSet {
     std::vector<std::unique_ptr<devices::virtio::Device>> devices;
@@ -86,10 +89,12 @@ struct VirtioSet {
     std::vector<std::shared_ptr<KeptFrames>> kept_frames;
 };
 
-/// Opens or starts what the devices of `config` need (images, taps, passt), and makes the devices. With `states` the
-/// devices go on from them. The states need not be trusted. Throws Error if an image, a tap or passt cannot be had.
-/// Throws Error, too, if the states are those of other devices than `config` has; it names the first that differs.
-[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, const DeviceServices& services,
+/// Opens or starts what the devices of `config` need (images, taps, passt), and makes the devices. `memory` is the
+/// memory that the guest can be given while it runs. With `states` the devices go on from them. The states need not be
+/// trusted. Throws Error if an image, a tap or passt cannot be had. Throws Error, too, if the states are those of other
+/// devices than `config` has; it names the first that differs.
+[[nodiscard]] VirtioSet make_virtio_devices(const Config& config, std::span<const PluggablePart> memory,
+                                            const DeviceServices& services,
                                             const std::vector<VirtioDeviceState>* states = nullptr);
 
 /// Owns the devices; each has its own registers, interrupts, doorbells and thread. Over MMIO the registers are a page

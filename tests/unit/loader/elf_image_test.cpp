@@ -290,7 +290,7 @@ TEST(ElfImage, SegmentBeyondRamNamesKernelAndRam) {
     Placement placement{std::span{&ram, 1}};
     EXPECT_EQ(error_of([&] { return kernel.load(memory, placement); }),
               "the kernel test-vmlinux (0x100000-0x8fffff) does not fit into guest memory 0x0-0x3fffff: give the guest "
-              "more memory (-m)");
+              "more memory (Config::memory_bytes)");
 }
 
 TEST(ElfImage, SegmentsThatOverlapEachOtherAreRefused) {

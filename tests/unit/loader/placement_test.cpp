@@ -40,7 +40,7 @@ TEST(Placement, RangeThatIsNotRamNamesTheRam) {
     Placement placement = two_pieces_of_ram();
     EXPECT_EQ(claim_error(placement, range(0x400000, 0x200000)),
               "the kernel vmlinux (0x400000-0x5fffff) does not fit into guest memory 0x0-0x9ffff, 0x100000-0x4fffff: "
-              "give the guest more memory (-m)");
+              "give the guest more memory (Config::memory_bytes)");
     EXPECT_NE(claim_error(placement, range(0x9f000, 0x2000)), "");
     EXPECT_NE(claim_error(placement, range(UINT64_MAX, 2)), "");
 }

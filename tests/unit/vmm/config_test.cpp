@@ -427,6 +427,22 @@ TEST(ConfigDevices, OverMmioAreAsManyAsThereAreInterruptLines) {
         << "a console is one of them";
 }
 
+// check_values() read the host's nodes to count them.
+TEST(ConfigDevices, OfMemoryThatIsSplitAreCountedByTheNodesOfTheHost) {
+    Config config;
+    config.memory_max_bytes = config.memory_bytes + 4 * kMiB;
+    config.numa.kind = prefault::NumaPolicy::Kind::kSplit;
+    config.transport = VirtioTransport::kMmio;
+    config.disks.resize(15, {.path = "a.img"});
+    config.rng = true;
+    EXPECT_NO_THROW(check_values(config));
+    HostFacts facts = HostFacts::read();
+    facts.nodes = {{{0, {0}, 8 * kGiB}}, {}};
+    EXPECT_NO_THROW(check_against_host(config, facts));
+    facts.nodes.nodes.push_back({1, {0}, 8 * kGiB});
+    EXPECT_TRUE(testing::mentions(testing::error_of([&] { check_against_host(config, facts); }), "18 virtio devices"));
+}
+
 TEST(ConfigDevices, OnPciAreAsManyAsThereAreSlots) {
     Config config;
     config.transport = VirtioTransport::kPci;

@@ -163,7 +163,7 @@ TEST_F(BootImagesTest, InitrdThatDoesNotFitNamesItsSizeAndTheRoom) {
     const ImageFile initrd = ImageFile::from_bytes("initrd.img", pattern(7 * kMiB));
     EXPECT_EQ(error(bzimage_, &initrd, ""),
               "the initrd initrd.img has 7 MiB, but the largest free piece of guest memory below 0x38000000 has 5 MiB: "
-              "give the guest more memory (-m)");
+              "give the guest more memory (Config::memory_bytes)");
 }
 
 TEST_F(BootImagesTest, EmptyInitrdIsRefused) {

@@ -162,7 +162,7 @@ TEST_F(WarmServerTest, NodeWithoutMemoryIsAnError) {
     fill(1);
     WarmRequest request = wanted(kWarmPiece, true);
     request.shares[0].node = 7;
-    EXPECT_TRUE(mentions(error_of([&] { return take(request).bytes; }), "--numa split"));
+    EXPECT_TRUE(mentions(error_of([&] { return take(request).bytes; }), "MemoryPoolConfig::split_over_nodes=true"));
 }
 
 TEST_F(WarmServerTest, ClientThatLiesAboutSizesGetsNothing) {
