@@ -9,17 +9,17 @@
 
 namespace vmm {
 
-/// The words in a row, with `between` between each two of them.
+/// Returns the words in a row, with `between` between each two of them.
 [[nodiscard]] std::string joined(std::span<const std::string> words, std::string_view between = ", ");
 
-/// What stands between the characters `at` of `text`: one word more than there are of them.
+/// Returns the words that the characters `at` separate in `text`: one word more than there are such characters.
 [[nodiscard]] std::vector<std::string> split(std::string_view text, char at);
 
-/// `text` with small letters for the capital letters of ASCII.
+/// Returns `text` with small letters instead of the capital letters of ASCII.
 [[nodiscard]] std::string lower_case(std::string_view text);
 
-/// `text`, which came from anywhere, as a message can show it: what no terminal should obey is a '?', and at most
-/// `most` bytes are shown.
+/// Returns a text that need not be trusted in a form that a message can show. Control characters for a terminal become
+/// '?', and at most `most` bytes are shown.
 [[nodiscard]] std::string shown(std::string_view text, std::size_t most = 40);
 
 } // namespace vmm

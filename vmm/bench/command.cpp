@@ -162,11 +162,11 @@ class Benchmark {
             }
             const RunEnd end = runner_.run(result.cell);
             cell_seconds_[i] = seconds_since(started);
-            if (outcome.sample) {
-                result.samples.push_back(*outcome.sample);
-            } else if (!outcome.stopped) {
-                result.failure = command_.words ? command_.words(outcome.failure) : outcome.failure;
-                result.left_out = outcome.timed_out && run_limited_;
+            if (end.sample) {
+                result.samples.push_back(*end.sample);
+            } else if (!end.stopped) {
+                result.failure = command_.words ? command_.words(end.failure) : end.failure;
+                result.left_out = end.timed_out && run_limited_;
                 cell_seconds_[i] = 0;
             }
         }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kvm/host/error.hpp"
+#include "kvm/host/text.hpp"
 #include "vmm/cli/values.hpp"
 #include "vmm/network/port_forward.hpp"
 

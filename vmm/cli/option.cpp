@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <span>
 #include <sstream>
 
 #include "kvm/host/error.hpp"
@@ -153,20 +154,11 @@ std::string form_of(const std::vector<std::string>& choices, std::string_view re
     return form + (form.empty() || rest.empty() ? "" : "|") + std::string(rest);
 }
 
-std::string joined(const std::vector<std::string>& words, std::string_view between) {
-    std::string text;
-    for (const std::string& word : words) {
-        text += text.empty() ? "" : between;
-        text += word;
-    }
-    return text;
-}
-
 std::string listed(const std::vector<std::string>& words) {
     if (words.size() < 2) {
         return joined(words);
     }
-    return joined({words.begin(), words.end() - 1}) + " or " + words.back();
+    return joined(std::span(words).first(words.size() - 1)) + " or " + words.back();
 }
 
 std::string to_string(const Limits& limits) {

@@ -117,8 +117,6 @@ struct Option {
 /// Returns "none|host|all", with "|FILE" after it if `rest` is "FILE".
 [[nodiscard]] std::string form_of(const std::vector<std::string>& choices, std::string_view rest = {});
 
-/// "none, host, all"
-[[nodiscard]] std::string joined(const std::vector<std::string>& words, std::string_view between = ", ");
 /// "none, host or all"
 [[nodiscard]] std::string listed(const std::vector<std::string>& words);
 
