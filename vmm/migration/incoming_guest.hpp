@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "kvm/host/unique_fd.hpp"
-#include "vmm/machine/guest_ram.hpp"
 #include "vmm/migration.hpp"
 #include "vmm/migration/channel.hpp"
 #include "vmm/migration/messages.hpp"

@@ -109,6 +109,26 @@ TEST(IncludeArrows, MachineDoesNotKnowItsControl) {
     EXPECT_EQ(count_violations("vmm/control/verbs.cpp", "\"vmm/cli/options.hpp\""), 1U);
 }
 
+TEST(IncludeArrows, RoomsBelowTheMachineKnowOnlyTheirRow) {
+    EXPECT_EQ(count_violations("vmm/state/state_file.cpp", "\"devices/rtc.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/state/state_file.cpp", "\"vmm/state/cbor.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/state/state_file.cpp", "\"vmm/version.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/state/memory_layout.cpp", "\"vmm/machine/memory_map.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/state/memory_layout.cpp", "\"vmm/machine/guest_ram.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/migration/frames.cpp", "\"vmm/machine/run.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/output/report_file.cpp", "\"vmm/machine/run.hpp\""), 1U);
+}
+
+TEST(IncludeArrows, SandboxAndTlsKnowNextToNothing) {
+    EXPECT_EQ(count_violations("vmm/sandbox/broker.cpp", "\"kvm/host/unique_fd.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/sandbox/broker.cpp", "\"vmm/host/child_process.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/sandbox/broker.cpp", "\"vmm/machine.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/sandbox/broker.cpp", "\"kvm/uapi.hpp\""), 1U);
+    EXPECT_EQ(count_violations("vmm/sandbox/filters/thread_rules.cpp", "\"kvm/uapi.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/tls/session.cpp", "\"vmm/migration/tls_files.hpp\""), 0U);
+    EXPECT_EQ(count_violations("vmm/tls/session.cpp", "\"kvm/host/error.hpp\""), 1U);
+}
+
 TEST(IncludeArrows, BuiltInGuestSharesNoHeaderWithTheHost) {
     EXPECT_EQ(count_violations("vmm/guest/main.cpp", "\"vmm/guest/text.hpp\""), 0U);
     EXPECT_EQ(count_violations("vmm/guest/main.cpp", "\"kvm/host/error.hpp\""), 1U);
