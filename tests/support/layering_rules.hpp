@@ -70,8 +70,8 @@ constexpr std::array kRooms{
     Room{"vmm/guest/", true, {}}, // It is no host program.
     Room{"vmm/host/",
          false,
-         {"vmm/machine/memory_map.hpp", "vmm/machine/virtio_devices.hpp", "vmm/machine/x86/",
-          "vmm/network/user_network.hpp"}},
+         {"vmm/machine/custom_devices.hpp", "vmm/machine/memory_map.hpp", "vmm/machine/virtio_devices.hpp",
+          "vmm/machine/x86/", "vmm/network/user_network.hpp"}},
     Room{"vmm/machine/",
          false,
          {"vmm/guest/guest_image.hpp", "vmm/host/", "vmm/migration/", "vmm/network/",
