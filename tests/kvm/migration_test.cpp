@@ -380,6 +380,7 @@ TEST_F(StayingGuest, StopWhileMemoryIsSent) {
         Destination destination(full_guest(), tcp ? loopback() : unix_socket());
         MigrationOptions options = patient(destination.address());
         options.bytes_per_second = kSlowly;
+        options.streams = tcp ? 3 : 1;
         std::stop_source stop;
         options.progress = [&stop](const MigrationProgress& now) {
             EXPECT_EQ(now.stage, "memory");

@@ -275,19 +275,24 @@ void PageSender::run(std::vector<std::unique_ptr<Worker>>& workers, const PageBi
                      const std::vector<Chunk>& chunks, const std::stop_token& stop) {
     std::mutex failing;
     std::exception_ptr first_failure;
+    const auto note_failure = [&] {
+        const std::lock_guard hold(failing);
+        if (!first_failure) {
+            first_failure = std::current_exception();
+            next_chunk_ = chunks.size();
+        }
+    };
     const auto work = [&](std::size_t index) noexcept {
         try {
             for (std::size_t next = next_chunk_++; next < chunks.size() && !stop.stop_requested();
                  next = next_chunk_++) {
                 workers[index]->send_chunk(chunks[next], pages, stop);
             }
-        } catch (...) {
-            const std::lock_guard hold(failing);
-            if (!first_failure) {
-                first_failure = std::current_exception();
-                next_chunk_ = chunks.size();
-                shut_down(); // The others may wait for a peer that takes nothing any more.
-            }
+        } catch (const LinkError&) {
+            note_failure();
+            shut_down(); // The others may wait for a peer that takes nothing any more.
+        } catch (...) {  // The other end must hear of it before it sees that streams end.
+            note_failure();
         }
     };
     {
