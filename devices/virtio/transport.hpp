@@ -44,6 +44,7 @@ struct PciState {
 using TransportState = std::variant<MmioState, PciState>;
 
 /// The negotiation in a state, independent of the transport.
+// NOLINTNEXTLINE(bugprone-exception-escape): std::visit() throws only if there is no value, and one is always there.
 [[nodiscard]] inline const Negotiation::State& negotiation_of(const TransportState& state) noexcept {
     return std::visit([](const auto& one) -> const Negotiation::State& { return one.negotiation; }, state);
 }

@@ -57,6 +57,7 @@ class ChildProcess {
     // NOLINTNEXTLINE(modernize-use-nodiscard): whoever only wants it to end need not know.
     bool signal(int number) const noexcept;
     /// Does the same for the program and everything that it has started.
+    // NOLINTNEXTLINE(modernize-use-nodiscard): as above.
     bool signal_group(int number) const noexcept;
     /// Waits until the program has ended, then kills the processes that it has left running, and forgets it. Returns
     /// its status as waitpid() gives it; 0 if somebody else has got the status.
