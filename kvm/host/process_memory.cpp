@@ -135,7 +135,8 @@ void release_program_pages() noexcept {
                 const std::uintptr_t begin = (program->dlpi_addr + segment.p_vaddr) & ~(page - 1);
                 const std::uintptr_t end = (program->dlpi_addr + segment.p_vaddr + segment.p_memsz) & ~(page - 1);
                 if (end > begin) {
-                    // The addresses are the dynamic linker's own. A process that may not do this keeps the pages.
+                    // A process that may not do this keeps the pages.
+                    // NOLINTNEXTLINE(performance-no-int-to-ptr): the dynamic linker has its addresses as numbers.
                     ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
                 }
             }

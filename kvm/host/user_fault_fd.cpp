@@ -22,7 +22,7 @@
 #endif
 #ifndef _UFFDIO_MOVE
 // The names come from the kernel.
-// NOLINTBEGIN(bugprone-reserved-identifier, readability-identifier-naming)
+// NOLINTBEGIN(bugprone-reserved-identifier, modernize-macro-to-enum, readability-identifier-naming)
 struct uffdio_move {
     __u64 dst;
     __u64 src;

@@ -26,8 +26,8 @@ using devices::kDiskIoKinds;
 using limits::kSectorBytes;
 
 const std::vector<std::string>& switch_words() {
-    static const std::vector<std::string> words{"on", "off"};
-    return words;
+    static const std::vector<std::string> kWords{"on", "off"};
+    return kWords;
 }
 
 /// "; on unless said otherwise"
