@@ -31,7 +31,7 @@ Jobs::~Jobs() {
     {
         const std::lock_guard hold(lock_);
         closed_ = true;
-        for (Job& job : jobs_) {
+        for (const Job& job : jobs_) {
             job.stop.request_stop();
         }
     }
@@ -135,7 +135,7 @@ JobStatus Jobs::get(std::uint64_t id) const {
 }
 
 JobStatus Jobs::cancel(std::uint64_t id) {
-    std::stop_source stop = [&] {
+    const std::stop_source stop = [&] {
         const std::lock_guard hold(lock_);
         return find(id).stop;
     }();
