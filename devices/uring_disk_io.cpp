@@ -16,8 +16,8 @@ namespace {
 constexpr std::array<std::uint8_t, 6> kOperations{IORING_OP_READV,       IORING_OP_WRITEV, IORING_OP_READ_FIXED,
                                                   IORING_OP_WRITE_FIXED, IORING_OP_FSYNC,  IORING_OP_FALLOCATE};
 
-/// Throws for `error`. A shortage of descriptors is an Error, because it would also affect the replacement of the ring.
-/// Every other error concerns only io_uring.
+/// Throws the exception for `error`, a value of errno. A shortage of descriptors becomes an Error, because it would
+/// also affect the replacement of the ring. Every other error concerns only io_uring.
 [[noreturn]] void refuse(int error, const std::string& tried) {
     std::string advice;
     switch (error) {

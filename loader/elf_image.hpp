@@ -20,9 +20,8 @@ struct ElfSegment {
     std::uint64_t file_bytes = 0; ///< at most range.size
 };
 
-/// The parts of an x86 ELF executable, 64-bit or 32-bit, that are loaded, and its entry point (System V ABI, chapters 4
-/// and 5). Physical addresses are used, not virtual ones, because a kernel is entered before it has its own page
-/// tables.
+/// Holds the loadable parts of an x86 ELF executable of 64 or 32 bits, and its entry point (System V ABI, chapters 4
+/// and 5). It uses physical addresses, not virtual ones, because a kernel is entered before it has its own page tables.
 class ElfImage {
   public:
     /// A file with more program headers than this is not a kernel: vmlinux has five.

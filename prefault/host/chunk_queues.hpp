@@ -13,9 +13,9 @@
 
 namespace vmm::prefault {
 
-/// The chunks of placed ranges, and which worker takes which. A worker takes the chunks of its own node first, and then
-/// those of the other nodes, so that no worker is idle while there is work. The number of workers for each node depends
-/// on how much memory the node has.
+/// Holds the chunks of placed ranges, and gives them to workers. A worker gets the chunks of its own node first, and
+/// then the chunks of other nodes, so that no worker is idle while there is work. A node with more memory has more
+/// workers.
 ///
 /// Threads: any thread may call take(); the rest is const.
 class ChunkQueues {

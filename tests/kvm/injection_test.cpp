@@ -85,8 +85,8 @@ bool is_question(const SystemCall& call) {
     return std::find(kQuestions.begin(), kQuestions.end(), call.arguments[1]) != kQuestions.end();
 }
 
-/// The C library and other allocators have other ways to get memory than the one that failed. munmap is not among these
-/// calls: if it fails for a thread's stack, glibc ends the process.
+/// The calls that are made to fail. If one of them fails, the C library and other allocators get memory in another way.
+/// The table leaves munmap out, because glibc ends the process if it fails for a thread's stack.
 const std::vector<CallKind> kKinds{
     {"mmap", SYS_mmap, ENOMEM, always},
     {"mprotect", SYS_mprotect, ENOMEM, always},

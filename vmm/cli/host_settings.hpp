@@ -25,9 +25,9 @@ struct SettingsSources {
 };
 
 /// Looks for settings that can undo a prefault, or stand in the way of a pin (docs/prefault.md, "Undoing"). A setting
-/// that reaches guest memory is kAdvice; a setting that is on but does not reach it is kGood. Settings that are off, or
-/// cannot be read, are no findings. It changes nothing, and the result is never empty. Throws Error as
-/// prefault::usable_cpu_list().
+/// that reaches guest memory becomes a finding of kAdvice. A setting that is on but does not reach guest memory becomes
+/// one of kGood. A setting that is off, or that cannot be read, becomes no finding. The function changes nothing, and
+/// the result is never empty. Throws Error as prefault::usable_cpu_list().
 [[nodiscard]] std::vector<Finding> examine_settings(const SettingsSources& sources = {});
 
 } // namespace vmm

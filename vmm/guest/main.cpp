@@ -292,7 +292,8 @@ void print_start(const WorkloadPlan& plan, const CpuList& failed, const MemoryRa
 
 } // namespace
 
-/// The entry of CPU 0 after boot.S. `given_tables` are the page tables of the option tables=, if they are in use, or 0.
+/// CPU 0 comes here from boot.S. `given_tables` is the address of the page tables of the option tables= if these are in
+/// use, and 0 if they are not.
 extern "C" [[noreturn]] void guest_main(std::uint32_t start_info_address, std::uint32_t given_tables) noexcept {
     serial::start();
     read_start_info(start_info_address);

@@ -286,10 +286,11 @@ UniqueFd Jail::take_network() {
     }
     constexpr const char* kTried = "give a jail a network of its own (--jail)";
     auto message = broker_message::receive(network_.get());
-    network_.reset();
     if (!message) {
-        throw_errno(errno == 0 ? EPIPE : errno, kTried);
+        const int error_number = errno;
+        throw_errno(error_number == 0 ? EPIPE : error_number, kTried);
     }
+    network_.reset();
     if (message->head.value != 0) {
         throw_errno(message->head.value, kTried,
                     {{ENOSPC, "there are too many: raise sysctl user.max_net_namespaces"}});

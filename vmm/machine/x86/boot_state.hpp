@@ -27,10 +27,11 @@ void set_boot_state(kvm::Vcpu& vcpu, const loader::BootEntry& entry, const loade
 void set_reset_state(kvm::Vcpu& vcpu, std::span<const kvm_cpuid_entry2> cpuid,
                      std::uint64_t machine_check_capabilities);
 
-/// Sets up the two 8259s as firmware leaves them: their interrupts are vectors 0x08 to 0x0f and 0x70 to 0x77, and all
-/// but the cascade are masked. After power-on nothing is masked and the vectors begin at 0. Linux with hardware-reduced
-/// ACPI never sets up the 8259s: without an I/O APIC (`noapic`) it took the interrupt of the serial port for an
-/// overflow exception (vector 4). It must be called after kvm::Vm::create_irqchip(). Throws Error.
+/// Sets up the two 8259s as firmware leaves them: their interrupts are vectors 0x08 to 0x0f and 0x70 to 0x77, and only
+/// the cascade is not masked. After power-on nothing would be masked, and the vectors would begin at 0. Linux with
+/// hardware-reduced ACPI never sets up the 8259s: without an I/O APIC (`noapic`) it took the interrupt of the serial
+/// port for an overflow exception (vector 4). This function must be called after kvm::Vm::create_irqchip(). Throws
+/// Error.
 void set_up_pics(kvm::Vm& vm);
 
 /// A model-specific register and its value.
