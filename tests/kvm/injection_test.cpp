@@ -85,7 +85,7 @@ bool is_question(const SystemCall& call) {
     return std::find(kQuestions.begin(), kQuestions.end(), call.arguments[1]) != kQuestions.end();
 }
 
-/// The calls that are made to fail. If one of them fails, the C library and other allocators get memory in another way.
+/// These calls are made to fail. The C library and other allocators then get memory in another way than by the call.
 /// The table leaves munmap out, because glibc ends the process if it fails for a thread's stack.
 const std::vector<CallKind> kKinds{
     {"mmap", SYS_mmap, ENOMEM, always},
