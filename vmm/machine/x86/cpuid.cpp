@@ -156,7 +156,7 @@ std::array<std::uint32_t, 3> host_cpu_vendor() noexcept {
     std::uint32_t ebx = 0;
     std::uint32_t ecx = 0;
     std::uint32_t edx = 0;
-    __cpuid(0, eax, ebx, ecx, edx);
+    static_cast<void>(__get_cpuid(0, &eax, &ebx, &ecx, &edx)); // Every processor has this leaf.
     return {ebx, edx, ecx};
 }
 
